@@ -1,0 +1,1 @@
+"""equirelax: relax equivariance while training, project back exactly, and check it."""

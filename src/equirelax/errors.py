@@ -1,0 +1,55 @@
+"""What can go wrong, as a small hierarchy: every message names the place, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+
+class EquirelaxError(Exception):
+    """Base class of every error that equirelax raises on purpose."""
+
+
+class RepresentationError(EquirelaxError, ValueError):
+    """A group, representation or feature size that does not fit."""
+
+
+class PlacementError(EquirelaxError, ValueError):
+    """A residual cannot be placed: nothing matched, a misspelt pattern, or an unsupported module."""
+
+
+class RelaxationStateError(EquirelaxError, RuntimeError):
+    """The model is in the wrong state: relaxed twice, or projected without being relaxed."""
+
+
+class UnfoldableError(EquirelaxError, RuntimeError):
+    """A residual whose equivariant part cannot be written into its layer's own weights."""
+
+
+class NonFiniteError(EquirelaxError, FloatingPointError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class PenaltyError(EquirelaxError, RuntimeError):
+    """A penalty was asked for where it cannot be computed."""
+
+
+class MethodError(EquirelaxError, ValueError):
+    """A method was given settings or a state that it cannot use."""
+
+
+class StaleOptimizerError(EquirelaxError, RuntimeError):
+    """The optimizer does not train the residuals: it was created before the model was relaxed."""
+
+
+class AuditError(EquirelaxError, ValueError):
+    """A sample, representation or group that an audit cannot use."""
+
+
+class DataError(EquirelaxError, RuntimeError):
+    """Data that is missing, damaged, or not what its description says."""
+
+
+class ConfigError(EquirelaxError, ValueError):
+    """An unknown key, name or value in a configuration or on the command line."""
+
+
+class CheckpointError(EquirelaxError, RuntimeError):
+    """A checkpoint that is missing, damaged, or belongs to another model."""
