@@ -1,1 +1,25 @@
+"""Plain strict networks; they know nothing of relaxation. SEGNN needs e3nn, which is imported when it is first asked for."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from equirelax.models.egnn import EGNN, EGNNLayer
+
+if TYPE_CHECKING:
+    from equirelax.models.segnn import SEGNN, SEGNNLayer
+    from equirelax.models.tensor_product import TensorProduct
+
+__all__ = ["EGNN", "SEGNN", "EGNNLayer", "SEGNNLayer", "TensorProduct"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("SEGNN", "SEGNNLayer"):
+        from equirelax.models import segnn
+
+        return getattr(segnn, name)
+    if name == "TensorProduct":
+        from equirelax.models.tensor_product import TensorProduct
+
+        return TensorProduct
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
