@@ -1,0 +1,43 @@
+"""ACE with equality constraints (arXiv 2505.13631, Algorithm 1): for data that have the whole symmetry."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from equirelax.methods.lagrangian import Lagrangian
+from equirelax.methods.registry import register
+
+
+@register("ace", "ACE, Algorithm 1: learnt strengths, gamma = 0 as a constraint; deployed projected")
+class ACE(Lagrangian):
+    """min J0(theta, gamma) subject to gamma_i = 0, by gradient descent-ascent on J0 + sum_i lambda_i gamma_i.
+
+    Start: gamma = 1, lambda = 0. With every right-hand side at time t:
+
+        theta    <- theta    - eta_p grad_theta J0                    your optimizer
+        gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)     your optimizer, through `penalty()`
+        lambda_i <- lambda_i + eta_d gamma_i                          `step()`, by the gamma that `penalty()` saw
+
+    Deploy with gamma := 0 (`project`). The plain form circles where J0's curvature in gamma is below eta_d, and diverges where
+    J0 is linear in gamma. Two options damp it:
+
+        augmented c:  penalty = sum_i lambda_i gamma_i + (c/2) gamma_i^2     gamma's gradient: grad J0 + lambda_i + c gamma_i
+        pi kappa_p:   penalty = sum_i mu_i gamma_i,  mu_i = lambda_i + kappa_p gamma_i(t-1)      (see `Lagrangian`)
+
+    The augmented term leaves the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0) as they are, for it
+    vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the multiplier ("effective_multiplier" in
+    the logs). The linear problem with SGD converges for c > eta_d (and eta_p c < 2).
+    """
+
+    def constraint(self) -> Tensor:
+        """h_i = gamma_i, (n,)."""
+        return self._gammas()
+
+    def effective_multipliers(self) -> Tensor:
+        """lambda_i + kappa_p gamma_i(t-1) + c gamma_i, (n,)."""
+        return self.base_multipliers() + self.augmented * self._gammas()
+
+    def _lagrangian_terms(self) -> Tensor:
+        gammas = self._gammas()
+        terms = self.base_multipliers() * gammas
+        return terms + 0.5 * self.augmented * gammas.square() if self.augmented else terms

@@ -1,0 +1,163 @@
+"""What ACE's two algorithms share: learnt strengths, one multiplier per residual, and the step of the multipliers."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import MethodError
+from equirelax.files import did_you_mean
+from equirelax.methods.base import Method
+from equirelax.methods.dual import DualAscent
+
+if TYPE_CHECKING:
+    from equirelax.penalties import Penalty
+    from equirelax.relaxation import Relaxation
+
+REDUCTIONS = ("sum", "mean")
+
+
+class Lagrangian(Method):
+    """Base of the primal-dual methods: gamma is a parameter that the user's optimizer moves, multipliers move in `step()`.
+
+    With h_i(t) the value of constraint i that `penalty()` saw at time t, `step()` does
+
+        lambda_i(t+1) = lambda_i(t) + eta_d h_i(t)              (or Adam's direction; projected at 0 for inequalities)
+        mu_i(t+1)     = lambda_i(t+1) + kappa_p h_i(t)          kappa_p = `pi`; mu = lambda for pi = 0
+
+    and mu is what the next `penalty()` uses. The multipliers are the integral of the constraint's value; the PI form adds a
+    proportional term (the nuPI controller of Sohrabi et al., ICML 2024, with nu = 0). It damps the circling of the plain form
+    much as the augmented term does, but by the value of one step ago: it is stable for
+    `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal optimizer is SGD.
+
+    Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps gamma equal on all
+    ranks, so they are equal too.
+
+    A skipped optimizer step moves neither multipliers nor the proportional term.
+
+    Args:
+        relaxation: the relaxed model; every gamma becomes a parameter. Create the optimizer afterwards.
+        dual_lr: eta_d > 0, learning rate of the multipliers. Also as `dual.lr`, to be scheduled.
+        dual_optimizer: "sgd" (as printed) or "adam" (as in the released code; the update is then not the printed one).
+        dual_eps: Adam's epsilon.
+        augmented: coefficient c >= 0 of the quadratic term.
+        pi: proportional gain kappa_p >= 0.
+        initial: gamma at the start; None keeps what the residuals have.
+        reduction: "sum" over residuals as printed, or "mean": the whole term is divided by their number, the multipliers
+            still move by the undivided constraint.
+        penalty: optional regulariser of the residuals.
+
+    Raises:
+        MethodError: unknown name, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        dual_lr: float,
+        *,
+        dual_optimizer: str = "sgd",
+        dual_eps: float = 1e-8,
+        augmented: float = 0.0,
+        pi: float = 0.0,
+        initial: float | None = 1.0,
+        reduction: str = "sum",
+        penalty: Penalty | None = None,
+    ) -> None:
+        self.dual = DualAscent(dual_optimizer, dual_lr, dual_eps)
+        if not (0.0 <= augmented < math.inf and 0.0 <= pi < math.inf):
+            raise MethodError(f"augmented is {augmented} and pi is {pi}; both must be >= 0 and finite")
+        if initial is not None and not math.isfinite(initial):
+            raise MethodError(f"initial is {initial}; give a finite strength, or None to keep what the residuals have")
+        if reduction not in REDUCTIONS:
+            hint = did_you_mean(reduction, REDUCTIONS)
+            raise MethodError(f"no reduction {reduction!r}; there are {', '.join(REDUCTIONS)}.{hint}")
+        super().__init__(relaxation, penalty)
+        self.augmented, self.pi, self.reduction = augmented, pi, reduction
+        for residual in relaxation.residuals.values():
+            residual.learn_gamma(float(residual.gamma) if initial is None else initial)
+        self.multipliers = torch.zeros_like(self._gammas().detach())
+        self.proportional = torch.zeros_like(self.multipliers)
+        self._seen: Tensor | None = None
+
+    @abstractmethod
+    def constraint(self) -> Tensor:
+        """The constraints' values h (n,), with gradients in gamma."""
+
+    @abstractmethod
+    def _lagrangian_terms(self) -> Tensor:
+        """The constraints' terms of the Lagrangian (n,), with gradients in gamma."""
+
+    @abstractmethod
+    def effective_multipliers(self) -> Tensor:
+        """Factor (n,) of the constraint's gradient in gamma's gradient: lambda, the proportional and the augmented part."""
+
+    def base_multipliers(self) -> Tensor:
+        """mu = lambda + kappa_p h(t-1), of shape (n,)."""
+        return self.multipliers + self.proportional
+
+    def _step_primal(self, seen: Tensor) -> None:  # noqa: B027 - the equality form has no primal variable of its own
+        """Move the method's own primal variables by right-hand sides at time t."""
+
+    def _project(self) -> None:  # noqa: B027 - multipliers of equalities have any sign
+        """Put the multipliers back where they may be."""
+
+    def _state_vectors(self) -> dict[str, Tensor]:
+        """The vectors (n,) that make up the state; they are kept on gamma's device and dtype."""
+        return {"multipliers": self.multipliers, "proportional": self.proportional}
+
+    def _term(self) -> Tensor:
+        self._align()
+        terms = self._lagrangian_terms()
+        return terms.sum() if self.reduction == "sum" else terms.mean()
+
+    def _observe(self) -> None:
+        self._align()
+        self._seen = self.constraint().detach().clone()
+        self._observe_primal()
+
+    def _observe_primal(self) -> None:  # noqa: B027 - see _step_primal
+        """Note what the method's own primal variables need of time t."""
+
+    @torch.no_grad()
+    def _advance(self, moved: bool) -> None:
+        seen, self._seen = self._seen, None
+        if not moved or seen is None:
+            return
+        self._step_primal(seen)
+        self.dual.step(self.multipliers, seen)
+        self._project()
+        self.proportional = self.pi * seen
+
+    def _align(self) -> None:
+        """Follow a model that was moved to another device or dtype after the method was made."""
+        like = self._gammas()
+        if self.multipliers.device != like.device or self.multipliers.dtype != like.dtype:
+            for key, vector in self._state_vectors().items():
+                setattr(self, key, vector.to(device=like.device, dtype=like.dtype))
+
+    def _vectors(self) -> dict[str, Tensor]:
+        self._align()
+        with torch.no_grad():
+            return {"multiplier": self.multipliers, "effective_multiplier": self.effective_multipliers()}
+
+    def _state(self) -> dict[str, Any]:
+        vectors = {key: vector.clone() for key, vector in self._state_vectors().items()}
+        return {**vectors, "dual": self.dual.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        shape = tuple(self.multipliers.shape)
+        for key in self._state_vectors():
+            saved = state[key]
+            if not isinstance(saved, Tensor) or tuple(saved.shape) != shape:
+                found = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+                raise MethodError(f"{key!r} of the state is {found}, expected a tensor of shape {shape}, one per residual")
+        self.dual.check_state(state["dual"], len(self.paths))
+        for key in self._state_vectors():
+            setattr(self, key, state[key].to(self.multipliers, copy=True))
+        self.dual.load_state_dict(state["dual"], self.multipliers)
+        self._seen = None
