@@ -14,19 +14,20 @@ class ACE(Lagrangian):
 
     Start: gamma = 1, lambda = 0. With every right-hand side at time t:
 
-        theta    <- theta    - eta_p grad_theta J0                    your optimizer
-        gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)     your optimizer, through `penalty()`
-        lambda_i <- lambda_i + eta_d gamma_i                          `step()`, by the gamma that `penalty()` saw
+        theta    <- theta    - eta_p grad_theta J0                  your optimizer
+        gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)   your optimizer, by `penalty()`
+        lambda_i <- lambda_i + eta_d gamma_i                        `step()`, gamma as `penalty()` saw it
 
-    Deploy with gamma := 0 (`project`). The plain form circles where J0's curvature in gamma is below eta_d, and diverges where
-    J0 is linear in gamma. Two options damp it:
+    Deploy with gamma := 0 (`project`). The plain form circles where J0's curvature in gamma is below eta_d,
+    and diverges where J0 is linear in gamma. Two options damp it:
 
-        augmented c:  penalty = sum_i lambda_i gamma_i + (c/2) gamma_i^2     gamma's gradient: grad J0 + lambda_i + c gamma_i
-        pi kappa_p:   penalty = sum_i mu_i gamma_i,  mu_i = lambda_i + kappa_p gamma_i(t-1)      (see `Lagrangian`)
+        augmented c:  penalty = sum_i lambda_i gamma_i + (c/2) gamma_i^2
+        pi kappa_p:   penalty = sum_i mu_i gamma_i,  mu_i = lambda_i + kappa_p gamma_i(t-1)   see `Lagrangian`
 
-    The augmented term leaves the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0) as they are, for it
-    vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the multiplier ("effective_multiplier" in
-    the logs). The linear problem with SGD converges for c > eta_d (and eta_p c < 2).
+    The augmented term leaves the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0) as
+    they are, for it vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the
+    multiplier ("effective_multiplier" in the logs). The linear problem with SGD converges for c > eta_d (and
+    eta_p c < 2).
     """
 
     def constraint(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every method is: it drives the strengths of a relaxation, adds a term to the loss, and steps after the optimizer."""
+"""What every method is: it drives strengths, adds a term to the loss, and steps after the optimizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Method(ABC):
         method.step()
 
     Args:
-        relaxation: the relaxed model. Create the method after `relax` and before the optimizer, which must get gamma too.
+        relaxation: the relaxed model. Create the method after `relax` and before the optimizer, which must
+            get gamma too.
         penalty: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
 
     Attributes:
@@ -57,10 +58,11 @@ class Method(ABC):
         return list(self.relaxation.residuals)
 
     def penalty(self) -> Tensor:
-        """The term to add to the loss: a scalar, on the residuals' device. Call it after the forward pass(es).
+        """The term to add to the loss, a scalar. Call it after the forward pass(es).
 
-        With gradient accumulation it may be called for every micro-batch: what it adds is as given, and counts as one step.
-        Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's part alone.
+        With gradient accumulation it may be called for every micro-batch: what it adds is as given, and
+        counts as one step. Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's
+        part alone.
 
         Raises:
             MethodError: `step()` is called before the optimizer's step.
@@ -77,8 +79,9 @@ class Method(ABC):
     def step(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> None:
         """Move what the method drives. Call it after `optimizer.step()`, once for every step.
 
-        A step that the optimizer skipped (as under a `GradScaler`) moves no multiplier and no slack; a schedule goes on.
-        Give fused optimizers under a `GradScaler` here: they write to the parameters even when they skip.
+        A step that the optimizer skipped (as under a `GradScaler`) moves no multiplier and no slack; a
+        schedule goes on. Under a `GradScaler`, fused optimizers should be given here: they run even
+        when they skip.
 
         Args:
             optimizer: if given (one, or all of several), checked at once to hold the residuals and gammas.
@@ -93,8 +96,13 @@ class Method(ABC):
         self._advance(moved=self._watch.end(optimizer))
 
     def logs(self) -> dict[str, dict[str, float]]:
-        """Path -> {"gamma": ..., and what the method has: "multiplier", "effective_multiplier", "slack", "lie", "norm"}."""
-        rows = {path: {"gamma": g} for path, g in zip(self.paths, self._gammas().detach().tolist(), strict=True)}
+        """Path -> {"gamma": value, ...}; waits for the device.
+
+        Besides gamma what the method has: "multiplier", "effective_multiplier", "slack" (see the method),
+        and "lie" and "norm", the regulariser's terms in its last call.
+        """
+        gammas = self._gammas().detach().tolist()
+        rows = {path: {"gamma": gamma} for path, gamma in zip(self.paths, gammas, strict=True)}
         for key, vector in self._vectors().items():
             for path, value in zip(self.paths, vector.tolist(), strict=True):
                 rows[path][key] = value
@@ -104,9 +112,10 @@ class Method(ABC):
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`. Take it between steps.
+        """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
-        Gamma itself is in the model's state. Settings (learning rates, number of steps) are not in it: the constructor's rule.
+        Take it between steps. Gamma itself is in the model's state. Settings (learning rates, number of
+        steps) are not in it: the constructor's rule.
         """
         state: dict[str, Any] = {"method": self.name, "paths": self.paths, **self._state()}
         generator = None if self.regularizer is None else self.regularizer.generator
@@ -122,13 +131,16 @@ class Method(ABC):
         """
         if state.get("method") != self.name:
             raise MethodError(
-                f"the state is of method {state.get('method')!r}, this is {self.name!r}; build the method it was saved from"
+                f"the state is of method {state.get('method')!r}, this is {self.name!r}; "
+                f"build the method it was saved from"
             )
         if state.get("paths") != self.paths:
             raise MethodError(_paths_differ(list(state.get("paths") or []), self.paths))
         missing = self._state().keys() - state.keys()
         if missing:
-            raise MethodError(f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?")
+            raise MethodError(
+                f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?"
+            )
         self._load(state)
         generator = None if self.regularizer is None else self.regularizer.generator
         if generator is not None and "generator" in state:
@@ -163,7 +175,7 @@ class Method(ABC):
         return 1.0
 
     def _gammas(self) -> Tensor:
-        """All strengths as one vector (n,), with gradients, in float32 or better on the first residual's device."""
+        """All strengths (n,), with gradients, in float32 or better, on the first residual's device."""
         gammas = [residual.gamma for residual in self.relaxation.residuals.values()]
         dtype = torch.promote_types(gammas[0].dtype, torch.float32)
         return torch.stack([g.to(device=gammas[0].device, dtype=dtype) for g in gammas])
@@ -175,6 +187,7 @@ def _paths_differ(saved: list[str], here: list[str]) -> str:
     if not only_saved and not only_here:
         return "the state has the same residuals in another order; it is of another model"
     return (
-        f"the state is of a model with other residuals: only in the state {only_saved[:5]}, only here {only_here[:5]} "
-        f"({len(saved)} and {len(here)} in all); relax the model with the placement it was saved with"
+        f"the state is of a model with other residuals: only in the state {only_saved[:5]}, only here "
+        f"{only_here[:5]} ({len(saved)} and {len(here)} in all); "
+        f"relax the model with the placement it was saved with"
     )

@@ -16,7 +16,7 @@ BETA_1, BETA_2 = 0.9, 0.999
 
 
 class DualAscent:
-    """`lambda <- lambda + eta_d g` ("sgd"), or the same with Adam's direction ("adam"; Kingma & Ba, Algorithm 1, maximising).
+    """`lambda <- lambda + eta_d g` ("sgd"), or an ascending Adam step (Kingma & Ba, Algorithm 1).
 
     Args:
         optimizer: "sgd" or "adam".
@@ -44,8 +44,8 @@ class DualAscent:
             return
         if self._moments is None:
             self._moments = (torch.zeros_like(multipliers), torch.zeros_like(multipliers))
-        self._moments = tuple(m.to(multipliers) for m in self._moments)  # type: ignore[assignment]
         first, second = self._moments
+        first, second = self._moments = first.to(multipliers), second.to(multipliers)
         self.count += 1
         first.lerp_(gradient, 1.0 - BETA_1)
         second.mul_(BETA_2).addcmul_(gradient, gradient, value=1.0 - BETA_2)
@@ -54,7 +54,7 @@ class DualAscent:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer's name, step count and moments (None before the first step of Adam)."""
-        first, second = self._moments or (None, None)
+        first, second = (None, None) if self._moments is None else self._moments
         return {
             "optimizer": self.optimizer,
             "count": self.count,
@@ -66,13 +66,15 @@ class DualAscent:
         """Raise MethodError unless `state` is of the same optimizer and of `size` multipliers."""
         if state.get("optimizer") != self.optimizer:
             raise MethodError(
-                f"the state was saved with dual_optimizer={state.get('optimizer')!r}, this method has {self.optimizer!r}; "
-                f"build it with the one that was saved"
+                f"the state was saved with dual_optimizer={state.get('optimizer')!r}, this method has "
+                f"{self.optimizer!r}; build it with the one that was saved"
             )
         for key in ("first", "second"):
             moment = state.get(key)
             if moment is not None and tuple(moment.shape) != (size,):
-                raise MethodError(f"the dual optimizer's {key!r} has shape {tuple(moment.shape)}, expected {(size,)}")
+                raise MethodError(
+                    f"the dual optimizer's {key!r} has shape {tuple(moment.shape)}, expected {(size,)}"
+                )
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
         """Take a state that `check_state` accepted; moments go to the dtype and device of `like`."""

@@ -1,4 +1,4 @@
-"""What ACE's two algorithms share: learnt strengths, one multiplier per residual, and the step of the multipliers."""
+"""What ACE's two algorithms share: learnt strengths, a multiplier per residual, the multipliers' step."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ REDUCTIONS = ("sum", "mean")
 
 
 class Lagrangian(Method):
-    """Base of the primal-dual methods: gamma is a parameter that the user's optimizer moves, multipliers move in `step()`.
+    """Base of the primal-dual methods: your optimizer moves gamma, a parameter; `step()` moves multipliers.
 
     With h_i(t) the value of constraint i that `penalty()` saw at time t, `step()` does
 
-        lambda_i(t+1) = lambda_i(t) + eta_d h_i(t)              (or Adam's direction; projected at 0 for inequalities)
-        mu_i(t+1)     = lambda_i(t+1) + kappa_p h_i(t)          kappa_p = `pi`; mu = lambda for pi = 0
+        lambda_i(t+1) = lambda_i(t) + eta_d h_i(t)         or Adam's step; inequalities: projected at 0
+        mu_i(t+1)     = lambda_i(t+1) + kappa_p h_i(t)     kappa_p = `pi`; mu = lambda for pi = 0
 
-    and mu is what the next `penalty()` uses. The multipliers are the integral of the constraint's value; the PI form adds a
-    proportional term (the nuPI controller of Sohrabi et al., ICML 2024, with nu = 0). It damps the circling of the plain form
-    much as the augmented term does, but by the value of one step ago: it is stable for
-    `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal optimizer is SGD.
+    and mu is what the next `penalty()` uses. The multipliers are the integral of the constraint's value; the
+    PI form adds a proportional term (the nuPI controller of Sohrabi et al., ICML 2024, with nu = 0). It damps
+    the circling of the plain form much as the augmented term does, but by the value of one step ago: it is
+    stable for `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal
+    optimizer is SGD.
 
-    Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps gamma equal on all
-    ranks, so they are equal too.
+    Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps
+    gamma equal on all ranks, so they are equal too.
 
     A skipped optimizer step moves neither multipliers nor the proportional term.
 
     Args:
         relaxation: the relaxed model; every gamma becomes a parameter. Create the optimizer afterwards.
         dual_lr: eta_d > 0, learning rate of the multipliers. Also as `dual.lr`, to be scheduled.
-        dual_optimizer: "sgd" (as printed) or "adam" (as in the released code; the update is then not the printed one).
+        dual_optimizer: "sgd" (as printed) or "adam" (as in the released code; the update is then not the
+            printed one).
         dual_eps: Adam's epsilon.
         augmented: coefficient c >= 0 of the quadratic term.
         pi: proportional gain kappa_p >= 0.
         initial: gamma at the start; None keeps what the residuals have.
-        reduction: "sum" over residuals as printed, or "mean": the whole term is divided by their number, the multipliers
-            still move by the undivided constraint.
+        reduction: "sum" over residuals as printed, or "mean": the whole term is divided by their number, the
+            multipliers still move by the undivided constraint.
         penalty: optional regulariser of the residuals.
 
     Raises:
@@ -72,7 +74,9 @@ class Lagrangian(Method):
         if not (0.0 <= augmented < math.inf and 0.0 <= pi < math.inf):
             raise MethodError(f"augmented is {augmented} and pi is {pi}; both must be >= 0 and finite")
         if initial is not None and not math.isfinite(initial):
-            raise MethodError(f"initial is {initial}; give a finite strength, or None to keep what the residuals have")
+            raise MethodError(
+                f"initial is {initial}; give a finite strength, or None to keep what the residuals have"
+            )
         if reduction not in REDUCTIONS:
             hint = did_you_mean(reduction, REDUCTIONS)
             raise MethodError(f"no reduction {reduction!r}; there are {', '.join(REDUCTIONS)}.{hint}")
@@ -94,16 +98,16 @@ class Lagrangian(Method):
 
     @abstractmethod
     def effective_multipliers(self) -> Tensor:
-        """Factor (n,) of the constraint's gradient in gamma's gradient: lambda, the proportional and the augmented part."""
+        """Factor (n,) of grad h in gamma's gradient: lambda with its proportional and augmented parts."""
 
     def base_multipliers(self) -> Tensor:
         """mu = lambda + kappa_p h(t-1), of shape (n,)."""
         return self.multipliers + self.proportional
 
-    def _step_primal(self, seen: Tensor) -> None:  # noqa: B027 - the equality form has no primal variable of its own
+    def _step_primal(self, seen: Tensor) -> None:
         """Move the method's own primal variables by right-hand sides at time t."""
 
-    def _project(self) -> None:  # noqa: B027 - multipliers of equalities have any sign
+    def _project(self) -> None:
         """Put the multipliers back where they may be."""
 
     def _state_vectors(self) -> dict[str, Tensor]:
@@ -120,7 +124,7 @@ class Lagrangian(Method):
         self._seen = self.constraint().detach().clone()
         self._observe_primal()
 
-    def _observe_primal(self) -> None:  # noqa: B027 - see _step_primal
+    def _observe_primal(self) -> None:
         """Note what the method's own primal variables need of time t."""
 
     @torch.no_grad()
@@ -155,7 +159,9 @@ class Lagrangian(Method):
             saved = state[key]
             if not isinstance(saved, Tensor) or tuple(saved.shape) != shape:
                 found = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
-                raise MethodError(f"{key!r} of the state is {found}, expected a tensor of shape {shape}, one per residual")
+                raise MethodError(
+                    f"{key!r} of the state is {found}; expected {shape}, one entry per residual"
+                )
         self.dual.check_state(state["dual"], len(self.paths))
         for key in self._state_vectors():
             setattr(self, key, state[key].to(self.multipliers, copy=True))

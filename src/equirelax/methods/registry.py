@@ -37,7 +37,9 @@ def get(name: str) -> type[Method]:
         MethodError: no such method.
     """
     if name not in _METHODS:
-        raise MethodError(f"no method {name!r}; there are {', '.join(_METHODS)}.{did_you_mean(name, names())}")
+        raise MethodError(
+            f"no method {name!r}; there are {', '.join(_METHODS)}.{did_you_mean(name, names())}"
+        )
     return _METHODS[name]
 
 

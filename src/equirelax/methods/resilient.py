@@ -1,4 +1,4 @@
-"""ACE with resilient inequality constraints (arXiv 2505.13631, Algorithm 2): for data that have part of the symmetry."""
+"""Resilient ACE (arXiv 2505.13631, Algorithm 2): inequality constraints, for partly symmetric data."""
 
 from __future__ import annotations
 
@@ -16,30 +16,38 @@ if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
 
 
-@register("resilient", "ACE, Algorithm 2: |gamma| <= u with a price on u; deployed relaxed, names layers that break symmetry")
+@register(
+    "resilient",
+    "ACE, Algorithm 2: |gamma| <= u with a price on u; deployed relaxed, names layers that break symmetry",
+)
 class ResilientACE(Lagrangian):
     """min J0(theta, gamma) + (rho/2) ||u||^2 subject to |gamma_i| <= u_i.
 
     Start: gamma = 1, u = 0, lambda = 0. With every right-hand side at time t:
 
-        gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i sign(gamma_i))    your optimizer, through `penalty()`; sign(0) = 0
-        u_i      <- u_i      - eta_p (rho u_i - lambda_i)                          `step()`, eta_p = `primal_lr`
-        lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                         `step()`
+        gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i sign(gamma_i))   your optimizer; sign(0) = 0
+        u_i      <- u_i      - eta_p (rho u_i - lambda_i)                         `step()`, eta_p = primal_lr
+        lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                        `step()`
 
-    At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry. Deployed with gamma
-    kept. (The released N-body code moves lambda by |gamma| - 2u, and its motion-capture command runs Algorithm 1 with
-    lambda >= 0; neither is done here.)
+    At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry.
+    Deployed with gamma kept. (The released N-body code moves lambda by |gamma| - 2u, and its motion-capture
+    command runs Algorithm 1 with lambda >= 0; neither is done here.)
 
-    Options, with h_i = |gamma_i| - u_i and mu_i = [lambda_i + kappa_p h_i(t-1)]_+ (`pi`; mu = lambda without it):
+    Options, with h_i = |gamma_i| - u_i and mu_i = [lambda_i + kappa_p h_i(t-1)]_+ (`pi`; mu = lambda without
+    it):
 
-        augmented c:  the term of constraint i is ([mu_i + c h_i]_+^2 - mu_i^2) / (2c)  (Nocedal & Wright, eq. 17.64-65), so
-                      that m_i = [mu_i + c h_i]_+ stands for lambda_i in the steps of gamma and of u
+        augmented c:  constraint i adds ([mu_i + c h_i]_+^2 - mu_i^2) / (2c)   (Nocedal & Wright, eq. 17.65)
 
-    `penalty()` is mu_i |gamma_i| summed (plus, when augmented, the rest of that term): what depends on u alone is left out.
+    so that m_i = [mu_i + c h_i]_+ stands for lambda_i in the steps of gamma and of u.
+
+    `penalty()` is mu_i |gamma_i| summed (plus, when augmented, the rest of that term): what depends on u
+    alone is left out.
 
     Args:
-        relaxation, dual_lr, dual_optimizer, dual_eps, augmented, pi, initial, reduction, penalty: see `Lagrangian`.
-        primal_lr: learning rate of u, > 0: the paper's eta_p, so the same as gamma's. primal_lr * rho must be below 2.
+        relaxation, dual_lr, dual_optimizer, dual_eps, augmented, pi, initial, reduction, penalty: see
+            `Lagrangian`.
+        primal_lr: learning rate of u, > 0: the paper's eta_p, so the same as gamma's. primal_lr * rho must be
+            below 2.
         rho: price of the slacks, > 0.
 
     Raises:
@@ -65,8 +73,8 @@ class ResilientACE(Lagrangian):
     ) -> None:
         if not primal_lr > 0.0 or not rho > 0.0 or not primal_lr * rho < 2.0:
             raise MethodError(
-                f"primal_lr is {primal_lr} and rho is {rho}; both must be > 0, and their product below 2 for the slacks "
-                f"to settle"
+                f"primal_lr is {primal_lr} and rho is {rho}; both must be > 0, "
+                f"and their product below 2 for the slacks to settle"
             )
         super().__init__(
             relaxation,

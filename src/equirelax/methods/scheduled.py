@@ -1,4 +1,4 @@
-"""Scheduled relaxation (CR, arXiv 2408.13242, section 4): one strength for all residuals, driven by a schedule."""
+"""Scheduled relaxation (CR, arXiv 2408.13242, section 4): one strength for all, driven by a schedule."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ class Scheduled(Method):
         gamma(t) = schedule(t / (total_steps - 1)),   t = 0, 1, ... counts calls of `step()`
         loss     = task + lie_weight * sqrt(LD) + norm_weight * sqrt(N)
 
-    so that the triangle is 0 at the first step and exactly 0 at the last, where the printed `2 (1 - t/T)` ends at 2/T. Per
-    epoch: gamma(e) = schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the whole last epoch. After
-    `total_steps` gamma stays at the schedule's end. Steps that the optimizer skips count, or the end would never be reached.
+    so that the triangle is 0 at the first step and exactly 0 at the last, where the printed `2 (1 - t/T)`
+    ends at 2/T. Per epoch: gamma(e) = schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the
+    whole last epoch. After `total_steps` gamma stays at the schedule's end. Steps that the optimizer skips
+    count, or the end would never be reached.
 
     Args:
         relaxation: the relaxed model; a gamma that was learnt becomes a buffer again.
         total_steps: number of optimizer steps of the whole training, >= 1.
-        schedule: "triangle", "linear", "cosine", "constant", "hold-then-decay", or a callable from progress in [0, 1].
+        schedule: "triangle", "linear", "cosine", "constant", "hold-then-decay", or a callable from progress
+            in [0, 1].
         steps_per_epoch: if given, gamma changes once per epoch.
         lie_weight, norm_weight: CR's lambda_reg for both terms, >= 0; with both 0 no inputs are kept.
         rows, scaling, generator: see `penalties.Penalty`.
@@ -56,9 +58,13 @@ class Scheduled(Method):
         penalty_times_gamma: bool = False,
     ) -> None:
         if total_steps < 1:
-            raise MethodError(f"total_steps is {total_steps}; give the number of optimizer steps of the training, >= 1")
+            raise MethodError(
+                f"total_steps is {total_steps}; give the number of optimizer steps of the training, >= 1"
+            )
         if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise MethodError(f"steps_per_epoch is {steps_per_epoch}; give a number >= 1, or None to change every step")
+            raise MethodError(
+                f"steps_per_epoch is {steps_per_epoch}; give a number >= 1, or None to change every step"
+            )
         self.schedule = resolve(schedule)
         penalty = None
         if lie_weight != 0.0 or norm_weight != 0.0:
@@ -87,7 +93,9 @@ class Scheduled(Method):
         progress = min(done / last, 1.0) if last > 0 else float(done > 0)
         value = float(self.schedule(progress))
         if not math.isfinite(value):
-            raise MethodError(f"the schedule gave {value} at progress {progress}; it must give a finite strength")
+            raise MethodError(
+                f"the schedule gave {value} at progress {progress}; it must give a finite strength"
+            )
         return value
 
     @property

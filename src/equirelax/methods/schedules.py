@@ -1,4 +1,4 @@
-"""Schedules of the strength: gamma as a function of the progress of training, from 0 (first step) to 1 (last step)."""
+"""Schedules: gamma as a function of the progress of training, 0 at the first step and 1 at the last."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def resolve(schedule: str | Schedule) -> Schedule:
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         known = list(SCHEDULES)
         raise MethodError(
-            f"no schedule {schedule!r}; there are {', '.join(known)}, or give a callable from progress in [0, 1] to "
-            f"gamma.{did_you_mean(str(schedule), known)}"
+            f"no schedule {schedule!r}; there are {', '.join(known)}, "
+            f"or give a callable from progress in [0, 1] to gamma.{did_you_mean(str(schedule), known)}"
         )
     return SCHEDULES[schedule]

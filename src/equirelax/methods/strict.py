@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @register("strict", "no relaxation: residuals switched off, their weights frozen")
 class Strict(Method):
-    """The baseline: every residual switched off, gamma 0, the residuals' weights frozen (so that DDP does not wait for them).
+    """The baseline: residuals switched off, gamma 0, their weights frozen (DDP would wait for them).
 
     Args:
         relaxation: the relaxed model; its outputs are those of the strict model.

@@ -1,8 +1,9 @@
-"""Watching parameters move: was the optimizer's step skipped, does the optimizer train the residuals, is the order right.
+"""Watching parameters move: was a step skipped, does the optimizer train the residuals, is the order right.
 
-PyTorch counts the in-place writes to every tensor (`Tensor._version`), so that "has the optimizer written to it?" is a
-comparison of integers on the host: no copy of the weights, no wait for the device. Fused optimizers, and those that write
-through `parameter.data`, are not counted; where the counters stand still, a few entries of a few parameters are compared.
+PyTorch counts the in-place writes to every tensor (`Tensor._version`), so that "has the optimizer written to
+it?" is a comparison of integers on the host: no copy of the weights, no wait for the device. Fused
+optimizers, and those that write through `parameter.data`, are not counted; where the counters stand still, a
+few entries of a few parameters are compared.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Snapshot:
         return {name for name, p in self.parameters.items() if p._version != self.versions[name]}
 
     def values_changed(self, names: Iterable[str] | None = None) -> bool:
-        """Whether a sampled value (of these names, or of any) differs from what it was. Waits for the device."""
+        """Whether a sampled value (of these names, or of any) has changed. Waits for the device."""
         chosen = self.witnesses if names is None else self.witnesses.keys() & set(names)
         return any(not torch.equal(_entries(self.parameters[name]), self.witnesses[name]) for name in chosen)
 
@@ -63,7 +64,9 @@ class ParameterWatch:
         self._before: Snapshot | None = None
         self._after_skip: Snapshot | None = None
         self._late = 0
-        self._by_value = False  # this run's optimizer is not counted: compare values, leave staleness to step(optimizer)
+        self._by_value = (
+            False  # the optimizer's writes are not counted; staleness is then left to step(optimizer)
+        )
         self._confirmed: set[str] = set()
         self._graded: set[str] = set()
         self._unmoved: dict[str, int] = {}
@@ -75,7 +78,7 @@ class ParameterWatch:
         return self._before is not None
 
     def begin(self) -> None:
-        """Note where every trainable parameter stands. Later calls before `end` (micro-batches) change nothing.
+        """Note where every trainable parameter stands; again before `end` (micro-batches) it does nothing.
 
         Raises:
             MethodError: parameters moved between `step()` and this call, twice in a row: the order is wrong.
@@ -88,13 +91,13 @@ class ParameterWatch:
             if parameter.requires_grad and name not in self._confirmed and not self._by_value:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient(name)))
 
-    def end(self, optimizer: torch.optim.Optimizer | None = None) -> bool:
+    def end(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> bool:
         """Whether the optimizer moved anything since `begin`; False means that its step was skipped.
 
         Raises:
             MethodError: `begin` was not called.
-            StaleOptimizerError: a residual's parameter had a gradient and did not move, in two calls in a row in which
-                other parameters moved.
+            StaleOptimizerError: a residual's parameter had a gradient and did not move, in two calls in a row
+                in which other parameters moved.
         """
         if self._before is None:
             raise MethodError(
@@ -146,12 +149,14 @@ class ParameterWatch:
 
     def _check_order(self) -> None:
         skipped, self._after_skip = self._after_skip, None
-        late = skipped is not None and (skipped.values_changed() if self._by_value else bool(skipped.written()))
+        late = skipped is not None and (
+            skipped.values_changed() if self._by_value else bool(skipped.written())
+        )
         self._late = self._late + 1 if late else 0
         if self._late >= PATIENCE:
             raise MethodError(
-                "method.step() is called before optimizer.step(): the parameters moved after it, twice in a row. "
-                "The order is: loss with method.penalty(), backward, optimizer.step(), method.step()"
+                "method.step() is called before optimizer.step(): the parameters moved after it, twice in "
+                "a row. The order is: loss with method.penalty(), backward, optimizer.step(), method.step()"
             )
 
     def _check_residuals(self, graded: set[str], written: set[str], before: Snapshot) -> None:
@@ -184,12 +189,12 @@ def check_optimizers(relaxation: Relaxation, optimizers: Sequence[torch.optim.Op
 def _stale(names: list[str], what: str) -> StaleOptimizerError:
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return StaleOptimizerError(
-        f"these parameters of the residuals {what}: {shown}. Create the optimizer after relax() and after the method "
-        f"(relax -> method -> optimizer); freeze what is not meant to train with requires_grad_(False)"
+        f"these parameters of the residuals {what}: {shown}. Create the optimizer after relax() and "
+        f"after the method (relax -> method -> optimizer); freeze what is not meant to train with requires_grad_(False)"
     )
 
 
 def _writes_when_skipping(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None) -> bool:
-    """Fused optimizers take a GradScaler's found_inf into their kernel: they run, and change nothing, when they skip."""
+    """Whether it is fused: its kernel gets the GradScaler's found_inf, runs, and changes nothing."""
     several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     return any(getattr(one, "_step_supports_amp_scaling", False) for one in several)
