@@ -1,1 +1,37 @@
+"""What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
 
+from equirelax.symmetry.blocks import Block
+from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
+from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
+from equirelax.symmetry.group import Group
+from equirelax.symmetry.intertwiners import equivariant_projection, hom_basis
+from equirelax.symmetry.irreps import from_irreps
+from equirelax.symmetry.lie import SE, SO, E, Lorentz, O, Scaling
+from equirelax.symmetry.matrix_group import MatrixGroup
+from equirelax.symmetry.representation import Representation
+
+__all__ = [
+    "SE",
+    "SO",
+    "Block",
+    "Cyclic",
+    "Dihedral",
+    "E",
+    "Group",
+    "Lorentz",
+    "MatrixGroup",
+    "O",
+    "Representation",
+    "Scaling",
+    "Symmetric",
+    "custom",
+    "equivariant_projection",
+    "from_irreps",
+    "hom_basis",
+    "positions",
+    "pseudovector",
+    "regular",
+    "sign",
+    "trivial",
+    "vector",
+]

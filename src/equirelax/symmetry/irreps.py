@@ -1,0 +1,136 @@
+"""Irreducible representations of rotations and parity, in e3nn's basis and layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import RepresentationError
+from equirelax.symmetry.blocks import Block
+from equirelax.symmetry.group import Group
+from equirelax.symmetry.lie import SE, SO, E, O
+from equirelax.symmetry.representation import Representation
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+
+class Irrep(Block):
+    """The irreducible representation of degree l and parity p, of size 2l+1, in the real basis of e3nn.
+
+    Under O(3) and E(3) an element R = +-R_0, with R_0 a rotation, acts by p^[det R < 0] D^l(R_0); under SO(3) and SE(3) the
+    parity plays no part. Translations act trivially.
+
+    Raises:
+        RepresentationError: the group is not SO(3), O(3), SE(3) or E(3), l < 0, or p is not +1 or -1.
+    """
+
+    def __init__(self, group: Group, l: int, p: int) -> None:  # noqa: E741  (l is the field's name)
+        if not (isinstance(group, SO | O | SE | E) and group.n == 3):
+            raise RepresentationError(f"Irreps belong to SO(3), O(3), SE(3) or E(3), not to {group.name}.")
+        if l < 0 or p not in (1, -1):
+            raise RepresentationError(f"An irrep has a degree l >= 0 and a parity +1 or -1, got l={l!r}, p={p!r}.")
+        super().__init__(group, 2 * l + 1, f"{l}{'e' if p == 1 else 'o'}")
+        self.l = l
+        self.p = p
+        self.parity_acts = isinstance(group, O | E)
+        self.trivial = l == 0 and (p == 1 or not self.parity_acts)
+        self.names_group = isinstance(group, O)
+
+    def matrix(self, g: Tensor) -> Tensor:
+        linear = self.group.linear_part(g)
+        determinant = torch.linalg.det(linear).sign()[..., None, None]
+        vectors = rotation_vectors(linear * determinant).to(torch.float64)
+        turns = rotation_generators(self.l).to(g.device)
+        out = torch.matrix_exp(torch.einsum("...k,kij->...ij", vectors, turns)).to(g.dtype)
+        return out * determinant if self.p == -1 and self.parity_acts else out
+
+    def _generators(self) -> Tensor:
+        turns = rotation_generators(self.l)
+        shifts = turns.new_zeros(self.group.algebra_dim - 3, self.dim, self.dim)
+        return torch.cat([turns, shifts])
+
+    def known_hom(self, other: Block) -> Tensor | None:
+        if not isinstance(other, Irrep) or other.group != self.group:
+            return None
+        # Schur: these irreps are of real type, so the equivariant maps between equal ones are the multiples of 1.
+        same = self.l == other.l and (self.p == other.p or not self.parity_acts)
+        if not same:
+            return torch.zeros(0, other.dim, self.dim, dtype=torch.float64)
+        return torch.eye(self.dim, dtype=torch.float64).unsqueeze(0) / self.dim**0.5
+
+    def arguments(self) -> dict[str, Any]:
+        return {"l": self.l, "p": self.p}
+
+
+_ROTATION_GENERATORS: dict[int, Tensor] = {}
+
+
+def rotation_generators(l: int) -> Tensor:  # noqa: E741
+    """drho^l of the rotations about x, y, z in e3nn's real basis, (3, 2l+1, 2l+1) in float64.
+
+    e3nn gives them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in exact arithmetic
+    (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m = 0), so rounding that
+    square restores the float64 value.
+    """
+    if l not in _ROTATION_GENERATORS:
+        from e3nn import o3
+
+        with torch.inference_mode(False), torch.no_grad():
+            rounded = o3.so3_generators(l).to(torch.float64)
+            _ROTATION_GENERATORS[l] = rounded.sign() * (4 * rounded.square()).round().sqrt() / 2
+    return _ROTATION_GENERATORS[l]
+
+
+def rotation_vectors(r: Tensor) -> Tensor:
+    """Rotation vectors (axis times angle, in radians, 0 <= angle <= pi), (..., 3), of rotation matrices (..., 3, 3).
+
+    By way of the unit quaternion, taking the best conditioned of its four formulas, so that it is exact to rounding at the
+    identity and at half turns, where Euler angles and the trace formula are not.
+    """
+    xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
+    w_x, w_y, w_z = r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]
+    x_y, x_z, y_z = r[..., 1, 0] + r[..., 0, 1], r[..., 0, 2] + r[..., 2, 0], r[..., 2, 1] + r[..., 1, 2]
+    # Row a of this symmetric matrix is 4 q_a (w, x, y, z); its diagonal is 4 q_a^2.
+    table = torch.stack(
+        [
+            torch.stack([1 + xx + yy + zz, w_x, w_y, w_z], dim=-1),
+            torch.stack([w_x, 1 + xx - yy - zz, x_y, x_z], dim=-1),
+            torch.stack([w_y, x_y, 1 - xx + yy - zz, y_z], dim=-1),
+            torch.stack([w_z, x_z, y_z, 1 - xx - yy + zz], dim=-1),
+        ],
+        dim=-2,
+    )
+    best = torch.diagonal(table, dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None].expand(*r.shape[:-2], 1, 4)
+    quaternion = torch.nn.functional.normalize(table.gather(-2, best).squeeze(-2), dim=-1)
+    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    w, v = quaternion[..., :1], quaternion[..., 1:]
+    square = v.square().sum(dim=-1, keepdim=True)
+    small = square < 1e-24
+    # Where |v| is tiny the angle is 2|v| to rounding; the root is kept away from 0, where its slope is infinite.
+    sine = torch.where(small, torch.ones_like(square), square).sqrt()
+    return v * torch.where(small, torch.full_like(w, 2.0), 2.0 * torch.atan2(sine, w) / sine)
+
+
+def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representation:
+    """The representation of e3nn's `irreps`, such as `32x0e+32x1o`; needs e3nn.
+
+    Args:
+        irreps: what e3nn's `Irreps` accepts.
+        group: O(3) by default; SO(3) and SE(3) forget the parity, SE(3) and E(3) let translations act trivially.
+
+    Raises:
+        RepresentationError: e3nn is not installed, the irreps cannot be read, or the group has no such irreps.
+    """
+    group = O(3) if group is None else group
+    try:
+        from e3nn import o3
+    except ImportError as error:
+        raise RepresentationError("from_irreps needs e3nn: pip install 'equirelax[e3nn]'.") from error
+    try:
+        parsed = o3.Irreps(irreps)
+    except ValueError as error:
+        raise RepresentationError(f"e3nn cannot read the irreps {irreps!r}: write them like '32x0e+16x1o'.") from error
+    return Representation(group, [(int(mul), Irrep(group, int(ir.l), int(ir.p))) for mul, ir in parsed])
