@@ -1,0 +1,107 @@
+"""`save` and `load`: a relaxed model with its placement, so that loading needs nothing but the model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from equirelax.errors import CheckpointError
+from equirelax.files import atomic_write
+from equirelax.relaxation.attach import detach_all, relax
+from equirelax.relaxation.placements import Placement
+from equirelax.relaxation.relaxation import Relaxation
+from equirelax.relaxation.spec import decode, encode
+
+FORMAT = "equirelax-relaxed-model-1"
+
+
+def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
+    """What `load_relaxation_state` needs to rebuild a relaxed model: plain data and tensors."""
+    return {
+        "format": FORMAT,
+        "placement": encode(relaxation.placement),
+        "learnt": sorted(relaxation.gamma_parameters()),
+        "enabled": {key: residual.enabled for key, residual in relaxation},
+        "model": relaxation.root.state_dict(),
+    }
+
+
+def load_relaxation_state(model: nn.Module, state: dict[str, Any], placement: Placement | None = None) -> Relaxation:
+    """Relax a strict model as the state says, and load its weights.
+
+    Args:
+        model: the author's model, not relaxed.
+        state: from `relaxation_state`.
+        placement: instead of the stored one, for classes that are not registered.
+
+    Raises:
+        CheckpointError: for a state of another format or of another model; the model is left as it was, unrelaxed.
+    """
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"not a relaxed model: its format is {found!r}, expected {FORMAT!r}")
+    relaxation = relax(model, decode(state["placement"]) if placement is None else placement)
+    try:
+        _check_keys(relaxation, state)
+        for key in state["learnt"]:
+            relaxation[key].learn_gamma()
+        relaxation.root.load_state_dict(state["model"])
+        for key, enabled in state["enabled"].items():
+            relaxation[key].enabled = bool(enabled)
+    except RuntimeError as error:
+        detach_all(relaxation)
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the checkpoint is of another model than {type(model).__name__}: {error}") from error
+    return relaxation
+
+
+def _check_keys(relaxation: Relaxation, state: dict[str, Any]) -> None:
+    if set(state["enabled"]) != set(relaxation.residuals):
+        raise CheckpointError(
+            f"the checkpoint has the residuals {sorted(state['enabled'])}, its placement finds {sorted(relaxation.residuals)} in this "
+            f"{type(relaxation.root).__name__}: it was saved from another model"
+        )
+
+
+def save(model: nn.Module | Relaxation, path: str | os.PathLike[str]) -> None:
+    """Write a relaxed model (weights, residuals, strengths, placement) to a file, by way of a temporary one."""
+    relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
+    with atomic_write(path) as temporary:
+        torch.save(relaxation_state(relaxation), temporary)
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Read a file written by torch, tensors and plain data only; no code in it is ever run.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged, or holds more than tensors and plain data.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {os.fspath(path)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load reports damage by many types (UnpicklingError, RuntimeError, EOFError, KeyError, ...): all mean the same here.
+    except Exception as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain data "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+        ) from error
+
+
+def load(model: nn.Module, path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
+    """Relax `model` as the file says and load what `save` wrote.
+
+    Args:
+        model: the author's model, built and not relaxed; only its architecture matters.
+        path: of the file.
+        placement: instead of the stored one, for placements that are not registered.
+
+    Raises:
+        CheckpointError: see `read` and `load_relaxation_state`.
+    """
+    return load_relaxation_state(model, read(path), placement)

@@ -1,0 +1,197 @@
+"""e3nn's linear maps and tensor products, recognised by their attributes, so that look-alikes work too.
+
+Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`, `irreps_in2`, `irreps_out`.
+A tensor product is relaxed with respect to its first input: `out += gamma W x_1` with a dense W.
+
+Folding. A linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is `p w_uw (x) 1_d` with
+the path weight p; the orthogonal projection of a dense block B onto these is the mean of its diagonals,
+`w_uw += tr(B_wu) / (d p)`. A tensor product with a second input whose 0e channel is the constant c holds the same
+maps in its paths (l, 0e, l), with the factor c times the Wigner symbol `delta / sqrt(d)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import UnfoldableError
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.symmetry import from_irreps
+
+_LOOK = 'project with mode="drop" or unfoldable="drop" to leave it out'
+
+
+def _is_irreps(value: Any) -> bool:
+    """Whether a value is an e3nn `Irreps`, without importing e3nn."""
+    return any(cls.__name__ == "Irreps" and cls.__module__.startswith("e3nn") for cls in type(value).__mro__)
+
+
+def _has_irreps(module: nn.Module, *names: str) -> bool:
+    return all(_is_irreps(getattr(module, name, None)) for name in names)
+
+
+def _weight(module: nn.Module, site: Site) -> Tensor:
+    """The module's own flat weight, or an error that says why it cannot be folded into."""
+    weight = getattr(module, "weight", None)
+    own = getattr(module, "internal_weights", True) and getattr(module, "shared_weights", True)
+    if not own or not isinstance(weight, nn.Parameter) or weight.dim() != 1:
+        raise UnfoldableError(
+            f"{site.path} ({type(module).__name__}) gets its weights from outside, so nothing can be folded into them; {_LOOK}"
+        )
+    return weight
+
+
+def _weight_slices(module: nn.Module, instructions: Any) -> list[slice | None]:
+    """Where each instruction's weights lie in the flat weight (None: it has none)."""
+    slices: list[slice | None] = []
+    start = 0
+    for instruction in instructions:
+        if getattr(instruction, "has_weight", True):
+            size = math.prod(instruction.path_shape)
+            slices.append(slice(start, start + size))
+            start += size
+        else:
+            slices.append(None)
+    return slices
+
+
+def _block_trace(weight: Tensor, out_slice: slice, in_slice: slice, dim: int) -> Tensor:
+    """Mean of the diagonals of the (dim, dim) blocks of `weight[out, in]`: shape (mul_out, mul_in)."""
+    block = weight[out_slice, in_slice]
+    block = block.reshape(block.shape[0] // dim, dim, block.shape[1] // dim, dim)
+    return block.diagonal(dim1=1, dim2=3).mean(-1)
+
+
+def _spread(folded: Tensor, coefficients: Tensor, out_slice: slice, in_slice: slice, dim: int) -> None:
+    """Write `coefficients (x) 1_dim` into the dense matrix."""
+    folded[out_slice, in_slice] = torch.kron(coefficients, torch.eye(dim).to(coefficients))
+
+
+def _fold_bias(module: nn.Module, site: Site, irreps_out: Any, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(the scalar part of a bias as a dense vector, the amount for the module's flat bias)."""
+    if bias is None or not bool(bias.any()):
+        return None, None
+    own = getattr(module, "bias", None)
+    scalars = [s for (_, ir), s in zip(irreps_out, irreps_out.slices(), strict=True) if ir.l == 0 and ir.p == 1]
+    size = sum(s.stop - s.start for s in scalars)
+    if not isinstance(own, nn.Parameter) or own.numel() != size:
+        raise UnfoldableError(
+            f"{site.path} ({type(module).__name__}) has no bias on its {size} scalar outputs to fold the residual's bias into; "
+            f"use a residual without bias, or {_LOOK}"
+        )
+    dense = torch.zeros_like(bias)
+    for s in scalars:
+        dense[s] = bias[s]
+    return dense, torch.cat([bias[s] for s in scalars])
+
+
+@register
+class E3nnLinear(LayerFamily):
+    """`e3nn.o3.Linear` and whatever else has irreps_in, irreps_out, instructions and a weight count."""
+
+    name = "e3nn-linear"
+
+    def matches(self, module: nn.Module) -> bool:
+        """By attributes: irreps_in, irreps_out, instructions, weight_numel."""
+        return (
+            _has_irreps(module, "irreps_in", "irreps_out")
+            and hasattr(module, "instructions")
+            and hasattr(module, "weight_numel")
+        )
+
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """All of irreps_in to all of irreps_out."""
+        if not module.weight_numel:
+            return Skip("has no weights of its own")
+        return Site(
+            path, self.name, from_irreps(module.irreps_in), from_irreps(module.irreps_out), FirstInput(), AddToOutput(), relaxes="O(3)"
+        )  # fmt: skip
+
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """Mean diagonal of each block between equal irreps, for existing instructions."""
+        own = _weight(module, site)
+        amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
+        ins, outs = module.irreps_in.slices(), module.irreps_out.slices()
+        done = set()
+        for instruction, where in zip(module.instructions, _weight_slices(module, module.instructions), strict=True):
+            pair = (instruction.i_in, instruction.i_out)
+            # e3nn keeps biases among the instructions, with i_in = -1; two paths between the same slots span one space.
+            if instruction.i_in < 0 or where is None or pair in done or not instruction.path_weight:
+                continue
+            done.add(pair)
+            dim = module.irreps_in[instruction.i_in].ir.dim
+            mean = _block_trace(weight, outs[instruction.i_out], ins[instruction.i_in], dim)
+            amount[where] = (mean.T / instruction.path_weight).reshape(-1)
+            _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in], dim)
+        dense_bias, bias_amount = _fold_bias(module, site, module.irreps_out, bias)
+        writes = [(own, amount)]
+        if bias_amount is not None:
+            writes.append((module.bias, bias_amount))
+        return Fold(folded, dense_bias, writes)
+
+
+@register
+class E3nnTensorProduct(LayerFamily):
+    """e3nn's tensor products with weights, with respect to their first input."""
+
+    name = "e3nn-tensor-product"
+
+    def matches(self, module: nn.Module) -> bool:
+        """By attributes: irreps_in1, irreps_in2, irreps_out."""
+        return _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
+
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """All of irreps_in1 to all of irreps_out."""
+        if not getattr(module, "weight_numel", 1):
+            return Skip("has no weights")
+        return Site(
+            path, self.name, from_irreps(module.irreps_in1), from_irreps(module.irreps_out), FirstInput(), AddToOutput(), relaxes="O(3)"
+        )  # fmt: skip
+
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
+        own = _weight(module, site)
+        if not site.constants:
+            raise UnfoldableError(
+                f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a 0e channel of the second "
+                f"input is constant, and none is declared; declare it with Constant(pattern, channel, value) in the placement, or {_LOOK}"
+            )
+        instructions = getattr(module, "instructions", None)
+        if instructions is None:
+            raise UnfoldableError(f"{site.path} ({type(module).__name__}) does not list its instructions; {_LOOK}")
+        amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
+        ins, seconds, outs = (i.slices() for i in (module.irreps_in1, module.irreps_in2, module.irreps_out))
+        done = set()
+        for instruction, where in zip(instructions, _weight_slices(module, instructions), strict=True):
+            channel = _constant_channel(module, site, seconds, instruction)
+            pair = (instruction.i_in1, instruction.i_out)
+            if channel is None or where is None or pair in done or not instruction.path_weight:
+                continue
+            v, value = channel
+            dim = module.irreps_in1[instruction.i_in1].ir.dim
+            mean = _block_trace(weight, outs[instruction.i_out], ins[instruction.i_in1], dim)
+            view = amount[where].view(instruction.path_shape)
+            view[:, v, :] = mean.T * math.sqrt(dim) / (instruction.path_weight * value)
+            _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in1], dim)
+            done.add(pair)
+        dense_bias, bias_amount = _fold_bias(module, site, module.irreps_out, bias)
+        writes = [(own, amount)]
+        if bias_amount is not None:
+            writes.append((module.bias, bias_amount))
+        return Fold(folded, dense_bias, writes)
+
+
+def _constant_channel(module: nn.Module, site: Site, seconds: list[slice], instruction: Any) -> tuple[int, float] | None:
+    """(index within the second slot, value) of a declared constant 0e channel that the instruction reads, if any."""
+    ir2 = module.irreps_in2[instruction.i_in2].ir
+    if instruction.connection_mode != "uvw" or ir2.l != 0 or ir2.p != 1:
+        return None
+    where = seconds[instruction.i_in2]
+    for channel, value in site.constants:
+        if where.start <= channel < where.stop and value != 0:
+            return channel - where.start, value
+    return None

@@ -1,0 +1,87 @@
+"""What it takes to support a layer family: recognise a module, say how it reads and writes, fold a map into it.
+
+A new family is one file with one `LayerFamily` under `@register`, and one test that subclasses
+`equirelax.testing.LayerFamilyConformance`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError
+from equirelax.relaxation.site import Site
+
+_FAMILIES: dict[str, LayerFamily] = {}
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A module of this family that is left alone, and why."""
+
+    reason: str
+
+
+@dataclass
+class Fold:
+    """What folding a dense map into a layer would do; nothing is written before `commit`.
+
+    Args:
+        weight: the part that the layer can express, as a dense matrix (out_dim, in_dim).
+        bias: the part of the bias that it can express, (out_dim,), or None.
+        writes: (parameter, amount to add to it) pairs.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    writes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def commit(self) -> None:
+        """Add the amounts to the parameters, in place."""
+        for parameter, amount in self.writes:
+            parameter.data.add_(amount.to(parameter))
+
+
+class LayerFamily(ABC):
+    """One kind of equivariant layer."""
+
+    name: str
+
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the module is of this family, by its attributes; must not import the library it comes from."""
+
+    @abstractmethod
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """Where the residual of this module attaches, or why it gets none."""
+
+    @abstractmethod
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """The orthogonal projection of the map `x -> weight x + bias` onto what the layer can express.
+
+        Raises:
+            UnfoldableError: with path and reason, where the layer's weights cannot take it.
+        """
+
+
+def register(cls: type[LayerFamily]) -> type[LayerFamily]:
+    """Class decorator: make a family known to `relax`, in the order of registration."""
+    _FAMILIES[cls.name] = cls()
+    return cls
+
+
+def families() -> dict[str, LayerFamily]:
+    """All registered families by name."""
+    return dict(_FAMILIES)
+
+
+def get_family(name: str | None, path: str) -> LayerFamily:
+    """The family called `name`; an error that names the module where there is none."""
+    if name is None or name not in _FAMILIES:
+        raise PlacementError(
+            f"{path}: no layer family {name!r}; known are {', '.join(sorted(_FAMILIES))}. Register yours with "
+            f"@equirelax.relaxation.layers.register before loading"
+        )
+    return _FAMILIES[name]

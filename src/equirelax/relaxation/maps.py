@@ -1,0 +1,232 @@
+"""The unconstrained map of a residual: dense, a small MLP, or (as a control) a dense map kept equivariant.
+
+Features lie on one axis: `-1` for rows `(..., dim)`, `-2` for columns `(..., dim, points)`; the second form serves
+layers whose features stand before their points, without a transpose.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError
+from equirelax.relaxation.spec import spec
+from equirelax.symmetry import Representation, equivariant_projection
+
+INITS = ("zeros", "normal", "default")
+
+
+class DenseMap(nn.Module):
+    """`W x (+ b)` on the feature axis: the residual of CR (section 4).
+
+    Args:
+        in_dim, out_dim: sizes; `weight` has shape (out_dim, in_dim).
+        feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points).
+        bias: add a bias of shape (out_dim,).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, feature_axis: int = -1, bias: bool = False) -> None:
+        super().__init__()
+        self.feature_axis = feature_axis
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
+        self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
+
+    def effective_weight(self) -> Tensor:
+        """The matrix that is applied, of shape (out_dim, in_dim)."""
+        return self.weight
+
+    def effective_bias(self) -> Tensor | None:
+        """The bias that is added, of shape (out_dim,), or None."""
+        return self.bias
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale * (W x + b)`; the scale goes into W, which is smaller than the output."""
+        weight, bias = self.effective_weight(), self.effective_bias()
+        if scale is not None:
+            weight = scale * weight
+            bias = None if bias is None else scale * bias
+        if self.feature_axis == -1:
+            return nn.functional.linear(x, weight, bias)
+        y = torch.matmul(weight, x)
+        return y if bias is None else y + bias[:, None]
+
+
+class EquivariantMap(DenseMap):
+    """A dense map whose weight is projected onto the equivariant maps in every forward: `P(W) x`.
+
+    It has the shape, the strength and the removal of a relaxation, but relaxes nothing: the control that separates
+    relaxation from mere extra capacity.
+    """
+
+    def __init__(self, in_rep: Representation, out_rep: Representation, feature_axis: int = -1) -> None:
+        super().__init__(in_rep.dim, out_rep.dim, feature_axis)
+        self.in_rep, self.out_rep = in_rep, out_rep
+
+    def effective_weight(self) -> Tensor:
+        """The orthogonal projection of `weight` onto the equivariant maps, of shape (out_dim, in_dim)."""
+        return equivariant_projection(self.weight, self.in_rep, self.out_rep)
+
+
+class MLPMap(nn.Module):
+    """A multi-layer perceptron with GELU between its layers: the residual of ACE (and of CR on MD17).
+
+    Args:
+        sizes: dim of the input, of every hidden layer, and of the output.
+        feature_axis: as for `DenseMap`.
+    """
+
+    def __init__(self, sizes: list[int], feature_axis: int = -1) -> None:
+        super().__init__()
+        self.feature_axis = feature_axis
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale * mlp(x)` on the feature axis."""
+        if self.feature_axis != -1:
+            x = x.movedim(self.feature_axis, -1)
+        for layer in self.layers[:-1]:
+            x = nn.functional.gelu(layer(x))
+        last = self.layers[-1]
+        if scale is None:
+            x = last(x)
+        else:
+            x = nn.functional.linear(x, scale * last.weight, scale * last.bias)
+        return x if self.feature_axis == -1 else x.movedim(-1, self.feature_axis)
+
+
+class ResidualKind(ABC):
+    """What a residual is made of. Subclasses are frozen dataclasses registered with `@spec`."""
+
+    @abstractmethod
+    def build(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        feature_axis: int,
+        generator: torch.Generator | None = None,
+    ) -> nn.Module:
+        """The map, initialised, in the default dtype on the CPU; called as `map(x, scale)`."""
+
+    @abstractmethod
+    def count(self, in_dim: int, out_dim: int) -> int:
+        """Number of parameters that `build` will make."""
+
+
+def _initialise(parameters: list[Tensor], init: str, std: float, generator: torch.Generator | None, where: str) -> None:
+    """Fill a weight (and bias) by one of `INITS`; "default" is PyTorch's uniform in +-1/sqrt(fan-in)."""
+    if init not in INITS:
+        raise PlacementError(f"{where}: init is {init!r}; expected one of {', '.join(INITS)}")
+    bound = 1 / math.sqrt(max(parameters[0].shape[1], 1))
+    with torch.no_grad():
+        for parameter in parameters:
+            if init == "zeros":
+                parameter.zero_()
+            elif init == "normal":
+                parameter.normal_(0, std, generator=generator)
+            else:
+                parameter.uniform_(-bound, bound, generator=generator)
+
+
+@spec("dense")
+@dataclass(frozen=True)
+class Dense(ResidualKind):
+    """One dense linear map from all input features to all output features.
+
+    Args:
+        init: "zeros" (the relaxed model starts as the strict one), "normal" with deviation `std` (CR's N-body: 1e-4), or
+            "default" (uniform within 1/sqrt(fan-in), as torch.nn.Linear).
+        std: standard deviation for "normal".
+        bias: with a bias; it is part of the map that the Lie derivative sees.
+    """
+
+    init: str = "zeros"
+    std: float = 1e-4
+    bias: bool = False
+
+    def build(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        feature_axis: int,
+        generator: torch.Generator | None = None,
+    ) -> DenseMap:
+        """A `DenseMap` of shape (out_rep.dim, in_rep.dim)."""
+        map_ = DenseMap(in_rep.dim, out_rep.dim, feature_axis, self.bias)
+        _initialise([p for p in (map_.weight, map_.bias) if p is not None], self.init, self.std, generator, "Dense")
+        return map_
+
+    def count(self, in_dim: int, out_dim: int) -> int:
+        """out_dim (in_dim + 1 with a bias)."""
+        return out_dim * (in_dim + int(self.bias))
+
+
+@spec("equivariant-dense")
+@dataclass(frozen=True)
+class EquivariantDense(ResidualKind):
+    """The control: as many weights as `Dense`, projected onto the equivariant maps (see `EquivariantMap`)."""
+
+    init: str = "zeros"
+    std: float = 1e-4
+
+    def build(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        feature_axis: int,
+        generator: torch.Generator | None = None,
+    ) -> EquivariantMap:
+        """An `EquivariantMap` of shape (out_rep.dim, in_rep.dim)."""
+        map_ = EquivariantMap(in_rep, out_rep, feature_axis)
+        _initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
+        return map_
+
+    def count(self, in_dim: int, out_dim: int) -> int:
+        """out_dim in_dim."""
+        return out_dim * in_dim
+
+
+@spec("mlp")
+@dataclass(frozen=True)
+class MLP(ResidualKind):
+    """A GELU perceptron from all input features to all output features.
+
+    Args:
+        layers: number of linear layers (ACE: 3).
+        hidden: width of the hidden layers; None takes the output's.
+        init: of the last layer ("zeros", "normal", "default"); the others keep PyTorch's default, or nothing would train.
+        std: standard deviation for "normal".
+    """
+
+    layers: int = 3
+    hidden: int | None = None
+    init: str = "default"
+    std: float = 1e-4
+
+    def _sizes(self, in_dim: int, out_dim: int) -> list[int]:
+        if self.layers < 1:
+            raise PlacementError(f"MLP: layers is {self.layers}; expected at least 1")
+        return [in_dim] + [self.hidden or out_dim] * (self.layers - 1) + [out_dim]
+
+    def build(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        feature_axis: int,
+        generator: torch.Generator | None = None,
+    ) -> MLPMap:
+        """An `MLPMap` from in_rep.dim to out_rep.dim."""
+        map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
+        for layer in map_.layers[:-1]:
+            _initialise([layer.weight, layer.bias], "default", self.std, generator, "MLP")
+        last = map_.layers[-1]
+        _initialise([last.weight, last.bias], self.init, self.std, generator, "MLP")
+        return map_
+
+    def count(self, in_dim: int, out_dim: int) -> int:
+        """Weights and biases of all layers."""
+        return sum((a + 1) * b for a, b in itertools.pairwise(self._sizes(in_dim, out_dim)))

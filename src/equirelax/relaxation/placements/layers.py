@@ -1,0 +1,192 @@
+"""The default placement: a residual on every layer that a family knows or that the user declares."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from equirelax.errors import PlacementError
+from equirelax.files import did_you_mean
+from equirelax.relaxation.layers import Skip, families
+from equirelax.relaxation.layers.plain import PlainLinearFamily
+from equirelax.relaxation.layers.vector import vector_site
+from equirelax.relaxation.maps import Dense, ResidualKind
+from equirelax.relaxation.placements.placement import Placed, Placement, Survey, matching, own_modules, register_placement
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.spec import spec
+from equirelax.relaxation.summary import SKIPPED, UNKNOWN
+from equirelax.symmetry import Representation
+
+
+class Declaration(ABC):
+    """Says of modules that no family recognises how they transform. Has a field `target`: see `declared_paths`."""
+
+    target: str
+
+    @abstractmethod
+    def site(self, path: str, module: nn.Module) -> Site:
+        """The site for one of the declared modules."""
+
+
+@spec("vector-linear")
+@dataclass(frozen=True)
+class VectorLinear(Declaration):
+    """Declares vector-neuron linear maps of any library by where their channel and vector axes are.
+
+    Args:
+        target: a path pattern ("*.map_to_feat") or the name of a class ("VNLinear").
+        channel_axis, vector_axis: axes of the module's input and output tensors, with the batch on another one.
+            `torch.nn.Linear` over the channels of (batch, points, 3, C) has channel_axis=-1, vector_axis=-2.
+        size: dimension of the vectors.
+        channels: (in, out); None reads them off the module's weight of shape (out, in).
+    """
+
+    target: str
+    channel_axis: int
+    vector_axis: int
+    size: int = 3
+    channels: tuple[int, int] | None = None
+
+    def site(self, path: str, module: nn.Module) -> Site:
+        """A dense residual between all components of all channels."""
+        return vector_site(path, module, self.channel_axis, self.vector_axis, self.size, self.channels)
+
+
+@spec("plain-linear")
+@dataclass(frozen=True)
+class PlainLinear(Declaration):
+    """Declares maps `(..., in_rep.dim) -> (..., out_rep.dim)` between two representations of one group.
+
+    Args:
+        target: a path pattern, or the name of a class.
+        in_rep, out_rep: of the features on the last axis.
+    """
+
+    target: str
+    in_rep: Representation
+    out_rep: Representation
+
+    def site(self, path: str, module: nn.Module) -> Site:
+        """A dense residual on the first input."""
+        if self.in_rep.group != self.out_rep.group:
+            raise PlacementError(f"{path}: PlainLinear is between {self.in_rep.group.name} and {self.out_rep.group.name}; expected one group")
+        own = getattr(module, "weight", None)
+        shape = (self.out_rep.dim, self.in_rep.dim)
+        if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
+            raise PlacementError(
+                f"{path} ({type(module).__name__}): its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in)"
+            )
+        return Site(
+            path, PlainLinearFamily.name, self.in_rep, self.out_rep, FirstInput(), AddToOutput(), relaxes=self.in_rep.group.name
+        )  # fmt: skip
+
+
+@spec("constant")
+@dataclass(frozen=True)
+class Constant:
+    """Declares that a channel of the second input of tensor products is constant, which lets residuals fold into them.
+
+    Args:
+        target: a path pattern, or the name of a class.
+        channel: index among the second input's features; it must be a 0e channel.
+        value: of that channel, the same for every row and every call.
+    """
+
+    target: str
+    channel: int = 0
+    value: float = 1.0
+
+
+@spec("layers")
+@dataclass(frozen=True)
+class Layers(Placement):
+    """A residual on every supported layer.
+
+    Args:
+        include: path patterns; None takes every layer. A pattern that matches no module is an error.
+        exclude: path patterns to leave out.
+        residual: what the residuals are made of.
+        declare: `VectorLinear` and `PlainLinear` declarations, for modules that no family recognises.
+        constants: `Constant` declarations.
+    """
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    residual: ResidualKind = dataclasses.field(default_factory=Dense)
+    declare: tuple[Declaration, ...] = ()
+    constants: tuple[Constant, ...] = ()
+
+    def survey(self, model: nn.Module) -> Survey:
+        """Declarations first, then the families in the order of their registration."""
+        modules = own_modules(model)
+        paths = [path for path, _ in modules]
+        included = None if self.include is None else matching(self.include, paths, "include")
+        excluded = matching(self.exclude, paths, "exclude")
+        declared = {p: d for d in reversed(self.declare) for p in declared_paths(modules, d.target, type(d).__name__)}
+        constants = [(declared_paths(modules, c.target, "Constant"), c) for c in self.constants]
+        placed: list[Placed] = []
+        left: dict[str, tuple[str, str]] = {}
+        inside: list[str] = []
+        for path, module in modules:
+            if any(path.startswith(prefix) for prefix in inside):
+                continue
+            site = declared[path].site(path, module) if path in declared else _family_site(path, module)
+            if site is None:
+                if included is not None and path in self.include:  # type: ignore[operator]
+                    left[path] = (UNKNOWN, "included by name, but no layer family knows it and nothing declares it")
+                continue
+            inside.append(f"{path}." if path else "")
+            if isinstance(site, Skip):
+                left[path] = (SKIPPED, site.reason)
+            elif path in excluded:
+                left[path] = (SKIPPED, "excluded by a pattern")
+            elif included is not None and path not in included:
+                left[path] = (SKIPPED, "not included by any pattern")
+            else:
+                known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
+                placed.append(Placed(dataclasses.replace(site, constants=known), self.residual))
+        if not placed:
+            raise PlacementError(_nothing(model, left, included))
+        return Survey(tuple(placed), left)
+
+
+def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
+    """Paths of the modules that `target` names, by class or by path pattern.
+
+    Raises:
+        PlacementError: where it names none.
+    """
+    by_class = {path for path, module in modules if any(c.__name__ == target for c in type(module).__mro__)}
+    if by_class:
+        return by_class
+    hits = {path for path, _ in modules if path and fnmatch.fnmatch(path, target)}
+    if not hits:
+        known = sorted({type(m).__name__ for _, m in modules}) + [p for p, _ in modules if p]
+        raise PlacementError(
+            f"{what}: {target!r} is neither a class nor a path (pattern) of the model's modules.{did_you_mean(target, known)}"
+        )
+    return hits
+
+
+def _family_site(path: str, module: nn.Module) -> Site | Skip | None:
+    for family in families().values():
+        if family.matches(module):
+            return family.site(path, module)
+    return None
+
+
+def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[str] | None) -> str:
+    kinds = sorted({type(m).__name__ for _, m in own_modules(model) if any(True for _ in m.parameters(recurse=False))})
+    skipped = "; ".join(f"{path}: {reason}" for path, (_, reason) in list(left.items())[:5])
+    return (
+        f"nothing to relax in {type(model).__name__}: no included module belongs to a layer family ({', '.join(families())})"
+        f"{f' [{skipped}]' if skipped else ''}. Modules with parameters are {', '.join(kinds) or 'none'}. Declare them with "
+        f"Layers(declare=(VectorLinear(...), PlainLinear(...))), or write a placement{'' if included is None else ', or widen include'}"
+    )
+
+
+register_placement("layers", Layers)

@@ -1,0 +1,132 @@
+"""Which modules get which residual."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from equirelax.errors import PlacementError
+from equirelax.files import did_you_mean
+from equirelax.relaxation.maps import ResidualKind
+from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.site import Site
+from equirelax.relaxation.summary import RELAXED, SKIPPED, UNKNOWN, Row
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A site and what its residual is made of."""
+
+    site: Site
+    kind: ResidualKind
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a placement finds in a model: the residuals to attach, and what it left alone (path -> (status, reason))."""
+
+    placed: tuple[Placed, ...]
+    left: dict[str, tuple[str, str]]
+
+
+class Placement(ABC):
+    """Chooses the residuals of a model.
+
+    Subclasses are frozen dataclasses registered with `@equirelax.relaxation.spec`, so that checkpoints carry them.
+    """
+
+    @abstractmethod
+    def survey(self, model: nn.Module) -> Survey:
+        """Look at a model that is not relaxed (or whose residuals are to be ignored) and choose.
+
+        Raises:
+            PlacementError: where nothing, or a pattern of the user's, matches.
+        """
+
+
+_NAMED: dict[str, Callable[[], Placement]] = {}
+
+
+def register_placement(name: str, make: Callable[[], Placement]) -> None:
+    """Make `relax(model, placement=name)` use `make()`."""
+    _NAMED[name] = make
+
+
+def names() -> tuple[str, ...]:
+    """The registered placements."""
+    return tuple(sorted(_NAMED))
+
+
+def get(name: str) -> Placement:
+    """The placement registered as `name`."""
+    if name not in _NAMED:
+        raise PlacementError(f"no placement {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}")
+    return _NAMED[name]()
+
+
+def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, module) of every module of the model, residuals and what lies inside them left out."""
+    found: list[tuple[str, nn.Module]] = []
+    hidden: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Residual):
+            hidden.append(path + ".")
+        elif not any(path.startswith(prefix) for prefix in hidden):
+            found.append((path, module))
+    return found
+
+
+def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[str]:
+    """Paths that match any of the shell-style patterns; every pattern must match something.
+
+    Raises:
+        PlacementError: for a pattern that matches nothing, with the nearest paths.
+    """
+    paths = [p for p in paths if p]
+    result: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(paths, pattern)
+        if not hits:
+            raise PlacementError(
+                f"{what}: the pattern {pattern!r} matches no module.{did_you_mean(pattern, paths)} Patterns are shell-style "
+                f"('layers.*.update_1') and match whole module paths, of which the model has {len(paths)}"
+            )
+        result.update(hits)
+    return result
+
+
+def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
+    """One row for every module of the model, one more for every further residual of a module."""
+    by_path: dict[str, list[Placed]] = {}
+    for placed in survey.placed:
+        by_path.setdefault(placed.site.path, []).append(placed)
+    result: list[Row] = []
+    relaxed_above: list[str] = []
+    for path, module in own_modules(model):
+        kind = type(module).__name__
+        for placed in by_path.get(path, ()):
+            site = placed.site
+            shape = (site.out_rep.dim, site.in_rep.dim)
+            family = f"layer family {site.family}" if site.family else "block of the placement"
+            result.append(
+                Row(site.key, kind, RELAXED, family, shape, placed.kind.count(shape[1], shape[0]), site.relaxes)
+            )
+        if path in by_path:
+            relaxed_above.append(f"{path}." if path else "")
+            continue
+        if path in survey.left:
+            status, reason = survey.left[path]
+        elif inside := [above for above in relaxed_above if path.startswith(above)]:
+            status, reason = SKIPPED, f"inside {inside[-1].rstrip('.') or 'the model'}, which is relaxed"
+        elif any(True for _ in module.parameters(recurse=False)):
+            status, reason = UNKNOWN, "has parameters, but no layer family knows it and nothing declares it"
+        elif any(True for _ in module.children()):
+            status, reason = SKIPPED, "container: its children have rows of their own"
+        else:
+            status, reason = SKIPPED, "has no parameters"
+        result.append(Row(path, kind, status, reason))
+    return tuple(result)

@@ -1,0 +1,136 @@
+"""The relaxed layer: `f(x) = f_eq(x) + gamma f_neq(x)` (CR section 4, ACE section 3.1).
+
+A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and a forward hook of it, so that the layer
+keeps its class, its forward and its keys; both deepcopy and pickle carry the hook along, bound to the copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import RepresentationError
+from equirelax.relaxation.maps import DenseMap
+from equirelax.relaxation.site import Site
+from equirelax.symmetry import Representation
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
+    # Under torch.compile checkpointed regions are recomputed inside the compiled backward, where no Python runs.
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+class Residual(nn.Module):
+    """`gamma * map(x)`, added to a module's output.
+
+    Args:
+        site: where it attaches and how it reads and writes.
+        map: the unconstrained map, called as `map(x, scale)`.
+        reference: a tensor whose dtype and device the residual takes.
+
+    Attributes:
+        gamma: strength, a 0-dimensional tensor: a buffer (schedules) or, after `learn_gamma`, a parameter (ACE).
+        enabled: False switches the residual off; the module's output is then untouched.
+        keep_inputs: keep the (detached) inputs of training calls for a penalty; methods that need them set it.
+    """
+
+    gamma: Tensor
+
+    def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
+        super().__init__()
+        self.site = site
+        self.map = map
+        self.register_buffer("gamma", torch.zeros(()))
+        self.enabled = True
+        self.keep_inputs = False
+        self.took_part = False
+        self._kept: list[Tensor] = []
+        if reference is not None:
+            self.to(device=reference.device, dtype=reference.dtype)
+
+    @property
+    def in_rep(self) -> Representation:
+        """How the group acts on the input."""
+        return self.site.in_rep
+
+    @property
+    def out_rep(self) -> Representation:
+        """How the group acts on the output."""
+        return self.site.out_rep
+
+    @property
+    def feature_axis(self) -> int:
+        """-1 for inputs (..., dim), -2 for (batch, dim, points)."""
+        return self.site.feature_axis
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the map is one matrix (and bias), so that penalties work in weight space and it may be folded."""
+        return isinstance(self.map, DenseMap)
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether gamma is a parameter."""
+        return isinstance(self.gamma, nn.Parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`gamma * map(x)` for features on the site's feature axis."""
+        return self.map(x, self.gamma)
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the relaxed module."""
+        if not self.enabled:
+            return None
+        x = self.site.reader(args, kwargs)
+        if x.shape[self.feature_axis] != self.in_rep.dim:
+            raise RepresentationError(
+                f"{self.site.key or 'the model'} ({type(module).__name__}): its residual was placed for "
+                f"{self.in_rep.dim} input features ({self.in_rep!r}), the call has {x.shape[self.feature_axis]}; "
+                f"relax the model again with a placement that declares the features it gets"
+            )
+        if self.training and torch.is_grad_enabled():
+            self.took_part = True
+            if self.keep_inputs and not _in_backward():
+                self._kept.append(x.detach())
+        return self.site.writer(output, self(x))
+
+    def take_inputs(self) -> list[Tensor]:
+        """The inputs kept since the last call, one tensor for every training-mode call with gradients; then forgets them."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def set_gamma(self, value: float) -> None:
+        """Set the strength in place, whether it is a buffer or a parameter."""
+        with torch.no_grad():
+            self.gamma.fill_(value)
+
+    def learn_gamma(self, initial: float = 1.0) -> None:
+        """Make gamma a parameter with the given value. Call it before the optimizer is made."""
+        if not self.is_learnt:
+            gamma = self._buffers.pop("gamma")
+            if gamma is None:
+                raise RepresentationError(f"{self.site.key}: its gamma was removed; relax the model again")
+            self.register_parameter("gamma", nn.Parameter(gamma.detach().clone()))
+        self.set_gamma(initial)
+
+    def fix_gamma(self) -> None:
+        """Make gamma a buffer again, at its present value."""
+        if self.is_learnt:
+            gamma = self._parameters.pop("gamma")
+            if gamma is not None:
+                self.register_buffer("gamma", gamma.detach().clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles of a model must not carry the batch that it last saw.
+        state = self.__dict__.copy()
+        state["_kept"] = []
+        return state
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"{self.in_rep!r} -> {self.out_rep!r}"

@@ -1,0 +1,117 @@
+"""Where a residual attaches: which module, what it reads from the call, where it adds its output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import PlacementError
+from equirelax.symmetry import Representation
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str | None) -> Any:
+    """The call's argument at `index`, or the keyword `name`; the only keyword argument when no name is known."""
+    if index < len(args):
+        return args[index]
+    if name is not None and name in kwargs:
+        return kwargs[name]
+    if name is None and index == 0 and not args and kwargs:
+        return next(iter(kwargs.values()))
+    raise PlacementError(
+        f"the relaxed module was called without its argument {index}{f' ({name})' if name else ''}; it got "
+        f"{len(args)} positional arguments and the keywords {sorted(kwargs)}"
+    )
+
+
+class Reader(ABC):
+    """Takes the residual's input out of a module's call. Frozen dataclasses: they are copied and pickled with the model."""
+
+    @abstractmethod
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The input, features on the site's feature axis."""
+
+
+class Writer(ABC):
+    """Adds the residual's output to a module's output."""
+
+    @abstractmethod
+    def __call__(self, output: Any, delta: Tensor) -> Any:
+        """The new output, of the same type and shape."""
+
+
+@dataclass(frozen=True)
+class FirstInput(Reader):
+    """The first argument, features last: x of shape (..., dim)."""
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return argument(args, kwargs, 0, None)
+
+
+@dataclass(frozen=True)
+class Arguments(Reader):
+    """Several arguments concatenated on the last axis.
+
+    Args:
+        names: (position, keyword) of each argument.
+    """
+
+    names: tuple[tuple[int, str], ...]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return torch.cat([argument(args, kwargs, index, name) for index, name in self.names], dim=-1)
+
+
+@dataclass(frozen=True)
+class AddToOutput(Writer):
+    """`output + delta`, in the output's dtype and shape."""
+
+    def __call__(self, output: Tensor, delta: Tensor) -> Tensor:
+        return output + delta.to(output.dtype)
+
+
+@dataclass(frozen=True)
+class AddToItem(Writer):
+    """Adds to one entry of an output that is a tuple or a list."""
+
+    index: int
+
+    def __call__(self, output: Any, delta: Tensor) -> Any:
+        items = list(output)
+        items[self.index] = items[self.index] + delta.to(items[self.index].dtype)
+        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place for one residual.
+
+    Args:
+        path: of the module whose output is added to, relative to the relaxed model ("" is the model itself).
+        family: name of the layer family, which knows how to fold; None for block-level sites, which cannot be folded.
+        in_rep, out_rep: how the group acts on what is read and on what is added.
+        reader, writer: see `Reader` and `Writer`.
+        feature_axis: -1 where the reader gives (..., dim), -2 where it gives (batch, dim, points).
+        slot: tells several residuals of one module apart; part of the residual's key.
+        relaxes: the subgroup that the residual breaks, in words ("O(3)", "rotations and translations", "nothing").
+        constants: (channel, value) pairs of a tensor product's second input that are constant: folding needs one.
+    """
+
+    path: str
+    family: str | None
+    in_rep: Representation
+    out_rep: Representation
+    reader: Reader
+    writer: Writer
+    feature_axis: int = -1
+    slot: str = ""
+    relaxes: str = ""
+    constants: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the residual: the module's path, and the slot where there are several."""
+        return f"{self.path}:{self.slot}" if self.slot else self.path

@@ -1,0 +1,85 @@
+"""Turning the small declarative objects of this room into plain data and back, so that checkpoints can carry them.
+
+A class decorated with `@spec("name")` must be a dataclass whose fields are plain values, representations, groups, other such
+objects, or tuples of these. `encode` gives nested dicts and lists of plain Python; `decode` is its inverse. No code is
+ever stored, so a checkpoint from a stranger can be read without running anything of theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from equirelax.errors import CheckpointError, PlacementError
+from equirelax.files import did_you_mean
+from equirelax.symmetry import Group, Representation
+
+_KINDS: dict[str, type] = {}
+_T = TypeVar("_T")
+
+
+def spec(name: str) -> Callable[[type[_T]], type[_T]]:
+    """Register a dataclass under `name` for `encode` and `decode`."""
+
+    def register(cls: type[_T]) -> type[_T]:
+        if _KINDS.get(name, cls) is not cls:
+            raise PlacementError(f"two classes are registered as {name!r}: {_KINDS[name]!r} and {cls!r}")
+        _KINDS[name] = cls
+        cls.spec_name = name  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def encode(value: Any) -> Any:
+    """Plain data (dicts, lists, strings, numbers, None) that `decode` turns back into `value`.
+
+    Raises:
+        PlacementError: for an object of a class that is not registered with `@spec`.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if isinstance(value, Representation):
+        return {"kind": "representation", "spec": value.spec()}
+    if isinstance(value, Group):
+        return {"kind": "group", "spec": value.spec()}
+    name = type(value).__dict__.get("spec_name")
+    if name is None or not dataclasses.is_dataclass(value):
+        raise PlacementError(
+            f"a {type(value).__qualname__} cannot be stored in a checkpoint: register its dataclass with "
+            f"@equirelax.relaxation.spec('a-name'), or pass the placement yourself when loading"
+        )
+    fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    return {"kind": name, **fields}
+
+
+def decode(data: Any) -> Any:
+    """Inverse of `encode`; lists come back as tuples.
+
+    Raises:
+        CheckpointError: for a kind or a field that this version does not know.
+    """
+    if isinstance(data, list):
+        return tuple(decode(item) for item in data)
+    if not isinstance(data, dict):
+        return data
+    kind = data.get("kind")
+    if kind == "representation":
+        return Representation.from_spec(data["spec"])
+    if kind == "group":
+        return Group.from_spec(data["spec"])
+    cls = _KINDS.get(str(kind))
+    if cls is None:
+        raise CheckpointError(
+            f"unknown kind {kind!r} in a stored placement.{did_you_mean(str(kind), sorted(_KINDS))} If it is your own "
+            f"class, import the module that registers it with @spec before loading"
+        )
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    given = {key: decode(value) for key, value in data.items() if key != "kind"}
+    for key in given:
+        if key not in known:
+            raise CheckpointError(f"unknown field {key!r} of {kind!r} in a stored placement; it has {sorted(known)}")
+    return cls(**given)
