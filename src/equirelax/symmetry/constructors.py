@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from equirelax.symmetry.blocks import Custom, Positions, Pseudovector, Regular, Sign, Trivial, Vector
+from equirelax.symmetry.blocks import Positions, Pseudovector, Regular, Sign, Trivial, Vector
+from equirelax.symmetry.custom import Custom
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.representation import Representation
 
@@ -18,17 +19,23 @@ def trivial(group: Group, n: int = 1) -> Representation:
 
 
 def vector(group: Group) -> Representation:
-    """The defining representation; of SE(n) and E(n) the linear part (velocities, forces, differences of positions)."""
+    """The defining representation; of SE(n) and E(n) the linear part (velocities, forces, differences of
+    positions).
+    """
     return Representation(group, [(1, Vector(group))])
 
 
 def positions(group: Group) -> Representation:
-    """Points in space: x -> R x + t under SE(n) and E(n), which is affine; the same as `vector` for every other group."""
+    """Points in space: x -> R x + t under SE(n) and E(n), which is affine; the same as `vector` for every
+    other group.
+    """
     return vector(group) if group.dim == group.linear_dim else Representation(group, [(1, Positions(group))])
 
 
 def sign(group: Group) -> Representation:
-    """A number multiplied by the sign of the determinant of the linear part: a pseudoscalar, the parity of a permutation."""
+    """A number multiplied by the sign of the determinant of the linear part: a pseudoscalar, the parity of a
+    permutation.
+    """
     return Representation(group, [(1, Sign(group))])
 
 
@@ -57,5 +64,7 @@ def custom(
     matrix_fn: Callable[[Tensor], Tensor] | None = None,
     name: str = "custom",
 ) -> Representation:
-    """A representation by the user's own matrices; see `equirelax.symmetry.blocks.Custom` for arguments and errors."""
+    """A representation by the user's own matrices; see `equirelax.symmetry.custom.Custom` for arguments and
+    errors.
+    """
     return Representation(group, [(1, Custom(group, generators, discrete, matrix_fn, name))])

@@ -52,7 +52,9 @@ def _check_n(name: str, n: int) -> int:
 
 
 class Cyclic(_FiniteGroup):
-    """C_n, rotations of the plane by multiples of 2 pi / n: (2, 2) matrices. Elements in the order 1, r, r^2, ..."""
+    """C_n, rotations of the plane by multiples of 2 pi / n: (2, 2) matrices. Elements in the order 1, r,
+    r^2, ...
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__(_check_n("Cyclic", n), "C", 2, n)
@@ -98,7 +100,9 @@ class Symmetric(_FiniteGroup):
 
     def _elements(self) -> Tensor:
         if self.order is None or self.order > ELEMENT_LIMIT:
-            raise RepresentationError(f"{self.name} has {self.order} elements, too many to list (limit {ELEMENT_LIMIT}).")
+            raise RepresentationError(
+                f"{self.name} has {self.order} elements, too many to list (limit {ELEMENT_LIMIT})."
+            )
         return self._matrices(torch.tensor(list(itertools.permutations(range(self.n)))))
 
     def _discrete(self) -> Tensor:
@@ -110,7 +114,9 @@ class Symmetric(_FiniteGroup):
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Tensor:
         # Ranks of independent uniform numbers are a uniform permutation: nothing of size n! is listed.
-        keys = torch.rand(count, self.n, generator=generator, dtype=torch.float64, device=draw_device(generator))
+        keys = torch.rand(
+            count, self.n, generator=generator, dtype=torch.float64, device=draw_device(generator)
+        )
         return self._matrices(keys.argsort(dim=-1))
 
     def _distance(self, g: Tensor) -> Tensor:

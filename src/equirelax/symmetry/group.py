@@ -1,10 +1,13 @@
-"""What a symmetry group is to this package: matrices, a Lie algebra, discrete generators, and a way to draw elements."""
+"""What a symmetry group is to this package: matrices, a Lie algebra, discrete generators, and a way to draw
+elements.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -22,8 +25,8 @@ ELEMENT_LIMIT = 5_040
 class Group(ABC):
     """A matrix group, given by its defining representation on column vectors.
 
-    Elements are `(..., dim, dim)` float tensors. For SE(n) and E(n) they are homogeneous `(n+1, n+1)` matrices
-    `[[R, t], [0, 1]]`. Two groups are equal when their `spec()` is.
+    Elements are `(..., dim, dim)` float tensors. For SE(n) and E(n) they are homogeneous `(n+1, n+1)`
+    matrices `[[R, t], [0, 1]]`. Two groups are equal when their `spec()` is.
 
     Attributes:
         name: as it is written, such as `SO(3)`.
@@ -60,7 +63,9 @@ class Group(ABC):
 
     @abstractmethod
     def _distance(self, g: Tensor) -> Tensor:
-        """How far float64 matrices `(..., dim, dim)` violate the group's equations: (...), 0 for an element."""
+        """How far float64 matrices `(..., dim, dim)` violate the group's equations: (...), 0 for an
+        element.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -68,26 +73,35 @@ class Group(ABC):
 
     def algebra(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
         """Basis A_1..A_k of the Lie algebra, (k, dim, dim); k = 0 for a finite group."""
-        return self._algebra().to(dtype=dtype, device=device)
+        with constants():
+            return self._algebra().to(dtype=dtype, device=device)
 
-    def discrete(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def discrete(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """What the Lie algebra cannot reach, (c, dim, dim).
 
-        Generators of a finite group; for O(n) and E(n) one element of the component with determinant -1; empty for a
-        connected group. A map is equivariant exactly when it is to the algebra and to these.
+        Generators of a finite group; for O(n) and E(n) one element of the component with determinant -1;
+        empty for a connected group. A map is equivariant exactly when it is to the algebra and to these.
         """
-        return self._discrete().to(dtype=dtype, device=device)
+        with constants():
+            return self._discrete().to(dtype=dtype, device=device)
 
-    def identity(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def identity(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """The neutral element, (dim, dim)."""
         return torch.eye(self.dim, dtype=dtype, device=device)
 
     def exp(self, coefficients: Tensor) -> Tensor:
-        """exp(sum_i c_i A_i) for coefficients (..., k): elements (..., dim, dim) of the identity component."""
+        """exp(sum_i c_i A_i) for coefficients (..., k): elements (..., dim, dim) of the identity
+        component.
+        """
         basis = self.algebra(coefficients.dtype, coefficients.device)
         if coefficients.shape[-1] != len(basis):
             raise RepresentationError(
-                f"{self.name} has a Lie algebra of dimension {len(basis)}, but {coefficients.shape[-1]} coefficients "
+                f"{self.name} has a Lie algebra of dimension {len(basis)}, but {coefficients.shape[-1]} "
+                "coefficients "
                 f"were given (last axis of a tensor of shape {tuple(coefficients.shape)})."
             )
         return torch.matrix_exp(torch.einsum("...k,kij->...ij", coefficients, basis))
@@ -102,15 +116,17 @@ class Group(ABC):
     ) -> Tensor:
         """Draw `count` independent elements, (count, dim, dim).
 
-        Compact groups: by Haar measure (uniform). The others from a bounded distribution that the class describes.
-        Numbers are drawn in float64 on the generator's device, so that a seed gives the same elements in every dtype.
+        Compact groups: by Haar measure (uniform). The others from a bounded distribution that the class
+        describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
+        elements in every dtype.
 
         Raises:
             RepresentationError: `count` is negative.
         """
         if count < 0:
             raise RepresentationError(f"{self.name}.sample: count must be >= 0, got {count}.")
-        return self._sample(count, generator).to(dtype=dtype, device=device)
+        with constants():
+            return self._sample(count, generator).to(dtype=dtype, device=device)
 
     def contains(self, g: Tensor, atol: float | None = None) -> Tensor:
         """Which of the matrices `g` (..., dim, dim) are elements, within `atol`: bool (...).
@@ -119,18 +135,23 @@ class Group(ABC):
         """
         self.check_shape(g)
         tolerance = self.tolerances.get(g.dtype, 1e-2) if atol is None else atol
-        distance = self._distance(g.to(torch.float64))
+        with constants():
+            distance = self._distance(g.to(torch.float64))
         return torch.isfinite(g).all(dim=-1).all(dim=-1) & (distance <= tolerance)
 
     def check(self, g: Tensor, atol: float | None = None) -> None:
-        """Raise RepresentationError unless every matrix of `g` (..., dim, dim) is an element (see `contains`)."""
+        """Raise RepresentationError unless every matrix of `g` (..., dim, dim) is an element (see
+        `contains`).
+        """
         inside = self.contains(g, atol)
         if not bool(inside.all()):
             flat, bad = g.reshape(-1, self.dim, self.dim), (~inside).reshape(-1)
             first = flat[bad][0]
             raise RepresentationError(
-                f"{int(bad.sum())} of {len(flat)} matrices are not elements of {self.name}; the first is\n{first}\nIt "
-                f"misses the group's equations by {float(self._distance(first.to(torch.float64))):.2g}. Draw elements "
+                f"{int(bad.sum())} of {len(flat)} matrices are not elements of {self.name}; the first "
+                f"is\n{first}\nIt "
+                f"misses the group's equations by {float(self._distance(first.to(torch.float64))):.2g}. Draw "
+                "elements "
                 f"with {self.name}.sample(), or allow more with atol=."
             )
 
@@ -138,12 +159,15 @@ class Group(ABC):
         """Raise RepresentationError unless `g` has shape (..., dim, dim)."""
         if g.dim() < 2 or g.shape[-2:] != (self.dim, self.dim):
             raise RepresentationError(
-                f"An element of {self.name} is a ({self.dim}, {self.dim}) matrix (leading batch axes allowed), "
+                f"An element of {self.name} is a ({self.dim}, {self.dim}) matrix (leading batch axes "
+                "allowed), "
                 f"got shape {tuple(g.shape)}."
             )
 
     def linear_part(self, g: Tensor) -> Tensor:
-        """The part of `g` (..., dim, dim) that acts on differences of positions: (..., linear_dim, linear_dim)."""
+        """The part of `g` (..., dim, dim) that acts on differences of positions: (..., linear_dim,
+        linear_dim).
+        """
         self.check_shape(g)
         return g[..., : self.linear_dim, : self.linear_dim]
 
@@ -152,15 +176,20 @@ class Group(ABC):
         self.check_shape(g)
         return None if self.dim == self.linear_dim else g[..., : self.linear_dim, self.linear_dim]
 
-    def elements(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def elements(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """All elements of a finite group, identity first, (order, dim, dim).
 
         Raises:
             RepresentationError: the group is infinite.
         """
         if self.order is None:
-            raise RepresentationError(f"{self.name} is infinite: its elements cannot be listed, only sampled.")
-        return self._elements().to(dtype=dtype, device=device)
+            raise RepresentationError(
+                f"{self.name} is infinite: its elements cannot be listed, only sampled."
+            )
+        with constants():
+            return self._elements().to(dtype=dtype, device=device)
 
     def _elements(self) -> Tensor:
         found = closure(self._discrete(), ELEMENT_LIMIT)
@@ -186,7 +215,9 @@ class Group(ABC):
         try:
             return _TYPES[name](**arguments)
         except TypeError as error:
-            raise RepresentationError(f"The spec {spec!r} does not fit the group type {name!r}: {error}") from error
+            raise RepresentationError(
+                f"The spec {spec!r} does not fit the group type {name!r}: {error}"
+            ) from error
 
     @staticmethod
     def from_name(name: str) -> Group:
@@ -202,12 +233,12 @@ class Group(ABC):
     @cached_property
     def algebra_dim(self) -> int:
         """k, the dimension of the Lie algebra."""
-        return len(self._algebra())
+        return len(self.algebra())
 
     @cached_property
     def discrete_count(self) -> int:
         """c, how many discrete generators there are."""
-        return len(self._discrete())
+        return len(self.discrete())
 
     @cached_property
     def _key(self) -> str:
@@ -223,8 +254,20 @@ class Group(ABC):
         return self.name
 
 
+@contextlib.contextmanager
+def constants() -> Iterator[None]:
+    """For making constants that outlive the call: plain tensors on the CPU, whatever the surroundings.
+
+    A tensor made in inference mode could never again take part in a backward pass, and one made under
+    `with torch.device("meta")` would hold no numbers.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        yield
+
+
 def closure(generators: Tensor, limit: int) -> Tensor | None:
-    """Every product of the `generators` (c, n, n), identity first: (order, n, n), or None past `limit` elements.
+    """Every product of the `generators` (c, n, n), identity first: (order, n, n), or None past `limit`
+    elements.
 
     Breadth-first, so that one generator r gives 1, r, r^2, ... in this order.
     """
@@ -270,10 +313,12 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 def haar_orthogonal(count: int, n: int, generator: torch.Generator | None, *, special: bool) -> Tensor:
     """Haar-distributed elements of O(n), or of SO(n) if `special`: (count, n, n) in float64.
 
-    QR of a Gaussian matrix with the diagonal of R made positive (Mezzadri 2007); for SO(n) the first column of a
-    matrix with determinant -1 is negated, which maps the Haar measure of that component onto SO(n)'s.
+    QR of a Gaussian matrix with the diagonal of R made positive (Mezzadri 2007); for SO(n) the first column
+    of a matrix with determinant -1 is negated, which maps the Haar measure of that component onto SO(n)'s.
     """
-    gauss = torch.randn((count, n, n), generator=generator, dtype=torch.float64, device=draw_device(generator))
+    gauss = torch.randn(
+        (count, n, n), generator=generator, dtype=torch.float64, device=draw_device(generator)
+    )
     q, r = torch.linalg.qr(gauss)
     q = q * torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
     if special:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.blocks import Block
+from equirelax.symmetry.block import Block
+from equirelax.symmetry.group import constants
 from equirelax.symmetry.representation import Representation
 
 # Singular values below this share of the largest count as 0.
@@ -16,21 +17,25 @@ RANK_TOLERANCE = 1e-8
 
 
 def hom_basis(block_in: Block, block_out: Block) -> Tensor:
-    """Orthonormal basis (Frobenius product) of the equivariant maps between two blocks: (b, d_out, d_in) in float64.
+    """Orthonormal basis (Frobenius product) of the equivariant maps between two blocks: (b, d_out, d_in) in
+    float64.
 
-    The null space of W -> drho_out(A_i) W - W drho_in(A_i), and of W -> rho_out(g_j) W - W rho_in(g_j) for the discrete
-    generators g_j. This holds for any group, compact or not, and needs no invariant inner product.
+    The null space of W -> drho_out(A_i) W - W drho_in(A_i), and of W -> rho_out(g_j) W - W rho_in(g_j) for
+    the discrete generators g_j. This holds for any group, compact or not, and needs no invariant inner
+    product.
 
     Raises:
         RepresentationError: the blocks belong to different groups, or one is affine.
     """
     if block_in.group != block_out.group:
         raise RepresentationError(
-            f"No maps commute with two groups: {block_in!r} belongs to {block_in.group.name}, {block_out!r} to {block_out.group.name}."
+            f"No maps commute with two groups: {block_in!r} belongs to {block_in.group.name}, {block_out!r} "
+            f"to {block_out.group.name}."
         )
     if not (block_in.linear and block_out.linear):
         raise RepresentationError(
-            f"Equivariant linear maps from {block_in!r} to {block_out!r} are not defined block by block, since translations act by "
+            f"Equivariant linear maps from {block_in!r} to {block_out!r} are not defined block by block, "
+            "since translations act by "
             "adding. Use Representation.linear_part()."
         )
     return _hom_basis(block_in, block_out).clone()
@@ -38,7 +43,7 @@ def hom_basis(block_in: Block, block_out: Block) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _hom_basis(block_in: Block, block_out: Block) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
+    with constants():
         known = block_in.known_hom(block_out)
         if known is not None:
             return known
@@ -68,33 +73,40 @@ def _null_space(block_in: Block, block_out: Block) -> Tensor:
 
 
 def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
-    """The equivariant map nearest to W in the Frobenius norm, for W (out_rep.dim, in_rep.dim): the same shape.
+    """The equivariant map nearest to W in the Frobenius norm, for W (out_rep.dim, in_rep.dim): the same
+    shape.
 
-    Block by block: W between copies u of an input block and v of an output block is replaced by sum_b <W_vu, Q_b> Q_b with
-    Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.
+    Block by block: W between copies u of an input block and v of an output block is replaced by sum_b <W_vu,
+    Q_b> Q_b with Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.
 
     Raises:
         RepresentationError: W's shape or the groups do not fit, or a representation is affine.
     """
     if in_rep.group != out_rep.group:
         raise RepresentationError(
-            f"The representations must be of one group, got {in_rep} of {in_rep.group.name} and {out_rep} of {out_rep.group.name}."
+            f"The representations must be of one group, got {in_rep} of {in_rep.group.name} and {out_rep} of "
+            f"{out_rep.group.name}."
         )
     if weight.dim() != 2 or tuple(weight.shape) != (out_rep.dim, in_rep.dim):
         raise RepresentationError(
-            f"A map from {in_rep} to {out_rep} has shape ({out_rep.dim}, {in_rep.dim}), got {tuple(weight.shape)}."
+            f"A map from {in_rep} to {out_rep} has shape ({out_rep.dim}, {in_rep.dim}), got "
+            f"{tuple(weight.shape)}."
         )
     bands = []
     for (m_out, b_out), rows in zip(out_rep.blocks, out_rep.slices(), strict=True):
         parts = []
         for (m_in, b_in), cols in zip(in_rep.blocks, in_rep.slices(), strict=True):
-            hom_basis_checked = hom_basis(b_in, b_out) if not (b_in.linear and b_out.linear) else _hom_basis(b_in, b_out)
+            hom_basis_checked = (
+                hom_basis(b_in, b_out) if not (b_in.linear and b_out.linear) else _hom_basis(b_in, b_out)
+            )
             basis = hom_basis_checked.to(dtype=weight.dtype, device=weight.device)
             tile = weight[rows, cols]
             if len(basis):
                 tile = tile.reshape(m_out, b_out.dim, m_in, b_in.dim)
                 coefficients = torch.einsum("voui,boi->vub", tile, basis)
-                tile = torch.einsum("vub,boi->voui", coefficients, basis).reshape(m_out * b_out.dim, m_in * b_in.dim)
+                tile = torch.einsum("vub,boi->voui", coefficients, basis).reshape(
+                    m_out * b_out.dim, m_in * b_in.dim
+                )
             else:
                 tile = torch.zeros_like(tile)
             parts.append(tile)

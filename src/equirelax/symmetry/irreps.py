@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.blocks import Block
-from equirelax.symmetry.group import Group
+from equirelax.symmetry.block import Block
+from equirelax.symmetry.group import Group, constants
 from equirelax.symmetry.lie import SE, SO, E, O
 from equirelax.symmetry.representation import Representation
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Irrep(Block):
     """The irreducible representation of degree l and parity p, of size 2l+1, in the real basis of e3nn.
 
-    Under O(3) and E(3) an element R = +-R_0, with R_0 a rotation, acts by p^[det R < 0] D^l(R_0); under SO(3) and SE(3) the
-    parity plays no part. Translations act trivially.
+    Under O(3) and E(3) an element R = +-R_0, with R_0 a rotation, acts by p^[det R < 0] D^l(R_0); under
+    SO(3) and SE(3) the parity plays no part. Translations act trivially.
 
     Raises:
         RepresentationError: the group is not SO(3), O(3), SE(3) or E(3), l < 0, or p is not +1 or -1.
@@ -31,7 +31,9 @@ class Irrep(Block):
         if not (isinstance(group, SO | O | SE | E) and group.n == 3):
             raise RepresentationError(f"Irreps belong to SO(3), O(3), SE(3) or E(3), not to {group.name}.")
         if l < 0 or p not in (1, -1):
-            raise RepresentationError(f"An irrep has a degree l >= 0 and a parity +1 or -1, got l={l!r}, p={p!r}.")
+            raise RepresentationError(
+                f"An irrep has a degree l >= 0 and a parity +1 or -1, got l={l!r}, p={p!r}."
+            )
         super().__init__(group, 2 * l + 1, f"{l}{'e' if p == 1 else 'o'}")
         self.l = l
         self.p = p
@@ -55,7 +57,8 @@ class Irrep(Block):
     def known_hom(self, other: Block) -> Tensor | None:
         if not isinstance(other, Irrep) or other.group != self.group:
             return None
-        # Schur: these irreps are of real type, so the equivariant maps between equal ones are the multiples of 1.
+        # Schur: these irreps are of real type, so the equivariant maps between equal ones are the multiples
+        # of 1.
         same = self.l == other.l and (self.p == other.p or not self.parity_acts)
         if not same:
             return torch.zeros(0, other.dim, self.dim, dtype=torch.float64)
@@ -71,24 +74,25 @@ _ROTATION_GENERATORS: dict[int, Tensor] = {}
 def rotation_generators(l: int) -> Tensor:  # noqa: E741
     """drho^l of the rotations about x, y, z in e3nn's real basis, (3, 2l+1, 2l+1) in float64.
 
-    e3nn gives them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in exact arithmetic
-    (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m = 0), so rounding that
-    square restores the float64 value.
+    e3nn gives them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in
+    exact arithmetic (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m =
+    0), so rounding that square restores the float64 value.
     """
     if l not in _ROTATION_GENERATORS:
         from e3nn import o3
 
-        with torch.inference_mode(False), torch.no_grad():
+        with constants():
             rounded = o3.so3_generators(l).to(torch.float64)
             _ROTATION_GENERATORS[l] = rounded.sign() * (4 * rounded.square()).round().sqrt() / 2
     return _ROTATION_GENERATORS[l]
 
 
 def rotation_vectors(r: Tensor) -> Tensor:
-    """Rotation vectors (axis times angle, in radians, 0 <= angle <= pi), (..., 3), of rotation matrices (..., 3, 3).
+    """Rotation vectors (axis times angle, in radians, 0 <= angle <= pi), (..., 3), of rotation matrices
+    (..., 3, 3).
 
-    By way of the unit quaternion, taking the best conditioned of its four formulas, so that it is exact to rounding at the
-    identity and at half turns, where Euler angles and the trace formula are not.
+    By way of the unit quaternion, taking the best conditioned of its four formulas, so that it is exact to
+    rounding at the identity and at half turns, where Euler angles and the trace formula are not.
     """
     xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
     w_x, w_y, w_z = r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]
@@ -109,7 +113,8 @@ def rotation_vectors(r: Tensor) -> Tensor:
     w, v = quaternion[..., :1], quaternion[..., 1:]
     square = v.square().sum(dim=-1, keepdim=True)
     small = square < 1e-24
-    # Where |v| is tiny the angle is 2|v| to rounding; the root is kept away from 0, where its slope is infinite.
+    # Where |v| is tiny the angle is 2|v| to rounding; the root is kept away from 0, where its slope is
+    # infinite.
     sine = torch.where(small, torch.ones_like(square), square).sqrt()
     return v * torch.where(small, torch.full_like(w, 2.0), 2.0 * torch.atan2(sine, w) / sine)
 
@@ -119,10 +124,12 @@ def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representat
 
     Args:
         irreps: what e3nn's `Irreps` accepts.
-        group: O(3) by default; SO(3) and SE(3) forget the parity, SE(3) and E(3) let translations act trivially.
+        group: O(3) by default; SO(3) and SE(3) forget the parity, SE(3) and E(3) let translations act
+        trivially.
 
     Raises:
-        RepresentationError: e3nn is not installed, the irreps cannot be read, or the group has no such irreps.
+        RepresentationError: e3nn is not installed, the irreps cannot be read, or the group has no such
+        irreps.
     """
     group = O(3) if group is None else group
     try:
@@ -132,5 +139,7 @@ def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representat
     try:
         parsed = o3.Irreps(irreps)
     except ValueError as error:
-        raise RepresentationError(f"e3nn cannot read the irreps {irreps!r}: write them like '32x0e+16x1o'.") from error
+        raise RepresentationError(
+            f"e3nn cannot read the irreps {irreps!r}: write them like '32x0e+16x1o'."
+        ) from error
     return Representation(group, [(int(mul), Irrep(group, int(ir.l), int(ir.p))) for mul, ir in parsed])

@@ -15,7 +15,8 @@ from equirelax.symmetry.group import Group, empty, haar_orthogonal, orthogonalit
 def rotation_algebra(n: int) -> Tensor:
     """Basis of so(n), (n(n-1)/2, n, n) in float64.
 
-    n = 3: rotations about x, y, z, with [A_x, A_y] = A_z. Otherwise one rotation of axis i towards axis j for every i < j.
+    n = 3: rotations about x, y, z, with [A_x, A_y] = A_z. Otherwise one rotation of axis i towards axis j
+    for every i < j.
     """
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     if n == 3:
@@ -27,7 +28,9 @@ def rotation_algebra(n: int) -> Tensor:
 
 
 def reflection(n: int) -> Tensor:
-    """An element of O(n) with determinant -1, (n, n): the inversion -1 for odd n, else the first axis negated."""
+    """An element of O(n) with determinant -1, (n, n): the inversion -1 for odd n, else the first axis
+    negated.
+    """
     if n % 2:
         return -torch.eye(n, dtype=torch.float64)
     mirror = torch.eye(n, dtype=torch.float64)
@@ -170,10 +173,12 @@ class Scaling(Group):
 
 
 class Lorentz(Group):
-    """The proper orthochronous Lorentz group SO+(1,3) on (t, x, y, z), with metric diag(1, -1, -1, -1), c = 1.
+    """The proper orthochronous Lorentz group SO+(1,3) on (t, x, y, z), with metric diag(1, -1, -1, -1), c =
+    1.
 
-    Not compact. Sampled as (Haar rotation) (boost along z) (Haar rotation), with rapidity uniform in [-1, 1], so that
-    the speed stays below tanh(1) = 0.76 of light's. The algebra lists the rotations about x, y, z, then the boosts along x, y, z.
+    Not compact. Sampled as (Haar rotation) (boost along z) (Haar rotation), with rapidity uniform in [-1,
+    1], so that the speed stays below tanh(1) = 0.76 of light's. The algebra lists the rotations about x, y,
+    z, then the boosts along x, y, z.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,8 @@ _WITHOUT: dict[str, Callable[[], Group]] = {"Scaling": Scaling, "Lorentz": Loren
 
 
 def parse(name: str) -> Group:
-    """The group called `name`: `SO(3)` or `SO3`, `O(2)`, `SE(3)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`, `Lorentz`.
+    """The group called `name`: `SO(3)` or `SO3`, `O(2)`, `SE(3)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`,
+    `Lorentz`.
 
     Raises:
         RepresentationError: no group is called so.

@@ -1,7 +1,8 @@
 """Products of a block's generators or discrete elements with wide matrices, for all multiplicities at once.
 
-Everywhere M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and a feature has index u d + i.
-These run in every training step, so each is one batched product without a Python loop over copies or matrices.
+Everywhere M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and a feature has index u d
++ i. These run in every training step, so each is one batched product without a Python loop over copies or
+matrices.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equirelax.symmetry.blocks import Block, Kind
+from equirelax.symmetry.block import Block, Kind
 
 # Small matrices are slow to multiply: copies are grouped until a tile has about this many entries a side.
 TILE = 24

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import products
-from equirelax.symmetry.blocks import Block, Kind, TensorProduct, Vector, block_from_spec
+from equirelax.symmetry.block import Block, Kind, block_from_spec
+from equirelax.symmetry.blocks import TensorProduct, Vector
 from equirelax.symmetry.group import Group
 
 
 class Representation:
     """A direct sum of multiples of blocks of one group.
 
-    Layout of a feature vector: the blocks one after the other; a block of multiplicity m and size d takes m*d entries,
-    entry i of copy u at u*d + i (the layout of e3nn's features). Neighbouring equal blocks are merged, which changes no layout.
+    Layout of a feature vector: the blocks one after the other; a block of multiplicity m and size d takes
+    m*d entries, entry i of copy u at u*d + i (the layout of e3nn's features). Neighbouring equal blocks are
+    merged, which changes no layout.
 
     Attributes:
         group: the group that acts.
@@ -32,15 +34,19 @@ class Representation:
     def __init__(self, group: Group, blocks: Sequence[tuple[int, Block]]) -> None:
         """
         Raises:
-            RepresentationError: a multiplicity is not a whole number >= 0, or a block belongs to another group.
+            RepresentationError: a multiplicity is not a whole number >= 0, or a block belongs to another
+            group.
         """
         merged: list[tuple[int, Block]] = []
         for multiplicity, block in blocks:
             if isinstance(multiplicity, bool) or not isinstance(multiplicity, int) or multiplicity < 0:
-                raise RepresentationError(f"A multiplicity is a whole number >= 0, got {multiplicity!r} for {block!r}.")
+                raise RepresentationError(
+                    f"A multiplicity is a whole number >= 0, got {multiplicity!r} for {block!r}."
+                )
             if block.group != group:
                 raise RepresentationError(
-                    f"Cannot put the block {block!r} into a representation of {group.name}: every block must belong to one group."
+                    f"Cannot put the block {block!r} into a representation of {group.name}: every block must "
+                    "belong to one group."
                 )
             if multiplicity and merged and merged[-1][1] == block:
                 merged[-1] = (merged[-1][0] + multiplicity, merged[-1][1])
@@ -58,7 +64,7 @@ class Representation:
         """Where each block lies in the feature vector, in the order of `blocks`."""
         return self._slices
 
-    # ---- making new ones ------------------------------------------------------------------------------------------
+    # ---- making new ones -----------------------------------------------------------------------------------
 
     def __add__(self, other: Representation) -> Representation:
         """Direct sum: the features of self, then those of `other`."""
@@ -69,7 +75,9 @@ class Representation:
     def __rmul__(self, copies: int) -> Representation:
         """`copies` of the whole feature vector, one after the other."""
         if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
-            raise RepresentationError(f"A representation is multiplied by a whole number >= 0, got {copies!r}.")
+            raise RepresentationError(
+                f"A representation is multiplied by a whole number >= 0, got {copies!r}."
+            )
         if len(self.blocks) == 1:
             return Representation(self.group, [(copies * self.blocks[0][0], self.blocks[0][1])])
         return Representation(self.group, self.blocks * copies)
@@ -94,7 +102,9 @@ class Representation:
             elif single is not None and single.trivial and single.dim == 1 and multiplicity == 1:
                 out.append((copies, block))
             elif single is not None and block.dim == 1:
-                out.append((copies * multiplicity, TensorProduct(block, Representation(self.group, [(1, single)]))))
+                out.append(
+                    (copies * multiplicity, TensorProduct(block, Representation(self.group, [(1, single)])))
+                )
             else:
                 out.append((copies, TensorProduct(block, other)))
         return Representation(self.group, out)
@@ -106,7 +116,7 @@ class Representation:
             [(m, b if b.linear else Vector(self.group)) for m, b in self.blocks],
         )
 
-    # ---- elements -------------------------------------------------------------------------------------------------
+    # ---- elements ------------------------------------------------------------------------------------------
 
     def matrix(self, g: Tensor) -> Tensor:
         """rho(g), (..., dim, dim), for elements g (..., n, n).
@@ -126,8 +136,8 @@ class Representation:
     def apply(self, g: Tensor, x: Tensor, axis: int = -1) -> Tensor:
         """g acting on features x whose `axis` has length dim: a tensor like x. Affine representations too.
 
-        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x (with `axis` left
-        out), which must be of sizes b (or b may hold ones).
+        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x (with `axis`
+        left out), which must be of sizes b (or b may hold ones).
 
         Raises:
             RepresentationError: shapes do not fit, or x is not floating point although it changes.
@@ -137,14 +147,17 @@ class Representation:
         if self.invariant:
             return x.clone()
         if not x.is_floating_point():
-            raise RepresentationError(f"{self} acts on floating-point features, got {x.dtype}; only invariants may be integers.")
+            raise RepresentationError(
+                f"{self} acts on floating-point features, got {x.dtype}; only invariants may be integers."
+            )
         batch, leading = g.shape[:-2], features.shape[:-1]
         fits = len(batch) <= len(leading) and all(
             b in (1, size) for b, size in zip(batch, leading, strict=False)
         )
         if not fits:
             raise RepresentationError(
-                f"A batch of elements {tuple(batch)} must match the first axes of the features, which are {tuple(leading)}."
+                f"A batch of elements {tuple(batch)} must match the first axes of the features, which are "
+                f"{tuple(leading)}."
             )
         lift = (*batch, *[1] * (len(leading) - len(batch)))
         parts = []
@@ -161,13 +174,23 @@ class Representation:
             parts.append(part)
         return torch.cat(parts, dim=-1).movedim(-1, axis)
 
-    def generators(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def generators(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """drho(A_i) as dense matrices, (k, dim, dim); of an affine representation its linear part."""
-        return self._dense(lambda block: block.generators(dtype, device), self.group.algebra_dim, dtype, device)
+        return self._dense(
+            lambda block: block.generators(dtype, device), self.group.algebra_dim, dtype, device
+        )
 
-    def discrete(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
-        """rho of the group's discrete generators as dense matrices, (c, dim, dim); affine: the linear part."""
-        return self._dense(lambda block: block.discrete(dtype, device), self.group.discrete_count, dtype, device)
+    def discrete(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
+        """rho of the group's discrete generators as dense matrices, (c, dim, dim); affine: the linear
+        part.
+        """
+        return self._dense(
+            lambda block: block.discrete(dtype, device), self.group.discrete_count, dtype, device
+        )
 
     def _dense(
         self, of: Callable[[Block], Tensor], count: int, dtype: torch.dtype, device: torch.device | str | None
@@ -178,12 +201,13 @@ class Representation:
                 out[:, start : start + block.dim, start : start + block.dim] = of(block)
         return out
 
-    # ---- products with the Lie algebra and the discrete elements --------------------------------------------------
+    # ---- products with the Lie algebra and the discrete elements -------------------------------------------
 
     def derivative(self, x: Tensor, axis: int = -1) -> Tensor:
         """d/dt of exp(t A_i) acting on x, at t = 0, for every basis element: (k, *x.shape).
 
-        drho(A_i) x for a linear block, drho(A_i) x + a_i for an affine one, whose a_i is the velocity of the translation.
+        drho(A_i) x for a linear block, drho(A_i) x + a_i for an affine one, whose a_i is the velocity of the
+        translation.
         """
         features = self._features_last(x, axis)
         flat = features.reshape(-1, self.dim)
@@ -232,7 +256,10 @@ class Representation:
 
     def _left(self, weight: Tensor, kind: Kind) -> Tensor:
         self._check_weight(weight, 2, -2, "(dim, m)")
-        parts = [products.columns(b, m, weight[s], kind) for (m, b), s in zip(self.blocks, self._slices, strict=True)]
+        parts = [
+            products.columns(b, m, weight[s], kind)
+            for (m, b), s in zip(self.blocks, self._slices, strict=True)
+        ]
         return _joined(parts, -2, weight, self._count(kind))
 
     def _right(self, weight: Tensor, kind: Kind) -> Tensor:
@@ -246,52 +273,64 @@ class Representation:
     def _left_transposed(self, stack: Tensor, kind: Kind) -> Tensor:
         self._check_weight(stack, 3, -2, "(count, dim, m)", self._count(kind))
         parts = [
-            products.columns_adjoint(b, m, stack[:, s], kind) for (m, b), s in zip(self.blocks, self._slices, strict=True)
+            products.columns_adjoint(b, m, stack[:, s], kind)
+            for (m, b), s in zip(self.blocks, self._slices, strict=True)
         ]
         return torch.cat(parts, dim=0) if parts else stack.sum(dim=0)
 
     def _right_transposed(self, stack: Tensor, kind: Kind) -> Tensor:
         self._check_weight(stack, 3, -1, "(count, m, dim)", self._count(kind))
         parts = [
-            products.rows_adjoint(b, m, stack[..., s], kind) for (m, b), s in zip(self.blocks, self._slices, strict=True)
+            products.rows_adjoint(b, m, stack[..., s], kind)
+            for (m, b), s in zip(self.blocks, self._slices, strict=True)
         ]
         return torch.cat(parts, dim=-1) if parts else stack.sum(dim=0)
 
     def _count(self, kind: Kind) -> int:
         return self.group.algebra_dim if kind == "generators" else self.group.discrete_count
 
-    # ---- checks ---------------------------------------------------------------------------------------------------
+    # ---- checks --------------------------------------------------------------------------------------------
 
     def _check_group(self, other: Representation) -> None:
         if self.group != other.group:
             raise RepresentationError(
-                f"{self} is a representation of {self.group.name} and {other} one of {other.group.name}: they must be of one group."
+                f"{self} is a representation of {self.group.name} and {other} one of {other.group.name}: "
+                "they must be of one group."
             )
 
     def _check_linear(self, what: str) -> None:
         if not self.linear:
             raise RepresentationError(
-                f"{self} holds positions, on which translations act by adding: there is no such thing as {what} of it. "
+                f"{self} holds positions, on which translations act by adding: there is no such thing as "
+                f"{what} of it. "
                 "Use apply() and derivative(), or linear_part() for differences of positions."
             )
 
-    def _check_weight(self, weight: Tensor, axes: int, axis: int, shape: str, count: int | None = None) -> None:
+    def _check_weight(
+        self, weight: Tensor, axes: int, axis: int, shape: str, count: int | None = None
+    ) -> None:
         self._check_linear("a product of matrices")
-        if weight.dim() != axes or weight.shape[axis] != self.dim or (count is not None and len(weight) != count):
+        if (
+            weight.dim() != axes
+            or weight.shape[axis] != self.dim
+            or (count is not None and len(weight) != count)
+        ):
             counted = "" if count is None else f" and count = {count}"
             raise RepresentationError(
-                f"{self}: expected a tensor {shape} with dim = {self.dim}{counted}, got shape {tuple(weight.shape)}."
+                f"{self}: expected a tensor {shape} with dim = {self.dim}{counted}, got shape "
+                f"{tuple(weight.shape)}."
             )
 
     def _features_last(self, x: Tensor, axis: int) -> Tensor:
         if not -x.dim() <= axis < x.dim() or x.shape[axis] != self.dim:
             raise RepresentationError(
-                f"{self} acts on features of length {self.dim}, but axis {axis} of a tensor of shape {tuple(x.shape)} does not "
+                f"{self} acts on features of length {self.dim}, but axis {axis} of a tensor of shape "
+                f"{tuple(x.shape)} does not "
                 "have that length. Is the axis right, or is it another representation's feature?"
             )
         return x.movedim(axis, -1)
 
-    # ---- plain data -----------------------------------------------------------------------------------------------
+    # ---- plain data ----------------------------------------------------------------------------------------
 
     def block_specs(self) -> list[list[Any]]:
         """[multiplicity, spec of the block], in plain Python."""
@@ -309,7 +348,9 @@ class Representation:
             RepresentationError: a key, group or block is unknown.
         """
         if not isinstance(spec, dict) or set(spec) != {"group", "blocks"}:
-            raise RepresentationError(f"A representation's spec is a dict with keys 'group' and 'blocks', got {spec!r}.")
+            raise RepresentationError(
+                f"A representation's spec is a dict with keys 'group' and 'blocks', got {spec!r}."
+            )
         return cls.from_block_specs(Group.from_spec(spec["group"]), spec["blocks"])
 
     @classmethod
@@ -336,7 +377,9 @@ class Representation:
 
 
 def _joined(parts: list[Tensor], axis: int, weight: Tensor, count: int) -> Tensor:
-    """The blocks' products put together; for a representation of size 0 an empty tensor of the right shape."""
+    """The blocks' products put together; for a representation of size 0 an empty tensor of the right
+    shape.
+    """
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, dim=axis) if parts else weight.new_zeros(count, *weight.shape)

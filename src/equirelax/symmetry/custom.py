@@ -1,0 +1,131 @@
+"""A block by the user's own matrices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import RepresentationError
+from equirelax.symmetry.block import Block
+from equirelax.symmetry.group import Group
+from equirelax.symmetry.matrix_group import structure_constants
+
+
+class Custom(Block):
+    """A representation by the user's own matrices.
+
+    Args:
+        group: the group that acts.
+        generators: drho(A_i), (k, d, d), for the basis `group.algebra()` in its order; None where k = 0.
+        discrete: rho of `group.discrete()`, (c, d, d), in its order; None where c = 0.
+        matrix_fn: g (..., n, n) -> rho(g) (..., d, d). Without it `matrix` and `apply` raise, while
+            everything in weight space works. A function makes the block impossible to write as a spec; it
+            pickles if the function does.
+        name: for tables and messages.
+
+    Raises:
+        RepresentationError: counts or shapes do not fit the group, or the commutators are not those of its
+        algebra.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        generators: Tensor | Sequence[Any] | None = None,
+        discrete: Tensor | Sequence[Any] | None = None,
+        matrix_fn: Callable[[Tensor], Tensor] | None = None,
+        name: str = "custom",
+    ) -> None:
+        self._given = [
+            _as_matrices(value, len(wanted), f"{label} of {group.name}")
+            for value, wanted, label in (
+                (generators, group.algebra(), "generators"), (discrete, group.discrete(), "discrete elements")
+            )
+        ]  # fmt: skip
+        sizes = {part.shape[-1] for part in self._given if len(part)}
+        if len(sizes) != 1:
+            raise RepresentationError(
+                f"custom representation of {group.name}: all matrices must have one size (d, d), got sizes "
+                f"{sorted(sizes)}."
+            )
+        super().__init__(group, sizes.pop(), name)
+        self._given = [part if len(part) else part.new_zeros(0, self.dim, self.dim) for part in self._given]
+        self._matrix_fn = matrix_fn
+        self._check_commutators()
+
+    def _check_commutators(self) -> None:
+        rho, basis = self._given[0], self.group.algebra()
+        if not len(basis):
+            return
+        constants = structure_constants(basis, self.group.name)
+        products = rho.unsqueeze(1) @ rho.unsqueeze(0)
+        wanted = torch.einsum("ijm,mab->ijab", constants, rho)
+        error = float((products - products.transpose(0, 1) - wanted).abs().max())
+        if error > 1e-6 * max(1.0, float(rho.abs().max()) ** 2):
+            raise RepresentationError(
+                f"custom representation {self.name!r}: the generators' commutators differ from those of "
+                f"{self.group.name}'s algebra "
+                f"by {error:.2g}. Give drho(A_i) for A = group.algebra(), in its order and with its signs."
+            )
+
+    def matrix(self, g: Tensor) -> Tensor:
+        self.group.check_shape(g)
+        if self._matrix_fn is None:
+            raise RepresentationError(
+                f"custom representation {self.name!r} of {self.group.name} knows its generators, not the "
+                "matrix of an "
+                "element: pass matrix_fn= to custom(...)."
+            )
+        out = self._matrix_fn(g)
+        if out.shape != (*g.shape[:-2], self.dim, self.dim):
+            raise RepresentationError(
+                f"matrix_fn of {self.name!r} gave shape {tuple(out.shape)} for elements of shape "
+                f"{tuple(g.shape)}; expected "
+                f"{(*g.shape[:-2], self.dim, self.dim)}."
+            )
+        return out
+
+    def _generators(self) -> Tensor:
+        return self._given[0]
+
+    def _discrete(self) -> Tensor:
+        return self._given[1]
+
+    def arguments(self) -> dict[str, Any]:
+        return {"name": self.name, "generators": self._given[0].tolist(), "discrete": self._given[1].tolist()}
+
+    def spec(self) -> dict[str, Any]:
+        if self._matrix_fn is not None:
+            raise RepresentationError(
+                f"custom representation {self.name!r} holds a Python function, which cannot be written as "
+                "plain data. "
+                "Write it without matrix_fn, or pickle it."
+            )
+        return super().spec()
+
+    @cached_property
+    def _key(self) -> str:
+        function = (
+            "" if self._matrix_fn is None else f"{self._matrix_fn.__module__}.{self._matrix_fn.__qualname__}"
+        )
+        return json.dumps({**self.arguments(), "matrix_fn": function}, sort_keys=True)
+
+
+def _as_matrices(value: Tensor | Sequence[Any] | None, count: int, label: str) -> Tensor:
+    if value is None:
+        value = []
+    out = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64).clone()
+    if out.numel() == 0 and count == 0:
+        return torch.zeros(0, 0, 0, dtype=torch.float64)
+    if out.dim() != 3 or out.shape[1] != out.shape[2] or len(out) != count:
+        raise RepresentationError(
+            f"Expected matrices of the {count} {label} as ({count}, d, d), got shape {tuple(out.shape)}."
+        )
+    if not torch.isfinite(out).all():
+        raise RepresentationError(f"The matrices of the {label} hold NaN or infinity.")
+    return out
