@@ -1,0 +1,248 @@
+"""How does the group act on a hidden feature? Told by what the feature does when the input is transformed.
+
+A feature is seen at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p) and
+Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. Candidates are tried along every axis:
+
+* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks of the
+  representations that the audit was given, small irreps where e3nn is loaded), in any order and number: the segmentation of
+  the axis with the least squared error, found by dynamic programming;
+* the same block with its components outermost (all x, then all y, then all z);
+* a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``.
+
+The one with the smallest error counts. Its error is small when the feature transforms like that, so no threshold decides
+what is tried. Two weaker explanations are looked for where none fits: vectors *in another basis* (``P rho(g) P^-1`` with a fixed
+P, which a swapped axis gives), and *some* linear map for every g (least squares; says nothing with too few rows).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from equirelax.symmetry import Group, Representation
+from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
+
+MAX_ROWS = 1024  # rows that take part in choosing a segmentation; the error reported is over all of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Atom:
+    """One block as an affine map: ``matrix(g)`` (d, d) and ``offset(g)`` (d,) or ``None``."""
+
+    name: str
+    dim: int
+    matrix: Callable[[Tensor], Tensor]
+    offset: Callable[[Tensor], Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial one."""
+
+    name: str
+    apply: Callable[[Tensor, Tensor], Tensor]
+    invariant: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """An action with how badly it explains what was seen.
+
+    Attributes:
+        action: the best candidate.
+        relative: worst over g of ``||Y_g - rho(g) X|| / max(||Y_g||, ||X||)``.
+        absolute: largest entry of ``|Y_g - rho(g) X|``.
+    """
+
+    action: Action
+    relative: float
+    absolute: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y`` (G, P, ...)."""
+
+    x: Tensor
+    y: Tensor
+    elements: Tensor  # (G, n, n)
+
+
+def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
+    """The blocks to try for a group: its own small representations, and those of the representations given."""
+    blocks: list[Block] = [Trivial(group)]
+    if group.order is not None or not group.connected:
+        blocks.append(Sign(group))
+    blocks.append(Vector(group))
+    if group.dim != group.linear_dim:
+        blocks.append(Positions(group))
+    if group.linear_dim == 3 and not group.connected:
+        blocks.append(Pseudovector(group))
+    if group.order is not None and group.order <= 64:
+        blocks.append(Regular(group))
+    for rep in given:
+        blocks += [block for _, block in rep.blocks if block not in blocks]
+    atoms = [Atom(block.name, block.dim, block.matrix, block.offset) for block in dict.fromkeys(blocks)]
+    return atoms + _irreps(group, {atom.dim for atom in atoms})
+
+
+def _irreps(group: Group, present: set[int]) -> list[Atom]:
+    """e3nn's irreps with l = 2 and 3, where e3nn is already in use and the group rotates space."""
+    if "e3nn" not in sys.modules or group.linear_dim != 3 or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
+        return []
+    from equirelax.symmetry import O, from_irreps
+
+    found = []
+    for name in ("2e", "2o", "3e", "3o"):
+        block = from_irreps(name, O(3)).blocks[0][1]
+        if block.dim not in present:
+            found.append(Atom(name, block.dim, lambda g, b=block: b.matrix(group.linear_part(g)), lambda g: None))
+    return found
+
+
+def action_of(rep: Representation, axis: int, group: Group) -> Action:
+    """The action of a known representation along an axis, for elements of ``group``."""
+    linear = rep.group.dim != group.dim
+    where = "" if axis == -1 else f" along axis {axis}"
+
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        return rep.apply((group.linear_part(g) if linear else g).to(x.device), x.double(), axis=axis)
+
+    return Action(f"{rep!r}{where}", apply, rep.invariant)
+
+
+def error_of(action: Action, seen: Seen) -> Explained:
+    """How badly a given action explains a feature."""
+    relative = absolute = 0.0
+    for g, y in zip(seen.elements, seen.y, strict=True):
+        expected = torch.stack([action.apply(g, x) for x in seen.x])
+        gap = (y - expected).abs()
+        scale = max(float(y.norm()), float(seen.x.norm()))
+        relative = max(relative, float(gap.norm()) / scale if scale > 0 else 0.0)
+        absolute = max(absolute, float(gap.max()))
+    return Explained(action, relative, absolute)
+
+
+INVARIANT = Action("invariant", lambda g, x: x.double(), True)
+
+
+def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
+    """The best action among all candidates; the first within ``tolerance`` is taken at once."""
+    best = error_of(INVARIANT, seen)
+    if best.relative <= tolerance:
+        return best
+    for candidate in _candidates(seen, atoms):
+        found = error_of(candidate, seen)
+        if found.relative < best.relative:
+            best = found
+        if best.relative <= tolerance:
+            break
+    return best
+
+
+def _candidates(seen: Seen, atoms: Sequence[Atom]):  # type: ignore[no-untyped-def]
+    axes = range(seen.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
+    shape = seen.x.shape[1:]
+    for axis in axes:
+        if shape[axis] <= 4096:
+            yield _segmentation(seen, atoms, axis)
+    moving = [atom for atom in atoms if atom.dim > 1]
+    for axis in axes:
+        for atom in moving:
+            if shape[axis] % atom.dim == 0 and shape[axis] > atom.dim:
+                yield _component_major(atom, shape[axis] // atom.dim, axis)
+    for a in axes:
+        for b in range(a):
+            for atom in moving:
+                if shape[a] == shape[b] == atom.dim:
+                    yield _rank_two(atom, b, a)
+
+
+def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
+    """The atom on the last axis of ``x`` (..., d)."""
+    moved = x @ atom.matrix(g).to(x).transpose(-1, -2)
+    offset = atom.offset(g)
+    return moved if offset is None else moved + offset.to(x)
+
+
+def _segmentation(seen: Seen, atoms: Sequence[Atom], axis: int) -> Action:
+    """The direct sum of atoms along ``axis`` (of one feature) with the least squared error."""
+    x = seen.x.movedim(axis + 1, -1)
+    y = seen.y.movedim(axis + 2, -1)
+    size = x.shape[-1]
+    x, y = x.reshape(-1, size), y.reshape(len(seen.elements), -1, size)
+    if len(x) > MAX_ROWS:
+        pick = torch.linspace(0, len(x) - 1, MAX_ROWS).long()
+        x, y = x[pick], y[:, pick]
+    # Rounding must not decide between blocks that fit equally well: the first in the list is to win.
+    grain = 1e-24 * float(y.square().sum()) + 1e-300
+    costs = []
+    for atom in atoms:
+        cost = x.new_zeros(max(size - atom.dim + 1, 0))
+        for g, moved in zip(seen.elements, y, strict=True):
+            if len(cost):
+                gap = moved.unfold(1, atom.dim, 1) - _apply_atom(atom, g, x.unfold(1, atom.dim, 1))
+                cost = cost + gap.square().sum(dim=(0, 2))
+        costs.append((cost / grain).round().tolist())
+    best: list[tuple[float, int]] = [(0.0, -1)]
+    for end in range(1, size + 1):
+        options = [
+            (best[end - atom.dim][0] + costs[k][end - atom.dim], k)
+            for k, atom in enumerate(atoms)
+            if atom.dim <= end and best[end - atom.dim][0] < float("inf")
+        ]
+        best.append(min(options, default=(float("inf"), -1)))
+    order: list[Atom] = []
+    end = size
+    while end:
+        order.append(atoms[best[end][1]])
+        end -= order[-1].dim
+    return _sum_of(order[::-1], axis, seen.x.dim() - 1)
+
+
+def _sum_of(order: list[Atom], axis: int, dims: int) -> Action:
+    runs: list[tuple[int, Atom]] = []
+    for atom in order:
+        if runs and runs[-1][1] is atom:
+            runs[-1] = (runs[-1][0] + 1, atom)
+        else:
+            runs.append((1, atom))
+
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = x.double().movedim(axis, -1)
+        parts = moved.split([count * atom.dim for count, atom in runs], dim=-1)
+        done = [
+            _apply_atom(atom, g, part.reshape(*part.shape[:-1], count, atom.dim)).reshape(part.shape)
+            for part, (count, atom) in zip(parts, runs, strict=True)
+        ]
+        return torch.cat(done, dim=-1).movedim(-1, axis)
+
+    words = [f"{count}x{atom.name}" for count, atom in runs]
+    if len(words) > 6:
+        words = words[:5] + [f"... ({len(runs) - 5} more)"]
+    return Action(" + ".join(words) + _where(axis, dims), apply, all(atom.name == "trivial" for atom in order))
+
+
+def _component_major(atom: Atom, copies: int, axis: int) -> Action:
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = x.double().movedim(axis, -1)
+        split = moved.reshape(*moved.shape[:-1], atom.dim, copies).transpose(-1, -2)
+        return _apply_atom(atom, g, split).transpose(-1, -2).reshape(moved.shape).movedim(-1, axis)
+
+    return Action(f"{copies}x{atom.name}, components outermost, along axis {axis}", apply)
+
+
+def _rank_two(atom: Atom, first: int, second: int) -> Action:
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = _apply_atom(atom, g, x.double().movedim(first, -1)).movedim(-1, first)
+        return _apply_atom(atom, g, moved.movedim(second, -1)).movedim(-1, second)
+
+    return Action(f"{atom.name} x {atom.name} on axes {first} and {second}", apply)
+
+
+def _where(axis: int, dims: int) -> str:
+    return "" if axis == dims - 1 else f" along axis {axis - dims}"
