@@ -1,0 +1,172 @@
+"""Whole data sets of equal-sized geometric graphs as tensors, and batches of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import DataError
+
+
+@dataclass
+class GraphSet:
+    """N systems of n bodies each, as whole tensors.
+
+    Attributes:
+        positions: (N, n, 3) input positions.
+        velocities: (N, n, 3) input velocities.
+        features: (N, n, f) further node features, not transformed by rotations.
+        targets: (N, n, 3) positions to predict.
+        edge_index: (2, e) one directed graph for all systems, or (N, 2, e); rows are (source, target), 0 ..
+        n-1.
+        edge_features: (N, e, k), not transformed by rotations.
+        charges: (N, n, 1) or None.
+        trajectory: (N, steps, n, 3) positions at several later times, the last of them the targets, or None.
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    features: Tensor
+    targets: Tensor
+    edge_index: Tensor
+    edge_features: Tensor
+    charges: Tensor | None = None
+    trajectory: Tensor | None = None
+    # batch size -> (edge_index of a batch, or node offsets where every system has its own graph; graph)
+    _cache: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def bodies(self) -> int:
+        """Number of bodies n of a system."""
+        return self.positions.shape[1]
+
+    def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
+        """The systems `indices` (b of them) as one big graph of b * n nodes.
+
+        Args:
+            indices: (b,) long tensor or a sequence of integers.
+            rotation: (3, 3), or (b, 3, 3) for one per system; acts on positions, velocities, targets,
+            trajectory.
+
+        Returns:
+            positions, velocities, targets (b*n, 3), features (b*n, f), edge_index (2, b*e),
+            edge_features (b*e, k), graph (b*n,) long: the number 0 .. b-1 of each node's system; and where
+            the set has them charges (b*n, 1), trajectory (b*n, steps, 3). edge_index and graph may be
+            shared between
+            batches: do not change them in place.
+        """
+        index = torch.as_tensor(indices, dtype=torch.long, device=self.positions.device)
+        edge_index, graph = self._topology(index)
+
+        def vectors(whole: Tensor) -> Tensor:  # (N, ..., 3) -> (b, ..., 3)
+            chosen = whole[index]
+            if rotation is None:
+                return chosen
+            matrix = rotation.to(chosen).transpose(-1, -2)
+            return chosen @ (matrix if matrix.ndim == 2 or chosen.ndim == 3 else matrix[:, None])
+
+        out = {
+            "positions": vectors(self.positions).flatten(0, 1),
+            "velocities": vectors(self.velocities).flatten(0, 1),
+            "targets": vectors(self.targets).flatten(0, 1),
+        }
+        out["features"] = self.features[index].flatten(0, 1)
+        out["edge_index"], out["graph"] = edge_index, graph
+        out["edge_features"] = self.edge_features[index].flatten(0, 1)
+        if self.charges is not None:
+            out["charges"] = self.charges[index].flatten(0, 1)
+        if self.trajectory is not None:
+            out["trajectory"] = vectors(self.trajectory).transpose(1, 2).flatten(0, 1)
+        return out
+
+    def _topology(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Batched edge_index (2, b*e) and graph (b*n,) of the systems `index` (b,)."""
+        count = index.shape[0]
+        shared = self.edge_index.ndim == 2
+        if count not in self._cache:
+            systems = torch.arange(count, device=index.device)
+            edges = self.edge_index if shared else self.edge_index[:0]
+            offsets = (systems * self.bodies)[:, None]
+            batched = (edges[:, None] + offsets).flatten(1) if shared else offsets[..., None]
+            self._cache[count] = (batched, systems.repeat_interleave(self.bodies))
+        edges, graph = self._cache[count]
+        if not shared:
+            edges = (self.edge_index[index] + edges).transpose(0, 1).flatten(1)
+        return edges, graph
+
+    def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
+        """The set of the systems `indices` alone."""
+        return self._map(lambda tensor: tensor[indices])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The set on `device`, its floating point tensors as `dtype`."""
+        moved = self._map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+        if self.edge_index.ndim == 2:
+            moved.edge_index = self.edge_index.to(device)
+        return moved
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy in which `change` was applied to every tensor whose first axis is the systems."""
+        changed: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            shared = entry.name == "edge_index" and self.edge_index.ndim == 2
+            if entry.init and isinstance(value, Tensor) and not shared:
+                changed[entry.name] = change(value)
+        return dataclasses.replace(self, **changed)
+
+    def __post_init__(self) -> None:
+        count, n = self.positions.shape[:2]
+        edges = self.edge_index.shape[-1]
+        expected = {
+            "positions": (count, n, 3),
+            "velocities": (count, n, 3),
+            "targets": (count, n, 3),
+            "features": (count, n, self.features.shape[-1]),
+            "edge_features": (count, edges, self.edge_features.shape[-1]),
+            "edge_index": (2, edges) if self.edge_index.ndim == 2 else (count, 2, edges),
+        }
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise DataError(f"{name} must have the shape {shape}; got {found}.")
+
+
+def complete_graph(bodies: int) -> Tensor:
+    """(2, n (n-1)) every ordered pair of different bodies, rows (source, target), ordered by target."""
+    target, source = (~torch.eye(bodies, dtype=torch.bool)).nonzero(as_tuple=True)
+    return torch.stack([source, target])
+
+
+def nearest_neighbours(positions: Tensor, neighbours: int) -> Tensor:
+    """(N, 2, n * neighbours): for every body (target) its nearest others (sources); positions (N, n, 3)."""
+    count, n, _ = positions.shape
+    distance = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
+    distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    source = distance.topk(neighbours, largest=False).indices.flatten(1)
+    target = torch.arange(n).repeat_interleave(neighbours).expand(count, -1)
+    return torch.stack([source, target], 1)
+
+
+def squared_distances(positions: Tensor, edge_index: Tensor) -> Tensor:
+    """(N, e) squared lengths of the edges, for positions (N, n, 3) and edge_index (2, e) or (N, 2, e)."""
+    source, target = gather(positions, edge_index)
+    return (source - target).square().sum(-1)
+
+
+def gather(values: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Node values (N, n, d) at the edges' sources and targets, each (N, e, d)."""
+    if edge_index.ndim == 2:
+        return values[:, edge_index[0]], values[:, edge_index[1]]
+    rows = torch.arange(values.shape[0])[:, None]
+    return values[rows, edge_index[:, 0]], values[rows, edge_index[:, 1]]

@@ -1,0 +1,138 @@
+"""Where data sets live: the data root, finding files in it, and a status of every known data set."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from equirelax.errors import DataError
+
+ENVIRONMENT = "EQUIRELAX_DATA"
+
+
+def cache_root() -> Path:
+    """The user's cache folder for equirelax: `$XDG_CACHE_HOME/equirelax`, else `~/.cache/equirelax`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is invalid and must be ignored.
+    folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return folder / "equirelax"
+
+
+def data_root(explicit: str | os.PathLike[str] | None = None) -> Path:
+    """The data root: `explicit` if given, else the environment variable EQUIRELAX_DATA, else `cache_root()`.
+
+    The folder need not exist. An empty EQUIRELAX_DATA counts as not set.
+    """
+    if explicit is not None:
+        return Path(explicit).expanduser()
+    configured = os.environ.get(ENVIRONMENT, "")
+    return Path(configured).expanduser() if configured else cache_root()
+
+
+def search_roots(explicit: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Folders that are searched for data, in order: the data root, then the cache, where made data may be."""
+    roots = [data_root(explicit)]
+    if roots[0].resolve() != cache_root().resolve():
+        roots.append(cache_root())
+    return roots
+
+
+def writable_root(explicit: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that made data is written to: the data root, or the cache when the root is read-only."""
+    root = data_root(explicit)
+    return root if _is_writable(root) else cache_root()
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files may be made in `folder` or, where it is missing, in its nearest existing parent."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    # os.access lets the superuser write anywhere; a folder that nobody may write is meant to stay as it is.
+    anybody = existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    return bool(anybody) and os.access(existing, os.W_OK | os.X_OK)
+
+
+def find(
+    relative: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, hint: str = ""
+) -> Path:
+    """The first existing `folder / relative` of `search_roots(root)`.
+
+    `hint` says how to get the file. Raises `DataError`, naming every place that was looked at, if it is
+    nowhere.
+    """
+    candidates = [folder / relative for folder in search_roots(root)]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    looked = ", ".join(str(candidate) for candidate in candidates)
+    raise DataError(
+        f"{relative} is missing; looked for {looked}. {hint or 'Put it there'}, "
+        f"or name another data root with --data or {ENVIRONMENT}."
+    )
+
+
+@dataclass(frozen=True)
+class DataStatus:
+    """One data set as `equirelax list` shows it: what it is, where it is (None: missing), how to get it."""
+
+    name: str
+    description: str
+    location: Path | None
+    how_to_get: str
+
+    @property
+    def available(self) -> bool:
+        """Whether every file of the data set was found (they are verified when they are loaded, not here)."""
+        return self.location is not None
+
+
+_MAKE = "equirelax data make nbody"
+_MOCAP = "put {} in the folder cmu_mocap of the data root (source: mocap.cs.cmu.edu, free for all uses)"
+_NBODY_FILES = tuple(f"{split}.{suffix}" for split in ("train", "val", "test") for suffix in ("npz", "json"))
+# name, description, files below the root, how to get it
+_KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+    (
+        "nbody",
+        "charged particles, 5 bodies in 3D, component clamp (EGNN/SEGNN benchmark)",
+        tuple(f"nbody/charged-component-seed0/{name}" for name in _NBODY_FILES),
+        _MAKE,
+    ),
+    (
+        "nbody-norm",
+        "the same with the force norm clamped: exactly O(3)-equivariant dynamics",
+        tuple(f"nbody/charged-norm-seed0/{name}" for name in _NBODY_FILES),
+        f"{_MAKE} --clamp norm",
+    ),
+    (
+        "nbody-gravity",
+        "gravity, 100 bodies in 3D, softened (SEGNN benchmark)",
+        tuple(f"nbody/gravity-none-seed0/{name}" for name in _NBODY_FILES),
+        f"{_MAKE} --system gravity",
+    ),
+    (
+        "mocap-run",
+        "CMU motion capture, subject 9, 11 runs, 31 joints",
+        ("cmu_mocap/cmu09_run.npz", "cmu_mocap/egno_split_run.npz"),
+        _MOCAP.format("cmu09_run.npz and egno_split_run.npz"),
+    ),
+    (
+        "mocap-walk",
+        "CMU motion capture, subject 35, 23 walks, 31 joints",
+        ("cmu_mocap/cmu35_walk.npz", "cmu_mocap/egno_split.npz"),
+        _MOCAP.format("cmu35_walk.npz and egno_split.npz"),
+    ),
+)
+
+
+def status(root: str | os.PathLike[str] | None = None) -> list[DataStatus]:
+    """Every data set that equirelax knows, whether it is there, where, and how to get it."""
+    rows = []
+    for name, description, files, how in _KNOWN:
+        homes = (r for r in search_roots(root) if all((r / file).is_file() for file in files))
+        home = next(homes, None)
+        location = None if home is None else (home / files[0]).parent
+        rows.append(DataStatus(name, description, location, how))
+    return rows
