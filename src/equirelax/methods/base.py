@@ -34,6 +34,9 @@ class Method(ABC):
         deploys_relaxed: whether the model is used with its residuals (True) or projected (False).
 
     A residual that was switched off (by `Strict`) is switched on again, its weights trainable.
+
+    Raises:
+        MethodError: the model was projected.
     """
 
     name: ClassVar[str] = ""
@@ -41,8 +44,13 @@ class Method(ABC):
     deploys_relaxed: ClassVar[bool] = False
 
     def __init__(self, relaxation: Relaxation, penalty: Penalty | None = None) -> None:
-        if not relaxation.residuals:
-            raise MethodError("the relaxation holds no residual; was the model projected? Relax it again")
+        attached = {id(module) for module in relaxation.model.modules()}
+        gone = [path for path, residual in relaxation.residuals.items() if id(residual) not in attached]
+        if gone or not relaxation.residuals:
+            raise MethodError(
+                f"the model has no residual at {', '.join(gone[:5]) or 'all'} any more: it was projected. "
+                f"Relax it again, and make the method from what relax() returns"
+            )
         self.relaxation = relaxation
         self.regularizer = penalty
         self._watch = ParameterWatch(relaxation)

@@ -33,6 +33,9 @@ class ResilientACE(Lagrangian):
     Deployed with gamma kept. (The released N-body code moves lambda by |gamma| - 2u, and its motion-capture
     command runs Algorithm 1 with lambda >= 0; neither is done here.)
 
+    The price of the slacks damps what Algorithm 1 lacks: a J0 that is linear in gamma is solved too, for
+    small steps if eta_d < rho / 4 (about); above that it circles.
+
     Options, with h_i = |gamma_i| - u_i and mu_i = [lambda_i + kappa_p h_i(t-1)]_+ (`pi`; mu = lambda without
     it):
 

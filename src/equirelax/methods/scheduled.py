@@ -12,6 +12,7 @@ from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.methods.schedules import Schedule, resolve
+from equirelax.penalties import Penalty
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
@@ -68,8 +69,6 @@ class Scheduled(Method):
         self.schedule = resolve(schedule)
         penalty = None
         if lie_weight != 0.0 or norm_weight != 0.0:
-            from equirelax.penalties import Penalty
-
             penalty = Penalty(
                 relaxation, lie_weight, norm_weight, rows=rows, scaling=scaling, generator=generator
             )

@@ -190,7 +190,8 @@ def _stale(names: list[str], what: str) -> StaleOptimizerError:
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return StaleOptimizerError(
         f"these parameters of the residuals {what}: {shown}. Create the optimizer after relax() and "
-        f"after the method (relax -> method -> optimizer); freeze what is not meant to train with requires_grad_(False)"
+        f"after the method (relax -> method -> optimizer); "
+        f"freeze what is not meant to train with requires_grad_(False)"
     )
 
 

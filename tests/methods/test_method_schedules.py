@@ -1,0 +1,146 @@
+"""Schedules and the scheduled method."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from method_toys import batch, chain
+
+import equirelax as er
+from equirelax.errors import MethodError
+from equirelax.methods.schedules import SCHEDULES, resolve
+
+
+def strengths(method: er.Scheduled) -> list[float]:
+    return [method.gamma_at(step) for step in range(method.total_steps)]
+
+
+def scheduled(total_steps: int, schedule: object = "triangle", **settings: object) -> er.Scheduled:
+    return er.Scheduled(chain(2), total_steps, schedule, lie_weight=0.0, norm_weight=0.0, **settings)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 400))
+def test_triangle_is_zero_at_the_first_and_exactly_zero_at_the_last_step(total: int) -> None:
+    values = strengths(scheduled(total))
+    assert values[0] == 0.0
+    assert values[-1] == 0.0
+    assert all(0.0 <= v <= 1.0 for v in values)
+    if total > 2:
+        assert max(values) >= 1.0 - 1.0 / (total - 1) - 1e-12
+    if total % 2:
+        assert values[total // 2] == 1.0
+    assert values == pytest.approx(
+        [min(2 * t, 2 * (total - 1 - t)) / (total - 1) for t in range(total)], abs=1e-12
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 12), st.integers(1, 7), st.integers(0, 6))
+def test_triangle_per_epoch_is_constant_within_epochs_and_zero_in_the_last(
+    epochs: int, per_epoch: int, missing: int
+) -> None:
+    total = epochs * per_epoch - min(missing, per_epoch - 1)  # the last epoch may be cut short
+    values = strengths(scheduled(total, steps_per_epoch=per_epoch))
+    for epoch in range(epochs):
+        within = values[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert len(set(within)) == 1
+        assert within[0] == pytest.approx(2 * min(epoch, epochs - 1 - epoch) / (epochs - 1), abs=1e-12)
+    assert set(values[:per_epoch]) == {0.0}
+    assert set(values[(epochs - 1) * per_epoch :]) == {0.0}
+    if epochs % 2:
+        assert values[(epochs // 2) * per_epoch] == 1.0
+
+
+def test_one_step_and_one_epoch() -> None:
+    assert strengths(scheduled(1)) == [0.0]
+    assert strengths(scheduled(3, "linear", steps_per_epoch=3)) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n != "constant"])
+def test_every_schedule_but_the_constant_ends_at_exactly_zero(name: str) -> None:
+    for total in (2, 3, 7, 10, 101, 1000):
+        assert strengths(scheduled(total, name))[-1] == 0.0
+
+
+def test_shapes_of_the_schedules() -> None:
+    at = {name: [SCHEDULES[name](p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] for name in SCHEDULES}
+    assert at["triangle"] == [0.0, 0.5, 1.0, 0.5, 0.0]
+    assert at["linear"] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert at["constant"] == [1.0] * 5
+    assert at["hold-then-decay"] == [1.0, 1.0, 1.0, 0.5, 0.0]
+    assert at["cosine"] == pytest.approx(
+        [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0], abs=1e-15
+    )
+    assert strengths(scheduled(3, lambda p: p**2)) == [0.0, 0.25, 1.0]
+
+
+def test_the_model_gets_the_strengths_and_keeps_the_last() -> None:
+    relaxation = chain(2)
+    method = er.Scheduled(relaxation, total_steps=5)
+    optimizer = torch.optim.SGD([p for p in relaxation.model.parameters() if p.requires_grad], lr=0.01)
+    x, y = batch()
+    seen = []
+    for _ in range(7):
+        seen.append([float(r.gamma) for _, r in relaxation])
+        loss = (relaxation.model(x) - y).square().mean() + method.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.step(optimizer)
+    assert seen == [[g, g] for g in (0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0)]
+    assert method.logs()["mixes.0"].keys() == {"gamma", "lie", "norm"}
+
+
+def test_regulariser_times_gamma() -> None:
+    x, _ = batch()
+    values = {}
+    for times in (False, True):
+        relaxation = chain(2)
+        method = er.Scheduled(relaxation, 5, "constant", penalty_times_gamma=times)
+        method.schedule = lambda p: 0.25
+        relaxation.model(x)
+        values[times] = method.penalty().item()
+    assert values[False] > 0.0
+    assert values[True] == pytest.approx(0.25 * values[False], rel=1e-12)
+
+
+def test_without_weights_nothing_is_kept() -> None:
+    method = scheduled(5)
+    method.relaxation.model(batch()[0])
+    assert float(method.penalty()) == 0.0
+    assert all(residual.take_inputs() == [] for _, residual in method.relaxation)
+
+
+def test_a_learnt_gamma_becomes_a_buffer() -> None:
+    relaxation = chain(2)
+    er.ACE(relaxation, dual_lr=0.1)
+    er.Scheduled(relaxation, 5)
+    assert not any(name.endswith("gamma") for name, _ in relaxation.model.named_parameters())
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(MethodError, match="Did you mean 'triangle'"):
+        resolve("tringle")
+    with pytest.raises(MethodError, match="total_steps is 0"):
+        scheduled(0)
+    with pytest.raises(MethodError, match="steps_per_epoch is 0"):
+        scheduled(5, steps_per_epoch=0)
+    with pytest.raises(MethodError, match="finite"):
+        scheduled(5, lambda p: math.nan)
+    with pytest.raises(MethodError, match="Did you mean 'scheduled'"):
+        er.methods.get("schedule")
+    with pytest.raises(MethodError, match="Did you mean 'sgd'"):
+        er.ACE(chain(2), dual_lr=0.1, dual_optimizer="sdg")
+    with pytest.raises(MethodError, match="dual_lr is 0"):
+        er.ACE(chain(2), dual_lr=0.0)
+    with pytest.raises(MethodError, match="product below 2"):
+        er.ResilientACE(chain(2), dual_lr=0.1, primal_lr=1.0, rho=2.5)
+    with pytest.raises(MethodError, match="augmented is -1"):
+        er.ACE(chain(2), dual_lr=0.1, augmented=-1.0)
+    with pytest.raises(MethodError, match="Did you mean 'mean'"):
+        er.ACE(chain(2), dual_lr=0.1, reduction="meen")
