@@ -1,18 +1,21 @@
 """Data sets: find, make, verify, load and batch them. They know nothing of models."""
 
-from equirelax.data import nbody
+from equirelax.data import mocap, nbody
 from equirelax.data.augment import random_rotation
 from equirelax.data.graphs import GraphSet
+from equirelax.data.mocap import MocapSet
 from equirelax.data.nbody import NBody, NBodySet
 from equirelax.data.root import DataStatus, data_root, find, status
 
 __all__ = [
     "DataStatus",
     "GraphSet",
+    "MocapSet",
     "NBody",
     "NBodySet",
     "data_root",
     "find",
+    "mocap",
     "nbody",
     "random_rotation",
     "status",

@@ -16,9 +16,9 @@ def random_rotation(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
-    """A Haar-distributed (3, 3) matrix of SO(3), or of O(3) with `reflections`; (count, 3, 3) if `count` is given.
+    """A Haar-distributed (3, 3) matrix of SO(3), or of O(3) with `reflections`; (count, 3, 3) with `count`.
 
-    CR turns every batch by one rotation of its own: `data.batch(indices, random_rotation(generator))`. The matrix is
+    CR turns every batch by one rotation of its own: `data.batch(indices, random_rotation(generator))`. It is
     drawn on the generator's device and then moved to `device`.
     """
     group = O(3) if reflections else SO(3)

@@ -80,7 +80,7 @@ class GraphSet:
             "velocities": vectors(self.velocities).flatten(0, 1),
             "targets": vectors(self.targets).flatten(0, 1),
         }
-        out["features"] = self.features[index].flatten(0, 1)
+        out["features"] = self._features(index).flatten(0, 1)
         out["edge_index"], out["graph"] = edge_index, graph
         out["edge_features"] = self.edge_features[index].flatten(0, 1)
         if self.charges is not None:
@@ -88,6 +88,12 @@ class GraphSet:
         if self.trajectory is not None:
             out["trajectory"] = vectors(self.trajectory).transpose(1, 2).flatten(0, 1)
         return out
+
+    def _features(self, index: Tensor) -> Tensor:
+        """(b, n, f) node features of the systems `index` (b,); a set whose features depend on the batch
+        overrides it.
+        """
+        return self.features[index]
 
     def _topology(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Batched edge_index (2, b*e) and graph (b*n,) of the systems `index` (b,)."""

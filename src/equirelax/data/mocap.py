@@ -1,0 +1,266 @@
+"""CMU motion capture (mocap.cs.cmu.edu) by EGNO's protocol: where are 31 joints 30 frames (0.25 s) later?
+
+Input: positions x[t] and velocities v = x[t+1] - x[t] (per frame, at 120 frames a second); targets: x[t+26]
+... x[t+30]. Edges join joints that are one or two bones apart. Lengths are in the file's unit (CMU's, 5.6
+cm).
+
+Two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). The published partition of the
+runs is the one in the split file; of the walks the order of trials is unknown, so that the split is another
+one by the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equirelax.data.archive import load_npz
+from equirelax.data.graphs import GraphSet, squared_distances
+from equirelax.data.root import find
+from equirelax.errors import DataError
+
+FOLDER = Path("cmu_mocap")
+JOINTS = 31
+HORIZON = 30
+"""Frames from the input to the last target."""
+STEPS = 5
+"""Number of targets of a trajectory: the frames t + HORIZON - STEPS + 1 ... t + HORIZON."""
+UP = 1
+"""Coordinate that is the height: y."""
+SPLITS = ("train", "val", "test")
+FEATURES = ("published", "fixed-height", "invariant")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of a motion, and the number of starts of every training trial that the protocol uses."""
+
+    motion: str
+    split: str
+    train_starts: int
+
+
+CASES: Mapping[str, Case] = {
+    "run": Case("cmu09_run.npz", "egno_split_run.npz", train_starts=40),
+    "walk": Case("cmu35_walk.npz", "egno_split.npz", train_starts=18),
+}
+
+
+@dataclass
+class MocapSet(GraphSet):
+    """A split of the motion capture data. See `GraphSet` for the tensors.
+
+    edge_features (N, e, 2): [1 or 2 bones apart, |r_ij|^2]. trajectory (N, 5, 31, 3). features by
+    `load(features=...)`:
+
+    - `published`: [|v|, y / max y], the maximum over all joints of the *batch*, as EGNO has it. So a
+      prediction depends on the other samples of its batch, also when it is evaluated. In the whole tensor
+      `features` the split is the batch.
+    - `fixed-height`: [|v|, y / max y], the maximum over the training inputs: the same feature without that
+    dependence.
+    - `invariant`: [|v|, one-hot joint number] (32 features): the only ones that keep a network
+      E(3)-equivariant end to end; height tells up from down (left: rotations about the vertical, horizontal
+      translations).
+
+    `batch` with a rotation turns the vectors; heights stay those of the recorded pose, as up turns along.
+
+    Attributes:
+        heights: (N, 31, 1) y of the input positions.
+        kind: which features, one of `FEATURES`.
+        trials, starts: (N,) trial number and frame t of every sample.
+        joints: names of the joints.
+    """
+
+    heights: Tensor | None = None
+    kind: str = "published"
+    trials: Tensor | None = None
+    starts: Tensor | None = None
+    joints: tuple[str, ...] = ()
+
+    def _features(self, index: Tensor) -> Tensor:
+        """(b, 31, f) features of the samples `index` (b,) as a batch of their own."""
+        chosen = super()._features(index)
+        if self.kind != "published" or self.heights is None:
+            return chosen
+        height = self.heights[index]
+        return torch.cat([chosen[..., :1], height / height.max()], -1)
+
+
+def load(
+    split: str,
+    *,
+    case: str = "run",
+    features: str = "published",
+    starts: int | None = None,
+    root: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> MocapSet:
+    """Load a split, ordered by trial.
+
+    Args:
+        split: `train` (run: 200 samples, walk: 198), `val` or `test` (run: 240, walk: 600).
+        case: `run` or `walk`.
+        features: one of `FEATURES`, see `MocapSet`.
+        starts: how many starts of every trial, the first ones; None: the protocol's number.
+        root: see `equirelax.data.root`.
+        dtype: of the floating point tensors; the files hold float32.
+
+    Raises:
+        DataError: unknown names, or a file that is missing, damaged or not what it should be.
+    """
+    for word, known, what in (
+        (split, SPLITS, "split"),
+        (case, tuple(CASES), "case"),
+        (features, FEATURES, "features"),
+    ):
+        if word not in known:
+            raise DataError(
+                f"Unknown {what} {word!r} of the motion capture data; choose one of {', '.join(known)}."
+            )
+    files = CASES[case]
+    motion, motion_path = _read(files.motion, root)
+    _check_motion(motion, motion_path)
+    parts, split_path = _read(files.split, root)
+    _check_split(parts, split_path, motion["lengths"])
+    positions = torch.from_numpy(motion["pos"].astype(np.float64))  # (frames of all trials, 31, 3)
+    first = torch.from_numpy(np.concatenate([[0], np.cumsum(motion["lengths"])[:-1]]).astype(np.int64))
+
+    trials, times = _samples(
+        parts, split, files.train_starts if starts is None and split == "train" else starts
+    )
+    frames = first[trials] + times
+    inputs, following = positions[frames], positions[frames + 1]
+    velocities = following - inputs
+    later = torch.arange(HORIZON - STEPS + 1, HORIZON + 1)
+    trajectory = positions[frames[:, None] + later]  # (N, 5, 31, 3)
+    train_trials, train_times = _samples(parts, "train", files.train_starts)
+    highest = positions[first[train_trials] + train_times][..., UP].max()
+    heights = inputs[..., UP, None]
+    edge_index, hops = skeleton_graph(torch.from_numpy(motion["edges"].astype(np.int64)), inputs.shape[1])
+    edge_features = torch.stack(
+        [hops.double().expand(len(frames), -1), squared_distances(inputs, edge_index)], -1
+    )
+    return MocapSet(
+        positions=inputs.to(dtype),
+        velocities=velocities.to(dtype),
+        features=_node_features(velocities, heights, highest, features).to(dtype),
+        targets=trajectory[:, -1].to(dtype),
+        edge_index=edge_index,
+        edge_features=edge_features.to(dtype),
+        trajectory=trajectory.to(dtype),
+        heights=heights.to(dtype),
+        kind=features,
+        trials=trials,
+        starts=times,
+        joints=tuple(motion["joints"].tolist()),
+    )
+
+
+def skeleton_graph(bones: Tensor, joints: int) -> tuple[Tensor, Tensor]:
+    """Edges between joints one or two bones apart, for bones (joints - 1, 2) of a tree.
+
+    Returns edge_index (2, e), both directions of every pair, rows (source, target), and hops (e,): 1 or 2.
+    All edges of one bone come first.
+    """
+    near = torch.zeros(joints, joints, dtype=torch.bool)
+    near[bones[:, 0], bones[:, 1]] = True
+    near |= near.T
+    through = (near.long() @ near.long()) > 0
+    second = through & ~near & ~torch.eye(joints, dtype=torch.bool)
+    pairs = [torch.stack(mask.nonzero(as_tuple=True)).flip(0) for mask in (near, second)]
+    hops = torch.cat([torch.full((edges.shape[1],), hop) for hop, edges in enumerate(pairs, start=1)])
+    return torch.cat(pairs, 1), hops
+
+
+def _node_features(velocities: Tensor, heights: Tensor, highest: Tensor, kind: str) -> Tensor:
+    """(N, joints, f) features of a whole split, see `MocapSet`."""
+    speed = velocities.norm(dim=-1, keepdim=True)
+    if kind == "invariant":
+        names = torch.eye(speed.shape[1], dtype=speed.dtype).expand(speed.shape[0], -1, -1)
+        return torch.cat([speed, names], -1)
+    return torch.cat([speed, heights / (heights.max() if kind == "published" else highest)], -1)
+
+
+def _samples(parts: Mapping[str, np.ndarray], split: str, starts: int | None) -> tuple[Tensor, Tensor]:
+    """Trial and frame, (N,) each, of the first `starts` starts (None: all) of every trial of a split."""
+    frames = torch.from_numpy(parts[f"{split}_start"].astype(np.int64))
+    if starts is not None and not 1 <= starts <= frames.shape[1]:
+        raise DataError(
+            f"A trial of the {split} split has {frames.shape[1]} starts; {starts} were asked for."
+        )
+    frames = frames[:, :starts]
+    trials = torch.from_numpy(parts[f"{split}_trial"].astype(np.int64))
+    return trials.repeat_interleave(frames.shape[1]), frames.flatten()
+
+
+def _read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
+    hint = f"`equirelax list` says how to get it. Put it there as {FOLDER / name}"
+    path = find(FOLDER / name, root, hint=hint)
+    return load_npz(path, path, "Get the file anew."), path
+
+
+def _require(condition: bool, path: Path, problem: str) -> None:
+    if not condition:
+        raise DataError(f"{path}: {problem}. The file is not the one that is expected; get it anew.")
+
+
+def _check_motion(motion: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raise `DataError` unless pos (frames, 31, 3), lengths, joints and edges are there, finite and fit
+    together.
+    """
+    missing = [key for key in ("pos", "lengths", "joints", "edges") if key not in motion]
+    _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
+    positions, lengths, bones = motion["pos"], motion["lengths"], motion["edges"]
+    _require(
+        positions.ndim == 3 and positions.shape[1:] == (JOINTS, 3) and positions.dtype.kind == "f",
+        path,
+        f"pos must be floating point of shape (frames, {JOINTS}, 3), but is {positions.dtype} "
+        f"{positions.shape}",
+    )
+    _require(bool(np.isfinite(positions).all()), path, "pos holds NaN or infinity")
+    _require(
+        lengths.ndim == 1 and lengths.dtype.kind in "iu" and lengths.sum() == len(positions),
+        path,
+        f"lengths must be integers that add up to the {len(positions)} frames of pos",
+    )
+    _require(motion["joints"].shape == (JOINTS,), path, f"joints must be {JOINTS} names")
+    _require(
+        bones.shape == (JOINTS - 1, 2)
+        and bones.dtype.kind in "iu"
+        and 0 <= bones.min()
+        and bones.max() < JOINTS,
+        path,
+        f"edges must be ({JOINTS - 1}, 2) joint numbers below {JOINTS}",
+    )
+
+
+def _check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray) -> None:
+    """Raise `DataError` unless every start leaves room for the horizon and no trial is in two splits."""
+    seen: set[int] = set()
+    for split in SPLITS:
+        missing = [key for key in (f"{split}_trial", f"{split}_start") if key not in parts]
+        _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
+        trials, starts = parts[f"{split}_trial"], parts[f"{split}_start"]
+        integers = trials.dtype.kind in "iu" and starts.dtype.kind in "iu"
+        shapes = trials.ndim == 1 and starts.ndim == 2 and len(starts) == len(trials)
+        _require(
+            integers and shapes,
+            path,
+            f"{split}_trial and {split}_start must be integers (k,) and (k, starts)",
+        )
+        known = trials.min() >= 0 and trials.max() < len(lengths)
+        _require(
+            bool(known), path, f"{split}_trial names a trial that is not among the {len(lengths)} trials"
+        )
+        room = starts.min() >= 0 and (starts + HORIZON < lengths[trials][:, None]).all()
+        _require(
+            bool(room), path, f"a start of {split}_start is not {HORIZON} frames before the end of its trial"
+        )
+        both = seen & set(trials.tolist())
+        _require(not both, path, f"the trials {sorted(both)} are in more than one split")
+        seen |= set(trials.tolist())
