@@ -169,7 +169,7 @@ def skeleton_graph(bones: Tensor, joints: int) -> tuple[Tensor, Tensor]:
     """
     near = torch.zeros(joints, joints, dtype=torch.bool)
     near[bones[:, 0], bones[:, 1]] = True
-    near |= near.T
+    near = near | near.T
     through = (near.long() @ near.long()) > 0
     second = through & ~near & ~torch.eye(joints, dtype=torch.bool)
     pairs = [torch.stack(mask.nonzero(as_tuple=True)).flip(0) for mask in (near, second)]
@@ -232,7 +232,7 @@ def _check_motion(motion: Mapping[str, np.ndarray], path: Path) -> None:
     _require(
         bones.shape == (JOINTS - 1, 2)
         and bones.dtype.kind in "iu"
-        and 0 <= bones.min()
+        and bones.min() >= 0
         and bones.max() < JOINTS,
         path,
         f"edges must be ({JOINTS - 1}, 2) joint numbers below {JOINTS}",
