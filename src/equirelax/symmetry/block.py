@@ -93,9 +93,7 @@ class Block(ABC):
         return None
 
     def known_hom(self, other: Block) -> Tensor | None:
-        """Orthonormal basis (b, d_other, d) of the equivariant maps to `other` where theory gives it, else
-        None.
-        """
+        """Orthonormal basis (b, d_other, d) of the equivariant maps to `other`, or None if not known."""
         return None
 
     def stacked(self, kind: Kind, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -105,9 +103,7 @@ class Block(ABC):
         )
 
     def tiled(self, kind: Kind, tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`tile` copies of each matrix of `kind` along a diagonal, (count, tile d, tile d). Do not write
-        into it.
-        """
+        """`tile` copies of each matrix of `kind` on a diagonal, (count, tile d, tile d). Read only."""
 
         def build() -> Tensor:
             matrices = self._matrices(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,9 +37,7 @@ class Trivial(Block):
 
 
 class Vector(Block):
-    """The defining representation; for SE(n) and E(n) its linear part, so that translations leave a vector
-    alone.
-    """
+    """The defining representation; of SE(n) and E(n) its linear part: translations leave a vector alone."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group, group.linear_dim, "vector")
@@ -90,9 +90,7 @@ class Positions(Block):
 
 
 class Sign(Block):
-    """A number that is multiplied by the sign of the determinant: a pseudoscalar, the parity of a
-    permutation.
-    """
+    """A number multiplied by the sign of the determinant: a pseudoscalar, the parity of a permutation."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group, 1, "sign")
@@ -130,9 +128,7 @@ class Pseudovector(Block):
 
 
 class Regular(Block):
-    """The regular representation of a finite group: basis vector e_h goes to e_gh, elements in the order of
-    `group.elements()`.
-    """
+    """The regular representation of a finite group: e_h goes to e_gh, in the order of `group.elements()`."""
 
     def __init__(self, group: Group) -> None:
         if group.order is None:
@@ -185,6 +181,11 @@ class TensorProduct(Block):
     def _discrete(self) -> Tensor:
         terms = [torch.kron(a, b) for a, b in zip(self.left.discrete(), self.right.discrete(), strict=True)]
         return torch.stack(terms) if terms else torch.zeros(0, self.dim, self.dim, dtype=torch.float64)
+
+    @cached_property
+    def _key(self) -> str:
+        right = [(copies, block._key) for copies, block in self.right.blocks]
+        return json.dumps(["TensorProduct", self.left._key, right])
 
     def arguments(self) -> dict[str, Any]:
         return {"left": self.left.spec(), "right": self.right.block_specs()}

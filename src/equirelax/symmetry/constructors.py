@@ -19,16 +19,12 @@ def trivial(group: Group, n: int = 1) -> Representation:
 
 
 def vector(group: Group) -> Representation:
-    """The defining representation; of SE(n) and E(n) the linear part (velocities, forces, differences of
-    positions).
-    """
+    """The defining representation; of SE(n) and E(n) the linear part: velocities, forces, differences."""
     return Representation(group, [(1, Vector(group))])
 
 
 def positions(group: Group) -> Representation:
-    """Points in space: x -> R x + t under SE(n) and E(n), which is affine; the same as `vector` for every
-    other group.
-    """
+    """Points in space: x -> R x + t under SE(n) and E(n), which is affine; `vector` for other groups."""
     return vector(group) if group.dim == group.linear_dim else Representation(group, [(1, Positions(group))])
 
 

@@ -69,8 +69,8 @@ class Custom(Block):
         if error > 1e-6 * max(1.0, float(rho.abs().max()) ** 2):
             raise RepresentationError(
                 f"custom representation {self.name!r}: the generators' commutators differ from those of "
-                f"{self.group.name}'s algebra "
-                f"by {error:.2g}. Give drho(A_i) for A = group.algebra(), in its order and with its signs."
+                f"{self.group.name}'s algebra by {error:.2g}. Give drho(A_i) for A = group.algebra(), in its "
+                "order and with its signs."
             )
 
     def matrix(self, g: Tensor) -> Tensor:
@@ -78,15 +78,13 @@ class Custom(Block):
         if self._matrix_fn is None:
             raise RepresentationError(
                 f"custom representation {self.name!r} of {self.group.name} knows its generators, not the "
-                "matrix of an "
-                "element: pass matrix_fn= to custom(...)."
+                "matrix of an element: pass matrix_fn= to custom(...)."
             )
         out = self._matrix_fn(g)
         if out.shape != (*g.shape[:-2], self.dim, self.dim):
             raise RepresentationError(
                 f"matrix_fn of {self.name!r} gave shape {tuple(out.shape)} for elements of shape "
-                f"{tuple(g.shape)}; expected "
-                f"{(*g.shape[:-2], self.dim, self.dim)}."
+                f"{tuple(g.shape)}; expected {(*g.shape[:-2], self.dim, self.dim)}."
             )
         return out
 
@@ -103,8 +101,7 @@ class Custom(Block):
         if self._matrix_fn is not None:
             raise RepresentationError(
                 f"custom representation {self.name!r} holds a Python function, which cannot be written as "
-                "plain data. "
-                "Write it without matrix_fn, or pickle it."
+                "plain data. Write it without matrix_fn, or pickle it."
             )
         return super().spec()
 

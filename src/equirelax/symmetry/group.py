@@ -1,6 +1,4 @@
-"""What a symmetry group is to this package: matrices, a Lie algebra, discrete generators, and a way to draw
-elements.
-"""
+"""What a symmetry group is here: matrices, a Lie algebra, discrete generators, a way to draw elements."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ class Group(ABC):
 
     @abstractmethod
     def _distance(self, g: Tensor) -> Tensor:
-        """How far float64 matrices `(..., dim, dim)` violate the group's equations: (...), 0 for an
-        element.
-        """
+        """How far float64 matrices (..., dim, dim) are from the group's equations: (...), 0 in the group."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -94,15 +90,16 @@ class Group(ABC):
         return torch.eye(self.dim, dtype=dtype, device=device)
 
     def exp(self, coefficients: Tensor) -> Tensor:
-        """exp(sum_i c_i A_i) for coefficients (..., k): elements (..., dim, dim) of the identity
-        component.
+        """exp(sum_i c_i A_i), elements (..., dim, dim) near the identity, for coefficients (..., k).
+
+        Raises:
+            RepresentationError: the last axis is not k long.
         """
         basis = self.algebra(coefficients.dtype, coefficients.device)
         if coefficients.shape[-1] != len(basis):
             raise RepresentationError(
                 f"{self.name} has a Lie algebra of dimension {len(basis)}, but {coefficients.shape[-1]} "
-                "coefficients "
-                f"were given (last axis of a tensor of shape {tuple(coefficients.shape)})."
+                f"coefficients were given (last axis of a tensor of shape {tuple(coefficients.shape)})."
             )
         return torch.matrix_exp(torch.einsum("...k,kij->...ij", coefficients, basis))
 
@@ -140,34 +137,29 @@ class Group(ABC):
         return torch.isfinite(g).all(dim=-1).all(dim=-1) & (distance <= tolerance)
 
     def check(self, g: Tensor, atol: float | None = None) -> None:
-        """Raise RepresentationError unless every matrix of `g` (..., dim, dim) is an element (see
-        `contains`).
-        """
+        """Raise RepresentationError unless `contains` holds for every matrix of `g` (..., dim, dim)."""
         inside = self.contains(g, atol)
         if not bool(inside.all()):
             flat, bad = g.reshape(-1, self.dim, self.dim), (~inside).reshape(-1)
             first = flat[bad][0]
             raise RepresentationError(
-                f"{int(bad.sum())} of {len(flat)} matrices are not elements of {self.name}; the first "
-                f"is\n{first}\nIt "
-                f"misses the group's equations by {float(self._distance(first.to(torch.float64))):.2g}. Draw "
-                "elements "
-                f"with {self.name}.sample(), or allow more with atol=."
+                f"{int(bad.sum())} of {len(flat)} matrices are not elements of {self.name}; the first is\n"
+                f"{first}\nIt misses the group's equations by "
+                f"{float(self._distance(first.to(torch.float64))):.2g}. Draw elements with "
+                f"{self.name}.sample(), "
+                "or allow more with atol=."
             )
 
     def check_shape(self, g: Tensor) -> None:
         """Raise RepresentationError unless `g` has shape (..., dim, dim)."""
         if g.dim() < 2 or g.shape[-2:] != (self.dim, self.dim):
             raise RepresentationError(
-                f"An element of {self.name} is a ({self.dim}, {self.dim}) matrix (leading batch axes "
-                "allowed), "
-                f"got shape {tuple(g.shape)}."
+                f"An element of {self.name} is a ({self.dim}, {self.dim}) matrix, batch axes before it "
+                f"allowed; got shape {tuple(g.shape)}."
             )
 
     def linear_part(self, g: Tensor) -> Tensor:
-        """The part of `g` (..., dim, dim) that acts on differences of positions: (..., linear_dim,
-        linear_dim).
-        """
+        """How `g` acts on differences of positions: its first linear_dim rows and columns."""
         self.check_shape(g)
         return g[..., : self.linear_dim, : self.linear_dim]
 
@@ -266,8 +258,7 @@ def constants() -> Iterator[None]:
 
 
 def closure(generators: Tensor, limit: int) -> Tensor | None:
-    """Every product of the `generators` (c, n, n), identity first: (order, n, n), or None past `limit`
-    elements.
+    """All products of the `generators` (c, n, n), identity first: (order, n, n), or None past `limit`.
 
     Breadth-first, so that one generator r gives 1, r, r^2, ... in this order.
     """

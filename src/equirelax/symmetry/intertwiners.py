@@ -17,16 +17,19 @@ RANK_TOLERANCE = 1e-8
 
 
 def hom_basis(block_in: Block, block_out: Block) -> Tensor:
-    """Orthonormal basis (Frobenius product) of the equivariant maps between two blocks: (b, d_out, d_in) in
-    float64.
+    """Orthonormal (Frobenius) basis of the equivariant maps between two blocks, (b, d_out, d_in), float64.
 
-    The null space of W -> drho_out(A_i) W - W drho_in(A_i), and of W -> rho_out(g_j) W - W rho_in(g_j) for
-    the discrete generators g_j. This holds for any group, compact or not, and needs no invariant inner
-    product.
+    The null space of W -> drho_out(A_i) W - W drho_in(A_i) and of W -> rho_out(g_j) W - W rho_in(g_j) for the
+    discrete generators g_j. This holds for any group, compact or not, and needs no invariant inner product.
 
     Raises:
         RepresentationError: the blocks belong to different groups, or one is affine.
     """
+    return _hom_basis(block_in, block_out).clone()
+
+
+@lru_cache(maxsize=1024)
+def _hom_basis(block_in: Block, block_out: Block) -> Tensor:
     if block_in.group != block_out.group:
         raise RepresentationError(
             f"No maps commute with two groups: {block_in!r} belongs to {block_in.group.name}, {block_out!r} "
@@ -35,19 +38,11 @@ def hom_basis(block_in: Block, block_out: Block) -> Tensor:
     if not (block_in.linear and block_out.linear):
         raise RepresentationError(
             f"Equivariant linear maps from {block_in!r} to {block_out!r} are not defined block by block, "
-            "since translations act by "
-            "adding. Use Representation.linear_part()."
+            "since translations act by adding. Use Representation.linear_part()."
         )
-    return _hom_basis(block_in, block_out).clone()
-
-
-@lru_cache(maxsize=1024)
-def _hom_basis(block_in: Block, block_out: Block) -> Tensor:
     with constants():
         known = block_in.known_hom(block_out)
-        if known is not None:
-            return known
-        return _null_space(block_in, block_out)
+        return _null_space(block_in, block_out) if known is None else known
 
 
 def _null_space(block_in: Block, block_out: Block) -> Tensor:
@@ -73,11 +68,10 @@ def _null_space(block_in: Block, block_out: Block) -> Tensor:
 
 
 def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
-    """The equivariant map nearest to W in the Frobenius norm, for W (out_rep.dim, in_rep.dim): the same
-    shape.
+    """The equivariant map nearest to W (out_rep.dim, in_rep.dim) in the Frobenius norm: the same shape.
 
-    Block by block: W between copies u of an input block and v of an output block is replaced by sum_b <W_vu,
-    Q_b> Q_b with Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.
+    Block by block: W between copy u of an input block and copy v of an output block is replaced by
+    sum_b <W_vu, Q_b> Q_b with Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.
 
     Raises:
         RepresentationError: W's shape or the groups do not fit, or a representation is affine.
@@ -87,28 +81,26 @@ def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Repr
             f"The representations must be of one group, got {in_rep} of {in_rep.group.name} and {out_rep} of "
             f"{out_rep.group.name}."
         )
-    if weight.dim() != 2 or tuple(weight.shape) != (out_rep.dim, in_rep.dim):
+    if tuple(weight.shape) != (out_rep.dim, in_rep.dim):
         raise RepresentationError(
             f"A map from {in_rep} to {out_rep} has shape ({out_rep.dim}, {in_rep.dim}), got "
             f"{tuple(weight.shape)}."
         )
     bands = []
     for (m_out, b_out), rows in zip(out_rep.blocks, out_rep.slices(), strict=True):
-        parts = []
-        for (m_in, b_in), cols in zip(in_rep.blocks, in_rep.slices(), strict=True):
-            hom_basis_checked = (
-                hom_basis(b_in, b_out) if not (b_in.linear and b_out.linear) else _hom_basis(b_in, b_out)
-            )
-            basis = hom_basis_checked.to(dtype=weight.dtype, device=weight.device)
-            tile = weight[rows, cols]
-            if len(basis):
-                tile = tile.reshape(m_out, b_out.dim, m_in, b_in.dim)
-                coefficients = torch.einsum("voui,boi->vub", tile, basis)
-                tile = torch.einsum("vub,boi->voui", coefficients, basis).reshape(
-                    m_out * b_out.dim, m_in * b_in.dim
-                )
-            else:
-                tile = torch.zeros_like(tile)
-            parts.append(tile)
-        bands.append(torch.cat(parts, dim=1) if parts else weight[rows])
+        tiles = [
+            _project_tile(weight[rows, columns], _hom_basis(b_in, b_out), m_out, m_in)
+            for (m_in, b_in), columns in zip(in_rep.blocks, in_rep.slices(), strict=True)
+        ]
+        bands.append(torch.cat(tiles, dim=1) if tiles else weight[rows])
     return torch.cat(bands, dim=0) if bands else weight.clone()
+
+
+def _project_tile(tile: Tensor, basis: Tensor, m_out: int, m_in: int) -> Tensor:
+    """Project (m_out d_out, m_in d_in) onto the span of `basis` (b, d_out, d_in), copy by copy."""
+    if not len(basis):
+        return torch.zeros_like(tile)
+    basis = basis.to(dtype=tile.dtype, device=tile.device)
+    copies = tile.reshape(m_out, basis.shape[1], m_in, basis.shape[2])
+    coefficients = torch.einsum("voui,boi->vub", copies, basis)
+    return torch.einsum("vub,boi->voui", coefficients, basis).reshape(tile.shape)

@@ -57,8 +57,7 @@ class Irrep(Block):
     def known_hom(self, other: Block) -> Tensor | None:
         if not isinstance(other, Irrep) or other.group != self.group:
             return None
-        # Schur: these irreps are of real type, so the equivariant maps between equal ones are the multiples
-        # of 1.
+        # Schur's lemma; these irreps are of real type, so between equal ones only multiples of 1 are left.
         same = self.l == other.l and (self.p == other.p or not self.parity_acts)
         if not same:
             return torch.zeros(0, other.dim, self.dim, dtype=torch.float64)
@@ -88,8 +87,7 @@ def rotation_generators(l: int) -> Tensor:  # noqa: E741
 
 
 def rotation_vectors(r: Tensor) -> Tensor:
-    """Rotation vectors (axis times angle, in radians, 0 <= angle <= pi), (..., 3), of rotation matrices
-    (..., 3, 3).
+    """Axis times angle in radians (0 to pi), (..., 3), of rotation matrices (..., 3, 3).
 
     By way of the unit quaternion, taking the best conditioned of its four formulas, so that it is exact to
     rounding at the identity and at half turns, where Euler angles and the trace formula are not.
@@ -113,8 +111,7 @@ def rotation_vectors(r: Tensor) -> Tensor:
     w, v = quaternion[..., :1], quaternion[..., 1:]
     square = v.square().sum(dim=-1, keepdim=True)
     small = square < 1e-24
-    # Where |v| is tiny the angle is 2|v| to rounding; the root is kept away from 0, where its slope is
-    # infinite.
+    # Where |v| is tiny the angle is 2|v| to rounding; the root avoids 0, where its slope is infinite.
     sine = torch.where(small, torch.ones_like(square), square).sqrt()
     return v * torch.where(small, torch.full_like(w, 2.0), 2.0 * torch.atan2(sine, w) / sine)
 
@@ -124,12 +121,10 @@ def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representat
 
     Args:
         irreps: what e3nn's `Irreps` accepts.
-        group: O(3) by default; SO(3) and SE(3) forget the parity, SE(3) and E(3) let translations act
-        trivially.
+        group: O(3) by default; parity does nothing under SO(3) and SE(3), translations never do anything.
 
     Raises:
-        RepresentationError: e3nn is not installed, the irreps cannot be read, or the group has no such
-        irreps.
+        RepresentationError: e3nn is missing, the irreps cannot be read, or the group has no such irreps.
     """
     group = O(3) if group is None else group
     try:

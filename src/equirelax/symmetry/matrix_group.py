@@ -126,8 +126,7 @@ class MatrixGroup(Group):
         if self._finite is None:
             raise RepresentationError(
                 f"{self.name} is given by generators alone: whether a matrix is one of its elements cannot "
-                "be decided. Use a "
-                "named group, or trust elements from sample() and exp()."
+                "be decided. Use a named group, or trust elements from sample() and exp()."
             )
         return (g.unsqueeze(-3) - self._finite.to(g.device)).abs().amax(dim=(-2, -1)).amin(dim=-1)
 
@@ -162,7 +161,6 @@ def structure_constants(basis: Tensor, name: str) -> Tensor:
     if error > 1e-6 * basis.abs().max().square():
         raise RepresentationError(
             f"{name}: the generators are not a Lie algebra: a commutator leaves their span by "
-            f"{float(error):.2g}. Add the "
-            "missing commutators to the list."
+            f"{float(error):.2g}. Add the missing commutators to the list."
         )
     return constants.reshape(k, k, k)

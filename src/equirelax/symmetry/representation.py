@@ -32,10 +32,10 @@ class Representation:
     """
 
     def __init__(self, group: Group, blocks: Sequence[tuple[int, Block]]) -> None:
-        """
+        """Put `blocks` one after the other.
+
         Raises:
-            RepresentationError: a multiplicity is not a whole number >= 0, or a block belongs to another
-            group.
+            RepresentationError: a multiplicity is not a whole number >= 0, or a block is of another group.
         """
         merged: list[tuple[int, Block]] = []
         for multiplicity, block in blocks:
@@ -111,10 +111,8 @@ class Representation:
 
     def linear_part(self) -> Representation:
         """The same with positions replaced by vectors: how differences of such features transform."""
-        return Representation(
-            self.group,
-            [(m, b if b.linear else Vector(self.group)) for m, b in self.blocks],
-        )
+        blocks = [(copies, b if b.linear else Vector(self.group)) for copies, b in self.blocks]
+        return Representation(self.group, blocks)
 
     # ---- elements ------------------------------------------------------------------------------------------
 
@@ -126,12 +124,7 @@ class Representation:
         """
         self._check_linear("a matrix")
         self.group.check_shape(g)
-        out = g.new_zeros((*g.shape[:-2], self.dim, self.dim))
-        for (multiplicity, block), where in zip(self.blocks, self._slices, strict=True):
-            matrix = block.matrix(g)
-            for start in range(where.start, where.start + multiplicity * block.dim, block.dim):
-                out[..., start : start + block.dim, start : start + block.dim] = matrix
-        return out
+        return self._dense(lambda block: block.matrix(g), g.new_zeros((*g.shape[:-2], self.dim, self.dim)))
 
     def apply(self, g: Tensor, x: Tensor, axis: int = -1) -> Tensor:
         """g acting on features x whose `axis` has length dim: a tensor like x. Affine representations too.
@@ -161,16 +154,15 @@ class Representation:
             )
         lift = (*batch, *[1] * (len(leading) - len(batch)))
         parts = []
-        for (multiplicity, block), where in zip(self.blocks, self._slices, strict=True):
+        for (copies, block), where in zip(self.blocks, self._slices, strict=True):
             part = features[..., where]
             if not block.trivial:
-                part = part.reshape(*leading, multiplicity, block.dim)
-                matrix = block.matrix(g).to(x.dtype)
-                part = part @ matrix.reshape(*lift, block.dim, block.dim).mT
+                part = part.reshape(*leading, copies, block.dim)
+                part = part @ block.matrix(g).to(x).reshape(*lift, block.dim, block.dim).mT
                 offset = block.offset(g)
                 if offset is not None:
-                    part = part + offset.to(x.dtype).reshape(*lift, 1, block.dim)
-                part = part.reshape(*leading, -1)
+                    part = part + offset.to(x).reshape(*lift, 1, block.dim)
+                part = part.reshape(*leading, copies * block.dim)
             parts.append(part)
         return torch.cat(parts, dim=-1).movedim(-1, axis)
 
@@ -178,27 +170,23 @@ class Representation:
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
         """drho(A_i) as dense matrices, (k, dim, dim); of an affine representation its linear part."""
-        return self._dense(
-            lambda block: block.generators(dtype, device), self.group.algebra_dim, dtype, device
-        )
+        out = torch.zeros(self.group.algebra_dim, self.dim, self.dim, dtype=dtype, device=device)
+        return self._dense(lambda block: block.generators(dtype, out.device), out)
 
     def discrete(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """rho of the group's discrete generators as dense matrices, (c, dim, dim); affine: the linear
-        part.
-        """
-        return self._dense(
-            lambda block: block.discrete(dtype, device), self.group.discrete_count, dtype, device
-        )
+        """rho of the discrete generators as dense matrices, (c, dim, dim); affine: the linear part."""
+        out = torch.zeros(self.group.discrete_count, self.dim, self.dim, dtype=dtype, device=device)
+        return self._dense(lambda block: block.discrete(dtype, out.device), out)
 
-    def _dense(
-        self, of: Callable[[Block], Tensor], count: int, dtype: torch.dtype, device: torch.device | str | None
-    ) -> Tensor:
-        out = torch.zeros(count, self.dim, self.dim, dtype=dtype, device=device)
-        for (multiplicity, block), where in zip(self.blocks, self._slices, strict=True):
-            for start in range(where.start, where.start + multiplicity * block.dim, block.dim):
-                out[:, start : start + block.dim, start : start + block.dim] = of(block)
+    def _dense(self, of: Callable[[Block], Tensor], out: Tensor) -> Tensor:
+        """Write `of(block)` (..., d, d) on the diagonal of the zeros `out` (..., dim, dim), once for every
+        copy.
+        """
+        for (copies, block), where in zip(self.blocks, self._slices, strict=True):
+            tiles = out[..., where, where].unflatten(-1, (copies, -1)).unflatten(-3, (copies, -1))
+            tiles.diagonal(dim1=-4, dim2=-2).copy_(of(block).unsqueeze(-1))  # (..., d, d, copies)
         return out
 
     # ---- products with the Lie algebra and the discrete elements -------------------------------------------
@@ -302,19 +290,15 @@ class Representation:
         if not self.linear:
             raise RepresentationError(
                 f"{self} holds positions, on which translations act by adding: there is no such thing as "
-                f"{what} of it. "
-                "Use apply() and derivative(), or linear_part() for differences of positions."
+                f"{what} of it. Use apply() and derivative(), or linear_part() for differences of positions."
             )
 
     def _check_weight(
         self, weight: Tensor, axes: int, axis: int, shape: str, count: int | None = None
     ) -> None:
         self._check_linear("a product of matrices")
-        if (
-            weight.dim() != axes
-            or weight.shape[axis] != self.dim
-            or (count is not None and len(weight) != count)
-        ):
+        wrong_count = count is not None and len(weight) != count
+        if weight.dim() != axes or weight.shape[axis] != self.dim or wrong_count:
             counted = "" if count is None else f" and count = {count}"
             raise RepresentationError(
                 f"{self}: expected a tensor {shape} with dim = {self.dim}{counted}, got shape "
@@ -325,8 +309,8 @@ class Representation:
         if not -x.dim() <= axis < x.dim() or x.shape[axis] != self.dim:
             raise RepresentationError(
                 f"{self} acts on features of length {self.dim}, but axis {axis} of a tensor of shape "
-                f"{tuple(x.shape)} does not "
-                "have that length. Is the axis right, or is it another representation's feature?"
+                f"{tuple(x.shape)} does not have that length. Is the axis right, or is it another "
+                "representation's feature?"
             )
         return x.movedim(axis, -1)
 
@@ -377,9 +361,7 @@ class Representation:
 
 
 def _joined(parts: list[Tensor], axis: int, weight: Tensor, count: int) -> Tensor:
-    """The blocks' products put together; for a representation of size 0 an empty tensor of the right
-    shape.
-    """
+    """The blocks' products put together; empty, with the right shape, for a representation of size 0."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, dim=axis) if parts else weight.new_zeros(count, *weight.shape)
