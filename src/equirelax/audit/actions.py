@@ -1,24 +1,27 @@
 """How does the group act on a hidden feature? Told by what the feature does when the input is transformed.
 
-A feature is seen at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p) and
-Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. Candidates are tried along every axis:
+A feature is seen at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p)
+and Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. Candidates are tried along
+every axis:
 
-* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks of the
-  representations that the audit was given, small irreps where e3nn is loaded), in any order and number: the segmentation of
-  the axis with the least squared error, found by dynamic programming;
+* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks
+  of the representations that the audit was given, small irreps where e3nn is loaded), in any order and
+  number: the segmentation of the axis with the least squared error, found by dynamic programming;
 * the same block with its components outermost (all x, then all y, then all z);
 * a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``.
 
-The one with the smallest error counts. Its error is small when the feature transforms like that, so no threshold decides
-what is tried. Two weaker explanations are looked for where none fits: vectors *in another basis* (``P rho(g) P^-1`` with a fixed
-P, which a swapped axis gives), and *some* linear map for every g (least squares; says nothing with too few rows).
+The one with the smallest error counts. Its error is small when the feature transforms like that, so no
+threshold decides
+what is tried. Two weaker explanations are looked for where none fits: vectors *in another basis* (``P rho(g)
+P^-1`` with a fixed P, which a swapped axis gives), and *some* linear map for every g (least squares; says
+nothing with too few rows).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +44,9 @@ class Atom:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial one."""
+    """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial
+    one.
+    """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +70,9 @@ class Explained:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y`` (G, P, ...)."""
+    """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y``
+    (G, P, ...).
+    """
 
     x: Tensor
     y: Tensor
@@ -73,7 +80,9 @@ class Seen:
 
 
 def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
-    """The blocks to try for a group: its own small representations, and those of the representations given."""
+    """The blocks to try for a group: its own small representations, and those of the representations
+    given.
+    """
     blocks: list[Block] = [Trivial(group)]
     if group.order is not None or not group.connected:
         blocks.append(Sign(group))
@@ -86,22 +95,18 @@ def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
         blocks.append(Regular(group))
     for rep in given:
         blocks += [block for _, block in rep.blocks if block not in blocks]
-    atoms = [Atom(block.name, block.dim, block.matrix, block.offset) for block in dict.fromkeys(blocks)]
-    return atoms + _irreps(group, {atom.dim for atom in atoms})
+    blocks += [block for block in _irreps(group) if block.dim not in {b.dim for b in blocks}]
+    return [Atom(block.name, block.dim, block.matrix, block.offset) for block in dict.fromkeys(blocks)]
 
 
-def _irreps(group: Group, present: set[int]) -> list[Atom]:
+def _irreps(group: Group) -> list[Block]:
     """e3nn's irreps with l = 2 and 3, where e3nn is already in use and the group rotates space."""
-    if "e3nn" not in sys.modules or group.linear_dim != 3 or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
+    if "e3nn" not in sys.modules or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
         return []
-    from equirelax.symmetry import O, from_irreps
+    from equirelax.symmetry import from_irreps
 
-    found = []
-    for name in ("2e", "2o", "3e", "3o"):
-        block = from_irreps(name, O(3)).blocks[0][1]
-        if block.dim not in present:
-            found.append(Atom(name, block.dim, lambda g, b=block: b.matrix(group.linear_part(g)), lambda g: None))
-    return found
+    names = ("2e", "2o", "3e", "3o") if not group.connected else ("2e", "3e")
+    return [from_irreps(name, group).blocks[0][1] for name in names]
 
 
 def action_of(rep: Representation, axis: int, group: Group) -> Action:
@@ -144,7 +149,7 @@ def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
     return best
 
 
-def _candidates(seen: Seen, atoms: Sequence[Atom]):  # type: ignore[no-untyped-def]
+def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
     axes = range(seen.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
     shape = seen.x.shape[1:]
     for axis in axes:
@@ -221,10 +226,12 @@ def _sum_of(order: list[Atom], axis: int, dims: int) -> Action:
         ]
         return torch.cat(done, dim=-1).movedim(-1, axis)
 
-    words = [f"{count}x{atom.name}" for count, atom in runs]
+    words = [f"{count}x{atom.name}" if count > 1 else atom.name for count, atom in runs]
     if len(words) > 6:
         words = words[:5] + [f"... ({len(runs) - 5} more)"]
-    return Action(" + ".join(words) + _where(axis, dims), apply, all(atom.name == "trivial" for atom in order))
+    return Action(
+        " + ".join(words) + _where(axis, dims), apply, all(atom.name == "trivial" for atom in order)
+    )
 
 
 def _component_major(atom: Atom, copies: int, axis: int) -> Action:

@@ -1,4 +1,6 @@
-"""The audit of a model: is it equivariant, by how much not, under which element, and which layer is to blame."""
+"""The audit of a model: is it equivariant, by how much not, under which element, and which layer is to
+blame.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equirelax.audit.element import component as element_component
 from equirelax.audit.error import Measurement, measure
 from equirelax.audit.lie import LieReport, lie_derivative
+from equirelax.audit.localise import localise
 from equirelax.audit.report import AuditReport
 from equirelax.audit.state import measuring
 from equirelax.audit.tree import Leaf, call, leaves, representations, transformed
 from equirelax.errors import AuditError, RelaxationStateError
 from equirelax.symmetry import Group
 
-# A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does not undo.
+# A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does
+# not undo.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -38,28 +43,31 @@ def audit(
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
-    The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it was, also
-    after an error; the sample is never written to. Transforms are computed here, in float64.
+    The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it
+    was, also after an error; the sample is never written to. Transforms are computed here, in float64.
 
     Args:
         model: a module, or a function (then nothing is cast).
-        sample: one input: a tensor or PyG ``Data`` (called as ``model(sample)``), a tuple or list (``model(*sample)``) or a
-            mapping (``model(**sample)``), nested as the model needs; on the model's device.
-        in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``Axis(representation, axis)`` or ``None``
-            (invariant) for every tensor; for mappings and ``Data`` a mapping that lists what transforms.
+        sample: one input: a tensor or PyG ``Data`` (called as ``model(sample)``), a tuple or list
+            (``model(*sample)``) or a mapping (``model(**sample)``), nested as the model needs; on the model's
+            device.
+        in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``Axis(representation, axis)``
+            or ``None`` (invariant) for every tensor; for mappings and ``Data`` a mapping that lists what
+            transforms.
         out_rep: the same for the output.
-        group: elements are drawn from it; by default the group of the representations. It may be a subgroup of theirs,
-            such as SO(3) for representations of O(3).
-        samples: number of elements drawn (Haar measure for compact groups). One element of every other component of a Lie
-            group, or the generators of a finite one, are tried in addition.
+        group: elements are drawn from it; by default the group of the representations. It may be a subgroup
+            of theirs, such as SO(3) for representations of O(3).
+        samples: number of elements drawn (Haar measure for compact groups). One element of every other
+            component of a Lie group, or the generators of a finite one, are tried in addition.
         seed: of the elements, and of the model's own random numbers if it draws any.
         dtype: precision of the model's run.
-        tolerance: relative error that counts as equivariant; by default 1e-9 for a model whose parameters are float64, 1e-5
-            for float32 (rounded constants), and never below what ``dtype`` itself allows.
+        tolerance: relative error that counts as equivariant; by default 1e-9 for a model whose parameters are
+            float64, 1e-5 for float32 (rounded constants), and never below what ``dtype`` itself allows.
         lie: whether to measure the Lie derivative along every generator.
-        per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs in memory.
-        layer_reps: representations inside the model where they are known: path pattern (``fnmatch``) -> the output's
-            ``Representation`` or ``Axis``, or a pair (inputs, output).
+        per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs
+            in memory.
+        layer_reps: representations inside the model where they are known: path pattern (``fnmatch``) -> the
+            output's ``Representation`` or ``Axis``, or a pair (inputs, output).
 
     Returns:
         The report; ``print(report)`` shows it.
@@ -81,6 +89,25 @@ def audit(
         outputs = leaves(call(module, transformed(sample, in_rep, None, dtype)), out_rep, "output")
         before = measure(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
         derivative = lie_derivative(module, sample, in_rep, out_rep, group, dtype) if lie else None
+        found = None
+        if per_layer:
+            chosen = _chosen(
+                group, torch.tensor(before.worst.element, dtype=torch.float64), sampled, discrete
+            )
+            broken = before.relative > tolerance
+            found = localise(
+                module,
+                sample,
+                in_rep,
+                out_rep,
+                group,
+                chosen,
+                sampled[-1],
+                dtype,
+                tolerance,
+                not broken,
+                layer_reps,
+            )
         after = _strict(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
 
     return AuditReport(
@@ -93,7 +120,7 @@ def audit(
         before=before,
         after=after,
         lie=derivative,
-        localisation=None,
+        localisation=found,
         inputs={leaf.path: _action(leaf) for leaf in inputs},
         outputs={leaf.path: _action(leaf) for leaf in outputs},
         notes=_notes(before, derivative, tolerance),
@@ -119,7 +146,9 @@ def _group(in_rep: Any, out_rep: Any, group: Group | None) -> Group:
     reps = list(itertools.chain(representations(in_rep), representations(out_rep)))
     if group is None:
         if not reps:
-            raise AuditError("nothing transforms: in_rep and out_rep hold no representation, and no group is given")
+            raise AuditError(
+                "nothing transforms: in_rep and out_rep hold no representation, and no group is given"
+            )
         group = reps[0].group
     for rep in reps:
         if rep.group != group and not _contains(rep.group, group):
@@ -131,15 +160,27 @@ def _group(in_rep: Any, out_rep: Any, group: Group | None) -> Group:
 
 
 def _contains(group: Group, subgroup: Group) -> bool:
-    """Whether matrices of ``subgroup`` are elements of ``group``, on a few drawn ones and the discrete generators."""
+    """Whether matrices of ``subgroup`` are elements of ``group``, on a few drawn ones and the discrete
+    generators.
+    """
     if group.dim != subgroup.dim:
         return False
     drawn = subgroup.sample(8, generator=torch.Generator().manual_seed(1))
     return bool(group.contains(torch.cat((drawn, subgroup.discrete())), atol=1e-6).all())
 
 
+def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> Tensor:
+    """A few elements that tell actions apart: the worst, one drawn of each component, a discrete
+    generator.
+    """
+    drawn = {element_component(group, g): g for g in reversed(sampled)}
+    return torch.stack([worst, *drawn.values(), *discrete[:1]])
+
+
 def _tolerance(model: nn.Module, dtype: torch.dtype) -> float:
-    kinds = {t.dtype for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()} | {dtype}
+    kinds = {
+        t.dtype for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()
+    } | {dtype}
     return max(TOLERANCES.get(kind, 1e-5) for kind in kinds)
 
 
@@ -165,7 +206,9 @@ def _strict(
 
 
 def _title(model: Any) -> str:
-    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__qualname__", repr(model))
+    return (
+        type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__qualname__", repr(model))
+    )
 
 
 def _action(leaf: Leaf) -> str:

@@ -14,7 +14,8 @@ _TOLERANCE = 1e-6
 
 
 def describe(group: Group, element: Tensor) -> str:
-    """One element in words, e.g. ``rotation by 37.2 deg about (0.10, -0.31, 0.95), then translation by (1.20, 0.00, -0.43)``.
+    """One element in words, e.g. ``rotation by 37.2 deg about (0.10, -0.31, 0.95), then translation by (1.20,
+    0.00, -0.43)``.
 
     Args:
         group: the group that the element is of.
@@ -30,13 +31,15 @@ def describe(group: Group, element: Tensor) -> str:
 
 
 def component(group: Group, element: Tensor) -> str:
-    """The connected component of an element as far as the determinant tells: ``proper`` or ``with reflection``."""
+    """The connected component of an element as far as the determinant tells: ``proper`` or ``with
+    reflection``.
+    """
     linear = group.linear_part(element.detach().double().cpu())
     return "with reflection" if float(torch.linalg.det(linear)) < 0 else "proper"
 
 
 def describe_generator(group: Group, generator: Tensor, index: int) -> str:
-    """One element of the Lie algebra in words, e.g. ``rotation xy``, ``translation z``, ``boost tx``."""
+    """One element of the Lie algebra in words, e.g. ``rotation about z``, ``translation z``, ``boost tx``."""
     matrix = generator.detach().double().cpu()
     linear, shift = group.linear_part(matrix), group.translation_part(matrix)
     n = linear.shape[0]
@@ -48,9 +51,11 @@ def describe_generator(group: Group, generator: Tensor, index: int) -> str:
         return "scaling"
     if len(entries) == 1 and float(diagonal.abs().max()) < _TOLERANCE:
         i, j = entries[0]
-        names = (_spacetime if n == 4 and not _antisymmetric_everywhere(group) else _axis_name)
+        names = _spacetime if n == 4 and not _antisymmetric_everywhere(group) else _axis_name
         plane = names(i, n) + names(j, n)
         if torch.allclose(linear, -linear.T, atol=_TOLERANCE):
+            if n == 3:
+                return f"rotation about {_axis_name(3 - i - j, n)}"
             return f"rotation {plane}"
         if torch.allclose(linear, linear.T, atol=_TOLERANCE):
             return f"boost {plane}"
@@ -62,7 +67,9 @@ def _linear(m: Tensor) -> str:
     eye = torch.eye(n, dtype=m.dtype)
     if torch.allclose(m, eye, atol=_TOLERANCE):
         return "identity"
-    if torch.allclose(m, m[0, 0] * eye, atol=_TOLERANCE) and not math.isclose(abs(float(m[0, 0])), 1, abs_tol=_TOLERANCE):
+    if torch.allclose(m, m[0, 0] * eye, atol=_TOLERANCE) and not math.isclose(
+        abs(float(m[0, 0])), 1, abs_tol=_TOLERANCE
+    ):
         return f"scaling by {float(m[0, 0]):.4g}"
     if torch.allclose(m @ m.T, eye, atol=_TOLERANCE):
         if n == 2:
@@ -87,13 +94,16 @@ def _planar(m: Tensor) -> str:
 
 
 def _spatial(m: Tensor) -> str:
-    """Rotations by angle and axis; an improper element as the rotation -m followed by the inversion, or as a mirror."""
+    """Rotations by angle and axis; an improper element as the rotation -m followed by the inversion, or as a
+    mirror.
+    """
     improper = float(torch.linalg.det(m)) < 0
     r = -m if improper else m
     angle = math.acos(max(-1.0, min(1.0, (float(r.trace()) - 1) / 2)))
     if improper and angle < _TOLERANCE:
         return "inversion"
-    # The axis is the eigenvector of eigenvalue 1: the null space of r - 1, its sign fixed by the antisymmetric part.
+    # The axis is the eigenvector of eigenvalue 1: the null space of r - 1, its sign fixed by the
+    # antisymmetric part.
     axis = torch.linalg.svd(r - torch.eye(3, dtype=m.dtype)).Vh[-1]
     twist = torch.stack((r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]))
     if float(axis @ twist) < 0:

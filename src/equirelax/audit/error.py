@@ -33,13 +33,16 @@ class Measurement:
 
     Attributes:
         absolute: max over g, outputs and entries of ``|f(g x) - rho(g) f(x)|``.
-        relative: max over g and outputs of ``||f(g x) - rho(g) f(x)|| / max(||f(g x)||, ||f(x)||)``, Frobenius norms.
+        relative: max over g and outputs of ``||f(g x) - rho(g) f(x)|| / max(||f(g x)||, ||f(x)||)``,
+            Frobenius norms.
         e: REMUL's E, ``mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||`` (arXiv 2410.17878).
-        e_prime: REMUL's E', ``mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||``. In both x runs over the leading axis of the
-            output (samples, nodes); of several outputs the worst counts.
+        e_prime: REMUL's E', ``mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||``. In both x runs over the leading
+            axis of the output (samples, nodes); of several outputs the worst counts.
         outputs: the relative error of every output.
-        components: the relative error over each component of the group that was met ("proper", "with reflection").
-        repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws random numbers.
+        components: the relative error over each component of the group that was met ("proper", "with
+            reflection").
+        repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws
+            random numbers.
         worst: the element with the largest relative error.
     """
 
@@ -68,10 +71,14 @@ def outputs_of(model: Callable[..., Any], sample: Any, out_rep: Any, words: str)
     """
     found = [leaf for leaf in leaves(call(model, sample), out_rep, "output") if leaf.measurable]
     if not found:
-        raise AuditError("the model returns no floating tensor: there is nothing whose equivariance could be measured")
+        raise AuditError(
+            "the model returns no floating tensor: there is nothing whose equivariance could be measured"
+        )
     for leaf in found:
         if not bool(torch.isfinite(leaf.value).all()):
-            raise NonFiniteError(f"`{leaf.path}` holds NaN or infinity on {words}: no equivariance error can be measured")
+            raise NonFiniteError(
+                f"`{leaf.path}` holds NaN or infinity on {words}: no equivariance error can be measured"
+            )
     return [dataclasses.replace(leaf, value=leaf.value.detach().double().clone()) for leaf in found]
 
 
@@ -85,7 +92,9 @@ def measure(
     discrete: Tensor,
     dtype: torch.dtype,
 ) -> Measurement:
-    """Equivariance errors over ``sampled`` (M, n, n); ``discrete`` (c, n, n) elements join in all but E and E'."""
+    """Equivariance errors over ``sampled`` (M, n, n); ``discrete`` (c, n, n) elements join in all but E and
+    E'.
+    """
     reference = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
     again = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
     repeat = max(float((a.value - b.value).abs().max()) for a, b in zip(reference, again, strict=True))
@@ -93,7 +102,9 @@ def measure(
     tally = _Tally(reference)
     for index, g in enumerate(torch.cat((sampled, discrete))):
         words = elements.describe(group, g)
-        found = outputs_of(model, transformed(sample, in_rep, g, dtype), out_rep, f"the sample after a {words}")
+        found = outputs_of(
+            model, transformed(sample, in_rep, g, dtype), out_rep, f"the sample after a {words}"
+        )
         tally.add(group, g, words, found, mean=index < len(sampled))
     return tally.result(repeat)
 
@@ -148,7 +159,9 @@ class _Tally:
         return Measurement(
             absolute=self.absolute,
             relative=self.relative,
-            e=max(_mean_norm(total / count, base) for total, base in zip(self.mean, self.reference, strict=True)),
+            e=max(
+                _mean_norm(total / count, base) for total, base in zip(self.mean, self.reference, strict=True)
+            ),
             e_prime=max(norm / count for norm in self.norms),
             outputs=self.outputs,
             components=self.components,

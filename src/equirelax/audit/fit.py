@@ -18,8 +18,8 @@ class Fit:
     """A fitted action.
 
     Attributes:
-        kind: ``basis`` (a known block in another basis), ``linear`` (some linear map for every g), ``none`` (there is no linear
-            action on any axis that could be tested), ``untested`` (too few rows to tell).
+        kind: ``basis`` (a known block in another basis), ``linear`` (some linear map for every g), ``none``
+            (there is no linear action on any axis that could be tested), ``untested`` (too few rows to tell).
         words: for the reader.
         relative: the residual of the fit, relative to the feature.
     """
@@ -56,7 +56,9 @@ def _rows(seen: Seen, axis: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _solve(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-    """Least squares ``x T_g = y_g`` with one T for each g: (G, width, width), and the worst relative residual."""
+    """Least squares ``x T_g = y_g`` with one T for each g: (G, width, width), and the worst relative
+    residual.
+    """
     maps = torch.linalg.pinv(x) @ y
     gap = (x @ maps - y).flatten(1).norm(dim=1)
     scale = torch.maximum(y.flatten(1).norm(dim=1), x.norm()).clamp_min(1e-300)
@@ -72,7 +74,8 @@ def _basis(seen: Seen, atom: Atom, axis: int, tolerance: float) -> Fit | None:
     if residual > tolerance:
         return None
     eye = torch.eye(atom.dim, dtype=x.dtype, device=x.device)
-    # Rows are multiplied from the right, so T = maps^T; T P - P M = 0 for every g, with P flattened row by row.
+    # Rows are multiplied from the right, so T = maps^T; T P - P M = 0 for every g, with P flattened row by
+    # row.
     equations = torch.cat(
         [
             torch.kron(t.T.contiguous(), eye) - torch.kron(eye, atom.matrix(g).to(x).T.contiguous())
@@ -100,7 +103,9 @@ def _change_words(change: Tensor) -> str:
             names = "xyz" if size <= 3 else "txyz"
             order = [int(row.abs().argmax()) for row in rounded]
             signs = ["-" if float(row.sum()) < 0 else "" for row in rounded]
-            return f"another basis: axes ({', '.join(s + names[k] for s, k in zip(signs, order, strict=True))})"
+            return (
+                f"another basis: axes ({', '.join(s + names[k] for s, k in zip(signs, order, strict=True))})"
+            )
         return "another basis: a signed permutation of the axes"
     if size <= 3:
         rows = "; ".join(" ".join(f"{float(v) + 0.0:.2f}" for v in row) for row in change)
@@ -109,7 +114,9 @@ def _change_words(change: Tensor) -> str:
 
 
 def _linear(seen: Seen, axis: int) -> float | None:
-    """Residual of a free linear map along the axis; ``None`` where there are too few independent rows to mean anything."""
+    """Residual of a free linear map along the axis; ``None`` where there are too few independent rows to mean
+    anything.
+    """
     width = seen.x.shape[axis + 1]
     if not 1 < width <= MAX_FIT:
         return None

@@ -34,9 +34,11 @@ class GeneratorRow:
 
 @dataclasses.dataclass(frozen=True)
 class LieReport:
-    """Lie derivatives ``(L_A f)(x) = drho_out(A) f(x) - D f(x)[drho_in(A) x]`` at the sample, for every generator A.
+    """Lie derivatives ``(L_A f)(x) = drho_out(A) f(x) - D f(x)[drho_in(A) x]`` at the sample, for every
+    generator A.
 
-    ``method`` says how the directional derivative was computed, ``reason`` why a faster way was not used (empty if it was).
+    ``method`` says how the directional derivative was computed, ``reason`` why a faster way was not used
+    (empty if it was).
     """
 
     method: str
@@ -59,9 +61,10 @@ def lie_derivative(
 ) -> LieReport | None:
     """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra.
 
-    Forward-mode differentiation is tried first, then double backward, then central differences (some operations have no
-    derivative rule). A derivative from autograd is compared once with a finite difference: a model that detaches or
-    computes without gradients hides part of its derivative, and then the differences count.
+    Forward-mode differentiation is tried first, then double backward, then central differences (some
+    operations have no
+    derivative rule). A derivative from autograd is compared once with a finite difference: a model that
+    detaches or computes without gradients hides part of its derivative, and then the differences count.
     """
     algebra = group.algebra()
     if len(algebra) == 0:
@@ -69,27 +72,39 @@ def lie_derivative(
     base = transformed(sample, in_rep, None, dtype)
     inputs = [(leaf.value, leaf.action) for leaf in leaves(base, in_rep, "input") if leaf.measurable]
     points = tuple(value for value, action in inputs if action is not None)
-    tangents = [_derivative(value, action) for value, action in inputs if action is not None]
+    tangents = [_derivative(value, action, algebra) for value, action in inputs if action is not None]
     function = _function(model, base, in_rep, out_rep)
 
     reference = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
-    actions = [None if leaf.action is None else _derivative(leaf.value, leaf.action) for leaf in reference]
+    actions = [
+        None if leaf.action is None else _derivative(leaf.value, leaf.action, algebra) for leaf in reference
+    ]
     size = sum(float(leaf.value.norm()) ** 2 for leaf in reference) ** 0.5
 
     derive, method, reason = _choose(function, points, tangents, dtype)
     rows = []
     for i, generator in enumerate(algebra):
         moved = derive(function, points, tuple(t[i].to(dtype) for t in tangents))
-        gaps = [d.double() if action is None else action[i] - d.double() for action, d in zip(actions, moved, strict=True)]
+        gaps = [
+            d.double() if action is None else action[i] - d.double()
+            for action, d in zip(actions, moved, strict=True)
+        ]
         absolute = sum(float(gap.norm()) ** 2 for gap in gaps) ** 0.5
         name = describe_generator(group, generator, i)
         rows.append(GeneratorRow(name, absolute, absolute / size if size > 0 else absolute))
     return LieReport(method, reason, tuple(rows))
 
 
-def _derivative(value: Tensor, action: Axis) -> Tensor:
-    """``drho(A_i) x`` for every i, (k, *x.shape), float64."""
-    return action.representation.derivative(value.double(), axis=action.axis)
+def _derivative(value: Tensor, action: Axis, algebra: Tensor) -> Tensor:
+    """``drho(A_i) x`` for every A_i of ``algebra`` (k, n, n): (k, *x.shape), float64.
+
+    The representation's group may be larger than the audit's: its derivative is linear in the algebra, so A_i
+    is written in the basis of the larger one.
+    """
+    moved = action.representation.derivative(value.double(), axis=action.axis)
+    basis = action.representation.group.algebra()
+    coefficients = algebra.flatten(1) @ torch.linalg.pinv(basis.flatten(1))
+    return torch.tensordot(coefficients.to(moved), moved, dims=1)
 
 
 def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -> Function:
@@ -108,7 +123,9 @@ def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -
     return function
 
 
-def forward_mode(function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def forward_mode(
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """Directional derivative by forward-mode automatic differentiation."""
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x.clone(), t) for x, t in zip(points, tangents, strict=True)]
@@ -119,7 +136,9 @@ def forward_mode(function: Function, points: tuple[Tensor, ...], tangents: tuple
         return tuple(found)
 
 
-def double_backward(function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def double_backward(
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """Directional derivative by the double-backward trick, for operations that have no forward-mode rule."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
@@ -130,7 +149,9 @@ def double_backward(function: Function, points: tuple[Tensor, ...], tangents: tu
 def finite_differences(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``(f(x + h t) - f(x - h t)) / 2h`` with h the cube root of the rounding unit over the tangent's size."""
+    """``(f(x + h t) - f(x - h t)) / 2h`` with h the cube root of the rounding unit over the tangent's
+    size.
+    """
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     unit = torch.finfo(points[0].dtype).eps ** (1 / 3)
@@ -153,8 +174,15 @@ def _choose(
     for derive, name in ((forward_mode, FORWARD), (double_backward, DOUBLE)):
         try:
             found = derive(function, points, mixed)
-        except (RuntimeError, NotImplementedError) as error:  # no derivative rule, or gradients switched off inside
-            reason = f"{name} failed: {str(error).strip().splitlines()[0][:100]}" if str(error).strip() else f"{name} failed"
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # no derivative rule, or gradients switched off inside
+            reason = (
+                f"{name} failed: {str(error).strip().splitlines()[0][:100]}"
+                if str(error).strip()
+                else f"{name} failed"
+            )
             continue
         gap = max(float((a - b).norm()) for a, b in zip(found, measured, strict=True))
         if gap <= limit * max(scale, 1.0):

@@ -18,10 +18,11 @@ class Call:
     """One call of one module.
 
     Attributes:
-        path, type: of the module; index: 0 for its first call; parent: number of the call that it was made in, -1 for the model.
+        path, type: of the module; index: 0 for its first call; parent: number of the call that it was made
+            in, -1 for the model.
         arguments: (args, kwargs), detached copies.
-        inputs, outputs: the floating tensors in them by path, detached copies in float64. Input paths begin with ``[0]`` for
-            positional and ``[1]`` for keyword arguments.
+        inputs, outputs: the floating tensors in them by path, detached copies in float64. Input paths begin
+            with ``[0]`` for positional and ``[1]`` for keyword arguments.
         order: when it was entered and left, counted over all calls.
     """
 
@@ -78,7 +79,9 @@ class Recorder:
         inputs = tensors_of((args, dict(kwargs)))
         parent = self.open[-1] if self.open else -1
         self.open.append(len(self.calls))
-        self.calls.append(Call(module, path, type(module).__name__, index, parent, copied, inputs, {}, (self.clock, -1)))
+        self.calls.append(
+            Call(module, path, type(module).__name__, index, parent, copied, inputs, {}, (self.clock, -1))
+        )
         self.clock += 1
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

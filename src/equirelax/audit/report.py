@@ -23,8 +23,10 @@ class AuditReport:
         seed: seed of the sampling.
         tolerance: relative error up to which the model counts as equivariant.
         before: errors of the model as it is: for a relaxed model, with its residuals.
-        after: errors of a relaxed model with its residuals switched off (what projection by dropping leaves); else ``None``.
-        lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or where not asked for.
+        after: errors of a relaxed model with its residuals switched off (what projection by dropping leaves);
+            else ``None``.
+        lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or where not
+            asked for.
         localisation: the layers of the model as it is; ``None`` where not asked for.
         inputs, outputs: how every tensor of the sample and the output was taken to transform.
         notes: what a reader should know: randomness in the model, tensors left out, and the like.
@@ -101,7 +103,7 @@ class AuditReport:
     def __str__(self) -> str:
         parts = [self._head(), self._errors(), self._worst(), self._lie()]
         if self.localisation is not None:
-            parts.append(self.localisation.table(broken=not self.equivariant))
+            parts.append(self.localisation.text(broken=not self.equivariant))
         if self.notes:
             parts.append("\n".join(f"note: {note}" for note in self.notes))
         return "\n\n".join(part for part in parts if part)
@@ -113,9 +115,9 @@ class AuditReport:
             f"tolerance {number(self.tolerance)})",
             f"measured in {self.dtype} over {self.samples} group elements, seed {self.seed}",
         ]
-        for title, table in (("in", self.inputs), ("out", self.outputs)):
-            for path, action in table.items():
-                lines.append(f"  {title:<3} {path:<24} {action}")
+        width = max(map(len, [*self.inputs, *self.outputs]))
+        for path, action in (*self.inputs.items(), *self.outputs.items()):
+            lines.append(f"  {path:<{width}}  {action}")
         return "\n".join(lines)
 
     def _errors(self) -> str:
@@ -140,6 +142,8 @@ class AuditReport:
         return table(titles, rows)
 
     def _worst(self) -> str:
+        if self.equivariant:
+            return ""
         worst = self.worst
         entry = f"[{', '.join(map(str, worst.entry))}]"
         return (
@@ -150,9 +154,13 @@ class AuditReport:
     def _lie(self) -> str:
         if self.lie is None:
             return ""
+        how = f"by {self.lie.method}" + (f"; {self.lie.reason}" if self.lie.reason else "")
+        if self.lie.relative <= self.tolerance:
+            return (
+                f"Lie derivative: relative {number(self.lie.relative)} at most, over all generators ({how})"
+            )
         rows = [[row.name, number(row.relative), number(row.absolute)] for row in self.lie.generators]
-        reason = f"; {self.lie.reason}" if self.lie.reason else ""
-        return table(["Lie derivative along", "relative", "absolute"], rows) + f"\n  by {self.lie.method}{reason}"
+        return f"{table(['Lie derivative along', 'relative', 'absolute'], rows)}\n  {how}"
 
 
 def _plain(value: Any) -> Any:

@@ -14,13 +14,15 @@ _REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, a private random state.
+    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, a private random
+    state.
 
-    The model is cast in place by handing each of its tensors a cast *copy* as data; on leaving, also through an error, each gets
-    its own storage back, which nothing has written to: values and dtypes are those of before bit for bit, and ``Parameter``
-    objects, their version counters, gradients and every module's training flag are untouched. Floating tensors that a
-    module keeps as plain attributes (or in a tuple, list or dict of its own) are cast too, as ``Module.to`` would not do,
-    and attributes that a forward sets (caches) are set back.
+    The model is cast in place by handing each of its tensors a cast *copy* as data; on leaving, also through
+    an error, each gets
+    its own storage back, which nothing has written to: values and dtypes are those of before bit for bit, and
+    ``Parameter`` objects, their version counters, gradients and every module's training flag are untouched.
+    Floating tensors that a module keeps as plain attributes (or in a tuple, list or dict of its own) are cast
+    too, as ``Module.to`` would not do, and attributes that a forward sets (caches) are set back.
     """
     flags = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -66,16 +68,18 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Switch autocast, TF32 and bfloat16 products off, on every backend, and restore all of them."""
-    backends = torch.backends
+    backends: Any = torch.backends
+    name: str
+    off: Any
     with contextlib.ExitStack() as stack:
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(backends.cuda.matmul, "fp32_precision"):
-            switches: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+            switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
             switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
             name, off = "fp32_precision", "ieee"
         else:
-            switches, name, off = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False  # type: ignore[assignment]
+            switches, name, off = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False
         saved = [getattr(switch, name) for switch in switches]
         try:
             for switch in switches:

@@ -9,7 +9,9 @@ def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     lines = []
     for row in [titles, ["-" * w for w in widths], *rows]:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
 

@@ -1,9 +1,10 @@
 """Samples, outputs and their representations as trees that are walked together.
 
-A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data`` or anything nested from these; whatever else
-it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A *tree of representations* has the
-same shape, with a :class:`~equirelax.symmetry.Representation`, an :class:`Axis`, or ``None`` (invariant) at every tensor;
-``None`` may also stand for a whole branch. Mappings and ``Data`` need to list only what transforms.
+A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data`` or anything nested from these;
+whatever else it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A
+*tree of representations* has the same shape, with a :class:`~equirelax.symmetry.Representation`, an
+:class:`Axis`, or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings
+and ``Data`` need to list only what transforms.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from equirelax.symmetry import Representation
 class Axis:
     """A representation that acts along another axis than the last.
 
-    ``Axis(vector(SO(3)), -2)`` says that a tensor of shape (..., 3, n) holds vectors along its second axis from the end;
-    ``Axis(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted.
+    ``Axis(vector(SO(3)), -2)`` says that a tensor of shape (..., 3, n) holds vectors along its second axis
+    from the end; ``Axis(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted.
     """
 
     representation: Representation
@@ -44,19 +45,21 @@ class Leaf:
 
     @property
     def measurable(self) -> bool:
-        """Whether an equivariance error can be measured on it: real floating tensors with at least one entry."""
+        """Whether an equivariance error can be measured on it: real floating tensors with at least one
+        entry.
+        """
         return self.value.is_floating_point() and self.value.numel() > 0
 
 
 def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = "") -> Any:
     """A tree of the same shape with ``function`` applied to every tensor.
 
-    The containers are new ones (a ``Data`` is copied), so that a model that writes into its input leaves the caller's
-    sample alone; the tensors are whatever ``function`` returns.
+    The containers are new ones (a ``Data`` is copied), so that a model that writes into its input leaves the
+    caller's sample alone; the tensors are whatever ``function`` returns.
 
     Raises:
-        AuditError: ``reps`` does not have the shape of ``tree``, lists a name that the tree lacks, or gives a representation
-            to something it cannot act on.
+        AuditError: ``reps`` does not have the shape of ``tree``, lists a name that the tree lacks, or gives a
+            representation to something it cannot act on.
     """
     if isinstance(tree, Tensor):
         return function(Leaf(path, tree, _action(tree, reps, path)))
@@ -68,11 +71,13 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
         return graph
     if isinstance(tree, Mapping):
         listed = _check_names(reps, tree.keys(), path, type(tree).__name__)
-        values = {key: map_tree(value, listed.get(key), function, _join(path, key)) for key, value in tree.items()}
+        values = {
+            key: map_tree(value, listed.get(key), function, _join(path, key)) for key, value in tree.items()
+        }
         return values if type(tree) is dict else _same_mapping(tree, values)
     if isinstance(tree, (tuple, list)):
-        listed = _check_length(reps, tree, path)
-        items = [map_tree(v, r, function, f"{path}[{i}]") for i, (v, r) in enumerate(zip(tree, listed, strict=True))]
+        pairs = enumerate(zip(tree, _check_length(reps, tree, path), strict=True))
+        items = [map_tree(value, rep, function, f"{path}[{i}]") for i, (value, rep) in pairs]
         if hasattr(tree, "_fields"):
             return type(tree)(*items)
         return items if isinstance(tree, list) else tuple(items)
@@ -93,7 +98,9 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
 
 
 def leaves(tree: Any, reps: Any, what: str = "") -> list[Leaf]:
-    """All tensors of a tree in order, each with its action. ``what`` begins the paths in messages ("input", "output")."""
+    """All tensors of a tree in order, each with its action. ``what`` begins the paths in messages ("input",
+    "output").
+    """
     found: list[Leaf] = []
     map_tree(tree, reps, found.append, what)
     return found
@@ -126,7 +133,8 @@ def act(element: Tensor, value: Tensor, action: Axis | None) -> Tensor:
 
 
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
-    """A fresh copy of a sample: floating tensors transformed by ``element`` (``None``: the identity) and cast to ``dtype``.
+    """A fresh copy of a sample: floating tensors transformed by ``element`` (``None``: the identity) and cast
+    to ``dtype``.
 
     The action is computed in float64 and rounded once. Integer and boolean tensors are copied as they are.
     """
@@ -143,7 +151,9 @@ def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype
 
 
 def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
-    """Call the model as the sample's shape says: ``model(*sample)``, ``model(**sample)`` or ``model(sample)``."""
+    """Call the model as the sample's shape says: ``model(*sample)``, ``model(**sample)`` or
+    ``model(sample)``.
+    """
     if isinstance(sample, Mapping) and not _is_graph(sample):
         return model(**sample)
     if isinstance(sample, (tuple, list)):
@@ -163,7 +173,9 @@ def _action(value: Tensor, reps: Any, path: str) -> Axis | None:
         )
     rep, axis = reps.representation, reps.axis
     if not value.is_floating_point():
-        raise AuditError(f"{_name(path)} is {value.dtype}; {rep!r} acts on real floating tensors only: give None there")
+        raise AuditError(
+            f"{_name(path)} is {value.dtype}; {rep!r} acts on real floating tensors only: give None there"
+        )
     if not -value.dim() <= axis < value.dim() or value.shape[axis] != rep.dim:
         raise AuditError(
             f"{_name(path)} has shape {tuple(value.shape)}, but {rep!r} needs axis {axis} to have size {rep.dim}: "
@@ -211,7 +223,9 @@ def _same_mapping(tree: Mapping[str, Any], values: dict[str, Any]) -> Any:
 
 
 def _is_graph(value: Any) -> bool:
-    """Whether ``value`` is a PyG ``Data`` (or ``Batch``). PyG is never imported for it: a sample can be one only if it was."""
+    """Whether ``value`` is a PyG ``Data`` (or ``Batch``). PyG is never imported for it: a sample can be one
+    only if it was.
+    """
     if "torch_geometric" not in sys.modules or not type(value).__module__.startswith("torch_geometric"):
         return False
     from torch_geometric.data import Data

@@ -1,0 +1,379 @@
+"""Finding the module that breaks equivariance, without being told how hidden features transform.
+
+The model is run on a sample x, on h x, and on g x, g h x for a few elements g. Every module's inputs and
+outputs are kept. A tensor is *explained* when one action of the group (``actions.py``), or the one that was
+declared for it (``known.py``), takes its value on x to its value on g x.
+
+* Inputs explained, output not: the module breaks equivariance, by the error of its output.
+* An input arrives unexplained: the module is called again, on inputs that are transformed exactly by the
+  declared action or the one that came closest, and what its output then lacks is what it adds.
+* The first unexplained tensor in the order of execution names the first break: a module's output accuses the
+  module; a module's input, if everything before it was explained, accuses the code of the module that called
+  it.
+
+An output that is explained only in another basis (a swapped axis) accuses its module too if its inputs were
+not.
+None of this is asked of a model that is equivariant as a whole: whatever its hidden features do is then its
+own affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.audit.actions import (
+    INVARIANT,
+    Action,
+    Atom,
+    Explained,
+    Seen,
+    action_of,
+    atoms_of,
+    error_of,
+    explain,
+)
+from equirelax.audit.fit import fit
+from equirelax.audit.known import Known
+from equirelax.audit.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
+from equirelax.audit.record import Call, Recorder, tensors_of
+from equirelax.audit.tree import Axis, Leaf, call, leaves, map_tree, representations, transformed
+from equirelax.relaxation import Residual
+from equirelax.symmetry import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What is known about one tensor.
+
+    ``kind``: ``fits`` (an action explains it), ``basis`` (one in another basis does), ``linear`` (some linear
+    one does), ``other`` (explained, but not by the action declared for it), ``broken``, ``unknown``.
+    """
+
+    kind: str
+    words: str
+    action: Action | None = None
+    relative: float = 0.0
+    absolute: float = 0.0
+
+    @property
+    def explained(self) -> bool:
+        return self.kind in ("fits", "basis", "linear")
+
+    @property
+    def accuses(self) -> bool:
+        return self.kind in ("broken", "other")
+
+
+def localise(
+    model: nn.Module,
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group,
+    elements: Tensor,
+    other: Tensor,
+    dtype: torch.dtype,
+    tolerance: float,
+    equivariant: bool,
+    layer_reps: Mapping[str, Any] | None,
+) -> Localisation:
+    """Rows for every call of every module; ``model`` must be in its measuring state.
+
+    Args:
+        elements: group elements g to compare at, (G, n, n); with a reflection among them where the group has
+            any.
+        other: an element h, (n, n), for a second point h x.
+        equivariant: whether the model as a whole is: then no first break is looked for.
+        layer_reps: see :class:`~equirelax.audit.known.Known`.
+    """
+    known = Known(model, group, layer_reps)
+    residuals = [module for module in model.modules() if isinstance(module, Residual)]
+    recorder = Recorder(model, frozenset(inner for residual in residuals for inner in residual.modules()))
+
+    def run(*path: Tensor) -> list[Call]:
+        value = transformed(sample, in_rep, None, dtype)
+        for g in path:
+            value = transformed(value, in_rep, g, dtype)
+        with recorder.recording() as calls:
+            call(model, value)
+        return calls
+
+    points: list[tuple[Tensor, ...]] = [(), (other,)]
+    base = [run(*point) for point in points]
+    moved = [[run(*point, g) for point in points] for g in elements]
+    names = [(c.path, c.index) for c in base[0]]
+    if any(
+        [(c.path, c.index) for c in calls] != names for calls in [*base, *(c for row in moved for c in row)]
+    ):
+        return Localisation((), None, "not localised: which modules are called depends on the group element")
+
+    given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
+    judge = Judge(group, elements, atoms_of(group, [r for r in given if r.group == group]), tolerance)
+    ends = _ends(model, sample, in_rep, out_rep, group, dtype)
+    trace = []
+    for i, first_call in enumerate(base[0]):
+        declared = ends if first_call.parent < 0 else _declared(known, first_call, group)
+        trace.append(_trace(i, judge, declared, [c[i] for c in base], [[c[i] for c in row] for row in moved]))
+    first = None if equivariant else _first(trace)
+    run()  # modules that remember something of a run are asked again below: it is to be that of the sample
+    rows = _rows(trace, judge, known, group, dtype)
+    return Localisation(tuple(sorted(rows, key=_worst_first)), first)
+
+
+def _worst_first(row: LayerRow) -> tuple[int, float]:
+    return ((BREAKS, INSIDE, PASSES, UNKNOWN, FINE).index(row.status), -(row.relative or 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """Actions that are known beforehand, by the path of the tensor."""
+
+    inputs: dict[str, Action]
+    outputs: dict[str, Action]
+
+
+@dataclasses.dataclass
+class Trace:
+    """One call with what is known about its tensors, and the actions declared for its outputs."""
+
+    number: int
+    call: Call
+    inputs: dict[str, Told]
+    outputs: dict[str, Told]
+    declared: dict[str, Action]
+
+    @property
+    def turned(self) -> bool:
+        """Whether its output is in another basis, and none of its inputs is."""
+        return _any(self.outputs, "basis") and not _any(self.inputs, "basis")
+
+    @property
+    def arrives(self) -> bool:
+        """Whether every input is explained."""
+        return all(told.explained for told in self.inputs.values())
+
+
+class Judge:
+    """Tells how tensors transform; remembers what it has told about equal ones."""
+
+    def __init__(self, group: Group, elements: Tensor, atoms: Sequence[Atom], tolerance: float) -> None:
+        self.group, self.elements, self.atoms, self.tolerance = group, elements, atoms, tolerance
+        self.told: dict[tuple[Any, ...], Told] = {}
+
+    def tell(self, x: list[Tensor], y: list[list[Tensor]], declared: Action | None) -> Told:
+        """Args: x, the tensor at every point; y, at every element and point; declared, its action if
+        known.
+        """
+        if any(t.shape != x[0].shape for t in [*x, *(t for row in y for t in row)]):
+            return Told("unknown", "its shape depends on the input")
+        seen = Seen(torch.stack(x), torch.stack([torch.stack(row) for row in y]), self.elements)
+        sums = (float(seen.x.sum()), float(seen.y.sum()), float(seen.y.norm()))
+        key = (seen.x.shape, *sums, declared.name if declared else None)
+        if key not in self.told:
+            self.told[key] = self._tell(seen, declared)
+        return self.told[key]
+
+    def _tell(self, seen: Seen, declared: Action | None) -> Told:
+        if not bool(torch.isfinite(seen.y).all() and torch.isfinite(seen.x).all()):
+            return Told("broken", "holds NaN or infinity", None, math.inf, math.inf)
+        expected = None if declared is None else error_of(declared, seen)
+        if expected is not None and expected.relative <= self.tolerance:
+            return _told("fits", expected.action.name, expected)
+        best = explain(seen, self.atoms, self.tolerance)
+        if best.relative <= self.tolerance:
+            if expected is None:
+                return _told("fits", best.action.name, best)
+            return _told("other", f"as {best.action.name}, though declared {expected.action.name}", expected)
+        weaker = fit(seen, self.atoms, self.tolerance)
+        if expected is not None:
+            tail = f" but {weaker.words}" if weaker.kind == "basis" else ""
+            return _told("broken", f"not as {expected.action.name}, as declared,{tail}".rstrip(","), expected)
+        if weaker.kind == "basis":
+            return _told("basis", f"as {weaker.words}", best)
+        if weaker.kind == "linear":
+            return Told("linear", weaker.words, best.action, weaker.relative, best.absolute)
+        return _told("broken", f"like nothing known (closest: {best.action.name}; {weaker.words})", best)
+
+
+def _told(kind: str, words: str, found: Explained) -> Told:
+    return Told(kind, words, found.action, found.relative, found.absolute)
+
+
+def _any(told: Mapping[str, Told], *kinds: str) -> bool:
+    return any(t.kind in kinds for t in told.values())
+
+
+def _ends(
+    model: nn.Module, sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
+) -> Declared:
+    """How the model's own inputs and outputs transform, by the paths that its recorded call uses."""
+
+    def wrap(tree: Any) -> Any:  # as (args, kwargs)
+        if isinstance(sample, Mapping):
+            return ((), tree or {})
+        if isinstance(sample, (tuple, list)):
+            return (tuple(tree) if tree is not None else (None,) * len(sample), {})
+        return ((tree,), {})
+
+    output = call(model, transformed(sample, in_rep, None, dtype))
+    return Declared(
+        _actions(leaves(wrap(sample), wrap(in_rep)), group), _actions(leaves(output, out_rep), group)
+    )
+
+
+def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:
+    return {leaf.path: _action(leaf.action, group) for leaf in found if leaf.measurable}
+
+
+def _action(axis: Axis | None, group: Group) -> Action:
+    return INVARIANT if axis is None else action_of(axis.representation, axis.axis, group)
+
+
+def _declared(known: Known, c: Call, group: Group) -> Declared:
+    inputs, outputs = known.inputs(c.path, c.module, c.inputs), known.outputs(c.path, c.module, c.outputs)
+    return Declared(
+        {key: _action(axis, group) for key, axis in inputs.items()},
+        {key: _action(axis, group) for key, axis in outputs.items()},
+    )
+
+
+def _trace(number: int, judge: Judge, declared: Declared, base: list[Call], moved: list[list[Call]]) -> Trace:
+    def tell(which: str) -> dict[str, Told]:
+        actions: dict[str, Action] = getattr(declared, which)
+        told = {}
+        for key in getattr(base[0], which):
+            every = [*base, *(c for row in moved for c in row)]
+            if any(key not in getattr(c, which) for c in every):
+                told[key] = Told("unknown", "it is not there in every run")
+                continue
+            x = [getattr(c, which)[key] for c in base]
+            y = [[getattr(c, which)[key] for c in row] for row in moved]
+            told[key] = judge.tell(x, y, actions.get(key))
+        return told
+
+    return Trace(number, base[0], tell("inputs"), tell("outputs"), declared.outputs)
+
+
+def _first(trace: list[Trace]) -> Break | None:
+    """The first tensor in the order of execution that nothing explains, and whose code made it."""
+    events = [(t.call.order[0], True, t) for t in trace] + [(t.call.order[1], False, t) for t in trace]
+    for _, entering, t in sorted(events, key=lambda event: event[0]):
+        path = t.call.path or "the model"
+        if entering and t.call.parent >= 0:
+            for key, told in t.inputs.items():
+                if told.accuses:
+                    caller = trace[t.call.parent].call
+                    words = f"in its own code, before it calls {path}: input {_short(key)} transforms {told.words}"
+                    return Break(caller.path, caller.type, words)
+        if not entering:
+            bad = [(k, o) for k, o in t.outputs.items() if o.accuses or (t.turned and o.kind == "basis")]
+            if bad:
+                key, told = bad[0]
+                own = any(other.call.parent == t.number for other in trace)
+                where = "in its own code, after the modules in it: " if own else ""
+                came = (
+                    "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "nothing that transforms"
+                )
+                name = f"output {_short(key)}" if len(t.outputs) > 1 else "its output"
+                return Break(
+                    t.call.path, t.call.type, f"{where}{name} transforms {told.words}; its inputs: {came}"
+                )
+    return None
+
+
+def _short(key: str) -> str:
+    """A path in (args, kwargs) as the reader knows it: 0 or name."""
+    return key.removeprefix("[0]").removeprefix("[1].") or "0"
+
+
+def _rows(trace: list[Trace], judge: Judge, known: Known, group: Group, dtype: torch.dtype) -> list[LayerRow]:
+    rows = []
+    inside: set[int] = set()  # calls in which some module breaks
+    for t in sorted(trace, key=lambda item: item.call.order[1]):
+        if not t.outputs:
+            continue
+        row = _row(t, t.number in inside, judge, dtype)
+        rows.append(row)
+        if row.status in (BREAKS, INSIDE) and t.call.parent >= 0:
+            inside.add(t.call.parent)
+    return rows
+
+
+def _row(t: Trace, inside: bool, judge: Judge, dtype: torch.dtype) -> LayerRow:
+    outputs, note = t.outputs, ""
+    output = None if _any(outputs, "unknown") else max(told.relative for told in outputs.values())
+    arriving = (
+        None if _any(t.inputs, "unknown") else max((i.relative for i in t.inputs.values()), default=0.0)
+    )
+    if not t.arrives and not _any(t.inputs, "unknown"):
+        outputs, note = _replay(t, judge, dtype)
+    guilty = [o for o in outputs.values() if o.accuses or (o.kind == "basis" and not _any(t.inputs, "basis"))]
+    if _any(outputs, "unknown") or _any(t.inputs, "unknown"):
+        status, relative, absolute = UNKNOWN, None, None
+        note = note or "; ".join(
+            o.words for o in [*t.inputs.values(), *outputs.values()] if o.kind == "unknown"
+        )
+    elif guilty:
+        status = INSIDE if inside else BREAKS
+        relative, absolute = max(o.relative for o in guilty), max(o.absolute for o in guilty)
+        note = "" if inside else "; ".join(filter(None, [note, *(o.words for o in guilty)]))
+    else:
+        status = FINE if t.arrives else PASSES
+        told = [o for o in outputs.values() if o.kind != "basis"]
+        relative = max((o.relative for o in told), default=0.0)
+        absolute = max((o.absolute for o in told if o.kind != "linear"), default=0.0)
+    return LayerRow(
+        path=t.call.path,
+        type=t.call.type,
+        call=t.call.index,
+        status=status,
+        arriving=arriving,
+        relative=relative,
+        absolute=absolute,
+        output=output,
+        inputs=tuple(_named(told) for told in t.inputs.values()),
+        outputs=tuple(_named(told) for told in outputs.values()),
+        note=note,
+    )
+
+
+def _named(told: Told) -> str:
+    return told.action.name if told.action is not None and told.kind != "basis" else told.words
+
+
+def _replay(t: Trace, judge: Judge, dtype: torch.dtype) -> tuple[dict[str, Told], str]:
+    """What the module makes of inputs that are transformed exactly, and what had to be assumed for that."""
+
+    def inputs(g: Tensor | None) -> Any:
+        def put(leaf: Leaf) -> Tensor:
+            told = t.inputs.get(leaf.path)
+            if g is None or told is None or told.action is None:
+                return leaf.value.clone()
+            return told.action.apply(g.to(leaf.value.device), leaf.value).to(dtype)
+
+        return map_tree(t.call.arguments, None, put)
+
+    def run(g: Tensor | None) -> dict[str, Tensor]:
+        args, kwargs = inputs(g)
+        return tensors_of(t.call.module(*args, **kwargs))
+
+    try:
+        x = run(None)
+        y = [run(g) for g in judge.elements]
+    except Exception as error:  # the user's module, called outside its model: anything may go wrong in it
+        return {
+            "": Told("unknown", "")
+        }, f"cannot be called by itself: {type(error).__name__}: {str(error)[:80]}"
+    told = {key: judge.tell([x[key]], [[row[key]] for row in y], t.declared.get(key)) for key in x}
+    guessed = [
+        i.action.name
+        for i in t.inputs.values()
+        if i.kind == "broken" and i.action and "declared" not in i.words
+    ]
+    return told, f"assuming its inputs are {' and '.join(dict.fromkeys(guessed))}" if guessed else ""
