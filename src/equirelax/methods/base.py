@@ -122,10 +122,11 @@ class Method(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
-        Take it between steps. Gamma itself is in the model's state. Settings (learning rates, number of
-        steps) are not in it: the constructor's rule.
+        Take it between steps. The strengths are in it as well as in the model's state, for constructing a method
+        sets them anew. Settings (learning rates, number of steps) are not in it: the constructor's rule.
         """
-        state: dict[str, Any] = {"method": self.name, "paths": self.paths, **self._state()}
+        gammas = self.relaxation.gammas()
+        state: dict[str, Any] = {"method": self.name, "paths": self.paths, "gammas": gammas, **self._state()}
         generator = None if self.regularizer is None else self.regularizer.generator
         if generator is not None:
             state["generator"] = generator.get_state()
@@ -144,12 +145,14 @@ class Method(ABC):
             )
         if state.get("paths") != self.paths:
             raise MethodError(_paths_differ(list(state.get("paths") or []), self.paths))
-        missing = self._state().keys() - state.keys()
+        missing = {"gammas", *self._state()} - state.keys()
         if missing:
             raise MethodError(
                 f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?"
             )
         self._load(state)
+        for residual, gamma in zip(self.relaxation.residuals.values(), state["gammas"].tolist(), strict=True):
+            residual.set_gamma(gamma)
         generator = None if self.regularizer is None else self.regularizer.generator
         if generator is not None and "generator" in state:
             generator.set_state(state["generator"].cpu())

@@ -130,7 +130,7 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
 
 
 def _record(key: str, residual: Residual, fold: Fold | None, note: str) -> Projected:
-    gamma = float(residual.gamma)
+    gamma = float(residual.gamma.detach())
     if not residual.is_linear:
         return Projected(key, gamma, float("nan"), 0.0, float("nan") if gamma else 0.0, note)
     weight, bias = _scaled(residual)

@@ -1,0 +1,34 @@
+"""Two processes (gloo) with half of the batch each are one process with the whole: weights, strengths, multipliers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_runtime import setup, train
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("method", ["scheduled", "ace", "resilient"])
+def test_two_processes_are_one(method, tmp_path):
+    output = tmp_path / "state.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "ddp_worker.py"), method, str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = torch.load(output, weights_only=True)
+    model, made, optimizer = setup(method)
+    train(model, made, optimizer)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(found["model"][key], value, rtol=1e-10, atol=1e-13, msg=key)
+    for key, value in made.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found["method"][key], value, rtol=1e-10, atol=1e-13, msg=key)
+        else:
+            assert found["method"][key] == value
