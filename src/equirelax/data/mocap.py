@@ -87,7 +87,7 @@ class MocapSet(GraphSet):
         chosen = super()._features(index)
         if self.kind != "published" or self.heights is None:
             return chosen
-        height = self.heights[index]
+        height = self.heights.index_select(0, index)
         return torch.cat([chosen[..., :1], height / height.max()], -1)
 
 

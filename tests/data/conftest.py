@@ -1,0 +1,43 @@
+"""Data roots of the tests' own, and one block of charged trajectories that several tests look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from equirelax.data import charged
+from equirelax.data.blocks import Trajectories
+
+
+@pytest.fixture(autouse=True)
+def _no_data_of_the_user(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only tests marked `data` see the configured data root; none writes to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.node.get_closest_marker("data") is None:
+        monkeypatch.delenv("EQUIRELAX_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def charged_states() -> tuple[Tensor, Tensor, Tensor]:
+    return charged.initial_states(np.random.default_rng(7), 2 * charged.CHUNK)
+
+
+@pytest.fixture(scope="session")
+def charged_run(charged_states: tuple[Tensor, Tensor, Tensor]) -> Trajectories:
+    """2048 trajectories at the frames 0, 30, 40, component clamp."""
+    x, v, q = charged_states
+    return charged.simulate(x, v, q, [0, 30, 40])
+
+
+@pytest.fixture
+def rotation() -> Tensor:
+    """One rotation, and one with a reflection: (2, 3, 3) float64."""
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    q = q * torch.det(q)
+    return torch.stack([q, -q])
