@@ -25,6 +25,10 @@ from equirelax.symmetry import Group
 # not undo.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
+# A module is blamed where it adds more than this share of the model's own error: rounded constants are not
+# the cause.
+NEGLIGIBLE = 1e-5
+
 
 def audit(
     model: nn.Module | Callable[..., Any],
@@ -91,21 +95,17 @@ def audit(
         derivative = lie_derivative(module, sample, in_rep, out_rep, group, dtype) if lie else None
         found = None
         if per_layer:
-            chosen = _chosen(
-                group, torch.tensor(before.worst.element, dtype=torch.float64), sampled, discrete
-            )
-            broken = before.relative > tolerance
             found = localise(
                 module,
                 sample,
                 in_rep,
                 out_rep,
                 group,
-                chosen,
+                _chosen(group, torch.tensor(before.worst.element, dtype=torch.float64), sampled, discrete),
                 sampled[-1],
                 dtype,
-                tolerance,
-                not broken,
+                max(tolerance, NEGLIGIBLE * before.relative),
+                before.relative <= tolerance,
                 layer_reps,
             )
         after = _strict(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
@@ -153,7 +153,8 @@ def _group(in_rep: Any, out_rep: Any, group: Group | None) -> Group:
     for rep in reps:
         if rep.group != group and not _contains(rep.group, group):
             raise AuditError(
-                f"{rep!r} is a representation of {rep.group.name}, which does not contain {group.name}: give all "
+                f"{rep!r} is a representation of {rep.group.name}, which does not contain {group.name}: "
+                "give all "
                 "representations for one group, or for one that contains it"
             )
     return group
@@ -226,12 +227,14 @@ def _notes(before: Measurement, lie: LieReport | None, tolerance: float) -> tupl
     notes = []
     if before.repeatability > 0:
         notes.append(
-            f"two calls on the same input differ by {before.repeatability:.1e}: the model draws random numbers in evaluation "
+            f"two calls on the same input differ by {before.repeatability:.1e}: the model draws random "
+            "numbers in evaluation "
             "mode (dropout or sampling left on), or adds in no fixed order; errors below that mean nothing"
         )
     if lie is not None and before.relative > tolerance >= lie.relative:
         notes.append(
-            "the Lie derivative vanishes but finite elements fail: reflections or another component of the group break "
+            "the Lie derivative vanishes but finite elements fail: reflections or another component of the "
+            "group break "
             "equivariance, or something that is not differentiable (sorting, neighbours, rounding)"
         )
     return tuple(notes)

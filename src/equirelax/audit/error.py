@@ -128,7 +128,8 @@ class _Tally:
         for i, (base, leaf) in enumerate(zip(self.reference, found, strict=True)):
             if leaf.value.shape != base.value.shape:
                 raise AuditError(
-                    f"`{leaf.path}` has shape {tuple(base.value.shape)} on the sample and {tuple(leaf.value.shape)} after a "
+                    f"`{leaf.path}` has shape {tuple(base.value.shape)} on the sample and "
+                    f"{tuple(leaf.value.shape)} after a "
                     f"{words}: outputs whose size depends on the group element cannot be compared"
                 )
             expected = act(g, base.value, base.action)

@@ -123,5 +123,6 @@ def _axis(pattern: str, value: Any) -> Axis | None:
     if isinstance(value, Representation):
         return Axis(value)
     raise AuditError(
-        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation or Axis, or (inputs, output)"
+        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation or "
+        "Axis, or (inputs, output)"
     )

@@ -87,10 +87,12 @@ class Localisation:
             return f"layers: {len(self.rows)} calls, largest error added {number(largest)}{tail}"
         parts = [self._first(), self._table()]
         fine = sum(row.status == FINE for row in self.rows)
+        calls = "call is" if fine == 1 else "calls are"
         hidden = len(self.rows) - fine - len(self._shown())
         more = f", {hidden} more not shown (see .layers)" if hidden > 0 else ""
-        parts.append(f"  {fine} other calls are fine{more}")
-        notes = [f"  {row.name}: {row.note}" for row in self._shown() if row.note]
+        parts.append(f"  {fine} other {calls} fine{more}")
+        accused = self.first.path if self.first else None
+        notes = [f"  {row.name}: {row.note}" for row in self._shown() if row.note and row.path != accused]
         return "\n".join([part for part in parts if part] + notes)
 
     def _shown(self) -> list[LayerRow]:
@@ -99,7 +101,8 @@ class Localisation:
     def _first(self) -> str:
         if self.first is None:
             return "first break: not found in any module (see the rows below)\n"
-        return f"first break: {self.first.path or 'the model itself'} ({self.first.type})\n  {self.first.words}\n"
+        where = self.first.path or "the model itself"
+        return f"first break: {where} ({self.first.type})\n  {self.first.words}\n"
 
     def _table(self) -> str:
         titles = ["module, worst first", "type", "status", "arrives", "adds", "adds (abs)", "output as"]

@@ -187,5 +187,5 @@ def _choose(
         gap = max(float((a - b).norm()) for a, b in zip(found, measured, strict=True))
         if gap <= limit * max(scale, 1.0):
             return derive, name, reason
-        reason = f"{name} differs from finite differences by {gap / scale:.1e}: the model detaches or is not smooth here"
+        reason = f"{name} differs from finite differences by {gap / scale:.1e}: detached, or not smooth here"
     return finite_differences, DIFFERENCES, reason

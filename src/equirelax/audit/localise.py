@@ -269,8 +269,8 @@ def _first(trace: list[Trace]) -> Break | None:
             for key, told in t.inputs.items():
                 if told.accuses:
                     caller = trace[t.call.parent].call
-                    words = f"in its own code, before it calls {path}: input {_short(key)} transforms {told.words}"
-                    return Break(caller.path, caller.type, words)
+                    what = f"{_short(key)} transforms {told.words}"
+                    return Break(caller.path, caller.type, f"in its own code, before it calls {path}: {what}")
         if not entering:
             bad = [(k, o) for k, o in t.outputs.items() if o.accuses or (t.turned and o.kind == "basis")]
             if bad:
@@ -288,8 +288,10 @@ def _first(trace: list[Trace]) -> Break | None:
 
 
 def _short(key: str) -> str:
-    """A path in (args, kwargs) as the reader knows it: 0 or name."""
-    return key.removeprefix("[0]").removeprefix("[1].") or "0"
+    """A path in (args, kwargs) as the reader knows it: ``argument 1`` or a name; of an output, its path."""
+    name = key.removeprefix("[0]").removeprefix("[1].")
+    position = name.strip("[]")
+    return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
 
 
 def _rows(trace: list[Trace], judge: Judge, known: Known, group: Group, dtype: torch.dtype) -> list[LayerRow]:

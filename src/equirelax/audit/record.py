@@ -47,10 +47,14 @@ class Recorder:
     """Hooks on every module of a model; :meth:`recording` collects the calls made inside it."""
 
     def __init__(self, model: nn.Module, skip: frozenset[nn.Module] = frozenset()) -> None:
+        # Generated code (e3nn's kernels) is part of the module that owns it.
+        generated = {
+            m for g in model.modules() if isinstance(g, _GENERATED) and g is not model for m in g.modules()
+        }
         self.names = {
             module: path
             for path, module in model.named_modules()
-            if not isinstance(module, _PLAIN) and module not in skip
+            if not isinstance(module, _PLAIN) and module not in skip and module not in generated
         }
         self.calls: list[Call] = []
         self.open: list[int] = []
@@ -91,4 +95,5 @@ class Recorder:
         self.clock += 1
 
 
+_GENERATED = (torch.fx.GraphModule, torch.jit.ScriptModule)
 _PLAIN = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

@@ -91,7 +91,8 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
         return twin
     if reps is not None:
         raise AuditError(
-            f"{_name(path)} is a {type(tree).__name__}, which holds no tensor that {_show(reps)} could act on: "
+            f"{_name(path)} is a {type(tree).__name__}, which holds no tensor that {_show(reps)} could act "
+            "on: "
             "give None there, or audit a function that takes tensors"
         )
     return tree
@@ -178,7 +179,8 @@ def _action(value: Tensor, reps: Any, path: str) -> Axis | None:
         )
     if not -value.dim() <= axis < value.dim() or value.shape[axis] != rep.dim:
         raise AuditError(
-            f"{_name(path)} has shape {tuple(value.shape)}, but {rep!r} needs axis {axis} to have size {rep.dim}: "
+            f"{_name(path)} has shape {tuple(value.shape)}, but {rep!r} needs axis {axis} to have size "
+            f"{rep.dim}: "
             "check the representation, or name another axis with Axis(representation, axis)"
         )
     return reps
@@ -190,7 +192,8 @@ def _check_names(reps: Any, names: Any, path: str, kind: str) -> Mapping[str, An
         return {}
     if not isinstance(reps, Mapping):
         raise AuditError(
-            f"{_name(path)} is a {kind}, but its representation is {_show(reps)}: give a mapping from its names "
+            f"{_name(path)} is a {kind}, but its representation is {_show(reps)}: give a mapping from its "
+            "names "
             f"({', '.join(map(str, names))}) to representations"
         )
     for key in reps:
@@ -207,7 +210,8 @@ def _check_length(reps: Any, tree: Any, path: str) -> list[Any]:
     if not isinstance(reps, (tuple, list)) or len(reps) != len(tree):
         given = f"{len(reps)} representations" if isinstance(reps, (tuple, list)) else _show(reps)
         raise AuditError(
-            f"{_name(path)} is a {type(tree).__name__} of {len(tree)}, but {given} are given: give one Representation or "
+            f"{_name(path)} is a {type(tree).__name__} of {len(tree)}, but {given} are given: give one "
+            "Representation or "
             "None for each of them"
         )
     return list(reps)
@@ -235,7 +239,8 @@ def _is_graph(value: Any) -> bool:
         return True
     if isinstance(value, BaseData):
         raise AuditError(
-            f"{type(value).__name__} is not supported as a sample: audit a function that takes its tensors and builds it"
+            f"{type(value).__name__} is not supported as a sample: audit a function that takes its tensors "
+            "and builds it"
         )
     return False
 
