@@ -67,6 +67,7 @@ class ParameterWatch:
         self._by_value = (
             False  # the optimizer's writes are not counted; staleness is then left to step(optimizer)
         )
+        self._settled = False  # every residual has been seen to move
         self._confirmed: set[str] = set()
         self._graded: set[str] = set()
         self._unmoved: dict[str, int] = {}
@@ -87,8 +88,12 @@ class ParameterWatch:
             return
         self._check_order()
         self._before = self._snapshot()
-        for name, parameter in self._residual_parameters().items():
-            if parameter.requires_grad and name not in self._confirmed and not self._by_value:
+        if self._settled or self._by_value:
+            return
+        watched = [(name, p) for name, p in self._residual_parameters().items() if name not in self._confirmed]
+        self._settled = not watched
+        for name, parameter in watched:
+            if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient(name)))
 
     def end(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> bool:
