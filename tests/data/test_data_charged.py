@@ -133,6 +133,7 @@ def test_linear_extrapolation_roughly(charged_run: Trajectories) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_linear_extrapolation_on_many_trajectories() -> None:
     x, v, q = charged.initial_states(np.random.default_rng(0), 200_000)
     assert 0.11 <= linear_error(charged.simulate(x, v, q, [30, 40])) <= 0.12
