@@ -1,0 +1,59 @@
+"""The benchmarks by name, and the default settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from equirelax.benchmarks.nbody import NBodyTask
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.strengths import choice
+from equirelax.benchmarks.task import Task
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask,)}
+
+
+def task_class(benchmark: str) -> type[Task]:
+    """The benchmark called `benchmark`. Raises `ConfigError` with a suggestion if there is none."""
+    if benchmark not in TASKS:
+        raise ConfigError(
+            f"Unknown benchmark '{benchmark}'.{did_you_mean(benchmark, list(TASKS))} Known: {', '.join(TASKS)}."
+        )
+    return TASKS[benchmark]
+
+
+def defaults(benchmark: str, model: str | None, method: str) -> RunConfig:
+    """The papers' settings; `model` None takes the benchmark's first.
+
+    Raises:
+        ConfigError: an unknown benchmark, model or method.
+    """
+    task = task_class(benchmark)
+    choice(method)
+    model = model or next(iter(task.models))
+    if model not in task.models:
+        raise ConfigError(
+            f"Benchmark '{benchmark}' has no model '{model}'.{did_you_mean(model, list(task.models))} "
+            f"Known: {', '.join(task.models)}."
+        )
+    return task.defaults(model, method)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `RunConfig.to_dict` gave.
+
+    Raises:
+        ConfigError: `benchmark` or `method` is missing, or a key or value is not known.
+    """
+    for key in ("benchmark", "model", "method"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(f"The configuration does not say which {key} it is for: add the key '{key}'.")
+    return defaults(values["benchmark"], values["model"], values["method"]).updated(values)
+
+
+def build_task(config: RunConfig, root: Path | None = None) -> Task:
+    """The benchmark of a configuration."""
+    return task_class(config.benchmark)(config, root)

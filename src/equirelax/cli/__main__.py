@@ -1,0 +1,7 @@
+"""`python -m equirelax.cli`."""
+
+import sys
+
+from equirelax.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,160 @@
+"""`equirelax compare`: methods x seeds in parallel processes, then a table and a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from equirelax.benchmarks.registry import build_task, defaults
+from equirelax.benchmarks.settings import RunConfig, read_yaml
+from equirelax.benchmarks.strengths import CHOICES, choice
+from equirelax.cli import options
+from equirelax.cli.train import default_folder
+from equirelax.errors import ConfigError
+from equirelax.report.comparison import write_comparison
+from equirelax.training.jobs import Job, run_jobs
+from equirelax.training.run import CONFIG, differences
+
+DESCRIPTION = """Train several methods over several seeds, and compare them.
+
+Every run is a process of its own with a folder of its own, OUT/METHOD-seedN; finished runs are kept, so the
+same command goes on where an interrupted one stopped. At the end OUT receives summary.json, summary.md
+(the table) and curves.png. Settings as for equirelax train hold for all methods; with the method's name in
+front they hold for that one.
+
+examples:
+  equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 3
+  equirelax compare nbody --methods strict,ace --seeds 0,1,2,3 --epochs 200 --ace.strength.dual_lr 1e-3
+  equirelax compare mocap --dataset.subject run --methods strict,scheduled,ace,resilient"""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "compare"."""
+    words = list(words[1:])
+    benchmark = options.benchmark_of("compare", words)
+    if benchmark is None or {"-h", "--help"} & set(words):
+        _parser(benchmark or "BENCHMARK").print_help()
+        return 0
+    own, settings = split_settings(words[1:], list(CHOICES))
+    known, common = _parser(benchmark).parse_known_args(own)
+    methods = _names(known.methods)
+    for method in settings:
+        if method not in methods:
+            raise ConfigError(
+                f"There are settings for {method} (--{method}. ...), but it is not among --methods."
+            )
+    model = options.peek(common, "model")["model"]
+    out = Path(known.out) if known.out else _default_out(benchmark, model, methods[0])
+    jobs = []
+    for seed in _seeds(known.seeds):
+        for method in methods:
+            flags = [*common, *settings.get(method, []), "--method", method, "--seed", str(seed)]
+            jobs.append(_job(benchmark, method, seed, flags, out))
+    _check_data(jobs[0].config, known.data)
+    code = run_jobs(jobs, known.data, known.jobs or _cores())
+    if code == 130:
+        return code
+    print(write_comparison(out, [job.folder for job in jobs]))
+    return code
+
+
+def _parser(benchmark: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog=f"equirelax compare {benchmark}",
+        description=DESCRIPTION,
+        epilog="All other flags are settings: see equirelax train BENCHMARK --help.\n\n"
+        + options.methods_text(),
+        formatter_class=options.Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
+    parser.add_argument(
+        "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
+    )
+    parser.add_argument("--out", help="folder of the comparison (default: runs/BENCHMARK/compare-MODEL)")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: one for every core)")
+    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    return parser
+
+
+def split_settings(words: Sequence[str], methods: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take flags such as --ace.strength.dual_lr 1e-3 out of `words`: (the others, method -> its flags)."""
+    common: list[str] = []
+    special: dict[str, list[str]] = {}
+    index = 0
+    while index < len(words):
+        head, dot, tail = words[index].removeprefix("--").partition(".")
+        if words[index].startswith("--") and dot and head in methods:
+            taken = [f"--{tail}"]
+            if "=" not in tail and index + 1 < len(words) and not words[index + 1].startswith("--"):
+                index += 1
+                taken.append(words[index])
+            special.setdefault(head, []).extend(taken)
+        else:
+            common.append(words[index])
+        index += 1
+    return common, special
+
+
+def _names(text: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--methods names no method.")
+    for name in names:
+        choice(name)
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(
+            f"--seeds is '{text}'; give a number of seeds, or seeds separated by commas."
+        ) from error
+    seeds = list(range(numbers[0])) if "," not in text and numbers else numbers
+    if not seeds:
+        raise ConfigError(f"--seeds is '{text}'; at least one seed is needed.")
+    return seeds
+
+
+def _default_out(benchmark: str, model: str | None, method: str) -> Path:
+    config = defaults(benchmark, model, method)
+    return default_folder(config).parent / f"compare-{config.model}"
+
+
+def _job(benchmark: str, method: str, seed: int, flags: list[str], out: Path) -> Job:
+    """The run of one method and seed, its settings checked."""
+    config = options.starting_config(benchmark, flags, method)
+    parser = options.parser(["compare", benchmark], "")
+    for name in ("model", "method", "config"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--seed", type=int)
+    options.add_settings(parser, config)
+    options.add_machine(parser)
+    parsed = options.parse(parser, flags)
+    config = options.config_from(parsed, config)
+    folder = out / f"{method}-seed{seed}"
+    if (folder / CONFIG).exists() and (found := differences(read_yaml(folder / CONFIG), config.to_dict())):
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {'; '.join(found)}. Name another folder with --out, or remove it."
+        )
+    machine = options.machine_from(parsed)
+    return Job(config, folder, machine)
+
+
+def _check_data(config: RunConfig, root: str | None) -> None:
+    """Fail before any process starts when data is missing."""
+    task = build_task(config, options.optional_path(root))
+    task.load("train")
+    task.load("val")
+    task.load("test")
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

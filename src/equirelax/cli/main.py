@@ -1,0 +1,79 @@
+"""Which command was meant, and how errors are shown: one line and exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from equirelax.errors import EquirelaxError
+from equirelax.files import did_you_mean
+
+# name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "list": ("equirelax.cli.catalogue", "benchmarks, models, methods, placements, and which data is there"),
+    "data": ("equirelax.cli.data", "make or fetch data sets"),
+    "train": ("equirelax.cli.train", "train one model with one method"),
+    "compare": (
+        "equirelax.cli.compare",
+        "train several methods over several seeds, and write table and picture",
+    ),
+    "audit": ("equirelax.cli.inspect", "measure the equivariance error of a trained model, layer by layer"),
+    "project": (
+        "equirelax.cli.inspect",
+        "write a trained model without its relaxation, as the author's own state dict",
+    ),
+    "perf": ("equirelax.cli.perf", "time a training step, strict and relaxed, against its floor"),
+}
+
+USAGE = """usage: equirelax COMMAND ...
+
+Relax equivariance while training, project back exactly, and compare.
+
+commands:
+{commands}
+
+`equirelax COMMAND --help` explains a command. A first comparison, about five minutes on two cores:
+
+    equirelax data make nbody
+    equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 1 --epochs 40
+
+Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
+Exit codes: 0 done, 1 a run failed, 2 bad input or missing data, 130 interrupted (add --resume to go on)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {n:{width}}  {line}" for n, (_, line) in COMMANDS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"equirelax {version('equirelax')}")
+        return 0
+    if words[0] not in COMMANDS:
+        return complain(
+            f"Unknown command '{words[0]}'.{did_you_mean(words[0], list(COMMANDS))} See equirelax --help."
+        )
+    try:
+        code: int = importlib.import_module(COMMANDS[words[0]][0]).main(words)
+    except EquirelaxError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "equirelax":
+            raise
+        return complain(f"This command needs the package '{error.name}': pip install 'equirelax[all]'.")
+    except BrokenPipeError:
+        return 141
+    return code
+
+
+def complain(message: str) -> int:
+    """Print an error as a line and return exit code 2."""
+    print(f"equirelax: error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,153 @@
+"""Typed settings as flags: parsers made from the dataclasses of a run, with friendly errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from equirelax.benchmarks.registry import TASKS, defaults, task_class
+from equirelax.benchmarks.settings import RunConfig, Training, read_yaml
+from equirelax.benchmarks.strengths import CHOICES
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax.training.run import Machine
+
+
+def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
+    """A parser for the command `words`, which raises instead of exiting."""
+    return ArgumentParser(
+        prog=" ".join(["equirelax", *words]),
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=Formatter,
+    )
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with descriptions as written, and defaults where a help text names none."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+def parse(options: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse `words`; flags may be written with - or _.
+
+    Raises:
+        ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type.
+    """
+    try:
+        return options.parse_args([_underscored(word) for word in words])
+    except argparse.ArgumentError as error:
+        raise ConfigError(explain(str(error), flags(options)) + f" See {options.prog} --help.") from error
+
+
+def flags(options: ArgumentParser) -> list[str]:
+    """All flags of a parser."""
+    return [flag for action in options._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def explain(message: str, known: list[str]) -> str:
+    """A parser's message in one line, with a suggestion for an unknown flag."""
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (.*)", message):
+        unknown = [word.split("=")[0] for word in match.group(1).split() if word.startswith("-")]
+        if unknown:
+            return f"Unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}"
+        return f"Unexpected argument '{match.group(1)}'."
+    return message.rstrip(".") + "."
+
+
+def _underscored(word: str) -> str:
+    """--batch-size=8 -> --batch_size=8."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def benchmark_of(command: str, words: Sequence[str]) -> str | None:
+    """The benchmark, which stands first; None when only help is wanted."""
+    if words and not words[0].startswith("-"):
+        task_class(words[0])
+        return words[0]
+    if {"-h", "--help"} & set(words):
+        return None
+    raise ConfigError(f"Name the benchmark first: equirelax {command} {{{','.join(TASKS)}}} ...")
+
+
+def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
+    """Values of some flags, before the parser that knows all flags can be made."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        first.add_argument(f"--{name}")
+    try:
+        found, _ = first.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}.") from error
+    return vars(found)
+
+
+def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
+    """The settings before flags: the papers', changed by the file of --config."""
+    given = peek(words, "config", "model", "method")
+    stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
+    model = given["model"] or stored.get("model")
+    chosen = method or given["method"] or stored.get("method") or "strict"
+    return defaults(benchmark, model, chosen).updated(stored)
+
+
+def add_settings(options: ArgumentParser, config: RunConfig) -> None:
+    """One flag for every setting of a run, with `config` as defaults."""
+    _add_group(options, type(config.training), config.training)
+    for name in config.sections:
+        section = getattr(config, name)
+        if type(section).__dataclass_fields__:
+            options.add_argument(f"--{name}", type=type(section), default=section)
+
+
+def add_machine(options: ArgumentParser) -> None:
+    """Flags for where a run executes."""
+    _add_group(options, Machine, Machine())
+
+
+def _add_group(options: ArgumentParser, cls: type, values: Any) -> None:
+    options.add_class_arguments(cls, None)
+    options.set_defaults({name: getattr(values, name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
+def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
+    """The settings with the parsed flags put in."""
+    values: dict[str, Any] = {name: parsed[name] for name in Training.__dataclass_fields__}
+    for name in config.sections:
+        if name in parsed:
+            section = parsed[name]
+            values[name] = section.as_dict() if isinstance(section, Namespace) else vars(section)
+    if parsed.get("seed") is not None:
+        values["seed"] = parsed["seed"]
+    return config.updated(values)
+
+
+def machine_from(parsed: Namespace) -> Machine:
+    """Where to run, from parsed flags."""
+    return Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
+
+
+def methods_text() -> str:
+    """The methods with a line each, for help texts."""
+    width = max(map(len, CHOICES))
+    return "methods:\n" + "\n".join(
+        f"  {name:{width}}  {choice.description}" for name, choice in CHOICES.items()
+    )
+
+
+def optional_path(value: str | None) -> Path | None:
+    """A path, or None."""
+    return None if value is None else Path(value)

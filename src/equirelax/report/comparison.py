@@ -1,0 +1,36 @@
+"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from equirelax.benchmarks.registry import task_class
+from equirelax.files import write_text
+from equirelax.report.picture import Table, draw
+from equirelax.report.summary import conclusion, summarise, table
+from equirelax.training.loggers import read_table
+from equirelax.training.run import RESULT, read_result
+
+SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
+
+
+def write_comparison(out: Path, folders: Sequence[Path]) -> str:
+    """Summarise the finished runs in `folders` into `out`; returns the table, the picture's path and a sentence.
+
+    Raises:
+        ConfigError: none of them is finished.
+    """
+    done = [folder for folder in folders if (folder / RESULT).exists()]
+    summary = summarise([read_result(folder / RESULT) for folder in done])
+    runs: dict[str, list[Table]] = {}
+    for folder, result in zip(done, summary["runs"], strict=True):
+        runs.setdefault(result["method"], []).append(read_table(folder / "metrics.csv"))
+    title = task_class(summary["benchmark"]).title
+    metric = f"{summary['metric']['name']} (x{summary['metric']['unit']})"
+    text, sentence = table(summary), conclusion(summary)
+    write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
+    write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
+    draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric)
+    return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"

@@ -1,0 +1,159 @@
+"""From the result.json of many runs to one summary, and a table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from equirelax.benchmarks.registry import build_task, config_from_dict
+from equirelax.benchmarks.strengths import choice
+from equirelax.errors import ConfigError
+from equirelax.report.statistics import paired, spread
+
+BASELINE = "strict"
+KINDS = ("relaxed", "projected", "folded")
+
+
+def headline(method: str) -> str:
+    """Which number a method is judged by: projected, or relaxed where the relaxed model is what is deployed."""
+    return "relaxed" if choice(method).deploys_relaxed else "projected"
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics over seeds for every method, in the order of `results`.
+
+    Args:
+        results: Contents of result.json files of one benchmark and model.
+
+    Raises:
+        ConfigError: no results, or results of several benchmarks or models.
+    """
+    if not results:
+        raise ConfigError("There is no finished run to summarise.")
+    if len({(r["benchmark"], r["model"]) for r in results}) > 1:
+        raise ConfigError("A summary is of one benchmark and one model; the results are of several.")
+    first = results[0]
+    published = build_task(config_from_dict(first["config"])).published()
+    baseline = {r["seed"]: r["test"]["projected"] for r in results if r["method"] == BASELINE}
+    methods = {}
+    for name in dict.fromkeys(r["method"] for r in results):
+        runs = [r for r in results if r["method"] == name]
+        methods[name] = _method(name, runs, baseline, published.get(name))
+    return {
+        "benchmark": first["benchmark"],
+        "model": first["model"],
+        "metric": first["metric"],
+        "methods": methods,
+        "scaled_down": first["scaled_down"],
+        "commits": sorted({str(r["commit"]) for r in results}),
+        "hardware": first["hardware"],
+        "versions": first["versions"],
+        "runs": list(results),
+    }
+
+
+def _method(
+    name: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, float], published: str | None
+) -> dict[str, Any]:
+    kind = headline(name)
+    tests: dict[str, Any] = {}
+    for key in KINDS:
+        values = [r["test"][key] for r in runs if r["test"][key] is not None]
+        tests[key] = asdict(spread(values)) if values else None
+    compared = None if name == BASELINE else paired({r["seed"]: r["test"][kind] for r in runs}, baseline)
+    errors = [r["equivariance_error"] for r in runs]
+    return {
+        "seeds": [r["seed"] for r in runs],
+        "headline": kind,
+        "test": tests,
+        "val": asdict(spread([r["val"][kind] for r in runs])),
+        "paired_with_strict": None if compared is None else compared.to_dict(),
+        "published": published,
+        "parameters": runs[0]["parameters"],
+        "equivariance_error": {
+            "before": max(e["before"] for e in errors),
+            "after": max(e["after"] for e in errors),
+            "group": errors[0]["group"],
+            "dtype": errors[0]["dtype"],
+        },
+        "seconds": asdict(spread([r["seconds"] for r in runs])),
+        "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as a markdown table with a line of context below it."""
+    unit, lines = summary["metric"]["unit"], []
+    lines.append(
+        f"| method | test {summary['metric']['name']} x{unit} | relaxed | projected | folded | minus strict (paired) "
+        "| better seeds | published | parameters (training) | equivariance error, relaxed → projected | seconds |"
+    )
+    lines.append("|" + " --- |" * 11)
+    for name, row in summary["methods"].items():
+        test, errors = row["test"], row["equivariance_error"]
+        compared = row["paired_with_strict"]
+        parameters = row["parameters"]
+        cells = [
+            name,
+            f"**{_spread(test[row['headline']])}** ({row['headline']})",
+            *(_spread(test[kind]) for kind in KINDS),
+            "" if compared is None else _paired(compared),
+            "" if compared is None else f"{compared['wins']} of {compared['count']}",
+            row["published"] or "",
+            f"{parameters['strict']:,} ({parameters['relaxed']:,})",
+            f"{errors['before']:.1e} → {errors['after']:.1e}",
+            f"{row['seconds']['mean']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _context(summary)]) + "\n"
+
+
+def conclusion(summary: Mapping[str, Any]) -> str:
+    """One sentence on what the comparison shows, no more than it does."""
+    methods = summary["methods"]
+    compared = {name: row["paired_with_strict"] for name, row in methods.items() if row["paired_with_strict"]}
+    if not compared:
+        return "There is nothing to compare: a strict run and another with the same seed are needed."
+    name, best = min(compared.items(), key=lambda item: item[1]["mean"])
+    strict = methods[BASELINE]["test"]["projected"]["mean"]
+    change = f"{abs(best['mean']) / strict:.0%} {'below' if best['mean'] < 0 else 'above'} strict"
+    kept = methods[name]["headline"]
+    state = (
+        "keeping its residuals"
+        if kept == "relaxed"
+        else "after projection back to an exactly equivariant network"
+    )
+    interval = best["interval"]
+    if interval is None:
+        sure = "from one seed, which is no evidence of a difference"
+    elif interval[0] <= 0 <= interval[1]:
+        sure = f"a difference that {best['count']} seeds do not tell from chance"
+    else:
+        sure = f"with a 95 % interval of the paired difference that excludes zero ({best['count']} seeds)"
+    return f"The best relaxed method here is {name}: its test error {state} is {change}, {sure}."
+
+
+def _spread(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value['mean']:.2f}" + ("" if value["std"] is None else f" ± {value['std']:.2f}")
+
+
+def _paired(compared: Mapping[str, Any]) -> str:
+    text = f"{compared['mean']:+.2f}" + ("" if compared["std"] is None else f" ± {compared['std']:.2f}")
+    if compared["interval"] is not None:
+        low, high = compared["interval"]
+        text += f" [{low:+.2f}, {high:+.2f}]"
+    return text
+
+
+def _context(summary: Mapping[str, Any]) -> str:
+    hardware = summary["hardware"]
+    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread(s) a run"
+    scale = f" Smaller than the papers' setting: {summary['scaled_down']}." if summary["scaled_down"] else ""
+    return (
+        f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: difference to strict "
+        f"seed by seed, with a 95 % t interval. Published: the papers' own numbers, on other data and hardware.{scale} "
+        f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}."
+    )

@@ -1,0 +1,87 @@
+"""From settings to the objects of a run: task, model, relaxation, method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from equirelax.benchmarks.registry import build_task
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.strengths import build_method
+from equirelax.benchmarks.task import Task
+from equirelax.errors import ConfigError
+from equirelax.methods.base import Method
+from equirelax.relaxation import Relaxation, relax
+
+
+@dataclass
+class Assembly:
+    """What a run works with, and the number of parameters without and with the relaxation.
+
+    A strict run has neither relaxation nor method: its model is the author's own, untouched."""
+
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    relaxation: Relaxation | None
+    method: Method | None
+    strict_parameters: int
+    relaxed_parameters: int
+
+    @property
+    def deploys_relaxed(self) -> bool:
+        """Whether the relaxed model is what the method hands over (resilient), so that selection looks at it."""
+        return self.method is not None and self.method.deploys_relaxed
+
+
+def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int = 1) -> Assembly:
+    """Build everything that `config` describes; weights come from torch's global generator, which is seeded here.
+
+    A method draws its residuals after the model's weights, so runs of one seed start from the same strict network.
+
+    Args:
+        config: The run's settings.
+        root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
+        steps_per_epoch: Optimiser steps of an epoch, for schedules.
+    """
+    torch.manual_seed(config.seed)
+    task = build_task(config, root)
+    model = task.build_model()
+    strict = count_parameters(model)
+    if config.method == "strict":
+        return Assembly(config, task, model, None, None, strict, strict)
+    relaxation = relax(model, task.placement())
+    method = build_method(
+        relaxation,
+        config.strength,
+        epochs=config.training.epochs,
+        steps_per_epoch=steps_per_epoch,
+        learning_rate=config.training.learning_rate,
+        seed=config.seed,
+    )
+    return Assembly(config, task, model, relaxation, method, strict, count_parameters(model))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, learnt strengths included."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
+    """The configured optimiser over weights, residuals and learnt strengths (these without weight decay)."""
+    settings = assembly.config.training
+    if assembly.relaxation is None:
+        groups = [{"params": list(assembly.model.parameters())}]
+    else:
+        groups = assembly.relaxation.parameter_groups(weight_decay=settings.weight_decay)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate, weight_decay=decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+    raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw or sgd.")

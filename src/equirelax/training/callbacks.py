@@ -1,0 +1,168 @@
+"""What happens at the end of every epoch: validation, selection, a row of metrics, a checkpoint, a stop if asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from equirelax.data import GraphSet
+from equirelax.errors import CheckpointError
+from equirelax.training.assembly import Assembly
+from equirelax.training.checkpoint import BEST, FORMAT, KEY, LAST, Selected, copy_weights, write_selected
+from equirelax.training.evaluation import error_sum
+from equirelax.training.module import RelaxedModule
+
+
+class EpochEnd(Callback):
+    """Validates, selects, logs and saves.
+
+    Args:
+        assembly: The run's objects.
+        val: Validation samples.
+        folder: The run's folder.
+
+    Attributes:
+        selected: The best weights so far; None before the first validation with a finite value.
+        seconds: Time spent in training and validation, over all resumptions.
+        stop_requested: Set it to end the run, resumable, after the present epoch.
+    """
+
+    def __init__(self, assembly: Assembly, val: GraphSet, folder: Path) -> None:
+        self.assembly, self.val, self.folder = assembly, val, folder
+        self.part = val
+        self.selected: Selected | None = None
+        self.seconds = 0.0
+        self.stop_requested = False
+        self.completed = 0
+        self.latest: dict[str, float] = {}
+        self._since = 0.0
+        self._restored: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put this rank's share of the validation data where the model is, and start the clock."""
+        part = slice(trainer.global_rank, None, trainer.world_size)
+        self.part = self.val.subset(part).to(module.device)
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Give torch's random state back, as the last thing before training goes on."""
+        if "rng" in self._restored:
+            torch.set_rng_state(self._restored["rng"])
+            if module.device.type == "cuda" and "cuda_rng" in self._restored:
+                torch.cuda.set_rng_state(self._restored["cuda_rng"], module.device)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """One row of metrics; a checkpoint when one is due."""
+        training = self.assembly.config.training
+        epoch, last = trainer.current_epoch, trainer.current_epoch + 1 == training.epochs
+        metrics: dict[str, float] = {"step": float(trainer.global_step)}
+        if isinstance(module, RelaxedModule):
+            metrics.update(module.epoch_means())
+        if last or (epoch + 1) % training.validate_every == 0:
+            metrics.update(self.validate(trainer))
+            self._select(epoch, metrics)
+        if self.assembly.method is not None:
+            for path, values in self.assembly.method.logs().items():
+                metrics.update({f"{name}/{path}": value for name, value in values.items()})
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        metrics["seconds"] = self.seconds
+        self.latest.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=epoch)
+        self.completed = epoch + 1
+        stop = trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+        if last or stop or (epoch + 1) % training.checkpoint_every == 0:
+            self._save(trainer)
+
+    def validate(self, trainer: Trainer) -> dict[str, float]:
+        """The metric on the validation set, projected and relaxed; ranks share the samples."""
+        task, relaxation = self.assembly.task, self.assembly.relaxation
+        relaxed = error_sum(task, self.assembly.model, self.part)
+        projected = relaxed
+        if relaxation is not None:
+            with relaxation.strict():
+                projected = error_sum(task, self.assembly.model, self.part)
+        sums = trainer.strategy.reduce(torch.stack([projected, relaxed]), reduce_op="sum")
+        values = (torch.as_tensor(sums) / len(self.val)).tolist()
+        return {"val/projected": values[0], "val/relaxed": values[1]}
+
+    def _select(self, epoch: int, metrics: dict[str, float]) -> None:
+        value = metrics["val/relaxed" if self.assembly.deploys_relaxed else "val/projected"]
+        if value < (float("inf") if self.selected is None else self.selected.value):
+            self.selected = Selected(epoch, value, copy_weights(self.assembly))
+        if self.selected is not None:
+            metrics["val/best"] = self.selected.value
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.folder / LAST)
+        if self.selected is not None and trainer.is_global_zero:
+            write_selected(self.folder / BEST, self.assembly.config, self.selected)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """What Lightning does not know: settings, the method, the selection, random states, the clock."""
+        method = self.assembly.method
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "config": self.assembly.config.to_dict(),
+            "method": None if method is None else method.state_dict(),
+            "selected": None if self.selected is None else self.selected.to_dict(),
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+        }
+        if module.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(module.device)
+        checkpoint[KEY] = state
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take all of it back."""
+        state = checkpoint.get(KEY)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{self.folder / LAST} was not written by `equirelax train`: start the run anew."
+            )
+        if self.assembly.method is not None:
+            self.assembly.method.load_state_dict(state["method"])
+        self.selected = None if state["selected"] is None else Selected(**state["selected"])
+        self.seconds, self._restored = state["seconds"], state
+        self.completed = checkpoint["epoch"]
+
+
+@contextlib.contextmanager
+def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
+    """Within it the first Ctrl-C (or SIGTERM) asks the run to stop after the present epoch; the second stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if callback.stop_requested:
+            raise KeyboardInterrupt
+        callback.stop_requested = True
+        print(
+            "\nStopping after this epoch (again: at once, going back to the last checkpoint).",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""A run's files on disk: resumable checkpoints, selected weights, and reading both back without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from equirelax.benchmarks.registry import config_from_dict
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.errors import CheckpointError
+from equirelax.files import atomic_write
+from equirelax.relaxation import read
+from equirelax.training.assembly import Assembly, assemble
+
+FORMAT = "equirelax-run-1"
+KEY = "equirelax"
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written to a temporary name and renamed, read with `weights_only=True`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint`, so that a crash leaves the old file."""
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, tensors and plain data only. Raises `CheckpointError` if it is missing or damaged."""
+        loaded: dict[str, Any] = read(path)
+        return loaded
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Weights chosen on validation: of which epoch, and with which value."""
+
+    epoch: int
+    value: float
+    weights: dict[str, Tensor]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+        return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
+
+
+def copy_weights(assembly: Assembly) -> dict[str, Tensor]:
+    """The model's state dict, copied to the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in assembly.model.state_dict().items()}
+
+
+def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:
+    """Write the selected weights with the settings that rebuild their model."""
+    with atomic_write(path) as temporary:
+        torch.save({"format": FORMAT, "config": config.to_dict(), **selected.to_dict()}, temporary)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a checkpoint file holds: settings, and weights of some epoch."""
+
+    config: RunConfig
+    weights: Mapping[str, Tensor]
+    epoch: int
+
+
+def read_run(path: Path) -> StoredRun:
+    """Settings and weights from `best.ckpt` or `last.ckpt` of a run.
+
+    Raises:
+        CheckpointError: missing, damaged, or not written by `equirelax train`.
+    """
+    state = read(path / BEST if path.is_dir() else path)
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        return StoredRun(config_from_dict(state["config"]), state["weights"], state["epoch"])
+    if isinstance(state, dict) and isinstance(own := state.get(KEY), dict) and own.get("format") == FORMAT:
+        weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items()}
+        return StoredRun(config_from_dict(own["config"]), weights, state["epoch"])
+    raise CheckpointError(
+        f"{path} is a file of tensors, but not one that `equirelax train` wrote. Give the {BEST} or {LAST} of a run; "
+        f"a model saved with equirelax.save is read with equirelax.load(model, path)."
+    )
+
+
+def load_run(path: Path, root: Path | None = None) -> Assembly:
+    """Rebuild the model of a run and load its weights, residuals and strengths.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit its own settings.
+    """
+    stored = read_run(path)
+    assembly = assemble(stored.config, root)
+    load_weights(assembly, stored.weights, str(path))
+    return assembly
+
+
+def load_weights(assembly: Assembly, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict into the assembled model. Raises `CheckpointError` naming `where` if it does not fit."""
+    try:
+        assembly.model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{where}: the weights do not fit the model that its settings describe; was it written by another "
+            f"version? {str(error).splitlines()[-1].strip()}"
+        ) from error

@@ -1,0 +1,122 @@
+"""Many runs as processes of their own, a few at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.training.loggers import read_table
+from equirelax.training.run import CONFIG, RESULT, Machine
+
+LOG = "log.txt"
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run to be made: settings, folder, and where it executes."""
+
+    config: RunConfig
+    folder: Path
+    machine: Machine
+
+    @property
+    def label(self) -> str:
+        """Method and seed."""
+        return f"{self.config.method} seed {self.config.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has a result already."""
+        return (self.folder / RESULT).exists()
+
+    def start(self, data: str | None) -> subprocess.Popen[bytes]:
+        """Start the process; its output goes to log.txt. It ignores the terminal's Ctrl-C: the parent passes it on."""
+        settings = self.folder / CONFIG
+        if not settings.exists():
+            self.config.write(settings)
+        words = [
+            sys.executable,
+            "-m",
+            "equirelax.cli",
+            "train",
+            self.config.benchmark,
+            "--config",
+            str(settings),
+        ]
+        words += ["--out", str(self.folder), "--resume", *(["--data", data] if data else [])]
+        for name, value in asdict(self.machine).items():
+            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+        with (self.folder / LOG).open("ab") as log:
+            return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
+    """Run what is not done yet, at most `parallel` at a time.
+
+    Returns:
+        0 when every run has a result, 1 when one failed, 130 when interrupted (the runs stay resumable).
+    """
+    waiting = [job for job in jobs if not job.done]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.", flush=True)
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    failed: list[Job] = []
+    line = time.monotonic()
+    stopping = False
+    while waiting or running:
+        try:
+            while waiting and len(running) < parallel and not stopping:
+                job = waiting.pop(0)
+                running[job] = job.start(data)
+            time.sleep(0.2)
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    _finished(job, process.returncode, failed, stopping)
+            if time.monotonic() - line > SECONDS_BETWEEN_LINES:
+                line = time.monotonic()
+                print(_state(jobs, list(running)), flush=True)
+        except KeyboardInterrupt:
+            print(
+                "\nStopping: runs end after their present epoch (again: at once).",
+                file=sys.stderr,
+                flush=True,
+            )
+            stopping = True
+            waiting = []
+            for process in running.values():
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGINT)
+    if stopping:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    return 1 if failed else 0
+
+
+def _finished(job: Job, code: int, failed: list[Job], stopping: bool) -> None:
+    if code == 0 and job.done:
+        print(f"{job.label}: finished.", flush=True)
+    elif not stopping:
+        failed.append(job)
+        log = job.folder / LOG
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        print(f"{job.label}: failed with exit code {code}; the end of {log}:", file=sys.stderr)
+        print("\n".join(f"    {text}" for text in tail), file=sys.stderr, flush=True)
+
+
+def _state(jobs: Sequence[Job], running: Sequence[Job]) -> str:
+    parts = [f"{sum(job.done for job in jobs)}/{len(jobs)} runs finished"]
+    for job in running:
+        table = job.folder / "metrics.csv"
+        with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
+            epoch = int(read_table(table)[-1]["epoch"]) + 1
+            parts.append(f"{job.label}: epoch {epoch}/{job.config.training.epochs}")
+    return "; ".join(parts)

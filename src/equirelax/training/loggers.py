@@ -1,0 +1,79 @@
+"""metrics.csv: one row for every epoch, appended to as the run goes and cut back when it is resumed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from equirelax.files import atomic_write
+
+
+class EpochTable(Logger):
+    """A Lightning logger that writes `metrics.csv`; the `step` of a row is its epoch.
+
+    Args:
+        folder: Where the file goes.
+        resume_from: Rows of this epoch and later are dropped: the run will write them again. 0 starts a new file.
+    """
+
+    def __init__(self, folder: Path, resume_from: int = 0) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.columns: list[str] = []
+        if resume_from > 0 and self.path.exists():
+            self._keep_before(resume_from)
+        elif rank_zero_only.rank == 0:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one file, without versions."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Settings are in config.yaml; nothing is written here."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append the row of epoch `step`."""
+        row = {"epoch": step, **metrics}
+        if new := [key for key in row if key not in self.columns]:
+            rows = read_table(self.path) if self.path.exists() else []
+            self.columns += new
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite(self, rows: list[Any]) -> None:
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _keep_before(self, epoch: int) -> None:
+        rows = [row for row in read_table(self.path) if row["epoch"].isdigit() and int(row["epoch"]) < epoch]
+        self.columns = list(rows[0]) if rows else []
+        if rank_zero_only.rank == 0:
+            self._rewrite(rows) if rows else self.path.unlink()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header, as text; an incomplete last row is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]

@@ -1,0 +1,75 @@
+"""The Lightning module: the task's loss, and the two lines that any loop needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from equirelax.benchmarks.task import Batch
+from equirelax.data import GraphSet
+from equirelax.training.assembly import Assembly, build_optimizer
+from equirelax.training.loader import EpochLoader
+
+
+class RelaxedModule(lightning.LightningModule):
+    """Trains `assembly.model` on `train`.
+
+    Means over an epoch are summed on the device and read once at its end: a step logs nothing.
+
+    Args:
+        assembly: Task, model, relaxation and method.
+        train: Training samples.
+    """
+
+    def __init__(self, assembly: Assembly, train: GraphSet) -> None:
+        super().__init__()
+        self.model = assembly.model
+        self.assembly = assembly
+        self.train_data = train
+        self._sums: Tensor | None = None
+        self._steps = 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimiser."""
+        return build_optimizer(self.assembly)
+
+    def train_dataloader(self) -> EpochLoader:
+        """This rank's share of every batch, on this rank's device."""
+        config = self.assembly.config
+        return EpochLoader(
+            self.train_data,
+            config.training.batch_size,
+            config.seed,
+            config.training.augment,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.device,
+        )
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The task's loss and the method's penalty."""
+        task, method = self.assembly.task, self.assembly.method
+        loss = task.loss(task.predict(self.model, batch), batch)
+        penalty = torch.zeros_like(loss) if method is None else method.penalty()
+        with torch.no_grad():
+            both = torch.stack([loss, penalty.to(loss.dtype)])
+            self._sums = both if self._sums is None else self._sums + both
+        self._steps += 1
+        return loss + penalty
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """`method.step()`, after the optimiser's."""
+        if self.assembly.method is not None:
+            optimizer = self.optimizers()
+            self.assembly.method.step(getattr(optimizer, "optimizer", optimizer))
+
+    def epoch_means(self) -> dict[str, float]:
+        """Mean task loss and penalty since the last call; then starts anew."""
+        if self._sums is None:
+            return {}
+        loss, penalty = (self._sums / self._steps).tolist()
+        self._sums, self._steps = None, 0
+        return {"train/loss": loss, "train/penalty": penalty}

@@ -1,0 +1,263 @@
+"""One run from settings to result.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from equirelax.audit import audit
+from equirelax.benchmarks.registry import build_task
+from equirelax.benchmarks.settings import RunConfig, read_yaml
+from equirelax.errors import ConfigError
+from equirelax.files import write_text
+from equirelax.relaxation import project
+from equirelax.training import provenance
+from equirelax.training.assembly import Assembly, assemble
+from equirelax.training.callbacks import EpochEnd, graceful_interrupt
+from equirelax.training.checkpoint import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    Selected,
+    copy_weights,
+    load_weights,
+    read_run,
+    write_selected,
+)
+from equirelax.training.evaluation import evaluate
+from equirelax.training.loader import EpochLoader
+from equirelax.training.loggers import EpochTable
+from equirelax.training.module import RelaxedModule
+from equirelax.training.progress import EpochProgress
+
+CONFIG, RESULT = "config.yaml", "result.json"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run executes; it does not change what is computed, beyond rounding.
+
+    Attributes:
+        accelerator: cpu, gpu, or auto.
+        devices: Number of devices (processes).
+        strategy: Lightning's strategy: auto, ddp, ...
+        threads: Threads of torch in every process; small models are fastest with one.
+        progress: Show a bar or lines.
+        tensorboard: Write TensorBoard events beside metrics.csv.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    strategy: str = "auto"
+    threads: int = 1
+    progress: bool = True
+    tensorboard: bool = True
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    root: Path | None = None,
+    *,
+    resume: bool = False,
+    machine: Machine | None = None,
+) -> dict[str, Any] | None:
+    """Train, select, test and write `config.yaml`, `metrics.csv`, `last.ckpt`, `best.ckpt` and `result.json` into `folder`.
+
+    Args:
+        config: The run's settings.
+        folder: The run's own folder.
+        root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
+        resume: Continue from `last.ckpt` if there is one; a finished run is returned as it is.
+        machine: Devices and threads.
+
+    Returns:
+        The content of result.json, or None when the run was interrupted and can be resumed.
+
+    Raises:
+        ConfigError: the folder holds another run, or settings differ from those of the run to resume.
+        DataError: data is missing. CheckpointError: the checkpoint to resume from cannot be used.
+    """
+    machine = machine or Machine()
+    finished = prepare_folder(config, folder, resume)
+    if finished is not None:
+        return finished
+    torch.set_num_threads(machine.threads)
+    assembly, module, last = _build(config, folder, root, machine)
+    with graceful_interrupt(last):
+        _fit(assembly, module, last, folder, machine)
+    if last.completed < config.training.epochs:
+        return None
+    return _conclude(assembly, last, folder)
+
+
+def prepare_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Check that `folder` may take this run; returns the result if it is finished already.
+
+    Raises:
+        ConfigError: a run is there and `resume` is False, or its settings differ.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise ConfigError(
+                f"{folder} holds a run already. Add --resume to continue it, or name another folder with --out."
+            )
+        if differing := differences(read_yaml(folder / CONFIG), config.to_dict()):
+            raise ConfigError(
+                f"A resumed run keeps its settings, but {'; '.join(differing)} (run in {folder})."
+            )
+        if (folder / RESULT).exists():
+            return read_result(folder / RESULT)
+    else:
+        config.write(folder / CONFIG)
+    return None
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where two configurations differ, in words."""
+    found = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        old, new = stored.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result.json. Raises `ConfigError` if it cannot be read."""
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Remove it and resume the run.") from error
+    return loaded
+
+
+def _build(
+    config: RunConfig, folder: Path, root: Path | None, machine: Machine
+) -> tuple[Assembly, RelaxedModule, EpochEnd]:
+    """The run's objects, data loaded."""
+    training = config.training
+    if (
+        training.epochs < 1
+        or training.batch_size < 1
+        or training.validate_every < 1
+        or training.checkpoint_every < 1
+    ):
+        raise ConfigError("epochs, batch_size, validate_every and checkpoint_every must all be at least 1.")
+    task = build_task(config, root)
+    train_data, val = task.load("train"), task.load("val")
+    steps = len(EpochLoader(train_data, training.batch_size, config.seed, world=machine.devices))
+    assembly = assemble(config, root, steps_per_epoch=steps)
+    return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, val, folder)
+
+
+def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path, machine: Machine) -> None:
+    """Lightning's Trainer over the epochs that are left."""
+    config = assembly.config
+    checkpoint = folder / LAST
+    start = 0
+    if checkpoint.exists():
+        start = read_run(checkpoint).epoch
+    loggers: list[Any] = [EpochTable(folder, start)]
+    if machine.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
+    label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
+    bar = (
+        [EpochProgress(last, config.training.epochs, label, assembly.task.metric.unit)]
+        if machine.progress
+        else []
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
+        warnings.filterwarnings("ignore", module="lightning.*")
+        trainer = lightning.Trainer(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            strategy=machine.strategy,
+            max_epochs=config.training.epochs,
+            callbacks=[last, *bar],
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            gradient_clip_val=config.training.gradient_clip or None,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=10**9,
+        )
+        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+
+
+def _conclude(assembly: Assembly, last: EpochEnd, folder: Path) -> dict[str, Any]:
+    """Take the selected weights, read the test set once, audit, and write the result."""
+    config, task = assembly.config, assembly.task
+    selected = last.selected or Selected(config.training.epochs - 1, float("nan"), copy_weights(assembly))
+    write_selected(folder / BEST, config, selected)
+    assembly.model.to("cpu")
+    load_weights(assembly, selected.weights, str(folder / BEST))
+    result = {
+        "benchmark": config.benchmark,
+        "model": config.model,
+        "method": config.method,
+        "seed": config.seed,
+        "metric": task.metric.to_dict(),
+        "val": evaluate(assembly, last.val),
+        "test": evaluate(assembly, task.load("test")),
+        "equivariance_error": equivariance_error(assembly),
+        "parameters": {"strict": assembly.strict_parameters, "relaxed": assembly.relaxed_parameters},
+        "epochs": config.training.epochs,
+        "selected_epoch": selected.epoch + 1,
+        "gammas": strengths(assembly),
+        "scaled_down": task.scaled_down(),
+        "seconds": round(last.seconds, 1),
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
+        "config": config.to_dict(),
+    }
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def strengths(assembly: Assembly) -> dict[str, float]:
+    """gamma of every residual."""
+    if assembly.relaxation is None:
+        return {}
+    return dict(zip(assembly.relaxation.residuals, assembly.relaxation.gammas().tolist(), strict=True))
+
+
+def equivariance_error(assembly: Assembly) -> dict[str, Any]:
+    """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model projected."""
+    case = assembly.task.audit_case()
+
+    def measure() -> float:
+        report = audit(
+            assembly.model,
+            case.sample,
+            case.in_rep,
+            case.out_rep,
+            case.group,
+            seed=0,
+            per_layer=False,
+            lie=False,
+        )
+        return float(report.relative)
+
+    before = measure()
+    after = before
+    if assembly.relaxation is not None:
+        project(assembly.model)
+        after = measure()
+    return {"before": before, "after": after, "group": case.group.name, "dtype": "float64"}
