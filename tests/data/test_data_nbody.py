@@ -11,6 +11,7 @@ import torch
 
 from equirelax.data import NBody, charged, gravity, nbody
 from equirelax.data.archive import manifest_path
+from equirelax.data.root import cache_root
 from equirelax.errors import DataError
 
 
@@ -79,6 +80,16 @@ def test_good_data_are_left_alone(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == stamp
     make(tmp_path, 4, force=True)
     assert len(nbody.load("train", root=tmp_path)) == 4
+
+
+def test_a_root_that_was_named_is_filled_and_a_read_only_one_is_not(tmp_path: Path) -> None:
+    cached = make(cache_root())
+    assert make(tmp_path / "named").is_relative_to(tmp_path / "named")
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    sealed.chmod(0o555)
+    assert make(sealed) == cached
+    assert len(nbody.load("train", root=sealed)) == 12
 
 
 def test_an_interrupted_make_leaves_nothing_half_and_can_go_on(tmp_path: Path) -> None:

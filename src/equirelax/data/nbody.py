@@ -22,7 +22,7 @@ from equirelax.data import charged, gravity
 from equirelax.data.archive import manifest_path, read_archive, write_archive
 from equirelax.data.blocks import STEPS_PER_FRAME, TIME_STEP, Trajectories
 from equirelax.data.graphs import GraphSet, complete_graph, gather, nearest_neighbours, squared_distances
-from equirelax.data.root import find, search_roots, writable_root
+from equirelax.data.root import data_root, find, writable_root
 from equirelax.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -131,7 +131,9 @@ def make(
         relative = relative_path(split, system, clamp, seed)
         if count < 1:
             raise DataError(f"The size of the split {split!r} must be 1 or more; got {count}.")
-        path = next((r / relative for r in search_roots(root) if (r / relative).exists()), None)
+        # The cache counts only for a root that cannot be written: a root that was named is filled.
+        places = (data_root(root) / relative, writable_root(root) / relative)
+        path = next((place for place in places if place.exists()), None)
         kept = _verified(path, system, clamp, seed) if path is not None and not force else None
         if path is None or kept is None:
             path, kept = writable_root(root) / relative, {}
