@@ -26,9 +26,9 @@ def parse(name: str) -> Group:
     """
     if name in _WITHOUT:
         return _WITHOUT[name]()
-    match = re.fullmatch(r"([A-Z]+)_?\(?(\d+)\)?", name)
+    match = re.fullmatch(r"([A-Z]+)(?:\((\d+)\)|_?(\d+))", name)
     if match and match[1] in _WITH_SIZE:
-        return _WITH_SIZE[match[1]](int(match[2]))
+        return _WITH_SIZE[match[1]](int(match[2] or match[3]))
     examples = ["SO(2)", "O(2)", "SO(3)", "O(3)", "SE(3)", "E(3)", "C4", "D4", "S5", *_WITHOUT]
     raise RepresentationError(
         f"Unknown group {name!r}.{did_you_mean(name, examples)} Known names look like {', '.join(examples)}."

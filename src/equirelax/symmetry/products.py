@@ -49,7 +49,7 @@ def rows(block: Block, mul: int, x: Tensor, kind: Kind, *, transposed: bool) -> 
         return block.stacked(kind, x.dtype, x.device).unsqueeze(-1) * x
     tile = _tile(mul, d)
     matrices = block.tiled(kind, tile, x.dtype, x.device)
-    product = torch.matmul(x.reshape(-1, tile * d), matrices.mT if transposed else matrices)
+    product = torch.matmul(x.reshape(len(x) * mul // tile, tile * d), matrices.mT if transposed else matrices)
     return product.reshape(len(matrices), *x.shape)
 
 
@@ -60,5 +60,5 @@ def rows_adjoint(block: Block, mul: int, y: Tensor, kind: Kind) -> Tensor:
         return (block.stacked(kind, y.dtype, y.device).unsqueeze(-1) * y).sum(dim=0)
     tile = _tile(mul, d)
     matrices = block.tiled(kind, tile, y.dtype, y.device)
-    product = torch.matmul(y.reshape(len(y), -1, tile * d), matrices.mT)
+    product = torch.matmul(y.reshape(len(y), y.shape[1] * mul // tile, tile * d), matrices.mT)
     return product.sum(dim=0).reshape(y.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -181,9 +182,7 @@ class Representation:
         return self._dense(lambda block: block.discrete(dtype, out.device), out)
 
     def _dense(self, of: Callable[[Block], Tensor], out: Tensor) -> Tensor:
-        """Write `of(block)` (..., d, d) on the diagonal of the zeros `out` (..., dim, dim), once for every
-        copy.
-        """
+        """Write `of(block)` (..., d, d) on the diagonal of `out` (..., dim, dim), once for every copy."""
         for (copies, block), where in zip(self.blocks, self._slices, strict=True):
             tiles = out[..., where, where].unflatten(-1, (copies, -1)).unflatten(-3, (copies, -1))
             tiles.diagonal(dim1=-4, dim2=-2).copy_(of(block).unsqueeze(-1))  # (..., d, d, copies)
@@ -198,7 +197,7 @@ class Representation:
         translation.
         """
         features = self._features_last(x, axis)
-        flat = features.reshape(-1, self.dim)
+        flat = features.reshape(math.prod(features.shape[:-1]), self.dim)
         k = self.group.algebra_dim
         parts = []
         for (multiplicity, block), where in zip(self.blocks, self._slices, strict=True):
