@@ -1,18 +1,18 @@
 """Weighted tensor product of features with attributes: the only linear map of a steerable network.
 
-For features x with irreps ``irreps_in1`` and attributes a with irreps ``irreps_in2`` (steerable network: spherical
-harmonics of an edge or a node),
+For features x with irreps ``irreps_in1`` and attributes a with irreps ``irreps_in2`` (in a steerable network the
+spherical harmonics of an edge or a node),
 
-    out_{w k} = sum_paths  c_path  sum_{u v i j}  W^path_{u v w}  w3j_{i j k}  x_{u i}  a_{v j}  (+ bias_w for 0e outputs)
+    out_wk = sum_paths c_path sum_uvij W^path_uvw w3j_ijk x_ui a_vj    (+ bias_w for 0e outputs)
 
-with e3nn's real Wigner 3j symbols. ``c_path = sqrt(2 l_out + 1)``: e3nn's ``component`` irrep normalisation with the path
-normalisation undone, so that weights drawn from +-1/sqrt(fan-in) give unit variance, as a dense layer's would
-(Brandstetter et al., "Geometric and physical quantities improve E(3) equivariant message passing", 2022, appendix C).
+with e3nn's real Wigner 3j symbols. ``c_path = sqrt(2 l_out + 1)``: e3nn's ``component`` irrep normalisation with its
+path normalisation undone, so that weights drawn from +-1/sqrt(fan-in), as a dense layer's are, keep the variance
+(Brandstetter et al., ICLR 2022, arXiv 2110.02905, section 3).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
+from equirelax.models.coupling import CoupleByHand, Slots, couple
+from equirelax.models.mode import by_hand
+
+SCALAR, VECTOR = o3.Irrep("0e"), o3.Irrep("1o")
 
 
 class Instruction(NamedTuple):
@@ -33,12 +37,6 @@ class Instruction(NamedTuple):
     has_weight: bool
     path_weight: float
     path_shape: tuple[int, int, int]
-
-
-@lru_cache(maxsize=256)
-def wigner_3j(l1: int, l2: int, l3: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """e3nn's Wigner 3j symbols (2 l1 + 1, 2 l2 + 1, 2 l3 + 1), computed in float64 whatever the default dtype, then cast."""
-    return o3.wigner_3j(l1, l2, l3, dtype=torch.float64).to(dtype=dtype, device=device)
 
 
 def fully_connected_instructions(
@@ -54,18 +52,30 @@ def fully_connected_instructions(
     ]
 
 
+def vector_slots(irreps_in1: o3.Irreps, irreps_in2: o3.Irreps, irreps_out: o3.Irreps) -> Slots | None:
+    """The product's sizes if it is one of scalars (0e) and vectors (1o) with one of each, scalars first; else None."""
+    if irreps_in2 != o3.Irreps("1x0e+1x1o") or any(ir not in (SCALAR, VECTOR) for _, ir in irreps_in1):
+        return None
+    if [ir for _, ir in irreps_out] not in ([SCALAR, VECTOR], [SCALAR], [VECTOR]):
+        return None
+    inputs = tuple((mul, ir.dim) for mul, ir in irreps_in1)
+    return Slots(inputs, irreps_out.count(SCALAR), irreps_out.count(VECTOR))
+
+
 class TensorProduct(nn.Module):
     """Fully connected tensor product with biases on its 0e outputs; see the module's docstring for the equation.
 
     It has the attributes of ``e3nn.o3.FullyConnectedTensorProduct``: ``irreps_in1``, ``irreps_in2``, ``irreps_out``,
-    ``instructions`` (``i_in1, i_in2, i_out, connection_mode, has_weight, path_weight, path_shape``), and one flat ``weight`` holding the
-    paths' (mul_in1, mul_in2, mul_out) arrays one after another in the order of ``instructions``; ``path_weight`` is c_path, all normalisation
-    included. ``bias`` (number of 0e outputs,) belongs to the 0e slots of ``irreps_out`` in order.
+    ``weight_numel``, ``instructions`` (``i_in1, i_in2, i_out, connection_mode, has_weight, path_weight, path_shape``)
+    and one flat ``weight`` that holds the paths' (mul_in1, mul_in2, mul_out) arrays one after another in the order of
+    ``instructions``. ``path_weight`` is c_path, all normalisation included. ``bias`` (number of 0e outputs,) belongs to
+    the 0e slots of ``irreps_out`` in their order.
 
-    Where everything has l <= 1 and the attributes are one 0e and one 1o, channels are mixed by three matrix
-    products; otherwise path by path. Both work on transposed features (dim, rows): a slot (mul, 2 l + 1, rows) is then
-    a matrix (mul, (2 l + 1) rows), so that no product needs a copy. Outputs have strides (1, rows).
+    Raises:
+        RepresentationError: if no path leads to a slot of ``irreps_out``.
     """
+
+    symbols: Tensor
 
     def __init__(
         self, irreps_in1: str | o3.Irreps, irreps_in2: str | o3.Irreps, irreps_out: str | o3.Irreps
@@ -75,21 +85,22 @@ class TensorProduct(nn.Module):
         self.irreps_in2 = o3.Irreps(irreps_in2)
         self.irreps_out = o3.Irreps(irreps_out)
         self.instructions = fully_connected_instructions(self.irreps_in1, self.irreps_in2, self.irreps_out)
-        reached = {ins.i_out for ins in self.instructions}
         for k, out in enumerate(self.irreps_out):
-            if k not in reached and out.mul > 0:
+            if not any(ins.i_out == k for ins in self.instructions):
                 raise RepresentationError(
-                    f"TensorProduct: no path of {self.irreps_in1} x {self.irreps_in2} leads to {out} (slot {k} of "
-                    f"{self.irreps_out}); leave it out of irreps_out, or add a path to it"
+                    f"TensorProduct: no path of {self.irreps_in1} x {self.irreps_in2} leads to {out}, slot {k} of "
+                    f"{self.irreps_out}; leave it out of irreps_out, or add irreps that lead to it"
                 )
+        self.slots = vector_slots(self.irreps_in1, self.irreps_in2, self.irreps_out)
         self.weight_numel = sum(prod(ins.path_shape) for ins in self.instructions)
         self.weight = nn.Parameter(torch.empty(self.weight_numel))
-        self.bias = nn.Parameter(torch.empty(sum(out.mul for out in self.irreps_out if out.ir == o3.Irrep("0e"))))
+        self.bias = nn.Parameter(torch.empty(sum(out.mul for out in self.irreps_out if out.ir == SCALAR)))
+        self.register_buffer("symbols", self._symbols().to(self.weight), persistent=False)
         self.reset_parameters()
 
     def fan_in(self, i_out: int) -> int:
         """Number of weights that reach one channel of output slot ``i_out``."""
-        return sum(ins.path_shape[0] * ins.path_shape[1] for ins in self.instructions if ins.i_out == i_out)
+        return sum(prod(ins.path_shape[:2]) for ins in self.instructions if ins.i_out == i_out)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -97,71 +108,115 @@ class TensorProduct(nn.Module):
         for ins, view in zip(self.instructions, self.weight_views(), strict=True):
             bound = 1 / sqrt(self.fan_in(ins.i_out))
             view.uniform_(-bound, bound, generator=generator)
-        start = 0
-        for k, out in enumerate(self.irreps_out):
-            if out.ir == o3.Irrep("0e") and out.mul > 0:
-                bound = 1 / sqrt(self.fan_in(k))
-                self.bias[start : start + out.mul].uniform_(-bound, bound, generator=generator)
-                start += out.mul
+        for k, part in self._biases():
+            bound = 1 / sqrt(self.fan_in(k))
+            part.uniform_(-bound, bound, generator=generator)
 
     def weight_views(self) -> list[Tensor]:
         """Views of ``weight``, one (mul_in1, mul_in2, mul_out) array for each instruction."""
         parts = self.weight.split([prod(ins.path_shape) for ins in self.instructions])
         return [part.view(ins.path_shape) for part, ins in zip(parts, self.instructions, strict=True)]
 
-    def linear_matrix(self, attributes: Tensor) -> Tensor:
-        """Dense matrix (irreps_out.dim, irreps_in1.dim) of x -> self(x, attributes) without bias, for one row of attributes (dim,)."""
-        matrix = attributes.new_zeros(self.irreps_out.dim, self.irreps_in1.dim)
-        slices1, slices2, slices_out = (i.slices() for i in (self.irreps_in1, self.irreps_in2, self.irreps_out))
+    def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
+        """x (rows, irreps_in1.dim), attributes (rows, irreps_in2.dim) -> (rows, irreps_out.dim), of strides (1, rows).
+
+        Raises:
+            RepresentationError: if a shape does not fit.
+        """
+        expected = ((x.shape[0], self.irreps_in1.dim), (x.shape[0], self.irreps_in2.dim))
+        if (x.shape, attributes.shape) != expected:
+            raise RepresentationError(
+                f"TensorProduct: got features {tuple(x.shape)} and attributes {tuple(attributes.shape)}, expected "
+                f"(rows, {self.irreps_in1.dim}) for {self.irreps_in1} and (rows, {self.irreps_in2.dim}) for "
+                f"{self.irreps_in2}"
+            )
+        if self.slots is None:
+            return self.general(x.t(), attributes.t()).t()
+        if by_hand(self, x):
+            return CoupleByHand.apply(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
+        return couple(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
+
+    def general(self, x: Tensor, attributes: Tensor) -> Tensor:
+        """The product path by path for any irreps, transposed: x (dim, rows), attributes (dim, rows) -> (dim, rows)."""
+        columns = x.shape[1]
+        slots = x.split([mul_ir.dim for mul_ir in self.irreps_in1])
+        couplings = iter((self.symbols @ attributes).split(self._coupling_sizes()))
+        sums: list[Tensor | None] = [None] * len(self.irreps_out)
         for ins, weight in zip(self.instructions, self.weight_views(), strict=True):
-            ir1, ir2, ir_out = self._irreps_of(ins)
-            w3j = wigner_3j(ir1.l, ir2.l, ir_out.l, attributes.dtype, attributes.device)
-            a = attributes[slices2[ins.i_in2]].view(-1, ir2.dim)
-            block = ins.path_weight * torch.einsum("uvw,vj,ijk->wkui", weight, a, w3j)
-            rows, columns = slices_out[ins.i_out], slices1[ins.i_in1]
-            matrix[rows, columns] += block.reshape(rows.stop - rows.start, columns.stop - columns.start)
+            dim1, dim_out = self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim
+            features = slots[ins.i_in1].reshape(-1, dim1, columns)
+            for v in range(ins.path_shape[1]):
+                coupling = next(couplings).view(dim1, dim_out, columns)
+                if dim1 <= dim_out:
+                    term = contract(mix_channels(weight[:, v], features), coupling)
+                else:
+                    term = mix_channels(weight[:, v], contract(features, coupling))
+                previous = sums[ins.i_out]
+                sums[ins.i_out] = term if previous is None else previous + term
+        # every slot has a path, which __init__ checks
+        parts = [part.flatten(0, 1) for part in sums if part is not None]
+        for k, bias in self._biases():
+            parts[k] = parts[k] + bias[:, None]
+        return torch.cat(parts)
+
+    def linear_matrix(self, attributes: Tensor) -> Tensor:
+        """Dense matrix (irreps_out.dim, irreps_in1.dim) of x -> self(x, a) without bias, for one row a (irreps_in2.dim,)."""
+        matrix = attributes.new_zeros(self.irreps_out.dim, self.irreps_in1.dim)
+        columns, rows = self.irreps_in1.slices(), self.irreps_out.slices()
+        couplings = iter((self.symbols @ attributes).split(self._coupling_sizes()))
+        for ins, weight in zip(self.instructions, self.weight_views(), strict=True):
+            dim1, dim_out = self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim
+            for v in range(ins.path_shape[1]):
+                coupling = next(couplings).view(dim1, dim_out)
+                matrix[rows[ins.i_out], columns[ins.i_in1]] += torch.kron(weight[:, v].t(), coupling.t())
         return matrix
 
-    def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
-        """x (rows, irreps_in1.dim), attributes (rows, irreps_in2.dim) -> (rows, irreps_out.dim)."""
-        if x.shape[-1] != self.irreps_in1.dim or attributes.shape[-1] != self.irreps_in2.dim:
-            raise RepresentationError(
-                f"TensorProduct: got features {tuple(x.shape)} and attributes {tuple(attributes.shape)}; expected last "
-                f"axes {self.irreps_in1.dim} ({self.irreps_in1}) and {self.irreps_in2.dim} ({self.irreps_in2})"
-            )
-        return self.generic(x, attributes)
+    def _symbols(self) -> Tensor:
+        """Path weights times Wigner symbols in float64: (rows, irreps_in2.dim), which maps attributes to the couplings
+        (dim_in1, dim_out) of all paths and all channels v of the attributes, one after another."""
+        blocks = []
+        starts = [s.start for s in self.irreps_in2.slices()]
+        for ins in self.instructions:
+            irs = (self.irreps_in1[ins.i_in1].ir, self.irreps_in2[ins.i_in2].ir, self.irreps_out[ins.i_out].ir)
+            w3j = o3.wigner_3j(*(ir.l for ir in irs), dtype=torch.float64)
+            for v in range(ins.path_shape[1]):
+                block = torch.zeros(irs[0].dim * irs[2].dim, self.irreps_in2.dim, dtype=torch.float64)
+                start = starts[ins.i_in2] + v * irs[1].dim
+                block[:, start : start + irs[1].dim] = ins.path_weight * w3j.permute(0, 2, 1).flatten(0, 1)
+                blocks.append(block)
+        return torch.cat(blocks)
 
-    def generic(self, x: Tensor, attributes: Tensor) -> Tensor:
-        """The product path by path, for any irreps."""
-        slots1 = x.split([mul_ir.dim for mul_ir in self.irreps_in1], dim=-1)
-        slots2 = attributes.split([mul_ir.dim for mul_ir in self.irreps_in2], dim=-1)
-        out: list[Tensor | None] = [None] * len(self.irreps_out)
-        for ins, weight in zip(self.instructions, self.weight_views(), strict=True):
-            ir1, ir2, ir_out = self._irreps_of(ins)
-            mul1, mul2, _ = ins.path_shape
-            w3j = wigner_3j(ir1.l, ir2.l, ir_out.l, x.dtype, x.device)
-            x1 = slots1[ins.i_in1].reshape(-1, mul1, ir1.dim)
-            a = slots2[ins.i_in2].reshape(-1, mul2, ir2.dim)
-            term = ins.path_weight * torch.einsum("zui,zvj,ijk,uvw->zwk", x1, a, w3j, weight).flatten(1)
-            previous = out[ins.i_out]
-            out[ins.i_out] = term if previous is None else previous + term
-        start = 0
-        parts: list[Tensor] = []
-        for mul_ir, part in zip(self.irreps_out, out, strict=True):
-            if part is None:
-                continue
-            if mul_ir.ir == o3.Irrep("0e"):
-                part = part + self.bias[start : start + mul_ir.mul]
-                start += mul_ir.mul
-            parts.append(part)
-        return torch.cat(parts, dim=-1)
+    def _coupling_sizes(self) -> list[int]:
+        return [
+            self.irreps_in1[ins.i_in1].ir.dim * self.irreps_out[ins.i_out].ir.dim
+            for ins in self.instructions
+            for _ in range(ins.path_shape[1])
+        ]
 
-    def _irreps_of(self, ins: Instruction) -> tuple[o3.Irrep, o3.Irrep, o3.Irrep]:
-        return (
-            self.irreps_in1[ins.i_in1].ir,
-            self.irreps_in2[ins.i_in2].ir,
-            self.irreps_out[ins.i_out].ir,
-        )
+    def _biases(self) -> list[tuple[int, Tensor]]:
+        """(output slot, its part of the bias), for the 0e slots."""
+        slots = [(k, out.mul) for k, out in enumerate(self.irreps_out) if out.ir == SCALAR]
+        return [(k, part) for (k, _), part in zip(slots, self.bias.split([mul for _, mul in slots]), strict=True)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorProduct:
+        """A change of dtype or device; the symbols are cast from float64 anew, so that `.double()` finds no rounded ones."""
+        super()._apply(fn, recurse)
+        self.symbols = self._symbols().to(self.symbols)
+        return self
 
     def extra_repr(self) -> str:
-        return f"{self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out}, {self.weight_numel} weights"
+        """The irreps and the number of weights."""
+        return f"{self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | {self.weight_numel} weights"
+
+
+def mix_channels(weight: Tensor, features: Tensor) -> Tensor:
+    """weight (m, k), features (m, dim, rows) -> (k, dim, rows)."""
+    return (weight.t() @ features.flatten(1)).unflatten(1, features.shape[1:])
+
+
+def contract(features: Tensor, coupling: Tensor) -> Tensor:
+    """features (m, dim_in, rows), coupling (dim_in, dim_out, rows) -> (m, dim_out, rows), summed over dim_in."""
+    total = features[:, :1] * coupling[0]
+    for i in range(1, coupling.shape[0]):
+        total = torch.addcmul(total, features[:, i : i + 1], coupling[i])
+    return total

@@ -1,0 +1,71 @@
+"""Batches of graphs of one shape, stacked: (dim, nodes of one graph, graphs) instead of (dim, all nodes).
+
+Gathering a node's features for its edges then copies blocks as long as the number of graphs, not single numbers. Every
+batch can be written like this, at worst as one graph with all nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stack:
+    """``copies`` graphs with ``nodes`` nodes each and the same edges: source and target (edges,) within one graph."""
+
+    source: Tensor
+    target: Tensor
+    nodes: int
+    copies: int
+
+    @classmethod
+    def of(cls, edge_index: Tensor, count: int) -> Stack:
+        """The stack with the most copies for edges (2, e) between ``count`` nodes.
+
+        Graphs must follow one another in nodes and edges alike. Only looked for on the CPU and outside compilation, since
+        the answer depends on values; elsewhere it is one graph.
+        """
+        edges = edge_index.shape[1]
+        if edge_index.device.type == "cpu" and not torch.compiler.is_compiling() and edges > 0:
+            for nodes in range(1, count // 2 + 1):
+                if count % nodes == 0 and (edges * nodes) % count == 0:
+                    size = edges * nodes // count
+                    if _repeats(edge_index, nodes, size):
+                        return cls(edge_index[0, :size], edge_index[1, :size], nodes, count // nodes)
+        return cls(edge_index[0], edge_index[1], count, 1)
+
+    def stack(self, x: Tensor) -> Tensor:
+        """(dim, rows), graph by graph -> (dim, rows of one graph, copies)."""
+        return x.reshape(x.shape[0], self.copies, x.shape[1] // self.copies).transpose(1, 2).contiguous()
+
+    def unstack(self, x: Tensor) -> Tensor:
+        """(dim, rows of one graph, copies) -> (dim, rows), graph by graph."""
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[1] * x.shape[2])
+
+    def sum_at_targets(self, x: Tensor) -> Tensor:
+        """(dim, edges, copies) -> (dim, nodes, copies)."""
+        return x.new_zeros(x.shape[0], self.nodes, self.copies).index_add(1, self.target, x)
+
+
+def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
+    """Whether edges are ``size`` edges among the first ``nodes`` nodes, and then the same again, shifted, and so on."""
+    # one look at one number rejects nearly all candidates
+    if int(edge_index[0, size]) != int(edge_index[0, 0]) + nodes:
+        return False
+    if not torch.equal(edge_index[:, size:], edge_index[:, :-size] + nodes):
+        return False
+    return int(edge_index[:, :size].max()) < nodes
+
+
+def sum_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """(dim, rows), index (rows,) -> (dim, count): sums of the columns that share an index."""
+    return x.new_zeros(x.shape[0], count).index_add(1, index, x)
+
+
+def mean_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """As `sum_rows`, divided by the number of columns that share an index (0 where there is none)."""
+    columns = x.new_zeros(count).index_add(0, index, x.new_ones(index.shape))
+    return sum_rows(x, index, count) / columns.clamp(min=1)
