@@ -32,14 +32,27 @@ from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, S
 MAX_ROWS = 1024  # rows that take part in choosing a segmentation; the error reported is over all of them
 
 
-@dataclasses.dataclass(frozen=True)
 class Atom:
-    """One block as an affine map: ``matrix(g)`` (d, d) and ``offset(g)`` (d,) or ``None``."""
+    """One block as an affine map, computed once for each of the few elements of an audit."""
 
-    name: str
-    dim: int
-    matrix: Callable[[Tensor], Tensor]
-    offset: Callable[[Tensor], Tensor | None]
+    def __init__(self, block: Block) -> None:
+        self.name, self.dim = block.name, block.dim
+        self._block = block
+        self._known: dict[bytes, tuple[Tensor, Tensor | None]] = {}
+
+    def matrix(self, g: Tensor) -> Tensor:
+        """rho(g), (d, d)."""
+        return self._at(g)[0]
+
+    def offset(self, g: Tensor) -> Tensor | None:
+        """What is added after it, (d,); ``None`` for a linear block."""
+        return self._at(g)[1]
+
+    def _at(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        key = g.cpu().numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = (self._block.matrix(g), self._block.offset(g))
+        return self._known[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +109,7 @@ def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
     for rep in given:
         blocks += [block for _, block in rep.blocks if block not in blocks]
     blocks += [block for block in _irreps(group) if block.dim not in {b.dim for b in blocks}]
-    return [Atom(block.name, block.dim, block.matrix, block.offset) for block in dict.fromkeys(blocks)]
+    return [Atom(block) for block in dict.fromkeys(blocks)]
 
 
 def _irreps(group: Group) -> list[Block]:

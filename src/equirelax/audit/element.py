@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from equirelax.symmetry import Group
+from equirelax.symmetry import Group, Lorentz
 
 _AXES = "xyzw"
 _TOLERANCE = 1e-6
@@ -23,7 +23,7 @@ def describe(group: Group, element: Tensor) -> str:
     """
     matrix = element.detach().double().cpu()
     linear, shift = group.linear_part(matrix), group.translation_part(matrix)
-    words = _linear(linear)
+    words = _lorentz(linear) if isinstance(group, Lorentz) else _linear(linear)
     if shift is None or float(shift.norm()) < _TOLERANCE:
         return words
     moved = f"translation by {_vector(shift)}"
@@ -51,7 +51,7 @@ def describe_generator(group: Group, generator: Tensor, index: int) -> str:
         return "scaling"
     if len(entries) == 1 and float(diagonal.abs().max()) < _TOLERANCE:
         i, j = entries[0]
-        names = _spacetime if n == 4 and not _antisymmetric_everywhere(group) else _axis_name
+        names = _spacetime if isinstance(group, Lorentz) else _axis_name
         plane = names(i, n) + names(j, n)
         if torch.allclose(linear, -linear.T, atol=_TOLERANCE):
             if n == 3:
@@ -79,10 +79,6 @@ def _linear(m: Tensor) -> str:
         if bool(((m - m.round()).abs() < _TOLERANCE).all()) and bool((m.round() >= 0).all()):
             return _permutation(m)
         return "rotation" if float(torch.linalg.det(m)) > 0 else "rotation with reflection"
-    if n == 4:
-        eta = torch.diag(torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=m.dtype))
-        if torch.allclose(m.T @ eta @ m, eta, atol=_TOLERANCE * max(1.0, float(m.abs().max()) ** 2)):
-            return _lorentz(m)
     return f"matrix with determinant {float(torch.linalg.det(m)):.3g}"
 
 
@@ -131,9 +127,9 @@ def _permutation(m: Tensor) -> str:
 
 
 def _lorentz(m: Tensor) -> str:
+    if float(m[1:, 0].norm()) < _TOLERANCE:
+        return _linear(m[1:, 1:])
     rapidity = math.acosh(max(1.0, float(m[0, 0])))
-    if rapidity < _TOLERANCE:
-        return _spatial(m[1:, 1:])
     boost = f"boost of rapidity {rapidity:.2f} along {_vector(m[1:, 0] / m[1:, 0].norm())}"
     # m = boost @ rotation, with the boost fixed by the image of the time axis.
     v = m[1:, 0]
@@ -154,8 +150,3 @@ def _axis_name(i: int, n: int) -> str:
 
 def _spacetime(i: int, n: int) -> str:
     return "txyz"[i]
-
-
-def _antisymmetric_everywhere(group: Group) -> bool:
-    algebra = group.algebra()
-    return bool(torch.allclose(algebra, -algebra.transpose(-1, -2)))

@@ -47,9 +47,17 @@ class Known:
             for path in matched:
                 self.given[path] = _parse(pattern, value)
         self.residuals: dict[str, Residual] = {}
+        self.strengths: dict[str, list[float]] = {}
         for module in model.modules():
+            if isinstance(module, Residual) and module.enabled:
+                self.strengths.setdefault(module.site.path, []).append(float(module.gamma))
             if isinstance(module, Residual) and not module.site.slot and module.is_linear:
                 self.residuals[module.site.path] = module
+
+    def relaxed(self, path: str) -> str:
+        """``relaxed, gamma = 0.3`` for a module with residuals, else nothing."""
+        found = self.strengths.get(path)
+        return f"relaxed, gamma = {', '.join(f'{gamma:.3g}' for gamma in found)}" if found else ""
 
     def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
         """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""

@@ -61,10 +61,12 @@ def lie_derivative(
 ) -> LieReport | None:
     """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra.
 
-    Forward-mode differentiation is tried first, then double backward, then central differences (some
-    operations have no
-    derivative rule). A derivative from autograd is compared once with a finite difference: a model that
-    detaches or computes without gradients hides part of its derivative, and then the differences count.
+    Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use),
+    then central
+    differences: some operations have no derivative rule. A derivative from autograd is compared once with a
+    finite
+    difference: a model that detaches or computes without gradients hides part of its derivative, and then the
+    differences count.
     """
     algebra = group.algebra()
     if len(algebra) == 0:
@@ -126,7 +128,9 @@ def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -
 def forward_mode(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by forward-mode automatic differentiation."""
+    """Directional derivative by forward-mode automatic differentiation, for what cannot be differentiated
+    twice.
+    """
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x.clone(), t) for x, t in zip(points, tangents, strict=True)]
         found = []
@@ -139,7 +143,7 @@ def forward_mode(
 def double_backward(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by the double-backward trick, for operations that have no forward-mode rule."""
+    """Directional derivative by differentiating the vector-Jacobian product with respect to its vector."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     _, moved = double_backward_jvp(lambda *xs: function(*(x.clone() for x in xs)), points, tangents)
@@ -171,7 +175,7 @@ def _choose(
     scale = max([float(m.norm()) for m in measured] + [1e-12])
     limit = 1e-4 if dtype == torch.float64 else 5e-2
     reason = ""
-    for derive, name in ((forward_mode, FORWARD), (double_backward, DOUBLE)):
+    for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
         try:
             found = derive(function, points, mixed)
         except (

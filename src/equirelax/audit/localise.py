@@ -120,9 +120,9 @@ def localise(
     for i, first_call in enumerate(base[0]):
         declared = ends if first_call.parent < 0 else _declared(known, first_call, group)
         trace.append(_trace(i, judge, declared, [c[i] for c in base], [[c[i] for c in row] for row in moved]))
-    first = None if equivariant else _first(trace)
+    first = None if equivariant else _first(trace, known)
     run()  # modules that remember something of a run are asked again below: it is to be that of the sample
-    rows = _rows(trace, judge, known, group, dtype)
+    rows = _rows(trace, judge, known, dtype)
     return Localisation(tuple(sorted(rows, key=_worst_first)), first)
 
 
@@ -260,7 +260,7 @@ def _trace(number: int, judge: Judge, declared: Declared, base: list[Call], move
     return Trace(number, base[0], tell("inputs"), tell("outputs"), declared.outputs)
 
 
-def _first(trace: list[Trace]) -> Break | None:
+def _first(trace: list[Trace], known: Known) -> Break | None:
     """The first tensor in the order of execution that nothing explains, and whose code made it."""
     events = [(t.call.order[0], True, t) for t in trace] + [(t.call.order[1], False, t) for t in trace]
     for _, entering, t in sorted(events, key=lambda event: event[0]):
@@ -276,10 +276,9 @@ def _first(trace: list[Trace]) -> Break | None:
             if bad:
                 key, told = bad[0]
                 own = any(other.call.parent == t.number for other in trace)
-                where = "in its own code, after the modules in it: " if own else ""
-                came = (
-                    "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "nothing that transforms"
-                )
+                why = known.relaxed(t.call.path)
+                where = f"{why}: " if why else "in its own code, after the modules in it: " if own else ""
+                came = "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "none"
                 name = f"output {_short(key)}" if len(t.outputs) > 1 else "its output"
                 return Break(
                     t.call.path, t.call.type, f"{where}{name} transforms {told.words}; its inputs: {came}"
@@ -294,20 +293,20 @@ def _short(key: str) -> str:
     return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
 
 
-def _rows(trace: list[Trace], judge: Judge, known: Known, group: Group, dtype: torch.dtype) -> list[LayerRow]:
+def _rows(trace: list[Trace], judge: Judge, known: Known, dtype: torch.dtype) -> list[LayerRow]:
     rows = []
     inside: set[int] = set()  # calls in which some module breaks
     for t in sorted(trace, key=lambda item: item.call.order[1]):
         if not t.outputs:
             continue
-        row = _row(t, t.number in inside, judge, dtype)
+        row = _row(t, t.number in inside, judge, known, dtype)
         rows.append(row)
         if row.status in (BREAKS, INSIDE) and t.call.parent >= 0:
             inside.add(t.call.parent)
     return rows
 
 
-def _row(t: Trace, inside: bool, judge: Judge, dtype: torch.dtype) -> LayerRow:
+def _row(t: Trace, inside: bool, judge: Judge, known: Known, dtype: torch.dtype) -> LayerRow:
     outputs, note = t.outputs, ""
     output = None if _any(outputs, "unknown") else max(told.relative for told in outputs.values())
     arriving = (
@@ -324,7 +323,10 @@ def _row(t: Trace, inside: bool, judge: Judge, dtype: torch.dtype) -> LayerRow:
     elif guilty:
         status = INSIDE if inside else BREAKS
         relative, absolute = max(o.relative for o in guilty), max(o.absolute for o in guilty)
-        note = "" if inside else "; ".join(filter(None, [note, *(o.words for o in guilty)]))
+        why = known.relaxed(t.call.path)
+        note = (
+            "" if inside else "; ".join(filter(None, [note, *([why] if why else [o.words for o in guilty])]))
+        )
     else:
         status = FINE if t.arrives else PASSES
         told = [o for o in outputs.values() if o.kind != "basis"]

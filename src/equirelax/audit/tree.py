@@ -91,8 +91,7 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
         return twin
     if reps is not None:
         raise AuditError(
-            f"{_name(path)} is a {type(tree).__name__}, which holds no tensor that {_show(reps)} could act "
-            "on: "
+            f"{_name(path)} is a {type(tree).__name__}, which holds no tensor for {_show(reps)} to act on: "
             "give None there, or audit a function that takes tensors"
         )
     return tree
@@ -230,7 +229,7 @@ def _is_graph(value: Any) -> bool:
     """Whether ``value`` is a PyG ``Data`` (or ``Batch``). PyG is never imported for it: a sample can be one
     only if it was.
     """
-    if "torch_geometric" not in sys.modules or not type(value).__module__.startswith("torch_geometric"):
+    if "torch_geometric.data" not in sys.modules:
         return False
     from torch_geometric.data import Data
     from torch_geometric.data.data import BaseData
