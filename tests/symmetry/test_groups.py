@@ -70,7 +70,8 @@ def test_exponentials_of_the_algebra_are_elements(group: Group) -> None:
     [
         (SO(2), 1, 0, None), (SO(3), 3, 0, None), (SO(4), 6, 0, None), (O(1), 0, 1, 2), (O(2), 1, 1, None),
         (O(3), 3, 1, None), (SE(2), 3, 0, None), (SE(3), 6, 0, None), (E(3), 6, 1, None),
-        (Scaling(), 1, 0, None), (Lorentz(), 6, 0, None), (Cyclic(5), 0, 1, 5), (Dihedral(4), 0, 2, 8), (Symmetric(4), 0, 2, 24),
+        (Scaling(), 1, 0, None), (Lorentz(), 6, 0, None),
+        (Cyclic(5), 0, 1, 5), (Dihedral(4), 0, 2, 8), (Symmetric(4), 0, 2, 24),
     ],
     ids=lambda value: str(value),
 )  # fmt: skip
@@ -119,9 +120,7 @@ def test_lorentz_boost_mixes_time_and_space() -> None:
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("family", [SO, O])
 def test_haar_moments(family: type[SO] | type[O], n: int) -> None:
-    """E g_ij = 0, E g_ij g_kl = d_ik d_jl / n, and E |tr g|^2 = number of equal irreducible pieces in the
-    vector.
-    """
+    """E g_ij = 0, E g_ij g_kl = d_ik d_jl / n, E (tr g)^2 = dimension of the commutant of the vectors."""
     group = family(n)
     g = group.sample(40_000, generator=rng(3))
     error = 5 / math.sqrt(len(g))
@@ -129,15 +128,13 @@ def test_haar_moments(family: type[SO] | type[O], n: int) -> None:
     second = torch.einsum("aij,akl->ijkl", g, g) / len(g)
     eye = torch.eye(n, dtype=torch.float64)
     expected = torch.einsum("ik,jl->ijkl", eye, eye) / n
-    if (family, n) == (
-        SO,
-        2,
-    ):  # rotations of the plane commute with the quarter turn J: E g g has a second term
+    planar = (family, n) == (SO, 2)
+    if planar:  # rotations of the plane commute with the quarter turn J, which adds a term
         j = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
         expected = expected + torch.einsum("ik,jl->ijkl", j, j) / n
     assert (second - expected).abs().max() < error
     trace = torch.diagonal(g, dim1=-2, dim2=-1).sum(dim=-1)
-    assert trace.square().mean().item() == pytest.approx(2.0 if (family, n) == (SO, 2) else 1.0, abs=0.06)
+    assert trace.square().mean().item() == pytest.approx(2.0 if planar else 1.0, abs=0.06)
 
 
 def test_half_of_the_orthogonal_group_reflects() -> None:

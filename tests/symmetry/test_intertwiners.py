@@ -121,10 +121,6 @@ def test_projection_of_special_representations(in_rep: Representation, out_rep: 
     torch.testing.assert_close(equivariant_projection(weight, in_rep, out_rep), expected, rtol=0, atol=1e-10)
 
 
-def only(rep: Representation) -> object:
-    return rep.blocks[0][1]
-
-
 @pytest.mark.parametrize(
     ("in_rep", "out_rep", "count"),
     [
