@@ -91,7 +91,7 @@ class NBodyTask(Task):
             training=Training(learning_rate=9e-4 if learnt else 5e-4, weight_decay=1e-12),
             dataset=NBodyDataset(),
             network=SEGNNNetwork() if model == "segnn" else EGNNNetwork(),
-            residual=graph_residual(model, method),
+            residual=segnn_residual(method) if model == "segnn" else egnn_residual(method),
             strength=choice(method).strength,
         )
 
@@ -165,15 +165,17 @@ class NBodyTask(Task):
         return network
 
 
-def graph_residual(model: str, method: str) -> ResidualSettings:
-    """The papers' residuals for SEGNN (CR: dense; ACE: perceptrons, both on the node update) and ours for EGNN."""
-    control = method == "equivariant-control"
-    if model == "segnn":
-        if control:
-            return ResidualSettings("segnn-equivariant", "equivariant-dense", "normal", 1e-4)
-        if is_scheduled(method):
-            return ResidualSettings("segnn-cr", "dense", "normal", 1e-4)
-        return ResidualSettings("segnn-ace", "mlp", "default", layers=3)
-    if control:
+def segnn_residual(method: str) -> ResidualSettings:
+    """The papers' residuals on the node update: dense in CR, three-layer perceptrons in ACE."""
+    if method == "equivariant-control":
+        return ResidualSettings("segnn-equivariant", "equivariant-dense", "normal", 1e-4)
+    if is_scheduled(method):
+        return ResidualSettings("segnn-cr", "dense", "normal", 1e-4)
+    return ResidualSettings("segnn-ace", "mlp", "default", layers=3)
+
+
+def egnn_residual(method: str) -> ResidualSettings:
+    """Two-layer perceptrons that read features, positions and velocities; the papers have no EGNN of their own."""
+    if method == "equivariant-control":
         return ResidualSettings("egnn-equivariant", "equivariant-dense", "normal", 1e-3)
     return ResidualSettings("egnn", "mlp", "normal", 1e-3, layers=2)

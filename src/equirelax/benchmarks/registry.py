@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from equirelax.benchmarks.mocap import MocapTask
 from equirelax.benchmarks.nbody import NBodyTask
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import choice
@@ -13,7 +14,7 @@ from equirelax.benchmarks.task import Task
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask, MocapTask)}
 
 
 def task_class(benchmark: str) -> type[Task]:
