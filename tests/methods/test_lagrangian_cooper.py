@@ -14,7 +14,7 @@ from equirelax.methods import Method
 
 cooper = pytest.importorskip("cooper")
 
-LR, STEPS = 0.1, 200
+LR, STEPS = 0.1, 120
 
 
 class Reference(cooper.ConstrainedMinimizationProblem):

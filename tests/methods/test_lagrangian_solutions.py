@@ -72,7 +72,7 @@ def test_the_plain_form_diverges_on_the_linear_problem_by_the_known_factor() -> 
     assert (turns >= steps * math.sqrt(lr * dual_lr) / math.pi - 2).all()
 
 
-@pytest.mark.parametrize("form", ["augmented", "pi", "both"])
+@pytest.mark.parametrize("form", ["augmented", "pi"])
 def test_the_damped_forms_solve_the_linear_problem(form: str) -> None:
     relaxation = chain(2)
     method = er.ACE(relaxation, dual_lr=0.2, **FORMS[form])
@@ -97,15 +97,13 @@ def test_the_damped_forms_solve_the_linear_problem(form: str) -> None:
 def test_the_stated_limits_of_stability(settings: dict[str, float], stable: bool) -> None:
     relaxation = chain(2)
     method = er.ACE(relaxation, dual_lr=0.2, **settings)
-    seen = torch.stack(descend(relaxation, method, linear_task, [], lr=0.1, steps=2500)).abs()
+    seen = torch.stack(descend(relaxation, method, linear_task, [], lr=0.1, steps=2000)).abs()
     early, late = seen[:200].max(), seen[-200:].max()
     assert bool(late < 0.5 * early) is stable
     assert bool(late > early) is not stable
 
 
-@pytest.mark.parametrize(
-    ("form", "dual_lr"), [("plain", 0.05), ("augmented", 0.2), ("pi", 0.2), ("both", 0.2)]
-)
+@pytest.mark.parametrize(("form", "dual_lr"), [("plain", 0.05), ("augmented", 0.2), ("pi", 0.2)])
 def test_resilient_solves_the_linear_problem(form: str, dual_lr: float) -> None:
     # min a gamma + rho/2 gamma^2: gamma = -a / rho; the price of the slack supplies the curvature.
     relaxation = chain(2)

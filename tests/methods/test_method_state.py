@@ -119,6 +119,8 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
         large.method.load_state_dict({**before, "multipliers": torch.zeros(5)})
     with pytest.raises(MethodError, match=r"'second' has shape \(1,\)"):
         large.method.load_state_dict({**before, "dual": {**before["dual"], "second": torch.zeros(1)}})
+    with pytest.raises(MethodError, match=r"strengths of shape \(2,\)"):
+        large.method.load_state_dict({**before, "gammas": torch.zeros(2)})
     with pytest.raises(MethodError, match=r"lacks \['proportional'\]"):
         large.method.load_state_dict({k: v for k, v in before.items() if k != "proportional"})
     assert_same_state(large.method.state_dict(), before)

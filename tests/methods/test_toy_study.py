@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from equirelax.benchmarks.toy import FORMS, make_problem, run_form, run_toy
+from equirelax.benchmarks.toy import make_problem, run_form, run_toy
 from equirelax.errors import ConfigError
 
 
@@ -33,20 +33,22 @@ def test_unknown_names() -> None:
         run_form("broken", "plane", steps=1)
 
 
-def test_one_problem_can_be_solved_strictly_and_the_other_cannot() -> None:
-    for name, solvable in (("symmetric", True), ("broken", False)):
-        _, y = make_problem(name)
-        assert float(y.std()) == pytest.approx(1.0)
-        final = run_form(name, "augmented", steps=900, records=10)["final"]
-        assert final["loss_relaxed"] < 0.05
-        assert (final["loss_strict"] < 0.05) is solvable
-
-
 def test_damping_brings_gamma_down_where_the_plain_form_circles() -> None:
-    finals = {form: run_form("symmetric", form, steps=900, records=90)["final"] for form in FORMS}
+    finals = {
+        form: run_form("symmetric", form, steps=600, records=60)["final"]
+        for form in ("plain", "augmented", "pi", "resilient")
+    }
     assert finals["plain"]["swing_gamma"] > 0.5
     for form in ("augmented", "pi"):
-        assert finals[form]["max_abs_gamma"] < 0.05
+        assert finals[form]["max_abs_gamma"] < 0.1
         assert finals[form]["loss_strict"] < 0.1
     assert finals["plain"]["loss_strict"] > 10 * finals["augmented"]["loss_strict"]
     assert finals["resilient"]["max_abs_gamma"] < 0.2
+
+
+def test_the_broken_problem_needs_its_relaxation() -> None:
+    _, y = make_problem("broken")
+    assert float(y.std()) == pytest.approx(1.0)
+    final = run_form("broken", "augmented", steps=600, records=10)["final"]
+    assert final["loss_relaxed"] < 0.05
+    assert final["loss_strict"] > 0.15

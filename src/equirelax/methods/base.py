@@ -107,7 +107,7 @@ class Method(ABC):
         """Path -> {"gamma": value, ...}; waits for the device.
 
         Besides gamma what the method has: "multiplier", "effective_multiplier", "slack" (see the method),
-        and "lie" and "norm", the regulariser's terms in its last call.
+        and "lie" and "norm", the regulariser's sums (before roots and weights) in its last call.
         """
         gammas = self._gammas().detach().tolist()
         rows = {path: {"gamma": gamma} for path, gamma in zip(self.paths, gammas, strict=True)}
@@ -122,8 +122,9 @@ class Method(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
-        Take it between steps. The strengths are in it as well as in the model's state, for constructing a method
-        sets them anew. Settings (learning rates, number of steps) are not in it: the constructor's rule.
+        Take it between steps. The strengths are in it as well as in the model's state, for constructing a
+        method sets them anew. Settings (learning rates, number of steps) are not in it: the constructor's
+        rule.
         """
         gammas = self.relaxation.gammas()
         state: dict[str, Any] = {"method": self.name, "paths": self.paths, "gammas": gammas, **self._state()}
@@ -149,6 +150,11 @@ class Method(ABC):
         if missing:
             raise MethodError(
                 f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?"
+            )
+        if tuple(state["gammas"].shape) != (len(self.paths),):
+            raise MethodError(
+                f"the state has strengths of shape {tuple(state['gammas'].shape)}; "
+                f"expected {(len(self.paths),)}, one per residual"
             )
         self._load(state)
         for residual, gamma in zip(self.relaxation.residuals.values(), state["gammas"].tolist(), strict=True):

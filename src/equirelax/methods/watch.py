@@ -90,9 +90,9 @@ class ParameterWatch:
         self._before = self._snapshot()
         if self._settled or self._by_value:
             return
-        watched = [(name, p) for name, p in self._residual_parameters().items() if name not in self._confirmed]
+        watched = {name: p for name, p in self._residual_parameters().items() if name not in self._confirmed}
         self._settled = not watched
-        for name, parameter in watched:
+        for name, parameter in watched.items():
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient(name)))
 
