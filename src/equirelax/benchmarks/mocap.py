@@ -25,7 +25,8 @@ class MocapDataset(Dataset):
 
     Attributes:
         subject: run (subject 9, 200 training samples) or walk (subject 35, 198).
-        features: Node features: as published (|v| and the height over the largest of the batch), fixed-height (over
+        features: Node features: as published (|v| and the height over the largest of the batch), fixed-height
+            (over
             the largest of the training set), or invariant (|v| and joint number: E(3) end to end).
     """
 
@@ -36,8 +37,8 @@ class MocapDataset(Dataset):
 class MocapTask(Task):
     """Joint positions 30 frames ahead from positions and velocities; MSE of the last frame.
 
-    Height as a node feature tells up from down: the network is E(3)-equivariant for given features, the whole prediction
-    only under rotations about the vertical and horizontal translations.
+    Height as a node feature tells up from down: the network is E(3)-equivariant for given features, the whole
+    prediction only under rotations about the vertical and horizontal translations.
     """
 
     name: ClassVar[str] = "mocap"
@@ -49,7 +50,9 @@ class MocapTask(Task):
 
     @classmethod
     def defaults(cls, model: str, method: str) -> RunConfig:
-        """The papers' settings for EGNO (those of their EGNN are not known): Adam 5e-4, batch 12, 3000 epochs; duals 2e-4."""
+        """The papers' settings for EGNO (those of their EGNN are not known): Adam 5e-4, batch 12, 3000
+        epochs; duals 2e-4.
+        """
         strength = choice(method).strength
         if isinstance(strength, ACEStrength):
             strength = dataclasses.replace(strength, dual_lr=2e-4, dual_eps=1e-4)

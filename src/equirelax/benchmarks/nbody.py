@@ -1,4 +1,6 @@
-"""N-body dynamics: where are five charged particles one time unit later? (EGNN's and SEGNN's benchmark; CR section 6.2, ACE section 5)"""
+"""N-body dynamics: where are five charged particles one time unit later? (EGNN's and SEGNN's benchmark; CR
+section 6.2, ACE section 5)
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class SEGNNNetwork(Network):
     """Size of the SEGNN.
 
     Attributes:
-        hidden: Width of the dense network whose number of weights the irreps match (64: 32x0e+32x1o at l_max 1).
+        hidden: Width of the dense network whose number of weights the irreps match (64: 32x0e+32x1o at l_max
+            1).
         layers: Rounds of message passing.
         l_max: Largest degree of the features.
         lmax_attributes: Largest degree of the edge and node attributes.
@@ -68,7 +71,9 @@ class EGNNNetwork(Network):
 
 
 class NBodyTask(Task):
-    """Positions at frame 40 from positions, velocities and charges at frame 30; MSE over bodies and coordinates."""
+    """Positions at frame 40 from positions, velocities and charges at frame 30; MSE over bodies and
+    coordinates.
+    """
 
     name: ClassVar[str] = "nbody"
     title: ClassVar[str] = "N-body: five charged particles, positions after one time unit"
@@ -119,7 +124,9 @@ class NBodyTask(Task):
         return EGNN(hidden=self._egnn.hidden, layers=self._egnn.layers, in_features=1, edge_features=2)
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
-        """SEGNN: positions, velocities, charges, edges, graph. EGNN: positions, velocities, speed, edges, edge features."""
+        """SEGNN: positions, velocities, charges, edges, graph. EGNN: positions, velocities, speed, edges,
+        edge features.
+        """
         b = batch
         if self.config.model == "segnn":
             return b["positions"], b["velocities"], b["charges"], b["edge_index"], b["graph"]
@@ -175,7 +182,9 @@ def segnn_residual(method: str) -> ResidualSettings:
 
 
 def egnn_residual(method: str) -> ResidualSettings:
-    """Two-layer perceptrons that read features, positions and velocities; the papers have no EGNN of their own."""
+    """Two-layer perceptrons that read features, positions and velocities; the papers have no EGNN of their
+    own.
+    """
     if method == "equivariant-control":
         return ResidualSettings("egnn-equivariant", "equivariant-dense", "normal", 1e-3)
     return ResidualSettings("egnn", "mlp", "normal", 1e-3, layers=2)

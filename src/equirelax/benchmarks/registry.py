@@ -21,7 +21,8 @@ def task_class(benchmark: str) -> type[Task]:
     """The benchmark called `benchmark`. Raises `ConfigError` with a suggestion if there is none."""
     if benchmark not in TASKS:
         raise ConfigError(
-            f"Unknown benchmark '{benchmark}'.{did_you_mean(benchmark, list(TASKS))} Known: {', '.join(TASKS)}."
+            f"Unknown benchmark '{benchmark}'.{did_you_mean(benchmark, list(TASKS))} "
+            f"Known: {', '.join(TASKS)}."
         )
     return TASKS[benchmark]
 

@@ -1,4 +1,6 @@
-"""What a run is, as typed settings: every field is a command-line flag, a YAML key and a line of documentation."""
+"""What a run is, as typed settings: every field is a command-line flag, a YAML key and a line of
+documentation.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,7 @@ class RunConfig:
     sections: tuple[str, ...] = field(default=("dataset", "network", "residual", "strength"), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain python, in the layout of `config.yaml`: training settings at the top, the others in sections."""
+        """Plain python, in the layout of `config.yaml`: training settings at the top, then the sections."""
         top = {"benchmark": self.benchmark, "model": self.model, "method": self.method, "seed": self.seed}
         top.update(dataclasses.asdict(self.training))
         top.update({name: dataclasses.asdict(getattr(self, name)) for name in self.sections})
@@ -165,7 +167,7 @@ def _update(section: T, values: Any, prefix: str) -> T:
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` if it fits `hint` (an int is taken where a float is wanted); else a `ConfigError` naming `key`."""
+    """`value` if it fits `hint` (an int does where a float is wanted); else a `ConfigError` naming `key`."""
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value in (options := typing.get_args(hint)):

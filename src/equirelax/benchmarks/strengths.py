@@ -85,7 +85,9 @@ class ResilientStrength(Strength):
 
 @dataclass(frozen=True)
 class Choice:
-    """A method on the command line: what it is in a sentence, and its settings before any benchmark changes them."""
+    """A method on the command line: what it is in a sentence, and its settings before any benchmark changes
+    them.
+    """
 
     description: str
     strength: Strength

@@ -1,4 +1,6 @@
-"""What a benchmark is: data, a strict model, a loss, a metric, and what an audit needs to know about all three."""
+"""What a benchmark is: data, a strict model, a loss, a metric, and what an audit needs to know about all
+three.
+"""
 
 from __future__ import annotations
 

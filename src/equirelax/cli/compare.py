@@ -141,7 +141,8 @@ def _job(benchmark: str, method: str, seed: int, flags: list[str], out: Path) ->
     folder = out / f"{method}-seed{seed}"
     if (folder / CONFIG).exists() and (found := differences(read_yaml(folder / CONFIG), config.to_dict())):
         raise ConfigError(
-            f"{folder} holds a run with other settings: {'; '.join(found)}. Name another folder with --out, or remove it."
+            f"{folder} holds a run with other settings: {'; '.join(found)}. "
+            "Name another folder with --out, or remove it."
         )
     machine = options.machine_from(parsed)
     return Job(config, folder, machine)

@@ -80,7 +80,8 @@ def get(words: Sequence[str]) -> int:
     rows = {row.name: row for row in status(parsed.data)}
     if parsed.name not in rows:
         raise ConfigError(
-            f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} Known: {', '.join(rows)}."
+            f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
+            f"Known: {', '.join(rows)}."
         )
     row = rows[parsed.name]
     if not row.available:

@@ -16,14 +16,16 @@ from equirelax.files import atomic_write, write_text
 from equirelax.relaxation import project
 from equirelax.training.checkpoint import load_run
 
-AUDIT = """Measure the equivariance error of a trained model: the largest over random group elements, absolute and relative,
-REMUL's E and E', the Lie derivative, and which layer breaks the symmetry. A relaxed model is measured as it is
-and with its residuals off (projected).
+AUDIT = """\
+Measure the equivariance error of a trained model: the largest over random group elements, absolute and
+relative, REMUL's E and E', the Lie derivative, and which layer breaks the symmetry. A relaxed model is
+measured as it is and with its residuals off (projected).
 
 example:
   equirelax audit runs/nbody/segnn-ace-seed0/best.ckpt"""
 
-PROJECT = """Write a trained model without its relaxation: the author's own keys and sizes, exactly equivariant.
+PROJECT = """\
+Write a trained model without its relaxation: the author's own keys and sizes, exactly equivariant.
 
 With --mode fold every layer first takes over the part of its residual that it can express; perceptrons and
 block residuals cannot be folded: an error, or --unfoldable drop.

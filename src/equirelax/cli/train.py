@@ -48,7 +48,8 @@ def main(words: Sequence[str]) -> int:
     if result is None:
         print(f"Interrupted; go on with the same command and --resume (run in {folder}).", file=sys.stderr)
         return 130
-    print(describe(result, folder))
+    if result:
+        print(describe(result, folder))
     return 0
 
 

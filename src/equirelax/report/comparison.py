@@ -17,7 +17,8 @@ SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
 
 
 def write_comparison(out: Path, folders: Sequence[Path]) -> str:
-    """Summarise the finished runs in `folders` into `out`; returns the table, the picture's path and a sentence.
+    """Summarise the finished runs in `folders` into `out`; returns the table, the picture's path and a
+    sentence.
 
     Raises:
         ConfigError: none of them is finished.

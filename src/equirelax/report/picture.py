@@ -23,7 +23,8 @@ Table = Sequence[Mapping[str, str]]
 
 
 def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str) -> None:
-    """Write a PNG: validation curves on the left, one panel of strengths for every relaxed method on the right.
+    """Write a PNG: validation curves on the left, one panel of strengths for every relaxed method on the
+    right.
 
     Args:
         path: Where to.

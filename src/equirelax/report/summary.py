@@ -16,7 +16,7 @@ KINDS = ("relaxed", "projected", "folded")
 
 
 def headline(method: str) -> str:
-    """Which number a method is judged by: projected, or relaxed where the relaxed model is what is deployed."""
+    """Which number a method is judged by: projected, or relaxed where that is what is deployed."""
     return "relaxed" if choice(method).deploys_relaxed else "projected"
 
 
@@ -85,11 +85,16 @@ def _method(
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as a markdown table with a line of context below it."""
     unit, lines = summary["metric"]["unit"], []
-    lines.append(
-        f"| method | test {summary['metric']['name']} x{unit} | relaxed | projected | folded | minus strict (paired) "
-        "| better seeds | published | parameters (training) | equivariance error, relaxed → projected | seconds |"
-    )
-    lines.append("|" + " --- |" * 11)
+    head = [
+        "method",
+        f"test {summary['metric']['name']} x{unit}",
+        *KINDS,
+        "minus strict (paired)",
+        "better seeds",
+    ]
+    head += ["published", "parameters (training)", "equivariance error, relaxed → projected", "seconds"]
+    lines.append("| " + " | ".join(head) + " |")
+    lines.append("|" + " --- |" * len(head))
     for name, row in summary["methods"].items():
         test, errors = row["test"], row["equivariance_error"]
         compared = row["paired_with_strict"]
@@ -153,7 +158,8 @@ def _context(summary: Mapping[str, Any]) -> str:
     device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread(s) a run"
     scale = f" Smaller than the papers' setting: {summary['scaled_down']}." if summary["scaled_down"] else ""
     return (
-        f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: difference to strict "
-        f"seed by seed, with a 95 % t interval. Published: the papers' own numbers, on other data and hardware.{scale} "
+        f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: "
+        "difference to strict seed by seed, with a 95 % t interval. Published: the papers' own numbers, on "
+        f"other data and hardware.{scale} "
         f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}."
     )

@@ -33,14 +33,16 @@ class Assembly:
 
     @property
     def deploys_relaxed(self) -> bool:
-        """Whether the relaxed model is what the method hands over (resilient), so that selection looks at it."""
+        """Whether the method hands over the relaxed model (resilient), so that selection looks at it."""
         return self.method is not None and self.method.deploys_relaxed
 
 
 def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int = 1) -> Assembly:
-    """Build everything that `config` describes; weights come from torch's global generator, which is seeded here.
+    """Build everything that `config` describes; weights come from torch's global generator, which is seeded
+    here.
 
-    A method draws its residuals after the model's weights, so runs of one seed start from the same strict network.
+    A method draws its residuals after the model's weights, so runs of one seed start from the same strict
+    network.
 
     Args:
         config: The run's settings.

@@ -1,4 +1,6 @@
-"""What happens at the end of every epoch: validation, selection, a row of metrics, a checkpoint, a stop if asked for."""
+"""What happens at the end of every epoch: validation, selection, a row of metrics, a checkpoint, a stop if
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,7 @@ class EpochEnd(Callback):
 
     Attributes:
         selected: The best weights so far; None before the first validation with a finite value.
+        completed: Epochs that are done.
         seconds: Time spent in training and validation, over all resumptions.
         stop_requested: Set it to end the run, resumable, after the present epoch.
     """
@@ -120,6 +123,7 @@ class EpochEnd(Callback):
             "config": self.assembly.config.to_dict(),
             "method": None if method is None else method.state_dict(),
             "selected": None if self.selected is None else self.selected.to_dict(),
+            "completed": self.completed,
             "seconds": self.seconds,
             "rng": torch.get_rng_state(),
         }
@@ -140,12 +144,14 @@ class EpochEnd(Callback):
             self.assembly.method.load_state_dict(state["method"])
         self.selected = None if state["selected"] is None else Selected(**state["selected"])
         self.seconds, self._restored = state["seconds"], state
-        self.completed = checkpoint["epoch"]
+        self.completed = state["completed"]
 
 
 @contextlib.contextmanager
 def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
-    """Within it the first Ctrl-C (or SIGTERM) asks the run to stop after the present epoch; the second stops at once."""
+    """Within it the first Ctrl-C (or SIGTERM) asks the run to stop after the present epoch; the second stops
+    at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

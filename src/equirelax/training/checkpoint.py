@@ -1,4 +1,4 @@
-"""A run's files on disk: resumable checkpoints, selected weights, and reading both back without running code."""
+"""A run's files: resumable checkpoints, selected weights, and reading both back without running code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, tensors and plain data only. Raises `CheckpointError` if it is missing or damaged."""
+        """Read a checkpoint, tensors and plain data only. Raises `CheckpointError` if it is missing or
+        damaged.
+        """
         loaded: dict[str, Any] = read(path)
         return loaded
 
@@ -67,11 +69,11 @@ def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a checkpoint file holds: settings, and weights of some epoch."""
+    """What a checkpoint file holds: settings, weights, and how many epochs these weights were trained for."""
 
     config: RunConfig
     weights: Mapping[str, Tensor]
-    epoch: int
+    epochs: int
 
 
 def read_run(path: Path) -> StoredRun:
@@ -82,13 +84,13 @@ def read_run(path: Path) -> StoredRun:
     """
     state = read(path / BEST if path.is_dir() else path)
     if isinstance(state, dict) and state.get("format") == FORMAT:
-        return StoredRun(config_from_dict(state["config"]), state["weights"], state["epoch"])
+        return StoredRun(config_from_dict(state["config"]), state["weights"], state["epoch"] + 1)
     if isinstance(state, dict) and isinstance(own := state.get(KEY), dict) and own.get("format") == FORMAT:
         weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items()}
-        return StoredRun(config_from_dict(own["config"]), weights, state["epoch"])
+        return StoredRun(config_from_dict(own["config"]), weights, own["completed"])
     raise CheckpointError(
-        f"{path} is a file of tensors, but not one that `equirelax train` wrote. Give the {BEST} or {LAST} of a run; "
-        f"a model saved with equirelax.save is read with equirelax.load(model, path)."
+        f"{path} is a file of tensors, but not one that `equirelax train` wrote. "
+        f"Give the {BEST} or {LAST} of a run; equirelax.load(model, path) reads what equirelax.save wrote."
     )
 
 
@@ -105,11 +107,11 @@ def load_run(path: Path, root: Path | None = None) -> Assembly:
 
 
 def load_weights(assembly: Assembly, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict into the assembled model. Raises `CheckpointError` naming `where` if it does not fit."""
+    """Load a state dict into the model. Raises `CheckpointError` naming `where` if it does not fit."""
     try:
         assembly.model.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise CheckpointError(
-            f"{where}: the weights do not fit the model that its settings describe; was it written by another "
-            f"version? {str(error).splitlines()[-1].strip()}"
+            f"{where}: the weights do not fit the model that its settings describe; was it written by "
+            f"another version? {str(error).splitlines()[-1].strip()}"
         ) from error

@@ -46,7 +46,9 @@ def mean_error(task: Task, model: nn.Module, data: GraphSet) -> float:
 
 
 def evaluate(assembly: Assembly, data: GraphSet) -> dict[str, float | None]:
-    """The metric {relaxed, projected, folded}; folded is None where a residual cannot be folded. A strict model has one value thrice."""
+    """The metric {relaxed, projected, folded}; folded is None where a residual cannot be folded. A strict
+    model has one value thrice.
+    """
     task, model, relaxation = assembly.task, assembly.model, assembly.relaxation
     relaxed = mean_error(task, model, data)
     if relaxation is None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.training.loggers import read_table
@@ -38,7 +39,9 @@ class Job:
         return (self.folder / RESULT).exists()
 
     def start(self, data: str | None) -> subprocess.Popen[bytes]:
-        """Start the process; its output goes to log.txt. It ignores the terminal's Ctrl-C: the parent passes it on."""
+        """Start the process; its output goes to log.txt. It ignores the terminal's Ctrl-C: the parent passes
+        it on.
+        """
         settings = self.folder / CONFIG
         if not settings.exists():
             self.config.write(settings)
@@ -58,6 +61,31 @@ class Job:
             return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM, and passes each on to the running processes.
+
+    Installed even where they are ignored, as by a shell for its background jobs: `kill -INT` must reach the
+        runs.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.running: dict[Job, subprocess.Popen[bytes]] = {}
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.count += 1
+        if self.count == 1:
+            print(
+                "\nStopping: runs end after their present epoch (again: at once).",
+                file=sys.stderr,
+                flush=True,
+            )
+        for process in self.running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+
+
 def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
     """Run what is not done yet, at most `parallel` at a time.
 
@@ -67,49 +95,51 @@ def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
     waiting = [job for job in jobs if not job.done]
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.", flush=True)
-    running: dict[Job, subprocess.Popen[bytes]] = {}
-    failed: list[Job] = []
-    line = time.monotonic()
-    stopping = False
-    while waiting or running:
-        try:
-            while waiting and len(running) < parallel and not stopping:
-                job = waiting.pop(0)
-                running[job] = job.start(data)
-            time.sleep(0.2)
-            for job, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[job]
-                    _finished(job, process.returncode, failed, stopping)
-            if time.monotonic() - line > SECONDS_BETWEEN_LINES:
-                line = time.monotonic()
-                print(_state(jobs, list(running)), flush=True)
-        except KeyboardInterrupt:
-            print(
-                "\nStopping: runs end after their present epoch (again: at once).",
-                file=sys.stderr,
-                flush=True,
-            )
-            stopping = True
-            waiting = []
-            for process in running.values():
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGINT)
-    if stopping:
+    interrupts = Interrupts()
+    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        failed = _work(jobs, waiting, interrupts, data, parallel)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interrupts.count:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return 130
     return 1 if failed else 0
 
 
-def _finished(job: Job, code: int, failed: list[Job], stopping: bool) -> None:
+def _work(
+    jobs: Sequence[Job], waiting: list[Job], interrupts: Interrupts, data: str | None, parallel: int
+) -> list[Job]:
+    """Start, watch and report; returns the runs that failed."""
+    running, failed, line = interrupts.running, [], time.monotonic()
+    while running or (waiting and not interrupts.count):
+        while waiting and len(running) < parallel and not interrupts.count:
+            job = waiting.pop(0)
+            running[job] = job.start(data)
+        time.sleep(0.2)
+        for job, process in list(running.items()):
+            if process.poll() is not None:
+                del running[job]
+                if not _succeeded(job, process.returncode, interrupts.count > 0):
+                    failed.append(job)
+        if time.monotonic() - line > SECONDS_BETWEEN_LINES:
+            line = time.monotonic()
+            print(_state(jobs, list(running)), flush=True)
+    return failed
+
+
+def _succeeded(job: Job, code: int, stopping: bool) -> bool:
+    """Report how a run ended; one that was asked to stop has not failed."""
     if code == 0 and job.done:
         print(f"{job.label}: finished.", flush=True)
     elif not stopping:
-        failed.append(job)
         log = job.folder / LOG
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         print(f"{job.label}: failed with exit code {code}; the end of {log}:", file=sys.stderr)
         print("\n".join(f"    {text}" for text in tail), file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _state(jobs: Sequence[Job], running: Sequence[Job]) -> str:

@@ -1,4 +1,6 @@
-"""Batches of a data set that lies in memory: an order and random group elements that depend on seed and epoch alone."""
+"""Batches of a data set that lies in memory: an order and random group elements that depend on seed and epoch
+alone.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from equirelax.data import GraphSet, random_rotation
 class EpochLoader:
     """Iterates over shuffled batches.
 
-    All randomness of an epoch comes from a generator seeded with (seed, epoch), so that a resumed run sees the
-    same batches in the same order. With several ranks every batch is split between them: `batch_size` is the total.
+    All randomness of an epoch comes from a generator seeded with (seed, epoch), so that a resumed run sees
+    the same batches in the same order. With several ranks every batch is split between them.
 
     Args:
         data: The samples; moved to `device` once.
@@ -51,7 +53,7 @@ class EpochLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        # A last batch with fewer samples than ranks would leave a rank without work, and the others waiting for it.
+        # A last batch with fewer samples than ranks would leave a rank without work, the others waiting.
         full, rest = divmod(self.count, self.batch_size)
         return full + (rest >= self.world)
 

@@ -1,4 +1,9 @@
-"""metrics.csv: one row for every epoch, appended to as the run goes and cut back when it is resumed."""
+"""metrics.csv: one row for every epoch, appended to as the run goes and cut back when it is resumed.
+
+Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoch), seconds (since the start),
+and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate) and
+for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +23,15 @@ class EpochTable(Logger):
 
     Args:
         folder: Where the file goes.
-        resume_from: Rows of this epoch and later are dropped: the run will write them again. 0 starts a new file.
+        resume_from: Rows of this epoch and later are dropped: the run will write them again. 0 starts a new
+            file.
     """
 
     def __init__(self, folder: Path, resume_from: int = 0) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
         self.columns: list[str] = []
-        if resume_from > 0 and self.path.exists():
-            self._keep_before(resume_from)
-        elif rank_zero_only.rank == 0:
-            self.path.unlink(missing_ok=True)
+        self._keep_before(resume_from)
 
     @property
     def name(self) -> str:
@@ -66,11 +69,16 @@ class EpochTable(Logger):
             writer.writeheader()
             writer.writerows(rows)
 
+    @rank_zero_only
     def _keep_before(self, epoch: int) -> None:
+        if not self.path.exists():
+            return
         rows = [row for row in read_table(self.path) if row["epoch"].isdigit() and int(row["epoch"]) < epoch]
         self.columns = list(rows[0]) if rows else []
-        if rank_zero_only.rank == 0:
-            self._rewrite(rows) if rows else self.path.unlink()
+        if rows:
+            self._rewrite(rows)
+        else:
+            self.path.unlink()
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

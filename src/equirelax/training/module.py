@@ -63,8 +63,7 @@ class RelaxedModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """`method.step()`, after the optimiser's."""
         if self.assembly.method is not None:
-            optimizer = self.optimizers()
-            self.assembly.method.step(getattr(optimizer, "optimizer", optimizer))
+            self.assembly.method.step(self.optimizers(use_pl_optimizer=False))
 
     def epoch_means(self) -> dict[str, float]:
         """Mean task loss and penalty since the last call; then starts anew."""

@@ -65,9 +65,8 @@ class EpochProgress(Callback):
         latest = self.source.latest
         parts = [f"loss {latest['train/loss']:.4g}"] if "train/loss" in latest else []
         if "val/projected" in latest:
-            parts.append(
-                f"val projected {latest['val/projected']:.3f} relaxed {latest['val/relaxed']:.3f} x{self.unit}"
-            )
+            projected, relaxed = latest["val/projected"], latest["val/relaxed"]
+            parts.append(f"val projected {projected:.3f} relaxed {relaxed:.3f} x{self.unit}")
         gammas = [value for key, value in latest.items() if key.startswith("gamma/")]
         if gammas:
             parts.append(f"gamma {min(gammas):+.3f} .. {max(gammas):+.3f}")

@@ -14,10 +14,12 @@ PACKAGES = ("equirelax", "torch", "numpy", "e3nn", "lightning", "torch_geometric
 
 
 def commit() -> str | None:
-    """The commit of the source tree that is running, with "+dirty" if it has changes; None outside a repository."""
+    """The commit of the source tree that is running, with "+dirty" if it has changes; None outside a
+    repository.
+    """
     folder = Path(__file__).resolve().parent
     revision = _git(folder, "rev-parse", "HEAD")
-    # An installed package can lie in someone else's repository (a .venv inside a project): that commit is not ours.
+    # An installed package can lie in someone else's repository (.venv inside a project): not our commit.
     if revision is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/pyproject.toml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def train(
     resume: bool = False,
     machine: Machine | None = None,
 ) -> dict[str, Any] | None:
-    """Train, select, test and write `config.yaml`, `metrics.csv`, `last.ckpt`, `best.ckpt` and `result.json` into `folder`.
+    """Train, select, test and write `config.yaml`, `metrics.csv`, `last.ckpt`, `best.ckpt` and `result.json`
+    into `folder`.
 
     Args:
         config: The run's settings.
@@ -80,23 +82,26 @@ def train(
         machine: Devices and threads.
 
     Returns:
-        The content of result.json, or None when the run was interrupted and can be resumed.
+        The content of result.json ({} in ranks but the first); None when the run was interrupted.
 
     Raises:
         ConfigError: the folder holds another run, or settings differ from those of the run to resume.
         DataError: data is missing. CheckpointError: the checkpoint to resume from cannot be used.
     """
     machine = machine or Machine()
-    finished = prepare_folder(config, folder, resume)
+    # Further ranks are started by the first, in a folder that it has prepared.
+    finished = prepare_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished
+    # Noted now: the source tree may change while the run goes on, what was imported does not.
+    commit = provenance.commit()
     torch.set_num_threads(machine.threads)
     assembly, module, last = _build(config, folder, root, machine)
     with graceful_interrupt(last):
         _fit(assembly, module, last, folder, machine)
     if last.completed < config.training.epochs:
         return None
-    return _conclude(assembly, last, folder)
+    return _conclude(assembly, last, folder, commit) if global_rank() == 0 else {}
 
 
 def prepare_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -108,7 +113,8 @@ def prepare_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, A
     if (folder / CONFIG).exists():
         if not resume:
             raise ConfigError(
-                f"{folder} holds a run already. Add --resume to continue it, or name another folder with --out."
+                f"{folder} holds a run already. Add --resume to continue it, or name another folder "
+                "with --out."
             )
         if differing := differences(read_yaml(folder / CONFIG), config.to_dict()):
             raise ConfigError(
@@ -167,7 +173,7 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
     checkpoint = folder / LAST
     start = 0
     if checkpoint.exists():
-        start = read_run(checkpoint).epoch
+        start = read_run(checkpoint).epochs
     loggers: list[Any] = [EpochTable(folder, start)]
     if machine.tensorboard:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
@@ -200,7 +206,12 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
         trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
 
 
-def _conclude(assembly: Assembly, last: EpochEnd, folder: Path) -> dict[str, Any]:
+def global_rank() -> int:
+    """This process's number among those of a distributed run; 0 in every other."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | None) -> dict[str, Any]:
     """Take the selected weights, read the test set once, audit, and write the result."""
     config, task = assembly.config, assembly.task
     selected = last.selected or Selected(config.training.epochs - 1, float("nan"), copy_weights(assembly))
@@ -222,7 +233,7 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path) -> dict[str, Any
         "gammas": strengths(assembly),
         "scaled_down": task.scaled_down(),
         "seconds": round(last.seconds, 1),
-        "commit": provenance.commit(),
+        "commit": commit,
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
         "config": config.to_dict(),
@@ -239,7 +250,9 @@ def strengths(assembly: Assembly) -> dict[str, float]:
 
 
 def equivariance_error(assembly: Assembly) -> dict[str, Any]:
-    """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model projected."""
+    """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model
+    projected.
+    """
     case = assembly.task.audit_case()
 
     def measure() -> float:

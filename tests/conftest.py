@@ -1,0 +1,43 @@
+"""What tests of several rooms share: one thread, and tiny N-body data made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with 48 / 24 / 24 charged systems."""
+    from equirelax.data import nbody
+
+    root = tmp_path_factory.mktemp("data")
+    nbody.make(sizes={"train": 48, "val": 24, "test": 24}, root=root, threads=1)
+    return root
+
+
+TINY: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 20,
+    "validate_every": 2,
+    "checkpoint_every": 10,
+    "dataset": {"train": 48, "val": 24, "test": 24},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """A function (method, model="segnn", **changes) -> settings of a run of seconds on `tiny_root`."""
+    from equirelax.benchmarks.registry import defaults
+
+    def config(method: str, model: str = "segnn", **changes: Any) -> Any:
+        network = {"layers": 1, "hidden": 16} if model == "segnn" else {"layers": 2, "hidden": 8}
+        return defaults("nbody", model, method).updated({**TINY, "network": network, **changes})
+
+    return config
