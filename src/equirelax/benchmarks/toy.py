@@ -110,12 +110,12 @@ def run_form(
     problem: str,
     form: str,
     *,
-    steps: int = 3000,
+    steps: int = 2500,
     lr: float = 1e-2,
     dual_lr: float = 1e-2,
     rho: float = 1.0,
     seed: int = 0,
-    records: int = 150,
+    records: int = 100,
 ) -> dict[str, Any]:
     """Train one form on one problem, full batch, Adam on weights and gamma alike.
 
@@ -176,12 +176,12 @@ def _measure(relaxation: Relaxation, method: Method, x: Tensor, y: Tensor) -> di
 
 
 def _final(run: dict[str, Any]) -> dict[str, float]:
-    last = torch.tensor(
-        run["gamma"][-max(1, len(run["gamma"]) // 5) :], dtype=torch.float64
-    )  # (moments, residuals)
+    moments = max(1, len(run["gamma"]) // 5)
+    gamma = torch.tensor(run["gamma"][-moments:], dtype=torch.float64)  # (moments, residuals)
     return {
-        "max_abs_gamma": last.abs().max().item(),
-        "swing_gamma": (last.amax(0) - last.amin(0)).max().item(),
+        "max_abs_gamma": gamma.abs().max().item(),
+        "swing_gamma": (gamma.amax(0) - gamma.amin(0)).max().item(),
+        "max_gamma_weight": max(max(row) for row in run["gamma_weight"][-moments:]),
         "loss_relaxed": run["loss_relaxed"][-1],
         "loss_strict": run["loss_strict"][-1],
     }
@@ -191,12 +191,12 @@ def run_toy(
     *,
     problems: Sequence[str] = PROBLEMS,
     forms: Sequence[str] = tuple(FORMS),
-    steps: int = 3000,
+    steps: int = 2500,
     lr: float = 1e-2,
     dual_lr: float = 1e-2,
     rho: float = 1.0,
     seed: int = 0,
-    records: int = 150,
+    records: int = 100,
 ) -> dict[str, Any]:
     """Every form on every problem: plain data, ready for JSON and for plots; the same numbers on every call.
 
