@@ -1,8 +1,8 @@
 """metrics.csv: one row for every epoch, appended to as the run goes and cut back when it is resumed.
 
 Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoch), seconds (since the start),
-and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate) and
-for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them.
+and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
+and for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them.
 """
 
 from __future__ import annotations
