@@ -1,7 +1,8 @@
 """Penalties on residuals: Lie derivative, group differences, norm."""
 
 from equirelax.penalties.jacobian import directional_derivative, jacobian_terms
-from equirelax.penalties.penalty import Penalty, residual_terms, safe_root
+from equirelax.penalties.penalty import Penalty, safe_root
 from equirelax.penalties.quadratic import linear_terms
+from equirelax.penalties.terms import residual_terms
 
 __all__ = ["Penalty", "directional_derivative", "jacobian_terms", "linear_terms", "residual_terms", "safe_root"]

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
-from equirelax.penalties.jacobian import jacobian_terms
-from equirelax.penalties.quadratic import linear_terms
-from equirelax.relaxation import Relaxation, Residual
+from equirelax.penalties.terms import TermBatch
+from equirelax.relaxation import Relaxation
 
 SCALINGS = ("root-sum", "mean")
 
@@ -67,81 +66,33 @@ class Penalty:
 
     def __call__(self) -> Tensor:
         """The penalty, a 0-dimensional tensor to add to the loss. Reads what was kept, and forgets it."""
-        kept = {key: residual.take_inputs() for key, residual in self.relaxation}
-        if not any(kept.values()):
+        kept = {key: inputs for key, residual in self.relaxation if (inputs := residual.take_inputs())}
+        if not kept:
             raise PenaltyError(
                 "no inputs were kept since the last penalty: call it once after a forward of the relaxed model in training mode "
                 "(model.train()), with gradients, outside `relaxation.strict()`. Reentrant gradient checkpointing hides the forward: use "
                 "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
-        sums = []
-        with torch.autocast(device_type=next(x.device.type for inputs in kept.values() for x in inputs), enabled=False):
-            for key, residual in self.relaxation:
-                if not kept[key]:
-                    continue
-                lie, norm, count = residual_terms(residual, kept[key], self.rows, self.generator, self.finite_difference)
-                self.terms[key] = {"lie": lie.detach(), "norm": norm.detach()}
-                sums.append(torch.stack([lie, norm, torch.full_like(lie, count)]))
-            lie, norm, count = _over_ranks(torch.stack(sums).sum(0)).unbind()
+        with torch.autocast(device_type=next(iter(kept.values()))[0].device.type, enabled=False):
+            lie, norm, count = _over_ranks(self._sums(kept)).unbind()
             if self.scaling == "mean":
                 lie, norm = lie / count, norm / count
             return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
+
+    def _sums(self, kept: dict[str, list[Tensor]]) -> Tensor:
+        """(Lie sum, norm sum, rows) over all residuals; notes each one's terms."""
+        batch = TermBatch(self.rows, self.generator, self.finite_difference)
+        for key, inputs in kept.items():
+            batch.add(key, self.relaxation[key], inputs)
+        lie, norm = batch.terms()
+        for i, key in enumerate(batch.keys):
+            self.terms[key] = {"lie": lie[i].detach(), "norm": norm[i].detach()}
+        return torch.stack([lie.sum(), norm.sum(), torch.full_like(lie[0], batch.count)])
 
     def forget(self) -> None:
         """Drop inputs that were kept and will not be used."""
         for _, residual in self.relaxation:
             residual.take_inputs()
-
-
-def residual_terms(
-    residual: Residual,
-    inputs: list[Tensor],
-    rows: int | None = None,
-    generator: torch.Generator | None = None,
-    finite_difference: bool = False,
-) -> tuple[Tensor, Tensor, int]:
-    """(Lie sum, norm sum, number of rows) of `f_neq` of one residual, its gamma left out.
-
-    Args:
-        inputs: from `Residual.take_inputs`, at least one.
-        rows: use this many random rows, drawn without replacement, and scale the sums up.
-    """
-    axis = residual.feature_axis
-    count = sum(x.numel() // x.shape[axis] for x in inputs)
-    parameter = next(residual.map.parameters())
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    factor = 1.0
-    if rows is not None and rows < count:
-        inputs, factor = [_choose_rows(inputs, axis, rows, generator)], count / rows
-    in_rep, out_rep = residual.in_rep, residual.out_rep
-    if residual.is_linear and in_rep.linear:
-        weight, bias = residual.map.effective_weight(), residual.map.effective_bias()  # type: ignore[operator]
-        bias = None if bias is None else bias.to(dtype)
-        lie, norm = linear_terms(weight.to(dtype), bias, inputs, axis, in_rep, out_rep)
-    else:
-        points = [x.to(parameter.dtype) for x in inputs]
-        lie, norm = jacobian_terms(residual.map, points, axis, in_rep, out_rep, finite_difference)
-    return factor * lie, factor * norm, count
-
-
-def _choose_rows(inputs: list[Tensor], axis: int, rows: int, generator: torch.Generator | None) -> Tensor:
-    """A random choice of rows over all inputs, in the layout of the inputs: (rows, dim) or (rows, dim, 1)."""
-    moved = [x if axis == -1 else x.transpose(-1, -2) for x in inputs]
-    flat = [x.reshape(-1, x.shape[-1]) if x.is_contiguous() else None for x in moved]
-    counts = [x.numel() // x.shape[-1] for x in moved]
-    total = sum(counts)
-    device = inputs[0].device
-    chosen = torch.randperm(total, device=device, generator=generator)[:rows]
-    parts, start = [], 0
-    for x, view, count in zip(moved, flat, counts, strict=True):
-        here = chosen[(chosen >= start) & (chosen < start + count)] - start if len(moved) > 1 else chosen
-        if view is not None:
-            parts.append(view[here])
-        else:
-            parts.append(x[torch.unravel_index(here, x.shape[:-1])])
-        start += count
-    picked = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return picked if axis == -1 else picked.unsqueeze(-1)
 
 
 def safe_root(total: Tensor) -> Tensor:

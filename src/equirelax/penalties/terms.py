@@ -1,0 +1,126 @@
+"""The Lie and norm sums of single residuals, alike ones computed together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equirelax.penalties.jacobian import jacobian_terms
+from equirelax.penalties.quadratic import second_moment, stacked_terms
+from equirelax.relaxation import Residual
+from equirelax.symmetry import Representation
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What linear residuals must share to be computed in one stack."""
+
+    in_rep: Representation
+    out_rep: Representation
+    bias: bool
+    gram: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+class TermBatch:
+    """Collects residuals with their inputs; linear ones between the same representations are computed in one stack.
+
+    Args:
+        rows: use this many random rows of every residual, drawn without replacement, and scale the sums up (None: all rows).
+        generator: for the choice of rows; on the inputs' device.
+        finite_difference: approximate Jacobian-vector products of residuals that are not linear.
+
+    Attributes:
+        keys: of the residuals, in the order of `terms`.
+        count: rows of all inputs that were added, sampled or not.
+    """
+
+    def __init__(self, rows: int | None = None, generator: torch.Generator | None = None, finite_difference: bool = False) -> None:
+        self.rows, self.generator, self.finite_difference = rows, generator, finite_difference
+        self.keys: list[str] = []
+        self.count = 0
+        self._factors: list[float] = []
+        self._groups: dict[_Group, list[tuple[int, Residual, Tensor]]] = {}
+        self._others: list[tuple[int, Residual, list[Tensor]]] = []
+
+    def add(self, key: str, residual: Residual, inputs: list[Tensor]) -> None:
+        """One residual and what `Residual.take_inputs` gave, at least one tensor."""
+        axis = residual.feature_axis
+        count = sum(x.numel() // x.shape[axis] for x in inputs)
+        factor = 1.0
+        if self.rows is not None and self.rows < count:
+            inputs, factor = [choose_rows(inputs, axis, self.rows, self.generator)], count / self.rows
+        index = len(self.keys)
+        self.keys.append(key)
+        self.count += count
+        self._factors.append(factor)
+        if not (residual.is_linear and residual.in_rep.linear):
+            self._others.append((index, residual, inputs))
+            return
+        weight = residual.map.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        data, gram = second_moment(inputs, axis, dtype, residual.in_rep.dim, residual.map.bias is not None)
+        group = _Group(residual.in_rep, residual.out_rep, residual.map.bias is not None, gram, dtype, weight.device)
+        self._groups.setdefault(group, []).append((index, residual, data))
+
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """(Lie sums, norm sums), each (residuals,) in the order of `keys`, their gamma left out."""
+        lie: list[Tensor] = [torch.empty(0)] * len(self.keys)
+        norm = list(lie)
+        for group, members in self._groups.items():
+            for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.gram), strict=True):
+                lie[index], norm[index] = one_lie, one_norm
+        for index, residual, inputs in self._others:
+            dtype = next(residual.map.parameters()).dtype
+            points = [x.to(dtype) for x in inputs]
+            lie[index], norm[index] = jacobian_terms(
+                residual.map, points, residual.feature_axis, residual.in_rep, residual.out_rep, self.finite_difference
+            )
+        device, dtype = lie[0].device, torch.promote_types(lie[0].dtype, torch.float32)
+        factors = torch.tensor(self._factors, dtype=dtype, device=device)
+        together = [torch.stack([term.to(device=device, dtype=dtype) for term in terms]) for terms in (lie, norm)]
+        return factors * together[0], factors * together[1]
+
+
+def _linear(members: list[tuple[int, Residual, Tensor]], gram: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Terms of linear residuals between the same representations."""
+    first = members[0][1]
+    dtype = members[0][2].dtype
+    maps = [residual.map for _, residual, _ in members]
+    weights = [map_.effective_weight().to(dtype) for map_ in maps]  # type: ignore[operator]
+    biases = None if first.map.bias is None else [map_.bias.to(dtype) for map_ in maps]  # type: ignore[union-attr, operator]
+    data = [d for _, _, d in members]
+    lie, norm = stacked_terms(weights, biases, data, gram, first.in_rep, first.out_rep)
+    return list(lie.unbind()), list(norm.unbind())
+
+
+def residual_terms(
+    residual: Residual,
+    inputs: list[Tensor],
+    rows: int | None = None,
+    generator: torch.Generator | None = None,
+    finite_difference: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(Lie sum, norm sum) of `f_neq` of one residual; see `TermBatch`."""
+    batch = TermBatch(rows, generator, finite_difference)
+    batch.add("", residual, inputs)
+    lie, norm = batch.terms()
+    return lie[0], norm[0]
+
+
+def choose_rows(inputs: list[Tensor], axis: int, rows: int, generator: torch.Generator | None) -> Tensor:
+    """A random choice of rows over all inputs, in the layout of the inputs: (rows, dim) or (rows, dim, 1)."""
+    moved = [x if axis == -1 else x.transpose(-1, -2) for x in inputs]
+    counts = [x.numel() // x.shape[-1] for x in moved]
+    chosen = torch.randperm(sum(counts), device=inputs[0].device, generator=generator)[:rows]
+    parts, start = [], 0
+    for x, count in zip(moved, counts, strict=True):
+        here = chosen[(chosen >= start) & (chosen < start + count)] - start if len(moved) > 1 else chosen
+        # plain indexing copies the chosen rows alone, whatever the strides
+        parts.append(x[here] if x.dim() == 2 else x[torch.unravel_index(here, x.shape[:-1])])
+        start += count
+    picked = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return picked if axis == -1 else picked.unsqueeze(-1)
