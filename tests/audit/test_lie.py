@@ -1,4 +1,6 @@
-"""Lie derivatives of whole models: three ways to the same numbers, and the words for elements and generators."""
+"""Lie derivatives of whole models: three ways to the same numbers, and the words for elements and
+generators.
+"""
 
 from __future__ import annotations
 

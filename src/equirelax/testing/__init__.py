@@ -1,1 +1,15 @@
+"""For users' own tests: an assertion, and classes to subclass for a new layer family, method or model."""
 
+from equirelax.testing.assertions import assert_equivariant
+from equirelax.testing.layers import LayerFamilyConformance
+from equirelax.testing.methods import MethodConformance
+from equirelax.testing.models import ModelConformance
+from equirelax.testing.span import brute_force_span
+
+__all__ = [
+    "LayerFamilyConformance",
+    "MethodConformance",
+    "ModelConformance",
+    "assert_equivariant",
+    "brute_force_span",
+]

@@ -1,0 +1,68 @@
+"""Checks with messages, and skipping: what conformance classes are made of, without pytest being needed to
+import them.
+"""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip the running test; pytest and unittest both understand it."""
+    raise unittest.SkipTest(reason)
+
+
+def check(condition: bool, message: str) -> None:
+    """Fail the running test with a message unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def same(found: Any, expected: Any, what: str) -> None:
+    """``found == expected``."""
+    check(found == expected, f"{what}: expected {expected!r}, found {found!r}")
+
+
+def equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> None:
+    """Tensors that are ``torch.equal``, one by one."""
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if not torch.equal(a, b):
+            gap = (
+                f"differs by {float((a - b).detach().abs().max()):.3g}"
+                if a.shape == b.shape
+                else "has another shape"
+            )
+            raise AssertionError(f"{what}: tensor {i} {gap}")
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """``|a - b| <= tolerance (1 + |b|)``, entry by entry."""
+    torch.testing.assert_close(
+        found.detach(),
+        expected.detach(),
+        rtol=tolerance,
+        atol=tolerance,
+        msg=lambda message: f"{what}: {message}",
+    )
+
+
+def finite(named: Iterable[tuple[str, Tensor | None]], what: str) -> None:
+    """Neither NaN nor infinity in any tensor; ``None`` passes."""
+    for name, tensor in named:
+        check(tensor is None or bool(torch.isfinite(tensor).all()), f"{what} of {name} holds NaN or infinity")
+
+
+def refused(
+    error: type[Exception] | tuple[type[Exception], ...], action: Callable[[], Any], what: str
+) -> str:
+    """The message of the error that ``action`` must raise."""
+    try:
+        action()
+    except error as raised:
+        return str(raised)
+    raise AssertionError(f"{what} was accepted")

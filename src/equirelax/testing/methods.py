@@ -1,0 +1,205 @@
+"""What every method must do, as a class that its test subclasses."""
+
+from __future__ import annotations
+
+import functools
+import io
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import MethodError, StaleOptimizerError
+from equirelax.methods import Method
+from equirelax.relaxation import Layers, PlainLinear, Relaxation, relax
+from equirelax.symmetry import SO, trivial, vector
+from equirelax.testing.checks import check, equal, finite, refused, same, skip
+
+
+class Toy(nn.Module):
+    """Two plain linear maps between numbers and vectors of the plane, (batch, 5) -> (batch, 4): enough for a
+    method.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 6, bias=False, dtype=torch.float64)
+        self.second = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 5) -> (batch, 4)."""
+        y: Tensor = self.second(self.first(x))
+        return y
+
+
+class MethodConformance(ABC):
+    """Tests for one method. A test file holds
+
+    class TestMine(MethodConformance):
+        def build_method(self, relaxation):
+            return Mine(relaxation, penalty=Penalty(relaxation))
+    """
+
+    steps: int = 8
+    """Steps of the training runs in the tests; a schedule must not end before."""
+
+    @abstractmethod
+    def build_method(self, relaxation: Relaxation) -> Method:
+        """The method on a freshly relaxed model, equal at every call."""
+
+    def build_model(self) -> nn.Module:
+        """A model in float64 that ``relaxed`` can relax, equal at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Toy()
+
+    def relaxed(self) -> Relaxation:
+        """The model, relaxed, with small random residuals."""
+        group = SO(2)
+        reps = [trivial(group) + 2 * vector(group), trivial(group, 2) + 2 * vector(group), 2 * vector(group)]
+        declared = (PlainLinear("first", reps[0], reps[1]), PlainLinear("second", reps[1], reps[2]))
+        relaxation = relax(self.build_model(), Layers(declare=declared))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in relaxation.residual_parameters().values():
+                parameter.normal_(0, 0.1, generator=generator)
+        return relaxation
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one step."""
+        generator = torch.Generator().manual_seed(100 + step)
+        draw = [torch.randn(16, n, generator=generator, dtype=torch.float64) for n in (5, 4)]
+        return draw[0], draw[1]
+
+    # Tools
+
+    def start(self) -> tuple[Relaxation, Method, torch.optim.Optimizer]:
+        """Relax, method, optimizer, in this order."""
+        relaxation = self.relaxed()
+        method = self.build_method(relaxation)
+        parameters = [p for p in relaxation.model.parameters() if p.requires_grad]
+        return relaxation, method, torch.optim.Adam(parameters, lr=1e-2)
+
+    def train(
+        self, run: tuple[Relaxation, Method, torch.optim.Optimizer], first: int, last: int
+    ) -> list[float]:
+        """Steps ``first`` to ``last``; the losses, penalties included."""
+        relaxation, method, optimizer = run
+        relaxation.model.train()
+        losses = []
+        for step in range(first, last):
+            x, y = self.batch(step)
+            loss = (relaxation.model(x) - y).square().mean() + method.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.step()
+            losses.append(float(loss))
+        return losses
+
+    @staticmethod
+    def through_file(state: Any) -> Any:
+        """What comes back from a file that is read with ``weights_only=True``."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        return torch.load(buffer, weights_only=True)
+
+    # What it must do
+
+    def test_has_a_name_and_a_description(self) -> None:
+        _, method, _ = self.start()
+        check(bool(method.name and method.description), "name or description is empty")
+        same(method.paths, ["first", "second"], "paths")
+
+    def test_penalty_is_a_finite_scalar_with_finite_gradients(self) -> None:
+        relaxation, method, _ = self.start()
+        relaxation.model.train()
+        x, y = self.batch(0)
+        task = (relaxation.model(x) - y).square().mean()
+        penalty = method.penalty()
+        same(tuple(penalty.shape), (), "shape of the penalty")
+        finite([("the method", penalty)], "the penalty")
+        (task + penalty).backward()
+        finite([(name, p.grad) for name, p in relaxation.model.named_parameters()], "the gradient")
+
+    def test_trains_and_logs(self) -> None:
+        run = self.start()
+        losses = self.train(run, 0, self.steps)
+        finite([("training", torch.tensor(losses)), ("training", run[0].gammas())], "a loss or strength")
+        logs = run[1].logs()
+        same(list(logs), run[1].paths, "keys of the logs")
+        for row, gamma in zip(logs.values(), run[0].gammas().tolist(), strict=True):
+            check(abs(row["gamma"] - gamma) < 1e-12, f"gamma is {gamma}, logged as {row['gamma']}")
+            check(all(isinstance(value, float) for value in row.values()), f"not all plain numbers: {row}")
+
+    def test_resuming_continues_bit_for_bit(self) -> None:
+        whole = self.start()
+        losses = self.train(whole, 0, self.steps)
+        part = self.start()
+        half = self.steps // 2
+        begun = self.train(part, 0, half)
+        saved = [self.through_file(thing.state_dict()) for thing in (part[0].model, part[1], part[2])]
+        resumed = self.start()
+        resumed[0].model.load_state_dict(saved[0])
+        resumed[1].load_state_dict(saved[1])
+        resumed[2].load_state_dict(saved[2])
+        same(begun + self.train(resumed, half, self.steps), losses, "losses")
+        states = [run[0].model.state_dict() for run in (resumed, whole)]
+        equal(states[0].values(), states[1].values(), "the model's state")
+        same(resumed[1].logs(), whole[1].logs(), "logs")
+
+    def test_state_survives_a_file(self) -> None:
+        run = self.start()
+        self.train(run, 0, 3)
+        before = run[1].state_dict()
+        other = self.start()[1]
+        other.load_state_dict(self.through_file(before))
+        after = other.state_dict()
+        same(list(after), list(before), "keys of the state")
+        for key, value in before.items():
+            if isinstance(value, Tensor):
+                equal([after[key]], [value], f"{key} of the state")
+            else:
+                same(after[key], value, f"{key} of the state")
+
+    def test_a_foreign_state_is_refused(self) -> None:
+        _, method, _ = self.start()
+        state = method.state_dict()
+        damaged = {"method": state["method"]}
+        for wrong in ({**state, "method": "another"}, {**state, "paths": ["elsewhere"]}, damaged):
+            refused(MethodError, functools.partial(method.load_state_dict, wrong), f"the state {wrong}")
+
+    def test_a_step_needs_a_penalty(self) -> None:
+        words = refused(MethodError, self.start()[1].step, "step() without penalty()")
+        check("penalty" in words, f"the message does not say what is missing: {words}")
+
+    def test_an_optimizer_made_too_early_is_detected(self) -> None:
+        relaxation, method, _ = self.start()
+        stale = torch.optim.SGD(list(relaxation.strict_parameters().values()), lr=1e-2)
+        if not any(p.requires_grad for r in relaxation.residuals.values() for p in r.parameters()):
+            skip("nothing of the residuals trains, so nothing can be stale")
+        run = (relaxation, method, stale)
+        words = refused(StaleOptimizerError, lambda: self.train(run, 0, 4), "a stale optimizer")
+        check(
+            "relax" in words and "first" in words, f"the message does not say where, and what to do: {words}"
+        )
+        relaxation, method, _ = self.start()
+        x, y = self.batch(0)
+        ((relaxation.model.train()(x) - y).square().mean() + method.penalty()).backward()
+        refused(StaleOptimizerError, lambda: method.step(stale), "an optimizer without the residuals")
+
+    def test_a_skipped_step_moves_no_multiplier(self) -> None:
+        """As under a GradScaler that met infinities."""
+        run = self.start()
+        self.train(run, 0, 2)
+        relaxation, method, _ = run
+        before = method.logs()
+        x, y = self.batch(2)
+        ((relaxation.model(x) - y).square().mean() + method.penalty()).backward()
+        method.step()  # the optimizer has not stepped
+        after = method.logs()
+        for path, row in before.items():
+            for name in ("multiplier", "slack"):
+                same(after[path].get(name), row.get(name), f"{name} of {path}")

@@ -1,0 +1,96 @@
+"""What a layer can express, found by brute force: the slow reference for every family's fold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.relaxation import Relaxation, Residual
+
+
+def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which the residual's module is called while ``run()`` runs."""
+    module = relaxation.root.get_submodule(relaxation[key].site.path)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    return calls[0]
+
+
+def brute_force_span(
+    module: nn.Module, residual: Residual, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Orthonormal basis (b, out_dim, in_dim) of the dense maps that the module's parameters can make of its
+    first input.
+
+    One parameter entry after the other is set to 1 and all others to 0; the module's output on the given call
+    is then a combination of the outputs that the residual gives with one entry of its weight set to 1.
+    Nothing is known here about layouts, path weights or coefficients. It needs a call with more rows than the
+    input has features, and a module that is linear in its parameters and, given the call's other arguments,
+    in its first positional input. That input is replaced by random numbers: the call's own may be dependent.
+    """
+    generator = torch.Generator().manual_seed(3)
+    args = (torch.randn(args[0].shape, generator=generator, dtype=args[0].dtype), *args[1:])
+    with torch.no_grad():
+        off = residual.enabled
+        residual.enabled = False
+        own = [p for name, p in module.named_parameters() if not name.startswith("equirelax_residual")]
+        saved = [p.clone() for p in own]
+        try:
+            zero = _with(own, None, module, args, kwargs)
+            made = [
+                _with(own, (i, k), module, args, kwargs) - zero
+                for i, p in enumerate(own)
+                for k in range(p.numel())
+            ]
+        finally:
+            for parameter, value in zip(own, saved, strict=True):
+                parameter.copy_(value)
+            residual.enabled = off
+        probes = _probes(residual, zero, args, kwargs)
+    columns = torch.stack([m.flatten() for m in made], dim=1)  # (entries, parameters)
+    weights = torch.linalg.lstsq(probes, columns, driver="gelsd").solution
+    # A bias is no map of the input: what the probes cannot make is left out.
+    fits = (probes @ weights - columns).norm(dim=0) < 1e-9 * columns.norm(dim=0).clamp_min(1e-12)
+    u, values, _ = torch.linalg.svd(weights[:, fits], full_matrices=False)
+    rank = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
+    return u[:, :rank].T.reshape(rank, residual.out_rep.dim, residual.in_rep.dim)
+
+
+def _with(
+    own: list[nn.Parameter],
+    entry: tuple[int, int] | None,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """The module's output with all parameters 0 but one entry."""
+    for parameter in own:
+        parameter.zero_()
+    if entry is not None:
+        own[entry[0]].view(-1)[entry[1]] = 1.0
+    output: Tensor = module(*args, **kwargs)
+    return output
+
+
+def _probes(residual: Residual, zero: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What each entry of a dense residual adds to the output: (output entries, out_dim * in_dim)."""
+    x = residual.site.reader(args, kwargs)
+    columns = []
+    for i in range(residual.out_rep.dim):
+        for j in range(residual.in_rep.dim):
+            weight = x.new_zeros(residual.out_rep.dim, residual.in_rep.dim)
+            weight[i, j] = 1.0
+            delta = (
+                nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
+            )
+            columns.append(residual.site.writer(torch.zeros_like(zero), delta).flatten())
+    return torch.stack(columns, dim=1)
