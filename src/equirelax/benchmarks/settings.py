@@ -132,6 +132,8 @@ class RunConfig:
         }
         for name in self.sections:
             changed[name] = _update(getattr(self, name), values.get(name) or {}, f"{name}.")
+        if changed["seed"] < 0:
+            raise ConfigError(f"'seed' is {changed['seed']}; expected 0 or more.")
         return dataclasses.replace(self, **changed)
 
     def write(self, path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from equirelax.benchmarks.task import Batch
@@ -66,5 +67,8 @@ class EpochLoader:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch of one run: distinct for all seeds below 2^31 and epochs below 2^32."""
-    return (seed % 2**31) * 2**32 + epoch
+    """A seed for one epoch of one run.
+
+    torch's CPU generator looks at the low 32 bits of a seed alone, so the pair is mixed into 32 bits.
+    """
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

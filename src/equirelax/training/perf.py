@@ -1,0 +1,277 @@
+"""How long a training step takes, strict and relaxed, against the multiply-adds that it cannot do without.
+
+Everything is timed in one process and in turn (one step of every case, then again), after a warm-up; minima
+are reported, because whatever disturbs a measurement makes it longer.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.task import Batch
+from equirelax.data import GraphSet
+from equirelax.data.graphs import complete_graph, gather, squared_distances
+from equirelax.errors import ConfigError
+from equirelax.relaxation import project
+from equirelax.training import provenance
+from equirelax.training.assembly import Assembly, assemble, build_optimizer
+
+WARM_UP = 10
+BODIES = 5
+GOALS = {
+    "relaxed + exact penalty / strict": "1.25",
+    "relaxed + penalty from sampled rows / strict": "1.15",
+    "projected inference / strict inference": "1.00 ± 0.02",
+}
+
+# Position of the first factor among an operator's arguments.
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+
+
+@dataclass
+class Factors:
+    """Shapes and strides of one product's factors."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    strides: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def multiply_adds(self) -> int:
+        """rows x inner x columns, times the batch."""
+        a, b = self.shapes
+        batch = a[0] if len(a) == 3 else 1
+        return batch * a[-2] * a[-1] * b[-1]
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Notes every matrix product that runs within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Factors] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the factors, then do what was asked."""
+        first = _PRODUCTS.get(func.overloadpacket.__name__.rstrip("_"))
+        if first is not None:
+            a, b = args[first], args[first + 1]
+            self.found.append(Factors((tuple(a.shape), tuple(b.shape)), (a.stride(), b.stride())))
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Case:
+    """Something to time: a name and a call."""
+
+    name: str
+    call: Callable[[], Any]
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def milliseconds(self) -> float:
+        """The shortest of all repetitions."""
+        return 1e3 * min(self.seconds)
+
+
+def measure(
+    benchmark: str = "nbody",
+    model: str = "segnn",
+    *,
+    batch_size: int = 100,
+    rows: int = 64,
+    repetitions: int = 50,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Time steps and inference at the paper's size on random systems.
+
+    Args:
+        benchmark, model: Which strict network, with the papers' settings; needs no data. Only nbody so far.
+        batch_size: Systems of five bodies in a batch.
+        rows: Input rows that the subsampled penalty is computed from.
+        repetitions: Timed repetitions of every case, after 10 that are not.
+        threads: Threads of torch.
+
+    Returns:
+        Milliseconds, multiply-adds and ratios by name, goals, settings, commit, hardware, versions.
+    """
+    if benchmark != "nbody":
+        raise ConfigError(f"perf knows the benchmark nbody, not '{benchmark}'.")
+    if repetitions < 1 or batch_size < 1 or rows < 1:
+        raise ConfigError("repetitions, batch_size and rows must be at least 1.")
+    torch.set_num_threads(threads)
+    batch = random_systems(batch_size).batch(range(batch_size))
+    strict, scheduled, learnt = (defaults(benchmark, model, name) for name in ("strict", "scheduled", "ace"))
+    configs = {
+        "strict": strict,
+        "relaxed, no penalty": scheduled.updated({"strength": {"lie_weight": 0.0, "norm_weight": 0.0}}),
+        "relaxed + exact penalty": scheduled,
+        "relaxed + penalty from sampled rows": scheduled.updated({"strength": {"rows": rows}}),
+        "ACE": learnt,
+    }
+    steps = {name: training_step(config, batch) for name, config in configs.items()}
+    multiply_adds = {name: sum(p.multiply_adds for p in products(step)) for name, step in steps.items()}
+    cases = [Case(f"{name}: step", step) for name, step in steps.items()]
+    cases.append(Case("strict: its matrix products alone", replay(products(steps["strict"]))))
+    cases += inference_cases(strict, scheduled, batch)
+    _run(cases, repetitions)
+    return {
+        "benchmark": benchmark,
+        "model": model,
+        "milliseconds": {case.name: case.milliseconds for case in cases},
+        "multiply_adds": multiply_adds,
+        "ratios": ratios({case.name: case.milliseconds for case in cases}, multiply_adds),
+        "goals": GOALS,
+        "settings": {
+            "batch_size": batch_size,
+            "bodies": BODIES,
+            "rows": rows,
+            "repetitions": repetitions,
+            "warm_up": WARM_UP,
+            "threads": threads,
+            "device": "cpu",
+            "reported": "minimum",
+        },
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
+    }
+
+
+def random_systems(count: int) -> GraphSet:
+    """Charged systems at random; the time of a step does not depend on the values."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(size: int) -> Tensor:
+        return torch.randn(count, BODIES, size, generator=generator)
+
+    positions, velocities, charges = normal(3), normal(3), normal(1).sign()
+    edges = complete_graph(BODIES)
+    source, target = gather(charges, edges)
+    edge_features = torch.cat([source * target, squared_distances(positions, edges)[..., None]], -1)
+    speed = velocities.norm(dim=-1, keepdim=True)
+    return GraphSet(positions, velocities, speed, normal(3), edges, edge_features, charges)
+
+
+def training_step(config: RunConfig, batch: Batch) -> Callable[[], None]:
+    """One step of a user's loop: loss, penalty, backward, optimiser, method."""
+    assembly = assemble(config)
+    optimizer = build_optimizer(assembly)
+    task, model, method = assembly.task, assembly.model, assembly.method
+    if assembly.relaxation is not None:
+        assembly.relaxation.set_gamma(0.5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = task.loss(task.predict(model, batch), batch)
+        if method is not None:
+            loss = loss + method.penalty()
+        loss.backward()
+        optimizer.step()
+        if method is not None:
+            method.step()
+
+    return step
+
+
+def inference_cases(strict: RunConfig, relaxed: RunConfig, batch: Batch) -> list[Case]:
+    """The forward pass of the author's model, of a projected one, and of that before it was projected."""
+    before = assemble(relaxed)
+    after = copy.deepcopy(before.model)
+    project(after)
+    own: Assembly = assemble(strict)
+    models = {"strict": own.model, "projected": after, "relaxed": before.model}
+
+    def forward(model: torch.nn.Module) -> Callable[[], None]:
+        model.eval()
+
+        def call() -> None:
+            with torch.no_grad():
+                own.task.predict(model, batch)
+
+        return call
+
+    return [Case(f"{name}: inference", forward(model)) for name, model in models.items()]
+
+
+def products(call: Callable[[], Any]) -> list[Factors]:
+    """The matrix products of a call, forward and backward."""
+    with MatrixProducts() as mode:
+        call()
+    return mode.found
+
+
+def replay(found: list[Factors]) -> Callable[[], None]:
+    """The same products, of the same shapes and layouts, and nothing else."""
+    pairs = []
+    for product in found:
+        a, b = (
+            torch.empty_strided(shape, stride).zero_() if 0 not in stride else torch.zeros(shape)
+            for shape, stride in zip(product.shapes, product.strides, strict=True)
+        )
+        pairs.append((a, b, torch.matmul(a, b)))
+
+    def call() -> None:
+        with torch.no_grad():
+            for a, b, out in pairs:
+                torch.matmul(a, b, out=out)
+
+    return call
+
+
+def _run(cases: list[Case], repetitions: int) -> None:
+    """Warm up, then time every case in turn."""
+    for repetition in range(WARM_UP + repetitions):
+        for case in cases:
+            start = time.perf_counter()
+            case.call()
+            elapsed = time.perf_counter() - start
+            if repetition >= WARM_UP:
+                case.seconds.append(elapsed)
+
+
+def ratios(
+    milliseconds: dict[str, float], multiply_adds: dict[str, int]
+) -> dict[str, dict[str, float | None]]:
+    """Name -> {"time": ratio of times, "floor": ratio of multiply-adds or None}."""
+    step = milliseconds["strict: step"]
+    found: dict[str, dict[str, float]] = {}
+    for name, count in multiply_adds.items():
+        if name != "strict":
+            floor = count / multiply_adds["strict"]
+            found[f"{name} / strict"] = {"time": milliseconds[f"{name}: step"] / step, "floor": floor}
+    bare = milliseconds["strict: its matrix products alone"]
+    found["strict / its matrix products alone"] = {"time": step / bare, "floor": 1.0}
+    inference = milliseconds["projected: inference"] / milliseconds["strict: inference"]
+    found["projected inference / strict inference"] = {"time": inference, "floor": 1.0}
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text."""
+    lines = [f"{'case':46} {'ms':>9} {'million multiply-adds':>22}"]
+    for name, value in result["milliseconds"].items():
+        count = result["multiply_adds"].get(name.removesuffix(": step")) if name.endswith("step") else None
+        lines.append(f"{name:46} {value:9.2f} {'' if count is None else f'{count / 1e6:.1f}':>22}")
+    lines += ["", f"{'ratio':46} {'time':>9} {'floor':>9} {'goal':>12}"]
+    for name, ratio in result["ratios"].items():
+        lines.append(
+            f"{name:46} {ratio['time']:9.3f} {ratio['floor']:9.3f} {result['goals'].get(name, ''):>12}"
+        )
+    hardware, settings = result["hardware"], result["settings"]
+    lines += [
+        "",
+        f"minima of {settings['repetitions']} repetitions, {settings['threads']} thread(s), batch "
+        f"{settings['batch_size']} x {settings['bodies']} bodies, {hardware['cpu']}, "
+        f"commit {result['commit']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Counting and replaying matrix products; the shape of the report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from equirelax.errors import ConfigError
+from equirelax.training.perf import measure, products, ratios, replay, table
+
+
+def test_products_of_a_linear_layer_and_its_gradient() -> None:
+    layer, x = nn.Linear(7, 5), torch.randn(11, 7, requires_grad=True)
+    forward = products(lambda: layer(x))
+    assert [p.multiply_adds for p in forward] == [11 * 7 * 5]
+    both = products(lambda: layer(x).sum().backward())
+    assert sum(p.multiply_adds for p in both) == 3 * 11 * 7 * 5
+    batched = products(lambda: torch.bmm(torch.randn(2, 3, 4), torch.randn(2, 4, 5)))
+    assert [p.multiply_adds for p in batched] == [2 * 3 * 4 * 5]
+
+
+def test_a_replay_runs_the_same_products() -> None:
+    layer, x = nn.Linear(7, 5), torch.randn(11, 7)
+    found = products(lambda: layer(x))
+    again = products(replay(found))
+    assert [p.shapes for p in again] == [p.shapes for p in found]
+
+
+def test_ratios_divide_what_they_say() -> None:
+    times = {
+        "strict: step": 2.0,
+        "relaxed: step": 3.0,
+        "strict: its matrix products alone": 1.0,
+        "strict: inference": 0.5,
+        "projected: inference": 0.5,
+    }
+    found = ratios(times, {"strict": 100, "relaxed": 130})
+    assert found["relaxed / strict"] == {"time": 1.5, "floor": 1.3}
+    assert found["strict / its matrix products alone"]["time"] == 2.0
+    assert found["projected inference / strict inference"]["time"] == 1.0
+
+
+def test_the_report_names_hardware_and_settings() -> None:
+    result = measure(batch_size=2, rows=4, repetitions=1)
+    assert result["settings"]["warm_up"] >= 10
+    counts = result["multiply_adds"]
+    assert counts["strict"] < counts["relaxed, no penalty"] < counts["relaxed + exact penalty"]
+    assert result["versions"]["torch"] == torch.__version__
+    text = table(result)
+    assert "1.25" in text
+    assert str(result["hardware"]["cpu"]) in text
+    with pytest.raises(ConfigError, match="at least 1"):
+        measure(repetitions=0)
