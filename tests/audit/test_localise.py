@@ -280,7 +280,7 @@ def test_shared_modules_and_changing_control_flow() -> None:
             self.a = nn.Identity()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.a(x) if float(x.flatten()[0]) > 0 else x * 2
+            return self.a(x) if float(x.detach().flatten()[0]) > 0 else x * 2
 
     torch.manual_seed(0)
     x = torch.randn(5, 2, 3, dtype=torch.float64)

@@ -1,8 +1,24 @@
-"""Measuring: equivariance errors, Lie derivatives of whole models, and which layer is to blame."""
+"""Measuring: equivariance errors, Lie derivatives of whole models, which layer is to blame, ACE's bounds."""
 
 from equirelax.audit.audit import audit
+from equirelax.audit.bounds import equivariance_bound, projection_bound, residual_lipschitz
 from equirelax.audit.error import Measurement, Worst
+from equirelax.audit.layers import Break, LayerRow, Localisation
+from equirelax.audit.lie import LieReport
 from equirelax.audit.report import AuditReport
 from equirelax.audit.tree import Axis
 
-__all__ = ["AuditReport", "Axis", "Measurement", "Worst", "audit"]
+__all__ = [
+    "AuditReport",
+    "Axis",
+    "Break",
+    "LayerRow",
+    "LieReport",
+    "Localisation",
+    "Measurement",
+    "Worst",
+    "audit",
+    "equivariance_bound",
+    "projection_bound",
+    "residual_lipschitz",
+]

@@ -24,8 +24,15 @@ def check(condition: bool, message: str) -> None:
 
 
 def same(found: Any, expected: Any, what: str) -> None:
-    """``found == expected``."""
-    check(found == expected, f"{what}: expected {expected!r}, found {found!r}")
+    """``found == expected``; tensors, also inside dictionaries, are compared with ``torch.equal``."""
+    if isinstance(found, Tensor) and isinstance(expected, Tensor):
+        equal([found], [expected], what)
+    elif isinstance(found, dict) and isinstance(expected, dict):
+        same(list(found), list(expected), f"keys of {what}")
+        for key in found:
+            same(found[key], expected[key], f"{key} of {what}")
+    else:
+        check(found == expected, f"{what}: expected {expected!r}, found {found!r}")
 
 
 def equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> None:

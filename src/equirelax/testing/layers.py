@@ -33,7 +33,8 @@ class LayerFamilyConformance(ABC):
             def build(self):
                 return model, "path.of.the.layer", sample, in_rep, out_rep
 
-    and may override ``placement`` (how the layer is declared, where no attribute tells), ``equivariant_residual``
+    and may override ``placement`` (how the layer is declared, where no attribute tells),
+    ``equivariant_residual``
     and ``foldable``.
     """
 
