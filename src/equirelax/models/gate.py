@@ -8,14 +8,12 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from equirelax.models.coupling import gradients
-from equirelax.models.mode import by_hand
+from equirelax.models.exact import Exact
+from equirelax.models.mode import by_hand, gradients
 
 # E[f(z)^2]^(-1/2), z ~ N(0, 1), as e3nn's `normalize2mom` estimates it in float64 from a million samples
 SILU_CONSTANT = 1.6791767923989418
 SIGMOID_CONSTANT = 1.8467055342154763
-
-Blocks = tuple[tuple[int, int], ...]
 
 
 class Gate(nn.Module):
@@ -30,81 +28,87 @@ class Gate(nn.Module):
         super().__init__()
         self.irreps_out = o3.Irreps(irreps_out)
         self.scalars = sum(mul for mul, ir in self.irreps_out if ir.l == 0)
-        self.gated: Blocks = tuple((mul, ir.dim) for mul, ir in self.irreps_out if ir.l > 0)
+        self.gated = tuple((mul, ir.dim) for mul, ir in self.irreps_out if ir.l > 0)
         gates = sum(mul for mul, _ in self.gated)
         self.irreps_in = o3.Irreps([(self.scalars + gates, "0e"), *(m for m in self.irreps_out if m.ir.l > 0)])
+        constants = [SILU_CONSTANT] * self.scalars + [SIGMOID_CONSTANT] * gates
+        self.constants = Exact(torch.tensor(constants, dtype=torch.float64)[:, None])
+        self.inverse_constants = Exact(1 / self.constants.value)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, irreps_in.dim) -> (rows, irreps_out.dim)."""
+        if by_hand(self, x):
+            return GateByHand.apply(x.t(), self).t()
         return self.transposed(x.t()).t()
 
     def transposed(self, x: Tensor) -> Tensor:
-        """(irreps_in.dim, rows) -> (irreps_out.dim, rows)."""
-        if by_hand(self, x):
-            return _GateByHand.apply(x, self.scalars, self.gated)
-        return gate(x, self.scalars, self.gated)
+        """(irreps_in.dim, rows) -> (irreps_out.dim, rows), in ordinary operations."""
+        muls = [mul for mul, _ in self.gated]
+        s, gates, *vectors = x.split([self.scalars, sum(muls), *(mul * dim for mul, dim in self.gated)])
+        parts = [nn.functional.silu(s) * SILU_CONSTANT]
+        strengths = (torch.sigmoid(gates) * SIGMOID_CONSTANT).split(muls)
+        for strength, vector, (_, dim) in zip(strengths, vectors, self.gated, strict=True):
+            parts.append((vector.unflatten(0, (-1, dim)) * strength[:, None]).flatten(0, 1))
+        return torch.cat(parts)
 
 
-def gate(x: Tensor, scalars: int, gated: Blocks) -> Tensor:
-    """(scalars + gates + gated dims, rows) -> (scalars + gated dims, rows)."""
-    muls = [mul for mul, _ in gated]
-    s, gates, *vectors = x.split([scalars, sum(muls), *(mul * dim for mul, dim in gated)])
-    parts = [nn.functional.silu(s) * SILU_CONSTANT]
-    strengths = (torch.sigmoid(gates) * SIGMOID_CONSTANT).split(muls)
-    for strength, vector, (_, dim) in zip(strengths, vectors, gated, strict=True):
-        parts.append((vector.unflatten(0, (-1, dim)) * strength[:, None]).flatten(0, 1))
-    return torch.cat(parts)
+def gate_forward(x: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+    """(`Gate.transposed`, the constants times sigmoids (scalars + gates, rows) that it multiplies by)."""
+    columns, muls = x.shape[1], [mul for mul, _ in gate.gated]
+    sizes = [mul * dim for mul, dim in gate.gated]
+    heads, *vectors = x.split_with_sizes([gate.scalars + sum(muls), *sizes])
+    factors = torch.sigmoid(heads).mul_(gate.constants.like(x))
+    out = x.new_empty(gate.scalars + sum(sizes), columns)
+    s, *outs = out.split_with_sizes([gate.scalars, *sizes])
+    f, *strengths = factors.split_with_sizes([gate.scalars, *muls])
+    torch.mul(heads[: gate.scalars], f, out=s)
+    for vector, into, strength, (mul, dim) in zip(vectors, outs, strengths, gate.gated, strict=True):
+        shape = (mul, dim, columns)
+        torch.mul(vector.view(shape), strength[:, None], out=into.view(shape))
+    return out, factors
 
 
-class _GateByHand(torch.autograd.Function):
-    """`gate` with its derivative written out; higher derivatives are taken from `gate`."""
+def gate_backward(grad: Tensor, x: Tensor, factors: Tensor, gate: Gate) -> Tensor:
+    """Gradient of x, from that of the output and the factors of `gate_forward`."""
+    columns, muls = x.shape[1], [mul for mul, _ in gate.gated]
+    sizes = [mul * dim for mul, dim in gate.gated]
+    # c sigmoid' = f - f sigmoid, and c d silu = f + x c sigmoid'
+    slopes = factors * gate.inverse_constants.like(x)
+    torch.addcmul(factors, factors, slopes, value=-1, out=slopes)
+    grad_x = torch.empty_like(x)
+    blocks = [gate.scalars, *muls]
+    s, *vectors = x.split_with_sizes([gate.scalars + sum(muls), *sizes])
+    grad_s, *grad_vectors = grad.split_with_sizes([gate.scalars, *sizes])
+    into_s, *into = grad_x.split_with_sizes([*blocks, *sizes])
+    into_gates, into_vectors = into[: len(muls)], into[len(muls) :]
+    f, *strengths = factors.split_with_sizes(blocks)
+    slope, *gate_slopes = slopes.split_with_sizes(blocks)
+    torch.addcmul(f, s[: gate.scalars], slope, out=into_s).mul_(grad_s)
+    for i, (mul, dim) in enumerate(gate.gated):
+        shape = (mul, dim, columns)
+        grad_vector, vector = grad_vectors[i].view(shape), vectors[i].view(shape)
+        torch.mul(grad_vector, strengths[i][:, None], out=into_vectors[i].view(shape))
+        torch.mul(grad_vector[:, 0], vector[:, 0], out=into_gates[i])
+        for j in range(1, dim):
+            into_gates[i].addcmul_(grad_vector[:, j], vector[:, j])
+        into_gates[i].mul_(gate_slopes[i])
+    return grad_x
+
+
+class GateByHand(torch.autograd.Function):
+    """`Gate.transposed` with its derivative written out; higher derivatives are taken from there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scalars: int, gated: Blocks) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Gate) -> Tensor:
         x = x.contiguous()
-        gates = sum(mul for mul, _ in gated)
-        sigmoids = torch.sigmoid(x[: scalars + gates])
-        out = x.new_empty(x.shape[0] - gates, x.shape[1])
-        torch.mul(x[:scalars], sigmoids[:scalars], out=out[:scalars]).mul_(SILU_CONSTANT)
-        strengths = sigmoids[scalars:] * SIGMOID_CONSTANT
-        for strength, vector, into in _vectors(strengths, x[scalars + gates :], out[scalars:], gated):
-            torch.mul(vector, strength[:, None], out=into)
-        ctx.save_for_backward(x, sigmoids)
-        ctx.scalars, ctx.gated = scalars, gated
+        out, factors = gate_forward(x, gate)
+        ctx.save_for_backward(x, factors)
+        ctx.gate = gate
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, sigmoids = ctx.saved_tensors
-        scalars, gated = ctx.scalars, ctx.gated
+        x, factors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            found = gradients(lambda x: gate(x, scalars, gated), (x,), ctx.needs_input_grad, grad)
-            return *found, None, None
-        grad = grad.contiguous()
-        gates = sum(mul for mul, _ in gated)
-        end = scalars + gates
-        grad_x = torch.empty_like(x)
-        slopes = torch.addcmul(sigmoids, sigmoids, sigmoids, value=-1)  # of the sigmoids
-        # d silu(x) = sigmoid(x) + x sigmoid'(x)
-        torch.addcmul(sigmoids[:scalars], x[:scalars], slopes[:scalars], out=grad_x[:scalars])
-        grad_x[:scalars].mul_(grad[:scalars]).mul_(SILU_CONSTANT)
-        strengths = sigmoids[scalars:] * SIGMOID_CONSTANT
-        for strength, vector_grad, into in _vectors(strengths, grad[scalars:], grad_x[end:], gated):
-            torch.mul(vector_grad, strength[:, None], out=into)
-        for into, vector_grad, vector in _vectors(grad_x[scalars:end], grad[scalars:], x[end:], gated):
-            torch.mul(vector_grad[:, 0], vector[:, 0], out=into)
-            for i in range(1, vector.shape[1]):
-                into.addcmul_(vector_grad[:, i], vector[:, i])
-        grad_x[scalars:end].mul_(slopes[scalars:]).mul_(SIGMOID_CONSTANT)
-        return grad_x, None, None
-
-
-def _vectors(channels: Tensor, first: Tensor, second: Tensor, gated: Blocks) -> list[tuple[Tensor, ...]]:
-    """For each block (mul, dim): (mul, rows) of the channels, (mul, dim, rows) of the two others."""
-    muls = [mul for mul, _ in gated]
-    sizes = [mul * dim for mul, dim in gated]
-    views = []
-    parts = (channels.split(muls), first.split(sizes), second.split(sizes))
-    for (mul, dim), c, f, s in zip(gated, *parts, strict=True):
-        views.append((c, f.view(mul, dim, f.shape[1]), s.view(mul, dim, s.shape[1])))
-    return views
+            return *gradients(ctx.gate.transposed, (x,), ctx.needs_input_grad, grad), None
+        return gate_backward(grad.contiguous(), x, factors, ctx.gate), None

@@ -1,7 +1,11 @@
-"""The first product of a message, of both end points at once, without ever making the edges' inputs.
+"""All messages of a layer at once, of l <= 1, without ever making the edges' inputs.
 
-m_ij = [x_i, x_j, p_ij] (x) a_ij is linear in x_i and in x_j, so that channels may be mixed once per node instead of
-once per edge, and only the sum of the two, and the coupling to the edge's vector, is left to do per edge.
+    m_ij = gate(message_2(gate(message_1([x_i, x_j, p_ij], a_ij)), a_ij)),    received_i = sum_j m_ij
+
+The first product is linear in x_i and in x_j, so that channels are mixed once per node instead of once per edge, and only
+the sum of the two and its coupling to the edge's vector are left to do per edge.
+
+`messages` is the formula in ordinary operations, `MessagesByHand` the same with its derivative written out.
 """
 
 from __future__ import annotations
@@ -11,64 +15,204 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from equirelax.models.coupling import ROOT_3, Slots, dot_into, gradients, mix
+from equirelax.models.coupling import (
+    ROOT_3,
+    Slots,
+    couple,
+    couple_backward,
+    couple_forward,
+    couple_layout,
+    dot_into,
+    mix,
+)
+from equirelax.models.exact import WeightLayout
+from equirelax.models.gate import Gate, gate_backward, gate_forward
+from equirelax.models.mode import gradients
+from equirelax.models.stack import Stack
 
 
-class Ends(NamedTuple):
-    """Where the edges of stacked graphs begin and end, and the constant of their attributes.
+class Plan(NamedTuple):
+    """What does not change with the input: the products' slots, their arranged weights, the gate, and the value of the
+    attribute's scalar, the same for all edges."""
 
-    source, target: (e,) local numbers of the nodes; constant: the value of the attribute's scalar.
-    """
-
-    source: Tensor
-    target: Tensor
+    first: Slots
+    second: Slots
+    first_layout: WeightLayout
+    second_layout: WeightLayout
+    gate: Gate
     constant: float
 
+    @classmethod
+    def of(cls, first: Slots, second: Slots, gate: Gate, constant: float) -> Plan:
+        """For a first product of slots [x_target, x_source, edge scalars], x of one slot of scalars and one of vectors."""
+        return cls(first, second, ends_layout(first, constant), couple_layout(second, constant), gate, constant)
 
-def message_slots(scalars: int, vectors: int, edge_scalars: int, out: Slots) -> Slots:
-    """Slots of [x_target, x_source, edge scalars]."""
-    ends = ((scalars, 1), (vectors, 3)) * 2
-    return Slots((*ends, (edge_scalars, 1)), out.scalars, out.vectors)
+
+def messages(
+    x: Tensor,
+    edge_scalars: Tensor,
+    attributes: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    stack: Stack,
+    plan: Plan,
+) -> Tensor:
+    """Sums of messages (dim, n) from features x (dim, n).
+
+    Args:
+        x: (dim, n), graph by graph.
+        edge_scalars: (p, edges of one graph, copies).
+        attributes: (4, edges of one graph, copies).
+        weights: flat weight and bias of the first and of the second product.
+        stack: the graphs.
+        plan: everything else.
+    """
+    weight_1, bias_1, weight_2, bias_2 = weights
+    rows = attributes.flatten(1)
+    hidden = message_product(stack.stack(x), edge_scalars, rows[1:], weight_1, bias_1, stack, plan)
+    hidden = couple(plan.gate.transposed(hidden), rows, weight_2, bias_2, plan.second)
+    hidden = plan.gate.transposed(hidden).unflatten(1, attributes.shape[1:])
+    return stack.unstack(stack.sum_at_targets(hidden))
 
 
 def message_product(
-    x: Tensor, edge_scalars: Tensor, vector: Tensor, weight: Tensor, bias: Tensor, ends: Ends, slots: Slots
+    x: Tensor, edge_scalars: Tensor, vector: Tensor, weight: Tensor, bias: Tensor, stack: Stack, plan: Plan
 ) -> Tensor:
-    """x (dim, nodes, copies), edge_scalars (p, edges, copies), vector (3, edges, copies) -> (dim_out, edges copies).
-
-    Weight and bias are those of a tensor product with the given slots, [x_target, x_source, edge scalars].
-    """
-    scalars = slots.inputs[0][0]
-    columns = edge_scalars.shape[1] * edge_scalars.shape[2]
-    w0, w1, w_edge = node_weights(weight, slots, ends.constant)
-    half = slots.scalars + slots.vectors
+    """The first product: x (dim, nodes, copies), edge_scalars (p, edges, copies), vector (3, edges copies) ->
+    (dim_out, edges copies)."""
+    (scalars, _), n_s = plan.first.inputs[0], plan.first.scalars
+    half = n_s + plan.first.vectors
+    w0, w1, w_edge = joined(plan.first, _scaled(plan.first, weight, plan.constant))
     of_scalars = (w0.t() @ x[:scalars].flatten(1)).unflatten(1, x.shape[1:])  # (2 half, nodes, copies)
     of_vectors = mix(w1, x[scalars:].flatten(1)).unflatten(2, x.shape[1:])  # (2 half, 3, nodes, copies)
-    s = of_scalars[:half].index_select(1, ends.target) + of_scalars[half:].index_select(1, ends.source)
-    v = of_vectors[:half].index_select(2, ends.target) + of_vectors[half:].index_select(2, ends.source)
+    s = of_scalars[:half].index_select(1, stack.target) + of_scalars[half:].index_select(1, stack.source)
+    v = of_vectors[:half].index_select(2, stack.target) + of_vectors[half:].index_select(2, stack.source)
     s = s.flatten(1) + w_edge.t() @ edge_scalars.flatten(1)
     v = v.flatten(2)
-    vector = vector.reshape(3, columns)
-    out_s = s[: slots.scalars] + (v[: slots.scalars] * vector).sum(1) + bias[:, None]
-    out_v = v[slots.scalars :] + s[slots.scalars :, None] * vector
+    out_s = s[:n_s] + (v[:n_s] * vector).sum(1) + bias[:, None]
+    out_v = v[n_s:] + s[n_s:, None] * vector
     return torch.cat([out_s, out_v.flatten(0, 1)])
 
 
-def node_weights(weight: Tensor, slots: Slots, constant: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights for scalars (m0, 2 half), vectors (m1, 2 half) and edge scalars (p, half), factors included.
+Views = list[tuple[Tensor, Tensor]]
 
-    Columns: [to scalars, to vectors] for the target, then the same for the source; half = scalars + vectors.
+
+def _scaled(slots: Slots, weight: Tensor, constant: float) -> Views:
+    """`Slots.weights` times the paths' factors."""
+    views = []
+    for (to_s, to_v), (_, dim) in zip(slots.weights(weight), slots.inputs, strict=True):
+        views.append((to_s * constant, to_v) if dim == 1 else (to_s / ROOT_3, to_v * constant))
+    return views
+
+
+def joined(slots: Slots, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights for scalars (m0, 2 half), for vectors (m1, 2 half) and for edge scalars (p, half).
+
+    Columns: [to scalars, to vectors] of the target, then of the source; half = scalars + vectors.
     """
-    (ts0, tv0), (ts1, tv1), (ss0, sv0), (ss1, sv1), (es, ev) = slots.weights(weight)
-    w0 = torch.cat([ts0 * constant, tv0, ss0 * constant, sv0], dim=1)
-    w1 = torch.cat([ts1 / ROOT_3, tv1 * constant, ss1 / ROOT_3, sv1 * constant], dim=1)
-    return w0, w1, torch.cat([es * constant, ev], dim=1)
+    target_0, target_1, source_0, source_1, edge = views
+    return (
+        torch.cat([*target_0, *source_0], dim=1),
+        torch.cat([*target_1, *source_1], dim=1),
+        torch.cat(edge, dim=1),
+    )
 
 
-class MessageByHand(torch.autograd.Function):
-    """`message_product` with its derivative with respect to features, weight and bias written out.
+def ends_layout(slots: Slots, constant: float) -> WeightLayout:
+    """The three matrices of `joined`, one after another, factors included."""
+    numel = sum(slots.muls) * (slots.scalars + slots.vectors)
+    order = torch.cat([matrix.flatten() for matrix in joined(slots, slots.weights(torch.arange(numel)))])
+    factors = joined(slots, _scaled(slots, torch.ones(numel, dtype=torch.float64), constant))
+    return WeightLayout(order, torch.cat([matrix.flatten() for matrix in factors]))
 
-    Other derivatives, and derivatives of derivatives, are taken from `message_product`.
+
+class _Sizes(NamedTuple):
+    """Sizes of the first product, to be named once: see `Slots` and `Stack`."""
+
+    scalars: int
+    vectors: int
+    n_s: int
+    n_v: int
+    half: int
+    nodes: int
+    edges: int
+    copies: int
+
+    @classmethod
+    def of(cls, plan: Plan, stack: Stack) -> _Sizes:
+        (scalars, _), (vectors, _) = plan.first.inputs[:2]
+        n_s, n_v = plan.first.scalars, plan.first.vectors
+        return cls(scalars, vectors, n_s, n_v, n_s + n_v, stack.nodes, stack.source.shape[0], stack.copies)
+
+    def matrices(self, arranged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the three matrices of `ends_layout`."""
+        first, second = 2 * self.half * self.scalars, 2 * self.half * self.vectors
+        w0, w1, w_edge = arranged.split_with_sizes([first, second, arranged.shape[0] - first - second])
+        return w0.view(-1, 2 * self.half), w1.view(-1, 2 * self.half), w_edge.view(-1, self.half)
+
+
+def product_forward(
+    x: Tensor, edge_scalars: Tensor, vector: Tensor, arranged: Tensor, bias: Tensor, stack: Stack, size: _Sizes
+) -> Tensor:
+    """`message_product` with arranged weights; edge_scalars (p, edges copies), vector (1, 3, edges copies)."""
+    columns = size.edges * size.copies
+    w0, w1, w_edge = size.matrices(arranged)
+    x0, x1 = x.view(x.shape[0], -1).split_with_sizes([size.scalars, 3 * size.vectors])
+    of_scalars = (w0.t() @ x0).view(2, size.half, size.nodes, size.copies)
+    of_vectors = (w1.t() @ x1.view(size.vectors, -1)).view(2, 3 * size.half, size.nodes, size.copies)
+    s = of_scalars[0].index_select(1, stack.target).add_(of_scalars[1].index_select(1, stack.source))
+    v = of_vectors[0].index_select(1, stack.target).add_(of_vectors[1].index_select(1, stack.source))
+    s = s.view(size.half, columns).addmm_(w_edge.t(), edge_scalars)
+    to_s, t = s.split_with_sizes([size.n_s, size.n_v])
+    dots, to_v = v.view(size.half, 3, columns).split_with_sizes([size.n_s, size.n_v])
+    out = x.new_empty(size.n_s + 3 * size.n_v, columns)
+    out_s, out_v = out.split_with_sizes([size.n_s, 3 * size.n_v])
+    torch.add(to_s, bias[:, None], out=out_s)
+    for part, component in zip(dots.unbind(1), vector.unbind(1), strict=True):
+        out_s.addcmul_(part, component)
+    torch.addcmul(to_v, t[:, None], vector, out=out_v.view(size.n_v, 3, columns))
+    return out
+
+
+def product_backward(
+    grad: Tensor, x: Tensor, edge_scalars: Tensor, vector: Tensor, arranged: Tensor, stack: Stack, size: _Sizes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the arranged weights and of the bias."""
+    columns, per_edge = size.edges * size.copies, (-1, size.edges, size.copies)
+    grad_s, grad_v = grad.split_with_sizes([size.n_s, 3 * size.n_v])
+    # what is not in grad as it stands: of the scalars that become vectors, of the vectors that become scalars
+    grad_t = dot_into(x.new_empty(size.n_v, columns), grad_v.view(size.n_v, 3, columns), vector)
+    grad_d = grad_s[:, None] * vector
+    of_scalars = x.new_zeros(2, size.half, size.nodes, size.copies)
+    of_vectors = x.new_zeros(2, 3 * size.half, size.nodes, size.copies)
+    for i, index in enumerate((stack.target, stack.source)):
+        to_s, t = of_scalars[i].split_with_sizes([size.n_s, size.n_v])
+        dots, to_v = of_vectors[i].split_with_sizes([3 * size.n_s, 3 * size.n_v])
+        to_s.index_add_(1, index, grad_s.view(per_edge))
+        t.index_add_(1, index, grad_t.view(per_edge))
+        dots.index_add_(1, index, grad_d.view(per_edge))
+        to_v.index_add_(1, index, grad_v.view(per_edge))
+    of_scalars, of_vectors = of_scalars.view(2 * size.half, -1), of_vectors.view(2 * size.half, -1)
+
+    w0, w1, _ = size.matrices(arranged)
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(arranged)
+    g0, g1, g_edge = size.matrices(grad_weight)
+    parts = [size.scalars, 3 * size.vectors]
+    x0, x1 = x.view(x.shape[0], -1).split_with_sizes(parts)
+    grad_0, grad_1 = grad_x.view(x.shape[0], -1).split_with_sizes(parts)
+    torch.mm(w0, of_scalars, out=grad_0)
+    torch.mm(w1, of_vectors, out=grad_1.view(size.vectors, -1))
+    torch.mm(x0, of_scalars.t(), out=g0)
+    torch.mm(x1.view(size.vectors, -1), of_vectors.t(), out=g1)
+    torch.mm(edge_scalars, grad_s.t(), out=g_edge[:, : size.n_s])
+    torch.mm(edge_scalars, grad_t.t(), out=g_edge[:, size.n_s :])
+    return grad_x, grad_weight, grad_s.sum(1)
+
+
+class MessagesByHand(torch.autograd.Function):
+    """`messages` with its derivative with respect to features, weights and biases written out, for training.
+
+    Derivatives with respect to the geometry, and derivatives of derivatives, are taken from `messages`; forward mode is
+    not supported.
     """
 
     @staticmethod
@@ -76,89 +220,45 @@ class MessageByHand(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         edge_scalars: Tensor,
-        vector: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        ends: Ends,
-        slots: Slots,
+        attributes: Tensor,
+        weight_1: Tensor,
+        bias_1: Tensor,
+        weight_2: Tensor,
+        bias_2: Tensor,
+        stack: Stack,
+        plan: Plan,
     ) -> Tensor:
-        x, edge_scalars = x.contiguous(), edge_scalars.contiguous()
-        scalars, (n_s, n_v) = slots.inputs[0][0], slots[1:]
-        half, (nodes, copies) = n_s + n_v, x.shape[1:]
-        edges = edge_scalars.shape[1]
-        a = vector.reshape(3, edges * copies)
-        w0, w1, w_edge = node_weights(weight, slots, ends.constant)
-        of_scalars = (w0.t() @ x[:scalars].view(-1, nodes * copies)).view(2 * half, nodes, copies)
-        of_vectors = (w1.t() @ x[scalars:].view(-1, 3 * nodes * copies)).view(2 * half * 3, nodes, copies)
-        s = of_scalars[:half].index_select(1, ends.target)
-        s.add_(of_scalars[half:].index_select(1, ends.source))
-        s = s.view(half, edges * copies).addmm_(w_edge.t(), edge_scalars.view(-1, edges * copies))
-        v = of_vectors[: 3 * half].index_select(1, ends.target)
-        v.add_(of_vectors[3 * half :].index_select(1, ends.source))
-        v = v.view(half, 3, edges * copies)
-        out = x.new_empty(n_s + 3 * n_v, edges * copies)
-        out_s = out[:n_s]
-        torch.add(s[:n_s], bias[:, None], out=out_s)
-        for i in range(3):
-            out_s.addcmul_(v[:n_s, i], a[i])
-        torch.addcmul(v[n_s:], s[n_s:, None], a, out=out[n_s:].view(n_v, 3, edges * copies))
-        ctx.save_for_backward(x, edge_scalars, vector, weight, bias)
-        ctx.ends, ctx.slots = ends, slots
-        return out
+        size = _Sizes.of(plan, stack)
+        scalars, vector = edge_scalars.flatten(1), attributes[None, 1:].flatten(2)
+        arranged = plan.first_layout.arrange(weight_1), plan.second_layout.arrange(weight_2)
+        stacked = stack.stack(x)
+        first = product_forward(stacked, scalars, vector, arranged[0], bias_1, stack, size)
+        hidden, factors_1 = gate_forward(first, plan.gate)
+        second, z = couple_forward(hidden, None, vector, arranged[1], bias_2, plan.second)
+        out, factors_2 = gate_forward(second, plan.gate)
+        ctx.save_for_backward(x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2)
+        # not inputs: the derivative of the derivative does not read these
+        ctx.kept = (stacked, *arranged, first, factors_1, hidden, z, second, factors_2)
+        ctx.stack, ctx.plan = stack, plan
+        out = out.view(-1, size.edges, size.copies)
+        return stack.unstack(stack.sum_at_targets(out))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, edge_scalars, vector, weight, bias = ctx.saved_tensors
-        ends, slots = ctx.ends, ctx.slots
+        stack, plan, saved = ctx.stack, ctx.plan, ctx.saved_tensors
         if torch.is_grad_enabled() or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
 
-            def formula(*inputs: Tensor) -> Tensor:
-                return message_product(*inputs, ends, slots)
+            def formula(x: Tensor, scalars: Tensor, attributes: Tensor, *weights: Tensor) -> Tensor:
+                return messages(x, scalars, attributes, (weights[0], weights[1], weights[2], weights[3]), stack, plan)
 
-            found = gradients(formula, (x, edge_scalars, vector, weight, bias), ctx.needs_input_grad, grad)
-            return *found, None, None
-
-        grad = grad.contiguous()
-        scalars, (n_s, n_v) = slots.inputs[0][0], slots[1:]
-        half, (nodes, copies) = n_s + n_v, x.shape[1:]
-        edges = edge_scalars.shape[1]
-        a = vector.reshape(3, edges * copies)
-        grad_s, grad_v = grad[:n_s], grad[n_s:].view(n_v, 3, edges * copies)
-        # what is not already in grad: of the scalars that become vectors, of the vectors that become scalars
-        grad_t = dot_into(x.new_empty(n_v, edges * copies), grad_v, a)
-        grad_d = grad_s[:, None] * a
-        of_scalars = x.new_zeros(2 * half, nodes, copies)
-        of_vectors = x.new_zeros(2 * half * 3, nodes, copies)
-        for i, index in enumerate((ends.target, ends.source)):
-            s, v = of_scalars[i * half : (i + 1) * half], of_vectors[3 * i * half : 3 * (i + 1) * half]
-            s[:n_s].index_add_(1, index, grad_s.view(n_s, edges, copies))
-            s[n_s:].index_add_(1, index, grad_t.view(n_v, edges, copies))
-            v[: 3 * n_s].index_add_(1, index, grad_d.view(3 * n_s, edges, copies))
-            v[3 * n_s :].index_add_(1, index, grad_v.view(3 * n_v, edges, copies))
-        of_scalars = of_scalars.view(2 * half, nodes * copies)
-        of_vectors = of_vectors.view(2 * half, 3 * nodes * copies)
-
-        w0, w1, _ = node_weights(weight, slots, ends.constant)
-        x0, x1 = x[:scalars].view(-1, nodes * copies), x[scalars:].view(-1, 3 * nodes * copies)
-        grad_x = torch.empty_like(x)
-        torch.mm(w0, of_scalars, out=grad_x[:scalars].view(x0.shape))
-        torch.mm(w1, of_vectors, out=grad_x[scalars:].view(x1.shape))
-        edge = edge_scalars.view(-1, edges * copies)
-        grad_edge = (edge @ grad_s.t(), edge @ grad_t.t())
-        grad_weight = _weight_gradient(x0 @ of_scalars.t(), x1 @ of_vectors.t(), grad_edge, weight, ends, slots)
-        return grad_x, None, None, grad_weight, grad_s.sum(1), None, None
-
-
-def _weight_gradient(
-    w0: Tensor, w1: Tensor, edge: tuple[Tensor, Tensor], weight: Tensor, ends: Ends, slots: Slots
-) -> Tensor:
-    """From the gradients of `node_weights` to that of the flat weight."""
-    sizes = [slots.scalars, slots.vectors] * 2
-    ts0, tv0, ss0, sv0 = w0.split(sizes, dim=1)
-    ts1, tv1, ss1, sv1 = w1.split(sizes, dim=1)
-    grads = [(ts0, tv0), (ts1, tv1), (ss0, sv0), (ss1, sv1), edge]
-    grad_weight = torch.empty_like(weight)
-    for (to_s, to_v), (g_s, g_v), (_, dim) in zip(slots.weights(grad_weight), grads, slots.inputs, strict=True):
-        torch.mul(g_s, ends.constant if dim == 1 else 1 / ROOT_3, out=to_s)
-        torch.mul(g_v, 1.0 if dim == 1 else ends.constant, out=to_v)
-    return grad_weight
+            return *gradients(formula, saved, ctx.needs_input_grad, grad), None, None
+        scalars, vector = saved[1].flatten(1), saved[2][None, 1:].flatten(2)
+        stacked, arranged_1, arranged_2, first, factors_1, hidden, z, second, factors_2 = ctx.kept
+        grad = stack.stack(grad).index_select(1, stack.target).flatten(1)
+        grad = gate_backward(grad, second, factors_2, plan.gate)
+        grad, grad_2, grad_bias_2 = couple_backward(grad, hidden, z, None, vector, arranged_2, plan.second)
+        grad = gate_backward(grad, first, factors_1, plan.gate)
+        size = _Sizes.of(plan, stack)
+        grad, grad_1, grad_bias_1 = product_backward(grad, stacked, scalars, vector, arranged_1, stack, size)
+        weights = plan.first_layout.restore(grad_1), grad_bias_1, plan.second_layout.restore(grad_2), grad_bias_2
+        return stack.unstack(grad), None, None, *weights, None, None

@@ -1,13 +1,15 @@
-"""When derivatives that are written out by hand may be used."""
+"""Derivatives that are written out by hand: when they may be used, and what stands in where they may not."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def by_hand(module: nn.Module, x: Tensor) -> bool:
-    """Whether to take the hand-written derivatives: in training, and in inference mode where none is asked for.
+    """Whether to take hand-written derivatives: in training, and in inference mode, where none is asked for.
 
     Evaluation, autocast and compilation use ordinary operations, which `torch.func`, forward mode and the compiler
     see through.
@@ -15,3 +17,19 @@ def by_hand(module: nn.Module, x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     return torch.is_inference_mode_enabled() or (module.training and torch.is_grad_enabled())
+
+
+def gradients(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian product of a formula by autograd, itself differentiable where gradients are recorded.
+
+    ``needed`` says for each input whether its gradient is wanted; the others get None.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not create_graph:  # then the inputs' own history must not be walked
+            inputs = [x.detach().requires_grad_() for x in inputs]
+        wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
+        found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=create_graph))
+    return tuple(next(found) if need else None for _, need in zip(inputs, needed, strict=False))

@@ -7,18 +7,16 @@ breaks the symmetry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from math import pi, sqrt
+from typing import NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.models.coupling import CoupleByHand, couple
 from equirelax.models.gate import Gate
-from equirelax.models.message import Ends, MessageByHand, message_product
+from equirelax.models.message import MessagesByHand, Plan, messages
 from equirelax.models.mode import by_hand
 from equirelax.models.stack import Stack, mean_rows, sum_rows
 from equirelax.models.tensor_product import TensorProduct, fully_connected_instructions
@@ -42,35 +40,30 @@ def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps
     return o3.Irreps([(copies, ir) for _, ir in one])
 
 
-def spherical_harmonics(attributes: o3.Irreps, vectors: Tensor) -> Tensor:
-    """Spherical harmonics of the directions of vectors (rows, 3), "integral" normalisation -> (rows, attributes.dim).
+def spherical_harmonics(l_max: int, vectors: Tensor) -> Tensor:
+    """Spherical harmonics of the directions of vectors (rows, 3), "integral" normalisation -> (rows, (l_max + 1)^2).
 
     The zero vector has no direction: its components of l > 0 are 0.
     """
-    if attributes.lmax > 1:
-        return o3.spherical_harmonics(attributes, vectors, normalize=True, normalization="integral")
+    if l_max > 1:
+        return o3.spherical_harmonics(list(range(l_max + 1)), vectors, normalize=True, normalization="integral")
     direction = nn.functional.normalize(vectors, dim=-1) * sqrt(3 / (4 * pi))
     return torch.cat([torch.full_like(vectors[:, :1], Y_0), direction], dim=-1)
 
 
-@dataclass
-class Edges:
-    """Edges with what messages read: index (2, e) [source, target], scalars (e, 2), attributes (e, attributes.dim)."""
+class Edges(NamedTuple):
+    """Edges with what messages read, once for all edges and once stacked by graphs (see `Stack`).
+
+    index (2, e) [source, target], scalars (e, 2), attributes (e, attributes.dim); stacked (2, edges of one graph, graphs)
+    and (attributes.dim, edges of one graph, graphs).
+    """
 
     index: Tensor
     scalars: Tensor
     attributes: Tensor
     stack: Stack
-
-    @cached_property
-    def stacked_scalars(self) -> Tensor:
-        """(2, edges of one graph, graphs)."""
-        return self.stack.stack(self.scalars.t())
-
-    @cached_property
-    def stacked_attributes(self) -> Tensor:
-        """(attributes.dim, edges of one graph, graphs)."""
-        return self.stack.stack(self.attributes.t())
+    stacked_scalars: Tensor
+    stacked_attributes: Tensor
 
 
 class SEGNNLayer(nn.Module):
@@ -92,10 +85,17 @@ class SEGNNLayer(nn.Module):
         self.message_2 = TensorProduct(features, attributes, self.gate.irreps_in)
         self.update_1 = TensorProduct(features + features, attributes, self.gate.irreps_in)
         self.update_2 = TensorProduct(features, attributes, features)
+        first, second = self.message_1.slots, self.message_2.slots
+        self.plan: Plan | None = None
+        if first is not None and second is not None and [dim for _, dim in second.inputs] == [1, 3]:
+            self.plan = Plan.of(first, second, self.gate, Y_0)
 
     def forward(self, x: Tensor, edges: Edges, node_attributes: Tensor) -> Tensor:
         """x (n, features.dim), node_attributes (n, attributes.dim) -> (n, features.dim)."""
-        received = self._joint(x.t(), edges) if self._may_join(x) else self._by_modules(x.t(), edges)
+        if self.plan is not None and self._joins(x):
+            received = self._joint(x.t(), edges, self.plan)
+        else:
+            received = self._by_modules(x.t(), edges)
         update = self.gate(self.update_1(torch.cat([x.t(), received]).t(), node_attributes))
         return x + self.update_2(update, node_attributes)
 
@@ -107,32 +107,21 @@ class SEGNNLayer(nn.Module):
         messages = self.gate(self.message_2(messages, edges.attributes))
         return sum_rows(messages.t(), target, x.shape[1])
 
-    def _joint(self, x: Tensor, edges: Edges) -> Tensor:
-        """The same, with the first product computed per node, on stacked graphs."""
-        stack, first, second = edges.stack, self.message_1, self.message_2
-        scalars, attributes = edges.stacked_scalars, edges.stacked_attributes  # (dim, edges, copies)
-        ends = Ends(stack.source, stack.target, Y_0)
-        inputs = (stack.stack(x), scalars, attributes[1:], first.weight, first.bias, ends, first.slots)
-        rows = attributes.flatten(1)
+    def _joint(self, x: Tensor, edges: Edges, plan: Plan) -> Tensor:
+        """The same, all at once, on stacked graphs."""
+        first, second = self.message_1, self.message_2
+        weights = (first.weight, first.bias, second.weight, second.bias)
+        geometry = (edges.stacked_scalars, edges.stacked_attributes)
         if by_hand(self, x):
-            messages = self.gate.transposed(MessageByHand.apply(*inputs))
-            messages = CoupleByHand.apply(messages, rows, second.weight, second.bias, second.slots, Y_0)
-        else:
-            messages = self.gate.transposed(message_product(*inputs))
-            messages = couple(messages, rows, second.weight, second.bias, second.slots)
-        messages = self.gate.transposed(messages).unflatten(1, attributes.shape[1:])
-        return stack.unstack(stack.sum_at_targets(messages))
+            return MessagesByHand.apply(x, *geometry, *weights, edges.stack, plan)
+        return messages(x, *geometry, weights, edges.stack, plan)
 
-    def _may_join(self, x: Tensor) -> bool:
-        """Whether nothing watches the message's modules, and they are what `_joint` computes."""
+    def _joins(self, x: Tensor) -> bool:
+        """Whether nothing watches the message's modules, and they still are what `messages` computes."""
         products = (self.message_1, self.message_2)
         if not self.joint_messages or torch.is_autocast_enabled(x.device.type):
             return False
-        if any(type(m) is not TensorProduct or m.slots is None for m in products):
-            return False
-        if [ir.l for _, ir in self.message_2.irreps_in1] != [0, 1]:
-            return False
-        return not any(_is_hooked(m) for m in (*products, self.gate))
+        return not any(type(m) is not TensorProduct or _is_hooked(m) for m in products) and not _is_hooked(self.gate)
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -173,6 +162,7 @@ class SEGNN(nn.Module):
             raise RepresentationError(
                 f"SEGNN: lmax_attributes and layers must be at least 1, got {lmax_attributes} and {layers}"
             )
+        self.lmax_attributes = lmax_attributes
         self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
         self.hidden = balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
         self.centre = centre
@@ -215,17 +205,15 @@ class SEGNN(nn.Module):
         relative = positions.index_select(0, source) - positions.index_select(0, target)  # (e, 3)
         distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
         products = charges.index_select(0, source) * charges.index_select(0, target)
-        return Edges(
-            edge_index,
-            torch.cat([distances, products], dim=1),
-            spherical_harmonics(self.attributes, relative),
-            Stack.of(edge_index, positions.shape[0]),
-        )
+        scalars = torch.cat([distances, products], dim=1)
+        attributes = spherical_harmonics(self.lmax_attributes, relative)
+        stack = Stack.of(edge_index, positions.shape[0])
+        return Edges(edge_index, scalars, attributes, stack, stack.stack(scalars.t()), stack.stack(attributes.t()))
 
     def _node_attributes(self, edges: Edges, velocities: Tensor) -> Tensor:
         """Mean attribute of the incoming edges plus the velocity's spherical harmonics; the 0e component is 1."""
         incoming = mean_rows(edges.attributes.t(), edges.index[1], velocities.shape[0])
-        attributes = incoming + spherical_harmonics(self.attributes, velocities).t()
+        attributes = incoming + spherical_harmonics(self.lmax_attributes, velocities).t()
         return torch.cat([torch.ones_like(attributes[:1]), attributes[1:]]).t()
 
 

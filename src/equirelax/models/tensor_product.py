@@ -21,7 +21,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.models.coupling import CoupleByHand, Slots, couple
+from equirelax.models.coupling import CoupleByHand, Slots, couple, couple_layout
 from equirelax.models.mode import by_hand
 
 SCALAR, VECTOR = o3.Irrep("0e"), o3.Irrep("1o")
@@ -91,7 +91,20 @@ class TensorProduct(nn.Module):
                     f"TensorProduct: no path of {self.irreps_in1} x {self.irreps_in2} leads to {out}, slot {k} of "
                     f"{self.irreps_out}; leave it out of irreps_out, or add irreps that lead to it"
                 )
+        # plain numbers for the forward pass: the compiler does not understand Irreps
+        self.dims = (self.irreps_in1.dim, self.irreps_in2.dim, self.irreps_out.dim)
+        self.slot_dims = [mul_ir.dim for mul_ir in self.irreps_in1]
+        self.path_dims = [
+            (self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim) for ins in self.instructions
+        ]
+        self.coupling_sizes = [
+            dim1 * dim_out
+            for ins, (dim1, dim_out) in zip(self.instructions, self.path_dims, strict=True)
+            for _ in range(ins.path_shape[1])
+        ]
+        self.bias_slots = [(k, out.mul) for k, out in enumerate(self.irreps_out) if out.ir == SCALAR]
         self.slots = vector_slots(self.irreps_in1, self.irreps_in2, self.irreps_out)
+        self.layout = None if self.slots is None else couple_layout(self.slots)
         self.weight_numel = sum(prod(ins.path_shape) for ins in self.instructions)
         self.weight = nn.Parameter(torch.empty(self.weight_numel))
         self.bias = nn.Parameter(torch.empty(sum(out.mul for out in self.irreps_out if out.ir == SCALAR)))
@@ -123,27 +136,24 @@ class TensorProduct(nn.Module):
         Raises:
             RepresentationError: if a shape does not fit.
         """
-        expected = ((x.shape[0], self.irreps_in1.dim), (x.shape[0], self.irreps_in2.dim))
-        if (x.shape, attributes.shape) != expected:
+        if x.shape != (x.shape[0], self.dims[0]) or attributes.shape != (x.shape[0], self.dims[1]):
             raise RepresentationError(
                 f"TensorProduct: got features {tuple(x.shape)} and attributes {tuple(attributes.shape)}, expected "
-                f"(rows, {self.irreps_in1.dim}) for {self.irreps_in1} and (rows, {self.irreps_in2.dim}) for "
-                f"{self.irreps_in2}"
+                f"(rows, {self.dims[0]}) for {self.irreps_in1} and (rows, {self.dims[1]}) for {self.irreps_in2}"
             )
         if self.slots is None:
             return self.general(x.t(), attributes.t()).t()
         if by_hand(self, x):
-            return CoupleByHand.apply(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
+            return CoupleByHand.apply(x.t(), attributes.t(), self.weight, self.bias, self.slots, self.layout).t()
         return couple(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
 
     def general(self, x: Tensor, attributes: Tensor) -> Tensor:
         """The product path by path for any irreps, transposed: x (dim, rows), attributes (dim, rows) -> (dim, rows)."""
         columns = x.shape[1]
-        slots = x.split([mul_ir.dim for mul_ir in self.irreps_in1])
-        couplings = iter((self.symbols @ attributes).split(self._coupling_sizes()))
-        sums: list[Tensor | None] = [None] * len(self.irreps_out)
-        for ins, weight in zip(self.instructions, self.weight_views(), strict=True):
-            dim1, dim_out = self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim
+        slots = x.split(self.slot_dims)
+        couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
+        sums: list[Tensor | None] = [None] * (1 + max(ins.i_out for ins in self.instructions))
+        for ins, weight, (dim1, dim_out) in zip(self.instructions, self.weight_views(), self.path_dims, strict=True):
             features = slots[ins.i_in1].reshape(-1, dim1, columns)
             for v in range(ins.path_shape[1]):
                 coupling = next(couplings).view(dim1, dim_out, columns)
@@ -163,9 +173,8 @@ class TensorProduct(nn.Module):
         """Dense matrix (irreps_out.dim, irreps_in1.dim) of x -> self(x, a) without bias, for one row a (irreps_in2.dim,)."""
         matrix = attributes.new_zeros(self.irreps_out.dim, self.irreps_in1.dim)
         columns, rows = self.irreps_in1.slices(), self.irreps_out.slices()
-        couplings = iter((self.symbols @ attributes).split(self._coupling_sizes()))
-        for ins, weight in zip(self.instructions, self.weight_views(), strict=True):
-            dim1, dim_out = self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim
+        couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
+        for ins, weight, (dim1, dim_out) in zip(self.instructions, self.weight_views(), self.path_dims, strict=True):
             for v in range(ins.path_shape[1]):
                 coupling = next(couplings).view(dim1, dim_out)
                 matrix[rows[ins.i_out], columns[ins.i_in1]] += torch.kron(weight[:, v].t(), coupling.t())
@@ -186,17 +195,10 @@ class TensorProduct(nn.Module):
                 blocks.append(block)
         return torch.cat(blocks)
 
-    def _coupling_sizes(self) -> list[int]:
-        return [
-            self.irreps_in1[ins.i_in1].ir.dim * self.irreps_out[ins.i_out].ir.dim
-            for ins in self.instructions
-            for _ in range(ins.path_shape[1])
-        ]
-
     def _biases(self) -> list[tuple[int, Tensor]]:
         """(output slot, its part of the bias), for the 0e slots."""
-        slots = [(k, out.mul) for k, out in enumerate(self.irreps_out) if out.ir == SCALAR]
-        return [(k, part) for (k, _), part in zip(slots, self.bias.split([mul for _, mul in slots]), strict=True)]
+        parts = self.bias.split([mul for _, mul in self.bias_slots])
+        return [(k, part) for (k, _), part in zip(self.bias_slots, parts, strict=True)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorProduct:
         """A change of dtype or device; the symbols are cast from float64 anew, so that `.double()` finds no rounded ones."""
