@@ -10,8 +10,9 @@
     equirelax.project(model)
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
-The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et al., NeurIPS 2025, arXiv
-2505.13631). Importing the package imports torch alone; e3nn and PyTorch Geometric are imported when a model of theirs is met.
+The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et al.,
+NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch alone; e3nn and PyTorch Geometric
+are imported when a model of theirs is met.
 """
 
 from equirelax import methods, relaxation, symmetry
@@ -19,11 +20,41 @@ from equirelax.audit import AuditReport, audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
 from equirelax.penalties import Penalty
-from equirelax.relaxation import MLP, Dense, Layers, PlainLinear, VectorLinear, load, project, relax, relaxation_of, save
+from equirelax.relaxation import (
+    MLP,
+    Dense,
+    Layers,
+    PlainLinear,
+    VectorLinear,
+    load,
+    project,
+    relax,
+    relaxation_of,
+    save,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACE", "MLP", "AuditReport", "Dense", "EquirelaxError", "Layers", "Penalty", "PlainLinear", "ResilientACE", "Scheduled", "Strict",
-    "VectorLinear", "audit", "load", "methods", "project", "relax", "relaxation", "relaxation_of", "save", "symmetry",
-]  # fmt: skip
+    "ACE",
+    "MLP",
+    "AuditReport",
+    "Dense",
+    "EquirelaxError",
+    "Layers",
+    "Penalty",
+    "PlainLinear",
+    "ResilientACE",
+    "Scheduled",
+    "Strict",
+    "VectorLinear",
+    "audit",
+    "load",
+    "methods",
+    "project",
+    "relax",
+    "relaxation",
+    "relaxation_of",
+    "save",
+    "symmetry",
+]

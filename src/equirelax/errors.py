@@ -1,4 +1,6 @@
-"""What can go wrong, as a small hierarchy: every message names the place, what was expected, and what to do next."""
+"""What can go wrong, as a small hierarchy: every message names the place,
+what was expected, and what to do next.
+"""
 
 from __future__ import annotations
 

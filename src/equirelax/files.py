@@ -14,7 +14,8 @@ from pathlib import Path
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
 
-    The temporary name keeps the suffix of `path`, for writers that choose a format by it. Parent folders are made.
+    The temporary name keeps the suffix of `path`, for writers that choose a format
+    by it. Parent folders are made.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

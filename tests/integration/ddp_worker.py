@@ -1,5 +1,5 @@
-"""Trains a relaxed model on one or more processes with the same global batch; rank 0 writes its state. Run by
-test_ddp.py.
+"""Trains a relaxed model on one or more processes with the same global batch;
+rank 0 writes its state. Run by test_ddp.py.
 
 torchrun --nproc-per-node N ddp_worker.py METHOD OUTPUT
 """

@@ -1,4 +1,6 @@
-"""Two processes (gloo) with half of the batch each are one process with the whole: weights, strengths, multipliers."""
+"""Two processes (gloo) with half of the batch each are one process with the whole:
+weights, strengths, multipliers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("method", ["scheduled", "ace", "resilient"])
 def test_two_processes_are_one(method, tmp_path):
     output = tmp_path / "state.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "ddp_worker.py"), method, str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(HERE / "ddp_worker.py"),
+        method,
+        str(output),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]

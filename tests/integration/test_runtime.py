@@ -18,7 +18,9 @@ class VectorNet(nn.Module):
 
     def __init__(self, channels: int = 6) -> None:
         super().__init__()
-        self.maps = nn.ModuleList([VNLinear(2, channels), VNLinear(channels, channels), VNLinear(channels, 1)])
+        self.maps = nn.ModuleList(
+            [VNLinear(2, channels), VNLinear(channels, channels), VNLinear(channels, 1)]
+        )
 
     def forward(self, x):
         for layer in self.maps[:-1]:
@@ -154,7 +156,10 @@ def test_resuming_continues_bit_for_bit(method, residual, tmp_path):
     losses = train(*whole, steps=steps[:3])
     model, made, optimizer = whole
     er.save(model, tmp_path / "model.pt")
-    torch.save({"method": made.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, tmp_path / "rest.pt")
+    torch.save(
+        {"method": made.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()},
+        tmp_path / "rest.pt",
+    )
     losses += train(*whole, steps=steps[3:])
 
     rest = torch.load(tmp_path / "rest.pt", weights_only=True)

@@ -10,9 +10,28 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.penalties import Penalty, directional_derivative, jacobian_terms, linear_terms, residual_terms, safe_root
+from equirelax.penalties import (
+    Penalty,
+    directional_derivative,
+    jacobian_terms,
+    linear_terms,
+    residual_terms,
+    safe_root,
+)
 from equirelax.relaxation import EquivariantDense
-from equirelax.symmetry import SO, Cyclic, E, Lorentz, O, Representation, equivariant_projection, from_irreps, positions, trivial, vector
+from equirelax.symmetry import (
+    SO,
+    Cyclic,
+    E,
+    Lorentz,
+    O,
+    Representation,
+    equivariant_projection,
+    from_irreps,
+    positions,
+    trivial,
+    vector,
+)
 
 FEW = settings(deadline=None, max_examples=15)
 
@@ -56,12 +75,18 @@ def test_linear_terms_and_gradients_are_the_slow_sums(name, count, with_bias):
     slow = slow_terms(weight, bias, rows, rep, out)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-        for ga, gb in zip(torch.autograd.grad(a, parameters, retain_graph=True), torch.autograd.grad(b, parameters, retain_graph=True), strict=True):
+        for ga, gb in zip(
+            torch.autograd.grad(a, parameters, retain_graph=True),
+            torch.autograd.grad(b, parameters, retain_graph=True),
+            strict=True,
+        ):
             torch.testing.assert_close(ga, gb, rtol=1e-10, atol=1e-10)
 
 
 @FEW
-@given(batch=st.integers(1, 3), points=st.integers(1, 30), channels=st.integers(1, 4), with_bias=st.booleans())
+@given(
+    batch=st.integers(1, 3), points=st.integers(1, 30), channels=st.integers(1, 4), with_bias=st.booleans()
+)
 def test_columns_give_the_same_as_rows(batch, points, channels, with_bias):
     rep, out = channels * vector(O(3)), 2 * vector(O(3))
     x = torch.randn(batch, rep.dim, points, dtype=torch.float64)
@@ -88,10 +113,15 @@ def test_an_equivariant_residual_has_no_lie_term(name, count):
 
 
 def test_defect_1_the_penalty_of_an_equivariant_weight_is_not_changed_by_the_layout():
-    """CR's release reshaped (-1, d, 3) for (-1, 3, d): W (x) 1 in the other order must be penalised, in this one not."""
+    """CR's release reshaped (-1, d, 3) for (-1, 3, d): W (x) 1 in the other order must
+    be penalised, in this one not.
+    """
     rep = 4 * vector(O(3))
     mix, x = torch.randn(4, 4, dtype=torch.float64), torch.randn(20, 12, dtype=torch.float64)
-    right, wrong = torch.kron(mix, torch.eye(3, dtype=torch.float64)), torch.kron(torch.eye(3, dtype=torch.float64), mix)
+    right, wrong = (
+        torch.kron(mix, torch.eye(3, dtype=torch.float64)),
+        torch.kron(torch.eye(3, dtype=torch.float64), mix),
+    )
     lie, norm = linear_terms(right, None, [x], -1, rep, rep)
     assert lie <= 1e-20 * norm
     lie, norm = linear_terms(wrong, None, [x], -1, rep, rep)
@@ -102,7 +132,9 @@ def test_an_invariant_bias_is_not_penalised():
     """CR's release put the bias inside W(Ax): a bias on invariants then counts although it breaks nothing."""
     rep, out = 2 * vector(O(3)), trivial(O(3), 3)
     x = torch.randn(10, 6, dtype=torch.float64)
-    lie, norm = linear_terms(torch.zeros(3, 6, dtype=torch.float64), torch.ones(3, dtype=torch.float64), [x], -1, rep, out)
+    lie, norm = linear_terms(
+        torch.zeros(3, 6, dtype=torch.float64), torch.ones(3, dtype=torch.float64), [x], -1, rep, out
+    )
     assert lie == 0
     assert norm == pytest.approx(30)
 
@@ -121,13 +153,17 @@ def test_jacobian_terms_of_a_linear_map_are_the_linear_terms(name):
     weight = torch.randn(rep.dim, rep.dim, dtype=torch.float64)
     rows = torch.randn(7, rep.dim, dtype=torch.float64)
     expected = linear_terms(weight, None, [rows], -1, rep, rep)
-    torch.testing.assert_close(jacobian_terms(lambda x: x @ weight.T, [rows], -1, rep, rep), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        jacobian_terms(lambda x: x @ weight.T, [rows], -1, rep, rep), expected, rtol=1e-11, atol=1e-11
+    )
     finite = jacobian_terms(lambda x: x @ weight.T, [rows], -1, rep, rep, finite_difference=True)
     torch.testing.assert_close(finite, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_translations_of_positions_are_penalised():
-    """x -> x reads an absolute position: under E(3) the derivative along a translation t is W t, for every row."""
+    """x -> x reads an absolute position: under E(3) the derivative along a
+    translation t is W t, for every row.
+    """
     rep, out = positions(E(3)), vector(E(3))
     x = torch.randn(4, 3, dtype=torch.float64)
     lie, _ = jacobian_terms(lambda y: y, [x], -1, rep, out)
@@ -242,15 +278,19 @@ def test_the_mean_scaling_does_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_sampled_rows_are_unbiased(axis):
-    model, relaxation = relaxed()
+    _, relaxation = relaxed()
     residual = relaxation["first"]
-    residual.site = er.relaxation.Site("first", None, residual.in_rep, residual.out_rep, residual.site.reader, residual.site.writer, axis)
+    residual.site = er.relaxation.Site(
+        "first", None, residual.in_rep, residual.out_rep, residual.site.reader, residual.site.writer, axis
+    )
     shape = (5, 8, 6) if axis == -1 else (5, 6, 8)
     inputs = [torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)]
     generator = torch.Generator().manual_seed(1)
     exact = residual_terms(residual, inputs)
     with torch.no_grad():
-        sampled = torch.stack([torch.stack(residual_terms(residual, inputs, 20, generator)) for _ in range(400)])
+        sampled = torch.stack(
+            [torch.stack(residual_terms(residual, inputs, 20, generator)) for _ in range(400)]
+        )
     for i in range(2):
         deviation = sampled[:, i].std() / 20
         assert abs(sampled[:, i].mean() - exact[i]) < 4 * deviation
@@ -282,7 +322,12 @@ def test_a_shared_module_counts_once_per_call():
     try:
         shared = nn.Linear(3, 3, bias=False)
         model = nn.Sequential(shared, shared)
-        relaxation = er.relax(model, er.Layers(declare=(er.PlainLinear("0", vector(O(3)), vector(O(3))),), residual=er.Dense("default")))
+        relaxation = er.relax(
+            model,
+            er.Layers(
+                declare=(er.PlainLinear("0", vector(O(3)), vector(O(3))),), residual=er.Dense("default")
+            ),
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     Penalty(relaxation)
@@ -331,7 +376,10 @@ def test_penalties_leave_autocast():
     assert float(value) == pytest.approx(float(exact), rel=2e-2)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [({"scaling": "sum"}, "root-sum"), ({"lie_weight": -1.0}, "below 0"), ({"rows": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"scaling": "sum"}, "root-sum"), ({"lie_weight": -1.0}, "below 0"), ({"rows": 0}, "at least 1")],
+)
 def test_bad_settings(arguments, words):
     _, relaxation = relaxed()
     with pytest.raises(PenaltyError, match=words):

@@ -5,4 +5,11 @@ from equirelax.penalties.penalty import Penalty, safe_root
 from equirelax.penalties.quadratic import linear_terms
 from equirelax.penalties.terms import residual_terms
 
-__all__ = ["Penalty", "directional_derivative", "jacobian_terms", "linear_terms", "residual_terms", "safe_root"]
+__all__ = [
+    "Penalty",
+    "directional_derivative",
+    "jacobian_terms",
+    "linear_terms",
+    "residual_terms",
+    "safe_root",
+]

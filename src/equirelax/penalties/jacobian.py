@@ -2,7 +2,8 @@
 
     (L_A f)(x) = drho_out(A) f(x) - D f(x) [ drho_in(A) x ]
 
-and, for one element g of every component of a disconnected or finite group, `rho_out(g) f(x) - f(rho_in(g) x)`.
+and, for one element g of every component of a disconnected or finite group,
+`rho_out(g) f(x) - f(rho_in(g) x)`.
 """
 
 from __future__ import annotations
@@ -20,27 +21,36 @@ Map = Callable[[Tensor], Tensor]
 _NO_RULE = (NotImplementedError, RuntimeError)
 
 
-def directional_derivative(f: Map, x: Tensor, direction: Tensor, finite_difference: bool = False) -> tuple[Tensor, Tensor]:
+def directional_derivative(
+    f: Map, x: Tensor, direction: Tensor, finite_difference: bool = False
+) -> tuple[Tensor, Tensor]:
     """(f(x), D f(x)[direction]), differentiable with respect to what f closes over.
 
     Args:
-        finite_difference: use a central difference with a step of the cube root of machine precision instead of
-            forward-mode differentiation (relative error about 1e-10 in float64); taken anyway where an operation of f has no
-            forward-mode rule.
+        finite_difference: use a central difference with a step of the cube root of machine precision instead
+            of forward-mode differentiation (relative error about 1e-10 in float64); taken anyway where an
+            operation of f has no forward-mode rule.
     """
     if not finite_difference:
         try:
-            return torch.func.jvp(f, (x,), (direction,))
+            value, moved = torch.func.jvp(f, (x,), (direction,))[:2]
+            return value, moved
         except _NO_RULE:
             pass
-    # Nearly cancelling differences: a step relative to the sizes of x and of the direction keeps both errors near eps^(2/3).
+    # Nearly cancelling differences: a step relative to the sizes of x and of the direction
+    # keeps both errors near eps^(2/3).
     size = direction.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
     step = torch.finfo(x.dtype).eps ** (1 / 3) * (x.abs().amax() / size).clamp(min=1e-3, max=1e3)
     return f(x), (f(x + step * direction) - f(x - step * direction)) / (2 * step)
 
 
 def jacobian_terms(
-    f: Map, inputs: list[Tensor], feature_axis: int, in_rep: Representation, out_rep: Representation, finite_difference: bool = False
+    f: Map,
+    inputs: list[Tensor],
+    feature_axis: int,
+    in_rep: Representation,
+    out_rep: Representation,
+    finite_difference: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(Lie sum, norm sum) of any map over all inputs, differentiable with respect to the map's parameters.
 
@@ -57,5 +67,10 @@ def jacobian_terms(
             _, moved = directional_derivative(f, x, direction, finite_difference)
             lie = lie + (target - moved).square().sum()
         for g in in_rep.group.discrete(x.dtype, x.device):
-            lie = lie + (out_rep.apply(g, y, axis=feature_axis) - f(in_rep.apply(g, x, axis=feature_axis))).square().sum()
+            lie = (
+                lie
+                + (out_rep.apply(g, y, axis=feature_axis) - f(in_rep.apply(g, x, axis=feature_axis)))
+                .square()
+                .sum()
+            )
     return lie, norm

@@ -15,21 +15,24 @@ SCALINGS = ("root-sum", "mean")
 
 
 class Penalty:
-    """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, with LD and N summed over residuals, samples, generators (CR section 4).
+    """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, with LD and N summed over residuals,
+    samples, generators (CR section 4).
 
         LD = sum || drho_out(A) f(x) - D f(x)[drho_in(A) x] ||^2        N = sum || f(x) ||^2
 
-    Inputs are those of every training-mode call with gradients since the last call of the penalty; they are detached, so it trains the
-    residuals alone. It is computed outside autocast, in float32 or better. Over the ranks of a process group the sums are added
-    before the root, and gradients are such that averaging them over ranks (as DDP does) gives the gradient of the global penalty.
+    Inputs are those of every training-mode call with gradients since the last call of the penalty; they are
+    detached, so it trains the residuals alone. It is computed outside autocast, in float32 or better. Over
+    the ranks of a process group the sums are added before the root, and gradients are such that averaging
+    them over ranks (as DDP does) gives the gradient of the global penalty.
 
     Args:
         relaxation: whose residuals to penalise.
         lie_weight, norm_weight: lambda_reg of the paper, which has one for both (0.01 on N-body).
-        rows: estimate the sums from this many randomly chosen rows per residual (None: all, exact). The sums are unbiased; their roots, by
-            Jensen's inequality, slightly low.
-        scaling: "root-sum", as printed, is the default, so that the papers' lambda_reg keep their meaning; its size grows with the
-            square root of the batch's rows. "mean" divides the sums by the rows before the root: its size does not depend on the batch.
+        rows: estimate the sums from this many randomly chosen rows per residual (None: all, exact).
+            The sums are unbiased; their roots, by Jensen's inequality, slightly low.
+        scaling: "root-sum", as printed, is the default, so that the papers' lambda_reg keep their meaning;
+            its size grows with the square root of the batch's rows. "mean" divides the sums by the rows
+            before the root: its size does not depend on the batch.
         generator: for the choice of rows; on the inputs' device.
         finite_difference: approximate Jacobian-vector products of residuals that are not linear.
 
@@ -37,7 +40,8 @@ class Penalty:
         terms: key -> {"lie", "norm"}: the sums (over local rows) of the last call, detached.
 
     Raises:
-        PenaltyError: at construction for an unknown scaling or weights below 0; at a call when nothing was kept.
+        PenaltyError: at construction for an unknown scaling or weights below 0;
+            at a call when nothing was kept.
     """
 
     def __init__(
@@ -51,9 +55,14 @@ class Penalty:
         finite_difference: bool = False,
     ) -> None:
         if scaling not in SCALINGS:
-            raise PenaltyError(f"scaling is {scaling!r}; expected one of {', '.join(SCALINGS)}.{did_you_mean(scaling, SCALINGS)}")
+            raise PenaltyError(
+                f"scaling is {scaling!r}; expected one of "
+                f"{', '.join(SCALINGS)}.{did_you_mean(scaling, SCALINGS)}"
+            )
         if lie_weight < 0 or norm_weight < 0:
-            raise PenaltyError(f"weights must not be below 0: lie_weight is {lie_weight}, norm_weight {norm_weight}")
+            raise PenaltyError(
+                f"weights must not be below 0: lie_weight is {lie_weight}, norm_weight {norm_weight}"
+            )
         if rows is not None and rows < 1:
             raise PenaltyError(f"rows is {rows}; expected at least 1, or None for all")
         self.relaxation = relaxation
@@ -69,8 +78,9 @@ class Penalty:
         kept = {key: inputs for key, residual in self.relaxation if (inputs := residual.take_inputs())}
         if not kept:
             raise PenaltyError(
-                "no inputs were kept since the last penalty: call it once after a forward of the relaxed model in training mode "
-                "(model.train()), with gradients, outside `relaxation.strict()`. Reentrant gradient checkpointing hides the forward: use "
+                "no inputs were kept since the last penalty: call it once after a forward of the relaxed "
+                "model in training mode (model.train()), with gradients, outside `relaxation.strict()`. "
+                "Reentrant gradient checkpointing hides the forward: use "
                 "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
         with torch.autocast(device_type=next(iter(kept.values()))[0].device.type, enabled=False):
@@ -96,13 +106,19 @@ class Penalty:
 
 
 def safe_root(total: Tensor) -> Tensor:
-    """sqrt(total), with gradient 0 where total is 0: the plain root's is infinite there, where zero-initialised residuals start."""
+    """sqrt(total), with gradient 0 where total is 0: the plain root's is infinite there,
+    where zero-initialised residuals start.
+    """
     positive = total > 0
-    return torch.where(positive, torch.where(positive, total, torch.ones_like(total)).sqrt(), torch.zeros_like(total))
+    return torch.where(
+        positive, torch.where(positive, total, torch.ones_like(total)).sqrt(), torch.zeros_like(total)
+    )
 
 
 def _over_ranks(local: Tensor) -> Tensor:
-    """Sum over the ranks of the default process group; the gradient is multiplied by their number, which DDP's averaging undoes."""
+    """Sum over the ranks of the default process group; the gradient is multiplied by their
+    number, which DDP's averaging undoes.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return local
     total = local.detach().clone()

@@ -2,11 +2,14 @@
 
 For f(x) = W x and inputs x_1 .. x_N with Gram matrix C = sum_n x_n x_n^T:
 
-    sum_n || drho_out(A) W x_n - W drho_in(A) x_n ||^2  =  tr(K C K^T),   K = W drho_in(A) - drho_out(A) W      (Lie term)
-    sum_n || W x_n ||^2                                 =  tr(W C W^T)                                          (norm term)
+    sum_n || drho_out(A) W x_n - W drho_in(A) x_n ||^2  =  tr(K C K^T)      (Lie term)
+    sum_n || W x_n ||^2                                 =  tr(W C W^T)      (norm term)
 
-and the same with rho(g) for drho(A) for one element g of every component of a disconnected or finite group (CR, section 4). A bias b is
-outside of W: with x~ = [x, 1] and W~ = [W, b] it is the same formula, drho_in acting as 0 and rho_in as 1 on the last entry.
+    with  K = W drho_in(A) - drho_out(A) W
+
+and the same with rho(g) for drho(A) for one element g of every component of a disconnected or finite group
+(CR, section 4). A bias b is outside of W: with x~ = [x, 1] and W~ = [W, b] it is the same formula, drho_in
+acting as 0 and rho_in as 1 on the last entry.
 """
 
 from __future__ import annotations
@@ -21,26 +24,39 @@ from equirelax.symmetry import Representation, trivial
 
 
 class _Quadratic(torch.autograd.Function):
-    """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim) between the same two representations.
+    """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim)
+    between the same two representations.
 
-    `data` holds, for every residual, its Gram matrix (in_dim, in_dim) or its rows (N, in_dim). With the residuals in the middle both
-    `right` and `left` see plain matrices, so that a step costs as many small operations for eight residuals as for one. The
-    gradient is written out: with M = K C, d/dW tr(K C K^T) = 2 (M drho_in^T - drho_out^T M) needs no second product with C.
+    `data` holds, for every residual, its Gram matrix (in_dim, in_dim) or its rows (N, in_dim). With the
+    residuals in the middle both `right` and `left` see plain matrices, so that a step costs as many small
+    operations for eight residuals as for one. The gradient is written out: with M = K C,
+    d/dW tr(K C K^T) = 2 (M drho_in^T - drho_out^T M) needs no second product with C.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, data: list[Tensor], gram: bool, in_rep: Representation, out_rep: Representation
+        ctx: Any,
+        weights: Tensor,
+        data: list[Tensor],
+        gram: bool,
+        in_rep: Representation,
+        out_rep: Representation,
     ) -> tuple[Tensor, Tensor]:
         out_dim, count, in_dim = weights.shape
         as_right, as_left = weights.reshape(-1, in_dim), weights.reshape(out_dim, -1)
         k, c = in_rep.group.algebra_dim, in_rep.group.discrete_count
         stack = weights.new_empty(k + c + 1, out_dim, count, in_dim)
         if k:
-            torch.sub(in_rep.right(as_right).view_as(stack[:k]), out_rep.left(as_left).view_as(stack[:k]), out=stack[:k])
+            torch.sub(
+                in_rep.right(as_right).view_as(stack[:k]),
+                out_rep.left(as_left).view_as(stack[:k]),
+                out=stack[:k],
+            )
         if c:
             torch.sub(
-                in_rep.discrete_right(as_right).view_as(stack[k:-1]), out_rep.discrete_left(as_left).view_as(stack[k:-1]), out=stack[k:-1]
+                in_rep.discrete_right(as_right).view_as(stack[k:-1]),
+                out_rep.discrete_left(as_left).view_as(stack[k:-1]),
+                out=stack[k:-1],
             )
         stack[-1] = weights
         products = torch.empty_like(stack)
@@ -55,14 +71,18 @@ class _Quadratic(torch.autograd.Function):
             gradient += in_rep.right_transposed(products[:k].reshape(k, -1, in_dim)).view_as(weights)
             gradient -= out_rep.left_transposed(products[:k].reshape(k, out_dim, -1)).view_as(weights)
         if c:
-            gradient += in_rep.discrete_right_transposed(products[k:-1].reshape(c, -1, in_dim)).view_as(weights)
-            gradient -= out_rep.discrete_left_transposed(products[k:-1].reshape(c, out_dim, -1)).view_as(weights)
+            gradient += in_rep.discrete_right_transposed(products[k:-1].reshape(c, -1, in_dim)).view_as(
+                weights
+            )
+            gradient -= out_rep.discrete_left_transposed(products[k:-1].reshape(c, out_dim, -1)).view_as(
+                weights
+            )
         ctx.save_for_backward(gradient, products[-1])
         return sums[:-1].sum(0), sums[-1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient, product = ctx.saved_tensors
         return 2 * (lie_grad[:, None] * gradient + norm_grad[:, None] * product), None, None, None, None
 
@@ -96,7 +116,9 @@ def with_one(rows: Tensor) -> Tensor:
     return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
 
 
-def second_moment(inputs: list[Tensor], feature_axis: int, dtype: torch.dtype, dim: int, bias: bool) -> tuple[Tensor, bool]:
+def second_moment(
+    inputs: list[Tensor], feature_axis: int, dtype: torch.dtype, dim: int, bias: bool
+) -> tuple[Tensor, bool]:
     """(Gram matrix, True) or (rows, False), whichever is smaller; with a last feature 1 for a bias."""
     count = sum(x.numel() // x.shape[feature_axis] for x in inputs)
     if count > dim and not bias:
@@ -107,7 +129,12 @@ def second_moment(inputs: list[Tensor], feature_axis: int, dtype: torch.dtype, d
 
 
 def stacked_terms(
-    weights: list[Tensor], biases: list[Tensor] | None, data: list[Tensor], gram: bool, in_rep: Representation, out_rep: Representation
+    weights: list[Tensor],
+    biases: list[Tensor] | None,
+    data: list[Tensor],
+    gram: bool,
+    in_rep: Representation,
+    out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
     """(Lie sums, norm sums), each (residuals,), of maps between the same two representations.
 
@@ -122,9 +149,15 @@ def stacked_terms(
 
 
 def linear_terms(
-    weight: Tensor, bias: Tensor | None, inputs: list[Tensor], feature_axis: int, in_rep: Representation, out_rep: Representation
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: list[Tensor],
+    feature_axis: int,
+    in_rep: Representation,
+    out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
-    """(Lie sum, norm sum) of the map x -> W x + b over all inputs; differentiable once with respect to W and b.
+    """(Lie sum, norm sum) of the map x -> W x + b over all inputs;
+    differentiable once with respect to W and b.
 
     Args:
         weight: (out_dim, in_dim). bias: (out_dim,) or None.

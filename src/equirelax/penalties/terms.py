@@ -26,10 +26,12 @@ class _Group:
 
 
 class TermBatch:
-    """Collects residuals with their inputs; linear ones between the same representations are computed in one stack.
+    """Collects residuals with their inputs; linear ones between the same
+    representations are computed in one stack.
 
     Args:
-        rows: use this many random rows of every residual, drawn without replacement, and scale the sums up (None: all rows).
+        rows: use this many random rows of every residual, drawn without replacement,
+            and scale the sums up (None: all rows).
         generator: for the choice of rows; on the inputs' device.
         finite_difference: approximate Jacobian-vector products of residuals that are not linear.
 
@@ -38,7 +40,12 @@ class TermBatch:
         count: rows of all inputs that were added, sampled or not.
     """
 
-    def __init__(self, rows: int | None = None, generator: torch.Generator | None = None, finite_difference: bool = False) -> None:
+    def __init__(
+        self,
+        rows: int | None = None,
+        generator: torch.Generator | None = None,
+        finite_difference: bool = False,
+    ) -> None:
         self.rows, self.generator, self.finite_difference = rows, generator, finite_difference
         self.keys: list[str] = []
         self.count = 0
@@ -60,10 +67,10 @@ class TermBatch:
         if not (residual.is_linear and residual.in_rep.linear):
             self._others.append((index, residual, inputs))
             return
-        weight = residual.map.weight
+        weight, bias = residual.linear_map.weight, residual.linear_map.bias is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        data, gram = second_moment(inputs, axis, dtype, residual.in_rep.dim, residual.map.bias is not None)
-        group = _Group(residual.in_rep, residual.out_rep, residual.map.bias is not None, gram, dtype, weight.device)
+        data, gram = second_moment(inputs, axis, dtype, residual.in_rep.dim, bias)
+        group = _Group(residual.in_rep, residual.out_rep, bias, gram, dtype, weight.device)
         self._groups.setdefault(group, []).append((index, residual, data))
 
     def terms(self) -> tuple[Tensor, Tensor]:
@@ -77,11 +84,18 @@ class TermBatch:
             dtype = next(residual.map.parameters()).dtype
             points = [x.to(dtype) for x in inputs]
             lie[index], norm[index] = jacobian_terms(
-                residual.map, points, residual.feature_axis, residual.in_rep, residual.out_rep, self.finite_difference
+                residual.map,
+                points,
+                residual.feature_axis,
+                residual.in_rep,
+                residual.out_rep,
+                self.finite_difference,
             )
         device, dtype = lie[0].device, torch.promote_types(lie[0].dtype, torch.float32)
         factors = torch.tensor(self._factors, dtype=dtype, device=device)
-        together = [torch.stack([term.to(device=device, dtype=dtype) for term in terms]) for terms in (lie, norm)]
+        together = [
+            torch.stack([term.to(device=device, dtype=dtype) for term in terms]) for terms in (lie, norm)
+        ]
         return factors * together[0], factors * together[1]
 
 
@@ -89,9 +103,10 @@ def _linear(members: list[tuple[int, Residual, Tensor]], gram: bool) -> tuple[li
     """Terms of linear residuals between the same representations."""
     first = members[0][1]
     dtype = members[0][2].dtype
-    maps = [residual.map for _, residual, _ in members]
-    weights = [map_.effective_weight().to(dtype) for map_ in maps]  # type: ignore[operator]
-    biases = None if first.map.bias is None else [map_.bias.to(dtype) for map_ in maps]  # type: ignore[union-attr, operator]
+    maps = [residual.linear_map for _, residual, _ in members]
+    weights = [map_.effective_weight().to(dtype) for map_ in maps]
+    # all of them have a bias, or none has: see `_Group`
+    biases = [map_.bias.to(dtype) for map_ in maps if map_.bias is not None] or None
     data = [d for _, _, d in members]
     lie, norm = stacked_terms(weights, biases, data, gram, first.in_rep, first.out_rep)
     return list(lie.unbind()), list(norm.unbind())

@@ -4,7 +4,15 @@ from equirelax.relaxation.attach import relax, relaxation_of
 from equirelax.relaxation.checkpoint import load, load_relaxation_state, read, relaxation_state, save
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
-from equirelax.relaxation.placements import Constant, EGNNBlocks, Layers, Placement, PlainLinear, SEGNNUpdates, VectorLinear
+from equirelax.relaxation.placements import (
+    Constant,
+    EGNNBlocks,
+    Layers,
+    Placement,
+    PlainLinear,
+    SEGNNUpdates,
+    VectorLinear,
+)
 from equirelax.relaxation.projection import ProjectionReport, cannot_fold, project
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
@@ -13,8 +21,34 @@ from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import Summary
 
 __all__ = [
-    "MLP", "Constant", "Dense", "EGNNBlocks", "EquivariantDense", "Fold", "LayerFamily", "Layers", "Placement", "PlainLinear",
-    "ProjectionReport", "Relaxation", "Residual", "ResidualKind", "SEGNNUpdates", "Site", "Skip", "Summary", "VectorLinear",
-    "cannot_fold", "load", "load_relaxation_state", "project", "read", "register", "relax", "relaxation_of", "relaxation_state",
-    "save", "spec",
-]  # fmt: skip
+    "MLP",
+    "Constant",
+    "Dense",
+    "EGNNBlocks",
+    "EquivariantDense",
+    "Fold",
+    "LayerFamily",
+    "Layers",
+    "Placement",
+    "PlainLinear",
+    "ProjectionReport",
+    "Relaxation",
+    "Residual",
+    "ResidualKind",
+    "SEGNNUpdates",
+    "Site",
+    "Skip",
+    "Summary",
+    "VectorLinear",
+    "cannot_fold",
+    "load",
+    "load_relaxation_state",
+    "project",
+    "read",
+    "register",
+    "relax",
+    "relaxation_of",
+    "relaxation_state",
+    "save",
+    "spec",
+]

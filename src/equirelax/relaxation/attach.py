@@ -27,13 +27,14 @@ def relax(
 ) -> Relaxation:
     """Add a residual `gamma f_neq` to layers of a model, in place (CR section 4, ACE section 3.1).
 
-    The model keeps its class, its forward and its keys; a residual lives at `<path>.equirelax_residual`. Strengths are 0 until a method
-    (or `Relaxation.set_gamma`) sets them, so the model's outputs do not change yet. Create optimizers afterwards.
+    The model keeps its class, its forward and its keys; a residual lives at `<path>.equirelax_residual`.
+    Strengths are 0 until a method (or `Relaxation.set_gamma`) sets them, so the model's outputs do not change
+    yet. Create optimizers afterwards.
 
     Args:
         model: any module, built and not yet relaxed, compiled, scripted or wrapped for parallel training.
-        placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...), or None for `Layers` with the
-            keywords below.
+        placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...),
+            or None for `Layers` with the keywords below.
         residual: what residuals are made of (None: `Dense()`, initialised to zeros).
         include, exclude: path patterns ("encoder.*"); one that matches nothing is an error.
         generator: for the residuals' initial weights; None uses torch's global one.
@@ -83,7 +84,10 @@ def _choose(
         excluded = (exclude,) if isinstance(exclude, str) else exclude
         return Layers(None if included is None else tuple(included), tuple(excluded), residual or Dense())
     if residual is not None or include is not None or exclude:
-        raise PlacementError("residual, include and exclude belong to the default placement; give them to your placement instead")
+        raise PlacementError(
+            "residual, include and exclude belong to the default placement; give them to your placement "
+            "instead"
+        )
     return get(placement) if isinstance(placement, str) else placement
 
 
@@ -93,20 +97,31 @@ def _refuse(model: nn.Module) -> None:
     name = type(model).__name__
     if any(isinstance(m, Residual) for m in model.modules()):
         raise RelaxationStateError(
-            f"{name} is relaxed already: use equirelax.relaxation_of(model) to reach its residuals, or equirelax.project(model) first"
+            f"{name} is relaxed already: use equirelax.relaxation_of(model) to reach its residuals, or "
+            f"equirelax.project(model) first"
         )
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise RelaxationStateError(f"{name} is compiled: relax the module first and call torch.compile on the relaxed one")
+        raise RelaxationStateError(
+            f"{name} is compiled: relax the module first and call torch.compile on the relaxed one"
+        )
     if isinstance(model, (DistributedDataParallel, DataParallel)):
-        raise RelaxationStateError(f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it afterwards")
+        raise RelaxationStateError(
+            f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it "
+            f"afterwards"
+        )
     if isinstance(model, torch.jit.ScriptModule):
-        raise RelaxationStateError(f"{name} is a script module, whose forward cannot be hooked: relax the eager module")
+        raise RelaxationStateError(
+            f"{name} is a script module, whose forward cannot be hooked: relax the eager module"
+        )
 
 
 def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) -> Residual:
     site = placed.site
     if site.in_rep.dim == 0 or site.out_rep.dim == 0:
-        raise PlacementError(f"{site.key}: a residual from {site.in_rep.dim} to {site.out_rep.dim} features makes no sense; exclude it")
+        raise PlacementError(
+            f"{site.key}: a residual from {site.in_rep.dim} to {site.out_rep.dim} features makes no sense; "
+            f"exclude it"
+        )
     built = placed.kind.build(site.in_rep, site.out_rep, site.feature_axis, generator)
     residual = Residual(site, built, _reference(model, model.get_submodule(site.path)))
     residual.train(model.get_submodule(site.path).training)
@@ -123,7 +138,9 @@ def _reference(model: nn.Module, module: nn.Module) -> Tensor | None:
 
 
 def host_of(module: nn.Module) -> nn.Module:
-    """The module that owns the residual: the relaxed one, or, where that runs its children in order, the last one inside it."""
+    """The module that owns the residual: the relaxed one, or,
+    where that runs its children in order, the last one inside it.
+    """
     while isinstance(module, (nn.Sequential, nn.ModuleList)):
         children = list(module.children())
         if not children:
@@ -140,7 +157,9 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
         depth = sum(1 for m in module.modules() if m is not host and host in m.modules())
         name += f"_outer{depth}"
     if hasattr(host, name):
-        raise PlacementError(f"{placed.site.key}: its module has a residual {name!r} already; give one of them another slot")
+        raise PlacementError(
+            f"{placed.site.key}: its module has a residual {name!r} already; give one of them another slot"
+        )
     host.add_module(name, residual)
     module.register_forward_hook(residual.hook, with_kwargs=True)
 

@@ -30,7 +30,9 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     }
 
 
-def load_relaxation_state(model: nn.Module, state: dict[str, Any], placement: Placement | None = None) -> Relaxation:
+def load_relaxation_state(
+    model: nn.Module, state: dict[str, Any], placement: Placement | None = None
+) -> Relaxation:
     """Relax a strict model as the state says, and load its weights.
 
     Args:
@@ -39,7 +41,8 @@ def load_relaxation_state(model: nn.Module, state: dict[str, Any], placement: Pl
         placement: instead of the stored one, for classes that are not registered.
 
     Raises:
-        CheckpointError: for a state of another format or of another model; the model is left as it was, unrelaxed.
+        CheckpointError: for a state of another format or of another model;
+            the model is left as it was, unrelaxed.
     """
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -56,20 +59,25 @@ def load_relaxation_state(model: nn.Module, state: dict[str, Any], placement: Pl
         detach_all(relaxation)
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the checkpoint is of another model than {type(model).__name__}: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint is of another model than {type(model).__name__}: {error}"
+        ) from error
     return relaxation
 
 
 def _check_keys(relaxation: Relaxation, state: dict[str, Any]) -> None:
     if set(state["enabled"]) != set(relaxation.residuals):
         raise CheckpointError(
-            f"the checkpoint has the residuals {sorted(state['enabled'])}, its placement finds {sorted(relaxation.residuals)} in this "
-            f"{type(relaxation.root).__name__}: it was saved from another model"
+            f"the checkpoint has the residuals {sorted(state['enabled'])}, its placement finds "
+            f"{sorted(relaxation.residuals)} in this {type(relaxation.root).__name__}: it was saved from "
+            f"another model"
         )
 
 
 def save(model: nn.Module | Relaxation, path: str | os.PathLike[str]) -> None:
-    """Write a relaxed model (weights, residuals, strengths, placement) to a file, by way of a temporary one."""
+    """Write a relaxed model (weights, residuals, strengths, placement) to a file,
+    by way of a temporary one.
+    """
     relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
     with atomic_write(path) as temporary:
         torch.save(relaxation_state(relaxation), temporary)
@@ -85,11 +93,13 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"no checkpoint at {os.fspath(path)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load reports damage by many types (UnpicklingError, RuntimeError, EOFError, KeyError, ...): all mean the same here.
+    # torch.load reports damage by many types (UnpicklingError, RuntimeError, EOFError,
+    # KeyError, ...): all mean the same here.
     except Exception as error:
         raise CheckpointError(
-            f"{os.fspath(path)} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain data "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+            f"{os.fspath(path)} cannot be read as a checkpoint: it is damaged, or holds more than tensors "
+            f"and plain data ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no details'})"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The unconstrained map of a residual: dense, a small MLP, or (as a control) a dense map kept equivariant.
 
-Features lie on one axis: `-1` for rows `(..., dim)`, `-2` for columns `(..., dim, points)`; the second form serves
-layers whose features stand before their points, without a transpose.
+Features lie on one axis: `-1` for rows `(..., dim)`, `-2` for columns `(..., dim, points)`;
+the second form serves layers whose features stand before their points, without a transpose.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,8 @@ class DenseMap(nn.Module):
 class EquivariantMap(DenseMap):
     """A dense map whose weight is projected onto the equivariant maps in every forward: `P(W) x`.
 
-    It has the shape, the strength and the removal of a relaxation, but relaxes nothing: the control that separates
-    relaxation from mere extra capacity.
+    It has the shape, the strength and the removal of a relaxation, but relaxes nothing:
+    the control that separates relaxation from mere extra capacity.
     """
 
     def __init__(self, in_rep: Representation, out_rep: Representation, feature_axis: int = -1) -> None:
@@ -91,7 +92,7 @@ class MLPMap(nn.Module):
             x = x.movedim(self.feature_axis, -1)
         for layer in self.layers[:-1]:
             x = nn.functional.gelu(layer(x))
-        last = self.layers[-1]
+        last = cast(nn.Linear, self.layers[-1])
         if scale is None:
             x = last(x)
         else:
@@ -117,7 +118,9 @@ class ResidualKind(ABC):
         """Number of parameters that `build` will make."""
 
 
-def _initialise(parameters: list[Tensor], init: str, std: float, generator: torch.Generator | None, where: str) -> None:
+def _initialise(
+    parameters: list[Tensor], init: str, std: float, generator: torch.Generator | None, where: str
+) -> None:
     """Fill a weight (and bias) by one of `INITS`; "default" is PyTorch's uniform in +-1/sqrt(fan-in)."""
     if init not in INITS:
         raise PlacementError(f"{where}: init is {init!r}; expected one of {', '.join(INITS)}")
@@ -138,8 +141,8 @@ class Dense(ResidualKind):
     """One dense linear map from all input features to all output features.
 
     Args:
-        init: "zeros" (the relaxed model starts as the strict one), "normal" with deviation `std` (CR's N-body: 1e-4), or
-            "default" (uniform within 1/sqrt(fan-in), as torch.nn.Linear).
+        init: "zeros" (the relaxed model starts as the strict one), "normal" with deviation `std` (CR's
+            N-body: 1e-4), or "default" (uniform within 1/sqrt(fan-in), as torch.nn.Linear).
         std: standard deviation for "normal".
         bias: with a bias; it is part of the map that the Lie derivative sees.
     """
@@ -157,7 +160,9 @@ class Dense(ResidualKind):
     ) -> DenseMap:
         """A `DenseMap` of shape (out_rep.dim, in_rep.dim)."""
         map_ = DenseMap(in_rep.dim, out_rep.dim, feature_axis, self.bias)
-        _initialise([p for p in (map_.weight, map_.bias) if p is not None], self.init, self.std, generator, "Dense")
+        _initialise(
+            [p for p in (map_.weight, map_.bias) if p is not None], self.init, self.std, generator, "Dense"
+        )
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:
@@ -198,7 +203,8 @@ class MLP(ResidualKind):
     Args:
         layers: number of linear layers (ACE: 3).
         hidden: width of the hidden layers; None takes the output's.
-        init: of the last layer ("zeros", "normal", "default"); the others keep PyTorch's default, or nothing would train.
+        init: of the last layer ("zeros", "normal", "default"); the others keep PyTorch's
+            default, or nothing would train.
         std: standard deviation for "normal".
     """
 
@@ -222,9 +228,8 @@ class MLP(ResidualKind):
         """An `MLPMap` from in_rep.dim to out_rep.dim."""
         map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
         for layer in map_.layers[:-1]:
-            _initialise([layer.weight, layer.bias], "default", self.std, generator, "MLP")
-        last = map_.layers[-1]
-        _initialise([last.weight, last.bias], self.init, self.std, generator, "MLP")
+            _initialise(list(layer.parameters()), "default", self.std, generator, "MLP")
+        _initialise(list(map_.layers[-1].parameters()), self.init, self.std, generator, "MLP")
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:

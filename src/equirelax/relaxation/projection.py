@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import EquirelaxError, NonFiniteError, PlacementError, RelaxationStateError, UnfoldableError
+from equirelax.errors import (
+    EquirelaxError,
+    NonFiniteError,
+    PlacementError,
+    RelaxationStateError,
+    UnfoldableError,
+)
 from equirelax.files import did_you_mean
 from equirelax.relaxation.attach import detach_all
 from equirelax.relaxation.layers import Fold, get_family
@@ -26,7 +32,8 @@ class Projected:
         gamma: its strength before the projection.
         size: Frobenius norm of `gamma W` (nan for a residual that is not linear).
         folded: Frobenius norm of the part that went into the layer's own weights.
-        error: projection error, the norm of what was lost over `size` (0 where nothing was there; nan if not linear).
+        error: projection error, the norm of what was lost over `size` (0 where nothing
+            was there; nan if not linear).
         note: why it was not folded, if folding was asked for.
     """
 
@@ -50,17 +57,22 @@ class ProjectionReport:
         lines = [f"{'module':{width}}  {'gamma':>10}  {'|gamma W|':>10}  {'folded':>10}  {'lost':>6}"]
         for r in self.residuals:
             lost = "n/a" if r.error != r.error else f"{100 * r.error:.0f} %"
-            lines.append(f"{r.key or '(model)':{width}}  {r.gamma:10.3g}  {r.size:10.3g}  {r.folded:10.3g}  {lost:>6}  {r.note}".rstrip())
+            lines.append(
+                f"{r.key or '(model)':{width}}  {r.gamma:10.3g}  {r.size:10.3g}  {r.folded:10.3g}  "
+                f"{lost:>6}  {r.note}".rstrip()
+            )
         return "\n".join(lines)
 
 
 def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str = "raise") -> ProjectionReport:
-    """Remove the relaxation from a model, in place: its classes, keys and size are the author's again, and it is equivariant.
+    """Remove the relaxation from a model, in place:
+    its classes, keys and size are the author's again, and it is equivariant.
 
     Args:
         model: a relaxed model, or its handle.
-        mode: "drop" removes the residuals, which is what CR and ACE do, and what `Relaxation.strict` shows; "fold" first adds to every
-            layer's own weights the part of `gamma W` that it can express, by orthogonal projection.
+        mode: "drop" removes the residuals, which is what CR and ACE do, and what `Relaxation.strict`
+            shows; "fold" first adds to every layer's own weights the part of `gamma W` that it can
+            express, by orthogonal projection.
         unfoldable: with "fold", what to do with residuals that cannot be folded: "raise", or "drop" them.
 
     Returns:
@@ -69,14 +81,20 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
     Raises:
         RelaxationStateError: the model is not relaxed.
         NonFiniteError: a residual, or a layer that it would be folded into, holds NaN or infinity.
-        UnfoldableError: a residual cannot be folded and `unfoldable` is "raise". Nothing has been changed then.
+        UnfoldableError: a residual cannot be folded and `unfoldable` is "raise".
+            Nothing has been changed then.
     """
     for name, value, known in (("mode", mode, MODES), ("unfoldable", unfoldable, ("raise", "drop"))):
         if value not in known:
-            raise PlacementError(f"project: {name} is {value!r}; expected one of {', '.join(known)}.{did_you_mean(value, known)}")
+            raise PlacementError(
+                f"project: {name} is {value!r}; expected one of "
+                f"{', '.join(known)}.{did_you_mean(value, known)}"
+            )
     relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
     if not any(isinstance(m, Residual) for m in relaxation.model.modules()):
-        raise RelaxationStateError(f"{type(relaxation.model).__name__} is not relaxed any more: it was projected before")
+        raise RelaxationStateError(
+            f"{type(relaxation.model).__name__} is not relaxed any more: it was projected before"
+        )
     _check_finite(relaxation)
     records, folds = [], []
     for key, residual in relaxation:
@@ -95,16 +113,19 @@ def _check_finite(relaxation: Relaxation) -> None:
         bad = [name for name, p in residual.state_dict().items() if not bool(torch.isfinite(p).all())]
         if bad:
             raise NonFiniteError(
-                f"the residual of {key or 'the model'} ({type(relaxation.root.get_submodule(residual.site.path)).__name__}) holds NaN or "
-                f"infinity in {', '.join(bad)}: training diverged, and the layer's own weights may be damaged too. Go back to an earlier "
-                f"checkpoint; to look at the strict part all the same, use relaxation.strict_state_dict()"
+                f"the residual of {key or 'the model'} "
+                f"({type(relaxation.root.get_submodule(residual.site.path)).__name__}) holds NaN or infinity "
+                f"in {', '.join(bad)}: training diverged, and the layer's own weights may be damaged too. Go "
+                f"back to an earlier checkpoint; to look at the strict part all the same, use "
+                f"relaxation.strict_state_dict()"
             )
 
 
 def _scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
     """gamma W and gamma b, detached."""
     with torch.no_grad():
-        weight, bias = residual.map.effective_weight(), residual.map.effective_bias()  # type: ignore[operator]
+        map_ = residual.linear_map
+        weight, bias = map_.effective_weight(), map_.effective_bias()
         return residual.gamma * weight, None if bias is None else residual.gamma * bias
 
 
@@ -113,7 +134,11 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
     module = relaxation.root.get_submodule(site.path)
     try:
         if site.family is None or not residual.is_linear:
-            what = "a block-level residual" if site.family is None else f"a residual that is not linear ({type(residual.map).__name__})"
+            what = (
+                "a block-level residual"
+                if site.family is None
+                else f"a residual that is not linear ({type(residual.map).__name__})"
+            )
             raise UnfoldableError(
                 f"{key} ({type(module).__name__}) has {what}, which no layer can express; "
                 f'project with mode="drop" or unfoldable="drop"'
@@ -125,7 +150,10 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
             raise
         return None, f"not folded: {error}"
     if not all(bool(torch.isfinite(parameter).all()) for parameter, _ in fold.writes):
-        raise NonFiniteError(f"{key} ({type(module).__name__}): the layer's own weights hold NaN or infinity; go back to an earlier checkpoint")
+        raise NonFiniteError(
+            f"{key} ({type(module).__name__}): the layer's own weights hold NaN or infinity; go back to an "
+            f"earlier checkpoint"
+        )
     return fold, ""
 
 
@@ -140,7 +168,9 @@ def _record(key: str, residual: Residual, fold: Fold | None, note: str) -> Proje
         kept = torch.zeros_like(bias) if fold is None or fold.bias is None else fold.bias
         size, lost = size + bias.square().sum(), lost + (bias - kept).square().sum()
     folded = 0.0 if fold is None else float((size - lost).clamp(min=0).sqrt())
-    return Projected(key, gamma, float(size.sqrt()), folded, float((lost / size).sqrt()) if size > 0 else 0.0, note)
+    return Projected(
+        key, gamma, float(size.sqrt()), folded, float((lost / size).sqrt()) if size > 0 else 0.0, note
+    )
 
 
 def cannot_fold(relaxation: Relaxation) -> dict[str, str]:

@@ -21,12 +21,13 @@ PLACEMENT = "_equirelax_placement"
 class Relaxation:
     """All residuals of one relaxed model: iterate, summarise, switch off, group for an optimizer.
 
-    Made by `equirelax.relax` or, for a copy of a relaxed model, by `equirelax.relaxation_of`. It holds no state of its own:
-    everything lives in the model.
+    Made by `equirelax.relax` or, for a copy of a relaxed model, by `equirelax.relaxation_of`.
+    It holds no state of its own: everything lives in the model.
 
     Attributes:
         model: the relaxed model.
-        residuals: key of the residual (path of its module, and ":slot" where a module has several) -> `Residual`, in model order.
+        residuals: key of the residual (path of its module, and ":slot" where a module has several)
+            -> `Residual`, in model order.
         placement: what chose them.
     """
 
@@ -38,7 +39,9 @@ class Relaxation:
                 self.residuals[module.site.key] = module
         holders = [m for m in model.modules() if PLACEMENT in m.__dict__]
         if not self.residuals or not holders:
-            raise RelaxationStateError(f"{type(model).__name__} is not relaxed: call equirelax.relax(model) first")
+            raise RelaxationStateError(
+                f"{type(model).__name__} is not relaxed: call equirelax.relax(model) first"
+            )
         self.root: nn.Module = holders[0]
         self.placement: Placement = self.root.__dict__[PLACEMENT]
 
@@ -50,7 +53,10 @@ class Relaxation:
 
     def __getitem__(self, key: str) -> Residual:
         if key not in self.residuals:
-            raise PlacementError(f"no residual {key!r}.{did_you_mean(key, list(self.residuals))} There are {', '.join(self.residuals)}")
+            raise PlacementError(
+                f"no residual {key!r}.{did_you_mean(key, list(self.residuals))} There are "
+                f"{', '.join(self.residuals)}"
+            )
         return self.residuals[key]
 
     def __repr__(self) -> str:
@@ -62,7 +68,9 @@ class Relaxation:
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[nn.Module]:
-        """Within it the residuals are off: the model computes what it would after `project(model, mode="drop")`."""
+        """Within it the residuals are off: the model computes what it would after
+        `project(model, mode="drop")`.
+        """
         before = {key: residual.enabled for key, residual in self}
         try:
             self.enable(False)
@@ -102,7 +110,8 @@ class Relaxation:
         }
 
     def parameter_groups(self, weight_decay: float | None = None) -> list[dict[str, Any]]:
-        """Groups for an optimizer, each with its "name": strict, residual and, where learnt, gamma (which is never decayed).
+        """Groups for an optimizer, each with its "name": strict, residual and, where learnt,
+        gamma (which is never decayed).
 
         Args:
             weight_decay: of the strict and residual groups; None leaves the optimizer's default.
@@ -121,12 +130,15 @@ class Relaxation:
         return tuple(f"{path}." for path, module in self.root.named_modules() if isinstance(module, Residual))
 
     def strict_state_dict(self) -> dict[str, Any]:
-        """The state dict that the author's unrelaxed model would have: its keys, no others. Tensors are not copied."""
+        """The state dict that the author's unrelaxed model would have:
+        its keys, no others. Tensors are not copied.
+        """
         prefixes = self._prefixes()
         return {k: v for k, v in self.root.state_dict().items() if not k.startswith(prefixes)}
 
     def load_strict(self, state: Mapping[str, Any]) -> None:
-        """Load a state dict of the author's unrelaxed model, such as a pretrained one; residuals stay as they are.
+        """Load a state dict of the author's unrelaxed model,
+        such as a pretrained one; residuals stay as they are.
 
         Raises:
             CheckpointError: for missing or unexpected keys.
@@ -135,10 +147,12 @@ class Relaxation:
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
             raise CheckpointError(
-                f"the state dict does not fit {type(self.root).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}"
-                f"{did_you_mean(unexpected[0], list(own)) if unexpected else ''}"
+                f"the state dict does not fit {type(self.root).__name__}: missing {missing[:5]}, unexpected "
+                f"{unexpected[:5]}{did_you_mean(unexpected[0], list(own)) if unexpected else ''}"
             )
         try:
             self.root.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
-            raise CheckpointError(f"the state dict does not fit {type(self.root).__name__}: {error}") from error
+            raise CheckpointError(
+                f"the state dict does not fit {type(self.root).__name__}: {error}"
+            ) from error

@@ -1,7 +1,8 @@
 """The relaxed layer: `f(x) = f_eq(x) + gamma f_neq(x)` (CR section 4, ACE section 3.1).
 
-A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and a forward hook of it, so that the layer
-keeps its class, its forward and its keys; both deepcopy and pickle carry the hook along, bound to the copy.
+A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and a forward hook of
+it, so that the layer keeps its class, its forward and its keys; both deepcopy and pickle carry the
+hook along, bound to the copy.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from equirelax.symmetry import Representation
 
 def _in_backward() -> bool:
     """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
-    # Under torch.compile checkpointed regions are recomputed inside the compiled backward, where no Python runs.
+    # Under torch.compile checkpointed regions are recomputed inside the compiled
+    # backward, where no Python runs.
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
@@ -34,9 +36,11 @@ class Residual(nn.Module):
         reference: a tensor whose dtype and device the residual takes.
 
     Attributes:
-        gamma: strength, a 0-dimensional tensor: a buffer (schedules) or, after `learn_gamma`, a parameter (ACE).
+        gamma: strength, a 0-dimensional tensor: a buffer (schedules) or,
+            after `learn_gamma`, a parameter (ACE).
         enabled: False switches the residual off; the module's output is then untouched.
-        keep_inputs: keep the (detached) inputs of training calls for a penalty; methods that need them set it.
+        keep_inputs: keep the (detached) inputs of training calls for a penalty;
+            methods that need them set it.
     """
 
     gamma: Tensor
@@ -70,8 +74,24 @@ class Residual(nn.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the map is one matrix (and bias), so that penalties work in weight space and it may be folded."""
+        """Whether the map is one matrix (and bias), so that penalties work in
+        weight space and it may be folded.
+        """
         return isinstance(self.map, DenseMap)
+
+    @property
+    def linear_map(self) -> DenseMap:
+        """The map of a residual that is linear.
+
+        Raises:
+            RepresentationError: where it is not.
+        """
+        if not isinstance(self.map, DenseMap):
+            raise RepresentationError(
+                f"{self.site.key or 'the model'}: its residual ({type(self.map).__name__}) is not linear; "
+                f"ask `is_linear` first"
+            )
+        return self.map
 
     @property
     def is_learnt(self) -> bool:
@@ -90,8 +110,9 @@ class Residual(nn.Module):
         if x.shape[self.feature_axis] != self.in_rep.dim:
             raise RepresentationError(
                 f"{self.site.key or 'the model'} ({type(module).__name__}): its residual was placed for "
-                f"{self.in_rep.dim} input features ({self.in_rep!r}), the call has {x.shape[self.feature_axis]}; "
-                f"relax the model again with a placement that declares the features it gets"
+                f"{self.in_rep.dim} input features ({self.in_rep!r}), the call has "
+                f"{x.shape[self.feature_axis]}; relax the model again with a placement that declares the "
+                f"features it gets"
             )
         if self.training and torch.is_grad_enabled():
             self.took_part = True
@@ -100,7 +121,9 @@ class Residual(nn.Module):
         return self.site.writer(output, self(x))
 
     def take_inputs(self) -> list[Tensor]:
-        """The inputs kept since the last call, one tensor for every training-mode call with gradients; then forgets them."""
+        """The inputs kept since the last call, one tensor for every training-mode call
+        with gradients; then forgets them.
+        """
         kept, self._kept = self._kept, []
         return kept
 

@@ -14,7 +14,9 @@ from equirelax.symmetry import Representation
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str | None) -> Any:
-    """The call's argument at `index`, or the keyword `name`; the only keyword argument when no name is known."""
+    """The call's argument at `index`, or the keyword `name`;
+    the only keyword argument when no name is known.
+    """
     if index < len(args):
         return args[index]
     if name is not None and name in kwargs:
@@ -28,7 +30,9 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: st
 
 
 class Reader(ABC):
-    """Takes the residual's input out of a module's call. Frozen dataclasses: they are copied and pickled with the model."""
+    """Takes the residual's input out of a module's call. Frozen dataclasses:
+    they are copied and pickled with the model.
+    """
 
     @abstractmethod
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -91,13 +95,16 @@ class Site:
 
     Args:
         path: of the module whose output is added to, relative to the relaxed model ("" is the model itself).
-        family: name of the layer family, which knows how to fold; None for block-level sites, which cannot be folded.
+        family: name of the layer family, which knows how to fold;
+            None for block-level sites, which cannot be folded.
         in_rep, out_rep: how the group acts on what is read and on what is added.
         reader, writer: see `Reader` and `Writer`.
         feature_axis: -1 where the reader gives (..., dim), -2 where it gives (batch, dim, points).
         slot: tells several residuals of one module apart; part of the residual's key.
-        relaxes: the subgroup that the residual breaks, in words ("O(3)", "rotations and translations", "nothing").
-        constants: (channel, value) pairs of a tensor product's second input that are constant: folding needs one.
+        relaxes: the subgroup that the residual breaks, in words ("O(3)",
+            "rotations and translations", "nothing").
+        constants: (channel, value) pairs of a tensor product's second input that
+            are constant: folding needs one.
     """
 
     path: str

@@ -1,8 +1,10 @@
-"""Turning the small declarative objects of this room into plain data and back, so that checkpoints can carry them.
+"""Turning the small declarative objects of this room into plain data and back,
+so that checkpoints can carry them.
 
-A class decorated with `@spec("name")` must be a dataclass whose fields are plain values, representations, groups, other such
-objects, or tuples of these. `encode` gives nested dicts and lists of plain Python; `decode` is its inverse. No code is
-ever stored, so a checkpoint from a stranger can be read without running anything of theirs.
+A class decorated with `@spec("name")` must be a dataclass whose fields are plain values,
+representations, groups, other such objects, or tuples of these. `encode` gives nested dicts and lists of
+plain Python; `decode` is its inverse. No code is ever stored, so a checkpoint from a stranger can be
+read without running anything of theirs.
 """
 
 from __future__ import annotations
@@ -74,12 +76,14 @@ def decode(data: Any) -> Any:
     cls = _KINDS.get(str(kind))
     if cls is None:
         raise CheckpointError(
-            f"unknown kind {kind!r} in a stored placement.{did_you_mean(str(kind), sorted(_KINDS))} If it is your own "
-            f"class, import the module that registers it with @spec before loading"
+            f"unknown kind {kind!r} in a stored placement.{did_you_mean(str(kind), sorted(_KINDS))} If it is "
+            f"your own class, import the module that registers it with @spec before loading"
         )
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     given = {key: decode(value) for key, value in data.items() if key != "kind"}
     for key in given:
         if key not in known:
-            raise CheckpointError(f"unknown field {key!r} of {kind!r} in a stored placement; it has {sorted(known)}")
+            raise CheckpointError(
+                f"unknown field {key!r} of {kind!r} in a stored placement; it has {sorted(known)}"
+            )
     return cls(**given)

@@ -14,7 +14,8 @@ class Row:
     Args:
         path: of the module ("" is the model itself); with ":slot" where a module has several residuals.
         type: name of the module's class.
-        status: "relaxed", "skipped" or "unknown" (it has parameters of its own, and no layer family knows it).
+        status: "relaxed", "skipped" or "unknown" (it has parameters of its own,
+            and no layer family knows it).
         reason: why.
         shape: (out_dim, in_dim) of the residual, where there is one.
         parameters: that the residual adds, its gamma left out.
@@ -54,7 +55,10 @@ class Summary:
             lines.append((row.path or "(model)", row.type, row.status, shape, count, row.relaxes, row.reason))
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         text = [
-            "  ".join(cell.rjust(w) if i == 4 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+            "  ".join(
+                cell.rjust(w) if i == 4 else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
             for line in lines
         ]
         text.insert(1, "  ".join("-" * w for w in widths))

@@ -1,12 +1,14 @@
 """e3nn's linear maps and tensor products, recognised by their attributes, so that look-alikes work too.
 
-Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`, `irreps_in2`, `irreps_out`.
-A tensor product is relaxed with respect to its first input: `out += gamma W x_1` with a dense W.
+Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`,
+`irreps_in2`, `irreps_out`. A tensor product is relaxed with respect to its first input:
+`out += gamma W x_1` with a dense W.
 
-Folding. A linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is `p w_uw (x) 1_d` with
-the path weight p; the orthogonal projection of a dense block B onto these is the mean of its diagonals,
-`w_uw += tr(B_wu) / (d p)`. A tensor product with a second input whose 0e channel is the constant c holds the same
-maps in its paths (l, 0e, l), with the factor c times the Wigner symbol `delta / sqrt(d)`.
+Folding. A linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is
+`p w_uw (x) 1_d` with the path weight p; the orthogonal projection of a dense block B onto these is the
+mean of its diagonals, `w_uw += tr(B_wu) / (d p)`. A tensor product with a second input whose 0e
+channel is the constant c holds the same maps in its paths (l, 0e, l), with the factor c times the
+Wigner symbol `delta / sqrt(d)`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def _weight(module: nn.Module, site: Site) -> Tensor:
     own = getattr(module, "internal_weights", True) and getattr(module, "shared_weights", True)
     if not own or not isinstance(weight, nn.Parameter) or weight.dim() != 1:
         raise UnfoldableError(
-            f"{site.path} ({type(module).__name__}) gets its weights from outside, so nothing can be folded into them; {_LOOK}"
+            f"{site.path} ({type(module).__name__}) gets its weights from outside, so nothing can be folded "
+            f"into them; {_LOOK}"
         )
     return weight
 
@@ -71,17 +74,21 @@ def _spread(folded: Tensor, coefficients: Tensor, out_slice: slice, in_slice: sl
     folded[out_slice, in_slice] = torch.kron(coefficients, torch.eye(dim).to(coefficients))
 
 
-def _fold_bias(module: nn.Module, site: Site, irreps_out: Any, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _fold_bias(
+    module: nn.Module, site: Site, irreps_out: Any, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """(the scalar part of a bias as a dense vector, the amount for the module's flat bias)."""
     if bias is None or not bool(bias.any()):
         return None, None
     own = getattr(module, "bias", None)
-    scalars = [s for (_, ir), s in zip(irreps_out, irreps_out.slices(), strict=True) if ir.l == 0 and ir.p == 1]
+    scalars = [
+        s for (_, ir), s in zip(irreps_out, irreps_out.slices(), strict=True) if ir.l == 0 and ir.p == 1
+    ]
     size = sum(s.stop - s.start for s in scalars)
     if not isinstance(own, nn.Parameter) or own.numel() != size:
         raise UnfoldableError(
-            f"{site.path} ({type(module).__name__}) has no bias on its {size} scalar outputs to fold the residual's bias into; "
-            f"use a residual without bias, or {_LOOK}"
+            f"{site.path} ({type(module).__name__}) has no bias on its {size} scalar outputs to fold the "
+            f"residual's bias into; use a residual without bias, or {_LOOK}"
         )
     dense = torch.zeros_like(bias)
     for s in scalars:
@@ -108,29 +115,39 @@ class E3nnLinear(LayerFamily):
         if not module.weight_numel:
             return Skip("has no weights of its own")
         return Site(
-            path, self.name, from_irreps(module.irreps_in), from_irreps(module.irreps_out), FirstInput(), AddToOutput(), relaxes="O(3)"
-        )  # fmt: skip
+            path,
+            self.name,
+            from_irreps(module.irreps_in),
+            from_irreps(module.irreps_out),
+            FirstInput(),
+            AddToOutput(),
+            relaxes="O(3)",
+        )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Mean diagonal of each block between equal irreps, for existing instructions."""
+        layer: Any = module  # known by its attributes, of no class in particular
         own = _weight(module, site)
         amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
-        ins, outs = module.irreps_in.slices(), module.irreps_out.slices()
+        ins, outs = layer.irreps_in.slices(), layer.irreps_out.slices()
         done = set()
-        for instruction, where in zip(module.instructions, _weight_slices(module, module.instructions), strict=True):
+        for instruction, where in zip(
+            layer.instructions, _weight_slices(module, layer.instructions), strict=True
+        ):
             pair = (instruction.i_in, instruction.i_out)
-            # e3nn keeps biases among the instructions, with i_in = -1; two paths between the same slots span one space.
+            # e3nn keeps biases among the instructions, with i_in = -1;
+            # two paths between the same slots span one space.
             if instruction.i_in < 0 or where is None or pair in done or not instruction.path_weight:
                 continue
             done.add(pair)
-            dim = module.irreps_in[instruction.i_in].ir.dim
+            dim = layer.irreps_in[instruction.i_in].ir.dim
             mean = _block_trace(weight, outs[instruction.i_out], ins[instruction.i_in], dim)
             amount[where] = (mean.T / instruction.path_weight).reshape(-1)
             _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in], dim)
-        dense_bias, bias_amount = _fold_bias(module, site, module.irreps_out, bias)
+        dense_bias, bias_amount = _fold_bias(module, site, layer.irreps_out, bias)
         writes = [(own, amount)]
         if bias_amount is not None:
-            writes.append((module.bias, bias_amount))
+            writes.append((layer.bias, bias_amount))
         return Fold(folded, dense_bias, writes)
 
 
@@ -149,22 +166,32 @@ class E3nnTensorProduct(LayerFamily):
         if not getattr(module, "weight_numel", 1):
             return Skip("has no weights")
         return Site(
-            path, self.name, from_irreps(module.irreps_in1), from_irreps(module.irreps_out), FirstInput(), AddToOutput(), relaxes="O(3)"
-        )  # fmt: skip
+            path,
+            self.name,
+            from_irreps(module.irreps_in1),
+            from_irreps(module.irreps_out),
+            FirstInput(),
+            AddToOutput(),
+            relaxes="O(3)",
+        )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
+        layer: Any = module  # known by its attributes, of no class in particular
         own = _weight(module, site)
         if not site.constants:
             raise UnfoldableError(
-                f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a 0e channel of the second "
-                f"input is constant, and none is declared; declare it with Constant(pattern, channel, value) in the placement, or {_LOOK}"
+                f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a "
+                f"0e channel of the second input is constant, and none is declared; declare it with "
+                f"Constant(pattern, channel, value) in the placement, or {_LOOK}"
             )
         instructions = getattr(module, "instructions", None)
         if instructions is None:
-            raise UnfoldableError(f"{site.path} ({type(module).__name__}) does not list its instructions; {_LOOK}")
+            raise UnfoldableError(
+                f"{site.path} ({type(module).__name__}) does not list its instructions; {_LOOK}"
+            )
         amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
-        ins, seconds, outs = (i.slices() for i in (module.irreps_in1, module.irreps_in2, module.irreps_out))
+        ins, seconds, outs = (i.slices() for i in (layer.irreps_in1, layer.irreps_in2, layer.irreps_out))
         done = set()
         for instruction, where in zip(instructions, _weight_slices(module, instructions), strict=True):
             channel = _constant_channel(module, site, seconds, instruction)
@@ -172,21 +199,25 @@ class E3nnTensorProduct(LayerFamily):
             if channel is None or where is None or pair in done or not instruction.path_weight:
                 continue
             v, value = channel
-            dim = module.irreps_in1[instruction.i_in1].ir.dim
+            dim = layer.irreps_in1[instruction.i_in1].ir.dim
             mean = _block_trace(weight, outs[instruction.i_out], ins[instruction.i_in1], dim)
             view = amount[where].view(instruction.path_shape)
             view[:, v, :] = mean.T * math.sqrt(dim) / (instruction.path_weight * value)
             _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in1], dim)
             done.add(pair)
-        dense_bias, bias_amount = _fold_bias(module, site, module.irreps_out, bias)
+        dense_bias, bias_amount = _fold_bias(module, site, layer.irreps_out, bias)
         writes = [(own, amount)]
         if bias_amount is not None:
-            writes.append((module.bias, bias_amount))
+            writes.append((layer.bias, bias_amount))
         return Fold(folded, dense_bias, writes)
 
 
-def _constant_channel(module: nn.Module, site: Site, seconds: list[slice], instruction: Any) -> tuple[int, float] | None:
-    """(index within the second slot, value) of a declared constant 0e channel that the instruction reads, if any."""
+def _constant_channel(
+    module: Any, site: Site, seconds: list[slice], instruction: Any
+) -> tuple[int, float] | None:
+    """(index within the second slot, value) of a declared constant 0e channel that the instruction reads,
+    if any.
+    """
     ir2 = module.irreps_in2[instruction.i_in2].ir
     if instruction.connection_mode != "uvw" or ir2.l != 0 or ir2.p != 1:
         return None

@@ -1,4 +1,5 @@
-"""What it takes to support a layer family: recognise a module, say how it reads and writes, fold a map into it.
+"""What it takes to support a layer family: recognise a module,
+say how it reads and writes, fold a map into it.
 
 A new family is one file with one `LayerFamily` under `@register`, and one test that subclasses
 `equirelax.testing.LayerFamilyConformance`.
@@ -51,7 +52,9 @@ class LayerFamily(ABC):
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether the module is of this family, by its attributes; must not import the library it comes from."""
+        """Whether the module is of this family, by its attributes;
+        must not import the library it comes from.
+        """
 
     @abstractmethod
     def site(self, path: str, module: nn.Module) -> Site | Skip:
@@ -81,7 +84,7 @@ def get_family(name: str | None, path: str) -> LayerFamily:
     """The family called `name`; an error that names the module where there is none."""
     if name is None or name not in _FAMILIES:
         raise PlacementError(
-            f"{path}: no layer family {name!r}; known are {', '.join(sorted(_FAMILIES))}. Register yours with "
-            f"@equirelax.relaxation.layers.register before loading"
+            f"{path}: no layer family {name!r}; known are {', '.join(sorted(_FAMILIES))}. Register yours "
+            f"with @equirelax.relaxation.layers.register before loading"
         )
     return _FAMILIES[name]

@@ -1,7 +1,8 @@
 """Plain linear maps between declared representations of any group.
 
-The module is any that maps `(..., in_dim)` to `(..., out_dim)`; folding needs a parameter `weight` of shape (out_dim, in_dim).
-The part that is folded is the orthogonal projection onto the equivariant maps between the two representations.
+The module is any that maps `(..., in_dim)` to `(..., out_dim)`; folding needs a parameter `weight` of
+shape (out_dim, in_dim). The part that is folded is the orthogonal projection onto the equivariant maps
+between the two representations.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class PlainLinearFamily(LayerFamily):
         own = getattr(module, "weight", None)
         if not isinstance(own, nn.Parameter) or own.shape != weight.shape:
             raise UnfoldableError(
-                f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape {tuple(weight.shape)} to fold into; '
-                f'project with mode="drop" or unfoldable="drop"'
+                f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape '
+                f'{tuple(weight.shape)} to fold into; project with mode="drop" or unfoldable="drop"'
             )
         folded = Fold(equivariant_projection(weight, site.in_rep, site.out_rep))
         folded.writes.append((own, folded.weight))
@@ -42,8 +43,8 @@ class PlainLinearFamily(LayerFamily):
             own_bias = getattr(module, "bias", None)
             if not isinstance(own_bias, nn.Parameter):
                 raise UnfoldableError(
-                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual without "
-                    f'bias, or project with mode="drop" or unfoldable="drop"'
+                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; "
+                    f'use a residual without bias, or project with mode="drop" or unfoldable="drop"'
                 )
             one = trivial(site.in_rep.group)
             folded.bias = equivariant_projection(bias[:, None], one, site.out_rep)[:, 0]

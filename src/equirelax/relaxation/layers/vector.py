@@ -1,9 +1,12 @@
-"""Vector-neuron linear maps (Deng et al., arXiv 2104.12229): `Y = W X` on channels of vectors, any rotation commutes with it.
+"""Vector-neuron linear maps (Deng et al., arXiv 2104.12229): `Y = W X` on channels of vectors,
+any rotation commutes with it.
 
-A module that says where its channels and vectors are, by integer attributes `channel_axis` and `vector_axis`, is
-recognised; any other is declared by `VectorLinear` in the placement. The residual is a dense map 3C -> 3C'.
+A module that says where its channels and vectors are, by integer attributes `channel_axis` and
+`vector_axis`, is recognised; any other is declared by `VectorLinear` in the placement. The
+residual is a dense map 3C -> 3C'.
 
-Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is a third (1/n) of the trace of every n x n block.
+Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is a third (1/n) of
+the trace of every n x n block.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import AddToOutput, Reader, Site, Writer, argument
+from equirelax.relaxation.site import Reader, Site, Writer, argument
 from equirelax.symmetry import O, vector
 
 
@@ -54,7 +57,8 @@ def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -
     channel, vector_ = channel_axis % x.dim(), vector_axis % x.dim()
     if x.dim() < 3:
         raise RepresentationError(
-            f"{path}: a vector-neuron map needs a tensor with batch, channel and vector axes; this one has shape {tuple(x.shape)}"
+            f"{path}: a vector-neuron map needs a tensor with batch, channel and vector axes; this one has "
+            f"shape {tuple(x.shape)}"
         )
     if (channel, vector_) != (1, 2):
         x = x.movedim((channel, vector_), (1, 2))
@@ -63,27 +67,38 @@ def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -
 
 @register
 class VectorNeuronLinear(LayerFamily):
-    """Modules with integer attributes `channel_axis` and `vector_axis` and a weight of shape (out_channels, in_channels)."""
+    """Modules with integer attributes `channel_axis` and `vector_axis` and a weight of
+    shape (out_channels, in_channels).
+    """
 
     name = "vector-neuron"
 
     def matches(self, module: nn.Module) -> bool:
         """By the attributes `channel_axis`, `vector_axis`."""
-        return isinstance(getattr(module, "channel_axis", None), int) and isinstance(getattr(module, "vector_axis", None), int)
+        return isinstance(getattr(module, "channel_axis", None), int) and isinstance(
+            getattr(module, "vector_axis", None), int
+        )
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
         """All components of all channels to all components of all channels."""
-        size = getattr(module, "vector_size", 3)
-        return vector_site(path, module, int(module.channel_axis), int(module.vector_axis), int(size), None)
+        layer: Any = module  # known by its attributes, of no class in particular
+        size = getattr(layer, "vector_size", 3)
+        return vector_site(path, module, int(layer.channel_axis), int(layer.vector_axis), int(size), None)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal of every block; an equivariant map has no constant vector, so a bias folds to nothing."""
+        """Mean diagonal of every block; an equivariant map has no constant
+        vector, so a bias folds to nothing.
+        """
         own = getattr(module, "weight", None)
         out_channels, in_channels = site.out_rep.blocks[0][0], site.in_rep.blocks[0][0]
-        if not isinstance(own, nn.Parameter) or tuple(own.shape[:2]) != (out_channels, in_channels) or own.numel() != out_channels * in_channels:
+        if (
+            not isinstance(own, nn.Parameter)
+            or tuple(own.shape[:2]) != (out_channels, in_channels)
+            or own.numel() != out_channels * in_channels
+        ):
             raise UnfoldableError(
-                f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape ({out_channels}, {in_channels}) to fold into; '
-                f'project with mode="drop" or unfoldable="drop"'
+                f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape ({out_channels}, '
+                f'{in_channels}) to fold into; project with mode="drop" or unfoldable="drop"'
             )
         n = site.in_rep.blocks[0][1].dim
         mean = weight.reshape(out_channels, n, in_channels, n).diagonal(dim1=1, dim2=3).mean(-1)
@@ -93,7 +108,12 @@ class VectorNeuronLinear(LayerFamily):
 
 
 def vector_site(
-    path: str, module: nn.Module, channel_axis: int, vector_axis: int, size: int, channels: tuple[int, int] | None
+    path: str,
+    module: nn.Module,
+    channel_axis: int,
+    vector_axis: int,
+    size: int,
+    channels: tuple[int, int] | None,
 ) -> Site:
     """The site of a vector-neuron map.
 
@@ -107,7 +127,8 @@ def vector_site(
         own = getattr(module, "weight", None)
         if not isinstance(own, Tensor) or own.dim() < 2 or own.shape[2:].numel() != 1:
             raise PlacementError(
-                f"{path} ({type(module).__name__}): its channels cannot be read off a weight of shape (out, in); give channels=(in, out)"
+                f"{path} ({type(module).__name__}): its channels cannot be read off a weight of shape (out, "
+                f"in); give channels=(in, out)"
             )
         channels = (own.shape[1], own.shape[0])
     base = vector(O(size))

@@ -3,10 +3,28 @@
 from equirelax.relaxation.placements import egnn, segnn  # noqa: F401  (each registers its placements)
 from equirelax.relaxation.placements.egnn import EGNNBlocks
 from equirelax.relaxation.placements.layers import Constant, Declaration, Layers, PlainLinear, VectorLinear
-from equirelax.relaxation.placements.placement import Placed, Placement, Survey, get, names, register_placement
+from equirelax.relaxation.placements.placement import (
+    Placed,
+    Placement,
+    Survey,
+    get,
+    names,
+    register_placement,
+)
 from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
 __all__ = [
-    "Constant", "Declaration", "EGNNBlocks", "Layers", "Placed", "Placement", "PlainLinear", "SEGNNUpdates", "Survey",
-    "VectorLinear", "get", "names", "register_placement",
-]  # fmt: skip
+    "Constant",
+    "Declaration",
+    "EGNNBlocks",
+    "Layers",
+    "Placed",
+    "Placement",
+    "PlainLinear",
+    "SEGNNUpdates",
+    "Survey",
+    "VectorLinear",
+    "get",
+    "names",
+    "register_placement",
+]

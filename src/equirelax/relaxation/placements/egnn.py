@@ -1,8 +1,9 @@
 """EGNN (Satorras et al., arXiv 2102.09844): one residual on h and one on x of every layer.
 
-Every layer is called as `layer(h, x, v, ...)` and returns `(h, x)`. Both residuals read [h, x, v]; the one that is added
-to h mixes vectors into scalars, the one that is added to x mixes components. Positions are read as they are, which relaxes
-translations too, or relative to their mean over the rows of a graph, which leaves translations exact.
+Every layer is called as `layer(h, x, v, ...)` and returns `(h, x)`. Both residuals read [h, x, v]; the
+one that is added to h mixes vectors into scalars, the one that is added to x mixes components. Positions
+are read as they are, which relaxes translations too, or relative to their mean over the rows of a graph,
+which leaves translations exact.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, EquivariantDense, ResidualKind
-from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules, register_placement
+from equirelax.relaxation.placements.placement import (
+    Placed,
+    Placement,
+    Survey,
+    own_modules,
+    register_placement,
+)
 from equirelax.relaxation.site import AddToItem, Reader, Site, argument
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
@@ -27,8 +34,9 @@ from equirelax.symmetry import E, O, positions, trivial, vector
 class NodeState(Reader):
     """[h, x, v] of a layer's call, x centred on its graph if asked: shape (nodes, h + 3 + 3).
 
-    Graphs are told apart by the edges (argument 3, `edge_index`): a node is centred on the mean over itself and its neighbours,
-    which for fully connected graphs is the graph's mean. Either way the result does not depend on a translation of the graph.
+    Graphs are told apart by the edges (argument 3, `edge_index`): a node is centred on the mean over itself
+    and its neighbours, which for fully connected graphs is the graph's mean. Either way the result does not
+    depend on a translation of the graph.
     """
 
     centred: bool
@@ -43,7 +51,9 @@ class NodeState(Reader):
 
 
 def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
-    """Mean of x (nodes, 3) over every node and the sources of its incoming edges; edge_index (2, edges) is (source, target)."""
+    """Mean of x (nodes, 3) over every node and the sources of its incoming edges;
+    edge_index (2, edges) is (source, target).
+    """
     source, target = edge_index[0], edge_index[1]
     total = x.index_add(0, target, x[source])
     count = torch.ones_like(x[:, :1]).index_add(0, target, torch.ones_like(x[source][:, :1]))
@@ -53,11 +63,13 @@ def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
 @spec("egnn")
 @dataclass(frozen=True)
 class EGNNBlocks(Placement):
-    """Two residuals on every module that the pattern names, called as `layer(h, x, v, edge_index, ...) -> (h, x)`.
+    """Two residuals on every module that the pattern names, called as
+    `layer(h, x, v, edge_index, ...) -> (h, x)`.
 
     Args:
         residual: what they are made of.
-        centred: read positions relative to their neighbourhood's mean (translations stay exact), or as they are.
+        centred: read positions relative to their neighbourhood's mean
+            (translations stay exact), or as they are.
         pattern: of the layers' paths.
     """
 
@@ -66,7 +78,9 @@ class EGNNBlocks(Placement):
     pattern: str = "layers.*"
 
     def survey(self, model: nn.Module) -> Survey:
-        """Slots "h" and "x" on every layer; the number of scalar features is read off the layer's attribute `hidden`."""
+        """Slots "h" and "x" on every layer; the number of scalar features is read off
+        the layer's attribute `hidden`.
+        """
         placed: list[Placed] = []
         for path, module in own_modules(model):
             if not fnmatch.fnmatch(path, self.pattern) or path.count(".") != self.pattern.count("."):
@@ -74,11 +88,15 @@ class EGNNBlocks(Placement):
             hidden = getattr(module, "hidden", None)
             if not isinstance(hidden, int):
                 raise PlacementError(
-                    f"{path} ({type(module).__name__}): an EGNN layer needs an integer attribute `hidden`, its number of scalar features"
+                    f"{path} ({type(module).__name__}): an EGNN layer needs an integer attribute `hidden`, "
+                    f"its number of scalar features"
                 )
             placed += [Placed(site, self.residual) for site in self._sites(path, hidden)]
         if not placed:
-            raise PlacementError(f"{type(model).__name__} has no module at {self.pattern!r}: not an EGNN; give the pattern of its layers")
+            raise PlacementError(
+                f"{type(model).__name__} has no module at {self.pattern!r}: not an EGNN; give the pattern of "
+                f"its layers"
+            )
         return Survey(tuple(placed), {})
 
     def _sites(self, path: str, hidden: int) -> tuple[Site, Site]:

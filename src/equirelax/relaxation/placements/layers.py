@@ -15,7 +15,14 @@ from equirelax.relaxation.layers import Skip, families
 from equirelax.relaxation.layers.plain import PlainLinearFamily
 from equirelax.relaxation.layers.vector import vector_site
 from equirelax.relaxation.maps import Dense, ResidualKind
-from equirelax.relaxation.placements.placement import Placed, Placement, Survey, matching, own_modules, register_placement
+from equirelax.relaxation.placements.placement import (
+    Placed,
+    Placement,
+    Survey,
+    matching,
+    own_modules,
+    register_placement,
+)
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
@@ -23,7 +30,9 @@ from equirelax.symmetry import Representation
 
 
 class Declaration(ABC):
-    """Says of modules that no family recognises how they transform. Has a field `target`: see `declared_paths`."""
+    """Says of modules that no family recognises how they transform.
+    Has a field `target`: see `declared_paths`.
+    """
 
     target: str
 
@@ -39,8 +48,9 @@ class VectorLinear(Declaration):
 
     Args:
         target: a path pattern ("*.map_to_feat") or the name of a class ("VNLinear").
-        channel_axis, vector_axis: axes of the module's input and output tensors, with the batch on another one.
-            `torch.nn.Linear` over the channels of (batch, points, 3, C) has channel_axis=-1, vector_axis=-2.
+        channel_axis, vector_axis: axes of the module's input and output tensors, with the batch on
+            another one. `torch.nn.Linear` over the channels of (batch, points, 3, C) has
+            channel_axis=-1, vector_axis=-2.
         size: dimension of the vectors.
         channels: (in, out); None reads them off the module's weight of shape (out, in).
     """
@@ -73,22 +83,33 @@ class PlainLinear(Declaration):
     def site(self, path: str, module: nn.Module) -> Site:
         """A dense residual on the first input."""
         if self.in_rep.group != self.out_rep.group:
-            raise PlacementError(f"{path}: PlainLinear is between {self.in_rep.group.name} and {self.out_rep.group.name}; expected one group")
+            raise PlacementError(
+                f"{path}: PlainLinear is between {self.in_rep.group.name} and {self.out_rep.group.name}; "
+                f"expected one group"
+            )
         own = getattr(module, "weight", None)
         shape = (self.out_rep.dim, self.in_rep.dim)
         if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
             raise PlacementError(
-                f"{path} ({type(module).__name__}): its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in)"
+                f"{path} ({type(module).__name__}): its weight has shape {tuple(own.shape)}, the declared "
+                f"representations {shape} (out, in)"
             )
         return Site(
-            path, PlainLinearFamily.name, self.in_rep, self.out_rep, FirstInput(), AddToOutput(), relaxes=self.in_rep.group.name
-        )  # fmt: skip
+            path,
+            PlainLinearFamily.name,
+            self.in_rep,
+            self.out_rep,
+            FirstInput(),
+            AddToOutput(),
+            relaxes=self.in_rep.group.name,
+        )
 
 
 @spec("constant")
 @dataclass(frozen=True)
 class Constant:
-    """Declares that a channel of the second input of tensor products is constant, which lets residuals fold into them.
+    """Declares that a channel of the second input of tensor products is constant,
+    which lets residuals fold into them.
 
     Args:
         target: a path pattern, or the name of a class.
@@ -126,7 +147,9 @@ class Layers(Placement):
         paths = [path for path, _ in modules]
         included = None if self.include is None else matching(self.include, paths, "include")
         excluded = matching(self.exclude, paths, "exclude")
-        declared = {p: d for d in reversed(self.declare) for p in declared_paths(modules, d.target, type(d).__name__)}
+        declared = {
+            p: d for d in reversed(self.declare) for p in declared_paths(modules, d.target, type(d).__name__)
+        }
         constants = [(declared_paths(modules, c.target, "Constant"), c) for c in self.constants]
         placed: list[Placed] = []
         left: dict[str, tuple[str, str]] = {}
@@ -136,8 +159,11 @@ class Layers(Placement):
                 continue
             site = declared[path].site(path, module) if path in declared else _family_site(path, module)
             if site is None:
-                if included is not None and path in self.include:  # type: ignore[operator]
-                    left[path] = (UNKNOWN, "included by name, but no layer family knows it and nothing declares it")
+                if self.include is not None and path in self.include:
+                    left[path] = (
+                        UNKNOWN,
+                        "included by name, but no layer family knows it and nothing declares it",
+                    )
                 continue
             inside.append(f"{path}." if path else "")
             if isinstance(site, Skip):
@@ -167,7 +193,8 @@ def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str)
     if not hits:
         known = sorted({type(m).__name__ for _, m in modules}) + [p for p, _ in modules if p]
         raise PlacementError(
-            f"{what}: {target!r} is neither a class nor a path (pattern) of the model's modules.{did_you_mean(target, known)}"
+            f"{what}: {target!r} is neither a class nor a path (pattern) of the model's "
+            f"modules.{did_you_mean(target, known)}"
         )
     return hits
 
@@ -180,12 +207,15 @@ def _family_site(path: str, module: nn.Module) -> Site | Skip | None:
 
 
 def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[str] | None) -> str:
-    kinds = sorted({type(m).__name__ for _, m in own_modules(model) if any(True for _ in m.parameters(recurse=False))})
+    kinds = sorted(
+        {type(m).__name__ for _, m in own_modules(model) if any(True for _ in m.parameters(recurse=False))}
+    )
     skipped = "; ".join(f"{path}: {reason}" for path, (_, reason) in list(left.items())[:5])
     return (
-        f"nothing to relax in {type(model).__name__}: no included module belongs to a layer family ({', '.join(families())})"
-        f"{f' [{skipped}]' if skipped else ''}. Modules with parameters are {', '.join(kinds) or 'none'}. Declare them with "
-        f"Layers(declare=(VectorLinear(...), PlainLinear(...))), or write a placement{'' if included is None else ', or widen include'}"
+        f"nothing to relax in {type(model).__name__}: no included module belongs to a layer family "
+        f"({', '.join(families())}){f' [{skipped}]' if skipped else ''}. Modules with parameters are "
+        f"{', '.join(kinds) or 'none'}. Declare them with Layers(declare=(VectorLinear(...), "
+        f"PlainLinear(...))), or write a placement{'' if included is None else ', or widen include'}"
     )
 
 

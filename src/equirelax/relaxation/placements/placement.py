@@ -27,7 +27,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a placement finds in a model: the residuals to attach, and what it left alone (path -> (status, reason))."""
+    """What a placement finds in a model: the residuals to attach,
+    and what it left alone (path -> (status, reason)).
+    """
 
     placed: tuple[Placed, ...]
     left: dict[str, tuple[str, str]]
@@ -36,7 +38,8 @@ class Survey:
 class Placement(ABC):
     """Chooses the residuals of a model.
 
-    Subclasses are frozen dataclasses registered with `@equirelax.relaxation.spec`, so that checkpoints carry them.
+    Subclasses are frozen dataclasses registered with `@equirelax.relaxation.spec`,
+    so that checkpoints carry them.
     """
 
     @abstractmethod
@@ -64,7 +67,9 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Placement:
     """The placement registered as `name`."""
     if name not in _NAMED:
-        raise PlacementError(f"no placement {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}")
+        raise PlacementError(
+            f"no placement {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}"
+        )
     return _NAMED[name]()
 
 
@@ -92,8 +97,9 @@ def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[st
         hits = fnmatch.filter(paths, pattern)
         if not hits:
             raise PlacementError(
-                f"{what}: the pattern {pattern!r} matches no module.{did_you_mean(pattern, paths)} Patterns are shell-style "
-                f"('layers.*.update_1') and match whole module paths, of which the model has {len(paths)}"
+                f"{what}: the pattern {pattern!r} matches no module.{did_you_mean(pattern, paths)} Patterns "
+                f"are shell-style ('layers.*.update_1') and match whole module paths, of which the model has "
+                f"{len(paths)}"
             )
         result.update(hits)
     return result
@@ -113,7 +119,15 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
             shape = (site.out_rep.dim, site.in_rep.dim)
             family = f"layer family {site.family}" if site.family else "block of the placement"
             result.append(
-                Row(site.key, kind, RELAXED, family, shape, placed.kind.count(shape[1], shape[0]), site.relaxes)
+                Row(
+                    site.key,
+                    kind,
+                    RELAXED,
+                    family,
+                    shape,
+                    placed.kind.count(shape[1], shape[0]),
+                    site.relaxes,
+                )
             )
         if path in by_path:
             relaxed_above.append(f"{path}." if path else "")

@@ -1,7 +1,9 @@
-"""SEGNN (Brandstetter et al., arXiv 2110.02905): residuals on the two tensor products of the node update of every layer.
+"""SEGNN (Brandstetter et al., arXiv 2110.02905): residuals on the two tensor products of
+the node update of every layer.
 
-CR puts a dense map on each (papers' N-body settings: normal initialisation with deviation 1e-4, no bias), ACE a GELU perceptron of
-three layers on each: eight residuals for four layers. Both read the product's first input, [x, sum of messages].
+CR puts a dense map on each (papers' N-body settings: normal initialisation with deviation 1e-4, no bias),
+ACE a GELU perceptron of three layers on each: eight residuals for four layers. Both read the product's
+first input, [x, sum of messages].
 """
 
 from __future__ import annotations
