@@ -10,8 +10,8 @@
     equirelax.project(model)
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
-The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et al.,
-NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch alone; e3nn and PyTorch Geometric
+The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et
+al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch alone; e3nn and PyTorch Geometric
 are imported when a model of theirs is met.
 """
 
