@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "equirelax.cli.inspect",
         "write a trained model without its relaxation, as the author's own state dict",
     ),
+    "toy": ("equirelax.cli.toy", "what every form of ACE does to gamma, on two toy problems"),
     "perf": ("equirelax.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }
 
