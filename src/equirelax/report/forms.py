@@ -19,7 +19,7 @@ TITLES = {
 
 
 def draw_forms(path: Path, study: Mapping[str, Any]) -> None:
-    """Write a PNG with a row for every form and a column for every problem: gamma of every residual over the steps.
+    """Write a PNG with a row for every form, a column for every problem: gamma of every residual over the steps.
 
     Args:
         path: Where to.
@@ -50,7 +50,8 @@ def draw_forms(path: Path, study: Mapping[str, Any]) -> None:
 def forms_table(study: Mapping[str, Any]) -> str:
     """A markdown table: the end of every form on every problem."""
     lines = [
-        "| problem | form | max abs gamma | swing of gamma | max abs gamma times weight | loss, relaxed | loss, projected |",
+        "| problem | form | max abs gamma | swing of gamma | max abs gamma times weight | loss, relaxed "
+        "| loss, projected |",
         "|---|---|---|---|---|---|---|",
     ]
     keys = ("max_abs_gamma", "swing_gamma", "max_gamma_weight", "loss_relaxed", "loss_strict")
