@@ -17,8 +17,8 @@ from equirelax.training import provenance
 DESCRIPTION = """\
 Train a small vector-neuron network with every form of ACE on two toy problems, and show what gamma does.
 
-Needs no data; about a minute on one core. "symmetric" has targets made by a network of the same kind: gamma = 0
-is feasible. "broken" has targets that no equivariant network can fit. gamma and the residual's weight can be
+Needs no data; about a minute on one core. "symmetric" has targets made by a network of the same kind:
+gamma = 0 is feasible. "broken" has targets that no equivariant network can fit. gamma and the residual's weight can be
 traded for each other, so the table has their product too."""
 
 

@@ -19,7 +19,7 @@ TITLES = {
 
 
 def draw_forms(path: Path, study: Mapping[str, Any]) -> None:
-    """Write a PNG with a row for every form, a column for every problem: gamma of every residual over the steps.
+    """Write a PNG: a row for every form, a column for every problem, gamma of every residual over the steps.
 
     Args:
         path: Where to.
