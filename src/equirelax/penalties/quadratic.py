@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from equirelax.penalties.sampled import SampledTerms
 from equirelax.symmetry import Representation, trivial
 
 
@@ -27,9 +28,9 @@ class _Quadratic(torch.autograd.Function):
     """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim)
     between the same two representations.
 
-    `data` holds, for every residual, its Gram matrix (in_dim, in_dim) or its rows (N, in_dim). With the
-    residuals in the middle both `right` and `left` see plain matrices, so that a step costs as many small
-    operations for eight residuals as for one. The gradient is written out: with M = K C,
+    `grams` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals in the
+    middle both `right` and `left` see plain matrices, so that a step costs as many small operations for eight
+    residuals as for one. The gradient is written out: with M = K C,
     d/dW tr(K C K^T) = 2 (M drho_in^T - drho_out^T M) needs no second product with C.
     """
 
@@ -37,8 +38,7 @@ class _Quadratic(torch.autograd.Function):
     def forward(
         ctx: Any,
         weights: Tensor,
-        data: list[Tensor],
-        gram: bool,
+        grams: list[Tensor],
         in_rep: Representation,
         out_rep: Representation,
     ) -> tuple[Tensor, Tensor]:
@@ -61,9 +61,8 @@ class _Quadratic(torch.autograd.Function):
         stack[-1] = weights
         products = torch.empty_like(stack)
         tall, tall_products = stack.view(-1, count, in_dim), products.view(-1, count, in_dim)
-        for i, c_or_rows in enumerate(data):
-            left = tall[:, i] if gram else tall[:, i] @ c_or_rows.T
-            torch.mm(left, c_or_rows, out=tall_products[:, i])
+        for i, gram in enumerate(grams):
+            torch.mm(tall[:, i], gram, out=tall_products[:, i])
         # Rounding can push a sum of squares that is zero just below it when it goes through the Gram matrix.
         sums = (products * stack).sum(dim=(1, 3)).clamp(min=0)
         gradient = torch.zeros_like(weights)
@@ -82,9 +81,9 @@ class _Quadratic(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, product = ctx.saved_tensors
-        return 2 * (lie_grad[:, None] * gradient + norm_grad[:, None] * product), None, None, None, None
+        return 2 * (lie_grad[:, None] * gradient + norm_grad[:, None] * product), None, None, None
 
 
 def as_rows(x: Tensor, feature_axis: int, dtype: torch.dtype) -> Tensor:
@@ -145,7 +144,9 @@ def stacked_terms(
     if biases is not None:
         weights = [torch.cat([w, b[:, None]], dim=1) for w, b in zip(weights, biases, strict=True)]
         in_rep = in_rep + trivial(in_rep.group)
-    return _Quadratic.apply(torch.stack(weights, dim=1), data, gram, in_rep, out_rep)
+    if gram:
+        return _Quadratic.apply(torch.stack(weights, dim=1), data, in_rep, out_rep)
+    return SampledTerms.apply(torch.stack(weights), data, in_rep, out_rep)
 
 
 def linear_terms(

@@ -21,6 +21,7 @@ class _Group:
     out_rep: Representation
     bias: bool
     gram: bool
+    shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
@@ -70,7 +71,7 @@ class TermBatch:
         weight, bias = residual.linear_map.weight, residual.linear_map.bias is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
         data, gram = second_moment(inputs, axis, dtype, residual.in_rep.dim, bias)
-        group = _Group(residual.in_rep, residual.out_rep, bias, gram, dtype, weight.device)
+        group = _Group(residual.in_rep, residual.out_rep, bias, gram, tuple(data.shape), dtype, weight.device)
         self._groups.setdefault(group, []).append((index, residual, data))
 
     def terms(self) -> tuple[Tensor, Tensor]:
