@@ -24,3 +24,14 @@ def test_the_toy_study(tmp_path, capsys):
 def test_a_misspelt_flag_is_named(capsys):
     assert main(["toy", "--step", "3"]) == 2
     assert "steps" in capsys.readouterr().err
+
+
+def test_a_setting_may_be_named_without_its_section():
+    from equirelax.cli import options
+
+    parser = options.parser(["test"], "")
+    for flag in ("--dataset.subject", "--network.hidden", "--residual.hidden", "--epochs"):
+        parser.add_argument(flag)
+    assert options.parse(parser, ["--subject", "run", "--epochs=3"])["dataset.subject"] == "run"
+    with pytest.raises(options.ConfigError, match=r"Unknown option --hidden"):
+        options.parse(parser, ["--hidden", "3"])

@@ -38,13 +38,13 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def parse(options: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse `words`; flags may be written with - or _.
+    """Parse `words`; flags may be written with - or _, and without their section where only one section has them.
 
     Raises:
         ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type.
     """
     try:
-        return options.parse_args([_underscored(word) for word in words])
+        return options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
     except argparse.ArgumentError as error:
         raise ConfigError(explain(str(error), flags(options)) + f" See {options.prog} --help.") from error
 
@@ -71,6 +71,15 @@ def _underscored(word: str) -> str:
         return word
     flag, equals, value = word.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _in_full(word: str, known: list[str]) -> str:
+    """--subject=run -> --dataset.subject=run, where `subject` is a key of one section alone."""
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--") or flag in known:
+        return word
+    found = [full for full in known if full.endswith(f".{flag[2:]}")]
+    return found[0] + equals + value if len(found) == 1 else word
 
 
 def benchmark_of(command: str, words: Sequence[str]) -> str | None:

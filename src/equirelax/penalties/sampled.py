@@ -57,7 +57,7 @@ class SampledTerms(torch.autograd.Function):
 
 
 def _act(out: Tensor, x: Tensor, rep: Representation, k: int, c: int) -> None:
-    """Write drho(A_i) x, rho(g_j) x of x (dim, residuals, n) to out[:, :, :k + c] (residuals, dim, k + c, n)."""
+    """Write drho(A_i) x, rho(g_j) x of x (dim, residuals, n) to out[:, :, :k+c] (residuals, dim, k+c, n)."""
     dim, count, n = x.shape
     flat = x.reshape(dim, -1)
     if k:
