@@ -29,7 +29,8 @@ from torch import Tensor
 from equirelax.symmetry import Group, Representation
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
 
-MAX_ROWS = 1024  # rows that take part in choosing a segmentation; the error reported is over all of them
+MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
+MAX_ROWS = 256  # rows that take part in choosing a segmentation; the error reported is over all of them
 
 
 class Atom:
@@ -166,7 +167,7 @@ def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
     axes = range(seen.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
     shape = seen.x.shape[1:]
     for axis in axes:
-        if shape[axis] <= 4096:
+        if shape[axis] <= (MAX_LAST if axis == axes[0] else MAX_OTHER):
             yield _segmentation(seen, atoms, axis)
     moving = [atom for atom in atoms if atom.dim > 1]
     for axis in axes:

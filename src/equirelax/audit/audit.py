@@ -54,7 +54,7 @@ def audit(
         model: a module, or a function (then nothing is cast).
         sample: one input: a tensor or PyG ``Data`` (called as ``model(sample)``), a tuple or list
             (``model(*sample)``) or a mapping (``model(**sample)``), nested as the model needs; on the model's
-            device.
+            device. A few molecules or graphs are enough, and quicker than a batch of training.
         in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``Axis(representation, axis)``
             or ``None`` (invariant) for every tensor; for mappings and ``Data`` a mapping that lists what
             transforms.
