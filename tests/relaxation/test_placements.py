@@ -13,7 +13,7 @@ from equirelax.relaxation import EGNNBlocks, EquivariantDense, SEGNNUpdates
 from equirelax.symmetry import E, O, positions, vector
 
 pytest.importorskip("e3nn")
-from equirelax.models import EGNN, SEGNN  # noqa: E402
+from equirelax.models import EGNN, SEGNN
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,10 @@ def test_the_centred_placement_keeps_translations_exact():
         moved = model(*shifted) - model(*inputs)
         exact = torch.allclose(moved, torch.tensor([3.0, -2.0, 5.0]).expand_as(moved), atol=1e-10)
         assert exact is centred
-        assert all("translations" in row.relaxes for row in relaxation.summary().with_status("relaxed")) is not centred
+        assert (
+            all("translations" in row.relaxes for row in relaxation.summary().with_status("relaxed"))
+            is not centred
+        )
 
 
 def test_block_penalties_see_what_a_block_breaks():

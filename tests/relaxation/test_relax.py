@@ -17,13 +17,13 @@ from equirelax.errors import (
     PlacementError,
     RelaxationStateError,
     RepresentationError,
-    UnfoldableError,
 )
 from equirelax.models.vector_neurons import VNLinear
-from equirelax.relaxation import Constant, EquivariantDense, cannot_fold
-from equirelax.symmetry import Lorentz, O, equivariant_projection, vector
+from equirelax.relaxation import Constant, EquivariantDense
+from equirelax.symmetry import O, vector
 
 o3 = pytest.importorskip("e3nn.o3")
+from relax_toys import Net, randomise, sample, shapes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -32,38 +32,6 @@ def float64():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-class Net(nn.Module):
-    """e3nn layers, a container that runs its children in order, and something no family knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = o3.Linear("3x0e+2x1o", "4x0e+4x1o")
-        self.stack = nn.Sequential(o3.Linear("4x0e+4x1o", "4x0e+4x1o"), o3.Linear("4x0e+4x1o", "2x0e+1x1o"))
-        self.product = o3.FullyConnectedTensorProduct("2x0e+1x1o", "1x0e+1x1o", "1x0e+1x1o")
-        self.head = nn.Linear(1, 1)
-        self.activation = nn.SiLU()
-
-    def forward(self, x, attributes):
-        y = self.product(self.stack(self.first(x)), attributes)
-        return self.activation(self.head(y[..., :1])), y[..., 1:]
-
-
-def sample(n=5):
-    attributes = torch.randn(n, 4)
-    attributes[:, 0] = 1.0
-    return torch.randn(n, 9), attributes
-
-
-def shapes(model):
-    return {k: (tuple(v.shape), v.dtype) for k, v in model.state_dict().items()}
-
-
-def randomise(relaxation, gamma=0.7):
-    for p in relaxation.residual_parameters().values():
-        nn.init.normal_(p)
-    relaxation.set_gamma(gamma)
 
 
 def test_relax_changes_nothing_until_a_strength_is_set():
@@ -191,81 +159,6 @@ def test_wrong_input_size_names_the_layer():
     )
     with pytest.raises(RepresentationError, match=r"0 .*placed for 3 input features"):
         model.model(torch.randn(2, 4))
-
-
-def test_folding_without_a_declared_constant_is_refused_and_changes_nothing():
-    model = Net()
-    relaxation = er.relax(model)
-    randomise(relaxation)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(UnfoldableError, match=r"product .*Constant\("):
-        er.project(model, mode="fold")
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert set(cannot_fold(relaxation)) == {"product"}
-    report = er.project(model, mode="fold", unfoldable="drop")
-    assert "not folded" in next(r.note for r in report.residuals if r.key == "product")
-
-
-def test_fold_keeps_the_outputs_of_an_equivariant_residual():
-    model, inputs = Net(), sample()
-    relaxation = er.relax(
-        model, er.Layers(residual=EquivariantDense(), constants=(Constant("product", 0, 1.0),))
-    )
-    randomise(relaxation, 0.7)
-    relaxed = model(*inputs)
-    report = er.project(model, mode="fold")
-    for a, b in zip(relaxed, model(*inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-    assert all(r.error < 1e-10 for r in report.residuals)
-
-
-def test_a_fold_with_a_constant_other_than_one():
-    model = o3.FullyConnectedTensorProduct("2x0e+3x1o+1x2e", "2x1o+2x0e", "3x0e+2x1o+1x2e")
-    relaxation = er.relax(
-        model,
-        er.Layers(residual=EquivariantDense(), constants=(Constant("FullyConnectedTensorProduct", 7, -0.4),)),
-    )
-    randomise(relaxation)
-    x, y = torch.randn(5, 16), torch.randn(5, 8)
-    y[:, 7] = -0.4
-    before = model(x, y)
-    er.project(model, mode="fold")
-    torch.testing.assert_close(model(x, y), before, rtol=1e-11, atol=1e-11)
-
-
-def test_external_weights_cannot_be_folded_into():
-    layer = o3.Linear("2x0e", "2x0e", internal_weights=False, shared_weights=False)
-    er.relax(layer)
-    with pytest.raises(UnfoldableError, match="weights from outside"):
-        er.project(layer, mode="fold")
-
-
-def test_a_bias_folds_into_scalars_and_only_where_there_is_one():
-    layer = o3.Linear("2x0e+1x1o", "3x0e+1x1o", biases=True)
-    relaxation = er.relax(layer, residual=er.Dense(bias=True))
-    relaxation.set_gamma(1.0)
-    with torch.no_grad():
-        relaxation[""].map.bias[:3] = torch.tensor([1.0, 2.0, 3.0])
-    x = torch.randn(4, 5)
-    before = layer(x)
-    er.project(layer, mode="fold")
-    torch.testing.assert_close(layer(x), before)
-    layer = o3.Linear("2x0e+1x1o", "3x0e+1x1o")
-    relaxation = er.relax(layer, residual=er.Dense("default", bias=True))
-    relaxation.set_gamma(1.0)
-    with pytest.raises(UnfoldableError, match="no bias"):
-        er.project(layer, mode="fold")
-
-
-def test_lorentz_folds_by_the_null_space_not_by_an_average():
-    rep = 2 * vector(Lorentz())
-    layer = nn.Linear(8, 8, bias=False)
-    layer.weight.data = equivariant_projection(layer.weight.data, rep, rep)
-    relaxation = er.relax(layer, er.Layers(declare=(er.PlainLinear("Linear", rep, rep),)))
-    randomise(relaxation, 1.0)
-    residual, strict = relaxation[""].map.weight.detach().clone(), layer.weight.detach().clone()
-    er.project(layer, mode="fold")
-    torch.testing.assert_close(layer.weight.detach(), strict + equivariant_projection(residual, rep, rep))
 
 
 def test_third_party_vector_neurons_are_declared_in_one_call():

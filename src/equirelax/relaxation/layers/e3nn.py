@@ -74,26 +74,24 @@ def _spread(folded: Tensor, coefficients: Tensor, out_slice: slice, in_slice: sl
     folded[out_slice, in_slice] = torch.kron(coefficients, torch.eye(dim).to(coefficients))
 
 
-def _fold_bias(
-    module: nn.Module, site: Site, irreps_out: Any, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(the scalar part of a bias as a dense vector, the amount for the module's flat bias)."""
+def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
+    """The fold with the scalar part of a bias in it, which goes into the layer's own bias on its 0e outputs."""
     if bias is None or not bool(bias.any()):
-        return None, None
-    own = getattr(module, "bias", None)
-    scalars = [
-        s for (_, ir), s in zip(irreps_out, irreps_out.slices(), strict=True) if ir.l == 0 and ir.p == 1
-    ]
+        return fold
+    own = getattr(layer, "bias", None)
+    slices = layer.irreps_out.slices()
+    scalars = [s for (_, ir), s in zip(layer.irreps_out, slices, strict=True) if ir.l == 0 and ir.p == 1]
     size = sum(s.stop - s.start for s in scalars)
     if not isinstance(own, nn.Parameter) or own.numel() != size:
         raise UnfoldableError(
-            f"{site.path} ({type(module).__name__}) has no bias on its {size} scalar outputs to fold the "
+            f"{site.path} ({type(layer).__name__}) has no bias on its {size} scalar outputs to fold the "
             f"residual's bias into; use a residual without bias, or {_LOOK}"
         )
-    dense = torch.zeros_like(bias)
+    fold.bias = torch.zeros_like(bias)
     for s in scalars:
-        dense[s] = bias[s]
-    return dense, torch.cat([bias[s] for s in scalars])
+        fold.bias[s] = bias[s]
+    fold.writes.append((own, torch.cat([bias[s] for s in scalars])))
+    return fold
 
 
 @register
@@ -144,11 +142,7 @@ class E3nnLinear(LayerFamily):
             mean = _block_trace(weight, outs[instruction.i_out], ins[instruction.i_in], dim)
             amount[where] = (mean.T / instruction.path_weight).reshape(-1)
             _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in], dim)
-        dense_bias, bias_amount = _fold_bias(module, site, layer.irreps_out, bias)
-        writes = [(own, amount)]
-        if bias_amount is not None:
-            writes.append((layer.bias, bias_amount))
-        return Fold(folded, dense_bias, writes)
+        return _with_bias(layer, site, Fold(folded, None, [(own, amount)]), bias)
 
 
 @register
@@ -205,11 +199,7 @@ class E3nnTensorProduct(LayerFamily):
             view[:, v, :] = mean.T * math.sqrt(dim) / (instruction.path_weight * value)
             _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in1], dim)
             done.add(pair)
-        dense_bias, bias_amount = _fold_bias(module, site, layer.irreps_out, bias)
-        writes = [(own, amount)]
-        if bias_amount is not None:
-            writes.append((layer.bias, bias_amount))
-        return Fold(folded, dense_bias, writes)
+        return _with_bias(layer, site, Fold(folded, None, [(own, amount)]), bias)
 
 
 def _constant_channel(
