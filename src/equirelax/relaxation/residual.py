@@ -52,7 +52,6 @@ class Residual(nn.Module):
         self.register_buffer("gamma", torch.zeros(()))
         self.enabled = True
         self.keep_inputs = False
-        self.took_part = False
         self._kept: list[Tensor] = []
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
@@ -114,10 +113,8 @@ class Residual(nn.Module):
                 f"{x.shape[self.feature_axis]}; relax the model again with a placement that declares the "
                 f"features it gets"
             )
-        if self.training and torch.is_grad_enabled():
-            self.took_part = True
-            if self.keep_inputs and not _in_backward():
-                self._kept.append(x.detach())
+        if self.keep_inputs and self.training and torch.is_grad_enabled() and not _in_backward():
+            self._kept.append(x.detach())
         return self.site.writer(output, self(x))
 
     def take_inputs(self) -> list[Tensor]:

@@ -75,7 +75,7 @@ def _spread(folded: Tensor, coefficients: Tensor, out_slice: slice, in_slice: sl
 
 
 def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
-    """The fold with the scalar part of a bias in it, which goes into the layer's own bias on its 0e outputs."""
+    """The fold with the scalar part of a bias in it, which goes into the layer's own bias of 0e outputs."""
     if bias is None or not bool(bias.any()):
         return fold
     own = getattr(layer, "bias", None)
