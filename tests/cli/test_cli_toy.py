@@ -7,7 +7,7 @@ import json
 import pytest
 
 pytest.importorskip("jsonargparse")
-from equirelax.cli import main  # noqa: E402
+from equirelax.cli import main
 
 
 def test_the_toy_study(tmp_path, capsys):
@@ -17,7 +17,10 @@ def test_the_toy_study(tmp_path, capsys):
     assert record["settings"]["steps"] == 12
     assert {"commit", "hardware", "versions"} <= set(record)
     assert (tmp_path / "gamma.png").read_bytes().startswith(b"\x89PNG")
-    assert len([line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("| ")]) == 11
+    assert (
+        len([line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("| ")])
+        == 11
+    )
     assert "symmetric | plain" in capsys.readouterr().out
 
 

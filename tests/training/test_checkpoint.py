@@ -12,8 +12,10 @@ import torch
 import equirelax
 from equirelax.errors import CheckpointError
 from equirelax.training.assembly import assemble
-from equirelax.training.checkpoint import BEST, LAST, load_run, read_run
-from equirelax.training.run import Machine, train
+from equirelax.training.checkpoint import load_run, read_run
+from equirelax.training.folder import BEST, LAST
+from equirelax.training.machine import Machine
+from equirelax.training.run import train
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import torch
 from equirelax.errors import CheckpointError, ConfigError, DataError
 from equirelax.relaxation import read
 from equirelax.training.callbacks import EpochEnd
-from equirelax.training.checkpoint import BEST, LAST
-from equirelax.training.loggers import read_table
-from equirelax.training.run import Machine, train
+from equirelax.training.folder import BEST, LAST, read_table
+from equirelax.training.machine import Machine
+from equirelax.training.run import train
 
 QUIET = Machine(progress=False, tensorboard=False)
 Config = Callable[..., Any]

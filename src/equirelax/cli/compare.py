@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.settings import RunConfig, read_yaml
@@ -14,8 +14,8 @@ from equirelax.cli import options
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
 from equirelax.report.comparison import write_comparison
+from equirelax.training.folder import CONFIG, differences
 from equirelax.training.jobs import Job, run_jobs
-from equirelax.training.run import CONFIG, differences
 
 DESCRIPTION = """Train several methods over several seeds, and compare them.
 
@@ -60,15 +60,13 @@ def main(words: Sequence[str]) -> int:
     return code
 
 
-def _parser(benchmark: str) -> Any:
-    import argparse
-
+def _parser(benchmark: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"equirelax compare {benchmark}",
         description=DESCRIPTION,
         epilog="All other flags are settings: see equirelax train BENCHMARK --help.\n\n"
         + options.methods_text(),
-        formatter_class=options.Formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from equirelax.benchmarks.registry import TASKS, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig, Training, read_yaml
 from equirelax.benchmarks.strengths import CHOICES
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.training.run import Machine
+from equirelax.training.machine import Machine
 
 
 def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
@@ -30,15 +30,15 @@ def parser(words: Sequence[str], description: str, epilog: str = "") -> Argument
     )
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with descriptions as written, and defaults where a help text names none."""
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help with descriptions as written, and the type and default of every flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
 
 
 def parse(options: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse `words`; flags may be written with - or _, and without their section where only one section has them.
+    """Parse `words`; flags may have - or _, and no section where only one section has such a key.
 
     Raises:
         ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type.

@@ -10,7 +10,6 @@ from typing import Any
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.cli import options
-from equirelax.training.run import train
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 
@@ -44,6 +43,9 @@ def main(words: Sequence[str]) -> int:
     config = options.config_from(parsed, config)
     folder = Path(parsed.out) if parsed.out else default_folder(config)
     machine = options.machine_from(parsed)
+    # Lightning takes seconds to import: help and mistakes need not wait for it.
+    from equirelax.training.run import train
+
     result = train(config, folder, options.optional_path(parsed.data), resume=parsed.resume, machine=machine)
     if result is None:
         print(f"Interrupted; go on with the same command and --resume (run in {folder}).", file=sys.stderr)

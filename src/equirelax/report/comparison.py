@@ -10,8 +10,7 @@ from equirelax.benchmarks.registry import task_class
 from equirelax.files import write_text
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
-from equirelax.training.loggers import read_table
-from equirelax.training.run import RESULT, read_result
+from equirelax.training.folder import METRICS, RESULT, read_result, read_table
 
 SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
 
@@ -27,7 +26,7 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
     summary = summarise([read_result(folder / RESULT) for folder in done])
     runs: dict[str, list[Table]] = {}
     for folder, result in zip(done, summary["runs"], strict=True):
-        runs.setdefault(result["method"], []).append(read_table(folder / "metrics.csv"))
+        runs.setdefault(result["method"], []).append(read_table(folder / METRICS))
     title = task_class(summary["benchmark"]).title
     metric = f"{summary['metric']['name']} (x{summary['metric']['unit']})"
     text, sentence = table(summary), conclusion(summary)

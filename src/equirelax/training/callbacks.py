@@ -20,8 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from equirelax.data import GraphSet
 from equirelax.errors import CheckpointError
 from equirelax.training.assembly import Assembly
-from equirelax.training.checkpoint import BEST, FORMAT, KEY, LAST, Selected, copy_weights, write_selected
+from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
 from equirelax.training.evaluation import error_sum
+from equirelax.training.folder import BEST, LAST
 from equirelax.training.module import RelaxedModule
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from equirelax.benchmarks.settings import RunConfig
-from equirelax.training.loggers import read_table
-from equirelax.training.run import CONFIG, RESULT, Machine
+from equirelax.training.folder import CONFIG, METRICS, RESULT, read_table
+from equirelax.training.machine import Machine
 
 LOG = "log.txt"
 SECONDS_BETWEEN_LINES = 30.0
@@ -145,7 +145,7 @@ def _succeeded(job: Job, code: int, stopping: bool) -> bool:
 def _state(jobs: Sequence[Job], running: Sequence[Job]) -> str:
     parts = [f"{sum(job.done for job in jobs)}/{len(jobs)} runs finished"]
     for job in running:
-        table = job.folder / "metrics.csv"
+        table = job.folder / METRICS
         with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
             epoch = int(read_table(table)[-1]["epoch"]) + 1
             parts.append(f"{job.label}: epoch {epoch}/{job.config.training.epochs}")

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from equirelax.files import atomic_write
+from equirelax.training.folder import METRICS, read_table
 
 
 class EpochTable(Logger):
@@ -29,7 +30,7 @@ class EpochTable(Logger):
 
     def __init__(self, folder: Path, resume_from: int = 0) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path = folder / METRICS
         self.columns: list[str] = []
         self._keep_before(resume_from)
 
@@ -79,9 +80,3 @@ class EpochTable(Logger):
             self._rewrite(rows)
         else:
             self.path.unlink()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, as text; an incomplete last row is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]

@@ -239,10 +239,8 @@ def _run(cases: list[Case], repetitions: int) -> None:
                 case.seconds.append(elapsed)
 
 
-def ratios(
-    milliseconds: dict[str, float], multiply_adds: dict[str, int]
-) -> dict[str, dict[str, float | None]]:
-    """Name -> {"time": ratio of times, "floor": ratio of multiply-adds or None}."""
+def ratios(milliseconds: dict[str, float], multiply_adds: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Name -> {"time": ratio of times, "floor": ratio of multiply-adds}."""
     step = milliseconds["strict: step"]
     found: dict[str, dict[str, float]] = {}
     for name, count in multiply_adds.items():

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +15,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task
-from equirelax.benchmarks.settings import RunConfig, read_yaml
+from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax.relaxation import project
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble
+from equirelax.training.atomic_io import AtomicCheckpointIO
 from equirelax.training.callbacks import EpochEnd, graceful_interrupt
-from equirelax.training.checkpoint import (
-    BEST,
-    LAST,
-    AtomicCheckpointIO,
-    Selected,
-    copy_weights,
-    load_weights,
-    read_run,
-    write_selected,
-)
+from equirelax.training.checkpoint import Selected, copy_weights, load_weights, read_run, write_selected
 from equirelax.training.evaluation import evaluate
+from equirelax.training.folder import BEST, CONFIG, LAST, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
 from equirelax.training.loggers import EpochTable
+from equirelax.training.machine import Machine
 from equirelax.training.module import RelaxedModule
 from equirelax.training.progress import EpochProgress
-
-CONFIG, RESULT = "config.yaml", "result.json"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a run executes; it does not change what is computed, beyond rounding.
-
-    Attributes:
-        accelerator: cpu, gpu, or auto.
-        devices: Number of devices (processes).
-        strategy: Lightning's strategy: auto, ddp, ...
-        threads: Threads of torch in every process; small models are fastest with one.
-        progress: Show a bar or lines.
-        tensorboard: Write TensorBoard events beside metrics.csv.
-    """
-
-    accelerator: str = "cpu"
-    devices: int = 1
-    strategy: str = "auto"
-    threads: int = 1
-    progress: bool = True
-    tensorboard: bool = True
 
 
 def train(
@@ -89,63 +59,21 @@ def train(
         DataError: data is missing. CheckpointError: the checkpoint to resume from cannot be used.
     """
     machine = machine or Machine()
-    # Further ranks are started by the first, in a folder that it has prepared.
-    finished = prepare_folder(config, folder, resume) if global_rank() == 0 else None
+    # Further ranks are started by the first, in a folder that it has checked.
+    finished = check_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished
     # Noted now: the source tree may change while the run goes on, what was imported does not.
     commit = provenance.commit()
     torch.set_num_threads(machine.threads)
     assembly, module, last = _build(config, folder, root, machine)
+    if global_rank() == 0:
+        config.write(folder / CONFIG)
     with graceful_interrupt(last):
         _fit(assembly, module, last, folder, machine)
     if last.completed < config.training.epochs:
         return None
     return _conclude(assembly, last, folder, commit) if global_rank() == 0 else {}
-
-
-def prepare_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Check that `folder` may take this run; returns the result if it is finished already.
-
-    Raises:
-        ConfigError: a run is there and `resume` is False, or its settings differ.
-    """
-    if (folder / CONFIG).exists():
-        if not resume:
-            raise ConfigError(
-                f"{folder} holds a run already. Add --resume to continue it, or name another folder "
-                "with --out."
-            )
-        if differing := differences(read_yaml(folder / CONFIG), config.to_dict()):
-            raise ConfigError(
-                f"A resumed run keeps its settings, but {'; '.join(differing)} (run in {folder})."
-            )
-        if (folder / RESULT).exists():
-            return read_result(folder / RESULT)
-    else:
-        config.write(folder / CONFIG)
-    return None
-
-
-def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two configurations differ, in words."""
-    found = []
-    for key in sorted(stored.keys() | wanted.keys()):
-        old, new = stored.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
-    return found
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """The content of a result.json. Raises `ConfigError` if it cannot be read."""
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Remove it and resume the run.") from error
-    return loaded
 
 
 def _build(

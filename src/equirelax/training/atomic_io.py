@@ -1,0 +1,31 @@
+"""How Lightning writes and reads checkpoints here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from equirelax.files import atomic_write
+from equirelax.relaxation import read
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written to a temporary name and renamed, read with `weights_only=True`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint`, so that a crash leaves the old file."""
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, tensors and plain data only. Raises `CheckpointError` if it is missing or
+        damaged.
+        """
+        loaded: dict[str, Any] = read(path)
+        return loaded

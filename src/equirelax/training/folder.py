@@ -1,0 +1,63 @@
+"""A run's folder: the names of its files, whether it may take a run, reading what stands there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from equirelax.benchmarks.settings import RunConfig, read_yaml
+from equirelax.errors import ConfigError
+
+CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
+LAST, BEST = "last.ckpt", "best.ckpt"
+"""The resumable checkpoint, and the weights that validation selected."""
+
+
+def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Check that `folder` may take this run; returns the result if it is finished already.
+
+    Raises:
+        ConfigError: a run is there and `resume` is False, or its settings differ.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise ConfigError(
+                f"{folder} holds a run already. Add --resume to continue it, or name another folder "
+                "with --out."
+            )
+        if differing := differences(read_yaml(folder / CONFIG), config.to_dict()):
+            raise ConfigError(
+                f"A resumed run keeps its settings, but {'; '.join(differing)} (run in {folder})."
+            )
+        if (folder / RESULT).exists():
+            return read_result(folder / RESULT)
+    return None
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where two configurations differ, in words."""
+    found = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        old, new = stored.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result.json. Raises `ConfigError` if it cannot be read."""
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Remove it and resume the run.") from error
+    return loaded
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header, as text; an incomplete last row is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]

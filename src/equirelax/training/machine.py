@@ -1,0 +1,26 @@
+"""Where and how a run executes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run executes; it does not change what is computed, beyond rounding.
+
+    Attributes:
+        accelerator: cpu, gpu, or auto.
+        devices: Number of devices (processes).
+        strategy: Lightning's strategy: auto, ddp, ...
+        threads: Threads of torch in every process; small models are fastest with one.
+        progress: Show a bar or lines.
+        tensorboard: Write TensorBoard events beside metrics.csv.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    strategy: str = "auto"
+    threads: int = 1
+    progress: bool = True
+    tensorboard: bool = True
