@@ -28,15 +28,17 @@ class EGNNLayer(nn.Module):
             nn.Linear(2 * hidden + 1 + edge_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
         self.update = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.coordinate = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1, bias=False))
+        last = nn.Linear(hidden, 1, bias=False)
         # small at the start: otherwise the coordinates run away within a few layers
-        nn.init.xavier_uniform_(self.coordinate[2].weight, gain=0.001)
+        nn.init.xavier_uniform_(last.weight, gain=0.001)
+        self.coordinate = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), last)
         self.velocity = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(
         self, h: Tensor, x: Tensor, v: Tensor | None, edge_index: Tensor, edge_features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """h (n, hidden), x (n, 3), v (n, 3) or None, edge_index (2, e) [source, target], edge_features (e, f) or None -> (h', x')."""
+        """h (n, hidden), x (n, 3), v (n, 3) or None, edge_index (2, e) [source, target], edge_features
+        (e, f) or None -> (h', x')."""
         source, target = edge_index[0], edge_index[1]
         relative = x.index_select(0, target) - x.index_select(0, source)  # (e, 3)
         squared = relative.square().sum(dim=1, keepdim=True)
@@ -84,7 +86,8 @@ class EGNN(nn.Module):
         edge_index: Tensor,
         edge_features: Tensor | None = None,
     ) -> Tensor:
-        """positions, velocities (n, 3), features (n, in_features), edge_index (2, e) [source, target], edge_features (e, f) -> positions (n, 3).
+        """positions, velocities (n, 3), features (n, in_features), edge_index (2, e) [source, target],
+        edge_features (e, f) -> positions (n, 3).
 
         Raises:
             RepresentationError: if the number of node or edge features is not the one it was built for.

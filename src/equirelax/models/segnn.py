@@ -54,11 +54,11 @@ def spherical_harmonics(l_max: int, vectors: Tensor) -> Tensor:
 class Edges(NamedTuple):
     """Edges with what messages read, once for all edges and once stacked by graphs (see `Stack`).
 
-    index (2, e) [source, target], scalars (e, 2), attributes (e, attributes.dim); stacked (2, edges of one graph, graphs)
+    edge_index (2, e) [source, target], scalars (e, 2), attributes (e, attributes.dim); stacked (2, edges of one graph, graphs)
     and (attributes.dim, edges of one graph, graphs).
     """
 
-    index: Tensor
+    edge_index: Tensor
     scalars: Tensor
     attributes: Tensor
     stack: Stack
@@ -101,7 +101,7 @@ class SEGNNLayer(nn.Module):
 
     def _by_modules(self, x: Tensor, edges: Edges) -> Tensor:
         """Sums of messages (dim, n), every module called on the rows of all edges."""
-        source, target = edges.index[0], edges.index[1]
+        source, target = edges.edge_index[0], edges.edge_index[1]
         ends = torch.cat([x.index_select(1, target), x.index_select(1, source), edges.scalars.t()])
         messages = self.gate(self.message_1(ends.t(), edges.attributes))
         messages = self.gate(self.message_2(messages, edges.attributes))
@@ -212,7 +212,7 @@ class SEGNN(nn.Module):
 
     def _node_attributes(self, edges: Edges, velocities: Tensor) -> Tensor:
         """Mean attribute of the incoming edges plus the velocity's spherical harmonics; the 0e component is 1."""
-        incoming = mean_rows(edges.attributes.t(), edges.index[1], velocities.shape[0])
+        incoming = mean_rows(edges.attributes.t(), edges.edge_index[1], velocities.shape[0])
         attributes = incoming + spherical_harmonics(self.lmax_attributes, velocities).t()
         return torch.cat([torch.ones_like(attributes[:1]), attributes[1:]]).t()
 
