@@ -38,7 +38,7 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 perf: $(STAMP)
-	$(BIN)/equirelax perf
+	$(BIN)/equirelax perf --simulate
 
 clean:
 	rm -rf $(VENV) runs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from equirelax.cli import options
 from equirelax.files import write_text
-from equirelax.training.perf import measure, table
+from equirelax.training.perf import measure, simulation, table
 
 DESCRIPTION = """\
 Time a training step of SEGNN at the papers' size, strict and relaxed, and inference before and after
@@ -27,6 +27,9 @@ def main(words: Sequence[str]) -> int:
         "--repetitions", type=int, default=50, help="timed repetitions, after 10 that are not"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument(
+        "--simulate", action="store_true", help="also time making the N-body set, on two threads"
+    )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:])
     result = measure(
@@ -36,6 +39,8 @@ def main(words: Sequence[str]) -> int:
         repetitions=parsed.repetitions,
         threads=parsed.threads,
     )
+    if parsed.simulate:
+        result["simulation"] = simulation(threads=2)
     write_text(parsed.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(table(result))
     print(parsed.out)

@@ -7,6 +7,7 @@ are reported, because whatever disturbs a measurement makes it longer.
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.task import Batch
-from equirelax.data import GraphSet
+from equirelax.data import GraphSet, nbody
 from equirelax.data.graphs import complete_graph, gather, squared_distances
 from equirelax.errors import ConfigError
 from equirelax.relaxation import project
@@ -228,6 +229,20 @@ def replay(found: list[Factors]) -> Callable[[], None]:
     return call
 
 
+def simulation(threads: int) -> dict[str, Any]:
+    """Seconds to simulate and write the whole charged N-body set, 14,000 trajectories, to a folder that is then removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        nbody.make(root=folder, threads=threads)
+        seconds = time.perf_counter() - start
+    return {
+        "sizes": dict(nbody.DEFAULT_SIZES["charged"]),
+        "threads": threads,
+        "seconds": seconds,
+        "goal": 60.0,
+    }
+
+
 def _run(cases: list[Case], repetitions: int) -> None:
     """Warm up, then time every case in turn."""
     for repetition in range(WARM_UP + repetitions):
@@ -265,6 +280,12 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:46} {ratio['time']:9.3f} {ratio['floor']:9.3f} {result['goals'].get(name, ''):>12}"
         )
+    if "simulation" in result:
+        made = result["simulation"]
+        lines += [
+            "",
+            f"{sum(made['sizes'].values()):,} charged trajectories simulated in {made['seconds']:.1f} s, {made['threads']} threads (goal {made['goal']:.0f} s)",
+        ]
     hardware, settings = result["hardware"], result["settings"]
     lines += [
         "",
