@@ -282,9 +282,10 @@ def table(result: dict[str, Any]) -> str:
         )
     if "simulation" in result:
         made = result["simulation"]
+        count = sum(made["sizes"].values())
         lines += [
             "",
-            f"{sum(made['sizes'].values()):,} charged trajectories simulated in {made['seconds']:.1f} s, {made['threads']} threads (goal {made['goal']:.0f} s)",
+            f"{count:,} charged trajectories simulated in {made['seconds']:.1f} s (goal {made['goal']:.0f} s)",
         ]
     hardware, settings = result["hardware"], result["settings"]
     lines += [
