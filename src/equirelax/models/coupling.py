@@ -96,8 +96,12 @@ def couple_layout(slots: Slots, constant: float = 1.0) -> WeightLayout:
     index = slots.weights(torch.arange(numel))
     order = [to_s for to_s, _ in index] + [to_v for _, to_v in index]
     dims = [dim for _, dim in slots.inputs]
-    factors = [constant if dim == 1 else 1 / ROOT_3 for dim in dims] + [1.0 if dim == 1 else constant for dim in dims]
-    filled = [torch.full(o.shape, f, dtype=torch.float64).flatten() for o, f in zip(order, factors, strict=True)]
+    factors = [constant if dim == 1 else 1 / ROOT_3 for dim in dims] + [
+        1.0 if dim == 1 else constant for dim in dims
+    ]
+    filled = [
+        torch.full(o.shape, f, dtype=torch.float64).flatten() for o, f in zip(order, factors, strict=True)
+    ]
     return WeightLayout(torch.cat([o.flatten() for o in order]), torch.cat(filled))
 
 
@@ -165,7 +169,11 @@ def couple_backward(
     grad_z = w_z.view(channels, n_s) @ grad_s
     torch.mm(z, grad_s.t(), out=g_z.view(channels, n_s))
     grad_x = torch.empty_like(x)
-    parts = (x.split_with_sizes(slots.sizes), grad_x.split_with_sizes(slots.sizes), grad_z.split_with_sizes(muls))
+    parts = (
+        x.split_with_sizes(slots.sizes),
+        grad_x.split_with_sizes(slots.sizes),
+        grad_z.split_with_sizes(muls),
+    )
     for part, here, from_z, w, g, (mul, dim) in zip(*parts, w_v, g_v, slots.inputs, strict=True):
         w, g = w.view(mul, n_v), g.view(mul, n_v)
         if dim == 1:
@@ -188,18 +196,24 @@ class CoupleByHand(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, attributes: Tensor, weight: Tensor, bias: Tensor, slots: Slots, layout: WeightLayout
+        ctx: Any,
+        x: Tensor,
+        attributes: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        slots: Slots,
+        layout: WeightLayout,
     ) -> Tensor:
-        x = x.contiguous()
-        arranged = layout.arrange(weight)
-        out, z = couple_forward(x, attributes[0], attributes[None, 1:], arranged, bias, slots)
-        ctx.save_for_backward(x, attributes, weight, bias, z, arranged)
+        features, arranged = x.contiguous(), layout.arrange(weight)
+        out, z = couple_forward(features, attributes[0], attributes[None, 1:], arranged, bias, slots)
+        # inputs as they came, for the derivative of the derivative; what was made of them, for the derivative
+        ctx.save_for_backward(x, attributes, weight, bias, features, z, arranged)
         ctx.slots, ctx.layout = slots, layout
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, attributes, weight, bias, z, arranged = ctx.saved_tensors
+        x, attributes, weight, bias, features, z, arranged = ctx.saved_tensors
         slots, layout = ctx.slots, ctx.layout
         if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
 
@@ -209,5 +223,7 @@ class CoupleByHand(torch.autograd.Function):
             found = gradients(formula, (x, attributes, weight, bias), ctx.needs_input_grad, grad)
             return *found, None, None
         a0, a1 = attributes[0], attributes[None, 1:]
-        grad_x, grad_weight, grad_bias = couple_backward(grad.contiguous(), x, z, a0, a1, arranged, slots)
+        grad_x, grad_weight, grad_bias = couple_backward(
+            grad.contiguous(), features, z, a0, a1, arranged, slots
+        )
         return grad_x, None, layout.restore(grad_weight), grad_bias, None, None

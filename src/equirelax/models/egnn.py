@@ -66,7 +66,9 @@ class EGNN(nn.Module):
         edge_features: number of invariant edge features, 0 for none.
     """
 
-    def __init__(self, hidden: int = 64, layers: int = 4, in_features: int = 1, edge_features: int = 0) -> None:
+    def __init__(
+        self, hidden: int = 64, layers: int = 4, in_features: int = 1, edge_features: int = 0
+    ) -> None:
         super().__init__()
         if min(hidden, layers, in_features) < 1 or edge_features < 0:
             raise RepresentationError(

@@ -49,4 +49,6 @@ class WeightLayout:
 
     def restore(self, gradient: Tensor) -> Tensor:
         """From the gradient of the arranged weight to that of the weight."""
-        return gradient.index_select(0, self._inverse.like(gradient)).mul_(self._inverse_factors.like(gradient))
+        return gradient.index_select(0, self._inverse.like(gradient)).mul_(
+            self._inverse_factors.like(gradient)
+        )

@@ -8,6 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from equirelax.errors import RepresentationError
 from equirelax.models.exact import Exact
 from equirelax.models.mode import by_hand, gradients
 
@@ -22,15 +23,29 @@ class Gate(nn.Module):
     From irreps_in = scalars, one 0e for each gated irrep, gated irreps, to irreps_out = scalars, gated irreps:
 
         scalars' = 1.679177 silu(scalars),   gated' = 1.846706 sigmoid(gates) gated
+
+    Raises:
+        RepresentationError: if irreps_out is not 0e followed by irreps of l > 0.
     """
 
     def __init__(self, irreps_out: str | o3.Irreps) -> None:
         super().__init__()
         self.irreps_out = o3.Irreps(irreps_out)
-        self.scalars = sum(mul for mul, ir in self.irreps_out if ir.l == 0)
+        kinds = [ir == o3.Irrep("0e") for _, ir in self.irreps_out]
+        if (
+            not any(kinds)
+            or kinds != sorted(kinds, reverse=True)
+            or any(m.ir == o3.Irrep("0o") for m in self.irreps_out)
+        ):
+            raise RepresentationError(
+                f"Gate: expected 0e followed by irreps of l > 0, got {self.irreps_out}; sort them, and leave out 0o"
+            )
+        self.scalars = self.irreps_out.count("0e")
         self.gated = tuple((mul, ir.dim) for mul, ir in self.irreps_out if ir.l > 0)
         gates = sum(mul for mul, _ in self.gated)
-        self.irreps_in = o3.Irreps([(self.scalars + gates, "0e"), *(m for m in self.irreps_out if m.ir.l > 0)])
+        self.irreps_in = o3.Irreps(
+            [(self.scalars + gates, "0e"), *(m for m in self.irreps_out if m.ir.l > 0)]
+        )
         constants = [SILU_CONSTANT] * self.scalars + [SIGMOID_CONSTANT] * gates
         self.constants = Exact(torch.tensor(constants, dtype=torch.float64)[:, None])
         self.inverse_constants = Exact(1 / self.constants.value)
@@ -100,15 +115,15 @@ class GateByHand(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Gate) -> Tensor:
-        x = x.contiguous()
-        out, factors = gate_forward(x, gate)
-        ctx.save_for_backward(x, factors)
+        features = x.contiguous()
+        out, factors = gate_forward(features, gate)
+        ctx.save_for_backward(x, features, factors)
         ctx.gate = gate
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, factors = ctx.saved_tensors
+        x, features, factors = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *gradients(ctx.gate.transposed, (x,), ctx.needs_input_grad, grad), None
-        return gate_backward(grad.contiguous(), x, factors, ctx.gate), None
+        return gate_backward(grad.contiguous(), features, factors, ctx.gate), None

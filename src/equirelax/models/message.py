@@ -45,7 +45,9 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, first: Slots, second: Slots, gate: Gate, constant: float) -> Plan:
         """For a first product of slots [x_target, x_source, edge scalars], x of one slot of scalars and one of vectors."""
-        return cls(first, second, ends_layout(first, constant), couple_layout(second, constant), gate, constant)
+        return cls(
+            first, second, ends_layout(first, constant), couple_layout(second, constant), gate, constant
+        )
 
 
 def messages(
@@ -151,12 +153,18 @@ class _Sizes(NamedTuple):
 
 
 def product_forward(
-    x: Tensor, edge_scalars: Tensor, vector: Tensor, arranged: Tensor, bias: Tensor, stack: Stack, size: _Sizes
+    x: Tensor,
+    edge_scalars: Tensor,
+    vector: Tensor,
+    arranged: Tensor,
+    bias: Tensor,
+    stack: Stack,
+    size: _Sizes,
 ) -> Tensor:
     """`message_product` with arranged weights; edge_scalars (p, edges copies), vector (1, 3, edges copies)."""
     columns = size.edges * size.copies
     w0, w1, w_edge = size.matrices(arranged)
-    x0, x1 = x.view(x.shape[0], -1).split_with_sizes([size.scalars, 3 * size.vectors])
+    x0, x1 = x.flatten(1).split_with_sizes([size.scalars, 3 * size.vectors])
     of_scalars = (w0.t() @ x0).view(2, size.half, size.nodes, size.copies)
     of_vectors = (w1.t() @ x1.view(size.vectors, -1)).view(2, 3 * size.half, size.nodes, size.copies)
     s = of_scalars[0].index_select(1, stack.target).add_(of_scalars[1].index_select(1, stack.source))
@@ -174,10 +182,16 @@ def product_forward(
 
 
 def product_backward(
-    grad: Tensor, x: Tensor, edge_scalars: Tensor, vector: Tensor, arranged: Tensor, stack: Stack, size: _Sizes
+    grad: Tensor,
+    x: Tensor,
+    edge_scalars: Tensor,
+    vector: Tensor,
+    arranged: Tensor,
+    stack: Stack,
+    size: _Sizes,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the arranged weights and of the bias."""
-    columns, per_edge = size.edges * size.copies, (-1, size.edges, size.copies)
+    columns, per_edge = size.edges * size.copies, (size.edges, size.copies)
     grad_s, grad_v = grad.split_with_sizes([size.n_s, 3 * size.n_v])
     # what is not in grad as it stands: of the scalars that become vectors, of the vectors that become scalars
     grad_t = dot_into(x.new_empty(size.n_v, columns), grad_v.view(size.n_v, 3, columns), vector)
@@ -187,18 +201,18 @@ def product_backward(
     for i, index in enumerate((stack.target, stack.source)):
         to_s, t = of_scalars[i].split_with_sizes([size.n_s, size.n_v])
         dots, to_v = of_vectors[i].split_with_sizes([3 * size.n_s, 3 * size.n_v])
-        to_s.index_add_(1, index, grad_s.view(per_edge))
-        t.index_add_(1, index, grad_t.view(per_edge))
-        dots.index_add_(1, index, grad_d.view(per_edge))
-        to_v.index_add_(1, index, grad_v.view(per_edge))
+        to_s.index_add_(1, index, grad_s.unflatten(1, per_edge))
+        t.index_add_(1, index, grad_t.unflatten(1, per_edge))
+        dots.index_add_(1, index, grad_d.view(3 * size.n_s, *per_edge))
+        to_v.index_add_(1, index, grad_v.unflatten(1, per_edge))
     of_scalars, of_vectors = of_scalars.view(2 * size.half, -1), of_vectors.view(2 * size.half, -1)
 
     w0, w1, _ = size.matrices(arranged)
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(arranged)
     g0, g1, g_edge = size.matrices(grad_weight)
     parts = [size.scalars, 3 * size.vectors]
-    x0, x1 = x.view(x.shape[0], -1).split_with_sizes(parts)
-    grad_0, grad_1 = grad_x.view(x.shape[0], -1).split_with_sizes(parts)
+    x0, x1 = x.flatten(1).split_with_sizes(parts)
+    grad_0, grad_1 = grad_x.flatten(1).split_with_sizes(parts)
     torch.mm(w0, of_scalars, out=grad_0)
     torch.mm(w1, of_vectors, out=grad_1.view(size.vectors, -1))
     torch.mm(x0, of_scalars.t(), out=g0)
@@ -236,29 +250,37 @@ class MessagesByHand(torch.autograd.Function):
         hidden, factors_1 = gate_forward(first, plan.gate)
         second, z = couple_forward(hidden, None, vector, arranged[1], bias_2, plan.second)
         out, factors_2 = gate_forward(second, plan.gate)
-        ctx.save_for_backward(x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2)
-        # not inputs: the derivative of the derivative does not read these
-        ctx.kept = (stacked, *arranged, first, factors_1, hidden, z, second, factors_2)
+        inputs = (x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2)
+        # inputs as they came, for the derivative of the derivative; what was made of them, for the derivative
+        ctx.save_for_backward(*inputs, stacked, *arranged, first, factors_1, hidden, z, second, factors_2)
         ctx.stack, ctx.plan = stack, plan
-        out = out.view(-1, size.edges, size.copies)
+        out = out.unflatten(1, (size.edges, size.copies))
         return stack.unstack(stack.sum_at_targets(out))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stack, plan, saved = ctx.stack, ctx.plan, ctx.saved_tensors
+        stack, plan = ctx.stack, ctx.plan
+        inputs, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         if torch.is_grad_enabled() or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
 
             def formula(x: Tensor, scalars: Tensor, attributes: Tensor, *weights: Tensor) -> Tensor:
-                return messages(x, scalars, attributes, (weights[0], weights[1], weights[2], weights[3]), stack, plan)
+                return messages(
+                    x, scalars, attributes, (weights[0], weights[1], weights[2], weights[3]), stack, plan
+                )
 
-            return *gradients(formula, saved, ctx.needs_input_grad, grad), None, None
-        scalars, vector = saved[1].flatten(1), saved[2][None, 1:].flatten(2)
-        stacked, arranged_1, arranged_2, first, factors_1, hidden, z, second, factors_2 = ctx.kept
+            return *gradients(formula, inputs, ctx.needs_input_grad, grad), None, None
+        scalars, vector = inputs[1].flatten(1), inputs[2][None, 1:].flatten(2)
+        stacked, arranged_1, arranged_2, first, factors_1, hidden, z, second, factors_2 = saved
         grad = stack.stack(grad).index_select(1, stack.target).flatten(1)
         grad = gate_backward(grad, second, factors_2, plan.gate)
         grad, grad_2, grad_bias_2 = couple_backward(grad, hidden, z, None, vector, arranged_2, plan.second)
         grad = gate_backward(grad, first, factors_1, plan.gate)
         size = _Sizes.of(plan, stack)
         grad, grad_1, grad_bias_1 = product_backward(grad, stacked, scalars, vector, arranged_1, stack, size)
-        weights = plan.first_layout.restore(grad_1), grad_bias_1, plan.second_layout.restore(grad_2), grad_bias_2
+        weights = (
+            plan.first_layout.restore(grad_1),
+            grad_bias_1,
+            plan.second_layout.restore(grad_2),
+            grad_bias_2,
+        )
         return stack.unstack(grad), None, None, *weights, None, None

@@ -31,5 +31,7 @@ def gradients(
         if not create_graph:  # then the inputs' own history must not be walked
             inputs = [x.detach().requires_grad_() for x in inputs]
         wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
-        found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=create_graph))
+        found = iter(
+            torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=create_graph, allow_unused=True)
+        )
     return tuple(next(found) if need else None for _, need in zip(inputs, needed, strict=False))

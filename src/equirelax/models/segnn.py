@@ -46,7 +46,9 @@ def spherical_harmonics(l_max: int, vectors: Tensor) -> Tensor:
     The zero vector has no direction: its components of l > 0 are 0.
     """
     if l_max > 1:
-        return o3.spherical_harmonics(list(range(l_max + 1)), vectors, normalize=True, normalization="integral")
+        return o3.spherical_harmonics(
+            list(range(l_max + 1)), vectors, normalize=True, normalization="integral"
+        )
     direction = nn.functional.normalize(vectors, dim=-1) * sqrt(3 / (4 * pi))
     return torch.cat([torch.full_like(vectors[:, :1], Y_0), direction], dim=-1)
 
@@ -121,13 +123,18 @@ class SEGNNLayer(nn.Module):
         products = (self.message_1, self.message_2)
         if not self.joint_messages or torch.is_autocast_enabled(x.device.type):
             return False
-        return not any(type(m) is not TensorProduct or _is_hooked(m) for m in products) and not _is_hooked(self.gate)
+        return not any(type(m) is not TensorProduct or _is_hooked(m) for m in products) and not _is_hooked(
+            self.gate
+        )
 
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether a module's call does more than its forward."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -164,7 +171,9 @@ class SEGNN(nn.Module):
             )
         self.lmax_attributes = lmax_attributes
         self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
-        self.hidden = balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
+        self.hidden = (
+            balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
+        )
         self.centre = centre
         self.gate = Gate(self.hidden)
         self.embedding = TensorProduct(NODE_FEATURES, self.attributes, self.hidden)
@@ -208,7 +217,9 @@ class SEGNN(nn.Module):
         scalars = torch.cat([distances, products], dim=1)
         attributes = spherical_harmonics(self.lmax_attributes, relative)
         stack = Stack.of(edge_index, positions.shape[0])
-        return Edges(edge_index, scalars, attributes, stack, stack.stack(scalars.t()), stack.stack(attributes.t()))
+        return Edges(
+            edge_index, scalars, attributes, stack, stack.stack(scalars.t()), stack.stack(attributes.t())
+        )
 
     def _node_attributes(self, edges: Edges, velocities: Tensor) -> Tensor:
         """Mean attribute of the incoming edges plus the velocity's spherical harmonics; the 0e component is 1."""

@@ -95,7 +95,8 @@ class TensorProduct(nn.Module):
         self.dims = (self.irreps_in1.dim, self.irreps_in2.dim, self.irreps_out.dim)
         self.slot_dims = [mul_ir.dim for mul_ir in self.irreps_in1]
         self.path_dims = [
-            (self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim) for ins in self.instructions
+            (self.irreps_in1[ins.i_in1].ir.dim, self.irreps_out[ins.i_out].ir.dim)
+            for ins in self.instructions
         ]
         self.coupling_sizes = [
             dim1 * dim_out
@@ -144,7 +145,9 @@ class TensorProduct(nn.Module):
         if self.slots is None:
             return self.general(x.t(), attributes.t()).t()
         if by_hand(self, x):
-            return CoupleByHand.apply(x.t(), attributes.t(), self.weight, self.bias, self.slots, self.layout).t()
+            return CoupleByHand.apply(
+                x.t(), attributes.t(), self.weight, self.bias, self.slots, self.layout
+            ).t()
         return couple(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
 
     def general(self, x: Tensor, attributes: Tensor) -> Tensor:
@@ -153,8 +156,10 @@ class TensorProduct(nn.Module):
         slots = x.split(self.slot_dims)
         couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
         sums: list[Tensor | None] = [None] * (1 + max(ins.i_out for ins in self.instructions))
-        for ins, weight, (dim1, dim_out) in zip(self.instructions, self.weight_views(), self.path_dims, strict=True):
-            features = slots[ins.i_in1].reshape(-1, dim1, columns)
+        for ins, weight, (dim1, dim_out) in zip(
+            self.instructions, self.weight_views(), self.path_dims, strict=True
+        ):
+            features = slots[ins.i_in1].reshape(ins.path_shape[0], dim1, columns)
             for v in range(ins.path_shape[1]):
                 coupling = next(couplings).view(dim1, dim_out, columns)
                 if dim1 <= dim_out:
@@ -174,10 +179,13 @@ class TensorProduct(nn.Module):
         matrix = attributes.new_zeros(self.irreps_out.dim, self.irreps_in1.dim)
         columns, rows = self.irreps_in1.slices(), self.irreps_out.slices()
         couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
-        for ins, weight, (dim1, dim_out) in zip(self.instructions, self.weight_views(), self.path_dims, strict=True):
+        for ins, weight, (dim1, dim_out) in zip(
+            self.instructions, self.weight_views(), self.path_dims, strict=True
+        ):
             for v in range(ins.path_shape[1]):
                 coupling = next(couplings).view(dim1, dim_out)
-                matrix[rows[ins.i_out], columns[ins.i_in1]] += torch.kron(weight[:, v].t(), coupling.t())
+                block = torch.einsum("uw,ik->wkui", weight[:, v], coupling).flatten(0, 1).flatten(1)
+                matrix[rows[ins.i_out], columns[ins.i_in1]] += block
         return matrix
 
     def _symbols(self) -> Tensor:
@@ -186,7 +194,11 @@ class TensorProduct(nn.Module):
         blocks = []
         starts = [s.start for s in self.irreps_in2.slices()]
         for ins in self.instructions:
-            irs = (self.irreps_in1[ins.i_in1].ir, self.irreps_in2[ins.i_in2].ir, self.irreps_out[ins.i_out].ir)
+            irs = (
+                self.irreps_in1[ins.i_in1].ir,
+                self.irreps_in2[ins.i_in2].ir,
+                self.irreps_out[ins.i_out].ir,
+            )
             w3j = o3.wigner_3j(*(ir.l for ir in irs), dtype=torch.float64)
             for v in range(ins.path_shape[1]):
                 block = torch.zeros(irs[0].dim * irs[2].dim, self.irreps_in2.dim, dtype=torch.float64)
