@@ -168,3 +168,19 @@ def test_a_failed_run_is_reported_and_the_others_count(
     assert "ace seed 0: failed with exit code 2" in text.err
     assert "| strict |" in text.out
     assert "| ace |" not in text.out
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.usefixtures("_tiny_data")
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    words = ["train", "nbody", "--method", "ace", *SMALL, "--epochs", "3"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    both = command(*words, "--out", str(tmp_path / "two"), "--devices", "2", "--strategy", "ddp")
+    done = subprocess.run(both, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(
+        *(read_table(tmp_path / name / "metrics.csv") for name in ("one", "two")), strict=True
+    ):
+        for key in ("train/loss", "val/projected", "val/relaxed", "gamma/layers.0.update_1"):
+            assert float(one[key]) == pytest.approx(float(two[key]), rel=1e-4), key

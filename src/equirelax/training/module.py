@@ -66,9 +66,10 @@ class RelaxedModule(lightning.LightningModule):
             self.assembly.method.step(self.optimizers(use_pl_optimizer=False))
 
     def epoch_means(self) -> dict[str, float]:
-        """Mean task loss and penalty since the last call; then starts anew."""
+        """Mean task loss and penalty over steps and ranks since the last call; then starts anew."""
         if self._sums is None:
             return {}
-        loss, penalty = (self._sums / self._steps).tolist()
+        means = self.trainer.strategy.reduce(self._sums / self._steps, reduce_op="mean")
+        loss, penalty = torch.as_tensor(means).tolist()
         self._sums, self._steps = None, 0
         return {"train/loss": loss, "train/penalty": penalty}
