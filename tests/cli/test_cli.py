@@ -98,6 +98,8 @@ def test_help_texts_say_what_matters(
         (["compare", "nbody", "--seeds", "0"], "at least one seed"),
         (["compare", "nbody", "--epocks", "3"], "Unknown option --epocks"),
         (["compare", "nbody", "--methods", "strict", "--ace.epochs", "3"], "not among --methods"),
+        (["compare", "nbody", "--jobs", "0"], "--jobs is 0"),
+        (["compare", "nbody", "--jobs", "two"], "--jobs"),
         (["data", "mke"], "Unknown action 'mke'. Did you mean 'make'"),
         (["data", "make", "nbody", "--clamp", "nrm"], "Unknown clamp"),
         (["data", "get", "nbdy"], "Did you mean 'nbody'"),

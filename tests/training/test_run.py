@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from equirelax.errors import CheckpointError, ConfigError, DataError
+from equirelax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from equirelax.relaxation import read
 from equirelax.training.callbacks import EpochEnd
 from equirelax.training.folder import BEST, LAST, read_table
@@ -198,3 +198,18 @@ def test_missing_data_says_how_to_make_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="equirelax data make nbody"):
         train(tiny_config("strict"), tmp_path / "run", tmp_path / "nothing", machine=QUIET)
+
+
+def test_devices_that_are_not_there_are_named(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:
+    for index, wrong in enumerate(
+        ({"strategy": "dpp"}, {"accelerator": "gpu"} if not torch.cuda.is_available() else {"devices": 0})
+    ):
+        machine = Machine(progress=False, tensorboard=False, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="does not work here"):
+            train(tiny_config("strict"), tmp_path / str(index), tiny_root, machine=machine)
+
+
+def test_a_run_that_diverges_stops_and_says_so(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="Lower learning_rate"):
+        train(tiny_config("strict", learning_rate=1e30), tmp_path, tiny_root, machine=QUIET)
+    assert not (tmp_path / "result.json").exists()

@@ -38,7 +38,12 @@ def main(words: Sequence[str]) -> int:
         _parser(benchmark or "BENCHMARK").print_help()
         return 0
     own, settings = split_settings(words[1:], list(CHOICES))
-    known, common = _parser(benchmark).parse_known_args(own)
+    try:
+        known, common = _parser(benchmark).parse_known_args(own)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}. See equirelax compare --help.") from error
+    if known.jobs is not None and known.jobs < 1:
+        raise ConfigError(f"--jobs is {known.jobs}; at least one run at a time is needed.")
     methods = _names(known.methods)
     for method in settings:
         if method not in methods:
@@ -68,6 +73,7 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         + options.methods_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
     parser.add_argument(

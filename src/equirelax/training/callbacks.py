@@ -5,6 +5,7 @@ asked for.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from equirelax.data import GraphSet
-from equirelax.errors import CheckpointError
+from equirelax.errors import CheckpointError, NonFiniteError
 from equirelax.training.assembly import Assembly
 from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
 from equirelax.training.evaluation import error_sum
@@ -72,6 +73,7 @@ class EpochEnd(Callback):
         metrics: dict[str, float] = {"step": float(trainer.global_step)}
         if isinstance(module, RelaxedModule):
             metrics.update(module.epoch_means())
+            self._check_finite(epoch, metrics.get("train/loss", 0.0))
         if last or (epoch + 1) % training.validate_every == 0:
             metrics.update(self.validate(trainer))
             self._select(epoch, metrics)
@@ -101,6 +103,13 @@ class EpochEnd(Callback):
         sums = trainer.strategy.reduce(torch.stack([projected, relaxed]), reduce_op="sum")
         values = (torch.as_tensor(sums) / len(self.val)).tolist()
         return {"val/projected": values[0], "val/relaxed": values[1]}
+
+    def _check_finite(self, epoch: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"The training loss is {loss} in epoch {epoch + 1} (run in {self.folder}). Lower learning_rate, or "
+                "set gradient_clip."
+            )
 
     def _select(self, epoch: int, metrics: dict[str, float]) -> None:
         value = metrics["val/relaxed" if self.assembly.deploys_relaxed else "val/projected"]

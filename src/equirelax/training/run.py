@@ -11,19 +11,21 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, NonFiniteError
 from equirelax.files import write_text
 from equirelax.relaxation import project
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble
 from equirelax.training.atomic_io import AtomicCheckpointIO
 from equirelax.training.callbacks import EpochEnd, graceful_interrupt
-from equirelax.training.checkpoint import Selected, copy_weights, load_weights, read_run, write_selected
+from equirelax.training.checkpoint import load_weights, read_run, write_selected
 from equirelax.training.evaluation import evaluate
 from equirelax.training.folder import BEST, CONFIG, LAST, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
@@ -102,7 +104,7 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
     start = 0
     if checkpoint.exists():
         start = read_run(checkpoint).epochs
-    loggers: list[Any] = [EpochTable(folder, start)]
+    loggers: list[Logger] = [EpochTable(folder, start)]
     if machine.tensorboard:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
     label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
@@ -115,12 +117,25 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
     with warnings.catch_warnings():
         # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = lightning.Trainer(
+        trainer = _trainer(config, folder, machine, [last, *bar], loggers)
+        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+
+
+def _trainer(
+    config: RunConfig, folder: Path, machine: Machine, callbacks: list[Callback], loggers: list[Logger]
+) -> lightning.Trainer:
+    """A Trainer that leaves validation, checkpoints and progress to our callbacks.
+
+    Raises:
+        ConfigError: an accelerator, number of devices or strategy that is not to be had here.
+    """
+    try:
+        return lightning.Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             strategy=machine.strategy,
             max_epochs=config.training.epochs,
-            callbacks=[last, *bar],
+            callbacks=callbacks,
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             gradient_clip_val=config.training.gradient_clip or None,
@@ -131,7 +146,11 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
             use_distributed_sampler=False,
             log_every_n_steps=10**9,
         )
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            f"--accelerator {machine.accelerator} --devices {machine.devices} --strategy {machine.strategy} does not "
+            f"work here: {' '.join(str(error).split())}"
+        ) from error
 
 
 def global_rank() -> int:
@@ -142,7 +161,11 @@ def global_rank() -> int:
 def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | None) -> dict[str, Any]:
     """Take the selected weights, read the test set once, audit, and write the result."""
     config, task = assembly.config, assembly.task
-    selected = last.selected or Selected(config.training.epochs - 1, float("nan"), copy_weights(assembly))
+    selected = last.selected
+    if selected is None:
+        raise NonFiniteError(
+            "No validation had a finite value: there is nothing to select. Lower learning_rate."
+        )
     write_selected(folder / BEST, config, selected)
     assembly.model.to("cpu")
     load_weights(assembly, selected.weights, str(folder / BEST))
