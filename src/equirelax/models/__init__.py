@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from equirelax.models.egnn import EGNN, EGNNLayer
+from equirelax.models.egno import EGNO
 
 if TYPE_CHECKING:
     from equirelax.models.segnn import SEGNN, SEGNNLayer
     from equirelax.models.tensor_product import TensorProduct
 
-__all__ = ["EGNN", "SEGNN", "EGNNLayer", "SEGNNLayer", "TensorProduct"]
+__all__ = ["EGNN", "EGNO", "SEGNN", "EGNNLayer", "SEGNNLayer", "TensorProduct"]
 
 
 def __getattr__(name: str) -> Any:

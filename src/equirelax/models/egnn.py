@@ -18,12 +18,22 @@ class EGNNLayer(nn.Module):
     m_ij = message([h_i, h_j, |x_i - x_j|^2, e_ij])
     x_i' = x_i + mean_j (x_i - x_j) coordinate(m_ij) + velocity(h_i) v_i
     h_i' = h_i + update([h_i, sum_j m_ij])
+
+    Args:
+        hidden: width of h and of the messages.
+        edge_features: number of invariant edge features e_ij, 0 for none.
+        skip: whether h_i is added to its update; without, h_i' = update(...).
+        limit: longest mean step of a node (the sum over j, divided), in the unit of x; longer ones are shortened to
+            it. None: any.
     """
 
-    def __init__(self, hidden: int, edge_features: int = 0) -> None:
+    def __init__(
+        self, hidden: int, edge_features: int = 0, skip: bool = True, limit: float | None = None
+    ) -> None:
         super().__init__()
         self.hidden = hidden
         self.edge_features = edge_features
+        self.skip, self.limit = skip, limit
         self.message = nn.Sequential(
             nn.Linear(2 * hidden + 1 + edge_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
@@ -49,11 +59,17 @@ class EGNNLayer(nn.Module):
 
         neighbours = x.new_zeros(x.shape[0]).index_add(0, target, x.new_ones(target.shape)).clamp(min=1)
         shift = torch.zeros_like(x).index_add(0, target, relative * self.coordinate(messages))
-        moved = x + shift / neighbours[:, None]
+        shift = shift / neighbours[:, None]
+        if self.limit is not None:
+            squared = shift.square().sum(dim=1, keepdim=True)
+            # exactly 1, with derivative 0, for shifts that are short enough
+            shift = shift * (self.limit**2 / squared.clamp(min=self.limit**2)).sqrt()
+        moved = x + shift
         if v is not None:
             moved = moved + self.velocity(h) * v
         received = torch.zeros_like(h).index_add(0, target, messages)
-        return h + self.update(torch.cat([h, received], dim=1)), moved
+        update = self.update(torch.cat([h, received], dim=1))
+        return h + update if self.skip else update, moved
 
 
 class EGNN(nn.Module):

@@ -69,3 +69,14 @@ def mean_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
     """As `sum_rows`, divided by the number of columns that share an index (0 where there is none)."""
     columns = x.new_zeros(count).index_add(0, index, x.new_ones(index.shape))
     return sum_rows(x, index, count) / columns.clamp(min=1)
+
+
+def centres(positions: Tensor, graph: Tensor | None) -> Tensor:
+    """Mean position of every node's graph, for positions (n, 3): (n, 3), or (1, 3) where graph is None, one graph.
+
+    graph (n,) long holds numbers from 0 to n - 1.
+    """
+    if graph is None:
+        return positions.mean(dim=0, keepdim=True)
+    # as many places as nodes are always enough, and need no look at the largest number
+    return mean_rows(positions.t(), graph, positions.shape[0]).t().index_select(0, graph)
