@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO
+from equirelax.models.vn_dgcnn import VNDGCNN
+from equirelax.models.vn_pointnet import VNPointNet
 
 if TYPE_CHECKING:
     from equirelax.models.segnn import SEGNN, SEGNNLayer
     from equirelax.models.tensor_product import TensorProduct
 
-__all__ = ["EGNN", "EGNO", "SEGNN", "EGNNLayer", "SEGNNLayer", "TensorProduct"]
+__all__ = ["EGNN", "EGNO", "SEGNN", "VNDGCNN", "EGNNLayer", "SEGNNLayer", "TensorProduct", "VNPointNet"]
 
 
 def __getattr__(name: str) -> Any:
