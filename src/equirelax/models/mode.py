@@ -1,4 +1,6 @@
-"""Derivatives that are written out by hand: when they may be used, and what stands in where they may not."""
+"""Modules that are not called as they stand: derivatives that are written out by hand, when they may be used and what
+stands in where they may not; and modules that are watched.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,16 @@ def by_hand(module: nn.Module, x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     return torch.is_inference_mode_enabled() or (module.training and torch.is_grad_enabled())
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module's call does more than its forward: then it must be called, and not gone around."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def gradients(
