@@ -26,6 +26,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "ace": lambda r: er.ACE(r, dual_lr=0.1),
     "ace-adam-pi": lambda r: er.ACE(r, dual_lr=0.1, dual_optimizer="adam", pi=0.3, penalty=seeded_penalty(r)),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
+    "rpp": lambda r: er.methods.RPP(r, 1e-3, 1e-2),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,
@@ -164,9 +165,9 @@ def test_logs_per_layer() -> None:
 
 
 def test_which_methods_deploy_relaxed() -> None:
-    assert er.methods.names() == ["strict", "scheduled", "ace", "resilient"]
+    assert er.methods.names() == ["strict", "scheduled", "ace", "resilient", "remul", "rpp"]
     relaxed = [name for name in er.methods.names() if er.methods.get(name).deploys_relaxed]
-    assert relaxed == ["resilient"]
+    assert relaxed == ["resilient", "remul", "rpp"]
     assert all(er.methods.descriptions().values())
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 import equirelax.methods as methods
 from equirelax.benchmarks.settings import Strength
@@ -83,10 +83,82 @@ class ResilientStrength(Strength):
     pi: float = 0.0
 
 
+@dataclass
+class REMULStrength(Strength):
+    """REMUL: the loss on moved samples as a second task; strengths stay at gamma.
+
+    Attributes:
+        alpha: Weight of the loss on samples as they are.
+        beta: Weight of the loss on moved samples.
+        weighting: Constant weights, or GradNorm's, which start there and keep their sum.
+        gamma: The fixed strength of the residuals, where the model has any.
+        asymmetry: GradNorm's exponent of the relative training rate.
+        weights_lr: GradNorm's step size.
+        weights_optimizer: What moves GradNorm's weights.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    weighting: Literal["constant", "gradnorm"] = "constant"
+    gamma: float = 1.0
+    asymmetry: float = 1.5
+    weights_lr: float = 0.025
+    weights_optimizer: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass
+class RPPStrength(Strength):
+    """RPP: Gaussian priors on the equivariant and the residual weights; strengths stay at gamma.
+
+    Attributes:
+        eq_weight: Factor of the squared norm of the author's weights.
+        residual_weight: Factor of the squared norm of the residuals' weights.
+        gamma: The fixed strength of the residuals.
+    """
+
+    eq_weight: float = 1e-5
+    residual_weight: float = 1e-3
+    gamma: float = 1.0
+
+
+@dataclass
+class EquiTuningStrength(Strength):
+    """Equi-Tuning: the network's predictions averaged over group elements.
+
+    Attributes:
+        samples: Elements that a prediction is averaged over; a finite group with no more is taken whole.
+        training_samples: Elements drawn anew for every training batch; 0 trains the network as it is.
+        seed: Seed of the elements of evaluation.
+    """
+
+    samples: int = 16
+    training_samples: int = 0
+    seed: int = 0
+
+
+@dataclass
+class EquiAdaptStrength(Strength):
+    """Equi-Adapt: a small equivariant network turns every sample into a pose of its own before the network.
+
+    Attributes:
+        hidden: Channels of vectors of the canonicalising network.
+        layers: Its hidden layers.
+        neighbours: Nearest neighbours whose mean is its second input.
+    """
+
+    hidden: int = 21
+    layers: int = 2
+    neighbours: int = 20
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A method on the command line: what it is in a sentence, and its settings before any benchmark changes
-    them.
+    """A method on the command line.
+
+    Attributes:
+        description: What it is, in a sentence.
+        strength: Its settings before any benchmark changes them.
+        deploys_relaxed: Whether the trained model is used with its residuals.
     """
 
     description: str
@@ -111,6 +183,21 @@ CHOICES: dict[str, Choice] = {
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)",
         ScheduledStrength(),
     ),
+    "no-schedule": Choice(
+        "ablation of CR: gamma is 1 throughout; projected all the same", ScheduledStrength("constant")
+    ),
+    "no-lie": Choice("ablation of CR: no Lie term, the norm alone", ScheduledStrength(lie_weight=0.0)),
+    "no-penalty": Choice(
+        "ablation of CR: neither Lie term nor norm", ScheduledStrength(lie_weight=0.0, norm_weight=0.0)
+    ),
+    "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMULStrength(), True),
+    "rpp": Choice("RPP: Gaussian priors on equivariant and residual weights", RPPStrength(), True),
+    "equi-tuning": Choice(
+        "Equi-Tuning: predictions averaged over group elements; any network", EquiTuningStrength()
+    ),
+    "equi-adapt": Choice(
+        "Equi-Adapt: a canonicalising network in front of any network for point clouds", EquiAdaptStrength()
+    ),
 }
 
 
@@ -124,12 +211,22 @@ def choice(name: str) -> Choice:
 
 
 def is_scheduled(name: str) -> bool:
-    """Whether the method follows a schedule (CR and its control)."""
+    """Whether the method follows a schedule (CR, its ablations and its control)."""
     return isinstance(choice(name).strength, ScheduledStrength)
 
 
+def is_learnt(name: str) -> bool:
+    """Whether the strengths are learnt (ACE in all its forms)."""
+    return isinstance(choice(name).strength, (ACEStrength, ResilientStrength))
+
+
+def is_wrapper(name: str) -> bool:
+    """Whether the method is a module around the network, with no residuals and nothing to step."""
+    return isinstance(choice(name).strength, (EquiTuningStrength, EquiAdaptStrength))
+
+
 def build_method(
-    relaxation: Relaxation,
+    relaxation: Relaxation | nn.Module,
     strength: Strength,
     *,
     epochs: int,
@@ -140,20 +237,31 @@ def build_method(
     """The method that `strength` describes, attached to `relaxation`.
 
     Args:
-        relaxation: A relaxed model's handle.
+        relaxation: A relaxed model's handle; for REMUL also a model that is not relaxed.
         strength: Settings of one of the methods above.
         epochs, steps_per_epoch: Length of the run, for schedules.
         learning_rate: The optimiser's step size, for slacks that share it.
         seed: Seed of the penalty's row subsampling.
+
+    Raises:
+        ConfigError: the strength is none of a method, or it needs residuals and there are none.
     """
-    builders: dict[type[Strength], Callable[[], Method]] = {
-        ScheduledStrength: lambda: _scheduled(relaxation, strength, epochs, steps_per_epoch, seed),  # type: ignore[arg-type]
-        ACEStrength: lambda: _ace(relaxation, strength),  # type: ignore[arg-type]
-        ResilientStrength: lambda: _resilient(relaxation, strength, learning_rate),  # type: ignore[arg-type]
-    }
-    if type(strength) not in builders:
-        raise ConfigError(f"{type(strength).__name__} describes no method that drives a relaxation.")
-    return builders[type(strength)]()
+    if isinstance(strength, REMULStrength):
+        return _remul(relaxation, strength)
+    if not isinstance(relaxation, Relaxation):
+        raise ConfigError(
+            f"{type(strength).__name__} needs residuals, and {type(relaxation).__name__} has none: choose a "
+            f"placement, or a method that works on any network (remul, equi-tuning, equi-adapt)."
+        )
+    if isinstance(strength, ScheduledStrength):
+        return _scheduled(relaxation, strength, epochs, steps_per_epoch, seed)
+    if isinstance(strength, ACEStrength):
+        return _ace(relaxation, strength)
+    if isinstance(strength, ResilientStrength):
+        return _resilient(relaxation, strength, learning_rate)
+    if isinstance(strength, RPPStrength):
+        return methods.RPP(relaxation, strength.eq_weight, strength.residual_weight, gamma=strength.gamma)
+    raise ConfigError(f"{type(strength).__name__} describes no method that drives a relaxation.")
 
 
 def _scheduled(
@@ -195,4 +303,17 @@ def _resilient(relaxation: Relaxation, s: ResilientStrength, learning_rate: floa
         dual_optimizer=s.dual_optimizer,
         augmented=s.augmented,
         pi=s.pi,
+    )
+
+
+def _remul(model: Relaxation | nn.Module, s: REMULStrength) -> Method:
+    return methods.REMUL(
+        model,
+        alpha=s.alpha,
+        beta=s.beta,
+        weighting=s.weighting,
+        gamma=s.gamma,
+        asymmetry=s.asymmetry,
+        weights_lr=s.weights_lr,
+        weights_optimizer=s.weights_optimizer,
     )

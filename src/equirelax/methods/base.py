@@ -1,15 +1,18 @@
-"""What every method is: it drives strengths, adds a term to the loss, and steps after the optimizer."""
+"""What every method is: it makes the loss into what is minimised, drives strengths, and steps after the
+optimizer.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import MethodError
+from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import ParameterWatch, check_optimizers
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ class Method(ABC):
         loss = criterion(model(x), y) + method.penalty()
         loss.backward(); optimizer.step(); optimizer.zero_grad()
         method.step()
+
+    A loop that serves every method, also those that weigh the loss itself, takes
+
+        loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
     Args:
         relaxation: the relaxed model. Create the method after `relax` and before the optimizer, which must
@@ -46,7 +53,7 @@ class Method(ABC):
     def __init__(self, relaxation: Relaxation, penalty: Penalty | None = None) -> None:
         attached = {id(module) for module in relaxation.model.modules()}
         gone = [path for path, residual in relaxation.residuals.items() if id(residual) not in attached]
-        if gone or not relaxation.residuals:
+        if gone or not (relaxation.residuals or isinstance(relaxation, Unrelaxed)):
             raise MethodError(
                 f"the model has no residual at {', '.join(gone[:5]) or 'all'} any more: it was projected. "
                 f"Relax it again, and make the method from what relax() returns"
@@ -64,6 +71,19 @@ class Method(ABC):
     def paths(self) -> list[str]:
         """Paths of the relaxed modules, in the model's order: the order of every per-residual vector here."""
         return list(self.relaxation.residuals)
+
+    def objective(self, task: Tensor, moved: Callable[[], Tensor] | None = None) -> Tensor:
+        """What to minimise, a scalar: here `task + penalty()`.
+
+        Args:
+            task: the task's loss on the batch, a scalar.
+            moved: gives the task's loss on the batch with every sample, and its target, moved by a group
+                element of its own, drawn anew. Called only by methods that need it (REMUL).
+
+        Raises:
+            MethodError: the method needs `moved` and it is not given.
+        """
+        return task + self.penalty()
 
     def penalty(self) -> Tensor:
         """The term to add to the loss, a scalar. Call it after the forward pass(es).
@@ -118,6 +138,10 @@ class Method(ABC):
             for path, terms in self.regularizer.terms.items():
                 rows[path].update({key: float(value) for key, value in terms.items()})
         return rows
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the method as a whole, for logs, such as REMUL's weights; waits for the device."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
@@ -194,6 +218,8 @@ class Method(ABC):
     def _gammas(self) -> Tensor:
         """All strengths (n,), with gradients, in float32 or better, on the first residual's device."""
         gammas = [residual.gamma for residual in self.relaxation.residuals.values()]
+        if not gammas:
+            return self.relaxation.gammas()
         dtype = torch.promote_types(gammas[0].dtype, torch.float32)
         return torch.stack([g.to(device=gammas[0].device, dtype=dtype) for g in gammas])
 

@@ -1,0 +1,182 @@
+"""GradNorm (Chen et al., ICML 2018, arXiv 1711.02257): weights of several losses, balanced by their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from equirelax.errors import MethodError
+from equirelax.methods.dual import DualAscent
+
+LEAST = 1e-3  # a weight stays above this share of the sum: at 0 its task would never come back
+
+
+class GradNorm:
+    """Weights w_i of losses L_i whose gradients should train all tasks at one rate.
+
+        G_i  = w_i || grad_W L_i ||                    W: the shared parameters that are looked at
+        r_i  = (L_i / L_i(0)) / mean_j (L_j / L_j(0))  inverse training rate
+        L_gn = sum_i | G_i - mean_j(G_j) r_i^a |       its gradient in w_i, the second term held constant
+        w    = w - lr * grad L_gn ("sgd"), or Adam's step; then scaled back to its sum
+
+    Over the ranks of a process group losses and gradients are averaged, so that every rank has the same
+    weights.
+
+    Args:
+        weights: at the start, each > 0; their sum is kept.
+        parameters: W, such as the last shared layer's (the paper's choice, and cheap).
+        last: take as W only the last of `parameters` that the losses depend on.
+        asymmetry: the exponent a >= 0; 0 makes the gradients equal (the paper uses 0.12 to 1.5).
+        lr: step size > 0 (0.025 in the paper).
+        optimizer: "adam" or "sgd".
+
+    Raises:
+        MethodError: no parameters, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        parameters: Sequence[nn.Parameter],
+        *,
+        last: bool = False,
+        asymmetry: float = 1.5,
+        lr: float = 0.025,
+        optimizer: str = "adam",
+    ) -> None:
+        if not all(weight > 0.0 for weight in weights) or not asymmetry >= 0.0:
+            raise MethodError(
+                f"GradNorm: the weights are {list(weights)} and asymmetry is {asymmetry}; expected weights > 0 "
+                f"and asymmetry >= 0"
+            )
+        if not parameters:
+            raise MethodError("GradNorm: no parameters to compare gradients on; give the last shared layer's")
+        self.parameters = list(parameters)
+        self._last = last
+        self.asymmetry = asymmetry
+        like = self.parameters[0]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.weights = torch.tensor(list(weights), dtype=dtype, device=like.device)
+        self.total = float(sum(weights))
+        self.initial: Tensor | None = None
+        self._ascent = DualAscent(optimizer, lr)
+        self._losses: Tensor | None = None
+        self._gradients: list[Tensor] = []
+
+    def follow(self) -> None:
+        """Go where the parameters went (device, dtype)."""
+        like = self.parameters[0]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.weights = self.weights.to(device=like.device, dtype=dtype)
+        self.initial = None if self.initial is None else self.initial.to(self.weights)
+
+    def observe(self, losses: Sequence[Tensor]) -> None:
+        """Note losses and their gradients, before the backward pass; micro-batches add up.
+
+        Raises:
+            MethodError: a loss does not depend on the parameters.
+        """
+        if self._last:
+            self._keep_last(losses[0])
+        gradients = [self._gradient(loss) for loss in losses]
+        values = torch.stack([loss.detach() for loss in losses]).to(self.weights)
+        if self._losses is not None:
+            values = values + self._losses
+            gradients = [a + b for a, b in zip(gradients, self._gradients, strict=True)]
+        self._losses, self._gradients = values, gradients
+
+    def forget(self) -> None:
+        """Drop what was noted since the last step."""
+        self._losses, self._gradients = None, []
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the weights by what was noted; nothing happens without it, nor with a loss of NaN or infinity."""
+        losses, gradients = self._losses, self._gradients
+        self.forget()
+        if losses is None:
+            return
+        seen = _mean_over_ranks(torch.cat([losses, *gradients]))
+        losses = seen[: len(losses)]
+        norms = seen[len(losses) :].view(len(losses), -1).norm(dim=1)
+        if not bool(torch.isfinite(seen).all()):
+            return
+        if self.initial is None:
+            self.initial = losses.clone()
+        self._ascent.step(self.weights, -self.gradient(losses, norms))
+        self.weights.clamp_(min=LEAST * self.total)
+        self.weights.mul_(self.total / self.weights.sum())
+
+    def gradient(self, losses: Tensor, norms: Tensor) -> Tensor:
+        """grad L_gn in the weights (n,), for losses L_i (n,) and || grad_W L_i || (n,)."""
+        initial = losses if self.initial is None else self.initial
+        # A loss that was 0 at the start has no rate: it counts as untrained.
+        progress = torch.where(initial > 0, losses / initial.where(initial > 0, 1.0), 1.0)
+        mean = progress.mean()
+        rates = progress / mean if bool(mean > 0) else torch.ones_like(progress)
+        scaled = self.weights * norms
+        return torch.sign(scaled - scaled.mean() * rates**self.asymmetry) * norms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, initial losses (None before the first step) and the optimizer's state."""
+        initial = None if self.initial is None else self.initial.clone()
+        return {"weights": self.weights.clone(), "initial": initial, "optimizer": self._ascent.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            MethodError: the state does not fit; nothing is changed then.
+        """
+        weights, initial = state.get("weights"), state.get("initial")
+        for name, value in (("weights", weights), ("initial", initial)):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else None
+            if shape != tuple(self.weights.shape) and not (name == "initial" and value is None):
+                raise MethodError(
+                    f"GradNorm: {name!r} of the state has shape {shape}; expected {tuple(self.weights.shape)}"
+                )
+        self._ascent.check_state(state["optimizer"], len(self.weights))
+        self._ascent.load_state_dict(state["optimizer"], self.weights)
+        self.weights = state["weights"].to(self.weights, copy=True)
+        self.initial = None if initial is None else initial.to(self.weights, copy=True)
+        self.forget()
+
+    def _keep_last(self, loss: Tensor) -> None:
+        """Settle on the last parameter that a loss depends on: the last registered may be one that no output
+        reads.
+        """
+        pairs = zip(self.parameters, self._parts(loss), strict=True)
+        self.parameters = [parameter for parameter, part in pairs if part is not None][-1:]
+        self._last = False
+
+    def _parts(self, loss: Tensor) -> tuple[Tensor | None, ...]:
+        if not loss.requires_grad:
+            raise MethodError("GradNorm: a loss has no gradient; give it losses that depend on the model")
+        parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        if all(part is None for part in parts):
+            raise MethodError(
+                "GradNorm: a loss does not depend on the parameters that its gradient is taken in; "
+                "name others (shared=)"
+            )
+        return parts
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """The gradient of one loss in W, flat."""
+        parts = self._parts(loss)
+        flat = [
+            (torch.zeros_like(p) if part is None else part).reshape(-1)
+            for p, part in zip(self.parameters, parts, strict=True)
+        ]
+        return torch.cat(flat).to(self.weights)
+
+
+def _mean_over_ranks(local: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return local
+    total = local.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

@@ -1,0 +1,174 @@
+"""REMUL (Elhag et al., arXiv 2410.17878): equivariance as a second task, learnt from moved samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from equirelax.errors import MethodError
+from equirelax.files import did_you_mean
+from equirelax.methods.base import Method
+from equirelax.methods.gradnorm import GradNorm
+from equirelax.methods.registry import register
+from equirelax.methods.unrelaxed import handle_of
+from equirelax.relaxation import Relaxation
+
+WEIGHTINGS = ("constant", "gradnorm")
+
+
+@register(
+    "remul", "REMUL: the loss on samples and on moved samples, weighted; any network; deployed as trained"
+)
+class REMUL(Method):
+    """alpha L(f(x), y) + beta L(f(g x), g y), with a fresh g for every sample.
+
+    The loop gives both losses to `objective`:
+
+        loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
+
+    It is for networks that can break the symmetry: relaxed ones, whose strengths stay at `gamma` (so that
+    what is trained is deployed, residuals and all), and networks without any symmetry, which are given as
+    they are in place of a relaxation.
+
+    With "gradnorm" alpha and beta keep their sum and are moved so that both losses train at one rate; see
+    `GradNorm`, whose gradients are taken in `shared`.
+
+    Args:
+        relaxation: a relaxed model's handle, or a model that is not relaxed.
+        alpha, beta: weights of the loss on samples and on moved samples, >= 0 and not both 0; with
+            "gradnorm" those at the start, both > 0.
+        weighting: "constant" or "gradnorm".
+        gamma: the fixed strength of every residual.
+        shared: parameters in which GradNorm compares the gradients; None takes the model's last weight that
+            the loss depends on.
+        asymmetry, weights_lr, weights_optimizer: of `GradNorm`.
+
+    Attributes:
+        weights: alpha and beta of the next step.
+
+    Raises:
+        MethodError: unknown name, or a number out of range.
+    """
+
+    deploys_relaxed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        relaxation: Relaxation | nn.Module,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        *,
+        weighting: str = "constant",
+        gamma: float = 1.0,
+        shared: Iterable[nn.Parameter] | None = None,
+        asymmetry: float = 1.5,
+        weights_lr: float = 0.025,
+        weights_optimizer: str = "adam",
+    ) -> None:
+        if not (0.0 <= alpha < math.inf and 0.0 <= beta < math.inf and alpha + beta > 0.0):
+            raise MethodError(
+                f"alpha is {alpha} and beta is {beta}; expected finite weights >= 0, not both 0"
+            )
+        if not math.isfinite(gamma):
+            raise MethodError(f"gamma is {gamma}; give a finite strength")
+        if weighting not in WEIGHTINGS:
+            hint = did_you_mean(weighting, WEIGHTINGS)
+            raise MethodError(f"no weighting {weighting!r}; there are {', '.join(WEIGHTINGS)}.{hint}")
+        super().__init__(handle_of(relaxation))
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        for residual in self.relaxation.residuals.values():
+            residual.fix_gamma()
+            residual.set_gamma(gamma)
+        self._losses: tuple[Tensor, Tensor] | None = None
+        self._gradnorm: GradNorm | None = None
+        if weighting == "gradnorm":
+            chosen = _weights_of(self.relaxation) if shared is None else list(shared)
+            self._gradnorm = GradNorm(
+                (alpha, beta),
+                chosen,
+                last=shared is None,
+                asymmetry=asymmetry,
+                lr=weights_lr,
+                optimizer=weights_optimizer,
+            )
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """alpha and beta of the next step; waits for the device where they are learnt."""
+        if self._gradnorm is None:
+            return self.alpha, self.beta
+        alpha, beta = self._gradnorm.weights.tolist()
+        return alpha, beta
+
+    def objective(self, task: Tensor, moved: Callable[[], Tensor] | None = None) -> Tensor:
+        """alpha task + beta moved(); under `torch.no_grad` it leaves no trace.
+
+        Args:
+            task: the loss on the batch, a scalar.
+            moved: gives the loss on the batch with every sample and its target moved by an element of its
+                own. With beta = 0 it is not called.
+
+        Raises:
+            MethodError: `moved` is missing.
+        """
+        if moved is None:
+            raise MethodError(
+                "REMUL needs the loss on moved samples too: "
+                "method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))"
+            )
+        penalty = self.penalty()
+        if self._gradnorm is None and self.beta == 0.0:
+            return self.alpha * task + penalty
+        other = moved()
+        self._losses = (task.detach(), other.detach())
+        if self._gradnorm is None:
+            return self.alpha * task + self.beta * other + penalty
+        self._gradnorm.follow()
+        if task.requires_grad:
+            self._gradnorm.observe((task, other))
+        alpha, beta = (
+            self._gradnorm.weights.clone()
+        )  # `step` writes into them before some loops call backward
+        return alpha * task + beta * other + penalty
+
+    def scalars(self) -> dict[str, float]:
+        """alpha, beta, and the two losses of the last step: "loss" and "moved_loss"."""
+        alpha, beta = self.weights
+        found = {"alpha": alpha, "beta": beta}
+        if self._losses is not None:
+            found["loss"], found["moved_loss"] = (float(loss) for loss in self._losses)
+        return found
+
+    def _term(self) -> Tensor:
+        return self._gammas().new_zeros(())
+
+    def _advance(self, moved: bool) -> None:
+        if self._gradnorm is None:
+            return
+        if moved:
+            self._gradnorm.step()
+        else:
+            self._gradnorm.forget()
+
+    def _state(self) -> dict[str, Any]:
+        return {"gradnorm": None if self._gradnorm is None else self._gradnorm.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        saved = state["gradnorm"]
+        if (saved is None) != (self._gradnorm is None):
+            names = ["gradnorm" if given else "constant" for given in (saved is not None, saved is None)]
+            raise MethodError(
+                f"the state was saved with weighting={names[0]!r}, this method has {names[1]!r}; "
+                f"build it with the one that was saved"
+            )
+        if self._gradnorm is not None:
+            self._gradnorm.load_state_dict(saved)
+
+
+def _weights_of(relaxation: Relaxation) -> list[nn.Parameter]:
+    """The author's own weights that train, biases and norms left out, in the model's order."""
+    own = relaxation.strict_parameters().values()
+    return [p for p in own if p.requires_grad and p.dim() >= 2]

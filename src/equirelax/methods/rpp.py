@@ -1,0 +1,92 @@
+"""Residual pathway priors (Finzi et al., NeurIPS 2021, arXiv 2112.01388): two Gaussian priors, no constraint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import MethodError
+from equirelax.methods.base import Method
+from equirelax.methods.registry import register
+from equirelax.relaxation import Relaxation
+
+
+@register("rpp", "RPP: Gaussian priors on equivariant and residual weights; deployed relaxed")
+class RPP(Method):
+    """task + eq_weight ||W_eq||^2 + residual_weight ||W_res||^2, with every strength fixed.
+
+    W_eq are all parameters of the author's model, W_res those of the residuals. The sums are the negative
+    logarithms of Gaussian priors N(0, sigma_eq^2) and N(0, sigma_res^2), up to constants: for a task loss that is
+    a mean over N samples of negative log-likelihoods,
+
+        weight = 1 / (2 N sigma^2)
+
+    so that residual_weight > eq_weight says that the symmetric solution is likelier before data are seen.
+    Nothing forces the residuals to vanish; the model is deployed with them. Give the optimizer no weight decay
+    of its own: it would be a second prior.
+
+    Args:
+        relaxation: the relaxed model; a gamma that was learnt becomes a buffer again.
+        eq_weight, residual_weight: >= 0. The authors' sweeps go from 1e-6 to 1e-1.
+        gamma: the fixed strength of every residual.
+
+    Raises:
+        MethodError: a number out of range.
+    """
+
+    deploys_relaxed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        eq_weight: float = 1e-5,
+        residual_weight: float = 1e-3,
+        *,
+        gamma: float = 1.0,
+    ) -> None:
+        if not (0.0 <= eq_weight < math.inf and 0.0 <= residual_weight < math.inf):
+            raise MethodError(
+                f"eq_weight is {eq_weight} and residual_weight is {residual_weight}; both must be >= 0 and finite"
+            )
+        if not math.isfinite(gamma):
+            raise MethodError(f"gamma is {gamma}; give a finite strength")
+        super().__init__(relaxation)
+        self.eq_weight, self.residual_weight = eq_weight, residual_weight
+        for residual in relaxation.residuals.values():
+            residual.fix_gamma()
+            residual.set_gamma(gamma)
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """||W_eq||^2 and ||W_res||^2 with gradients; parameters that do not train are left out."""
+        zero = self._gammas().new_zeros(())
+        strict = list(self.relaxation.strict_parameters().values())
+        residual = list(self.relaxation.residual_parameters().values())
+        return _squares(strict, zero), _squares(residual, zero)
+
+    def scalars(self) -> dict[str, float]:
+        """ "eq_square" and "residual_square": ||W_eq||^2 and ||W_res||^2 now."""
+        with torch.no_grad():
+            strict, residual = self.squares()
+        return {"eq_square": float(strict), "residual_square": float(residual)}
+
+    def _term(self) -> Tensor:
+        strict, residual = self.squares()
+        return self.eq_weight * strict + self.residual_weight * residual
+
+    def _advance(self, moved: bool) -> None:
+        pass
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _squares(parameters: list[nn.Parameter], zero: Tensor) -> Tensor:
+    """Sum of squares over parameters, each once, in the precision and on the device of `zero`."""
+    flat = [p.to(zero).flatten() for p in {id(p): p for p in parameters if p.requires_grad}.values()]
+    return torch.stack([torch.dot(v, v) for v in flat]).sum() if flat else zero

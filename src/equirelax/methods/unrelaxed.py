@@ -1,0 +1,42 @@
+"""A model without residuals in the place of a relaxed one, for methods that need none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import RelaxationStateError
+from equirelax.relaxation import Relaxation, relaxation_of
+from equirelax.relaxation.residual import Residual
+
+
+class Unrelaxed(Relaxation):
+    """The handle over no residuals of a model that is not relaxed.
+
+    Args:
+        model: any module, such as a network without any symmetry.
+
+    Raises:
+        RelaxationStateError: the model is relaxed, so that it has a handle already.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if any(isinstance(module, Residual) for module in model.modules()):
+            raise RelaxationStateError(
+                f"{type(model).__name__} is relaxed; take its handle, equirelax.relaxation_of(model)"
+            )
+        self.model = self.root = model
+        self.residuals = {}
+
+    def gammas(self) -> Tensor:
+        """No strengths: (0,), in float32 or better, on the model's device."""
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        return torch.zeros(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
+def handle_of(model: Relaxation | nn.Module) -> Relaxation:
+    """The handle itself, the handle of a relaxed model, or `Unrelaxed` for a model without residuals."""
+    if isinstance(model, Relaxation):
+        return model
+    relaxed = any(isinstance(module, Residual) for module in model.modules())
+    return relaxation_of(model) if relaxed else Unrelaxed(model)
