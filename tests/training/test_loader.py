@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from equirelax.benchmarks.task import graph_batch
 from equirelax.data import NBody, NBodySet
 from equirelax.training.loader import EpochLoader, epoch_seed
+
+PLAIN, TURNED = partial(graph_batch, rotate=False), partial(graph_batch, rotate=True)
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +30,16 @@ def equal(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) ->
 
 
 def test_an_epoch_is_the_same_whatever_came_before(data: NBodySet) -> None:
-    one, other = EpochLoader(data, 20, 0, rotate=True), EpochLoader(data, 20, 0, rotate=True)
+    one, other = EpochLoader(data, TURNED, 20, 0), EpochLoader(data, TURNED, 20, 0)
     batches(one, 0)
     torch.rand(3)
     assert equal(batches(one, 1), batches(other, 1))
     assert not equal(batches(one, 1), batches(one, 2))
-    assert not equal(batches(one, 1), batches(EpochLoader(data, 20, 1, rotate=True), 1))
+    assert not equal(batches(one, 1), batches(EpochLoader(data, TURNED, 20, 1), 1))
 
 
 def test_every_sample_comes_once(data: NBodySet) -> None:
-    loader = EpochLoader(data, 20, 0)
+    loader = EpochLoader(data, PLAIN, 20, 0)
     found = torch.cat([batch["targets"] for batch in batches(loader, 0)])
     assert len(loader) == 3
     assert sorted(found.flatten().tolist()) == sorted(data.targets.flatten().tolist())
@@ -43,8 +47,8 @@ def test_every_sample_comes_once(data: NBodySet) -> None:
 
 def test_rotation_turns_vectors_together_and_keeps_the_rest(data: NBodySet) -> None:
     turned, plain = (
-        batches(EpochLoader(data, 48, 3, rotate=True), 0)[0],
-        batches(EpochLoader(data, 48, 3), 0)[0],
+        batches(EpochLoader(data, TURNED, 48, 3), 0)[0],
+        batches(EpochLoader(data, PLAIN, 48, 3), 0)[0],
     )
     assert torch.equal(turned["charges"], plain["charges"])
     assert not torch.allclose(turned["positions"], plain["positions"])
@@ -55,8 +59,8 @@ def test_rotation_turns_vectors_together_and_keeps_the_rest(data: NBodySet) -> N
 
 
 def test_ranks_share_every_batch(data: NBodySet) -> None:
-    whole = batches(EpochLoader(data, 20, 0, rotate=True), 4)
-    parts = [batches(EpochLoader(data, 20, 0, rotate=True, rank=rank, world=2), 4) for rank in (0, 1)]
+    whole = batches(EpochLoader(data, TURNED, 20, 0), 4)
+    parts = [batches(EpochLoader(data, TURNED, 20, 0, rank=rank, world=2), 4) for rank in (0, 1)]
     for batch, *shares in zip(whole, *parts, strict=True):
         positions = batch["positions"].view(-1, 5, 3)
         for rank, share in enumerate(shares):
@@ -64,9 +68,9 @@ def test_ranks_share_every_batch(data: NBodySet) -> None:
 
 
 def test_a_last_batch_smaller_than_the_ranks_is_left_out(data: NBodySet) -> None:
-    assert len(EpochLoader(data, 47, 0)) == 2
-    assert len(EpochLoader(data, 47, 0, world=2)) == 1
-    assert [len(batches(EpochLoader(data, 47, 0, rank=rank, world=2), 0)) for rank in (0, 1)] == [1, 1]
+    assert len(EpochLoader(data, PLAIN, 47, 0)) == 2
+    assert len(EpochLoader(data, PLAIN, 47, 0, world=2)) == 1
+    assert [len(batches(EpochLoader(data, PLAIN, 47, 0, rank=rank, world=2), 0)) for rank in (0, 1)] == [1, 1]
 
 
 def test_seeds_of_runs_and_epochs_do_not_collide() -> None:

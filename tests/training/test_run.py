@@ -104,10 +104,21 @@ def test_result_holds_what_it_should(tiny_root: Path, tiny_config: Config, tmp_p
         "scheduled",
         0,
     )
-    assert result["metric"] == {"name": "MSE of the positions", "unit": "1e-3"}
+    assert result["metric"] == {
+        "name": "MSE of the positions",
+        "unit": "1e-3",
+        "symbol": None,
+        "higher_is_better": False,
+    }
     for split in ("val", "test"):
         assert set(result[split]) == {"relaxed", "projected", "folded"}
         assert all(math.isfinite(value) for value in result[split].values())
+        for kind, values in result["metrics"][split].items():
+            assert values["MSE of the positions"] == result[split][kind]
+    assert result["conditions"] == {}
+    cost = result["inference"]
+    assert cost["relaxed"]["multiply_adds"] > cost["projected"]["multiply_adds"] > 0
+    assert cost["projected"]["milliseconds"] > 0
     error = result["equivariance_error"]
     assert set(error) == {"before", "after", "group", "dtype"}
     assert error["after"] < 1e-6

@@ -31,6 +31,11 @@ class Training:
         learning_rate: Its step size (eta_p in ACE).
         weight_decay: L2 term of weights and residuals; strengths (gamma) never decay.
         momentum: Momentum of sgd.
+        schedule: Course of the learning rate over epochs: constant, step (times `step_factor` every
+            `step_epochs`), or cosine (down to `final_learning_rate` at the end).
+        step_epochs: See schedule.
+        step_factor: See schedule.
+        final_learning_rate: See schedule.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         augment: Move every training batch by a random element of the benchmark's group.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
@@ -43,6 +48,10 @@ class Training:
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
     momentum: float = 0.0
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    step_epochs: int = 20
+    step_factor: float = 0.7
+    final_learning_rate: float = 0.0
     gradient_clip: float = 0.0
     augment: bool = True
     validate_every: int = 5

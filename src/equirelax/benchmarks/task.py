@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.settings import ResidualSettings, RunConfig
-from equirelax.data import GraphSet
+from equirelax.data import GraphSet, Samples, random_rotation
 from equirelax.errors import ConfigError
 from equirelax.relaxation import MLP, Dense, EquivariantDense, placements
 from equirelax.relaxation.maps import ResidualKind
@@ -27,29 +29,73 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """What is reported. `unit` is a factor: a value of 5.6 with unit "1e-3" is 0.0056. Lower is better."""
+    """What is reported and selected by.
+
+    Attributes:
+        name: In words.
+        unit: A factor: a value of 5.6 with unit "1e-3" is 0.0056.
+        symbol: How the unit is printed ("%", "meV"); None prints the factor.
+        higher_is_better: As for accuracies.
+    """
 
     name: str
-    unit: str
+    unit: str = "1"
+    symbol: str | None = None
+    higher_is_better: bool = False
 
     @property
     def factor(self) -> float:
         """The unit as a number."""
         return float(self.unit)
 
-    def to_dict(self) -> dict[str, str]:
-        """Name and unit, as result files hold them."""
-        return {"name": self.name, "unit": self.unit}
+    @property
+    def heading(self) -> str:
+        """Name and unit, as tables and axes show them."""
+        return heading(self.to_dict())
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether `value` beats `than`; nothing that is not a number beats anything."""
+        return value > than if self.higher_is_better else value < than
+
+    @property
+    def worst(self) -> float:
+        """What every finite value beats."""
+        return float("-inf") if self.higher_is_better else float("inf")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As result files hold it."""
+        return dataclasses.asdict(self)
+
+
+def heading(metric: Mapping[str, Any]) -> str:
+    """Name and unit of a metric out of a result file."""
+    if metric.get("symbol"):
+        return f"{metric['name']} ({metric['symbol']})"
+    return metric["name"] if metric["unit"] == "1" else f"{metric['name']} x{metric['unit']}"
+
+
+@dataclass(frozen=True)
+class Representations:
+    """How the group acts on the model's arguments and on its output (None: not at all)."""
+
+    inputs: tuple[Any, ...]
+    output: Any
+    group: Group
 
 
 @dataclass(frozen=True)
 class AuditCase:
-    """A sample for the model, how the group acts on it and on the output, and the group."""
+    """A sample for the model, how the group acts on it and on the output, and the group.
+
+    `head`, if given, is applied to the model's output first: what is measured, relative errors too, is its
+    value.
+    """
 
     sample: tuple[Tensor | None, ...]
     in_rep: tuple[Any, ...]
     out_rep: Any
     group: Group
+    head: Callable[[Tensor], Tensor] | None = None
 
 
 class Task(ABC):
@@ -64,6 +110,8 @@ class Task(ABC):
     title: ClassVar[str]
     models: ClassVar[dict[str, str]]
     metric: Metric
+    chunk: ClassVar[int] = 250
+    """Samples of one evaluation batch."""
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         self.config = config
@@ -75,8 +123,37 @@ class Task(ABC):
         """The papers' settings for a model and a method, both known to exist."""
 
     @abstractmethod
-    def load(self, split: Split) -> GraphSet:
+    def load(self, split: Split) -> Samples:
         """All samples of a split, on the CPU. Raises `DataError` when the data is missing or damaged."""
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """A batch for training, augmented as configured.
+
+        Args:
+            data: What `load` gave.
+            indices: (b,) samples of the whole batch, over all ranks.
+            generator: For everything random, which is drawn for the whole batch, so that ranks together see
+                what one process would.
+            share: This rank's part of the batch.
+
+        Here: the graphs, turned by one rotation per batch where `augment` is set (CR and ACE, N-body).
+        """
+        return graph_batch(data, indices, generator, share, rotate=self.config.training.augment)
+
+    def eval_batch(self, data: Any, indices: Any) -> Batch:
+        """The samples `indices` as they are."""
+        batch: Batch = data.batch(indices)
+        return batch
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with every sample moved by a group element of its own, targets too (REMUL).
+
+        Raises:
+            ConfigError: this benchmark cannot do it.
+        """
+        raise ConfigError(f"Benchmark '{self.name}' cannot move its samples, which the method needs.")
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -98,9 +175,31 @@ class Task(ABC):
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """The metric: a scalar, the mean over the batch, in units of 1 (not of `metric.unit`)."""
 
+    def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
+        """(k,) float64 sums over the batch's `samples`, which add up over batches and ranks.
+
+        Here: [sum of `error`, number of samples].
+        """
+        error = self.error(prediction, batch).double() * samples
+        return torch.stack([error, torch.full_like(error, samples)])
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """Values by name out of summed `statistics`, the headline metric (in its unit) first."""
+        total, samples = totals.tolist()
+        return {self.metric.name: total / samples / self.metric.factor}
+
+    def conditions(self) -> dict[str, Callable[[Any], Any]]:
+        """Further conditions under which the test set is measured, by name: functions of the set (corruptions)."""
+        return {}
+
     @abstractmethod
     def audit_case(self) -> AuditCase:
         """A few validation samples with their representations."""
+
+    def representations(self) -> Representations:
+        """How the group acts on the model's arguments and output; here: as in `audit_case`."""
+        case = self.audit_case()
+        return Representations(case.in_rep, case.out_rep, case.group)
 
     @abstractmethod
     def published(self) -> dict[str, str]:
@@ -135,6 +234,13 @@ class Task(ABC):
                 if number and here < there:
                     parts.append(" ".join(filter(None, (f"{here} of {there} {f.name}", words))))
         return "; ".join(parts) or None
+
+
+def graph_batch(
+    data: GraphSet, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
+) -> Batch:
+    """One rank's share of a batch of graphs, turned by one rotation of the whole batch or not at all."""
+    return data.batch(indices[share], random_rotation(generator) if rotate else None)
 
 
 def residual_kind(settings: ResidualSettings) -> ResidualKind:

@@ -19,7 +19,7 @@ def main(words: Sequence[str]) -> int:
     parsed = options.parse(parser, words[1:])
     lines = ["benchmarks:"]
     for name, task in TASKS.items():
-        lines.append(f"  {name}  {task.title}; metric: {task.metric.name} (x{task.metric.unit})")
+        lines.append(f"  {name}  {task.title}; metric: {task.metric.heading}")
         lines += [f"      --model {model}  {text}" for model, text in task.models.items()]
     lines += [
         "",

@@ -9,6 +9,7 @@ from typing import Any
 
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.task import heading
 from equirelax.cli import options
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
@@ -75,14 +76,13 @@ def default_folder(config: RunConfig) -> Path:
 
 def describe(result: dict[str, Any], folder: Path) -> str:
     """The outcome in a few lines."""
-    unit = result["metric"]["unit"]
     error = result["equivariance_error"]
 
     def line(split: str) -> str:
         values = ", ".join(
             f"{name} {'n/a' if value is None else f'{value:.3f}'}" for name, value in result[split].items()
         )
-        return f"  {split:4}  {values}   ({result['metric']['name']}, x{unit})"
+        return f"  {split:4}  {values}   ({heading(result['metric'])})"
 
     return "\n".join(
         [

@@ -6,6 +6,7 @@ from equirelax.data.graphs import GraphSet
 from equirelax.data.mocap import MocapSet
 from equirelax.data.nbody import NBody, NBodySet
 from equirelax.data.root import DataStatus, data_root, find, status
+from equirelax.data.samples import Samples
 
 __all__ = [
     "DataStatus",
@@ -13,6 +14,7 @@ __all__ = [
     "MocapSet",
     "NBody",
     "NBodySet",
+    "Samples",
     "data_root",
     "find",
     "mocap",

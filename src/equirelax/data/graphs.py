@@ -46,6 +46,11 @@ class GraphSet:
         return self.positions.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.positions.device
+
+    @property
     def bodies(self) -> int:
         """Number of bodies n of a system."""
         return self.positions.shape[1]

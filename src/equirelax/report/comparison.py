@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equirelax.benchmarks.registry import task_class
+from equirelax.benchmarks.task import heading
 from equirelax.files import write_text
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
@@ -28,7 +29,7 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
     for folder, result in zip(done, summary["runs"], strict=True):
         runs.setdefault(result["method"], []).append(read_table(folder / METRICS))
     title = task_class(summary["benchmark"]).title
-    metric = f"{summary['metric']['name']} (x{summary['metric']['unit']})"
+    metric = heading(summary["metric"])
     text, sentence = table(summary), conclusion(summary)
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")

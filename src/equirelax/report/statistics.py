@@ -23,13 +23,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences to the baseline, seed by seed (negative: lower error than the baseline).
+    """Differences to the baseline, seed by seed (negative: a lower value than the baseline's).
 
     Attributes:
         mean: Mean difference.
         std: Sample standard deviation of the differences; None for one seed.
         interval: 95 % t interval of the mean difference; None for one seed.
-        wins: Seeds with a lower error than the baseline.
+        wins: Seeds that do better than the baseline.
         count: Seeds that both have.
     """
 
@@ -51,7 +51,9 @@ def spread(values: Sequence[float]) -> Spread:
     )
 
 
-def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
+def paired(
+    values: Mapping[int, float], baseline: Mapping[int, float], higher_is_better: bool = False
+) -> Paired | None:
     """Compare two methods over the seeds that both have; None if there are none."""
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
@@ -63,4 +65,10 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
         quantile = T_QUANTILES[len(seeds) - 2] if len(seeds) - 2 < len(T_QUANTILES) else 1.96
         half = quantile * found.std / math.sqrt(len(seeds))
         interval = (found.mean - half, found.mean + half)
-    return Paired(found.mean, found.std, interval, sum(d < 0 for d in differences), len(seeds))
+    return Paired(
+        found.mean,
+        found.std,
+        interval,
+        sum((d > 0) if higher_is_better else (d < 0) for d in differences),
+        len(seeds),
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from equirelax.benchmarks.registry import build_task, config_from_dict
 from equirelax.benchmarks.strengths import choice
+from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
 from equirelax.report.statistics import paired, spread
 
@@ -61,7 +62,15 @@ def _method(
     for key in KINDS:
         values = [r["test"][key] for r in runs if r["test"][key] is not None]
         tests[key] = asdict(spread(values)) if values else None
-    compared = None if name == BASELINE else paired({r["seed"]: r["test"][kind] for r in runs}, baseline)
+    compared = (
+        None
+        if name == BASELINE
+        else paired(
+            {r["seed"]: r["test"][kind] for r in runs},
+            baseline,
+            runs[0]["metric"].get("higher_is_better", False),
+        )
+    )
     errors = [r["equivariance_error"] for r in runs]
     return {
         "seeds": [r["seed"] for r in runs],
@@ -84,10 +93,10 @@ def _method(
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as a markdown table with a line of context below it."""
-    unit, lines = summary["metric"]["unit"], []
+    lines = []
     head = [
         "method",
-        f"test {summary['metric']['name']} x{unit}",
+        f"test {heading(summary['metric'])}",
         *KINDS,
         "minus strict (paired)",
         "better seeds",
@@ -120,10 +129,14 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     compared = {name: row["paired_with_strict"] for name, row in methods.items() if row["paired_with_strict"]}
     if not compared:
         return "There is nothing to compare: a strict run and another with the same seed are needed."
-    name, best = min(compared.items(), key=lambda item: item[1]["mean"])
+    higher = summary["metric"].get("higher_is_better", False)
+    name, best = (max if higher else min)(compared.items(), key=lambda item: item[1]["mean"])
     strict = methods[BASELINE]["test"]["projected"]["mean"]
-    change = f"{abs(best['mean']) / strict:.0%} {'below' if best['mean'] < 0 else 'above'} strict"
+    side = "below" if best["mean"] < 0 else "above"
+    size = f"{abs(best['mean']):.2f} points" if higher else f"{abs(best['mean']) / strict:.0%}"
+    change = f"{size} {side} strict"
     kept = methods[name]["headline"]
+    what = summary["metric"]["name"] if higher else "error"
     state = (
         "keeping its residuals"
         if kept == "relaxed"
@@ -136,7 +149,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
         sure = f"a difference that {best['count']} seeds do not tell from chance"
     else:
         sure = f"with a 95 % interval of the paired difference that excludes zero ({best['count']} seeds)"
-    return f"The best relaxed method here is {name}: its test error {state} is {change}, {sure}."
+    return f"The best relaxed method here is {name}: its test {what} {state} is {change}, {sure}."
 
 
 def _spread(value: Mapping[str, Any] | None) -> str:

@@ -87,3 +87,17 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw or sgd.")
+
+
+def build_scheduler(
+    config: RunConfig, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The configured course of the learning rate over epochs; None keeps it constant."""
+    settings = config.training
+    if settings.schedule == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_epochs, settings.step_factor)
+    if settings.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, settings.epochs, eta_min=settings.final_learning_rate
+        )
+    return None

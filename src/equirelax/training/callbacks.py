@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from equirelax.data import GraphSet
+from equirelax.data import Samples
 from equirelax.errors import CheckpointError, NonFiniteError
 from equirelax.training.assembly import Assembly
 from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
-from equirelax.training.evaluation import error_sum
+from equirelax.training.evaluation import totals
 from equirelax.training.folder import BEST, LAST
 from equirelax.training.module import RelaxedModule
 
@@ -42,7 +42,7 @@ class EpochEnd(Callback):
         stop_requested: Set it to end the run, resumable, after the present epoch.
     """
 
-    def __init__(self, assembly: Assembly, val: GraphSet, folder: Path) -> None:
+    def __init__(self, assembly: Assembly, val: Samples, folder: Path) -> None:
         self.assembly, self.val, self.folder = assembly, val, folder
         self.part = val
         self.selected: Selected | None = None
@@ -93,16 +93,19 @@ class EpochEnd(Callback):
             self._save(trainer)
 
     def validate(self, trainer: Trainer) -> dict[str, float]:
-        """The metric on the validation set, projected and relaxed; ranks share the samples."""
+        """The metrics on the validation set, projected and relaxed; ranks share the samples."""
         task, relaxation = self.assembly.task, self.assembly.relaxation
-        relaxed = error_sum(task, self.assembly.model, self.part)
+        relaxed = totals(task, self.assembly.model, self.part)
         projected = relaxed
         if relaxation is not None:
             with relaxation.strict():
-                projected = error_sum(task, self.assembly.model, self.part)
-        sums = trainer.strategy.reduce(torch.stack([projected, relaxed]), reduce_op="sum")
-        values = (torch.as_tensor(sums) / len(self.val)).tolist()
-        return {"val/projected": values[0], "val/relaxed": values[1]}
+                projected = totals(task, self.assembly.model, self.part)
+        sums = torch.as_tensor(trainer.strategy.reduce(torch.stack([projected, relaxed]), reduce_op="sum"))
+        row: dict[str, float] = {}
+        for kind, total in zip(("projected", "relaxed"), sums, strict=True):
+            for name, value in task.metrics(total).items():
+                row[f"val/{kind}" if name == task.metric.name else f"val/{kind}/{name}"] = value
+        return row
 
     def _check_finite(self, epoch: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -113,7 +116,8 @@ class EpochEnd(Callback):
 
     def _select(self, epoch: int, metrics: dict[str, float]) -> None:
         value = metrics["val/relaxed" if self.assembly.deploys_relaxed else "val/projected"]
-        if value < (float("inf") if self.selected is None else self.selected.value):
+        metric = self.assembly.task.metric
+        if metric.better(value, metric.worst if self.selected is None else self.selected.value):
             self.selected = Selected(epoch, value, copy_weights(self.assembly))
         if self.selected is not None:
             metrics["val/best"] = self.selected.value

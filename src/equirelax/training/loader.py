@@ -4,13 +4,16 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from equirelax.benchmarks.task import Batch
-from equirelax.data import GraphSet, random_rotation
+from equirelax.data import Samples
+
+MakeBatch = Callable[[Samples, torch.Tensor, torch.Generator, slice], Batch]
+"""See `Task.train_batch`."""
 
 
 class EpochLoader:
@@ -21,27 +24,27 @@ class EpochLoader:
 
     Args:
         data: The samples; moved to `device` once.
+        make: Makes a batch (`Task.train_batch`): of the data, the batch's samples, a generator, this rank's share.
         batch_size: Samples of a batch, over all ranks; the last batch of an epoch may be smaller.
         seed: Seed of order and augmentation.
-        rotate: Turn every batch by one random rotation (CR and ACE, N-body).
         rank, world: This process and the number of processes.
         device: Where batches are wanted.
     """
 
     def __init__(
         self,
-        data: GraphSet,
+        data: Samples,
+        make: MakeBatch,
         batch_size: int,
         seed: int,
-        rotate: bool = False,
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.data = data.to(device)
+        self.data, self.make = data.to(device), make
         self.count = len(data)
         self.batch_size = min(batch_size, self.count)
-        self.seed, self.rotate, self.rank, self.world = seed, rotate, rank, world
+        self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
 
     @property
@@ -62,13 +65,13 @@ class EpochLoader:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator)
         for index in range(len(self)):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
-            yield self.data.batch(chosen, random_rotation(generator) if self.rotate else None)
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            yield self.make(self.data, chosen, generator, slice(self.rank, None, self.world))
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch of one run.
+def epoch_seed(seed: int, *numbers: int) -> int:
+    """A seed for one epoch (or another numbered part) of one run.
 
-    torch's CPU generator looks at the low 32 bits of a seed alone, so the pair is mixed into 32 bits.
+    torch's CPU generator looks at the low 32 bits of a seed alone, so the numbers are mixed into 32 bits.
     """
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])

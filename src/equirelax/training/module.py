@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from equirelax.benchmarks.task import Batch
-from equirelax.data import GraphSet
-from equirelax.training.assembly import Assembly, build_optimizer
-from equirelax.training.loader import EpochLoader
+from equirelax.data import Samples
+from equirelax.training.assembly import Assembly, build_optimizer, build_scheduler
+from equirelax.training.loader import EpochLoader, epoch_seed
 
 
 class RelaxedModule(lightning.LightningModule):
@@ -24,7 +24,7 @@ class RelaxedModule(lightning.LightningModule):
         train: Training samples.
     """
 
-    def __init__(self, assembly: Assembly, train: GraphSet) -> None:
+    def __init__(self, assembly: Assembly, train: Samples) -> None:
         super().__init__()
         self.model = assembly.model
         self.assembly = assembly
@@ -32,33 +32,45 @@ class RelaxedModule(lightning.LightningModule):
         self._sums: Tensor | None = None
         self._steps = 0
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimiser."""
-        return build_optimizer(self.assembly)
+    def configure_optimizers(self) -> Any:
+        """The configured optimiser, and the schedule of its learning rate, moved once an epoch."""
+        optimizer = build_optimizer(self.assembly)
+        scheduler = build_scheduler(self.assembly.config, optimizer)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def train_dataloader(self) -> EpochLoader:
         """This rank's share of every batch, on this rank's device."""
         config = self.assembly.config
         return EpochLoader(
             self.train_data,
+            self.assembly.task.train_batch,
             config.training.batch_size,
             config.seed,
-            config.training.augment,
             self.trainer.global_rank,
             self.trainer.world_size,
             self.device,
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The task's loss and the method's penalty."""
+        """The task's loss and what the method adds to it."""
         task, method = self.assembly.task, self.assembly.method
         loss = task.loss(task.predict(self.model, batch), batch)
-        penalty = torch.zeros_like(loss) if method is None else method.penalty()
+
+        def moved_loss() -> Tensor:
+            generator = torch.Generator().manual_seed(
+                epoch_seed(self.assembly.config.seed, self.global_step, self.global_rank)
+            )
+            moved = task.moved(batch, generator)
+            return task.loss(task.predict(self.model, moved), moved)
+
+        objective = loss if method is None else method.objective(loss, moved_loss)
         with torch.no_grad():
-            both = torch.stack([loss, penalty.to(loss.dtype)])
+            both = torch.stack([loss, (objective - loss).to(loss.dtype)])
             self._sums = both if self._sums is None else self._sums + both
         self._steps += 1
-        return loss + penalty
+        return objective
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """`method.step()`, after the optimiser's."""

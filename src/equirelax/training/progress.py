@@ -20,11 +20,11 @@ class EpochProgress(Callback):
         source: Where the latest metrics are.
         epochs: Length of the run.
         label: Name of the run.
-        unit: The metric's unit, shown beside its values.
+        metric: The metric and its unit.
     """
 
-    def __init__(self, source: EpochEnd, epochs: int, label: str, unit: str) -> None:
-        self.source, self.epochs, self.label, self.unit = source, epochs, label, unit
+    def __init__(self, source: EpochEnd, epochs: int, label: str, metric: str) -> None:
+        self.source, self.epochs, self.label, self.metric = source, epochs, label, metric
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
@@ -66,7 +66,7 @@ class EpochProgress(Callback):
         parts = [f"loss {latest['train/loss']:.4g}"] if "train/loss" in latest else []
         if "val/projected" in latest:
             projected, relaxed = latest["val/projected"], latest["val/relaxed"]
-            parts.append(f"val projected {projected:.3f} relaxed {relaxed:.3f} x{self.unit}")
+            parts.append(f"val {self.metric}: projected {projected:.3f} relaxed {relaxed:.3f}")
         gammas = [value for key, value in latest.items() if key.startswith("gamma/")]
         if gammas:
             parts.append(f"gamma {min(gammas):+.3f} .. {max(gammas):+.3f}")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task
@@ -26,7 +28,8 @@ from equirelax.training.assembly import Assembly, assemble
 from equirelax.training.atomic_io import AtomicCheckpointIO
 from equirelax.training.callbacks import EpochEnd, graceful_interrupt
 from equirelax.training.checkpoint import load_weights, read_run, write_selected
-from equirelax.training.evaluation import evaluate
+from equirelax.training.cost import inference_cost
+from equirelax.training.evaluation import evaluate_all, headline_of
 from equirelax.training.folder import BEST, CONFIG, LAST, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
 from equirelax.training.loggers import EpochTable
@@ -92,7 +95,9 @@ def _build(
         raise ConfigError("epochs, batch_size, validate_every and checkpoint_every must all be at least 1.")
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
-    steps = len(EpochLoader(train_data, training.batch_size, config.seed, world=machine.devices))
+    steps = len(
+        EpochLoader(train_data, task.train_batch, training.batch_size, config.seed, world=machine.devices)
+    )
     assembly = assemble(config, root, steps_per_epoch=steps)
     return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, val, folder)
 
@@ -109,7 +114,7 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
     label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
     bar = (
-        [EpochProgress(last, config.training.epochs, label, assembly.task.metric.unit)]
+        [EpochProgress(last, config.training.epochs, label, assembly.task.metric.heading)]
         if machine.progress
         else []
     )
@@ -169,14 +174,21 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
     write_selected(folder / BEST, config, selected)
     assembly.model.to("cpu")
     load_weights(assembly, selected.weights, str(folder / BEST))
+    test = task.load("test")
+    val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
     result = {
         "benchmark": config.benchmark,
         "model": config.model,
         "method": config.method,
         "seed": config.seed,
         "metric": task.metric.to_dict(),
-        "val": evaluate(assembly, last.val),
-        "test": evaluate(assembly, task.load("test")),
+        "val": headline_of(task, val_values),
+        "test": headline_of(task, test_values),
+        "metrics": {"val": val_values, "test": test_values},
+        "conditions": {
+            name: evaluate_all(assembly, change(test)) for name, change in task.conditions().items()
+        },
+        "inference": inference_cost(assembly, test),
         "equivariance_error": equivariance_error(assembly),
         "parameters": {"strict": assembly.strict_parameters, "relaxed": assembly.relaxed_parameters},
         "epochs": config.training.epochs,
@@ -200,15 +212,29 @@ def strengths(assembly: Assembly) -> dict[str, float]:
     return dict(zip(assembly.relaxation.residuals, assembly.relaxation.gammas().tolist(), strict=True))
 
 
+class Headed(nn.Module):
+    """A model with a function of its output that has no parameters."""
+
+    def __init__(self, model: nn.Module, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """head(model(*inputs))."""
+        return self.head(self.model(*inputs))
+
+
 def equivariance_error(assembly: Assembly) -> dict[str, Any]:
     """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model
     projected.
     """
     case = assembly.task.audit_case()
+    # Holds the model itself: projecting that one shows here too.
+    audited = assembly.model if case.head is None else Headed(assembly.model, case.head)
 
     def measure() -> float:
         report = audit(
-            assembly.model,
+            audited,
             case.sample,
             case.in_rep,
             case.out_rep,
