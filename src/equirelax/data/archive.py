@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,15 @@ def read_archive(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[s
     return load_npz(io.BytesIO(content), path, remedy), manifest
 
 
-def load_npz(source: Path | io.BytesIO, name: Path, remedy: str = "") -> dict[str, np.ndarray]:
-    """Every array of an .npz, never unpickled. Raises `DataError`, naming `name`, if it is damaged."""
+def load_npz(
+    source: Path | io.BytesIO, name: Path, remedy: str = "", keys: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Every array of an .npz (with `keys`: those of them that it has), never unpickled. Raises `DataError`,
+    naming `name`, if it is damaged.
+    """
     try:
         with np.load(source, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in archive.files if keys is None or key in keys}
     except FileNotFoundError:
         raise DataError(f"{name} is missing. {remedy}") from None
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
