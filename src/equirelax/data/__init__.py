@@ -1,23 +1,28 @@
 """Data sets: find, make, verify, load and batch them. They know nothing of models."""
 
-from equirelax.data import mocap, nbody
+from equirelax.data import clouds, corruptions, mocap, modelnet, nbody
 from equirelax.data.augment import random_rotation
 from equirelax.data.graphs import GraphSet
 from equirelax.data.mocap import MocapSet
+from equirelax.data.modelnet import CloudSet
 from equirelax.data.nbody import NBody, NBodySet
 from equirelax.data.root import DataStatus, data_root, find, status
 from equirelax.data.samples import Samples
 
 __all__ = [
+    "CloudSet",
     "DataStatus",
     "GraphSet",
     "MocapSet",
     "NBody",
     "NBodySet",
     "Samples",
+    "clouds",
+    "corruptions",
     "data_root",
     "find",
     "mocap",
+    "modelnet",
     "nbody",
     "random_rotation",
     "status",

@@ -17,8 +17,6 @@ from equirelax.errors import DataError
 
 RotationKind = Literal["none", "z", "so3"]
 ROTATIONS: tuple[RotationKind, ...] = get_args(RotationKind)
-MAX_DROPOUT = 0.875
-"""Largest share of points that random dropout takes (CR, ACE and PointNet++ before them)."""
 
 
 def check_clouds(points: Tensor) -> None:
@@ -133,11 +131,12 @@ def jitter(points: Tensor, generator: torch.Generator, *, std: float = 0.01, cli
     return points + (normal(tuple(points.shape), generator, points) * std).clamp_(-clip, clip)
 
 
-def point_dropout(points: Tensor, generator: torch.Generator, *, max_ratio: float = MAX_DROPOUT) -> Tensor:
+def point_dropout(points: Tensor, max_ratio: float, generator: torch.Generator) -> Tensor:
     """Every object loses each of its points with a probability of U(0, max_ratio), drawn once per object.
 
     Dropped points become copies of the object's first point, so that the shape stays (b, n, 3): with ratio r
-    a cloud keeps about (1 - r) n different points. ACE applies it to the test set too.
+    a cloud keeps about (1 - r) n different points. CR and ACE train with max_ratio 0.875 (as PointNet++), and
+    ACE applies it to the test set too.
     """
     check_clouds(points)
     _check_ratio(max_ratio)

@@ -22,6 +22,8 @@ from equirelax.errors import DataError
 from equirelax.files import did_you_mean
 
 SPLITS = ("train", "val", "test")
+CLASSES = 40
+"""Number of classes of the whole data set."""
 
 
 @dataclass
@@ -91,8 +93,7 @@ def load(
             1024 points, the official hdf5 archive and the resampled text archive; `modelnet10-small` has 10
             classes with 40 + 20 objects each.
         classes: names; labels are positions in this sequence. None: all classes of the source.
-        per_class: of every class at most so many objects, the first that are left for training; `val` and
-            `test` are not touched by it.
+        per_class: of every class at most so many objects, the first ones of the split.
         val_fraction: in [0, 1).
         root: see `equirelax.data.root`.
 
@@ -117,7 +118,7 @@ def load(
     if split != "test":
         held_out = validation_mask(objects.labels, val_fraction, val_seed)
         keep &= held_out if split == "val" else ~held_out
-    if split == "train" and per_class is not None:
+    if per_class is not None:
         keep &= _first_of_class(objects.labels, keep, per_class)
     if not keep.any():
         raise DataError(f"The {split} split of {source} is empty with val_fraction {val_fraction}.")
