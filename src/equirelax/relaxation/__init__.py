@@ -7,9 +7,11 @@ from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
 from equirelax.relaxation.placements import (
     Constant,
     EGNNBlocks,
+    EGNOStreams,
     Layers,
     Placement,
     PlainLinear,
+    SchNetStream,
     SEGNNUpdates,
     VectorLinear,
 )
@@ -18,6 +20,8 @@ from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site
 from equirelax.relaxation.spec import spec
+from equirelax.relaxation.stream_maps import StreamStep
+from equirelax.relaxation.streams import StreamResidual
 from equirelax.relaxation.summary import Summary
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "Constant",
     "Dense",
     "EGNNBlocks",
+    "EGNOStreams",
     "EquivariantDense",
     "Fold",
     "LayerFamily",
@@ -36,8 +41,11 @@ __all__ = [
     "Residual",
     "ResidualKind",
     "SEGNNUpdates",
+    "SchNetStream",
     "Site",
     "Skip",
+    "StreamResidual",
+    "StreamStep",
     "Summary",
     "VectorLinear",
     "cannot_fold",

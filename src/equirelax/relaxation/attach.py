@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -12,6 +14,8 @@ from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
 from equirelax.relaxation.relaxation import PLACEMENT, Relaxation
 from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.stream_maps import StreamMap
+from equirelax.relaxation.streams import StreamResidual, link
 
 CHILD = "equirelax_residual"
 
@@ -60,6 +64,7 @@ def relax(
     made = [(placed, _build(model, placed, generator)) for placed in survey.placed]
     for placed, built in made:
         _attach(model, placed, built)
+    link(model, [built for _, built in made])
     model.__dict__[PLACEMENT] = chosen
     return Relaxation(model)
 
@@ -123,7 +128,17 @@ def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) 
             f"exclude it"
         )
     built = placed.kind.build(site.in_rep, site.out_rep, site.feature_axis, generator)
-    residual = Residual(site, built, _reference(model, model.get_submodule(site.path)))
+    reference = _reference(model, model.get_submodule(site.path))
+    if bool(site.stream) is not isinstance(built, StreamMap):
+        raise PlacementError(
+            f"{site.key}: a {type(placed.kind).__name__} makes a {type(built).__name__}; a residual stream is made "
+            f"of StreamStep, and nothing else is"
+        )
+    residual = (
+        StreamResidual(site, built, reference)
+        if isinstance(built, StreamMap)
+        else Residual(site, built, reference)
+    )
     residual.train(model.get_submodule(site.path).training)
     return residual
 
@@ -166,13 +181,24 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
 
 def detach_all(relaxation: Relaxation) -> None:
     """Remove every residual and every hook: the model is the author's own again."""
-    ours = set(relaxation.residuals.values())
+    residuals = set(relaxation.residuals.values())
+    owners = residuals | {r.stream for r in residuals if isinstance(r, StreamResidual)}
     for module in list(relaxation.model.modules()):
-        for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__self__", None) in ours:
-                del module._forward_hooks[key]
-                module._forward_hooks_with_kwargs.pop(key, None)
+        _unhook(module, owners)
         for name, child in list(module.named_children()):
-            if child in ours:
+            if child in residuals:
                 delattr(module, name)
     del relaxation.root.__dict__[PLACEMENT]
+
+
+def _unhook(module: nn.Module, owners: set[Any]) -> None:
+    """Remove a module's hooks that are methods of `owners`."""
+    for hooks, marks in (
+        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+    ):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__self__", None) in owners:
+                del hooks[key]
+                for mark in marks:
+                    mark.pop(key, None)

@@ -22,6 +22,15 @@ from equirelax.symmetry import Representation, equivariant_projection
 INITS = ("zeros", "normal", "default")
 
 
+def in_backward() -> bool:
+    """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
+    # Under torch.compile checkpointed regions are recomputed inside the compiled
+    # backward, where no Python runs.
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
 class DenseMap(nn.Module):
     """`W x (+ b)` on the feature axis: the residual of CR (section 4).
 

@@ -135,12 +135,14 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
     try:
         if site.family is None or not residual.is_linear:
             what = (
-                "a block-level residual"
+                f"a step of the residual stream {site.stream!r}, which starts from the model's inputs and"
+                if site.stream
+                else "a block-level residual,"
                 if site.family is None
-                else f"a residual that is not linear ({type(residual.map).__name__})"
+                else f"a residual that is not linear ({type(residual.map).__name__}),"
             )
             raise UnfoldableError(
-                f"{key} ({type(module).__name__}) has {what}, which no layer can express; "
+                f"{key} ({type(module).__name__}) has {what} which no layer can express; "
                 f'project with mode="drop" or unfoldable="drop"'
             )
         with torch.no_grad():

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.relaxation.maps import DenseMap
+from equirelax.relaxation.maps import DenseMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
-
-
-def _in_backward() -> bool:
-    """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
-    # Under torch.compile checkpointed regions are recomputed inside the compiled
-    # backward, where no Python runs.
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
 
 
 class Residual(nn.Module):
@@ -113,9 +104,13 @@ class Residual(nn.Module):
                 f"{x.shape[self.feature_axis]}; relax the model again with a placement that declares the "
                 f"features it gets"
             )
-        if self.keep_inputs and self.training and torch.is_grad_enabled() and not _in_backward():
+        if self._keeps():
             self._kept.append(x.detach())
         return self.site.writer(output, self(x))
+
+    def _keeps(self) -> bool:
+        """Whether the call under way counts for penalties."""
+        return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()
 
     def take_inputs(self) -> list[Tensor]:
         """The inputs kept since the last call, one tensor for every training-mode call

@@ -105,6 +105,10 @@ class Site:
             "rotations and translations", "nothing").
         constants: (channel, value) pairs of a tensor product's second input that
             are constant: folding needs one.
+        stream: name of the residual stream that the site is a step of (see `streams`), "" for none. Then
+            `reader` reads the call of the module at `source`, and so does `in_rep`; every site of a stream has
+            the same of the three.
+        source: path of the module whose input the stream starts from ("" is the relaxed model).
     """
 
     path: str
@@ -117,6 +121,8 @@ class Site:
     slot: str = ""
     relaxes: str = ""
     constants: tuple[tuple[int, float], ...] = ()
+    stream: str = ""
+    source: str = ""
 
     @property
     def key(self) -> str:

@@ -1,7 +1,8 @@
 """Placements: which modules get which residual; one file per architecture."""
 
-from equirelax.relaxation.placements import egnn, segnn  # noqa: F401  (each registers its placements)
+from equirelax.relaxation.placements import egnn, egno, schnet, segnn  # noqa: F401  (each registers its placements)
 from equirelax.relaxation.placements.egnn import EGNNBlocks
+from equirelax.relaxation.placements.egno import EGNOStreams
 from equirelax.relaxation.placements.layers import Constant, Declaration, Layers, PlainLinear, VectorLinear
 from equirelax.relaxation.placements.placement import (
     Placed,
@@ -11,17 +12,20 @@ from equirelax.relaxation.placements.placement import (
     names,
     register_placement,
 )
+from equirelax.relaxation.placements.schnet import SchNetStream
 from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
 __all__ = [
     "Constant",
     "Declaration",
     "EGNNBlocks",
+    "EGNOStreams",
     "Layers",
     "Placed",
     "Placement",
     "PlainLinear",
     "SEGNNUpdates",
+    "SchNetStream",
     "Survey",
     "VectorLinear",
     "get",

@@ -117,13 +117,15 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
         for placed in by_path.get(path, ()):
             site = placed.site
             shape = (site.out_rep.dim, site.in_rep.dim)
-            family = f"layer family {site.family}" if site.family else "block of the placement"
+            why = f"layer family {site.family}" if site.family else "block of the placement"
+            if site.stream:
+                why = f"step of the stream {site.stream!r}, from an input of {site.source or 'the model'}"
             result.append(
                 Row(
                     site.key,
                     kind,
                     RELAXED,
-                    family,
+                    why,
                     shape,
                     placed.kind.count(shape[1], shape[0]),
                     site.relaxes,

@@ -1,0 +1,133 @@
+"""EGNO (Xu et al., arXiv 2401.11037): ACE's two residual streams, one on h and one on x of every layer.
+
+Each step is batch normalisation and a linear map whose weight is divided by its largest singular value. The stream on h
+reads what the model embeds, its scalar inputs and the time, and never h itself: where those inputs are invariant it
+relaxes nothing. The stream on x reads positions, of the first time, and is added alike at all times. Positions as they
+are, which is what ACE does, relax translations too; relative to the mean of their graph they leave translations exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError, RepresentationError
+from equirelax.relaxation.placements.placement import (
+    Placement,
+    Survey,
+    matching,
+    own_modules,
+    register_placement,
+)
+from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites
+from equirelax.relaxation.site import FirstInput, Site, Writer
+from equirelax.relaxation.spec import spec
+from equirelax.relaxation.stream_maps import StreamStep
+from equirelax.symmetry import E, O, positions, trivial, vector
+
+GRAPH = "graph"
+"""The argument of the model's forward that numbers the graph of every node."""
+
+
+@dataclass(frozen=True)
+class AddAtAllTimes(Writer):
+    """Adds to one entry of an output tuple, whose rows are those of the residual repeated for every time step."""
+
+    index: int
+
+    def __call__(self, output: Any, delta: Tensor) -> Any:
+        items = list(output)
+        target = items[self.index]  # (times * nodes, dim), all nodes of a time together
+        if target.shape[0] % delta.shape[0]:
+            raise RepresentationError(
+                f"a residual stream of {delta.shape[0]} nodes meets a layer with {target.shape[0]} rows; expected "
+                f"the nodes once for every time step"
+            )
+        tiled = target.view(-1, *delta.shape) + delta.to(target.dtype)
+        items[self.index] = tiled.view_as(target)
+        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+
+
+@spec("egno")
+@dataclass(frozen=True)
+class EGNOStreams(Placement):
+    """Streams "h" and "x" over all layers, called as `layer(h, x, ...) -> (h, x)`: two gammas per layer.
+
+    Args:
+        residual: what their steps are made of.
+        centred: the stream on x reads positions relative to their graph's mean (translations stay exact), or as
+            they are (ACE).
+        root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.
+    """
+
+    residual: StreamStep = dataclasses.field(default_factory=lambda: StreamStep(spectral=True))
+    centred: bool = False
+    root: str = ""
+
+    def survey(self, model: nn.Module) -> Survey:
+        """Every module at `layers.*`; sizes are those of the linear map `embedding`, whose input the stream on h
+        reads.
+        """
+        modules = dict(own_modules(model))
+        source = self.root.rstrip(".")
+        egno, embedding = modules.get(source), modules.get(f"{self.root}embedding")
+        if (
+            egno is None
+            or not isinstance(embedding, nn.Linear)
+            or not isinstance(getattr(egno, "steps", None), int)
+        ):
+            raise PlacementError(
+                f"{source or type(model).__name__} is no EGNO: expected an integer attribute `steps` and a linear "
+                f'map `embedding`. Give its path, as in EGNOStreams(root="encoder."), or another placement'
+            )
+        arguments = list(inspect.signature(egno.forward).parameters)
+        if arguments[:1] != ["positions"] or GRAPH not in arguments:
+            raise PlacementError(
+                f"{source or type(model).__name__}: its forward has the arguments {arguments}; expected `positions` "
+                f"first, and `{GRAPH}`, the graph of every node"
+            )
+        found = matching([f"{self.root}layers.*"], modules, "EGNOStreams")
+        layers = [path for path in modules if path in found and path.count(".") == self.root.count(".") + 1]
+        h, x = self._h(embedding), self._x(source, arguments.index(GRAPH))
+        placed = [stream_sites(site, layers, self.residual) for site in (h, x)]
+        return Survey(tuple(one for pair in zip(*placed, strict=True) for one in pair), {})
+
+    @property
+    def _group(self) -> O | E:
+        return O(3) if self.centred else E(3)
+
+    def _h(self, embedding: nn.Linear) -> Site:
+        return Site(
+            "",
+            None,
+            trivial(self._group, embedding.in_features),
+            trivial(self._group, embedding.out_features),
+            FirstInput(),
+            AddAtAllTimes(0),
+            slot="h",
+            relaxes="nothing, if the scalar inputs are invariant",
+            stream="h",
+            source=f"{self.root}embedding",
+        )
+
+    def _x(self, source: str, graph: int) -> Site:
+        return Site(
+            "",
+            None,
+            vector(self._group) if self.centred else positions(self._group),
+            vector(self._group),
+            ModelPositions(self.centred, (0, "positions"), (graph, GRAPH)),
+            AddAtAllTimes(1),
+            slot="x",
+            relaxes="O(3)" if self.centred else "E(3), translations too",
+            stream="x",
+            source=source,
+        )
+
+
+register_placement("egno", EGNOStreams)
+register_placement("egno-centred", lambda: EGNOStreams(centred=True))
