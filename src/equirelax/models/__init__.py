@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from equirelax.models.dgcnn import DGCNN
 from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO
+from equirelax.models.pointnet import PointNet
 from equirelax.models.vn_dgcnn import VNDGCNN
 from equirelax.models.vn_pointnet import VNPointNet
 
@@ -13,7 +15,18 @@ if TYPE_CHECKING:
     from equirelax.models.segnn import SEGNN, SEGNNLayer
     from equirelax.models.tensor_product import TensorProduct
 
-__all__ = ["EGNN", "EGNO", "SEGNN", "VNDGCNN", "EGNNLayer", "SEGNNLayer", "TensorProduct", "VNPointNet"]
+__all__ = [
+    "DGCNN",
+    "EGNN",
+    "EGNO",
+    "SEGNN",
+    "VNDGCNN",
+    "EGNNLayer",
+    "PointNet",
+    "SEGNNLayer",
+    "TensorProduct",
+    "VNPointNet",
+]
 
 
 def __getattr__(name: str) -> Any:
