@@ -5,6 +5,7 @@ from equirelax.audit.bounds import equivariance_bound, projection_bound, residua
 from equirelax.audit.error import Measurement, Worst
 from equirelax.audit.layers import Break, LayerRow, Localisation
 from equirelax.audit.lie import LieReport
+from equirelax.audit.remul import LabelFree, label_free
 from equirelax.audit.report import AuditReport
 from equirelax.audit.tree import Axis
 
@@ -12,6 +13,7 @@ __all__ = [
     "AuditReport",
     "Axis",
     "Break",
+    "LabelFree",
     "LayerRow",
     "LieReport",
     "Localisation",
@@ -19,6 +21,7 @@ __all__ = [
     "Worst",
     "audit",
     "equivariance_bound",
+    "label_free",
     "projection_bound",
     "residual_lipschitz",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from equirelax.benchmarks.settings import Strength
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.methods.base import Method
+from equirelax.models.canonical import VNCanonicalizer
 from equirelax.relaxation import Relaxation
+from equirelax.symmetry import SE, SO, E, Group, O, vector
 
 
 @dataclass
@@ -128,11 +130,13 @@ class EquiTuningStrength(Strength):
     Attributes:
         samples: Elements that a prediction is averaged over; a finite group with no more is taken whole.
         training_samples: Elements drawn anew for every training batch; 0 trains the network as it is.
+        reflections: Average over reflections too, where the group has them.
         seed: Seed of the elements of evaluation.
     """
 
     samples: int = 16
     training_samples: int = 0
+    reflections: bool = False
     seed: int = 0
 
 
@@ -262,6 +266,49 @@ def build_method(
     if isinstance(strength, RPPStrength):
         return methods.RPP(relaxation, strength.eq_weight, strength.residual_weight, gamma=strength.gamma)
     raise ConfigError(f"{type(strength).__name__} describes no method that drives a relaxation.")
+
+
+def build_wrapper(
+    model: nn.Module, strength: Strength, inputs: tuple[Any, ...], output: Any, group: Group
+) -> nn.Module:
+    """The module that `strength` describes, around `model`.
+
+    Args:
+        model: A strict network; it becomes a child of the module.
+        strength: Settings of Equi-Tuning or Equi-Adapt.
+        inputs, output: How the group acts on the model's arguments and on its output.
+        group: The benchmark's group.
+
+    Raises:
+        ConfigError: the strength is of another kind, or Equi-Adapt is to turn something else than point clouds.
+    """
+    if isinstance(strength, EquiTuningStrength):
+        drawn = group if strength.reflections else _rotations(group)
+        return methods.EquiTuned(
+            model,
+            inputs,
+            output,
+            drawn,
+            strength.samples,
+            strength.seed,
+            training_samples=strength.training_samples,
+        )
+    if not isinstance(strength, EquiAdaptStrength):
+        raise ConfigError(f"{type(strength).__name__} describes no module around a network.")
+    if len(inputs) != 1 or inputs[0] != vector(inputs[0].group) or inputs[0].dim != 3:
+        raise ConfigError(
+            "equi-adapt turns point clouds, (batch, points, 3) as the one argument of the model; this model takes "
+            f"{len(inputs)} arguments. With a canonicaliser of your own use equirelax.methods.EquiAdapted."
+        )
+    canonicalizer = VNCanonicalizer(strength.hidden, strength.layers, strength.neighbours)
+    return methods.EquiAdapted(model, canonicalizer, inputs, output)
+
+
+def _rotations(group: Group) -> Group:
+    """The part of a group of space that has no reflections."""
+    if isinstance(group, E):
+        return SE(group.n)
+    return SO(group.n) if isinstance(group, O) else group
 
 
 def _scheduled(

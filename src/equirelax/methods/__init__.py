@@ -1,5 +1,5 @@
 """What drives the strengths: strict (nothing), scheduled (CR), ace and resilient (ACE), and what they are compared
-with: remul, rpp.
+with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)
@@ -10,13 +10,19 @@ from equirelax.methods.strict import Strict
 from equirelax.methods.scheduled import Scheduled
 from equirelax.methods.ace import ACE
 from equirelax.methods.resilient import ResilientACE
+from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.remul import REMUL
 from equirelax.methods.rpp import RPP
+from equirelax.methods.equi_adapt import EquiAdapted
+from equirelax.methods.equi_tuning import EquiTuned
 
 __all__ = [
     "ACE",
     "REMUL",
     "RPP",
+    "EquiAdapted",
+    "EquiTuned",
+    "GradNorm",
     "Method",
     "ResilientACE",
     "Scheduled",

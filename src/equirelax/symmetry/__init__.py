@@ -1,5 +1,6 @@
 """What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
 
+from equirelax.symmetry.axis import Axis
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
@@ -13,6 +14,7 @@ from equirelax.symmetry.representation import Representation
 __all__ = [
     "SE",
     "SO",
+    "Axis",
     "Block",
     "Cyclic",
     "Dihedral",

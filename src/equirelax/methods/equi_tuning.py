@@ -1,0 +1,114 @@
+"""Equi-Tuning (Basu et al., AAAI 2023, arXiv 2210.06475): a network's answers, averaged over the group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import MethodError
+from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of, inverse
+from equirelax.symmetry import Group
+
+
+class EquiTuned(nn.Module):
+    """mean over g of rho_out(g)^-1 f(rho_in(g) x), for any network f.
+
+    With all elements of a finite group it is exactly equivariant; with M sampled ones of an infinite group the error
+    falls like 1/sqrt(M). A prediction costs M predictions of f.
+
+    It is no `Method`: it goes around the network, and there is nothing to step.
+
+    Args:
+        model: f, called with positional arguments; a child, so that keys begin with "model.".
+        in_rep: for every argument a `Representation`, an `Axis` or None (invariant); one alone for one argument.
+        out_rep: the same for what f returns.
+        group: elements are drawn from it; by default that of the representations. Of SE(n) and E(n) only rotations
+            and reflections are averaged over, about the origin: centre the input.
+        samples: M. A finite group with no more elements than that is taken whole.
+        seed: of the sampled elements, which are the same in every prediction.
+        training_samples: in training mode, elements drawn anew in every call (torch's global generator; the whole
+            of a finite group with no more); 0 trains f as it is.
+
+    Raises:
+        RepresentationError: in_rep or out_rep is something else.
+        MethodError: a number out of range, or a group over which no mean exists.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        in_rep: Any,
+        out_rep: Any,
+        group: Group | None = None,
+        samples: int = 16,
+        seed: int = 0,
+        *,
+        training_samples: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_kinds, self.out_kinds = as_kinds(in_rep, "in_rep"), as_kinds(out_rep, "out_rep")
+        self.group = group_of(*self.in_kinds, *self.out_kinds) if group is None else group
+        if samples < 1 or training_samples < 0:
+            raise MethodError(
+                f"samples is {samples} and training_samples is {training_samples}; expected at least 1 and 0"
+            )
+        if not self.group.compact and self.group.dim == self.group.linear_dim:
+            raise MethodError(
+                f"{self.group.name} is not compact: there is no uniform mean over it; give a compact subgroup"
+            )
+        self.model = model
+        self.samples, self.training_samples, self.seed = samples, training_samples, seed
+        # No buffer: in a buffer a cast of the model would round the elements, and keys would change.
+        self._elements = self._draw(samples, torch.Generator().manual_seed(seed))
+
+    @property
+    def elements(self) -> Tensor:
+        """The elements of evaluation, (M, n, n) in float64 on the CPU."""
+        return self._elements
+
+    @property
+    def exact(self) -> bool:
+        """Whether the whole group is averaged over."""
+        return self._covered(self.samples)
+
+    def forward(self, *args: Any) -> Any:
+        """What the model returns, averaged; in training mode over `training_samples` elements.
+
+        Raises:
+            RepresentationError: arguments or output do not fit in_rep and out_rep.
+        """
+        elements = self._elements
+        if self.training:
+            if not self.training_samples:
+                return self.model(*args)
+            elements = self._draw(self.training_samples, None)
+        total: Any = None
+        for g in elements:
+            turned = act_on_all(g, args, self.in_kinds)
+            back = act_on_output(inverse(g, self.group), self.model(*turned), self.out_kinds)
+            total = back if total is None else _sum(total, back)
+        count = len(elements)
+        return tuple(part / count for part in total) if isinstance(total, tuple) else total / count
+
+    def _covered(self, samples: int) -> bool:
+        return self.group.order is not None and self.group.order <= samples
+
+    def _draw(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """(M, n, n): the whole group, or elements drawn from it, without translations."""
+        if self._covered(samples):
+            return self.group.elements()
+        elements = self.group.sample(samples, generator=generator)
+        if self.group.dim != self.group.linear_dim:
+            elements[:, : self.group.linear_dim, self.group.linear_dim] = 0.0
+        return elements
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        how = "all" if self.exact else f"{self.samples} sampled"
+        return f"{how} elements of {self.group.name}, training_samples={self.training_samples}"
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
