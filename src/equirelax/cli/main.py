@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train several methods over several seeds, and write table and picture",
     ),
     "audit": ("equirelax.cli.inspect", "measure the equivariance error of a trained model, layer by layer"),
+    "symmetry": (
+        "equirelax.cli.symmetry",
+        "how much a run's data want to break the symmetry, residual by residual",
+    ),
     "project": (
         "equirelax.cli.inspect",
         "write a trained model without its relaxation, as the author's own state dict",

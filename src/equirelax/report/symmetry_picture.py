@@ -1,0 +1,143 @@
+"""The picture of `equirelax symmetry`: what every residual does, and how its strength came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from equirelax.files import atomic_write
+from equirelax.report.picture import series
+
+Table = Sequence[Mapping[str, str]]
+FLOOR = 1e-9
+"""Shares of the largest value below this are drawn as zero."""
+
+
+def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Table, title: str) -> None:
+    """Write a PNG: above, errors and sizes residual by residual (where they were measured); below, gamma and
+    multipliers (or slacks) over training, the selected epoch marked, the last tenth shaded.
+
+    Args:
+        path: Where to.
+        study: From `symmetry_study`.
+        rows: Of the run's metrics.csv.
+        title: Above everything.
+    """
+    keys = [row["key"] for row in study["residuals"]]
+    # the order of the residuals is the order of the layers: so is that of the colours
+    shades = matplotlib.colormaps["viridis"]
+    colours = {key: shades(0.92 * i / max(len(keys) - 1, 1)) for i, key in enumerate(keys)}
+    measured = any(row["alone"] is not None for row in study["residuals"])
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        height = 0.26 * len(keys) + 1.3 if measured else 0.0
+        figure = Figure(figsize=(11, height + 3.6), layout="constrained")
+        if measured:
+            axes = figure.subplots(2, 2, height_ratios=(height, 3.2))
+            _errors(axes[0][0], study["residuals"], colours)
+            _sizes(axes[0][1], study["residuals"], colours)
+            lower = axes[1]
+        else:
+            lower = figure.subplots(1, 2)
+        _courses(lower[0], study, rows, "gamma", colours)
+        if not measured:  # else the bars say which colour is whose
+            lower[0].legend(frameon=False, fontsize=7, ncols=2)
+        _prices(lower[1], study, rows, colours)
+        figure.suptitle(title)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+
+
+def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> None:
+    """Bars: error that a residual adds; dots: error of the output with it alone; ticks: bound on the bar."""
+    _bars(panel, residuals, colours, "added")
+    _marks(panel, residuals, "alone", "o", "error of the output, this one alone")
+    _marks(panel, residuals, "bound", "|", "bound on the bar")
+    panel.set_title("equivariance error that each residual adds (bar)", fontsize=9, loc="left")
+    panel.set_xlabel("relative error")
+    _finish(panel, [row[name] for row in residuals for name in ("added", "alone", "bound")])
+
+
+def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> None:
+    """Bars: abs(gamma) x norm of W; dots: abs(gamma); triangles: share of the output."""
+    _bars(panel, residuals, colours, "size")
+    strengths = [{**row, "strength": abs(row["gamma"])} for row in residuals]
+    _marks(panel, strengths, "strength", "o", "|gamma|")
+    _marks(panel, strengths, "share", "^", "share of the output")
+    panel.set_title("size: |gamma| x norm of W (bar)", fontsize=9, loc="left")
+    _finish(panel, [row[name] for row in strengths for name in ("size", "strength", "share")])
+    panel.tick_params(labelleft=False)
+
+
+def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any], name: str) -> None:
+    places = range(len(residuals))
+    values = [row[name] or 0.0 for row in residuals]
+    panel.barh(places, values, height=0.62, color=[colours[row["key"]] for row in residuals])
+    panel.set_yticks(places, [row["key"] or "(model)" for row in residuals])
+    panel.invert_yaxis()
+
+
+def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marker: str, label: str) -> None:
+    shown = [(row[name], place) for place, row in enumerate(residuals) if row[name]]
+    if shown:
+        values, places = zip(*shown, strict=True)
+        face = "none" if marker == "o" else "black"
+        panel.scatter(
+            values,
+            places,
+            marker=marker,
+            s=34,
+            facecolors=face,
+            edgecolors="black",
+            linewidths=1.1,
+            label=label,
+            zorder=3,
+        )
+
+
+def _finish(panel: Axes, values: Sequence[float | None]) -> None:
+    """A logarithmic axis where there is anything to show."""
+    shown = [value for value in values if value]
+    if shown:
+        low = max(min(shown), FLOOR * max(shown))
+        panel.set_xscale("log")
+        panel.set_xlim(low / 3, max(shown) * 3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    else:
+        panel.text(0.5, 0.5, "zero, or n/a", transform=panel.transAxes, ha="center", va="center")
+    panel.grid(axis="x", alpha=0.25, linewidth=0.5)
+
+
+def _courses(
+    panel: Axes, study: Mapping[str, Any], rows: Table, kind: str, colours: Mapping[str, Any]
+) -> None:
+    for key, colour in colours.items():
+        found = series(rows, f"{kind}/{key}")
+        panel.plot(list(found), list(found.values()), color=colour, linewidth=1.2, label=key or "(model)")
+    window = study["dynamics"]["window"]
+    panel.axvspan(window["first"], window["last"], color="0.5", alpha=0.12, linewidth=0)
+    panel.axvline(study["selected_epoch"], color="0.35", linewidth=0.8, linestyle="--")
+    panel.axhline(0, color="0.6", linewidth=0.6)
+    panel.set_title(f"{kind} (dashed: selected epoch; grey: last tenth)", fontsize=9, loc="left")
+    panel.set_xlabel("epoch")
+
+
+def _prices(panel: Axes, study: Mapping[str, Any], rows: Table, colours: Mapping[str, Any]) -> None:
+    """Multipliers, with dotted slacks where there are any; a method without: who is who."""
+    kinds = study["dynamics"]["drift"]
+    if "multiplier" in kinds:
+        _courses(panel, study, rows, "multiplier", colours)
+        if "slack" in kinds:
+            for key, colour in colours.items():
+                found = series(rows, f"slack/{key}")
+                panel.plot(list(found), list(found.values()), color=colour, linewidth=1.0, linestyle=":")
+            panel.set_title("multiplier (solid) and slack u (dotted)", fontsize=9, loc="left")
+    else:
+        panel.set_axis_off()
+        panel.text(0.5, 0.5, "gamma is set by the method:\nthere are no multipliers", transform=panel.transAxes,
+                   ha="center", va="center")  # fmt: skip
