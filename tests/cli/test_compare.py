@@ -165,7 +165,7 @@ def test_a_failed_run_is_reported_and_the_others_count(
     words = ["compare", "nbody", "--methods", "strict,ace", "--seeds", "1", "--out", str(out), *SMALL]
     assert main([*words, "--epochs", "1", "--ace.learning_rate", "1e30"]) == 1
     text = capsys.readouterr()
-    assert "ace seed 0: failed with exit code 2" in text.err
+    assert "ace-seed0: failed with exit code 2" in text.err
     assert "| strict |" in text.out
     assert "| ace |" not in text.out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.benchmarks.strengths import CHOICES, choice
-from equirelax.cli import options
+from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
 from equirelax.report.comparison import write_comparison
@@ -27,6 +27,7 @@ front they hold for that one.
 examples:
   equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 3
   equirelax compare nbody --methods strict,ace --seeds 0,1,2,3 --epochs 200 --ace.strength.dual_lr 1e-3
+  equirelax compare modelnet40 --methods strict,scheduled --sweep lie_weight+norm_weight=0,0.001,0.01,0.1
   equirelax compare mocap --dataset.subject run --methods strict,scheduled,ace,resilient"""
 
 
@@ -52,11 +53,16 @@ def main(words: Sequence[str]) -> int:
             )
     model = options.peek(common, "model")["model"]
     out = Path(known.out) if known.out else _default_out(benchmark, model, methods[0])
+    keys, values = sweep.parse(known.sweep)
+    sweep.check_used(keys, [defaults(benchmark, model, method) for method in methods])
     jobs = []
     for seed in _seeds(known.seeds):
         for method in methods:
-            flags = [*common, *settings.get(method, []), "--method", method, "--seed", str(seed)]
-            jobs.append(_job(benchmark, method, seed, flags, out))
+            for variant in sweep.variants(defaults(benchmark, model, method), keys, values):
+                flags = [*common, *settings.get(method, []), *variant.flags]
+                flags += ["--method", method, "--seed", str(seed)]
+                folder = out / f"{method}{variant.name}-seed{seed}"
+                jobs.append(_job(benchmark, method, flags, folder))
     _check_data(jobs[0].config, known.data)
     code = run_jobs(jobs, known.data, known.jobs or _cores())
     if code == 130:
@@ -78,6 +84,11 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
     parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
     parser.add_argument(
         "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
+    )
+    parser.add_argument(
+        "--sweep",
+        help="KEY=VALUE,VALUE,...: a run for every value of a setting, of the methods that have it; KEY+KEY=... sets "
+        "several to the same value",
     )
     parser.add_argument("--out", help="folder of the comparison (default: runs/BENCHMARK/compare-MODEL)")
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: one for every core)")
@@ -131,8 +142,8 @@ def _default_out(benchmark: str, model: str | None, method: str) -> Path:
     return default_folder(config).parent / f"compare-{config.model}"
 
 
-def _job(benchmark: str, method: str, seed: int, flags: list[str], out: Path) -> Job:
-    """The run of one method and seed, its settings checked."""
+def _job(benchmark: str, method: str, flags: list[str], folder: Path) -> Job:
+    """The run of one method, variant and seed, its settings checked."""
     config = options.starting_config(benchmark, flags, method)
     parser = options.parser(["compare", benchmark], "")
     for name in ("model", "method", "config"):
@@ -142,7 +153,6 @@ def _job(benchmark: str, method: str, seed: int, flags: list[str], out: Path) ->
     options.add_machine(parser)
     parsed = options.parse(parser, flags)
     config = options.config_from(parsed, config)
-    folder = out / f"{method}-seed{seed}"
     if (folder / CONFIG).exists() and (found := differences(read_yaml(folder / CONFIG), config.to_dict())):
         raise ConfigError(
             f"{folder} holds a run with other settings: {'; '.join(found)}. "

@@ -1,4 +1,6 @@
-"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png."""
+"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png; where the test set was measured
+under further conditions also conditions.md and conditions.png.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ from pathlib import Path
 from equirelax.benchmarks.registry import task_class
 from equirelax.benchmarks.task import heading
 from equirelax.files import write_text
+from equirelax.report.conditions import conditions_table, curves, draw_conditions
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
+from equirelax.report.variants import labels
 from equirelax.training.folder import METRICS, RESULT, read_result, read_table
 
 SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
+CONDITIONS, CONDITIONS_PICTURE = "conditions.md", "conditions.png"
 
 
 def write_comparison(out: Path, folders: Sequence[Path]) -> str:
@@ -26,12 +31,16 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
     done = [folder for folder in folders if (folder / RESULT).exists()]
     summary = summarise([read_result(folder / RESULT) for folder in done])
     runs: dict[str, list[Table]] = {}
-    for folder, result in zip(done, summary["runs"], strict=True):
-        runs.setdefault(result["method"], []).append(read_table(folder / METRICS))
+    for folder, label in zip(done, labels(summary["runs"]), strict=True):
+        runs.setdefault(label, []).append(read_table(folder / METRICS))
     title = task_class(summary["benchmark"]).title
     metric = heading(summary["metric"])
     text, sentence = table(summary), conclusion(summary)
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
     draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric)
+    further = curves(summary["runs"])
+    if further:
+        write_text(out / CONDITIONS, f"# {title}\n\n{conditions_table(further, summary['metric'])}")
+        draw_conditions(out / CONDITIONS_PICTURE, further, summary["metric"], f"{title} ({summary['model']})")
     return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"

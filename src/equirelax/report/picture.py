@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from equirelax.files import atomic_write
 from equirelax.report.summary import headline
+from equirelax.report.variants import method_of
 
 # Okabe and Ito: told apart by colour-blind readers too; line styles differ besides.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -28,7 +29,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: st
 
     Args:
         path: Where to.
-        runs: Method -> metrics.csv of its seeds.
+        runs: Method (or its variant, see `variants.labels`) -> metrics.csv of its seeds.
         title: Above everything.
         metric: Label of the vertical axis of the curves.
     """
@@ -74,7 +75,7 @@ def gamma_columns(table: Table) -> list[str]:
 
 
 def _curve(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
-    kind = headline(name)
+    kind = headline(method_of(name))
     found = [series(table, f"val/{kind}") for table in tables]
     epochs = sorted(set.intersection(*(set(one) for one in found))) if found else []
     if not epochs:

@@ -11,8 +11,8 @@ from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
 from equirelax.report.statistics import paired, spread
+from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
 
-BASELINE = "strict"
 KINDS = ("relaxed", "projected", "folded")
 
 
@@ -22,7 +22,7 @@ def headline(method: str) -> str:
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics over seeds for every method, in the order of `results`.
+    """Statistics over seeds for every method (and variant of its settings), in the order of `results`.
 
     Args:
         results: Contents of result.json files of one benchmark and model.
@@ -36,11 +36,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ConfigError("A summary is of one benchmark and one model; the results are of several.")
     first = results[0]
     published = build_task(config_from_dict(first["config"])).published()
-    baseline = {r["seed"]: r["test"]["projected"] for r in results if r["method"] == BASELINE}
     methods = {}
-    for name in dict.fromkeys(r["method"] for r in results):
-        runs = [r for r in results if r["method"] == name]
-        methods[name] = _method(name, runs, baseline, published.get(name))
+    named = labels(results)
+    for name in dict.fromkeys(named):
+        runs = [r for label, r in zip(named, results, strict=True) if label == name]
+        methods[name] = _method(method_of(name), runs, baseline_of(runs, results), published.get(name))
     return {
         "benchmark": first["benchmark"],
         "model": first["model"],
@@ -87,8 +87,26 @@ def _method(
             "dtype": errors[0]["dtype"],
         },
         "seconds": asdict(spread([r["seconds"] for r in runs])),
+        "further": _further(runs, kind),
+        "inference": _inference(runs, kind),
         "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
     }
+
+
+def _further(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
+    """Spread of every metric but the headline, of the deployed model on the test set."""
+    names = [
+        n for n in runs[0].get("metrics", {}).get("test", {}).get(kind, {}) if n != runs[0]["metric"]["name"]
+    ]
+    return {name: asdict(spread([r["metrics"]["test"][kind][name] for r in runs])) for name in names}
+
+
+def _inference(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float] | None:
+    """Multiply-adds of a prediction, and the least time that any run took for one."""
+    costs = [r["inference"][kind] for r in runs if "inference" in r]
+    if not costs:
+        return None
+    return {key: min(cost[key] for cost in costs) for key in ("multiply_adds", "milliseconds")}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -120,7 +138,28 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{row['seconds']['mean']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _context(summary)]) + "\n"
+    return "\n".join([*lines, "", _context(summary)]) + "\n" + _details(summary)
+
+
+def _details(summary: Mapping[str, Any]) -> str:
+    """A second table: further metrics and the cost of a prediction, of the deployed models; empty without them."""
+    methods = {name: row for name, row in summary["methods"].items() if row.get("inference")}
+    if not methods:
+        return ""
+    further = list(dict.fromkeys(key for row in methods.values() for key in row["further"]))
+    head = [
+        "method",
+        *(f"test {name}" for name in further),
+        "million multiply-adds a prediction",
+        "ms (least)",
+    ]
+    lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name, row in methods.items():
+        cost = row["inference"]
+        cells = [name, *(_spread(row["further"].get(key)) for key in further)]
+        cells += [f"{cost['multiply_adds'] / 1e6:.4g}", f"{cost['milliseconds']:.3g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:

@@ -30,8 +30,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Method and seed."""
-        return f"{self.config.method} seed {self.config.seed}"
+        """Method, variant and seed, as the folder names them."""
+        return self.folder.name
 
     @property
     def done(self) -> bool:

@@ -1,0 +1,75 @@
+"""Runs of one method with several settings are several rows: what tells them apart, and what each is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BASELINE = "strict"
+SHARED = ("dataset", "network")
+"""Sections of the settings that a run must share with the strict run that it is compared with."""
+
+Result = Mapping[str, Any]
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """A label for every run: its method and, where runs of that method differ in their settings, how.
+
+    Settings that always change together are one: "scheduled lie_weight=norm_weight=0.01".
+    """
+    found = []
+    for result in results:
+        mine = [settings(r) for r in results if r["method"] == result["method"]]
+        own = settings(result)
+        differing = [key for key in own if any(other.get(key) != own[key] for other in mine)]
+        found.append(" ".join([result["method"], *_together(differing, own, mine)]))
+    return found
+
+
+def method_of(label: str) -> str:
+    """The method of a label."""
+    return label.split(" ", 1)[0]
+
+
+def settings(result: Result) -> dict[str, Any]:
+    """All settings of a run but its seed, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in result["config"].items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": each for inner, each in value.items()}
+        elif key != "seed":
+            flat[key] = value
+    return flat
+
+
+def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, float]:
+    """Seed -> headline value of the strict runs that `runs` (of one label) are compared with.
+
+    Those on the same data with the same network; where none is, all strict runs if they are of one kind.
+    """
+    strict = [r for r in results if r["method"] == BASELINE]
+    alike = [r for r in strict if all(r["config"].get(s) == runs[0]["config"].get(s) for s in SHARED)]
+    if not alike and len(set(labels(strict))) == 1:
+        alike = strict
+    if (
+        len(set(labels(alike))) > 1
+    ):  # several remain, as in a sweep over training: those with the same settings
+        own = settings(runs[0])
+        agreement = {label: 0 for label in labels(alike)}
+        for label, r in zip(labels(alike), alike, strict=True):
+            agreement[label] = sum(own.get(key) == value for key, value in settings(r).items())
+        best = max(agreement, key=lambda label: agreement[label])
+        alike = [r for label, r in zip(labels(alike), alike, strict=True) if label == best]
+    return {r["seed"]: r["test"]["projected"] for r in alike}
+
+
+def _together(keys: Sequence[str], own: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> list[str]:
+    groups: list[list[str]] = []
+    for key in keys:
+        for group in groups:
+            if all(other.get(key) == other.get(group[0]) for other in all_):
+                group.append(key)
+                break
+        else:
+            groups.append([key])
+    return [f"{'='.join(key.rpartition('.')[2] for key in group)}={own[group[0]]}" for group in groups]

@@ -1,0 +1,106 @@
+"""Runs of one method with several settings are told apart, and compared with the right strict runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_report import result
+
+from equirelax.report.conditions import conditions_table, curves, draw_conditions, split
+from equirelax.report.summary import conclusion, summarise, table
+from equirelax.report.variants import baseline_of, labels, method_of
+
+
+def changed(base: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """A result whose configuration has other values: section__key=value, or key=value."""
+    copied = copy.deepcopy(base)
+    for name, value in settings.items():
+        section, _, key = name.rpartition("__")
+        (copied["config"][section] if section else copied["config"])[key] = value
+    return copied
+
+
+def test_what_differs_within_a_method_is_in_its_label() -> None:
+    scheduled = [
+        changed(result("scheduled", seed, 1.0), strength__lie_weight=w, strength__norm_weight=w)
+        for seed in (0, 1)
+        for w in (0.0, 0.1)
+    ]
+    found = labels([result("strict", 0, 1.0), result("strict", 1, 1.0), *scheduled])
+    assert found[:2] == ["strict", "strict"]
+    assert found[2:] == ["scheduled lie_weight=norm_weight=0.0", "scheduled lie_weight=norm_weight=0.1"] * 2
+    assert [method_of(label) for label in found] == ["strict"] * 2 + ["scheduled"] * 4
+
+
+def test_settings_that_do_not_change_together_stand_apart() -> None:
+    one = result("ace", 0, 1.0)
+    both = [one, changed(one, strength__dual_lr=0.5), changed(one, epochs=7)]
+    assert labels(both)[0].startswith("ace epochs=")
+    assert "dual_lr=" in labels(both)[0]
+    assert "epochs=dual_lr" not in labels(both)[0]
+
+
+def test_a_run_is_compared_with_the_strict_runs_on_its_own_data() -> None:
+    few, many = (
+        [changed(result(method, 0, value), dataset__train=count) for method, value in pairs]
+        for count, pairs in ((100, [("strict", 8.0), ("ace", 7.0)]), (900, [("strict", 4.0), ("ace", 5.0)]))
+    )
+    everything = few + many
+    assert baseline_of(few[1:], everything) == {0: 8.0}
+    assert baseline_of(many[1:], everything) == {0: 4.0}
+    summary = summarise(everything)
+    differences = {
+        name: row["paired_with_strict"]["mean"]
+        for name, row in summary["methods"].items()
+        if row["paired_with_strict"]
+    }
+    assert differences == {"ace train=100": -1.0, "ace train=900": 1.0}
+
+
+def accuracy(method: str, seed: int, value: float) -> dict[str, Any]:
+    """A result whose metric is better when it is higher, with further metrics, conditions and cost."""
+    found = result(method, seed, value)
+    found["metric"] = {"name": "accuracy", "unit": "1e-2", "symbol": "%", "higher_is_better": True}
+    kinds = {
+        kind: {"accuracy": value, "class accuracy": value - 2} for kind in ("relaxed", "projected", "folded")
+    }
+    found["metrics"] = {"val": kinds, "test": kinds}
+    found["conditions"] = {
+        f"dropout {level}": {kind: {"accuracy": value - 10 * level} for kind in kinds}
+        for level in (0.25, 0.5)
+    }
+    cost = {"multiply_adds": 2e6, "milliseconds": 3.0}
+    found["inference"] = {"relaxed": cost, "projected": cost}
+    return found
+
+
+def test_higher_may_be_better() -> None:
+    runs = [accuracy("strict", s, 50.0) for s in (0, 1)] + [accuracy("ace", s, 60.0 + s) for s in (0, 1)]
+    runs += [accuracy("resilient", s, 40.0) for s in (0, 1)]
+    summary = summarise(runs)
+    assert summary["methods"]["ace"]["paired_with_strict"]["wins"] == 2
+    assert summary["methods"]["resilient"]["paired_with_strict"]["wins"] == 0
+    sentence = conclusion(summary)
+    assert "best relaxed method here is ace" in sentence
+    assert "10.50 points above strict" in sentence
+    text = table(summary)
+    assert "test accuracy (%)" in text
+    assert "class accuracy" in text
+    assert "| ace | 58.50 ± 0.71 | 2 | 3 |" in text
+
+
+def test_conditions_become_a_table_and_a_picture(tmp_path: Path) -> None:
+    runs = [accuracy("strict", s, 50.0 + s) for s in (0, 2)] + [accuracy("ace", 0, 60.0)]
+    found = curves(runs)
+    assert found["dropout"]["strict"][0.25] == pytest.approx((48.5, 2**0.5))
+    text = conditions_table(found, runs[0]["metric"])
+    assert "| dropout 0.25 | 48.5 ± 1.4 | 57.5 ± 0.0 |" in text
+    draw_conditions(tmp_path / "conditions.png", found, runs[0]["metric"], "title")
+    with Image.open(tmp_path / "conditions.png") as image:
+        assert image.size[0] > 400
+    assert split("local density 3") == ("local density", 3.0)
+    assert split("odd") == ("odd", 0.0)
