@@ -1,10 +1,11 @@
 """Data sets: find, make, verify, load and batch them. They know nothing of models."""
 
-from equirelax.data import clouds, corruptions, mocap, modelnet, nbody
+from equirelax.data import clouds, corruptions, mocap, modelnet, nbody, qm9
 from equirelax.data.augment import random_rotation
 from equirelax.data.graphs import GraphSet
 from equirelax.data.mocap import MocapSet
 from equirelax.data.modelnet import CloudSet
+from equirelax.data.molecules import MoleculeSet
 from equirelax.data.nbody import NBody, NBodySet
 from equirelax.data.root import DataStatus, data_root, find, status
 from equirelax.data.samples import Samples
@@ -14,6 +15,7 @@ __all__ = [
     "DataStatus",
     "GraphSet",
     "MocapSet",
+    "MoleculeSet",
     "NBody",
     "NBodySet",
     "Samples",
@@ -24,6 +26,7 @@ __all__ = [
     "mocap",
     "modelnet",
     "nbody",
+    "qm9",
     "random_rotation",
     "status",
 ]

@@ -124,15 +124,55 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("cmu_mocap/cmu35_walk.npz", "cmu_mocap/egno_split.npz"),
         _MOCAP.format("cmu35_walk.npz and egno_split.npz"),
     ),
+    (
+        "modelnet40",
+        "12,311 objects of 40 kinds as point clouds (for research use)",
+        ("modelnet40/modelnet40_1024_int16.npz",),
+        "equirelax data get modelnet40",
+    ),
+    (
+        "modelnet10-small",
+        "600 of these objects, of 10 kinds, for quick tests",
+        ("modelnet40/modelnet10_small_1024_f32.npz",),
+        "put modelnet10_small_1024_f32.npz in the folder modelnet40 of the data root",
+    ),
+    (
+        "qm9",
+        "16,771 molecules of QM9 without fluorine, 12 properties",
+        ("qm9/qm9_subset.npz",),
+        "put qm9_subset.npz in the folder qm9 of the data root, or train with --source pyg",
+    ),
+    (
+        "qm9-pyg",
+        "all 130,831 molecules of QM9, as PyTorch Geometric has them",
+        ("qm9/pyg/processed/data_v3.pt",),
+        "equirelax train qm9 --source pyg --partition shuffled downloads it on first use",
+    ),
 )
+# name -> other files, any of which is the same data set in another form
+_ALSO: dict[str, tuple[str, ...]] = {
+    "modelnet40": tuple(
+        f"{parent}{file}"
+        for file in (
+            "modelnet40_ply_hdf5_2048/shape_names.txt",
+            "modelnet40_normal_resampled/modelnet40_train.txt",
+        )
+        for parent in ("modelnet40/", "")
+    )
+}
 
 
 def status(root: str | os.PathLike[str] | None = None) -> list[DataStatus]:
     """Every data set that equirelax knows, whether it is there, where, and how to get it."""
     rows = []
     for name, description, files, how in _KNOWN:
-        homes = (r for r in search_roots(root) if all((r / file).is_file() for file in files))
-        home = next(homes, None)
-        location = None if home is None else (home / files[0]).parent
+        forms = (files, *((file,) for file in _ALSO.get(name, ())))
+        places = (
+            (folder / form[0]).parent
+            for form in forms
+            for folder in search_roots(root)
+            if all((folder / file).is_file() for file in form)
+        )
+        location = next(places, None)
         rows.append(DataStatus(name, description, location, how))
     return rows

@@ -8,11 +8,13 @@ from equirelax.models.dgcnn import DGCNN
 from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO
 from equirelax.models.pointnet import PointNet
+from equirelax.models.schnet import pyg_schnet
 from equirelax.models.vn_dgcnn import VNDGCNN
 from equirelax.models.vn_pointnet import VNPointNet
 
 if TYPE_CHECKING:
     from equirelax.models.segnn import SEGNN, SEGNNLayer
+    from equirelax.models.segnn_molecules import MolecularSEGNN
     from equirelax.models.tensor_product import TensorProduct
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "SEGNN",
     "VNDGCNN",
     "EGNNLayer",
+    "MolecularSEGNN",
     "PointNet",
     "SEGNNLayer",
     "TensorProduct",
     "VNPointNet",
+    "pyg_schnet",
 ]
 
 
@@ -34,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from equirelax.models import segnn
 
         return getattr(segnn, name)
+    if name == "MolecularSEGNN":
+        from equirelax.models.segnn_molecules import MolecularSEGNN
+
+        return MolecularSEGNN
     if name == "TensorProduct":
         from equirelax.models.tensor_product import TensorProduct
 

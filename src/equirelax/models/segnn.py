@@ -56,7 +56,7 @@ def spherical_harmonics(l_max: int, vectors: Tensor) -> Tensor:
 class Edges(NamedTuple):
     """Edges with what messages read, once for all edges and once stacked by graphs (see `Stack`).
 
-    edge_index (2, e) [source, target], scalars (e, 2), attributes (e, attributes.dim); stacked (2, edges of one graph, graphs)
+    edge_index (2, e) [source, target], scalars (e, p), attributes (e, attributes.dim); stacked (p, edges of one graph, graphs)
     and (attributes.dim, edges of one graph, graphs).
     """
 
@@ -79,11 +79,13 @@ class SEGNNLayer(nn.Module):
     ``joint_messages`` to False to have the modules called always.
     """
 
-    def __init__(self, features: o3.Irreps, attributes: o3.Irreps) -> None:
+    def __init__(
+        self, features: o3.Irreps, attributes: o3.Irreps, message_scalars: o3.Irreps = MESSAGE_SCALARS
+    ) -> None:
         super().__init__()
         self.joint_messages = True
         self.gate = Gate(features)
-        self.message_1 = TensorProduct(features + features + MESSAGE_SCALARS, attributes, self.gate.irreps_in)
+        self.message_1 = TensorProduct(features + features + message_scalars, attributes, self.gate.irreps_in)
         self.message_2 = TensorProduct(features, attributes, self.gate.irreps_in)
         self.update_1 = TensorProduct(features + features, attributes, self.gate.irreps_in)
         self.update_2 = TensorProduct(features, attributes, features)

@@ -1,0 +1,234 @@
+"""Molecules of different sizes, one after another in whole tensors, and batches of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import DataError
+
+ELEMENTS = 100
+"""Atomic numbers are below this."""
+CHUNK = 2048
+"""Molecules whose edges are looked for at once."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """From a property to what a network learns: (property - sum of atomic references - mean) / deviation.
+
+    Attributes:
+        references: (ELEMENTS,) float64 contribution of an atom by atomic number, in the property's unit; 0: none.
+        mean, deviation: in the property's unit; the deviation is above 0.
+    """
+
+    references: Tensor
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def identity(cls) -> Scaling:
+        """Nothing is changed."""
+        return cls(torch.zeros(ELEMENTS, dtype=torch.float64))
+
+    @classmethod
+    def fit(cls, values: Tensor, composition: Tensor, references: bool) -> Scaling:
+        """From training molecules alone.
+
+        Args:
+            values: (N,) the property.
+            composition: (N, ELEMENTS) numbers of atoms by element.
+            references: Whether to subtract atomic references: the least-squares solution, of the smallest norm
+                where molecules do not tell elements apart; elements that do not occur have none.
+
+        Raises:
+            DataError: no molecules.
+        """
+        if len(values) == 0:
+            raise DataError("A scaling cannot be fitted to no molecules; take at least one.")
+        values, composition = values.double(), composition.double()
+        atoms = values.new_zeros(ELEMENTS)
+        present = composition.sum(0) > 0
+        if references:
+            # gelsd: the matrix need not have full rank
+            solution = torch.linalg.lstsq(composition[:, present], values[:, None], driver="gelsd").solution
+            atoms[present] = solution[:, 0]
+        rest = values - composition @ atoms
+        # where nothing is left but rounding, dividing by it would blow that up
+        noise = 1e-12 * float(values.abs().max())
+        deviation = float(rest.std(correction=0))
+        return cls(atoms, float(rest.mean()), deviation if deviation > noise else 1.0)
+
+    def apply(self, values: Tensor, composition: Tensor) -> Tensor:
+        """(N,) float64 scaled values of a property (N,) of molecules of a composition (N, ELEMENTS)."""
+        return (values.double() - composition.double() @ self.references - self.mean) / self.deviation
+
+    def invert(self, scaled: Tensor, composition: Tensor) -> Tensor:
+        """(N,) float64 values in the property's unit."""
+        return scaled.double() * self.deviation + self.mean + composition.double() @ self.references
+
+
+@dataclass
+class MoleculeSet:
+    """N molecules with A atoms in all.
+
+    Attributes:
+        numbers: (A,) long, atomic numbers 1 .. 99, molecule by molecule.
+        positions: (A, 3), Angstrom.
+        sizes: (N,) long, atoms of every molecule, at least 1.
+        targets: (N,) float64, what is learnt: the property scaled by `scaling`.
+        identifiers: (N,) long, the molecules' numbers in their source.
+        scaling: how `targets` came from the property.
+        edge_index: (2, E) long [source, target], numbers of atoms within their molecule, molecule by molecule; None
+            where a network looks for its neighbours itself. See `with_edges`.
+        edge_counts: (N,) long, edges of every molecule, or None.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    sizes: Tensor
+    targets: Tensor
+    identifiers: Tensor
+    scaling: Scaling = dataclasses.field(default_factory=Scaling.identity)
+    edge_index: Tensor | None = None
+    edge_counts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.sizes.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.positions.device
+
+    def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
+        """The molecules `indices` (b of them, n atoms in all) as one graph.
+
+        Args:
+            indices: (b,) long tensor or a sequence of integers, 0 .. N-1.
+            rotation: (3, 3), or (b, 3, 3) for one per molecule; turns the positions about the origin.
+
+        Returns:
+            numbers (n,), positions (n, 3), graph (n,) long: the number 0 .. b-1 of each atom's molecule; targets
+            (b, 1) float64; deviation () float64, what a difference of targets is to be multiplied by; and where the
+            set has edges edge_index (2, e) long.
+        """
+        index = torch.as_tensor(indices, dtype=torch.long, device=self.device)
+        atoms, graph = _rows(self._atom_starts, self.sizes, index)
+        positions = self.positions.index_select(0, atoms)
+        if rotation is not None:
+            positions = turn(positions, rotation, graph)
+        out = {
+            "numbers": self.numbers.index_select(0, atoms),
+            "positions": positions,
+            "graph": graph,
+            "targets": self.targets.index_select(0, index)[:, None],
+            "deviation": self._deviation,
+        }
+        if self.edge_index is not None and self.edge_counts is not None:
+            edges, owner = _rows(self._edge_starts, self.edge_counts, index)
+            sizes = self.sizes.index_select(0, index)
+            offsets = (sizes.cumsum(0) - sizes).index_select(0, owner)
+            out["edge_index"] = self.edge_index.index_select(1, edges) + offsets
+        return out
+
+    def composition(self) -> Tensor:
+        """(N, ELEMENTS) float64 numbers of atoms of every element."""
+        owner = torch.arange(len(self), device=self.device).repeat_interleave(self.sizes)
+        counts = (owner * ELEMENTS + self.numbers).bincount(minlength=len(self) * ELEMENTS)
+        return counts.view(-1, ELEMENTS).double()
+
+    def with_edges(self, find: Callable[[Tensor, Tensor], Tensor]) -> Self:
+        """The set with the edges that `find(positions (n, 3), graph (n,))` gives: (2, e) [source, target], ordered by
+        graph.
+        """
+        found, counts = [], []
+        for start in range(0, len(self), CHUNK):
+            part = torch.arange(start, min(start + CHUNK, len(self)), device=self.device)
+            atoms, graph = _rows(self._atom_starts, self.sizes, part)
+            edges = find(self.positions.index_select(0, atoms), graph)
+            owner = graph[edges[1]]
+            if bool((owner.diff() < 0).any()) or bool((graph[edges[0]] != owner).any()):
+                raise DataError("Edges must lie within molecules and be ordered by molecule.")
+            sizes = self.sizes[part]
+            found.append(edges - (sizes.cumsum(0) - sizes)[owner])
+            counts.append(owner.bincount(minlength=len(part)))
+        return dataclasses.replace(self, edge_index=torch.cat(found, 1), edge_counts=torch.cat(counts))
+
+    def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
+        """The molecules `indices` alone, in that order."""
+        index = torch.arange(len(self), device=self.device)[indices]
+        atoms, _ = _rows(self._atom_starts, self.sizes, index)
+        changed: dict[str, Tensor] = {}
+        if self.edge_index is not None and self.edge_counts is not None:
+            edges, _ = _rows(self._edge_starts, self.edge_counts, index)
+            changed = {"edge_index": self.edge_index[:, edges], "edge_counts": self.edge_counts[index]}
+        return dataclasses.replace(
+            self,
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            sizes=self.sizes[index],
+            targets=self.targets[index],
+            identifiers=self.identifiers[index],
+            **changed,
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The set on `device`, its positions as `dtype`; targets stay float64, which the largest energies need."""
+        moved = {
+            f.name: value.to(device)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        moved["positions"] = moved["positions"].to(dtype)
+        return dataclasses.replace(self, **moved)
+
+    def __post_init__(self) -> None:
+        count, atoms = self.sizes.shape[0], self.numbers.shape[0]
+        for name, shape in (
+            ("positions", (atoms, 3)),
+            ("targets", (count,)),
+            ("identifiers", (count,)),
+        ):
+            if tuple(getattr(self, name).shape) != shape:
+                raise DataError(
+                    f"{name} must have the shape {shape}; got {tuple(getattr(self, name).shape)}."
+                )
+        if count and (int(self.sizes.min()) < 1 or int(self.sizes.sum()) != atoms):
+            raise DataError(
+                f"sizes must be at least 1 and add up to the {atoms} atoms; they add up to {int(self.sizes.sum())}."
+            )
+        if atoms and not 0 < int(self.numbers.min()) <= int(self.numbers.max()) < ELEMENTS:
+            raise DataError(f"Atomic numbers must be 1 to {ELEMENTS - 1}.")
+        if (self.edge_index is None) != (self.edge_counts is None):
+            raise DataError("edge_index and edge_counts belong together: give both or neither.")
+        self._atom_starts = self.sizes.cumsum(0) - self.sizes
+        if self.edge_counts is not None:
+            self._edge_starts = self.edge_counts.cumsum(0) - self.edge_counts
+        self._deviation = torch.tensor(self.scaling.deviation, dtype=torch.float64, device=self.device)
+
+
+def turn(positions: Tensor, rotation: Tensor, graph: Tensor) -> Tensor:
+    """R x for positions (n, 3) and a rotation (3, 3), or one per molecule (b, 3, 3); graph (n,) as in a batch.
+
+    Element by element and not as a matrix product, as in `GraphSet`.
+    """
+    rotation = rotation.to(positions)
+    rows = rotation.index_select(0, graph) if rotation.ndim == 3 else rotation[None]
+    return (rows * positions[:, None, :]).sum(-1)
+
+
+def _rows(starts: Tensor, counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the molecules `index` (b,) where molecule k has the rows starts[k] .. starts[k] + counts[k] - 1.
+
+    Returns the rows (r,), and for each the place 0 .. b-1 of its molecule in `index`.
+    """
+    chosen = counts.index_select(0, index)
+    owner = torch.arange(index.shape[0], device=index.device).repeat_interleave(chosen)
+    shift = starts.index_select(0, index) - (chosen.cumsum(0) - chosen)
+    return torch.arange(owner.shape[0], device=index.device) + shift.index_select(0, owner), owner

@@ -1,0 +1,135 @@
+"""SEGNN for molecules: one number per molecule out of atomic numbers and positions.
+
+Brandstetter et al., ICLR 2022 (arXiv 2110.02905), section 4.2, QM9. Layers are those of `equirelax.models.segnn`; messages
+read the distance, attributes are the spherical harmonics of x_source - x_target and, at atoms, their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from equirelax.errors import RepresentationError
+from equirelax.models.exact import Exact
+from equirelax.models.gate import Gate
+from equirelax.models.segnn import Edges, SEGNNLayer, balanced_irreps, spherical_harmonics
+from equirelax.models.stack import Stack, mean_rows
+from equirelax.models.tensor_product import TensorProduct
+
+QM9_ELEMENTS = (1, 6, 7, 8, 9)
+LARGEST_ELEMENT = 118
+DISTANCE = o3.Irreps("1x0e")
+
+
+class MolecularSEGNN(nn.Module):
+    """Predicts one invariant number per molecule: E(3)-invariant.
+
+    Atoms start from the one-hot element; after the layers each gives as many scalars as the hidden features have irreps,
+    which are added up over the molecule and read by a perceptron of two layers.
+
+    Args:
+        hidden: irreps of the hidden features ("32x0e+32x1o", 0e first), or the width of a dense network to be matched in
+            weights, see `balanced_irreps`.
+        l_max: largest l of the hidden features where ``hidden`` is a number.
+        layers: number of message passing layers, at least 1.
+        lmax_attributes: largest l of the edge and node attributes, at least 1.
+        elements: atomic numbers that may occur.
+        pooling: "sum" or "mean" over a molecule's atoms.
+
+    Raises:
+        RepresentationError: sizes, elements or a pooling that cannot be, or hidden irreps that no path reaches.
+    """
+
+    def __init__(
+        self,
+        hidden: int | str | o3.Irreps = 128,
+        l_max: int = 2,
+        layers: int = 5,
+        lmax_attributes: int = 3,
+        elements: Sequence[int] = QM9_ELEMENTS,
+        pooling: str = "sum",
+    ) -> None:
+        super().__init__()
+        if lmax_attributes < 1 or layers < 1:
+            raise RepresentationError(
+                f"MolecularSEGNN: lmax_attributes and layers must be at least 1, got {lmax_attributes} and {layers}"
+            )
+        if pooling not in ("sum", "mean"):
+            raise RepresentationError(f"MolecularSEGNN: pooling is {pooling!r}; choose 'sum' or 'mean'")
+        self.lmax_attributes, self.pooling = lmax_attributes, pooling
+        self.elements = tuple(elements)
+        self.one_hot = Exact(_one_hot(self.elements))
+        self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
+        self.hidden = (
+            balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
+        )
+        self.gate = Gate(self.hidden)
+        pooled = self.hidden.num_irreps
+        self.embedding = TensorProduct(f"{len(self.elements)}x0e", self.attributes, self.hidden)
+        self.layers = nn.ModuleList(SEGNNLayer(self.hidden, self.attributes, DISTANCE) for _ in range(layers))
+        self.readout_1 = TensorProduct(self.hidden, self.attributes, self.gate.irreps_in)
+        self.readout_2 = TensorProduct(self.hidden, self.attributes, f"{pooled}x0e")
+        self.head = nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), nn.Linear(pooled, 1))
+
+    def forward(
+        self, numbers: Tensor, positions: Tensor, edge_index: Tensor, graph: Tensor | None = None
+    ) -> Tensor:
+        """One number per molecule, (graphs, 1).
+
+        Args:
+            numbers: (n,) long, atomic numbers.
+            positions: (n, 3).
+            edge_index: (2, e) long, rows source and target.
+            graph: (n,) long, the molecule of every atom, 0 to graphs - 1 in any order; None means one molecule.
+
+        Raises:
+            RepresentationError: an element that is not among the model's.
+        """
+        graph = torch.zeros_like(numbers) if graph is None else graph
+        edges = self._edges(positions, edge_index)
+        node_attributes = mean_rows(edges.attributes.t(), edge_index[1], positions.shape[0])
+        node_attributes = torch.cat([torch.ones_like(node_attributes[:1]), node_attributes[1:]]).t()
+        x = self.embedding(self._features(numbers, positions), node_attributes)
+        for layer in self.layers:
+            x = layer(x, edges, node_attributes)
+        atoms = self.readout_2(self.gate(self.readout_1(x, node_attributes)), node_attributes)
+        count = 0 if graph.shape[0] == 0 else int(graph.max()) + 1
+        molecules = atoms.new_zeros(count, atoms.shape[1]).index_add(0, graph, atoms)
+        if self.pooling == "mean":
+            molecules = molecules / graph.bincount(minlength=count).clamp(min=1)[:, None]
+        return self.head(molecules)
+
+    def _features(self, numbers: Tensor, like: Tensor) -> Tensor:
+        """One-hot elements (n, len(elements))."""
+        features = self.one_hot.like(like).index_select(0, numbers.clamp(0, LARGEST_ELEMENT))
+        if not bool(features.any(dim=1).all()):
+            unknown = sorted(set(numbers.tolist()) - set(self.elements))
+            raise RepresentationError(
+                f"MolecularSEGNN: the elements {unknown} are not among the model's {list(self.elements)}; "
+                f"name them in `elements`"
+            )
+        return features
+
+    def _edges(self, positions: Tensor, edge_index: Tensor) -> Edges:
+        """Distances, and the spherical harmonics of x_source - x_target."""
+        relative = positions.index_select(0, edge_index[0]) - positions.index_select(0, edge_index[1])
+        distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
+        attributes = spherical_harmonics(self.lmax_attributes, relative)
+        stack = Stack.of(edge_index, positions.shape[0])
+        return Edges(
+            edge_index, distances, attributes, stack, stack.stack(distances.t()), stack.stack(attributes.t())
+        )
+
+
+def _one_hot(elements: tuple[int, ...]) -> Tensor:
+    """(LARGEST_ELEMENT + 1, len(elements)): rows of zeros for all other elements."""
+    if not elements or len(set(elements)) < len(elements) or not 1 <= min(elements) <= max(elements) <= 118:
+        raise RepresentationError(
+            f"MolecularSEGNN: elements must be different atomic numbers from 1 to {LARGEST_ELEMENT}, got {elements}"
+        )
+    table = torch.zeros(LARGEST_ELEMENT + 1, len(elements), dtype=torch.float64)
+    table[list(elements), range(len(elements))] = 1
+    return table
