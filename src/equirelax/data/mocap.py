@@ -6,7 +6,7 @@ cm).
 
 Two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). The published partition of the
 runs is the one in the split file; of the walks the order of trials is unknown, so that the split is another
-one by the same protocol.
+one by the same protocol. `make` adds further cases from raw files.
 """
 
 from __future__ import annotations
@@ -19,36 +19,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equirelax.data.archive import load_npz
 from equirelax.data.graphs import GraphSet, squared_distances
-from equirelax.data.root import find
+from equirelax.data.mocap_files import (
+    CASES,
+    FOLDER,
+    HORIZON,
+    JOINTS,
+    SPLITS,
+    check_motion,
+    check_split,
+    find_case,
+    read,
+    train_starts,
+)
+from equirelax.data.mocap_raw import from_amc, make, make_split
 from equirelax.errors import DataError
 
-FOLDER = Path("cmu_mocap")
-JOINTS = 31
-HORIZON = 30
-"""Frames from the input to the last target."""
+__all__ = [
+    "CASES",
+    "FEATURES",
+    "FOLDER",
+    "HORIZON",
+    "JOINTS",
+    "SPLITS",
+    "STEPS",
+    "UP",
+    "MocapSet",
+    "from_amc",
+    "load",
+    "make",
+    "make_split",
+    "skeleton_graph",
+]
+
 STEPS = 5
 """Number of targets of a trajectory: the frames t + HORIZON - STEPS + 1 ... t + HORIZON."""
 UP = 1
 """Coordinate that is the height: y."""
-SPLITS = ("train", "val", "test")
 FEATURES = ("published", "fixed-height", "invariant")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Files of a motion, and the number of starts of every training trial that the protocol uses."""
-
-    motion: str
-    split: str
-    train_starts: int
-
-
-CASES: Mapping[str, Case] = {
-    "run": Case("cmu09_run.npz", "egno_split_run.npz", train_starts=40),
-    "walk": Case("cmu35_walk.npz", "egno_split.npz", train_starts=18),
-}
 
 
 @dataclass
@@ -104,7 +112,7 @@ def load(
 
     Args:
         split: `train` (run: 200 samples, walk: 198), `val` or `test` (run: 240, walk: 600).
-        case: `run` or `walk`.
+        case: `run`, `walk`, or a name given to `make`.
         features: one of `FEATURES`, see `MocapSet`.
         starts: how many starts of every trial, the first ones; None: the protocol's number.
         root: see `equirelax.data.root`.
@@ -113,32 +121,27 @@ def load(
     Raises:
         DataError: unknown names, or a file that is missing, damaged or not what it should be.
     """
-    for word, known, what in (
-        (split, SPLITS, "split"),
-        (case, tuple(CASES), "case"),
-        (features, FEATURES, "features"),
-    ):
+    for word, known, what in ((split, SPLITS, "split"), (features, FEATURES, "features")):
         if word not in known:
             raise DataError(
                 f"Unknown {what} {word!r} of the motion capture data; choose one of {', '.join(known)}."
             )
-    files = CASES[case]
-    motion, motion_path = _read(files.motion, root)
-    _check_motion(motion, motion_path)
-    parts, split_path = _read(files.split, root)
-    _check_split(parts, split_path, motion["lengths"])
+    files = find_case(case, root)
+    motion, motion_path = read(files.motion, root)
+    check_motion(motion, motion_path)
+    parts, split_path = read(files.split, root)
+    check_split(parts, split_path, motion["lengths"])
     positions = torch.from_numpy(motion["pos"].astype(np.float64))  # (frames of all trials, 31, 3)
     first = torch.from_numpy(np.concatenate([[0], np.cumsum(motion["lengths"])[:-1]]).astype(np.int64))
 
-    trials, times = _samples(
-        parts, split, files.train_starts if starts is None and split == "train" else starts
-    )
+    used = train_starts(files, parts)
+    trials, times = _samples(parts, split, used if starts is None and split == "train" else starts)
     frames = first[trials] + times
     inputs, following = positions[frames], positions[frames + 1]
     velocities = following - inputs
     later = torch.arange(HORIZON - STEPS + 1, HORIZON + 1)
     trajectory = positions[frames[:, None] + later]  # (N, 5, 31, 3)
-    train_trials, train_times = _samples(parts, "train", files.train_starts)
+    train_trials, train_times = _samples(parts, "train", used)
     highest = positions[first[train_trials] + train_times][..., UP].max()
     heights = inputs[..., UP, None]
     edge_index, hops = skeleton_graph(torch.from_numpy(motion["edges"].astype(np.int64)), inputs.shape[1])
@@ -196,71 +199,3 @@ def _samples(parts: Mapping[str, np.ndarray], split: str, starts: int | None) ->
     frames = frames[:, :starts]
     trials = torch.from_numpy(parts[f"{split}_trial"].astype(np.int64))
     return trials.repeat_interleave(frames.shape[1]), frames.flatten()
-
-
-def _read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
-    hint = f"`equirelax list` says how to get it. Put it there as {FOLDER / name}"
-    path = find(FOLDER / name, root, hint=hint)
-    return load_npz(path, path, "Get the file anew."), path
-
-
-def _require(condition: bool, path: Path, problem: str) -> None:
-    if not condition:
-        raise DataError(f"{path}: {problem}. The file is not the one that is expected; get it anew.")
-
-
-def _check_motion(motion: Mapping[str, np.ndarray], path: Path) -> None:
-    """Raise `DataError` unless pos (frames, 31, 3), lengths, joints and edges are there, finite and fit
-    together.
-    """
-    missing = [key for key in ("pos", "lengths", "joints", "edges") if key not in motion]
-    _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
-    positions, lengths, bones = motion["pos"], motion["lengths"], motion["edges"]
-    _require(
-        positions.ndim == 3 and positions.shape[1:] == (JOINTS, 3) and positions.dtype.kind == "f",
-        path,
-        f"pos must be floating point of shape (frames, {JOINTS}, 3), but is {positions.dtype} "
-        f"{positions.shape}",
-    )
-    _require(bool(np.isfinite(positions).all()), path, "pos holds NaN or infinity")
-    _require(
-        lengths.ndim == 1 and lengths.dtype.kind in "iu" and lengths.sum() == len(positions),
-        path,
-        f"lengths must be integers that add up to the {len(positions)} frames of pos",
-    )
-    _require(motion["joints"].shape == (JOINTS,), path, f"joints must be {JOINTS} names")
-    _require(
-        bones.shape == (JOINTS - 1, 2)
-        and bones.dtype.kind in "iu"
-        and bones.min() >= 0
-        and bones.max() < JOINTS,
-        path,
-        f"edges must be ({JOINTS - 1}, 2) joint numbers below {JOINTS}",
-    )
-
-
-def _check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray) -> None:
-    """Raise `DataError` unless every start leaves room for the horizon and no trial is in two splits."""
-    seen: set[int] = set()
-    for split in SPLITS:
-        missing = [key for key in (f"{split}_trial", f"{split}_start") if key not in parts]
-        _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
-        trials, starts = parts[f"{split}_trial"], parts[f"{split}_start"]
-        integers = trials.dtype.kind in "iu" and starts.dtype.kind in "iu"
-        shapes = trials.ndim == 1 and starts.ndim == 2 and len(starts) == len(trials)
-        _require(
-            integers and shapes,
-            path,
-            f"{split}_trial and {split}_start must be integers (k,) and (k, starts)",
-        )
-        known = trials.min() >= 0 and trials.max() < len(lengths)
-        _require(
-            bool(known), path, f"{split}_trial names a trial that is not among the {len(lengths)} trials"
-        )
-        room = starts.min() >= 0 and (starts + HORIZON < lengths[trials][:, None]).all()
-        _require(
-            bool(room), path, f"a start of {split}_start is not {HORIZON} frames before the end of its trial"
-        )
-        both = seen & set(trials.tolist())
-        _require(not both, path, f"the trials {sorted(both)} are in more than one split")
-        seen |= set(trials.tolist())
