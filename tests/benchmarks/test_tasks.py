@@ -11,10 +11,21 @@ import torch
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task, defaults
-from equirelax.benchmarks.strengths import CHOICES, ScheduledStrength, build_method
+from equirelax.benchmarks.strengths import (
+    CHOICES,
+    REMULStrength,
+    ScheduledStrength,
+    build_method,
+    build_wrapper,
+    is_learnt,
+    is_scheduled,
+    is_wrapper,
+)
 from equirelax.errors import ConfigError, DataError
+from equirelax.methods import REMUL
 from equirelax.penalties import Penalty
 from equirelax.relaxation import relax
+from equirelax.symmetry import SO
 from equirelax.training.assembly import assemble, build_optimizer
 
 MODELS = ("segnn", "egnn")
@@ -53,7 +64,7 @@ def test_splits_are_the_first_samples(tiny_root: Path, tiny_config: Callable[...
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", [name for name in CHOICES if name != "strict"])
+@pytest.mark.parametrize("method", [name for name in CHOICES if name != "strict" and not is_wrapper(name)])
 def test_every_method_attaches_and_steps(
     model: str, method: str, tiny_root: Path, tiny_config: Callable[..., Any]
 ) -> None:
@@ -61,12 +72,14 @@ def test_every_method_attaches_and_steps(
     assert assembly.method is not None
     assert assembly.relaxation is not None
     optimizer = build_optimizer(assembly)
-    batch = assembly.task.load("train").batch(range(8))
+    task, generator = assembly.task, torch.Generator().manual_seed(1)
+    batch = task.load("train").batch(range(8))
     before = [p.clone() for p in assembly.relaxation.residual_parameters().values()]
     for _ in range(3):
-        loss = (
-            assembly.task.loss(assembly.task.predict(assembly.model, batch), batch)
-            + assembly.method.penalty()
+        moved = task.moved(batch, generator)
+        loss = assembly.method.objective(
+            task.loss(task.predict(assembly.model, batch), batch),
+            lambda moved=moved: task.loss(task.predict(assembly.model, moved), moved),
         )
         assert bool(torch.isfinite(loss))
         optimizer.zero_grad()
@@ -75,6 +88,72 @@ def test_every_method_attaches_and_steps(
         assembly.method.step(optimizer)
     after = list(assembly.relaxation.residual_parameters().values())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_moved_systems_are_the_same_to_an_equivariant_network(
+    model: str, tiny_root: Path, tiny_config: Callable[..., Any]
+) -> None:
+    task = build_task(tiny_config("strict", model), tiny_root)
+    batch = task.load("val").batch(range(6))
+    moved = task.moved(batch, torch.Generator().manual_seed(2))
+    again = task.moved(batch, torch.Generator().manual_seed(2))
+    assert all(torch.equal(moved[name], again[name]) for name in moved)
+    network = task.build_model()
+    losses = [task.loss(task.predict(network, b), b).item() for b in (batch, moved)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # every system has a rotation of its own: lengths stay, and the rotation of the first does not fit the second
+    assert torch.allclose(moved["positions"].norm(dim=1), batch["positions"].norm(dim=1), rtol=1e-5)
+    first, second = (slice(5 * i, 5 * i + 5) for i in (0, 1))
+    g = torch.linalg.lstsq(batch["positions"][first], moved["positions"][first]).solution
+    assert torch.allclose(batch["velocities"][first] @ g, moved["velocities"][first], atol=1e-4)
+    assert torch.allclose(batch["targets"][first] @ g, moved["targets"][first], atol=1e-4)
+    assert not torch.allclose(batch["positions"][second] @ g, moved["positions"][second], atol=1e-2)
+    assert torch.equal(moved["charges"], batch["charges"])
+
+
+def test_wrappers_stand_around_the_strict_network(tiny_root: Path, tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config("equi-tuning", "egnn", strength={"samples": 3})
+    tuned, strict = assemble(config, tiny_root), assemble(tiny_config("strict", "egnn"), tiny_root)
+    assert tuned.method is None
+    assert tuned.relaxation is None
+    assert tuned.relaxed_parameters == tuned.strict_parameters == strict.strict_parameters
+    batch = tuned.task.load("val").batch(range(4))
+    with torch.no_grad():
+        expected = strict.task.predict(strict.model.eval(), batch)
+        found = tuned.task.predict(tuned.model.eval(), batch)
+    assert torch.allclose(
+        found, expected, atol=1e-5
+    )  # the mean over rotations of an equivariant network is itself
+    with pytest.raises(ConfigError, match="equi-adapt turns point clouds"):
+        assemble(tiny_config("equi-adapt", "egnn"), tiny_root)
+    with pytest.raises(ConfigError, match="REMULStrength describes no module"):
+        build_wrapper(strict.model, REMULStrength(), (None,), None, SO(3))
+
+
+def test_methods_that_need_residuals_say_so(tiny_config: Callable[..., Any]) -> None:
+    network = torch.nn.Linear(3, 3)
+    length: dict[str, Any] = {"epochs": 1, "steps_per_epoch": 1, "learning_rate": 0.1, "seed": 0}
+    assert isinstance(build_method(network, REMULStrength(), **length), REMUL)
+    for name in ("scheduled", "ace", "resilient", "rpp", "no-lie"):
+        with pytest.raises(ConfigError, match="needs residuals, and Linear has none"):
+            build_method(network, CHOICES[name].strength, **length)
+
+
+@pytest.mark.parametrize(
+    ("name", "lie", "norm", "schedule"),
+    [
+        ("no-schedule", 0.01, 0.01, "constant"),
+        ("no-lie", 0.0, 0.01, "triangle"),
+        ("no-penalty", 0.0, 0.0, "triangle"),
+    ],
+)
+def test_ablations_of_cr_leave_out_what_they_say(name: str, lie: float, norm: float, schedule: str) -> None:
+    strength = CHOICES[name].strength
+    assert isinstance(strength, ScheduledStrength)
+    assert (strength.lie_weight, strength.norm_weight, strength.schedule) == (lie, norm, schedule)
+    assert is_scheduled(name)
+    assert not is_learnt(name)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -7,12 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import choice, is_scheduled
+from equirelax.benchmarks.strengths import choice, is_learnt
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import NBody, NBodySet
+from equirelax.data.augment import turn_each
 from equirelax.symmetry import E, O, positions, vector
 
 AUDIT_SYSTEMS = 8
@@ -87,7 +89,7 @@ class NBodyTask(Task):
     @classmethod
     def defaults(cls, model: str, method: str) -> RunConfig:
         """Adam 5e-4, weight decay 1e-12, batch 100, 1000 epochs; ACE 9e-4 (primal) and 8e-4 (dual)."""
-        learnt = method != "strict" and not is_scheduled(method)
+        learnt = is_learnt(method)
         return RunConfig(
             benchmark=cls.name,
             model=model,
@@ -105,6 +107,10 @@ class NBodyTask(Task):
         dataset = self._dataset
         count: int = getattr(dataset, split)
         return NBody(split, dataset.system, dataset.clamp, count, self.root)
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every system turned about the origin by a rotation of its own, its target too."""
+        return turn_each(batch, ("positions", "velocities", "targets"), generator)
 
     def build_model(self) -> nn.Module:
         """A SEGNN or an EGNN."""
@@ -173,12 +179,14 @@ class NBodyTask(Task):
 
 
 def segnn_residual(method: str) -> ResidualSettings:
-    """The papers' residuals on the node update: dense in CR, three-layer perceptrons in ACE."""
+    """The papers' residuals on the node update: dense in CR (and in what is compared with it), three-layer
+    perceptrons in ACE.
+    """
     if method == "equivariant-control":
         return ResidualSettings("segnn-equivariant", "equivariant-dense", "normal", 1e-4)
-    if is_scheduled(method):
-        return ResidualSettings("segnn-cr", "dense", "normal", 1e-4)
-    return ResidualSettings("segnn-ace", "mlp", "default", layers=3)
+    if is_learnt(method):
+        return ResidualSettings("segnn-ace", "mlp", "default", layers=3)
+    return ResidualSettings("segnn-cr", "dense", "normal", 1e-4)
 
 
 def egnn_residual(method: str) -> ResidualSettings:

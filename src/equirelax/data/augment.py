@@ -1,6 +1,8 @@
-"""Random rotations for augmenting a batch."""
+"""Random rotations for augmenting a batch, and for moving every graph of it by one of its own."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,3 +29,27 @@ def random_rotation(
     )
     drawn = drawn.to(device=device, dtype=dtype)
     return drawn[0] if count is None else drawn
+
+
+def turn_each(
+    batch: dict[str, Tensor], names: Sequence[str], generator: torch.Generator, *, reflections: bool = False
+) -> dict[str, Tensor]:
+    """A batch of graphs, each turned about the origin by a Haar-distributed rotation of its own.
+
+    Args:
+        batch: as `GraphSet.batch` gives it: `graph` (nodes,) tells the nodes' graphs, in order.
+        names: the entries of vectors, (nodes, ..., 3); the others stay as they are. Names that the batch lacks are
+            passed over.
+        generator: of the rotations.
+        reflections: draw from O(3) rather than SO(3).
+    """
+    graph = batch["graph"]
+    count = int(graph[-1]) + 1 if len(graph) else 0
+    drawn = random_rotation(generator, count=count, reflections=reflections, dtype=torch.float64)
+    turned = dict(batch)
+    for name in names:
+        if name in batch:
+            vectors = batch[name]
+            g = drawn.to(vectors).index_select(0, graph)  # (nodes, 3, 3)
+            turned[name] = (g @ vectors.reshape(len(graph), -1, 3).mT).mT.reshape(vectors.shape)
+    return turned
