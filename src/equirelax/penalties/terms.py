@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from equirelax.penalties.jacobian import jacobian_terms
+from equirelax.penalties.moments import Moment
 from equirelax.penalties.quadratic import second_moment, stacked_terms
-from equirelax.relaxation import Residual
+from equirelax.penalties.streams import stream_terms
+from equirelax.relaxation import Residual, StreamResidual
+from equirelax.relaxation.columns import Columns, SharedColumns, dense, identity
 from equirelax.symmetry import Representation
 
 
@@ -20,8 +24,7 @@ class _Group:
     in_rep: Representation
     out_rep: Representation
     bias: bool
-    gram: bool
-    shape: tuple[int, ...]
+    rows: int | None
     dtype: torch.dtype
     device: torch.device
 
@@ -32,7 +35,7 @@ class TermBatch:
 
     Args:
         rows: use this many random rows of every residual, drawn without replacement,
-            and scale the sums up (None: all rows).
+            and scale the sums up (None: all rows). Residual streams always count all of them.
         generator: for the choice of rows; on the inputs' device.
         finite_difference: approximate Jacobian-vector products of residuals that are not linear.
 
@@ -51,27 +54,37 @@ class TermBatch:
         self.keys: list[str] = []
         self.count = 0
         self._factors: list[float] = []
-        self._groups: dict[_Group, list[tuple[int, Residual, Tensor]]] = {}
+        self._groups: dict[_Group, list[tuple[int, Residual, Moment | Tensor]]] = {}
+        self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
         self._others: list[tuple[int, Residual, list[Tensor]]] = []
+        self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
 
-    def add(self, key: str, residual: Residual, inputs: list[Tensor]) -> None:
+    def add(self, key: str, residual: Residual, inputs: list[Columns]) -> None:
         """One residual and what `Residual.take_inputs` gave, at least one tensor."""
         axis = residual.feature_axis
         count = sum(x.numel() // x.shape[axis] for x in inputs)
-        factor = 1.0
-        if self.rows is not None and self.rows < count:
-            inputs, factor = [choose_rows(inputs, axis, self.rows, self.generator)], count / self.rows
-        index = len(self.keys)
+        index, factor = len(self.keys), 1.0
         self.keys.append(key)
         self.count += count
+        if isinstance(residual, StreamResidual):  # exact at less than the cost of choosing rows
+            self._factors.append(factor)
+            self._streams.append((index, residual, [dense(x) for x in inputs]))
+            return
+        if self.rows is not None and self.rows < count:
+            inputs, factor = [choose_rows(inputs, axis, self.rows, self.generator)], count / self.rows
         self._factors.append(factor)
         if not (residual.is_linear and residual.in_rep.linear):
-            self._others.append((index, residual, inputs))
+            self._others.append((index, residual, [dense(x) for x in inputs]))
             return
         weight, bias = residual.linear_map.weight, residual.linear_map.bias is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        data, gram = second_moment(inputs, axis, dtype, residual.in_rep.dim, bias)
-        group = _Group(residual.in_rep, residual.out_rep, bias, gram, tuple(data.shape), dtype, weight.device)
+        # maps that read the same tensors (a block's feature and direction map) share their moment
+        same = (axis, dtype, bias, *(identity(x) for x in inputs))
+        if same not in self._moments:
+            self._moments[same] = second_moment(inputs, axis, dtype, residual.in_rep.dim, bias)
+        data = self._moments[same]
+        rows = None if isinstance(data, Moment) else len(data)
+        group = _Group(residual.in_rep, residual.out_rep, bias, rows, dtype, weight.device)
         self._groups.setdefault(group, []).append((index, residual, data))
 
     def terms(self) -> tuple[Tensor, Tensor]:
@@ -79,8 +92,11 @@ class TermBatch:
         lie: list[Tensor] = [torch.empty(0)] * len(self.keys)
         norm = list(lie)
         for group, members in self._groups.items():
-            for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.gram), strict=True):
+            for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.dtype), strict=True):
                 lie[index], norm[index] = one_lie, one_norm
+        found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
+        for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):
+            lie[index], norm[index] = one_lie, one_norm
         for index, residual, inputs in self._others:
             dtype = next(residual.map.parameters()).dtype
             points = [x.to(dtype) for x in inputs]
@@ -100,22 +116,23 @@ class TermBatch:
         return factors * together[0], factors * together[1]
 
 
-def _linear(members: list[tuple[int, Residual, Tensor]], gram: bool) -> tuple[list[Tensor], list[Tensor]]:
+def _linear(
+    members: list[tuple[int, Residual, Moment | Tensor]], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     """Terms of linear residuals between the same representations."""
     first = members[0][1]
-    dtype = members[0][2].dtype
     maps = [residual.linear_map for _, residual, _ in members]
     weights = [map_.effective_weight().to(dtype) for map_ in maps]
     # all of them have a bias, or none has: see `_Group`
     biases = [map_.bias.to(dtype) for map_ in maps if map_.bias is not None] or None
     data = [d for _, _, d in members]
-    lie, norm = stacked_terms(weights, biases, data, gram, first.in_rep, first.out_rep)
+    lie, norm = stacked_terms(weights, biases, data, first.in_rep, first.out_rep)
     return list(lie.unbind()), list(norm.unbind())
 
 
 def residual_terms(
     residual: Residual,
-    inputs: list[Tensor],
+    inputs: list[Columns],
     rows: int | None = None,
     generator: torch.Generator | None = None,
     finite_difference: bool = False,
@@ -127,16 +144,21 @@ def residual_terms(
     return lie[0], norm[0]
 
 
-def choose_rows(inputs: list[Tensor], axis: int, rows: int, generator: torch.Generator | None) -> Tensor:
+def choose_rows(inputs: list[Columns], axis: int, rows: int, generator: torch.Generator | None) -> Tensor:
     """A random choice of rows over all inputs, in the layout of the inputs: (rows, dim) or (rows, dim, 1)."""
-    moved = [x if axis == -1 else x.transpose(-1, -2) for x in inputs]
-    counts = [x.numel() // x.shape[-1] for x in moved]
+    counts = [x.numel() // x.shape[axis] for x in inputs]
     chosen = torch.randperm(sum(counts), device=inputs[0].device, generator=generator)[:rows]
     parts, start = [], 0
-    for x, count in zip(moved, counts, strict=True):
-        here = chosen[(chosen >= start) & (chosen < start + count)] - start if len(moved) > 1 else chosen
-        # plain indexing copies the chosen rows alone, whatever the strides
-        parts.append(x[here] if x.dim() == 2 else x[torch.unravel_index(here, x.shape[:-1])])
+    for x, count in zip(inputs, counts, strict=True):
+        here = chosen[(chosen >= start) & (chosen < start + count)] - start if len(inputs) > 1 else chosen
+        if isinstance(x, SharedColumns):
+            parts.append(x.rows(here))
+        else:
+            moved = x if axis == -1 else x.transpose(-1, -2)
+            # plain indexing copies the chosen rows alone, whatever the strides
+            parts.append(
+                moved[here] if moved.dim() == 2 else moved[torch.unravel_index(here, moved.shape[:-1])]
+            )
         start += count
     picked = parts[0] if len(parts) == 1 else torch.cat(parts)
     return picked if axis == -1 else picked.unsqueeze(-1)

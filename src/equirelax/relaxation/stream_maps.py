@@ -1,16 +1,20 @@
-"""What a residual stream is made of: one linear map with batch normalisation for every block that it passes.
+"""What a residual stream is made of: batch normalisation and a linear map for every block that it passes.
 
-    s_0 = start(x)                   x: an input of the model; where its size is not the stream's
+    s_0 = start(x)                              x: an input of the model; start: where its size is not the stream's
     s_i = W_i batchnorm_i(s_{i-1}) + b_i
 
-ACE's residuals on SchNet, and, with W_i divided by its largest singular value, on EGNO (arXiv 2505.13631, experiments).
+ACE's residuals on SchNet and, with each W_i divided by its largest singular value, on EGNO (arXiv 2505.13631,
+experiments). As there is nothing but linear maps in it, s_i = A_i x + c_i for every row x, and the mean and variance of
+s_i over a batch follow from those of x. So a step takes (A, c) to the next (A, c), which is small, and rows are
+multiplied by it once, where they are used: the same numbers as by running all rows through every step, in training mode
+too, at a fraction of the cost; and the Lie derivative of the whole stream is there in closed form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +27,34 @@ WARM_UP = 15
 """Power iterations at construction, from a random vector."""
 
 
+class Affine(NamedTuple):
+    """The map x -> weight x + offset; weight (out, in), offset (out,)."""
+
+    weight: Tensor
+    offset: Tensor
+
+
+class Moments(NamedTuple):
+    """Of rows: their number, mean (dim,), and covariance (dim, dim), divided by the number."""
+
+    size: int
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(x: Tensor) -> Moments:
+    """Of the rows of x (rows, dim)."""
+    mean = x.mean(dim=0)
+    centred = x - mean
+    return Moments(x.shape[0], mean, centred.T @ centred / max(x.shape[0], 1))
+
+
 class SpectralLinear(nn.Linear):
     """`(W / sigma) x + b`, sigma the largest singular value of W (Miyato et al., arXiv 1802.05957).
 
-    sigma is estimated by one step of the power iteration in every training-mode call with gradients; between them
-    the estimate's vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation
-    by gradient checkpointing sees the estimate of the call that it repeats.
+    sigma is estimated by one step of the power iteration in every training-mode call; between them the estimate's
+    vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation by gradient
+    checkpointing sees the estimate of the call that it repeats.
 
     Args:
         in_features, out_features: sizes. generator: for the power iteration's first vector.
@@ -48,10 +74,11 @@ class SpectralLinear(nn.Linear):
         """Estimate sigma anew: after the weight was set by hand."""
         self.left.normal_(generator=generator)
         for _ in range(WARM_UP):
-            self._iterate()
+            self.iterate()
 
     @torch.no_grad()
-    def _iterate(self) -> None:
+    def iterate(self) -> None:
+        """One step of the power iteration."""
         tiny = torch.finfo(self.weight.dtype).tiny
         self.right.copy_(nn.functional.normalize(self.weight.T @ self.left, dim=0, eps=tiny))
         self.left.copy_(nn.functional.normalize(self.weight @ self.right, dim=0, eps=tiny))
@@ -64,13 +91,39 @@ class SpectralLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        if self.training and torch.is_grad_enabled() and not in_backward():
-            self._iterate()
+        if self.training and not in_backward():
+            self.iterate()
         return nn.functional.linear(x, self.effective_weight(), self.bias)
 
 
+class RowNorm(nn.Module):
+    """Parameters and running statistics of a batch normalisation, under the names of torch.nn.BatchNorm1d; the
+    arithmetic is `StreamMap`'s.
+
+    Args:
+        width: number of features. eps: added to the variance. momentum: of the running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, size: int) -> None:
+        """Move the running statistics by those of a batch of `size` rows, the variance made unbiased."""
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (size / max(size - 1, 1)), self.momentum)
+
+
 class StreamMap(nn.Module):
-    """One step of a stream, `s -> W batchnorm(s) + b` on rows (rows, width), and the stream's start.
+    """One step of a stream, `s -> W batchnorm(s) + b`, and the stream's start.
 
     Args:
         width: of the stream.
@@ -84,44 +137,45 @@ class StreamMap(nn.Module):
     ) -> None:
         super().__init__()
         self.start = None if in_dim is None else _linear(in_dim, width, spectral, generator)
-        self.norm = nn.BatchNorm1d(width)
+        self.norm = RowNorm(width)
         self.linear = _linear(width, width, spectral, generator)
 
-    def begin(self, x: Tensor) -> Tensor:
-        """The stream's first value from the model's input x (rows, in_dim): (rows, width)."""
-        return x if self.start is None else self.start(x)
+    def begin(self, count: bool) -> Affine:
+        """The stream's first value, as a map of the model's input. count: see `forward`."""
+        if self.start is not None:
+            return Affine(self._weight(self.start, count), self.start.bias)
+        weight = self.norm.weight
+        identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        return Affine(identity, torch.zeros_like(identity[0]))
 
-    def forward(self, s: Tensor, scale: Tensor | None = None) -> Tensor:
-        """The stream's next value, times `scale`: (rows, width) -> (rows, width)."""
-        if self.training and in_backward():
-            # gradient checkpointing calls again: the running statistics have counted this batch
-            normal = nn.functional.batch_norm(
-                s, None, None, self.norm.weight, self.norm.bias, True, eps=self.norm.eps
-            )
-        else:
-            normal = self.norm(s)
-        s = self.linear(normal)
-        return s if scale is None else scale * s
-
-    def frozen_start(self) -> Callable[[Tensor], Tensor]:
-        """`begin` without side effects."""
-        return (lambda x: x) if self.start is None else _frozen(self.start)
-
-    def frozen(self, s: Tensor) -> Callable[[Tensor], Tensor]:
-        """The step as the per-row map that it is once the batch's statistics are given: for derivatives.
-
-        Without side effects; differentiable by the row and by the parameters, not through the statistics.
+    def forward(self, s: Affine, rows: Moments, count: bool = True) -> Affine:
+        """The stream's next value.
 
         Args:
-            s: the rows (rows, width) whose statistics are used in training mode; else the running ones are.
+            s: the present one, as a map of the model's input.
+            rows: moments of the model's input, whose statistics normalise in training mode.
+            count: whether the call moves the running statistics and the estimate of sigma (in training mode, and
+                not in the recomputation of gradient checkpointing).
         """
-        norm = self.norm
-        mean, variance = norm.running_mean, norm.running_var
-        if self.training or mean is None or variance is None:
-            mean, variance = s.detach().mean(dim=0), s.detach().var(dim=0, unbiased=False)
-        shift, spread = mean.clone(), (variance + norm.eps).rsqrt()
-        linear = _frozen(self.linear)
-        return lambda row: linear((row - shift) * (spread * norm.weight) + norm.bias)
+        mean = s.weight @ rows.mean + s.offset
+        if self.training:
+            # the diagonal of A C A^T: sums of products of deviations, never a difference of large numbers
+            variance = ((s.weight @ rows.covariance) * s.weight).sum(dim=1).clamp(min=0)
+            if count and not in_backward():
+                self.norm.track(mean, variance, rows.size)
+        else:
+            mean, variance = self.norm.running_mean, self.norm.running_var
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
+        weight = self._weight(self.linear, count)
+        offset = weight @ (scale * (s.offset - mean) + self.norm.bias) + self.linear.bias
+        return Affine(weight @ (scale[:, None] * s.weight), offset)
+
+    def _weight(self, linear: nn.Linear, count: bool) -> Tensor:
+        if not isinstance(linear, SpectralLinear):
+            return linear.weight
+        if count and self.training and not in_backward():
+            linear.iterate()
+        return linear.effective_weight()
 
 
 def _linear(in_dim: int, out_dim: int, spectral: bool, generator: torch.Generator | None) -> nn.Linear:
@@ -133,11 +187,6 @@ def _linear(in_dim: int, out_dim: int, spectral: bool, generator: torch.Generato
     if isinstance(made, SpectralLinear):
         made.reset_estimate(generator)
     return made
-
-
-def _frozen(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight = linear.effective_weight() if isinstance(linear, SpectralLinear) else linear.weight
-    return lambda x: nn.functional.linear(x, weight, linear.bias)
 
 
 @spec("stream-step")

@@ -1,9 +1,9 @@
 """Residual streams: residuals that are carried from block to block.
 
-A stream starts from an input of the model, captured at the model's own forward, advances at every block of the model
-that it is placed on, and adds `gamma_i s_i` to what block i returns (ACE's residuals on SchNet and EGNO, arXiv
-2505.13631). Every block has its own gamma and its own step; one `Stream` object, shared by the residuals of the
-blocks, knows where the stream is during a forward, and nothing between two forwards.
+A stream starts from an input of the model, captured at the model's own forward, advances at every block that it is
+placed on, and adds `gamma_i s_i` to what block i returns (ACE's residuals on SchNet and EGNO, arXiv 2505.13631). Every
+block has its own gamma and its own step; one `Stream`, shared by the residuals of its blocks, knows where the stream is
+during a forward, and nothing between two forwards.
 
 Gradient checkpointing works around the whole relaxed model (`checkpoint(model, ..., use_reentrant=False)`). Around
 single blocks it cannot work, for a recomputed block has no forward of the model around it: that is an error.
@@ -11,17 +11,18 @@ single blocks it cannot work, for a recomputed block has no forward of the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RelaxationStateError, RepresentationError
+from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.maps import in_backward
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site
-from equirelax.relaxation.stream_maps import StreamMap
+from equirelax.relaxation.stream_maps import Affine, Moments, StreamMap, moments
 
 
 class Stream:
@@ -30,21 +31,22 @@ class Stream:
     Attributes:
         name: of the stream, as in `Site.stream`.
         members: the residuals, in the model's order; the first one's map owns the start.
-        source: the input of the present forward, (rows, dim), detached; None between forwards.
+        source: the input (rows, dim) of the forward under way; None between forwards.
+        detached: the same, detached: one tensor object for every forward.
         path: the residuals that this forward's stream has passed so far.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.members: list[StreamResidual] = []
+        self._forget()
+
+    def _forget(self) -> None:
         self.path: tuple[StreamResidual, ...] = ()
         self.source: Tensor | None = None
-        self._value: Tensor | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether a forward of the model is under way that started the stream."""
-        return self._value is not None
+        self.detached: Tensor | None = None
+        self._moments: Moments | None = None
+        self._value: Affine | None = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the module whose call is read: start anew."""
@@ -52,7 +54,7 @@ class Stream:
         if not any(member.enabled for member in self.members):
             return
         head = self.members[0]
-        x = head.site.reader(args, kwargs)
+        x = dense(head.site.reader(args, kwargs))
         if x.shape[-1] != head.in_rep.dim:
             raise RepresentationError(
                 f"{head.site.source or 'the model'} ({type(module).__name__}): the stream {self.name!r} was "
@@ -60,18 +62,21 @@ class Stream:
                 f"relax the model again with a placement that declares the features it gets"
             )
         x = x.reshape(-1, x.shape[-1]).to(head.map.norm.weight.dtype)
-        self.source, self._value = x.detach(), head.map.begin(x)
-
-    def advance(self, member: StreamResidual) -> Tensor:
-        """The stream's value after `member`, (rows, width)."""
-        if self._value is None:
-            raise RelaxationStateError(_outside(member.site.key))
-        if member.map.training and len(self._value) < 2:
+        if head.map.training and x.shape[0] < 2:
             raise RepresentationError(
-                f"{member.site.key}: batch normalisation in a residual stream needs at least 2 rows in training "
-                f"mode, the call has {len(self._value)}; use larger batches, or model.eval()"
+                f"{head.site.key}: batch normalisation in the residual stream {self.name!r} needs at least 2 rows "
+                f"in training mode, the call has {x.shape[0]}; use larger batches, or model.eval()"
             )
-        self._value = member.map(self._value)
+        with torch.autocast(x.device.type, enabled=False):
+            self._moments, self._value = moments(x), head.map.begin(count=True)
+        self.source, self.detached = x, x.detach()
+
+    def advance(self, member: StreamResidual) -> Affine:
+        """The stream's value after `member`, as a map of `source`."""
+        if self.source is None or self._value is None or self._moments is None:
+            raise RelaxationStateError(_outside(member.site.key))
+        with torch.autocast(self.source.device.type, enabled=False):
+            self._value = member.map(self._value, self._moments)
         self.path = (*self.path, member)
         return self._value
 
@@ -79,23 +84,25 @@ class Stream:
         """Hook of the relaxed model, called also when its forward raises: forget."""
         self._forget()
 
-    def _forget(self) -> None:
-        self.path, self.source, self._value = (), None, None
-
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles must not carry a forward that is under way.
-        return {**self.__dict__, "path": (), "source": None, "_value": None}
+        return {"name": self.name, "members": self.members}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
 
 def _outside(key: str) -> str:
+    # the first words say it all: reports cut errors short
     if in_backward():
         return (
-            f"{key}: gradient checkpointing of single blocks cannot recompute a residual stream, which starts "
-            f"from the model's inputs; checkpoint the whole relaxed model (use_reentrant=False)"
+            f"{key}: checkpoint the whole relaxed model (use_reentrant=False), not single blocks: the residual "
+            f"stream starts from the model's inputs, which the recomputation of a block does not see"
         )
     return (
-        f"{key}: its residual stream starts from the model's inputs; call the model itself, not the block (and "
-        f"not model.forward, which no hook sees)"
+        f"{key}: call the whole model: its residual stream starts from the model's inputs, captured by hooks, "
+        f"which neither the block alone nor model.forward(...) runs"
     )
 
 
@@ -118,18 +125,22 @@ class StreamResidual(Residual):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the block: the stream advances, and is added if this residual is enabled."""
-        if not (self.enabled or self.stream.running):
+        source = self.stream.source
+        if not self.enabled and source is None:
             return None
         value = self.stream.advance(self)
-        if not self.enabled:
+        if not self.enabled or source is None:
             return None
-        source = self.stream.source
-        if self._keeps() and source is not None:
-            self._kept.append(source)
+        if self._keeps() and self.stream.detached is not None:
+            self._kept.append(self.stream.detached)
             self._kept_paths.append(self.stream.path)
-        return self.site.writer(output, self.gamma * value)
+        return self.site.writer(output, self._delta(source, value))
 
-    def take_inputs(self) -> list[Tensor]:
+    def _delta(self, x: Tensor, value: Affine) -> Tensor:
+        """gamma s_i, (rows, width)."""
+        return nn.functional.linear(x, self.gamma * value.weight, self.gamma * value.offset)
+
+    def take_inputs(self) -> list[Columns]:
         """The model's inputs (rows, dim) in the calls since the last time; see `paths`. Then forgets them."""
         self.paths, self._kept_paths = self._kept_paths, []
         return super().take_inputs()
@@ -139,36 +150,29 @@ class StreamResidual(Residual):
         members = self.stream.members
         return tuple(members[: members.index(self) + 1])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Columns) -> Tensor:
         """`gamma s_i` for a model's input x (rows, dim), by `default_path`; without side effects."""
-        return self.gamma * frozen_stream(self.default_path(), x)(x)[-1]
+        x = dense(x)
+        return self._delta(x, stream_values(self.default_path(), moments(x))[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "paths": [], "_kept_paths": []}
 
 
-def frozen_stream(path: tuple[StreamResidual, ...], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The stream up to every residual of `path` as one per-row map, (rows, dim) -> (residuals, rows, width).
+def stream_values(path: tuple[StreamResidual, ...], rows: Moments) -> list[Affine]:
+    """The stream at every residual of `path`, as maps of the model's input; without side effects.
 
-    Batch normalisation uses the statistics of the rows x, as constants (running ones in evaluation mode), so that
-    derivatives by a row are those of what happens to that row. Without side effects.
+    Differentiable by the parameters, the normalisation's statistics included. As maps of a row they take the
+    statistics as given: their derivatives are those of what happens to that row.
+
+    Args:
+        rows: moments of the model's input; used in training mode, else the running statistics are.
     """
-    steps = [path[0].stream.members[0].map.frozen_start()]
-    with torch.no_grad():
-        s = steps[0](x)
+    value, values = path[0].stream.members[0].map.begin(count=False), []
     for member in path:
-        steps.append(member.map.frozen(s))
-        with torch.no_grad():
-            s = steps[-1](s)
-
-    def run(rows: Tensor) -> Tensor:
-        s, values = steps[0](rows), []
-        for step in steps[1:]:
-            s = step(s)
-            values.append(s)
-        return torch.stack(values)
-
-    return run
+        value = member.map(value, rows, count=False)
+        values.append(value)
+    return values
 
 
 def link(model: nn.Module, residuals: Iterable[Residual]) -> None:
@@ -176,9 +180,8 @@ def link(model: nn.Module, residuals: Iterable[Residual]) -> None:
     streams: dict[str, Stream] = {}
     for residual in residuals:
         if isinstance(residual, StreamResidual):
-            stream = streams.setdefault(residual.site.stream, residual.stream)
-            residual.stream = stream
-            stream.members.append(residual)
+            residual.stream = streams.setdefault(residual.site.stream, residual.stream)
+            residual.stream.members.append(residual)
     for stream in streams.values():
         source = model.get_submodule(stream.members[0].site.source)
         source.register_forward_pre_hook(stream.begin, with_kwargs=True)
