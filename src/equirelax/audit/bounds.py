@@ -187,7 +187,7 @@ def _constants(link: Link) -> LayerConstants | str:
         if found.constant is None or found.reason:
             return f"the residual of {residual.site.key or 'the model'}: {found.reason}"
         total += found.constant
-        largest = max(largest, abs(float(residual.gamma)) if residual.enabled else 0.0)
+        largest = max(largest, abs(float(residual.gamma.detach())) if residual.enabled else 0.0)
     return LayerConstants(link.path, link.strict * link.around, total * link.around, largest)
 
 

@@ -144,7 +144,7 @@ class _Run:
             key=key,
             type=type(self.relaxation.root.get_submodule(residual.site.path)).__name__,
             relaxes=residual.site.relaxes,
-            gamma=float(residual.gamma),
+            gamma=float(residual.gamma.detach()),
             weight=found.constant,
             share=share,
             added=added if calls and action is not None else None,
@@ -188,7 +188,7 @@ class _Run:
         for rep in (residual.in_rep, residual.out_rep):
             if not orthogonal(rep):
                 return None, f"{rep!r} is not an orthogonal representation"
-        b = 2 * abs(float(residual.gamma)) * found.constant
+        b = 2 * abs(float(residual.gamma.detach())) * found.constant
         over = []
         for one in calls:
             if one.output is None or one.read is None:

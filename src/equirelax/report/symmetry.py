@@ -12,6 +12,8 @@ from equirelax.training.dynamics import courses, dynamics
 
 SETTLED = 0.05
 """Multipliers that move by less than this share of their size over the last tenth of training have settled."""
+ALIKE = 0.9
+"""Values whose ratio is above this tell no layers apart."""
 ROUNDING = 1e-6
 """Relative errors below this are rounding: constants of models built in float32 reach 1e-7."""
 
@@ -154,14 +156,21 @@ def _who(study: Mapping[str, Any]) -> str:
         return "At the selected weights no residual breaks the symmetry measurably."
     text = f"{_name(worst)} breaks it most: alone it gives the output an error of {worst['alone']:.1e}."
     by_gamma = max(measured, key=lambda row: abs(row["gamma"]))
-    if by_gamma is not worst:
+    if abs(worst["gamma"]) < ALIKE * abs(by_gamma["gamma"]):
         text += f" gamma alone would have named {_name(by_gamma)} ({by_gamma['gamma']:.3g}, error {by_gamma['alone']:.1e})."
     priced = [row for row in measured if row["multiplier"] is not None and row["slack"] is not None]
-    if priced and (dear := max(priced, key=lambda row: row["multiplier"]))["multiplier"] > 0:
-        text += (
-            f" The largest multiplier, the price that the data pay for the symmetry, is {_name(dear)}'s "
-            f"({dear['multiplier']:.3g}, slack {dear['slack']:.3g})."
-        )
+    if priced:
+        dear = max(priced, key=lambda row: row["multiplier"])
+        least = min(row["multiplier"] for row in priced)
+        if least >= ALIKE * dear["multiplier"]:
+            text += (
+                f" The multipliers name no layer: they are alike ({least:.3g} to {dear['multiplier']:.3g})."
+            )
+        else:
+            text += (
+                f" The largest multiplier, what the symmetry costs the data, is that of {_name(dear)} "
+                f"({dear['multiplier']:.3g}, slack {dear['slack']:.3g}; the smallest is {least:.3g})."
+            )
     return text
 
 

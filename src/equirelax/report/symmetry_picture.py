@@ -14,8 +14,10 @@ from equirelax.files import atomic_write
 from equirelax.report.picture import series
 
 Table = Sequence[Mapping[str, str]]
-FLOOR = 1e-9
-"""Shares of the largest value below this are drawn as zero."""
+FLOOR = 1e-5
+"""An axis begins at this share of its largest value."""
+ZERO = 1e-9
+"""Values below this are rounding, and drawn as zero."""
 
 
 def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Table, title: str) -> None:
@@ -82,7 +84,7 @@ def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[
 
 
 def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marker: str, label: str) -> None:
-    shown = [(row[name], place) for place, row in enumerate(residuals) if row[name]]
+    shown = [(row[name], place) for place, row in enumerate(residuals) if (row[name] or 0.0) > ZERO]
     if shown:
         values, places = zip(*shown, strict=True)
         face = "none" if marker == "o" else "black"
@@ -101,7 +103,7 @@ def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marke
 
 def _finish(panel: Axes, values: Sequence[float | None]) -> None:
     """A logarithmic axis where there is anything to show."""
-    shown = [value for value in values if value]
+    shown = [value for value in values if value is not None and value > ZERO]
     if shown:
         low = max(min(shown), FLOOR * max(shown))
         panel.set_xscale("log")
