@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equirelax.methods import ACE, Method, ResilientACE, Scheduled, Strict
+from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict
 from equirelax.models import EGNN
 from equirelax.penalties import Penalty
 from equirelax.relaxation import Relaxation
@@ -44,6 +44,27 @@ class TestACEWithAdamAndPenalty(MethodConformance):
 class TestResilientACE(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
         return ResilientACE(relaxation, dual_lr=1e-2, primal_lr=1e-2)
+
+
+class TestREMUL(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        return REMUL(relaxation, alpha=0.7, beta=0.3)
+
+
+class TestREMULWithGradNorm(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        return REMUL(relaxation, weighting="gradnorm", asymmetry=0.5, weights_lr=0.1)
+
+
+class TestREMULWithGradNormBySGD(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        shared = relaxation.strict_parameters().values()
+        return REMUL(relaxation, weighting="gradnorm", weights_optimizer="sgd", shared=shared)
+
+
+class TestRPP(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        return RPP(relaxation, 1e-3, 1e-2)
 
 
 def seeded(build: Any) -> nn.Module:

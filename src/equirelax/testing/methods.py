@@ -47,6 +47,14 @@ class MethodConformance(ABC):
     needs_penalty: bool = True
     """Whether ``step()`` without ``penalty()`` before it is an error."""
 
+    # `SO(2)` acts on the toy's input, hidden features and output
+    _group = SO(2)
+    _reps = (
+        trivial(_group) + 2 * vector(_group),
+        trivial(_group, 2) + 2 * vector(_group),
+        2 * vector(_group),
+    )
+
     @abstractmethod
     def build_method(self, relaxation: Relaxation) -> Method:
         """The method on a freshly relaxed model, equal at every call."""
@@ -59,8 +67,7 @@ class MethodConformance(ABC):
 
     def relaxed(self) -> Relaxation:
         """The model, relaxed, with small random residuals."""
-        group = SO(2)
-        reps = [trivial(group) + 2 * vector(group), trivial(group, 2) + 2 * vector(group), 2 * vector(group)]
+        reps = self._reps
         declared = (PlainLinear("first", reps[0], reps[1]), PlainLinear("second", reps[1], reps[2]))
         relaxation = relax(self.build_model(), Layers(declare=declared))
         generator = torch.Generator().manual_seed(1)
@@ -75,7 +82,24 @@ class MethodConformance(ABC):
         draw = [torch.randn(16, n, generator=generator, dtype=torch.float64) for n in (5, 4)]
         return draw[0], draw[1]
 
+    def move(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Every sample and its target moved by a group element of its own, equal at every call; override it
+        where `relaxed` or `batch` are overridden.
+        """
+        g = self._group.sample(len(x), generator=torch.Generator().manual_seed(200 + step))
+        return self._reps[0].apply(g, x), self._reps[2].apply(g, y)
+
     # Tools
+
+    def objective(self, run: tuple[Relaxation, Method, torch.optim.Optimizer], step: int) -> Tensor:
+        """The method's objective on the batch of a step."""
+        model, method = run[0].model, run[1]
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return (model(x) - y).square().mean()
+
+        x, y = self.batch(step)
+        return method.objective(loss(x, y), lambda: loss(*self.move(x, y, step)))
 
     def start(self) -> tuple[Relaxation, Method, torch.optim.Optimizer]:
         """Relax, method, optimizer, in this order."""
@@ -87,13 +111,12 @@ class MethodConformance(ABC):
     def train(
         self, run: tuple[Relaxation, Method, torch.optim.Optimizer], first: int, last: int
     ) -> list[float]:
-        """Steps ``first`` to ``last``; the losses, penalties included."""
+        """Steps ``first`` to ``last``; the objectives."""
         relaxation, method, optimizer = run
         relaxation.model.train()
         losses = []
         for step in range(first, last):
-            x, y = self.batch(step)
-            loss = (relaxation.model(x) - y).square().mean() + method.penalty()
+            loss = self.objective(run, step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -127,6 +150,29 @@ class MethodConformance(ABC):
         (task + penalty).backward()
         finite([(name, p.grad) for name, p in relaxation.model.named_parameters()], "the gradient")
 
+    def test_objective_is_a_finite_scalar_that_trains_what_the_penalty_trains(self) -> None:
+        run = self.start()
+        run[0].model.train()
+        objective = self.objective(run, 0)
+        same(tuple(objective.shape), (), "shape of the objective")
+        finite([("the method", objective)], "the objective")
+        objective.backward()
+        trained = [(name, p.grad) for name, p in run[0].model.named_parameters() if p.requires_grad]
+        finite(trained, "the gradient")
+        missing = [name for name, gradient in trained if gradient is None]
+        check(not missing, f"the objective gives no gradient to {', '.join(missing)}")
+
+    def test_objective_without_gradients_leaves_no_trace(self) -> None:
+        run = self.start()
+        self.train(run, 0, 2)
+        before = run[1].state_dict()
+        with torch.no_grad():
+            evaluated = self.objective(run, 2)
+        check(not evaluated.requires_grad, "the objective has a gradient under no_grad")
+        same(run[1].state_dict(), before, "the state")
+        if self.needs_penalty:
+            refused(MethodError, run[1].step, "step() after an objective without gradients")
+
     def test_trains_and_logs(self) -> None:
         run = self.start()
         losses = self.train(run, 0, self.steps)
@@ -136,6 +182,9 @@ class MethodConformance(ABC):
         for row, gamma in zip(logs.values(), run[0].gammas().tolist(), strict=True):
             check(abs(row["gamma"] - gamma) < 1e-12, f"gamma is {gamma}, logged as {row['gamma']}")
             check(all(isinstance(value, float) for value in row.values()), f"not all plain numbers: {row}")
+        scalars = run[1].scalars()
+        check(all(isinstance(v, float) for v in scalars.values()), f"not all plain numbers: {scalars}")
+        finite([(name, torch.tensor(value)) for name, value in scalars.items()], "a scalar")
 
     def test_resuming_continues_bit_for_bit(self) -> None:
         whole = self.start()
@@ -193,12 +242,13 @@ class MethodConformance(ABC):
         """As under a GradScaler that met infinities."""
         run = self.start()
         self.train(run, 0, 2)
-        relaxation, method, _ = run
-        before = method.logs()
-        x, y = self.batch(2)
-        ((relaxation.model(x) - y).square().mean() + method.penalty()).backward()
+        method = run[1]
+        before, weights = method.logs(), method.scalars()
+        self.objective(run, 2).backward()
         method.step()  # the optimizer has not stepped
         after = method.logs()
+        for name in weights.keys() & {"alpha", "beta"}:
+            same(method.scalars()[name], weights[name], name)
         for path, row in before.items():
             for name in ("multiplier", "slack"):
                 same(after[path].get(name), row.get(name), f"{name} of {path}")
