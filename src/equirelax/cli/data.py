@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from equirelax.cli import options
-from equirelax.data import nbody, status
+from equirelax.data import download, nbody, status
+from equirelax.data.download import ARCHIVES
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
 
@@ -18,7 +20,15 @@ bodies) takes some seconds; gravity (100 bodies) a quarter of an hour.
 
 example:
   equirelax data make nbody""",
-    "get": "Say where a data set is, or how to get it.",
+    "get": """Say where a data set is, or get it.
+
+modelnet40 is downloaded (415 MB) unless it is there: an interrupted download goes on where it stopped, every file is
+checked against its published MD5, and where no address works the message says what to do by hand. Of the other
+data sets it says where they are, or how to get them.
+
+examples:
+  equirelax data get modelnet40
+  equirelax data get modelnet40 --archive modelnet40_ply_hdf5_2048.zip""",
 }
 
 
@@ -27,7 +37,9 @@ def main(words: Sequence[str]) -> int:
     actions = {"make": make, "get": get}
     if len(words) < 2 or words[1] in ("-h", "--help"):
         print("usage: equirelax data {make,get} NAME ...\n\n  make  simulate a data set (nbody)")
-        print("  get   where a data set is, or how to get it (see equirelax list)")
+        print(
+            "  get   where a data set is; download it (modelnet40), or say how to get it (see equirelax list)"
+        )
         return 0 if len(words) > 1 else 2
     if words[1] not in actions:
         raise ConfigError(
@@ -72,10 +84,13 @@ def make(words: Sequence[str]) -> int:
 
 
 def get(words: Sequence[str]) -> int:
-    """Where a data set is, or how to get it."""
+    """Where a data set is; downloads what can be downloaded."""
     parser = options.parser(["data", "get"], DESCRIPTION["get"])
     parser.add_argument("name", help="data set; see equirelax list")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--archive", help="the archive as a file, got in another way: verify and unpack it")
+    parser.add_argument("--url", help="another address of the archive, tried instead of the known ones")
+    parser.add_argument("--force", action="store_true", help="download, also where the data set is there")
     parsed = options.parse(parser, words)
     rows = {row.name: row for row in status(parsed.data)}
     if parsed.name not in rows:
@@ -83,8 +98,37 @@ def get(words: Sequence[str]) -> int:
             f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
             f"Known: {', '.join(rows)}."
         )
-    row = rows[parsed.name]
-    if not row.available:
+    row, archive = rows[parsed.name], ARCHIVES.get(parsed.name)
+    wanted = parsed.force or parsed.archive is not None or parsed.url is not None
+    if archive is None and wanted:
+        raise ConfigError(
+            f"{row.name} is not downloaded: --archive, --url and --force do not apply. "
+            f"To get it: {row.how_to_get}."
+        )
+    if row.available and not wanted:
+        print(f"{row.name}  {row.location}")
+        return 0
+    if archive is None:
         raise DataError(f"{row.name} is not there. To get it: {row.how_to_get}.")
-    print(f"{row.name}  {row.location}")
+    if parsed.url is not None:
+        archive = dataclasses.replace(archive, urls=(parsed.url,))
+    folder = download.get(
+        archive,
+        parsed.data,
+        file=options.optional_path(parsed.archive),
+        force=wanted,
+        progress=_report_bytes(row.name),
+    )
+    print(f"{row.name}  {folder}")
     return 0
+
+
+def _report_bytes(name: str) -> download.Progress:
+    """Writes how much is there, in one line that is written over."""
+
+    def report(done: int, total: int | None) -> None:
+        of = "" if total is None else f" of {total / 2**20:.0f}"
+        end = "\n" if done == total else ""
+        print(f"\r{name}: {done / 2**20:.0f}{of} MiB", end=end, file=sys.stderr, flush=True)
+
+    return report
