@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from equirelax.errors import MethodError
@@ -123,7 +124,8 @@ class REMUL(Method):
         if self._gradnorm is None and self.beta == 0.0:
             return self.alpha * task + penalty
         other = moved()
-        self._losses = (task.detach(), other.detach())
+        if torch.is_grad_enabled():
+            self._losses = (task.detach(), other.detach())
         if self._gradnorm is None:
             return self.alpha * task + self.beta * other + penalty
         self._gradnorm.follow()
