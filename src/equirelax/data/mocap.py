@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "make",
     "make_split",
+    "node_features",
     "skeleton_graph",
 ]
 
@@ -79,12 +80,14 @@ class MocapSet(GraphSet):
 
     Attributes:
         heights: (N, 31, 1) y of the input positions.
+        highest: the largest height of the training inputs.
         kind: which features, one of `FEATURES`.
         trials, starts: (N,) trial number and frame t of every sample.
         joints: names of the joints.
     """
 
     heights: Tensor | None = None
+    highest: float = 1.0
     kind: str = "published"
     trials: Tensor | None = None
     starts: Tensor | None = None
@@ -142,7 +145,7 @@ def load(
     later = torch.arange(HORIZON - STEPS + 1, HORIZON + 1)
     trajectory = positions[frames[:, None] + later]  # (N, 5, 31, 3)
     train_trials, train_times = _samples(parts, "train", used)
-    highest = positions[first[train_trials] + train_times][..., UP].max()
+    highest = float(positions[first[train_trials] + train_times][..., UP].max())
     heights = inputs[..., UP, None]
     edge_index, hops = skeleton_graph(torch.from_numpy(motion["edges"].astype(np.int64)), inputs.shape[1])
     edge_features = torch.stack(
@@ -151,12 +154,13 @@ def load(
     return MocapSet(
         positions=inputs.to(dtype),
         velocities=velocities.to(dtype),
-        features=_node_features(velocities, heights, highest, features).to(dtype),
+        features=node_features(velocities, heights, highest, features).to(dtype),
         targets=trajectory[:, -1].to(dtype),
         edge_index=edge_index,
         edge_features=edge_features.to(dtype),
         trajectory=trajectory.to(dtype),
         heights=heights.to(dtype),
+        highest=highest,
         kind=features,
         trials=trials,
         starts=times,
@@ -180,8 +184,15 @@ def skeleton_graph(bones: Tensor, joints: int) -> tuple[Tensor, Tensor]:
     return torch.cat(pairs, 1), hops
 
 
-def _node_features(velocities: Tensor, heights: Tensor, highest: Tensor, kind: str) -> Tensor:
-    """(N, joints, f) features of a whole split, see `MocapSet`."""
+def node_features(velocities: Tensor, heights: Tensor, highest: float, kind: str) -> Tensor:
+    """(N, joints, f) features of a whole split or batch, see `MocapSet`.
+
+    Args:
+        velocities: (N, joints, 3).
+        heights: (N, joints, 1).
+        highest: the largest height of the training inputs; read for `fixed-height`.
+        kind: one of `FEATURES`.
+    """
     speed = velocities.norm(dim=-1, keepdim=True)
     if kind == "invariant":
         names = torch.eye(speed.shape[1], dtype=speed.dtype).expand(speed.shape[0], -1, -1)

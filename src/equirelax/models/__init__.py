@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from equirelax.models.dgcnn import DGCNN
 from equirelax.models.egnn import EGNN, EGNNLayer
-from equirelax.models.egno import EGNO
+from equirelax.models.egno import EGNO, EGNOLayer
 from equirelax.models.pointnet import PointNet
 from equirelax.models.schnet import pyg_schnet
+from equirelax.models.transformer import Transformer
 from equirelax.models.vn_dgcnn import VNDGCNN
 from equirelax.models.vn_pointnet import VNPointNet
 
@@ -24,10 +25,12 @@ __all__ = [
     "SEGNN",
     "VNDGCNN",
     "EGNNLayer",
+    "EGNOLayer",
     "MolecularSEGNN",
     "PointNet",
     "SEGNNLayer",
     "TensorProduct",
+    "Transformer",
     "VNPointNet",
     "pyg_schnet",
 ]

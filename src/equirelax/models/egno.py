@@ -195,7 +195,8 @@ class EGNO(nn.Module):
             )
         steps, n = self.steps, positions.shape[0]
         times = self._times.like(features)[:, None].expand(-1, n, -1)
-        h = self.embedding(torch.cat([features.expand(steps, -1, -1), times], dim=2))  # (steps, n, hidden)
+        inputs = torch.cat([features.expand(steps, -1, -1), times], dim=2)
+        h = self.embedding(inputs.flatten(0, 1)).unflatten(0, (steps, n))  # (steps, n, hidden)
         mean = centres(positions, graph)
         x, v = positions.expand(steps, -1, -1), velocities.expand(steps, -1, -1)
         offsets = n * torch.arange(steps, device=edge_index.device)
