@@ -19,28 +19,41 @@ class VNLinear(nn.Module):
     Attributes:
         weight: (out_channels, in_channels).
         channel_axis, vector_axis: 1 and 2, of input and output alike.
+        takes_common: True; the second argument of `forward` is more channels.
     """
 
     channel_axis = 1
     vector_axis = 2
+    takes_common = True
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(in_channels)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, common: Tensor | None = None) -> Tensor:
         """Mix channels.
 
         Args:
-            x: (batch, in_channels, 3, points...), with any number of point axes, also none.
+            x: (batch, C, 3, points...), with any number of point axes, also none.
+            common: (batch, in_channels - C, 3), vectors that all points share, such as their mean: the same as if
+                they stood behind x's channels at every point, without the copies and their products.
 
         Returns:
             (batch, out_channels, 3, points...).
+
+        Raises:
+            RepresentationError: for features of another shape.
         """
-        if x.dim() < 3 or x.shape[1] != self.weight.shape[1]:
+        given = 0 if common is None else common.shape[1]
+        if x.dim() < 3 or x.shape[2] != 3 or x.shape[1] + given != self.weight.shape[1]:
             raise RepresentationError(
-                f"VNLinear: expected (batch, {self.weight.shape[1]}, 3, points...), got {tuple(x.shape)}"
+                f"VNLinear: expected (batch, {self.weight.shape[1] - given}, 3, points...), got {tuple(x.shape)}"
             )
+        own = self.weight if common is None else self.weight[:, : x.shape[1]]
         # (batch, C, 3 * points): one matrix product on a view, no transpose
-        return torch.matmul(self.weight, x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+        y = torch.bmm(own.expand(x.shape[0], -1, -1), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+        if common is None:
+            return y
+        shared = torch.matmul(self.weight[:, x.shape[1] :], common)  # (batch, out_channels, 3)
+        return y + shared.view(*shared.shape, *(1 for _ in x.shape[3:]))

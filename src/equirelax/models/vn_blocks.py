@@ -35,7 +35,8 @@ class VNBatchNorm(nn.Module):
 
     def scale(self, x: Tensor) -> Tensor:
         """What every vector is multiplied by: (batch, channels, 3, points...) -> (batch, channels, points...)."""
-        length = torch.linalg.vector_norm(x, dim=2) + EPS
+        # the floor keeps the root's slope finite at 0, where its own gradient is 0
+        length = dot(x, x).clamp(min=torch.finfo(x.dtype).tiny).sqrt() + EPS
         columns = length if length.dim() == 2 else length.flatten(2)
         return self.bn(columns).view_as(length) / length
 
@@ -73,9 +74,9 @@ class VNBlock(nn.Module):
         self.map_to_dir = VNLinear(in_channels, 1 if shared_direction else out_channels)
         self.batchnorm = VNBatchNorm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, 3, points...) -> (batch, out_channels, 3, points...)."""
-        p, d = self.map_to_feat(x), self.map_to_dir(x)
+    def forward(self, x: Tensor, common: Tensor | None = None) -> Tensor:
+        """(batch, in_channels, 3, points...) -> (batch, out_channels, 3, points...); `common` as for `VNLinear`."""
+        p, d = self.map_to_feat(x, common), self.map_to_dir(x, common)
         scale = self.batchnorm.scale(p)
         below = (scale * dot(p, d)).clamp(max=0)
         shift = (self.negative_slope - 1) * below / (dot(d, d) + EPS)
@@ -137,12 +138,17 @@ class VNFrame(nn.Module):
         self.vn2 = VNBlock(channels // 2, channels // 4, negative_slope)
         self.vn_lin = VNLinear(channels // 4, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, 3, points...) -> invariants (batch, channels, 3, points...), axis 2 counting the frame's
-        vectors.
+    def forward(self, x: Tensor, common: Tensor) -> Tensor:
+        """Invariants (batch, channels, 3, n), axis 2 counting the frame's vectors.
+
+        Args:
+            x: (batch, channels - c, 3, n).
+            common: (batch, c, 3), the same for all points: the last c channels.
         """
-        frame = self.vn_lin(self.vn2(self.vn1(x)))  # (batch, 3, 3, points...)
-        return torch.stack([dot(x, vector.unsqueeze(1)) for vector in frame.unbind(1)], dim=2)
+        frame = self.vn_lin(self.vn2(self.vn1(x, common)))  # (batch, 3, 3, n)
+        own = torch.stack([dot(x, vector.unsqueeze(1)) for vector in frame.unbind(1)], dim=2)
+        shared = torch.matmul(common.unsqueeze(1), frame).transpose(1, 2)  # (batch, c, 3, n)
+        return torch.cat([own, shared], dim=1)
 
 
 def scaled(channels: int, width: float) -> int:

@@ -70,7 +70,7 @@ class VNDGCNN(nn.Module):
         check_points(points, "VNDGCNN")
         check_neighbours(neighbours, points, "VNDGCNN")
         x = points.transpose(1, 2).unsqueeze(1).contiguous()  # (batch, 1, 3, n)
-        found = []
+        found: list[Tensor] = []
         for conv, pooled in (
             (self.conv1, self.pool1),
             (self.conv2, self.pool2),
@@ -81,8 +81,7 @@ class VNDGCNN(nn.Module):
             x = pooled(conv(edge_features(x, graph)))
             found.append(x)
         x = self.conv5(torch.cat(found, dim=1))  # (batch, 341, 3, n)
-        x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
-        y = self.std_feature(x).flatten(1, 2)  # (batch, 2046, n)
+        y = self.std_feature(x, x.mean(-1)).flatten(1, 2)  # (batch, 2046, n)
         y = torch.cat([y.amax(-1), y.mean(-1)], dim=1)
         y = self.dp1(nn.functional.leaky_relu(self.bn1(self.linear1(y)), 0.2))
         y = self.dp2(nn.functional.leaky_relu(self.bn2(self.linear2(y)), 0.2))

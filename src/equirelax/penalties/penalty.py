@@ -10,6 +10,7 @@ from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
 from equirelax.penalties.terms import TermBatch
 from equirelax.relaxation import Relaxation
+from equirelax.relaxation.columns import Columns
 
 SCALINGS = ("root-sum", "mean")
 
@@ -89,7 +90,7 @@ class Penalty:
                 lie, norm = lie / count, norm / count
             return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
 
-    def _sums(self, kept: dict[str, list[Tensor]]) -> Tensor:
+    def _sums(self, kept: dict[str, list[Columns]]) -> Tensor:
         """(Lie sum, norm sum, rows) over all residuals; notes each one's terms."""
         batch = TermBatch(self.rows, self.generator, self.finite_difference)
         for key, inputs in kept.items():

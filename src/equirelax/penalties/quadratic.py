@@ -14,13 +14,16 @@ acting as 0 and rho_in as 1 on the last entry.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from equirelax.penalties.moments import Moment, moment_of
 from equirelax.penalties.sampled import SampledTerms
+from equirelax.relaxation.columns import Columns, dense
 from equirelax.symmetry import Representation, trivial
 
 
@@ -28,7 +31,7 @@ class _Quadratic(torch.autograd.Function):
     """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim)
     between the same two representations.
 
-    `grams` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals in the
+    `moments` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals in the
     middle both `right` and `left` see plain matrices, so that a step costs as many small operations for eight
     residuals as for one. The gradient is written out: with M = K C,
     d/dW tr(K C K^T) = 2 (M drho_in^T - drho_out^T M) needs no second product with C.
@@ -38,7 +41,7 @@ class _Quadratic(torch.autograd.Function):
     def forward(
         ctx: Any,
         weights: Tensor,
-        grams: list[Tensor],
+        moments: list[Moment],
         in_rep: Representation,
         out_rep: Representation,
     ) -> tuple[Tensor, Tensor]:
@@ -61,8 +64,8 @@ class _Quadratic(torch.autograd.Function):
         stack[-1] = weights
         products = torch.empty_like(stack)
         tall, tall_products = stack.view(-1, count, in_dim), products.view(-1, count, in_dim)
-        for i, gram in enumerate(grams):
-            torch.mm(tall[:, i], gram, out=tall_products[:, i])
+        for i, moment in enumerate(moments):
+            moment.times(tall[:, i], tall_products[:, i])
         # Rounding can push a sum of squares that is zero just below it when it goes through the Gram matrix.
         sums = (products * stack).sum(dim=(1, 3)).clamp(min=0)
         gradient = torch.zeros_like(weights)
@@ -86,28 +89,12 @@ class _Quadratic(torch.autograd.Function):
         return 2 * (lie_grad[:, None] * gradient + norm_grad[:, None] * product), None, None, None
 
 
-def as_rows(x: Tensor, feature_axis: int, dtype: torch.dtype) -> Tensor:
+def as_rows(x: Columns, feature_axis: int, dtype: torch.dtype) -> Tensor:
     """Inputs as rows (N, dim), in at least float32."""
+    x = dense(x)
     if feature_axis == -2:
         x = x.transpose(-1, -2)
     return x.reshape(-1, x.shape[-1]).to(dtype)
-
-
-def gram_matrix(inputs: list[Tensor], feature_axis: int, dtype: torch.dtype) -> Tensor:
-    """Sum over all inputs of x x^T, of shape (dim, dim); columns (batch, dim, points) are not transposed."""
-    total: Tensor | None = None
-    for x in inputs:
-        x = x.to(dtype)
-        if feature_axis == -1:
-            flat = x.reshape(-1, x.shape[-1])
-            part = flat.T @ flat
-        else:
-            flat = x.reshape(-1, *x.shape[-2:])
-            part = torch.bmm(flat, flat.transpose(1, 2)).sum(0)
-        total = part if total is None else total + part
-    if total is None:
-        raise ValueError("gram_matrix needs at least one input")
-    return total
 
 
 def with_one(rows: Tensor) -> Tensor:
@@ -116,22 +103,21 @@ def with_one(rows: Tensor) -> Tensor:
 
 
 def second_moment(
-    inputs: list[Tensor], feature_axis: int, dtype: torch.dtype, dim: int, bias: bool
-) -> tuple[Tensor, bool]:
-    """(Gram matrix, True) or (rows, False), whichever is smaller; with a last feature 1 for a bias."""
+    inputs: list[Columns], feature_axis: int, dtype: torch.dtype, dim: int, bias: bool
+) -> Moment | Tensor:
+    """The second moment, or the rows (N, dim) where those are fewer; with a last feature 1 for a bias."""
     count = sum(x.numel() // x.shape[feature_axis] for x in inputs)
     if count > dim and not bias:
-        return gram_matrix(inputs, feature_axis, dtype), True
+        return moment_of(inputs, feature_axis, dtype)
     rows = torch.cat([as_rows(x, feature_axis, dtype) for x in inputs])
     rows = with_one(rows) if bias else rows
-    return (rows.T @ rows, True) if count > dim else (rows, False)
+    return Moment(rows.T @ rows) if count > dim else rows
 
 
 def stacked_terms(
     weights: list[Tensor],
     biases: list[Tensor] | None,
-    data: list[Tensor],
-    gram: bool,
+    data: Sequence[Moment | Tensor],
     in_rep: Representation,
     out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
@@ -139,12 +125,12 @@ def stacked_terms(
 
     Args:
         weights: of shape (out_dim, in_dim) each. biases: (out_dim,) each, or None for maps without.
-        data: from `second_moment`, one for every residual. gram: whether they are Gram matrices.
+        data: from `second_moment`, one for every residual, all of them moments or all of them rows.
     """
     if biases is not None:
         weights = [torch.cat([w, b[:, None]], dim=1) for w, b in zip(weights, biases, strict=True)]
         in_rep = in_rep + trivial(in_rep.group)
-    if gram:
+    if isinstance(data[0], Moment):
         return _Quadratic.apply(torch.stack(weights, dim=1), data, in_rep, out_rep)
     return SampledTerms.apply(torch.stack(weights), data, in_rep, out_rep)
 
@@ -152,7 +138,7 @@ def stacked_terms(
 def linear_terms(
     weight: Tensor,
     bias: Tensor | None,
-    inputs: list[Tensor],
+    inputs: Sequence[Columns],
     feature_axis: int,
     in_rep: Representation,
     out_rep: Representation,
@@ -164,6 +150,6 @@ def linear_terms(
         weight: (out_dim, in_dim). bias: (out_dim,) or None.
         inputs: tensors with features on `feature_axis`, at least one.
     """
-    data, gram = second_moment(inputs, feature_axis, weight.dtype, weight.shape[1], bias is not None)
-    lie, norm = stacked_terms([weight], None if bias is None else [bias], [data], gram, in_rep, out_rep)
+    data = second_moment(list(inputs), feature_axis, weight.dtype, weight.shape[1], bias is not None)
+    lie, norm = stacked_terms([weight], None if bias is None else [bias], [data], in_rep, out_rep)
     return lie[0], norm[0]

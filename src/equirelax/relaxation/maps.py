@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.columns import Columns, column_product, dense
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import Representation, equivariant_projection
 
@@ -54,15 +55,15 @@ class DenseMap(nn.Module):
         """The bias that is added, of shape (out_dim,), or None."""
         return self.bias
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
         """`scale * (W x + b)`; the scale goes into W, which is smaller than the output."""
         weight, bias = self.effective_weight(), self.effective_bias()
         if scale is not None:
             weight = scale * weight
             bias = None if bias is None else scale * bias
         if self.feature_axis == -1:
-            return nn.functional.linear(x, weight, bias)
-        y = torch.matmul(weight, x)
+            return nn.functional.linear(dense(x), weight, bias)
+        y = column_product(weight, x)
         return y if bias is None else y + bias[:, None]
 
 
@@ -95,18 +96,19 @@ class MLPMap(nn.Module):
         self.feature_axis = feature_axis
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
         """`scale * mlp(x)` on the feature axis."""
+        y = dense(x)
         if self.feature_axis != -1:
-            x = x.movedim(self.feature_axis, -1)
+            y = y.movedim(self.feature_axis, -1)
         for layer in self.layers[:-1]:
-            x = nn.functional.gelu(layer(x))
+            y = nn.functional.gelu(layer(y))
         last = cast(nn.Linear, self.layers[-1])
         if scale is None:
-            x = last(x)
+            y = last(y)
         else:
-            x = nn.functional.linear(x, scale * last.weight, scale * last.bias)
-        return x if self.feature_axis == -1 else x.movedim(-1, self.feature_axis)
+            y = nn.functional.linear(y, scale * last.weight, scale * last.bias)
+        return y if self.feature_axis == -1 else y.movedim(-1, self.feature_axis)
 
 
 class ResidualKind(ABC):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
+from equirelax.relaxation.columns import Columns
 from equirelax.relaxation.maps import DenseMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
@@ -43,7 +44,7 @@ class Residual(nn.Module):
         self.register_buffer("gamma", torch.zeros(()))
         self.enabled = True
         self.keep_inputs = False
-        self._kept: list[Tensor] = []
+        self._kept: list[Columns] = []
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -88,7 +89,7 @@ class Residual(nn.Module):
         """Whether gamma is a parameter."""
         return isinstance(self.gamma, nn.Parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Columns) -> Tensor:
         """`gamma * map(x)` for features on the site's feature axis."""
         return self.map(x, self.gamma)
 
@@ -112,7 +113,7 @@ class Residual(nn.Module):
         """Whether the call under way counts for penalties."""
         return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()
 
-    def take_inputs(self) -> list[Tensor]:
+    def take_inputs(self) -> list[Columns]:
         """The inputs kept since the last call, one tensor for every training-mode call
         with gradients; then forgets them.
         """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.columns import Columns
 from equirelax.symmetry import Representation
 
 
@@ -35,7 +36,7 @@ class Reader(ABC):
     """
 
     @abstractmethod
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         """The input, features on the site's feature axis."""
 
 

@@ -3,7 +3,8 @@ any rotation commutes with it.
 
 A module that says where its channels and vectors are, by integer attributes `channel_axis` and
 `vector_axis`, is recognised; any other is declared by `VectorLinear` in the placement. The
-residual is a dense map 3C -> 3C'.
+residual is a dense map 3C -> 3C'. With an attribute `takes_common = True` the module may get a second argument
+`common`: channels that all points share, which stand behind the first argument's.
 
 Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is a third (1/n) of
 the trace of every n x n block.
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
+from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.site import Reader, Site, Writer, argument
 from equirelax.symmetry import O, vector
@@ -27,15 +29,22 @@ class VectorReader(Reader):
     """Channels and vector components of the first argument as columns (batch, channels * n, points).
 
     With the vector axis right behind the channel axis this is a view: no element moves.
+
+    Args:
+        common: whether the module may get, as its second argument `common`, channels (batch, c, n) that all
+            points share.
     """
 
     channel_axis: int
     vector_axis: int
     path: str
+    common: bool = False
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        x = argument(args, kwargs, 0, None)
-        return to_columns(x, self.channel_axis, self.vector_axis, self.path)
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        name = "x" if self.common else None
+        own = to_columns(argument(args, kwargs, 0, name), self.channel_axis, self.vector_axis, self.path)
+        shared = (args[1] if len(args) > 1 else kwargs.get("common")) if self.common else None
+        return own if shared is None else SharedColumns(own, shared.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,10 @@ class VectorNeuronLinear(LayerFamily):
         """All components of all channels to all components of all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
         size = getattr(layer, "vector_size", 3)
-        return vector_site(path, module, int(layer.channel_axis), int(layer.vector_axis), int(size), None)
+        common = bool(getattr(layer, "takes_common", False))
+        return vector_site(
+            path, module, int(layer.channel_axis), int(layer.vector_axis), int(size), None, common
+        )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Mean diagonal of every block; an equivariant map has no constant
@@ -114,11 +126,13 @@ def vector_site(
     vector_axis: int,
     size: int,
     channels: tuple[int, int] | None,
+    common: bool = False,
 ) -> Site:
     """The site of a vector-neuron map.
 
     Args:
         channels: (in, out); None reads them off the module's two-dimensional weight.
+        common: see `VectorReader`.
 
     Raises:
         PlacementError: where the channels are not given and the module has no such weight.
@@ -137,7 +151,7 @@ def vector_site(
         VectorNeuronLinear.name,
         channels[0] * base,
         channels[1] * base,
-        VectorReader(channel_axis, vector_axis, path),
+        VectorReader(channel_axis, vector_axis, path, common),
         AddVectors(channel_axis, vector_axis),
         feature_axis=-2,
         relaxes=f"O({size})",

@@ -1,0 +1,85 @@
+"""Features in columns (batch, dim, points), and those of which all points of a sample share a part.
+
+Point cloud networks give a global vector (such as the mean) to every point. Kept once, and not once for every point,
+it costs no matrix product with a map's weight and none in a Gram matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SharedColumns:
+    """Columns (batch, dim, points) in two parts; it has as much of a tensor's interface as residuals need.
+
+    Args:
+        own: (batch, d, points), the first d features.
+        common: (batch, dim - d), the last ones, the same at all points of a sample.
+    """
+
+    own: Tensor
+    common: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, dim, points)."""
+        batch, dim, points = self.own.shape
+        return torch.Size((batch, dim + self.common.shape[1], points))
+
+    def numel(self) -> int:
+        """Entries of all columns."""
+        return self.shape.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where both parts are."""
+        return self.own.device
+
+    def detach(self) -> SharedColumns:
+        """Without their history."""
+        return SharedColumns(self.own.detach(), self.common.detach())
+
+    def to(self, dtype: torch.dtype) -> SharedColumns:
+        """In another dtype."""
+        return SharedColumns(self.own.to(dtype), self.common.to(dtype))
+
+    def dense(self) -> Tensor:
+        """The columns written out, (batch, dim, points)."""
+        return torch.cat([self.own, self.common[..., None].expand(-1, -1, self.own.shape[2])], dim=1)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Some columns as rows (chosen, dim), counted sample by sample."""
+        sample, point = torch.unravel_index(chosen, (self.own.shape[0], self.own.shape[2]))
+        return torch.cat([self.own.mT[sample, point], self.common[sample]], dim=1)
+
+
+Columns = Tensor | SharedColumns
+
+
+def dense(x: Columns) -> Tensor:
+    """The columns as one tensor."""
+    return x.dense() if isinstance(x, SharedColumns) else x
+
+
+def identity(x: Columns) -> tuple[Any, ...]:
+    """Equal for two views of the same numbers, as long as both are alive."""
+    if isinstance(x, SharedColumns):
+        return (*identity(x.own), *identity(x.common))
+    return (x.data_ptr(), x.dtype, x.device, tuple(x.shape), x.stride())
+
+
+def column_product(weight: Tensor, x: Columns) -> Tensor:
+    """`W x` for columns: (out, dim), (..., dim, points) -> (..., out, points), contiguous, with no transpose."""
+    if isinstance(x, SharedColumns):
+        first = x.own.shape[1]
+        shared = torch.nn.functional.linear(x.common, weight[:, first:])
+        return column_product(weight[:, :first], x.own) + shared[..., None]
+    if x.dim() != 3:
+        return torch.matmul(weight, x)
+    # torch.matmul would fold batch and points into rows, and copy x for it
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
