@@ -128,15 +128,13 @@ def load(
 def validation_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """(N,) bool: of every class round(fraction count) objects, drawn without replacement.
 
-    A fraction above 0 takes at least one object of every class that has two or more. Each class has a
+    A fraction above 0 takes at least one object of every class and leaves at least one. Each class has a
     generator of its own, so that what is drawn of one does not depend on the others.
     """
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        count = round(fraction * len(members))
-        if fraction > 0 and len(members) > 1:
-            count = min(max(count, 1), len(members) - 1)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1) if fraction > 0 else 0
         mask[np.random.default_rng([seed, int(label)]).permutation(members)[:count]] = True
     return mask
 

@@ -10,7 +10,8 @@ Below the data root, in the folder modelnet40 (the two archives also directly be
   object, y up in the file. The first 2048 points are taken, as released loaders do; the text is read once and
   the result kept below the data root, in `modelnet40/resampled_2048_*.npz`.
 
-The sources are samples of the same surfaces, but not the same samples.
+The sources are samples of the same surfaces, but not the same samples. That y is up in the two archives is taken
+from the released augmentations, which turn about y; the readers were tested on made-up archives of their layout.
 """
 
 from __future__ import annotations
@@ -184,13 +185,13 @@ def _read_resampled(part: str, root: str | Path | None) -> Objects:
             arrays, _ = read_archive(path, f"Remove {path}, so that it is made anew from the text.")
             classes = tuple(str(name) for name in arrays["classes"])
             return _check(Objects(arrays["points"], arrays["labels"], classes, RESAMPLED), path)
-    objects = read_text_archive(_archive_folder(RESAMPLED, root, _RESAMPLED_GET), part)
+    objects = read_text_archive(_archive_folder(RESAMPLED, root, _RESAMPLED_GET), part, RESAMPLED_POINTS)
     arrays = {"points": objects.points, "labels": objects.labels, "classes": np.array(objects.classes)}
     write_archive(writable_root(root) / kept, arrays, {"made_from": RESAMPLED, "count": len(objects.labels)})
     return objects
 
 
-def read_text_archive(folder: Path, part: str, points: int = RESAMPLED_POINTS) -> Objects:
+def read_text_archive(folder: Path, part: str, points: int) -> Objects:
     """The objects that modelnet40_{part}.txt lists (`chair_0001` is chair/chair_0001.txt), `points` of each.
 
     Every cloud is centred and scaled to the unit sphere, after its points were chosen.
