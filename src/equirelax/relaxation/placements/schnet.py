@@ -108,7 +108,13 @@ class SchNetStream(Placement):
 
 
 def stream_sites(site: Site, blocks: list[str], step: StreamStep) -> tuple[Placed, ...]:
-    """The site repeated for every block, the first one with the stream's start."""
+    """The site repeated for every block, the first one with the stream's start.
+
+    Raises:
+        PlacementError: where the kind of residual is not one for streams.
+    """
+    if not isinstance(step, StreamStep):
+        raise PlacementError(f"a residual stream is made of StreamStep, not of {type(step).__name__}")
     return tuple(
         Placed(dataclasses.replace(site, path=path), dataclasses.replace(step, first=i == 0))
         for i, path in enumerate(blocks)
