@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ from equirelax.audit.state import measuring
 from equirelax.audit.tree import Leaf, act, leaves, representations, transformed
 from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
-from equirelax.relaxation.site import AddToItem, Reader, Writer
+from equirelax.relaxation.columns import Columns, dense
+from equirelax.relaxation.site import Reader, Writer
 from equirelax.symmetry import Group
 
 
@@ -95,7 +97,12 @@ def breaking(
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    group = group or next(iter([*representations(in_rep), *representations(out_rep)])).group
+    reps = [*representations(in_rep), *representations(out_rep)]
+    if group is None and not reps:
+        raise AuditError(
+            "nothing transforms: in_rep and out_rep hold no representation, and no group is given"
+        )
+    group = group or reps[0].group
     generator = torch.Generator().manual_seed(seed)
     elements = torch.cat(
         (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))
@@ -225,9 +232,9 @@ class _Read(Reader):
         self.own = own
         self.norm: float | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         x = self.own(args, kwargs)
-        self.norm = float(x.detach().double().norm())
+        self.norm = float(dense(x).detach().double().norm())
         return x
 
 
@@ -245,10 +252,14 @@ class _Written(Writer):
 
 
 def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
-    """Norm of the tensor that the residual was added to."""
-    if isinstance(writer, AddToItem):
-        output = output[writer.index]
-    if isinstance(output, Tensor):
-        return float(output.detach().double().norm())
-    same = [leaf.value for leaf in leaves(output, None) if leaf.value.shape == added.shape]
-    return float(same[0].detach().double().norm()) if len(same) == 1 else None
+    """Norm of the tensor that the residual was added to; of its mean copy, where it is added to several."""
+    index = getattr(writer, "index", None)
+    if isinstance(output, (tuple, list)) and isinstance(index, int):
+        output = output[index]
+    if not isinstance(output, Tensor):
+        same = [leaf.value for leaf in leaves(output, None) if leaf.value.shape == added.shape]
+        if len(same) != 1:
+            return None
+        output = same[0]
+    copies = output.numel() / added.numel() if added.numel() else 1.0  # time steps of an EGNO
+    return float(output.detach().double().norm()) / math.sqrt(copies)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equirelax.relaxation import Residual
 from equirelax.relaxation.maps import DenseMap, MLPMap
-from equirelax.relaxation.stream_maps import SpectralLinear, StreamMap
+from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear, StreamMap
 from equirelax.relaxation.streams import StreamResidual
 
 GELU_SLOPE = (
@@ -109,7 +109,7 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> Lipschitz:
     return Lipschitz(float(_scale(module).abs().max()), BATCH_NORM)
 
 
-def _scale(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
+def _scale(norm: nn.modules.batchnorm._BatchNorm | RowNorm) -> Tensor:
     """What batch norm multiplies every channel by in evaluation, (channels,)."""
     assert norm.running_var is not None
     scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
