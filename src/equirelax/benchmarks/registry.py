@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.benchmarks.mocap import MocapTask
+from equirelax.benchmarks.modelnet import ModelNetTask
 from equirelax.benchmarks.nbody import NBodyTask
+from equirelax.benchmarks.qm9 import QM9Task
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Task
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask, MocapTask)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task)}
 
 
 def task_class(benchmark: str) -> type[Task]:

@@ -63,8 +63,10 @@ class ResidualSettings:
     """The unconstrained residual branches, and where they stand.
 
     Attributes:
-        placement: Name of a placement; it says which modules get a residual and what the residual reads.
-        kind: A dense map, a multi-layer perceptron, or (a control) a dense map that is itself equivariant.
+        placement: Name of a placement; it says which modules get a residual and what the residual reads. none for
+            networks that have nothing to relax.
+        kind: A dense map, a multi-layer perceptron, (a control) a dense map that is itself equivariant, or what the
+            placement's residual stream is made of, which none of the settings below change.
         init: Initial weights: zeros, normal (of `std`), or PyTorch's default.
         std: Standard deviation of the normal initialisation.
         bias: Whether a dense map has a bias.
@@ -73,7 +75,7 @@ class ResidualSettings:
     """
 
     placement: str = "layers"
-    kind: Literal["dense", "mlp", "equivariant-dense"] = "dense"
+    kind: Literal["dense", "mlp", "equivariant-dense", "stream"] = "dense"
     init: Literal["zeros", "normal", "default"] = "zeros"
     std: float = 1e-4
     bias: bool = False

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from equirelax.benchmarks.settings import ResidualSettings, RunConfig
 from equirelax.data import GraphSet, Samples, random_rotation
 from equirelax.errors import ConfigError
-from equirelax.relaxation import MLP, Dense, EquivariantDense, placements
+from equirelax.relaxation import MLP, Dense, EquivariantDense, StreamStep, placements
 from equirelax.relaxation.maps import ResidualKind
 from equirelax.relaxation.placements import Placement
 from equirelax.symmetry import Group
 
+NO_PLACEMENT = "none"
+"""Name of the placement of networks that have nothing to relax."""
 Split = Literal["train", "val", "test"]
 Batch = dict[str, Tensor]
 """Tensors by name, the graphs of a batch as one: see `GraphSet.batch`."""
@@ -110,6 +112,8 @@ class Task(ABC):
     title: ClassVar[str]
     models: ClassVar[dict[str, str]]
     metric: Metric
+    counted: ClassVar[str] = "samples"
+    """What numbers among the data set's settings count."""
     chunk: ClassVar[int] = 250
     """Samples of one evaluation batch."""
 
@@ -210,13 +214,27 @@ class Task(ABC):
 
         Raises:
             PlacementError: an unknown name.
-            ConfigError: a placement that takes no residual.
+            ConfigError: a placement that takes no residual, or there is none.
         """
+        if self.config.residual.placement == NO_PLACEMENT:
+            raise ConfigError(
+                f"{self.config.model} has no residuals (residual.placement is '{NO_PLACEMENT}'): choose a method that "
+                f"needs none (strict, remul, equi-tuning, equi-adapt), or another model."
+            )
         placement: Any = placements.get(self.config.residual.placement)
         if "residual" not in {f.name for f in dataclasses.fields(placement)}:
             raise ConfigError(
                 f"The placement '{self.config.residual.placement}' chooses its residuals itself."
             )
+        stream = isinstance(placement.residual, StreamStep)
+        if stream != (self.config.residual.kind == "stream"):
+            raise ConfigError(
+                f"residual.kind is '{self.config.residual.kind}', but the placement "
+                f"'{self.config.residual.placement}' {'is a' if stream else 'has no'} residual stream: "
+                f"{'set residual.kind to stream' if stream else 'choose another kind'}, or another placement."
+            )
+        if stream:
+            return placement  # type: ignore[no-any-return]
         chosen: Placement = dataclasses.replace(placement, residual=residual_kind(self.config.residual))
         return chosen
 
@@ -226,14 +244,19 @@ class Task(ABC):
         parts = []
         if self.config.training.epochs < full.training.epochs:
             parts.append(f"{self.config.training.epochs} of {full.training.epochs} epochs")
-        for section, words in (("dataset", "samples"), ("network", "")):
+        for section, words in (("dataset", self.counted), ("network", "")):
             ours, theirs = getattr(self.config, section), getattr(full, section)
             for f in dataclasses.fields(ours):
                 here, there = getattr(ours, f.name), getattr(theirs, f.name)
-                number = isinstance(here, int) and isinstance(there, int) and not isinstance(here, bool)
-                if number and here < there:
+                if _is_number(here) and there is None:
+                    parts.append(f"{f.name} {here}")
+                elif _is_number(here) and _is_number(there) and here < there:
                     parts.append(" ".join(filter(None, (f"{here} of {there} {f.name}", words))))
         return "; ".join(parts) or None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def graph_batch(

@@ -10,8 +10,8 @@ from torch import nn
 
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
-from equirelax.benchmarks.strengths import build_method
-from equirelax.benchmarks.task import Task
+from equirelax.benchmarks.strengths import build_method, build_wrapper, is_wrapper
+from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.relaxation import Relaxation, relax
@@ -21,7 +21,9 @@ from equirelax.relaxation import Relaxation, relax
 class Assembly:
     """What a run works with, and the number of parameters without and with the relaxation.
 
-    A strict run has neither relaxation nor method: its model is the author's own, untouched."""
+    A strict run has neither relaxation nor method: its model is the author's own, untouched. A wrapper's
+    (Equi-Tuning, Equi-Adapt) has none either: its model is the wrapped one. REMUL has a method without a
+    relaxation on networks with nothing to relax."""
 
     config: RunConfig
     task: Task
@@ -55,9 +57,13 @@ def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int =
     strict = count_parameters(model)
     if config.method == "strict":
         return Assembly(config, task, model, None, None, strict, strict)
-    relaxation = relax(model, task.placement())
+    if is_wrapper(config.method):
+        kinds = task.representations()
+        wrapped = build_wrapper(model, config.strength, kinds.inputs, kinds.output, kinds.group)
+        return Assembly(config, task, wrapped, None, None, strict, count_parameters(wrapped))
+    relaxation = None if config.residual.placement == NO_PLACEMENT else relax(model, task.placement())
     method = build_method(
-        relaxation,
+        model if relaxation is None else relaxation,
         config.strength,
         epochs=config.training.epochs,
         steps_per_epoch=steps_per_epoch,
