@@ -46,7 +46,7 @@ def corrupt(points: Tensor, name: str, severity: int, generator: torch.Generator
         )
     if severity not in SEVERITIES:
         raise DataError(f"The severity of a corruption is a whole number 1 .. 5; got {severity!r}.")
-    return CORRUPTIONS[name](points, severity, generator)
+    return CORRUPTIONS[name](points, severity, generator) if len(points) else points.clone()
 
 
 def refill(points: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,10 +63,11 @@ def refill(points: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """What cannot be seen from a random direction goes: an orthographic depth buffer with cells of 0.06
-    .. 0.2, whose points survive if they are at most 0.1 behind the nearest one.
+    """What cannot be seen from a random direction goes: an orthographic depth buffer with cells of 0.04
+    .. 0.12, whose points survive if they are at most 0.1 behind the nearest one. Wide cells are what hides the
+    far side of a sparse cloud; of ModelNet40's at 300 points 86 .. 53 % remain, at 1024 points 72 .. 40 %.
     """
-    cell = (0.06, 0.09, 0.12, 0.16, 0.2)[severity - 1]
+    cell = (0.04, 0.06, 0.08, 0.1, 0.12)[severity - 1]
     turn = rotations("so3", points.shape[0], generator, dtype=points.dtype, device=points.device)
     seen = rotate(points, turn)  # x, y: the image; z: towards the eye
     image = ((seen[..., :2] - seen[..., :2].amin(1, keepdim=True)) / cell).long()
