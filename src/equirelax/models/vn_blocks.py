@@ -128,15 +128,16 @@ class VNFrame(nn.Module):
     """Invariants (section 3.5): coordinates of every vector in a frame of three vectors that is learnt at every point.
 
     Args:
-        channels: number of vectors, at least 4.
+        channels: number of vectors.
         negative_slope: of its two blocks.
     """
 
     def __init__(self, channels: int, negative_slope: float = 0.2) -> None:
         super().__init__()
-        self.vn1 = VNBlock(channels, channels // 2, negative_slope)
-        self.vn2 = VNBlock(channels // 2, channels // 4, negative_slope)
-        self.vn_lin = VNLinear(channels // 4, 3)
+        half, quarter = max(1, channels // 2), max(1, channels // 4)
+        self.vn1 = VNBlock(channels, half, negative_slope)
+        self.vn2 = VNBlock(half, quarter, negative_slope)
+        self.vn_lin = VNLinear(quarter, 3)
 
     def forward(self, x: Tensor, common: Tensor) -> Tensor:
         """Invariants (batch, channels, 3, n), axis 2 counting the frame's vectors.
