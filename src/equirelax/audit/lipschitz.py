@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from equirelax.relaxation import Residual
+from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.maps import DenseMap, MLPMap
 from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear, StreamMap
 from equirelax.relaxation.streams import StreamResidual
@@ -38,9 +38,23 @@ class Lipschitz:
 
 
 def spectral_norm(weight: Tensor) -> float:
-    """The largest singular value of a matrix, in float64; 0 of an empty one."""
+    """The largest singular value of a matrix, in float64; 0 of an empty one, NaN where it is not finite."""
     weight = weight.detach().double()
-    return float(torch.linalg.matrix_norm(weight, 2)) if weight.numel() else 0.0
+    if not weight.numel():
+        return 0.0
+    if not bool(torch.isfinite(weight).all()):
+        return float("nan")
+    # the root of the largest eigenvalue of the smaller Gram matrix: as exact, and many times faster than an SVD
+    scale = weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+    weight = weight / scale
+    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    return float(scale * torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+
+
+def residual_norms(relaxation: Relaxation) -> dict[str, float]:
+    """Key -> ||W|| of every residual that has one (see :func:`residual_slope`)."""
+    found = {key: residual_slope(residual).constant for key, residual in relaxation}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def residual_slope(residual: Residual) -> Lipschitz:

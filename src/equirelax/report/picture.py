@@ -24,8 +24,8 @@ Table = Sequence[Mapping[str, str]]
 
 
 def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str) -> None:
-    """Write a PNG: validation curves on the left, one panel of strengths for every relaxed method on the
-    right.
+    """Write a PNG: validation curves on the left; on the right for every relaxed method a panel of gamma and, where
+    the norms of the residuals are known, one of abs(gamma) x norm of W, for gamma alone may be traded for W.
 
     Args:
         path: Where to.
@@ -36,8 +36,10 @@ def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: st
     relaxed = [name for name, tables in runs.items() if any(gamma_columns(table) for table in tables)]
     rows = max(len(relaxed), 1)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, max(4.5, 1.7 * rows + 1)), layout="constrained")
-        grid = figure.add_gridspec(rows, 2, width_ratios=(1.4, 1)) if relaxed else figure.add_gridspec(1, 1)
+        sized = any(sizes(table) for tables in runs.values() for table in tables)
+        figure = Figure(figsize=(14 if sized else 11, max(4.5, 1.7 * rows + 1)), layout="constrained")
+        ratios = (1.4, *[1] * (bool(relaxed) + sized))
+        grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
         curves = figure.add_subplot(grid[:, 0])
         for index, (name, tables) in enumerate(runs.items()):
             _curve(curves, name, tables, index)
@@ -53,11 +55,13 @@ def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: st
         for row, name in enumerate(relaxed):
             panel = figure.add_subplot(grid[row, 1], sharex=first)
             first = first or panel
-            _strengths(panel, name, runs[name], list(runs).index(name))
-            if row == len(relaxed) - 1:
-                panel.set_xlabel("epoch")
-            else:
-                panel.tick_params(labelbottom=False)
+            panels = [panel, *([figure.add_subplot(grid[row, 2], sharex=first)] if sized else [])]
+            _strengths(panels, name, runs[name], list(runs).index(name))
+            for one in panels:
+                if row == len(relaxed) - 1:
+                    one.set_xlabel("epoch")
+                else:
+                    one.tick_params(labelbottom=False)
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150)
@@ -72,6 +76,17 @@ def series(table: Table, column: str) -> dict[int, float]:
 def gamma_columns(table: Table) -> list[str]:
     """Columns of strengths, in the model's order."""
     return [key for key in table[0] if key.startswith("gamma/")] if table else []
+
+
+def sizes(table: Table) -> dict[str, dict[int, float]]:
+    """Residual -> epoch (from 1) -> abs(gamma) x norm of W, in the epochs that have both."""
+    found = {}
+    for column in gamma_columns(table):
+        key = column.removeprefix("gamma/")
+        gammas, norms = series(table, column), series(table, f"weight/{key}")
+        if norms:
+            found[key] = {epoch: abs(gammas[epoch]) * norms[epoch] for epoch in norms if epoch in gammas}
+    return found
 
 
 def _curve(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
@@ -92,12 +107,16 @@ def _curve(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
         )
 
 
-def _strengths(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
-    colour = COLOURS[index % len(COLOURS)]
+def _strengths(panels: Sequence[Axes], name: str, tables: Sequence[Table], index: int) -> None:
+    """gamma on the first panel, abs(gamma) x norm of W on the second if there is one."""
+    style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 0.7, "alpha": 0.6}
     for table in tables:
         for column in gamma_columns(table):
             found = series(table, column)
-            panel.plot(list(found), list(found.values()), color=colour, linewidth=0.7, alpha=0.6)
-    panel.axhline(0, color="#888888", linewidth=0.6)
-    panel.set_ylabel("gamma")
-    panel.set_title(f"{name}: a line for every residual and seed", fontsize=8, loc="left")
+            panels[0].plot(list(found), list(found.values()), **style)
+        for sized in sizes(table).values() if len(panels) > 1 else ():
+            panels[1].plot(list(sized), list(sized.values()), **style)
+    for panel, label in zip(panels, ("gamma", "|gamma| x norm of W"), strict=False):
+        panel.axhline(0, color="#888888", linewidth=0.6)
+        panel.set_ylabel(label)
+    panels[0].set_title(f"{name}: a line for every residual and seed", fontsize=8, loc="left")

@@ -11,6 +11,7 @@ from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
 from equirelax.report.statistics import paired, spread
+from equirelax.report.strengths import strengths_of, strengths_table
 from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
 
 KINDS = ("relaxed", "projected", "folded")
@@ -90,6 +91,7 @@ def _method(
         "further": _further(runs, kind),
         "inference": _inference(runs, kind),
         "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
+        "strengths": strengths_of(runs),
     }
 
 
@@ -138,7 +140,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{row['seconds']['mean']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _context(summary)]) + "\n" + _details(summary)
+    return "\n".join([*lines, "", _context(summary)]) + "\n" + _details(summary) + strengths_table(summary)
 
 
 def _details(summary: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from equirelax.files import atomic_write
-from equirelax.report.picture import series
+from equirelax.report.picture import series, sizes
 
 Table = Sequence[Mapping[str, str]]
 FLOOR = 1e-5
@@ -21,8 +21,8 @@ ZERO = 1e-9
 
 
 def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Table, title: str) -> None:
-    """Write a PNG: above, errors and sizes residual by residual (where they were measured); below, gamma and
-    multipliers (or slacks) over training, the selected epoch marked, the last tenth shaded.
+    """Write a PNG: above, errors and sizes residual by residual (where they were measured); below, gamma,
+    multipliers with slacks, and abs(gamma) x norm of W over training (what there is of them).
 
     Args:
         path: Where to.
@@ -37,18 +37,25 @@ def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Table, title: str)
     measured = any(row["alone"] is not None for row in study["residuals"])
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         height = 0.26 * len(keys) + 1.3 if measured else 0.0
-        figure = Figure(figsize=(11, height + 3.6), layout="constrained")
+        figure = Figure(figsize=(12, height + 3.6), layout="constrained")
+        grid = (
+            figure.add_gridspec(2, 6, height_ratios=(height, 3.2)) if measured else figure.add_gridspec(1, 6)
+        )
         if measured:
-            axes = figure.subplots(2, 2, height_ratios=(height, 3.2))
-            _errors(axes[0][0], study["residuals"], colours)
-            _sizes(axes[0][1], study["residuals"], colours)
-            lower = axes[1]
-        else:
-            lower = figure.subplots(1, 2)
-        _courses(lower[0], study, rows, "gamma", colours)
-        if not measured:  # else the bars say which colour is whose
-            lower[0].legend(frameon=False, fontsize=7, ncols=2)
-        _prices(lower[1], study, rows, colours)
+            _errors(figure.add_subplot(grid[0, :3]), study["residuals"], colours)
+            _sizes(figure.add_subplot(grid[0, 3:]), study["residuals"], colours)
+        shown = [
+            _gammas,
+            *([_prices] if "multiplier" in study["dynamics"]["drift"] else []),
+            *([_products] if sizes(rows) else []),
+        ]
+        for index, drawn in enumerate(shown):
+            width = 6 // len(shown)
+            panel = figure.add_subplot(grid[-1, index * width : (index + 1) * width])
+            drawn(panel, rows, colours)
+            _frame(panel, study)
+            if not measured and index == 0:  # else the bars say which colour is whose
+                panel.legend(frameon=False, fontsize=7, ncols=2)
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150)
@@ -115,31 +122,44 @@ def _finish(panel: Axes, values: Sequence[float | None]) -> None:
     panel.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 
-def _courses(
-    panel: Axes, study: Mapping[str, Any], rows: Table, kind: str, colours: Mapping[str, Any]
-) -> None:
+def _courses(panel: Axes, rows: Table, kind: str, colours: Mapping[str, Any], style: str = "-") -> None:
     for key, colour in colours.items():
         found = series(rows, f"{kind}/{key}")
-        panel.plot(list(found), list(found.values()), color=colour, linewidth=1.2, label=key or "(model)")
+        panel.plot(
+            list(found),
+            list(found.values()),
+            color=colour,
+            linewidth=1.2,
+            linestyle=style,
+            label=key or "(model)",
+        )
+
+
+def _gammas(panel: Axes, rows: Table, colours: Mapping[str, Any]) -> None:
+    _courses(panel, rows, "gamma", colours)
+    panel.set_title("gamma (dashed: selected epoch; grey: last tenth)", fontsize=9, loc="left")
+
+
+def _prices(panel: Axes, rows: Table, colours: Mapping[str, Any]) -> None:
+    """Multipliers, with dotted slacks where there are any."""
+    _courses(panel, rows, "multiplier", colours)
+    _courses(panel, rows, "slack", colours, ":")
+    slack = any(column.startswith("slack/") for column in rows[0])
+    panel.set_title(
+        "multiplier (solid) and slack u (dotted)" if slack else "multiplier", fontsize=9, loc="left"
+    )
+
+
+def _products(panel: Axes, rows: Table, colours: Mapping[str, Any]) -> None:
+    for key, found in sizes(rows).items():
+        panel.plot(list(found), list(found.values()), color=colours[key], linewidth=1.2)
+    panel.set_title("|gamma| x norm of W", fontsize=9, loc="left")
+
+
+def _frame(panel: Axes, study: Mapping[str, Any]) -> None:
+    """What the panels over training share."""
     window = study["dynamics"]["window"]
     panel.axvspan(window["first"], window["last"], color="0.5", alpha=0.12, linewidth=0)
     panel.axvline(study["selected_epoch"], color="0.35", linewidth=0.8, linestyle="--")
     panel.axhline(0, color="0.6", linewidth=0.6)
-    panel.set_title(f"{kind} (dashed: selected epoch; grey: last tenth)", fontsize=9, loc="left")
     panel.set_xlabel("epoch")
-
-
-def _prices(panel: Axes, study: Mapping[str, Any], rows: Table, colours: Mapping[str, Any]) -> None:
-    """Multipliers, with dotted slacks where there are any; a method without: who is who."""
-    kinds = study["dynamics"]["drift"]
-    if "multiplier" in kinds:
-        _courses(panel, study, rows, "multiplier", colours)
-        if "slack" in kinds:
-            for key, colour in colours.items():
-                found = series(rows, f"slack/{key}")
-                panel.plot(list(found), list(found.values()), color=colour, linewidth=1.0, linestyle=":")
-            panel.set_title("multiplier (solid) and slack u (dotted)", fontsize=9, loc="left")
-    else:
-        panel.set_axis_off()
-        panel.text(0.5, 0.5, "gamma is set by the method:\nthere are no multipliers", transform=panel.transAxes,
-                   ha="center", va="center")  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from equirelax.audit.lipschitz import residual_norms
 from equirelax.data import Samples
 from equirelax.errors import CheckpointError, NonFiniteError
 from equirelax.training.assembly import Assembly
@@ -77,6 +78,9 @@ class EpochEnd(Callback):
         if last or (epoch + 1) % training.validate_every == 0:
             metrics.update(self.validate(trainer))
             self._select(epoch, metrics)
+            if self.assembly.relaxation is not None:
+                norms = residual_norms(self.assembly.relaxation)
+                metrics.update({f"weight/{key}": norm for key, norm in norms.items()})
         if self.assembly.method is not None:
             for path, values in self.assembly.method.logs().items():
                 metrics.update({f"{name}/{path}": value for name, value in values.items()})

@@ -2,7 +2,8 @@
 
 Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoch), seconds (since the start),
 and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
-and for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them.
+for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them, and, in epochs
+that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not.
 """
 
 from __future__ import annotations

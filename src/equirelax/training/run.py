@@ -29,8 +29,9 @@ from equirelax.training.atomic_io import AtomicCheckpointIO
 from equirelax.training.callbacks import EpochEnd, graceful_interrupt
 from equirelax.training.checkpoint import load_weights, read_run, write_selected
 from equirelax.training.cost import inference_cost
+from equirelax.training.dynamics import dynamics, read_metrics
 from equirelax.training.evaluation import evaluate_all, headline_of
-from equirelax.training.folder import BEST, CONFIG, LAST, RESULT, check_folder
+from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
 from equirelax.training.loggers import EpochTable
 from equirelax.training.machine import Machine
@@ -194,6 +195,7 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "epochs": config.training.epochs,
         "selected_epoch": selected.epoch + 1,
         "gammas": strengths(assembly),
+        "dynamics": dynamics(read_metrics(folder / METRICS, config.training.epochs)),
         "scaled_down": task.scaled_down(),
         "seconds": round(last.seconds, 1),
         "commit": commit,
