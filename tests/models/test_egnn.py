@@ -11,7 +11,7 @@ from model_inputs import batch_graphs, bodies, full_graph, irregular_graph, rand
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.models import EGNN
+from equirelax.models import EGNN, EGNNLayer
 
 
 def example(
@@ -116,3 +116,31 @@ def test_compiled_equals_eager(generator: torch.Generator) -> None:
     model = network(layers=1)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_messages_by_nodes_are_messages_by_edges(skip: bool, generator: torch.Generator) -> None:
+    """The first map is taken per node unless it is watched; outputs and gradients are the same."""
+    h = torch.randn(11, 6, generator=generator)
+    x, v, _ = bodies(generator, 11)
+    edge_index, edges = irregular_graph(generator), torch.randn(17, 2, generator=generator)
+    layer = EGNNLayer(6, 2, skip=skip)
+    seen: list[Tensor] = []
+
+    def run() -> list[Tensor]:
+        layer.zero_grad()
+        inputs = [t.clone().requires_grad_() for t in (h, x, v)]
+        new_h, new_x = layer(*inputs, edge_index, edges)
+        (new_h.square().sum() + new_x.square().sum()).backward()
+        return [new_h, new_x, *(t.grad for t in inputs), *(p.grad for p in layer.parameters())]
+
+    fast = run()
+    handle = layer.message[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    slow = run()
+    assert [t.shape for t in seen] == [(17, 15)]
+    handle.remove()
+    replaced = copy.deepcopy(layer)
+    replaced.message[0] = torch.nn.Sequential(layer.message[0])
+    torch.testing.assert_close(replaced(h, x, v, edge_index, edges), (slow[0], slow[1]))
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

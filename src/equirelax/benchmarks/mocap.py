@@ -85,6 +85,8 @@ class MocapTask(Task):
         "transformer": "not equivariant, joints are tokens (6 layers, 128 hidden): predicts all five frames",
     }
     metric = Metric("MSE of the last frame", "1e-2")
+    chunk: ClassVar[int] = 12
+    """The batches of training, here too: the published height is relative to the largest of the batch."""
 
     @classmethod
     def defaults(cls, model: str, method: str) -> RunConfig:

@@ -44,9 +44,9 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (steps, ..., channels) -> the same shape."""
-        spectrum = (self._analysis.like(x) @ x.flatten(1)).view(
-            -1, x[0].numel() // self.channels, self.channels
-        )
+        analysis, synthesis = self._analysis.like(x), self._synthesis.like(x)
+        rows = x[0].numel() // self.channels
+        spectrum = (analysis @ x.flatten(1)).view(len(analysis), rows, self.channels)
         mixed, row = [], 0
         for mode in range(self.modes):
             real, imaginary = self.weight[:, :, mode].unbind(-1)
@@ -57,7 +57,7 @@ class TemporalConvolution(nn.Module):
                 re, im = spectrum[row], spectrum[row + 1]
                 mixed += [re @ real - im @ imaginary, re @ imaginary + im @ real]
                 row += 2
-        return (self._synthesis.like(x) @ torch.stack(mixed).flatten(1)).view_as(x)
+        return (synthesis @ torch.stack(mixed).flatten(1)).view_as(x)
 
     def _is_real(self, mode: int) -> bool:
         return mode == 0 or 2 * mode == self.steps
