@@ -18,6 +18,7 @@ from equirelax.audit import audit
 from equirelax.audit.tree import call, leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
 from equirelax.penalties import Penalty
+from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import equivariant_projection
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
@@ -142,7 +143,7 @@ class LayerFamilyConformance(ABC):
             plain = module(*args, **kwargs)
             residual.set_gamma(0.7)
             found = module(*args, **kwargs) - plain
-            x = residual.site.reader(args, kwargs)
+            x = dense(residual.site.reader(args, kwargs))
             weight = 0.7 * weight_of(residual)
             delta = nn.functional.linear(x, weight) if residual.feature_axis == -1 else weight @ x
             expected = residual.site.writer(torch.zeros_like(plain), delta)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.relaxation import Relaxation, Residual
+from equirelax.relaxation.columns import dense
 
 
 def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -83,7 +84,7 @@ def _with(
 
 def _probes(residual: Residual, zero: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What each entry of a dense residual adds to the output: (output entries, out_dim * in_dim)."""
-    x = residual.site.reader(args, kwargs)
+    x = dense(residual.site.reader(args, kwargs))
     columns = []
     for i in range(residual.out_rep.dim):
         for j in range(residual.in_rep.dim):
