@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("method", ["scheduled", "ace", "resilient"])
+@pytest.mark.parametrize("method", ["scheduled", "ace", "resilient", "remul"])
 def test_two_processes_are_one(method, tmp_path):
     output = tmp_path / "state.pt"
     command = [
@@ -39,8 +39,15 @@ def test_two_processes_are_one(method, tmp_path):
     train(model, made, optimizer)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(found["model"][key], value, rtol=1e-10, atol=1e-13, msg=key)
-    for key, value in made.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found["method"][key], value, rtol=1e-10, atol=1e-13, msg=key)
-        else:
-            assert found["method"][key] == value
+    compare(found["method"], made.state_dict())
+
+
+def compare(found, expected, path="method"):
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13, msg=path)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            compare(found[key], value, f"{path}.{key}")
+    else:
+        assert found == expected, path

@@ -34,6 +34,8 @@ METHODS = {
     "scheduled-rows": lambda r: er.Scheduled(r, total_steps=6, rows=5),
     "ace": lambda r: er.ACE(r, dual_lr=0.05),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.05, primal_lr=0.01),
+    "remul": lambda r: er.methods.REMUL(r, weighting="gradnorm"),
+    "rpp": lambda r: er.methods.RPP(r),
 }
 
 
@@ -53,11 +55,17 @@ def batches(count=6, dtype=torch.float64):
         yield x, x[:, 0] + 0.3 * x[:, 1].roll(1, -1)
 
 
+def turned(x):
+    """x -> y -> z -> x is a rotation."""
+    return x.roll(1, -1)
+
+
 def train(model, method, optimizer, forward=None, steps=None):
     losses = []
     forward = model if forward is None else forward
     for x, y in steps or batches():
-        loss = (forward(x) - y).square().mean() + method.penalty()
+        task = (forward(x) - y).square().mean()
+        loss = method.objective(task, lambda x=x, y=y: (forward(turned(x)) - turned(y)).square().mean())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
