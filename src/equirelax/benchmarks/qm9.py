@@ -1,0 +1,241 @@
+"""QM9: a quantum-chemical property of a small molecule from its atoms and their positions (ACE section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.benchmarks.nbody import segnn_residual
+from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
+from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
+from equirelax.data import MoleculeSet, qm9, random_rotation
+from equirelax.data.molecules import turn
+from equirelax.errors import ConfigError
+from equirelax.models.radius import radius_graph
+from equirelax.symmetry import E, positions, trivial
+
+AUDIT_MOLECULES = 4
+PAPERS_TRAIN = 100_000
+
+
+@dataclass
+class QM9Dataset(Dataset):
+    """Which molecules, and what is learnt about them.
+
+    Attributes:
+        target: The property.
+        targets: Standardised after subtracting atomic references, both from the training molecules alone, or raw, as
+            ACE trained.
+        source: The 16,771 molecules of qm9_subset.npz, or all of PyTorch Geometric's QM9.
+        partition: Of the subset: in the order of its file, where validation and test molecules are of other kinds
+            than those of training, or shuffled, as the papers' splits; pyg is always shuffled.
+        train: Training molecules, in a fixed random order; null takes all (13,000 of the subset).
+        val: Validation molecules; null takes all (1,800).
+        test: Test molecules; null takes all (1,971).
+    """
+
+    target: Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"] = "U0"
+    targets: Literal["standardised", "raw"] = "standardised"
+    source: Literal["subset", "pyg"] = "subset"
+    partition: Literal["ordered", "shuffled"] = "ordered"
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+
+@dataclass
+class SchNetNetwork(Network):
+    """Size of the SchNet.
+
+    Attributes:
+        hidden: Width of the atoms' features.
+        layers: Interaction blocks.
+        filters: Width of the convolutions.
+        gaussians: Radial basis functions.
+        cutoff: Largest distance of an interaction, Angstrom.
+    """
+
+    hidden: int = 64
+    layers: int = 6
+    filters: int = 64
+    gaussians: int = 50
+    cutoff: float = 10.0
+
+
+@dataclass
+class MolecularSEGNNNetwork(Network):
+    """Size of the SEGNN.
+
+    Attributes:
+        hidden: Width of the dense network whose number of weights the irreps match.
+        layers: Rounds of message passing.
+        l_max: Largest degree of the features.
+        lmax_attributes: Largest degree of the edge and node attributes.
+        cutoff: Largest distance of neighbours, Angstrom.
+    """
+
+    hidden: int = 128
+    layers: int = 5
+    l_max: int = 2
+    lmax_attributes: int = 3
+    cutoff: float = 2.0
+
+
+class QM9Task(Task):
+    """One of twelve properties; L1 loss; mean absolute error in the property's usual unit. All are E(3)-invariant."""
+
+    name: ClassVar[str] = "qm9"
+    title: ClassVar[str] = "QM9: properties of small molecules"
+    models: ClassVar[dict[str, str]] = {
+        "schnet": "PyTorch Geometric's SchNet (6 blocks, 64 channels, 10 Angstrom): E(3)-invariant",
+        "segnn": "steerable E(3) graph network on e3nn (5 layers, degree 2, 2 Angstrom)",
+    }
+
+    def __init__(self, config: RunConfig, root: Path | None = None) -> None:
+        super().__init__(config, root)
+        name = self._dataset.target
+        unit = qm9.TARGETS[name].unit
+        # energies are reported in thousandths of an electron volt
+        thousandths = unit == "eV"
+        self.metric = Metric(f"MAE of {name}", "1e-3" if thousandths else "1", "meV" if thousandths else unit)
+
+    @classmethod
+    def defaults(cls, model: str, method: str) -> RunConfig:
+        """ACE's: Adam 1e-3 (SchNet) or 6e-4 (SEGNN), duals 1e-3 or 1e-2; batch 256 or 1024; 1000 or 600 epochs. CR has
+        no experiment on QM9: its settings elsewhere.
+
+        Raises:
+            ConfigError: the equivariant control of SchNet.
+        """
+        schnet = model == "schnet"
+        if schnet and method == "equivariant-control":
+            raise ConfigError(
+                "SchNet has no equivariant-control: its residuals read positions, and no map of these to its invariant "
+                "features is equivariant but zero. Take --model segnn, or another method."
+            )
+        strength = choice(method).strength
+        if isinstance(strength, (ACEStrength, ResilientStrength)):
+            strength = dataclasses.replace(strength, dual_lr=1e-3 if schnet else 1e-2)
+        return RunConfig(
+            benchmark=cls.name,
+            model=model,
+            method=method,
+            seed=0,
+            training=Training(
+                epochs=1000 if schnet else 600,
+                batch_size=256 if schnet else 1024,
+                learning_rate=1e-3 if schnet else 6e-4,
+                # a strict network cannot tell how a molecule is turned
+                augment=method != "strict",
+            ),
+            dataset=QM9Dataset(),
+            network=SchNetNetwork() if schnet else MolecularSEGNNNetwork(),
+            residual=ResidualSettings("schnet", "stream") if schnet else segnn_residual(method),
+            strength=strength,
+        )
+
+    def load(self, split: Split) -> MoleculeSet:
+        """The split, with the edges of a SEGNN, which are the same in every batch."""
+        d = self._dataset
+        data = qm9.load(
+            split,
+            target=d.target,
+            targets=d.targets,
+            source=d.source,
+            partition=d.partition,
+            train=d.train,
+            count=d.val if split == "val" else d.test,
+            root=self.root,
+        )
+        network = self.config.network
+        if isinstance(network, SchNetNetwork):
+            return data
+        cutoff: float = network.cutoff  # type: ignore[attr-defined]
+        return data.with_edges(lambda where, graph: radius_graph(where, graph, cutoff))
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The molecules, each turned by a rotation of its own where `augment` is set."""
+        if not self.config.training.augment:
+            return self.eval_batch(data, indices[share])
+        batch: Batch = data.batch(indices[share], random_rotation(generator, count=len(indices))[share])
+        return batch
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every molecule moved by an element of E(3) of its own, translated by up to 1 Angstrom along each axis; the
+        targets are invariant.
+        """
+        count = batch["targets"].shape[0]
+        where, graph = batch["positions"], batch["graph"]
+        drawn = (
+            E(3).sample(count, generator=generator, dtype=torch.float64, device=generator.device).to(where)
+        )
+        turned = turn(where, drawn[:, :3, :3], graph)
+        return {**batch, "positions": turned + drawn[:, :3, 3].index_select(0, graph)}
+
+    def build_model(self) -> nn.Module:
+        """PyTorch Geometric's SchNet, or a SEGNN."""
+        network = self.config.network
+        if isinstance(network, SchNetNetwork):
+            from equirelax.models import pyg_schnet
+
+            made: nn.Module = pyg_schnet(
+                network.hidden, network.layers, network.cutoff, network.gaussians, network.filters
+            )
+            return made
+        from equirelax.models import MolecularSEGNN
+
+        segnn: MolecularSEGNNNetwork = network  # type: ignore[assignment]
+        return MolecularSEGNN(segnn.hidden, segnn.l_max, segnn.layers, segnn.lmax_attributes)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """SchNet: atomic numbers, positions, graph. SEGNN: numbers, positions, edges, graph."""
+        edges = ("edge_index",) if self.config.model == "segnn" else ()
+        names = ("numbers", "positions", *edges, "graph")
+        return tuple(batch[name] for name in names)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The scaled property, (molecules, 1) float64: the largest energies have more digits than float32."""
+        predicted: Tensor = model(*self.inputs(batch))
+        return predicted.double()
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Mean absolute error of the scaled property."""
+        return nn.functional.l1_loss(prediction, batch["targets"])
+
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Mean absolute error of the property."""
+        return self.loss(prediction, batch) * batch["deviation"]
+
+    def audit_case(self) -> AuditCase:
+        """Four validation molecules under E(3); the output does not change."""
+        group = E(3)
+        inputs = self.inputs(self.load("val").batch(range(AUDIT_MOLECULES)))
+        where = (None, positions(group), *(None for _ in inputs[2:]))
+        return AuditCase(inputs, where, trivial(group), group)
+
+    def published(self) -> dict[str, str]:
+        """SchNet on U0, in ACE; the unit is not stated in our source, the training set was all of QM9."""
+        if self.config.model == "schnet" and self._dataset.target == "U0":
+            return {"strict": "9.64 (unit unknown)", "ace": "3.40 (unit unknown)"}
+        return {}
+
+    def scaled_down(self) -> str | None:
+        """As for every benchmark, and where there are fewer training molecules than in the papers."""
+        d = self._dataset
+        words = [super().scaled_down()]
+        if d.train is None and d.source == "subset":
+            words.append(f"{qm9.SUBSET_TRAIN} training molecules of the papers' {PAPERS_TRAIN} and more")
+        return "; ".join(filter(None, words)) or None
+
+    @property
+    def _dataset(self) -> QM9Dataset:
+        dataset: QM9Dataset = self.config.dataset  # type: ignore[assignment]
+        return dataset
