@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import equirelax as er
-from equirelax.errors import PlacementError
+from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.models.egno import EGNO
 from equirelax.relaxation import EGNOStreams, StreamStep
 from equirelax.symmetry import E, O, positions, vector
@@ -234,6 +234,21 @@ def test_saved_with_its_placement(name, tmp_path):
     assert again.placement == relaxation.placement == er.relaxation.placements.get(name)
     sample = walkers()
     assert torch.equal(again.model.eval()(*sample), model.eval()(*sample))
+
+
+def test_a_forward_that_no_hook_sees_is_refused_and_forgotten():
+    model, relaxation = relaxed("egno")
+    sample = walkers()
+    with pytest.raises(RelaxationStateError, match=r"layers\.0:x: call the whole model"):
+        model.forward(*sample)  # the stream on h has begun by then
+    for _, residual in relaxation:
+        residual.keep_inputs = True
+    model(*sample)
+    for i in range(3):
+        for slot in "hx":
+            residual = relaxation[f"layers.{i}:{slot}"]
+            residual.take_inputs()
+            assert [len(path) for path in residual.paths] == [i + 1]
 
 
 def test_inside_another_module():
