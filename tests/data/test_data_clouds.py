@@ -115,6 +115,7 @@ def test_scale_and_shift_are_one_per_object(points: Tensor) -> None:
     torch.testing.assert_close(step, step[:, :1].expand_as(step))
     assert 0.19 < step.abs().max() <= 0.2
     assert step[:, 0].mean(0).abs().max() < 0.06
+    assert (step[:, 0].std(-1) > 0.01).double().mean() > 0.9  # x, y and z each have their own
 
 
 def test_jitter_is_normal_and_clipped(points: Tensor) -> None:

@@ -198,6 +198,21 @@ def test_free_form_against_a_loop() -> None:
         torch.testing.assert_close(found, point + step)
 
 
+def test_radial_basis_against_a_loop() -> None:
+    x = torch.rand(1, 7, 3, generator=seeded(), dtype=torch.float64) * 2 - 1
+    centres = [(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)]
+    centres += [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (0, 0, 0)]
+    moved = corruptions._signed((1, 15, 3), 0.15, 0.05, seeded(4), x)[0]
+    assert moved.abs().min() >= 0.1 - 1e-9
+    assert moved.abs().max() <= 0.15 + 1e-9
+    for point, found in zip(x[0], corrupt(x, "radial-basis", 3, seeded(4))[0], strict=True):
+        step = sum(
+            math.exp(-2 * sum((float(p) - c) ** 2 for p, c in zip(point, centre, strict=True))) * move
+            for centre, move in zip(centres, moved, strict=True)
+        )
+        torch.testing.assert_close(found, point + step)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_refill_against_sets(data: st.DataObject) -> None:

@@ -188,6 +188,8 @@ def test_validation_mask_against_counting() -> None:
             expected = 0 if fraction == 0 else min(max(round(fraction * count), 1), count - 1)
             assert mask[labels == label].sum() == expected
         assert not mask[7]
+    halves = validation_mask(np.repeat([0, 1], 50), 0.2, 3)
+    assert halves[:50].tolist() != halves[50:].tolist()  # not the same places of every class
 
 
 def test_classes_and_numbers_of_objects(tmp_path: Path) -> None:
