@@ -1,7 +1,14 @@
 """Measuring: equivariance errors, Lie derivatives of whole models, which layer is to blame, ACE's bounds."""
 
 from equirelax.audit.audit import audit
-from equirelax.audit.bounds import equivariance_bound, projection_bound, residual_lipschitz
+from equirelax.audit.bounds import (
+    NetworkBounds,
+    equivariance_bound,
+    network_bounds,
+    projection_bound,
+    residual_lipschitz,
+)
+from equirelax.audit.breaking import Breaking, breaking
 from equirelax.audit.error import Measurement, Worst
 from equirelax.audit.layers import Break, LayerRow, Localisation
 from equirelax.audit.lie import LieReport
@@ -13,15 +20,19 @@ __all__ = [
     "AuditReport",
     "Axis",
     "Break",
+    "Breaking",
     "LabelFree",
     "LayerRow",
     "LieReport",
     "Localisation",
     "Measurement",
+    "NetworkBounds",
     "Worst",
     "audit",
+    "breaking",
     "equivariance_bound",
     "label_free",
+    "network_bounds",
     "projection_bound",
     "residual_lipschitz",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from equirelax.files import atomic_write
 from equirelax.report.picture import series, sizes
@@ -94,7 +95,7 @@ def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marke
     shown = [(row[name], place) for place, row in enumerate(residuals) if (row[name] or 0.0) > ZERO]
     if shown:
         values, places = zip(*shown, strict=True)
-        face = "none" if marker == "o" else "black"
+        face = "white" if marker == "o" else "black"
         panel.scatter(
             values,
             places,
@@ -163,3 +164,4 @@ def _frame(panel: Axes, study: Mapping[str, Any]) -> None:
     panel.axvline(study["selected_epoch"], color="0.35", linewidth=0.8, linestyle="--")
     panel.axhline(0, color="0.6", linewidth=0.6)
     panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
