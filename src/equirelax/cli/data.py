@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from equirelax.cli import options
-from equirelax.data import download, nbody, status
+from equirelax.data import download, mocap, nbody, status
 from equirelax.data.download import ARCHIVES
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
@@ -18,8 +18,19 @@ DESCRIPTION = {
 Splits that are there and large enough are kept. The charged set (10,000 / 2,000 / 2,000 systems of five
 bodies) takes some seconds; gravity (100 bodies) a quarter of an hour.
 
+Motion capture of a subject of one's own choice is made from its raw files (mocap.cs.cmu.edu, free for all uses):
+see equirelax data make mocap --help.
+
+examples:
+  equirelax data make nbody
+  equirelax data make mocap --case dance --asf 05.asf --amc 05_*.amc""",
+    "make mocap": """Make a motion capture case from a skeleton (.asf) and trials (.amc) of one subject, for --subject CASE.
+
+A quarter of the trials each is for validation and test, chosen by the seed; every trial gives --starts samples.
+
 example:
-  equirelax data make nbody""",
+  equirelax data make mocap --case dance --asf 05.asf --amc 05_*.amc
+  equirelax compare mocap --subject dance --methods strict,ace""",
     "get": """Say where a data set is, or get it.
 
 modelnet40 is downloaded (415 MB) unless it is there: an interrupted download goes on where it stopped, every file is
@@ -36,7 +47,9 @@ def main(words: Sequence[str]) -> int:
     """`words` begins with "data"."""
     actions = {"make": make, "get": get}
     if len(words) < 2 or words[1] in ("-h", "--help"):
-        print("usage: equirelax data {make,get} NAME ...\n\n  make  simulate a data set (nbody)")
+        print(
+            "usage: equirelax data {make,get} NAME ...\n\n  make  simulate a data set (nbody), or make one from raw files (mocap)"
+        )
         print(
             "  get   where a data set is; download it (modelnet40), or say how to get it (see equirelax list)"
         )
@@ -49,9 +62,11 @@ def main(words: Sequence[str]) -> int:
 
 
 def make(words: Sequence[str]) -> int:
-    """Simulate N-body data."""
+    """Simulate N-body data, or make motion capture data from raw files."""
+    if words and words[0] == "mocap":
+        return make_mocap(words[1:])
     parser = options.parser(["data", "make"], DESCRIPTION["make"])
-    parser.add_argument("name", choices=["nbody"], help="data set")
+    parser.add_argument("name", choices=["nbody", "mocap"], help="data set")
     parser.add_argument("--system", choices=list(nbody.SYSTEMS), default="charged", help="which simulator")
     parser.add_argument("--clamp", help="charged: component (as the public data) or norm (equivariant)")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the data; benchmarks use 0")
@@ -80,6 +95,31 @@ def make(words: Sequence[str]) -> int:
     print(file=sys.stderr)
     for split, path in paths.items():
         print(f"{split:5}  {path}")
+    return 0
+
+
+def make_mocap(words: Sequence[str]) -> int:
+    """A motion capture case from raw files."""
+    parser = options.parser(["data", "make", "mocap"], DESCRIPTION["make mocap"])
+    parser.add_argument("--case", required=True, help="name of the new case: letters, digits, - and _")
+    parser.add_argument("--asf", required=True, help="the subject's skeleton")
+    parser.add_argument("--amc", required=True, nargs="+", help="the trials, three or more")
+    parser.add_argument("--starts", type=int, help="samples of every trial (default: 100, or what fits)")
+    parser.add_argument("--data_seed", type=int, default=0, help="seed of the split")
+    parser.add_argument("--force", action="store_true", help="write over a case of the same name")
+    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parsed = options.parse(parser, ["--data_seed" if word == "--seed" else word for word in words])
+    paths = mocap.make(
+        parsed.case,
+        parsed.asf,
+        parsed.amc,
+        starts=parsed.starts,
+        seed=parsed.data_seed,
+        root=parsed.data,
+        force=parsed.force,
+    )
+    for kind, path in zip(("motion", "split"), paths, strict=True):
+        print(f"{kind:6}  {path}")
     return 0
 
 
