@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from equirelax.data import CloudSet, data_root, modelnet, modelnet_files
+from equirelax.data import CloudSet, DataStatus, data_root, modelnet, modelnet_files, status
 from equirelax.data.modelnet import validation_mask
 from equirelax.errors import DataError
 
@@ -135,6 +135,19 @@ def test_which_file_is_taken(tmp_path: Path) -> None:
         every(tmp_path, "test", source="modelnet40-resampled")
     with pytest.raises(DataError, match=r"modelnet10_small_1024_f32.npz is missing"):
         every(tmp_path, "test", source="modelnet10-small")
+
+
+@pytest.mark.parametrize(
+    "write", [write_hdf5, write_text_archive, lambda root: write_npz(root, npz_arrays())]
+)
+def test_status_knows_every_form(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    def row() -> DataStatus:
+        return next(row for row in status(tmp_path) if row.name == "modelnet40")
+
+    assert not row().available
+    assert row().how_to_get == "equirelax data get modelnet40"
+    write(tmp_path)
+    assert row().available
 
 
 def test_the_small_file_has_only_the_classes_that_it_has(tmp_path: Path) -> None:
