@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class MoleculeSet:
         """The molecules `indices` alone, in that order."""
         index = torch.arange(len(self), device=self.device)[indices]
         atoms, _ = _rows(self._atom_starts, self.sizes, index)
-        changed: dict[str, Tensor] = {}
+        changed: dict[str, Any] = {}
         if self.edge_index is not None and self.edge_counts is not None:
             edges, _ = _rows(self._edge_starts, self.edge_counts, index)
             changed = {"edge_index": self.edge_index[:, edges], "edge_counts": self.edge_counts[index]}
@@ -180,7 +180,7 @@ class MoleculeSet:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The set on `device`, its positions as `dtype`; targets stay float64, which the largest energies need."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
