@@ -15,8 +15,10 @@ from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, Ru
 from equirelax.benchmarks.strengths import (
     ACEStrength,
     ResilientStrength,
+    RPPStrength,
     ScheduledStrength,
     choice,
+    is_learnt,
     is_scheduled,
 )
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
@@ -104,13 +106,15 @@ class ModelNetTask(Task):
         down to 1e-3 (CR), none of the three for the learnt strengths (ACE: multipliers 1e-4, mean over residuals).
         """
         dgcnn = model.endswith("dgcnn")
-        learnt = isinstance(choice(method).strength, (ACEStrength, ResilientStrength))
+        training = _dgcnn_training(is_learnt(method)) if dgcnn else _pointnet_training()
+        if method == "rpp":  # its priors take the place of the weight decay
+            training = dataclasses.replace(training, weight_decay=0.0)
         return RunConfig(
             benchmark=cls.name,
             model=model,
             method=method,
             seed=0,
-            training=_dgcnn_training(learnt) if dgcnn else _pointnet_training(),
+            training=training,
             dataset=ModelNetDataset(label_smoothing=0.2 if dgcnn else 0.0),
             network=CloudNetwork(),
             residual=_residual(model, method),
@@ -247,8 +251,10 @@ class ModelNetTask(Task):
         return data.subset((rank < count).nonzero().flatten())
 
     def representations(self) -> Representations:
-        """Points turn, what comes out stays; VN-PointNet has a cross product, which reflections would turn over."""
-        group: Group = SO(3) if self.config.model == "vn-pointnet" else O(3)
+        """Points turn, what comes out stays. VN-PointNet has a cross product, which reflections would turn over; the
+        plain networks are shown rotations alone.
+        """
+        group: Group = O(3) if self.config.model == "vn-dgcnn" else SO(3)
         return Representations((vector(group),), None, group)
 
     def audit_case(self) -> AuditCase:
@@ -306,7 +312,9 @@ def _residual(model: str, method: str) -> ResidualSettings:
 
 
 def _strength(dgcnn: bool, method: str) -> Any:
-    """The method's settings: lambda_reg 0.01, or 5e-4 times gamma (VN-DGCNN); multipliers 1e-4, mean (ACE)."""
+    """The method's settings: lambda_reg 0.01, or 5e-4 times gamma (VN-DGCNN); multipliers 1e-4, mean (ACE); RPP's
+    prior on the author's weights is what a weight decay of 1e-4 is to the others.
+    """
     strength = choice(method).strength
     if isinstance(strength, ScheduledStrength) and is_scheduled(method) and dgcnn:
         return dataclasses.replace(
@@ -319,4 +327,6 @@ def _strength(dgcnn: bool, method: str) -> Any:
         return dataclasses.replace(strength, dual_lr=1e-4, reduction="mean")
     if isinstance(strength, ResilientStrength):
         return dataclasses.replace(strength, dual_lr=1e-4)
+    if isinstance(strength, RPPStrength):
+        return dataclasses.replace(strength, eq_weight=5e-5)
     return strength

@@ -84,6 +84,8 @@ class EpochEnd(Callback):
         if self.assembly.method is not None:
             for path, values in self.assembly.method.logs().items():
                 metrics.update({f"{name}/{path}": value for name, value in values.items()})
+            scalars = self.assembly.method.scalars()
+            metrics.update({f"method/{name}": value for name, value in scalars.items()})
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         metrics["seconds"] = self.seconds

@@ -3,7 +3,8 @@
 Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoch), seconds (since the start),
 and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
 for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them, and, in epochs
-that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not.
+that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not;
+method/... for the method as a whole (REMUL's weights and losses, RPP's sums of squares).
 """
 
 from __future__ import annotations
