@@ -39,6 +39,7 @@ lint: $(STAMP)
 
 perf: $(STAMP)
 	$(BIN)/equirelax perf --simulate
+	$(BIN)/equirelax perf modelnet40 --out runs/perf-modelnet40.json
 
 clean:
 	rm -rf $(VENV) runs

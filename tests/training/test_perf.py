@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -50,5 +52,34 @@ def test_the_report_names_hardware_and_settings() -> None:
     text = table(result)
     assert "1.25" in text
     assert str(result["hardware"]["cpu"]) in text
-    with pytest.raises(ConfigError, match="at least 1"):
-        measure(repetitions=0)
+    assert "100 x 5 bodies" not in text
+    assert "2 x 5 bodies" in text
+
+
+@pytest.mark.slow
+def test_point_clouds_are_timed_against_goals_in_milliseconds() -> None:
+    before = torch.get_num_threads()
+    try:
+        result = measure("modelnet40", batch_size=2, rows=16, repetitions=1, threads=1)
+    finally:
+        torch.set_num_threads(before)
+    counts = result["multiply_adds"]
+    assert counts["strict"] < counts["relaxed, no penalty"] < counts["relaxed + exact penalty"]
+    assert result["model"] == "vn-pointnet"
+    lines = table(result).splitlines()
+    step = next(line for line in lines if line.startswith("strict: step"))
+    assert step.split()[-1] == "800"
+    assert float(step.split()[-3]) == pytest.approx(2e-9 * counts["strict"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repetitions": 0}, "at least 1"),
+        ({"benchmark": "nbdy"}, "nbody"),
+        ({"benchmark": "modelnet40", "model": "vn-pointnt"}, "vn-pointnet"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        measure(**options)

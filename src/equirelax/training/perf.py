@@ -14,26 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.task import Batch
-from equirelax.data import GraphSet, nbody
-from equirelax.data.graphs import complete_graph, gather, squared_distances
+from equirelax.data import nbody
 from equirelax.errors import ConfigError
 from equirelax.relaxation import project
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble, build_optimizer
-
-WARM_UP = 10
-BODIES = 5
-GOALS = {
-    "relaxed + exact penalty / strict": "1.25",
-    "relaxed + penalty from sampled rows / strict": "1.15",
-    "projected inference / strict inference": "1.00 ± 0.02",
-}
+from equirelax.training.perf_subjects import subject
 
 # Position of the first factor among an operator's arguments.
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
@@ -86,31 +77,35 @@ class Case:
 
 def measure(
     benchmark: str = "nbody",
-    model: str = "segnn",
+    model: str | None = None,
     *,
-    batch_size: int = 100,
-    rows: int = 64,
-    repetitions: int = 50,
-    threads: int = 1,
+    batch_size: int | None = None,
+    rows: int | None = None,
+    repetitions: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Time steps and inference at the paper's size on random systems.
+    """Time steps and inference at the paper's size on random samples; needs no data.
 
     Args:
-        benchmark, model: Which strict network, with the papers' settings; needs no data. Only nbody so far.
-        batch_size: Systems of five bodies in a batch.
+        benchmark, model: Which strict network, with the papers' settings: one of `perf_subjects.SUBJECTS`.
+        batch_size: Samples in a batch.
         rows: Input rows that the subsampled penalty is computed from.
-        repetitions: Timed repetitions of every case, after 10 that are not.
+        repetitions: Timed repetitions of every case, after some that are not.
         threads: Threads of torch.
 
     Returns:
-        Milliseconds, multiply-adds and ratios by name, goals, settings, commit, hardware, versions.
+        Milliseconds, multiply-adds and ratios by name, goals, settings, commit, hardware, versions. What is None
+        among the arguments is the subject's.
     """
-    if benchmark != "nbody":
-        raise ConfigError(f"perf knows the benchmark nbody, not '{benchmark}'.")
-    if repetitions < 1 or batch_size < 1 or rows < 1:
-        raise ConfigError("repetitions, batch_size and rows must be at least 1.")
+    timed, model = subject(benchmark, model)
+    batch_size = timed.batch_size if batch_size is None else batch_size
+    rows = timed.rows if rows is None else rows
+    repetitions = timed.repetitions if repetitions is None else repetitions
+    threads = timed.threads if threads is None else threads
+    if min(repetitions, batch_size, rows, threads) < 1:
+        raise ConfigError("repetitions, batch_size, rows and threads must be at least 1.")
     torch.set_num_threads(threads)
-    batch = random_systems(batch_size).batch(range(batch_size))
+    batch = timed.batch(batch_size)
     strict, scheduled, learnt = (defaults(benchmark, model, name) for name in ("strict", "scheduled", "ace"))
     configs = {
         "strict": strict,
@@ -124,20 +119,20 @@ def measure(
     cases = [Case(f"{name}: step", step) for name, step in steps.items()]
     cases.append(Case("strict: its matrix products alone", replay(products(steps["strict"]))))
     cases += inference_cases(strict, scheduled, batch)
-    _run(cases, repetitions)
+    _run(cases, timed.warm_up, repetitions)
     return {
         "benchmark": benchmark,
         "model": model,
         "milliseconds": {case.name: case.milliseconds for case in cases},
         "multiply_adds": multiply_adds,
         "ratios": ratios({case.name: case.milliseconds for case in cases}, multiply_adds),
-        "goals": GOALS,
+        "goals": timed.goals,
         "settings": {
             "batch_size": batch_size,
-            "bodies": BODIES,
+            "sample": timed.sample,
             "rows": rows,
             "repetitions": repetitions,
-            "warm_up": WARM_UP,
+            "warm_up": timed.warm_up,
             "threads": threads,
             "device": "cpu",
             "reported": "minimum",
@@ -146,21 +141,6 @@ def measure(
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
     }
-
-
-def random_systems(count: int) -> GraphSet:
-    """Charged systems at random; the time of a step does not depend on the values."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(size: int) -> Tensor:
-        return torch.randn(count, BODIES, size, generator=generator)
-
-    positions, velocities, charges = normal(3), normal(3), normal(1).sign()
-    edges = complete_graph(BODIES)
-    source, target = gather(charges, edges)
-    edge_features = torch.cat([source * target, squared_distances(positions, edges)[..., None]], -1)
-    speed = velocities.norm(dim=-1, keepdim=True)
-    return GraphSet(positions, velocities, speed, normal(3), edges, edge_features, charges)
 
 
 def training_step(config: RunConfig, batch: Batch) -> Callable[[], None]:
@@ -243,14 +223,14 @@ def simulation(threads: int) -> dict[str, Any]:
     }
 
 
-def _run(cases: list[Case], repetitions: int) -> None:
+def _run(cases: list[Case], warm_up: int, repetitions: int) -> None:
     """Warm up, then time every case in turn."""
-    for repetition in range(WARM_UP + repetitions):
+    for repetition in range(warm_up + repetitions):
         for case in cases:
             start = time.perf_counter()
             case.call()
             elapsed = time.perf_counter() - start
-            if repetition >= WARM_UP:
+            if repetition >= warm_up:
                 case.seconds.append(elapsed)
 
 
@@ -271,10 +251,14 @@ def ratios(milliseconds: dict[str, float], multiply_adds: dict[str, int]) -> dic
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = [f"{'case':46} {'ms':>9} {'million multiply-adds':>22}"]
+    lines = [f"{'case':46} {'ms':>9} {'GFLOP':>9} {'GFLOP/s':>9} {'goal':>12}"]
     for name, value in result["milliseconds"].items():
-        count = result["multiply_adds"].get(name.removesuffix(": step")) if name.endswith("step") else None
-        lines.append(f"{name:46} {value:9.2f} {'' if count is None else f'{count / 1e6:.1f}':>22}")
+        work = rate = ""
+        case = name.removesuffix(": step").removesuffix(": its matrix products alone")
+        if case != name:
+            gigaflop = 2e-9 * result["multiply_adds"][case]
+            work, rate = f"{gigaflop:.4g}", f"{1e3 * gigaflop / value:.1f}"
+        lines.append(f"{name:46} {value:9.2f} {work:>9} {rate:>9} {result['goals'].get(name, ''):>12}")
     lines += ["", f"{'ratio':46} {'time':>9} {'floor':>9} {'goal':>12}"]
     for name, ratio in result["ratios"].items():
         lines.append(
@@ -291,7 +275,7 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"minima of {settings['repetitions']} repetitions, {settings['threads']} thread(s), batch "
-        f"{settings['batch_size']} x {settings['bodies']} bodies, {hardware['cpu']}, "
+        f"{settings['batch_size']} x {settings['sample']}, {hardware['cpu']}, "
         f"commit {result['commit']}",
     ]
     return "\n".join(lines)
