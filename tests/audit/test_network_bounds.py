@@ -125,7 +125,9 @@ def test_the_papers_bounds_with_constants_of_one_network() -> None:
     _, relaxation, _, _ = chain([2, 2, 2], SO(3), Dense(), 3, gammas=[0.5, -0.25])
     bounds = network_bounds(relaxation, CONSTANTS)
     strict = [1.5 * float(torch.linalg.matrix_norm(relaxation.root[i].weight.detach(), 2)) for i in (0, 3)]
-    loose = [1.5 * float(torch.linalg.matrix_norm(residual.map.weight, 2)) for _, residual in relaxation]
+    loose = [
+        1.5 * float(torch.linalg.matrix_norm(residual.map.weight.detach(), 2)) for _, residual in relaxation
+    ]
     assert [one.strict for one in bounds.layers] == pytest.approx(strict)
     assert [one.residual for one in bounds.layers] == pytest.approx(loose)
     assert [one.gamma for one in bounds.layers] == pytest.approx([0.5, 0.25])

@@ -47,6 +47,10 @@ def main(words: Sequence[str]) -> int:
         )
         return 0
     rows = read_metrics(folder / METRICS, result["epochs"])
+    if lacking := [key for key in result["gammas"] if f"gamma/{key}" not in rows[0]]:
+        raise ConfigError(
+            f"{folder / METRICS} is damaged: it has no column of gamma for {lacking[0]!r}. Train the run again."
+        )
     measured, bounds = measure(folder, parsed.samples, parsed.seed, options.optional_path(parsed.data))
 
     from equirelax.report.symmetry import findings, page, symmetry_study, symmetry_table
