@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from equirelax.errors import RepresentationError
 from equirelax.models import EGNO, EGNOLayer
 from equirelax.models.egno import SHIFT_LIMIT, TemporalConvolution
+from equirelax.models.exact import Exact
 from equirelax.symmetry import E, positions, vector
 from equirelax.testing import ModelConformance
 
@@ -77,19 +79,25 @@ def test_is_the_published_network(training: bool, watched: bool) -> None:
             layer.message[0].register_forward_hook(lambda *_: None)
     graph = torch.unique(arrays["mean_positions"], dim=0, return_inverse=True)[1]
     assert graph.unique().numel() == 2
-    with torch.no_grad():
-        x, v, h = model.states(
-            arrays["positions"],
-            arrays["velocities"],
-            arrays["features"],
-            arrays["edge_index"].flip(0),  # the receiver stands first there
-            arrays["edge_features"],
-            graph,
-        )
-    for state, name in ((x, "out_positions"), (v, "out_velocities"), (h, "out_features")):
-        # the time embedding's frequencies were rounded to float32 there
-        assert (state.flatten(0, 1) - arrays[name]).abs().max() < 1e-7
-        assert (state.flatten(0, 1) - arrays[name][torch.randperm(len(arrays[name]))]).abs().max() > 1e-2
+    # the time embedding's frequencies were computed in float32 there; with the same rounding all digits agree
+    rounded = torch.exp(torch.arange(16, dtype=torch.float32) * -(math.log(10000) / 15)).double()
+    angles = torch.arange(5)[:, None] * rounded
+    for times, tolerance in (
+        (model._times, 1e-7),
+        (Exact(torch.cat([angles.sin(), angles.cos()], 1)), 1e-13),
+    ):
+        model._times = times
+        with torch.no_grad():
+            states = model.states(
+                arrays["positions"],
+                arrays["velocities"],
+                arrays["features"],
+                arrays["edge_index"].flip(0),  # the receiver stands first there
+                arrays["edge_features"],
+                graph,
+            )
+        for state, name in zip(states, ("out_positions", "out_velocities", "out_features"), strict=True):
+            assert (state.flatten(0, 1) - arrays[name]).abs().max() < tolerance
 
 
 def sample(generator: torch.Generator) -> tuple[Tensor, ...]:

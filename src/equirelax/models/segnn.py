@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from equirelax.errors import RepresentationError
 from equirelax.models.gate import Gate
 from equirelax.models.message import MessagesByHand, Plan, messages
-from equirelax.models.mode import by_hand
-from equirelax.models.stack import Stack, mean_rows, sum_rows
+from equirelax.models.mode import by_hand, is_hooked
+from equirelax.models.stack import Stack, centres, mean_rows, sum_rows
 from equirelax.models.tensor_product import TensorProduct, fully_connected_instructions
 
 MESSAGE_SCALARS = o3.Irreps("2x0e")  # distance, product of the charges
@@ -125,19 +125,9 @@ class SEGNNLayer(nn.Module):
         products = (self.message_1, self.message_2)
         if not self.joint_messages or torch.is_autocast_enabled(x.device.type):
             return False
-        return not any(type(m) is not TensorProduct or _is_hooked(m) for m in products) and not _is_hooked(
+        return not any(type(m) is not TensorProduct or is_hooked(m) for m in products) and not is_hooked(
             self.gate
         )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether a module's call does more than its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class SEGNN(nn.Module):
@@ -201,7 +191,7 @@ class SEGNN(nn.Module):
                 with ``centre=True``.
         """
         if self.centre:
-            positions = positions - _centres(positions, graph)
+            positions = positions - centres(positions, graph)
         edges = self._edges(positions, charges, edge_index)
         node_attributes = self._node_attributes(edges, velocities)
         speeds = torch.linalg.vector_norm(velocities, dim=1, keepdim=True)
@@ -228,11 +218,3 @@ class SEGNN(nn.Module):
         incoming = mean_rows(edges.attributes.t(), edges.edge_index[1], velocities.shape[0])
         attributes = incoming + spherical_harmonics(self.lmax_attributes, velocities).t()
         return torch.cat([torch.ones_like(attributes[:1]), attributes[1:]]).t()
-
-
-def _centres(positions: Tensor, graph: Tensor | None) -> Tensor:
-    """Mean position of every node's graph: (n, 3), or (1, 3) for one graph."""
-    if graph is None:
-        return positions.mean(dim=0, keepdim=True)
-    # as many places as nodes are always enough, and need no look at the largest number
-    return mean_rows(positions.t(), graph, positions.shape[0]).t().index_select(0, graph)
