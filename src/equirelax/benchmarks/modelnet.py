@@ -27,6 +27,8 @@ from equirelax.models import DGCNN, VNDGCNN, PointNet, VNPointNet
 from equirelax.symmetry import SO, Group, O, vector
 
 AUDIT_SAMPLES = 8
+HEAD_DROPOUT = {"vn-pointnet": 0.4, "vn-dgcnn": 0.5, "pointnet": 0.3, "dgcnn": 0.5}
+"""Dropout of the published heads."""
 EVALUATION_SEED = 0
 """Rotations and dropout of validation and test objects are drawn once from it: they are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
@@ -77,10 +79,12 @@ class CloudNetwork(Network):
     Attributes:
         width: Factor on all numbers of channels; 1 is the papers' size.
         neighbours: Neighbours of a point in the graphs; PointNet has none.
+        dropout: Share of the head's hidden features that training drops.
     """
 
     width: float = 1.0
     neighbours: int = 20
+    dropout: float = 0.5
 
 
 class ModelNetTask(Task):
@@ -116,7 +120,7 @@ class ModelNetTask(Task):
             seed=0,
             training=training,
             dataset=ModelNetDataset(label_smoothing=0.2 if dgcnn else 0.0),
-            network=CloudNetwork(),
+            network=CloudNetwork(dropout=HEAD_DROPOUT[model]),
             residual=_residual(model, method),
             strength=_strength(dgcnn, method),
         )
@@ -168,11 +172,12 @@ class ModelNetTask(Task):
         """The configured network for the configured number of classes."""
         network: CloudNetwork = self.config.network  # type: ignore[assignment]
         classes = len(TEN) if self._dataset.classes == "ten" else modelnet.CLASSES
+        neighbours, width, dropout = network.neighbours, network.width, network.dropout
         builders: dict[str, Callable[[], nn.Module]] = {
-            "vn-pointnet": partial(VNPointNet, classes, network.neighbours, network.width),
-            "vn-dgcnn": partial(VNDGCNN, classes, network.neighbours, network.width),
-            "pointnet": partial(PointNet, classes, width=network.width),
-            "dgcnn": partial(DGCNN, classes, network.neighbours, network.width),
+            "vn-pointnet": partial(VNPointNet, classes, neighbours, width, dropout=dropout),
+            "vn-dgcnn": partial(VNDGCNN, classes, neighbours, width, dropout=dropout),
+            "pointnet": partial(PointNet, classes, width, dropout=dropout),
+            "dgcnn": partial(DGCNN, classes, neighbours, width, dropout=dropout),
         }
         return builders[self.config.model]()
 
