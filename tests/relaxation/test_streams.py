@@ -8,6 +8,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stream_toys import Net, Rows, atoms, perturb, reference
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import equirelax as er
 from equirelax.errors import PlacementError, RelaxationStateError, RepresentationError, UnfoldableError
 from equirelax.relaxation import SchNetStream, StreamStep
-from equirelax.relaxation.stream_maps import SpectralLinear
+from equirelax.relaxation.stream_maps import SpectralLinear, StreamMap, moments
 from equirelax.symmetry import O, trivial
 
 
@@ -74,6 +76,44 @@ def test_training_is_that_of_torch_row_by_row(order):
         rows.zero_grad()
     z, pos = atoms()
     close(model.eval()(z, pos), reference(model, rows.eval(), gammas, order, z, pos))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    width=st.integers(1, 5),
+    dim=st.integers(1, 5),
+    rows=st.integers(2, 9),
+    steps=st.integers(1, 4),
+    spectral=st.booleans(),
+    training=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_steps_of_any_size_are_those_of_torch(width, dim, rows, steps, spectral, training, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [
+        StreamMap(width, dim if i == 0 and dim != width else None, spectral, generator).train(training)
+        for i in range(steps)
+    ]
+    x = torch.randn(rows, dim, generator=generator)
+    value, s = maps[0].begin(count=False), x
+    if maps[0].start is not None:
+        s = nn.functional.linear(x, value.weight, maps[0].start.bias)
+    for map_ in maps:
+        with torch.no_grad():
+            map_.norm.running_mean.normal_(generator=generator)
+            map_.norm.weight.normal_(generator=generator)
+        value = map_(value, moments(x), count=False)
+        norm, linear = map_.norm, map_.linear
+        s = nn.functional.batch_norm(
+            s, norm.running_mean.clone(), norm.running_var.clone(), norm.weight, norm.bias, training
+        )
+        weight = (
+            linear.weight / torch.dot(linear.left, linear.weight @ linear.right)
+            if spectral
+            else linear.weight
+        )
+        s = nn.functional.linear(s, weight, linear.bias)
+    torch.testing.assert_close(x @ value.weight.T + value.offset, s, rtol=1e-8, atol=1e-8)
 
 
 def test_every_gamma_has_its_own_gradient():

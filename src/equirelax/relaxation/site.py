@@ -106,9 +106,9 @@ class Site:
             "rotations and translations", "nothing").
         constants: (channel, value) pairs of a tensor product's second input that
             are constant: folding needs one.
-        stream: name of the residual stream that the site is a step of (see `streams`), "" for none. Then
-            `reader` reads the call of the module at `source`, and so does `in_rep`; every site of a stream has
-            the same of the three.
+        stream: name of the residual stream that the site is a step of (see `streams`), "" for none. The reader
+            then gets the call of the module at `source`, and `in_rep` is of what it reads there; reader, source and
+            in_rep are the same for every site of a stream.
         source: path of the module whose input the stream starts from ("" is the relaxed model).
     """
 
