@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.audit.bounds import equivariance_bound, network_bounds, projection_bound
 from equirelax.errors import AuditError
-from equirelax.models import EGNN, SEGNN
+from equirelax.models import EGNN, EGNO, SEGNN
 from equirelax.relaxation import MLP, Dense, Layers, PlainLinear, Relaxation, relax
 from equirelax.symmetry import SE, SO, Cyclic, Lorentz, O, Representation, positions, trivial, vector
 
@@ -196,6 +196,7 @@ class Twice(nn.Module):
 CASES: dict[str, tuple[Callable[[], Relaxation], str]] = {
     "egnn": (lambda: relax(EGNN(8, 2), "egnn-centred"), "EGNN is not a chain"),
     "segnn": (lambda: relax(SEGNN(hidden=8, layers=1), "segnn-cr"), "SEGNN is not a chain"),
+    "egno": (lambda: relax(EGNO(8, 2, in_features=1, edge_features=0), "egno"), "EGNO is not a chain"),
     "batch norm": (lambda: declared(equivariant(), nn.BatchNorm1d(6)), "batch norm"),
     "bias of the layer": (lambda: declared(equivariant(bias=True)), "has a bias"),
     "not linear": (lambda: declared(nn.Sequential(equivariant(), Shrink(3))), "not linear"),
@@ -257,3 +258,28 @@ def test_mistaken_constants() -> None:
         network_bounds(relaxation, {"Shrink": -1.0})
     assert network_bounds(relaxation, {"1": 1.0}).reason == ""
     assert er.relaxation.relaxation_of(relaxation.root)["0"].enabled
+
+
+def test_audits_report_the_bounds_of_relaxed_models_and_why_there_are_none() -> None:
+    model, _, rep, _ = chain([2, 2], SO(3), Dense(), 0, gammas=[0.5])
+    x = torch.randn(6, rep.dim, dtype=torch.float64)
+    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False)
+    assert "Shrink" in report.bounds.reason
+    assert "n/a: 1 (Shrink): no Lipschitz constant is known" in str(report)
+    assert report.to_dict()["bounds"]["equivariance"] is None
+    er.project(model)
+    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False)
+    assert report.bounds is report.to_dict()["bounds"] is None
+    assert "bounds" not in str(report)
+
+
+def test_an_audit_stays_below_the_bound() -> None:
+    relaxation = declared(equivariant(), nn.Identity(), kind=Dense(init="normal", std=0.3))
+    rep = 2 * vector(SO(3))
+    report = er.audit(relaxation.root, torch.randn(9, rep.dim), rep, rep, per_layer=False, lie=False)
+    assert report.bounds.equivariance > 0
+    assert "equivariance error" in str(report.bounds)
+    assert report.e_prime > 1e-3
+    x = torch.randn(9, rep.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    again = er.audit(relaxation.root, x, rep, rep, per_layer=False, lie=False)
+    assert again.e_prime <= again.bounds.equivariance * float(x.norm(dim=-1).max())

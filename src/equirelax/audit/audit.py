@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equirelax.audit.bounds import NetworkBounds, network_bounds
 from equirelax.audit.element import component as element_component
 from equirelax.audit.error import Measurement, measure
 from equirelax.audit.lie import LieReport, lie_derivative
@@ -124,6 +125,7 @@ def audit(
         inputs={leaf.path: _action(leaf) for leaf in inputs},
         outputs={leaf.path: _action(leaf) for leaf in outputs},
         notes=_notes(before, derivative, tolerance),
+        bounds=_bounds(module),
     )
 
 
@@ -204,6 +206,17 @@ def _strict(
         return None
     with relaxation.strict():
         return measure(model, sample, in_rep, out_rep, group, sampled, discrete, dtype)
+
+
+def _bounds(model: nn.Module) -> NetworkBounds | None:
+    """ACE's bounds; ``None`` for a model that is not relaxed."""
+    from equirelax.relaxation import relaxation_of
+
+    try:
+        relaxation = relaxation_of(model)
+    except RelaxationStateError:
+        return None
+    return network_bounds(relaxation)
 
 
 def _title(model: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from equirelax.audit.bounds import NetworkBounds
 from equirelax.audit.error import Measurement, Worst
 from equirelax.audit.layers import LayerRow, Localisation
 from equirelax.audit.lie import LieReport
@@ -30,6 +31,7 @@ class AuditReport:
         localisation: the layers of the model as it is; ``None`` where not asked for.
         inputs, outputs: how every tensor of the sample and the output was taken to transform.
         notes: what a reader should know: randomness in the model, tensors left out, and the like.
+        bounds: ACE's bounds of a relaxed model, or why it has none; ``None`` for a model that is not relaxed.
     """
 
     model: str
@@ -45,6 +47,7 @@ class AuditReport:
     inputs: dict[str, str]
     outputs: dict[str, str]
     notes: tuple[str, ...]
+    bounds: NetworkBounds | None = None
 
     @property
     def absolute(self) -> float:
@@ -91,6 +94,7 @@ class AuditReport:
         result = dataclasses.asdict(self)
         result["equivariant"] = self.equivariant
         result["first_break"] = self.first_break
+        result["bounds"] = self.bounds.to_dict() if self.bounds else None
         result["equivariance_error"] = {
             "before": self.before.relative,
             "after": self.after.relative if self.after else None,
@@ -104,6 +108,8 @@ class AuditReport:
         parts = [self._head(), self._errors(), self._worst(), self._lie()]
         if self.localisation is not None:
             parts.append(self.localisation.text(broken=not self.equivariant))
+        if self.bounds is not None:
+            parts.append(str(self.bounds))
         if self.notes:
             parts.append("\n".join(f"note: {note}" for note in self.notes))
         return "\n\n".join(part for part in parts if part)
