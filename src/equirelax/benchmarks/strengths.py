@@ -253,9 +253,10 @@ def build_method(
     if isinstance(strength, REMULStrength):
         return _remul(relaxation, strength)
     if not isinstance(relaxation, Relaxation):
+        name = next((n for n, c in CHOICES.items() if type(c.strength) is type(strength)), "the method")
         raise ConfigError(
-            f"{type(strength).__name__} needs residuals, and {type(relaxation).__name__} has none: choose a "
-            f"placement, or a method that works on any network (remul, equi-tuning, equi-adapt)."
+            f"{name} needs residuals, and {type(relaxation).__name__} has none: choose another model, or a method "
+            f"that works on any network (remul, equi-tuning, equi-adapt)."
         )
     if isinstance(strength, ScheduledStrength):
         return _scheduled(relaxation, strength, epochs, steps_per_epoch, seed)
