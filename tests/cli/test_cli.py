@@ -54,6 +54,7 @@ def test_help_of_the_program_lists_the_commands(capsys: pytest.CaptureFixture[st
         (["list"], ["--data"]),
         (["audit"], ["--samples", "REMUL"]),
         (["project"], ["--mode", "safetensors"]),
+        (["symmetry"], ["multiplier", "symmetry.png", "--samples"]),
         (["perf"], ["--rows", "multiply-adds"]),
     ],
 )

@@ -66,7 +66,9 @@ def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert summary["methods"]["ace"]["paired_with_strict"]["count"] == 1
     assert summary["methods"]["ace"]["published"] == "3.8 ± 0.17"
     assert [run["config"]["learning_rate"] for run in summary["runs"]] == [5e-4, 1e-3]
-    assert (out / "summary.md").read_text().count("\n| ") == 4
+    # three tables: errors and costs of both methods, strengths of ace
+    assert (out / "summary.md").read_text().count("\n| ") == 4 + 4 + 3
+    assert summary["methods"]["ace"]["strengths"]["multiplier_drift"]["swing"] > 0
     with Image.open(out / "curves.png") as picture:
         assert min(picture.size) > 400
         assert len(picture.convert("RGB").getcolors(2**24)) > 20

@@ -84,11 +84,16 @@ def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping
 
 
 def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any], name: str) -> None:
+    """A bar for every residual; where there is none, a word that says why."""
     places = range(len(residuals))
     values = [row[name] or 0.0 for row in residuals]
     panel.barh(places, values, height=0.62, color=[colours[row["key"]] for row in residuals])
     panel.set_yticks(places, [row["key"] or "(model)" for row in residuals])
     panel.invert_yaxis()
+    for place, row in zip(places, residuals, strict=True):
+        if row[name] is None or row[name] <= ZERO:
+            word = "n/a" if row[name] is None else "0"
+            panel.text(0.01, place, word, transform=panel.get_yaxis_transform(), va="center", fontsize=8)
 
 
 def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marker: str, label: str) -> None:
