@@ -170,6 +170,16 @@ def test_nearest_neighbours(features: int, offset: float, generator: torch.Gener
     assert [[set(row.tolist()) for row in cloud] for cloud in single] == slow_knn(x, 5)
 
 
+@pytest.mark.parametrize("features", [3, 30])
+def test_neighbours_in_half_precision_are_found_in_single(features: int, generator: torch.Generator) -> None:
+    x = torch.randn(2, features, 40, generator=generator)
+    rounded = x.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [knn(rounded, 6), knn(x.float(), 6)]
+    for own, exact in zip(found, (rounded.double(), x), strict=True):
+        assert [[set(row.tolist()) for row in cloud] for cloud in own] == slow_knn(exact, 6)
+
+
 def test_neighbours_are_refused_without_a_number() -> None:
     with pytest.raises(RepresentationError, match="k >= 1"):
         knn(torch.randn(2, 3, 5), 0)

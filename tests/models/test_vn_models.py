@@ -162,6 +162,34 @@ def test_permuting_points(network: type[nn.Module], pooling: str, generator: tor
     torch.testing.assert_close(seen[1], seen[0][..., order], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
+@BOTH
+@POOLINGS
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_a_break(
+    network: type[nn.Module], pooling: str, training: bool, generator: torch.Generator
+) -> None:
+    points = clouds(generator, 3, 12)
+    model = network(**SMALL, pooling=pooling, dropout=0.0).train(training)
+    expected = copy.deepcopy(model)(points)
+    found = torch.compile(model, backend="aot_eager", fullgraph=True)(points)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@BOTH
+def test_autocast(network: type[nn.Module], generator: torch.Generator) -> None:
+    points = clouds(generator)
+    model = calibrated(network(**SMALL), points).float()
+    expected = model(points.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(points.float())
+        found.float().sum().backward()
+    assert found.dtype == torch.bfloat16 or network is VNPointNet  # log_softmax gives float32
+    # eight bits in every product; random weights' spread over objects is no larger than that
+    assert (found.float() - expected).abs().max() < 0.1 * expected.abs().max()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 @BOTH
 def test_one_thing_per_cloud(network: type[nn.Module], generator: torch.Generator) -> None:
     points = clouds(generator)

@@ -54,7 +54,8 @@ def knn(features: Tensor, k: int) -> Tensor:
         raise RepresentationError(
             f"knn: expected features (batch, C, n) and k >= 1, got {tuple(features.shape)} and k={k}"
         )
-    features = features.detach()
+    # half precision would take points for equally distant
+    features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     with torch.autocast(device_type=features.device.type, enabled=False):
         if features.shape[1] <= _FEW:
             closeness = features.new_zeros(features.shape[0], features.shape[2], features.shape[2])
