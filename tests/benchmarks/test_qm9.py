@@ -208,6 +208,13 @@ def test_papers_settings() -> None:
     assert len(assemble(config("ace")).relaxation.residuals) == 2  # type: ignore[union-attr]
 
 
+def test_is_listed_whatever_the_target(capsys: pytest.CaptureFixture[str]) -> None:
+    from equirelax.cli.main import main
+
+    assert main(["list"]) == 0
+    assert "MAE of the target (its usual unit)" in capsys.readouterr().out
+
+
 def test_published_numbers_are_of_schnet_and_one_target() -> None:
     published: Callable[..., dict[str, str]] = lambda m, t: build_task(  # noqa: E731
         defaults("qm9", m, "strict").updated({"dataset": {"target": t}})

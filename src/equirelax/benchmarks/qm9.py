@@ -97,6 +97,8 @@ class QM9Task(Task):
         "segnn": "steerable E(3) graph network on e3nn (5 layers, degree 2, 2 Angstrom)",
     }
 
+    metric = Metric("MAE of the target", symbol="its usual unit")
+
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         super().__init__(config, root)
         name = self._dataset.target
