@@ -21,6 +21,10 @@ from equirelax.errors import ConfigError
 def test_every_default_goes_through_yaml_and_back(
     benchmark: str, model: str, method: str, tmp_path: Path
 ) -> None:
+    if (benchmark, model, method) == ("qm9", "schnet", "equivariant-control"):
+        with pytest.raises(ConfigError, match="another method"):
+            defaults(benchmark, model, method)
+        return
     config = defaults(benchmark, model, method)
     config.write(tmp_path / "config.yaml")
     assert config_from_dict(read_yaml(tmp_path / "config.yaml")) == config
