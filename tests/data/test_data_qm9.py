@@ -195,7 +195,7 @@ def test_fewer_molecules_are_among_more(root: Path) -> None:
 def test_energies_are_in_ev_and_nothing_else_is_changed(root: Path) -> None:
     file = subset_arrays()
     for name, target in qm9.TARGETS.items():
-        data = qm9.load("train", target=name, targets="raw", root=root)
+        data = qm9.load("train", partition="ordered", target=name, targets="raw", root=root)
         column = file["targets"][: SIZES["train"], COLUMNS.index(target.column)]
         factor = 27.211386245988 if target.unit == "eV" else 1.0
         np.testing.assert_allclose(data.targets.numpy(), factor * column, rtol=1e-14)
@@ -205,21 +205,21 @@ def test_energies_are_in_ev_and_nothing_else_is_changed(root: Path) -> None:
 
 
 def test_only_training_molecules_enter_the_scaling(root: Path) -> None:
-    before = {split: qm9.load(split, root=root) for split in SIZES}
+    before = {split: qm9.load(split, partition="ordered", root=root) for split in SIZES}
     arrays = subset_arrays()
     arrays["targets"][SIZES["train"] :] *= -5
     write_subset(root, arrays)
-    after = {split: qm9.load(split, root=root) for split in SIZES}
+    after = {split: qm9.load(split, partition="ordered", root=root) for split in SIZES}
     assert torch.equal(before["train"].targets, after["train"].targets)
     assert not torch.allclose(before["test"].targets, after["test"].targets)
     for split, data in before.items():
         assert torch.equal(data.scaling.references, before["train"].scaling.references)
-        raw = qm9.load(split, targets="raw", root=root).targets
+        raw = qm9.load(split, partition="ordered", targets="raw", root=root).targets
         torch.testing.assert_close(after[split].scaling.apply(raw, data.composition()), after[split].targets)
-    fewer = qm9.load("val", train=6, root=root).scaling
-    assert fewer.deviation == qm9.load("train", train=6, root=root).scaling.deviation
+    fewer = qm9.load("val", partition="ordered", train=6, root=root).scaling
+    assert fewer.deviation == qm9.load("train", partition="ordered", train=6, root=root).scaling.deviation
     assert fewer.deviation != before["val"].scaling.deviation
-    assert not qm9.load("train", target="mu", root=root).scaling.references.any()
+    assert not qm9.load("train", partition="ordered", target="mu", root=root).scaling.references.any()
 
 
 def test_an_element_without_reference_is_an_error(root: Path) -> None:
@@ -227,10 +227,10 @@ def test_an_element_without_reference_is_an_error(root: Path) -> None:
     arrays["Z"][-1] = 9
     write_subset(root, arrays)
     with pytest.raises(DataError, match="elements 9 "):
-        qm9.load("test", root=root)
-    assert len(qm9.load("val", root=root)) == 4
-    assert len(qm9.load("test", target="gap", root=root)) == 6
-    assert len(qm9.load("test", targets="raw", root=root)) == 6
+        qm9.load("test", partition="ordered", root=root)
+    assert len(qm9.load("val", partition="ordered", root=root)) == 4
+    assert len(qm9.load("test", partition="ordered", target="gap", root=root)) == 6
+    assert len(qm9.load("test", partition="ordered", targets="raw", root=root)) == 6
 
 
 def _without(key: str) -> dict[str, np.ndarray]:
@@ -323,7 +323,7 @@ def test_molecules_of_pytorch_geometric(tmp_path: Path) -> None:
             seen.append(number)
     assert sorted(seen) == [2 * n + 1 for n in range(20)]
     with pytest.raises(DataError, match="shuffled"):
-        qm9.load("train", source="pyg", root=tmp_path)
+        qm9.load("train", partition="ordered", source="pyg", root=tmp_path)
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,12 +347,12 @@ def real() -> None:
 
 @pytest.mark.data
 def test_the_real_molecules(real: None) -> None:
-    sets = {split: qm9.load(split) for split in qm9.SPLITS}
+    sets = {split: qm9.load(split, partition="ordered") for split in qm9.SPLITS}
     assert {split: len(data) for split, data in sets.items()} == {"train": 13000, "val": 1800, "test": 1971}
     assert sum(len(data.numbers) for data in sets.values()) == 303_892
     ordered = torch.cat([sets[split].identifiers for split in qm9.SPLITS])
     assert bool((ordered.diff() > 0).all())
-    methane = qm9.load("train", targets="raw").subset([0])
+    methane = qm9.load("train", partition="ordered", targets="raw").subset([0])
     assert sorted(methane.numbers.tolist()) == [1, 1, 1, 1, 6]
     assert float(methane.targets) / qm9.EV_PER_HARTREE == pytest.approx(-40.47893, abs=1e-6)
     # atomic references explain all of the energy but about a hundredth of a percent

@@ -43,7 +43,7 @@ class QM9Dataset(Dataset):
     target: Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"] = "U0"
     targets: Literal["standardised", "raw"] = "standardised"
     source: Literal["subset", "pyg"] = "subset"
-    partition: Literal["ordered", "shuffled"] = "ordered"
+    partition: Literal["ordered", "shuffled"] = "shuffled"
     train: int | None = None
     val: int | None = None
     test: int | None = None

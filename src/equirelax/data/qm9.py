@@ -81,7 +81,7 @@ def load(
     target: str = "U0",
     targets: str = "standardised",
     source: str = "subset",
-    partition: str = "ordered",
+    partition: str = "shuffled",
     train: int | None = None,
     count: int | None = None,
     root: str | Path | None = None,
