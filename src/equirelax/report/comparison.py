@@ -35,10 +35,11 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
         runs.setdefault(label, []).append(read_table(folder / METRICS))
     title = task_class(summary["benchmark"]).title
     metric = heading(summary["metric"])
+    scale = "linear" if summary["metric"].get("higher_is_better") else "log"
     text, sentence = table(summary), conclusion(summary)
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
-    draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric)
+    draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric, scale)
     further = curves(summary["runs"])
     if further:
         write_text(out / CONDITIONS, f"# {title}\n\n{conditions_table(further, summary['metric'])}")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from equirelax.benchmarks.task import heading
 from equirelax.files import atomic_write
-from equirelax.report.picture import COLOURS, STYLES
+from equirelax.report.picture import look
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
 from equirelax.report.variants import labels, method_of
@@ -82,8 +82,9 @@ def draw_conditions(path: Path, found: Curves, metric: Mapping[str, Any], title:
                 order, index = sorted(levels), names.index(label)
                 means = [levels[level][0] for level in order]
                 deviations = [levels[level][1] for level in order]
-                style = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
-                panel.errorbar(order, means, deviations, label=label, linewidth=1.2, elinewidth=0.6, **style)
+                panel.errorbar(
+                    order, means, deviations, label=label, linewidth=1.2, elinewidth=0.6, **look(index)
+                )
             panel.set_title(family, fontsize=8)
             panel.grid(alpha=0.25, linewidth=0.5)
         for panel in axes[len(found) :]:

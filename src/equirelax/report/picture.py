@@ -23,7 +23,15 @@ Table = Sequence[Mapping[str, str]]
 """Rows of a metrics.csv."""
 
 
-def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str) -> None:
+def look(index: int) -> dict[str, Any]:
+    """Colour and line style of the `index`-th method; the styles move on when the colours begin anew."""
+    count = len(COLOURS)
+    return {"color": COLOURS[index % count], "linestyle": STYLES[(index + index // count) % len(STYLES)]}
+
+
+def draw(
+    path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str, scale: str = "log"
+) -> None:
     """Write a PNG: validation curves on the left; on the right for every relaxed method a panel of gamma and, where
     the norms of the residuals are known, one of abs(gamma) x norm of W, for gamma alone may be traded for W.
 
@@ -32,6 +40,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: st
         runs: Method (or its variant, see `variants.labels`) -> metrics.csv of its seeds.
         title: Above everything.
         metric: Label of the vertical axis of the curves.
+        scale: Of that axis: log for errors, linear for accuracies.
     """
     relaxed = [name for name, tables in runs.items() if any(gamma_columns(table) for table in tables)]
     rows = max(len(relaxed), 1)
@@ -46,7 +55,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: st
         curves.set(
             xlabel="epoch",
             ylabel=metric,
-            yscale="log",
+            yscale=scale,
             title="validation: mean over seeds, band from least to largest",
         )
         curves.legend(frameon=False)
@@ -96,14 +105,16 @@ def _curve(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
     if not epochs:
         return
     values = [[one[epoch] for one in found] for epoch in epochs]
-    style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
     means = [sum(v) / len(v) for v in values]
-    panel.plot(
-        epochs, means, label=f"{name} ({kind})", linestyle=STYLES[index % len(STYLES)], linewidth=1.4, **style
-    )
+    panel.plot(epochs, means, label=f"{name} ({kind})", linewidth=1.4, **look(index))
     if len(found) > 1:
         panel.fill_between(
-            epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, linewidth=0, **style
+            epochs,
+            [min(v) for v in values],
+            [max(v) for v in values],
+            alpha=0.15,
+            linewidth=0,
+            color=look(index)["color"],
         )
 
 
