@@ -146,7 +146,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "qm9-pyg",
         "all 130,831 molecules of QM9, as PyTorch Geometric has them",
         ("qm9/pyg/processed/data_v3.pt",),
-        "equirelax train qm9 --source pyg --partition shuffled downloads it on first use",
+        "equirelax train qm9 --source pyg downloads it on first use",
     ),
 )
 # name -> other files, any of which is the same data set in another form
