@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from equirelax.files import atomic_write
 from equirelax.report.summary import headline
@@ -58,6 +59,10 @@ def draw(
             yscale=scale,
             title="validation: mean over seeds, band from least to largest",
         )
+        if scale == "log":
+            # plain numbers, also between powers of ten where the curves span less than two of them
+            curves.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            curves.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
         curves.legend(frameon=False)
         curves.grid(alpha=0.25, which="both", linewidth=0.5)
         first: Axes | None = None
