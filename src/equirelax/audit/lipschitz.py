@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.relaxation import Relaxation, Residual
-from equirelax.relaxation.maps import DenseMap, MLPMap
+from equirelax.relaxation.maps import DenseMap, LinearMap, LowRankMap, MLPMap
 from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear, StreamMap
 from equirelax.relaxation.streams import StreamResidual
 
@@ -82,11 +82,11 @@ def _weight(linear: nn.Linear) -> Tensor:
 def lipschitz(module: nn.Module) -> Lipschitz:
     """The constant of a module for features on its last axis (or, of residuals, on their feature axis).
 
-    Known are dense and perceptron residuals, ``Linear``, batch norm (as it is in evaluation), the activations of
+    Known are dense, low-rank and perceptron residuals, ``Linear``, batch norm (as it is in evaluation), the activations of
     ``torch.nn`` with f(0) = 0, and ``Sequential`` of all these. A perceptron's constant is the product over its
     layers, which its true slope may stay well below.
     """
-    if isinstance(module, DenseMap) and type(module).forward is DenseMap.forward:
+    if isinstance(module, LinearMap) and type(module).forward in (DenseMap.forward, LowRankMap.forward):
         return Lipschitz(spectral_norm(module.effective_weight()), _bias(module.effective_bias()))
     if isinstance(module, MLPMap) and type(module).forward is MLPMap.forward:
         # gelu(0) = 0, so that f(0) = 0 as soon as no layer has a bias

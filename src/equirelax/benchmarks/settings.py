@@ -65,22 +65,24 @@ class ResidualSettings:
     Attributes:
         placement: Name of a placement; it says which modules get a residual and what the residual reads. none for
             networks that have nothing to relax.
-        kind: A dense map, a multi-layer perceptron, (a control) a dense map that is itself equivariant, or what the
-            placement's residual stream is made of, which none of the settings below change.
-        init: Initial weights: zeros, normal (of `std`), or PyTorch's default.
+        kind: A dense map, a multi-layer perceptron, (a control) a dense map that is itself equivariant, a linear map
+            of low rank, or what the placement's residual stream is made of, which none of the settings below change.
+        init: Initial weights: zeros, normal (of `std`), or PyTorch's default; of a low-rank map, its second factor.
         std: Standard deviation of the normal initialisation.
         bias: Whether a dense map has a bias.
         hidden: Hidden width of the perceptron; null takes the placement's own choice.
         layers: Linear layers of the perceptron.
+        rank: Rank of a low-rank map; smaller layers take their own size.
     """
 
     placement: str = "layers"
-    kind: Literal["dense", "mlp", "equivariant-dense", "stream"] = "dense"
+    kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "stream"] = "dense"
     init: Literal["zeros", "normal", "default"] = "zeros"
     std: float = 1e-4
     bias: bool = False
     hidden: int | None = None
     layers: int = 3
+    rank: int = 8
 
 
 @dataclass

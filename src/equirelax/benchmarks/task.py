@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from equirelax.benchmarks.settings import ResidualSettings, RunConfig
 from equirelax.data import GraphSet, Samples, random_rotation
 from equirelax.errors import ConfigError
-from equirelax.relaxation import MLP, Dense, EquivariantDense, StreamStep, placements
+from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, StreamStep, placements
 from equirelax.relaxation.maps import ResidualKind
 from equirelax.relaxation.placements import Placement
 from equirelax.symmetry import Group
@@ -272,4 +272,6 @@ def residual_kind(settings: ResidualSettings) -> ResidualKind:
         return Dense(init=settings.init, std=settings.std, bias=settings.bias)
     if settings.kind == "equivariant-dense":
         return EquivariantDense(init=settings.init, std=settings.std)
+    if settings.kind == "low-rank":
+        return LowRank(rank=settings.rank, init=settings.init, std=settings.std)
     return MLP(layers=settings.layers, hidden=settings.hidden, init=settings.init, std=settings.std)

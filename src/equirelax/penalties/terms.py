@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from equirelax.penalties.jacobian import jacobian_terms
+from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.penalties.moments import Moment
 from equirelax.penalties.quadratic import second_moment, stacked_terms
 from equirelax.penalties.streams import stream_terms
 from equirelax.relaxation import Residual, StreamResidual
 from equirelax.relaxation.columns import Columns, SharedColumns, dense, identity
+from equirelax.relaxation.maps import LowRankMap
 from equirelax.symmetry import Representation
 
 
@@ -57,6 +59,7 @@ class TermBatch:
         self._groups: dict[_Group, list[tuple[int, Residual, Moment | Tensor]]] = {}
         self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
         self._others: list[tuple[int, Residual, list[Tensor]]] = []
+        self._low_rank: list[tuple[int, Residual, LowRankMap, list[Columns]]] = []
         self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
 
     def add(self, key: str, residual: Residual, inputs: list[Columns]) -> None:
@@ -76,7 +79,11 @@ class TermBatch:
         if not (residual.is_linear and residual.in_rep.linear):
             self._others.append((index, residual, [dense(x) for x in inputs]))
             return
-        weight, bias = residual.linear_map.weight, residual.linear_map.bias is not None
+        map_ = residual.linear_map
+        if isinstance(map_, LowRankMap):
+            self._low_rank.append((index, residual, map_, inputs))
+            return
+        weight, bias = next(map_.parameters()), map_.effective_bias() is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # maps that read the same tensors (a block's feature and direction map) share their moment
         same = (axis, dtype, bias, *(identity(x) for x in inputs))
@@ -94,15 +101,24 @@ class TermBatch:
         for group, members in self._groups.items():
             for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.dtype), strict=True):
                 lie[index], norm[index] = one_lie, one_norm
+        for index, residual, map_, inputs in self._low_rank:
+            dtype = torch.promote_types(map_.up.dtype, torch.float32)
+            lie[index], norm[index] = low_rank_terms(
+                map_.up.to(dtype),
+                map_.down.to(dtype),
+                inputs,
+                residual.feature_axis,
+                residual.in_rep,
+                residual.out_rep,
+            )
         found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
         for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):
             lie[index], norm[index] = one_lie, one_norm
-        for index, residual, inputs in self._others:
+        for index, residual, points in self._others:
             dtype = next(residual.map.parameters()).dtype
-            points = [x.to(dtype) for x in inputs]
             lie[index], norm[index] = jacobian_terms(
                 residual.map,
-                points,
+                [x.to(dtype) for x in points],
                 residual.feature_axis,
                 residual.in_rep,
                 residual.out_rep,
@@ -124,7 +140,7 @@ def _linear(
     maps = [residual.linear_map for _, residual, _ in members]
     weights = [map_.effective_weight().to(dtype) for map_ in maps]
     # all of them have a bias, or none has: see `_Group`
-    biases = [map_.bias.to(dtype) for map_ in maps if map_.bias is not None] or None
+    biases = [bias.to(dtype) for map_ in maps if (bias := map_.effective_bias()) is not None] or None
     data = [d for _, _, d in members]
     lie, norm = stacked_terms(weights, biases, data, first.in_rep, first.out_rep)
     return list(lie.unbind()), list(norm.unbind())

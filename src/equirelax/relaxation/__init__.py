@@ -3,7 +3,7 @@
 from equirelax.relaxation.attach import relax, relaxation_of
 from equirelax.relaxation.checkpoint import load, load_relaxation_state, read, relaxation_state, save
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
+from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.placements import (
     Constant,
     EGNNBlocks,
@@ -34,6 +34,7 @@ __all__ = [
     "Fold",
     "LayerFamily",
     "Layers",
+    "LowRank",
     "Placement",
     "PlainLinear",
     "ProjectionReport",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax.relaxation.columns import Columns
-from equirelax.relaxation.maps import DenseMap, in_backward
+from equirelax.relaxation.maps import LinearMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
 
@@ -68,16 +68,16 @@ class Residual(nn.Module):
         """Whether the map is one matrix (and bias), so that penalties work in
         weight space and it may be folded.
         """
-        return isinstance(self.map, DenseMap)
+        return isinstance(self.map, LinearMap)
 
     @property
-    def linear_map(self) -> DenseMap:
+    def linear_map(self) -> LinearMap:
         """The map of a residual that is linear.
 
         Raises:
             RepresentationError: where it is not.
         """
-        if not isinstance(self.map, DenseMap):
+        if not isinstance(self.map, LinearMap):
             raise RepresentationError(
                 f"{self.site.key or 'the model'}: its residual ({type(self.map).__name__}) is not linear; "
                 f"ask `is_linear` first"

@@ -1,0 +1,97 @@
+"""Penalties of low-rank linear residuals f(x) = U V x: exact, at the cost of thin products.
+
+Both sums of CR's regulariser depend on the inputs X = [x_1 .. x_N] through Y = P X alone, with
+P = [V; V drho_in(A_1); ..; V rho_in(g_1); ..] of m = r (1 + generators) rows:
+
+    sum_n || drho_out(A) U V x_n - U V drho_in(A) x_n ||^2  =  || F Y ||^2,     F of U alone
+
+With orthonormal columns Q that span the rows of Y, || F Y ||^2 = || F P (X Q) ||^2, and with Q held fixed the
+gradients agree too: 2 F^T F Y Q Q^T X^T = 2 F^T F Y X^T. So the m columns X Q stand for all N inputs, and no Gram matrix
+of the inputs (in_dim, in_dim) is made. Nothing is squared before the difference is taken: an equivariant U V has a Lie
+sum of the square of rounding, as it has in `quadratic`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equirelax.relaxation.columns import Columns, SharedColumns, column_product, dense
+from equirelax.symmetry import Representation
+
+
+def low_rank_terms(
+    up: Tensor,
+    down: Tensor,
+    inputs: list[Columns],
+    feature_axis: int,
+    in_rep: Representation,
+    out_rep: Representation,
+) -> tuple[Tensor, Tensor]:
+    """(Lie sum, norm sum) of the map x -> U V x over all inputs; differentiable once with respect to U and V.
+
+    Args:
+        up: U, (out_dim, r). down: V, (r, in_dim); both of at least float32.
+        inputs: features on `feature_axis`, at least one; they get no gradient.
+    """
+    moved = _moved(down, in_rep)
+    with torch.no_grad():
+        points = _representatives(moved, [x.detach() for x in inputs], feature_axis)
+    y = (moved @ points).unflatten(0, (-1, len(down)))  # V x, V drho(A) x, V rho(g) x: (1 + k + c, r, m)
+    outputs = up @ y
+    there = _acted(outputs[0], out_rep)
+    return (there - outputs[1:]).square().sum(), outputs[0].square().sum()
+
+
+def _moved(down: Tensor, rep: Representation) -> Tensor:
+    """P: V, V drho(A_i) and V rho(g_j), one below the other."""
+    parts = [down]
+    if rep.group.algebra_dim:
+        parts.append(rep.right(down).flatten(0, 1))
+    if rep.group.discrete_count:
+        parts.append(rep.discrete_right(down).flatten(0, 1))
+    return torch.cat(parts)
+
+
+def _acted(y: Tensor, rep: Representation) -> Tensor:
+    """drho(A_i) y and rho(g_j) y for y (dim, m): (k + c, dim, m)."""
+    parts = [y.new_empty(0, *y.shape)]
+    if rep.group.algebra_dim:
+        parts.append(rep.left(y))
+    if rep.group.discrete_count:
+        parts.append(rep.discrete_left(y))
+    return torch.cat(parts)
+
+
+def _representatives(matrix: Tensor, inputs: list[Columns], feature_axis: int) -> Tensor:
+    """X Q, of shape (in_dim, m), where Q spans the rows of `matrix` X; or X itself where it has no more columns."""
+    blocks = [_as_columns(x, feature_axis, matrix.dtype) for x in inputs]
+    count = sum(x.shape[0] * x.shape[2] for x in blocks)
+    if count <= len(matrix):
+        return torch.cat([dense(x).transpose(0, 1).flatten(1) for x in blocks], dim=1)
+    seen = torch.cat([column_product(matrix, x).mT.flatten(0, 1) for x in blocks])  # (N, m)
+    basis = torch.linalg.qr(seen).Q
+    total = matrix.new_zeros(matrix.shape[1], len(matrix))
+    start = 0
+    for x in blocks:
+        batch, _, points = x.shape
+        part = basis[start : start + batch * points].view(batch, points, -1)
+        total += _times(x, part)
+        start += batch * points
+    return total
+
+
+def _as_columns(x: Columns, feature_axis: int, dtype: torch.dtype) -> Columns:
+    """(batch, dim, points), without a copy where there is a view of it."""
+    if isinstance(x, SharedColumns):
+        return x.to(dtype)
+    if feature_axis == -1:
+        return x.reshape(1, -1, x.shape[-1]).mT.to(dtype)
+    return x.reshape(-1, *x.shape[-2:]).to(dtype)
+
+
+def _times(x: Columns, basis: Tensor) -> Tensor:
+    """sum over samples of x (batch, dim, points) times basis (batch, points, m): (dim, m)."""
+    if isinstance(x, SharedColumns):
+        return torch.cat([_times(x.own, basis), x.common.mT @ basis.sum(1)])
+    return torch.bmm(x, basis).sum(0)
