@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equirelax.benchmarks.registry import build_task, defaults
-from equirelax.benchmarks.settings import RunConfig, read_yaml
+from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import CHOICES, choice
 from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
 from equirelax.report.comparison import write_comparison
-from equirelax.training.folder import CONFIG, differences
+from equirelax.training.folder import CONFIG, changed_settings
 from equirelax.training.jobs import Job, run_jobs
 
 DESCRIPTION = """Train several methods over several seeds, and compare them.
@@ -153,7 +153,7 @@ def _job(benchmark: str, method: str, flags: list[str], folder: Path) -> Job:
     options.add_machine(parser)
     parsed = options.parse(parser, flags)
     config = options.config_from(parsed, config)
-    if (folder / CONFIG).exists() and (found := differences(read_yaml(folder / CONFIG), config.to_dict())):
+    if (folder / CONFIG).exists() and (found := changed_settings(config, folder)):
         raise ConfigError(
             f"{folder} holds a run with other settings: {'; '.join(found)}. "
             "Name another folder with --out, or remove it."

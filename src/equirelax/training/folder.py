@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError
 
@@ -27,13 +28,27 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
                 f"{folder} holds a run already. Add --resume to continue it, or name another folder "
                 "with --out."
             )
-        if differing := differences(read_yaml(folder / CONFIG), config.to_dict()):
+        if differing := changed_settings(config, folder):
             raise ConfigError(
                 f"A resumed run keeps its settings, but {'; '.join(differing)} (run in {folder})."
             )
         if (folder / RESULT).exists():
             return read_result(folder / RESULT)
     return None
+
+
+def changed_settings(config: RunConfig, folder: Path) -> list[str]:
+    """Where `config` differs from that of the run in `folder`, in words.
+
+    A setting that the run's version did not have yet counts as its default.
+    """
+    stored = read_yaml(folder / CONFIG)
+    for key, value in defaults(config.benchmark, config.model, config.method).to_dict().items():
+        if not isinstance(value, dict):
+            stored.setdefault(key, value)
+        elif isinstance(stored.get(key), dict):
+            stored[key] = {**value, **stored[key]}
+    return differences(stored, config.to_dict())
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
