@@ -36,6 +36,13 @@ def test_what_differs_within_a_method_is_in_its_label() -> None:
     assert [method_of(label) for label in found] == ["strict"] * 2 + ["scheduled"] * 4
 
 
+def test_a_setting_that_an_older_version_did_not_have_is_at_its_default() -> None:
+    new = result("ace", 0, 1.0)
+    old = copy.deepcopy(result("ace", 1, 1.0))
+    del old["config"]["schedule"], old["config"]["strength"]["reduction"]
+    assert labels([new, old]) == ["ace", "ace"]
+
+
 def test_settings_that_do_not_change_together_stand_apart() -> None:
     one = result("ace", 0, 1.0)
     both = [one, changed(one, strength__dual_lr=0.5), changed(one, epochs=7)]

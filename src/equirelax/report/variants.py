@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equirelax.benchmarks.registry import config_from_dict
+
 BASELINE = "strict"
 SHARED = ("dataset", "network")
 """Sections of the settings that a run must share with the strict run that it is compared with."""
@@ -32,9 +34,9 @@ def method_of(label: str) -> str:
 
 
 def settings(result: Result) -> dict[str, Any]:
-    """All settings of a run but its seed, by dotted key."""
+    """All settings of a run but its seed, by dotted key; those that its version did not have are at their defaults."""
     flat: dict[str, Any] = {}
-    for key, value in result["config"].items():
+    for key, value in config_from_dict(result["config"]).to_dict().items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": each for inner, each in value.items()}
         elif key != "seed":
