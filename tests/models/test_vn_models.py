@@ -246,6 +246,7 @@ def test_bad_clouds_are_refused(network: type[nn.Module], generator: torch.Gener
         lambda: points.transpose(1, 2),
         lambda: points[0],
         lambda: points[:, :0],
+        lambda: points[:0],
         lambda: points.long(),
         lambda: points[..., :2],
     ]

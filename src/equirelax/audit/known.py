@@ -50,7 +50,7 @@ class Known:
         self.strengths: dict[str, list[float]] = {}
         for module in model.modules():
             if isinstance(module, Residual) and module.enabled:
-                self.strengths.setdefault(module.site.path, []).append(float(module.gamma))
+                self.strengths.setdefault(module.site.path, []).append(module.gamma.item())
             if isinstance(module, Residual) and not module.site.slot and module.is_linear:
                 self.residuals[module.site.path] = module
 

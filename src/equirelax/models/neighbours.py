@@ -15,16 +15,16 @@ def check_points(points: Tensor, name: str) -> None:
     """Refuse what is no batch of clouds.
 
     Args:
-        points: (batch, n, 3), floating, n >= 1, finite.
+        points: (batch, n, 3), floating, batch and n >= 1, finite.
         name: of the model, for the message.
 
     Raises:
         RepresentationError: for another shape or an integer dtype.
         NonFiniteError: for NaN or infinity; not looked for under `torch.compile`, where it would break the graph.
     """
-    if points.dim() != 3 or points.shape[2] != 3 or points.shape[1] < 1 or not points.is_floating_point():
+    if points.dim() != 3 or points.shape[2] != 3 or not points.numel() or not points.is_floating_point():
         raise RepresentationError(
-            f"{name}: expected points of shape (batch, n, 3), floating and with n >= 1, got "
+            f"{name}: expected points of shape (batch, n, 3), floating, of at least one point each, got "
             f"{tuple(points.shape)} of {points.dtype}; a cloud stored as (batch, 3, n) needs "
             "points.transpose(1, 2)"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +57,10 @@ class ProjectionReport:
         width = max([len(r.key or "(model)") for r in self.residuals] + [6])
         lines = [f"{'module':{width}}  {'gamma':>10}  {'|gamma W|':>10}  {'folded':>10}  {'lost':>6}"]
         for r in self.residuals:
-            lost = "n/a" if r.error != r.error else f"{100 * r.error:.0f} %"
+            size = "n/a" if math.isnan(r.size) else f"{r.size:.3g}"
+            lost = "n/a" if math.isnan(r.error) else f"{100 * r.error:.0f} %"
             lines.append(
-                f"{r.key or '(model)':{width}}  {r.gamma:10.3g}  {r.size:10.3g}  {r.folded:10.3g}  "
+                f"{r.key or '(model)':{width}}  {r.gamma:10.3g}  {size:>10}  {r.folded:10.3g}  "
                 f"{lost:>6}  {r.note}".rstrip()
             )
         return "\n".join(lines)
