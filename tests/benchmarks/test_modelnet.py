@@ -14,10 +14,13 @@ from equirelax.audit import audit
 from equirelax.benchmarks.modelnet import EVALUATION_SEED, ModelNetTask
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.settings import RunConfig
+from equirelax.cli import main
 from equirelax.data import clouds, corruptions, modelnet_files
+from equirelax.errors import ConfigError
+from equirelax.training.callbacks import EpochEnd
 from equirelax.training.loader import EpochLoader
 from equirelax.training.machine import Machine
-from equirelax.training.run import Headed, train
+from equirelax.training.run import train
 
 QUIET = Machine(progress=False, tensorboard=False)
 TRAIN, TEST, POINTS = 10, 3, 40
@@ -213,12 +216,72 @@ def test_the_audit_is_relative_to_what_tells_objects_apart(root: Path, model: st
     assert case.head is not None
 
     def error(module: torch.nn.Module) -> float:
-        headed = Headed(module, case.head)  # type: ignore[arg-type]
-        report = audit(headed, case.sample, case.in_rep, case.out_rep, case.group, per_layer=False, lie=False)
+        with case.headed(module):
+            report = audit(
+                module, case.sample, case.in_rep, case.out_rep, case.group, per_layer=False, lie=False
+            )
         return float(report.relative)
 
     assert error(network) < 1e-9
     assert error(Leaning(network)) > 1e-2
+    assert network(*case.sample).mean(0).abs().max() > 1e-3  # nothing stays attached
+
+
+def test_the_command_audits_as_the_run_did(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config("ace", model="vn-dgcnn", epochs=1)
+    result = train(settings, tmp_path, root, machine=QUIET)
+    assert result is not None
+    words = ["audit", str(tmp_path), "--data", str(root), "-o", str(tmp_path / "audit.json")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("VNDGCNN under O(3): NOT equivariant")
+    assert "first break: conv1" in printed
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert report["before"]["relative"] == pytest.approx(result["equivariance_error"]["before"])
+
+
+def test_a_lone_last_object_is_left_out(root: Path, tmp_path: Path) -> None:
+    count = len(task(root).load("train"))
+    for model in ("vn-pointnet", "pointnet"):
+        result = train(config(model=model, batch_size=count - 1), tmp_path / model, root, machine=QUIET)
+        assert result is not None
+    with pytest.raises(ConfigError, match=r"needs 2 samples or more; batch_size is 1, "):
+        train(config(batch_size=1), tmp_path / "one", root, machine=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"network": {"dropout": 1.5}}, "network.dropout"),
+        ({"dataset": {"label_smoothing": 2.0}}, "dataset.label"),
+    ],
+)
+def test_shares_that_are_none_are_named(root: Path, changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}"):
+        build_task(defaults("modelnet40", "vn-dgcnn", "strict").updated(changes), root).build_model()
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config("ace", model="vn-dgcnn", epochs=3)
+    whole = train(settings, tmp_path / "whole", root, machine=QUIET)
+    original = EpochEnd.on_train_epoch_end
+
+    def interrupted(self: EpochEnd, trainer: Any, module: Any) -> None:
+        self.stop_requested = trainer.current_epoch == 0
+        original(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochEnd, "on_train_epoch_end", interrupted)
+        assert train(settings, tmp_path / "cut", root, machine=QUIET) is None
+    resumed = train(settings, tmp_path / "cut", root, resume=True, machine=QUIET)
+    assert whole is not None
+    assert resumed is not None
+    for key in ("metrics", "gammas", "equivariance_error", "dynamics"):
+        assert resumed[key] == whole[key]
 
 
 def test_a_run_from_data_to_result(root: Path, tmp_path: Path) -> None:

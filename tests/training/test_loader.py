@@ -73,6 +73,13 @@ def test_a_last_batch_smaller_than_the_ranks_is_left_out(data: NBodySet) -> None
     assert [len(batches(EpochLoader(data, PLAIN, 47, 0, rank=rank, world=2), 0)) for rank in (0, 1)] == [1, 1]
 
 
+def test_batches_that_are_too_small_for_a_rank_are_left_out(data: NBodySet) -> None:
+    assert len(EpochLoader(data, PLAIN, 47, 0, smallest=2)) == 1
+    assert len(EpochLoader(data, PLAIN, 45, 0, world=2, smallest=2)) == 1  # three are left: one rank gets one
+    assert len(EpochLoader(data, PLAIN, 44, 0, world=2, smallest=2)) == 2
+    assert len(EpochLoader(data, PLAIN, 3, 0, world=2, smallest=2)) == 0
+
+
 def test_seeds_of_runs_and_epochs_do_not_collide() -> None:
     seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(200)}
     assert len(seeds) == 4000

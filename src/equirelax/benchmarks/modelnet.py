@@ -23,6 +23,7 @@ from equirelax.benchmarks.strengths import (
 )
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
 from equirelax.data import CloudSet, clouds, corruptions, modelnet
+from equirelax.errors import ConfigError
 from equirelax.models import DGCNN, VNDGCNN, PointNet, VNPointNet
 from equirelax.symmetry import SO, Group, O, vector
 
@@ -101,6 +102,8 @@ class ModelNetTask(Task):
     metric = Metric("instance accuracy", "1e-2", "%", higher_is_better=True)
     counted: ClassVar[str] = ""
     chunk: ClassVar[int] = 50
+    smallest_batch: ClassVar[int] = 2
+    """All four networks have batch norm over objects."""
 
     @classmethod
     def defaults(cls, model: str, method: str) -> RunConfig:
@@ -169,8 +172,19 @@ class ModelNetTask(Task):
         return {**batch, "points": turned}
 
     def build_model(self) -> nn.Module:
-        """The configured network for the configured number of classes."""
+        """The configured network for the configured number of classes.
+
+        Raises:
+            ConfigError: a share that is none. RepresentationError: sizes that make no network.
+        """
         network: CloudNetwork = self.config.network  # type: ignore[assignment]
+        shares = {
+            "network.dropout": network.dropout,
+            "dataset.label_smoothing": self._dataset.label_smoothing,
+        }
+        for key, share in shares.items():
+            if not 0 <= share < 1:
+                raise ConfigError(f"'{key}' is {share}; expected a share, from 0 to below 1.")
         classes = len(TEN) if self._dataset.classes == "ten" else modelnet.CLASSES
         neighbours, width, dropout = network.neighbours, network.width, network.dropout
         builders: dict[str, Callable[[], nn.Module]] = {

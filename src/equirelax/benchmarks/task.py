@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -99,6 +100,19 @@ class AuditCase:
     group: Group
     head: Callable[[Tensor], Tensor] | None = None
 
+    @contextmanager
+    def headed(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model, whose output passes through `head` while the context is open; its layers keep their paths."""
+        head = self.head
+        if head is None:
+            yield model
+            return
+        handle = model.register_forward_hook(lambda _module, _inputs, output: head(output))
+        try:
+            yield model
+        finally:
+            handle.remove()
+
 
 class Task(ABC):
     """One benchmark with one configuration.
@@ -116,6 +130,8 @@ class Task(ABC):
     """What numbers among the data set's settings count."""
     chunk: ClassVar[int] = 250
     """Samples of one evaluation batch."""
+    smallest_batch: ClassVar[int] = 1
+    """Samples that one training step needs on every rank; an epoch's last batch with fewer is left out."""
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         self.config = config

@@ -53,16 +53,17 @@ def run_audit(words: Sequence[str]) -> int:
     parsed = options.parse(parser, words)
     assembly = load_run(Path(parsed.checkpoint), options.optional_path(parsed.data))
     case = assembly.task.audit_case()
-    report = audit(
-        assembly.model,
-        case.sample,
-        case.in_rep,
-        case.out_rep,
-        case.group,
-        samples=parsed.samples,
-        seed=parsed.seed,
-        dtype=getattr(torch, parsed.dtype),
-    )
+    with case.headed(assembly.model) as model:
+        report = audit(
+            model,
+            case.sample,
+            case.in_rep,
+            case.out_rep,
+            case.group,
+            samples=parsed.samples,
+            seed=parsed.seed,
+            dtype=getattr(torch, parsed.dtype),
+        )
     print(report)
     if parsed.out:
         write_text(parsed.out, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -88,7 +89,7 @@ def run_project(words: Sequence[str]) -> int:
         )
     assembly = load_run(Path(parsed.checkpoint))
     if assembly.relaxation is None:
-        print("The run was strict: there is nothing to project.")
+        print(f"The run has no residuals (method {assembly.config.method}): there is nothing to project.")
     else:
         print(project(assembly.model, mode=parsed.mode, unfoldable=parsed.unfoldable))
     weights = {key: value.contiguous().clone() for key, value in assembly.model.state_dict().items()}

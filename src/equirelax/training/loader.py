@@ -29,6 +29,7 @@ class EpochLoader:
         seed: Seed of order and augmentation.
         rank, world: This process and the number of processes.
         device: Where batches are wanted.
+        smallest: Samples that every rank must have of a batch; batches with fewer are left out.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class EpochLoader:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        smallest: int = 1,
     ) -> None:
         self.data, self.make = data.to(device), make
         self.count = len(data)
         self.batch_size = min(batch_size, self.count)
         self.seed, self.rank, self.world = seed, rank, world
+        self.least = smallest * world
         self.epoch = 0
 
     @property
@@ -57,9 +60,10 @@ class EpochLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        # A last batch with fewer samples than ranks would leave a rank without work, the others waiting.
+        # A last batch with fewer samples than ranks would leave a rank without work, the others waiting; batch norm
+        # of a single sample is an error.
         full, rest = divmod(self.count, self.batch_size)
-        return full + (rest >= self.world)
+        return full * (self.batch_size >= self.least) + (rest >= self.least)
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))

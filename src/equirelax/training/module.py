@@ -51,6 +51,7 @@ class RelaxedModule(lightning.LightningModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.device,
+            self.assembly.task.smallest_batch,
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

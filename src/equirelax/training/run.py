@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task
@@ -97,8 +95,20 @@ def _build(
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
     steps = len(
-        EpochLoader(train_data, task.train_batch, training.batch_size, config.seed, world=machine.devices)
+        EpochLoader(
+            train_data,
+            task.train_batch,
+            training.batch_size,
+            config.seed,
+            world=machine.devices,
+            smallest=task.smallest_batch,
+        )
     )
+    if not steps:
+        raise ConfigError(
+            f"A training step of {config.model} needs {task.smallest_batch * machine.devices} samples or more; "
+            f"batch_size is {training.batch_size}, and there are {len(train_data)} training samples."
+        )
     assembly = assemble(config, root, steps_per_epoch=steps)
     return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, val, folder)
 
@@ -214,29 +224,15 @@ def strengths(assembly: Assembly) -> dict[str, float]:
     return dict(zip(assembly.relaxation.residuals, assembly.relaxation.gammas().tolist(), strict=True))
 
 
-class Headed(nn.Module):
-    """A model with a function of its output that has no parameters."""
-
-    def __init__(self, model: nn.Module, head: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.head = model, head
-
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        """head(model(*inputs))."""
-        return self.head(self.model(*inputs))
-
-
 def equivariance_error(assembly: Assembly) -> dict[str, Any]:
     """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model
     projected.
     """
     case = assembly.task.audit_case()
-    # Holds the model itself: projecting that one shows here too.
-    audited = assembly.model if case.head is None else Headed(assembly.model, case.head)
 
     def measure() -> float:
         report = audit(
-            audited,
+            assembly.model,
             case.sample,
             case.in_rep,
             case.out_rep,
@@ -247,9 +243,10 @@ def equivariance_error(assembly: Assembly) -> dict[str, Any]:
         )
         return float(report.relative)
 
-    before = measure()
-    after = before
-    if assembly.relaxation is not None:
-        project(assembly.model)
-        after = measure()
+    with case.headed(assembly.model):
+        before = measure()
+        after = before
+        if assembly.relaxation is not None:
+            project(assembly.model)
+            after = measure()
     return {"before": before, "after": after, "group": case.group.name, "dtype": "float64"}
