@@ -93,11 +93,22 @@ def test_higher_may_be_better() -> None:
     assert summary["methods"]["resilient"]["paired_with_strict"]["wins"] == 0
     sentence = conclusion(summary)
     assert "best relaxed method here is ace" in sentence
+    assert "after projection back" in sentence
     assert "10.50 points above strict" in sentence
     text = table(summary)
     assert "test accuracy (%)" in text
     assert "class accuracy" in text
     assert "| ace | 58.50 ± 0.71 | 2 | 3 |" in text
+
+
+def test_networks_without_residuals_are_not_called_relaxed() -> None:
+    runs = [accuracy(name, 0, value) for name, value in (("strict", 50.0), ("equi-tuning", 60.0))]
+    for run in runs:
+        run["gammas"] = {}
+    sentence = conclusion(summarise(runs))
+    assert sentence.startswith(
+        "The best method here beside strict is equi-tuning: its test accuracy is 10.00 points"
+    )
 
 
 def test_conditions_become_a_table_and_a_picture(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def _method(
     return {
         "seeds": [r["seed"] for r in runs],
         "headline": kind,
+        "residuals": max(len(r["gammas"]) for r in runs),
         "test": tests,
         "val": asdict(spread([r["val"][kind] for r in runs])),
         "paired_with_strict": None if compared is None else compared.to_dict(),
@@ -176,13 +177,12 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     side = "below" if best["mean"] < 0 else "above"
     size = f"{abs(best['mean']):.2f} points" if higher else f"{abs(best['mean']) / strict:.0%}"
     change = f"{size} {side} strict"
-    kept = methods[name]["headline"]
     what = summary["metric"]["name"] if higher else "error"
-    state = (
-        "keeping its residuals"
-        if kept == "relaxed"
-        else "after projection back to an exactly equivariant network"
-    )
+    best_kind, state = "best relaxed method here", " after projection back to an exactly equivariant network"
+    if not methods[name]["residuals"]:
+        best_kind, state = "best method here beside strict", ""
+    elif methods[name]["headline"] == "relaxed":
+        state = " keeping its residuals"
     interval = best["interval"]
     if interval is None:
         sure = "from one seed, which is no evidence of a difference"
@@ -190,7 +190,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
         sure = f"a difference that {best['count']} seeds do not tell from chance"
     else:
         sure = f"with a 95 % interval of the paired difference that excludes zero ({best['count']} seeds)"
-    return f"The best relaxed method here is {name}: its test {what} {state} is {change}, {sure}."
+    return f"The {best_kind} is {name}: its test {what}{state} is {change}, {sure}."
 
 
 def _spread(value: Mapping[str, Any] | None) -> str:
