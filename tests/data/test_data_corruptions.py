@@ -247,3 +247,6 @@ def test_mistakes_are_explained(points: Tensor) -> None:
             corrupt(points, "shear", severity, seeded())  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"\(batch, points, 3\)"):
         corrupt(points[0], "shear", 1, seeded())
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(DataError, match="NaN or infinite"):
+            corrupt(points * value, "occlusion", 1, seeded())

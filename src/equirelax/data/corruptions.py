@@ -36,9 +36,11 @@ def corrupt(points: Tensor, name: str, severity: int, generator: torch.Generator
     """`points` (b, n, 3) with one of `CORRUPTIONS` applied, as a new tensor.
 
     Raises:
-        DataError: an unknown name, a severity that is not 1 .. 5, or points of another shape.
+        DataError: an unknown name, a severity that is not 1 .. 5, points of another shape, NaN or infinity.
     """
     check_clouds(points)
+    if not torch.isfinite(points).all():
+        raise DataError("The clouds hold NaN or infinite coordinates; remove those points or clouds first.")
     if name not in CORRUPTIONS:
         raise DataError(
             f"Unknown corruption {name!r}.{did_you_mean(name, tuple(CORRUPTIONS))} "
