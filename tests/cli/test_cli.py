@@ -80,7 +80,7 @@ def test_help_texts_say_what_matters(
         (["train", "nbody", "--method", "aces"], "Unknown method 'aces'. Did you mean 'ace'"),
         (["train", "nbody", "--model", "segn"], "no model 'segn'. Did you mean 'segnn'"),
         (["train", "nbody", "--epocks", "3"], "Unknown option --epocks. Did you mean '--epochs'"),
-        (["train", "nbody", "--epochs", "many"], '"epochs"'),
+        (["train", "nbody", "--epochs", "many"], "--epochs is 'many'"),
         (["train", "nbody", "--epochs"], "expected one argument"),
         (["train", "nbody", "--epochs", "0"], "at least 1"),
         (
@@ -107,7 +107,7 @@ def test_help_texts_say_what_matters(
         (["data", "get", "mocap-run"], "To get it"),
         (["audit", "none.ckpt"], "no checkpoint at none.ckpt"),
         (["project", "none.ckpt", "-o", "x.pt"], "should end in .safetensors"),
-        (["project", "none.ckpt"], "required: out"),
+        (["project", "none.ckpt"], "Missing: --out"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -200,3 +200,25 @@ def test_settings_of_single_methods_are_told_apart() -> None:
     common, special = split_settings(words, ["strict", "scheduled", "ace"])
     assert common == ["--epochs", "3", "--dataset.train", "5"]
     assert special == {"ace": ["--strength.dual_lr", "1e-3"], "scheduled": ["--epochs=4"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("train", "modelnet40", "--classes", "tne"),
+            "--dataset.classes is 'tne'; choose one of all, ten. Did you",
+        ),
+        (("train", "nbody", "--epochs", "x"), "--epochs is 'x'; expected int."),
+        (("train", "modelnet40", "--per_class", "x"), "--dataset.per_class is 'x'; expected int or null."),
+        (("project", "somewhere"), "Missing: --out."),
+    ],
+)
+def test_wrong_values_are_explained_in_the_users_words(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "typing" not in error
+    assert len(error.strip().splitlines()) == 1

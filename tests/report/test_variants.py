@@ -105,6 +105,7 @@ def test_networks_without_residuals_are_not_called_relaxed() -> None:
     runs = [accuracy(name, 0, value) for name, value in (("strict", 50.0), ("equi-tuning", 60.0))]
     for run in runs:
         run["gammas"] = {}
+    assert "| **60.00** (as trained) |  |  |  |" in table(summarise(runs))
     sentence = conclusion(summarise(runs))
     assert sentence.startswith(
         "The best method here beside strict is equi-tuning: its test accuracy is 10.00 points"

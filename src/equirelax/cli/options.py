@@ -62,7 +62,29 @@ def explain(message: str, known: list[str]) -> str:
         if unknown:
             return f"Unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}"
         return f"Unexpected argument '{match.group(1)}'."
+    if match := re.match(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)$', message):
+        return _wrong_value(*match.groups())
+    if match := re.match(
+        r'Parser key "(.+?)": Does not validate .* Subtypes: \[(.*?)\] .* Given value: (.*)$', message
+    ):
+        key, kinds, value = match.groups()
+        names = [name for name in re.findall(r"<class '(.*?)'>", kinds) if name != "NoneType"]
+        return f"--{key} is '{value.rstrip('.')}'; expected {' or '.join([*names, 'null'])}."
+    if match := re.match(r"the following arguments are required: (.*)", message):
+        # the parser names them without their dashes
+        missing = [f"--{name}" if f"--{name}" in known else name for name in match.group(1).split(", ")]
+        return f"Missing: {', '.join(missing)}."
     return message.rstrip(".") + "."
+
+
+def _wrong_value(key: str, kind: str, value: str) -> str:
+    """What is wrong with a flag's value, from the parser's words for its type: typing.Literal['a', 'b'], <class 'int'>."""
+    value = value.rstrip(".")
+    if kind.startswith("typing.Literal["):
+        choices = re.findall(r"'([^']*)'", kind)
+        return f"--{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+    named = re.fullmatch(r"<class '(.*)'>", kind)
+    return f"--{key} is '{value}'; expected {named.group(1) if named else kind.removeprefix('typing.')}."
 
 
 def _underscored(word: str) -> str:
