@@ -19,7 +19,7 @@ from equirelax.audit.lipschitz import (
     residual_slope,
     spectral_norm,
 )
-from equirelax.relaxation import MLP, Dense, EquivariantDense, Layers, PlainLinear, relax
+from equirelax.relaxation import MLP, Dense, EquivariantDense, Layers, LowRank, PlainLinear, relax
 from equirelax.symmetry import SO, vector
 
 DIM = 6
@@ -45,7 +45,8 @@ def test_spectral_norms() -> None:
 @given(seed=st.integers(0, 1000), layers=st.integers(1, 3), hidden=st.integers(1, 9))
 def test_constants_of_residuals_are_upper_bounds(seed: int, layers: int, hidden: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for kind in (Dense(init="default"), MLP(layers, hidden), EquivariantDense(init="default")):
+    linear = (Dense(init="default"), EquivariantDense(init="default"), LowRank(hidden, "default"))
+    for kind in (*linear, MLP(layers, hidden)):
         built = kind.build(REP, REP, -1, generator).double()
         found = lipschitz(built)
         assert found.constant is not None

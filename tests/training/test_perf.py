@@ -65,6 +65,9 @@ def test_point_clouds_are_timed_against_goals_in_milliseconds() -> None:
         torch.set_num_threads(before)
     counts = result["multiply_adds"]
     assert counts["strict"] < counts["relaxed, no penalty"] < counts["relaxed + exact penalty"]
+    thin = counts["relaxed, rank 8, no penalty"]
+    assert counts["strict"] < thin < counts["relaxed, rank 8 + exact penalty"] < counts["relaxed, no penalty"]
+    assert set(result["goals"]) <= {*result["ratios"], *result["milliseconds"]}
     assert result["model"] == "vn-pointnet"
     lines = table(result).splitlines()
     step = next(line for line in lines if line.startswith("strict: step"))

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from equirelax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from equirelax.relaxation import read
 from equirelax.training.callbacks import EpochEnd
-from equirelax.training.folder import BEST, LAST, read_table
+from equirelax.training.folder import BEST, CONFIG, LAST, read_table
 from equirelax.training.machine import Machine
 from equirelax.training.run import train
 
@@ -188,6 +189,21 @@ def test_folder_with_a_run_is_not_overwritten(tiny_root: Path, tiny_config: Conf
     with pytest.raises(ConfigError, match="epochs was 1 and is now 2"):
         train(tiny_config("strict", epochs=2), tmp_path, tiny_root, resume=True, machine=QUIET)
     assert train(config, tmp_path, tiny_root, resume=True, machine=QUIET) == first
+
+
+def test_settings_that_a_run_did_not_have_yet_count_as_their_defaults(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """A run of a version whose residuals had no rank resumes, unless another rank than the default is wanted."""
+    config = tiny_config("scheduled", epochs=1)
+    first = train(config, tmp_path, tiny_root, machine=QUIET)
+    stored = config.to_dict()
+    del stored["residual"]["rank"]
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(stored))
+    assert train(config, tmp_path, tiny_root, resume=True, machine=QUIET) == first
+    other = config.updated({"residual": {"rank": 3}})
+    with pytest.raises(ConfigError, match=r"residual\.rank was 8 and is now 3"):
+        train(other, tmp_path, tiny_root, resume=True, machine=QUIET)
 
 
 def test_damaged_checkpoint_is_an_error_that_names_it(

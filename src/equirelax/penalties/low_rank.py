@@ -57,7 +57,7 @@ def _acted(y: Tensor, rep: Representation) -> Tensor:
     """drho(A_i) y and rho(g_j) y for y (dim, m): (k + c, dim, m)."""
     parts = [y.new_empty(0, *y.shape)]
     if rep.group.algebra_dim:
-        parts.append(rep.left(y))
+        parts.append(rep.derivative(y, axis=-2))
     if rep.group.discrete_count:
         parts.append(rep.discrete_left(y))
     return torch.cat(parts)
@@ -85,6 +85,8 @@ def _as_columns(x: Columns, feature_axis: int, dtype: torch.dtype) -> Columns:
     """(batch, dim, points), without a copy where there is a view of it."""
     if isinstance(x, SharedColumns):
         return x.to(dtype)
+    if feature_axis == -2 and x.shape[-1] == 1:  # such as a choice of rows: one product, not one for each
+        x, feature_axis = x.squeeze(-1), -1
     if feature_axis == -1:
         return x.reshape(1, -1, x.shape[-1]).mT.to(dtype)
     return x.reshape(-1, *x.shape[-2:]).to(dtype)

@@ -264,8 +264,8 @@ class EquivariantDense(ResidualKind):
 class LowRank(ResidualKind):
     """A linear map from all input features to all output features, of at most a given rank: `U (V x)`.
 
-    On VN-PointNet a dense residual takes three times the arithmetic of the network that it relaxes; this one takes
-    a few per cent of it. With U = 0 only U has a gradient at the first step, V from the second on.
+    On VN-PointNet dense residuals take three times the arithmetic of the network that they relax, those of rank 8 a
+    tenth of it. With U = 0 only U has a gradient at the first step, V from the second on.
 
     Args:
         rank: r, at least 1. Layers differ in size: where min(in_dim, out_dim) is smaller, that is taken instead,

@@ -107,13 +107,10 @@ def measure(
     torch.set_num_threads(threads)
     batch = timed.batch(batch_size)
     strict, scheduled, learnt = (defaults(benchmark, model, name) for name in ("strict", "scheduled", "ace"))
-    configs = {
-        "strict": strict,
-        "relaxed, no penalty": scheduled.updated({"strength": {"lie_weight": 0.0, "norm_weight": 0.0}}),
-        "relaxed + exact penalty": scheduled,
-        "relaxed + penalty from sampled rows": scheduled.updated({"strength": {"rows": rows}}),
-        "ACE": learnt,
-    }
+    configs = {"strict": strict, **relaxed_cases(scheduled, rows, "relaxed"), "ACE": learnt}
+    if timed.rank is not None:
+        thin = scheduled.updated({"residual": {"kind": "low-rank", "rank": timed.rank}})
+        configs |= relaxed_cases(thin, rows, f"relaxed, rank {timed.rank}")
     steps = {name: training_step(config, batch) for name, config in configs.items()}
     multiply_adds = {name: sum(p.multiply_adds for p in products(step)) for name, step in steps.items()}
     cases = [Case(f"{name}: step", step) for name, step in steps.items()]
@@ -140,6 +137,15 @@ def measure(
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
+    }
+
+
+def relaxed_cases(config: RunConfig, rows: int, name: str) -> dict[str, RunConfig]:
+    """Settings without a penalty, with the exact one, and with one from sampled rows."""
+    return {
+        f"{name}, no penalty": config.updated({"strength": {"lie_weight": 0.0, "norm_weight": 0.0}}),
+        f"{name} + exact penalty": config,
+        f"{name} + penalty from sampled rows": config.updated({"strength": {"rows": rows}}),
     }
 
 
@@ -251,18 +257,18 @@ def ratios(milliseconds: dict[str, float], multiply_adds: dict[str, int]) -> dic
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = [f"{'case':46} {'ms':>9} {'GFLOP':>9} {'GFLOP/s':>9} {'goal':>12}"]
+    lines = [f"{'case':54} {'ms':>9} {'GFLOP':>9} {'GFLOP/s':>9} {'goal':>12}"]
     for name, value in result["milliseconds"].items():
         work = rate = ""
         case = name.removesuffix(": step").removesuffix(": its matrix products alone")
         if case != name:
             gigaflop = 2e-9 * result["multiply_adds"][case]
             work, rate = f"{gigaflop:.4g}", f"{1e3 * gigaflop / value:.1f}"
-        lines.append(f"{name:46} {value:9.2f} {work:>9} {rate:>9} {result['goals'].get(name, ''):>12}")
-    lines += ["", f"{'ratio':46} {'time':>9} {'floor':>9} {'goal':>12}"]
+        lines.append(f"{name:54} {value:9.2f} {work:>9} {rate:>9} {result['goals'].get(name, ''):>12}")
+    lines += ["", f"{'ratio':54} {'time':>9} {'floor':>9} {'goal':>12}"]
     for name, ratio in result["ratios"].items():
         lines.append(
-            f"{name:46} {ratio['time']:9.3f} {ratio['floor']:9.3f} {result['goals'].get(name, ''):>12}"
+            f"{name:54} {ratio['time']:9.3f} {ratio['floor']:9.3f} {result['goals'].get(name, ''):>12}"
         )
     if "simulation" in result:
         made = result["simulation"]
