@@ -14,6 +14,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.files import did_you_mean
+from equirelax.symmetry.exponential import matrix_exp
 
 _TYPES: dict[str, Callable[..., Group]] = {}
 # Closing a set of generators under multiplication stops here: the group is then taken to be infinite.
@@ -101,7 +102,7 @@ class Group(ABC):
                 f"{self.name} has a Lie algebra of dimension {len(basis)}, but {coefficients.shape[-1]} "
                 f"coefficients were given (last axis of a tensor of shape {tuple(coefficients.shape)})."
             )
-        return torch.matrix_exp(torch.einsum("...k,kij->...ij", coefficients, basis))
+        return matrix_exp(torch.einsum("...k,kij->...ij", coefficients, basis))
 
     def sample(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry.block import Block
+from equirelax.symmetry.exponential import matrix_exp
 from equirelax.symmetry.group import Group, constants
 from equirelax.symmetry.lie import SE, SO, E, O
 from equirelax.symmetry.representation import Representation
@@ -46,7 +47,7 @@ class Irrep(Block):
         determinant = torch.linalg.det(linear).sign()[..., None, None]
         vectors = rotation_vectors(linear * determinant).to(torch.float64)
         turns = rotation_generators(self.l).to(g.device)
-        out = torch.matrix_exp(torch.einsum("...k,kij->...ij", vectors, turns)).to(g.dtype)
+        out = matrix_exp(torch.einsum("...k,kij->...ij", vectors, turns)).to(g.dtype)
         return out * determinant if self.p == -1 and self.parity_acts else out
 
     def _generators(self) -> Tensor:

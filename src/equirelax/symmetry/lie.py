@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
+from equirelax.symmetry.exponential import matrix_exp
 from equirelax.symmetry.group import Group, empty, haar_orthogonal, orthogonality_error, uniform
 
 
@@ -206,7 +207,7 @@ class Lorentz(Group):
         lifted[:, 0, 0] = 1.0
         lifted[:, 1:, 1:] = rotations
         rapidity = uniform((count, 1, 1), -1.0, 1.0, generator)
-        boost = torch.matrix_exp(rapidity * self._algebra()[5].to(rapidity.device))
+        boost = matrix_exp(rapidity * self._algebra()[5].to(rapidity.device))
         return lifted[:count] @ boost @ lifted[count:]
 
     def _distance(self, g: Tensor) -> Tensor:
