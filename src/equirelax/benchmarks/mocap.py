@@ -141,8 +141,8 @@ class MocapTask(Task):
             return Transformer(
                 mocap.JOINTS, network.hidden, network.layers, network.heads, features, mocap.STEPS
             )
-        assert isinstance(network, EGNNNetwork)
-        return EGNN(network.hidden, network.layers, in_features=features, edge_features=2)
+        egnn: EGNNNetwork = network  # type: ignore[assignment]
+        return EGNN(egnn.hidden, egnn.layers, in_features=features, edge_features=2)
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
         """positions, velocities, features; for networks on graphs also edges and edge features; for EGNO also the

@@ -19,7 +19,6 @@ from equirelax.benchmarks.strengths import (
     ScheduledStrength,
     choice,
     is_learnt,
-    is_scheduled,
 )
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
 from equirelax.data import CloudSet, clouds, corruptions, modelnet
@@ -33,7 +32,6 @@ HEAD_DROPOUT = {"vn-pointnet": 0.4, "vn-dgcnn": 0.5, "pointnet": 0.3, "dgcnn": 0
 EVALUATION_SEED = 0
 """Rotations and dropout of validation and test objects are drawn once from it: they are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
-SEVERITIES = (1, 2, 3, 4, 5)
 TEN = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
 )  # fmt: skip
@@ -151,19 +149,15 @@ class ModelNetTask(Task):
     ) -> Batch:
         """Fresh points, dropout, scale, shift and rotation for every object (the order of CR's training)."""
         d = self._dataset
-        points = clouds.sample_points(data.points[indices.to(data.device)], d.points, generator)
+        batch = self.eval_batch(data, indices)
+        points = clouds.sample_points(batch["points"], d.points, generator)
         if self.config.training.augment:
             if d.point_dropout:
                 points = clouds.point_dropout(points, d.point_dropout, generator)
             if d.scale_and_shift:
                 points = clouds.shift(clouds.scale(points, generator=generator), generator=generator)
         points = clouds.rotate(points, clouds.rotations(d.train_rotation, len(points), generator))
-        return {"points": points[share], "labels": data.labels[indices.to(data.device)][share]}
-
-    def eval_batch(self, data: Any, indices: Any) -> Batch:
-        """The objects as `load` gave them."""
-        index = torch.as_tensor(indices, device=data.device)
-        return {"points": data.points[index], "labels": data.labels[index]}
+        return {"points": points[share], "labels": batch["labels"][share]}
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every object turned by a rotation of its own; its class stays."""
@@ -237,26 +231,23 @@ class ModelNetTask(Task):
         """Point dropout of a fixed share, and every corruption at every severity, as configured."""
         found: dict[str, Callable[[Any], Any]] = {}
         if self._dataset.conditions != "none":
-            found |= {f"point dropout {ratio:g}": partial(self._dropped, ratio=ratio) for ratio in DROPOUTS}
+            found |= {
+                f"point dropout {ratio:g}": partial(self._changed, change=_dropout(ratio))
+                for ratio in DROPOUTS
+            }
         if self._dataset.conditions == "all":
             found |= {
-                f"{name} {severity}": partial(self._corrupted, name=name, severity=severity)
+                f"{name} {severity}": partial(self._changed, change=_corruption(name, severity))
                 for name in corruptions.CORRUPTIONS
-                for severity in SEVERITIES
+                for severity in corruptions.SEVERITIES
             }
         return found
 
-    def _dropped(self, data: CloudSet, ratio: float) -> CloudSet:
+    def _changed(self, data: CloudSet, change: Callable[[Tensor, torch.Generator], Tensor]) -> CloudSet:
+        """The chosen objects, their points changed by the same random numbers in every run."""
         chosen = self._chosen(data)
-        points = clouds.drop_ratio(chosen.points, ratio, torch.Generator().manual_seed(EVALUATION_SEED))
+        points = change(chosen.points, torch.Generator().manual_seed(EVALUATION_SEED))
         return dataclasses.replace(chosen, points=points)
-
-    def _corrupted(self, data: CloudSet, name: str, severity: int) -> CloudSet:
-        chosen = self._chosen(data)
-        generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        return dataclasses.replace(
-            chosen, points=corruptions.corrupt(chosen.points, name, severity, generator)
-        )
 
     def _chosen(self, data: CloudSet) -> CloudSet:
         """The first objects of every class, as many as are configured."""
@@ -301,6 +292,14 @@ class ModelNetTask(Task):
         return dataset
 
 
+def _dropout(ratio: float) -> Callable[[Tensor, torch.Generator], Tensor]:
+    return lambda points, generator: clouds.drop_ratio(points, ratio, generator)
+
+
+def _corruption(name: str, severity: int) -> Callable[[Tensor, torch.Generator], Tensor]:
+    return lambda points, generator: corruptions.corrupt(points, name, severity, generator)
+
+
 def _contrast(logits: Tensor) -> Tensor:
     """Logits (b, classes) less their mean over the objects."""
     return logits - logits.mean(0)
@@ -335,7 +334,7 @@ def _strength(dgcnn: bool, method: str) -> Any:
     prior on the author's weights is what a weight decay of 1e-4 is to the others.
     """
     strength = choice(method).strength
-    if isinstance(strength, ScheduledStrength) and is_scheduled(method) and dgcnn:
+    if isinstance(strength, ScheduledStrength) and dgcnn:
         return dataclasses.replace(
             strength,
             lie_weight=5e-4 if strength.lie_weight else 0.0,
