@@ -70,7 +70,7 @@ def residual_slope(residual: Residual) -> Lipschitz:
 
 def _step_matrix(step: StreamMap, first: bool) -> Tensor:
     """The matrix of `W batchnorm(s)` in evaluation, behind the stream's start if it is the first step."""
-    matrix = _weight(step.linear) * _scale(step.norm)
+    matrix = _weight(step.linear) * _scale(step.norm.running_var, step.norm)
     return matrix @ _weight(step.start) if first and step.start is not None else matrix
 
 
@@ -120,13 +120,12 @@ def _bias(bias: Tensor | None) -> str:
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> Lipschitz:
     if module.running_var is None:
         return Lipschitz(None, BATCH_NORM)
-    return Lipschitz(float(_scale(module).abs().max()), BATCH_NORM)
+    return Lipschitz(float(_scale(module.running_var, module).abs().max()), BATCH_NORM)
 
 
-def _scale(norm: nn.modules.batchnorm._BatchNorm | RowNorm) -> Tensor:
-    """What batch norm multiplies every channel by in evaluation, (channels,)."""
-    assert norm.running_var is not None
-    scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
+def _scale(variance: Tensor, norm: nn.modules.batchnorm._BatchNorm | RowNorm) -> Tensor:
+    """What batch norm multiplies every channel by in evaluation, (channels,); variance: its running one."""
+    scale = (variance.detach().double() + norm.eps).rsqrt()
     return scale if norm.weight is None else scale * norm.weight.detach().double()
 
 
