@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
+from equirelax.relaxation import SchNetStream
 
 
 class Block(nn.Module):
@@ -91,3 +92,18 @@ def perturb(relaxation: er.Relaxation) -> None:
             parameter += 0.3 * torch.randn_like(parameter)
     for i, (_, residual) in enumerate(relaxation):
         residual.set_gamma(0.5 + 0.2 * i)
+
+
+def relaxed(order=(0, 1, 2), **options):
+    model = Net(order=order)
+    relaxation = er.relax(model, SchNetStream(**options))
+    perturb(relaxation)
+    return model, relaxation
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
