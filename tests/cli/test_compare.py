@@ -39,6 +39,45 @@ def _tiny_data(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("_tiny_data")
+def test_several_models_in_one_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "compare",
+        "nbody",
+        "--models",
+        "segnn,egnn",
+        "--methods",
+        "strict,ace",
+        "--seeds",
+        "1",
+        "--jobs",
+        "2",
+    ]
+    words += ["--out", str(tmp_path / "out"), *SMALL, "--epochs", "1", "--egnn.batch_size", "24"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert all(f"| {name} |" in text for name in ("strict segnn", "ace segnn", "strict egnn", "ace egnn"))
+    folders = {folder.name for folder in (tmp_path / "out").iterdir() if folder.is_dir()}
+    assert folders == {
+        f"{model}-{method}-seed0" for model in ("segnn", "egnn") for method in ("strict", "ace")
+    }
+    config = (tmp_path / "out" / "egnn-ace-seed0" / "config.yaml").read_text()
+    assert "batch_size: 24" in config
+
+
+def test_models_that_do_not_go_with_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "nbody", "--models", "segnn", "--model", "egnn"]) == 2
+    assert "--model or --models" in capsys.readouterr().err
+    assert main(["compare", "nbody", "--models", "segnn,egn"]) == 2
+    assert "Did you mean 'egnn'" in capsys.readouterr().err
+    assert main(["compare", "modelnet40", "--models", "pointnet,dgcnn", "--methods", "scheduled"]) == 2
+    found = capsys.readouterr()
+    assert "Left out, for there is nothing to relax: scheduled on pointnet, scheduled on dgcnn." in found.out
+    assert "None of --models" in found.err
+    assert main(["compare", "nbody", "--models", "segnn", "--egnn.epochs", "1"]) == 2
+    assert "not among --models" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_tiny_data")
 def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "comparison"
     words = [

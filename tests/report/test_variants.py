@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from test_report import result
 
+from equirelax.benchmarks.registry import defaults
 from equirelax.report.conditions import conditions_table, curves, draw_conditions, split
 from equirelax.report.summary import conclusion, summarise, table
 from equirelax.report.variants import baseline_of, labels, method_of
@@ -34,6 +35,40 @@ def test_what_differs_within_a_method_is_in_its_label() -> None:
     assert found[:2] == ["strict", "strict"]
     assert found[2:] == ["scheduled lie_weight=norm_weight=0.0", "scheduled lie_weight=norm_weight=0.1"] * 2
     assert [method_of(label) for label in found] == ["strict"] * 2 + ["scheduled"] * 4
+
+
+def of_model(base: dict[str, Any], model: str) -> dict[str, Any]:
+    """The same result of another model."""
+    config = defaults(base["benchmark"], model, base["method"]).to_dict()
+    return {**copy.deepcopy(base), "model": model, "config": config}
+
+
+def test_runs_of_several_models_are_compared_with_the_strict_runs_of_their_own() -> None:
+    first = [result("strict", 0, 8.0), result("ace", 0, 6.0)]
+    second = [of_model(result("strict", 0, 4.0), "egnn"), of_model(result("ace", 0, 5.0), "egnn")]
+    summary = summarise([*first, *second])
+    assert summary["model"] == "segnn, egnn"
+    rows = summary["methods"]
+    assert list(rows) == ["strict segnn", "ace segnn", "strict egnn", "ace egnn"]
+    assert rows["ace segnn"]["paired_with_strict"]["mean"] == pytest.approx(-2.0)
+    assert rows["ace egnn"]["paired_with_strict"]["mean"] == pytest.approx(1.0)
+    assert rows["ace segnn"]["published"] == "3.8 ± 0.17"
+    assert rows["ace egnn"]["published"] is None
+    assert "ace segnn: its test error" in conclusion(summary)  # the sentence is about the first model
+    assert "25% below strict" in conclusion(summary)
+
+
+def test_what_is_scaled_down_is_told_by_model_where_it_differs() -> None:
+    other = of_model(result("strict", 0, 4.0), "egnn")
+    other["scaled_down"] = "5 of 64 hidden"
+    text = table(summarise([result("strict", 0, 8.0), other]))
+    assert "segnn: 10 of 1000 epochs; egnn: 5 of 64 hidden" in text
+
+
+def test_a_group_without_exact_action_has_no_equivariance_error() -> None:
+    one = result("strict", 0, 8.0)
+    one["equivariance_error"] = None
+    assert "| n/a |" in table(summarise([one]))
 
 
 def test_a_setting_that_an_older_version_did_not_have_is_at_its_default() -> None:

@@ -224,6 +224,11 @@ def is_learnt(name: str) -> bool:
     return isinstance(choice(name).strength, (ACEStrength, ResilientStrength))
 
 
+def needs_residuals(name: str) -> bool:
+    """Whether the method drives residuals, so that it is for networks that have any."""
+    return name != "strict" and not is_wrapper(name) and not isinstance(choice(name).strength, REMULStrength)
+
+
 def is_wrapper(name: str) -> bool:
     """Whether the method is a module around the network, with no residuals and nothing to step."""
     return isinstance(choice(name).strength, (EquiTuningStrength, EquiAdaptStrength))

@@ -214,7 +214,12 @@ class Task(ABC):
 
     @abstractmethod
     def audit_case(self) -> AuditCase:
-        """A few validation samples with their representations."""
+        """A few validation samples with their representations. Raises `ConfigError` where `auditable` is False."""
+
+    @property
+    def auditable(self) -> bool:
+        """Whether the group acts exactly on samples, so that an equivariance error has a meaning."""
+        return True
 
     def representations(self) -> Representations:
         """How the group acts on the model's arguments and output; here: as in `audit_case`."""

@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from equirelax.benchmarks.registry import build_task, defaults
+from equirelax.benchmarks.registry import build_task, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig
-from equirelax.benchmarks.strengths import CHOICES, choice
+from equirelax.benchmarks.strengths import CHOICES, choice, needs_residuals
+from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
@@ -19,16 +20,17 @@ from equirelax.training.jobs import Job, run_jobs
 
 DESCRIPTION = """Train several methods over several seeds, and compare them.
 
-Every run is a process of its own with a folder of its own, OUT/METHOD-seedN; finished runs are kept, so the
-same command goes on where an interrupted one stopped. At the end OUT receives summary.json, summary.md
-(the table) and curves.png. Settings as for equirelax train hold for all methods; with the method's name in
-front they hold for that one.
+Every run is a process of its own with a folder of its own, OUT/METHOD-seedN (OUT/MODEL-METHOD-seedN with several
+models); finished runs are kept, so the same command goes on where an interrupted one stopped. At the end OUT
+receives summary.json, summary.md (the table) and curves.png; a sweep over one number also sweep.png. Settings as for
+equirelax train hold for all runs; with the name of a method or model in front they hold for that one.
 
 examples:
   equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 3
   equirelax compare nbody --methods strict,ace --seeds 0,1,2,3 --epochs 200 --ace.strength.dual_lr 1e-3
   equirelax compare modelnet40 --methods strict,scheduled --sweep lie_weight+norm_weight=0,0.001,0.01,0.1
-  equirelax compare mocap --dataset.subject run --methods strict,scheduled,ace,resilient"""
+  equirelax compare mocap --dataset.subject run --methods strict,scheduled,ace,resilient
+  equirelax compare smoke --models e2cnn,conv,mlp --methods strict,scheduled,ace --e2cnn.network.hidden 24"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,7 +40,8 @@ def main(words: Sequence[str]) -> int:
     if benchmark is None or {"-h", "--help"} & set(words):
         _parser(benchmark or "BENCHMARK").print_help()
         return 0
-    own, settings = split_settings(words[1:], list(CHOICES))
+    models_here = list(task_class(benchmark).models)
+    own, settings = split_settings(words[1:], [*CHOICES, *models_here])
     try:
         known, common = _parser(benchmark).parse_known_args(own)
     except argparse.ArgumentError as error:
@@ -46,24 +49,26 @@ def main(words: Sequence[str]) -> int:
     if known.jobs is not None and known.jobs < 1:
         raise ConfigError(f"--jobs is {known.jobs}; at least one run at a time is needed.")
     methods = _names(known.methods)
-    for method in settings:
-        if method not in methods:
+    models = _models(known.models, options.peek(common, "model")["model"], benchmark)
+    for name in settings:
+        if name not in (*methods, *models):
             raise ConfigError(
-                f"There are settings for {method} (--{method}. ...), but it is not among --methods."
+                f"There are settings for {name} (--{name}. ...), but it is not among "
+                f"{'--models' if name in models_here else '--methods'}."
             )
-    model = options.peek(common, "model")["model"]
-    out = Path(known.out) if known.out else _default_out(benchmark, model, methods[0])
+    pairs = _pairs(benchmark, models, methods)
+    out = Path(known.out) if known.out else _default_out(benchmark, models)
     keys, values = sweep.parse(known.sweep)
-    sweep.check_used(keys, [defaults(benchmark, model, method) for method in methods])
+    sweep.check_used(keys, [defaults(benchmark, model, method) for model, method in pairs])
     jobs = []
     for seed in _seeds(known.seeds):
-        for method in methods:
+        for model, method in pairs:
             for variant in sweep.variants(defaults(benchmark, model, method), keys, values):
-                flags = [*common, *settings.get(method, []), *variant.flags]
-                flags += ["--method", method, "--seed", str(seed)]
-                folder = out / f"{method}{variant.name}-seed{seed}"
-                jobs.append(_job(benchmark, method, flags, folder))
-    _check_data(jobs[0].config, known.data)
+                flags = [*common, *settings.get(model, []), *settings.get(method, []), *variant.flags]
+                flags += ["--model", model, "--method", method, "--seed", str(seed)]
+                name = f"{model}-{method}" if len(models) > 1 else method
+                jobs.append(_job(benchmark, method, flags, out / f"{name}{variant.name}-seed{seed}"))
+    _check_data([job.config for job in jobs], known.data)
     code = run_jobs(jobs, known.data, known.jobs or _cores())
     if code == 130:
         return code
@@ -81,6 +86,7 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
     )
+    parser.add_argument("--models", help="models, separated by commas, for which --model stands for one")
     parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
     parser.add_argument(
         "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
@@ -137,9 +143,40 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _default_out(benchmark: str, model: str | None, method: str) -> Path:
-    config = defaults(benchmark, model, method)
-    return default_folder(config).parent / f"compare-{config.model}"
+def _models(text: str | None, one: str | None, benchmark: str) -> list[str]:
+    """The models of --models or --model; by default the benchmark's first."""
+    if text is not None and one is not None:
+        raise ConfigError("Give --model or --models, not both.")
+    if text is None:
+        return [defaults(benchmark, one, "strict").model]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--models names no model.")
+    for name in names:
+        defaults(benchmark, name, "strict")
+    return names
+
+
+def _pairs(benchmark: str, models: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
+    """(model, method) for all that go together; with several models, says which do not and leaves them out."""
+    pairs: list[tuple[str, str]] = []
+    left_out: list[tuple[str, str]] = []
+    for model in models:
+        for method in methods:
+            placement = defaults(benchmark, model, method).residual.placement
+            fits = len(models) == 1 or placement != NO_PLACEMENT or not needs_residuals(method)
+            (pairs if fits else left_out).append((model, method))
+    if left_out:
+        names = ", ".join(f"{method} on {model}" for model, method in left_out)
+        print(f"Left out, for there is nothing to relax: {names}.", flush=True)
+    if not pairs:
+        raise ConfigError("None of --models has anything to relax: choose a method that needs no residuals.")
+    return pairs
+
+
+def _default_out(benchmark: str, models: Sequence[str]) -> Path:
+    config = defaults(benchmark, models[0], "strict")
+    return default_folder(config).parent / f"compare-{'-'.join(models)}"
 
 
 def _job(benchmark: str, method: str, flags: list[str], folder: Path) -> Job:
@@ -162,12 +199,16 @@ def _job(benchmark: str, method: str, flags: list[str], folder: Path) -> Job:
     return Job(config, folder, machine)
 
 
-def _check_data(config: RunConfig, root: str | None) -> None:
-    """Fail before any process starts when data is missing."""
-    task = build_task(config, options.optional_path(root))
-    task.load("train")
-    task.load("val")
-    task.load("test")
+def _check_data(configs: Sequence[RunConfig], root: str | None) -> None:
+    """Fail before any process starts when data is missing, of any data set that the runs need."""
+    seen = []
+    for config in configs:
+        if config.dataset not in seen:
+            seen.append(config.dataset)
+            task = build_task(config, options.optional_path(root))
+            task.load("train")
+            task.load("val")
+            task.load("test")
 
 
 def _cores() -> int:

@@ -40,10 +40,10 @@ def main(words: Sequence[str]) -> int:
     folder = run_folder(Path(parsed.run))
     result = read_run_result(folder)
     if not result["gammas"]:
-        error = result["equivariance_error"]["before"]
+        error = result["equivariance_error"]
         print(
             f"{folder}: method {result['method']} has no residuals, so that there is nothing to tell layer by layer. "
-            f"Equivariance error of the output: {error:.1e}."
+            f"Equivariance error of the output: {'n/a' if error is None else format(error['before'], '.1e')}."
         )
         return 0
     rows = read_metrics(folder / METRICS, result["epochs"])

@@ -90,7 +90,9 @@ def describe(result: dict[str, Any], folder: Path) -> str:
             f"epoch {result['selected_epoch']} of {result['epochs']} selected, {result['seconds']:.0f} s",
             line("val"),
             line("test"),
-            f"  equivariance error ({error['group']}, {error['dtype']}): "
+            "  equivariance error: n/a"
+            if error is None
+            else f"  equivariance error ({error['group']}, {error['dtype']}): "
             f"{error['before']:.2g} relaxed, {error['after']:.2g} projected",
             f"  {folder / 'result.json'}",
         ]

@@ -1,5 +1,5 @@
-"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png; where the test set was measured
-under further conditions also conditions.md and conditions.png.
+"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png; where one number was swept also
+sweep.png, where the test set was measured under further conditions also conditions.md and conditions.png.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from equirelax.files import write_text
 from equirelax.report.conditions import conditions_table, curves, draw_conditions
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
+from equirelax.report.swept import draw_swept
 from equirelax.report.variants import labels
 from equirelax.training.folder import METRICS, RESULT, read_result, read_table
 
 SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
 CONDITIONS, CONDITIONS_PICTURE = "conditions.md", "conditions.png"
+SWEPT_PICTURE = "sweep.png"
 
 
 def write_comparison(out: Path, folders: Sequence[Path]) -> str:
@@ -40,6 +42,7 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
     draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric, scale)
+    draw_swept(out / SWEPT_PICTURE, summary["runs"], done, summary["metric"], title)
     further = curves(summary["runs"])
     if further:
         write_text(out / CONDITIONS, f"# {title}\n\n{conditions_table(further, summary['metric'])}")

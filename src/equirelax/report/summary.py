@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -26,33 +27,48 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Statistics over seeds for every method (and variant of its settings), in the order of `results`.
 
     Args:
-        results: Contents of result.json files of one benchmark and model.
+        results: Contents of result.json files of one benchmark.
 
     Raises:
-        ConfigError: no results, or results of several benchmarks or models.
+        ConfigError: no results, or results of several benchmarks.
     """
     if not results:
         raise ConfigError("There is no finished run to summarise.")
-    if len({(r["benchmark"], r["model"]) for r in results}) > 1:
-        raise ConfigError("A summary is of one benchmark and one model; the results are of several.")
+    if len({r["benchmark"] for r in results}) > 1:
+        raise ConfigError("A summary is of one benchmark; the results are of several.")
     first = results[0]
-    published = build_task(config_from_dict(first["config"])).published()
+    models = list(dict.fromkeys(r["model"] for r in results))
     methods = {}
     named = labels(results)
     for name in dict.fromkeys(named):
         runs = [r for label, r in zip(named, results, strict=True) if label == name]
-        methods[name] = _method(method_of(name), runs, baseline_of(runs, results), published.get(name))
+        methods[name] = _method(method_of(name), runs, baseline_of(runs, results), _published(name, runs[0]))
     return {
         "benchmark": first["benchmark"],
-        "model": first["model"],
+        "model": ", ".join(models),
         "metric": first["metric"],
         "methods": methods,
-        "scaled_down": first["scaled_down"],
+        "scaled_down": _scaled_down(results),
         "commits": sorted({str(r["commit"]) for r in results}),
         "hardware": first["hardware"],
         "versions": first["versions"],
         "runs": list(results),
     }
+
+
+def _published(label: str, run: Mapping[str, Any]) -> str | None:
+    """The published value of a run's model and method; a variant of their settings has none."""
+    if label not in (run["method"], f"{run['method']} {run['model']}"):
+        return None
+    return build_task(config_from_dict(run["config"])).published().get(run["method"])
+
+
+def _scaled_down(results: Sequence[Mapping[str, Any]]) -> str | None:
+    """In words where the runs are smaller than the papers' setting; by model where that differs."""
+    by_model = {r["model"]: r["scaled_down"] for r in results}
+    if len(set(by_model.values())) == 1:
+        return results[0]["scaled_down"]
+    return "; ".join(f"{model}: {words}" for model, words in by_model.items() if words) or None
 
 
 def _method(
@@ -72,8 +88,11 @@ def _method(
             runs[0]["metric"].get("higher_is_better", False),
         )
     )
-    errors = [r["equivariance_error"] for r in runs]
+    errors = [r["equivariance_error"] for r in runs if r["equivariance_error"] is not None]
     return {
+        "method": name,
+        "model": runs[0]["model"],
+        "strict": statistics.fmean(baseline.values()) if baseline else None,
         "seeds": [r["seed"] for r in runs],
         "headline": kind,
         "residuals": max(len(r["gammas"]) for r in runs),
@@ -87,7 +106,9 @@ def _method(
             "after": max(e["after"] for e in errors),
             "group": errors[0]["group"],
             "dtype": errors[0]["dtype"],
-        },
+        }
+        if errors
+        else None,
         "seconds": asdict(spread([r["seconds"] for r in runs])),
         "further": _further(runs, kind),
         "inference": _inference(runs, kind),
@@ -130,7 +151,7 @@ def table(summary: Mapping[str, Any]) -> str:
         compared = row["paired_with_strict"]
         # networks without residuals (Equi-Tuning, Equi-Adapt, REMUL on a plain one) have one state; strict ones too, but
         # they are what the others are projected to
-        relaxes = name == BASELINE or row["residuals"] > 0
+        relaxes = row["method"] == BASELINE or row["residuals"] > 0
         parameters = row["parameters"]
         cells = [
             name,
@@ -140,7 +161,7 @@ def table(summary: Mapping[str, Any]) -> str:
             "" if compared is None else f"{compared['wins']} of {compared['count']}",
             row["published"] or "",
             f"{parameters['strict']:,} ({parameters['relaxed']:,})",
-            f"{errors['before']:.1e} → {errors['after']:.1e}",
+            "n/a" if errors is None else f"{errors['before']:.1e} → {errors['after']:.1e}",
             f"{row['seconds']['mean']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -169,14 +190,15 @@ def _details(summary: Mapping[str, Any]) -> str:
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """One sentence on what the comparison shows, no more than it does."""
-    methods = summary["methods"]
+    """One sentence on what the comparison shows, no more than it does; of several models, on the first."""
+    first = next(iter(summary["methods"].values()))["model"]
+    methods = {name: row for name, row in summary["methods"].items() if row["model"] == first}
     compared = {name: row["paired_with_strict"] for name, row in methods.items() if row["paired_with_strict"]}
     if not compared:
         return "There is nothing to compare: a strict run and another with the same seed are needed."
     higher = summary["metric"].get("higher_is_better", False)
     name, best = (max if higher else min)(compared.items(), key=lambda item: item[1]["mean"])
-    strict = methods[BASELINE]["test"]["projected"]["mean"]
+    strict = methods[name]["strict"]
     side = "below" if best["mean"] < 0 else "above"
     size = f"{abs(best['mean']):.2f} points" if higher else f"{abs(best['mean']) / strict:.0%}"
     change = f"{size} {side} strict"

@@ -110,8 +110,11 @@ def findings(study: Mapping[str, Any]) -> list[str]:
 
 def _end_to_end(study: Mapping[str, Any]) -> str:
     error = study["equivariance_error"]
+    selected = f"Selected at epoch {study['selected_epoch']} of {study['epochs']}, deployed {study['deployed']}."
+    if error is None:
+        return selected
     return (
-        f"Selected at epoch {study['selected_epoch']} of {study['epochs']}, deployed {study['deployed']}. Relative "
+        f"{selected} Relative "
         f"equivariance error of the output under {error['group']}: {error['before']:.1e} relaxed, "
         f"{error['after']:.1e} projected."
     )

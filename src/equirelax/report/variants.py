@@ -15,16 +15,19 @@ Result = Mapping[str, Any]
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """A label for every run: its method and, where runs of that method differ in their settings, how.
+    """A label for every run: its method, the model where there are several, and where runs of both differ in their
+    settings, how.
 
     Settings that always change together are one: "scheduled lie_weight=norm_weight=0.01".
     """
+    several = len({result["model"] for result in results}) > 1
     found = []
     for result in results:
-        mine = [settings(r) for r in results if r["method"] == result["method"]]
-        own = settings(result)
+        alike = [r for r in results if (r["method"], r["model"]) == (result["method"], result["model"])]
+        mine, own = [settings(r) for r in alike], settings(result)
         differing = [key for key in own if any(other.get(key) != own[key] for other in mine)]
-        found.append(" ".join([result["method"], *_together(differing, own, mine)]))
+        named = [result["method"], *([result["model"]] if several else [])]
+        found.append(" ".join([*named, *_together(differing, own, mine)]))
     return found
 
 
@@ -45,11 +48,11 @@ def settings(result: Result) -> dict[str, Any]:
 
 
 def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, float]:
-    """Seed -> headline value of the strict runs that `runs` (of one label) are compared with.
+    """Seed -> headline value of the strict runs of the same model that `runs` (of one label) are compared with.
 
-    Those on the same data with the same network; where none is, all strict runs if they are of one kind.
+    Those on the same data with the same network; where none is, all of them if they are of one kind.
     """
-    strict = [r for r in results if r["method"] == BASELINE]
+    strict = [r for r in results if (r["method"], r["model"]) == (BASELINE, runs[0]["model"])]
     alike = [r for r in strict if all(r["config"].get(s) == runs[0]["config"].get(s) for s in SHARED)]
     if not alike and len(set(labels(strict))) == 1:
         alike = strict

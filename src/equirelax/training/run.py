@@ -224,10 +224,12 @@ def strengths(assembly: Assembly) -> dict[str, float]:
     return dict(zip(assembly.relaxation.residuals, assembly.relaxation.gammas().tolist(), strict=True))
 
 
-def equivariance_error(assembly: Assembly) -> dict[str, Any]:
-    """Relative equivariance error in float64 before (relaxed) and after projection. Leaves the model
-    projected.
+def equivariance_error(assembly: Assembly) -> dict[str, Any] | None:
+    """Relative equivariance error in float64 before (relaxed) and after projection; None where the task's group has
+    no exact action. Leaves the model projected.
     """
+    if not assembly.task.auditable:
+        return None
     case = assembly.task.audit_case()
 
     def measure() -> float:

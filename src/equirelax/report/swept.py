@@ -1,0 +1,124 @@
+"""The metric, strengths and multipliers against one number that a comparison swept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from equirelax.benchmarks.strengths import is_learnt
+from equirelax.benchmarks.task import heading
+from equirelax.files import atomic_write
+from equirelax.report.picture import look
+from equirelax.report.statistics import spread
+from equirelax.report.summary import headline
+from equirelax.report.variants import settings
+from equirelax.training.folder import METRICS, read_table
+
+Curves = dict[str, dict[float, list[float]]]
+"""Method (and model) -> value of the swept setting -> one number for every seed."""
+
+
+def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
+    """The dotted key of the one number that differs between runs of one method and model; None if there is not
+    exactly one, or it takes fewer than three values.
+    """
+    differing: set[str] = set()
+    values: dict[str, set[Any]] = {}
+    for result in results:
+        own = settings(result)
+        for other in results:
+            if (other["method"], other["model"]) == (result["method"], result["model"]):
+                differing |= {key for key, value in settings(other).items() if value != own.get(key)}
+    for key in differing:
+        values[key] = {settings(result)[key] for result in results if key in settings(result)}
+    if len(differing) != 1:
+        return None
+    (key,) = differing
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values[key])
+    return key if numbers and len(values[key]) > 2 else None
+
+
+def swept_curves(results: Sequence[Mapping[str, Any]], numbers: Sequence[float | None], key: str) -> Curves:
+    """`numbers` (one for every result; None: none) by method, model and value of the setting `key`."""
+    several = len({result["model"] for result in results}) > 1
+    found: Curves = {}
+    for result, number in zip(results, numbers, strict=True):
+        if number is not None:
+            label = " ".join([result["method"], *([result["model"]] if several else [])])
+            found.setdefault(label, {}).setdefault(settings(result)[key], []).append(number)
+    return found
+
+
+def final_size(table: Sequence[Mapping[str, str]], kind: str) -> float | None:
+    """Mean over residuals of the absolute value of gamma, multiplier or slack after the last epoch; None without."""
+    last = (
+        [float(v) for column, v in table[-1].items() if column.startswith(f"{kind}/") and v] if table else []
+    )
+    finite = [abs(v) for v in last if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def draw_swept(
+    path: Path,
+    results: Sequence[Mapping[str, Any]],
+    folders: Sequence[Path],
+    metric: Mapping[str, Any],
+    title: str,
+) -> bool:
+    """Write a PNG where one number was swept: the deployed model's metric against it; where strengths were learnt also
+    the mean size of multipliers and of gamma after the last epoch. Returns whether there was anything to draw.
+
+    Args:
+        path: Where to.
+        results: Contents of the runs' result.json. folders: theirs, for metrics.csv.
+        metric: As result files hold it. title: Above everything.
+    """
+    key = swept_setting(results)
+    if key is None:
+        return False
+    errors = [r["test"][headline(r["method"])] for r in results]
+    panels = [(heading(metric), swept_curves(results, errors, key))]
+    tables = [
+        read_table(folder / METRICS) if is_learnt(r["method"]) else []
+        for folder, r in zip(folders, results, strict=True)
+    ]
+    for kind, words in (("multiplier", "mean |multiplier| at the end"), ("gamma", "mean |gamma| at the end")):
+        found = swept_curves(results, [final_size(table, kind) for table in tables], key)
+        if found:
+            panels.append((words, found))
+    order = list(panels[0][1])
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(5.2 + 3.6 * (len(panels) - 1), 4.2), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.4, *[1] * (len(panels) - 1)])[0]
+        for panel, (words, found) in zip(axes, panels, strict=True):
+            _lines(panel, found, order)
+            panel.set(xlabel=key.rpartition(".")[2].replace("_", " "), ylabel=words)
+        axes[0].legend(frameon=False, fontsize=8)
+        figure.suptitle(f"{title}: mean over seeds, bars one standard deviation")
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+    return True
+
+
+def _lines(panel: Axes, found: Curves, order: Sequence[str]) -> None:
+    for label, by_value in found.items():
+        values = sorted(by_value)
+        spreads = [spread(by_value[value]) for value in values]
+        panel.errorbar(
+            values,
+            [one.mean for one in spreads],
+            [one.std or 0.0 for one in spreads],
+            label=label,
+            marker="o",
+            markersize=3,
+            linewidth=1.3,
+            elinewidth=0.7,
+            **look(order.index(label)),
+        )
+    panel.grid(alpha=0.25, linewidth=0.5)

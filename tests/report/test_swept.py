@@ -1,0 +1,73 @@
+"""A swept number is recognised, and drawn against what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_report import result
+from test_variants import changed, of_model
+
+from equirelax.report.swept import draw_swept, final_size, swept_curves, swept_setting
+from equirelax.training.folder import METRICS
+
+METRIC = {"name": "MSE", "unit": "1", "symbol": None}
+
+
+def swept(method: str, values: tuple[float, ...]) -> list[dict]:
+    return [changed(result(method, s, 1.0 + v), dataset__train=v) for s in (0, 1) for v in values]
+
+
+def test_one_number_with_three_values_or_more_is_a_sweep() -> None:
+    assert swept_setting(swept("strict", (100, 200, 300))) == "dataset.train"
+    assert swept_setting(swept("strict", (100, 200))) is None
+    assert swept_setting([result("strict", 0, 1.0), result("ace", 0, 1.0)]) is None
+    words = [changed(result("strict", 0, 1.0), schedule=s) for s in ("constant", "step", "cosine")]
+    assert swept_setting(words) is None
+    both = [
+        changed(one, batch_size=int(one["config"]["dataset"]["train"])) for one in swept("ace", (1, 2, 3))
+    ]
+    assert swept_setting(both) is None
+
+
+def test_every_method_and_model_has_a_curve_with_a_number_for_every_seed() -> None:
+    results = [*swept("strict", (1, 2, 3)), *swept("ace", (1, 2, 3))]
+    found = swept_curves(results, [r["test"]["projected"] for r in results], "dataset.train")
+    assert found == {m: {1: [2.0, 2.0], 2: [3.0, 3.0], 3: [4.0, 4.0]} for m in ("strict", "ace")}
+    both = [*results, of_model(results[0], "egnn")]
+    assert set(swept_curves(both, [0.0] * len(both), "dataset.train")) == {
+        "strict segnn",
+        "ace segnn",
+        "strict egnn",
+    }
+
+
+def test_the_size_at_the_end_is_the_mean_over_residuals() -> None:
+    table = [
+        {"epoch": "0", "gamma/a": "9", "gamma/b": "9"},
+        {"epoch": "1", "gamma/a": "-0.5", "gamma/b": "1.5"},
+    ]
+    assert final_size(table, "gamma") == pytest.approx(1.0)
+    assert final_size(table, "slack") is None
+    assert final_size([], "gamma") is None
+
+
+def test_the_picture_has_a_panel_for_the_metric_and_one_each_for_multipliers_and_gamma(
+    tmp_path: Path,
+) -> None:
+    results = [*swept("strict", (1, 2, 3)), *swept("resilient", (1, 2, 3))]
+    folders = []
+    for index, one in enumerate(results):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / METRICS).write_text(
+            "epoch,gamma/a,multiplier/a\n0,1,0\n1,0.5,0.2\n" if one["method"] != "strict" else "epoch\n0\n"
+        )
+        folders.append(folder)
+    assert draw_swept(tmp_path / "all.png", results, folders, METRIC, "title")
+    assert draw_swept(tmp_path / "plain.png", results[:6], folders[:6], METRIC, "title")
+    wide, narrow = (Image.open(tmp_path / name).size[0] for name in ("all.png", "plain.png"))
+    assert wide > 2 * narrow
+    assert not draw_swept(tmp_path / "none.png", results[:1], folders[:1], METRIC, "title")
+    assert not (tmp_path / "none.png").exists()
