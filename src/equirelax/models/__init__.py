@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from equirelax.models.dgcnn import DGCNN
 from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO, EGNOLayer
+from equirelax.models.group_conv import FieldBatchNorm, GroupConv2d, GroupPool
 from equirelax.models.pointnet import PointNet
 from equirelax.models.schnet import pyg_schnet
 from equirelax.models.transformer import Transformer
@@ -26,6 +27,9 @@ __all__ = [
     "VNDGCNN",
     "EGNNLayer",
     "EGNOLayer",
+    "FieldBatchNorm",
+    "GroupConv2d",
+    "GroupPool",
     "MolecularSEGNN",
     "PointNet",
     "SEGNNLayer",

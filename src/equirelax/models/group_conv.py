@@ -1,0 +1,290 @@
+"""Group convolutions on the square grid (Cohen and Welling, arXiv 1602.07576; steerable fields: Weiler and Cesa,
+arXiv 1911.08251): exact under turns by 90 degrees and flips, in plain torch.
+
+Features are (batch, channels, H, W), channels laid out as a `Representation`: a regular field is `order` neighbouring
+channels, a vector field its x and y. The group acts by (g f)(p) = rho(g) f(g^-1 p), row 0 on top, y up. A network is
+exactly equivariant on odd sizes, or without strides; a stride of 2 on an even size samples a grid that a turn moves.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import RepresentationError
+from equirelax.symmetry import Representation, trivial
+from equirelax.symmetry.kernels import check_planar, is_permutation, kernel_orbits
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class OrbitKernel(nn.Module):
+    """The invariant kernels between two representations: `expand` gathers them, `coefficients` goes back.
+
+    It is a module for its buffers' sake, and never called: a kernel is no feature that a hook should see.
+
+    Args:
+        in_rep, out_rep: of one group out of C1, C2, C4, D1, D2, D4, made of trivial, sign, vector and regular blocks.
+        size: k.
+
+    Attributes:
+        count: free numbers.
+
+    Raises:
+        RepresentationError: the group does not map the grid onto itself, or a block does not move entries up to sign.
+    """
+
+    def __init__(self, in_rep: Representation, out_rep: Representation, size: int) -> None:
+        super().__init__()
+        check_planar(in_rep.group, "a group convolution")
+        self.in_rep, self.out_rep, self.size = in_rep, out_rep, size
+        self.count = 0
+        self._counts: list[int] = []
+        for i, (m_out, b_out) in enumerate(out_rep.blocks):
+            for j, (m_in, b_in) in enumerate(in_rep.blocks):
+                orbits = kernel_orbits(b_in, b_out, size)
+                for name in ("index", "sign", "sizes"):
+                    value = getattr(orbits, name)
+                    value = value if name == "index" else value.to(torch.get_default_dtype())
+                    self.register_buffer(f"{name}_{i}_{j}", value, persistent=False)
+                self._counts.append(m_out * m_in * len(orbits.sizes))
+        self.count = sum(self._counts)
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """Free numbers (count,) -> kernel (out, in, k, k), differentiable."""
+        parts = iter(weight.split(self._counts))
+        bands = []
+        for i, (m_out, b_out) in enumerate(self.out_rep.blocks):
+            tiles = []
+            for j, (m_in, b_in) in enumerate(self.in_rep.blocks):
+                index, sign, sizes = self._buffers_of(i, j)
+                free = next(parts).view(m_out * m_in, len(sizes))
+                # an empty basis has nothing to gather from
+                tile = (
+                    free.index_select(1, index) * sign
+                    if len(sizes)
+                    else free.new_zeros(len(free), len(index))
+                )
+                tile = tile.view(m_out, m_in, b_out.dim, b_in.dim, self.size, self.size).transpose(1, 2)
+                tiles.append(tile.reshape(m_out * b_out.dim, m_in * b_in.dim, self.size, self.size))
+            bands.append(tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1))
+        return bands[0] if len(bands) == 1 else torch.cat(bands)
+
+    def coefficients(self, kernel: Tensor) -> Tensor:
+        """The free numbers (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
+        numbers = []
+        for i, ((m_out, b_out), rows) in enumerate(
+            zip(self.out_rep.blocks, self.out_rep.slices(), strict=True)
+        ):
+            for j, ((m_in, b_in), columns) in enumerate(
+                zip(self.in_rep.blocks, self.in_rep.slices(), strict=True)
+            ):
+                index, sign, sizes = self._buffers_of(i, j)
+                tile = kernel[rows, columns].reshape(m_out, b_out.dim, m_in, b_in.dim, -1).transpose(1, 2)
+                tile = tile.reshape(m_out * m_in, -1) * sign.to(kernel)
+                if len(sizes):
+                    sums = tile.new_zeros(m_out * m_in, len(sizes)).index_add(1, index, tile)
+                    numbers.append((sums / sizes.to(kernel)).flatten())
+        return torch.cat(numbers) if numbers else kernel.new_zeros(0)
+
+    def _buffers_of(self, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
+        index, sign, sizes = (getattr(self, f"{name}_{i}_{j}") for name in ("index", "sign", "sizes"))
+        return index, sign, sizes
+
+
+class GroupConv2d(nn.Module):
+    """An equivariant convolution between two feature fields on the square grid.
+
+    Args:
+        in_rep, out_rep: representations of C1, C2, C4, D1, D2 or D4, made of trivial, sign, vector and regular blocks.
+        kernel_size: k >= 1.
+        stride: >= 1; with more than 1 exact only where the samples are placed symmetrically (odd sizes).
+        padding: pixels on every side; None keeps the size for stride 1, and needs an odd kernel.
+        bias: add the constants that the group leaves alone (one number for a trivial or regular field, none for a
+            sign or vector).
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+
+    Attributes:
+        weight: (orbits,), the free numbers; initialised within 1/sqrt(in k k), as `torch.nn.Conv2d` is.
+        bias: (invariants of out_rep,), or None where there is none or `bias` is False.
+        in_channels, out_channels: dim of in_rep and out_rep.
+
+    Raises:
+        RepresentationError: for other groups, blocks or sizes.
+    """
+
+    def __init__(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        _check(in_rep, out_rep, kernel_size, stride, padding, padding_mode)
+        self.in_rep, self.out_rep = in_rep, out_rep
+        self.in_channels, self.out_channels = in_rep.dim, out_rep.dim
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding = kernel_size // 2 if padding is None else padding
+        self.padding_mode = padding_mode
+        self._kernel = OrbitKernel(in_rep, out_rep, kernel_size)
+        self._constant = OrbitKernel(trivial(in_rep.group), out_rep, 1)
+        self.weight = nn.Parameter(torch.empty(self._kernel.count))
+        has_bias = bias and self._constant.count > 0
+        self.bias = nn.Parameter(torch.empty(self._constant.count)) if has_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias uniformly within 1/sqrt(in k k)."""
+        bound = 1 / math.sqrt(self.in_channels * self.kernel_size**2)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def kernel(self) -> Tensor:
+        """The kernel that is applied, (out, in, k, k), differentiable in `weight`."""
+        return self._kernel.expand(self.weight)
+
+    def constants(self) -> Tensor | None:
+        """The bias of every channel, (out,), or None."""
+        return None if self.bias is None else self._constant.expand(self.bias).flatten()
+
+    def coefficients(self, kernel: Tensor) -> Tensor:
+        """What `weight` is for the equivariant kernel nearest to `kernel` (out, in, k, k): (orbits,)."""
+        return self._kernel.coefficients(kernel)
+
+    def constant_coefficients(self, constants: Tensor) -> Tensor:
+        """What `bias` is for the equivariant constants nearest to `constants` (out,)."""
+        return self._constant.coefficients(constants[:, None, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, H, W) -> (batch, out, H', W').
+
+        Raises:
+            RepresentationError: for another number of channels or axes.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise RepresentationError(
+                f"GroupConv2d: expected (batch, {self.in_channels}, H, W) for {self.in_rep!r}, got {tuple(x.shape)}"
+            )
+        padding = self.padding
+        if self.padding_mode != "zeros" and padding:
+            x = nn.functional.pad(x, (padding,) * 4, mode=self.padding_mode)
+            padding = 0
+        return nn.functional.conv2d(x, self.kernel(), self.constants(), self.stride, padding)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return (
+            f"{self.in_rep!r}, {self.out_rep!r}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
+        )
+
+
+def _check(
+    in_rep: Representation,
+    out_rep: Representation,
+    kernel_size: int,
+    stride: int,
+    padding: int | None,
+    padding_mode: str,
+) -> None:
+    """Refuse what makes no convolution.
+
+    Raises:
+        RepresentationError: naming the argument and what was expected.
+    """
+    if in_rep.group != out_rep.group:
+        raise RepresentationError(
+            f"GroupConv2d: in_rep is of {in_rep.group.name}, out_rep of {out_rep.group.name}; expected one group"
+        )
+    if not in_rep.dim or not out_rep.dim:
+        raise RepresentationError(
+            f"GroupConv2d: {in_rep!r} -> {out_rep!r} has no channels; expected at least one"
+        )
+    if kernel_size < 1 or stride < 1 or (padding is not None and padding < 0):
+        raise RepresentationError(
+            f"GroupConv2d: kernel_size and stride must be at least 1 and padding at least 0, got {kernel_size}, "
+            f"{stride}, {padding}"
+        )
+    if padding is None and kernel_size % 2 == 0:
+        raise RepresentationError(
+            f"GroupConv2d: a kernel of even size {kernel_size} cannot keep the size symmetrically; give padding=, or "
+            "an odd kernel_size"
+        )
+    if padding_mode not in PADDING_MODES:
+        raise RepresentationError(
+            f"GroupConv2d: padding_mode is {padding_mode!r}; expected one of {', '.join(PADDING_MODES)}"
+        )
+
+
+def _check_fields(rep: Representation, what: str) -> None:
+    """Refuse fields whose entries change sign.
+
+    Raises:
+        RepresentationError: naming the representation.
+    """
+    check_planar(rep.group, what)
+    if not rep.dim or not is_permutation(rep):
+        raise RepresentationError(
+            f"{what} takes trivial and regular fields, whose entries the group only moves; got {rep!r}"
+        )
+
+
+class FieldBatchNorm(nn.Module):
+    """Batch norm with one mean, variance, scale and shift for every field, shared by its components.
+
+    Args:
+        rep: trivial and regular fields.
+
+    Raises:
+        RepresentationError: for fields whose entries change sign (a shift of theirs is not equivariant).
+    """
+
+    def __init__(self, rep: Representation, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        _check_fields(rep, "FieldBatchNorm")
+        self.rep = rep
+        # (batch, fields, components, H, W): what BatchNorm3d means over is all but the fields
+        self.norms = nn.ModuleList(nn.BatchNorm3d(m, eps, momentum) for m, _ in rep.blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, H, W) -> the same shape."""
+        parts = []
+        for (m, block), where, norm in zip(self.rep.blocks, self.rep.slices(), self.norms, strict=True):
+            part = x[:, where].reshape(x.shape[0], m, block.dim, *x.shape[2:])
+            parts.append(norm(part).flatten(1, 2))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class GroupPool(nn.Module):
+    """The largest component of every field: regular fields become invariant ones.
+
+    Args:
+        rep: trivial and regular fields.
+
+    Attributes:
+        in_rep: `rep`.
+        out_rep: one trivial field for every field of `rep`.
+
+    Raises:
+        RepresentationError: for fields whose entries change sign.
+    """
+
+    def __init__(self, rep: Representation) -> None:
+        super().__init__()
+        _check_fields(rep, "GroupPool")
+        self.in_rep = rep
+        self.out_rep = trivial(rep.group, sum(m for m, _ in rep.blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, H, W) -> (batch, fields, H, W)."""
+        parts = [
+            x[:, where].reshape(x.shape[0], m, block.dim, *x.shape[2:]).amax(dim=2)
+            for (m, block), where in zip(self.in_rep.blocks, self.in_rep.slices(), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
