@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from equirelax.models.dgcnn import DGCNN
 from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO, EGNOLayer
+from equirelax.models.forces import ConservativeForces
 from equirelax.models.group_conv import FieldBatchNorm, GroupConv2d, GroupPool
 from equirelax.models.pointnet import PointNet
 from equirelax.models.schnet import pyg_schnet
@@ -15,6 +16,7 @@ from equirelax.models.vn_dgcnn import VNDGCNN
 from equirelax.models.vn_pointnet import VNPointNet
 
 if TYPE_CHECKING:
+    from equirelax.models.equiformer import Equiformer
     from equirelax.models.segnn import SEGNN, SEGNNLayer
     from equirelax.models.segnn_molecules import MolecularSEGNN
     from equirelax.models.tensor_product import TensorProduct
@@ -25,8 +27,10 @@ __all__ = [
     "EGNO",
     "SEGNN",
     "VNDGCNN",
+    "ConservativeForces",
     "EGNNLayer",
     "EGNOLayer",
+    "Equiformer",
     "FieldBatchNorm",
     "GroupConv2d",
     "GroupPool",
@@ -49,6 +53,10 @@ def __getattr__(name: str) -> Any:
         from equirelax.models.segnn_molecules import MolecularSEGNN
 
         return MolecularSEGNN
+    if name == "Equiformer":
+        from equirelax.models.equiformer import Equiformer
+
+        return Equiformer
     if name == "TensorProduct":
         from equirelax.models.tensor_product import TensorProduct
 

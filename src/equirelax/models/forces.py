@@ -1,0 +1,44 @@
+"""Forces as the exact negative gradient of a network's energy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConservativeForces(nn.Module):
+    """Energies and forces of molecules, F = -dE/dx by autograd.
+
+    Forces carry a graph wherever gradients are recorded, so that a loss of them trains the energy's weights; under
+    `torch.no_grad` and `torch.inference_mode` they are computed all the same, without one.
+
+    Args:
+        energy_model: forward(numbers (n,), positions (n, 3), batch (n,)) -> energies (molecules,).
+    """
+
+    def __init__(self, energy_model: nn.Module) -> None:
+        super().__init__()
+        self.energy_model = energy_model
+
+    def forward(self, numbers: Tensor, positions: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (molecules,) and forces (n, 3), in the energy's unit per unit of the positions.
+
+        Args:
+            numbers: (n,) long, atomic numbers.
+            positions: (n, 3).
+            batch: (n,) long, the molecule of every atom.
+        """
+        create_graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            numbers, batch = _recordable(numbers), _recordable(batch)
+            positions = _recordable(positions)
+            if not (create_graph and positions.requires_grad):
+                positions = positions.detach().requires_grad_()
+            energies = self.energy_model(numbers, positions, batch)
+            (slope,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph)
+        return (energies if create_graph else energies.detach()), -slope
+
+
+def _recordable(x: Tensor) -> Tensor:
+    """A tensor made in inference mode may not be saved for a backward pass; its copy may."""
+    return x.clone() if x.is_inference() else x
