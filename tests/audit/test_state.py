@@ -217,6 +217,25 @@ def test_escnn_like_caches_made_by_eval_are_dropped() -> None:
     assert model.training
 
 
+def test_a_dtype_kept_as_an_attribute() -> None:
+    """Networks that cast to a dtype which they remember are measured in the audit's."""
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(3, 3)
+            self.out_dtype, self.table_dtype = torch.float32, torch.int32
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map(x.square().sum(-1, keepdim=True).sqrt().to(self.out_dtype) * torch.ones(3))
+
+    model = Casting()
+    assert audit(model, torch.randn(4, 3), vector(SO(3)), None).relative < 1e-14
+    with measuring(model, torch.float64):
+        assert (model.out_dtype, model.table_dtype) == (torch.float64, torch.int32)
+    assert (model.out_dtype, model.table_dtype) == (torch.float32, torch.int32)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:

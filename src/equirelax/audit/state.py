@@ -22,7 +22,8 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
     its own storage back, which nothing has written to: values and dtypes are those of before bit for bit, and
     ``Parameter`` objects, their version counters, gradients and every module's training flag are untouched.
     Floating tensors that a module keeps as plain attributes (or in a tuple, list or dict of its own) are cast
-    too, as ``Module.to`` would not do, and attributes that a forward sets (caches) are set back.
+    too, as ``Module.to`` would not do, and attributes that a forward sets (caches) are set back. So are attributes
+    that name the dtype of the model's own tensors (the dtype that a forward casts to): inside they name ``dtype``.
     """
     flags = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -43,8 +44,13 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
             model.eval()
             for parameter, _ in gradients:
                 parameter.grad = None
+            own = {original.dtype for _, original in originals if original.is_floating_point()}
             for tensor, original in originals:
                 tensor.data = original.to(_target(original, dtype), copy=True)
+            for module, before in attributes:
+                module.__dict__.update(
+                    {key: dtype for key, value in before.items() if isinstance(value, torch.dtype) and value in own}
+                )
             yield
         finally:
             torch.set_default_dtype(default)

@@ -6,6 +6,7 @@ from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.placements import (
     Constant,
+    CoordinateBlocks,
     EGNNBlocks,
     EGNOStreams,
     Layers,
@@ -27,6 +28,7 @@ from equirelax.relaxation.summary import Summary
 __all__ = [
     "MLP",
     "Constant",
+    "CoordinateBlocks",
     "Dense",
     "EGNNBlocks",
     "EGNOStreams",

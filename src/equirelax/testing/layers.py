@@ -22,7 +22,7 @@ from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import equivariant_projection
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
-from equirelax.testing.span import brute_force_span, call_of
+from equirelax.testing.span import brute_force_span, call_of, flat, zeros
 
 Built = tuple[nn.Module, str, Any, Any, Any]
 
@@ -142,11 +142,11 @@ class LayerFamilyConformance(ABC):
         with torch.no_grad():
             plain = module(*args, **kwargs)
             residual.set_gamma(0.7)
-            found = module(*args, **kwargs) - plain
+            found = flat(module(*args, **kwargs)) - flat(plain)
             x = dense(residual.site.reader(args, kwargs))
             weight = 0.7 * weight_of(residual)
             delta = nn.functional.linear(x, weight) if residual.feature_axis == -1 else weight @ x
-            expected = residual.site.writer(torch.zeros_like(plain), delta)
+            expected = flat(residual.site.writer(zeros(plain), delta))
         close(found, expected, 1e-12, "what the residual adds")
 
     def test_switching_off_shows_the_strict_model(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equirelax.audit.tree import leaves, map_tree
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import dense
 
@@ -39,7 +40,10 @@ def brute_force_span(
     in its first positional input. That input is replaced by random numbers: the call's own may be dependent.
     """
     generator = torch.Generator().manual_seed(3)
-    args = (torch.randn(args[0].shape, generator=generator, dtype=args[0].dtype), *args[1:])
+    drawn = map_tree(
+        args[0], None, lambda leaf: torch.randn(leaf.value.shape, generator=generator, dtype=leaf.value.dtype)
+    )
+    args = (drawn, *args[1:])
     with torch.no_grad():
         off = residual.enabled
         residual.enabled = False
@@ -48,7 +52,7 @@ def brute_force_span(
         try:
             zero = _with(own, None, module, args, kwargs)
             made = [
-                _with(own, (i, k), module, args, kwargs) - zero
+                flat(_with(own, (i, k), module, args, kwargs)) - flat(zero)
                 for i, p in enumerate(own)
                 for k in range(p.numel())
             ]
@@ -57,7 +61,7 @@ def brute_force_span(
                 parameter.copy_(value)
             residual.enabled = off
         probes = _probes(residual, zero, args, kwargs)
-    columns = torch.stack([m.flatten() for m in made], dim=1)  # (entries, parameters)
+    columns = torch.stack(made, dim=1)  # (entries, parameters)
     weights = torch.linalg.lstsq(probes, columns, driver="gelsd").solution
     # A bias is no map of the input: what the probes cannot make is left out.
     fits = (probes @ weights - columns).norm(dim=0) < 1e-9 * columns.norm(dim=0).clamp_min(1e-12)
@@ -72,17 +76,16 @@ def _with(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Tensor:
-    """The module's output with all parameters 0 but one entry."""
+) -> Any:
+    """The module's output, a tensor or a tree of them, with all parameters 0 but one entry."""
     for parameter in own:
         parameter.zero_()
     if entry is not None:
         own[entry[0]].view(-1)[entry[1]] = 1.0
-    output: Tensor = module(*args, **kwargs)
-    return output
+    return module(*args, **kwargs)
 
 
-def _probes(residual: Residual, zero: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _probes(residual: Residual, zero: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What each entry of a dense residual adds to the output: (output entries, out_dim * in_dim)."""
     x = dense(residual.site.reader(args, kwargs))
     columns = []
@@ -93,5 +96,15 @@ def _probes(residual: Residual, zero: Tensor, args: tuple[Any, ...], kwargs: dic
             delta = (
                 nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
             )
-            columns.append(residual.site.writer(torch.zeros_like(zero), delta).flatten())
+            columns.append(flat(residual.site.writer(zeros(zero), delta)))
     return torch.stack(columns, dim=1)
+
+
+def flat(tree: Any) -> Tensor:
+    """Every entry of every floating tensor of a tree, in order, (entries,)."""
+    return torch.cat([leaf.value.flatten() for leaf in leaves(tree, None) if leaf.measurable])
+
+
+def zeros(tree: Any) -> Any:
+    """A tree of the same shape whose tensors are zero."""
+    return map_tree(tree, None, lambda leaf: torch.zeros_like(leaf.value))

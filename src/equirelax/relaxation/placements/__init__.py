@@ -1,6 +1,7 @@
 """Placements: which modules get which residual; one file per architecture."""
 
 from equirelax.relaxation.placements import egnn, egno, schnet, segnn  # noqa: F401  (each registers its placements)
+from equirelax.relaxation.placements.coordinates import CoordinateBlocks
 from equirelax.relaxation.placements.egnn import EGNNBlocks
 from equirelax.relaxation.placements.egno import EGNOStreams
 from equirelax.relaxation.placements.layers import Constant, Declaration, Layers, PlainLinear, VectorLinear
@@ -17,6 +18,7 @@ from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
 __all__ = [
     "Constant",
+    "CoordinateBlocks",
     "Declaration",
     "EGNNBlocks",
     "EGNOStreams",

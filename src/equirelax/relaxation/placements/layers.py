@@ -181,12 +181,17 @@ class Layers(Placement):
 
 
 def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
-    """Paths of the modules that `target` names, by class or by path pattern.
+    """Paths of the modules that `target` names: by class ("VNLinear"; "package.module.VNLinear" where several have
+    the name), or by path pattern.
 
     Raises:
         PlacementError: where it names none.
     """
-    by_class = {path for path, module in modules if any(c.__name__ == target for c in type(module).__mro__)}
+    by_class = {
+        path
+        for path, module in modules
+        if any(target in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
+    }
     if by_class:
         return by_class
     hits = {path for path, _ in modules if path and fnmatch.fnmatch(path, target)}

@@ -1,0 +1,151 @@
+"""Blocks that are called with features and coordinates and return both."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equirelax as er
+from equirelax.errors import PlacementError
+from equirelax.relaxation import CoordinateBlocks, Dense
+from equirelax.relaxation.spec import decode, encode
+from equirelax.symmetry import E, positions
+
+torch.set_num_threads(1)
+
+
+class Block(nn.Module):
+    """A layer that names its arguments in its own way; nodes are on axis -2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.edge = nn.Sequential(nn.Linear(2 * channels + 1, 8), nn.SiLU(), nn.Linear(8, channels + 1))
+
+    def forward(self, where: Tensor, feats: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r = where[:, :, None] - where[:, None]
+        shape = (*r.shape[:3], feats.shape[-1])
+        pairs = (
+            feats[:, :, None].expand(shape),
+            feats[:, None].expand(shape),
+            r.square().sum(-1, keepdim=True),
+        )
+        out = self.edge(torch.cat(pairs, -1))
+        if there is not None:
+            out = out * (there[:, None] & there[:, :, None])[..., None]
+        return where + (out[..., :1].tanh() * r).sum(2), feats + out[..., 1:].sum(2)
+
+
+class Net(nn.Module):
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(2))
+
+    def forward(self, h: Tensor, x: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        for block in self.blocks:
+            x, h = block(x, feats=h, there=there)
+        return h, x
+
+
+WHERE = ((1, "feats"), (0, "where"), (2, "there"), (1, 0))  # features, coordinates, mask, outputs
+PLACE = CoordinateBlocks("Block", 4, *WHERE)
+
+
+def sample() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    h, x = (torch.randn(3, 5, n, generator=generator, dtype=torch.float64) for n in (4, 3))
+    return h, x
+
+
+def relaxed(placement: CoordinateBlocks = PLACE) -> tuple[Net, er.relaxation.Relaxation]:
+    torch.manual_seed(0)
+    model = Net().double()
+    relaxation = er.relax(model, placement)
+    for parameter in relaxation.residual_parameters().values():
+        nn.init.normal_(parameter, std=0.3)
+    relaxation.set_gamma(0.5)
+    return model, relaxation
+
+
+def test_two_residuals_a_block_and_the_same_network_back() -> None:
+    model, relaxation = relaxed()
+    assert list(relaxation.residuals) == ["blocks.0:h", "blocks.0:x", "blocks.1:h", "blocks.1:x"]
+    assert [(r.in_rep.dim, r.out_rep.dim) for _, r in relaxation] == [(7, 4), (7, 3)] * 2
+    torch.manual_seed(0)
+    author = Net().double()
+    before = model(*sample())
+    assert not torch.allclose(before[1], author(*sample())[1], atol=1e-3)
+    er.project(model)
+    assert list(model.state_dict()) == list(author.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model(*sample()), author(*sample()), strict=True))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_what_is_relaxed(centred: bool) -> None:
+    """Rotations always; translations only where coordinates are read as they are."""
+    model, relaxation = relaxed(CoordinateBlocks("Block", 4, *WHERE, centred=centred))
+    reps = (None, positions(E(3)))
+    report = er.audit(model, sample(), reps, reps, samples=4)
+    assert report.after.relative < 1e-12 < 1e-2 < report.relative
+    moved = {row.name: row.relative for row in report.lie.generators if "translation" in row.name}
+    assert len(moved) == 3
+    assert (max(moved.values()) < 1e-12) is centred
+    assert report.first_break == "blocks.0"
+    assert {row.relaxes for row in relaxation.summary().with_status("relaxed")} == {
+        "O(3)" if centred else "E(3), translations too"
+    }
+
+
+def test_nodes_that_are_not_there_do_not_move_the_mean() -> None:
+    model, _ = relaxed()
+    h, x = sample()
+    there = torch.ones(3, 5, dtype=torch.bool)
+    there[:, 3:] = False
+    away = x.clone()
+    away[:, 3:] += 100.0
+    for a, b in zip(model(h, x, there), model(h, away, there), strict=True):
+        torch.testing.assert_close(a[:, :3], b[:, :3], rtol=1e-10, atol=1e-10)
+    nobody = model(h, x, torch.zeros_like(there))
+    assert all(bool(torch.isfinite(t).all()) for t in nobody)
+
+
+def test_training_reaches_the_strict_network_again() -> None:
+    model, relaxation = relaxed(CoordinateBlocks("Block", 4, *WHERE, residual=Dense()))
+    method = er.Scheduled(relaxation, total_steps=4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(4):
+        h, x = model(*sample())
+        (h.square().mean() + (x - 1).square().mean() + method.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+    copied = copy.deepcopy(model)
+    er.project(model)
+    reps = (None, positions(E(3)))
+    assert er.audit(model, sample(), reps, reps, samples=4, lie=False).relative < 1e-12
+    assert len(er.relaxation_of(copied)) == 4
+
+
+def test_it_can_be_stored() -> None:
+    assert decode(encode(PLACE)) == PLACE
+
+
+def test_wrong_declarations_are_explained() -> None:
+    with pytest.raises(PlacementError, match=r"names blocks.*and a module around it"):
+        er.relax(Net(), CoordinateBlocks("blocks.*", 4, *WHERE))
+    with pytest.raises(PlacementError, match=r"'Blok' is neither a class nor a path.*Did you mean 'Block'"):
+        er.relax(Net(), CoordinateBlocks("Blok", 4))
+    model = Net().double()
+    er.relax(
+        model, CoordinateBlocks("Block", 4, features=(0, "where"), coordinates=(2, "there"), outputs=(1, 0))
+    )
+    with pytest.raises(PlacementError, match=r"blocks.0: features .*are \(3, 5, 3\) and NoneType"):
+        model(*sample())
+    model = Net().double()
+    er.relax(model, CoordinateBlocks("Block", 9, *WHERE))
+    with pytest.raises(er.EquirelaxError, match=r"placed for 12 input features .* the call has 7"):
+        model(*sample())
+    full = f"{Block.__module__}.Block"
+    assert len(er.relax(Net(), CoordinateBlocks(full, 4))) == 4
