@@ -9,6 +9,8 @@ from equirelax.models.egnn import EGNN, EGNNLayer
 from equirelax.models.egno import EGNO, EGNOLayer
 from equirelax.models.forces import ConservativeForces
 from equirelax.models.group_conv import FieldBatchNorm, GroupConv2d, GroupPool
+from equirelax.models.plane_classifiers import PlainClassifier, PlaneClassifier
+from equirelax.models.planes import PlaneConv, PlaneE2CNN, PlaneLift, PlaneMLP, PlaneRPP, PlaneRSteer
 from equirelax.models.pointnet import PointNet
 from equirelax.models.schnet import pyg_schnet
 from equirelax.models.transformer import Transformer
@@ -35,6 +37,14 @@ __all__ = [
     "GroupConv2d",
     "GroupPool",
     "MolecularSEGNN",
+    "PlainClassifier",
+    "PlaneClassifier",
+    "PlaneConv",
+    "PlaneE2CNN",
+    "PlaneLift",
+    "PlaneMLP",
+    "PlaneRPP",
+    "PlaneRSteer",
     "PointNet",
     "SEGNNLayer",
     "TensorProduct",
