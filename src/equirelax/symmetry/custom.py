@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry.block import Block
+from equirelax.symmetry.derived import element_table, exponentials, is_rotations, looked_up
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.matrix_group import structure_constants
 
@@ -23,9 +24,10 @@ class Custom(Block):
         group: the group that acts.
         generators: drho(A_i), (k, d, d), for the basis `group.algebra()` in its order; None where k = 0.
         discrete: rho of `group.discrete()`, (c, d, d), in its order; None where c = 0.
-        matrix_fn: g (..., n, n) -> rho(g) (..., d, d). Without it `matrix` and `apply` raise, while
-            everything in weight space works. A function makes the block impossible to write as a spec; it
-            pickles if the function does.
+        matrix_fn: g (..., n, n) -> rho(g) (..., d, d). Finite groups, SO(n) and O(n) with n = 2, 3 need none: there
+            rho follows from the generators. Elsewhere `matrix` and `apply` raise without it, while everything in
+            weight space works. A function makes the block impossible to write as a spec; it pickles if the
+            function does.
         name: for tables and messages.
 
     Raises:
@@ -75,6 +77,10 @@ class Custom(Block):
 
     def matrix(self, g: Tensor) -> Tensor:
         self.group.check_shape(g)
+        if self._matrix_fn is None and self.group.order is not None:
+            return looked_up(self.group, self._constant("table", self._table, g.dtype, g.device), g)
+        if self._matrix_fn is None and is_rotations(self.group):
+            return exponentials(self.group, self._given[0], self._given[1], g)
         if self._matrix_fn is None:
             raise RepresentationError(
                 f"custom representation {self.name!r} of {self.group.name} knows its generators, not the "
@@ -93,6 +99,9 @@ class Custom(Block):
 
     def _discrete(self) -> Tensor:
         return self._given[1]
+
+    def _table(self) -> Tensor:
+        return element_table(self.group, self._given[1])
 
     def arguments(self) -> dict[str, Any]:
         return {"name": self.name, "generators": self._given[0].tolist(), "discrete": self._given[1].tolist()}
