@@ -10,16 +10,18 @@ every axis:
 * the same block with its components outermost (all x, then all y, then all z);
 * a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``.
 
-The one with the smallest error counts. Its error is small when the feature transforms like that, so no
-threshold decides
-what is tried. Two weaker explanations are looked for where none fits: vectors *in another basis* (``P rho(g)
-P^-1`` with a fixed P, which a swapped axis gives), and *some* linear map for every g (least squares; says
-nothing with too few rows).
+The first that fits counts. Where none does, what is left is a guess, with which a module is called again on
+exactly transformed inputs: then the smallest error alone would take any patchwork of blocks that happens to
+follow the noise, on any axis. So a guess pays for every change of block along its axis, and for standing on
+the first axis, which holds the samples or the rows: it must explain that much more. Two weaker explanations
+are looked for where none fits: vectors *in another basis* (``P rho(g) P^-1`` with a fixed P, which a swapped
+axis gives), and *some* linear map for every g (least squares; says nothing with too few rows).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,6 +32,11 @@ from equirelax.symmetry import Group, Representation
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
 
 MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
+CHANGE = 0.03  # of the squared norm: what a change of block has to be worth in a guess
+PER_CHANGE, ROWS_AXIS = (
+    1.25,
+    2.0,
+)  # how much more a guess must explain for a change of block, and on the first axis
 MAX_ROWS = 256  # rows that take part in choosing a segmentation; the error reported is over all of them
 
 
@@ -59,12 +66,13 @@ class Atom:
 @dataclasses.dataclass(frozen=True)
 class Action:
     """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial
-    one.
+    one. ``odds`` multiply its error where actions that do not fit are compared.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
     invariant: bool = False
+    odds: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +158,13 @@ INVARIANT = Action("invariant", lambda g, x: x.double(), True)
 
 
 def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
-    """The best action among all candidates; the first within ``tolerance`` is taken at once."""
-    best = error_of(INVARIANT, seen)
-    if best.relative <= tolerance:
-        return best
-    for candidate in _candidates(seen, atoms):
-        found = error_of(candidate, seen)
-        if found.relative < best.relative:
-            best = found
-        if best.relative <= tolerance:
-            break
-    return best
+    """The first candidate within ``tolerance``; where there is none, the likeliest."""
+    tried = []
+    for candidate in itertools.chain((INVARIANT,), _candidates(seen, atoms), _guesses(seen, atoms)):
+        tried.append(error_of(candidate, seen))
+        if tried[-1].relative <= tolerance:
+            return tried[-1]
+    return min(tried, key=lambda found: found.relative * found.action.odds)
 
 
 def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
@@ -173,12 +177,19 @@ def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
     for axis in axes:
         for atom in moving:
             if shape[axis] % atom.dim == 0 and shape[axis] > atom.dim:
-                yield _component_major(atom, shape[axis] // atom.dim, axis)
+                yield _component_major(atom, shape[axis] // atom.dim, axis, len(shape))
     for a in axes:
         for b in range(a):
             for atom in moving:
                 if shape[a] == shape[b] == atom.dim:
-                    yield _rank_two(atom, b, a)
+                    yield _rank_two(atom, b, a, len(shape))
+
+
+def _guesses(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
+    """Segmentations into few runs of equal blocks, for features that nothing fits."""
+    for axis in range(seen.x.dim() - 2, -1, -1):
+        if seen.x.shape[axis + 1] <= MAX_OTHER:
+            yield _segmentation(seen, atoms, axis, CHANGE)
 
 
 def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
@@ -188,8 +199,10 @@ def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
     return moved if offset is None else moved + offset.to(x)
 
 
-def _segmentation(seen: Seen, atoms: Sequence[Atom], axis: int) -> Action:
-    """The direct sum of atoms along ``axis`` (of one feature) with the least squared error."""
+def _segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
+    """The direct sum of atoms along ``axis`` (of one feature) with the least squared error, plus ``change`` times the
+    squared norm of what is seen for every change from one atom to another.
+    """
     x = seen.x.movedim(axis + 1, -1)
     y = seen.y.movedim(axis + 2, -1)
     size = x.shape[-1]
@@ -207,20 +220,39 @@ def _segmentation(seen: Seen, atoms: Sequence[Atom], axis: int) -> Action:
                 gap = moved.unfold(1, atom.dim, 1) - _apply_atom(atom, g, x.unfold(1, atom.dim, 1))
                 cost = cost + gap.square().sum(dim=(0, 2))
         costs.append((cost / grain).round().tolist())
-    best: list[tuple[float, int]] = [(0.0, -1)]
+    price = change * float(y.square().sum()) / grain
+    return _sum_of(_cheapest(atoms, costs, size, price), axis, seen.x.dim() - 1)
+
+
+def _cheapest(atoms: Sequence[Atom], costs: list[list[float]], size: int, price: float) -> list[Atom]:
+    """The sequence of atoms of total length ``size`` with the least sum of costs and of a price for every change.
+
+    Args:
+        costs: of atom k from position i on, ``costs[k][i]``.
+    """
+    # By end and last atom: the least sum, and the atom before that one. The first atom in the list wins a tie.
+    best: list[list[tuple[float, int]]] = [[(0.0, -1)] * len(atoms)]
+    lowest = [0]
     for end in range(1, size + 1):
-        options = [
-            (best[end - atom.dim][0] + costs[k][end - atom.dim], k)
-            for k, atom in enumerate(atoms)
-            if atom.dim <= end and best[end - atom.dim][0] < float("inf")
-        ]
-        best.append(min(options, default=(float("inf"), -1)))
+        row = []
+        for k, atom in enumerate(atoms):
+            before = best[end - atom.dim] if atom.dim < end else None
+            if atom.dim > end:
+                row.append((float("inf"), -1))
+            elif before is None:
+                row.append((costs[k][0], -1))
+            else:
+                low = lowest[end - atom.dim]
+                j = k if before[k][0] < before[low][0] + price else low
+                row.append((before[j][0] + price * (j != k) + costs[k][end - atom.dim], j))
+        best.append(row)
+        lowest.append(min(range(len(atoms)), key=lambda k: (row[k][0], k)))
     order: list[Atom] = []
-    end = size
-    while end:
-        order.append(atoms[best[end][1]])
-        end -= order[-1].dim
-    return _sum_of(order[::-1], axis, seen.x.dim() - 1)
+    end, k = size, lowest[size] if size else -1
+    while k >= 0:
+        order.append(atoms[k])
+        end, k = end - atoms[k].dim, best[end][k][1]
+    return order[::-1]
 
 
 def _sum_of(order: list[Atom], axis: int, dims: int) -> Action:
@@ -244,25 +276,34 @@ def _sum_of(order: list[Atom], axis: int, dims: int) -> Action:
     if len(words) > 6:
         words = words[:5] + [f"... ({len(runs) - 5} more)"]
     return Action(
-        " + ".join(words) + _where(axis, dims), apply, all(atom.name == "trivial" for atom in order)
+        " + ".join(words) + _where(axis, dims),
+        apply,
+        all(atom.name == "trivial" for atom in order),
+        PER_CHANGE ** (len(runs) - 1) * _axis_odds(axis, dims),
     )
 
 
-def _component_major(atom: Atom, copies: int, axis: int) -> Action:
+def _axis_odds(axis: int, dims: int) -> float:
+    return ROWS_AXIS if axis == 0 and dims > 1 else 1.0
+
+
+def _component_major(atom: Atom, copies: int, axis: int, dims: int) -> Action:
     def apply(g: Tensor, x: Tensor) -> Tensor:
         moved = x.double().movedim(axis, -1)
         split = moved.reshape(*moved.shape[:-1], atom.dim, copies).transpose(-1, -2)
         return _apply_atom(atom, g, split).transpose(-1, -2).reshape(moved.shape).movedim(-1, axis)
 
-    return Action(f"{copies}x{atom.name}, components outermost, along axis {axis}", apply)
+    name = f"{copies}x{atom.name}, components outermost, along axis {axis}"
+    return Action(name, apply, odds=PER_CHANGE * _axis_odds(axis, dims))
 
 
-def _rank_two(atom: Atom, first: int, second: int) -> Action:
+def _rank_two(atom: Atom, first: int, second: int, dims: int) -> Action:
     def apply(g: Tensor, x: Tensor) -> Tensor:
         moved = _apply_atom(atom, g, x.double().movedim(first, -1)).movedim(-1, first)
         return _apply_atom(atom, g, moved.movedim(second, -1)).movedim(-1, second)
 
-    return Action(f"{atom.name} x {atom.name} on axes {first} and {second}", apply)
+    name = f"{atom.name} x {atom.name} on axes {first} and {second}"
+    return Action(name, apply, odds=_axis_odds(first, dims))
 
 
 def _where(axis: int, dims: int) -> str:

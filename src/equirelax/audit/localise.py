@@ -200,7 +200,7 @@ def _first(trace: list[Trace], known: Known) -> Break | None:
                 why = known.relaxed(t.call.path)
                 where = f"{why}: " if why else "in its own code, after the modules in it: " if own else ""
                 came = "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "none"
-                name = f"output {_short(key)}" if len(t.outputs) > 1 else "its output"
+                name = f"output {key.strip('[]')}" if len(t.outputs) > 1 else "its output"
                 return Break(
                     t.call.path, t.call.type, f"{where}{name} transforms {told.words}; its inputs: {came}"
                 )
