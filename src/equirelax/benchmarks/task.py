@@ -191,6 +191,10 @@ class Task(ABC):
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """What training minimises: a scalar, the mean over the batch."""
 
+    def regulariser(self, model: nn.Module) -> Tensor | None:
+        """What a network of this benchmark adds to the loss of its own accord: a scalar, or None for nothing."""
+        return None
+
     @abstractmethod
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """The metric: a scalar, the mean over the batch, in units of 1 (not of `metric.unit`)."""

@@ -3,6 +3,7 @@
 from equirelax.symmetry.axis import Axis
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
+from equirelax.symmetry.fields import Field
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.intertwiners import equivariant_projection, hom_basis
@@ -19,6 +20,7 @@ __all__ = [
     "Cyclic",
     "Dihedral",
     "E",
+    "Field",
     "Group",
     "Lorentz",
     "MatrixGroup",

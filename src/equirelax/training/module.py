@@ -58,6 +58,8 @@ class RelaxedModule(lightning.LightningModule):
         """The task's loss and what the method adds to it."""
         task, method = self.assembly.task, self.assembly.method
         loss = task.loss(task.predict(self.model, batch), batch)
+        own = task.regulariser(self.model)
+        loss = loss if own is None else loss + own
 
         def moved_loss() -> Tensor:
             generator = torch.Generator().manual_seed(
