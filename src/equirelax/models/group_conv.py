@@ -20,12 +20,14 @@ from equirelax.symmetry.kernels import check_planar, is_permutation, kernel_orbi
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class OrbitKernel(nn.Module):
+class OrbitKernel:
     """The invariant kernels between two representations: `expand` gathers them, `coefficients` goes back.
 
-    It is a module for its buffers' sake, and never called: a kernel is no feature that a hook should see.
+    Its index tensors are buffers of the module that uses it, so that they move with it.
 
     Args:
+        owner: the module that gets the buffers; not kept.
+        name: their names begin with it.
         in_rep, out_rep: of one group out of C1, C2, C4, D1, D2, D4, made of trivial, sign, vector and regular blocks.
         size: k.
 
@@ -36,30 +38,30 @@ class OrbitKernel(nn.Module):
         RepresentationError: the group does not map the grid onto itself, or a block does not move entries up to sign.
     """
 
-    def __init__(self, in_rep: Representation, out_rep: Representation, size: int) -> None:
-        super().__init__()
+    def __init__(
+        self, owner: nn.Module, name: str, in_rep: Representation, out_rep: Representation, size: int
+    ) -> None:
         check_planar(in_rep.group, "a group convolution")
-        self.in_rep, self.out_rep, self.size = in_rep, out_rep, size
-        self.count = 0
+        self.name, self.in_rep, self.out_rep, self.size = name, in_rep, out_rep, size
         self._counts: list[int] = []
         for i, (m_out, b_out) in enumerate(out_rep.blocks):
             for j, (m_in, b_in) in enumerate(in_rep.blocks):
                 orbits = kernel_orbits(b_in, b_out, size)
-                for name in ("index", "sign", "sizes"):
-                    value = getattr(orbits, name)
-                    value = value if name == "index" else value.to(torch.get_default_dtype())
-                    self.register_buffer(f"{name}_{i}_{j}", value, persistent=False)
+                owner.register_buffer(f"{name}_index_{i}_{j}", orbits.index, persistent=False)
+                for part in ("sign", "sizes"):
+                    value = getattr(orbits, part).to(torch.get_default_dtype())
+                    owner.register_buffer(f"{name}_{part}_{i}_{j}", value, persistent=False)
                 self._counts.append(m_out * m_in * len(orbits.sizes))
         self.count = sum(self._counts)
 
-    def expand(self, weight: Tensor) -> Tensor:
+    def expand(self, owner: nn.Module, weight: Tensor) -> Tensor:
         """Free numbers (count,) -> kernel (out, in, k, k), differentiable."""
         parts = iter(weight.split(self._counts))
         bands = []
         for i, (m_out, b_out) in enumerate(self.out_rep.blocks):
             tiles = []
             for j, (m_in, b_in) in enumerate(self.in_rep.blocks):
-                index, sign, sizes = self._buffers_of(i, j)
+                index, sign, sizes = self._buffers_of(owner, i, j)
                 free = next(parts).view(m_out * m_in, len(sizes))
                 # an empty basis has nothing to gather from
                 tile = (
@@ -72,7 +74,7 @@ class OrbitKernel(nn.Module):
             bands.append(tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1))
         return bands[0] if len(bands) == 1 else torch.cat(bands)
 
-    def coefficients(self, kernel: Tensor) -> Tensor:
+    def coefficients(self, owner: nn.Module, kernel: Tensor) -> Tensor:
         """The free numbers (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
         numbers = []
         for i, ((m_out, b_out), rows) in enumerate(
@@ -81,7 +83,7 @@ class OrbitKernel(nn.Module):
             for j, ((m_in, b_in), columns) in enumerate(
                 zip(self.in_rep.blocks, self.in_rep.slices(), strict=True)
             ):
-                index, sign, sizes = self._buffers_of(i, j)
+                index, sign, sizes = self._buffers_of(owner, i, j)
                 tile = kernel[rows, columns].reshape(m_out, b_out.dim, m_in, b_in.dim, -1).transpose(1, 2)
                 tile = tile.reshape(m_out * m_in, -1) * sign.to(kernel)
                 if len(sizes):
@@ -89,8 +91,10 @@ class OrbitKernel(nn.Module):
                     numbers.append((sums / sizes.to(kernel)).flatten())
         return torch.cat(numbers) if numbers else kernel.new_zeros(0)
 
-    def _buffers_of(self, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
-        index, sign, sizes = (getattr(self, f"{name}_{i}_{j}") for name in ("index", "sign", "sizes"))
+    def _buffers_of(self, owner: nn.Module, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
+        index, sign, sizes = (
+            getattr(owner, f"{self.name}_{part}_{i}_{j}") for part in ("index", "sign", "sizes")
+        )
         return index, sign, sizes
 
 
@@ -132,11 +136,11 @@ class GroupConv2d(nn.Module):
         self.kernel_size, self.stride = kernel_size, stride
         self.padding = kernel_size // 2 if padding is None else padding
         self.padding_mode = padding_mode
-        self._kernel = OrbitKernel(in_rep, out_rep, kernel_size)
-        self._constant = OrbitKernel(trivial(in_rep.group), out_rep, 1)
-        self.weight = nn.Parameter(torch.empty(self._kernel.count))
-        has_bias = bias and self._constant.count > 0
-        self.bias = nn.Parameter(torch.empty(self._constant.count)) if has_bias else None
+        self._kernels = OrbitKernel(self, "_kernel", in_rep, out_rep, kernel_size)
+        self._constants = OrbitKernel(self, "_constant", trivial(in_rep.group), out_rep, 1)
+        self.weight = nn.Parameter(torch.empty(self._kernels.count))
+        has_bias = bias and self._constants.count > 0
+        self.bias = nn.Parameter(torch.empty(self._constants.count)) if has_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -147,19 +151,19 @@ class GroupConv2d(nn.Module):
 
     def kernel(self) -> Tensor:
         """The kernel that is applied, (out, in, k, k), differentiable in `weight`."""
-        return self._kernel.expand(self.weight)
+        return self._kernels.expand(self, self.weight)
 
     def constants(self) -> Tensor | None:
         """The bias of every channel, (out,), or None."""
-        return None if self.bias is None else self._constant.expand(self.bias).flatten()
+        return None if self.bias is None else self._constants.expand(self, self.bias).flatten()
 
     def coefficients(self, kernel: Tensor) -> Tensor:
         """What `weight` is for the equivariant kernel nearest to `kernel` (out, in, k, k): (orbits,)."""
-        return self._kernel.coefficients(kernel)
+        return self._kernels.coefficients(self, kernel)
 
     def constant_coefficients(self, constants: Tensor) -> Tensor:
         """What `bias` is for the equivariant constants nearest to `constants` (out,)."""
-        return self._constant.coefficients(constants[:, None, None, None])
+        return self._constants.coefficients(self, constants[:, None, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, H, W) -> (batch, out, H', W').

@@ -9,7 +9,7 @@ from torch import Tensor
 from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
 from equirelax.penalties.terms import TermBatch
-from equirelax.relaxation import Relaxation
+from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns
 
 SCALINGS = ("root-sum", "mean")
@@ -76,15 +76,21 @@ class Penalty:
 
     def __call__(self) -> Tensor:
         """The penalty, a 0-dimensional tensor to add to the loss. Reads what was kept, and forgets it."""
-        kept = {key: inputs for key, residual in self.relaxation if (inputs := residual.take_inputs())}
-        if not kept:
+        kept = {
+            key: inputs
+            for key, residual in self.relaxation
+            if (inputs := residual.take_inputs()) or _needs_no_inputs(residual)
+        }
+        others = any(residual.site.convolution is None for _, residual in self.relaxation)
+        if not kept or (others and not any(kept.values())):
             raise PenaltyError(
                 "no inputs were kept since the last penalty: call it once after a forward of the relaxed "
                 "model in training mode (model.train()), with gradients, outside `relaxation.strict()`. "
                 "Reentrant gradient checkpointing hides the forward: use "
                 "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
-        with torch.autocast(device_type=next(iter(kept.values()))[0].device.type, enabled=False):
+        device = self.relaxation[next(iter(kept))].gamma.device
+        with torch.autocast(device_type=device.type, enabled=False):
             lie, norm, count = _over_ranks(self._sums(kept)).unbind()
             if self.scaling == "mean":
                 lie, norm = lie / count, norm / count
@@ -98,12 +104,22 @@ class Penalty:
         lie, norm = batch.terms()
         for i, key in enumerate(batch.keys):
             self.terms[key] = {"lie": lie[i].detach(), "norm": norm[i].detach()}
-        return torch.stack([lie.sum(), norm.sum(), torch.full_like(lie[0], batch.count)])
+        count = torch.full_like(lie[0], batch.count)
+        if _ranks() > 1:
+            # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
+            share = torch.tensor([1.0 if inputs else 1 / _ranks() for inputs in kept.values()]).to(lie)
+            lie, norm, count = share * lie, share * norm, count - len(share) + share.sum()
+        return torch.stack([lie.sum(), norm.sum(), count])
 
     def forget(self) -> None:
         """Drop inputs that were kept and will not be used."""
         for _, residual in self.relaxation:
             residual.take_inputs()
+
+
+def _needs_no_inputs(residual: Residual) -> bool:
+    """Whether the penalty is of a kernel alone, and the residual is not switched off."""
+    return residual.site.convolution is not None and residual.enabled
 
 
 def safe_root(total: Tensor) -> Tensor:
@@ -120,8 +136,13 @@ def _over_ranks(local: Tensor) -> Tensor:
     """Sum over the ranks of the default process group; the gradient is multiplied by their
     number, which DDP's averaging undoes.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _ranks() == 1:
         return local
     total = local.detach().clone()
     dist.all_reduce(total)
-    return total + dist.get_world_size() * (local - local.detach())
+    return total + _ranks() * (local - local.detach())
+
+
+def _ranks() -> int:
+    """Size of the default process group, 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equirelax.penalties.jacobian import jacobian_terms
+from equirelax.penalties.kernels import kernel_terms
 from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.penalties.moments import Moment
 from equirelax.penalties.quadratic import second_moment, stacked_terms
@@ -37,7 +38,8 @@ class TermBatch:
 
     Args:
         rows: use this many random rows of every residual, drawn without replacement,
-            and scale the sums up (None: all rows). Residual streams always count all of them.
+            and scale the sums up (None: all rows). Residual streams always count all of them. Convolutions need no
+            inputs: their terms are those of one row of white inputs (see `kernel_terms`).
         generator: for the choice of rows; on the inputs' device.
         finite_difference: approximate Jacobian-vector products of residuals that are not linear.
 
@@ -61,9 +63,16 @@ class TermBatch:
         self._others: list[tuple[int, Residual, list[Tensor]]] = []
         self._low_rank: list[tuple[int, Residual, LowRankMap, list[Columns]]] = []
         self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
+        self._kernels: list[tuple[int, Residual]] = []
 
     def add(self, key: str, residual: Residual, inputs: list[Columns]) -> None:
-        """One residual and what `Residual.take_inputs` gave, at least one tensor."""
+        """One residual and what `Residual.take_inputs` gave, at least one tensor (of a convolution none)."""
+        if residual.site.convolution is not None:
+            self._kernels.append((len(self.keys), residual))
+            self.keys.append(key)
+            self._factors.append(1.0)
+            self.count += 1
+            return
         axis = residual.feature_axis
         count = sum(x.numel() // x.shape[axis] for x in inputs)
         index, factor = len(self.keys), 1.0
@@ -114,6 +123,8 @@ class TermBatch:
         found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
         for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):
             lie[index], norm[index] = one_lie, one_norm
+        for index, residual in self._kernels:
+            lie[index], norm[index] = kernel_terms(residual)
         for index, residual, points in self._others:
             dtype = next(residual.map.parameters()).dtype
             lie[index], norm[index] = jacobian_terms(

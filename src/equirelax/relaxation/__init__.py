@@ -2,6 +2,7 @@
 
 from equirelax.relaxation.attach import relax, relaxation_of
 from equirelax.relaxation.checkpoint import load, load_relaxation_state, read, relaxation_state, save
+from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.placements import (
@@ -27,13 +28,18 @@ from equirelax.relaxation.summary import Summary
 
 __all__ = [
     "MLP",
+    "BasisBlock",
+    "BasisKernels",
     "Constant",
+    "Convolution",
     "CoordinateBlocks",
     "Dense",
     "EGNNBlocks",
     "EGNOStreams",
     "EquivariantDense",
     "Fold",
+    "GridKernels",
+    "KernelSymmetry",
     "LayerFamily",
     "Layers",
     "LowRank",

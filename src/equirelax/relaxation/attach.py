@@ -127,7 +127,10 @@ def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) 
             f"{site.key}: a residual from {site.in_rep.dim} to {site.out_rep.dim} features makes no sense; "
             f"exclude it"
         )
-    built = placed.kind.build(site.in_rep, site.out_rep, site.feature_axis, generator)
+    if site.convolution is None:
+        built = placed.kind.build(site.in_rep, site.out_rep, site.feature_axis, generator)
+    else:
+        built = placed.kind.build_convolution(site.in_rep.dim, site.out_rep.dim, site.convolution, generator)
     reference = _reference(model, model.get_submodule(site.path))
     if bool(site.stream) is not isinstance(built, StreamMap):
         raise PlacementError(

@@ -1,7 +1,8 @@
 """The unconstrained map of a residual: dense, of low rank, a small MLP, or (a control) dense but kept equivariant.
 
 Features lie on one axis: `-1` for rows `(..., dim)`, `-2` for columns `(..., dim, points)`;
-the second form serves layers whose features stand before their points, without a transpose.
+the second form serves layers whose features stand before their points, without a transpose. Those of
+convolutions are in `conv_maps`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns, column_product, dense
+from equirelax.relaxation.conv_maps import ConvMap, EquivariantConvMap, LowRankConvMap
+from equirelax.relaxation.kernels import Convolution
+from equirelax.relaxation.linear_map import LinearMap
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import Representation, equivariant_projection
 
@@ -30,28 +35,6 @@ def in_backward() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
-
-
-class LinearMap(nn.Module, ABC):
-    """A map that one matrix (and bias) describes, however it is kept: it has penalties in weight space, and folds.
-
-    Attributes:
-        feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points).
-    """
-
-    feature_axis: int
-
-    @abstractmethod
-    def effective_weight(self) -> Tensor:
-        """The matrix that is applied, of shape (out_dim, in_dim), differentiable in the parameters."""
-
-    @abstractmethod
-    def effective_bias(self) -> Tensor | None:
-        """The bias that is added, of shape (out_dim,), or None."""
-
-    @abstractmethod
-    def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * (W x + b)`."""
 
 
 class DenseMap(LinearMap):
@@ -164,6 +147,9 @@ class MLPMap(nn.Module):
         return y if self.feature_axis == -1 else y.movedim(-1, self.feature_axis)
 
 
+_M = TypeVar("_M", DenseMap, ConvMap)
+
+
 class ResidualKind(ABC):
     """What a residual is made of. Subclasses are frozen dataclasses registered with `@spec`."""
 
@@ -177,18 +163,31 @@ class ResidualKind(ABC):
     ) -> nn.Module:
         """The map, initialised, in the default dtype on the CPU; called as `map(x, scale)`."""
 
+    def build_convolution(
+        self, in_dim: int, out_dim: int, convolution: Convolution, generator: torch.Generator | None = None
+    ) -> nn.Module:
+        """The same for a layer that is a convolution, over channels of feature fields.
+
+        Raises:
+            PlacementError: this kind cannot be a convolution, which is the default.
+        """
+        raise PlacementError(
+            f"{type(self).__name__} makes no convolution, which the relaxed layer is: use Dense, EquivariantDense or "
+            "LowRank, or exclude the layer"
+        )
+
     @abstractmethod
     def count(self, in_dim: int, out_dim: int) -> int:
-        """Number of parameters that `build` will make."""
+        """Number of parameters that `build` will make; of a convolution in_dim counts every offset of the kernel."""
 
 
 def _initialise(
-    parameters: list[Tensor], init: str, std: float, generator: torch.Generator | None, where: str
+    parameters: Sequence[Tensor], init: str, std: float, generator: torch.Generator | None, where: str
 ) -> None:
     """Fill a weight (and bias) by one of `INITS`; "default" is PyTorch's uniform in +-1/sqrt(fan-in)."""
     if init not in INITS:
         raise PlacementError(f"{where}: init is {init!r}; expected one of {', '.join(INITS)}")
-    bound = 1 / math.sqrt(max(parameters[0].shape[1], 1))
+    bound = 1 / math.sqrt(max(parameters[0].shape[1:].numel(), 1))
     with torch.no_grad():
         for parameter in parameters:
             if init == "zeros":
@@ -223,10 +222,17 @@ class Dense(ResidualKind):
         generator: torch.Generator | None = None,
     ) -> DenseMap:
         """A `DenseMap` of shape (out_rep.dim, in_rep.dim)."""
-        map_ = DenseMap(in_rep.dim, out_rep.dim, feature_axis, self.bias)
-        _initialise(
-            [p for p in (map_.weight, map_.bias) if p is not None], self.init, self.std, generator, "Dense"
-        )
+        return self._filled(DenseMap(in_rep.dim, out_rep.dim, feature_axis, self.bias), generator)
+
+    def build_convolution(
+        self, in_dim: int, out_dim: int, convolution: Convolution, generator: torch.Generator | None = None
+    ) -> ConvMap:
+        """A `ConvMap`."""
+        return self._filled(ConvMap(in_dim, out_dim, convolution, self.bias), generator)
+
+    def _filled(self, map_: _M, generator: torch.Generator | None) -> _M:
+        parameters = [p for p in (map_.weight, map_.bias) if p is not None]
+        _initialise(parameters, self.init, self.std, generator, "Dense")
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:
@@ -251,6 +257,14 @@ class EquivariantDense(ResidualKind):
     ) -> EquivariantMap:
         """An `EquivariantMap` of shape (out_rep.dim, in_rep.dim)."""
         map_ = EquivariantMap(in_rep, out_rep, feature_axis)
+        _initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
+        return map_
+
+    def build_convolution(
+        self, in_dim: int, out_dim: int, convolution: Convolution, generator: torch.Generator | None = None
+    ) -> EquivariantConvMap:
+        """An `EquivariantConvMap`."""
+        map_ = EquivariantConvMap(in_dim, out_dim, convolution)
         _initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
         return map_
 
@@ -297,6 +311,22 @@ class LowRank(ResidualKind):
             PlacementError: the rank is below 1, or the init is unknown.
         """
         map_ = LowRankMap(in_rep.dim, out_rep.dim, self._rank(in_rep.dim, out_rep.dim), feature_axis)
+        _initialise([map_.down], "default", self.std, generator, "LowRank")
+        _initialise([map_.up], self.init, self.std, generator, "LowRank")
+        return map_
+
+    def build_convolution(
+        self, in_dim: int, out_dim: int, convolution: Convolution, generator: torch.Generator | None = None
+    ) -> LowRankConvMap:
+        """A `LowRankConvMap`.
+
+        Raises:
+            PlacementError: the rank is below 1, the init is unknown, or the convolution is transposed.
+        """
+        if convolution.transposed:
+            raise PlacementError("LowRank makes no transposed convolution: use Dense, or exclude the layer")
+        rank = self._rank(in_dim * convolution.pixels, out_dim)
+        map_ = LowRankConvMap(in_dim, out_dim, rank, convolution)
         _initialise([map_.down], "default", self.std, generator, "LowRank")
         _initialise([map_.up], self.init, self.std, generator, "LowRank")
         return map_

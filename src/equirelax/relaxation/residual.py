@@ -60,7 +60,7 @@ class Residual(nn.Module):
 
     @property
     def feature_axis(self) -> int:
-        """-1 for inputs (..., dim), -2 for (batch, dim, points)."""
+        """-1 for inputs (..., dim), -2 for (batch, dim, points), -3 for (batch, dim, H, W)."""
         return self.site.feature_axis
 
     @property
@@ -110,7 +110,9 @@ class Residual(nn.Module):
         return self.site.writer(output, self(x))
 
     def _keeps(self) -> bool:
-        """Whether the call under way counts for penalties."""
+        """Whether the call under way counts for penalties; those of kernels need no inputs."""
+        if self.site.convolution is not None:
+            return False
         return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()
 
     def take_inputs(self) -> list[Columns]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns
+from equirelax.relaxation.kernels import Convolution
 from equirelax.symmetry import Representation
 
 
@@ -100,7 +101,8 @@ class Site:
             None for block-level sites, which cannot be folded.
         in_rep, out_rep: how the group acts on what is read and on what is added.
         reader, writer: see `Reader` and `Writer`.
-        feature_axis: -1 where the reader gives (..., dim), -2 where it gives (batch, dim, points).
+        feature_axis: -1 where the reader gives (..., dim), -2 where it gives (batch, dim, points), -3 where it gives
+            (batch, dim, H, W).
         slot: tells several residuals of one module apart; part of the residual's key.
         relaxes: the subgroup that the residual breaks, in words ("O(3)",
             "rotations and translations", "nothing").
@@ -110,6 +112,8 @@ class Site:
             then gets the call of the module at `source`, and `in_rep` is of what it reads there; reader, source and
             in_rep are the same for every site of a stream.
         source: path of the module whose input the stream starts from ("" is the relaxed model).
+        convolution: how the residual's kernel is applied, where the layer is a convolution; the reader then gives
+            (batch, in_rep.dim, H, W), and `feature_axis` is that of the channels (-3).
     """
 
     path: str
@@ -124,6 +128,7 @@ class Site:
     constants: tuple[tuple[int, float], ...] = ()
     stream: str = ""
     source: str = ""
+    convolution: Convolution | None = None
 
     @property
     def key(self) -> str:

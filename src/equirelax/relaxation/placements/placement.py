@@ -117,9 +117,13 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
         for placed in by_path.get(path, ()):
             site = placed.site
             shape = (site.out_rep.dim, site.in_rep.dim)
+            pixels = 1 if site.convolution is None else site.convolution.pixels
             why = f"layer family {site.family}" if site.family else "block of the placement"
             if site.stream:
                 why = f"step of the stream {site.stream!r}, from an input of {site.source or 'the model'}"
+            if site.convolution is not None:
+                size = " x ".join(map(str, site.convolution.kernel_size))
+                why += f", kernels of {size}; penalty: {site.convolution.symmetry.measures}"
             result.append(
                 Row(
                     site.key,
@@ -127,7 +131,7 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
                     RELAXED,
                     why,
                     shape,
-                    placed.kind.count(shape[1], shape[0]),
+                    placed.kind.count(pixels * shape[1], shape[0]),
                     site.relaxes,
                 )
             )

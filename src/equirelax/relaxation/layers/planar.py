@@ -1,0 +1,94 @@
+"""Group convolutions on the square grid, recognised by their attributes.
+
+A module of this family has
+
+- `in_rep`, `out_rep`: representations of one group out of C1, C2, C4, D1, D2, D4, of input and output channels;
+- `kernel_size`, `stride`, `padding` (and `dilation`), each a number or a pair, `kernel_size` square; `padding_mode`;
+- `coefficients(kernel)`: what its parameter `weight` is for the equivariant kernel nearest to a dense one;
+- where it has a parameter `bias`, `constant_coefficients(constants)`: the same for constants (out,).
+
+Input and output are (batch, channels, H, W). The residual is a dense convolution of the same size, stride and padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from equirelax.errors import UnfoldableError
+from equirelax.relaxation.kernels import Convolution, GridKernels
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.symmetry import Representation, equivariant_projection, trivial
+
+
+@register
+class PlanarConvolution(LayerFamily):
+    """Convolutions of feature fields on the square grid."""
+
+    name = "planar-convolution"
+
+    def matches(self, module: nn.Module) -> bool:
+        """By in_rep, out_rep, kernel_size and coefficients."""
+        reps = (getattr(module, "in_rep", None), getattr(module, "out_rep", None))
+        return (
+            all(isinstance(rep, Representation) for rep in reps)
+            and callable(getattr(module, "coefficients", None))
+            and hasattr(module, "kernel_size")
+        )
+
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """All channels at all offsets to all channels."""
+        layer: Any = module  # known by its attributes, of no class in particular
+        size = _pair(layer.kernel_size)
+        if size[0] != size[1]:
+            return Skip(f"its kernel of {size[0]} x {size[1]} is not square")
+        if getattr(layer, "groups", 1) != 1:
+            return Skip("it is a grouped convolution")
+        return Site(
+            path,
+            self.name,
+            layer.in_rep,
+            layer.out_rep,
+            FirstInput(),
+            AddToOutput(),
+            feature_axis=-3,
+            relaxes=layer.in_rep.group.name,
+            convolution=Convolution(
+                size,
+                GridKernels(layer.in_rep, layer.out_rep, size[0]),
+                stride=_pair(getattr(layer, "stride", 1)),
+                padding=_pair(getattr(layer, "padding", 0)),
+                dilation=_pair(getattr(layer, "dilation", 1)),
+                padding_mode=str(getattr(layer, "padding_mode", "zeros")),
+            ),
+        )
+
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """The mean over the group, written as means over the orbits of the kernel's entries."""
+        layer: Any = module
+        own = getattr(module, "weight", None)
+        if site.convolution is None or not isinstance(own, nn.Parameter):
+            raise UnfoldableError(
+                f'{site.path} ({type(module).__name__}) has no parameter "weight" of coefficients to fold into; project '
+                'with mode="drop" or unfoldable="drop"'
+            )
+        fold = Fold(site.convolution.symmetry.project(weight))
+        fold.writes.append((own, layer.coefficients(fold.weight)))
+        if bias is not None and bool(bias.any()):
+            fold.bias = equivariant_projection(bias[:, None], trivial(site.out_rep.group), site.out_rep)[:, 0]
+            constants = getattr(module, "bias", None)
+            if isinstance(constants, nn.Parameter):
+                fold.writes.append((constants, layer.constant_coefficients(fold.bias)))
+            elif bool(fold.bias.any()):
+                raise UnfoldableError(
+                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual "
+                    'without bias, or project with mode="drop" or unfoldable="drop"'
+                )
+        return fold
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """A number for both axes, or one for each."""
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
