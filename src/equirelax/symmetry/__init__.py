@@ -1,6 +1,6 @@
 """What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
 
-from equirelax.symmetry.axis import Axis
+from equirelax.symmetry.axis import Axis, TensorAction
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
 from equirelax.symmetry.fields import Field
@@ -28,6 +28,7 @@ __all__ = [
     "Representation",
     "Scaling",
     "Symmetric",
+    "TensorAction",
     "custom",
     "equivariant_projection",
     "from_irreps",

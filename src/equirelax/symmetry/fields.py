@@ -1,46 +1,53 @@
-"""How a finite group of the plane acts on feature fields on a square grid, exactly: by moving pixels."""
+"""Feature fields on a square grid of pixels: (g f)(p) = rho(g) f(g^-1 p)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.group import Group
-from equirelax.symmetry.kernels import maps_grid
+from equirelax.symmetry.axis import TensorAction
+from equirelax.symmetry.block import Block
+from equirelax.symmetry.group import Group, constants
+from equirelax.symmetry.lie import SO, O
 from equirelax.symmetry.representation import Representation
 
+# An element's entries are 0, 1 and -1 to this, where it maps the grid onto itself; by its dtype, as Group.tolerances.
+TOLERANCES = {torch.float64: 1e-9}
+COARSE = 1e-4
 
-@dataclass(frozen=True)
-class Field:
-    """A feature field on a grid, (..., channels, H, W): (g f)(p) = rho(g) f(g^-1 p).
+Entries = tuple[int, int, int, int]
+"""An element [[a, b], [c, d]] that maps the grid onto itself: a, b, c, d, each 0, 1 or -1."""
 
-    Row 0 is the top; coordinates are x to the right and y up, with their origin at the centre of the grid. Turns by
-    multiples of 90 degrees and flips permute the pixels, so that the action is exact, on even and odd sizes.
 
-    Args:
-        representation: rho, of a group of 2 x 2 matrices: how the channels mix.
+@dataclasses.dataclass(frozen=True)
+class Field(TensorAction):
+    """How a group of the plane acts on a tensor (..., channels, H, W), the feature field of a picture.
+
+    Row 0 is the top, columns run to the right; coordinates have x to the right and y up, their origin is the centre of
+    the grid. Turning by +90 degrees is ``torch.rot90(f, 1, (-2, -1))``, s = diag(1, -1) flips axis -2; the channels go
+    with it as `representation` says (the x and y of a vector; the fields of a regular representation).
+
+    Only turns by multiples of 90 degrees and flips move pixels to pixels. Elements that do not are refused, never
+    interpolated; the group may have some (fields of C8, SO(2) or O(2) can be turned by 90 degrees). Scalings move no
+    grid of pixels onto itself, so there is no field for them.
+
+    Attributes:
+        representation: on the channels; of a finite group of 2 x 2 matrices, or of SO(2) or O(2).
 
     Raises:
-        RepresentationError: the group is not one of 2 x 2 matrices, or the representation is affine.
+        RepresentationError: the representation is of another group.
     """
 
     representation: Representation
 
     def __post_init__(self) -> None:
-        if self.group.dim != 2 or self.group.linear_dim != 2 or not self.representation.linear:
-            raise RepresentationError(
-                f"A field on a grid transforms under a group of 2 x 2 matrices, such as Cyclic(4); got "
-                f"{self.representation!r} of {self.group.name}."
-            )
-
-    @property
-    def group(self) -> Group:
-        """The group that acts."""
-        return self.representation.group
+        _check_group(self.representation.group)
 
     @property
     def dim(self) -> int:
@@ -48,71 +55,186 @@ class Field:
         return self.representation.dim
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
-        """g acting on fields x (..., dim, H, W): a tensor like x.
+        """g acting on fields x (..., dim, H, W): a tensor like x. Exact: pixels are moved, signs turned.
 
-        A single g is (2, 2); a batch (b, 2, 2) acts element by element on the first axis of x (b, ..., dim, H, W).
+        A single g is (2, 2). A batch (*b, 2, 2) acts element by element on the first axes of x, which must be of sizes
+        b (or b may hold ones). Any order of differentiation passes through.
 
         Raises:
-            RepresentationError: shapes do not fit, or an element does not map this grid onto itself.
+            RepresentationError: shapes do not fit; an element is not of the group, does not map the grid onto itself
+                (turns by 45 degrees; by 90 degrees where H != W), or turns signs of whole numbers.
         """
         self.group.check_shape(g)
-        if x.dim() < 3 or x.shape[-3] != self.dim:
+        wrong = self.mismatch(x.shape)
+        if wrong:
+            raise RepresentationError(f"a tensor of shape {tuple(x.shape)} is no field of {self!r}: {wrong}")
+        batch, leading = g.shape[:-2], x.shape[:-3]
+        fits = len(batch) <= len(leading) and all(
+            b in (1, size) for b, size in zip(batch, leading, strict=False)
+        )
+        if not fits:
             raise RepresentationError(
-                f"{self!r} acts on tensors (..., {self.dim}, H, W), got shape {tuple(x.shape)}."
+                f"A batch of elements {tuple(batch)} must match the first axes of the fields, which are "
+                f"{tuple(leading)}."
             )
-        if g.dim() == 2:
-            return self.representation.apply(g, move_grid(g, x), axis=-3)
-        if g.dim() != 3 or x.dim() < 4 or len(g) != len(x):
+        entries = grid_entries(g)
+        if len(set(entries)) <= 1:
+            return self._move(entries[0], x) if entries else x.clone()
+        # One pass for each of the at most eight different elements, whatever the size of the batch.
+        which = torch.arange(len(entries)).reshape(batch).expand(leading[: len(batch)]).flatten().tolist()
+        flat = x.flatten(0, len(batch) - 1)
+        groups: dict[Entries, list[int]] = {}
+        for row, element in enumerate(which):
+            groups.setdefault(entries[element], []).append(row)
+        order = torch.tensor([row for rows in groups.values() for row in rows], device=x.device)
+        parts = flat[order].split([len(rows) for rows in groups.values()])
+        moved = torch.cat([self._move(element, part) for element, part in zip(groups, parts, strict=True)])
+        return moved[order.argsort()].reshape(x.shape)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Nothing: (0, *x.shape). A grid can be moved by finitely many elements only, so there is no Lie derivative.
+
+        Raises:
+            RepresentationError: the group has a Lie algebra (SO(2), O(2)).
+        """
+        if self.group.algebra_dim:
             raise RepresentationError(
-                f"A batch of elements {tuple(g.shape[:-2])} acts on the first axis of the fields, which have shape "
-                f"{tuple(x.shape)}."
+                f"{self!r}: no small rotation maps a grid of pixels onto itself, so fields have no Lie derivative. "
+                "Use Cyclic(4) or Dihedral(4) for the group."
             )
-        out = torch.empty_like(x)
-        left = torch.ones(len(g), dtype=torch.bool, device=g.device)
-        while bool(left.any()):  # once for every element that occurs, of which there are at most eight
-            element = g[left][0]
-            same = left & ((g - element).abs().amax(dim=(-2, -1)) < 1e-6)
-            rows = same.to(x.device)
-            out[rows] = self.apply(element, x[rows])
-            left &= ~same
-        return out
+        return x.new_zeros(0, *x.shape)
+
+    def mismatch(self, shape: Sequence[int]) -> str:
+        if len(shape) >= 3 and shape[-3] == self.dim:
+            return ""
+        return f"{self!r} needs a tensor (..., {self.dim}, H, W): channels on the third axis from the end"
+
+    def moves(self, axis: int, dims: int) -> bool:
+        return axis >= dims - 3
+
+    @property
+    def where(self) -> str:
+        return " on a grid"
 
     def spec(self) -> dict[str, Any]:
-        """Plain Python from which `from_spec` makes the field again."""
-        return {"field": self.representation.spec()}
+        """Plain Python from which `from_spec` makes the field again (it can be written as JSON)."""
+        return {"representation": self.representation.spec()}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Field:
-        """The field that `spec()` described. Raises RepresentationError for another dict."""
-        if set(spec) != {"field"}:
-            raise RepresentationError(f"A field's spec is a dict with the key 'field', got {spec!r}.")
-        return cls(Representation.from_spec(spec["field"]))
+        """The field that `spec()` described.
+
+        Raises:
+            RepresentationError: a key, group or block is unknown.
+        """
+        if not isinstance(spec, dict) or set(spec) != {"representation"}:
+            raise RepresentationError(
+                f"A field's spec is a dict with the key 'representation', got {spec!r}."
+            )
+        return cls(Representation.from_spec(spec["representation"]))
 
     def __repr__(self) -> str:
         return f"Field({self.representation!r})"
 
+    def _move(self, element: Entries, x: Tensor) -> Tensor:
+        channels = _channels(self.representation, element)
+        if channels is None:
+            g = torch.tensor(element, dtype=x.dtype, device=x.device).view(2, 2)
+            return move_grid(element, self.representation.apply(g, x, axis=-3))
+        source, sign = channels
+        if sign is not None and not x.dtype.is_floating_point and not x.dtype.is_complex:
+            raise RepresentationError(f"{self!r} turns signs, which {x.dtype} features do not all have.")
+        if source is not None:
+            x = x.index_select(-3, source.to(x.device))
+        moved = move_grid(element, x)
+        return moved if sign is None else moved * sign.to(x)
 
-def move_grid(g: Tensor, x: Tensor) -> Tensor:
-    """The pixels of x (..., H, W) moved by g (2, 2): (g f)(p) = f(g^-1 p), the channels left alone.
+
+def grid_entries(g: Tensor) -> list[Entries]:
+    """The elements (..., 2, 2) one after the other as whole numbers.
 
     Raises:
-        RepresentationError: g does not map this grid onto itself: a turn by another angle, a scaling, or a quarter turn
-            of a grid that is not square.
+        RepresentationError: one does not map the square grid onto itself.
     """
-    if not maps_grid(g):
+    rounded = g.round()
+    off = (g - rounded).abs().amax(dim=(-2, -1)) > TOLERANCES.get(g.dtype, COARSE)
+    off |= (rounded.abs().sum(dim=-2) != 1).any(dim=-1) | (rounded.abs().sum(dim=-1) != 1).any(dim=-1)
+    if bool(off.any()):
         raise RepresentationError(
-            f"The element {g.tolist()} does not map a square grid onto itself, so that it has no exact action on pixels: "
-            "only turns by multiples of 90 degrees and flips have. Use a subgroup such as Cyclic(4) or Dihedral(4); "
-            "other angles and scalings need interpolation, whose error is no equivariance error."
+            f"The element {g[off][0].tolist()} does not map a grid of pixels onto itself: only turns by multiples of "
+            "90 degrees and flips do, and nothing is interpolated. Draw elements of Cyclic(2), Cyclic(4), Dihedral(1), "
+            "Dihedral(2) or Dihedral(4): audit(..., group=Cyclic(4)) does so for fields of a larger group."
         )
-    (a, b), (c, _) = g.round().long().tolist()
-    if b and x.shape[-1] != x.shape[-2]:
+    return [(a, b, c, d) for a, b, c, d in rounded.reshape(-1, 4).long().tolist()]
+
+
+def move_grid(element: Entries, x: Tensor) -> Tensor:
+    """f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`, or `x` itself for the identity.
+
+    Raises:
+        RepresentationError: g swaps x and y, and H != W.
+    """
+    a, b, c, d = element
+    swaps = a == 0
+    if swaps and x.shape[-1] != x.shape[-2]:
         raise RepresentationError(
-            f"A quarter turn or diagonal flip needs a square grid; this one is {x.shape[-2]} x {x.shape[-1]} pixels. Use "
-            "Cyclic(2) or Dihedral(2)."
+            f"A grid of {x.shape[-2]} x {x.shape[-1]} pixels is not square: turns by 90 degrees and diagonal flips do "
+            "not map it onto itself. Pad or crop it to a square, or use Cyclic(2), Dihedral(1) or Dihedral(2)."
         )
-    # the new value at (x, y) is the old one at g^T (x, y); y counts against the rows
-    if a:
-        return x.flip([axis for axis, sign in ((-1, a), (-2, int(g[1, 1].round()))) if sign < 0])
-    moved = x.transpose(-1, -2)  # f(y', x') of rows and columns: (x, y) -> (-y, -x)
-    return moved.flip([axis for axis, sign in ((-1, -b), (-2, -c)) if sign < 0])
+    # g^-1 (x, y) = (a x + c y, b x + d y); columns grow with x, rows with -y.
+    if swaps:
+        x = x.transpose(-1, -2)
+    axes = ([-2] if (c > 0 if swaps else d < 0) else []) + ([-1] if (b > 0 if swaps else a < 0) else [])
+    return x.flip(axes) if axes else x
+
+
+@lru_cache(maxsize=512)
+def _channels(representation: Representation, element: Entries) -> tuple[Tensor | None, Tensor | None] | None:
+    """rho(g) as new[i] = sign[i] old[source[i]]: (source (dim,) long, sign (dim, 1, 1)), each None where it changes
+    nothing; None where rho(g) is no signed permutation.
+
+    Raises:
+        RepresentationError: g is no element of the group.
+    """
+    with constants():
+        g = torch.tensor(element, dtype=torch.float64).view(2, 2)
+        if not bool(representation.group.contains(g)):
+            raise RepresentationError(
+                f"The element {g.tolist()} is not one of {representation.group.name}, so {representation!r} does not "
+                "say what it does to the channels."
+            )
+        sources, signs, start = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)], 0
+        for copies, block in representation.blocks:
+            found = _signed_permutation(block, g)
+            if found is None:
+                return None
+            offsets = start + block.dim * torch.arange(copies)
+            sources.append((offsets[:, None] + found[0]).flatten())
+            signs.append(found[1].repeat(copies))
+            start += copies * block.dim
+        source, sign = torch.cat(sources), torch.cat(signs)
+        still, positive = bool((source == torch.arange(start)).all()), bool((sign > 0).all())
+        return None if still else source, None if positive else sign.view(-1, 1, 1)
+
+
+def _signed_permutation(block: Block, g: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(source, sign), both (d,) long, of rho(g) where it is one."""
+    matrix = block.matrix(g)
+    rounded = matrix.round()
+    one_each = (rounded.abs().sum(dim=-2) == 1).all() and (rounded.abs().sum(dim=-1) == 1).all()
+    if not bool(one_each) or float((matrix - rounded).abs().max()) > TOLERANCES[torch.float64]:
+        return None
+    return rounded.abs().argmax(dim=-1), rounded.sum(dim=-1).long()
+
+
+def _check_group(group: Group) -> None:
+    planar = group.dim == group.linear_dim == 2
+    if planar and (group.order is not None or isinstance(group, (SO, O))):
+        return
+    why = "moves no grid of pixels onto itself exactly" if planar else "does not act on the plane"
+    if group.dim == group.linear_dim + 1 == 3:
+        why = "has translations, which leave a grid of pixels"
+    raise RepresentationError(
+        f"There is no Field for {group.name}: it {why}. Fields are for Cyclic(n), Dihedral(n), finite groups of 2 x 2 "
+        "matrices, SO(2) and O(2); compare errors on data that is transformed before it is sampled for anything else."
+    )
