@@ -13,7 +13,7 @@ from equirelax.errors import CheckpointError
 from equirelax.files import atomic_write
 from equirelax.relaxation.attach import detach_all, relax
 from equirelax.relaxation.placements import Placement
-from equirelax.relaxation.relaxation import Relaxation
+from equirelax.relaxation.relaxation import Relaxation, derived_keys, refresh
 from equirelax.relaxation.spec import decode, encode
 
 FORMAT = "equirelax-relaxed-model-1"
@@ -21,12 +21,13 @@ FORMAT = "equirelax-relaxed-model-1"
 
 def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     """What `load_relaxation_state` needs to rebuild a relaxed model: plain data and tensors."""
+    derived = derived_keys(relaxation.root)
     return {
         "format": FORMAT,
         "placement": encode(relaxation.placement),
         "learnt": sorted(relaxation.gamma_parameters()),
         "enabled": {key: residual.enabled for key, residual in relaxation},
-        "model": relaxation.root.state_dict(),
+        "model": {key: value for key, value in relaxation.root.state_dict().items() if key not in derived},
     }
 
 
@@ -52,7 +53,11 @@ def load_relaxation_state(
         _check_keys(relaxation, state)
         for key in state["learnt"]:
             relaxation[key].learn_gamma()
-        relaxation.root.load_state_dict(state["model"])
+        # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
+        own = relaxation.root.state_dict()
+        kept = {key: own[key] for key in derived_keys(relaxation.root) & set(own)}
+        relaxation.root.load_state_dict({**state["model"], **kept})
+        refresh(relaxation.root)
         for key, enabled in state["enabled"].items():
             relaxation[key].enabled = bool(enabled)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import CheckpointError, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
+from equirelax.relaxation.layers import families
 from equirelax.relaxation.placements.placement import Placement, own_modules, rows
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.summary import Summary
@@ -143,7 +144,9 @@ class Relaxation:
         Raises:
             CheckpointError: for missing or unexpected keys.
         """
-        own = self.strict_state_dict()
+        derived = derived_keys(self.root)
+        own = {key: value for key, value in self.strict_state_dict().items() if key not in derived}
+        state = {key: value for key, value in state.items() if key not in derived}
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
             raise CheckpointError(
@@ -156,3 +159,23 @@ class Relaxation:
             raise CheckpointError(
                 f"the state dict does not fit {type(self.root).__name__}: {error}"
             ) from error
+        refresh(self.root)
+
+
+def derived_keys(model: nn.Module) -> set[str]:
+    """Keys of buffers that layers compute from their parameters, and that come and go with the training mode."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for family in families().values()
+        if family.matches(module)
+        for name in family.derived(module)
+    }
+
+
+def refresh(model: nn.Module) -> None:
+    """Have every layer compute such buffers again."""
+    for module in model.modules():
+        for family in families().values():
+            if family.matches(module):
+                family.refresh(module)

@@ -67,6 +67,12 @@ def from_field_type(field_type: Any) -> Representation:
     return Representation(conversion.group, [conversion.block(r) for r in field_type.representations])
 
 
+def from_representation(space: Any, representation: Any) -> Representation:
+    """One representation of a gspace's fiber group."""
+    conversion = _converted(space)
+    return Representation(conversion.group, [conversion.block(representation)])
+
+
 _CONVERSIONS: dict[tuple[str, int], _Conversion] = {}
 
 

@@ -8,6 +8,7 @@ A new family is one file with one `LayerFamily` under `@register`, and one test 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -33,16 +34,20 @@ class Fold:
         weight: the part that the layer can express, as a dense matrix (out_dim, in_dim).
         bias: the part of the bias that it can express, (out_dim,), or None.
         writes: (parameter, amount to add to it) pairs.
+        after: called when they have been added, for what a module keeps beside its parameters.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     writes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    after: Callable[[], None] | None = None
 
     def commit(self) -> None:
         """Add the amounts to the parameters, in place."""
         for parameter, amount in self.writes:
             parameter.data.add_(amount.to(parameter))
+        if self.after is not None:
+            self.after()
 
 
 class LayerFamily(ABC):
@@ -67,6 +72,16 @@ class LayerFamily(ABC):
         Raises:
             UnfoldableError: with path and reason, where the layer's weights cannot take it.
         """
+
+    def derived(self, module: nn.Module) -> tuple[str, ...]:
+        """Names of buffers that the module computes from its parameters, and has in some states only: no state dict
+        needs to hold them.
+        """
+        return ()
+
+    def refresh(self, module: nn.Module) -> None:
+        """Compute the derived buffers again, after the parameters were set from outside."""
+        return
 
 
 def register(cls: type[LayerFamily]) -> type[LayerFamily]:
