@@ -22,7 +22,7 @@ from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import equivariant_projection
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
-from equirelax.testing.span import brute_force_span, call_of, flat, zeros
+from equirelax.testing.span import applied, brute_force_span, call_of, flat, weight_shape, zeros
 
 Built = tuple[nn.Module, str, Any, Any, Any]
 
@@ -53,7 +53,9 @@ class LayerFamilyConformance(ABC):
         return er.Layers()
 
     def equivariant_residual(self, residual: er.Residual) -> Tensor:
-        """An equivariant weight (out_dim, in_dim) that is not zero."""
+        """An equivariant weight, shaped as the residual's, that is not zero."""
+        if residual.site.convolution is not None:
+            return residual.site.convolution.symmetry.project(self.random_weight(residual))
         return equivariant_projection(self.random_weight(residual), residual.in_rep, residual.out_rep)
 
     # Tools
@@ -73,9 +75,8 @@ class LayerFamilyConformance(ABC):
 
     @staticmethod
     def random_weight(residual: er.Residual) -> Tensor:
-        """A random dense weight (out_dim, in_dim), always the same."""
-        shape = (residual.out_rep.dim, residual.in_rep.dim)
-        return torch.randn(shape, generator=_generator(), dtype=torch.float64)
+        """A random dense weight, (out_dim, in_dim) or a kernel, always the same."""
+        return torch.randn(weight_shape(residual), generator=_generator(), dtype=torch.float64)
 
     @staticmethod
     def fill(residual: er.Residual, weight: Tensor, gamma: float) -> None:
@@ -144,8 +145,7 @@ class LayerFamilyConformance(ABC):
             residual.set_gamma(0.7)
             found = flat(module(*args, **kwargs)) - flat(plain)
             x = dense(residual.site.reader(args, kwargs))
-            weight = 0.7 * weight_of(residual)
-            delta = nn.functional.linear(x, weight) if residual.feature_axis == -1 else weight @ x
+            delta = applied(residual, 0.7 * weight_of(residual), x)
             expected = flat(residual.site.writer(zeros(plain), delta))
         close(found, expected, 1e-12, "what the residual adds")
 
@@ -184,7 +184,7 @@ class LayerFamilyConformance(ABC):
 
     def test_any_other_residual_is_penalised(self) -> None:
         residual = self.relaxed()[1]
-        if residual.in_rep.invariant and residual.out_rep.invariant:
+        if residual.in_rep.invariant and residual.out_rep.invariant and residual.site.convolution is None:
             skip("the layer maps invariants to invariants: every map is equivariant")
         lie, norm = self.terms_of(self.random_weight)
         check(lie > 1e-6 * norm, f"Lie term {lie:.3g}, norm term {norm:.3g}")
@@ -254,7 +254,9 @@ class LayerFamilyConformance(ABC):
         family = get_family(residual.site.family, built[1])
         weight = self.random_weight(residual)
         folded = family.fold(module, residual.site, weight, None).weight
-        close(folded, torch.einsum("boi,bpj,pj->oi", basis, basis, weight), 1e-10, "fold and brute force")
+        vectors = basis.flatten(1)
+        nearest = ((vectors @ weight.flatten()) @ vectors).view_as(weight)
+        close(folded, nearest, 1e-10, "fold and brute force")
         again = family.fold(module, residual.site, folded, None).weight
         close(again, folded, 1e-12, "fold of a fold")
         overlap = abs(float((weight - folded).flatten() @ folded.flatten()))
@@ -263,7 +265,7 @@ class LayerFamilyConformance(ABC):
     def test_fold_of_what_the_layer_can_express_changes_no_output(self) -> None:
         relaxation, residual, built, basis = self._fold_case()
         numbers = torch.randn(len(basis), generator=_generator(), dtype=torch.float64)
-        self.fill(residual, torch.einsum("b,boi->oi", numbers, basis), 0.7)
+        self.fill(residual, torch.tensordot(numbers, basis, dims=1), 0.7)
         built[0].eval()
         before = self.outputs(built[0], built[2])
         with relaxation.strict():
@@ -303,8 +305,10 @@ class LayerFamilyConformance(ABC):
 def forbidden_by_components(residual: er.Residual) -> Tensor | None:
     """A weight that commutes with the Lie algebra and is orthogonal to all equivariant ones, by null spaces;
     ``None`` where
-    there is none, or the group has no Lie algebra or one component only.
+    there is none, the group has no Lie algebra or one component only, or the residual is a convolution.
     """
+    if residual.site.convolution is not None:
+        return None
     in_rep, out_rep = residual.in_rep, residual.out_rep
     group = in_rep.group
     if not len(group.algebra()) or not len(group.discrete()) or not (in_rep.linear and out_rep.linear):
@@ -323,7 +327,7 @@ def forbidden_by_components(residual: er.Residual) -> Tensor | None:
 
 
 def weight_of(residual: er.Residual) -> Tensor:
-    """The weight (out_dim, in_dim) of a dense residual."""
+    """The weight of a dense residual, (out_dim, in_dim) or a kernel."""
     weight: Tensor = residual.map.weight  # type: ignore[assignment]
     return weight
 

@@ -31,7 +31,7 @@ def brute_force_span(
     module: nn.Module, residual: Residual, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """Orthonormal basis (b, out_dim, in_dim) of the dense maps that the module's parameters can make of its
-    first input.
+    first input; of a convolution that of kernels, (b, out_dim, in_dim, k, k).
 
     One parameter entry after the other is set to 1 and all others to 0; the module's output on the given call
     is then a combination of the outputs that the residual gives with one entry of its weight set to 1.
@@ -67,7 +67,7 @@ def brute_force_span(
     fits = (probes @ weights - columns).norm(dim=0) < 1e-9 * columns.norm(dim=0).clamp_min(1e-12)
     u, values, _ = torch.linalg.svd(weights[:, fits], full_matrices=False)
     rank = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
-    return u[:, :rank].T.reshape(rank, residual.out_rep.dim, residual.in_rep.dim)
+    return u[:, :rank].T.reshape(rank, *weight_shape(residual))
 
 
 def _with(
@@ -86,18 +86,30 @@ def _with(
 
 
 def _probes(residual: Residual, zero: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What each entry of a dense residual adds to the output: (output entries, out_dim * in_dim)."""
+    """What each entry of a dense residual adds to the output: (output entries, entries of its weight)."""
     x = dense(residual.site.reader(args, kwargs))
+    shape = weight_shape(residual)
     columns = []
-    for i in range(residual.out_rep.dim):
-        for j in range(residual.in_rep.dim):
-            weight = x.new_zeros(residual.out_rep.dim, residual.in_rep.dim)
-            weight[i, j] = 1.0
-            delta = (
-                nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
-            )
-            columns.append(flat(residual.site.writer(zeros(zero), delta)))
+    for entry in range(shape.numel()):
+        weight = x.new_zeros(shape.numel())
+        weight[entry] = 1.0
+        delta = applied(residual, weight.view(shape), x)
+        columns.append(flat(residual.site.writer(zeros(zero), delta)))
     return torch.stack(columns, dim=1)
+
+
+def weight_shape(residual: Residual) -> torch.Size:
+    """Of a dense residual's weight: (out_dim, in_dim), of a convolution (out_dim, in_dim, k, k)."""
+    out_dim, in_dim = residual.out_rep.dim, residual.in_rep.dim
+    convolution = residual.site.convolution
+    return torch.Size((out_dim, in_dim) if convolution is None else convolution.weight_shape(in_dim, out_dim))
+
+
+def applied(residual: Residual, weight: Tensor, x: Tensor) -> Tensor:
+    """A dense weight applied to what the residual reads."""
+    if residual.site.convolution is not None:
+        return residual.site.convolution(x, weight)
+    return nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
 
 
 def flat(tree: Any) -> Tensor:
