@@ -41,7 +41,6 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
         try:
             torch.manual_seed(seed)
             torch.set_default_dtype(dtype)
-            model.eval()
             for parameter, _ in gradients:
                 parameter.grad = None
             own = {original.dtype for _, original in originals if original.is_floating_point()}
@@ -51,6 +50,7 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
                 module.__dict__.update(
                     {key: dtype for key, value in before.items() if isinstance(value, torch.dtype) and value in own}
                 )
+            model.eval()  # after the casts: what eval() computes and keeps is then of the wanted dtype
             yield
         finally:
             torch.set_default_dtype(default)
