@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.audit.actions import Atom, Seen, _cheapest, atoms_of, explain
 from equirelax.models import VNPointNet
+from equirelax.models.vector_neurons import VNLinear
 from equirelax.symmetry import SO, O, Representation, Symmetric, trivial, vector
 
 torch.set_num_threads(1)
@@ -118,3 +119,48 @@ def test_a_relaxed_network_that_lost_its_symmetry(std: float) -> None:
     assert len(guessed) >= 10
     assert not any("axis 0" in words for names in guessed.values() for words in names)
     assert {row.path for row in report.layers if row.status == "BREAKS"} <= set(relaxation.residuals)
+
+
+class Frames(nn.Module):
+    """Turns vectors into a frame that is made of them but chosen freely about its axis, and back: equivariant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis = nn.functional.normalize(x.sum(-2), dim=-1)  # (..., 3)
+        helper = torch.eye(3).to(x)[axis.abs().argmin(-1)]
+        side = nn.functional.normalize(torch.linalg.cross(axis, helper), dim=-1)
+        frame = torch.stack((axis, side, torch.linalg.cross(axis, side)), -2)
+        return self.inner(x, frame)
+
+
+class Inner(nn.Module):
+    """A map along the frame's first axis and another one across it, which does not depend on the frame's choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along, self.across = (VNLinear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor, frame: Tensor) -> Tensor:
+        local = x @ frame.mT
+        along, across = (self.along, self.across)
+        keep = torch.tensor([1.0, 0.0, 0.0]).to(x)
+        local = along((local * keep)[..., None]) + across((local * (1 - keep))[..., None])
+        return local[..., 0] @ frame
+
+
+def test_a_choice_of_frames_is_not_the_break_of_a_relaxed_network() -> None:
+    """Frames are explained by nothing, in the strict network either; the relaxed layer is to blame."""
+    torch.manual_seed(0)
+    model = Frames().double()
+    x = draw(3, 4, 3)
+    strict = er.audit(model, x, vector(SO(3)), vector(SO(3)), samples=4, lie=False)
+    assert strict.equivariant
+    relaxation = er.relax(model, include=["inner.across"])
+    nn.init.normal_(relaxation["inner.across"].map.weight)
+    relaxation.set_gamma(0.3)
+    report = er.audit(model, x, vector(SO(3)), vector(SO(3)), samples=4, lie=False)
+    assert report.relative > 1e-2
+    assert report.first_break == "inner"

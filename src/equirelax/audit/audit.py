@@ -94,6 +94,7 @@ def audit(
         outputs = leaves(call(module, transformed(sample, in_rep, None, dtype)), out_rep, "output")
         before = measure(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
         derivative = lie_derivative(module, sample, in_rep, out_rep, group, dtype) if lie else None
+        after = _strict(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
         found = None
         if per_layer:
             found = localise(
@@ -108,8 +109,8 @@ def audit(
                 max(tolerance, NEGLIGIBLE * before.relative),
                 before.relative <= tolerance,
                 layer_reps,
+                after is not None and after.relative <= tolerance,
             )
-        after = _strict(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
 
     return AuditReport(
         model=_title(model),

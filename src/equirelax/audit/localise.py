@@ -32,7 +32,7 @@ from equirelax.audit.known import Known
 from equirelax.audit.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
 from equirelax.audit.record import Call, Recorder, tensors_of
 from equirelax.audit.tree import Axis, Leaf, call, leaves, map_tree, representations, transformed
-from equirelax.relaxation import Residual
+from equirelax.relaxation import Residual, relaxation_of
 from equirelax.symmetry import Group
 
 
@@ -48,6 +48,7 @@ def localise(
     tolerance: float,
     equivariant: bool,
     layer_reps: Mapping[str, Any] | None,
+    strict_equivariant: bool = False,
 ) -> Localisation:
     """Rows for every call of every module; ``model`` must be in its measuring state.
 
@@ -57,6 +58,8 @@ def localise(
         other: an element h, (n, n), for a second point h x.
         equivariant: whether the model as a whole is: then no first break is looked for.
         layer_reps: see :class:`~equirelax.audit.known.Known`.
+        strict_equivariant: whether the model is a relaxed one that is equivariant without its residuals. What
+            nothing explains there is then its own affair (a choice of frames, say), and no break here.
     """
     known = Known(model, group, layer_reps)
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
@@ -70,27 +73,44 @@ def localise(
             call(model, value)
         return calls
 
-    # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
-    points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
-    base = [run(*point) for point in points]
-    moved = [[run(*point, g) for point in points] for g in elements]
-    names = [(c.path, c.index) for c in base[0]]
-    if any(
-        [(c.path, c.index) for c in calls] != names for calls in [*base, *(c for row in moved for c in row)]
-    ):
-        return Localisation((), None, "not localised: which modules are called depends on the group element")
-
     given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
     judge = Judge(elements, atoms_of(group, [r for r in given if r.group == group]), tolerance)
     ends = _ends(model, sample, in_rep, out_rep, group, dtype)
-    trace = []
-    for i, first_call in enumerate(base[0]):
-        declared = ends if first_call.parent < 0 else _declared(known, first_call, group)
-        trace.append(_trace(i, judge, declared, [c[i] for c in base], [[c[i] for c in row] for row in moved]))
+    # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
+    points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
+
+    def observe() -> list[Trace] | None:
+        """Every call with what is known about its tensors; None where the calls depend on the element."""
+        base = [run(*point) for point in points]
+        moved = [[run(*point, g) for point in points] for g in elements]
+        names = [(c.path, c.index) for c in base[0]]
+        every = [*base, *(calls for row in moved for calls in row)]
+        if any([(c.path, c.index) for c in calls] != names for calls in every):
+            return None
+        declared = [ends if c.parent < 0 else _declared(known, c, group) for c in base[0]]
+        return [
+            _trace(i, judge, declared[i], [c[i] for c in base], [[c[i] for c in row] for row in moved])
+            for i in range(len(names))
+        ]
+
+    trace = observe()
+    if trace is None:
+        return Localisation((), None, "not localised: which modules are called depends on the group element")
+    if strict_equivariant and not equivariant:
+        with relaxation_of(model).strict():
+            _excuse(trace, observe() or [])
     first = None if equivariant else _first(trace, known)
     run()  # modules that remember something of a run are asked again below: it is to be that of the sample
     rows = _rows(trace, judge, known, dtype)
     return Localisation(tuple(sorted(rows, key=_worst_first)), first)
+
+
+def _excuse(trace: list[Trace], strict: list[Trace]) -> None:
+    """Make unknown what nothing explains in the strict network either, which is equivariant all the same."""
+    for mine, theirs in zip(trace, strict, strict=False):
+        for told, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
+            for key in told.keys() & {key for key, one in before.items() if one.accuses}:
+                told[key] = Told("unknown", "nothing explains it in the strict network either")
 
 
 def _worst_first(row: LayerRow) -> tuple[int, float]:
