@@ -19,23 +19,26 @@ class OffsetKernel(OrbitKernel):
     """Kernels with one free number for every orbit and every place of the kernel that the orbit visits.
 
     Args:
-        in_rep, out_rep, size: as for `OrbitKernel`.
+        owner, name, in_rep, out_rep, size: as for `OrbitKernel`.
     """
 
-    def __init__(self, in_rep: Representation, out_rep: Representation, size: int) -> None:
-        super().__init__(in_rep, out_rep, size)
+    def __init__(
+        self, owner: nn.Module, name: str, in_rep: Representation, out_rep: Representation, size: int
+    ) -> None:
+        super().__init__(owner, name, in_rep, out_rep, size)
         places = size * size
         self._counts = []
         for i, (m_out, _) in enumerate(out_rep.blocks):
             for j, (m_in, _) in enumerate(in_rep.blocks):
-                index, sign, sizes = self._buffers_of(i, j)
-                place = torch.arange(len(index)) % places
+                index, sign, sizes = self._buffers_of(owner, i, j)
+                place = torch.arange(len(index), device=index.device) % places
                 kept = sign != 0
                 numbers, refined = torch.unique(index[kept] * places + place[kept], return_inverse=True)
                 split = torch.zeros_like(index)
                 split[kept] = refined
-                setattr(self, f"index_{i}_{j}", split)
-                setattr(self, f"sizes_{i}_{j}", torch.bincount(refined, minlength=len(numbers)).to(sizes))
+                setattr(owner, f"{name}_index_{i}_{j}", split)
+                counted = torch.bincount(refined, minlength=len(numbers)).to(sizes)
+                setattr(owner, f"{name}_sizes_{i}_{j}", counted)
                 self._counts.append(m_out * m_in * len(numbers))
         self.count = sum(self._counts)
 
@@ -65,15 +68,15 @@ class RelaxedGroupConv2d(GroupConv2d):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__(in_rep, out_rep, kernel_size, stride, padding, bias, padding_mode)
-        self._strict = self._kernel
         start = self.kernel().detach()
-        self._kernel = OffsetKernel(in_rep, out_rep, kernel_size)
-        self.weight = nn.Parameter(self._kernel.coefficients(start))
+        self._strict = self._kernels
+        self._kernels = OffsetKernel(self, "_varying", in_rep, out_rep, kernel_size)
+        self.weight = nn.Parameter(self.coefficients(start))
 
     def nearest(self) -> Tensor:
         """The weights of the equivariant kernel that is nearest: a tensor like `weight`, its mean over every orbit."""
-        strict = self._strict.expand(self._strict.coefficients(self.kernel()))
-        return self._kernel.coefficients(strict)
+        strict = self._strict.coefficients(self, self.kernel())
+        return self.coefficients(self._strict.expand(self, strict))
 
     def deviation(self) -> Tensor:
         """Mean distance of the weights from the nearest equivariant ones: a number, 0 exactly for an equivariant layer.

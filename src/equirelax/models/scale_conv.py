@@ -35,6 +35,8 @@ class ScaleConv2d(nn.Module):
         lifts: the input is a plain picture (batch, in_channels, H, W), the same for all rungs.
         pools: the output is a plain picture: the mean over the rungs.
         orders: Hermite polynomials of order 0 ... orders - 1 in x and in y.
+        width: of the Gaussian at scale 1, in pixels. None makes the widest one fit 4 times between centre and edge, but the
+            narrowest at least 0.6 pixels wide, where sampling begins to see it.
         bias: one number per channel, the same on all rungs.
         relaxed: weights may differ from place to place of the kernel (Wang, Walters, Yu, arXiv 2201.11969, section 4.3: w_b(y)
             psi_b(y)); equal at the start, so that the layer begins as the strict one.
@@ -56,6 +58,7 @@ class ScaleConv2d(nn.Module):
         lifts: bool = False,
         pools: bool = False,
         orders: int = 3,
+        width: float | None = None,
         bias: bool = True,
         relaxed: bool = False,
     ) -> None:
@@ -72,7 +75,9 @@ class ScaleConv2d(nn.Module):
         self.scales = check_scales(scales)
         self.kernel_size, self.padding = kernel_size, kernel_size // 2
         self.lifts, self.pools, self.relaxed = lifts, pools, relaxed
-        self._basis = Exact(hermite_gauss(kernel_size, self.scales, orders))
+        if width is None:
+            width = max(kernel_size / (8 * self.scales[-1]), 0.6 / self.scales[0])
+        self._basis = Exact(hermite_gauss(kernel_size, self.scales, orders, width))
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels, orders**2, *[kernel_size**2] * relaxed)
         )
@@ -179,23 +184,32 @@ class ScaleBatchNorm(nn.Module):
         return y.unflatten(0, (-1, self.rungs)).flatten(1, 2)
 
 
-def hermite_gauss(size: int, scales: tuple[float, ...], orders: int) -> Tensor:
-    """He_n(x / s) He_m(y / s) exp(-(x^2 + y^2) / (2 s^2)) / s^2 at the pixels, row 0 the largest y.
+def hermite_gauss(size: int, scales: tuple[float, ...], orders: int, width: float) -> Tensor:
+    """He_m(y / s) He_n(x / s) exp(-(x^2 + y^2) / (2 s^2)) / s^2 at the pixels, row 0 the largest y, s = width times a scale.
 
-    The smallest scale is a Gaussian whose width is a sixth of the kernel at the largest scale, so that 3 widths of the widest
-    kernel fit, but at least 0.6 pixels, where sampling begins to see it. Every function has norm 1 at the smallest scale.
+    Every function has norm 1 at the smallest scale.
+
+    Args:
+        size: of the kernel, in pixels.
+        scales: of the ladder.
+        orders: of the polynomials, in y and in x.
+        width: of the Gaussian at scale 1, in pixels.
 
     Returns:
-        (orders^2, scales, size^2), float64.
+        (orders^2, scales, size^2), float64; n runs fastest.
+
+    Raises:
+        RepresentationError: the width is not above 0.
     """
-    unit = max(size / (6 * scales[-1]), 0.6 / scales[0])
-    width = unit * torch.tensor(scales, dtype=torch.float64)[:, None]  # (scales, 1)
+    if not 0 < width < math.inf:
+        raise RepresentationError(f"ScaleConv2d: width is {width}; expected a number of pixels above 0")
+    widths = width * torch.tensor(scales, dtype=torch.float64)[:, None]  # (scales, 1)
     x = torch.arange(size, dtype=torch.float64) - size // 2
-    u = x / width
+    u = x / widths
     line = [torch.ones_like(u), u]
     for n in range(2, orders):
         line.append(u * line[-1] - (n - 1) * line[-2])
-    h = torch.stack(line[:orders]) * torch.exp(-u.square() / 2) / width  # (orders, scales, size)
+    h = torch.stack(line[:orders]) * torch.exp(-u.square() / 2) / widths  # (orders, scales, size)
     basis = torch.einsum("msi,nsj->mnsij", h.flip(-1), h).flatten(3).flatten(0, 1)
     return basis / basis[:, :1].norm(dim=-1, keepdim=True)
 
