@@ -10,13 +10,17 @@ from equirelax.benchmarks.mocap import MocapTask
 from equirelax.benchmarks.modelnet import ModelNetTask
 from equirelax.benchmarks.nbody import NBodyTask
 from equirelax.benchmarks.qm9 import QM9Task
+from equirelax.benchmarks.rotmnist import RotMNISTTask
 from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Task
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, SmokeTask, RotMNISTTask)
+}
 
 
 def task_class(benchmark: str) -> type[Task]:

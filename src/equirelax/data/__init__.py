@@ -1,19 +1,23 @@
 """Data sets: find, make, verify, load and batch them. They know nothing of models."""
 
-from equirelax.data import clouds, corruptions, mocap, modelnet, nbody, qm9
+from equirelax.data import clouds, corruptions, digits, mocap, modelnet, nbody, qm9, rotmnist, smoke
 from equirelax.data.augment import random_rotation
+from equirelax.data.fields import FieldSet
 from equirelax.data.graphs import GraphSet
 from equirelax.data.mocap import MocapSet
 from equirelax.data.modelnet import CloudSet
 from equirelax.data.molecules import MoleculeSet
 from equirelax.data.nbody import NBody, NBodySet
 from equirelax.data.root import DataStatus, data_root, find, status
+from equirelax.data.rotmnist import ImageSet
 from equirelax.data.samples import Samples
 
 __all__ = [
     "CloudSet",
     "DataStatus",
+    "FieldSet",
     "GraphSet",
+    "ImageSet",
     "MocapSet",
     "MoleculeSet",
     "NBody",
@@ -22,11 +26,14 @@ __all__ = [
     "clouds",
     "corruptions",
     "data_root",
+    "digits",
     "find",
     "mocap",
     "modelnet",
     "nbody",
     "qm9",
     "random_rotation",
+    "rotmnist",
+    "smoke",
     "status",
 ]

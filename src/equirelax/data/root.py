@@ -148,6 +148,12 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("qm9/pyg/processed/data_v3.pt",),
         "equirelax train qm9 --source pyg downloads it on first use",
     ),
+    (
+        "mnist",
+        "70,000 handwritten digits of 28 x 28 pixels (CC BY-SA 3.0), turned when they are loaded",
+        ("mnist/mnist.npz",),
+        "put mnist.npz in the folder mnist of the data root",
+    ),
 )
 # name -> other files, any of which is the same data set in another form
 _ALSO: dict[str, tuple[str, ...]] = {

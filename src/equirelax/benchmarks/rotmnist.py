@@ -1,0 +1,162 @@
+"""Rotated digits: which digit is this, turned by any angle? A finite group stands for a continuous one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
+from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
+from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.data import ImageSet, digits, rotmnist
+from equirelax.models import PlainClassifier, PlaneClassifier
+from equirelax.symmetry import Cyclic, Dihedral, Field, Group, trivial
+
+AUDIT_SAMPLES = 8
+CLASSES = 10
+
+
+@dataclass
+class DigitsDataset(Dataset):
+    """Which images.
+
+    Attributes:
+        source: MNIST's, rotated by any angle (10,000 training, 2,000 validation, 50,000 test images), or scikit-learn's
+            1,797 digits of 8 x 8 pixels, rotated by multiples of 90 degrees.
+        train: Training images, the first ones; null takes all.
+        val: Validation images; null takes all.
+        test: Test images; null takes all.
+    """
+
+    source: Literal["mnist", "digits"] = "mnist"
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+
+@dataclass
+class ClassifierNetwork(Network):
+    """Size of a convolutional classifier.
+
+    Attributes:
+        width: Fields of the first stage, each as many channels as the group has elements; the plain network has as many
+            channels as that of C4.
+        stages: Of two convolutions each; the size is halved in between.
+    """
+
+    width: int = 8
+    stages: int = 3
+
+
+class RotMNISTTask(Task):
+    """Class of an image of a digit, rotated at random in training and test; accuracy."""
+
+    name: ClassVar[str] = "rotmnist"
+    title: ClassVar[str] = "Rotated MNIST: digits at any angle"
+    models: ClassVar[dict[str, str]] = {
+        "c4": "group convolutions of C4, regular fields: invariant to turns by 90 degrees",
+        "d4": "group convolutions of D4: invariant to reflections too, which digits are not",
+        "plain": "convolutions of the same width: not equivariant",
+    }
+    metric = Metric("accuracy", "1e-2", "%", higher_is_better=True)
+    counted: ClassVar[str] = "images"
+    smallest_batch: ClassVar[int] = 2
+    """The networks have batch norm."""
+
+    @classmethod
+    def defaults(cls, model: str, method: str) -> RunConfig:
+        """Ours, for neither paper has this experiment: Adam 1e-3, batch 64, 40 epochs down a cosine; dense convolutions
+        as residuals, lambda_reg 0.01 (CR's), multipliers 1e-3.
+        """
+        strength = choice(method).strength
+        if isinstance(strength, ACEStrength | ResilientStrength):
+            strength = dataclasses.replace(strength, dual_lr=1e-3)
+        return RunConfig(
+            benchmark=cls.name,
+            model=model,
+            method=method,
+            seed=0,
+            training=Training(
+                epochs=40,
+                batch_size=64,
+                learning_rate=1e-3,
+                schedule="cosine",
+                augment=False,
+                validate_every=1,
+            ),
+            dataset=DigitsDataset(),
+            network=ClassifierNetwork(),
+            residual=plane_residual(NO_PLACEMENT if model == "plain" else "layers", method),
+            strength=strength,
+        )
+
+    def load(self, split: Split) -> ImageSet:
+        """The split's images, as many as are configured, the first ones."""
+        source = digits if self._dataset.source == "digits" else rotmnist
+        data: ImageSet = source.load(split, root=self.root)
+        return data.subset(slice(getattr(self._dataset, split)))
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every image turned by its own element of C4 (or D4); the class stays."""
+        group = self._group
+        elements = group.sample(len(batch["images"]), generator=generator).to(batch["images"])
+        return {**batch, "images": Field(trivial(group)).apply(elements, batch["images"])}
+
+    def build_model(self) -> nn.Module:
+        """The configured network."""
+        network: ClassifierNetwork = self.config.network  # type: ignore[assignment]
+        if self.config.model == "plain":
+            return PlainClassifier(CLASSES, network.width * 4, network.stages)
+        return PlaneClassifier(CLASSES, self._group.name, network.width, network.stages)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """images (b, 1, H, W)."""
+        return (batch["images"],)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits (b, 10)."""
+        predicted: Tensor = model(batch["images"])
+        return predicted
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy."""
+        return nn.functional.cross_entropy(prediction, batch["labels"])
+
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Accuracy of the batch, between 0 and 1."""
+        return (prediction.argmax(1) == batch["labels"]).double().mean()
+
+    def audit_case(self) -> AuditCase:
+        """Eight validation images; errors are relative to what tells the images' logits apart."""
+        batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
+        return AuditCase(
+            self.inputs(batch),
+            (Field(trivial(self._group)),),
+            None,
+            self._group,
+            head=lambda y: y - y.mean(0),
+        )
+
+    def published(self) -> dict[str, str]:
+        """None: neither paper has this experiment."""
+        return {}
+
+    @property
+    def _group(self) -> Group:
+        return Dihedral(4) if self.config.model == "d4" else Cyclic(4)
+
+    @property
+    def _dataset(self) -> DigitsDataset:
+        dataset: DigitsDataset = self.config.dataset  # type: ignore[assignment]
+        return dataset
+
+
+def plane_residual(placement: str, method: str, init: str = "zeros") -> ResidualSettings:
+    """Dense convolutions on every group convolution; the control's are equivariant themselves."""
+    if placement != NO_PLACEMENT and method == "equivariant-control":
+        return ResidualSettings(placement, "equivariant-dense", "normal", 1e-4)
+    return ResidualSettings(placement, "dense", init)  # type: ignore[arg-type]

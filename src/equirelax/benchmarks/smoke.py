@@ -1,0 +1,235 @@
+"""Smoke: the next frames of a rising plume's velocity, under rotations or scalings that hold only approximately
+(CR section 5.4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.benchmarks.rotmnist import plane_residual
+from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
+from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
+from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.data import FieldSet, smoke
+from equirelax.errors import ConfigError
+from equirelax.models import planes
+from equirelax.symmetry import Cyclic, Dihedral, Field, Group, vector
+
+AUDIT_SAMPLES = 4
+
+
+@dataclass
+class SmokeDataset(Dataset):
+    """Which simulated plumes, and which windows of them. `equirelax data make smoke` makes them.
+
+    Attributes:
+        symmetry: rotation: inflow on one of four sides; scale: plumes at several spatial and temporal scales.
+        size: Grid points along each side.
+        positions: Inflow positions on every side (10: 40 runs).
+        steps: Frames of every run.
+        asymmetry: How much the buoyancy differs by side; 0 is exactly symmetric under turns by 90 degrees.
+        inputs: Frames that a prediction reads.
+        outputs: Frames that are rolled out, and compared, in training.
+        horizon: Frames that are rolled out in validation and test.
+        every: From one window's start to the next one's, in frames.
+    """
+
+    symmetry: Literal["rotation", "scale"] = "rotation"
+    size: int = 64
+    positions: int = 10
+    steps: int = 250
+    asymmetry: float = 0.5
+    inputs: int = 10
+    outputs: int = 6
+    horizon: int = 20
+    every: int = 1
+
+
+@dataclass
+class PlaneNetwork(Network):
+    """Size of a forecasting network.
+
+    Attributes:
+        hidden: Channels of the hidden layers.
+        layers: Convolutions (of the MLP: linear layers).
+        kernel: Their width.
+        group: Of the rotation task's equivariant networks.
+    """
+
+    hidden: int = 92
+    layers: int = 5
+    kernel: int = 3
+    group: Literal["C4", "D4"] = "C4"
+
+
+class SmokeTask(Task):
+    """Velocity (2, H, W) of the next frame from ten frames, rolled out; root of the mean squared error of the roll-out
+    on later frames of the training runs (Future) and on runs from other inflow positions (Domain).
+    """
+
+    name: ClassVar[str] = "smoke"
+    title: ClassVar[str] = "Smoke plumes: velocity forecasts"
+    models: ClassVar[dict[str, str]] = planes.MODELS
+    metric = Metric("RMSE Future")
+    counted: ClassVar[str] = ""
+    chunk: ClassVar[int] = 20
+
+    @classmethod
+    def defaults(cls, model: str, method: str) -> RunConfig:
+        """CR's for rotation: Adam 1e-3, weight decay 4e-4, times 0.95 every epoch, batch 16, up to 1000 epochs, 92
+        hidden, lambda_reg 0.01. Neither paper has ACE here: multipliers 1e-3. Its scale experiment takes 1e-4, batch 8,
+        64 hidden and kernels of 5, which are for the command line to set.
+        """
+        strength = choice(method).strength
+        if isinstance(strength, ACEStrength | ResilientStrength):
+            strength = dataclasses.replace(strength, dual_lr=1e-3)
+        placement = "layers" if model in planes.RELAXABLE else NO_PLACEMENT
+        return RunConfig(
+            benchmark=cls.name,
+            model=model,
+            method=method,
+            seed=0,
+            training=Training(
+                epochs=1000, batch_size=16, learning_rate=1e-3, weight_decay=4e-4, schedule="step", step_epochs=1,
+                step_factor=0.95, augment=False, validate_every=1,
+            ),
+            dataset=SmokeDataset(),
+            network=PlaneNetwork(),
+            residual=plane_residual(placement, method, init="default"),
+            strength=strength,
+        )  # fmt: skip
+
+    def load(self, split: Split) -> FieldSet:
+        """Windows of training or validation frames; of the test set those of both splits, Future first."""
+        d = self._dataset
+        outputs = d.outputs if split == "train" else d.horizon
+        names: tuple[smoke.Split, ...] = ("future", "domain") if split == "test" else (split,)
+        parts = [
+            smoke.load(name, self.settings, inputs=d.inputs, outputs=outputs, every=d.every, root=self.root)
+            for name in names
+        ]
+        return parts[0] if len(parts) == 1 else FieldSet.joined(parts)
+
+    @property
+    def settings(self) -> smoke.SmokeSettings:
+        """Of the simulation."""
+        d = self._dataset
+        return smoke.SmokeSettings(
+            symmetry=d.symmetry, size=d.size, positions=d.positions, steps=d.steps, asymmetry=d.asymmetry
+        )
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The windows as they are, or with `augment` every one turned by its own element of the group."""
+        batch: Batch = data.batch(indices[share])
+        if not self.config.training.augment:
+            return batch
+        elements = self._elements(len(indices), generator)[share]
+        return self._turned(batch, elements)
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every window turned by its own element of the group, targets too."""
+        return self._turned(batch, self._elements(len(batch["input"]), generator))
+
+    def build_model(self) -> nn.Module:
+        """The configured network for the configured symmetry."""
+        network: PlaneNetwork = self.config.network  # type: ignore[assignment]
+        return planes.build(
+            self.config.model,
+            symmetry=self._dataset.symmetry,
+            frames=self._dataset.inputs,
+            hidden=network.hidden,
+            layers=network.layers,
+            kernel=network.kernel,
+            group=network.group,
+            size=self._dataset.size,
+        )
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """frames (b, inputs, 2, H, W)."""
+        return (batch["input"],)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The roll-out (b, outputs, 2, H, W): every predicted frame is read for the next."""
+        return rollout(model, batch["input"], batch["target"].shape[1])
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error over the roll-out."""
+        return nn.functional.mse_loss(prediction, batch["target"])
+
+    def regulariser(self, model: nn.Module) -> Tensor | None:
+        """RSteer's, on how far its weights vary; the other networks have none."""
+        return model.regulariser() if isinstance(model, planes.PlaneRSteer) else None
+
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Root of the mean squared error of the batch."""
+        return self.loss(prediction, batch).sqrt()
+
+    def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
+        """(4,): sums of squared errors and numbers of values, of Future and of Domain."""
+        squares = (prediction.double() - batch["target"].double()).square().flatten(1).mean(1)
+        domain = batch["domain"].to(squares)
+        return torch.stack(
+            [((1 - domain) * squares).sum(), (1 - domain).sum(), (domain * squares).sum(), domain.sum()]
+        )
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """RMSE Future and, where there are such windows, RMSE Domain."""
+        future, count, domain, others = totals.tolist()
+        values = {self.metric.name: math.sqrt(future / count)}
+        return values | ({"RMSE Domain": math.sqrt(domain / others)} if others else {})
+
+    @property
+    def auditable(self) -> bool:
+        """Scalings have no exact action on a grid."""
+        return self._dataset.symmetry == "rotation"
+
+    def audit_case(self) -> AuditCase:
+        """A few validation windows, turned by multiples of 90 degrees (and reflected, for D4)."""
+        if not self.auditable:
+            raise ConfigError(
+                "smoke with symmetry 'scale' cannot be audited: scalings have no exact action on a grid of pixels. "
+                "Compare the errors on the test set instead."
+            )
+        batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
+        field = Field(vector(self._group))
+        return AuditCase(self.inputs(batch), (field,), field, self._group)
+
+    def published(self) -> dict[str, str]:
+        """CR's figures are not known to us."""
+        return {}
+
+    def _elements(self, count: int, generator: torch.Generator) -> Tensor:
+        if not self.auditable:
+            raise ConfigError("smoke with symmetry 'scale' cannot move its samples: leave 'augment' off.")
+        return self._group.sample(count, generator=generator)
+
+    def _turned(self, batch: Batch, elements: Tensor) -> Batch:
+        field = Field(vector(self._group))
+        moved = {key: field.apply(elements.to(batch[key]), batch[key]) for key in ("input", "target")}
+        return {**batch, **moved}
+
+    @property
+    def _group(self) -> Group:
+        return Dihedral(4) if self.config.network.group == "D4" else Cyclic(4)  # type: ignore[attr-defined]
+
+    @property
+    def _dataset(self) -> SmokeDataset:
+        dataset: SmokeDataset = self.config.dataset  # type: ignore[assignment]
+        return dataset
+
+
+def rollout(model: nn.Module, frames: Tensor, outputs: int) -> Tensor:
+    """Predict a frame, append it, predict the next: frames (b, inputs, 2, H, W) -> (b, outputs, 2, H, W)."""
+    predicted = []
+    for _ in range(outputs):
+        predicted.append(model(frames))
+        frames = torch.cat([frames[:, 1:], predicted[-1][:, None]], dim=1)
+    return torch.stack(predicted, dim=1)

@@ -1,0 +1,113 @@
+"""Smoke plumes in a closed square box, simulated with PhiFlow 3: a passive density that rises, and the air that it moves.
+
+    d rho/dt + u . grad rho = inflow        du/dt + u . grad u + grad p = b rho e        div u = 0
+
+Semi-Lagrangian advection on a staggered grid, the pressure by conjugate gradients in 64 bits. The inflow is a disc near one
+side and the force e points away from that side: the run of the next side is the same run turned by 90 degrees. Nothing in
+the discretisation prefers a direction, so that this holds to the pressure solver's tolerance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from equirelax.errors import DataError
+
+BOX = 100.0
+"""Width of the box; its centre is the origin."""
+INFLOW_DISTANCE = 40.0
+"""From the centre of the box to the inflow's."""
+INFLOW_RADIUS = 8.0
+INFLOW_RATE = 0.2
+"""Density that flows in per unit of time."""
+SOLVER_TOLERANCE = 1e-9
+SOLVER_ITERATIONS = 5_000
+# e of the sides bottom, right, top, left: each the one before turned by 90 degrees
+DIRECTIONS = ((0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0))
+
+
+def phiflow() -> Any:
+    """PhiFlow's names. Raises `DataError` where it is not installed."""
+    try:
+        from phi import flow
+    except ImportError as error:
+        raise DataError(
+            "Smoke is simulated with PhiFlow, which is not installed: pip install 'equirelax[planes]' (phiflow 3.4)."
+        ) from error
+    return flow
+
+
+def simulate(
+    side: int,
+    offsets: np.ndarray,
+    *,
+    buoyancy: float,
+    size: int,
+    steps: int,
+    dt: float = 1.0,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Velocities of several runs from inflows near one side, computed together.
+
+    Args:
+        side: of the inflow: 0 bottom, 1 right, 2 top, 3 left.
+        offsets: (R,) of the inflow along its side, turned with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
+        buoyancy: b, acceleration per density.
+        size: grid points along each side. steps: frames, one every `dt`.
+        scale: factor on the inflow's radius, distance and offsets and on the force: velocities grow by it.
+
+    Returns:
+        (R, steps, 2, size, size) float32: velocities at the centres of the cells, after steps 1, 2, ...; row 0 is the
+        top, components are (x, y).
+
+    Raises:
+        DataError: PhiFlow is missing, or a velocity is not finite.
+    """
+    flow = phiflow()
+    math, batch, channel = flow.math, flow.batch, flow.channel
+    with math.precision(64):
+        half = BOX / 2
+        box = flow.Box(x=(-half, half), y=(-half, half))
+        along, force = _turned(side, offsets * scale, -INFLOW_DISTANCE * scale), DIRECTIONS[side]
+        centres = math.tensor(along, batch("run"), channel(vector="x,y"))
+        inflow = INFLOW_RATE * flow.CenteredGrid(
+            flow.Sphere(centres, radius=INFLOW_RADIUS * scale),
+            flow.extrapolation.BOUNDARY,
+            box,
+            x=size,
+            y=size,
+        )
+        density = inflow * 0
+        velocity = flow.StaggeredGrid(0, 0, box, x=size, y=size)
+        pressure, frames = None, []
+        for _ in range(steps):
+            density = flow.advect.semi_lagrangian(density, velocity, dt) + dt * inflow
+            lift = (density * tuple(buoyancy * scale * component for component in force)) @ velocity
+            velocity = flow.advect.semi_lagrangian(velocity, velocity, dt) + dt * lift
+            solve = flow.Solve(
+                "CG",
+                SOLVER_TOLERANCE,
+                SOLVER_TOLERANCE,
+                x0=pressure,
+                rank_deficiency=0,
+                max_iterations=SOLVER_ITERATIONS,
+            )
+            velocity, pressure = flow.fluid.make_incompressible(velocity, (), solve)
+            frames.append(velocity.at_centers().values.numpy("run,vector,y,x")[:, :, ::-1])
+    found = np.stack(frames, axis=1)
+    if not np.isfinite(found).all():
+        raise DataError(
+            f"The simulation of side {side} with buoyancy {buoyancy:g} left the finite numbers: make its buoyancy or its "
+            "time step smaller."
+        )
+    return np.ascontiguousarray(found, dtype=np.float32)
+
+
+def _turned(side: int, offsets: np.ndarray, distance: float) -> np.ndarray:
+    """Points (offset, distance) turned by 90 degrees `side` times: (R, 2). Whole-number turns: nothing is rounded."""
+    points = np.stack([offsets, np.full_like(offsets, distance)], axis=1)
+    for _ in range(side):
+        points = np.stack([-points[:, 1], points[:, 0]], axis=1)
+    return points
