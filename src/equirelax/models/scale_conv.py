@@ -43,10 +43,13 @@ class ScaleConv2d(nn.Module):
 
     Attributes:
         weight: (out_channels, in_channels, orders^2); relaxed (..., orders^2, kernel_size^2).
+        symmetry: "scale".
 
     Raises:
         RepresentationError: for sizes that make no layer.
     """
+
+    symmetry = "scale"
 
     def __init__(
         self,
@@ -98,6 +101,40 @@ class ScaleConv2d(nn.Module):
     def basis(self) -> Tensor:
         """The kernels of all functions at all scales, (orders^2, scales, kernel_size^2), float64."""
         return self._basis.value
+
+    @property
+    def rows(self) -> Tensor:
+        """(out_channels, rungs), long: the channels of every output field, in the order of the ladder; one if it pools."""
+        return _ladder(self.out_channels, 1 if self.pools else len(self.scales))
+
+    @property
+    def columns(self) -> Tensor:
+        """(in_channels, rungs), long: the channels of every input field; one if it lifts."""
+        return _ladder(self.in_channels, 1 if self.lifts else len(self.scales))
+
+    @property
+    def span(self) -> Tensor:
+        """What all strict kernels between an input and an output field are sums of: (orders^2, rungs out, rungs in, k, k)."""
+        basis = self.basis.unflatten(-1, (self.kernel_size, self.kernel_size))
+        if self.lifts and self.pools:
+            return basis.mean(1)[:, None, None]
+        if self.lifts:
+            return basis.unsqueeze(2)
+        if self.pools:
+            return basis.unsqueeze(1) / len(self.scales)
+        return torch.diag_embed(basis.movedim(1, -1)).movedim((-2, -1), (1, 2))
+
+    def coefficients(self, kernel: Tensor) -> Tensor:
+        """What `weight` is for the strict kernel nearest to `kernel` (channels out, channels in, k, k)."""
+        span = self.span.to(kernel).flatten(1)
+        rows, columns = self.rows.to(kernel.device), self.columns.to(kernel.device)
+        tiles = kernel[rows[:, None, :, None], columns[None, :, None, :]].flatten(2)
+        numbers = tiles @ torch.linalg.pinv(span)
+        return numbers.unsqueeze(-1).expand_as(self.weight) if self.relaxed else numbers
+
+    def constant_coefficients(self, constants: Tensor) -> Tensor:
+        """What `bias` is for the strict constants nearest to `constants` (channels out,): means over the rungs."""
+        return constants[self.rows.to(constants.device)].mean(1)
 
     def rungs(self) -> Tensor:
         """The kernels of all scales: (scales, out_channels, in_channels, kernel_size, kernel_size)."""
@@ -163,6 +200,11 @@ class ScaleConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, scales={self.scales}, kernel_size={self.kernel_size}, "
             f"lifts={self.lifts}, pools={self.pools}, relaxed={self.relaxed}"
         )
+
+
+def _ladder(channels: int, rungs: int) -> Tensor:
+    """(channels, rungs), long: where a field's rungs lie."""
+    return torch.arange(rungs * channels).view(rungs, channels).T
 
 
 class ScaleBatchNorm(nn.Module):

@@ -1,0 +1,82 @@
+"""Convolutions whose equivariant kernels are sums of given ones, because no grid shows the group exactly: scale-steerable ones.
+
+A module of this family, recognised by its attributes, has
+
+- `rows` (out fields, d_out) and `columns` (in fields, d_in), long: the channels of its fields;
+- `span` (n, d_out, d_in, k, k): what every equivariant kernel between two fields is a sum of;
+- `kernel_size` and `padding`, numbers; stride 1;
+- parameters `weight` and perhaps `bias`, with `coefficients(kernel)` and `constant_coefficients(constants)`: their values for the
+  equivariant kernel and constants nearest to dense ones.
+
+Input and output are (batch, channels, H, W). The residual is a dense convolution of the same size and padding, its penalty the
+squared distance to the span. The representations are those of the group of one element: what acts on such features only
+approximately is nothing that an audit could measure against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from equirelax.errors import UnfoldableError
+from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.symmetry import Cyclic, trivial
+
+ATTRIBUTES = ("rows", "columns", "span", "coefficients", "constant_coefficients", "kernel_size", "padding")
+
+
+@register
+class SpannedConvolution(LayerFamily):
+    """Convolutions whose kernels are sums of given ones."""
+
+    name = "spanned-convolution"
+
+    def matches(self, module: nn.Module) -> bool:
+        """By its attributes."""
+        return all(hasattr(module, name) for name in ATTRIBUTES)
+
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """All channels at all offsets to all channels."""
+        layer: Any = module  # known by its attributes, of no class in particular
+        size = int(layer.kernel_size)
+        rows, columns = layer.rows, layer.columns
+        kernels = BasisKernels.from_spans([BasisBlock(rows, columns, layer.span)])
+        return Site(
+            path,
+            self.name,
+            trivial(Cyclic(1), columns.numel()),
+            trivial(Cyclic(1), rows.numel()),
+            FirstInput(),
+            AddToOutput(),
+            feature_axis=-3,
+            relaxes=str(getattr(layer, "symmetry", "its basis")),
+            convolution=Convolution(
+                (size, size), kernels, stride=(1, 1), padding=(int(layer.padding),) * 2, dilation=(1, 1)
+            ),
+        )
+
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """The projection onto the span, written as the module's own numbers."""
+        layer: Any = module
+        if site.convolution is None or not isinstance(getattr(module, "weight", None), nn.Parameter):
+            raise UnfoldableError(
+                f'{site.path} ({type(module).__name__}) has no parameter "weight" of coefficients to fold into; project '
+                'with mode="drop" or unfoldable="drop"'
+            )
+        fold = Fold(site.convolution.symmetry.project(weight))
+        fold.writes.append((layer.weight, layer.coefficients(fold.weight)))
+        if bias is not None and bool(bias.any()):
+            numbers = layer.constant_coefficients(bias)
+            if not isinstance(layer.bias, nn.Parameter):
+                raise UnfoldableError(
+                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual "
+                    'without bias, or project with mode="drop" or unfoldable="drop"'
+                )
+            fold.bias = bias.new_zeros(bias.shape)
+            rows = layer.rows.to(bias.device)
+            fold.bias[rows] = numbers[:, None].expand(rows.shape)
+            fold.writes.append((layer.bias, numbers))
+        return fold
