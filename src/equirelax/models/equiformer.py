@@ -19,10 +19,11 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.models.depthwise import Couplings, DepthwiseProduct
+from equirelax.models.depthwise import DepthwiseProduct
 from equirelax.models.elements import Elements
 from equirelax.models.equivariant_norm import EquivariantLayerNorm
 from equirelax.models.gate import Gate
+from equirelax.models.join import join
 from equirelax.models.radial import GaussianBasis, RadialWeights, pairs
 from equirelax.models.stack import sum_rows
 from equirelax.models.steerable_linear import SteerableLinear
@@ -32,13 +33,15 @@ LEAK = 0.2  # slope of the attention's leaky ReLU on the far negative side
 
 
 class EdgeGeometry(NamedTuple):
-    """What all blocks read of the edges: source, target, envelope (e,), radial basis (basis, e), couplings (see `depthwise`)."""
+    """What all blocks read of the edges: source, target, envelope (e,), radial basis (basis, e), couplings
+    of the features (see `depthwise`), spherical harmonics (harmonics, e)."""
 
     source: Tensor
     target: Tensor
     envelope: Tensor
     basis: Tensor
-    couplings: Couplings
+    couplings: Tensor
+    harmonics: Tensor
 
 
 class GraphAttention(nn.Module):
@@ -73,16 +76,17 @@ class GraphAttention(nn.Module):
         ends = self.source(x).t().index_select(1, edges.source)
         ends = ends + self.target(x).t().index_select(1, edges.target)
         coupled = self.product(ends.t(), edges.couplings, self.radial(edges.basis))
-        message = self.message(coupled).t()
-        scalars = self.gate.scalars
-        hidden = self.gate(message[scalars:].t())
+        heads, message = (
+            self.message(coupled).t().split_with_sizes([self.gate.scalars, self.gate.irreps_in.dim])
+        )
+        hidden = self.gate(message.t())
         values = self.value(self.product(hidden, edges.couplings)).t()
-        attention = self._attention(message[:scalars], edges, x.shape[0])  # (heads, e)
+        attention = self._attention(heads, edges, x.shape[0])  # (heads, e)
         weighted = [
             (part.unflatten(0, (self.heads, -1)) * attention[:, None]).flatten(0, 1)
             for part in values.split_with_sizes(self.slots)
         ]
-        return self.out(sum_rows(torch.cat(weighted), edges.target, x.shape[0]).t())
+        return self.out(sum_rows(join(weighted), edges.target, x.shape[0]).t())
 
     def _attention(self, features: Tensor, edges: EdgeGeometry, nodes: int) -> Tensor:
         """(scalars, e) -> (heads, e): envelope exp(z) over 1 + its sum at the target."""
@@ -225,22 +229,21 @@ class Equiformer(nn.Module):
         harmonics = o3.spherical_harmonics(
             self.harmonics, found.directions.t(), normalize=False, normalization="component"
         )
-        couplings = self.blocks[0].attention.product.couplings(harmonics.t().contiguous())
-        return EdgeGeometry(
-            found.source, found.target, found.envelope, self.basis(found.distances), couplings
-        )
+        columns = harmonics.t().contiguous()
+        couplings = self.blocks[0].attention.product.couplings(columns)
+        basis = self.basis(found.distances)
+        return EdgeGeometry(found.source, found.target, found.envelope, basis, couplings, columns)
 
     def _embed(self, one_hot: Tensor, edges: EdgeGeometry) -> Tensor:
         """Element plus edge-degree embedding (section 4.2): (n, elements) -> (n, hidden.dim)."""
         nodes = one_hot.shape[0]
         ones = one_hot.new_ones(edges.source.shape[0], self.hidden_irreps.count("0e"))
-        near = self.degree_product(
-            ones.t().contiguous().t(), edges.couplings, self.degree_radial(edges.basis)
-        )
+        couplings = self.degree_product.couplings(edges.harmonics)
+        near = self.degree_product(ones, couplings, self.degree_radial(edges.basis))
         near = self.degree_linear(near).t() * (edges.envelope / self.degree**0.5)
         x = sum_rows(near, edges.target, nodes)
         element = self.embedding(one_hot).t()
-        return torch.cat([x[: element.shape[0]] + element, x[element.shape[0] :]]).t()
+        return join([x[: element.shape[0]] + element, x[element.shape[0] :]]).t()
 
 
 def _check(

@@ -6,6 +6,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from equirelax.models.join import join
+
 
 class EquivariantLayerNorm(nn.Module):
     """Every irrep's channels divided by their root mean square over channels and components, then scaled channel by channel.
@@ -45,4 +47,4 @@ class EquivariantLayerNorm(nn.Module):
             outs.append(
                 (scaled + biases.pop(0)[:, None, None] if scalar else scaled).reshape(mul * dim, rows)
             )
-        return torch.cat(outs).t()
+        return join(outs).t()

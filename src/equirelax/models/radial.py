@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -89,9 +90,7 @@ class RadialWeights(nn.Module):
     def __init__(self, basis: int, hidden: int, out: int) -> None:
         super().__init__()
         sizes = [basis, hidden, hidden, out]
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(b, a) / a**0.5) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(b, a) / a**0.5) for a, b in pairwise(sizes))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(b, 1)) for b in sizes[1:])
         with torch.no_grad():
             self.biases[-1].fill_(1)

@@ -6,6 +6,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from equirelax.models.join import join
+
 
 class SteerableLinear(o3.Linear):
     """An `e3nn.o3.Linear` in everything but speed, with biases on 0e outputs.
@@ -49,4 +51,4 @@ class SteerableLinear(o3.Linear):
                 torch.addmm(self.bias[:, None], matrix, columns) if k == self.bias_slot else matrix @ columns
             )
             outs.append(mixed.view(-1, rows))
-        return (torch.cat(outs) if len(outs) > 1 else outs[0]).t()
+        return join(outs).t()
