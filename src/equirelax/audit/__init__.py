@@ -15,12 +15,14 @@ from equirelax.audit.lie import LieReport
 from equirelax.audit.remul import LabelFree, label_free
 from equirelax.audit.report import AuditReport
 from equirelax.audit.tree import Axis
+from equirelax.symmetry import Field
 
 __all__ = [
     "AuditReport",
     "Axis",
     "Break",
     "Breaking",
+    "Field",
     "LabelFree",
     "LayerRow",
     "LieReport",

@@ -23,12 +23,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from equirelax.symmetry import Group, Representation
+from equirelax.symmetry import Group, Representation, TensorAction
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
 
 MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
@@ -131,15 +131,14 @@ def _irreps(group: Group) -> list[Block]:
     return [from_irreps(name, group).blocks[0][1] for name in names]
 
 
-def action_of(rep: Representation, axis: int, group: Group) -> Action:
-    """The action of a known representation along an axis, for elements of ``group``."""
-    linear = rep.group.dim != group.dim
-    where = "" if axis == -1 else f" along axis {axis}"
+def action_of(known: TensorAction, group: Group) -> Action:
+    """A known action, for elements of ``group``."""
+    linear = known.group.dim != group.dim
 
     def apply(g: Tensor, x: Tensor) -> Tensor:
-        return rep.apply((group.linear_part(g) if linear else g).to(x.device), x.double(), axis=axis)
+        return known.apply((group.linear_part(g) if linear else g).to(x.device), x.double())
 
-    return Action(f"{rep!r}{where}", apply, rep.invariant)
+    return Action(f"{known.representation!r}{known.where}", apply, known.invariant)
 
 
 def error_of(action: Action, seen: Seen) -> Explained:
@@ -158,9 +157,16 @@ INVARIANT = Action("invariant", lambda g, x: x.double(), True)
 
 
 def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
-    """The first candidate within ``tolerance``; where there is none, the likeliest."""
+    """The best of the actions along the feature's axes: what `likeliest` takes."""
+    return likeliest(
+        seen, itertools.chain((INVARIANT,), _candidates(seen, atoms), _guesses(seen, atoms)), tolerance
+    )
+
+
+def likeliest(seen: Seen, actions: Iterable[Action], tolerance: float) -> Explained:
+    """The first of the actions within ``tolerance``; where there is none, the likeliest."""
     tried = []
-    for candidate in itertools.chain((INVARIANT,), _candidates(seen, atoms), _guesses(seen, atoms)):
+    for candidate in actions:
         tried.append(error_of(candidate, seen))
         if tried[-1].relative <= tolerance:
             return tried[-1]
@@ -172,12 +178,12 @@ def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
     shape = seen.x.shape[1:]
     for axis in axes:
         if shape[axis] <= (MAX_LAST if axis == axes[0] else MAX_OTHER):
-            yield _segmentation(seen, atoms, axis)
+            yield segmentation(seen, atoms, axis)
     moving = [atom for atom in atoms if atom.dim > 1]
     for axis in axes:
         for atom in moving:
             if shape[axis] % atom.dim == 0 and shape[axis] > atom.dim:
-                yield _component_major(atom, shape[axis] // atom.dim, axis, len(shape))
+                yield component_major(atom, shape[axis] // atom.dim, axis, len(shape))
     for a in axes:
         for b in range(a):
             for atom in moving:
@@ -189,7 +195,7 @@ def _guesses(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
     """Segmentations into few runs of equal blocks, for features that nothing fits."""
     for axis in range(seen.x.dim() - 2, -1, -1):
         if seen.x.shape[axis + 1] <= MAX_OTHER:
-            yield _segmentation(seen, atoms, axis, CHANGE)
+            yield segmentation(seen, atoms, axis, CHANGE)
 
 
 def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
@@ -199,7 +205,7 @@ def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
     return moved if offset is None else moved + offset.to(x)
 
 
-def _segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
+def segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
     """The direct sum of atoms along ``axis`` (of one feature) with the least squared error, plus ``change`` times the
     squared norm of what is seen for every change from one atom to another.
     """
@@ -287,7 +293,7 @@ def _axis_odds(axis: int, dims: int) -> float:
     return ROWS_AXIS if axis == 0 and dims > 1 else 1.0
 
 
-def _component_major(atom: Atom, copies: int, axis: int, dims: int) -> Action:
+def component_major(atom: Atom, copies: int, axis: int, dims: int) -> Action:
     def apply(g: Tensor, x: Tensor) -> Tensor:
         moved = x.double().movedim(axis, -1)
         split = moved.reshape(*moved.shape[:-1], atom.dim, copies).transpose(-1, -2)

@@ -56,9 +56,9 @@ def audit(
         sample: one input: a tensor or PyG ``Data`` (called as ``model(sample)``), a tuple or list
             (``model(*sample)``) or a mapping (``model(**sample)``), nested as the model needs; on the model's
             device. A few molecules or graphs are enough, and quicker than a batch of training.
-        in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``Axis(representation, axis)``
-            or ``None`` (invariant) for every tensor; for mappings and ``Data`` a mapping that lists what
-            transforms.
+        in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``Axis(representation, axis)``,
+            ``Field(representation)`` (pictures, (..., channels, H, W)) or ``None`` (invariant) for every tensor;
+            for mappings and ``Data`` a mapping that lists what transforms.
         out_rep: the same for the output.
         group: elements are drawn from it; by default the group of the representations. It may be a subgroup
             of theirs, such as SO(3) for representations of O(3).
@@ -72,7 +72,7 @@ def audit(
         per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs
             in memory.
         layer_reps: representations inside the model where they are known: path pattern (``fnmatch``) -> the
-            output's ``Representation`` or ``Axis``, or a pair (inputs, output).
+            output's ``Representation``, ``Axis`` or ``Field``, or a pair (inputs, output).
 
     Returns:
         The report; ``print(report)`` shows it.
@@ -232,8 +232,7 @@ def _action(leaf: Leaf) -> str:
     if leaf.action is None:
         how = "invariant" if leaf.measurable else "passed on as it is"
     else:
-        axis = "" if leaf.action.axis == -1 else f" along axis {leaf.action.axis}"
-        how = f"{leaf.action.representation!r}{axis}"
+        how = f"{leaf.action.representation!r}{leaf.action.where}"
     return f"{how}  ({shape} {kind})"
 
 

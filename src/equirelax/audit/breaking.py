@@ -19,7 +19,7 @@ from torch import Tensor
 from equirelax.audit.actions import Action, action_of
 from equirelax.audit.chain import orthogonal
 from equirelax.audit.error import outputs_of, relative_error
-from equirelax.audit.known import acts_through
+from equirelax.audit.known import acts_through, placed
 from equirelax.audit.lipschitz import residual_slope
 from equirelax.audit.state import measuring
 from equirelax.audit.tree import Leaf, act, leaves, representations, transformed
@@ -186,7 +186,8 @@ class _Run:
         """How the group acts on what the residual adds."""
         if not acts_through(self.group, residual.out_rep.group):
             return None
-        return action_of(residual.out_rep, residual.feature_axis, self.group)
+        found = placed(residual, residual.out_rep)
+        return None if found is None else action_of(found, self.group)
 
     def bound(self, residual: Residual, calls: list[_Call]) -> tuple[float | None, str]:
         found = residual_slope(residual)

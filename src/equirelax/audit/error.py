@@ -173,7 +173,7 @@ class _Tally:
 
 def _mean_norm(difference: Tensor, leaf: Leaf) -> float:
     """Mean over x of the norm of the rest: x is the leading axis, unless the group acts on that one."""
-    if leaf.action is not None and leaf.action.axis % difference.dim() == 0:
+    if leaf.action is not None and difference.dim() and leaf.action.moves(0, difference.dim()):
         return float(difference.norm())
     rows = difference.reshape(difference.shape[0], -1) if difference.dim() else difference.reshape(1, 1)
     return float(rows.norm(dim=1).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equirelax.audit.actions import Action, Atom, Explained, Seen, error_of, explain
-from equirelax.audit.fit import fit
+from equirelax.audit import planes
+from equirelax.audit.actions import INVARIANT, Action, Atom, Explained, Seen, error_of, explain, likeliest
+from equirelax.audit.fit import Fit, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,20 @@ class Told:
 
 
 class Judge:
-    """Tells how tensors transform; remembers what it has told about equal ones."""
+    """Tells how tensors transform; remembers what it has told about equal ones.
 
-    def __init__(self, elements: Tensor, atoms: Sequence[Atom], tolerance: float) -> None:
+    Args:
+        fields: whether features may be pictures, whose grid moves (``planes.py``).
+    """
+
+    def __init__(
+        self, elements: Tensor, atoms: Sequence[Atom], tolerance: float, fields: bool = False
+    ) -> None:
         self.elements, self.atoms, self.tolerance = elements, atoms, tolerance
+        self.fields = fields and planes.on_grid(elements)
         self.told: dict[tuple[Any, ...], Told] = {}
+        # What is declared for a feature where it is made counts wherever it arrives.
+        self.broken: dict[tuple[Any, ...], Told] = {}
 
     def tell(self, x: list[Tensor], y: list[list[Tensor]], declared: Action | None) -> Told:
         """Args: x, the tensor at every point; y, at every element and point; declared, its action if
@@ -54,23 +65,31 @@ class Judge:
             return Told("unknown", "its shape depends on the input")
         seen = Seen(torch.stack(x), torch.stack([torch.stack(row) for row in y]), self.elements)
         sums = (float(seen.x.sum()), float(seen.y.sum()), float(seen.y.norm()))
-        key = (seen.x.shape, *sums, declared.name if declared else None)
+        feature = (seen.x.shape, *sums)
+        if declared is None and feature in self.broken:
+            return self.broken[feature]
+        key = (*feature, declared.name if declared else None)
         if key not in self.told:
             self.told[key] = self._tell(seen, declared)
+            if declared is not None and self.told[key].kind == "broken":
+                self.broken.setdefault(feature, self.told[key])
         return self.told[key]
 
     def _tell(self, seen: Seen, declared: Action | None) -> Told:
         if not bool(torch.isfinite(seen.y).all() and torch.isfinite(seen.x).all()):
             return Told("broken", "holds NaN or infinity", None, math.inf, math.inf)
-        expected = None if declared is None else error_of(declared, seen)
+        lopsided = planes.lopsided(seen) if self.fields else ""
+        expected = None if declared is None or lopsided else error_of(declared, seen)
         if expected is not None and expected.relative <= self.tolerance:
             return _told("fits", expected.action.name, expected)
-        best = explain(seen, self.atoms, self.tolerance)
+        best = self._explain(seen)
         if best.relative <= self.tolerance:
             if expected is None:
                 return _told("fits", best.action.name, best)
             return _told("other", f"as {best.action.name}, though declared {expected.action.name}", expected)
-        weaker = fit(seen, self.atoms, self.tolerance)
+        if lopsided:
+            return Told("broken", lopsided, None, best.relative, best.absolute)
+        weaker = self._fit(seen)
         if expected is not None:
             tail = f" but {weaker.words}" if weaker.kind == "basis" else ""
             return _told("broken", f"not as {expected.action.name}, as declared,{tail}".rstrip(","), expected)
@@ -79,6 +98,27 @@ class Judge:
         if weaker.kind == "linear":
             return Told("linear", weaker.words, best.action, weaker.relative, best.absolute)
         return _told("broken", f"like nothing known (closest: {best.action.name}; {weaker.words})", best)
+
+    def _explain(self, seen: Seen) -> Explained:
+        if not self.fields:
+            return explain(seen, self.atoms, self.tolerance)
+        large = planes.is_large_grid(seen.x.shape[1:])
+        # Called again on a picture that does not move, any module would pass.
+        still = dataclasses.replace(INVARIANT, odds=planes.STILL) if large else INVARIANT
+        on_grids = likeliest(
+            seen, itertools.chain((still,), planes.candidates(seen, self.atoms)), self.tolerance
+        )
+        if on_grids.relative <= self.tolerance or large:
+            return on_grids
+        off = explain(seen, self.atoms, self.tolerance)
+        return min(off, on_grids, key=lambda found: found.relative * found.action.odds)
+
+    def _fit(self, seen: Seen) -> Fit:
+        rows = planes.rows_of(seen) if self.fields else None
+        if rows is None:
+            return fit(seen, self.atoms, self.tolerance)
+        found = fit(rows, self.atoms, self.tolerance)
+        return dataclasses.replace(found, words=f"{found.words}, once its grid is moved back")
 
 
 def _told(kind: str, words: str, found: Explained) -> Told:

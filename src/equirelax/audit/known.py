@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.audit.tree import Axis
-from equirelax.errors import AuditError
+from equirelax.audit.tree import as_action
+from equirelax.errors import AuditError, RepresentationError
 from equirelax.files import did_you_mean
 from equirelax.relaxation import Residual
-from equirelax.symmetry import Group, Representation
+from equirelax.symmetry import Axis, Field, Group, Representation, TensorAction
 
 SPATIAL = ("SO(3)", "SE(3)", "O(3)", "E(3)")
 
-Declared = dict[str, Axis]
+Declared = dict[str, TensorAction]
 
 
 class Known:
@@ -28,8 +28,8 @@ class Known:
     Args:
         model: the audited model.
         group: the group of the audit; declarations for groups that it does not act through are ignored.
-        layer_reps: path pattern -> output's ``Representation`` or ``Axis``, or (inputs, output), inputs being
-            one of these (first argument) or a sequence with one of these or ``None`` for each positional
+        layer_reps: path pattern -> output's ``Representation``, ``Axis`` or ``Field``, or (inputs, output), inputs
+            being one of these (first argument) or a sequence with one of these or ``None`` for each positional
             argument.
 
     Raises:
@@ -38,8 +38,9 @@ class Known:
 
     def __init__(self, model: nn.Module, group: Group, layer_reps: Mapping[str, Any] | None = None) -> None:
         self.group = group
-        self.given: dict[str, tuple[list[Axis | None], Axis | None]] = {}
-        paths = [path for path, _ in model.named_modules()]
+        self.given: dict[str, tuple[list[TensorAction | None], TensorAction | None]] = {}
+        self.modules = dict(model.named_modules())
+        paths = list(self.modules)
         for pattern, value in (layer_reps or {}).items():
             matched = fnmatch.filter(paths, pattern)
             if not matched:
@@ -54,6 +55,17 @@ class Known:
             if isinstance(module, Residual) and not module.site.slot and module.is_linear:
                 self.residuals[module.site.path] = module
 
+    def field_representations(self) -> list[Representation]:
+        """Representations of the fields that are declared: by the user, by residuals, by convolutions."""
+        given = [action for inputs, output in self.given.values() for action in (*inputs, output)]
+        own = [
+            action
+            for path, module in self.modules.items()
+            for which in ("in_rep", "out_rep")
+            for action in (self._site(path, which), self._convolution(module, which))
+        ]
+        return [action.representation for action in (*given, *own) if isinstance(action, Field)]
+
     def relaxed(self, path: str) -> str:
         """``relaxed, gamma = 0.3`` for a module with residuals, else nothing."""
         found = self.strengths.get(path)
@@ -63,7 +75,7 @@ class Known:
         """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
         if path in self.given:
             return {f"[0][{i}]": axis for i, axis in enumerate(self.given[path][0]) if axis is not None}
-        first = self._site(path, "in_rep")
+        first = self._site(path, "in_rep") or self._convolution(module, "in_rep")
         axes = [first] if first else [self._irreps(module, n) for n in ("irreps_in1", "irreps_in2")]
         if axes[0] is None:
             axes = [self._irreps(module, "irreps_in")]
@@ -74,14 +86,22 @@ class Known:
         if path in self.given:
             axis = self.given[path][1]
             return {} if axis is None else {"": axis}
-        return _fitting({"": self._site(path, "out_rep") or self._irreps(module, "irreps_out")}, tensors)
+        found = self._site(path, "out_rep") or self._convolution(module, "out_rep")
+        return _fitting({"": found or self._irreps(module, "irreps_out")}, tensors)
 
-    def _site(self, path: str, which: str) -> Axis | None:
+    def _site(self, path: str, which: str) -> TensorAction | None:
         residual = self.residuals.get(path)
         if residual is None:
             return None
         rep: Representation = getattr(residual, which)
-        return Axis(rep, residual.feature_axis) if acts_through(self.group, rep.group) else None
+        return placed(residual, rep) if acts_through(self.group, rep.group) else None
+
+    def _convolution(self, module: nn.Module, which: str) -> TensorAction | None:
+        """The fields of a group convolution, known by its attributes in_rep, out_rep and kernel_size."""
+        rep = getattr(module, which, None)
+        if not isinstance(rep, Representation) or not hasattr(module, "kernel_size"):
+            return None
+        return _field(rep) if acts_through(self.group, rep.group) else None
 
     def _irreps(self, module: nn.Module, name: str) -> Axis | None:
         irreps = getattr(module, name, None)
@@ -90,6 +110,20 @@ class Known:
         from equirelax.symmetry import from_irreps
 
         return Axis(from_irreps(str(irreps), self.group))
+
+
+def placed(residual: Residual, rep: Representation) -> TensorAction | None:
+    """How a representation of a residual's site acts on the tensors there; None where that is not known."""
+    if residual.site.convolution is None:
+        return Axis(rep, residual.feature_axis)
+    return _field(rep) if residual.feature_axis == -3 else None
+
+
+def _field(rep: Representation) -> Field | None:
+    try:
+        return Field(rep)
+    except RepresentationError:  # of no group of the plane
+        return None
 
 
 def acts_through(group: Group, other: Group) -> bool:
@@ -102,35 +136,32 @@ def acts_through(group: Group, other: Group) -> bool:
     return elements.shape[-1] == other.dim and bool(other.contains(elements, atol=1e-6).all())
 
 
-def _fitting(declared: Mapping[str, Axis | None], tensors: Mapping[str, Tensor]) -> Declared:
+def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, Tensor]) -> Declared:
     return {
-        key: axis
-        for key, axis in declared.items()
-        if axis is not None
-        and key in tensors
-        and -tensors[key].dim() <= axis.axis < tensors[key].dim()
-        and tensors[key].shape[axis.axis] == axis.representation.dim
+        key: action
+        for key, action in declared.items()
+        if action is not None and key in tensors and not action.mismatch(tensors[key].shape)
     }
 
 
-def _parse(pattern: str, value: Any) -> tuple[list[Axis | None], Axis | None]:
+def _parse(pattern: str, value: Any) -> tuple[list[TensorAction | None], TensorAction | None]:
     if isinstance(value, tuple) and len(value) == 2:
         inputs, output = value
         several = (
             inputs
-            if isinstance(inputs, Iterable) and not isinstance(inputs, (Representation, Axis))
+            if isinstance(inputs, Iterable) and not isinstance(inputs, (Representation, TensorAction))
             else [inputs]
         )
-        return [_axis(pattern, item) for item in several], _axis(pattern, output)
-    return [], _axis(pattern, value)
+        return [_action(pattern, item) for item in several], _action(pattern, output)
+    return [], _action(pattern, value)
 
 
-def _axis(pattern: str, value: Any) -> Axis | None:
-    if value is None or isinstance(value, Axis):
-        return value
-    if isinstance(value, Representation):
-        return Axis(value)
+def _action(pattern: str, value: Any) -> TensorAction | None:
+    if value is None:
+        return None
+    if isinstance(value, (Representation, TensorAction)):
+        return as_action(value)
     raise AuditError(
-        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation or "
-        "Axis, or (inputs, output)"
+        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation, Axis or "
+        "Field, or (inputs, output)"
     )

@@ -13,8 +13,8 @@ from torch.autograd.functional import jvp as double_backward_jvp
 
 from equirelax.audit.element import describe_generator
 from equirelax.audit.error import outputs_of
-from equirelax.audit.tree import Axis, Leaf, call, leaves, map_tree, transformed
-from equirelax.symmetry import Group
+from equirelax.audit.tree import Leaf, call, leaves, map_tree, transformed
+from equirelax.symmetry import Group, TensorAction
 
 FORWARD = "JVP (forward mode)"
 DOUBLE = "JVP (double backward)"
@@ -97,14 +97,14 @@ def lie_derivative(
     return LieReport(method, reason, tuple(rows))
 
 
-def _derivative(value: Tensor, action: Axis, algebra: Tensor) -> Tensor:
+def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
     """``drho(A_i) x`` for every A_i of ``algebra`` (k, n, n): (k, *x.shape), float64.
 
     The representation's group may be larger than the audit's: its derivative is linear in the algebra, so A_i
     is written in the basis of the larger one.
     """
-    moved = action.representation.derivative(value.double(), axis=action.axis)
-    basis = action.representation.group.algebra()
+    moved = action.derivative(value.double())
+    basis = action.group.algebra()
     coefficients = algebra.flatten(1) @ torch.linalg.pinv(basis.flatten(1))
     return torch.tensordot(coefficients.to(moved), moved, dims=1)
 

@@ -28,12 +28,20 @@ from torch import Tensor, nn
 
 from equirelax.audit.actions import INVARIANT, Action, action_of, atoms_of
 from equirelax.audit.judge import Judge, Told
-from equirelax.audit.known import Known
+from equirelax.audit.known import Known, acts_through
 from equirelax.audit.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
 from equirelax.audit.record import Call, Recorder, tensors_of
-from equirelax.audit.tree import Axis, Leaf, call, leaves, map_tree, representations, transformed
+from equirelax.audit.tree import (
+    Leaf,
+    call,
+    field_representations,
+    leaves,
+    map_tree,
+    representations,
+    transformed,
+)
 from equirelax.relaxation import Residual, relaxation_of
-from equirelax.symmetry import Group
+from equirelax.symmetry import Group, TensorAction
 
 
 def localise(
@@ -73,8 +81,7 @@ def localise(
             call(model, value)
         return calls
 
-    given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
-    judge = Judge(elements, atoms_of(group, [r for r in given if r.group == group]), tolerance)
+    judge = _judge(known, in_rep, out_rep, elements, tolerance)
     ends = _ends(model, sample, in_rep, out_rep, group, dtype)
     # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
@@ -103,6 +110,17 @@ def localise(
     run()  # modules that remember something of a run are asked again below: it is to be that of the sample
     rows = _rows(trace, judge, known, dtype)
     return Localisation(tuple(sorted(rows, key=_worst_first)), first)
+
+
+def _judge(known: Known, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float) -> Judge:
+    """A judge that tries the blocks of all representations that are known."""
+    group = known.group
+    given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
+    fields = [*field_representations((in_rep, out_rep)), *known.field_representations()]
+    # Fields of a larger group, C8 for C4, are of no sum of the smaller one's blocks in their order.
+    larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
+    own = [rep for rep in [*given, *fields] if rep.group == group]
+    return Judge(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
 
 
 def _excuse(trace: list[Trace], strict: list[Trace]) -> None:
@@ -172,8 +190,8 @@ def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:
     return {leaf.path: _action(leaf.action, group) for leaf in found if leaf.measurable}
 
 
-def _action(axis: Axis | None, group: Group) -> Action:
-    return INVARIANT if axis is None else action_of(axis.representation, axis.axis, group)
+def _action(axis: TensorAction | None, group: Group) -> Action:
+    return INVARIANT if axis is None else action_of(axis, group)
 
 
 def _declared(known: Known, c: Call, group: Group) -> Declared:

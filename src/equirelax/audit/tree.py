@@ -1,9 +1,9 @@
 """Samples, outputs and their representations as trees that are walked together.
 
-A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data`` or anything nested from these;
+A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor`` or anything nested from these;
 whatever else it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A
 *tree of representations* has the same shape, with a :class:`~equirelax.symmetry.Representation`, an
-:class:`Axis`, or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings
+:class:`Axis`, a :class:`Field` or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings
 and ``Data`` need to list only what transforms.
 """
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import AuditError
-from equirelax.symmetry import Axis, Representation
+from equirelax.symmetry import Axis, Field, Representation, TensorAction
+from equirelax.symmetry.escnn import is_escnn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Leaf:
 
     path: str
     value: Tensor
-    action: Axis | None
+    action: TensorAction | None
 
     @property
     def measurable(self) -> bool:
@@ -69,6 +70,9 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
         if hasattr(tree, "_fields"):
             return type(tree)(*items)
         return items if isinstance(tree, list) else tuple(items)
+    if is_escnn(tree, "GeometricTensor"):
+        moved = map_tree(tree.tensor, reps, function, path)
+        return type(tree)(moved, tree.type, tree.coords) if isinstance(moved, Tensor) else moved
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         names = [field.name for field in dataclasses.fields(tree)]
         listed = _check_names(reps, names, path, type(tree).__name__)
@@ -96,28 +100,40 @@ def leaves(tree: Any, reps: Any, what: str = "") -> list[Leaf]:
 
 def representations(reps: Any) -> Iterator[Representation]:
     """Every representation in a tree of representations, in order, repetitions included."""
-    if isinstance(reps, Representation):
-        yield reps
-    elif isinstance(reps, Axis):
-        yield reps.representation
+    return (action.representation for action in _actions(reps))
+
+
+def field_representations(reps: Any) -> Iterator[Representation]:
+    """The representations of the fields in a tree of representations."""
+    return (action.representation for action in _actions(reps) if isinstance(action, Field))
+
+
+def _actions(reps: Any) -> Iterator[TensorAction]:
+    if isinstance(reps, (Representation, TensorAction)):
+        yield as_action(reps)
     elif isinstance(reps, Mapping):
         for value in reps.values():
-            yield from representations(value)
+            yield from _actions(value)
     elif isinstance(reps, (tuple, list)):
         for value in reps:
-            yield from representations(value)
+            yield from _actions(value)
 
 
-def act(element: Tensor, value: Tensor, action: Axis | None) -> Tensor:
+def as_action(rep: Representation | TensorAction) -> TensorAction:
+    """A representation alone acts on the last axis."""
+    return Axis(rep) if isinstance(rep, Representation) else rep
+
+
+def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
     """``rho(g) x`` in float64 whatever the dtype of ``value``; ``value`` itself where nothing acts.
 
     Args:
         element: matrix of a group element, (n, n), float64.
-        value: floating tensor whose axis ``action.axis`` has the representation's dimension.
+        value: floating tensor of a shape that ``action`` acts on.
     """
     if action is None:
         return value
-    return action.representation.apply(element.to(value.device), value.double(), axis=action.axis)
+    return action.apply(element.to(value.device), value.double())
 
 
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
@@ -149,28 +165,24 @@ def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
     return model(sample)
 
 
-def _action(value: Tensor, reps: Any, path: str) -> Axis | None:
+def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
     if reps is None:
         return None
-    if isinstance(reps, Representation):
-        reps = Axis(reps)
-    if not isinstance(reps, Axis):
+    if not isinstance(reps, (Representation, TensorAction)):
         raise AuditError(
             f"{_name(path)} is a tensor of shape {tuple(value.shape)}, but its representation is a "
-            f"{type(reps).__name__}: give a Representation, Axis(representation, axis) or None"
+            f"{type(reps).__name__}: give a Representation, Axis(representation, axis), Field(representation) or None"
         )
-    rep, axis = reps.representation, reps.axis
+    action = as_action(reps)
     if not value.is_floating_point():
         raise AuditError(
-            f"{_name(path)} is {value.dtype}; {rep!r} acts on real floating tensors only: give None there"
+            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on real floating tensors only: give "
+            "None there"
         )
-    if not -value.dim() <= axis < value.dim() or value.shape[axis] != rep.dim:
-        raise AuditError(
-            f"{_name(path)} has shape {tuple(value.shape)}, but {rep!r} needs axis {axis} to have size "
-            f"{rep.dim}: "
-            "check the representation, or name another axis with Axis(representation, axis)"
-        )
-    return reps
+    wrong = action.mismatch(value.shape)
+    if wrong:
+        raise AuditError(f"{_name(path)} has shape {tuple(value.shape)}, but {wrong}")
+    return action
 
 
 def _check_names(reps: Any, names: Any, path: str, kind: str) -> Mapping[str, Any]:
@@ -245,4 +257,4 @@ def _name(path: str) -> str:
 
 
 def _show(reps: Any) -> str:
-    return repr(reps) if isinstance(reps, (Representation, Axis)) else f"a {type(reps).__name__}"
+    return repr(reps) if isinstance(reps, (Representation, TensorAction)) else f"a {type(reps).__name__}"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry import SO, Axis, Group, O, Representation
+from equirelax.symmetry import SO, Group, O, Representation, TensorAction
 
-Kind = Representation | Axis | None
+Kind = Representation | TensorAction | None
 """How one tensor transforms; None: not at all."""
 
 
@@ -18,8 +18,6 @@ def act(g: Tensor, value: Tensor, kind: Kind) -> Tensor:
     """rho(g) value, for one g (n, n), or a batch (b, n, n) along the first axis of `value`."""
     if kind is None:
         return value
-    if isinstance(kind, Axis):
-        return kind.representation.apply(g, value, axis=kind.axis)
     return kind.apply(g, value)
 
 
@@ -32,7 +30,7 @@ def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> t
     if len(values) != len(kinds):
         raise RepresentationError(
             f"the model is called with {len(values)} arguments, and in_rep tells of {len(kinds)}: give one "
-            f"representation, Axis or None for every positional argument"
+            f"representation, Axis, Field or None for every positional argument"
         )
     return tuple(v if k is None else act(g, v, k) for v, k in zip(values, kinds, strict=True))
 
@@ -55,17 +53,17 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
 
 
 def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
-    """One representation, Axis or None, or a tuple or list of them, as a tuple.
+    """One representation, Axis, Field or None, or a tuple or list of them, as a tuple.
 
     Raises:
         RepresentationError: something else was given.
     """
     kinds = tuple(reps) if isinstance(reps, (tuple, list)) else (reps,)
     for kind in kinds:
-        if not (kind is None or isinstance(kind, (Representation, Axis))):
+        if not (kind is None or isinstance(kind, (Representation, TensorAction))):
             raise RepresentationError(
-                f"{what} holds a {type(kind).__name__}; expected a Representation, Axis(representation, axis) or "
-                f"None for every tensor"
+                f"{what} holds a {type(kind).__name__}; expected a Representation, Axis(representation, axis), "
+                "Field(representation) or None for every tensor"
             )
     return kinds
 
@@ -78,7 +76,7 @@ def group_of(*kinds: Kind) -> Group:
     """
     for kind in kinds:
         if kind is not None:
-            return (kind.representation if isinstance(kind, Axis) else kind).group
+            return kind.group
     raise RepresentationError("nothing transforms: in_rep and out_rep are all None; say how the input does")
 
 

@@ -47,6 +47,11 @@ class TensorAction(ABC):
         """Whether the group moves entries along `axis` (0 and more) of a tensor with `dims` axes."""
 
     @property
+    def invariant(self) -> bool:
+        """Whether no element changes any tensor."""
+        return self.representation.invariant
+
+    @property
     def where(self) -> str:
         """Where in the tensor, for people: a phrase with a blank before it, or nothing for the last axis."""
         return ""

@@ -113,6 +113,11 @@ class Field(TensorAction):
         return axis >= dims - 3
 
     @property
+    def invariant(self) -> bool:
+        """Whether no element changes any field: only of the trivial group, as all others move the grid."""
+        return self.group.order == 1
+
+    @property
     def where(self) -> str:
         return " on a grid"
 
