@@ -17,7 +17,7 @@ entries of variance 1, at all pixels). They do not grow with the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, RepresentationError
+from equirelax.relaxation.kernel_action import KernelAction, kernel_actions
 from equirelax.symmetry import Representation
 from equirelax.symmetry.group import constants
-from equirelax.symmetry.kernels import TOLERANCE, check_planar, offset_permutation
+from equirelax.symmetry.kernels import TOLERANCE, check_planar
 
 # Singular values below this share of the largest count as 0.
 RANK_TOLERANCE = 1e-8
@@ -67,11 +68,11 @@ class _Cached(KernelSymmetry):
 
     _cache: Cache
 
-    def _constant(self, name: str, like: Tensor, build: Any) -> Any:
+    def _constant(self, name: str, like: Tensor, build: Callable[[], Any]) -> Any:
         key = (name, like.dtype, like.device)
         if key not in self._cache:
             with constants():
-                self._cache[key] = [part.to(device=like.device) for part in build()]
+                self._cache[key] = build()
         return self._cache[key]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,50 +113,28 @@ class GridKernels(_Cached):
                     raise RepresentationError(f"GridKernels: the block {block!r} is not orthogonal")
 
     def lie(self, weight: Tensor) -> Tensor:
-        """sum_j || rho_out(g_j) W(g_j^-1 .) - W rho_in(g_j) ||^2: the group difference, as rho_in is orthogonal."""
-        (pixels,) = self._constant("generators", weight, self._generator_pixels)
-        out, in_ = weight.shape[:2]
-        flat = weight.reshape(out, in_, -1)
-        left = self.out_rep.discrete_left(flat.reshape(out, -1)).view(-1, *flat.shape)
-        right = self.in_rep.discrete_right(flat.transpose(1, 2).reshape(-1, in_))
-        right = right.view(-1, out, flat.shape[2], in_).transpose(2, 3)
+        """sum_j || g_j . W - W ||^2 over the discrete generators."""
         total = weight.new_zeros(())
-        for one_left, one_right, moved in zip(left, right, pixels, strict=True):
-            # compared at g d: (g . W)(g d) = rho_out W(d) rho_in^-1
-            total = total + (one_left - one_right.index_select(2, moved)).square().sum()
+        for act in self._actions("generators", weight):
+            total = total + (act(weight) - weight).square().sum()
         return total
 
     def project(self, weight: Tensor) -> Tensor:
         """The mean over the group, 1/|G| sum_g g . W, which is the orthogonal projection."""
-        matrices = self._constant("elements", weight, lambda: self._elements(weight.dtype))
-        from_pixel, blocks = matrices[0], matrices[1:]
-        rows, columns = blocks[: len(self.out_rep.blocks)], blocks[len(self.out_rep.blocks) :]
-        flat = weight.flatten(2)
-        total = torch.zeros_like(flat)
-        for g in range(len(from_pixel)):
-            moved = flat.index_select(2, from_pixel[g])
-            moved = _blockwise(self.out_rep, [m[g] for m in rows], moved.transpose(0, 1)).transpose(0, 1)
-            total = total + _blockwise(self.in_rep, [m[g] for m in columns], moved)
-        return (total / len(from_pixel)).view(weight.shape)
+        actions = self._actions("elements", weight)
+        total = torch.zeros_like(weight)
+        for act in actions:
+            total = total + act(weight)
+        return total / len(actions)
 
-    def _generator_pixels(self) -> list[Tensor]:
-        pixels = [offset_permutation(g, self.size) for g in self.in_rep.group.discrete()]
-        return [torch.stack(pixels) if pixels else torch.zeros(0, self.size**2, dtype=torch.long)]
+    def _actions(self, which: str, like: Tensor) -> list[KernelAction]:
+        def build() -> list[KernelAction]:
+            group = self.in_rep.group
+            elements = group.discrete() if which == "generators" else group.elements()
+            return kernel_actions(self.in_rep, self.out_rep, self.size, elements, like)
 
-    def _elements(self, dtype: torch.dtype) -> list[Tensor]:
-        elements = self.in_rep.group.elements()
-        from_pixel = torch.stack([offset_permutation(g, self.size).argsort() for g in elements])
-        blocks = [block for rep in (self.out_rep, self.in_rep) for _, block in rep.blocks]
-        return [from_pixel, *(block.matrix(elements).to(dtype) for block in blocks)]
-
-
-def _blockwise(rep: Representation, matrices: list[Tensor], x: Tensor) -> Tensor:
-    """The blocks' matrices (d, d) applied along axis 1 of x (a, rep.dim, k k)."""
-    parts = []
-    for (m, block), where, matrix in zip(rep.blocks, rep.slices(), matrices, strict=True):
-        part = x[:, where].reshape(x.shape[0], m, block.dim, -1)
-        parts.append((matrix @ part).flatten(1, 2))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        actions: list[KernelAction] = self._constant(which, like, build)
+        return actions
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +187,7 @@ class BasisKernels(_Cached):
 
     def project(self, weight: Tensor) -> Tensor:
         """P W: in every block the sum of <W, Q_b> Q_b."""
-        parts = self._constant("blocks", weight, lambda: self._parts(weight.dtype))
+        parts = self._constant("blocks", weight, lambda: self._parts(weight))
         result = torch.zeros_like(weight)
         for rows, columns, basis in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             # (fields, fields, d_rows, d_columns, k, k)
@@ -218,11 +197,11 @@ class BasisKernels(_Cached):
             result = result.index_put(where, (coefficients @ basis).view(tile.shape))
         return result
 
-    def _parts(self, dtype: torch.dtype) -> list[Tensor]:
+    def _parts(self, like: Tensor) -> list[Tensor]:
         return [
-            part
+            part.to(like.device)
             for block in self.blocks
-            for part in (block.rows, block.columns, block.basis.flatten(1).to(dtype))
+            for part in (block.rows, block.columns, block.basis.flatten(1).to(like.dtype))
         ]
 
 
