@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,test,lint]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,test,lint,examples]"
 	@touch $@
 
 # Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.
@@ -34,7 +34,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -q
 
 lint: $(STAMP)
-	$(BIN)/python -m ruff check src tests
+	$(BIN)/python -m ruff check src tests examples
 	$(BIN)/python -m mypy
 
 perf: $(STAMP)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import SE, SO, E, Group, O, Representation, from_irreps, vector
-from equirelax.symmetry.irreps import rotation_generators, rotation_vectors
+from equirelax.symmetry.irreps import differences_of_turns, rotation_generators, rotation_vectors
 
 o3 = pytest.importorskip("e3nn.o3", reason="needs e3nn")
 ALL = "3x0e+2x0o+2x1o+1x1e+2x2e+1x3o+1x6e"
@@ -159,3 +159,11 @@ def test_errors_name_what_was_expected() -> None:
 def test_the_package_imports_without_e3nn() -> None:
     code = "import sys; import equirelax.symmetry; sys.exit('e3nn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("degree", range(7))
+def test_generators_without_those_of_e3nn(degree: int) -> None:
+    """e3nn 0.4 has none: they are then differences of small turns, of which rounding the squares restores all digits."""
+    found = differences_of_turns(degree)
+    exact = found.sign() * (4 * found.square()).round().sqrt() / 2
+    torch.testing.assert_close(exact, rotation_generators(degree), rtol=1e-14, atol=0)

@@ -82,9 +82,24 @@ def rotation_generators(l: int) -> Tensor:  # noqa: E741
         from e3nn import o3
 
         with constants():
-            rounded = o3.so3_generators(l).to(torch.float64)
+            given = o3.so3_generators(l) if hasattr(o3, "so3_generators") else differences_of_turns(l)
+            rounded = given.to(torch.float64)
             _ROTATION_GENERATORS[l] = rounded.sign() * (4 * rounded.square()).round().sqrt() / 2
     return _ROTATION_GENERATORS[l]
+
+
+def differences_of_turns(l: int, angle: float = 1e-3) -> Tensor:  # noqa: E741
+    """The same to a few digits by central differences, for e3nn 0.4, which gives no generators: (3, 2l+1, 2l+1)."""
+    from e3nn import o3
+
+    ahead, back = torch.tensor(angle, dtype=torch.float64), torch.tensor(-angle, dtype=torch.float64)
+    irrep = o3.Irrep(l, 1)
+    pairs = [
+        (irrep.D_from_matrix(turn(ahead)), irrep.D_from_matrix(turn(back)))
+        for turn in (o3.matrix_x, o3.matrix_y, o3.matrix_z)
+    ]
+    found = torch.stack([(a.to(torch.float64) - b.to(torch.float64)) / (2 * angle) for a, b in pairs])
+    return torch.where(found.abs() < 0.1, 0.0, found)  # the least entry that is not 0 is 1/2
 
 
 def rotation_vectors(r: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""EGNN (Satorras et al., 2021) as in egnn-pytorch, unedited: its weights mix invariant numbers only, so there is no
+equivariant layer to relax, and a placement says what its blocks take and return.
+
+Forces are how far the last block moves the atoms. Needs `pip install "equirelax[examples]"`.
+"""
+
+from __future__ import annotations
+
+import torch
+from egnn_pytorch import EGNN_Network
+from ethanol import batch, molecules, show
+from torch import nn
+
+import equirelax as er
+from equirelax.audit import AuditReport
+from equirelax.relaxation import CoordinateBlocks
+from equirelax.symmetry import E, positions
+
+PLACEMENT = CoordinateBlocks(
+    "EGNN", channels=16, features=(0, "feats"), coordinates=(1, "coors"), mask=(3, "mask"), outputs=(0, 1)
+)
+
+
+def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
+    """Relax, train, audit, project, audit."""
+    torch.manual_seed(0)
+    network = EGNN_Network(num_tokens=10, dim=16, depth=3, norm_coors=True, coor_weights_clamp_value=2.0)
+    numbers, where, forces = batch(molecules(8))
+    relaxation = er.relax(network, PLACEMENT)
+    method = er.Scheduled(relaxation, total_steps=steps)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    sample, reps, losses = (numbers, where), (None, positions(E(3))), []
+    for step in range(steps):
+        if step == steps // 2:  # the residuals are at full strength
+            relaxed = er.audit(network, sample, reps, reps, samples=4)
+        moved = network(numbers, where)[1]
+        loss = (moved - where - forces).square().mean()
+        (loss + method.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+        losses.append(loss.item())
+    er.project(network)
+    projected = er.audit(network, sample, reps, reps, samples=4)
+    show("EGNN", relaxed, projected, losses)
+    return network, relaxed, projected
+
+
+if __name__ == "__main__":
+    main()
