@@ -22,10 +22,8 @@ CHANNELS = 4096  # longest channel axis that is cut into blocks
 ROWS = 8192  # pixels, at most, on which a weaker explanation is looked for
 TRIVIAL = Action("trivial", lambda g, x: x.double())
 SMALL = 16  # grids of so few pixels may as well be something else, such as a matrix
-FLAT, AWAY = (
-    4.0,
-    2.0,
-)  # how much more a guess must explain for a flattened grid, and for channels not next to it
+# How much more a guess must explain: for a flattened grid, for channels not next to it, for a picture that stands still.
+FLAT, AWAY, STILL = 4.0, 2.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
