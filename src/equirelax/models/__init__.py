@@ -18,7 +18,9 @@ from equirelax.models.vn_dgcnn import VNDGCNN
 from equirelax.models.vn_pointnet import VNPointNet
 
 if TYPE_CHECKING:
+    from equirelax.models.atom_transformer import AtomTransformer
     from equirelax.models.equiformer import Equiformer
+    from equirelax.models.se3_transformer import SE3Transformer
     from equirelax.models.segnn import SEGNN, SEGNNLayer
     from equirelax.models.segnn_molecules import MolecularSEGNN
     from equirelax.models.tensor_product import TensorProduct
@@ -29,6 +31,7 @@ __all__ = [
     "EGNO",
     "SEGNN",
     "VNDGCNN",
+    "AtomTransformer",
     "ConservativeForces",
     "EGNNLayer",
     "EGNOLayer",
@@ -46,6 +49,7 @@ __all__ = [
     "PlaneRPP",
     "PlaneRSteer",
     "PointNet",
+    "SE3Transformer",
     "SEGNNLayer",
     "TensorProduct",
     "Transformer",
@@ -63,10 +67,18 @@ def __getattr__(name: str) -> Any:
         from equirelax.models.segnn_molecules import MolecularSEGNN
 
         return MolecularSEGNN
+    if name == "AtomTransformer":
+        from equirelax.models.atom_transformer import AtomTransformer
+
+        return AtomTransformer
     if name == "Equiformer":
         from equirelax.models.equiformer import Equiformer
 
         return Equiformer
+    if name == "SE3Transformer":
+        from equirelax.models.se3_transformer import SE3Transformer
+
+        return SE3Transformer
     if name == "TensorProduct":
         from equirelax.models.tensor_product import TensorProduct
 

@@ -12,7 +12,6 @@ the paper's settings for MD17.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from e3nn import o3
@@ -24,24 +23,19 @@ from equirelax.models.elements import Elements
 from equirelax.models.equivariant_norm import EquivariantLayerNorm
 from equirelax.models.gate import Gate
 from equirelax.models.join import join
-from equirelax.models.radial import GaussianBasis, RadialWeights, pairs
+from equirelax.models.molecular import (
+    MD17_ELEMENTS,
+    EdgeGeometry,
+    Geometry,
+    check_heads,
+    molecule_sums,
+    smooth_softmax,
+)
+from equirelax.models.radial import RadialWeights
 from equirelax.models.stack import sum_rows
 from equirelax.models.steerable_linear import SteerableLinear
 
-MD17_ELEMENTS = (1, 6, 7, 8)
 LEAK = 0.2  # slope of the attention's leaky ReLU on the far negative side
-
-
-class EdgeGeometry(NamedTuple):
-    """What all blocks read of the edges: source, target, envelope (e,), radial basis (basis, e), couplings
-    of the features (see `depthwise`), spherical harmonics (harmonics, e)."""
-
-    source: Tensor
-    target: Tensor
-    envelope: Tensor
-    basis: Tensor
-    couplings: Tensor
-    harmonics: Tensor
 
 
 class GraphAttention(nn.Module):
@@ -89,17 +83,11 @@ class GraphAttention(nn.Module):
         return self.out(sum_rows(join(weighted), edges.target, x.shape[0]).t())
 
     def _attention(self, features: Tensor, edges: EdgeGeometry, nodes: int) -> Tensor:
-        """(scalars, e) -> (heads, e): envelope exp(z) over 1 + its sum at the target."""
+        """(scalars, e) -> (heads, e)."""
         # the smooth leaky ReLU of the paper's code: slope 1 far right, LEAK far left
         leaky = LEAK * features + (1 - LEAK) * features * torch.sigmoid(features)
         z = (leaky.unflatten(0, (self.heads, -1)) * self.logits).sum(1)
-        # the result does not depend on what is subtracted: no gradient passes
-        with torch.no_grad():
-            index = edges.target.expand(self.heads, -1)
-            largest = z.new_zeros(self.heads, nodes).scatter_reduce(1, index, z, "amax")
-        strength = (z - largest.index_select(1, edges.target)).exp() * edges.envelope
-        total = (-largest).exp() + sum_rows(strength, edges.target, nodes)
-        return strength / total.index_select(1, edges.target)
+        return smooth_softmax(z, edges, nodes)
 
 
 class FeedForward(nn.Module):
@@ -172,17 +160,17 @@ class Equiformer(nn.Module):
         self.hidden_irreps = o3.Irreps(hidden)
         self.attribute_irreps = o3.Irreps("1x0e")
         _check(self.hidden_irreps, blocks, heads, cutoff, basis, radial_width, ffn_factor, readout, degree)
-        self.cutoff, self.degree = cutoff, degree
-        self.harmonics = o3.Irreps.spherical_harmonics(self.hidden_irreps.lmax)
+        self.degree = degree
+        self.geometry = Geometry(self.hidden_irreps, cutoff, basis, "Equiformer")
+        harmonics = self.geometry.harmonics
         scalars = o3.Irreps(f"{self.hidden_irreps.count('0e')}x0e")
         self.elements = Elements(elements, "Equiformer")
-        self.basis = GaussianBasis(basis, cutoff)
         self.embedding = SteerableLinear(f"{len(self.elements)}x0e", scalars)
-        self.degree_product = DepthwiseProduct(scalars, self.harmonics, self.hidden_irreps)
+        self.degree_product = DepthwiseProduct(scalars, harmonics, self.hidden_irreps)
         self.degree_radial = RadialWeights(basis, radial_width, self.degree_product.weight_numel)
         self.degree_linear = SteerableLinear(self.degree_product.irreps_out, self.hidden_irreps)
         self.blocks = nn.ModuleList(
-            EquiformerBlock(self.hidden_irreps, self.harmonics, heads, basis, radial_width, ffn_factor)
+            EquiformerBlock(self.hidden_irreps, harmonics, heads, basis, radial_width, ffn_factor)
             for _ in range(blocks)
         )
         self.norm = EquivariantLayerNorm(self.hidden_irreps)
@@ -214,25 +202,14 @@ class Equiformer(nn.Module):
             RepresentationError: an element that is not among the model's.
             NonFiniteError: two atoms of one molecule at the same place.
         """
-        edges = self._edges(positions, batch)
+        edges = self.geometry(positions, batch)
         one_hot = self.elements.one_hot(numbers, positions)
         attributes = torch.ones_like(one_hot[:, :1])
         x = self._embed(one_hot, edges)
         for block in self.blocks:
             x = block(x, attributes, edges)
         atoms = self.head(nn.functional.silu(self.read(self.norm(x))))[:, 0]
-        molecules = 0 if batch.shape[0] == 0 else int(batch.max()) + 1
-        return atoms.new_zeros(molecules).index_add(0, batch, atoms)
-
-    def _edges(self, positions: Tensor, batch: Tensor) -> EdgeGeometry:
-        found = pairs(positions, batch, self.cutoff, "Equiformer")
-        harmonics = o3.spherical_harmonics(
-            self.harmonics, found.directions.t(), normalize=False, normalization="component"
-        )
-        columns = harmonics.t().contiguous()
-        couplings = self.blocks[0].attention.product.couplings(columns)
-        basis = self.basis(found.distances)
-        return EdgeGeometry(found.source, found.target, found.envelope, basis, couplings, columns)
+        return molecule_sums(atoms, batch)
 
     def _embed(self, one_hot: Tensor, edges: EdgeGeometry) -> Tensor:
         """Element plus edge-degree embedding (section 4.2): (n, elements) -> (n, hidden.dim)."""
@@ -265,8 +242,4 @@ def _check(
         )
     if not cutoff > 0 or not degree > 0:
         raise RepresentationError(f"Equiformer: cutoff and degree must be above 0, got {cutoff} and {degree}")
-    wrong = [str(m) for m in hidden if m.mul % heads]
-    if wrong:
-        raise RepresentationError(
-            f"Equiformer: the multiplicities of {', '.join(wrong)} in {hidden} are no multiples of {heads} heads"
-        )
+    check_heads("Equiformer", hidden, heads)
