@@ -125,7 +125,7 @@ class Custom(Block):
 def _as_matrices(value: Tensor | Sequence[Any] | None, count: int, label: str) -> Tensor:
     if value is None:
         value = []
-    out = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64).clone()
+    out = torch.as_tensor(value, dtype=torch.float64).detach().to(device="cpu").clone()
     if out.numel() == 0 and count == 0:
         return torch.zeros(0, 0, 0, dtype=torch.float64)
     if out.dim() != 3 or out.shape[1] != out.shape[2] or len(out) != count:

@@ -19,6 +19,7 @@ from equirelax.symmetry.block import Block
 from equirelax.symmetry.blocks import Regular, Sign, Trivial, Vector
 from equirelax.symmetry.custom import Custom
 from equirelax.symmetry.exponential import matrix_exp
+from equirelax.symmetry.fields import Field
 from equirelax.symmetry.finite import Cyclic, Dihedral
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.lie import SO, O
@@ -65,6 +66,15 @@ def from_field_type(field_type: Any) -> Representation:
     space = field_type.gspace
     conversion = _converted(space)
     return Representation(conversion.group, [conversion.block(r) for r in field_type.representations])
+
+
+def field_of(field_type: Any) -> Field:
+    """How the fiber group of a field type over the plane acts on a tensor (batch, channels, H, W).
+
+    Raises:
+        RepresentationError: as `from_field_type`, or where the field is not one over the plane.
+    """
+    return Field(from_field_type(field_type))
 
 
 def from_representation(space: Any, representation: Any) -> Representation:
@@ -135,7 +145,12 @@ class _Conversion:
         for group in candidates:
             if bool(group.contains(self.matrices, atol=1e-6).all()):
                 return group
-        return MatrixGroup(None, self.matrices[1:], name=f"{self.fiber} by matrices")
+        name, cyclic = str(self.fiber), is_escnn(self.fiber, "CyclicGroup")
+        if dim == 2:
+            name = "flips" if cyclic else f"tilted {name}"
+        elif cyclic or is_escnn(self.fiber, "DihedralGroup"):
+            name = f"{name} in space"
+        return MatrixGroup(None, self.matrices[1:], name=name)
 
     def _continuous(self) -> Group:
         dim = self.matrix(self.fiber.identity).shape[-1]

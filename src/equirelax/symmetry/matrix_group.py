@@ -134,7 +134,7 @@ class MatrixGroup(Group):
 def _matrices(value: Matrices | None, label: str) -> Tensor | None:
     if value is None:
         return None
-    out = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64).clone()
+    out = torch.as_tensor(value, dtype=torch.float64).detach().to(device="cpu").clone()
     if out.numel() == 0:
         return None
     if out.dim() != 3 or out.shape[-1] != out.shape[-2]:

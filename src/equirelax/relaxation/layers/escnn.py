@@ -21,6 +21,8 @@ What escnn does that one should know:
 - In evaluation mode a layer keeps its expanded `filter` and `expanded_bias` (a linear map: `matrix`) as buffers, in
   training mode it has none, so the keys of its state dict change. `save`, `load` and `load_strict` leave them out and
   expand them again. `eval()` outside `torch.no_grad()` leaves a graph on them, which deepcopy refuses.
+- Where the fields of one representation are not next to each other, a layer's tables of channels are buffers that
+  torch's `load_state_dict` refuses to write; `save`, `load` and `load_strict` leave these out too.
 - Field types hold local functions and so do not pickle.
 """
 
@@ -44,6 +46,7 @@ from equirelax.symmetry.kernels import check_planar, offset_permutation
 
 # Bases are sampled in float32: singular values below this share of the largest are rounding.
 _RANK_TOLERANCE = 1e-5
+_TABLES = ("_basisexpansion.in_indices_", "_basisexpansion.out_indices_")
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,12 @@ class _EscnnLayer(LayerFamily):
     expanded: str
 
     def derived(self, module: nn.Module) -> tuple[str, ...]:
-        """Buffers that are computed from the weights."""
-        return (self.expanded, "expanded_bias")
+        """Buffers that are computed from the weights, and the basis' tables of channels.
+
+        The tables are constants, kept as buffers that share memory with themselves, which torch refuses to load into.
+        """
+        tables = [name for name, _ in module.named_buffers() if name.startswith(_TABLES)]
+        return (self.expanded, "expanded_bias", *tables)
 
     def refresh(self, module: nn.Module) -> None:
         """Expand the kernel and the bias again, where evaluation mode keeps them."""
