@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from equirelax.benchmarks.md17 import MD17Task
 from equirelax.benchmarks.mocap import MocapTask
 from equirelax.benchmarks.modelnet import ModelNetTask
 from equirelax.benchmarks.nbody import NBodyTask
@@ -19,7 +20,8 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, SmokeTask, RotMNISTTask)
+    task.name: task
+    for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, MD17Task, SmokeTask, RotMNISTTask)
 }
 
 

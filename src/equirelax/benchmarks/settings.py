@@ -33,6 +33,7 @@ class Training:
         momentum: Momentum of sgd.
         schedule: Course of the learning rate over epochs: constant, step (times `step_factor` every
             `step_epochs`), or cosine (down to `final_learning_rate` at the end).
+        warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
         step_epochs: See schedule.
         step_factor: See schedule.
         final_learning_rate: See schedule.
@@ -52,6 +53,7 @@ class Training:
     step_epochs: int = 20
     step_factor: float = 0.7
     final_learning_rate: float = 0.0
+    warmup_epochs: int = 0
     gradient_clip: float = 0.0
     augment: bool = True
     validate_every: int = 5
@@ -69,6 +71,7 @@ class ResidualSettings:
             of low rank, or what the placement's residual stream is made of, which none of the settings below change.
         init: Initial weights: zeros, normal (of `std`), or PyTorch's default; of a low-rank map, its second factor.
         std: Standard deviation of the normal initialisation.
+        scale: Factor on the initial weights of a perceptron's last layer.
         bias: Whether a dense map has a bias.
         hidden: Hidden width of the perceptron; null takes the placement's own choice.
         layers: Linear layers of the perceptron.
@@ -79,6 +82,7 @@ class ResidualSettings:
     kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "stream"] = "dense"
     init: Literal["zeros", "normal", "default"] = "zeros"
     std: float = 1e-4
+    scale: float = 1.0
     bias: bool = False
     hidden: int | None = None
     layers: int = 3

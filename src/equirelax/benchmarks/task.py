@@ -299,4 +299,4 @@ def residual_kind(settings: ResidualSettings) -> ResidualKind:
         return EquivariantDense(init=settings.init, std=settings.std)
     if settings.kind == "low-rank":
         return LowRank(rank=settings.rank, init=settings.init, std=settings.std)
-    return MLP(layers=settings.layers, hidden=settings.hidden, init=settings.init, std=settings.std)
+    return MLP(settings.layers, settings.hidden, settings.init, settings.std, settings.scale)

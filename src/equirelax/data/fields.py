@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -41,15 +42,18 @@ class FieldSet:
 
     def to(self, device: torch.device | str | None = None) -> Self:
         """The set on another device."""
-        moved = (t.to(device) for t in (self.frames, self.windows, self.domain, self.side))
-        return type(self)(*moved, self.inputs, self.outputs)
+        return dataclasses.replace(
+            self,
+            frames=self.frames.to(device),
+            windows=self.windows.to(device),
+            domain=self.domain.to(device),
+            side=self.side.to(device),
+        )
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
         """The windows `indices` alone, in that order; the runs are shared."""
         chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, device=self.device)
-        return type(self)(
-            self.frames, self.windows[chosen], self.domain[chosen], self.side, self.inputs, self.outputs
-        )
+        return dataclasses.replace(self, windows=self.windows[chosen], domain=self.domain[chosen])
 
     def batch(self, indices: Tensor | Sequence[int] | range) -> dict[str, Tensor]:
         """input (b, inputs, 2, H, W), target (b, outputs, 2, H, W), domain (b,), side (b,), run (b,)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import PlacementError, RelaxationStateError
+from equirelax.relaxation.captured import CapturingResidual, capture_inputs
 from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
@@ -65,6 +66,7 @@ def relax(
     for placed, built in made:
         _attach(model, placed, built)
     link(model, [built for _, built in made])
+    capture_inputs(model, [built for _, built in made])
     model.__dict__[PLACEMENT] = chosen
     return Relaxation(model)
 
@@ -137,11 +139,12 @@ def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) 
             f"{site.key}: a {type(placed.kind).__name__} makes a {type(built).__name__}; a residual stream is made "
             f"of StreamStep, and nothing else is"
         )
-    residual = (
-        StreamResidual(site, built, reference)
-        if isinstance(built, StreamMap)
-        else Residual(site, built, reference)
-    )
+    if isinstance(built, StreamMap):
+        residual: Residual = StreamResidual(site, built, reference)
+    elif site.captured is not None:
+        residual = CapturingResidual(site, built, reference)
+    else:
+        residual = Residual(site, built, reference)
     residual.train(model.get_submodule(site.path).training)
     return residual
 
@@ -185,7 +188,8 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
 def detach_all(relaxation: Relaxation) -> None:
     """Remove every residual and every hook: the model is the author's own again."""
     residuals = set(relaxation.residuals.values())
-    owners = residuals | {r.stream for r in residuals if isinstance(r, StreamResidual)}
+    owners: set[Any] = residuals | {r.stream for r in residuals if isinstance(r, StreamResidual)}
+    owners |= {r.capture for r in residuals if isinstance(r, CapturingResidual)}
     for module in list(relaxation.model.modules()):
         _unhook(module, owners)
         for name, child in list(module.named_children()):

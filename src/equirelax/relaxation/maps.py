@@ -347,12 +347,14 @@ class MLP(ResidualKind):
         init: of the last layer ("zeros", "normal", "default"); the others keep PyTorch's
             default, or nothing would train.
         std: standard deviation for "normal".
+        scale: factor on the last layer's initial weights and biases (CR on MD17: 0.01).
     """
 
     layers: int = 3
     hidden: int | None = None
     init: str = "default"
     std: float = 1e-4
+    scale: float = 1.0
 
     def _sizes(self, in_dim: int, out_dim: int) -> list[int]:
         if self.layers < 1:
@@ -370,7 +372,11 @@ class MLP(ResidualKind):
         map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
         for layer in map_.layers[:-1]:
             _initialise(list(layer.parameters()), "default", self.std, generator, "MLP")
-        _initialise(list(map_.layers[-1].parameters()), self.init, self.std, generator, "MLP")
+        last = list(map_.layers[-1].parameters())
+        _initialise(last, self.init, self.std, generator, "MLP")
+        with torch.no_grad():
+            for parameter in last:
+                parameter.mul_(self.scale)
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:

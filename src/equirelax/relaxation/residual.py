@@ -93,11 +93,15 @@ class Residual(nn.Module):
         """`gamma * map(x)` for features on the site's feature axis."""
         return self.map(x, self.gamma)
 
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """What the residual reads out of its module's call."""
+        return self.site.reader(args, kwargs)
+
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the relaxed module."""
         if not self.enabled:
             return None
-        x = self.site.reader(args, kwargs)
+        x = self.read(args, kwargs)
         if x.shape[self.feature_axis] != self.in_rep.dim:
             raise RepresentationError(
                 f"{self.site.key or 'the model'} ({type(module).__name__}): its residual was placed for "

@@ -111,7 +111,9 @@ class Site:
         stream: name of the residual stream that the site is a step of (see `streams`), "" for none. The reader
             then gets the call of the module at `source`, and `in_rep` is of what it reads there; reader, source and
             in_rep are the same for every site of a stream.
-        source: path of the module whose input the stream starts from ("" is the relaxed model).
+        source: path of the module whose input the stream starts from, or `captured` reads ("" is the relaxed model).
+        captured: what the residual reads besides, of the call of the module at `source`: (rows, dim), put after what
+            the reader gives; see `captured.Capture`.
         convolution: how the residual's kernel is applied, where the layer is a convolution; the reader then gives
             (batch, in_rep.dim, H, W), and `feature_axis` is that of the channels (-3).
     """
@@ -128,6 +130,7 @@ class Site:
     constants: tuple[tuple[int, float], ...] = ()
     stream: str = ""
     source: str = ""
+    captured: Reader | None = None
     convolution: Convolution | None = None
 
     @property

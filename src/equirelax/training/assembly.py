@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from equirelax.benchmarks.registry import build_task
-from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.settings import RunConfig, Training
 from equirelax.benchmarks.strengths import build_method, build_wrapper, is_wrapper
 from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
@@ -98,12 +99,26 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
 def build_scheduler(
     config: RunConfig, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """The configured course of the learning rate over epochs; None keeps it constant."""
+    """The configured course of the learning rate over epochs; None keeps it constant.
+
+    With a warm-up of w epochs, epoch k < w has (k + 1) / w of the course's value.
+    """
     settings = config.training
+    if settings.schedule == "constant" and not settings.warmup_epochs:
+        return None
+
+    def factor(epoch: int) -> float:
+        rising = min((epoch + 1) / settings.warmup_epochs, 1.0) if settings.warmup_epochs else 1.0
+        return rising * _course(settings, epoch)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _course(settings: Training, epoch: int) -> float:
+    """The learning rate of an epoch over its full size, without the warm-up."""
     if settings.schedule == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_epochs, settings.step_factor)
+        return float(settings.step_factor ** (epoch // settings.step_epochs))
     if settings.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, settings.epochs, eta_min=settings.final_learning_rate
-        )
-    return None
+        last = settings.final_learning_rate / settings.learning_rate
+        return last + (1 - last) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return 1.0

@@ -1,9 +1,10 @@
 """Placements: which modules get which residual; one file per architecture."""
 
-from equirelax.relaxation.placements import egnn, egno, schnet, segnn  # noqa: F401  (each registers its placements)
+from equirelax.relaxation.placements import egnn, egno, equiformer, schnet, segnn  # noqa: F401  (each registers its placements)
 from equirelax.relaxation.placements.coordinates import CoordinateBlocks
 from equirelax.relaxation.placements.egnn import EGNNBlocks
 from equirelax.relaxation.placements.egno import EGNOStreams
+from equirelax.relaxation.placements.equiformer import EquiformerBlocks
 from equirelax.relaxation.placements.layers import Constant, Declaration, Layers, PlainLinear, VectorLinear
 from equirelax.relaxation.placements.placement import (
     Placed,
@@ -22,6 +23,7 @@ __all__ = [
     "Declaration",
     "EGNNBlocks",
     "EGNOStreams",
+    "EquiformerBlocks",
     "Layers",
     "Placed",
     "Placement",

@@ -1,0 +1,219 @@
+"""rMD17: energies and forces of one molecule in many shapes (CR section 5.3, on the original MD17)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
+from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
+from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.data import MolecularFrames, md17, random_rotation
+from equirelax.symmetry import E, O, positions, trivial, vector
+
+AUDIT_FRAMES = 4
+ENERGY_WEIGHT, FORCE_WEIGHT = 1.0, 80.0
+THOUSANDTHS = 1e-3
+
+
+@dataclass
+class MD17Dataset(Dataset):
+    """Which molecule, and how many frames of it.
+
+    Attributes:
+        molecule: One of ten; aspirin (21 atoms) and ethanol (9 atoms) are the ones measured here.
+        source: The recomputed rmd17, or the original md17, of which the papers report.
+        train: Training frames, the first ones.
+        val: Validation frames, the next ones.
+        test: Test frames.
+    """
+
+    molecule: Literal[
+        "aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
+        "toluene", "uracil"
+    ] = "aspirin"  # fmt: skip
+    source: Literal["rmd17", "md17"] = "rmd17"
+    train: int = 950
+    val: int = 50
+    test: int = 1000
+
+
+@dataclass
+class ForceNetwork(Network):
+    """Size of a network of energies.
+
+    Attributes:
+        size: paper, or small: a few percent of its weights, for one CPU core.
+        blocks: Blocks; null takes the size's own number.
+        cutoff: Largest distance of neighbours, Angstrom.
+    """
+
+    size: Literal["paper", "small"] = "paper"
+    blocks: int | None = None
+    cutoff: float = 5.0
+
+
+class MD17Task(Task):
+    """Energy and forces, the exact gradient of the energy. Loss: L1 of the energy plus 80 times the mean length of the
+    forces' errors, both in units of the training forces' size. Selected by the forces.
+    """
+
+    name: ClassVar[str] = "md17"
+    title: ClassVar[str] = "rMD17: energies and forces of a molecule"
+    models: ClassVar[dict[str, str]] = {
+        "equiformer": "Equiformer: equivariant graph attention on e3nn irreps, O(3)",
+        "se3-transformer": "SE(3)-Transformer: attention with tensor products, O(3)",
+        "plain": "attention on centred positions: not equivariant",
+    }
+    metric = Metric("force MAE", "1e-3", "meV/A")
+    counted: ClassVar[str] = "frames"
+    chunk: ClassVar[int] = 25
+
+    @classmethod
+    def defaults(cls, model: str, method: str) -> RunConfig:
+        """CR's: AdamW 5e-4, weight decay 1e-6, cosine after 10 epochs of warm-up, batch 8, 1500 epochs, lambda_reg 0.01
+        without the norm term; two-layer perceptrons, output times 0.01. ACE has no experiment here: multipliers 8e-4.
+        """
+        strength = choice(method).strength
+        if isinstance(strength, ACEStrength | ResilientStrength):
+            strength = dataclasses.replace(strength, dual_lr=8e-4)
+        return RunConfig(
+            benchmark=cls.name,
+            model=model,
+            method=method,
+            seed=0,
+            training=Training(
+                epochs=1500,
+                batch_size=8,
+                optimizer="adamw",
+                learning_rate=5e-4,
+                weight_decay=1e-6,
+                schedule="cosine",
+                warmup_epochs=10,
+                # a strict network cannot tell how a molecule is turned
+                augment=method != "strict" or model == "plain",
+                validate_every=1,
+            ),
+            dataset=MD17Dataset(),
+            network=ForceNetwork(),
+            residual=_residual(model, method),
+            strength=strength,
+        )
+
+    def load(self, split: Split) -> MolecularFrames:
+        """The split's frames."""
+        d = self._dataset
+        return md17.load(split, d.molecule, source=d.source, counts=(d.train, d.val, d.test), root=self.root)
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The frames, each turned by a rotation of its own where `augment` is set."""
+        if not self.config.training.augment:
+            return self.eval_batch(data, indices[share])
+        batch: Batch = data.batch(indices[share], random_rotation(generator, count=len(indices))[share])
+        return batch
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every frame turned or reflected by an element of O(3) of its own, forces too."""
+        forces = batch["forces"]
+        turn = O(3).sample(len(forces), generator=generator).to(forces)
+        where = batch["positions"].view(len(forces), -1, 3) @ turn.mT
+        return {**batch, "positions": where.reshape(-1, 3), "forces": forces @ turn.mT}
+
+    def build_model(self) -> nn.Module:
+        """The configured network of energies, with its forces."""
+        from equirelax.models import ConservativeForces, Equiformer, AtomTransformer, SE3Transformer
+
+        network: ForceNetwork = self.config.network  # type: ignore[assignment]
+        kinds: dict[str, Any] = {
+            "equiformer": Equiformer,
+            "se3-transformer": SE3Transformer,
+            "plain": AtomTransformer,
+        }
+        kind = kinds[self.config.model]
+        options: dict[str, Any] = {"cutoff": network.cutoff}
+        if network.blocks is not None:
+            options["blocks"] = network.blocks
+        return ConservativeForces(kind.small(**options) if network.size == "small" else kind(**options))
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """numbers, positions, graph."""
+        return (batch["numbers"], batch["positions"], batch["graph"])
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(b, 1 + 3 n): the scaled energy, then the scaled forces."""
+        energies, forces = model(*self.inputs(batch))
+        return torch.cat([energies[:, None], forces.reshape(len(energies), -1)], dim=1)
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """L1 of the energy + 80 x mean over atoms of the length of the force's error."""
+        energy = nn.functional.l1_loss(prediction[:, 0], batch["energies"])
+        return (
+            ENERGY_WEIGHT * energy + FORCE_WEIGHT * self._force_errors(prediction, batch).norm(dim=-1).mean()
+        )
+
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Mean absolute error of the force components, eV/Angstrom."""
+        return self._force_errors(prediction, batch).abs().double().mean() * batch["scale"]
+
+    def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
+        """(3,): sums of the force error and of the energy error, eV/Angstrom and eV, and the number of frames."""
+        energy = (prediction[:, 0] - batch["energies"]).abs().double().mean() * batch["scale"]
+        count = torch.full_like(energy, samples)
+        return torch.stack([self.error(prediction, batch) * samples, energy * samples, count])
+
+    def metrics(self, totals: Tensor) -> dict[str, float]:
+        """Force MAE in meV/Angstrom, energy MAE in meV."""
+        force, energy, count = totals.tolist()
+        return {
+            self.metric.name: force / count / THOUSANDTHS,
+            "energy MAE (meV)": energy / count / THOUSANDTHS,
+        }
+
+    def audit_case(self) -> AuditCase:
+        """Four validation frames under E(3): energies stay, forces turn."""
+        group = E(3)
+        batch = self.eval_batch(self.load("val"), range(AUDIT_FRAMES))
+        return AuditCase(
+            self.inputs(batch),
+            (None, positions(group), None),
+            (trivial(group, AUDIT_FRAMES), vector(group)),
+            group,
+        )
+
+    def published(self) -> dict[str, str]:
+        """Empty: the papers' numbers are of the original MD17, and not known to us."""
+        return {}
+
+    def scaled_down(self) -> str | None:
+        """Also that the network is the small one."""
+        network: ForceNetwork = self.config.network  # type: ignore[assignment]
+        small = "the small network" if network.size == "small" else None
+        return "; ".join(filter(None, (small, super().scaled_down()))) or None
+
+    @staticmethod
+    def _force_errors(prediction: Tensor, batch: Batch) -> Tensor:
+        """(b, n, 3), scaled."""
+        forces = batch["forces"]
+        return prediction[:, 1:].view_as(forces) - forces
+
+    @property
+    def _dataset(self) -> MD17Dataset:
+        dataset: MD17Dataset = self.config.dataset  # type: ignore[assignment]
+        return dataset
+
+
+def _residual(model: str, method: str) -> ResidualSettings:
+    """CR's on the Equiformer; dense ones on every linear map elsewhere; none on the plain network."""
+    if model == "plain":
+        return ResidualSettings(NO_PLACEMENT)
+    if method == "equivariant-control":
+        return ResidualSettings("layers", "equivariant-dense", "normal", 1e-4)
+    if model == "equiformer":
+        return ResidualSettings("equiformer", "mlp", "default", layers=2, scale=0.01)
+    return ResidualSettings("layers", "dense", "normal", 1e-4)
