@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.relaxation import Relaxation, Residual
+from equirelax.relaxation.conv_maps import ConvMap, LowRankConvMap
 from equirelax.relaxation.maps import DenseMap, LinearMap, LowRankMap, MLPMap
 from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear, StreamMap
 from equirelax.relaxation.streams import StreamResidual
@@ -19,6 +20,7 @@ GELU_SLOPE = (
 SILU_SLOPE = 1.0999  # the largest slope of x sigmoid(x), met at 2.3994, rounded up
 
 BIAS = "it has a bias, so that f(0) is not 0"
+REPEATS = "its padding repeats pixels, which makes it steeper than its kernel"
 BATCH_NORM = "batch norm: its scale and shift are those of the batches it was trained on"
 
 
@@ -82,12 +84,17 @@ def _weight(linear: nn.Linear) -> Tensor:
 def lipschitz(module: nn.Module) -> Lipschitz:
     """The constant of a module for features on its last axis (or, of residuals, on their feature axis).
 
-    Known are dense, low-rank and perceptron residuals, ``Linear``, batch norm (as it is in evaluation), the activations of
+    Known are dense, low-rank, perceptron and convolution residuals (those with an upper bound), ``Linear``, batch norm (as it is in evaluation), the activations of
     ``torch.nn`` with f(0) = 0, and ``Sequential`` of all these. A perceptron's constant is the product over its
     layers, which its true slope may stay well below.
     """
     if isinstance(module, LinearMap) and type(module).forward in (DenseMap.forward, LowRankMap.forward):
         return Lipschitz(spectral_norm(module.effective_weight()), _bias(module.effective_bias()))
+    if isinstance(module, (ConvMap, LowRankConvMap)) and type(module).forward in (
+        ConvMap.forward,
+        LowRankConvMap.forward,
+    ):
+        return _convolution(module)
     if isinstance(module, MLPMap) and type(module).forward is MLPMap.forward:
         # gelu(0) = 0, so that f(0) = 0 as soon as no layer has a bias
         return _product([*map(lipschitz, module.layers), Lipschitz(GELU_SLOPE ** (len(module.layers) - 1))])
@@ -111,6 +118,16 @@ def _product(parts: Iterable[Lipschitz]) -> Lipschitz:
             return part
         constant *= part.constant
     return Lipschitz(constant, reason)
+
+
+def _convolution(module: ConvMap | LowRankConvMap) -> Lipschitz:
+    """The sum over offsets of the kernel's spectral norms: a shift that fills up with zeros, or goes round, makes no
+    field larger, and leaving out pixels (a stride) neither.
+    """
+    if module.convolution.padding_mode not in ("zeros", "circular"):
+        return Lipschitz(None, REPEATS)
+    offsets = module.effective_weight().flatten(2).unbind(-1)  # (out, in) each
+    return Lipschitz(sum(map(spectral_norm, offsets)), _bias(module.effective_bias()))
 
 
 def _bias(bias: Tensor | None) -> str:
