@@ -84,9 +84,9 @@ def _weight(linear: nn.Linear) -> Tensor:
 def lipschitz(module: nn.Module) -> Lipschitz:
     """The constant of a module for features on its last axis (or, of residuals, on their feature axis).
 
-    Known are dense, low-rank, perceptron and convolution residuals (those with an upper bound), ``Linear``, batch norm (as it is in evaluation), the activations of
-    ``torch.nn`` with f(0) = 0, and ``Sequential`` of all these. A perceptron's constant is the product over its
-    layers, which its true slope may stay well below.
+    Known are dense, low-rank, perceptron and convolution residuals, ``Linear``, batch norm (as it is in evaluation), the
+    activations of ``torch.nn`` with f(0) = 0, and ``Sequential`` of all these. A perceptron's constant is the product
+    over its layers, a convolution's the sum over its kernel's offsets; the true slopes may stay well below.
     """
     if isinstance(module, LinearMap) and type(module).forward in (DenseMap.forward, LowRankMap.forward):
         return Lipschitz(spectral_norm(module.effective_weight()), _bias(module.effective_bias()))
