@@ -13,6 +13,7 @@ from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, Ru
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
 from equirelax.data import MolecularFrames, md17, random_rotation
+from equirelax.data.molecules import turn
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 AUDIT_FRAMES = 4
@@ -48,12 +49,10 @@ class ForceNetwork(Network):
 
     Attributes:
         size: paper, or small: a few percent of its weights, for one CPU core.
-        blocks: Blocks; null takes the size's own number.
-        cutoff: Largest distance of neighbours, Angstrom.
+        cutoff: Largest distance of neighbours, Angstrom; the plain network has none.
     """
 
     size: Literal["paper", "small"] = "paper"
-    blocks: int | None = None
     cutoff: float = 5.0
 
 
@@ -120,14 +119,13 @@ class MD17Task(Task):
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every frame turned or reflected by an element of O(3) of its own, forces too."""
-        forces = batch["forces"]
-        turn = O(3).sample(len(forces), generator=generator).to(forces)
-        where = batch["positions"].view(len(forces), -1, 3) @ turn.mT
-        return {**batch, "positions": where.reshape(-1, 3), "forces": forces @ turn.mT}
+        drawn = O(3).sample(len(batch["energies"]), generator=generator)
+        moved = {key: turn(batch[key], drawn.to(batch[key]), batch["graph"]) for key in ("positions", "forces")}
+        return {**batch, **moved}
 
     def build_model(self) -> nn.Module:
         """The configured network of energies, with its forces."""
-        from equirelax.models import ConservativeForces, Equiformer, AtomTransformer, SE3Transformer
+        from equirelax.models import AtomTransformer, ConservativeForces, Equiformer, SE3Transformer
 
         network: ForceNetwork = self.config.network  # type: ignore[assignment]
         kinds: dict[str, Any] = {
@@ -136,9 +134,8 @@ class MD17Task(Task):
             "plain": AtomTransformer,
         }
         kind = kinds[self.config.model]
-        options: dict[str, Any] = {"cutoff": network.cutoff}
-        if network.blocks is not None:
-            options["blocks"] = network.blocks
+        # the plain network attends to all atoms
+        options = {} if self.config.model == "plain" else {"cutoff": network.cutoff}
         return ConservativeForces(kind.small(**options) if network.size == "small" else kind(**options))
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
@@ -152,18 +149,18 @@ class MD17Task(Task):
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """L1 of the energy + 80 x mean over atoms of the length of the force's error."""
-        energy = nn.functional.l1_loss(prediction[:, 0], batch["energies"])
+        energy = nn.functional.l1_loss(prediction[:, 0].double(), batch["energies"])
         return (
             ENERGY_WEIGHT * energy + FORCE_WEIGHT * self._force_errors(prediction, batch).norm(dim=-1).mean()
         )
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Mean absolute error of the force components, eV/Angstrom."""
-        return self._force_errors(prediction, batch).abs().double().mean() * batch["scale"]
+        return self._force_errors(prediction, batch).abs().double().mean() * batch["deviation"]
 
     def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
         """(3,): sums of the force error and of the energy error, eV/Angstrom and eV, and the number of frames."""
-        energy = (prediction[:, 0] - batch["energies"]).abs().double().mean() * batch["scale"]
+        energy = (prediction[:, 0] - batch["energies"]).abs().double().mean() * batch["deviation"]
         count = torch.full_like(energy, samples)
         return torch.stack([self.error(prediction, batch) * samples, energy * samples, count])
 
@@ -198,9 +195,8 @@ class MD17Task(Task):
 
     @staticmethod
     def _force_errors(prediction: Tensor, batch: Batch) -> Tensor:
-        """(b, n, 3), scaled."""
-        forces = batch["forces"]
-        return prediction[:, 1:].view_as(forces) - forces
+        """(b n, 3), scaled."""
+        return prediction[:, 1:].reshape(-1, 3) - batch["forces"]
 
     @property
     def _dataset(self) -> MD17Dataset:

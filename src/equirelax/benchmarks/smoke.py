@@ -165,8 +165,8 @@ class SmokeTask(Task):
         return nn.functional.mse_loss(prediction, batch["target"])
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
-        """RSteer's, on how far its weights vary; the other networks have none."""
-        return model.regulariser() if isinstance(model, planes.PlaneRSteer) else None
+        """RSteer's, on how far its weights vary, and RPP's prior on its plain weights; 0 of the other networks."""
+        return model.regulariser() if isinstance(model, planes.PlaneForecaster) else None
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Root of the mean squared error of the batch."""

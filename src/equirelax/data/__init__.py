@@ -1,8 +1,9 @@
 """Data sets: find, make, verify, load and batch them. They know nothing of models."""
 
-from equirelax.data import clouds, corruptions, digits, mocap, modelnet, nbody, qm9, rotmnist, smoke
+from equirelax.data import clouds, corruptions, digits, md17, mocap, modelnet, nbody, qm9, rotmnist, smoke
 from equirelax.data.augment import random_rotation
 from equirelax.data.fields import FieldSet
+from equirelax.data.frames import MolecularFrames
 from equirelax.data.graphs import GraphSet
 from equirelax.data.mocap import MocapSet
 from equirelax.data.modelnet import CloudSet
@@ -19,6 +20,7 @@ __all__ = [
     "GraphSet",
     "ImageSet",
     "MocapSet",
+    "MolecularFrames",
     "MoleculeSet",
     "NBody",
     "NBodySet",
@@ -28,6 +30,7 @@ __all__ = [
     "data_root",
     "digits",
     "find",
+    "md17",
     "mocap",
     "modelnet",
     "nbody",
