@@ -13,18 +13,16 @@ import os
 import shutil
 import socket
 import ssl
-import stat
 import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from equirelax.data.containers import UNREADABLE, Entry, opened
 from equirelax.data.root import search_roots, writable_root
 from equirelax.errors import DataError
 from equirelax.files import sha256, write_text
@@ -44,15 +42,15 @@ class _SpaceError(DataError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A published .zip with one folder in it.
+    """A published .zip or .tar (compressed or not) with one folder in it.
 
     Attributes:
         name: of the data set, as `equirelax data get` takes it.
-        file: name of the .zip.
+        file: name of the archive.
         folder: the one folder in it; it comes to lie below `parent` of the data root.
         urls: where it is, in the order that they are tried.
         md5: of files in the folder, by name, as published.
-        sha256: of the .zip, or None if nobody published it.
+        sha256: of the archive, or None if nobody published it.
     """
 
     name: str
@@ -96,7 +94,18 @@ MODELNET40 = Archive(
         "ply_data_test1.h5": "aba4b12a67c34391cc3c015a6f08ed4b",
     },
 )
-ARCHIVES: Mapping[str, Archive] = {archive.name: archive for archive in (MODELNET40,)}
+# No sum of it is known to us; what is read from its files is checked when it is loaded.
+RMD17 = Archive(
+    name="rmd17",
+    file="rmd17.tar.bz2",
+    folder="rmd17",
+    parent="md17",
+    urls=(
+        "https://figshare.com/ndownloader/files/23950376",
+        "https://archive.materialscloud.org/record/file?filename=rmd17.tar.bz2&record_id=466",
+    ),
+)
+ARCHIVES: Mapping[str, Archive] = {archive.name: archive for archive in (MODELNET40, RMD17)}
 
 
 def get(
@@ -114,7 +123,7 @@ def get(
     Args:
         archive: which one.
         root: see `equirelax.data.root`; if it is read-only, the cache takes what is fetched.
-        file: the .zip, got in another way; nothing is downloaded then.
+        file: the archive, got in another way; nothing is downloaded then.
         force: fetch again, over what is there.
         progress: called after every megabyte.
         attempts, pause: tries at each address when the connection breaks, and seconds before the second one,
@@ -157,7 +166,7 @@ def get(
 
 
 def _install(path: Path, folder: Path, archive: Archive, origin: str) -> Path:
-    """Verify and unpack the .zip `path` to `folder`, and note beside it where it came from."""
+    """Verify and unpack the archive `path` to `folder`, and note beside it where it came from."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
     found = sha256(path)
@@ -294,40 +303,33 @@ def _check_space(folder: Path, needed: int | None) -> None:
 
 
 def unpack(path: Path, folder: Path, md5: Mapping[str, str], *, limit: int = LIMIT) -> Path:
-    """Unpack the folder of that name out of the .zip `path` as `folder`, which it replaces, after verifying it.
+    """Unpack the folder of that name out of the archive `path` as `folder`, which it replaces, after verifying it.
 
     Nothing is written outside `folder`; entries beside the wanted folder are left out.
 
     Raises:
-        DataError: not a readable .zip, an entry whose name leads elsewhere or that is a link, more than `limit`
+        DataError: not a readable archive, an entry whose name leads elsewhere or that is a link, more than `limit`
             bytes, too little space, or files that are missing or have another MD5.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         fresh = Path(temporary) / folder.name
         try:
-            with zipfile.ZipFile(path) as archive:
-                entries = [(info, _safe(info, path)) for info in archive.infolist()]
-                wanted = [(i, p) for i, p in entries if p.parts[:1] == (folder.name,) and not i.is_dir()]
-                size = sum(info.file_size for info, _ in wanted)
+            with opened(path) as container:
+                entries = [(entry, _safe(entry, path)) for entry in container.entries()]
+                wanted = [(e, p) for e, p in entries if p.parts[:1] == (folder.name,) and not e.directory]
+                size = sum(entry.size for entry, _ in wanted)
                 if size > limit:
                     raise DataError(f"{path} would unpack to {size} bytes, more than {limit}.")
                 _check_space(folder.parent, size)
-                for info, place in wanted:
+                for entry, place in wanted:
                     out = Path(temporary) / place
                     out.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(info) as source, out.open("wb") as written:
+                    with container.read(entry) as source, out.open("wb") as written:
                         shutil.copyfileobj(source, written, _CHUNK)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-        ) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except UNREADABLE as error:
             raise DataError(f"{path} cannot be unpacked ({_reason(error)}).") from error
         if not fresh.is_dir():
             raise DataError(f"{path} has no folder {folder.name}; it is another archive.")
@@ -338,14 +340,12 @@ def unpack(path: Path, folder: Path, md5: Mapping[str, str], *, limit: int = LIM
     return folder
 
 
-def _safe(info: zipfile.ZipInfo, path: Path) -> PurePosixPath:
+def _safe(entry: Entry, path: Path) -> PurePosixPath:
     """The entry's place. Raises `DataError` if that is outside the folder it is unpacked to, or a link."""
-    name = info.filename.replace("\\", "/")
-    place = PurePosixPath(name)
-    link = stat.S_ISLNK(info.external_attr >> 16)
-    if place.is_absolute() or ".." in place.parts or ":" in name or link:
+    place = PurePosixPath(entry.name.replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts or ":" in str(place) or entry.special:
         raise DataError(
-            f"{path} holds the entry {info.filename!r}, which may lead outside its folder: not unpacked."
+            f"{path} holds the entry {entry.name!r}, which may lead outside its folder: not unpacked."
         )
     return place
 
