@@ -16,6 +16,7 @@ from equirelax.errors import AuditError, RepresentationError
 from equirelax.files import did_you_mean
 from equirelax.relaxation import Residual
 from equirelax.symmetry import Axis, Field, Group, Representation, TensorAction
+from equirelax.symmetry.escnn import from_field_type, is_escnn
 
 SPATIAL = ("SO(3)", "SE(3)", "O(3)", "E(3)")
 
@@ -75,7 +76,11 @@ class Known:
         """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
         if path in self.given:
             return {f"[0][{i}]": axis for i, axis in enumerate(self.given[path][0]) if axis is not None}
-        first = self._site(path, "in_rep") or self._convolution(module, "in_rep")
+        first = (
+            self._site(path, "in_rep")
+            or self._convolution(module, "in_rep")
+            or self._escnn(module, "in_type")
+        )
         axes = [first] if first else [self._irreps(module, n) for n in ("irreps_in1", "irreps_in2")]
         if axes[0] is None:
             axes = [self._irreps(module, "irreps_in")]
@@ -86,7 +91,11 @@ class Known:
         if path in self.given:
             axis = self.given[path][1]
             return {} if axis is None else {"": axis}
-        found = self._site(path, "out_rep") or self._convolution(module, "out_rep")
+        found = (
+            self._site(path, "out_rep")
+            or self._convolution(module, "out_rep")
+            or self._escnn(module, "out_type")
+        )
         return _fitting({"": found or self._irreps(module, "irreps_out")}, tensors)
 
     def _site(self, path: str, which: str) -> TensorAction | None:
@@ -102,6 +111,19 @@ class Known:
         if not isinstance(rep, Representation) or not hasattr(module, "kernel_size"):
             return None
         return _field(rep) if acts_through(self.group, rep.group) else None
+
+    def _escnn(self, module: nn.Module, name: str) -> TensorAction | None:
+        """The fields of an escnn module, by its in_type and out_type; of those over the plane or over nothing."""
+        field_type: Any = getattr(module, name, None)
+        if not is_escnn(field_type, "FieldType"):
+            return None
+        try:
+            rep = from_field_type(field_type)
+        except RepresentationError:  # of a group that has no counterpart
+            return None
+        if not acts_through(self.group, rep.group):
+            return None
+        return {0: Axis(rep), 2: _field(rep)}.get(field_type.gspace.dimensionality)
 
     def _irreps(self, module: nn.Module, name: str) -> Axis | None:
         irreps = getattr(module, name, None)
