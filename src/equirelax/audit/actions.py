@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from equirelax.symmetry import Group, Representation, TensorAction
+from equirelax.symmetry import Field, Group, Representation, TensorAction
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
 
 MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
@@ -66,13 +66,15 @@ class Atom:
 @dataclasses.dataclass(frozen=True)
 class Action:
     """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial
-    one. ``odds`` multiply its error where actions that do not fit are compared.
+    one. ``odds`` multiply its error where actions that do not fit are compared. ``channels``: of an action on
+    pictures (..., channels, H, W) of any size, how many it takes; else 0.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
     invariant: bool = False
     odds: float = 1.0
+    channels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,8 @@ def action_of(known: TensorAction, group: Group) -> Action:
     def apply(g: Tensor, x: Tensor) -> Tensor:
         return known.apply((group.linear_part(g) if linear else g).to(x.device), x.double())
 
-    return Action(f"{known.representation!r}{known.where}", apply, known.invariant)
+    channels = known.dim if isinstance(known, Field) else 0
+    return Action(f"{known.representation!r}{known.where}", apply, known.invariant, channels=channels)
 
 
 def error_of(action: Action, seen: Seen) -> Explained:

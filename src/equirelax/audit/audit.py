@@ -125,7 +125,7 @@ def audit(
         localisation=found,
         inputs={leaf.path: _action(leaf) for leaf in inputs},
         outputs={leaf.path: _action(leaf) for leaf in outputs},
-        notes=_notes(before, derivative, tolerance),
+        notes=_notes(before, derivative, tolerance, group if lie else None),
         bounds=_bounds(module),
     )
 
@@ -178,7 +178,11 @@ def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> T
     generator.
     """
     drawn = {element_component(group, g): g for g in reversed(sampled)}
-    return torch.stack([worst, *drawn.values(), *discrete[:1]])
+    chosen: list[Tensor] = []
+    for g in (worst, *drawn.values(), *discrete[:1]):
+        if not any(torch.equal(g, other) for other in chosen):  # a finite group's come again
+            chosen.append(g)
+    return torch.stack(chosen)
 
 
 def _tolerance(model: nn.Module, dtype: torch.dtype) -> float:
@@ -236,8 +240,12 @@ def _action(leaf: Leaf) -> str:
     return f"{how}  ({shape} {kind})"
 
 
-def _notes(before: Measurement, lie: LieReport | None, tolerance: float) -> tuple[str, ...]:
+def _notes(
+    before: Measurement, lie: LieReport | None, tolerance: float, differentiated: Group | None
+) -> tuple[str, ...]:
     notes = []
+    if lie is None and differentiated is not None:
+        notes.append(f"{differentiated.name} has no Lie algebra: there is no Lie derivative to measure")
     if before.repeatability > 0:
         notes.append(
             f"two calls on the same input differ by {before.repeatability:.1e}: the model draws random "

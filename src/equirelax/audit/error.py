@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equirelax.audit import element as elements
 from equirelax.audit.tree import Leaf, act, call, leaves, transformed
-from equirelax.errors import AuditError, NonFiniteError
+from equirelax.errors import AuditError, NonFiniteError, RepresentationError
 from equirelax.symmetry import Group
 
 
@@ -100,11 +100,15 @@ def measure(
     repeat = max(float((a.value - b.value).abs().max()) for a, b in zip(reference, again, strict=True))
 
     tally = _Tally(reference)
+    known: dict[bytes, list[Leaf]] = {}  # of a finite group, whose few elements are drawn again and again
     for index, g in enumerate(torch.cat((sampled, discrete))):
         words = elements.describe(group, g)
-        found = outputs_of(
+        key = g.numpy().tobytes()
+        found = known.get(key) or outputs_of(
             model, transformed(sample, in_rep, g, dtype), out_rep, f"the sample after a {words}"
         )
+        if group.order is not None and group.order <= len(sampled):
+            known[key] = found
         tally.add(group, g, words, found, mean=index < len(sampled))
     return tally.result(repeat)
 
@@ -132,7 +136,10 @@ class _Tally:
                     f"{tuple(leaf.value.shape)} after a "
                     f"{words}: outputs whose size depends on the group element cannot be compared"
                 )
-            expected = act(g, base.value, base.action)
+            try:
+                expected = act(g, base.value, base.action)
+            except RepresentationError as error:  # a grid that came out with another height than width
+                raise AuditError(f"`{leaf.path}`: {error}") from error
             difference = leaf.value - expected
             relative = relative_error(leaf.value, expected)
             self.absolute = max(self.absolute, float(difference.abs().max()))

@@ -34,13 +34,14 @@ class Layout:
         words: for the reader.
         there: the feature (..., shape) with the grid last, (..., H, W).
         back: the inverse.
-        odds: as in :class:`~equirelax.audit.actions.Action`.
+        odds, channels: as in :class:`~equirelax.audit.actions.Action`.
     """
 
     words: str
     there: Callable[[Tensor], Tensor]
     back: Callable[[Tensor], Tensor]
     odds: float = 1.0
+    channels: int = 0
 
 
 def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
@@ -48,7 +49,8 @@ def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
     dims = len(shape)
     for last, words in ((-1, " on a grid"), (-2, " on a grid, channels last")):
         if dims >= 1 - last and _is_grid(shape[last - 1], shape[last], swaps):
-            yield _plain(last, words)
+            channels = shape[-3] if last == -1 and dims >= 3 else 0
+            yield dataclasses.replace(_plain(last, words), channels=channels)
     for axis in range(dims - 1, -1, -1) if not is_large_grid(shape) else ():
         for side in range(2, int(shape[axis] ** 0.5) + 1):
             if shape[axis] % side**2 == 0:
@@ -134,9 +136,8 @@ def _moved(inner: Action, layout: Layout, odds: float = 1.0) -> Action:
     def apply(g: Tensor, x: Tensor) -> Tensor:
         return layout.back(move_grid(grid_entries(g)[0], inner.apply(g, layout.there(x))))
 
-    return Action(
-        inner.name.removesuffix(" along axis -3") + layout.words, apply, odds=inner.odds * layout.odds * odds
-    )
+    name = inner.name.removesuffix(" along axis -3") + layout.words
+    return Action(name, apply, odds=inner.odds * layout.odds * odds, channels=layout.channels)
 
 
 def _is_grid(height: int, width: int, swaps: bool) -> bool:

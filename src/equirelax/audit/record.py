@@ -37,10 +37,10 @@ class Call:
     order: tuple[int, int]
 
 
-def tensors_of(tree: Any) -> dict[str, Tensor]:
-    """The measurable tensors of a tree by path, copied, in float64."""
+def tensors_of(tree: Any, copy: bool = True) -> dict[str, Tensor]:
+    """The measurable tensors of a tree by path, copied, in float64; without ``copy`` only where they are not yet."""
     found = leaves(tree, None)
-    return {leaf.path: leaf.value.detach().to(torch.float64, copy=True) for leaf in found if leaf.measurable}
+    return {leaf.path: leaf.value.detach().to(torch.float64, copy=copy) for leaf in found if leaf.measurable}
 
 
 class Recorder:
@@ -80,7 +80,7 @@ class Recorder:
         index = self.counts.get(module, 0)
         self.counts[module] = index + 1
         copied = map_tree((args, dict(kwargs)), None, lambda leaf: leaf.value.detach().clone())
-        inputs = tensors_of((args, dict(kwargs)))
+        inputs = tensors_of(copied, copy=False)  # pictures are large, and the copy is never written to
         parent = self.open[-1] if self.open else -1
         self.open.append(len(self.calls))
         self.calls.append(

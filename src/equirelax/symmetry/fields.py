@@ -174,7 +174,7 @@ def grid_entries(g: Tensor) -> list[Entries]:
 
 
 def move_grid(element: Entries, x: Tensor) -> Tensor:
-    """f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`, or `x` itself for the identity.
+    """f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`.
 
     Raises:
         RepresentationError: g swaps x and y, and H != W.
@@ -190,7 +190,7 @@ def move_grid(element: Entries, x: Tensor) -> Tensor:
     if swaps:
         x = x.transpose(-1, -2)
     axes = ([-2] if (c > 0 if swaps else d < 0) else []) + ([-1] if (b > 0 if swaps else a < 0) else [])
-    return x.flip(axes) if axes else x
+    return x.flip(axes) if axes else x.clone(memory_format=torch.contiguous_format)
 
 
 @lru_cache(maxsize=512)
