@@ -12,13 +12,22 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.audit.lipschitz import REPEATS, residual_slope
-from equirelax.errors import PlacementError, UnfoldableError
+from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.methods import ACE, RPP, Method, ResilientACE, Scheduled
 from equirelax.models import FieldBatchNorm, GroupConv2d, GroupPool
 from equirelax.penalties import Penalty
-from equirelax.relaxation import MLP, Dense, EquivariantDense, Layers, LowRank, Relaxation, ResidualKind
+from equirelax.relaxation import (
+    MLP,
+    Dense,
+    EquivariantDense,
+    Layers,
+    LowRank,
+    PlanarConvolution,
+    Relaxation,
+    ResidualKind,
+)
 from equirelax.relaxation.conv_maps import LowRankConvMap
-from equirelax.symmetry import Cyclic, Dihedral, Field, Group, regular, trivial, vector
+from equirelax.symmetry import Cyclic, Dihedral, Field, Group, Representation, regular, trivial, vector
 
 torch.set_num_threads(1)
 GROUPS = (Cyclic(4), Dihedral(4))
@@ -238,13 +247,58 @@ def test_what_cannot_be_relaxed_says_why() -> None:
     assert "kernels of 3 x 3; penalty: group difference" in rows["0"].reason
     assert "3 x 1 is not square" in rows["1"].reason
     assert "grouped" in rows["2"].reason
-    with pytest.raises(UnfoldableError, match=r'3 .Odd. has no parameter "weight"'):
+    with pytest.raises(UnfoldableError, match=r'3 .Odd. has no parameter "weight" to fold into'):
         er.project(model, "fold")
 
 
-def test_other_channels_than_declared_are_refused() -> None:
-    from equirelax.errors import RepresentationError
+class Symmetrised(nn.Conv2d):
+    """Somebody's own equivariant layer: an ordinary convolution, whose kernel is averaged over C4 when it is called."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        turns = [self.weight.rot90(k, (-2, -1)) for k in range(4)]
+        return nn.functional.conv2d(x, torch.stack(turns).mean(0), self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_declared_convolutions(tmp_path: Path, mode: str) -> None:
+    group = Cyclic(4)
+    rep = trivial(group, 3)
+    model = nn.Sequential(Symmetrised(3, 3, 3, padding=1), nn.ReLU(), Symmetrised(3, 3, 3, stride=2)).double()
+    declared = Layers(
+        declare=(PlanarConvolution("Symmetrised", rep, rep),), residual=Dense("normal", std=0.1, bias=True)
+    )
+    relaxation = er.relax(model, declared)
+    x = draw(2, 3, 9, 9)
+    relaxation.set_gamma(0.5)
+    assert er.audit(model, x, Field(rep), Field(rep), lie=False).relative > 1e-3
+    er.save(model, tmp_path / "model.pt")
+    other = nn.Sequential(Symmetrised(3, 3, 3, padding=1), nn.ReLU(), Symmetrised(3, 3, 3, stride=2)).double()
+    assert er.load(other, tmp_path / "model.pt").placement == declared
+    torch.testing.assert_close(other(x), model(x))
+    er.project(model, mode)
+    assert er.audit(model, x, Field(rep), Field(rep), lie=False).relative < 1e-10
+
+
+def test_wrong_declarations_are_refused() -> None:
+    rep = trivial(Cyclic(4), 3)
+
+    def attempt(module: nn.Module, in_rep: Representation, out_rep: Representation) -> None:
+        declared = PlanarConvolution(type(module).__name__, in_rep, out_rep)
+        er.relax(nn.Sequential(module), Layers(declare=(declared,)))
+
+    with pytest.raises(PlacementError, match="expected one group"):
+        attempt(nn.Conv2d(3, 3, 3), rep, trivial(Dihedral(4), 3))
+    with pytest.raises(PlacementError, match="its out_channels is 4"):
+        attempt(nn.Conv2d(3, 4, 3), rep, rep)
+    with pytest.raises(PlacementError, match="does not tell its kernel_size"):
+        attempt(nn.Linear(3, 3), rep, rep)
+    with pytest.raises(PlacementError, match="padding is 'same'"):
+        attempt(nn.Conv2d(3, 3, 3, padding="same"), rep, rep)
+    with pytest.raises(RepresentationError, match="square grid"):
+        attempt(nn.Conv2d(3, 3, 3), trivial(Cyclic(8), 3), trivial(Cyclic(8), 3))
+
+
+def test_other_channels_than_declared_are_refused() -> None:
     model = nn.Sequential(Odd())
     relaxation = er.relax(model)
     relaxation.set_gamma(1.0)

@@ -41,52 +41,63 @@ class PlanarConvolution(LayerFamily):
     def site(self, path: str, module: nn.Module) -> Site | Skip:
         """All channels at all offsets to all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
-        size = _pair(layer.kernel_size)
-        if size[0] != size[1]:
-            return Skip(f"its kernel of {size[0]} x {size[1]} is not square")
-        if getattr(layer, "groups", 1) != 1:
-            return Skip("it is a grouped convolution")
-        return Site(
-            path,
-            self.name,
-            layer.in_rep,
-            layer.out_rep,
-            FirstInput(),
-            AddToOutput(),
-            feature_axis=-3,
-            relaxes=layer.in_rep.group.name,
-            convolution=Convolution(
-                size,
-                GridKernels(layer.in_rep, layer.out_rep, size[0]),
-                stride=_pair(getattr(layer, "stride", 1)),
-                padding=_pair(getattr(layer, "padding", 0)),
-                dilation=_pair(getattr(layer, "dilation", 1)),
-                padding_mode=str(getattr(layer, "padding_mode", "zeros")),
-            ),
-        )
+        return planar_site(path, module, layer.in_rep, layer.out_rep)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """The mean over the group, written as means over the orbits of the kernel's entries."""
         layer: Any = module
         own = getattr(module, "weight", None)
-        if site.convolution is None or not isinstance(own, nn.Parameter):
+        told = callable(getattr(module, "coefficients", None))
+        dense = isinstance(own, nn.Parameter) and own.shape == weight.shape
+        if site.convolution is None or not isinstance(own, nn.Parameter) or not (told or dense):
             raise UnfoldableError(
-                f'{site.path} ({type(module).__name__}) has no parameter "weight" of coefficients to fold into; project '
-                'with mode="drop" or unfoldable="drop"'
+                f'{site.path} ({type(module).__name__}) has no parameter "weight" to fold into, with coefficients() or of '
+                f'shape {tuple(weight.shape)}; project with mode="drop" or unfoldable="drop"'
             )
         fold = Fold(site.convolution.symmetry.project(weight))
-        fold.writes.append((own, layer.coefficients(fold.weight)))
+        fold.writes.append((own, layer.coefficients(fold.weight) if told else fold.weight))
         if bias is not None and bool(bias.any()):
             fold.bias = equivariant_projection(bias[:, None], trivial(site.out_rep.group), site.out_rep)[:, 0]
             constants = getattr(module, "bias", None)
             if isinstance(constants, nn.Parameter):
-                fold.writes.append((constants, layer.constant_coefficients(fold.bias)))
+                amount = layer.constant_coefficients(fold.bias) if told else fold.bias
+                fold.writes.append((constants, amount))
             elif bool(fold.bias.any()):
                 raise UnfoldableError(
                     f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual "
                     'without bias, or project with mode="drop" or unfoldable="drop"'
                 )
         return fold
+
+
+def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: Representation) -> Site | Skip:
+    """The site of a convolution between two feature fields, which tells its size, stride and padding by attributes."""
+    layer: Any = module
+    size, padding = _pair(layer.kernel_size), getattr(layer, "padding", 0)
+    if size[0] != size[1]:
+        return Skip(f"its kernel of {size[0]} x {size[1]} is not square")
+    if getattr(layer, "groups", 1) != 1:
+        return Skip("it is a grouped convolution")
+    if isinstance(padding, str):
+        return Skip(f"its padding is {padding!r}, not a number of pixels")
+    return Site(
+        path,
+        PlanarConvolution.name,
+        in_rep,
+        out_rep,
+        FirstInput(),
+        AddToOutput(),
+        feature_axis=-3,
+        relaxes=in_rep.group.name,
+        convolution=Convolution(
+            size,
+            GridKernels(in_rep, out_rep, size[0]),
+            stride=_pair(getattr(layer, "stride", 1)),
+            padding=_pair(padding),
+            dilation=_pair(getattr(layer, "dilation", 1)),
+            padding_mode=str(getattr(layer, "padding_mode", "zeros")),
+        ),
+    )
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from equirelax.relaxation.placements.placement import (
     names,
     register_placement,
 )
+from equirelax.relaxation.placements.planar import PlanarConvolution
 from equirelax.relaxation.placements.schnet import SchNetStream
 from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
@@ -28,6 +29,7 @@ __all__ = [
     "Placed",
     "Placement",
     "PlainLinear",
+    "PlanarConvolution",
     "SEGNNUpdates",
     "SchNetStream",
     "Survey",
