@@ -1,10 +1,10 @@
 """Samples, outputs and their representations as trees that are walked together.
 
 A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor``
-or anything nested from these; whatever else it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A
-*tree of representations* has the same shape, with a :class:`~equirelax.symmetry.Representation`, an
-:class:`Axis`, a :class:`Field` or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings
-and ``Data`` need to list only what transforms.
+or anything nested from these; whatever else it holds (numbers, strings, ``None``, sparse adjacency objects)
+passes through untouched. A *tree of representations* has the same shape, with a
+:class:`~equirelax.symmetry.Representation`, an :class:`Axis`, a :class:`Field` or ``None`` (invariant) at every
+tensor; ``None`` may also stand for a whole branch. Mappings and ``Data`` need to list only what transforms.
 """
 
 from __future__ import annotations
