@@ -38,6 +38,7 @@ class SmokeDataset(Dataset):
         outputs: Frames that are rolled out, and compared, in training.
         horizon: Frames that are rolled out in validation and test.
         every: From one window's start to the next one's, in frames.
+        coarsen: Width of the squares of pixels that are averaged into one.
     """
 
     symmetry: Literal["rotation", "scale"] = "rotation"
@@ -49,6 +50,7 @@ class SmokeDataset(Dataset):
     outputs: int = 6
     horizon: int = 20
     every: int = 1
+    coarsen: int = 1
 
 
 @dataclass
@@ -111,7 +113,15 @@ class SmokeTask(Task):
         outputs = d.outputs if split == "train" else d.horizon
         names: tuple[smoke.Split, ...] = ("future", "domain") if split == "test" else (split,)
         parts = [
-            smoke.load(name, self.settings, inputs=d.inputs, outputs=outputs, every=d.every, root=self.root)
+            smoke.load(
+                name,
+                self.settings,
+                inputs=d.inputs,
+                outputs=outputs,
+                every=d.every,
+                coarsen=d.coarsen,
+                root=self.root,
+            )
             for name in names
         ]
         return parts[0] if len(parts) == 1 else FieldSet.joined(parts)
@@ -149,7 +159,7 @@ class SmokeTask(Task):
             layers=network.layers,
             kernel=network.kernel,
             group=network.group,
-            size=self._dataset.size,
+            size=self._dataset.size // self._dataset.coarsen,
         )
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:

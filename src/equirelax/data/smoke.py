@@ -220,6 +220,7 @@ def load(
     inputs: int = 10,
     outputs: int = 6,
     every: int = 1,
+    coarsen: int = 1,
     root: str | Path | None = None,
 ) -> FieldSet:
     """Windows of a split, every file checked against its SHA-256.
@@ -229,6 +230,7 @@ def load(
         settings: of the set.
         inputs: frames to read. outputs: frames to forecast.
         every: from one window's start to the next one's, in frames.
+        coarsen: width of the squares of pixels that are averaged into one, which keeps every symmetry of the square.
         root: see `equirelax.data.root`.
 
     Raises:
@@ -242,7 +244,11 @@ def load(
     runs = [run for run in _runs(settings) if run.domain == (split == "domain")]
     chosen = windows(len(runs), low, high, inputs + outputs, every)
     folder = find(settings.folder, root, hint=f"Make it: {settings.command}")
+    if coarsen < 1 or settings.size % coarsen:
+        raise DataError(f"coarsen is {coarsen}; expected a divisor of the grid's size {settings.size}.")
     frames = torch.stack([torch.from_numpy(_velocity(folder / run.name, settings)) for run in runs])
+    if coarsen > 1:
+        frames = torch.nn.functional.avg_pool3d(frames, (1, coarsen, coarsen))
     side = torch.tensor([run.side for run in runs])
     return FieldSet(frames, chosen, torch.full((len(chosen),), split == "domain"), side, inputs, outputs)
 
