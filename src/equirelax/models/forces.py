@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from equirelax.errors import RepresentationError
+
 
 class ConservativeForces(nn.Module):
     """Energies and forces of molecules, F = -dE/dx by autograd.
@@ -27,6 +29,9 @@ class ConservativeForces(nn.Module):
             numbers: (n,) long, atomic numbers.
             positions: (n, 3).
             batch: (n,) long, the molecule of every atom.
+
+        Raises:
+            RepresentationError: energies that autograd cannot follow to the positions.
         """
         create_graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
@@ -35,8 +40,25 @@ class ConservativeForces(nn.Module):
             if not (create_graph and positions.requires_grad):
                 positions = positions.detach().requires_grad_()
             energies = self.energy_model(numbers, positions, batch)
-            (slope,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph)
+            slope = self._slope(energies, positions, create_graph)
         return (energies if create_graph else energies.detach()), -slope
+
+    def _slope(self, energies: Tensor, positions: Tensor, create_graph: bool) -> Tensor:
+        """dE/dx (n, 3)."""
+        if positions.shape[0] == 0:
+            return torch.zeros_like(positions)
+        found = None
+        if energies.requires_grad:
+            (found,) = torch.autograd.grad(
+                energies.sum(), positions, create_graph=create_graph, allow_unused=True
+            )
+        if found is None:
+            raise RepresentationError(
+                f"ConservativeForces: the energies of {type(self.energy_model).__name__} carry no gradient of the positions; "
+                "look for a detach(), a no_grad block or a conversion to numpy in its forward"
+            )
+        slope: Tensor = found
+        return slope
 
 
 def _recordable(x: Tensor) -> Tensor:

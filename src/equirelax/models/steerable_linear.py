@@ -21,7 +21,8 @@ class SteerableLinear(o3.Linear):
     """
 
     def __init__(self, irreps_in: str | o3.Irreps, irreps_out: str | o3.Irreps, bias: bool = True) -> None:
-        super().__init__(o3.Irreps(irreps_in), o3.Irreps(irreps_out), biases=bias)
+        # e3nn's own code is hardly ever run here, and optimising it would be most of the time that building a model takes
+        super().__init__(o3.Irreps(irreps_in), o3.Irreps(irreps_out), biases=bias, _optimize_einsums=False)
         maps = [ins for ins in self.instructions if ins.i_in >= 0]
         sources = {ins.i_out: ins.i_in for ins in maps}
         self.single = len(sources) == len(maps) == len(self.irreps_out)
@@ -46,9 +47,10 @@ class SteerableLinear(o3.Linear):
         outs = []
         for k, (number, i_in, mul_in, mul_out, factor) in enumerate(self.slots):
             matrix = (weights[number] * factor).view(mul_in, mul_out).t()
-            columns = parts[i_in].reshape(mul_in, self.in_sizes[i_in] // mul_in * rows)
+            dim = self.in_sizes[i_in] // mul_in
+            columns = parts[i_in].reshape(mul_in, dim * rows)
             mixed = (
                 torch.addmm(self.bias[:, None], matrix, columns) if k == self.bias_slot else matrix @ columns
             )
-            outs.append(mixed.view(-1, rows))
+            outs.append(mixed.view(mul_out * dim, rows))
         return join(outs).t()
