@@ -16,7 +16,7 @@ are imported when a model of theirs is met.
 """
 
 from equirelax import methods, relaxation, symmetry
-from equirelax.audit import AuditReport, Axis, audit
+from equirelax.audit import AuditReport, Axis, Field, audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
 from equirelax.penalties import Penalty
@@ -43,6 +43,7 @@ __all__ = [
     "Axis",
     "Dense",
     "EquirelaxError",
+    "Field",
     "Layers",
     "LowRank",
     "Penalty",

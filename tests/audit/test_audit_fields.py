@@ -221,6 +221,27 @@ def test_channels_last_and_split_axes() -> None:
         assert told == ("regular along axis -4 on a grid" if outermost else "regular on a grid",)
 
 
+class Swapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+def test_components_in_another_order() -> None:
+    group = Cyclic(4)
+    hidden = FIELDS * regular(group)
+    model = nn.Sequential(Swapped(), Anonymous(vector(group), hidden), nn.ReLU())
+    report = report_of(model, group, 7, hidden)
+    assert report.first_break == "0"
+    assert "vector in another basis" in str(report)
+
+
+def test_one_picture_without_a_batch() -> None:
+    field = Field(vector(Cyclic(4)))
+    report = audit(nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.ReLU()), torch.randn(2, 7, 7), field, field)
+    assert report.first_break == "1"
+    assert statuses(report, "BREAKS") == {"1"}
+
+
 def test_declared_fields() -> None:
     """What is declared counts: a feature that is explained by another action accuses its module."""
     group = Cyclic(4)
