@@ -100,11 +100,22 @@ class RotMNISTTask(Task):
         data: ImageSet = source.load(split, root=self.root)
         return data.subset(slice(getattr(self._dataset, split)))
 
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The images as they are, or with `augment` every one turned by its own element of C4 (or D4)."""
+        batch: Batch = data.batch(indices[share])
+        if not self.config.training.augment:
+            return batch
+        return self._turned(batch, self._group.sample(len(indices), generator=generator)[share])
+
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every image turned by its own element of C4 (or D4); the class stays."""
-        group = self._group
-        elements = group.sample(len(batch["images"]), generator=generator).to(batch["images"])
-        return {**batch, "images": Field(trivial(group)).apply(elements, batch["images"])}
+        return self._turned(batch, self._group.sample(len(batch["images"]), generator=generator))
+
+    def _turned(self, batch: Batch, elements: Tensor) -> Batch:
+        images = batch["images"]
+        return {**batch, "images": Field(trivial(self._group)).apply(elements.to(images), images)}
 
     def build_model(self) -> nn.Module:
         """The configured network."""
