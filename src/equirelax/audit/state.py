@@ -48,7 +48,11 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
                 tensor.data = original.to(_target(original, dtype), copy=True)
             for module, before in attributes:
                 module.__dict__.update(
-                    {key: dtype for key, value in before.items() if isinstance(value, torch.dtype) and value in own}
+                    {
+                        key: dtype
+                        for key, value in before.items()
+                        if isinstance(value, torch.dtype) and value in own
+                    }
                 )
             model.eval()  # after the casts: what eval() computes and keeps is then of the wanted dtype
             yield
