@@ -98,6 +98,7 @@ def draw_swept(
         axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.4, *[1] * (len(panels) - 1)])[0]
         for panel, (words, found) in zip(axes, panels, strict=True):
             _lines(panel, found, order)
+            _scales(panel, found)
             panel.set(xlabel=key.rpartition(".")[2].replace("_", " "), ylabel=words)
         axes[0].legend(frameon=False, fontsize=8)
         figure.suptitle(f"{title}: mean over seeds, bars one standard deviation")
@@ -122,3 +123,13 @@ def _lines(panel: Axes, found: Curves, order: Sequence[str]) -> None:
             **look(order.index(label)),
         )
     panel.grid(alpha=0.25, linewidth=0.5)
+
+
+def _scales(panel: Axes, found: Curves) -> None:
+    """Logarithmic axes where what is above zero spans more than a factor of ten."""
+    values = [value for by_value in found.values() for value in by_value]
+    means = [spread(several).mean for by_value in found.values() for several in by_value.values()]
+    if min(values) > 0 and max(values) > 10 * min(values):
+        panel.set_xscale("log")
+    if min(means) > 0 and max(means) > 10 * min(means):
+        panel.set_yscale("log")
