@@ -9,8 +9,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH  ?= torch==2.13.0
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 DEMO   ?= runs/demo
+# escnn wants numpy < 2, so it has an environment of its own.
+ESCNN_VENV  := .venv-escnn
+ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-all lint perf install clean
+.PHONY: demo test test-all test-escnn lint perf install clean
 
 install: $(STAMP)
 
@@ -33,6 +36,20 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -q
 
+$(ESCNN_STAMP): requirements-escnn.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
+	test -x $(ESCNN_VENV)/bin/python || $(PYTHON) -m venv $(ESCNN_VENV)
+	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile $(TORCH)
+	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile -r requirements-escnn.txt
+	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile --no-deps escnn==1.0.11
+	@touch $@
+
+# Skipped, and said so, only where escnn cannot be installed.
+test-escnn:
+	@if $(MAKE) --no-print-directory $(ESCNN_STAMP); then \
+	  OMP_NUM_THREADS=1 PYTHONPATH=src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn; \
+	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into $(ESCNN_VENV) (see above)"; fi
+
 lint: $(STAMP)
 	$(BIN)/python -m ruff check src tests examples
 	$(BIN)/python -m mypy
@@ -42,4 +59,4 @@ perf: $(STAMP)
 	$(BIN)/equirelax perf modelnet40 --out runs/perf-modelnet40.json
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(ESCNN_VENV) runs

@@ -37,7 +37,7 @@ def hidden(space: Any, copies: int = 1) -> list[Any]:
     if space.fibergroup.continuous:
         frequencies = [space.irrep(*irrep.id) for irrep in space.irreps if irrep.size == 2][:2]
         return [space.trivial_repr, *copies * frequencies, space.trivial_repr]
-    return [space.trivial_repr, *copies * [space.regular_repr], space.basespace_action, space.regular_repr]
+    return [space.trivial_repr, *copies * [space.regular_repr], space.basespace_action, space.trivial_repr]
 
 
 def fill(model: nn.Module, seed: int = 0) -> None:

@@ -17,8 +17,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_report_header() -> str:
     """Say why, at the head of a run."""
     if importlib.util.find_spec("escnn") is None:
-        return "tests/escnn left out: escnn is not installed here (make test-escnn)"
-    return "tests/escnn: with escnn"
+        return "tests/with_escnn left out: escnn is not installed here (make test-escnn)"
+    return "tests/with_escnn: with escnn"
 
 
 @pytest.fixture(autouse=True)
