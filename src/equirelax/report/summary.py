@@ -110,19 +110,24 @@ def _method(
         if errors
         else None,
         "seconds": asdict(spread([r["seconds"] for r in runs])),
-        "further": _further(runs, kind),
+        "further": _further(runs),
         "inference": _inference(runs, kind),
         "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
         "strengths": strengths_of(runs),
     }
 
 
-def _further(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
-    """Spread of every metric but the headline, of the deployed model on the test set."""
-    names = [
-        n for n in runs[0].get("metrics", {}).get("test", {}).get(kind, {}) if n != runs[0]["metric"]["name"]
-    ]
-    return {name: asdict(spread([r["metrics"]["test"][kind][name] for r in runs])) for name in names}
+def _further(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Spread of every metric but the headline on the test set: name -> relaxed, projected -> spread."""
+    found = runs[0].get("metrics", {}).get("test", {})
+    names = [name for name in found.get("projected", {}) if name != runs[0]["metric"]["name"]]
+    return {
+        name: {
+            kind: asdict(spread([r["metrics"]["test"][kind][name] for r in runs]))
+            for kind in ("relaxed", "projected")
+        }
+        for name in names
+    }
 
 
 def _inference(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float] | None:
@@ -169,21 +174,23 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def _details(summary: Mapping[str, Any]) -> str:
-    """A second table: further metrics and the cost of a prediction, of the deployed models; empty without them."""
+    """A second table: further metrics, and the cost of a prediction by the deployed models; empty without them."""
     methods = {name: row for name, row in summary["methods"].items() if row.get("inference")}
     if not methods:
         return ""
     further = list(dict.fromkeys(key for row in methods.values() for key in row["further"]))
+    kinds = ("relaxed", "projected") if any(row["residuals"] for row in methods.values()) else ("projected",)
+    shown = [(key, kind) for key in further for kind in kinds]
     head = [
         "method",
-        *(f"test {name}" for name in further),
+        *(f"test {key}" + (f", {kind}" if len(kinds) > 1 else "") for key, kind in shown),
         "million multiply-adds a prediction",
         "ms (least)",
     ]
     lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, row in methods.items():
         cost = row["inference"]
-        cells = [name, *(_spread(row["further"].get(key)) for key in further)]
+        cells = [name, *(_spread(row["further"].get(key, {}).get(kind)) for key, kind in shown)]
         cells += [f"{cost['multiply_adds'] / 1e6:.4g}", f"{cost['milliseconds']:.3g}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
