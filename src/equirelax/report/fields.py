@@ -1,0 +1,238 @@
+"""Pictures of a forecast of a velocity field: true, predicted and error side by side; the roll-out as an animation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+
+from equirelax.errors import DataError
+from equirelax.files import atomic_write
+
+# Perceptually uniform maps, which colour-blind readers and grey prints keep in order.
+SPEED, ERROR = "viridis", "magma"
+BAD = "0.6"
+"""Grey where a prediction left the finite numbers."""
+ARROWS = 11
+"""Along each side of a field."""
+STILL = 0.03
+"""Share of the largest true speed below which no arrow is drawn: directions of rounding errors say nothing."""
+COLUMNS = 8
+FRAMES_PER_SECOND = 4
+HOLD = 6
+"""How many times as long as the others the last frame is shown."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A roll-out beside what happened.
+
+    Attributes:
+        true, predicted: (T, 2, H, W) velocities of the roll-out's steps 1 to T; row 0 is the top, components are (x, y).
+        width: of the box, in units of length.
+        frame: number of the step 0 in its run, the last frame that was read.
+
+    Raises:
+        DataError: shapes differ or are none of fields, or a true velocity is not finite.
+    """
+
+    true: np.ndarray
+    predicted: np.ndarray
+    width: float
+    frame: int
+
+    def __post_init__(self) -> None:
+        shape = self.true.shape
+        if len(shape) != 4 or shape[1] != 2 or not all(shape) or self.predicted.shape != shape:
+            raise DataError(
+                f"A forecast is drawn from true and predicted fields (T, 2, H, W); got {shape} and "
+                f"{self.predicted.shape}."
+            )
+        if not np.isfinite(self.true).all():
+            raise DataError(
+                "The true fields of a forecast hold NaN or infinity: there is nothing to compare with."
+            )
+
+    def __len__(self) -> int:
+        return len(self.true)
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error over steps, components and pixels, as the benchmark's metric."""
+        return math.sqrt(float(np.square(self.predicted.astype(float) - self.true).mean()))
+
+    @property
+    def error(self) -> np.ndarray:
+        """(T, H, W) lengths of the differences."""
+        return np.linalg.norm(self.predicted.astype(float) - self.true, axis=1)
+
+
+def shown_steps(count: int) -> list[int]:
+    """Steps that have a column in the picture of `count` of them: 1, 5, 10, ... and the last; all where they are few."""
+    if count <= 5:
+        return list(range(1, count + 1))
+    every = 5 * math.ceil(count / (5 * (COLUMNS - 2)))
+    return sorted({1, *range(every, count + 1, every), count})
+
+
+def draw_fields(path: Path, forecast: Forecast, title: str) -> None:
+    """Write a PNG: a column for every step of `shown_steps`; true, predicted, and the length of the error.
+
+    Args:
+        path: Where to.
+        forecast: What to draw.
+        title: Above everything.
+    """
+    steps = shown_steps(len(forecast))
+    indices = [step - 1 for step in steps]
+    colours = _Colours.of(forecast, indices)
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(1.9 * len(steps) + 1.6, 6.6), layout="constrained")
+        panels = figure.subplots(3, len(steps), squeeze=False)
+        for column, index in enumerate(indices):
+            _draw_step(list(panels[:, column]), forecast, index, colours)
+            panels[0, column].set_title(f"step {steps[column]}", fontsize=9)
+        for row, name in enumerate(("true", "predicted", "error")):
+            panels[row, 0].set_ylabel(name, fontsize=10)
+        _colour_bars(figure, list(panels[:2].flat), list(panels[2]), colours)
+        figure.supxlabel(_scale_words(forecast), fontsize=8)
+        figure.suptitle(title)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=130)
+
+
+def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
+    """Write an animated GIF: true, predicted and the length of the error, one frame for every step.
+
+    Args:
+        path: Where to.
+        forecast: What to draw.
+        title: Above everything.
+    """
+    colours = _Colours.of(forecast, range(len(forecast)))
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(8.8, 3.5), layout="constrained")
+        panels = list(figure.subplots(1, 3))
+        _colour_bars(figure, panels[:2], panels[2:], colours)
+        figure.supxlabel(_scale_words(forecast), fontsize=8)
+        writer = PillowWriter(fps=FRAMES_PER_SECOND)
+        with atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=90):
+            last = len(forecast) - 1
+            for index in [*range(last), *[last] * HOLD]:
+                for panel, name in zip(panels, ("true", "predicted", "error"), strict=True):
+                    panel.clear()
+                    panel.set_title(name, fontsize=10)
+                _draw_step(panels, forecast, index, colours)
+                # of one width in all frames, so that nothing moves but the fields
+                figure.suptitle(f"{title}\nstep {index + 1:>{len(str(last + 1))}} of {last + 1}")
+                writer.grab_frame()
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """One scale for all true and predicted fields of a picture, one for all errors."""
+
+    speed: Normalize
+    error: Normalize
+    beyond: bool
+
+    @classmethod
+    def of(cls, forecast: Forecast, indices: Sequence[int]) -> _Colours:
+        """Of the steps `indices`. The true fields set the scale: a prediction that grows without bound does not."""
+        rows = list(indices)
+        top = _positive(np.linalg.norm(forecast.true[rows], axis=1))
+        beyond = bool((np.linalg.norm(forecast.predicted[rows], axis=1) > top).any())
+        return cls(Normalize(0, top), Normalize(0, _positive(forecast.error[rows])), beyond)
+
+
+def _positive(values: np.ndarray) -> float:
+    """The largest finite value; 1 where there is none above 0."""
+    finite = values[np.isfinite(values)]
+    largest = float(finite.max()) if finite.size else 0.0
+    return largest if largest > 0 else 1.0
+
+
+def _draw_step(panels: Sequence[Axes], forecast: Forecast, index: int, colours: _Colours) -> None:
+    """True, predicted and error of one step."""
+    for panel, field in zip(panels, (forecast.true[index], forecast.predicted[index]), strict=False):
+        _image(panel, np.linalg.norm(field, axis=0), SPEED, colours.speed, forecast.width)
+        _arrows(panel, field, float(colours.speed.vmax or 1.0), forecast.width)
+    _image(panels[2], forecast.error[index], ERROR, colours.error, forecast.width)
+
+
+def _image(panel: Axes, values: np.ndarray, colour_map: str, norm: Normalize, width: float) -> None:
+    half = width / 2
+    panel.imshow(
+        np.ma.masked_invalid(values),
+        cmap=_map(colour_map),
+        norm=norm,
+        extent=(-half, half, -half, half),
+        interpolation="nearest",
+    )
+    panel.set(xticks=(), yticks=())
+
+
+def _map(name: str) -> Colormap:
+    return matplotlib.colormaps[name].with_extremes(bad=BAD)
+
+
+def _arrows(panel: Axes, field: np.ndarray, top: float, width: float) -> None:
+    """Directions, all of one length, where the field moves at all; colours tell how fast."""
+    height, across = field.shape[1:]
+    rows, columns = (_spread(count) for count in (height, across))
+    x, y = field[:, rows[:, None], columns]
+    speed = np.hypot(x, y)
+    moving = np.isfinite(speed) & (speed > STILL * top)
+    # centres of the pixels: x to the right, y up, the origin in the middle
+    right = width * ((columns + 0.5) / across - 0.5)
+    up = width * (0.5 - (rows + 0.5) / height)
+    at_x, at_y = (grid[moving] for grid in np.meshgrid(right, up))
+    spacing = width / max(len(rows), len(columns))
+    panel.quiver(
+        at_x,
+        at_y,
+        x[moving] / speed[moving],
+        y[moving] / speed[moving],
+        pivot="mid",
+        angles="xy",
+        scale_units="xy",
+        scale=1 / (0.75 * spacing),
+        width=0.011,
+        headwidth=4,
+        headlength=4.5,
+        headaxislength=4,
+        color="white",
+        edgecolor="black",
+        linewidth=0.4,
+    )
+
+
+def _spread(count: int) -> np.ndarray:
+    """Indices of at most `ARROWS` of `count` pixels, evenly spread about the middle."""
+    every = math.ceil(count / ARROWS)
+    return np.arange((count - 1) % every // 2, count, every)
+
+
+def _colour_bars(figure: Figure, fields: list[Axes], errors: list[Axes], colours: _Colours) -> None:
+    speed = ScalarMappable(colours.speed, _map(SPEED))
+    extend = "max" if colours.beyond else "neither"
+    figure.colorbar(speed, ax=fields, label="speed (length / time)", extend=extend, shrink=0.85)
+    figure.colorbar(
+        ScalarMappable(colours.error, _map(ERROR)), ax=errors, label="|error| (length / time)", shrink=0.85
+    )
+
+
+def _scale_words(forecast: Forecast) -> str:
+    return (
+        f"The box is {forecast.width:g} wide, step 0 is frame {forecast.frame} of its run. Arrows: direction, where the speed "
+        f"is above {STILL:.0%} of the largest."
+    )
