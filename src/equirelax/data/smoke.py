@@ -18,6 +18,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ def make(
     Args:
         settings: of the set.
         root: see `equirelax.data.root`; a read-only root means the user's cache.
-        jobs: processes.
+        jobs: processes; 1: none besides this one.
         force: simulate everything anew.
         progress: called as progress(runs done, runs in all).
 
@@ -163,18 +164,33 @@ def make(
     phiflow()  # complain before any process is started
     folder.mkdir(parents=True, exist_ok=True)
     done = len(runs) - len(missing)
+    for finished in _simulated(settings, list(_parts(missing)), folder, jobs):
+        done += finished
+        if progress is not None:
+            progress(done, len(runs))
+    return folder
+
+
+def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, jobs: int) -> Iterator[int]:
+    """Simulate and write parts of a set, in this process if there is one job; the number of runs of each as it is done."""
+    if jobs == 1:
+        for part in parts:
+            yield _simulate(settings, part, folder)
+        return
     context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
-    with ProcessPoolExecutor(min(jobs, SIDES), mp_context=context, initializer=_one_thread) as pool:
-        waiting = [pool.submit(_simulate, settings, part, folder) for part in _parts(missing)]
+    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=context, initializer=_one_thread) as pool:
+        waiting = [pool.submit(_simulate, settings, part, folder) for part in parts]
         try:
             for finished in as_completed(waiting):
-                done += finished.result()
-                if progress is not None:
-                    progress(done, len(runs))
+                yield finished.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A process that simulates smoke broke off: too little memory, or it was started from a script without "
+                "`if __name__ == '__main__':`. Call it again, for the finished runs are kept, or with jobs=1."
+            ) from error
         finally:
             for job in waiting:
                 job.cancel()
-    return folder
 
 
 def _is_there(path: Path) -> bool:
