@@ -5,8 +5,8 @@ Below the data root, in the folder md17:
 - `rmd17_MOLECULE_train.xyz`, `rmd17_MOLECULE_test.xyz`: frames of the revised set as extended XYZ in eV; read with ASE.
 - `rmd17/`: the official archive of the revised set (Christensen and von Lilienfeld, 2020), kcal/mol: `npz_data/*.npz` of 100,000
   frames a molecule (azobenzene 99,988), `splits/index_train_01.csv` and `index_test_01.csv`, the first of its five splits.
-- `md17_MOLECULE.npz`: the original set (Chmiela et al., Science Advances 3, e1603015, 2017), a trajectory, kcal/mol; `equirelax data
-  get md17` fetches it. Frames are shuffled with a fixed seed before they are split.
+- `md17_MOLECULE.npz`: the original set (Chmiela et al., Science Advances 3, e1603015, 2017), a trajectory, kcal/mol;
+  `equirelax data get md17` fetches it. Frames are shuffled with a fixed seed before they are split.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
         raise DataError(
             "Extended XYZ files are read with ASE, which is missing: pip install 'equirelax[md17]'."
         ) from error
-    numbers, positions, energies, forces = [], [], [], []
+    numbers: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    energies: list[float] = []
+    forces: list[np.ndarray] = []
     try:
         for k, atoms in enumerate(iread(path, index=":", format="extxyz")):
             results = {} if atoms.calc is None else atoms.calc.results

@@ -10,41 +10,42 @@ For f(x) = W x and inputs x_1 .. x_N with Gram matrix C = sum_n x_n x_n^T:
 and the same with rho(g) for drho(A) for one element g of every component of a disconnected or finite group
 (CR, section 4). A bias b is outside of W: with x~ = [x, 1] and W~ = [W, b] it is the same formula, drho_in
 acting as 0 and rho_in as 1 on the last entry.
+
+Both sums are quadratic in W, so their gradients are 2 L W and 2 N W with maps L and N that are linear in W and their own
+transposes: that is how second and higher derivatives are taken (`operators`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from equirelax.penalties.moments import Moment, moment_of
-from equirelax.penalties.sampled import SampledTerms
+from equirelax.penalties.operators import Images, Operators, quadratic_backward
+from equirelax.penalties.sampled import SampledTerms, Samples
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.symmetry import Representation, trivial
 
 
-class _Quadratic(torch.autograd.Function):
-    """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim)
-    between the same two representations.
+@dataclass(frozen=True)
+class _Moments(Operators):
+    """L and N of weights (out_dim, residuals, in_dim) between the same two representations.
 
     `moments` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals in the
     middle both `right` and `left` see plain matrices, so that a step costs as many small operations for eight
-    residuals as for one. The gradient is written out: with M = K C,
-    d/dW tr(K C K^T) = 2 (M drho_in^T - drho_out^T M) needs no second product with C.
+    residuals as for one. With M = K C, L W = sum M drho_in^T - drho_out^T M needs no second product with C.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weights: Tensor,
-        moments: list[Moment],
-        in_rep: Representation,
-        out_rep: Representation,
-    ) -> tuple[Tensor, Tensor]:
+    moments: list[Moment]
+    in_rep: Representation
+    out_rep: Representation
+
+    def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        in_rep, out_rep = self.in_rep, self.out_rep
         out_dim, count, in_dim = weights.shape
         as_right, as_left = weights.reshape(-1, in_dim), weights.reshape(out_dim, -1)
         k, c = in_rep.group.algebra_dim, in_rep.group.discrete_count
@@ -64,7 +65,7 @@ class _Quadratic(torch.autograd.Function):
         stack[-1] = weights
         products = torch.empty_like(stack)
         tall, tall_products = stack.view(-1, count, in_dim), products.view(-1, count, in_dim)
-        for i, moment in enumerate(moments):
+        for i, moment in enumerate(self.moments):
             moment.times(tall[:, i], tall_products[:, i])
         # Rounding can push a sum of squares that is zero just below it when it goes through the Gram matrix.
         sums = (products * stack).sum(dim=(1, 3)).clamp(min=0)
@@ -79,14 +80,22 @@ class _Quadratic(torch.autograd.Function):
             gradient -= out_rep.discrete_left_transposed(products[k:-1].reshape(c, out_dim, -1)).view_as(
                 weights
             )
-        ctx.save_for_backward(gradient, products[-1])
-        return sums[:-1].sum(0), sums[-1]
+        return sums[:-1].sum(0), sums[-1], gradient, products[-1]
+
+
+class _Quadratic(torch.autograd.Function):
+    """(Lie sums, norm sums), each (residuals,), for weights (out_dim, residuals, in_dim), of `_Moments`."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient, product = ctx.saved_tensors
-        return 2 * (lie_grad[:, None] * gradient + norm_grad[:, None] * product), None, None, None
+    def forward(ctx: Any, weights: Tensor, operators: Operators) -> tuple[Tensor, Tensor]:
+        lie, norm, gradient, product = operators.evaluate(weights)
+        ctx.operators = operators
+        ctx.save_for_backward(weights, gradient, product)
+        return lie, norm
+
+    @staticmethod
+    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None]:
+        return quadratic_backward(ctx, lie_grad[:, None], norm_grad[:, None]), None
 
 
 def as_rows(x: Columns, feature_axis: int, dtype: torch.dtype) -> Tensor:
@@ -131,8 +140,10 @@ def stacked_terms(
         weights = [torch.cat([w, b[:, None]], dim=1) for w, b in zip(weights, biases, strict=True)]
         in_rep = in_rep + trivial(in_rep.group)
     if isinstance(data[0], Moment):
-        return _Quadratic.apply(torch.stack(weights, dim=1), data, in_rep, out_rep)
-    return SampledTerms.apply(torch.stack(weights), data, in_rep, out_rep)
+        moments = [d for d in data if isinstance(d, Moment)]
+        return _Quadratic.apply(torch.stack(weights, dim=1), _Moments(moments, in_rep, out_rep))
+    rows = [d for d in data if isinstance(d, Tensor)]
+    return SampledTerms.apply(torch.stack(weights), Samples(rows, in_rep, out_rep))
 
 
 def linear_terms(
@@ -144,7 +155,7 @@ def linear_terms(
     out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
     """(Lie sum, norm sum) of the map x -> W x + b over all inputs;
-    differentiable once with respect to W and b.
+    differentiable with respect to W and b, any number of times.
 
     Args:
         weight: (out_dim, in_dim). bias: (out_dim,) or None.
@@ -152,4 +163,20 @@ def linear_terms(
     """
     data = second_moment(list(inputs), feature_axis, weight.dtype, weight.shape[1], bias is not None)
     lie, norm = stacked_terms([weight], None if bias is None else [bias], [data], in_rep, out_rep)
+    return lie[0], norm[0]
+
+
+def linear_images(
+    weight: Tensor,
+    inputs: Sequence[Columns],
+    feature_axis: int,
+    in_rep: Representation,
+    out_rep: Representation,
+) -> tuple[Tensor, Tensor]:
+    """(L W, N W), both (out_dim, in_dim): half the gradients of `linear_terms`, differentiable any number of times."""
+    data = second_moment(list(inputs), feature_axis, weight.dtype, weight.shape[1], False)
+    if isinstance(data, Moment):
+        lie, norm = Images.apply(weight[:, None], _Moments([data], in_rep, out_rep))
+        return lie[:, 0], norm[:, 0]
+    lie, norm = Images.apply(weight[None], Samples([data], in_rep, out_rep))
     return lie[0], norm[0]

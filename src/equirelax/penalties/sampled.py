@@ -7,28 +7,29 @@ W [A_1 X, ..., X], and its gradient is one more. Nothing of the size of W is mad
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from equirelax.penalties.operators import Operators, quadratic_backward
 from equirelax.symmetry import Representation
 
 
-class SampledTerms(torch.autograd.Function):
-    """(Lie sums, norm sums), each (residuals,), of weights (residuals, out_dim, in_dim).
+@dataclass(frozen=True)
+class Samples(Operators):
+    """L and N of weights (residuals, out_dim, in_dim); every residual has as many rows (n, in_dim) as the others."""
 
-    Every residual has as many rows (n, in_dim) as the others. Differentiable once, by the weights.
-    """
+    rows: list[Tensor]
+    in_rep: Representation
+    out_rep: Representation
 
-    @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, rows: list[Tensor], in_rep: Representation, out_rep: Representation
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        in_rep, out_rep = self.in_rep, self.out_rep
         count, out_dim, in_dim = weights.shape
-        n, k, c = len(rows[0]), in_rep.group.algebra_dim, in_rep.group.discrete_count
-        x = torch.stack([r.T for r in rows], dim=1)  # (in_dim, residuals, n)
+        n, k, c = len(self.rows[0]), in_rep.group.algebra_dim, in_rep.group.discrete_count
+        x = torch.stack([r.T for r in self.rows], dim=1)  # (in_dim, residuals, n)
         moved = x.new_empty(count, in_dim, k + c + 1, n)  # [A_1 x, ..., g_1 x, ..., x]
         _act(moved, x, in_rep, k, c)
         moved[:, :, -1] = x.transpose(0, 1)
@@ -41,19 +42,27 @@ class SampledTerms(torch.autograd.Function):
         factors = torch.cat([difference, -_adjoint(difference, out_rep, k, c)], dim=2)
         lie_gradient = torch.bmm(factors.flatten(2), moved.flatten(2).transpose(1, 2))
         norm_gradient = torch.bmm(y, x.permute(1, 2, 0))
-        ctx.save_for_backward(lie_gradient, norm_gradient)
-        return difference.square().sum(dim=(1, 2, 3)), y.square().sum(dim=(1, 2))
+        return (
+            difference.square().sum(dim=(1, 2, 3)),
+            y.square().sum(dim=(1, 2)),
+            lie_gradient,
+            norm_gradient,
+        )
+
+
+class SampledTerms(torch.autograd.Function):
+    """(Lie sums, norm sums), each (residuals,), of weights (residuals, out_dim, in_dim), of `Samples`."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None, None, None]:
-        lie_gradient, norm_gradient = ctx.saved_tensors
-        return (
-            2 * (lie_grad[:, None, None] * lie_gradient + norm_grad[:, None, None] * norm_gradient),
-            None,
-            None,
-            None,
-        )
+    def forward(ctx: Any, weights: Tensor, operators: Operators) -> tuple[Tensor, Tensor]:
+        lie, norm, lie_gradient, norm_gradient = operators.evaluate(weights)
+        ctx.operators = operators
+        ctx.save_for_backward(weights, lie_gradient, norm_gradient)
+        return lie, norm
+
+    @staticmethod
+    def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None]:
+        return quadratic_backward(ctx, lie_grad[:, None, None], norm_grad[:, None, None]), None
 
 
 def _act(out: Tensor, x: Tensor, rep: Representation, k: int, c: int) -> None:
