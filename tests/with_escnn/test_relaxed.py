@@ -146,12 +146,10 @@ def test_strict_shows_what_dropping_gives() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("settings", "size"), [({"stride": 2}, 8), ({"stride": 2}, 10)])
-def test_the_audit_names_the_layer_that_the_grid_breaks(
-    settings: dict[str, object], size: int, training: bool
-) -> None:
-    """A stride of 2 on an even size, and a padding that differs by axis."""
-    model = network("C4", **settings).train(training)
+@pytest.mark.parametrize("size", [8, 10])
+def test_the_audit_names_the_layer_that_the_grid_breaks(size: int, training: bool) -> None:
+    """A stride of 2 on an even size; nothing of what the audit computes is left in the model."""
+    model = network("C4", stride=2).train(training)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     x, out = draw(2, 3, size, size), field_of(model.out_type)
     report = audit(model, x, field_of(model.in_type), out, samples=4, lie=False)
