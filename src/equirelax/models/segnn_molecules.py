@@ -13,14 +13,13 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.models.exact import Exact
+from equirelax.models.elements import Elements
 from equirelax.models.gate import Gate
 from equirelax.models.segnn import Edges, SEGNNLayer, balanced_irreps, spherical_harmonics
 from equirelax.models.stack import Stack, mean_rows
 from equirelax.models.tensor_product import TensorProduct
 
 QM9_ELEMENTS = (1, 6, 7, 8, 9)
-LARGEST_ELEMENT = 118
 DISTANCE = o3.Irreps("1x0e")
 
 
@@ -60,8 +59,7 @@ class MolecularSEGNN(nn.Module):
         if pooling not in ("sum", "mean"):
             raise RepresentationError(f"MolecularSEGNN: pooling is {pooling!r}; choose 'sum' or 'mean'")
         self.lmax_attributes, self.pooling = lmax_attributes, pooling
-        self.elements = tuple(elements)
-        self.one_hot = Exact(_one_hot(self.elements))
+        self.elements = Elements(elements, "MolecularSEGNN")
         self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
         self.hidden = (
             balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
@@ -92,7 +90,7 @@ class MolecularSEGNN(nn.Module):
         edges = self._edges(positions, edge_index)
         node_attributes = mean_rows(edges.attributes.t(), edge_index[1], positions.shape[0])
         node_attributes = torch.cat([torch.ones_like(node_attributes[:1]), node_attributes[1:]]).t()
-        x = self.embedding(self._features(numbers, positions), node_attributes)
+        x = self.embedding(self.elements.one_hot(numbers, positions), node_attributes)
         for layer in self.layers:
             x = layer(x, edges, node_attributes)
         atoms = self.readout_2(self.gate(self.readout_1(x, node_attributes)), node_attributes)
@@ -101,17 +99,6 @@ class MolecularSEGNN(nn.Module):
         if self.pooling == "mean":
             molecules = molecules / graph.bincount(minlength=count).clamp(min=1)[:, None]
         return self.head(molecules)
-
-    def _features(self, numbers: Tensor, like: Tensor) -> Tensor:
-        """One-hot elements (n, len(elements))."""
-        features = self.one_hot.like(like).index_select(0, numbers.clamp(0, LARGEST_ELEMENT))
-        if not bool(features.any(dim=1).all()):
-            unknown = sorted(set(numbers.tolist()) - set(self.elements))
-            raise RepresentationError(
-                f"MolecularSEGNN: the elements {unknown} are not among the model's {list(self.elements)}; "
-                f"name them in `elements`"
-            )
-        return features
 
     def _edges(self, positions: Tensor, edge_index: Tensor) -> Edges:
         """Distances, and the spherical harmonics of x_source - x_target."""
@@ -122,14 +109,3 @@ class MolecularSEGNN(nn.Module):
         return Edges(
             edge_index, distances, attributes, stack, stack.stack(distances.t()), stack.stack(attributes.t())
         )
-
-
-def _one_hot(elements: tuple[int, ...]) -> Tensor:
-    """(LARGEST_ELEMENT + 1, len(elements)): rows of zeros for all other elements."""
-    if not elements or len(set(elements)) < len(elements) or not 1 <= min(elements) <= max(elements) <= 118:
-        raise RepresentationError(
-            f"MolecularSEGNN: elements must be different atomic numbers from 1 to {LARGEST_ELEMENT}, got {elements}"
-        )
-    table = torch.zeros(LARGEST_ELEMENT + 1, len(elements), dtype=torch.float64)
-    table[list(elements), range(len(elements))] = 1
-    return table
