@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "equirelax.cli.symmetry",
         "how much a run's data want to break the symmetry, residual by residual",
     ),
+    "fields": ("equirelax.cli.fields", "draw what a smoke run forecasts, as a picture and an animation"),
     "project": (
         "equirelax.cli.inspect",
         "write a trained model without its relaxation, as the author's own state dict",
