@@ -32,7 +32,7 @@ class EscnnConformance(LayerFamilyConformance):
 class Convolution(EscnnConformance):
     """One layer behind another, called with a GeometricTensor; `space` is of the planar ones."""
 
-    samples = 3
+    samples = 3  # by 49 pixels: more rows than a kernel has entries for one output, as the brute force needs
     space = "C4"
     size = 3
     # The part of the group that the grid can be moved by, as escnn names subgroups (None: all of it).
@@ -66,6 +66,7 @@ class TestD4(Convolution):
 class TestFlips(Convolution):
     space = "flips"
     size = 5
+    samples = 8
 
 
 class TestC1(Convolution):
