@@ -6,8 +6,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+from jsonargparse import Namespace
+
 from equirelax.cli import options
-from equirelax.data import download, mocap, nbody, smoke, status
+from equirelax.data import download, md17, mocap, nbody, smoke, status
 from equirelax.data.download import ARCHIVES
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
@@ -44,12 +46,15 @@ example:
     "get": """Say where a data set is, or get it.
 
 modelnet40 is downloaded (415 MB) unless it is there: an interrupted download goes on where it stopped, every file is
-checked against its published MD5, and where no address works the message says what to do by hand. Of the other
-data sets it says where they are, or how to get them.
+checked against its published MD5, and where no address works the message says what to do by hand. rmd17 is one archive of
+ten molecules, md17 a file for every molecule: name it with --molecule. Of the other data sets it says where they are, or
+how to get them.
 
 examples:
   equirelax data get modelnet40
-  equirelax data get modelnet40 --archive modelnet40_ply_hdf5_2048.zip""",
+  equirelax data get modelnet40 --archive modelnet40_ply_hdf5_2048.zip
+  equirelax data get rmd17
+  equirelax data get md17 --molecule ethanol""",
 }
 
 
@@ -62,7 +67,7 @@ def main(words: Sequence[str]) -> int:
             "files (mocap)"
         )
         print(
-            "  get   where a data set is; download it (modelnet40), or say how to get it (see equirelax list)"
+            "  get   where a data set is; download it (modelnet40, rmd17, md17), or say how to get it (see equirelax list)"
         )
         return 0 if len(words) > 1 else 2
     if words[1] not in actions:
@@ -163,6 +168,7 @@ def get(words: Sequence[str]) -> int:
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     parser.add_argument("--archive", help="the archive as a file, got in another way: verify and unpack it")
     parser.add_argument("--url", help="another address of the archive, tried instead of the known ones")
+    parser.add_argument("--molecule", help=f"of md17: {', '.join(md17.MOLECULES)}")
     parser.add_argument("--force", action="store_true", help="download, also where the data set is there")
     parsed = options.parse(parser, words)
     rows = {row.name: row for row in status(parsed.data)}
@@ -171,6 +177,10 @@ def get(words: Sequence[str]) -> int:
             f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
             f"Known: {', '.join(rows)}."
         )
+    if parsed.name == "md17":
+        return get_md17(parsed.molecule, parsed)
+    if parsed.molecule is not None:
+        raise ConfigError(f"--molecule is for md17; {parsed.name} is one whole.")
     row, archive = rows[parsed.name], ARCHIVES.get(parsed.name)
     wanted = parsed.force or parsed.archive is not None or parsed.url is not None
     if archive is None and wanted:
@@ -193,6 +203,22 @@ def get(words: Sequence[str]) -> int:
         progress=_report_bytes(row.name),
     )
     print(f"{row.name}  {folder}")
+    return 0
+
+
+def get_md17(molecule: str | None, parsed: Namespace) -> int:
+    """The original MD17's file of one molecule."""
+    if molecule is None:
+        raise ConfigError(
+            f"md17 has a file for every molecule: name one with --molecule ({', '.join(md17.MOLECULES)})."
+        )
+    if parsed.archive is not None:
+        raise ConfigError("md17 has no archive: put the molecule's .npz in the folder md17 of the data root.")
+    wanted = parsed.force or parsed.url is not None
+    path = md17.get_original(
+        molecule, parsed.data, url=parsed.url, force=wanted, progress=_report_bytes(f"md17 {molecule}")
+    )
+    print(f"md17 {molecule}  {path}")
     return 0
 
 

@@ -217,11 +217,11 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
                 raise DataError(
                     f"{path}: frame {k} has other atoms, or in another order, than the first. {_ANEW}."
                 )
+            energies.append(float(results["energy"]))  # first, for it may be no number
             numbers.append(atoms.numbers)
             positions.append(atoms.positions)
-            energies.append(results["energy"])
             forces.append(results["forces"])
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(
             f"{path}: after {len(numbers)} frames it is no extended XYZ, or it ends too early ({error}). {_ANEW}."
         ) from error

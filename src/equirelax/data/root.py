@@ -149,6 +149,18 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "equirelax train qm9 --source pyg downloads it on first use",
     ),
     (
+        "rmd17",
+        "energies and forces of small molecules, recomputed with tight settings (revised MD17)",
+        ("md17/rmd17_aspirin_train.xyz", "md17/rmd17_aspirin_test.xyz"),
+        "equirelax data get rmd17",
+    ),
+    (
+        "md17",
+        "the original MD17, a file for every molecule (this row looks for aspirin's)",
+        ("md17/md17_aspirin.npz",),
+        "equirelax data get md17 --molecule aspirin",
+    ),
+    (
         "mnist",
         "70,000 handwritten digits of 28 x 28 pixels (CC BY-SA 3.0), turned when they are loaded",
         ("mnist/mnist.npz",),
@@ -157,6 +169,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 )
 # name -> other files, any of which is the same data set in another form
 _ALSO: dict[str, tuple[str, ...]] = {
+    "rmd17": ("md17/rmd17_ethanol_train.xyz", "md17/rmd17/npz_data/rmd17_aspirin.npz"),
     "modelnet40": tuple(
         f"{parent}{file}"
         for file in (
@@ -164,7 +177,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
             "modelnet40_normal_resampled/modelnet40_train.txt",
         )
         for parent in ("modelnet40/", "")
-    )
+    ),
 }
 
 
