@@ -53,5 +53,9 @@ class ConfigError(EquirelaxError, ValueError):
     """An unknown key, name or value in a configuration or on the command line."""
 
 
+class FolderInUseError(EquirelaxError, RuntimeError):
+    """A folder that another process is writing to."""
+
+
 class CheckpointError(EquirelaxError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to another model."""

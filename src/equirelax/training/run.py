@@ -31,6 +31,7 @@ from equirelax.training.dynamics import dynamics, read_metrics
 from equirelax.training.evaluation import evaluate_all, headline_of
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
+from equirelax.training.lock import locked
 from equirelax.training.loggers import EpochTable
 from equirelax.training.machine import Machine
 from equirelax.training.module import RelaxedModule
@@ -60,10 +61,21 @@ def train(
 
     Raises:
         ConfigError: the folder holds another run, or settings differ from those of the run to resume.
-        DataError: data is missing. CheckpointError: the checkpoint to resume from cannot be used.
+        FolderInUseError: another process is writing to the folder. DataError: data is missing.
+        CheckpointError: the checkpoint to resume from cannot be used.
     """
     machine = machine or Machine()
-    # Further ranks are started by the first, in a folder that it has checked.
+    # Further ranks are started by the first, in a folder that it has checked and holds. Nobody writes to a finished run.
+    if global_rank() or ((folder / CONFIG).exists() and (folder / RESULT).exists()):
+        return _train(config, folder, root, resume, machine)
+    with locked(folder):
+        return _train(config, folder, root, resume, machine)
+
+
+def _train(
+    config: RunConfig, folder: Path, root: Path | None, resume: bool, machine: Machine
+) -> dict[str, Any] | None:
+    """`train` in a folder that no other process writes to."""
     finished = check_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished

@@ -1,0 +1,131 @@
+"""One process at a time in a folder: a lock that says who holds it, and that does not outlive its holder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from equirelax.errors import ConfigError, FolderInUseError
+
+LOCK = "run.lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What file systems without locks answer."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds, or held, a folder.
+
+    Attributes:
+        pid: Process number. host: Of which machine. since: Local time, to the second.
+    """
+
+    pid: int
+    host: str
+    since: str
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process, now."""
+        return cls(os.getpid(), socket.gethostname(), datetime.now().isoformat(" ", "seconds"))
+
+    @classmethod
+    def read(cls, path: Path) -> Owner | None:
+        """The owner that a lock file names; None where it does not (it is written after it is taken)."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return cls(int(found["pid"]), str(found["host"]), str(found["since"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold `folder`, which is made if needed, while the context is open.
+
+    The operating system frees the lock of a process that ends, however it ends: what a dead process left is taken over,
+    and said so. On a file system without locks a warning is printed instead.
+
+    Args:
+        folder: What to hold. name: Of the lock file in it.
+
+    Raises:
+        FolderInUseError: another process holds it; names that process.
+        ConfigError: the folder cannot be made or written to.
+    """
+    path, made = folder / name, not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _take(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written to: {error.strerror}. Name another folder with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        # while it is still held: whoever opened this file meanwhile sees that the path no longer leads to it
+        path.unlink(missing_ok=True)
+        os.close(handle)
+        if made:  # and left empty, as by settings that cannot be used
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _take(path: Path) -> int:
+    """Open and lock the file; returns its descriptor, which children do not inherit."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(handle, path)
+            if _is_at(handle, path):
+                before = Owner.read(path)
+                if before is not None:
+                    print(f"{path.parent}: taken over from {before}, which has ended.", file=sys.stderr)
+                os.ftruncate(handle, 0)
+                os.write(handle, json.dumps(asdict(Owner.here())).encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder removed it between our opening and our locking: begin again
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Lock an open file. Raises `FolderInUseError` if another process has done so."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = Owner.read(path)
+        kill = "" if owner is None else f", stop it (kill -INT {owner.pid} on {owner.host})"
+        raise FolderInUseError(
+            f"{path.parent} is in use by {owner or 'another process'}. Wait until it has ended{kill}, or name another "
+            "folder with --out."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"warning: {path.parent} is on a file system without locks: a second process in it would not be noticed.",
+            file=sys.stderr,
+        )
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether `path` still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
