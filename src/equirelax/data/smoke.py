@@ -94,9 +94,11 @@ class SmokeSettings:
     @property
     def offsets(self) -> dict[bool, np.ndarray]:
         """Inflow positions along a side: of the runs (False) and of Domain (True), which lie between them."""
-        known = np.linspace(-SPREAD, SPREAD, self.positions) if self.positions > 1 else np.zeros(1)
+        if self.positions == 1:
+            return {False: np.zeros(1), True: np.array([SPREAD / 2])}
+        known = np.linspace(-SPREAD, SPREAD, self.positions)
         others = max(1, self.positions // 4)
-        step = 2 * SPREAD / max(self.positions - 1, 1)
+        step = 2 * SPREAD / (self.positions - 1)
         between = -SPREAD + step * (np.arange(others) * (self.positions - 1) // others + 0.5)
         return {False: known, True: between}
 
@@ -262,20 +264,21 @@ def load(
     folder = find(settings.folder, root, hint=f"Make it: {settings.command}")
     if coarsen < 1 or settings.size % coarsen:
         raise DataError(f"coarsen is {coarsen}; expected a divisor of the grid's size {settings.size}.")
-    frames = torch.stack([torch.from_numpy(_velocity(folder / run.name, settings)) for run in runs])
+    frames = torch.stack([torch.from_numpy(_velocity(folder, run, settings)) for run in runs])
     if coarsen > 1:
         frames = torch.nn.functional.avg_pool3d(frames, (1, coarsen, coarsen))
     side = torch.tensor([run.side for run in runs])
     return FieldSet(frames, chosen, torch.full((len(chosen),), split == "domain"), side, inputs, outputs)
 
 
-def _velocity(path: Path, settings: SmokeSettings) -> np.ndarray:
+def _velocity(folder: Path, run: _Run, settings: SmokeSettings) -> np.ndarray:
     """The verified velocities (steps, 2, size, size) of a run."""
+    path = folder / run.name
     remedy = f"Make it again: {settings.command}"
     if not path.exists():
         raise DataError(f"{path} is missing: making the set was not finished. {remedy}")
     arrays, manifest = read_archive(path, f"Remove it, then make it again: {settings.command}")
-    _check_settings(path, manifest, settings)
+    _check_settings(path, manifest, run, settings)
     velocity, expected = arrays.get("velocity"), (settings.steps, 2, settings.size, settings.size)
     if velocity is None or velocity.shape != expected:
         shape = None if velocity is None else velocity.shape
@@ -288,8 +291,10 @@ def _velocity(path: Path, settings: SmokeSettings) -> np.ndarray:
     return velocity
 
 
-def _check_settings(path: Path, manifest: dict[str, Any], settings: SmokeSettings) -> None:
-    if manifest.get("settings") != dataclasses.asdict(settings):
+def _check_settings(path: Path, manifest: dict[str, Any], run: _Run, settings: SmokeSettings) -> None:
+    expected = {"settings": dataclasses.asdict(settings), "run": dataclasses.asdict(run)}
+    found = {key: manifest.get(key) for key in expected}
+    if found != expected:
         raise DataError(
-            f"{path} is of other settings ({manifest.get('settings')}). Make it again: {settings.command} --force"
+            f"{path} is of other settings or another run ({found}). Make it again: {settings.command} --force"
         )

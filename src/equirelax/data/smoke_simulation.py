@@ -84,7 +84,7 @@ def simulate(
         pressure, frames = None, []
         for _ in range(steps):
             density = flow.advect.semi_lagrangian(density, velocity, dt) + dt * inflow
-            lift = (density * tuple(buoyancy * scale * component for component in force)) @ velocity
+            lift = flow.resample(density * tuple(buoyancy * scale * part for part in force), velocity)
             velocity = flow.advect.semi_lagrangian(velocity, velocity, dt) + dt * lift
             solve = flow.Solve(
                 "CG",
