@@ -109,22 +109,22 @@ class SmokeTask(Task):
 
     def load(self, split: Split) -> FieldSet:
         """Windows of training or validation frames; of the test set those of both splits, Future first."""
+        if split == "test":
+            return FieldSet.joined([self.windows("future"), self.windows("domain")])
+        return self.windows(split)
+
+    def windows(self, split: smoke.Split) -> FieldSet:
+        """Windows of one of the data's own splits, as long as training or test need them."""
         d = self._dataset
-        outputs = d.outputs if split == "train" else d.horizon
-        names: tuple[smoke.Split, ...] = ("future", "domain") if split == "test" else (split,)
-        parts = [
-            smoke.load(
-                name,
-                self.settings,
-                inputs=d.inputs,
-                outputs=outputs,
-                every=d.every,
-                coarsen=d.coarsen,
-                root=self.root,
-            )
-            for name in names
-        ]
-        return parts[0] if len(parts) == 1 else FieldSet.joined(parts)
+        return smoke.load(
+            split,
+            self.settings,
+            inputs=d.inputs,
+            outputs=d.outputs if split == "train" else d.horizon,
+            every=d.every,
+            coarsen=d.coarsen,
+            root=self.root,
+        )
 
     @property
     def settings(self) -> smoke.SmokeSettings:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.cli import options
 from equirelax.cli.symmetry import run_folder
 from equirelax.data import FieldSet
+from equirelax.data.smoke import SCALES
 from equirelax.data.smoke_simulation import BOX
 from equirelax.errors import ConfigError
 from equirelax.training.assembly import Assembly
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{folder} is a run of {task.name}: only forecasts of smoke (equirelax train smoke) can be drawn as fields."
         )
-    data = of_split(task.load("test"), parsed.split)
+    data = task.windows(parsed.split)
     if not 0 <= parsed.window < len(data):
         raise ConfigError(
             f"--window is {parsed.window}; the split {parsed.split} has the windows 0 to {len(data) - 1}."
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     out = Path(parsed.out) if parsed.out else folder
     title = (
         f"{described(assembly)}: RMSE {drawn.rmse:.3g} over {len(drawn)} steps\n"
-        f"{SPLITS[parsed.split]}, window {parsed.window} of 0 to {len(data) - 1} (run {run})"
+        f"{SPLITS[parsed.split]}, window {parsed.window} of 0 to {len(data) - 1} (run {run}, {placed(task, int(data.side[run]))})"
     )
     draw_fields(out / PICTURE, drawn, title)
     draw_rollout(out / ANIMATION, drawn, title)
@@ -73,17 +73,19 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def of_split(test: FieldSet, split: str) -> FieldSet:
-    """The windows of one of the two test splits."""
-    return test.subset(torch.nonzero(test.domain == (split == "domain")).flatten())
-
-
 def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
     """The roll-out (outputs, 2, H, W) of the model that the method deploys."""
     relaxation = None if assembly.deploys_relaxed else assembly.relaxation
     with evaluating(assembly.model), nullcontext() if relaxation is None else relaxation.strict():
         batch = assembly.task.eval_batch(data, [window])
         return assembly.task.predict(assembly.model, batch)[0]
+
+
+def placed(task: SmokeTask, side: int) -> str:
+    """Where a run's inflow is, in words."""
+    if task.settings.symmetry == "scale":
+        return f"scale {SCALES[side]:g}"
+    return f"inflow from the {('bottom', 'right', 'top', 'left')[side]}"
 
 
 def described(assembly: Assembly) -> str:

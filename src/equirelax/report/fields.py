@@ -9,11 +9,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from equirelax.errors import DataError
 from equirelax.files import atomic_write
@@ -27,9 +28,12 @@ ARROWS = 11
 STILL = 0.03
 """Share of the largest true speed below which no arrow is drawn: directions of rounding errors say nothing."""
 COLUMNS = 8
-FRAMES_PER_SECOND = 4
+MILLISECONDS = 250
+"""For which a frame of the animation is shown."""
 HOLD = 6
-"""How many times as long as the others the last frame is shown."""
+"""How many times as long the last one is."""
+SHADES, GREYS = 100, 56
+"""Colours of an animation: of each map, and from black to white."""
 
 
 @dataclass(frozen=True)
@@ -118,23 +122,35 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
         forecast: What to draw.
         title: Above everything.
     """
-    colours = _Colours.of(forecast, range(len(forecast)))
+    colours, count = _Colours.of(forecast, range(len(forecast))), len(forecast)
+    frames = []
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(8.8, 3.5), layout="constrained")
+        figure = Figure(figsize=(8.8, 3.5), layout="constrained", dpi=90)
+        canvas = FigureCanvasAgg(figure)
         panels = list(figure.subplots(1, 3))
         _colour_bars(figure, panels[:2], panels[2:], colours)
         figure.supxlabel(_scale_words(forecast), fontsize=8)
-        writer = PillowWriter(fps=FRAMES_PER_SECOND)
-        with atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=90):
-            last = len(forecast) - 1
-            for index in [*range(last), *[last] * HOLD]:
-                for panel, name in zip(panels, ("true", "predicted", "error"), strict=True):
-                    panel.clear()
-                    panel.set_title(name, fontsize=10)
-                _draw_step(panels, forecast, index, colours)
-                # of one width in all frames, so that nothing moves but the fields
-                figure.suptitle(f"{title}\nstep {index + 1:>{len(str(last + 1))}} of {last + 1}")
-                writer.grab_frame()
+        for index in range(count):
+            for panel, name in zip(panels, ("true", "predicted", "error"), strict=True):
+                panel.clear()
+                panel.set_title(name, fontsize=10)
+            _draw_step(panels, forecast, index, colours)
+            figure.suptitle(f"{title}\nstep {index + 1} of {count}")
+            canvas.draw()
+            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB"))
+    _write_gif(path, frames)
+
+
+def _write_gif(path: Path, frames: list[Image.Image]) -> None:
+    """One palette for all frames: with one for each, colours would change although the field does not."""
+    shades = [matplotlib.colormaps[name](np.linspace(0, 1, SHADES))[:, :3] for name in (SPEED, ERROR)]
+    greys = np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * np.concatenate([*shades, greys])).astype(np.uint8).tobytes())
+    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    durations = [MILLISECONDS] * len(others) + [HOLD * MILLISECONDS]
+    with atomic_write(path) as temporary:
+        first.save(temporary, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 @dataclass(frozen=True)
