@@ -30,13 +30,13 @@ def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
     """
     differing: set[str] = set()
     values: dict[str, set[Any]] = {}
-    for result in results:
-        own = settings(result)
-        for other in results:
-            if (other["method"], other["model"]) == (result["method"], result["model"]):
-                differing |= {key for key, value in settings(other).items() if value != own.get(key)}
+    flat = [(result["method"], result["model"], settings(result)) for result in results]
+    for method, model, own in flat:
+        for other_method, other_model, other in flat:
+            if (other_method, other_model) == (method, model):
+                differing |= {key for key, value in other.items() if value != own.get(key)}
     for key in differing:
-        values[key] = {settings(result)[key] for result in results if key in settings(result)}
+        values[key] = {own[key] for _, _, own in flat if key in own}
     if len(differing) != 1:
         return None
     (key,) = differing

@@ -22,9 +22,10 @@ def labels(results: Sequence[Result]) -> list[str]:
     """
     several = len({result["model"] for result in results}) > 1
     found = []
-    for result in results:
-        alike = [r for r in results if (r["method"], r["model"]) == (result["method"], result["model"])]
-        mine, own = [settings(r) for r in alike], settings(result)
+    flat = [settings(result) for result in results]
+    kinds = [(result["method"], result["model"]) for result in results]
+    for result, own, kind in zip(results, flat, kinds, strict=True):
+        mine = [other for other, its in zip(flat, kinds, strict=True) if its == kind]
         differing = [key for key in own if any(other.get(key) != own[key] for other in mine)]
         named = [result["method"], *([result["model"]] if several else [])]
         found.append(" ".join([*named, *_together(differing, own, mine)]))

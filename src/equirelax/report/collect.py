@@ -1,0 +1,223 @@
+"""The runs that a report is of: found under folders, read, checked, and put together with those they compare with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equirelax.benchmarks.registry import build_task, config_from_dict, task_class
+from equirelax.benchmarks.settings import read_yaml
+from equirelax.errors import ConfigError, EquirelaxError
+from equirelax.report.picture import Table
+from equirelax.report.swept import swept_setting
+from equirelax.report.variants import BASELINE, labels, settings
+from equirelax.training.dynamics import read_metrics
+from equirelax.training.folder import CONFIG, METRICS, RESULT, read_result
+
+NEEDED = (
+    *("benchmark", "model", "method", "seed", "metric", "val", "test", "equivariance_error", "parameters", "epochs"),
+    *("gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
+)  # fmt: skip
+"""What every result.json holds."""
+KINDS = ("relaxed", "projected", "folded")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        folder: Where it stands; None where a comparison's summary holds its result, and its folder is gone.
+        result: Content of result.json; of an unfinished run only benchmark, model, method, seed, config and metric.
+        rows: Of metrics.csv; empty where there is none.
+        finished: Whether it has a result.
+    """
+
+    folder: Path | None
+    result: Mapping[str, Any]
+    rows: Table
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called in lists."""
+        if self.folder is not None:
+            return self.folder.name
+        return f"{self.result['method']}, seed {self.result['seed']} (only in the summary)"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Runs of one benchmark and metric, which one table compares.
+
+    Attributes:
+        name: Of the folder that holds them.
+        runs: In the order in which they are shown.
+        labels: One for every run: its method, and what its settings are where runs of that method differ.
+        problems: What was left out, in words.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that have a result."""
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def metric(self) -> Mapping[str, Any]:
+        """The headline metric, as result files hold it."""
+        metric: Mapping[str, Any] = self.runs[0].result["metric"]
+        return metric
+
+    @property
+    def title(self) -> str:
+        """The benchmark in words."""
+        return task_class(self.runs[0].result["benchmark"]).title
+
+    def by_label(self) -> dict[str, list[Run]]:
+        """Label -> its runs (seeds)."""
+        found: dict[str, list[Run]] = {}
+        for label, run in zip(self.labels, self.runs, strict=True):
+            found.setdefault(label, []).append(run)
+        return found
+
+
+def gather(paths: Sequence[Path]) -> list[Chapter]:
+    """Chapters for all runs in `paths`: folders of runs, comparisons, or folders that hold such, at any depth.
+
+    Runs that stand in one folder are one chapter; so are runs that are named one by one. A run that cannot be read is
+    left out and listed among the problems of its chapter.
+
+    Raises:
+        ConfigError: a path is missing, or there is no run that can be read.
+    """
+    groups: dict[Path | None, list[Path]] = {}
+    for path in paths:
+        given = path.parent if path.is_file() else path
+        if not given.is_dir():
+            raise ConfigError(f"{path} is not there: name a folder of a run or of a comparison.")
+        found = run_folders(given)
+        if not found:
+            raise ConfigError(
+                f"{path} holds no run: neither it nor a folder in it has {CONFIG} or {RESULT}. Name the folder that "
+                "`equirelax train` or `equirelax compare` wrote."
+            )
+        for folder in found:
+            several = groups.setdefault(None if folder == given else folder.parent, [])
+            if folder.resolve() not in [one.resolve() for one in several]:
+                several.append(folder)
+    chapters = [chapter for parent, folders in groups.items() for chapter in _chapters(parent, folders)]
+    if not any(chapter.runs for chapter in chapters):
+        raise ConfigError(" ".join(words for chapter in chapters for words in chapter.problems))
+    return [chapter for chapter in chapters if chapter.runs]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """`folder` itself if it is a run's, else all runs in it, by name."""
+    if (folder / CONFIG).exists() or (folder / RESULT).exists():
+        return [folder]
+    return sorted({file.parent for name in (CONFIG, RESULT) for file in folder.rglob(name)})
+
+
+def _chapters(parent: Path | None, folders: Sequence[Path]) -> list[Chapter]:
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except EquirelaxError as error:
+            problems.append(f"Left out: {error}")
+    if parent is not None:
+        runs += _only_in_summary(parent, [run.result for run in runs])
+    name = "runs" if parent is None else parent.resolve().name
+    kinds = dict.fromkeys((run.result["benchmark"], run.result["metric"]["name"]) for run in runs)
+    chapters = []
+    for kind in kinds:
+        own = [r for r in runs if (r.result["benchmark"], r.result["metric"]["name"]) == kind]
+        chapters.append(_chapter(name, own, problems if not chapters else ()))
+    return chapters or [Chapter(name, (), (), tuple(problems))]
+
+
+def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str]) -> Chapter:
+    """In the order: strict first, then by method as first met, a swept number growing, seeds growing."""
+    key = swept_setting([run.result for run in runs])
+    methods = list(dict.fromkeys(run.result["method"] for run in runs))
+    ordered = sorted(
+        runs,
+        key=lambda run: (
+            run.result["method"] != BASELINE,
+            methods.index(run.result["method"]),
+            run.result["model"],
+            float(settings(run.result).get(key, 0)) if key else 0.0,
+            run.result["seed"],
+        ),
+    )
+    return Chapter(name, tuple(ordered), tuple(labels([run.result for run in ordered])), tuple(problems))
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+        ConfigError: a file of it cannot be read, or lacks something.
+    """
+    finished = (folder / RESULT).exists()
+    if finished:
+        result = read_result(folder / RESULT)
+        check_result(result, folder / RESULT)
+        rows = read_metrics(folder / METRICS, result["epochs"]) if (folder / METRICS).exists() else []
+        return Run(folder, result, rows, True)
+    config = config_from_dict(read_yaml(folder / CONFIG))
+    result = {
+        **{key: getattr(config, key) for key in ("benchmark", "model", "method", "seed")},
+        "metric": build_task(config).metric.to_dict(),
+        "config": config.to_dict(),
+    }
+    return Run(folder, result, read_metrics(folder / METRICS) if (folder / METRICS).exists() else [], False)
+
+
+def check_result(result: Any, where: Path) -> None:
+    """Raise `ConfigError` where a result lacks what a report needs, or has settings that this version does not know."""
+    missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
+    if not missing:
+        shapes = (("val", KINDS), ("test", KINDS), ("metric", ("name", "unit")), ("parameters", ("strict", "relaxed")))
+        missing = [
+            f"{key}.{inner}"
+            for key, inners in shapes
+            for inner in inners
+            if not isinstance(result[key], dict) or inner not in result[key]
+        ]
+    if missing:
+        raise ConfigError(f"{where} is damaged: it lacks {', '.join(missing)}. Train the run again.")
+    try:
+        config_from_dict(result["config"])
+    except EquirelaxError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _only_in_summary(parent: Path, known: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """Runs that the comparison's summary.json holds, and that have no folder any more."""
+    path = parent / "summary.json"
+    if not path.exists():
+        return []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("runs", [])
+    except (OSError, ValueError, AttributeError):
+        return []  # it is written anew by every comparison; the runs themselves are what counts
+    have = [result["config"] for result in known]
+    found = []
+    for result in listed:
+        try:
+            check_result(result, path)
+        except EquirelaxError:
+            continue
+        if result["config"] not in have:
+            found.append(Run(None, result, (), True))
+    return found
