@@ -80,9 +80,11 @@ def test_every_image_is_turned_by_its_own_seeded_angle(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"train_y": None}, "has no array train_y"),
-        ({"train_x": np.zeros((3, 28, 28), np.uint8), "train_y": np.zeros(3, np.uint8)}, "15 images of 28 x 28"),
-        ({"train_y": np.zeros(3, np.uint8)}, "and 7 labels"),
-        ({"train_x": np.zeros((12, 9, 9), np.uint8), "test_x": np.zeros((4, 9, 9), np.uint8)}, r"\(16, 9, 9\)"),
+        ({"train_x": np.zeros((3, 28, 28), np.uint8), "train_y": np.zeros(3, np.uint8)}, "15 images of 28 x 28 bytes"),
+        ({"train_y": np.zeros(3, np.uint8)}, r"\(12, 28, 28\) uint8 with labels \(3,\)"),
+        ({"train_x": np.zeros((12, 9, 9), np.uint8), "test_x": np.zeros((4, 9, 9), np.uint8)}, r"\(12, 9, 9\)"),
+        ({"test_x": np.zeros((4, 784), np.uint8)}, r"\(4, 784\)"),
+        ({"train_x": np.zeros((12, 28, 28), np.float32)}, "float32"),
         ({"test_y": np.full(4, 11, np.uint8)}, "holds the label 11"),
     ],
 )  # fmt: skip

@@ -154,6 +154,55 @@ def test_an_interrupted_make_goes_on_and_a_finished_one_stays(tmp_path: Path, ca
     assert len(calls) == 4
 
 
+def test_a_simulation_that_breaks_off_leaves_nothing_behind(
+    tmp_path: Path, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = smoke.simulate
+
+    def broken(side: int, *args: object, **others: object) -> np.ndarray:
+        if side == 2:
+            raise DataError("The simulation of side 2 left the finite numbers")
+        return pretended(side, *args, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(smoke, "simulate", broken)
+    with pytest.raises(DataError, match="side 2"):
+        make(tmp_path)
+    names = sorted(path.name for path in (tmp_path / TINY.folder).iterdir())
+    assert len(names) == 2 * 6
+    assert {name.split("-")[1] for name in names} == {"0", "1"}
+    monkeypatch.setattr(smoke, "simulate", pretended)
+    calls.clear()
+    make(tmp_path)
+    assert [c["side"] for c in calls] == [2, 3]
+
+
+def test_a_pressure_that_cannot_be_found_is_an_error_of_ours() -> None:
+    pytest.importorskip("phi")
+    with pytest.warns(RuntimeWarning), pytest.raises(DataError, match=r"side 0 .* found no pressure"):
+        simulate(0, np.array([10.0]), buoyancy=1e30, size=8, steps=3)
+
+
+def test_a_part_of_a_set_that_may_not_be_written_is_made_whole_elsewhere(
+    tmp_path: Path, calls: list[Call]
+) -> None:
+    folder = make(tmp_path)
+    (folder / "run-0-01.npz").unlink()
+    tmp_path.chmod(0o555)
+    folder.chmod(0o555)
+    try:
+        calls.clear()
+        elsewhere = make(tmp_path)
+        assert elsewhere != folder
+        assert sum(len(c["offsets"]) for c in calls) == RUNS  # type: ignore[arg-type]
+        assert len(smoke.load("train", TINY, inputs=4, outputs=2, root=tmp_path).frames) == 8
+        calls.clear()
+        assert make(tmp_path) == elsewhere
+        assert calls == []
+    finally:
+        tmp_path.chmod(0o755)
+        folder.chmod(0o755)
+
+
 @pytest.mark.slow
 def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
     pytest.importorskip("phi")

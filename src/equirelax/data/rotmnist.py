@@ -93,14 +93,15 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
     missing = [key for key in ("train_x", "train_y", "test_x", "test_y") if key not in arrays]
     if missing:
         raise DataError(f"{path} has no array {', '.join(missing)}. {HINT}.")
-    images = np.concatenate([arrays["train_x"], arrays["test_x"]])
-    labels = np.concatenate([arrays["train_y"], arrays["test_y"]])
+    halves = [(arrays[f"{half}_x"], arrays[f"{half}_y"]) for half in ("train", "test")]
     needed = sum(SIZES.values())
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(images) < needed:
+    fits = all(x.shape == (*y.shape, 28, 28) and y.ndim == 1 and x.dtype == np.uint8 for x, y in halves)
+    if not fits or sum(len(y) for _, y in halves) < needed:
+        found = " and ".join(f"images {x.shape} {x.dtype} with labels {y.shape}" for x, y in halves)
         raise DataError(
-            f"{path} should hold {needed} images of 28 x 28 pixels or more with their labels; it holds images of shape "
-            f"{images.shape} and {len(labels)} labels. {HINT}."
+            f"{path} should hold {needed} images of 28 x 28 bytes or more with their labels; it holds {found}. {HINT}."
         )
+    images, labels = (np.concatenate(parts) for parts in zip(*halves, strict=True))
     if labels.max() > 9:
         raise DataError(f"{path} holds the label {labels.max()}; expected 0 to 9. {HINT}.")
     return images, labels

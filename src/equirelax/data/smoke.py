@@ -28,7 +28,7 @@ import torch
 
 from equirelax.data.archive import read_archive, write_archive
 from equirelax.data.fields import FieldSet, windows
-from equirelax.data.root import data_root, find, writable_root
+from equirelax.data.root import find, search_roots, writable_root
 from equirelax.data.smoke_simulation import phiflow, simulate
 from equirelax.errors import DataError
 
@@ -77,6 +77,8 @@ class SmokeSettings:
         for name, least in (("size", 8), ("positions", 1), ("steps", 1)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; expected {least} or more.")
+        for name in ("asymmetry", "buoyancy", "dt"):  # 0 and 0.0 are one setting, and so of one folder
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 <= self.asymmetry < 1:
             raise DataError(
                 f"asymmetry is {self.asymmetry}; expected 0 (exactly symmetric) or more, and below 1."
@@ -156,13 +158,12 @@ def make(
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}; expected 1 or more.")
-    places = (data_root(root) / settings.folder, writable_root(root) / settings.folder)
-    folder = next((place for place in places if place.exists()), places[1])
     runs = _runs(settings)
+    complete = None if force else _complete(settings, runs, root)
+    if complete is not None:
+        return complete
+    folder = writable_root(root) / settings.folder
     missing = [run for run in runs if force or not _is_there(folder / run.name)]
-    if not missing:
-        return folder
-    folder = places[1]
     phiflow()  # complain before any process is started
     folder.mkdir(parents=True, exist_ok=True)
     done = len(runs) - len(missing)
@@ -198,6 +199,12 @@ def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, j
 def _is_there(path: Path) -> bool:
     """Whether a run is finished: its manifest is written last."""
     return path.exists() and path.with_suffix(".json").exists()
+
+
+def _complete(settings: SmokeSettings, runs: list[_Run], root: str | Path | None) -> Path | None:
+    """The first folder of the set, of those that are searched, in which all `runs` are finished."""
+    folders = (place / settings.folder for place in search_roots(root))
+    return next((folder for folder in folders if all(_is_there(folder / run.name) for run in runs)), None)
 
 
 def _parts(runs: list[_Run]) -> Iterator[list[_Run]]:
@@ -261,7 +268,9 @@ def load(
     low, high = (round(share * settings.steps) for share in SHARES[split])
     runs = [run for run in _runs(settings) if run.domain == (split == "domain")]
     chosen = windows(len(runs), low, high, inputs + outputs, every)
-    folder = find(settings.folder, root, hint=f"Make it: {settings.command}")
+    folder = _complete(settings, runs, root) or find(
+        settings.folder, root, hint=f"Make it: {settings.command}"
+    )
     if coarsen < 1 or settings.size % coarsen:
         raise DataError(f"coarsen is {coarsen}; expected a divisor of the grid's size {settings.size}.")
     frames = torch.stack([torch.from_numpy(_velocity(folder, run, settings)) for run in runs])

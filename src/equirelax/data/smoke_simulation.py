@@ -63,7 +63,7 @@ def simulate(
         top, components are (x, y).
 
     Raises:
-        DataError: PhiFlow is missing, or a velocity is not finite.
+        DataError: PhiFlow is missing, the pressure cannot be solved for, or a velocity is not finite.
     """
     flow = phiflow()
     math, batch, channel = flow.math, flow.batch, flow.channel
@@ -94,15 +94,21 @@ def simulate(
                 rank_deficiency=0,
                 max_iterations=SOLVER_ITERATIONS,
             )
-            velocity, pressure = flow.fluid.make_incompressible(velocity, (), solve)
+            try:
+                velocity, pressure = flow.fluid.make_incompressible(velocity, (), solve)
+            except math.ConvergenceException as error:
+                raise _broken_off(side, buoyancy, "found no pressure") from error
             frames.append(velocity.at_centers().values.numpy("run,vector,y,x")[:, :, ::-1])
     found = np.stack(frames, axis=1)
     if not np.isfinite(found).all():
-        raise DataError(
-            f"The simulation of side {side} with buoyancy {buoyancy:g} left the finite numbers: make its buoyancy or its "
-            "time step smaller."
-        )
+        raise _broken_off(side, buoyancy, "left the finite numbers")
     return np.ascontiguousarray(found, dtype=np.float32)
+
+
+def _broken_off(side: int, buoyancy: float, why: str) -> DataError:
+    return DataError(
+        f"The simulation of side {side} with buoyancy {buoyancy:g} {why}: make its buoyancy or its time step smaller."
+    )
 
 
 def _turned(side: int, offsets: np.ndarray, distance: float) -> np.ndarray:
