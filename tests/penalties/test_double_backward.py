@@ -14,7 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import equirelax as er
-from equirelax.penalties import Penalty, jacobian_terms, linear_terms
+from equirelax.penalties import Penalty, directional_derivative, jacobian_terms, linear_terms
+from equirelax.penalties.jacobian import directional_derivatives
 from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, SchNetStream
 from equirelax.relaxation.columns import SharedColumns
@@ -254,3 +255,28 @@ def test_streams(training: bool) -> None:
         second = torch.autograd.grad(total, parameters, allow_unused=True)
         assert any(g is not None and float(g.abs().max()) > 0 for g in second)
         assert all(g is None or bool(g.isfinite().all()) for g in second)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_several_directions_at_once_are_the_single_ones(count: int) -> None:
+    x, directions = draw(5, 4), draw(count, 5, 4, seed=2)
+    mlp = MLP(layers=3).build(REPS["irreps"], REPS["irreps"], -1).double()
+    value, moved = directional_derivatives(mlp, x, directions)
+    torch.testing.assert_close(value, mlp(x))
+    assert moved.shape == (count, 5, 4)
+    for one, direction in zip(moved, directions, strict=True):
+        torch.testing.assert_close(one, directional_derivative(mlp, x, direction)[1])
+    near = directional_derivatives(mlp, x, directions, finite_difference=True)
+    torch.testing.assert_close(near, (value, moved), rtol=1e-7, atol=1e-8)
+
+
+def test_what_cannot_be_vectorised_is_derived_one_by_one() -> None:
+    def branching(x: Tensor) -> Tensor:
+        return (
+            x.square() if float(x.sum()) > -1e9 else x
+        )  # reads a value, which vmap does not allow of its inputs
+
+    x, directions = draw(2, 3), draw(2, 2, 3, seed=4)
+    value, moved = directional_derivatives(branching, x, directions)
+    torch.testing.assert_close(value, x.square())
+    torch.testing.assert_close(moved, 2 * x * directions, rtol=1e-7, atol=1e-8)

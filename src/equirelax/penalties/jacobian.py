@@ -17,8 +17,9 @@ from equirelax.symmetry import Representation
 
 Map = Callable[[Tensor], Tensor]
 
-# What autograd raises where an operation has no forward-mode rule, or refuses to be transformed.
-_NO_RULE = (NotImplementedError, RuntimeError)
+# What autograd raises where an operation has no forward-mode rule, or refuses to be transformed; ValueError where a value
+# that should not depend on the direction does.
+_NO_RULE = (NotImplementedError, RuntimeError, ValueError)
 
 
 def directional_derivative(
@@ -44,6 +45,26 @@ def directional_derivative(
     return f(x), (f(x + step * direction) - f(x - step * direction)) / (2 * step)
 
 
+def directional_derivatives(
+    f: Map, x: Tensor, directions: Tensor, finite_difference: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(f(x), D f(x)[directions]) along several directions (k, *x.shape), at the cost of one f(x) and k derivatives.
+
+    Args:
+        finite_difference: as for `directional_derivative`, which is taken one by one where f cannot be vectorised.
+    """
+    if len(directions) and not finite_difference:
+        try:
+            along = torch.func.vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))
+            value, moved = along(directions)
+            return value, moved
+        except _NO_RULE:
+            pass
+    single = [directional_derivative(f, x, d, finite_difference)[1] for d in directions]
+    value = f(x)
+    return value, torch.stack(single) if single else value.new_empty(0, *value.shape)
+
+
 def jacobian_terms(
     f: Map,
     inputs: list[Tensor],
@@ -60,12 +81,9 @@ def jacobian_terms(
     """
     lie, norm = inputs[0].new_zeros(()), inputs[0].new_zeros(())
     for x in inputs:
-        y = f(x)
+        y, moved = directional_derivatives(f, x, in_rep.derivative(x, axis=feature_axis), finite_difference)
         norm = norm + y.square().sum()
-        left = out_rep.derivative(y, axis=feature_axis)
-        for direction, target in zip(in_rep.derivative(x, axis=feature_axis), left, strict=True):
-            _, moved = directional_derivative(f, x, direction, finite_difference)
-            lie = lie + (target - moved).square().sum()
+        lie = lie + (out_rep.derivative(y, axis=feature_axis) - moved).square().sum()
         for g in in_rep.group.discrete(x.dtype, x.device):
             lie = (
                 lie

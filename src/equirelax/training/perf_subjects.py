@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equirelax.benchmarks.task import Batch
-from equirelax.data import GraphSet
+from equirelax.data import GraphSet, MolecularFrames
 from equirelax.data.graphs import complete_graph, gather, squared_distances
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
@@ -66,6 +66,24 @@ def random_clouds(count: int) -> Batch:
     return {"points": points, "labels": torch.randint(0, CLASSES, (count,), generator=generator)}
 
 
+ASPIRIN = (6,) * 9 + (8,) * 4 + (1,) * 8
+
+
+def random_molecules(count: int) -> Batch:
+    """Frames with aspirin's atoms, stirred on a grid of 1.4 Angstrom."""
+    generator = torch.Generator().manual_seed(0)
+    atoms = len(ASPIRIN)
+    grid = 1.4 * torch.cartesian_prod(*3 * [torch.arange(3.0)])[:atoms]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    frames = MolecularFrames(
+        torch.tensor(ASPIRIN), grid + 0.1 * normal(atoms, 3), normal().double(), normal(atoms, 3)
+    )
+    return frames.batch(range(count))
+
+
 SUBJECTS = {
     "nbody": Subject(
         models=("segnn", "egnn"),
@@ -102,6 +120,20 @@ SUBJECTS = {
             "projected inference / strict inference": "1.00 ± 0.02",
         },
         rank=8,
+    ),
+    "md17": Subject(
+        models=("equiformer", "se3-transformer"),
+        batch=random_molecules,
+        sample=f"{len(ASPIRIN)} atoms, with forces",
+        batch_size=8,
+        rows=64,
+        warm_up=1,
+        repetitions=5,
+        threads=1,
+        goals={
+            "relaxed + exact penalty / strict": "1.25",
+            "projected inference / strict inference": "1.00 ± 0.02",
+        },
     ),
 }
 
