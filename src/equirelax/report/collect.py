@@ -138,7 +138,7 @@ def _chapters(parent: Path | None, folders: Sequence[Path]) -> list[Chapter]:
         runs += _only_in_summary(parent, [run.result for run in runs])
     name = "runs" if parent is None else parent.resolve().name
     kinds = dict.fromkeys((run.result["benchmark"], run.result["metric"]["name"]) for run in runs)
-    chapters = []
+    chapters: list[Chapter] = []
     for kind in kinds:
         own = [r for r in runs if (r.result["benchmark"], r.result["metric"]["name"]) == kind]
         chapters.append(_chapter(name, own, problems if not chapters else ()))
@@ -187,7 +187,12 @@ def check_result(result: Any, where: Path) -> None:
     """Raise `ConfigError` where a result lacks what a report needs, or has settings that this version does not know."""
     missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
     if not missing:
-        shapes = (("val", KINDS), ("test", KINDS), ("metric", ("name", "unit")), ("parameters", ("strict", "relaxed")))
+        shapes = (
+            ("val", KINDS),
+            ("test", KINDS),
+            ("metric", ("name", "unit")),
+            ("parameters", ("strict", "relaxed")),
+        )
         missing = [
             f"{key}.{inner}"
             for key, inners in shapes

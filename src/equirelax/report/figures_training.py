@@ -1,0 +1,106 @@
+"""Curves of training: validation, projected and not, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from equirelax.benchmarks.task import heading
+from equirelax.report.collect import Chapter, Run
+from equirelax.report.figures import (
+    Figure,
+    Points,
+    Trace,
+    axis,
+    band,
+    common,
+    curve_numbers,
+    legend_height,
+    line,
+    mean,
+    spans,
+)
+from equirelax.report.picture import gamma_columns, series
+
+EPOCH = "epoch"
+
+
+def validation(chapter: Chapter) -> Figure | None:
+    """The validation metric of the projected networks (full lines, with a band) and of the relaxed ones (dotted)."""
+    traces: list[Trace] = []
+    curves: dict[str, Mapping[float, float]] = {}
+    for index, (label, runs) in enumerate(chapter.by_label().items()):
+        relaxed = any(gamma_columns(run.rows) for run in runs)
+        for kind in ("projected", "relaxed") if relaxed else ("projected",):
+            found: list[Points] = [one for run in runs if (one := series(run.rows, f"val/{kind}"))]
+            name = f"{label}, {kind}" if relaxed else label
+            if not common(found):
+                continue
+            curves[name] = mean(found)
+            style = {"legendgroup": name}
+            if kind == "relaxed":
+                traces.append(line(name, curves[name], index, **style))
+                traces[-1]["line"] = {**traces[-1]["line"], "dash": "dot", "width": 1.3}
+                continue
+            if len(found) > 1:
+                low, high = ({e: side(one[e] for one in found) for e in curves[name]} for side in (min, max))
+                traces.append(band(low, high, index, name))
+            traces.append(line(name, curves[name], index, **style))
+            traces[-1]["line"] = {**traces[-1]["line"], "dash": "solid"}
+    if not curves:
+        return None
+    scale = "linear" if chapter.metric.get("higher_is_better") else _scale(curves)
+    return Figure(
+        f"Validation: {heading(chapter.metric)}",
+        "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
+        "trained, with their residuals (dotted). Where the two part, the network leans on what projection takes away.",
+        tuple(traces),
+        {"xaxis": axis(EPOCH), "yaxis": axis(heading(chapter.metric), scale)},
+        curve_numbers(EPOCH, curves),
+        legend_height(traces, 430),
+    )
+
+
+def losses(chapter: Chapter) -> list[Figure]:
+    """The training loss, and the penalty where a method has one; means over epochs and seeds."""
+    found = [
+        _column(
+            chapter,
+            "train/loss",
+            "Training loss",
+            "The task's loss, without penalties, in the units of the loss; mean over each epoch and over seeds.",
+        ),
+        _column(
+            chapter,
+            "train/penalty",
+            "Penalty",
+            "What the method adds to the loss: regularisation, or the Lagrangian's terms, which may be negative; mean over "
+            "each epoch and over seeds.",
+        ),
+    ]
+    return [figure for figure in found if figure is not None]
+
+
+def _column(chapter: Chapter, column: str, title: str, caption: str) -> Figure | None:
+    traces: list[Trace] = []
+    curves: dict[str, Mapping[float, float]] = {}
+    for index, (label, runs) in enumerate(chapter.by_label().items()):
+        if found := over_seeds(runs, column):
+            curves[label] = found
+            traces.append(line(label, found, index))
+    values = [v for one in curves.values() for v in one.values()]
+    if not any(values):  # a penalty of zero throughout is none
+        return None
+    layout = {"xaxis": axis(EPOCH), "yaxis": axis(title.lower(), spans(values))}
+    return Figure(
+        title, caption, tuple(traces), layout, curve_numbers(EPOCH, curves), legend_height(traces, 360)
+    )
+
+
+def over_seeds(runs: list[Run], column: str) -> dict[float, float]:
+    """Epoch (from 1) -> mean over the runs that have the column, at the epochs that all of those have."""
+    return mean([one for run in runs if (one := series(run.rows, column))])
+
+
+def _scale(curves: Mapping[str, Mapping[float, float]]) -> str:
+    values = [value for one in curves.values() for value in one.values()]
+    return "log" if min(values) > 0 else "linear"

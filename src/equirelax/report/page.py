@@ -1,0 +1,181 @@
+"""A report: one HTML page that holds everything it needs, of finished and unfinished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from equirelax.files import write_text
+from equirelax.report import figures_results, figures_strengths, figures_training, tables
+from equirelax.report.collect import Chapter
+from equirelax.report.figures import Figure
+from equirelax.report.html import details, escape, figure, table
+from equirelax.report.picture import gamma_columns
+from equirelax.report.summary import conclusion, summarise
+
+# Nothing is fetched, and nothing could be: the page may only use what it holds.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "worker-src blob:; base-uri 'none'; form-action 'none'"
+)
+HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="equirelax {version}">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<a class="skip" href="#content">To the content</a>
+<header>
+<h1>{title}</h1>
+<noscript><p>The figures need JavaScript; their numbers stand below each of them as tables.</p></noscript>
+<nav aria-label="Contents"><ul>{contents}</ul></nav>
+<button type="button" id="open-all" aria-pressed="false">Open all sections</button>
+</header>
+<main id="content" tabindex="-1">
+"""
+SECTIONS = ("Results", "Training", "Symmetry", "Strengths, layer by layer", "Cost", "What was run")
+
+
+def write_page(out: Path, chapters: Sequence[Chapter], title: str = "") -> int:
+    """Write the page to `out`; returns the number of figures.
+
+    Args:
+        out: An .html file. chapters: From `collect.gather`. title: Of the page; by default what the chapters are of.
+
+    Raises:
+        ModuleNotFoundError: Plotly is not installed (extra `report`).
+    """
+    from plotly.offline import get_plotlyjs
+
+    from equirelax import __version__
+
+    title = title or "; ".join(dict.fromkeys(chapter.title for chapter in chapters))
+    bodies = [chapter_html(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
+    contents = "".join(
+        _contents(chapter, f"c{index}", len(chapters)) for index, chapter in enumerate(chapters)
+    )
+    here = resources.files("equirelax.report")
+    style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    head = HEAD.format(
+        policy=POLICY,
+        version=escape(__version__),
+        title=escape(title),
+        style=style,
+        plotly=get_plotlyjs(),
+        contents=contents,
+    )
+    text = head + "".join(bodies) + f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
+    write_text(out, text)
+    return sum(body.count('<figure class="chart"') for body in bodies)
+
+
+def _contents(chapter: Chapter, name: str, count: int) -> str:
+    """Links to the chapter's sections, or to the chapter where there are several."""
+    if count > 1:
+        return f'<li><a href="#{name}">{escape(chapter_title(chapter))}</a></li>'
+    return "".join(f'<li><a href="#{name}-{i}">{escape(words)}</a></li>' for i, words in enumerate(SECTIONS))
+
+
+def chapter_title(chapter: Chapter) -> str:
+    """The folder's name, the benchmark and its models."""
+    models = ", ".join(dict.fromkeys(run.result["model"] for run in chapter.runs))
+    return f"{chapter.name}: {chapter.title} ({models})"
+
+
+def chapter_html(chapter: Chapter, name: str) -> str:
+    """One chapter; the ids in it begin with `name`."""
+    parts = [f'<h2 id="{name}">{escape(chapter_title(chapter))}</h2>\n']
+    parts += [f'<p class="warn">{escape(words)}</p>\n' for words in chapter.problems]
+    if unfinished := [run.name for run in chapter.runs if not run.finished]:
+        words = f"Not finished yet, and so in the curves alone: {', '.join(unfinished)}."
+        parts.append(f'<p class="warn">{escape(words)}</p>\n')
+    summary = summarise([run.result for run in chapter.finished]) if chapter.finished else None
+    bodies = (
+        results(chapter, summary),
+        charts([figures_training.validation(chapter)]) + charts(figures_training.losses(chapter)),
+        symmetry(summary),
+        layers(chapter, name),
+        table(tables.cost(chapter), "What training and predicting costs") + _soft(tables.COST_NOTE),
+        what_was_run(chapter, summary),
+    )
+    for index, (words, body) in enumerate(zip(SECTIONS, bodies, strict=True)):
+        body = body or "<p>Nothing was recorded.</p>\n"
+        parts.append(
+            f'<section aria-labelledby="{name}-{index}"><h3 id="{name}-{index}">{words}</h3>\n{body}</section>\n'
+        )
+    return _numbered("".join(parts), name)
+
+
+def results(chapter: Chapter, summary: tables.Summary | None) -> str:
+    """The sentence, the tables and the figures of the test metric."""
+    if summary is None:
+        return "<p>No run is finished.</p>\n"
+    parts = [f'<p class="conclusion">{escape(conclusion(summary))}</p>\n']
+    if summary["scaled_down"]:
+        parts.append(f"<p>Smaller than the papers' setting: {escape(summary['scaled_down'])}.</p>\n")
+    parts.append(table(tables.results(summary), "Test metric: mean ± standard deviation over seeds", best=1))
+    parts.append(_soft(tables.RESULTS_NOTE))
+    if further := tables.further(summary):
+        parts.append(table(further, "Further metrics on the test set"))
+    first = figures_results.by_seed(chapter, summary)
+    parts.append(charts([first]) + charts(figures_results.sweeps(chapter)))
+    if under := figures_results.further_conditions(chapter):
+        parts.append(details("Under further conditions", charts(under)))
+    return "".join(parts)
+
+
+def symmetry(summary: tables.Summary | None) -> str:
+    """How exactly the selected networks keep the symmetry, and how strengths ended."""
+    if summary is None:
+        return ""
+    parts = [charts([figures_results.equivariance(summary)])]
+    if ended := tables.strengths(summary):
+        parts.append(table(ended, "Strengths and multipliers: largest over residuals and seeds"))
+    return "".join(parts)
+
+
+def layers(chapter: Chapter, name: str) -> str:
+    """For every method with residuals a section with curves and heat maps; the first one is open."""
+    parts: list[str] = []
+    for label, runs in chapter.by_label().items():
+        if any(gamma_columns(run.rows) for run in runs):
+            opened = details(label, charts(figures_strengths.strengths(label, runs)), opened=not parts)
+            parts.append(opened.replace("<details", '<details class="layers"', 1))
+    return "".join(parts)
+
+
+def what_was_run(chapter: Chapter, summary: tables.Summary | None) -> str:
+    """Provenance, settings that are not the papers', and every run."""
+    origin = table(tables.origin(chapter, summary), "Origin")
+    changed = table(tables.changed(chapter), "Settings that are not the papers'")
+    runs = details("Every run", table(tables.runs(chapter), "Every run"))
+    return f'<div class="words">{origin}{changed}</div>{runs}'
+
+
+def charts(figures: Sequence[Figure | None]) -> str:
+    """Figures side by side where there is room; ids are given later."""
+    drawn = "".join(figure(one, "FIGURE") for one in figures if one is not None and one.traces)
+    return f'<div class="charts">{drawn}</div>\n' if drawn else ""
+
+
+def _soft(words: str) -> str:
+    return f'<p class="soft">{escape(words)}</p>\n'
+
+
+def _numbered(text: str, name: str) -> str:
+    """Give every figure an id of its own."""
+    first, *others = text.split('<figure class="chart" id="FIGURE"')
+    parts = [first]
+    for index, other in enumerate(others):
+        own = f"{name}-f{index}"
+        other = other.replace('="FIGURE-', f'="{own}-')
+        parts.append(f'<figure class="chart" id="{own}"{other}')
+    return "".join(parts)

@@ -1,0 +1,241 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.task import heading
+from equirelax.report.collect import KINDS, Chapter, Run
+from equirelax.report.figures import Numbers, shown
+from equirelax.report.significance import paired_test
+from equirelax.report.summary import headline
+from equirelax.report.variants import BASELINE
+from equirelax.training.folder import differences
+
+Summary = Mapping[str, Any]
+
+RESULTS_NOTE = (
+    "The bold number is of the network that the method hands over; folded: layers took over what they can of their "
+    "residuals. Difference: to the strict runs with the same seeds and data, with a 95 % t interval; p: two-sided paired t "
+    "test, not corrected for the number of methods; d: Cohen's d_z, the mean difference in standard deviations of the "
+    "differences. With a few seeds p and d are coarse. Published: the papers' own numbers, on other data and hardware."
+)
+COST_NOTE = (
+    "Seconds per epoch: median over the epochs of a run, mean over seeds; on a machine that others use too they say little. "
+    "Multiply-adds and the least time of one prediction, as recorded after training. Projected networks have the strict "
+    "network's parameters."
+)
+
+
+def results(summary: Summary) -> Numbers:
+    """Means, deviations, paired tests, effect sizes, published numbers."""
+    head = ("method", f"test {heading(summary['metric'])}", *KINDS, "minus strict", "95 % interval", "p", "d")
+    rows = []
+    for name, row in summary["methods"].items():
+        relaxes = row["method"] == BASELINE or row["residuals"] > 0
+        compared, test = row["paired_with_strict"], paired_test(row["paired_with_strict"])
+        interval = compared["interval"] if compared else None
+        state = row["headline"] if relaxes else "as trained"
+        rows.append(
+            (
+                name,
+                f"{plus_minus(row['test'][row['headline']])} ({state})",
+                *(plus_minus(row["test"][kind]) if relaxes else "" for kind in KINDS),
+                plus_minus(compared, sign="+"),
+                "" if interval is None else _range(*interval),
+                "" if test is None else f"{test.p:.2g}",
+                "" if test is None else f"{test.effect:+.2f}",
+                "" if compared is None else f"{compared['wins']} of {compared['count']}",
+                row["published"] or "",
+            )
+        )
+    return Numbers((*head, "better seeds", "published"), tuple(rows))
+
+
+def _range(low: float, high: float) -> str:
+    like = max(abs(low), abs(high))
+    return f"{number(low, '+', like)} to {number(high, '+', like)}"
+
+
+def further(summary: Summary) -> Numbers | None:
+    """Spreads of all metrics but the headline; None where there is no other."""
+    found = {name: row["further"] for name, row in summary["methods"].items() if row["further"]}
+    keys = [
+        (key, kind) for key in dict.fromkeys(k for one in found.values() for k in one) for kind in KINDS[:2]
+    ]
+    if not keys:
+        return None
+    rows = tuple(
+        (name, *(plus_minus(one.get(key, {}).get(kind)) for key, kind in keys)) for name, one in found.items()
+    )
+    return Numbers(("method", *(f"{key}, {kind}" for key, kind in keys)), rows)
+
+
+def strengths(summary: Summary) -> Numbers | None:
+    """Largest strengths and how far multipliers still moved; None without residuals."""
+    rows = []
+    for name, row in summary["methods"].items():
+        if found := row["strengths"]:
+            drift = found["multiplier_drift"]
+            peak = found["max_abs_gamma"]
+            moved = ("", "") if drift is None else (shown(drift["swing"], 2), f"{drift['relative']:.1%}")
+            rows.append((name, shown(peak["largest"], 3), shown(peak["end"], 3), *moved))
+    head = ("method", "max |gamma| over training", "after the last epoch")
+    moving = ("multipliers: range over the last tenth", "of their size")
+    return Numbers((*head, *moving), tuple(rows)) if rows else None
+
+
+def cost(chapter: Chapter) -> Numbers:
+    """Time per epoch and parameters, relaxed and projected; time and arithmetic of a prediction."""
+    head = ("method", "parameters (projected)", "in training", "seconds per epoch", "times strict")
+    rows = []
+    base = _epoch_seconds([run for run in chapter.runs if run.result["method"] == BASELINE])
+    for label, runs in chapter.by_label().items():
+        own = _epoch_seconds(runs)
+        models = {run.result["model"] for run in chapter.runs}
+        parameters = [run.result["parameters"] for run in runs if run.finished]
+        rows.append(
+            (
+                label,
+                f"{parameters[0]['strict']:,}" if parameters else "",
+                f"{parameters[0]['relaxed']:,}" if parameters else "",
+                shown(statistics.fmean(own), 3) if own else "",
+                f"{statistics.fmean(own) / statistics.fmean(base):.2f}"
+                if own and base and len(models) == 1
+                else "",
+                *(
+                    _inference(runs, kind, key)
+                    for key in ("multiply_adds", "milliseconds")
+                    for kind in KINDS[:2]
+                ),
+            )
+        )
+    predicting = [f"{words}, {kind}" for words in ("million multiply-adds", "ms") for kind in KINDS[:2]]
+    return Numbers((*head, *predicting), tuple(rows))
+
+
+def _epoch_seconds(runs: Sequence[Run]) -> list[float]:
+    """For every run the median time of an epoch; runs without metrics: the mean, from the whole time."""
+    found = []
+    for run in runs:
+        clock = [0.0, *(float(row["seconds"]) for row in run.rows if row.get("seconds"))]
+        steps = [after - before for before, after in pairwise(clock) if after > before]
+        if steps:
+            found.append(statistics.median(steps))
+        elif run.finished and run.result["epochs"]:
+            found.append(run.result["seconds"] / run.result["epochs"])
+    return found
+
+
+def _inference(runs: Sequence[Run], kind: str, key: str) -> str:
+    """The least over runs; multiply-adds in millions."""
+    costs = [run.result["inference"][kind][key] for run in runs if run.finished and "inference" in run.result]
+    if not costs:
+        return ""
+    return shown(min(costs) / (1e6 if key == "multiply_adds" else 1), 4)
+
+
+def origin(chapter: Chapter, summary: Summary | None) -> Numbers:
+    """Benchmark, models, data, code and machine; everything that differed between the runs is listed."""
+    results = [run.result for run in chapter.runs]
+    rows = [
+        ("benchmark", results[0]["benchmark"]),
+        ("models", ", ".join(dict.fromkeys(result["model"] for result in results))),
+        ("metric", heading(chapter.metric)),
+        ("runs", f"{len(chapter.finished)} finished, {len(chapter.runs) - len(chapter.finished)} not"),
+    ]
+    if summary is not None:
+        done = [run.result for run in chapter.finished]
+        machines = dict.fromkeys(machine(result["hardware"]) for result in done)
+        versions = dict.fromkeys(
+            ", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in done
+        )
+        rows += [
+            ("scaled down", summary["scaled_down"] or "no: the papers' size"),
+            ("commits", ", ".join(summary["commits"])),
+            ("machine", "; ".join(machines)),
+            ("versions", "; ".join(versions)),
+        ]
+    return Numbers(("what", "value"), tuple(rows))
+
+
+def machine(hardware: Mapping[str, Any]) -> str:
+    """A machine in words."""
+    device = f", {hardware['gpu']}" if hardware.get("gpu") else ""
+    return f"{hardware['cpu']}{device}, {hardware['cores']} cores, {hardware['threads']} thread(s) a run"
+
+
+def changed(chapter: Chapter) -> Numbers:
+    """For every label what its settings are where they are not the papers'."""
+    rows = []
+    for label, runs in chapter.by_label().items():
+        config = {**runs[0].result["config"], "seed": 0}
+        papers = {
+            **defaults(config["benchmark"], config["model"], config["method"]).to_dict(),
+            "seed": 0,
+        }
+        found = differences(papers, with_defaults(config, papers))
+        rows.append(
+            (
+                label,
+                "; ".join(words.replace(" was ", ": ").replace(" and is now ", " → ") for words in found)
+                or "none",
+            )
+        )
+    return Numbers(("method", "papers' value → value here"), tuple(rows))
+
+
+def with_defaults(config: Mapping[str, Any], papers: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run; those that its version did not have yet are the default ones."""
+    full: dict[str, Any] = {}
+    for key, value in papers.items():
+        own = config.get(key, value)
+        full[key] = {**value, **own} if isinstance(value, dict) and isinstance(own, dict) else own
+    return full
+
+
+def runs(chapter: Chapter) -> Numbers:
+    """A row for every run: where it is, how far it came, what it gave."""
+    rows = []
+    for label, run in zip(chapter.labels, chapter.runs, strict=True):
+        result = run.result
+        epochs = result["epochs"] if run.finished else int(run.rows[-1]["epoch"]) + 1 if run.rows else 0
+        test = result["test"] if run.finished else {}
+        rows.append(
+            (
+                run.name,
+                label,
+                str(result["seed"]),
+                "finished" if run.finished else "not finished",
+                str(epochs),
+                str(result.get("selected_epoch", "")),
+                shown(result["val"][headline(result["method"])]) if run.finished else "",
+                *(shown(test.get(kind)) for kind in KINDS[:2]),
+                shown(result.get("seconds"), 4),
+                str(result.get("commit", ""))[:10],
+            )
+        )
+    head = ("run", "method", "seed", "state", "epochs", "selected epoch", "validation")
+    return Numbers((*head, "test, relaxed", "test, projected", "seconds", "commit"), tuple(rows))
+
+
+def number(value: float, sign: str = "", like: float | None = None) -> str:
+    """Two decimals; for what is below 0.1 as many as show two digits of it, or of `like`."""
+    size = abs(value if like is None else like)
+    decimals = 2 if size >= 0.1 or size == 0 or not math.isfinite(size) else 1 - math.floor(math.log10(size))
+    return f"{value:{sign}.{decimals}f}" if decimals < 7 else f"{value:{sign}.1e}"
+
+
+def plus_minus(value: Mapping[str, Any] | None, sign: str = "") -> str:
+    """Mean and standard deviation, to the same decimals; nothing where there is none."""
+    if value is None:
+        return ""
+    like = max(abs(value["mean"]), value["std"] or 0.0)
+    return number(value["mean"], sign, like) + (
+        "" if value["std"] is None else f" ± {number(value['std'], like=like)}"
+    )
