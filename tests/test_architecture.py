@@ -14,7 +14,7 @@ import equirelax
 SOURCE = Path(equirelax.__file__).parent
 ROOMS = [
     "errors", "files", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models", "data", "benchmarks",
-    "training", "report", "cli",
+    "training", "study", "report", "cli",
 ]  # fmt: skip
 CORE = {"errors", "files", "symmetry", "relaxation", "penalties", "methods", "audit"}
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from equirelax.errors import ConfigError
 from equirelax.report.comparison import write_comparison
 from equirelax.training.folder import CONFIG, changed_settings
 from equirelax.training.jobs import Job, run_jobs
+from equirelax.training.machine import cores
 
 DESCRIPTION = """Train several methods over several seeds, and compare them.
 
@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
                 name = f"{model}-{method}" if len(models) > 1 else method
                 jobs.append(_job(benchmark, method, flags, out / f"{name}{variant.name}-seed{seed}"))
     _check_data([job.config for job in jobs], known.data)
-    code = run_jobs(jobs, known.data, known.jobs or _cores())
+    code = run_jobs(jobs, known.data, known.jobs or cores())
     if code == 130:
         return code
     print(write_comparison(out, [job.folder for job in jobs]))
@@ -209,8 +209,3 @@ def _check_data(configs: Sequence[RunConfig], root: str | None) -> None:
             task.load("train")
             task.load("val")
             task.load("test")
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

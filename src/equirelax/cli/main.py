@@ -18,12 +18,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "equirelax.cli.compare",
         "train several methods over several seeds, and write table and picture",
     ),
+    "study": ("equirelax.cli.study", "run a grid of benchmarks, models, methods, settings and seeds from a file"),
+    "reproduce": ("equirelax.cli.study", "run or continue one of the papers' tables and figures, ours beside theirs"),
     "audit": ("equirelax.cli.inspect", "measure the equivariance error of a trained model, layer by layer"),
     "symmetry": (
         "equirelax.cli.symmetry",
         "how much a run's data want to break the symmetry, residual by residual",
     ),
     "fields": ("equirelax.cli.fields", "draw what a smoke run forecasts, as a picture and an animation"),
+    "report": ("equirelax.cli.report", "one HTML page about runs and comparisons"),
     "project": (
         "equirelax.cli.inspect",
         "write a trained model without its relaxation, as the author's own state dict",

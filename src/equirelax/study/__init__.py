@@ -1,0 +1,1 @@
+"""Many runs as one: grids of benchmarks, models, methods, settings and seeds from a file."""
