@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -162,7 +163,7 @@ def table(summary: Mapping[str, Any]) -> str:
             name,
             f"**{_spread(test[row['headline']])}** ({row['headline'] if relaxes else 'as trained'})",
             *(_spread(test[kind]) if relaxes else "" for kind in KINDS),
-            "" if compared is None else _paired(compared),
+            "" if compared is None else _paired(compared, _decimals(test[row["headline"]]["mean"])),
             "" if compared is None else f"{compared['wins']} of {compared['count']}",
             row["published"] or "",
             f"{parameters['strict']:,} ({parameters['relaxed']:,})",
@@ -225,17 +226,25 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     return f"The {best_kind} is {name}: its test {what}{state} is {change}, {sure}."
 
 
+def _decimals(mean: float) -> int:
+    """Two, or as many as show three digits of a mean below 1."""
+    return 2 if mean == 0 or abs(mean) >= 1 else 2 - math.floor(math.log10(abs(mean)))
+
+
 def _spread(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "n/a"
-    return f"{value['mean']:.2f}" + ("" if value["std"] is None else f" ± {value['std']:.2f}")
+    digits = _decimals(value["mean"])
+    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
 
 
-def _paired(compared: Mapping[str, Any]) -> str:
-    text = f"{compared['mean']:+.2f}" + ("" if compared["std"] is None else f" ± {compared['std']:.2f}")
+def _paired(compared: Mapping[str, Any], digits: int) -> str:
+    """A difference with as many decimals as the value that it is of."""
+    text = f"{compared['mean']:+.{digits}f}"
+    text += "" if compared["std"] is None else f" ± {compared['std']:.{digits}f}"
     if compared["interval"] is not None:
         low, high = compared["interval"]
-        text += f" [{low:+.2f}, {high:+.2f}]"
+        text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text
 
 
