@@ -55,6 +55,8 @@ def test_help_of_the_program_lists_the_commands(capsys: pytest.CaptureFixture[st
         (["audit"], ["--samples", "REMUL"]),
         (["project"], ["--mode", "safetensors"]),
         (["symmetry"], ["multiplier", "symmetry.png", "--samples"]),
+        (["fields"], ["--window", "rollout.gif", "default: future"]),
+        (["data", "make", "smoke"], ["--asymmetry", "--jobs", "two minutes"]),
         (["perf"], ["--rows", "multiply-adds"]),
     ],
 )

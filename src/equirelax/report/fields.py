@@ -32,7 +32,7 @@ MILLISECONDS = 250
 """For which a frame of the animation is shown."""
 HOLD = 6
 """How many times as long the last one is."""
-SHADES, GREYS = 100, 56
+SHADES, GREYS = 112, 32
 """Colours of an animation: of each map, and from black to white."""
 
 
@@ -130,12 +130,16 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
         panels = list(figure.subplots(1, 3))
         _colour_bars(figure, panels[:2], panels[2:], colours)
         figure.supxlabel(_scale_words(forecast), fontsize=8)
+        heading = figure.suptitle("")
         for index in range(count):
             for panel, name in zip(panels, ("true", "predicted", "error"), strict=True):
                 panel.clear()
                 panel.set_title(name, fontsize=10)
             _draw_step(panels, forecast, index, colours)
-            figure.suptitle(f"{title}\nstep {index + 1} of {count}")
+            heading.set_text(f"{title}\nstep {index + 1} of {count}")
+            if index == 0:
+                canvas.draw()  # which finds the layout: from here on nothing moves but the fields
+                figure.set_layout_engine("none")
             canvas.draw()
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB"))
     _write_gif(path, frames)
