@@ -174,7 +174,11 @@ def read_run(folder: Path) -> Run:
         check_result(result, folder / RESULT)
         rows = read_metrics(folder / METRICS, result["epochs"]) if (folder / METRICS).exists() else []
         return Run(folder, result, rows, True)
-    config = config_from_dict(read_yaml(folder / CONFIG))
+    stored = read_yaml(folder / CONFIG)
+    try:
+        config = config_from_dict(stored)
+    except EquirelaxError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
     result = {
         **{key: getattr(config, key) for key in ("benchmark", "model", "method", "seed")},
         "metric": build_task(config).metric.to_dict(),

@@ -56,6 +56,18 @@ def axis(words: str, scale: str = "linear", **more: Any) -> dict[str, Any]:
     return {"title": {"text": html.escape(words)}, "type": scale, "automargin": True, **more}
 
 
+def scaled(words: str, values: Sequence[float]) -> dict[str, Any]:
+    """An axis for the values, logarithmic where `spans` says so."""
+    scale = spans(values)
+    return logarithmic(words, values) if scale == "log" else axis(words)
+
+
+def logarithmic(words: str, values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis for values above zero: labelled at 1, 2 and 5 where they span few powers of ten."""
+    few = max(values) < 1e3 * min(values)
+    return axis(words, "log", **({"dtick": "D2"} if few else {"dtick": 1, "exponentformat": "power"}))
+
+
 def plain(name: str) -> str:
     """A name as Plotly shows it: without this, what looks like a tag would be taken for one."""
     return html.escape(name, quote=False)

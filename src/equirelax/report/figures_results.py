@@ -21,8 +21,8 @@ from equirelax.report.figures import (
     legend_height,
     plain,
     rounded,
+    scaled,
     shown,
-    spans,
 )
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
@@ -174,7 +174,7 @@ def level_figure(
     places = sorted({p for levels in curves.values() for p in levels})
     means = [value for levels in curves.values() for value, _ in levels.values()]
     rows = tuple((f"{p:g}", *(_plus_minus(levels.get(p)) for levels in curves.values())) for p in places)
-    layout = {"xaxis": axis(place, spans(places)), "yaxis": axis(words, spans(means))}
+    layout = {"xaxis": scaled(place, places), "yaxis": scaled(words, means)}
     return Figure(
         title,
         "Mean over seeds; bars are one standard deviation.",

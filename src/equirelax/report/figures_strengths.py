@@ -19,6 +19,7 @@ from equirelax.report.figures import (
     mean,
     plain,
     rounded,
+    scaled,
     shown,
     spans,
     thinned,
@@ -96,7 +97,7 @@ def _curves(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
         f"{KINDS[kind]} over training: {label}",
         f"{note} {words}",
         tuple(traces),
-        {"xaxis": axis(EPOCH), "yaxis": axis(KINDS[kind], spans(values))},
+        {"xaxis": axis(EPOCH), "yaxis": scaled(KINDS[kind], values)},
         curve_numbers(EPOCH, drawn),
     )
 

@@ -16,8 +16,9 @@ from equirelax.report.figures import (
     curve_numbers,
     legend_height,
     line,
+    logarithmic,
     mean,
-    spans,
+    scaled,
 )
 from equirelax.report.picture import gamma_columns, series
 
@@ -48,13 +49,14 @@ def validation(chapter: Chapter) -> Figure | None:
             traces[-1]["line"] = {**traces[-1]["line"], "dash": "solid"}
     if not curves:
         return None
-    scale = "linear" if chapter.metric.get("higher_is_better") else _scale(curves)
+    words, values = heading(chapter.metric), [value for one in curves.values() for value in one.values()]
+    lower = not chapter.metric.get("higher_is_better") and min(values) > 0
     return Figure(
         f"Validation: {heading(chapter.metric)}",
         "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
         "trained, with their residuals (dotted). Where the two part, the network leans on what projection takes away.",
         tuple(traces),
-        {"xaxis": axis(EPOCH), "yaxis": axis(heading(chapter.metric), scale)},
+        {"xaxis": axis(EPOCH), "yaxis": logarithmic(words, values) if lower else axis(words)},
         curve_numbers(EPOCH, curves),
         legend_height(traces, 430),
     )
@@ -90,7 +92,7 @@ def _column(chapter: Chapter, column: str, title: str, caption: str) -> Figure |
     values = [v for one in curves.values() for v in one.values()]
     if not any(values):  # a penalty of zero throughout is none
         return None
-    layout = {"xaxis": axis(EPOCH), "yaxis": axis(title.lower(), spans(values))}
+    layout = {"xaxis": axis(EPOCH), "yaxis": scaled(title.lower(), values)}
     return Figure(
         title, caption, tuple(traces), layout, curve_numbers(EPOCH, curves), legend_height(traces, 360)
     )
@@ -99,8 +101,3 @@ def _column(chapter: Chapter, column: str, title: str, caption: str) -> Figure |
 def over_seeds(runs: list[Run], column: str) -> dict[float, float]:
     """Epoch (from 1) -> mean over the runs that have the column, at the epochs that all of those have."""
     return mean([one for run in runs if (one := series(run.rows, column))])
-
-
-def _scale(curves: Mapping[str, Mapping[float, float]]) -> str:
-    values = [value for one in curves.values() for value in one.values()]
-    return "log" if min(values) > 0 else "linear"

@@ -4,7 +4,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const figures = Array.from(document.querySelectorAll("figure.chart"));
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"],
+    modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], plotlyServerURL: "",
     toImageButtonOptions: { format: "png", scale: 2 } };
 
   function variable(name) {

@@ -57,7 +57,8 @@ def write_page(out: Path, chapters: Sequence[Chapter], title: str = "") -> int:
 
     from equirelax import __version__
 
-    title = title or "; ".join(dict.fromkeys(chapter.title for chapter in chapters))
+    titles = list(dict.fromkeys(chapter.title for chapter in chapters))
+    title = title or (titles[0] if len(titles) == 1 else f"{len(chapters)} comparisons")
     bodies = [chapter_html(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
     contents = "".join(
         _contents(chapter, f"c{index}", len(chapters)) for index, chapter in enumerate(chapters)
@@ -85,7 +86,7 @@ def _contents(chapter: Chapter, name: str, count: int) -> str:
 
 
 def chapter_title(chapter: Chapter) -> str:
-    """The folder's name, the benchmark and its models."""
+    """The folder's name, the benchmark and its models, as in a list of several."""
     models = ", ".join(dict.fromkeys(run.result["model"] for run in chapter.runs))
     return f"{chapter.name}: {chapter.title} ({models})"
 

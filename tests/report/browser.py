@@ -1,0 +1,45 @@
+"""A headless Chromium, where there is one: what a page becomes in it, and what it says on the console."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+)
+DARK = "--blink-settings=preferredColorScheme=0"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page after its scripts ran: its elements as text, and every line that it wrote on the console."""
+
+    dom: str
+    console: tuple[str, ...]
+
+
+def show(page: Path, profile: Path, *flags: str, fragment: str = "everything") -> Shown:
+    """Load a page and let its scripts run; skips the test where there is no browser."""
+    browser = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium or Chrome on PATH (on Debian: apt-get install chromium)")
+    done = subprocess.run(
+        [
+            *(browser, *QUIET, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
+            *("--virtual-time-budget=8000", "--window-size=1250,1200", *flags, "--dump-dom"),
+            f"{page.resolve().as_uri()}#{fragment}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Shown(done.stdout, tuple(re.findall(r".*CONSOLE.*", done.stderr)))
