@@ -278,6 +278,23 @@ def test_settings_of_the_paper(method: str) -> None:
     assert choice(method).deploys_relaxed == (method == "resilient")
 
 
+def test_a_smaller_training_set_takes_the_first_starts_of_every_trial(root: Path) -> None:
+    full, few = (
+        build_task(settings("egno").updated({"dataset": {"starts": starts}}), root) for starts in (None, 3)
+    )
+    train = full.load("train")
+    per_trial = len(train) // 2
+    rows = torch.tensor([0, 1, 2, per_trial, per_trial + 1, per_trial + 2])
+    chosen = train.batch(rows)
+    mine = few.load("train").batch(range(6))
+    assert len(few.load("train")) == 6
+    assert torch.equal(mine["positions"], chosen["positions"])
+    assert all(len(few.load(split)) == len(full.load(split)) for split in ("val", "test"))
+    assert "starts 3" in (few.scaled_down() or "")
+    with pytest.raises(DataError, match="99 were asked for"):
+        build_task(settings("egno").updated({"dataset": {"starts": 99}}), root).load("train")
+
+
 def test_an_unknown_subject_is_named(root: Path) -> None:
     config = settings("egno").updated({"dataset": {"subject": "jump"}})
     with pytest.raises(DataError, match=r"Unknown case 'jump'.*equirelax data make mocap"):

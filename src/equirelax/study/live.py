@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from equirelax.study.state import State, Status
@@ -75,7 +76,7 @@ class Board:
 
 def table(states: Sequence[State], title: str, rows: int) -> Table:
     """Running, failed and the next waiting runs, at most `rows`; how many there are of each below."""
-    drawn = Table(title=title, caption=counts(states), show_edge=False)
+    drawn = Table(title=escape(title), caption=counts(states), show_edge=False)
     for heading in ("run", "state", "epoch", "best on validation", "left"):
         drawn.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     ordered = sorted(states, key=lambda state: ORDER.index(state.status))
@@ -85,7 +86,7 @@ def table(states: Sequence[State], title: str, rows: int) -> Table:
             drawn.add_row(state.trial.label, _attempt(state), *_progress(state), style=style)
         else:
             what = f"failed: {state.reason}" if state.status == "failed" else state.status
-            drawn.add_row(state.trial.label, what, "", "", "", style=style)
+            drawn.add_row(state.trial.label, escape(what), "", "", "", style=style)
     return drawn
 
 
