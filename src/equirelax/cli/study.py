@@ -106,9 +106,9 @@ def _reproduce(rest: list[str]) -> int:
 def _run(study: Study, given: argparse.Namespace) -> int:
     """Run or continue, then compare; ours beside the papers'."""
     out, found = _found(study, given)
-    _check_data(found, given.data)
     left = sum(state.status == "waiting" for state in found)
     jobs = fair_jobs(study, given.jobs, left)
+    _check_data(found, given.data)
     print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
     with Board(study.title) as board:
         code = Runner(study, out, found, given.data, jobs, board.show).run()
