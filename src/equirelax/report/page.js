@@ -3,7 +3,7 @@
   "use strict";
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const figures = Array.from(document.querySelectorAll("figure.chart"));
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
+  const options = { responsive: false, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
     modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], plotlyServerURL: "",
     toImageButtonOptions: { format: "png", scale: 2 } };
 
@@ -39,8 +39,17 @@
     figure.dataset.drawn = "begun";
     return Plotly.react(place, given.data, layoutOf(given.layout), options).then(function () {
       figure.dataset.drawn = "yes";
+      resized.observe(place);
     });
   }
+
+  // Plotly follows the window; a place also changes its width when a section opens or the page begins to scroll.
+  const resized = new ResizeObserver(function (entries) {
+    for (const entry of entries) {
+      const place = entry.target, width = Math.round(entry.contentRect.width);
+      if (width > 0 && place._fullLayout && Math.abs(place._fullLayout.width - width) > 1) { Plotly.Plots.resize(place); }
+    }
+  });
 
   function drawNew(figure) {
     if (!figure.dataset.drawn) { draw(figure); }
