@@ -252,6 +252,24 @@ def test_bad_input_is_named(build: Build) -> None:
     assert bool(torch.isfinite(forces[batch > 0]).all())
 
 
+@pytest.mark.parametrize("build", [*NETWORKS, lambda: AtomTransformer(8, 2, 2)])
+def test_other_shapes_and_dtypes_are_refused(build: Build) -> None:
+    numbers, where, batch = molecules()
+    model = ConservativeForces(build())
+    wrong = [
+        (numbers, where[:, :2], batch),
+        (numbers, where[:-1], batch),
+        (numbers[:-1], where, batch),
+        (numbers[:, None], where, batch),
+        (numbers, where, batch[:-1]),
+        (numbers.double(), where, batch),
+        (numbers, where, batch.double()),
+    ]
+    for arguments in wrong:
+        with pytest.raises(RepresentationError, match=r"expected atomic numbers \(n,\) long, positions"):
+            model(*arguments)
+
+
 class _Detached(nn.Module):
     """An energy that forgets where it came from."""
 

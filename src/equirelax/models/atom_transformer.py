@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax.models.elements import Elements
-from equirelax.models.molecular import MD17_ELEMENTS, molecule_sums
+from equirelax.models.molecular import MD17_ELEMENTS, check_atoms, molecule_sums
 from equirelax.models.stack import centres
 from equirelax.models.transformer import TransformerLayer
 
@@ -64,8 +64,9 @@ class AtomTransformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: an element that is not among the model's.
+            RepresentationError: another shape or dtype, or an element that is not among the model's.
         """
+        check_atoms(numbers, positions, batch, "AtomTransformer")
         centred = positions - centres(positions, batch)
         tokens = self.embedding(torch.cat([self.elements.one_hot(numbers, positions), centred], dim=1))
         order = batch.argsort(stable=True)

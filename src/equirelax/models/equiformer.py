@@ -27,6 +27,7 @@ from equirelax.models.molecular import (
     MD17_ELEMENTS,
     EdgeGeometry,
     Geometry,
+    check_atoms,
     check_heads,
     molecule_sums,
     smooth_softmax,
@@ -199,9 +200,10 @@ class Equiformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: an element that is not among the model's.
+            RepresentationError: another shape or dtype, or an element that is not among the model's.
             NonFiniteError: two atoms of one molecule at the same place.
         """
+        check_atoms(numbers, positions, batch, "Equiformer")
         edges = self.geometry(positions, batch)
         one_hot = self.elements.one_hot(numbers, positions)
         attributes = torch.ones_like(one_hot[:, :1])

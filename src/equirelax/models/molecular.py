@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from e3nn import o3
 from torch import Tensor, nn
 
@@ -59,6 +60,30 @@ class Geometry(nn.Module):
             self.basis(found.distances),
             self.product.couplings(columns),
             columns,
+        )
+
+
+def check_atoms(numbers: Tensor, positions: Tensor, batch: Tensor, name: str) -> None:
+    """Refuse what is no batch of molecules.
+
+    Args:
+        numbers, positions, batch: expected as (n,) long, (n, 3) floating, (n,) long.
+        name: of the model, for the message.
+
+    Raises:
+        RepresentationError: another shape or dtype.
+    """
+    atoms = positions.shape[:1]
+    fits = positions.shape == (*atoms, 3) and numbers.shape == batch.shape == atoms
+    if (
+        not fits
+        or not positions.is_floating_point()
+        or numbers.dtype != torch.long
+        or batch.dtype != torch.long
+    ):
+        given = ", ".join(f"{tuple(t.shape)} of {t.dtype}" for t in (numbers, positions, batch))
+        raise RepresentationError(
+            f"{name}: expected atomic numbers (n,) long, positions (n, 3) floating and molecules (n,) long, got {given}"
         )
 
 

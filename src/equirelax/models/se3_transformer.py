@@ -24,6 +24,7 @@ from equirelax.models.molecular import (
     MD17_ELEMENTS,
     EdgeGeometry,
     Geometry,
+    check_atoms,
     check_heads,
     molecule_sums,
     smooth_softmax,
@@ -144,9 +145,10 @@ class SE3Transformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: an element that is not among the model's.
+            RepresentationError: another shape or dtype, or an element that is not among the model's.
             NonFiniteError: two atoms of one molecule at the same place.
         """
+        check_atoms(numbers, positions, batch, "SE3Transformer")
         edges = self.geometry(positions, batch)
         x = self.embedding(self.elements.one_hot(numbers, positions))
         x = nn.functional.pad(x, (0, self.hidden_irreps.dim - self.scalars))
