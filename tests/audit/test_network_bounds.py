@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.audit.bounds import equivariance_bound, network_bounds, projection_bound
 from equirelax.errors import AuditError
-from equirelax.models import EGNN, EGNO, SEGNN
+from equirelax.models import EGNN, EGNO, SEGNN, GroupConv2d
 from equirelax.relaxation import MLP, Dense, Layers, PlainLinear, Relaxation, relax
 from equirelax.symmetry import SE, SO, Cyclic, Lorentz, O, Representation, positions, trivial, vector
 
@@ -218,6 +218,10 @@ CASES: dict[str, tuple[Callable[[], Relaxation], str]] = {
     "positions": (
         lambda: declared(nn.Identity(), rep=positions(SE(3)) + vector(SE(3))),
         "not a linear action",
+    ),
+    "convolution": (
+        lambda: relax(nn.Sequential(GroupConv2d(vector(Cyclic(4)), vector(Cyclic(4)), 3))),
+        "0 (GroupConv2d) is a convolution",
     ),
     "not orthogonal": (lambda: declared(nn.Identity(), rep=2 * vector(Lorentz())), "not orthogonal"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,19 @@ def test_impossible_settings_are_refused() -> None:
             GroupConv2d(rep, rep, size, stride, padding)
     with pytest.raises(RepresentationError, match="no channels"):
         GroupConv2d(rep, 0 * rep, 3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kernel_size": (3, 3)}, {"kernel_size": 3.0}, {"stride": (2, 2)}, {"padding": "same"}],
+    ids=str,
+)
+def test_settings_of_other_types_are_refused(settings: dict[str, Any]) -> None:
+    rep = trivial(Cyclic(4))
+    with pytest.raises(RepresentationError, match="whole numbers"):
+        GroupConv2d(**{"in_rep": rep, "out_rep": rep, "kernel_size": 3, **settings})
+    with pytest.raises(RepresentationError, match="in_rep is a int; expected a Representation"):
+        GroupConv2d(2, rep, 3)  # type: ignore[arg-type]
 
 
 def test_wrong_inputs_are_refused() -> None:

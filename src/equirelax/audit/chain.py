@@ -112,6 +112,10 @@ def _link(path: str, module: nn.Module, residuals: list[Residual], rep: Represen
     name = f"{path or 'the model'} ({type(module).__name__})"
     for residual in residuals:
         site = residual.site
+        if site.convolution is not None:
+            raise _NoChain(
+                f"{name} is a convolution: bounds of a chain are for maps of single feature vectors"
+            )
         if (
             site.feature_axis != -1
             or type(site.reader) is not FirstInput

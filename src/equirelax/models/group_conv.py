@@ -202,6 +202,11 @@ def _check(
     Raises:
         RepresentationError: naming the argument and what was expected.
     """
+    for name, rep in (("in_rep", in_rep), ("out_rep", out_rep)):
+        if not isinstance(rep, Representation):
+            raise RepresentationError(
+                f"GroupConv2d: {name} is a {type(rep).__name__}; expected a Representation, as in 8 * regular(Cyclic(4))"
+            )
     if in_rep.group != out_rep.group:
         raise RepresentationError(
             f"GroupConv2d: in_rep is of {in_rep.group.name}, out_rep of {out_rep.group.name}; expected one group"
@@ -210,10 +215,11 @@ def _check(
         raise RepresentationError(
             f"GroupConv2d: {in_rep!r} -> {out_rep!r} has no channels; expected at least one"
         )
-    if kernel_size < 1 or stride < 1 or (padding is not None and padding < 0):
+    sizes = (kernel_size, stride, 0 if padding is None else padding)
+    if any(type(size) is not int for size in sizes) or kernel_size < 1 or stride < 1 or sizes[2] < 0:
         raise RepresentationError(
-            f"GroupConv2d: kernel_size and stride must be at least 1 and padding at least 0, got {kernel_size}, "
-            f"{stride}, {padding}"
+            f"GroupConv2d: kernel_size and stride must be whole numbers of at least 1 and padding one of at least 0, the "
+            f"same for both axes, got {kernel_size!r}, {stride!r}, {padding!r}"
         )
     if padding is None and kernel_size % 2 == 0:
         raise RepresentationError(

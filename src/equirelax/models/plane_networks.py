@@ -87,7 +87,7 @@ class PlaneMLP(PlaneForecaster):
     """Linear layers on all pixels of all frames at once, all but the last with batch norm and ReLU: no symmetry at all.
 
     Args:
-        size: H = W of the grid; the only network whose weights fit one grid alone.
+        size: H = W of the grid, which the weights fit alone.
         hidden: features between layers.
         frames, layers, norm, increment: as for `PlaneE2CNN`.
 

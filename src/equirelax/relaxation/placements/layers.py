@@ -220,7 +220,7 @@ def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[s
         f"nothing to relax in {type(model).__name__}: no included module belongs to a layer family "
         f"({', '.join(families())}){f' [{skipped}]' if skipped else ''}. Modules with parameters are "
         f"{', '.join(kinds) or 'none'}. Declare them with Layers(declare=(VectorLinear(...), "
-        f"PlainLinear(...))), or write a placement{'' if included is None else ', or widen include'}"
+        f"PlainLinear(...), PlanarConvolution(...))), or write a placement{'' if included is None else ', or widen include'}"
     )
 
 
