@@ -58,6 +58,14 @@ def test_runs_of_several_models_are_compared_with_the_strict_runs_of_their_own()
     assert "25% below strict" in conclusion(summary)
 
 
+@pytest.mark.parametrize("error", [{"before": 1.0, "after": 0.4, "group": "C4", "dtype": "float64"}, None])
+def test_networks_that_are_not_equivariant_themselves_are_not_called_so(error: dict[str, Any] | None) -> None:
+    runs = [result("strict", 0, 8.0), result("ace", 0, 6.0)]
+    assert "projection back to an exactly equivariant network is" in conclusion(summarise(runs))
+    own = [{**run, "equivariance_error": error} for run in runs]
+    assert "projection back to the network as its author made it is" in conclusion(summarise(own))
+
+
 def test_what_is_scaled_down_is_told_by_model_where_it_differs() -> None:
     other = of_model(result("strict", 0, 4.0), "egnn")
     other["scaled_down"] = "5 of 64 hidden"

@@ -17,6 +17,8 @@ from equirelax.report.strengths import strengths_of, strengths_table
 from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
 
 KINDS = ("relaxed", "projected", "folded")
+EXACT = 1e-9
+"""Largest relative equivariance error, in float64, of what is called exactly equivariant."""
 
 
 def headline(method: str) -> str:
@@ -211,7 +213,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     size = f"{abs(best['mean']):.2f} points" if higher else f"{abs(best['mean']) / strict:.0%}"
     change = f"{size} {side} strict"
     what = summary["metric"]["name"] if higher else "error"
-    best_kind, state = "best relaxed method here", " after projection back to an exactly equivariant network"
+    best_kind, state = "best relaxed method here", f" after projection back to {_network(methods[name])}"
     if not methods[name]["residuals"]:
         best_kind, state = "best method here beside strict", ""
     elif methods[name]["headline"] == "relaxed":
@@ -224,6 +226,13 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     else:
         sure = f"with a 95 % interval of the paired difference that excludes zero ({best['count']} seeds)"
     return f"The {best_kind} is {name}: its test {what}{state} is {change}, {sure}."
+
+
+def _network(row: Mapping[str, Any]) -> str:
+    """What a method's networks are projected to: one that relaxes its own layers (RSteer, RPP) stays what it is."""
+    error = row["equivariance_error"]
+    exact = error is not None and error["after"] <= EXACT
+    return "an exactly equivariant network" if exact else "the network as its author made it"
 
 
 def _decimals(mean: float) -> int:
