@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from escnn import nn as enn
-from escnn_networks import ON_THE_GRID, Network, draw, fill, network
+from escnn_networks import OFF_THE_GRID, ON_THE_GRID, Network, draw, fill, network
 from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.audit import audit
 from equirelax.penalties import Penalty
+from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import Cyclic
 from equirelax.symmetry.escnn import element_matrix, field_of
 from equirelax.symmetry.kernels import maps_grid
@@ -87,6 +88,25 @@ def test_penalty_is_zero_for_the_layers_own_kernels(space: str) -> None:
         assert residual.site.convolution is not None
         assert residual.site.convolution.symmetry.measures == "group difference"
         assert float(residual.site.convolution.symmetry.lie(kernel)) <= 1e-20 * float(kernel.square().sum())
+
+
+@pytest.mark.parametrize("space", OFF_THE_GRID)
+def test_off_the_grid_the_penalty_is_the_squared_distance_to_the_layers_basis(space: str) -> None:
+    """Zero for every kernel that the layer can make; of another one what folding, which is tested apart, would lose."""
+    model = network(space)
+    for _, residual in er.relax(model):
+        layer, convolution = model.get_submodule(residual.site.path), residual.site.convolution
+        assert convolution is not None
+        assert convolution.symmetry.measures == "distance to the basis"
+        kernel = layer.expand_parameters()[0].detach()
+        size = float(kernel.square().sum())
+        assert size > 0
+        assert float(convolution.symmetry.lie(kernel)) <= 1e-20 * size
+        other = draw(*kernel.shape)
+        folded = get_family("escnn-convolution", layer).fold(layer, residual.site, other, None).weight
+        lost = float((other - folded).square().sum())
+        assert lost > 0.1 * float(other.square().sum())
+        assert float(convolution.symmetry.lie(other)) == pytest.approx(lost, rel=1e-10)
 
 
 def test_penalties_need_no_inputs() -> None:

@@ -30,8 +30,8 @@ from equirelax.symmetry import Representation
 from equirelax.symmetry.group import constants
 from equirelax.symmetry.kernels import TOLERANCE, check_planar
 
-# Singular values below this share of the largest count as 0.
 RANK_TOLERANCE = 1e-8
+"""Singular values of a basis below this share of the largest count as 0."""
 _CONV = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
 _TRANSPOSED = (
     nn.functional.conv_transpose1d,
@@ -152,12 +152,12 @@ class BasisBlock:
     columns: Tensor
     basis: Tensor
 
-    def orthonormal(self) -> BasisBlock:
+    def orthonormal(self, tolerance: float = RANK_TOLERANCE) -> BasisBlock:
         """With an orthonormal basis of the same span."""
         vectors = self.basis.detach().to(device="cpu", dtype=torch.float64).flatten(1)
         if len(vectors):
             _, values, vh = torch.linalg.svd(vectors, full_matrices=False)
-            vectors = vh[values > RANK_TOLERANCE * values.max()]
+            vectors = vh[values > tolerance * values.max()]
         return BasisBlock(
             self.rows.cpu(), self.columns.cpu(), vectors.reshape(-1, *self.basis.shape[1:]).contiguous()
         )
@@ -177,9 +177,13 @@ class BasisKernels(_Cached):
     _cache: Cache = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def from_spans(cls, blocks: Sequence[BasisBlock]) -> BasisKernels:
-        """Of bases that need be neither orthogonal, normalised nor independent."""
-        return cls(tuple(block.orthonormal() for block in blocks))
+    def from_spans(cls, blocks: Sequence[BasisBlock], tolerance: float = RANK_TOLERANCE) -> BasisKernels:
+        """Of bases that need be neither orthogonal, normalised nor independent.
+
+        Args:
+            tolerance: larger than `RANK_TOLERANCE` where the bases were made in single precision.
+        """
+        return cls(tuple(block.orthonormal(tolerance) for block in blocks))
 
     def lie(self, weight: Tensor) -> Tensor:
         """|| W - P W ||^2."""

@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
+from equirelax.errors import PlacementError, RepresentationError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
-from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import Reader, Site, Writer, argument
 from equirelax.symmetry import Dihedral, Group, Representation
 from equirelax.symmetry.escnn import from_field_type, from_gspace, from_representation, is_escnn
@@ -129,10 +129,7 @@ def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
     if bias is None or not bool(bias.any()):
         return fold
     if layer.bias is None:
-        raise UnfoldableError(
-            f"{site.path} ({type(layer).__name__}) has no bias to fold the residual's bias into; use a residual without "
-            'bias, or project with mode="drop" or unfoldable="drop"'
-        )
+        raise no_bias(layer, site)
     expansion = layer.bias_expansion.to(bias)  # (channels, trivial irreps)
     coefficients = torch.linalg.pinv(expansion) @ bias
     fold.bias = expansion @ coefficients
@@ -184,13 +181,6 @@ def _fields(representations: Any, device: torch.device) -> dict[str, tuple[Any, 
 def _pseudo_inverse(basis: Tensor) -> Tensor:
     """(d_out d_in points, n), giving the minimum-norm coefficients of the nearest kernel in the span."""
     return torch.linalg.pinv(basis.flatten(1).double(), rtol=_RANK_TOLERANCE)
-
-
-def _orthonormal(basis: Tensor) -> Tensor:
-    """An orthonormal basis of the same span, in float64."""
-    _, values, vh = torch.linalg.svd(basis.flatten(1).double(), full_matrices=False)
-    vectors = vh[values > _RANK_TOLERANCE * values.max()]
-    return vectors.view(-1, *basis.shape[1:])
 
 
 @register
@@ -257,12 +247,12 @@ def _symmetry(
     size = (int(layer.kernel_size),) * int(layer.d)
     blocks = []
     for block in basis_blocks(layer):
-        basis = _orthonormal(block.basis).unflatten(-1, size)
+        basis = block.basis.unflatten(-1, size)
         if transposed:
             blocks.append(BasisBlock(block.columns, block.rows, basis.transpose(1, 2)))
         else:
             blocks.append(BasisBlock(block.rows, block.columns, basis))
-    return BasisKernels.from_spans(blocks)
+    return BasisKernels.from_spans(blocks, _RANK_TOLERANCE)
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:

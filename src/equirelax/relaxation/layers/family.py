@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError
+from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.site import Site
 
 _FAMILIES: dict[str, LayerFamily] = {}
@@ -48,6 +48,14 @@ class Fold:
             parameter.data.add_(amount.to(parameter))
         if self.after is not None:
             self.after()
+
+
+def no_bias(module: nn.Module, site: Site) -> UnfoldableError:
+    """What to raise where a residual has a bias, and its layer none that could take it."""
+    return UnfoldableError(
+        f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual without bias, "
+        'or project with mode="drop" or unfoldable="drop"'
+    )
 
 
 class LayerFamily(ABC):

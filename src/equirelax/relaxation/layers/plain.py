@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
-from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import equivariant_projection, trivial
 
@@ -42,10 +42,7 @@ class PlainLinearFamily(LayerFamily):
         if bias is not None and bool(bias.any()):
             own_bias = getattr(module, "bias", None)
             if not isinstance(own_bias, nn.Parameter):
-                raise UnfoldableError(
-                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; "
-                    f'use a residual without bias, or project with mode="drop" or unfoldable="drop"'
-                )
+                raise no_bias(module, site)
             one = trivial(site.in_rep.group)
             folded.bias = equivariant_projection(bias[:, None], one, site.out_rep)[:, 0]
             folded.writes.append((own_bias, folded.bias))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.kernels import Convolution, GridKernels
-from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.symmetry import Representation, equivariant_projection, trivial
 
@@ -63,10 +63,7 @@ class PlanarConvolution(LayerFamily):
                 amount = layer.constant_coefficients(fold.bias) if told else fold.bias
                 fold.writes.append((constants, amount))
             elif bool(fold.bias.any()):
-                raise UnfoldableError(
-                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual "
-                    'without bias, or project with mode="drop" or unfoldable="drop"'
-                )
+                raise no_bias(module, site)
         return fold
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution
-from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.symmetry import Cyclic, trivial
 
@@ -71,10 +71,7 @@ class SpannedConvolution(LayerFamily):
         if bias is not None and bool(bias.any()):
             numbers = layer.constant_coefficients(bias)
             if not isinstance(layer.bias, nn.Parameter):
-                raise UnfoldableError(
-                    f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual "
-                    'without bias, or project with mode="drop" or unfoldable="drop"'
-                )
+                raise no_bias(module, site)
             fold.bias = bias.new_zeros(bias.shape)
             rows = layer.rows.to(bias.device)
             fold.bias[rows] = numbers[:, None].expand(rows.shape)
