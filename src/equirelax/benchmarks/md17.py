@@ -120,7 +120,9 @@ class MD17Task(Task):
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every frame turned or reflected by an element of O(3) of its own, forces too."""
         drawn = O(3).sample(len(batch["energies"]), generator=generator)
-        moved = {key: turn(batch[key], drawn.to(batch[key]), batch["graph"]) for key in ("positions", "forces")}
+        moved = {
+            key: turn(batch[key], drawn.to(batch[key]), batch["graph"]) for key in ("positions", "forces")
+        }
         return {**batch, **moved}
 
     def build_model(self) -> nn.Module:
@@ -173,13 +175,13 @@ class MD17Task(Task):
         }
 
     def audit_case(self) -> AuditCase:
-        """Four validation frames under E(3): energies stay, forces turn."""
-        group = E(3)
-        batch = self.eval_batch(self.load("val"), range(AUDIT_FRAMES))
+        """Four validation frames (or as many as there are) under E(3): energies stay, forces turn."""
+        group, data = E(3), self.load("val")
+        batch = self.eval_batch(data, range(count := min(AUDIT_FRAMES, len(data))))
         return AuditCase(
             self.inputs(batch),
             (None, positions(group), None),
-            (trivial(group, AUDIT_FRAMES), vector(group)),
+            (trivial(group, count), vector(group)),
             group,
         )
 
