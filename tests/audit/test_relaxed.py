@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.audit import audit
-from equirelax.symmetry import O, from_irreps
+from equirelax.models import Equiformer
+from equirelax.symmetry import E, O, from_irreps, positions, trivial
 
 torch.set_num_threads(1)
 o3 = pytest.importorskip("e3nn.o3")
@@ -69,3 +70,22 @@ def test_one_residual_is_to_blame(relaxed: er.relaxation.Relaxation) -> None:
     assert rows["last"].status == "passes on"
     assert rows["last"].relative < 1e-13 < 1e-6 < rows["last"].arriving
     assert 1e-6 < rows["product"].relative < 1e-3
+
+
+def test_modules_that_read_what_only_some_linear_action_explains_are_not_blamed() -> None:
+    """Equiformer's attention reads couplings of its edges: behind a broken block they arrive right all the same."""
+    torch.manual_seed(0)
+    sizes = {"blocks": 2, "heads": 2, "cutoff": 4.0, "basis": 6, "radial_width": 8, "readout": 8}
+    model = Equiformer("8x0e+4x1o+4x2e", **sizes)  # type: ignore[arg-type]
+    relaxation = er.relax(model, "equiformer")
+    with torch.no_grad():
+        for parameter in relaxation.residual_parameters().values():
+            parameter.normal_(std=0.1)
+    relaxation["blocks.0.ffn"].set_gamma(0.7)
+    relaxation["blocks.1.ffn"].set_gamma(0.0)
+    sample = (torch.tensor([1, 6, 7, 8] * 3), 1.5 * torch.randn(12, 3), torch.arange(12) // 6)
+    group = E(3)
+    report = er.audit(model, sample, (None, positions(group), None), trivial(group, 2), lie=False)
+    assert not report.equivariant
+    assert report.first_break == "blocks.0.ffn"
+    assert [row.path for row in report.layers if row.status == "BREAKS"] == ["blocks.0.ffn"]

@@ -145,13 +145,16 @@ class Declared:
 
 @dataclasses.dataclass
 class Trace:
-    """One call with what is known about its tensors, and the actions declared for its outputs."""
+    """One call with what is known about its tensors, the actions declared for its outputs, and the same call where the
+    model's input is transformed by each of the group elements.
+    """
 
     number: int
     call: Call
     inputs: dict[str, Told]
     outputs: dict[str, Told]
     declared: dict[str, Action]
+    moved: list[Call]
 
     @property
     def turned(self) -> bool:
@@ -216,7 +219,9 @@ def _trace(number: int, judge: Judge, declared: Declared, base: list[Call], move
             told[key] = judge.tell(x, y, actions.get(key))
         return told
 
-    return Trace(number, base[0], tell("inputs"), tell("outputs"), declared.outputs)
+    return Trace(
+        number, base[0], tell("inputs"), tell("outputs"), declared.outputs, [row[0] for row in moved]
+    )
 
 
 def _first(trace: list[Trace], known: Known) -> Break | None:
@@ -313,22 +318,25 @@ def _named(told: Told) -> str:
 def _replay(t: Trace, judge: Judge, dtype: torch.dtype) -> tuple[dict[str, Told], str]:
     """What the module makes of inputs that are transformed exactly, and what had to be assumed for that."""
 
-    def inputs(g: Tensor | None) -> Any:
+    def inputs(g: Tensor | None, seen: Call) -> Any:
         def put(leaf: Leaf) -> Tensor:
             told = t.inputs.get(leaf.path)
+            if told is not None and told.kind in ("basis", "linear"):
+                # some action takes it there, but its action is only the closest one that is known: as it arrived
+                return seen.inputs[leaf.path].to(leaf.value)
             if g is None or told is None or told.action is None:
                 return leaf.value.clone()
             return told.action.apply(g.to(leaf.value.device), leaf.value).to(dtype)
 
         return map_tree(t.call.arguments, None, put)
 
-    def run(g: Tensor | None) -> dict[str, Tensor]:
-        args, kwargs = inputs(g)
+    def run(g: Tensor | None, seen: Call) -> dict[str, Tensor]:
+        args, kwargs = inputs(g, seen)
         return tensors_of(t.call.module(*args, **kwargs))
 
     try:
-        x = run(None)
-        y = [run(g) for g in judge.elements]
+        x = run(None, t.call)
+        y = [run(g, seen) for g, seen in zip(judge.elements, t.moved, strict=True)]
     except Exception as error:  # the user's module, called outside its model: anything may go wrong in it
         return {
             "": Told("unknown", "")
