@@ -58,7 +58,10 @@ def test_arrows_point_down(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_models_know_nothing_of_relaxation_and_data_nothing_of_models(path):
-    forbidden = {"models": CORE - {"errors", "files", "symmetry"}, "data": {"models", "relaxation", "penalties", "methods", "audit"}}
+    forbidden = {
+        "models": CORE - {"errors", "files", "symmetry"},
+        "data": {"models", "relaxation", "penalties", "methods", "audit"},
+    }
     for name in imports(path, top_level_only=False):
         parts = name.split(".")
         if parts[0] == "equirelax" and len(parts) > 1:

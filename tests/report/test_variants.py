@@ -71,6 +71,16 @@ def test_what_is_scaled_down_is_told_by_model_where_it_differs() -> None:
     other["scaled_down"] = "5 of 64 hidden"
     text = table(summarise([result("strict", 0, 8.0), other]))
     assert "segnn: 10 of 1000 epochs; egnn: 5 of 64 hidden" in text
+    other["scaled_down"] = "10 of 1000 epochs; 5 of 64 hidden"
+    text = table(summarise([result("strict", 0, 8.0), other]))
+    assert "setting: 10 of 1000 epochs; egnn: 5 of 64 hidden." in text
+
+
+def test_the_sentence_is_about_the_first_model_with_something_to_compare() -> None:
+    alone = of_model(result("strict", 0, 4.0), "egnn")
+    found = summarise([alone, result("strict", 0, 8.0), result("ace", 0, 6.0)])
+    assert "ace segnn: its test error" in conclusion(found)
+    assert "nothing to compare" in conclusion(summarise([alone]))
 
 
 def test_a_group_without_exact_action_has_no_equivariance_error() -> None:

@@ -151,7 +151,7 @@ class SmokeTask(Task):
     def build_model(self) -> nn.Module:
         """The configured network for the configured symmetry."""
         network: PlaneNetwork = self.config.network  # type: ignore[assignment]
-        hidden, kernel = (92, 3) if self._dataset.symmetry == "rotation" else (64, 5)
+        hidden, kernel = self._papers_size
         return planes.build(
             self.config.model,
             symmetry=self._dataset.symmetry,
@@ -196,6 +196,17 @@ class SmokeTask(Task):
         future, count, domain, others = totals.tolist()
         values = {self.metric.name: math.sqrt(future / count)}
         return values | ({"RMSE Domain": math.sqrt(domain / others)} if others else {})
+
+    def full_size(self) -> RunConfig:
+        """Its widths are those of the configured symmetry."""
+        full = super().full_size()
+        hidden, kernel = self._papers_size
+        return dataclasses.replace(full, network=PlaneNetwork(hidden, kernel=kernel))
+
+    @property
+    def _papers_size(self) -> tuple[int, int]:
+        """Hidden fields and width of the kernels."""
+        return (92, 3) if self._dataset.symmetry == "rotation" else (64, 5)
 
     @property
     def auditable(self) -> bool:

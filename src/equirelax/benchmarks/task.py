@@ -263,9 +263,13 @@ class Task(ABC):
         chosen: Placement = dataclasses.replace(placement, residual=residual_kind(self.config.residual))
         return chosen
 
+    def full_size(self) -> RunConfig:
+        """The papers' settings that this run's sizes are compared with."""
+        return self.defaults(self.config.model, self.config.method)
+
     def scaled_down(self) -> str | None:
         """In words where this run is smaller than the papers' setting, or None."""
-        full = self.defaults(self.config.model, self.config.method)
+        full = self.full_size()
         parts = []
         if self.config.training.epochs < full.training.epochs:
             parts.append(f"{self.config.training.epochs} of {full.training.epochs} epochs")

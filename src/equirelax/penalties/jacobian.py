@@ -9,6 +9,7 @@ and, for one element g of every component of a disconnected or finite group,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def directional_derivatives(
     """
     if len(directions) and not finite_difference:
         try:
-            along = torch.func.vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))
+            # the stubs know neither None nor a tuple of tensors here
+            along: Any = torch.func.vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))  # type: ignore[arg-type]
             value, moved = along(directions)
             return value, moved
         except _NO_RULE:

@@ -67,11 +67,15 @@ def _published(label: str, run: Mapping[str, Any]) -> str | None:
 
 
 def _scaled_down(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """In words where the runs are smaller than the papers' setting; by model where that differs."""
-    by_model = {r["model"]: r["scaled_down"] for r in results}
-    if len(set(by_model.values())) == 1:
-        return results[0]["scaled_down"]
-    return "; ".join(f"{model}: {words}" for model, words in by_model.items() if words) or None
+    """In words where the runs are smaller than the papers' setting: what all models share, then what differs by model."""
+    by_model = {r["model"]: (r["scaled_down"] or "").split("; ") for r in results}
+    lists = list(by_model.values())
+    shared = [part for part in lists[0] if part and all(part in parts for parts in lists)]
+    found = ["; ".join(shared)]
+    for model, parts in by_model.items():
+        own = [part for part in parts if part and part not in shared]
+        found += [f"{model}: {', '.join(own)}"] if own else []
+    return "; ".join(filter(None, found)) or None
 
 
 def _method(
@@ -200,8 +204,11 @@ def _details(summary: Mapping[str, Any]) -> str:
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """One sentence on what the comparison shows, no more than it does; of several models, on the first."""
-    first = next(iter(summary["methods"].values()))["model"]
+    """One sentence on what the comparison shows, no more than it does; of several models, on the first that was
+    trained with several methods.
+    """
+    every = list(summary["methods"].values())
+    first = next((row for row in every if row["paired_with_strict"]), every[0])["model"]
     methods = {name: row for name, row in summary["methods"].items() if row["model"] == first}
     compared = {name: row["paired_with_strict"] for name, row in methods.items() if row["paired_with_strict"]}
     if not compared:
