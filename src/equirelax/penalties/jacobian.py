@@ -56,9 +56,8 @@ def directional_derivatives(
     """
     if len(directions) and not finite_difference:
         try:
-            # the stubs know neither None nor a tuple of tensors here
-            along: Any = torch.func.vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))  # type: ignore[arg-type]
-            value, moved = along(directions)
+            vmap: Any = torch.func.vmap  # its stub knows neither None among out_dims nor two outputs
+            value, moved = vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))(directions)
             return value, moved
         except _NO_RULE:
             pass
