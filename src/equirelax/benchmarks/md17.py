@@ -75,7 +75,9 @@ class MD17Task(Task):
     @classmethod
     def defaults(cls, model: str, method: str) -> RunConfig:
         """CR's: AdamW 5e-4, weight decay 1e-6, cosine after 10 epochs of warm-up, batch 8, 1500 epochs, lambda_reg 0.01
-        without the norm term; two-layer perceptrons, output times 0.01. ACE has no experiment here: multipliers 8e-4.
+        of both terms, as the paper prints it; two-layer perceptrons, output times 0.01. CR's released code has no norm
+        term here (`strength.norm_weight` 0), and a rotation by 5 degrees for the Lie derivative. ACE has no experiment
+        here: multipliers 8e-4.
         """
         strength = choice(method).strength
         if isinstance(strength, ACEStrength | ResilientStrength):
