@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -125,10 +126,28 @@ def test_a_file_system_without_locks_is_said(
     def without(*_: Any) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(lock.fcntl, "flock", without)
+    monkeypatch.setattr(fcntl, "flock", without)
     with locked(tmp_path):
         pass
     assert "without locks" in capsys.readouterr().err
+
+
+def test_folders_made_for_nothing_are_removed_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "runs" / "nbody" / "one"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "runs" / "nbody" / "one"):
+        (tmp_path / "runs" / "kept").touch()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["kept"]
+
+
+def test_a_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked(tmp_path):
+        pass
+    assert "has no file locks" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

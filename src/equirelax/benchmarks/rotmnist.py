@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
+from equirelax.benchmarks.planes import plane_residual
+from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
 from equirelax.data import ImageSet, digits, rotmnist
@@ -164,10 +165,3 @@ class RotMNISTTask(Task):
     def _dataset(self) -> DigitsDataset:
         dataset: DigitsDataset = self.config.dataset  # type: ignore[assignment]
         return dataset
-
-
-def plane_residual(placement: str, method: str, init: str = "zeros") -> ResidualSettings:
-    """Dense convolutions on every group convolution; the control's are equivariant themselves."""
-    if placement != NO_PLACEMENT and method == "equivariant-control":
-        return ResidualSettings(placement, "equivariant-dense", "normal", 1e-4)
-    return ResidualSettings(placement, "dense", init)  # type: ignore[arg-type]

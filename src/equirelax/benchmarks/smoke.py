@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.rotmnist import plane_residual
+from equirelax.benchmarks.planes import plane_residual
 from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
@@ -177,7 +177,8 @@ class SmokeTask(Task):
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
         """RSteer's, on how far its weights vary, and RPP's prior on its plain weights; 0 of the other networks."""
-        return model.regulariser() if isinstance(model, planes.PlaneForecaster) else None
+        found = [m.regulariser() for m in model.modules() if isinstance(m, planes.PlaneForecaster)]
+        return found[0] if found else None
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Root of the mean squared error of the batch."""

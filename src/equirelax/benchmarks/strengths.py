@@ -304,7 +304,7 @@ def build_wrapper(
     if len(inputs) != 1 or inputs[0] != vector(inputs[0].group) or inputs[0].dim != 3:
         raise ConfigError(
             "equi-adapt turns point clouds, (batch, points, 3) as the one argument of the model; this model takes "
-            f"{len(inputs)} arguments. With a canonicaliser of your own use equirelax.methods.EquiAdapted."
+            f"{', '.join(map(repr, inputs))}. With a canonicaliser of your own use equirelax.methods.EquiAdapted."
         )
     canonicalizer = VNCanonicalizer(strength.hidden, strength.layers, strength.neighbours)
     return methods.EquiAdapted(model, canonicalizer, inputs, output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -65,7 +64,8 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         FolderInUseError: another process holds it; names that process.
         ConfigError: the folder cannot be made or written to.
     """
-    path, made = folder / name, not folder.exists()
+    path = folder / name
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(path)
@@ -79,9 +79,9 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         # while it is still held: whoever opened this file meanwhile sees that the path no longer leads to it
         path.unlink(missing_ok=True)
         os.close(handle)
-        if made:  # and left empty, as by settings that cannot be used
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            for place in made:  # and left empty, as by settings that cannot be used
+                place.rmdir()
 
 
 def _take(path: Path) -> int:
@@ -106,6 +106,11 @@ def _take(path: Path) -> int:
 def _lock(handle: int, path: Path) -> None:
     """Lock an open file. Raises `FolderInUseError` if another process has done so."""
     try:
+        import fcntl  # Unix has it
+    except ImportError:
+        _warn(path, "this system has no file locks")
+        return
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = Owner.read(path)
@@ -117,10 +122,11 @@ def _lock(handle: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        print(
-            f"warning: {path.parent} is on a file system without locks: a second process in it would not be noticed.",
-            file=sys.stderr,
-        )
+        _warn(path, "it is on a file system without locks")
+
+
+def _warn(path: Path, why: str) -> None:
+    print(f"warning: {path.parent}: {why}: a second process in it would not be noticed.", file=sys.stderr)
 
 
 def _is_at(handle: int, path: Path) -> bool:

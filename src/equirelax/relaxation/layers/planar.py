@@ -24,7 +24,7 @@ from equirelax.symmetry import Representation, equivariant_projection, trivial
 
 
 @register
-class PlanarConvolution(LayerFamily):
+class PlanarFamily(LayerFamily):
     """Convolutions of feature fields on the square grid."""
 
     name = "planar-convolution"
@@ -79,7 +79,7 @@ def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: R
         return Skip(f"its padding is {padding!r}, not a number of pixels")
     return Site(
         path,
-        PlanarConvolution.name,
+        PlanarFamily.name,
         in_rep,
         out_rep,
         FirstInput(),
