@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from equirelax.cli import main
 from equirelax.data import data_root, digits, rotmnist
 from equirelax.errors import DataError
 
@@ -141,3 +143,41 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"equirelax\[planes\]"):
         digits.load("train")
+
+
+def test_mnist_is_fetched_and_written_as_the_file_that_load_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.zeros((70_000, 784), dtype=np.uint8)
+    pixels[:, 3] = np.arange(70_000) % 251
+    sent = SimpleNamespace(data=pixels, target=(np.arange(70_000) % 10).astype(str))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: sent)
+    assert main(["data", "get", "mnist", "--data", str(tmp_path)]) == 0
+    path = tmp_path / rotmnist.RELATIVE
+    assert str(path) in capsys.readouterr().out
+    with np.load(path, allow_pickle=False) as found:
+        assert found["train_x"].shape == (60_000, 28, 28)
+        assert (found["test_y"] == np.arange(60_000, 70_000) % 10).all()
+        assert (found["test_x"][:, 0, 3] == np.arange(60_000, 70_000) % 251).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (OSError("no route to host"), "could not be fetched.*no route to host.*Put mnist"),
+        (SimpleNamespace(data=np.zeros((3, 784)), target=["1", "2", "3"]), r"sent \(3, 784\)"),
+    ],
+    ids=["no network", "something else"],
+)
+def test_a_fetch_that_fails_leaves_nothing(
+    answer: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> object:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    with pytest.raises(DataError, match=message):
+        rotmnist.get(tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))

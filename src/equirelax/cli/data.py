@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jsonargparse import Namespace
 
 from equirelax.cli import options
-from equirelax.data import download, md17, mocap, nbody, smoke, status
+from equirelax.data import download, md17, mocap, nbody, rotmnist, smoke, status
 from equirelax.data.download import ARCHIVES
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
@@ -47,8 +47,8 @@ example:
 
 modelnet40 is downloaded (415 MB) unless it is there: an interrupted download goes on where it stopped, every file is
 checked against its published MD5, and where no address works the message says what to do by hand. rmd17 is one archive of
-ten molecules, md17 a file for every molecule: name it with --molecule. Of the other data sets it says where they are, or
-how to get them.
+ten molecules, md17 a file for every molecule: name it with --molecule. mnist comes from openml.org. Of the other data sets
+it says where they are, or how to get them.
 
 examples:
   equirelax data get modelnet40
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
             "files (mocap)"
         )
         print(
-            "  get   where a data set is; download it (modelnet40, rmd17, md17), or say how to get it (see equirelax list)"
+            "  get   where a data set is; download it (modelnet40, rmd17, md17, mnist), or say how to get it (equirelax list)"
         )
         return 0 if len(words) > 1 else 2
     if words[1] not in actions:
@@ -177,6 +177,9 @@ def get(words: Sequence[str]) -> int:
             f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
             f"Known: {', '.join(rows)}."
         )
+    if parsed.name == "mnist" and (parsed.force or not rows["mnist"].available):
+        print(f"mnist  {rotmnist.get(parsed.data)}")
+        return 0
     if parsed.name == "md17":
         return get_md17(parsed.molecule, parsed)
     if parsed.molecule is not None:

@@ -164,7 +164,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "mnist",
         "70,000 handwritten digits of 28 x 28 pixels (CC BY-SA 3.0), turned when they are loaded",
         ("mnist/mnist.npz",),
-        "put mnist.npz in the folder mnist of the data root",
+        "equirelax data get mnist, or put mnist.npz in the folder mnist of the data root",
     ),
 )
 # name -> other files, any of which is the same data set in another form

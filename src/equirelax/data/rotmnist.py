@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from equirelax.data.archive import load_npz
-from equirelax.data.root import find
+from equirelax.data.root import find, writable_root
 from equirelax.errors import DataError
+from equirelax.files import atomic_write
 
 RELATIVE = Path("mnist") / "mnist.npz"
 HINT = "Put mnist.npz (train_x, train_y, test_x, test_y) there"
@@ -73,6 +74,36 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     angles = 2 * math.pi * torch.rand(sum(SIZES.values()), generator=generator, dtype=torch.float64)
     plain = torch.from_numpy(images[rows]).float()[:, None] / 255
     return ImageSet(rotate(plain, angles[rows]), torch.from_numpy(labels[rows]).long())
+
+
+def get(root: str | Path | None = None) -> Path:
+    """Fetch MNIST from openml.org with scikit-learn, and write it as the file that `load` reads; returns its path.
+
+    Args:
+        root: see `equirelax.data.root`; a read-only root means the user's cache.
+
+    Raises:
+        DataError: scikit-learn is not installed, the server cannot be reached, or what it sends is not MNIST.
+    """
+    try:
+        from sklearn.datasets import fetch_openml
+    except ImportError as error:
+        raise DataError("MNIST is fetched with scikit-learn: pip install 'equirelax[planes]'.") from error
+    try:
+        found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
+    except (OSError, ValueError) as error:
+        raise DataError(f"MNIST could not be fetched from openml.org ({error}). {HINT}, got in another way.") from error
+    images, labels = np.asarray(found.data), np.asarray(found.target).astype(np.uint8)
+    if images.shape != (70_000, 784):
+        raise DataError(f"openml.org sent {images.shape} numbers instead of MNIST's (70000, 784). {HINT}.")
+    images = images.astype(np.uint8).reshape(-1, 28, 28)
+    path = writable_root(root) / RELATIVE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {"train": slice(0, 60_000), "test": slice(60_000, None)}
+    arrays = {f"{half}_{key}": a[rows] for half, rows in halves.items() for key, a in (("x", images), ("y", labels))}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return path
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
