@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
-from equirelax.data import MolecularFrames, md17, random_rotation
+from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task, molecule_batch
+from equirelax.data import MolecularFrames, md17
 from equirelax.data.molecules import turn
 from equirelax.symmetry import E, O, positions, trivial, vector
 
@@ -114,10 +114,7 @@ class MD17Task(Task):
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
         """The frames, each turned by a rotation of its own where `augment` is set."""
-        if not self.config.training.augment:
-            return self.eval_batch(data, indices[share])
-        batch: Batch = data.batch(indices[share], random_rotation(generator, count=len(indices))[share])
-        return batch
+        return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every frame turned or reflected by an element of O(3) of its own, forces too."""

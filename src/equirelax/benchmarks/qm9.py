@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from equirelax.benchmarks.nbody import segnn_residual
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
-from equirelax.data import MoleculeSet, qm9, random_rotation
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
+from equirelax.data import MoleculeSet, qm9
 from equirelax.data.molecules import turn
 from equirelax.errors import ConfigError
 from equirelax.models.radius import radius_graph
@@ -165,10 +165,7 @@ class QM9Task(Task):
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
         """The molecules, each turned by a rotation of its own where `augment` is set."""
-        if not self.config.training.augment:
-            return self.eval_batch(data, indices[share])
-        batch: Batch = data.batch(indices[share], random_rotation(generator, count=len(indices))[share])
-        return batch
+        return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every molecule moved by an element of E(3) of its own, translated by up to 1 Angstrom along each axis; the

@@ -295,6 +295,15 @@ def graph_batch(
     return data.batch(indices[share], random_rotation(generator) if rotate else None)
 
 
+def molecule_batch(
+    data: Any, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
+) -> Batch:
+    """One rank's share of a batch of molecules, each turned by a rotation of its own or not at all."""
+    turns = random_rotation(generator, count=len(indices))[share] if rotate else None
+    batch: Batch = data.batch(indices[share], turns)
+    return batch
+
+
 def residual_kind(settings: ResidualSettings) -> ResidualKind:
     """What the residuals are made of, from settings."""
     if settings.kind == "dense":

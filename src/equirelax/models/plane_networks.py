@@ -110,8 +110,7 @@ class PlaneMLP(PlaneForecaster):
         self.size = size
         modules: list[nn.Module] = []
         for i in range(layers - 1):
-            modules.append(nn.Linear(hidden if i else 2 * frames * size * size, hidden, bias=not norm))
-            modules += [nn.BatchNorm1d(hidden), nn.ReLU()] if norm else [nn.ReLU()]
+            modules += linear_block(hidden if i else 2 * frames * size * size, hidden, norm)
         self.layers = nn.Sequential(*modules, nn.Linear(hidden, 2 * size * size))
 
     def predict(self, x: Tensor) -> Tensor:
@@ -124,6 +123,12 @@ def plain_block(before: int, after: int, kernel: int, norm: bool) -> list[nn.Mod
     """Convolution, batch norm, ReLU. No bias where the norm would take it away."""
     conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=not norm)
     return [conv, nn.BatchNorm2d(after), nn.ReLU()] if norm else [conv, nn.ReLU()]
+
+
+def linear_block(before: int, after: int, norm: bool) -> list[nn.Module]:
+    """Linear map, batch norm, ReLU. No bias where the norm would take it away."""
+    linear = nn.Linear(before, after, bias=not norm)
+    return [linear, nn.BatchNorm1d(after), nn.ReLU()] if norm else [linear, nn.ReLU()]
 
 
 def check_sizes(name: str, frames: int, hidden: int, layers: int, kernel: int, least: int = 2) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.models.plane_blocks import PlaneForecaster, check_numbers
-from equirelax.models.plane_networks import check_grid, check_sizes
+from equirelax.models.plane_networks import check_grid, check_sizes, linear_block
 from equirelax.models.plane_symmetry import Fields, PlaneSymmetry, plane_symmetry, sequence
 from equirelax.models.relaxed_steerable import RelaxedGroupConv2d
 from equirelax.models.scale_conv import ScaleConv2d
@@ -192,9 +192,3 @@ class PlaneRSteer(PlaneForecaster):
         """Replace all relaxed weights by the nearest equivariant ones."""
         for layer in self.relaxed():
             layer.symmetrise()
-
-
-def linear_block(before: int, after: int, norm: bool) -> list[nn.Module]:
-    """Linear map, batch norm, ReLU. No bias where the norm would take it away."""
-    linear = nn.Linear(before, after, bias=not norm)
-    return [linear, nn.BatchNorm1d(after), nn.ReLU()] if norm else [linear, nn.ReLU()]

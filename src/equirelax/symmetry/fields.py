@@ -14,6 +14,7 @@ from equirelax.errors import RepresentationError
 from equirelax.symmetry.axis import TensorAction
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.group import Group, constants
+from equirelax.symmetry.kernels import move_entries
 from equirelax.symmetry.lie import SO, O
 from equirelax.symmetry.representation import Representation
 
@@ -161,16 +162,14 @@ def grid_entries(g: Tensor) -> list[Entries]:
     Raises:
         RepresentationError: one does not map the square grid onto itself.
     """
-    rounded = g.round()
-    off = (g - rounded).abs().amax(dim=(-2, -1)) > TOLERANCES.get(g.dtype, COARSE)
-    off |= (rounded.abs().sum(dim=-2) != 1).any(dim=-1) | (rounded.abs().sum(dim=-1) != 1).any(dim=-1)
+    off = ~move_entries(g, TOLERANCES.get(g.dtype, COARSE))
     if bool(off.any()):
         raise RepresentationError(
             f"The element {g[off][0].tolist()} does not map a grid of pixels onto itself: only turns by multiples of "
             "90 degrees and flips do, and nothing is interpolated. Draw elements of Cyclic(2), Cyclic(4), Dihedral(1), "
             "Dihedral(2) or Dihedral(4): audit(..., group=Cyclic(4)) does so for fields of a larger group."
         )
-    return [(a, b, c, d) for a, b, c, d in rounded.reshape(-1, 4).long().tolist()]
+    return [(a, b, c, d) for a, b, c, d in g.round().reshape(-1, 4).long().tolist()]
 
 
 def move_grid(element: Entries, x: Tensor) -> Tensor:
@@ -225,11 +224,9 @@ def _channels(representation: Representation, element: Entries) -> tuple[Tensor 
 def _signed_permutation(block: Block, g: Tensor) -> tuple[Tensor, Tensor] | None:
     """(source, sign), both (d,) long, of rho(g) where it is one."""
     matrix = block.matrix(g)
-    rounded = matrix.round()
-    one_each = (rounded.abs().sum(dim=-2) == 1).all() and (rounded.abs().sum(dim=-1) == 1).all()
-    if not bool(one_each) or float((matrix - rounded).abs().max()) > TOLERANCES[torch.float64]:
+    if not bool(move_entries(matrix)):
         return None
-    return rounded.abs().argmax(dim=-1), rounded.sum(dim=-1).long()
+    return matrix.abs().argmax(dim=-1), matrix.round().sum(dim=-1).long()
 
 
 def _check_group(group: Group) -> None:

@@ -26,10 +26,17 @@ from equirelax.symmetry.representation import Representation
 TOLERANCE = 1e-9
 
 
+def move_entries(matrices: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """Which matrices (..., n, n) move entries up to sign: of 0, 1 and -1, one in each row and column. bool (...)."""
+    rounded = matrices.round()
+    one_each = ((rounded.abs().sum(dim=axis) == 1).all(dim=-1) for axis in (-2, -1))
+    close = (matrices - rounded).abs().amax(dim=(-2, -1)) <= tolerance
+    return close & torch.stack(list(one_each)).all(dim=0)
+
+
 def maps_grid(g: Tensor) -> bool:
     """Whether a (2, 2) element maps the square grid onto itself: turns by 90 degrees, flips of x, y and diagonals."""
-    rounded = g.round()
-    return bool((g - rounded).abs().max() < TOLERANCE) and bool((rounded.abs().sum(dim=0) == 1).all())
+    return bool(move_entries(g))
 
 
 def offset_permutation(g: Tensor, size: int) -> Tensor:
@@ -71,14 +78,12 @@ def signed_permutations(block: Block) -> tuple[Tensor, Tensor]:
     """
     with constants():
         matrices = block.matrix(block.group.elements())
-    rounded = matrices.round()
-    one_each = (rounded.abs().sum(dim=-2) == 1) & (rounded.abs().sum(dim=-1) == 1)
-    if float((matrices - rounded).abs().max()) > TOLERANCE or not bool(one_each.all()):
+    if not bool(move_entries(matrices).all()):
         raise RepresentationError(
             f"{block!r} does not move entries up to sign, as trivial, sign, vector and regular blocks of C1, C2, C4, D1, "
             "D2, D4 do."
         )
-    return rounded.abs().argmax(dim=-2), rounded.sum(dim=-2).long()
+    return matrices.abs().argmax(dim=-2), matrices.round().sum(dim=-2).long()
 
 
 @dataclass(frozen=True)
