@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruption import assert_goes_on_bit_for_bit
 
 from equirelax.audit import audit
 from equirelax.benchmarks.modelnet import EVALUATION_SEED, ModelNetTask
@@ -17,7 +18,6 @@ from equirelax.benchmarks.settings import RunConfig
 from equirelax.cli import main
 from equirelax.data import clouds, corruptions, modelnet_files
 from equirelax.errors import ConfigError
-from equirelax.training.callbacks import EpochEnd
 from equirelax.training.loader import EpochLoader
 from equirelax.training.machine import Machine
 from equirelax.training.run import train
@@ -266,22 +266,7 @@ def test_shares_that_are_none_are_named(root: Path, changes: dict[str, Any], key
 def test_an_interrupted_run_goes_on_bit_for_bit(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config("ace", model="vn-dgcnn", epochs=3)
-    whole = train(settings, tmp_path / "whole", root, machine=QUIET)
-    original = EpochEnd.on_train_epoch_end
-
-    def interrupted(self: EpochEnd, trainer: Any, module: Any) -> None:
-        self.stop_requested = trainer.current_epoch == 0
-        original(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochEnd, "on_train_epoch_end", interrupted)
-        assert train(settings, tmp_path / "cut", root, machine=QUIET) is None
-    resumed = train(settings, tmp_path / "cut", root, resume=True, machine=QUIET)
-    assert whole is not None
-    assert resumed is not None
-    for key in ("metrics", "gammas", "equivariance_error", "dynamics"):
-        assert resumed[key] == whole[key]
+    assert_goes_on_bit_for_bit(config("ace", model="vn-dgcnn", epochs=3), tmp_path, root, monkeypatch)
 
 
 def test_a_run_from_data_to_result(root: Path, tmp_path: Path) -> None:

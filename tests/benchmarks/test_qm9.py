@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruption import assert_goes_on_bit_for_bit
 from qm9_files import write_subset
 from torch import nn
 
@@ -19,10 +20,7 @@ from equirelax.data import data_root, qm9
 from equirelax.errors import ConfigError
 from equirelax.relaxation import project
 from equirelax.training.assembly import Assembly, assemble, build_optimizer
-from equirelax.training.callbacks import EpochEnd
 from equirelax.training.evaluation import mean_error
-from equirelax.training.machine import Machine
-from equirelax.training.run import train
 
 pytest.importorskip("torch_geometric")
 MODELS = ("schnet", "segnn")
@@ -253,23 +251,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     method: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams have running statistics and estimates of singular vectors, rotations are drawn anew in every epoch."""
-    settings = config(method, epochs=3, validate_every=1)
-    machine = Machine(progress=False, tensorboard=False)
-    whole = train(settings, tmp_path / "whole", root, machine=machine)
-    original = EpochEnd.on_train_epoch_end
-
-    def interrupted(self: EpochEnd, trainer: Any, module: Any) -> None:
-        self.stop_requested = trainer.current_epoch == 0
-        original(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochEnd, "on_train_epoch_end", interrupted)
-        assert train(settings, tmp_path / "cut", root, machine=machine) is None
-    resumed = train(settings, tmp_path / "cut", root, resume=True, machine=machine)
-    assert whole is not None
-    assert resumed is not None
-    for key in ("metrics", "gammas", "equivariance_error", "dynamics"):
-        assert resumed[key] == whole[key]
+    assert_goes_on_bit_for_bit(config(method, epochs=3, validate_every=1), tmp_path, root, monkeypatch)
 
 
 @pytest.mark.data
