@@ -30,7 +30,7 @@ examples:
     "make smoke": """Simulate plumes of smoke with PhiFlow (pip install 'equirelax[planes]'): a file for every run, checksummed.
 
 An interrupted call goes on with the runs that are not there. The default is the paper's size: 40 runs of 250 frames on
-64 x 64 points and 8 from other positions; the first example is a small set.
+64 x 64 points and 8 from other positions; the first example takes about two minutes of one core.
 
 examples:
   equirelax data make smoke --size 32 --positions 5 --steps 150
