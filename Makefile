@@ -13,7 +13,7 @@ DEMO   ?= runs/demo
 ESCNN_VENV  := .venv-escnn
 ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-all test-escnn lint perf install clean
+.PHONY: demo test test-all test-escnn faults lint perf install clean
 
 install: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,test,lint,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,ray,docs,test,lint,examples]"
 	@touch $@
 
 # Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.
@@ -49,6 +49,10 @@ test-escnn:
 	@if $(MAKE) --no-print-directory $(ESCNN_STAMP); then \
 	  OMP_NUM_THREADS=1 PYTHONPATH=src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn; \
 	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into $(ESCNN_VENV) (see above)"; fi
+
+# Every fault of tests/faults, the slow ones too, counted in results/faults.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -q tests/faults --faults-out results/faults
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check src tests examples

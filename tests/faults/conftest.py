@@ -1,0 +1,23 @@
+"""Faults are counted: how often each was tried, survived, and cost work; `--faults-out DIR` writes the count down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_ledger import Ledger
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Known only where this folder is named on the command line, as `make faults` does.
+    parser.addoption("--faults-out", default=None, help="folder that receives the count of faults")
+
+
+@pytest.fixture(scope="session")
+def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """Note every fault with `ledger.note(fault, survived=...)`, before the assertion that it was survived."""
+    found = Ledger()
+    yield found
+    if out := request.config.getoption("--faults-out", default=None):
+        found.write(Path(out))
