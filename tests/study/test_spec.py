@@ -43,6 +43,15 @@ def test_a_grid_becomes_runs_with_their_settings(study_file: File) -> None:
     assert swept["learning_rate"] == defaults("nbody", "segnn", "scheduled").training.learning_rate
 
 
+def test_settings_may_be_swept_together_each_with_values_of_its_own(study_file: File) -> None:
+    path = study_file(methods=["strict"], sweep={"dataset.train+epochs": [[24, 4], [48, 2]]})
+    found = {t.label: t.config.to_dict() for t in trials(read_study(path))}
+    assert {label: (c["dataset"]["train"], c["epochs"]) for label, c in found.items()} == {
+        "strict-train24-seed0": (24, 4),
+        "strict-train48-seed0": (48, 2),
+    }
+
+
 def test_several_grids_share_what_stands_at_the_top(study_file: File) -> None:
     grids = {
         "a": {},
@@ -81,6 +90,14 @@ def test_the_small_variant_says_what_it_changes(study_file: File) -> None:
     assert trials(quick)[0].config.dataset.val == 24  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="no small variant"):
         read_study(study_file("plain"), small=True)
+
+
+def test_a_swept_setting_that_the_small_variant_leaves_out_of_one_grid_is_said_to_be_left_out(
+    study_file: File,
+) -> None:
+    grids = {"a": {"sweep": {"network.layers": [1, 2]}}}
+    path = study_file(grids=grids, small={"grids": {"a": {"sweep": {"network.layers": None}}}})
+    assert read_study(path, small=True).changed == ("without grids.a.sweep.network.layers",)
 
 
 def test_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
@@ -141,6 +158,13 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ({"sweep": {"epochs": []}}, "sweep.epochs"),
         ({"sweep": {"epochs": [3, 3]}}, "swept twice"),
         ({"sweep": {"epochs": ["x"]}}, "'epochs' is 'x'"),
+        ({"sweep": {"epochs": [[3]]}}, "'sweep.epochs' holds .3.; expected a single value"),
+        (
+            {"sweep": {"epochs+dataset.train": [[3, 48, 1]]}},
+            "expected of 2, one for each of epochs.dataset.train",
+        ),
+        ({"sweep": {"epochs+dataset.train": [[3, [48]]]}}, "expected numbers"),
+        ({"sweep": {"epochs": [{"a": 1}]}}, "'sweep.epochs' holds .*expected numbers"),
         ({"grids": {"a": {"seed": 3}}}, "'grids.a.seed'.*'grids.a?.?seeds'|'seeds'"),
         ({"grids": {"a/b": {}}}, "'a/b'"),
         ({"grids": {"a": None}}, "no grid"),

@@ -42,7 +42,7 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   seeds: 3                             # or a list
   settings: {epochs: 200}              # for all runs, as in config.yaml
   per_method: {ace: {learning_rate: 9e-4}}
-  sweep: {dataset.train: [500, 1000, 3000]}
+  sweep: {dataset.train: [500, 1000, 3000]}          # or, together, {dataset.train+epochs: [[500, 600], [1000, 300]]}
   attempts: 2                          # of a run that breaks
   small: {seeds: 1, settings: {epochs: 20}}
 

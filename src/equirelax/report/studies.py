@@ -76,7 +76,7 @@ def described(study: Study, found: Sequence[Trial]) -> str:
             f"  methods  {', '.join(grid.methods)}",
             f"  seeds    {', '.join(map(str, grid.seeds))}",
         ]
-        lines += [f"  sweep    {key}: {', '.join(map(str, values))}" for key, values in grid.sweep.items()]
+        lines += [f"  sweep    {key}: {', '.join(map(_point, values))}" for key, values in grid.sweep.items()]
         lines += [f"  setting  {key} = {value}" for key, value in _flat(grid.settings).items()]
         for names in (grid.per_model, grid.per_method):
             lines += [
@@ -91,6 +91,11 @@ def described(study: Study, found: Sequence[Trial]) -> str:
     return "\n".join(
         [*lines, "", f"{len(found)} runs in all; a run that breaks is tried {study.attempts} times."]
     )
+
+
+def _point(value: Any) -> str:
+    """A swept value; of several settings that change together, 1/2/3."""
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -26,7 +26,8 @@ class Grid:
         benchmark: See `equirelax list`. models: Its models; empty takes the benchmark's first. methods: Their methods.
         seeds: Seeds of every run.
         settings: For all runs, in the layout of config.yaml. per_model, per_method: For those of one, which win.
-        sweep: Setting, or several joined by +, -> values; every combination is run, of the methods that have the setting.
+        sweep: Setting, or several joined by +, -> values, for each of several the same or a list of one for each; every
+            combination of keys is run, of the methods that have the setting.
     """
 
     name: str
@@ -147,7 +148,7 @@ def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
         settings=_mapping(values, "settings", where),
         per_model=_each(values, "per_model", where),
         per_method=_each(values, "per_method", where),
-        sweep={k: _values(v, f"{where}sweep.{k}") for k, v in sweep.items() if v is not None},
+        sweep={k: _values(v, k, f"{where}sweep.{k}") for k, v in sweep.items() if v is not None},
     )
 
 
@@ -202,10 +203,18 @@ def _count(found: Any, where: str) -> int:
     return found
 
 
-def _values(found: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(found, list) or not found or any(isinstance(v, list | Mapping) for v in found):
+def _values(found: Any, key: str, where: str) -> tuple[Any, ...]:
+    """Values of one setting; of several joined by +, each may be a list of one value for every one of them."""
+    if not isinstance(found, list) or not found:
         raise ConfigError(f"'{where}' is {found!r}; expected a list of values.")
-    return tuple(found)
+    joined = key.count("+") + 1
+    for value in found:
+        if isinstance(value, list) and (len(value) != joined or joined == 1):
+            expected = f"of {joined}, one for each of {key}" if joined > 1 else "a single value"
+            raise ConfigError(f"'{where}' holds {value!r}; expected {expected}.")
+        if any(isinstance(v, list | Mapping) for v in (value if isinstance(value, list) else [value])):
+            raise ConfigError(f"'{where}' holds {value!r}; expected numbers, words, true or false.")
+    return tuple(tuple(value) if isinstance(value, list) else value for value in found)
 
 
 def _numbers(value: Any) -> Any:
@@ -226,7 +235,7 @@ def _changes(values: Mapping[str, Any], changes: Mapping[str, Any], where: str =
         before, name = values.get(key), f"{where}{key}"
         if isinstance(value, Mapping):
             found += _changes(before if isinstance(before, Mapping) else {}, value, f"{name}.")
-        elif value is None and where in ("grids.", "sweep."):
+        elif value is None and where.endswith(("grids.", "sweep.")):
             found.append(f"without {name}")
         elif before != value:
             name = name.removeprefix("settings.").replace(".settings.", ".")
@@ -237,4 +246,6 @@ def _changes(values: Mapping[str, Any], changes: Mapping[str, Any], where: str =
 
 
 def _word(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join("/".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+    return str(value)

@@ -161,11 +161,12 @@ def _axis(config: RunConfig, text: str, values: Sequence[Any]) -> list[tuple[str
         return []
     axis = []
     for value in values:
+        each = value if isinstance(value, tuple) else (value,) * len(full)
         change: dict[str, Any] = {}
-        for (name,) in full:
+        for (name,), own in zip(full, each, strict=True):
             section, dot, inner = name.partition(".")
-            change = merged(change, {section: {inner: value}} if dot else {section: value})
-        word = re.sub(r"[^\w.+-]", "_", str(value))
+            change = merged(change, {section: {inner: own}} if dot else {section: own})
+        word = re.sub(r"[^\w.+-]", "_", str(each[0]))
         axis.append((f"-{keys[0].rpartition('.')[2]}{word}", change))
     return axis
 
