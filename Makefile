@@ -9,11 +9,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH  ?= torch==2.13.0
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 DEMO   ?= runs/demo
+SHARES ?= 8
 # escnn wants numpy < 2, so it has an environment of its own.
 ESCNN_VENV  := .venv-escnn
 ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-all test-escnn faults lint perf install clean
+.PHONY: demo test test-all test-share test-escnn faults lint perf install clean
 
 install: $(STAMP)
 
@@ -35,6 +36,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# One in SHARES of the slow tests, another with every commit.
+test-share: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow --slow-share $$(git rev-list --count HEAD 2>/dev/null || echo 0)/$(SHARES)
 
 $(ESCNN_STAMP): requirements-escnn.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }

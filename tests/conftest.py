@@ -8,8 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from slow_share import share
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-share",
+        metavar="K/N",
+        help="of the slow tests, run every N-th, from the K-th on (K counts round)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests that are not in the share that was asked for."""
+    if text := config.getoption("--slow-share"):
+        slow = [item.nodeid for item in items if item.get_closest_marker("slow")]
+        left_out = set(slow) - share(slow, text)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 @pytest.fixture(autouse=True)

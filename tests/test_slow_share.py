@@ -1,0 +1,22 @@
+"""The rotating share of the slow tests leaves none out in the long run."""
+
+from __future__ import annotations
+
+import pytest
+from slow_share import share
+
+NAMES = [f"tests/test_{letter}.py::test" for letter in "fbagcde"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 10])
+def test_the_shares_are_disjoint_and_all_there_is(step):
+    shares = [share(NAMES, f"{1000 + k}/{step}") for k in range(step)]
+    assert set().union(*shares) == set(NAMES)
+    assert sum(map(len, shares)) == len(NAMES)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["", "3", "1/0", "-1/3", "a/b"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(ValueError, match="--slow-share"):
+        share(NAMES, text)
