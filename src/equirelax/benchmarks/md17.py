@@ -98,6 +98,7 @@ class MD17Task(Task):
                 # a strict network cannot tell how a molecule is turned
                 augment=method != "strict" or model == "plain",
                 validate_every=1,
+                audit_every=2,  # an audit takes forces of many frames
             ),
             dataset=MD17Dataset(),
             network=ForceNetwork(),

@@ -41,6 +41,8 @@ class Training:
         augment: Move every training batch by a random element of the benchmark's group.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
         checkpoint_every: Epochs from one resumable checkpoint to the next.
+        audit_every: Validations from one measurement of the equivariance error to the next, and at the end; 0 never
+            measures during training. It changes nothing else in the run.
     """
 
     epochs: int = 1000
@@ -58,6 +60,7 @@ class Training:
     augment: bool = True
     validate_every: int = 5
     checkpoint_every: int = 20
+    audit_every: int = 1
 
 
 @dataclass

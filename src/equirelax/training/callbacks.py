@@ -23,6 +23,7 @@ from equirelax.data import Samples
 from equirelax.errors import CheckpointError, NonFiniteError
 from equirelax.training.assembly import Assembly
 from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
+from equirelax.training.equivariance import Gauge
 from equirelax.training.evaluation import totals
 from equirelax.training.folder import BEST, LAST
 from equirelax.training.module import RelaxedModule
@@ -46,6 +47,7 @@ class EpochEnd(Callback):
     def __init__(self, assembly: Assembly, val: Samples, folder: Path) -> None:
         self.assembly, self.val, self.folder = assembly, val, folder
         self.part = val
+        self.gauge = Gauge(assembly)
         self.selected: Selected | None = None
         self.seconds = 0.0
         self.stop_requested = False
@@ -78,6 +80,8 @@ class EpochEnd(Callback):
         if last or (epoch + 1) % training.validate_every == 0:
             metrics.update(self.validate(trainer))
             self._select(epoch, metrics)
+            if trainer.is_global_zero and self._audits(epoch, last):
+                metrics.update(self.gauge.errors())
             if self.assembly.relaxation is not None:
                 norms = residual_norms(self.assembly.relaxation)
                 metrics.update({f"weight/{key}": norm for key, norm in norms.items()})
@@ -112,6 +116,12 @@ class EpochEnd(Callback):
             for name, value in task.metrics(total).items():
                 row[f"val/{kind}" if name == task.metric.name else f"val/{kind}/{name}"] = value
         return row
+
+    def _audits(self, epoch: int, last: bool) -> bool:
+        """Whether the equivariance error is measured after this epoch, which validates."""
+        training = self.assembly.config.training
+        every = training.audit_every * training.validate_every
+        return bool(every) and (last or (epoch + 1) % every == 0)
 
     def _check_finite(self, epoch: int, loss: float) -> None:
         if not math.isfinite(loss):

@@ -4,6 +4,8 @@ Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoc
 and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
 for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them, and, in epochs
 that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not;
+equivariance/relaxed and equivariance/projected: relative equivariance errors in float64, in the validations that
+`audit_every` chooses;
 method/... for the method as a whole (REMUL's weights and losses, RPP's sums of squares).
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from equirelax.files import atomic_write
+from equirelax.files import atomic_write, storage_errors
 from equirelax.training.folder import METRICS, read_table
 
 
@@ -63,7 +65,7 @@ class EpochTable(Logger):
             self.columns += new
             self._rewrite([*rows, row])
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with storage_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _rewrite(self, rows: list[Any]) -> None:

@@ -1,0 +1,65 @@
+"""The equivariance error while a run trains: cheap enough for validations, and without a trace in the run itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equirelax.audit.error import measure
+from equirelax.audit.state import measuring
+from equirelax.benchmarks.task import AuditCase
+from equirelax.errors import NonFiniteError
+from equirelax.training.assembly import Assembly
+
+ELEMENTS = 2
+"""Group elements drawn, beside one of every further component (a reflection) or the generators of a finite group."""
+RELAXED, PROJECTED = "equivariance/relaxed", "equivariance/projected"
+"""Columns of metrics.csv."""
+
+
+class Gauge:
+    """Measures the present network of a run, again and again on the same samples and group elements.
+
+    What changes from one measurement to the next is the network alone. Weights, gradients, modes and random states
+    are left as they were, so that a run is the same with and without it.
+
+    Args:
+        assembly: The run's objects.
+    """
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self._case: AuditCase | None = None
+
+    def errors(self) -> dict[str, float]:
+        """Largest relative equivariance error in float64, as trained and without residuals; {} where the group does not
+        act exactly on samples. NaN where the network gives something that is not finite.
+        """
+        task, model = self.assembly.task, self.assembly.model
+        if not task.auditable:
+            return {}
+        device = next(model.parameters()).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # that one has no float64
+        with torch.random.fork_rng(devices=[]):
+            case = self._case = self._case or task.audit_case()
+        sample = tuple(part.to(device) if isinstance(part, Tensor) else part for part in case.sample)
+        with case.headed(model), measuring(model, dtype):
+            relaxed = self._error(case, sample, dtype)
+            if self.assembly.relaxation is None:
+                return {RELAXED: relaxed, PROJECTED: relaxed}
+            with self.assembly.relaxation.strict():
+                return {RELAXED: relaxed, PROJECTED: self._error(case, sample, dtype)}
+
+    def _error(self, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:
+        group = case.group
+        drawn = group.sample(ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        further = group.discrete(dtype=torch.float64)
+        try:
+            found = measure(
+                self.assembly.model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype
+            )
+        except NonFiniteError:
+            return float("nan")
+        return found.relative
