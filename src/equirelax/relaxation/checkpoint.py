@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -84,28 +86,69 @@ def save(model: nn.Module | Relaxation, path: str | os.PathLike[str]) -> None:
     by way of a temporary one.
     """
     relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
-    with atomic_write(path) as temporary:
-        torch.save(relaxation_state(relaxation), temporary)
+    write(relaxation_state(relaxation), path)
+
+
+def write(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write tensors and plain data by way of a temporary file, for `read`.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written to; an older file stays whole.
+    """
+    # Through an open file: with a path, torch does not tell a full disk from any other error.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def read(path: str | os.PathLike[str]) -> Any:
     """Read a file written by torch, tensors and plain data only; no code in it is ever run.
 
+    Every byte that is loaded is compared with its checksum first (CRC-32, which `torch.save` writes and
+    `torch.load` does not look at), so that a damaged file is an error and not other weights.
+
     Raises:
         CheckpointError: where the file is missing, damaged, or holds more than tensors and plain data.
     """
+    name = os.fspath(path)
     if not Path(path).is_file():
-        raise CheckpointError(f"no checkpoint at {os.fspath(path)}")
+        raise CheckpointError(f"no checkpoint at {name}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load reports damage by many types (UnpicklingError, RuntimeError, EOFError,
-    # KeyError, ...): all mean the same here.
+        with open(path, "rb") as file:
+            _verify(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{name} cannot be read as a checkpoint: it holds more than tensors and plain data, such as code, of which "
+            f"nothing was run ({_first_line(error)}). Write it anew, with er.save or a state dict."
+        ) from error
+    # zipfile and torch.load report damage by many types (BadZipFile, RuntimeError, EOFError, KeyError, ...): all
+    # mean the same here.
     except Exception as error:
         raise CheckpointError(
-            f"{os.fspath(path)} cannot be read as a checkpoint: it is damaged, or holds more than tensors "
-            f"and plain data ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no details'})"
+            f"{name} cannot be read as a checkpoint: it is damaged, or no file of torch.save "
+            f"({type(error).__name__}: {_first_line(error)}). Take another copy, or write it anew."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else "no details"
+
+
+def _verify(file: IO[bytes]) -> None:
+    """Compare every member of an archive by `torch.save` with its CRC-32.
+
+    Raises:
+        zipfile.BadZipFile: a checksum differs, or the archive is not of the form that `torch.save` writes. What
+            else damaged directories lead to (NotImplementedError, ValueError, EOFError, ...) comes from zipfile.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            # Compressed members could unpack to any size; torch reads nothing of one that is marked as a folder (bit 4).
+            if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & 0x10 or entry.is_dir():
+                raise zipfile.BadZipFile(f"{entry.filename} is not stored as torch stores it")
+        if (broken := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
