@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.benchmarks.ranges import COUNT, POSITIVE, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task, molecule_batch
@@ -38,9 +39,9 @@ class MD17Dataset(Dataset):
         "toluene", "uracil"
     ] = "aspirin"  # fmt: skip
     source: Literal["rmd17", "md17"] = "rmd17"
-    train: int = 950
-    val: int = 50
-    test: int = 1000
+    train: int = within(COUNT, 950)
+    val: int = within(COUNT, 50)
+    test: int = within(COUNT, 1000)
 
 
 @dataclass
@@ -53,7 +54,7 @@ class ForceNetwork(Network):
     """
 
     size: Literal["paper", "small"] = "paper"
-    cutoff: float = 5.0
+    cutoff: float = within(POSITIVE, 5.0)
 
 
 class MD17Task(Task):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.nbody import EGNNNetwork, egnn_residual
+from equirelax.benchmarks.ranges import COUNT, DEPTH, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
@@ -37,7 +38,7 @@ class MocapDataset(Dataset):
 
     subject: str = "run"
     features: Literal["published", "fixed-height", "invariant"] = "published"
-    starts: int | None = None
+    starts: int | None = within(COUNT, None)
 
 
 @dataclass
@@ -51,10 +52,10 @@ class EGNONetwork(Network):
         time_features: Size of the time embedding.
     """
 
-    hidden: int = 128
-    layers: int = 6
-    modes: int = 2
-    time_features: int = 32
+    hidden: int = within(WIDTH, 128)
+    layers: int = within(DEPTH, 6)
+    modes: int = within(Range(1, 3), 2)
+    time_features: int = within(WIDTH, 32)
 
 
 @dataclass
@@ -67,9 +68,9 @@ class TransformerNetwork(Network):
         heads: Attention heads.
     """
 
-    hidden: int = 128
-    layers: int = 6
-    heads: int = 8
+    hidden: int = within(WIDTH, 128)
+    layers: int = within(DEPTH, 6)
+    heads: int = within(WIDTH, 8)
 
 
 class MocapTask(Task):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.benchmarks.ranges import COUNT, SHARE, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import (
     ACEStrength,
@@ -22,7 +23,6 @@ from equirelax.benchmarks.strengths import (
 )
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
 from equirelax.data import CloudSet, clouds, corruptions, modelnet
-from equirelax.errors import ConfigError
 from equirelax.models import DGCNN, VNDGCNN, PointNet, VNPointNet
 from equirelax.symmetry import SO, Group, O, vector
 
@@ -58,17 +58,17 @@ class ModelNetDataset(Dataset):
     """
 
     classes: Literal["all", "ten"] = "all"
-    per_class: int | None = None
-    test_per_class: int | None = None
-    points: int = 300
+    per_class: int | None = within(COUNT, None)
+    test_per_class: int | None = within(COUNT, None)
+    points: int = within(Range(1, 2048), 300)
     train_rotation: Literal["none", "z", "so3"] = "so3"
     test_rotation: Literal["none", "z", "so3"] = "so3"
-    point_dropout: float = 0.875
-    test_point_dropout: float = 0.0
+    point_dropout: float = within(SHARE, 0.875)
+    test_point_dropout: float = within(SHARE, 0.0)
     scale_and_shift: bool = True
-    label_smoothing: float = 0.0
+    label_smoothing: float = within(SHARE, 0.0)
     conditions: Literal["none", "dropout", "all"] = "none"
-    conditions_per_class: int | None = None
+    conditions_per_class: int | None = within(COUNT, None)
 
 
 @dataclass
@@ -81,9 +81,9 @@ class CloudNetwork(Network):
         dropout: Share of the head's hidden features that training drops.
     """
 
-    width: float = 1.0
-    neighbours: int = 20
-    dropout: float = 0.5
+    width: float = within(Range(0, 64, open_least=True), 1.0)
+    neighbours: int = within(Range(1, 2048), 20)
+    dropout: float = within(SHARE, 0.5)
 
 
 class ModelNetTask(Task):
@@ -169,16 +169,9 @@ class ModelNetTask(Task):
         """The configured network for the configured number of classes.
 
         Raises:
-            ConfigError: a share that is none. RepresentationError: sizes that make no network.
+            RepresentationError: sizes that make no network.
         """
         network: CloudNetwork = self.config.network  # type: ignore[assignment]
-        shares = {
-            "network.dropout": network.dropout,
-            "dataset.label_smoothing": self._dataset.label_smoothing,
-        }
-        for key, share in shares.items():
-            if not 0 <= share < 1:
-                raise ConfigError(f"'{key}' is {share}; expected a share, from 0 to below 1.")
         classes = len(TEN) if self._dataset.classes == "ten" else modelnet.CLASSES
         neighbours, width, dropout = network.neighbours, network.width, network.dropout
         builders: dict[str, Callable[[], nn.Module]] = {

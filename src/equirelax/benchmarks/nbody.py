@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.benchmarks.ranges import COUNT, DEGREE, DEPTH, WIDTH, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import choice, is_learnt
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
@@ -32,9 +33,9 @@ class NBodyDataset(Dataset):
         clamp: The force rule: by component as in the public data, or by norm, which is equivariant.
     """
 
-    train: int = 3000
-    val: int = 2000
-    test: int = 2000
+    train: int = within(COUNT, 3000)
+    val: int = within(COUNT, 2000)
+    test: int = within(COUNT, 2000)
     system: Literal["charged"] = "charged"
     clamp: Literal["component", "norm"] = "component"
 
@@ -52,10 +53,10 @@ class SEGNNNetwork(Network):
         centre: Subtract each system's mean position: E(3) instead of O(3).
     """
 
-    hidden: int = 64
-    layers: int = 4
-    l_max: int = 1
-    lmax_attributes: int = 1
+    hidden: int = within(WIDTH, 64)
+    layers: int = within(DEPTH, 4)
+    l_max: int = within(DEGREE, 1)
+    lmax_attributes: int = within(DEGREE, 1)
     centre: bool = False
 
 
@@ -68,8 +69,8 @@ class EGNNNetwork(Network):
         layers: Rounds of message passing.
     """
 
-    hidden: int = 64
-    layers: int = 4
+    hidden: int = within(WIDTH, 64)
+    layers: int = within(DEPTH, 4)
 
 
 class NBodyTask(Task):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.nbody import segnn_residual
+from equirelax.benchmarks.ranges import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
@@ -44,9 +45,9 @@ class QM9Dataset(Dataset):
     targets: Literal["standardised", "raw"] = "standardised"
     source: Literal["subset", "pyg"] = "subset"
     partition: Literal["ordered", "shuffled"] = "shuffled"
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
+    train: int | None = within(COUNT, None)
+    val: int | None = within(COUNT, None)
+    test: int | None = within(COUNT, None)
 
 
 @dataclass
@@ -61,11 +62,11 @@ class SchNetNetwork(Network):
         cutoff: Largest distance of an interaction, Angstrom.
     """
 
-    hidden: int = 64
-    layers: int = 6
-    filters: int = 64
-    gaussians: int = 50
-    cutoff: float = 10.0
+    hidden: int = within(Range(2, 16_384), 64)
+    layers: int = within(DEPTH, 6)
+    filters: int = within(WIDTH, 64)
+    gaussians: int = within(Range(2, 16_384), 50)
+    cutoff: float = within(POSITIVE, 10.0)
 
 
 @dataclass
@@ -80,11 +81,11 @@ class MolecularSEGNNNetwork(Network):
         cutoff: Largest distance of neighbours, Angstrom.
     """
 
-    hidden: int = 128
-    layers: int = 5
-    l_max: int = 2
-    lmax_attributes: int = 3
-    cutoff: float = 2.0
+    hidden: int = within(WIDTH, 128)
+    layers: int = within(DEPTH, 5)
+    l_max: int = within(DEGREE, 2)
+    lmax_attributes: int = within(DEGREE, 3)
+    cutoff: float = within(POSITIVE, 2.0)
 
 
 class QM9Task(Task):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.planes import plane_residual
+from equirelax.benchmarks.ranges import COUNT, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
@@ -34,9 +35,9 @@ class DigitsDataset(Dataset):
     """
 
     source: Literal["mnist", "digits"] = "mnist"
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
+    train: int | None = within(COUNT, None)
+    val: int | None = within(COUNT, None)
+    test: int | None = within(COUNT, None)
 
 
 @dataclass
@@ -49,8 +50,8 @@ class ClassifierNetwork(Network):
         stages: Of two convolutions each; the size is halved in between.
     """
 
-    width: int = 8
-    stages: int = 3
+    width: int = within(WIDTH, 8)
+    stages: int = within(Range(1, 16), 3)
 
 
 class RotMNISTTask(Task):

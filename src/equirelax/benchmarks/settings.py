@@ -1,10 +1,11 @@
 """What a run is, as typed settings: every field is a command-line flag, a YAML key and a line of
-documentation.
+documentation. Numbers have ranges (`ranges.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -14,10 +15,28 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from equirelax.benchmarks.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    DEPTH,
+    FACTOR,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    WIDTH,
+    check,
+    check_fields,
+    shown,
+    within,
+)
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean, write_text
 
 T = TypeVar("T")
+LARGEST_FILE = 100_000
+"""Values that a file of settings may hold."""
 
 
 @dataclass
@@ -27,10 +46,12 @@ class Training:
     Attributes:
         epochs: Passes over the training set.
         batch_size: Samples of one step, over all devices together.
-        optimizer: The optimiser of weights, residuals and learnt strengths.
+        optimizer: The optimiser of weights, residuals and learnt strengths. muon orthogonalises the steps of matrices and
+            leaves everything else to adam, at adam's learning rates.
         learning_rate: Its step size (eta_p in ACE).
-        weight_decay: L2 term of weights and residuals; strengths (gamma) never decay.
+        weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
         momentum: Momentum of sgd.
+        muon_momentum: Momentum of muon.
         schedule: Course of the learning rate over epochs: constant, step (times `step_factor` every
             `step_epochs`), or cosine (down to `final_learning_rate` at the end).
         warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
@@ -45,22 +66,23 @@ class Training:
             measures during training. It changes nothing else in the run.
     """
 
-    epochs: int = 1000
-    batch_size: int = 100
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
-    momentum: float = 0.0
+    epochs: int = within(COUNT, 1000)
+    batch_size: int = within(COUNT, 100)
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    learning_rate: float = within(POSITIVE, 5e-4)
+    weight_decay: float = within(NOT_NEGATIVE, 0.0)
+    momentum: float = within(SHARE, 0.0)
+    muon_momentum: float = within(SHARE, 0.95)
     schedule: Literal["constant", "step", "cosine"] = "constant"
-    step_epochs: int = 20
-    step_factor: float = 0.7
-    final_learning_rate: float = 0.0
-    warmup_epochs: int = 0
-    gradient_clip: float = 0.0
+    step_epochs: int = within(COUNT, 20)
+    step_factor: float = within(FACTOR, 0.7)
+    final_learning_rate: float = within(NOT_NEGATIVE, 0.0)
+    warmup_epochs: int = within(COUNT_OR_NONE, 0)
+    gradient_clip: float = within(NOT_NEGATIVE, 0.0)
     augment: bool = True
-    validate_every: int = 5
-    checkpoint_every: int = 20
-    audit_every: int = 1
+    validate_every: int = within(COUNT, 5)
+    checkpoint_every: int = within(COUNT, 20)
+    audit_every: int = within(COUNT_OR_NONE, 1)
 
 
 @dataclass
@@ -71,7 +93,8 @@ class ResidualSettings:
         placement: Name of a placement; it says which modules get a residual and what the residual reads. none for
             networks that have nothing to relax.
         kind: A dense map, a multi-layer perceptron, (a control) a dense map that is itself equivariant, a linear map
-            of low rank, or what the placement's residual stream is made of, which none of the settings below change.
+            of low rank, one in groups of channels, or what the placement's residual stream is made of, which none of
+            the settings below change.
         init: Initial weights: zeros, normal (of `std`), or PyTorch's default; of a low-rank map, its second factor.
         std: Standard deviation of the normal initialisation.
         scale: Factor on the initial weights of a perceptron's last layer.
@@ -79,17 +102,19 @@ class ResidualSettings:
         hidden: Hidden width of the perceptron; null takes the placement's own choice.
         layers: Linear layers of the perceptron.
         rank: Rank of a low-rank map; smaller layers take their own size.
+        groups: Groups of channels of a grouped map, which does not mix them; layers with fewer channels get a dense map.
     """
 
     placement: str = "layers"
-    kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "stream"] = "dense"
+    kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "grouped", "stream"] = "dense"
     init: Literal["zeros", "normal", "default"] = "zeros"
-    std: float = 1e-4
-    scale: float = 1.0
+    std: float = within(NOT_NEGATIVE, 1e-4)
+    scale: float = within(FINITE, 1.0)
     bias: bool = False
-    hidden: int | None = None
-    layers: int = 3
-    rank: int = 8
+    hidden: int | None = within(WIDTH, None)
+    layers: int = within(DEPTH, 3)
+    rank: int = within(WIDTH, 8)
+    groups: int = within(WIDTH, 4)
 
 
 @dataclass
@@ -133,13 +158,15 @@ class RunConfig:
         """A copy in which the keys of `values` (layout of `to_dict`) replace this config's.
 
         Raises:
-            ConfigError: an unknown key (with a suggestion), or a value of the wrong type.
+            ConfigError: an unknown key (with a suggestion), or a value of the wrong type or outside of its range.
         """
         training_keys = [f.name for f in dataclasses.fields(Training)]
         names = ["benchmark", "model", "method", "seed"]
         for key in values:
             if key not in (known := names + training_keys + list(self.sections)):
-                raise ConfigError(f"Unknown key '{key}' in the configuration.{did_you_mean(str(key), known)}")
+                raise ConfigError(
+                    f"Unknown key {shown(key)} in the configuration.{did_you_mean(str(key), known)}"
+                )
         for name in ("benchmark", "model", "method"):
             if values.get(name, getattr(self, name)) != getattr(self, name):
                 raise ConfigError(
@@ -152,8 +179,7 @@ class RunConfig:
         }
         for name in self.sections:
             changed[name] = _update(getattr(self, name), values.get(name) or {}, f"{name}.")
-        if changed["seed"] < 0:
-            raise ConfigError(f"'seed' is {changed['seed']}; expected 0 or more.")
+        check(changed["seed"], SEED, "'seed'")
         return dataclasses.replace(self, **changed)
 
     def write(self, path: Path) -> None:
@@ -161,31 +187,75 @@ class RunConfig:
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that is there twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping of keys that differ."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shown(name)} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `ConfigError` if the file is missing or is not a mapping."""
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, has a key twice, holds too much, or is not a mapping.
+    """
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        # the loader builds plain Python values alone, as yaml.safe_load does
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {path} is not YAML: {error}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"The configuration file {path} is nested too deeply.") from error
+    # ValueError: bytes that are not UTF-8, dates that do not exist, numbers of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"The configuration file {path} is not YAML: {words}.") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"The configuration file {path} should hold a mapping of keys to values.")
+    if _outgrows(loaded, LARGEST_FILE):
+        raise ConfigError(
+            f"The configuration file {path} holds more than {LARGEST_FILE:,} values, or itself: settings are few."
+        )
     return loaded
+
+
+def _outgrows(loaded: Any, most: int) -> bool:
+    """Whether there are more than `most` values, those behind YAML's references counted at every place."""
+    waiting, count = [loaded], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | set | tuple):
+            waiting.extend(value)
+    return count > most
 
 
 def _update(section: T, values: Any, prefix: str) -> T:
     """A copy of the dataclass `section` with `values` put in, types checked."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"'{prefix.rstrip('.')}' should be a mapping of keys to values, not {values!r}.")
+        raise ConfigError(
+            f"'{prefix.rstrip('.')}' should be a mapping of keys to values, not {shown(values)}."
+        )
     hints = typing.get_type_hints(type(section))
     for key in values:
         if key not in hints:
             raise ConfigError(f"Unknown key '{prefix}{key}'.{did_you_mean(str(key), list(hints))}")
-    return dataclasses.replace(
+    updated: T = dataclasses.replace(
         section,  # type: ignore[type-var]
         **{key: _coerce(value, hints[key], prefix + key) for key, value in values.items()},
     )
+    check_fields(updated, prefix)
+    return updated
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
@@ -196,14 +266,14 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             return value
         known = [str(option) for option in options]
         raise ConfigError(
-            f"'{key}' is {value!r}; choose one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+            f"'{key}' is {shown(value)}; choose one of {', '.join(known)}.{did_you_mean(str(value), known)}"
         )
     options = typing.get_args(hint) if origin in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         if option is type(None) and value is None:
             return value
         if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            return _as_float(value)
         if (
             isinstance(option, type)
             and isinstance(value, option)
@@ -211,4 +281,12 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         ):
             return value
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise ConfigError(f"'{key}' is {value!r}; expected {names}.")
+    raise ConfigError(f"'{key}' is {shown(value)}; expected {names}.")
+
+
+def _as_float(value: int) -> float:
+    """A whole number as a float; infinity, which no range holds, where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

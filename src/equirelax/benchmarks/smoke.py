@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.planes import plane_residual
+from equirelax.benchmarks.ranges import COUNT, DEPTH, SHARE, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
@@ -42,15 +43,15 @@ class SmokeDataset(Dataset):
     """
 
     symmetry: Literal["rotation", "scale"] = "rotation"
-    size: int = 64
-    positions: int = 10
-    steps: int = 250
-    asymmetry: float = 0.5
-    inputs: int = 10
-    outputs: int = 6
-    horizon: int = 20
-    every: int = 1
-    coarsen: int = 1
+    size: int = within(Range(8, 4_096), 64)
+    positions: int = within(COUNT, 10)
+    steps: int = within(COUNT, 250)
+    asymmetry: float = within(SHARE, 0.5)
+    inputs: int = within(COUNT, 10)
+    outputs: int = within(COUNT, 6)
+    horizon: int = within(COUNT, 20)
+    every: int = within(COUNT, 1)
+    coarsen: int = within(COUNT, 1)
 
 
 @dataclass
@@ -64,9 +65,9 @@ class PlaneNetwork(Network):
         group: Of the rotation task's equivariant networks.
     """
 
-    hidden: int | None = None
-    layers: int = 5
-    kernel: int | None = None
+    hidden: int | None = within(WIDTH, None)
+    layers: int = within(DEPTH, 5)
+    kernel: int | None = within(Range(1, 65), None)
     group: Literal["C4", "D4"] = "C4"
 
 

@@ -9,6 +9,18 @@ import torch
 from torch import nn
 
 import equirelax.methods as methods
+from equirelax.benchmarks.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    DEPTH,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    WIDTH,
+    Range,
+    within,
+)
 from equirelax.benchmarks.settings import Strength
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
@@ -34,9 +46,9 @@ class ScheduledStrength(Strength):
 
     schedule: Literal["triangle", "linear", "cosine", "constant", "hold-then-decay"] = "triangle"
     per: Literal["step", "epoch"] = "epoch"
-    lie_weight: float = 0.01
-    norm_weight: float = 0.01
-    rows: int | None = None
+    lie_weight: float = within(NOT_NEGATIVE, 0.01)
+    norm_weight: float = within(NOT_NEGATIVE, 0.01)
+    rows: int | None = within(COUNT, None)
     scaling: Literal["root-sum", "mean"] = "root-sum"
     penalty_times_gamma: bool = False
 
@@ -55,12 +67,12 @@ class ACEStrength(Strength):
         reduction: Sum (as printed) or mean of multiplier x gamma over the residuals.
     """
 
-    dual_lr: float = 8e-4
+    dual_lr: float = within(POSITIVE, 8e-4)
     dual_optimizer: Literal["sgd", "adam"] = "sgd"
-    dual_eps: float = 1e-8
-    augmented: float = 0.0
-    pi: float = 0.0
-    initial: float = 1.0
+    dual_eps: float = within(POSITIVE, 1e-8)
+    augmented: float = within(NOT_NEGATIVE, 0.0)
+    pi: float = within(NOT_NEGATIVE, 0.0)
+    initial: float = within(FINITE, 1.0)
     reduction: Literal["sum", "mean"] = "sum"
 
 
@@ -77,12 +89,12 @@ class ResilientStrength(Strength):
         pi: Proportional gain of the multipliers' update; 0 is the printed algorithm.
     """
 
-    dual_lr: float = 8e-4
-    primal_lr: float | None = None
-    rho: float = 1.0
+    dual_lr: float = within(POSITIVE, 8e-4)
+    primal_lr: float | None = within(POSITIVE, None)
+    rho: float = within(POSITIVE, 1.0)
     dual_optimizer: Literal["sgd", "adam"] = "sgd"
-    augmented: float = 0.0
-    pi: float = 0.0
+    augmented: float = within(NOT_NEGATIVE, 0.0)
+    pi: float = within(NOT_NEGATIVE, 0.0)
 
 
 @dataclass
@@ -99,12 +111,12 @@ class REMULStrength(Strength):
         weights_optimizer: What moves GradNorm's weights.
     """
 
-    alpha: float = 1.0
-    beta: float = 1.0
+    alpha: float = within(NOT_NEGATIVE, 1.0)
+    beta: float = within(NOT_NEGATIVE, 1.0)
     weighting: Literal["constant", "gradnorm"] = "constant"
-    gamma: float = 1.0
-    asymmetry: float = 1.5
-    weights_lr: float = 0.025
+    gamma: float = within(FINITE, 1.0)
+    asymmetry: float = within(NOT_NEGATIVE, 1.5)
+    weights_lr: float = within(POSITIVE, 0.025)
     weights_optimizer: Literal["adam", "sgd"] = "adam"
 
 
@@ -118,9 +130,9 @@ class RPPStrength(Strength):
         gamma: The fixed strength of the residuals.
     """
 
-    eq_weight: float = 1e-5
-    residual_weight: float = 1e-3
-    gamma: float = 1.0
+    eq_weight: float = within(NOT_NEGATIVE, 1e-5)
+    residual_weight: float = within(NOT_NEGATIVE, 1e-3)
+    gamma: float = within(FINITE, 1.0)
 
 
 @dataclass
@@ -134,10 +146,10 @@ class EquiTuningStrength(Strength):
         seed: Seed of the elements of evaluation.
     """
 
-    samples: int = 16
-    training_samples: int = 0
+    samples: int = within(COUNT, 16)
+    training_samples: int = within(COUNT_OR_NONE, 0)
     reflections: bool = False
-    seed: int = 0
+    seed: int = within(SEED, 0)
 
 
 @dataclass
@@ -150,9 +162,9 @@ class EquiAdaptStrength(Strength):
         neighbours: Nearest neighbours whose mean is its second input.
     """
 
-    hidden: int = 21
-    layers: int = 2
-    neighbours: int = 20
+    hidden: int = within(WIDTH, 21)
+    layers: int = within(DEPTH, 2)
+    neighbours: int = within(Range(2, 1024), 20)
 
 
 @dataclass(frozen=True)
@@ -163,15 +175,22 @@ class Choice:
         description: What it is, in a sentence.
         strength: Its settings before any benchmark changes them.
         deploys_relaxed: Whether the trained model is used with its residuals.
+        optimizer: The optimiser that makes the method what it is; None takes the benchmark's.
     """
 
     description: str
     strength: Strength
     deploys_relaxed: bool = False
+    optimizer: str | None = None
 
 
 CHOICES: dict[str, Choice] = {
     "strict": Choice("no relaxation: the network as its author wrote it", Strength()),
+    "strict-muon": Choice(
+        "control: no relaxation, a better optimiser (Muon on matrices, Adam on the rest)",
+        Strength(),
+        optimizer="muon",
+    ),
     "scheduled": Choice("CR: gamma rises from 0 to 1 and falls to 0 again; Lie penalty", ScheduledStrength()),
     "ace": Choice("ACE, Algorithm 1: gamma learnt under gamma = 0, multipliers by SGD", ACEStrength()),
     "resilient": Choice(
@@ -224,9 +243,14 @@ def is_learnt(name: str) -> bool:
     return isinstance(choice(name).strength, (ACEStrength, ResilientStrength))
 
 
+def is_strict(name: str) -> bool:
+    """Whether the network is trained as its author wrote it, with nothing added (strict, strict-muon)."""
+    return type(choice(name).strength) is Strength
+
+
 def needs_residuals(name: str) -> bool:
     """Whether the method drives residuals, so that it is for networks that have any."""
-    return name != "strict" and not is_wrapper(name) and not isinstance(choice(name).strength, REMULStrength)
+    return not (is_strict(name) or is_wrapper(name) or isinstance(choice(name).strength, REMULStrength))
 
 
 def is_wrapper(name: str) -> bool:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from equirelax.benchmarks.ranges import JOBS, check
 from equirelax.benchmarks.registry import build_task, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import CHOICES, choice, needs_residuals
@@ -46,8 +47,7 @@ def main(words: Sequence[str]) -> int:
         known, common = _parser(benchmark).parse_known_args(own)
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}. See equirelax compare --help.") from error
-    if known.jobs is not None and known.jobs < 1:
-        raise ConfigError(f"--jobs is {known.jobs}; at least one run at a time is needed.")
+    check(known.jobs, JOBS, "--jobs")
     methods = _names(known.methods)
     models = _models(known.models, options.peek(common, "model")["model"], benchmark)
     for name in settings:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
+from equirelax.benchmarks.ranges import COUNT, JOBS, SEED
 from equirelax.cli import options
 from equirelax.data import download, md17, mocap, nbody, rotmnist, smoke, status
 from equirelax.data.download import ARCHIVES
@@ -93,7 +94,9 @@ def make(words: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="make everything anew, also over good files")
     parser.add_argument("--threads", type=int, default=2, help="blocks simulated at the same time")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, ["--data_seed" if word == "--seed" else word for word in words])
+    counts = dict.fromkeys(nbody.SPLITS, COUNT)
+    words = ["--data_seed" if word == "--seed" else word for word in words]
+    parsed = options.parse(parser, words, data_seed=SEED, threads=JOBS, **counts)
     sizes = dict(nbody.DEFAULT_SIZES[parsed.system])
     sizes.update({split: parsed[split] for split in nbody.SPLITS if parsed[split] is not None})
 
@@ -123,7 +126,7 @@ def make_smoke(words: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--force", action="store_true", help="simulate everything anew")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, words)
+    parsed = options.parse(parser, words, jobs=JOBS)
     names = [field.name for field in dataclasses.fields(smoke.SmokeSettings)]
     settings = smoke.SmokeSettings(**{name: parsed[name] for name in names})
 
@@ -146,7 +149,8 @@ def make_mocap(words: Sequence[str]) -> int:
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the split")
     parser.add_argument("--force", action="store_true", help="write over a case of the same name")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, ["--data_seed" if word == "--seed" else word for word in words])
+    words = ["--data_seed" if word == "--seed" else word for word in words]
+    parsed = options.parse(parser, words, starts=COUNT, data_seed=SEED)
     paths = mocap.make(
         parsed.case,
         parsed.asf,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from equirelax.benchmarks.ranges import COUNT_OR_NONE
 from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.cli import options
 from equirelax.cli.symmetry import run_folder
@@ -41,7 +42,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--split", choices=list(SPLITS), default="future", help="of the test set")
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, words[1:])
+    parsed = options.parse(parser, words[1:], window=COUNT_OR_NONE)
     folder = run_folder(Path(parsed.run))
     assembly = load_run(folder / BEST, options.optional_path(parsed.data))
     task = assembly.task

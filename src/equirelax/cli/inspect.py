@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from equirelax.audit import audit
+from equirelax.benchmarks.ranges import COUNT, SEED
 from equirelax.cli import options
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text
@@ -50,7 +51,7 @@ def run_audit(words: Sequence[str]) -> int:
     )
     parser.add_argument("-o", "--out", help="also write the report to this JSON file")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, words)
+    parsed = options.parse(parser, words, samples=COUNT, seed=SEED)
     assembly = load_run(Path(parsed.checkpoint), options.optional_path(parsed.data))
     case = assembly.task.audit_case()
     with case.headed(assembly.model) as model:
@@ -94,6 +95,6 @@ def run_project(words: Sequence[str]) -> int:
         print(project(assembly.model, mode=parsed.mode, unfoldable=parsed.unfoldable))
     weights = {key: value.contiguous().clone() for key, value in assembly.model.state_dict().items()}
     with atomic_write(out) as temporary:
-        save_file(weights, temporary, metadata={"config": json.dumps(assembly.config.to_dict())})
+        temporary.write_bytes(save(weights, metadata={"config": json.dumps(assembly.config.to_dict())}))
     print(f"{out}: {len(weights)} tensors, {sum(w.numel() for w in weights.values()):,} numbers")
     return 0

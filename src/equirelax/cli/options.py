@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from equirelax.benchmarks.ranges import Range, check, check_fields
 from equirelax.benchmarks.registry import TASKS, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig, Training, read_yaml
 from equirelax.benchmarks.strengths import CHOICES
@@ -37,16 +38,25 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         super().__init__(prog, max_help_position=32, width=110)
 
 
-def parse(options: ArgumentParser, words: Sequence[str]) -> Namespace:
+def parse(options: ArgumentParser, words: Sequence[str], **ranges: Range) -> Namespace:
     """Parse `words`; flags may have - or _, and no section where only one section has such a key.
 
+    Args:
+        options: The parser.
+        words: What stands behind the command.
+        ranges: Of the parser's own flags that are numbers; settings have theirs declared with them.
+
     Raises:
-        ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type.
+        ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type or outside of its
+            range.
     """
     try:
-        return options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
+        parsed = options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
     except argparse.ArgumentError as error:
         raise ConfigError(explain(str(error), flags(options)) + f" See {options.prog} --help.") from error
+    for name, wanted in ranges.items():
+        check(parsed[name], wanted, f"--{name}")
+    return parsed
 
 
 def flags(options: ArgumentParser) -> list[str]:
@@ -167,8 +177,10 @@ def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
 
 
 def machine_from(parsed: Namespace) -> Machine:
-    """Where to run, from parsed flags."""
-    return Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
+    """Where to run, from parsed flags. Raises `ConfigError` for a number outside of its range."""
+    machine = Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
+    check_fields(machine, "--")
+    return machine
 
 
 def methods_text() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from equirelax.benchmarks.ranges import COUNT, JOBS
 from equirelax.cli import options
 from equirelax.files import write_text
 from equirelax.training.perf import measure, simulation, table
@@ -34,7 +35,7 @@ def main(words: Sequence[str]) -> int:
         "--simulate", action="store_true", help="also time making the N-body set, on two threads"
     )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
-    parsed = options.parse(parser, words[1:])
+    parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)
     result = measure(
         parsed.benchmark,
         parsed.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from equirelax.benchmarks.ranges import JOBS
 from equirelax.benchmarks.registry import build_task
 from equirelax.cli import options
 from equirelax.errors import ConfigError
@@ -68,7 +69,7 @@ def main(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         return 0
-    given = options.parse(parser, rest)
+    given = options.parse(parser, rest, jobs=JOBS)
     if verb == "show" and (Path(given.study).is_dir() or Path(given.study).name == JOURNAL):
         return _show_folder(Path(given.study))
     study = read_study(find_study(given.study), given.small)
@@ -99,7 +100,7 @@ def _reproduce(rest: list[str]) -> int:
         for name in ready_names():
             print(f"  {name:26} {read_study(ready_file(name)).title}")
         return 0 if rest else 2
-    given = options.parse(_parser("reproduce", "", "NAME"), rest)
+    given = options.parse(_parser("reproduce", "", "NAME"), rest, jobs=JOBS)
     return _run(read_study(ready_file(given.study), given.small), given)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from equirelax.audit.bounds import NetworkBounds, network_bounds
 from equirelax.audit.breaking import Breaking, breaking
+from equirelax.benchmarks.ranges import COUNT, SEED
 from equirelax.benchmarks.registry import task_class
 from equirelax.cli import options
 from equirelax.errors import ConfigError
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--samples", type=int, default=8, help="random group elements")
     parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    parsed = options.parse(parser, words[1:])
+    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
     folder = run_folder(Path(parsed.run))
     result = read_run_result(folder)
     if not result["gammas"]:

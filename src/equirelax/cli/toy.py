@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from equirelax.benchmarks.ranges import COUNT, POSITIVE, SEED
 from equirelax.benchmarks.toy import run_toy
 from equirelax.cli import options
 from equirelax.files import write_text
@@ -31,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "-o", "--out", default="runs/toy", help="folder for toy.json, summary.md and gamma.png"
     )
-    parsed = options.parse(parser, words[1:])
+    parsed = options.parse(parser, words[1:], steps=COUNT, dual_lr=POSITIVE, seed=SEED)
     torch.set_num_threads(1)
     commit = provenance.commit()
     study = run_toy(steps=parsed.steps, dual_lr=parsed.dual_lr, seed=parsed.seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from equirelax.benchmarks.ranges import JOBS, within
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -20,9 +22,9 @@ class Machine:
     """
 
     accelerator: str = "cpu"
-    devices: int = 1
+    devices: int = within(JOBS, 1)
     strategy: str = "auto"
-    threads: int = 1
+    threads: int = within(JOBS, 1)
     progress: bool = True
     tensorboard: bool = True
 
