@@ -57,5 +57,9 @@ class FolderInUseError(EquirelaxError, RuntimeError):
     """A folder that another process is writing to."""
 
 
+class StorageError(EquirelaxError, OSError):
+    """A file that cannot be written: no room, or no right to."""
+
+
 class CheckpointError(EquirelaxError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to another model."""

@@ -3,36 +3,134 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from equirelax.errors import EquirelaxError, StorageError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks answer."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
 
-    The temporary name keeps the suffix of `path`, for writers that choose a format
-    by it. Parent folders are made.
+    The temporary name keeps the suffix of `path`, for writers that choose a format by it. Parent folders are made.
+    What killed writers of `path` left is removed: a temporary file is locked as long as its writer lives.
+
+    Raises:
+        StorageError: no room, or no right to write there; a file that stood at `path` before is whole.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(target)
+        handle, temporary = _temporary(target)
+        try:
+            yield temporary
+            # mkstemp makes files that only their owner can read; a result is meant to be read by others.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def _temporary(target: Path) -> tuple[int | None, Path]:
+    """A new file beside `target`, and the descriptor that locks it; None where there are no locks."""
+    while True:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}"
+        )
+        held = try_lock(handle)
+        if held is None:
+            os.close(handle)
+            return None, Path(name)
+        if held and is_at(handle, Path(name)):
+            return handle, Path(name)
+        os.close(handle)  # taken for a dead writer's between its making and its locking: another one
+
+
+def _remove_left(target: Path) -> None:
+    """Remove the temporary files of writers of `target` that are dead."""
+    left = re.compile(rf"\.{re.escape(target.stem)}-[a-z0-9_]{{8}}\.tmp{re.escape(target.suffix)}")
+    for path in [entry for entry in target.parent.iterdir() if left.fullmatch(entry.name)]:
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            handle = os.open(path, os.O_RDWR)
+            try:
+                if try_lock(handle) and is_at(handle, path):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file, without waiting, until it is closed or this process ends.
+
+    Returns:
+        Whether it is ours; False: another has it. None: this system or file system has no locks.
+    """
     try:
-        yield temporary
-        # mkstemp makes files that only their owner can read; a result is meant to be read by others.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        import fcntl  # Unix has it
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether `path` still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, a full disk or a place that may not be written to is a `StorageError` that names `path`."""
+    try:
+        yield
+    except EquirelaxError:
+        raise
+    except Exception as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        if refused.errno in _NO_ROOM:
+            remedy = "Make room there and repeat the command; a run goes on with --resume, a study by itself."
+        else:
+            remedy = "Name another place, or get the right to write to this one."
+        raise StorageError(f"{os.fspath(path)} could not be written: {refused.strerror}. {remedy}") from error
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The answer of the operating system behind an error: torch.save hides it behind one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_REFUSED):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from equirelax.errors import DataError
-from equirelax.files import atomic_write, sha256, write_text
+from equirelax.files import atomic_write, sha256
 
 FORMAT = 1
 
@@ -29,9 +29,12 @@ def write_archive(
     """Write `arrays` to `path` (.npz) and then `manifest` beside it; returns the manifest as written.
 
     Equal arrays give equal bytes (fixed time stamps, order of the mapping). `format`, `file` and `sha256`
-    are added to the manifest. The manifest is written last: an archive without one is unfinished.
+    are added to the manifest. The manifest is written last: an archive without one is unfinished. An older one is
+    removed before the archive is replaced: with it, the new archive would pass for a damaged one.
     """
-    with atomic_write(path) as temporary:
+    beside = manifest_path(path)
+    # Both are complete before either is renamed, for the disk may be full.
+    with atomic_write(beside) as note, atomic_write(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, array in arrays.items():
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -40,9 +43,9 @@ def write_archive(
                 buffer = io.BytesIO()
                 np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
                 archive.writestr(entry, buffer.getvalue())
-        digest = sha256(temporary)
-    written = {"format": FORMAT, "file": path.name, **manifest, "sha256": digest}
-    write_text(manifest_path(path), json.dumps(written, indent=2) + "\n")
+        written = {"format": FORMAT, "file": path.name, **manifest, "sha256": sha256(temporary)}
+        note.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        beside.unlink(missing_ok=True)
     return written
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from equirelax.files import atomic_write
-from equirelax.relaxation import read
+from equirelax.relaxation.checkpoint import read, write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,8 +16,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint`, so that a crash leaves the old file."""
-        with atomic_write(path) as temporary:
-            torch.save(checkpoint, temporary)
+        write(checkpoint, path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

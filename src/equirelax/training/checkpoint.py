@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from equirelax.benchmarks.registry import config_from_dict
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import CheckpointError
-from equirelax.files import atomic_write
-from equirelax.relaxation import read
+from equirelax.relaxation.checkpoint import read, write
 from equirelax.training.assembly import Assembly, assemble
 from equirelax.training.folder import BEST, LAST
 
@@ -42,8 +40,7 @@ def copy_weights(assembly: Assembly) -> dict[str, Tensor]:
 
 def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:
     """Write the selected weights with the settings that rebuild their model."""
-    with atomic_write(path) as temporary:
-        torch.save({"format": FORMAT, "config": config.to_dict(), **selected.to_dict()}, temporary)
+    write({"format": FORMAT, "config": config.to_dict(), **selected.to_dict()}, path)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -14,10 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from equirelax.errors import ConfigError, FolderInUseError
+from equirelax.files import is_at, try_lock
 
 LOCK = "run.lock"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-"""What file systems without locks answer."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def _take(path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(handle, path)
-            if _is_at(handle, path):
+            if is_at(handle, path):
                 before = Owner.read(path)
                 if before is not None:
                     print(f"{path.parent}: taken over from {before}, which has ended.", file=sys.stderr)
@@ -105,33 +103,34 @@ def _take(path: Path) -> int:
 
 def _lock(handle: int, path: Path) -> None:
     """Lock an open file. Raises `FolderInUseError` if another process has done so."""
-    try:
-        import fcntl  # Unix has it
-    except ImportError:
-        _warn(path, "this system has no file locks")
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    held = try_lock(handle)
+    if held is None:
+        print(
+            f"warning: {path.parent} is on a file system without locks, or this system has no file locks: a second "
+            "process in it would not be noticed.",
+            file=sys.stderr,
+        )
+    elif not held:
         owner = Owner.read(path)
         kill = "" if owner is None else f", stop it (kill -INT {owner.pid} on {owner.host})"
         raise FolderInUseError(
             f"{path.parent} is in use by {owner or 'another process'}. Wait until it has ended{kill}, or name another "
             "folder with --out."
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _warn(path, "it is on a file system without locks")
+        )
 
 
-def _warn(path: Path, why: str) -> None:
-    print(f"warning: {path.parent}: {why}: a second process in it would not be noticed.", file=sys.stderr)
+def holder(folder: Path, name: str = LOCK) -> Owner | None:
+    """The living process that holds `folder`; None where nobody does, or where that cannot be known.
 
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether `path` still leads to the open file."""
+    Args:
+        folder: Which one. name: Of the lock file in it.
+    """
+    path = folder / name
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return Owner.read(path) if try_lock(handle) is False else None
+    finally:
+        os.close(handle)
