@@ -23,6 +23,7 @@ from equirelax.penalties import Penalty
 from equirelax.relaxation import (
     MLP,
     Dense,
+    Grouped,
     Layers,
     LowRank,
     PlainLinear,
@@ -44,6 +45,7 @@ __all__ = [
     "Dense",
     "EquirelaxError",
     "Field",
+    "Grouped",
     "Layers",
     "LowRank",
     "Penalty",

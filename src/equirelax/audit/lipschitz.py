@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.conv_maps import ConvMap, LowRankConvMap
+from equirelax.relaxation.grouped import GroupedMap
 from equirelax.relaxation.maps import DenseMap, LinearMap, LowRankMap, MLPMap
 from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear, StreamMap
 from equirelax.relaxation.streams import StreamResidual
@@ -84,11 +85,15 @@ def _weight(linear: nn.Linear) -> Tensor:
 def lipschitz(module: nn.Module) -> Lipschitz:
     """The constant of a module for features on its last axis (or, of residuals, on their feature axis).
 
-    Known are dense, low-rank, perceptron and convolution residuals, ``Linear``, batch norm (as it is in evaluation), the
+    Known are dense, low-rank, grouped, perceptron and convolution residuals, ``Linear``, batch norm (as it is in evaluation), the
     activations of ``torch.nn`` with f(0) = 0, and ``Sequential`` of all these. A perceptron's constant is the product
     over its layers, a convolution's the sum over its kernel's offsets; the true slopes may stay well below.
     """
-    if isinstance(module, LinearMap) and type(module).forward in (DenseMap.forward, LowRankMap.forward):
+    if isinstance(module, LinearMap) and type(module).forward in (
+        DenseMap.forward,
+        LowRankMap.forward,
+        GroupedMap.forward,
+    ):
         return Lipschitz(spectral_norm(module.effective_weight()), _bias(module.effective_bias()))
     if isinstance(module, (ConvMap, LowRankConvMap)) and type(module).forward in (
         ConvMap.forward,

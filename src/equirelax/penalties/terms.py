@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equirelax.penalties.grouped import grouped_terms
 from equirelax.penalties.jacobian import jacobian_terms
 from equirelax.penalties.kernels import kernel_terms
 from equirelax.penalties.low_rank import low_rank_terms
@@ -16,6 +17,7 @@ from equirelax.penalties.quadratic import second_moment, stacked_terms
 from equirelax.penalties.streams import stream_terms
 from equirelax.relaxation import Residual, StreamResidual
 from equirelax.relaxation.columns import Columns, SharedColumns, dense, identity
+from equirelax.relaxation.grouped import GroupedMap
 from equirelax.relaxation.maps import LowRankMap
 from equirelax.symmetry import Representation
 
@@ -62,6 +64,7 @@ class TermBatch:
         self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
         self._others: list[tuple[int, Residual, list[Tensor]]] = []
         self._low_rank: list[tuple[int, Residual, LowRankMap, list[Columns]]] = []
+        self._grouped: list[tuple[int, Residual, GroupedMap, list[Columns]]] = []
         self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
         self._kernels: list[tuple[int, Residual]] = []
 
@@ -92,6 +95,9 @@ class TermBatch:
         if isinstance(map_, LowRankMap):
             self._low_rank.append((index, residual, map_, inputs))
             return
+        if isinstance(map_, GroupedMap):
+            self._grouped.append((index, residual, map_, inputs))
+            return
         weight, bias = next(map_.parameters()), map_.effective_bias() is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # maps that read the same tensors (a block's feature and direction map) share their moment
@@ -119,6 +125,12 @@ class TermBatch:
                 residual.feature_axis,
                 residual.in_rep,
                 residual.out_rep,
+            )
+        for index, residual, grouped, inputs in self._grouped:
+            dtype = torch.promote_types(grouped.weight.dtype, torch.float32)
+            rest = None if grouped.rest is None else grouped.rest.to(dtype)
+            lie[index], norm[index] = grouped_terms(
+                grouped.weight.to(dtype), rest, grouped, inputs, residual.in_rep
             )
         found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
         for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):

@@ -2,6 +2,7 @@
 
 from equirelax.relaxation.attach import relax, relaxation_of
 from equirelax.relaxation.checkpoint import load, load_relaxation_state, read, relaxation_state, save
+from equirelax.relaxation.grouped import Grouped
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
@@ -40,6 +41,7 @@ __all__ = [
     "EquivariantDense",
     "Fold",
     "GridKernels",
+    "Grouped",
     "KernelSymmetry",
     "LayerFamily",
     "Layers",

@@ -180,8 +180,12 @@ class ResidualKind(ABC):
     def count(self, in_dim: int, out_dim: int) -> int:
         """Number of parameters that `build` will make; of a convolution in_dim counts every offset of the kernel."""
 
+    def count_between(self, in_rep: Representation, out_rep: Representation) -> int:
+        """The same for a residual between two representations, whose sizes are all that matters by default."""
+        return self.count(in_rep.dim, out_rep.dim)
 
-def _initialise(
+
+def initialise(
     parameters: Sequence[Tensor], init: str, std: float, generator: torch.Generator | None, where: str
 ) -> None:
     """Fill a weight (and bias) by one of `INITS`; "default" is PyTorch's uniform in +-1/sqrt(fan-in)."""
@@ -232,7 +236,7 @@ class Dense(ResidualKind):
 
     def _filled(self, map_: _M, generator: torch.Generator | None) -> _M:
         parameters = [p for p in (map_.weight, map_.bias) if p is not None]
-        _initialise(parameters, self.init, self.std, generator, "Dense")
+        initialise(parameters, self.init, self.std, generator, "Dense")
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:
@@ -257,7 +261,7 @@ class EquivariantDense(ResidualKind):
     ) -> EquivariantMap:
         """An `EquivariantMap` of shape (out_rep.dim, in_rep.dim)."""
         map_ = EquivariantMap(in_rep, out_rep, feature_axis)
-        _initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
+        initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
         return map_
 
     def build_convolution(
@@ -265,7 +269,7 @@ class EquivariantDense(ResidualKind):
     ) -> EquivariantConvMap:
         """An `EquivariantConvMap`."""
         map_ = EquivariantConvMap(in_dim, out_dim, convolution)
-        _initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
+        initialise([map_.weight], self.init, self.std, generator, "EquivariantDense")
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:
@@ -311,8 +315,8 @@ class LowRank(ResidualKind):
             PlacementError: the rank is below 1, or the init is unknown.
         """
         map_ = LowRankMap(in_rep.dim, out_rep.dim, self._rank(in_rep.dim, out_rep.dim), feature_axis)
-        _initialise([map_.down], "default", self.std, generator, "LowRank")
-        _initialise([map_.up], self.init, self.std, generator, "LowRank")
+        initialise([map_.down], "default", self.std, generator, "LowRank")
+        initialise([map_.up], self.init, self.std, generator, "LowRank")
         return map_
 
     def build_convolution(
@@ -327,8 +331,8 @@ class LowRank(ResidualKind):
             raise PlacementError("LowRank makes no transposed convolution: use Dense, or exclude the layer")
         rank = self._rank(in_dim * convolution.pixels, out_dim)
         map_ = LowRankConvMap(in_dim, out_dim, rank, convolution)
-        _initialise([map_.down], "default", self.std, generator, "LowRank")
-        _initialise([map_.up], self.init, self.std, generator, "LowRank")
+        initialise([map_.down], "default", self.std, generator, "LowRank")
+        initialise([map_.up], self.init, self.std, generator, "LowRank")
         return map_
 
     def count(self, in_dim: int, out_dim: int) -> int:
@@ -371,9 +375,9 @@ class MLP(ResidualKind):
         """An `MLPMap` from in_rep.dim to out_rep.dim."""
         map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
         for layer in map_.layers[:-1]:
-            _initialise(list(layer.parameters()), "default", self.std, generator, "MLP")
+            initialise(list(layer.parameters()), "default", self.std, generator, "MLP")
         last = list(map_.layers[-1].parameters())
-        _initialise(last, self.init, self.std, generator, "MLP")
+        initialise(last, self.init, self.std, generator, "MLP")
         with torch.no_grad():
             for parameter in last:
                 parameter.mul_(self.scale)

@@ -105,6 +105,14 @@ def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[st
     return result
 
 
+def _parameters(placed: Placed) -> int:
+    """That a residual has, its gamma left out."""
+    site = placed.site
+    if site.convolution is None:
+        return placed.kind.count_between(site.in_rep, site.out_rep)
+    return placed.kind.count(site.convolution.pixels * site.in_rep.dim, site.out_rep.dim)
+
+
 def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
     """One row for every module of the model, one more for every further residual of a module."""
     by_path: dict[str, list[Placed]] = {}
@@ -117,7 +125,6 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
         for placed in by_path.get(path, ()):
             site = placed.site
             shape = (site.out_rep.dim, site.in_rep.dim)
-            pixels = 1 if site.convolution is None else site.convolution.pixels
             why = f"layer family {site.family}" if site.family else "block of the placement"
             if site.stream:
                 why = f"step of the stream {site.stream!r}, from an input of {site.source or 'the model'}"
@@ -131,7 +138,7 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
                     RELAXED,
                     why,
                     shape,
-                    placed.kind.count(pixels * shape[1], shape[0]),
+                    _parameters(placed),
                     site.relaxes,
                 )
             )
