@@ -9,13 +9,20 @@ import torch
 
 from equirelax.audit import audit
 from equirelax.benchmarks.registry import defaults
-from equirelax.benchmarks.strengths import CHOICES, REMULStrength, RPPStrength, is_learnt, is_wrapper
+from equirelax.benchmarks.strengths import (
+    CHOICES,
+    REMULStrength,
+    RPPStrength,
+    is_learnt,
+    is_strict,
+    is_wrapper,
+)
 from equirelax.errors import ConfigError
 from equirelax.methods import EquiAdapted, EquiTuned
 from equirelax.training.assembly import Assembly, assemble, build_optimizer
 
 MODELS = ("vn-pointnet", "vn-dgcnn", "pointnet", "dgcnn")
-ANY_NETWORK = {"strict", "remul", "equi-tuning", "equi-adapt"}
+ANY_NETWORK = {"strict", "strict-muon", "remul", "equi-tuning", "equi-adapt"}
 
 
 def small(model: str, method: str, **strength: Any) -> Assembly:
@@ -40,7 +47,7 @@ def test_every_method_steps_or_says_why_not(model: str, method: str) -> None:
         return
     assembly = small(model, method)
     task, network, method_ = assembly.task, assembly.model.train(), assembly.method
-    assert (method_ is None) == (method == "strict" or is_wrapper(method))
+    assert (method_ is None) == (is_strict(method) or is_wrapper(method))
     optimizer = build_optimizer(assembly)
     for step in range(2):
         data = batch(step)

@@ -62,6 +62,8 @@ def same(a: Any, b: Any, where: str = "") -> None:
         ("scheduled", {"strength": {"rows": 16}}),
         ("ace", {"strength": {"dual_optimizer": "adam"}}),
         ("resilient", {}),
+        ("strict-muon", {}),
+        ("ace", {"optimizer": "muon"}),
     ],
 )
 def test_resuming_goes_on_bit_for_bit(

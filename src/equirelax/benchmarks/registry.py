@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from equirelax.benchmarks.modelnet import ModelNetTask
 from equirelax.benchmarks.nbody import NBodyTask
 from equirelax.benchmarks.qm9 import QM9Task
 from equirelax.benchmarks.rotmnist import RotMNISTTask
-from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.settings import RunConfig, Training
 from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Task
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
+
+ADAM_RATE = 1e-3
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -49,7 +52,24 @@ def defaults(benchmark: str, model: str | None, method: str) -> RunConfig:
             f"Benchmark '{benchmark}' has no model '{model}'.{did_you_mean(model, list(task.models))} "
             f"Known: {', '.join(task.models)}."
         )
-    return task.defaults(model, method)
+    optimizer = choice(method).optimizer
+    if optimizer is None:
+        return task.defaults(model, method)
+    strict = task.defaults(model, "strict")
+    return replace(strict, method=method, training=_optimised(strict.training, optimizer))
+
+
+def _optimised(training: Training, optimizer: str) -> Training:
+    """The settings of strict training with another optimiser, which takes Adam's learning rates.
+
+    Those of sgd do not carry over: in their place stands 1e-3, CR's of VN-PointNet with Adam, and the last learning rate
+    keeps its ratio to the first.
+    """
+    changed = replace(training, optimizer=optimizer)  # type: ignore[arg-type]  # one of the names that it may be
+    if training.optimizer != "sgd":
+        return changed
+    last = ADAM_RATE * training.final_learning_rate / training.learning_rate
+    return replace(changed, learning_rate=ADAM_RATE, final_learning_rate=last, momentum=0.0)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> RunConfig:

@@ -11,11 +11,13 @@ from torch import nn
 
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig, Training
-from equirelax.benchmarks.strengths import build_method, build_wrapper, is_wrapper
+from equirelax.benchmarks.strengths import build_method, build_wrapper, choice, is_strict, is_wrapper
 from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.relaxation import Relaxation, relax
+from equirelax.relaxation.layers.matrices import matrices_of
+from equirelax.training.muon import Muon
 
 
 @dataclass
@@ -51,12 +53,21 @@ def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int =
         config: The run's settings.
         root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
         steps_per_epoch: Optimiser steps of an epoch, for schedules.
+
+    Raises:
+        ConfigError: settings that do not go together.
     """
+    own = choice(config.method).optimizer
+    if own not in (None, config.training.optimizer):
+        raise ConfigError(
+            f"'optimizer' is '{config.training.optimizer}', but {config.method} is strict training with '{own}': leave the "
+            f"key out, or take method strict; in a study's file, per_method: {{{config.method}: {{optimizer: {own}}}}}."
+        )
     torch.manual_seed(config.seed)
     task = build_task(config, root)
     model = task.build_model()
     strict = count_parameters(model)
-    if config.method == "strict":
+    if is_strict(config.method):
         return Assembly(config, task, model, None, None, strict, strict)
     if is_wrapper(config.method):
         kinds = task.representations()
@@ -93,7 +104,11 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-    raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw or sgd.")
+    if settings.optimizer == "muon":
+        return Muon(
+            groups, rate, matrices_of(assembly.model), momentum=settings.muon_momentum, weight_decay=decay
+        )
+    raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw, sgd or muon.")
 
 
 def build_scheduler(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.matrices import Matrices, without_vectors
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.symmetry import from_irreps
 
@@ -60,6 +61,27 @@ def _weight_slices(module: nn.Module, instructions: Any) -> list[slice | None]:
         else:
             slices.append(None)
     return slices
+
+
+def _path_matrices(module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
+    """Every path that mixes channels is a matrix (copies of the input, copies of the output), one for each channel of a
+    second input.
+
+    Those are the paths of a linear map, and a tensor product's of the modes uvw, uuw and u<vw; the other modes weight
+    channels one by one.
+    """
+    weight, instructions = getattr(module, "weight", None), getattr(module, "instructions", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or instructions is None:
+        return {}
+    found = []
+    for instruction, where in zip(instructions, _weight_slices(module, instructions), strict=True):
+        mixes = getattr(instruction, "connection_mode", "uvw").endswith("w")
+        if where is None or where.stop > weight.numel() or not mixes:  # biases stand behind the weights
+            continue
+        shape = tuple(instruction.path_shape)
+        if len(shape) in (2, 3):
+            found.append(Matrices(where.start, shape, (1, 0, 2) if len(shape) == 3 else (0, 1)))
+    return {"weight": without_vectors(found)}
 
 
 def _block_trace(weight: Tensor, out_slice: slice, in_slice: slice, dim: int) -> Tensor:
@@ -122,6 +144,10 @@ class E3nnLinear(LayerFamily):
             relaxes="O(3)",
         )
 
+    def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
+        """One for every path, see `_path_matrices`."""
+        return _path_matrices(module)
+
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Mean diagonal of each block between equal irreps, for existing instructions."""
         layer: Any = module  # known by its attributes, of no class in particular
@@ -168,6 +194,10 @@ class E3nnTensorProduct(LayerFamily):
             AddToOutput(),
             relaxes="O(3)",
         )
+
+    def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
+        """One for every path, see `_path_matrices`."""
+        return _path_matrices(module)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""

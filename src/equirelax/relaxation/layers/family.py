@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, UnfoldableError
+from equirelax.relaxation.layers.matrices import Matrices
 from equirelax.relaxation.site import Site
 
 _FAMILIES: dict[str, LayerFamily] = {}
@@ -86,6 +87,10 @@ class LayerFamily(ABC):
         needs to hold them.
         """
         return ()
+
+    def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
+        """Which matrices the module's parameters hold, by name, where their shapes do not say it."""
+        return {}
 
     def refresh(self, module: nn.Module) -> None:
         """Compute the derived buffers again, after the parameters were set from outside."""
