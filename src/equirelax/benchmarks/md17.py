@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.ranges import COUNT, POSITIVE, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task, molecule_batch
 from equirelax.data import MolecularFrames, md17
 from equirelax.data.molecules import turn
+from equirelax.ranges import COUNT, POSITIVE, within
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 AUDIT_FRAMES = 4

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.nbody import EGNNNetwork, egnn_residual
-from equirelax.benchmarks.ranges import COUNT, DEPTH, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
@@ -18,6 +17,7 @@ from equirelax.data import MocapSet, mocap
 from equirelax.data.augment import turn_each
 from equirelax.models import EGNN, EGNO, Transformer
 from equirelax.models.stack import centres
+from equirelax.ranges import COUNT, DEPTH, WIDTH, Range, within
 from equirelax.symmetry import E, positions, vector
 
 AUDIT_SAMPLES = 4

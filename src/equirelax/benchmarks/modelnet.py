@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.ranges import COUNT, SHARE, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import (
     ACEStrength,
@@ -24,6 +23,7 @@ from equirelax.benchmarks.strengths import (
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
 from equirelax.data import CloudSet, clouds, corruptions, modelnet
 from equirelax.models import DGCNN, VNDGCNN, PointNet, VNPointNet
+from equirelax.ranges import COUNT, SHARE, Range, within
 from equirelax.symmetry import SO, Group, O, vector
 
 AUDIT_SAMPLES = 8

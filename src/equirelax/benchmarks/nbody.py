@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.ranges import COUNT, DEGREE, DEPTH, WIDTH, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import choice, is_learnt
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import NBody, NBodySet
 from equirelax.data.augment import turn_each
+from equirelax.ranges import COUNT, DEGREE, DEPTH, WIDTH, within
 from equirelax.symmetry import E, O, positions, vector
 
 AUDIT_SYSTEMS = 8

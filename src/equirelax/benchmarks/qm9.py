@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.nbody import segnn_residual
-from equirelax.benchmarks.ranges import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
@@ -19,6 +18,7 @@ from equirelax.data import MoleculeSet, qm9
 from equirelax.data.molecules import turn
 from equirelax.errors import ConfigError
 from equirelax.models.radius import radius_graph
+from equirelax.ranges import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, trivial
 
 AUDIT_MOLECULES = 4

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.planes import plane_residual
-from equirelax.benchmarks.ranges import COUNT, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
 from equirelax.data import ImageSet, digits, rotmnist
 from equirelax.models import PlainClassifier, PlaneClassifier
+from equirelax.ranges import COUNT, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, Field, Group, trivial
 
 AUDIT_SAMPLES = 8

@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from equirelax.benchmarks.ranges import (
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean, write_text
+from equirelax.ranges import (
     COUNT,
     COUNT_OR_NONE,
     DEPTH,
@@ -31,8 +33,6 @@ from equirelax.benchmarks.ranges import (
     shown,
     within,
 )
-from equirelax.errors import ConfigError
-from equirelax.files import did_you_mean, write_text
 
 T = TypeVar("T")
 LARGEST_FILE = 100_000

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.benchmarks.planes import plane_residual
-from equirelax.benchmarks.ranges import COUNT, DEPTH, SHARE, WIDTH, Range, within
 from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
 from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
 from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
 from equirelax.data import FieldSet, smoke
 from equirelax.errors import ConfigError
 from equirelax.models import planes
+from equirelax.ranges import COUNT, DEPTH, SHARE, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, Field, Group, vector
 
 AUDIT_SAMPLES = 4

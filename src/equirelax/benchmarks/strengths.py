@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 import equirelax.methods as methods
-from equirelax.benchmarks.ranges import (
+from equirelax.benchmarks.settings import Strength
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax.methods.base import Method
+from equirelax.models.canonical import VNCanonicalizer
+from equirelax.ranges import (
     COUNT,
     COUNT_OR_NONE,
     DEPTH,
@@ -21,11 +26,6 @@ from equirelax.benchmarks.ranges import (
     Range,
     within,
 )
-from equirelax.benchmarks.settings import Strength
-from equirelax.errors import ConfigError
-from equirelax.files import did_you_mean
-from equirelax.methods.base import Method
-from equirelax.models.canonical import VNCanonicalizer
 from equirelax.relaxation import Relaxation
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from equirelax.benchmarks.ranges import JOBS, check
 from equirelax.benchmarks.registry import build_task, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import CHOICES, choice, needs_residuals
@@ -14,6 +13,7 @@ from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
+from equirelax.ranges import JOBS, check
 from equirelax.report.comparison import write_comparison
 from equirelax.training.folder import CONFIG, changed_settings
 from equirelax.training.jobs import Job, run_jobs

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
-from equirelax.benchmarks.ranges import COUNT, JOBS, SEED
 from equirelax.cli import options
 from equirelax.data import download, md17, mocap, nbody, rotmnist, smoke, status
 from equirelax.data.download import ARCHIVES
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
+from equirelax.ranges import COUNT, JOBS, SEED
 
 DESCRIPTION = {
     "make": """Simulate a data set and write it below the data root, with a SHA-256 that every load checks.

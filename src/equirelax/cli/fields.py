@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from equirelax.benchmarks.ranges import COUNT_OR_NONE
 from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.cli import options
 from equirelax.cli.symmetry import run_folder
@@ -16,6 +15,7 @@ from equirelax.data import FieldSet
 from equirelax.data.smoke import SCALES
 from equirelax.data.smoke_simulation import BOX
 from equirelax.errors import ConfigError
+from equirelax.ranges import COUNT_OR_NONE
 from equirelax.training.assembly import Assembly
 from equirelax.training.checkpoint import load_run
 from equirelax.training.evaluation import evaluating

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save
 
 from equirelax.audit import audit
-from equirelax.benchmarks.ranges import COUNT, SEED
 from equirelax.cli import options
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text
+from equirelax.ranges import COUNT, SEED
 from equirelax.relaxation import project
 from equirelax.training.checkpoint import load_run
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from equirelax.benchmarks.ranges import Range, check, check_fields
 from equirelax.benchmarks.registry import TASKS, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig, Training, read_yaml
 from equirelax.benchmarks.strengths import CHOICES
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
+from equirelax.ranges import Range, check, check_fields
 from equirelax.training.machine import Machine
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from equirelax.benchmarks.ranges import COUNT, JOBS
 from equirelax.cli import options
 from equirelax.files import write_text
+from equirelax.ranges import COUNT, JOBS
 from equirelax.training.perf import measure, simulation, table
 from equirelax.training.perf_subjects import SUBJECTS
 

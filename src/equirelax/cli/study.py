@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from equirelax.benchmarks.ranges import JOBS
 from equirelax.benchmarks.registry import build_task
 from equirelax.cli import options
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
+from equirelax.ranges import JOBS
 from equirelax.report.comparison import TABLE
 from equirelax.report.studies import beside, compare_grids, described
 from equirelax.study import estimate

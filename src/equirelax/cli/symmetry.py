@@ -9,11 +9,11 @@ from typing import Any
 
 from equirelax.audit.bounds import NetworkBounds, network_bounds
 from equirelax.audit.breaking import Breaking, breaking
-from equirelax.benchmarks.ranges import COUNT, SEED
 from equirelax.benchmarks.registry import task_class
 from equirelax.cli import options
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
+from equirelax.ranges import COUNT, SEED
 from equirelax.training.dynamics import read_metrics
 from equirelax.training.folder import BEST, CONFIG, METRICS, RESULT, read_result
 

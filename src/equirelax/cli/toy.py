@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from equirelax.benchmarks.ranges import COUNT, POSITIVE, SEED
 from equirelax.benchmarks.toy import run_toy
 from equirelax.cli import options
 from equirelax.files import write_text
+from equirelax.ranges import COUNT, POSITIVE, SEED
 from equirelax.report.forms import draw_forms, forms_table
 from equirelax.training import provenance
 

@@ -31,6 +31,7 @@ from equirelax.data.fields import FieldSet, windows
 from equirelax.data.root import find, search_roots, writable_root
 from equirelax.data.smoke_simulation import phiflow, simulate
 from equirelax.errors import DataError
+from equirelax.ranges import COUNT, POSITIVE, SHARE, Range, check, range_of, within
 
 Split = Literal["train", "val", "future", "domain"]
 SPLITS: tuple[Split, ...] = ("train", "val", "future", "domain")
@@ -64,27 +65,21 @@ class SmokeSettings:
     """
 
     symmetry: Literal["rotation", "scale"] = "rotation"
-    size: int = 64
-    positions: int = 10
-    steps: int = 250
-    asymmetry: float = 0.5
-    buoyancy: float = 0.1
-    dt: float = 1.0
+    size: int = within(Range(8, 4_096), 64)
+    positions: int = within(COUNT, 10)
+    steps: int = within(COUNT, 250)
+    asymmetry: float = within(SHARE, 0.5)
+    buoyancy: float = within(POSITIVE, 0.1)
+    dt: float = within(POSITIVE, 1.0)
 
     def __post_init__(self) -> None:
         if self.symmetry not in ("rotation", "scale"):
             raise DataError(f"symmetry is {self.symmetry!r}; choose rotation or scale.")
-        for name, least in (("size", 8), ("positions", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}; expected {least} or more.")
+        for one in dataclasses.fields(self):
+            if (wanted := range_of(one)) is not None:
+                check(getattr(self, one.name), wanted, one.name, DataError)
         for name in ("asymmetry", "buoyancy", "dt"):  # 0 and 0.0 are one setting, and so of one folder
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not 0 <= self.asymmetry < 1:
-            raise DataError(
-                f"asymmetry is {self.asymmetry}; expected 0 (exactly symmetric) or more, and below 1."
-            )
-        if not (self.buoyancy > 0 and self.dt > 0):
-            raise DataError(f"buoyancy ({self.buoyancy}) and dt ({self.dt}) must be above 0.")
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from equirelax.benchmarks.ranges import JOBS, within
+from equirelax.ranges import JOBS, within
 
 
 @dataclass(frozen=True)

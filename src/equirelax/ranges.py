@@ -13,7 +13,7 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any
 
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxError
 
 _KEY = "range"
 
@@ -82,19 +82,17 @@ def range_of(field: dataclasses.Field[Any]) -> Range | None:
     return found
 
 
-def check(value: Any, wanted: Range, name: str) -> None:
+def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = ConfigError) -> None:
     """Refuse a number outside of its range; None stands for "not given" and passes.
 
     Args:
         value: The number.
         wanted: Its range.
         name: How the user calls it, a key in quotes or a flag.
-
-    Raises:
-        ConfigError: it is outside.
+        error: What is raised where it is outside.
     """
     if value is not None and value not in wanted:
-        raise ConfigError(f"{name} is {shown(value)}; expected {wanted}.")
+        raise error(f"{name} is {shown(value)}; expected {wanted}.")
 
 
 def check_fields(section: Any, prefix: str) -> None:
