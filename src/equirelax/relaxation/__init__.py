@@ -6,6 +6,7 @@ from equirelax.relaxation.grouped import Grouped
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
+from equirelax.relaxation.memory import Memory
 from equirelax.relaxation.placements import (
     Constant,
     CoordinateBlocks,
@@ -46,6 +47,7 @@ __all__ = [
     "LayerFamily",
     "Layers",
     "LowRank",
+    "Memory",
     "Placement",
     "PlainLinear",
     "PlanarConvolution",

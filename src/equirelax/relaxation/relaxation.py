@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equirelax.errors import CheckpointError, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.layers import families
+from equirelax.relaxation.memory import memory_of
 from equirelax.relaxation.placements.placement import Placement, own_modules, rows
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.summary import Summary
@@ -64,8 +65,9 @@ class Relaxation:
         return f"Relaxation({len(self)} residuals on {type(self.root).__name__}: {', '.join(self.residuals)})"
 
     def summary(self) -> Summary:
-        """Every module of the model: relaxed, skipped or unknown, and why."""
-        return Summary(rows(self.root, self.placement.survey(self.root)))
+        """Every module of the model: relaxed, skipped or unknown, and why; and the memory that training takes."""
+        memory = memory_of(self.strict_parameters().values(), self.residuals.values())
+        return Summary(rows(self.root, self.placement.survey(self.root)), memory)
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[nn.Module]:

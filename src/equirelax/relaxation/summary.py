@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from equirelax.relaxation.memory import Memory
+
 RELAXED, SKIPPED, UNKNOWN = "relaxed", "skipped", "unknown"
 
 
@@ -33,9 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a relaxation; `str()` is a table."""
+    """The rows of a relaxation, and the memory that training it takes; `str()` is a table."""
 
     rows: tuple[Row, ...]
+    memory: Memory
 
     def with_status(self, status: str) -> tuple[Row, ...]:
         """The rows that are "relaxed", "skipped" or "unknown"."""
@@ -63,4 +66,5 @@ class Summary:
         ]
         text.insert(1, "  ".join("-" * w for w in widths))
         counts = [f"{len(self.with_status(s))} {s}" for s in (RELAXED, SKIPPED, UNKNOWN)]
-        return "\n".join([*text, f"{', '.join(counts)}; the residuals add {self.parameters:,} parameters"])
+        added = f"{', '.join(counts)}; the residuals add {self.parameters:,} parameters"
+        return "\n".join([*text, added, str(self.memory)])
