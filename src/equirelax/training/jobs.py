@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Generic, Protocol, TypeVar
 
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.training.folder import CONFIG, METRICS, RESULT, read_table
+from equirelax.training.lock import holder
 from equirelax.training.machine import Machine
 
 LOG = "log.txt"
@@ -22,11 +25,12 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run to be made: settings, folder, and where it executes."""
+    """One run to be made: settings, folder, where it executes, and variables that its environment has besides ours."""
 
     config: RunConfig
     folder: Path
     machine: Machine
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -57,8 +61,11 @@ class Job:
         words += ["--out", str(self.folder), "--resume", *(["--data", data] if data else [])]
         for name, value in asdict(self.machine).items():
             words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+        environment = {**os.environ, **self.environment}
         with (self.folder / LOG).open("ab") as log:
-            return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(
+                words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            )
 
 
 class Interrupts:
@@ -82,8 +89,64 @@ class Interrupts:
                 flush=True,
             )
         for process in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+            self._pass_on(process)
+
+    def watch(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        """Pass signals on to `process` from now on, and those that came while it was started."""
+        self.running[job] = process
+        if self.count:
+            self._pass_on(process)
+
+    @staticmethod
+    def _pass_on(process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+
+
+class _Placed(Protocol):
+    """Whatever has a run's folder."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+T = TypeVar("T", bound=_Placed)
+
+
+class Queue(Generic[T]):
+    """Runs to be started. Those that a process which outlived an earlier, killed command still works on wait for its
+    end: they would be refused, and they use cores.
+
+    Args:
+        items: Jobs, or whatever else has a run's `folder`, in the order in which they are to be started.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items = list(items)
+        self._told: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def append(self, item: T) -> None:
+        """Put `item` at the end."""
+        self.items.append(item)
+
+    def take(self, room: int) -> list[T]:
+        """Take out what may be started now, where `room` runs more are wanted at the same time."""
+        if room < 1:
+            return []
+        owners = {item.folder: owner for item in self.items if (owner := holder(item.folder)) is not None}
+        for folder, owner in owners.items():
+            if folder not in self._told:
+                self._told.add(folder)
+                print(
+                    f"{folder.name}: {owner} works on it; waiting for its end.", file=sys.stderr, flush=True
+                )
+        free = [item for item in self.items if item.folder not in owners]
+        taken = free[: max(0, room - len(owners))]
+        self.items = [item for item in self.items if item not in taken]
+        return taken
 
 
 def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
@@ -96,9 +159,10 @@ def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.", flush=True)
     interrupts = Interrupts()
+    queue = Queue(waiting)
     before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed = _work(jobs, waiting, interrupts, data, parallel)
+        failed = _work(jobs, queue, interrupts, data, parallel)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -109,14 +173,13 @@ def run_jobs(jobs: Sequence[Job], data: str | None, parallel: int) -> int:
 
 
 def _work(
-    jobs: Sequence[Job], waiting: list[Job], interrupts: Interrupts, data: str | None, parallel: int
+    jobs: Sequence[Job], waiting: Queue[Job], interrupts: Interrupts, data: str | None, parallel: int
 ) -> list[Job]:
     """Start, watch and report; returns the runs that failed."""
     running, failed, line = interrupts.running, [], time.monotonic()
     while running or (waiting and not interrupts.count):
-        while waiting and len(running) < parallel and not interrupts.count:
-            job = waiting.pop(0)
-            running[job] = job.start(data)
+        for job in [] if interrupts.count else waiting.take(parallel - len(running)):
+            interrupts.watch(job, job.start(data))
         time.sleep(0.2)
         for job, process in list(running.items()):
             if process.poll() is not None:
