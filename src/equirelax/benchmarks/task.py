@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from equirelax.benchmarks.settings import ResidualSettings, RunConfig
 from equirelax.data import GraphSet, Samples, random_rotation
 from equirelax.errors import ConfigError
-from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, StreamStep, placements
+from equirelax.relaxation import MLP, Dense, EquivariantDense, Grouped, LowRank, StreamStep, placements
 from equirelax.relaxation.maps import ResidualKind
 from equirelax.relaxation.placements import Placement
 from equirelax.symmetry import Group
@@ -312,4 +312,6 @@ def residual_kind(settings: ResidualSettings) -> ResidualKind:
         return EquivariantDense(init=settings.init, std=settings.std)
     if settings.kind == "low-rank":
         return LowRank(rank=settings.rank, init=settings.init, std=settings.std)
+    if settings.kind == "grouped":
+        return Grouped(groups=settings.groups, init=settings.init, std=settings.std)
     return MLP(settings.layers, settings.hidden, settings.init, settings.std, settings.scale)
