@@ -17,8 +17,10 @@ from test_variants import changed
 
 from equirelax.cli import main
 from equirelax.errors import ConfigError
+from equirelax.report import tables
 from equirelax.report.collect import gather
 from equirelax.report.page import write_page
+from equirelax.report.summary import summarise, table
 
 EVIL = '</script><script>console.error("evil")</script><img src=x onerror=console.error(1)>'
 Make = Callable[..., Path]
@@ -158,11 +160,27 @@ def test_tables_hold_tests_published_numbers_costs_and_settings(make: Make, tmp_
     # are -0.5, -0.4, -0.3: t = -0.4 / (0.1 / sqrt 3) = -6.93, p = 0.02, d = -4
     assert "-0.40 ± 0.10" in text
     assert "-0.65 to -0.15" in text
-    assert "<td>0.02</td><td>-4.00</td><td>3 of 3</td><td>4.9 ± 0.18</td>" in text
+    assert "<td>0.02</td><td>0.02</td><td>-4.00</td><td>3 of 3</td><td>4.9 ± 0.18</td>" in text
     assert "epochs: 1000 → 10" in text
     assert "10 of 1000 epochs" in text
     assert "a CPU, 2 cores, 1 thread(s) a run" in text
     assert re.search(r'<th scope="row">scheduled</th><td>100</td><td>200</td><td>2</td><td>1.00</td>', text)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 0.0003, 40.0])
+def test_the_page_rounds_as_the_summary_does(make: Make, tmp_path: Path, scale: float) -> None:
+    for seed in range(3):
+        make("strict", seed, scale * (5.0 + seed / 10))
+        folder = make("ace", seed, scale * (4.5 + seed / 3))
+    (chapter,) = gather([folder.parent])
+    summary = summarise([run.result for run in chapter.finished])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(summary).splitlines()]
+    written = next(cells for cells in lines if cells and cells[0] == "ace")
+    shown = next(row for row in tables.results(summary).rows if row[0] == "ace")
+    assert shown[1] == written[1].replace("*", "")
+    assert shown[2:5] == tuple(written[2:5])
+    difference, _, interval = written[5].partition(" [")
+    assert (shown[5], shown[6].replace(" to ", ", ")) == (difference, interval.rstrip("]"))
 
 
 def test_nothing_in_a_run_becomes_code(make: Make, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_headlines_are_projected_and_relaxed_for_resilient() -> None:
 
 
 def test_small_values_have_three_digits_and_their_differences_as_many_decimals() -> None:
-    runs = [result("strict", s, 0.1871) for s in (0, 1)] + [result("ace", s, 0.0412 + s / 1000) for s in (0, 1)]
+    runs = [result("strict", s, 0.1871) for s in (0, 1)] + [
+        result("ace", s, 0.0412 + s / 1000) for s in (0, 1)
+    ]
     text = table(summarise(runs))
     assert "**0.187 ± 0.000**" in text
     assert "**0.0417 ± 0.0007**" in text

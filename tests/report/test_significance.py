@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from equirelax.report.significance import paired_test, two_sided
+from equirelax.report.significance import holm, paired_test, two_sided
 from equirelax.report.statistics import paired
 
 
@@ -36,3 +36,12 @@ def test_there_is_none_for_one_seed_or_equal_differences() -> None:
         assert compared is not None
         assert paired_test(compared.to_dict()) is None
     assert paired_test(None) is None
+
+
+def test_holms_correction() -> None:
+    """By hand: 4 x 0.01, then 3 x 0.015 (above 0.04), 2 x 0.02 (raised to the one before it), 0.9 as it is."""
+    found = holm({"a": 0.02, "b": 0.01, "c": 0.9, "d": 0.015})
+    assert found == pytest.approx({"b": 0.04, "d": 0.045, "a": 0.045, "c": 0.9})
+    assert holm({"one": 0.03}) == {"one": 0.03}
+    assert holm({"a": 0.7, "b": 0.6}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}

@@ -175,3 +175,14 @@ def test_conditions_become_a_table_and_a_picture(tmp_path: Path) -> None:
         assert image.size[0] > 400
     assert split("local density 3") == ("local density", 3.0)
     assert split("odd") == ("odd", 0.0)
+
+
+def test_conditions_of_errors_below_one_have_three_digits() -> None:
+    runs = [accuracy("strict", s, 0.5 + s / 100) for s in (0, 2)]
+    for run in runs:
+        run["metric"] = {"name": "accuracy", "unit": "1"}  # an error: no percentage
+        run["conditions"] = {
+            "dropout 0.25": {k: {"accuracy": 0.0123} for k in ("relaxed", "projected", "folded")}
+        }
+    text = conditions_table(curves(runs), runs[0]["metric"])
+    assert "| dropout 0.25 | 0.0123 ± 0.0000 |" in text

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from equirelax.benchmarks.task import heading
 from equirelax.files import atomic_write
 from equirelax.report.picture import look
+from equirelax.report.rounding import spread_text
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
 from equirelax.report.variants import labels, method_of
@@ -42,6 +43,13 @@ def split(condition: str) -> tuple[str, float]:
     return (match.group(1), float(match.group(2))) if match else (condition, 0.0)
 
 
+def cell(mean: float, deviation: float | None, metric: Mapping[str, Any]) -> str:
+    """Mean and deviation; percentages have one decimal, for there are many of them."""
+    if metric.get("symbol") == "%":
+        return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+    return spread_text({"mean": mean, "std": deviation})
+
+
 def conditions_table(found: Curves, metric: Mapping[str, Any]) -> str:
     """Markdown: a row for every family and level, a column for every method."""
     names = list(dict.fromkeys(label for family in found.values() for label in family))
@@ -54,14 +62,14 @@ def conditions_table(found: Curves, metric: Mapping[str, Any]) -> str:
     for family, by_label in found.items():
         for level in sorted({level for levels in by_label.values() for level in levels}):
             cells = [
-                f"{by_label[name][level][0]:.1f} ± {by_label[name][level][1]:.1f}"
-                if level in by_label.get(name, {})
-                else ""
+                cell(*by_label[name][level], metric) if level in by_label.get(name, {}) else ""
                 for name in names
             ]
             lines.append(f"| {family} {level:g} | " + " | ".join(cells) + " |")
     if len(found) > 1:
-        lines.append("| mean of all | " + " | ".join(f"{_mean(found, name):.1f}" for name in names) + " |")
+        lines.append(
+            "| mean of all | " + " | ".join(cell(_mean(found, name), None, metric) for name in names) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

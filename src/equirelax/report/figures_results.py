@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equirelax.benchmarks.strengths import is_learnt
@@ -24,6 +24,7 @@ from equirelax.report.figures import (
     scaled,
     shown,
 )
+from equirelax.report.rounding import spread_text
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
 
@@ -57,7 +58,7 @@ def by_seed(chapter: Chapter, summary: Mapping[str, Any]) -> Figure:
         (
             name,
             ", ".join(shown(value) for label, value, _ in points if label == name),
-            shown(row["test"][row["headline"]]["mean"]),
+            spread_text(row["test"][row["headline"]]),
             row["published"] or "",
         )
         for name, row in methods.items()
@@ -68,7 +69,7 @@ def by_seed(chapter: Chapter, summary: Mapping[str, Any]) -> Figure:
         "Published values: the papers' own, on other data and hardware.",
         tuple(traces),
         {"xaxis": axis(heading(summary["metric"])), "yaxis": _names(list(methods))},
-        Numbers(("method", "seeds", "mean", "published"), rows),
+        Numbers(("method", "seeds", "mean and deviation", "published"), rows),
         150 + 34 * len(methods),
     )
 
@@ -117,10 +118,14 @@ def sweeps(chapter: Chapter) -> list[Figure]:
     found = [(words, swept.swept_curves(results, numbers, key)) for words, numbers in wanted]
     order = list(found[0][1])
     return [
-        level_figure(f"{words} against {name}", name, words, _spreads(curves), order)
+        level_figure(f"{words} against {name}", name, words, _spreads(curves), order, _cell)
         for words, curves in found
         if curves
     ]
+
+
+def _cell(mean: float, deviation: float) -> str:
+    return spread_text({"mean": mean, "std": deviation})
 
 
 def _final(run: Run, kind: str) -> float | None:
@@ -143,7 +148,14 @@ def further_conditions(chapter: Chapter) -> list[Figure]:
     order = list(dict.fromkeys(label for family in found.values() for label in family))
     words = heading(chapter.metric)
     return [
-        level_figure(f"{words} under {family}", f"{family}: level", words, by_label, order)
+        level_figure(
+            f"{words} under {family}",
+            f"{family}: level",
+            words,
+            by_label,
+            order,
+            lambda mean, deviation: conditions.cell(mean, deviation, chapter.metric),
+        )
         for family, by_label in found.items()
     ]
 
@@ -154,8 +166,11 @@ def level_figure(
     words: str,
     curves: Mapping[str, Mapping[float, tuple[float, float]]],
     order: Sequence[str],
+    cell: Callable[[float, float], str],
 ) -> Figure:
-    """Means with bars of one standard deviation against a level, a line for every label; colours by place in `order`."""
+    """Means with bars of one standard deviation against a level, a line for every label; colours by place in `order`;
+    `cell` prints mean and deviation in the table.
+    """
     traces: list[Trace] = []
     for label, levels in curves.items():
         index, places = order.index(label), sorted(levels)
@@ -173,7 +188,9 @@ def level_figure(
         )
     places = sorted({p for levels in curves.values() for p in levels})
     means = [value for levels in curves.values() for value, _ in levels.values()]
-    rows = tuple((f"{p:g}", *(_plus_minus(levels.get(p)) for levels in curves.values())) for p in places)
+    rows = tuple(
+        (f"{p:g}", *(cell(*levels[p]) if p in levels else "" for levels in curves.values())) for p in places
+    )
     layout = {"xaxis": scaled(place, places), "yaxis": scaled(words, means)}
     return Figure(
         title,
@@ -189,10 +206,6 @@ def leading_number(text: str | None) -> float | None:
     """5.6 of "5.6 ± 0.25"; None where a text does not begin with a number."""
     match = re.match(r"-?\d+(\.\d+)?(e-?\d+)?", text or "")
     return float(match.group()) if match else None
-
-
-def _plus_minus(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{shown(value[0])} ± {shown(value[1], 2)}"
 
 
 def _markers(

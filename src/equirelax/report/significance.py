@@ -33,6 +33,18 @@ def paired_test(compared: Mapping[str, Any] | None) -> PairedTest | None:
     return PairedTest(t, two_sided(t, compared["count"] - 1), effect)
 
 
+def holm(found: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: name -> p of the test times the number of tests that are not yet decided, at most 1.
+
+    Below 0.05 it tells a difference with at most five in a hundred such tables having any false one.
+    """
+    corrected, largest = {}, 0.0
+    for done, name in enumerate(sorted(found, key=lambda name: found[name])):
+        largest = max(largest, min((len(found) - done) * found[name], 1.0))
+        corrected[name] = largest
+    return corrected
+
+
 def two_sided(t: float, degrees: int) -> float:
     """P(abs(T) >= abs(t)) of Student's T with `degrees` (1, 2, ...) degrees of freedom.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from equirelax.benchmarks.task import heading
 from equirelax.report.comparison import SUMMARY, write_comparison
+from equirelax.report.rounding import spread_text
 from equirelax.study.spec import Grid, Study
 from equirelax.study.state import State
 from equirelax.study.trials import Trial, grid_folder, left_out
@@ -104,11 +105,8 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, row in summary["methods"].items():
         if row["published"]:
             spread = row["test"][row["headline"]]
-            deviation = "" if spread["std"] is None else f" ± {spread['std']:.2f}"
             seeds = len(row["seeds"])
-            ours = (
-                f"{spread['mean']:.2f}{deviation} ({row['headline']}, {seeds} seed{'s' if seeds > 1 else ''})"
-            )
+            ours = f"{spread_text(spread)} ({row['headline']}, {seeds} seed{'s' if seeds > 1 else ''})"
             rows.append((name, heading(summary["metric"]), ours, row["published"]))
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from equirelax.benchmarks.registry import build_task, config_from_dict
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
+from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.statistics import paired, spread
 from equirelax.report.strengths import strengths_of, strengths_table
 from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
@@ -167,9 +167,9 @@ def table(summary: Mapping[str, Any]) -> str:
         parameters = row["parameters"]
         cells = [
             name,
-            f"**{_spread(test[row['headline']])}** ({row['headline'] if relaxes else 'as trained'})",
-            *(_spread(test[kind]) if relaxes else "" for kind in KINDS),
-            "" if compared is None else _paired(compared, _decimals(test[row["headline"]]["mean"])),
+            f"**{spread_text(test[row['headline']])}** ({row['headline'] if relaxes else 'as trained'})",
+            *(spread_text(test[kind]) if relaxes else "" for kind in KINDS),
+            "" if compared is None else _paired(compared, decimals(test[row["headline"]]["mean"])),
             "" if compared is None else f"{compared['wins']} of {compared['count']}",
             row["published"] or "",
             f"{parameters['strict']:,} ({parameters['relaxed']:,})",
@@ -197,7 +197,7 @@ def _details(summary: Mapping[str, Any]) -> str:
     lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, row in methods.items():
         cost = row["inference"]
-        cells = [name, *(_spread(row["further"].get(key, {}).get(kind)) for key, kind in shown)]
+        cells = [name, *(spread_text(row["further"].get(key, {}).get(kind)) for key, kind in shown)]
         cells += [f"{cost['multiply_adds'] / 1e6:.4g}", f"{cost['milliseconds']:.3g}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -242,26 +242,9 @@ def _network(row: Mapping[str, Any]) -> str:
     return "an exactly equivariant network" if exact else "the network as its author made it"
 
 
-def _decimals(mean: float) -> int:
-    """Two, or as many as show three digits of a mean below 1."""
-    return 2 if mean == 0 or abs(mean) >= 1 else 2 - math.floor(math.log10(abs(mean)))
-
-
-def _spread(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "n/a"
-    digits = _decimals(value["mean"])
-    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
-
-
 def _paired(compared: Mapping[str, Any], digits: int) -> str:
-    """A difference with as many decimals as the value that it is of."""
-    text = f"{compared['mean']:+.{digits}f}"
-    text += "" if compared["std"] is None else f" ± {compared['std']:.{digits}f}"
-    if compared["interval"] is not None:
-        low, high = compared["interval"]
-        text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return text
+    interval = interval_text(compared, digits)
+    return difference_text(compared, digits) + (f" [{interval}]" if interval else "")
 
 
 def _context(summary: Mapping[str, Any]) -> str:

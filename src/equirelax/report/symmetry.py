@@ -110,7 +110,9 @@ def findings(study: Mapping[str, Any]) -> list[str]:
 
 def _end_to_end(study: Mapping[str, Any]) -> str:
     error = study["equivariance_error"]
-    selected = f"Selected at epoch {study['selected_epoch']} of {study['epochs']}, deployed {study['deployed']}."
+    selected = (
+        f"Selected at epoch {study['selected_epoch']} of {study['epochs']}, deployed {study['deployed']}."
+    )
     if error is None:
         return selected
     return (

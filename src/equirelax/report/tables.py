@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +11,8 @@ from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.task import heading
 from equirelax.report.collect import KINDS, Chapter, Run
 from equirelax.report.figures import Numbers, shown
-from equirelax.report.significance import paired_test
+from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
+from equirelax.report.significance import holm, paired_test
 from equirelax.report.summary import headline
 from equirelax.report.variants import BASELINE
 from equirelax.training.folder import differences
@@ -22,8 +22,9 @@ Summary = Mapping[str, Any]
 RESULTS_NOTE = (
     "The bold number is of the network that the method hands over; folded: layers took over what they can of their "
     "residuals. Difference: to the strict runs with the same seeds and data, with a 95 % t interval; p: two-sided paired t "
-    "test, not corrected for the number of methods; d: Cohen's d_z, the mean difference in standard deviations of the "
-    "differences. With a few seeds p and d are coarse. Published: the papers' own numbers, on other data and hardware."
+    "test of that row alone; Holm: corrected for the number of tests in this table; d: Cohen's d_z, the mean difference in "
+    "standard deviations of the differences. With a few seeds p and d are coarse. Published: the papers' own numbers, on "
+    "other data and hardware."
 )
 COST_NOTE = (
     "Seconds per epoch: median over the epochs of a run, mean over seeds; on a machine that others use too they say little. "
@@ -34,32 +35,39 @@ COST_NOTE = (
 
 def results(summary: Summary) -> Numbers:
     """Means, deviations, paired tests, effect sizes, published numbers."""
-    head = ("method", f"test {heading(summary['metric'])}", *KINDS, "minus strict", "95 % interval", "p", "d")
+    head = (
+        "method",
+        f"test {heading(summary['metric'])}",
+        *KINDS,
+        "minus strict",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "d",
+    )
+    tests = {name: paired_test(row["paired_with_strict"]) for name, row in summary["methods"].items()}
+    corrected = holm({name: test.p for name, test in tests.items() if test is not None})
     rows = []
     for name, row in summary["methods"].items():
         relaxes = row["method"] == BASELINE or row["residuals"] > 0
-        compared, test = row["paired_with_strict"], paired_test(row["paired_with_strict"])
-        interval = compared["interval"] if compared else None
+        compared, test = row["paired_with_strict"], tests[name]
+        digits = decimals(row["test"][row["headline"]]["mean"])
         state = row["headline"] if relaxes else "as trained"
         rows.append(
             (
                 name,
-                f"{plus_minus(row['test'][row['headline']])} ({state})",
-                *(plus_minus(row["test"][kind]) if relaxes else "" for kind in KINDS),
-                plus_minus(compared, sign="+"),
-                "" if interval is None else _range(*interval),
+                f"{spread_text(row['test'][row['headline']])} ({state})",
+                *(spread_text(row["test"][kind]) if relaxes else "" for kind in KINDS),
+                "" if compared is None else difference_text(compared, digits),
+                "" if compared is None else interval_text(compared, digits, " to "),
                 "" if test is None else f"{test.p:.2g}",
+                f"{corrected[name]:.2g}" if name in corrected else "",
                 "" if test is None else f"{test.effect:+.2f}",
                 "" if compared is None else f"{compared['wins']} of {compared['count']}",
                 row["published"] or "",
             )
         )
     return Numbers((*head, "better seeds", "published"), tuple(rows))
-
-
-def _range(low: float, high: float) -> str:
-    like = max(abs(low), abs(high))
-    return f"{number(low, '+', like)} to {number(high, '+', like)}"
 
 
 def further(summary: Summary) -> Numbers | None:
@@ -71,7 +79,8 @@ def further(summary: Summary) -> Numbers | None:
     if not keys:
         return None
     rows = tuple(
-        (name, *(plus_minus(one.get(key, {}).get(kind)) for key, kind in keys)) for name, one in found.items()
+        (name, *(spread_text(one.get(key, {}).get(kind)) for key, kind in keys))
+        for name, one in found.items()
     )
     return Numbers(("method", *(f"{key}, {kind}" for key, kind in keys)), rows)
 
@@ -222,20 +231,3 @@ def runs(chapter: Chapter) -> Numbers:
         )
     head = ("run", "method", "seed", "state", "epochs", "selected epoch", "validation")
     return Numbers((*head, "test, relaxed", "test, projected", "seconds", "commit"), tuple(rows))
-
-
-def number(value: float, sign: str = "", like: float | None = None) -> str:
-    """Two decimals; for what is below 0.1 as many as show two digits of it, or of `like`."""
-    size = abs(value if like is None else like)
-    decimals = 2 if size >= 0.1 or size == 0 or not math.isfinite(size) else 1 - math.floor(math.log10(size))
-    return f"{value:{sign}.{decimals}f}" if decimals < 7 else f"{value:{sign}.1e}"
-
-
-def plus_minus(value: Mapping[str, Any] | None, sign: str = "") -> str:
-    """Mean and standard deviation, to the same decimals; nothing where there is none."""
-    if value is None:
-        return ""
-    like = max(abs(value["mean"]), value["std"] or 0.0)
-    return number(value["mean"], sign, like) + (
-        "" if value["std"] is None else f" ± {number(value['std'], like=like)}"
-    )
