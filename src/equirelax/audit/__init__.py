@@ -12,6 +12,7 @@ from equirelax.audit.breaking import Breaking, breaking
 from equirelax.audit.error import Measurement, Worst
 from equirelax.audit.layers import Break, LayerRow, Localisation
 from equirelax.audit.lie import LieReport
+from equirelax.audit.non_finite import Gain, NonFinite, first_non_finite, largest_gain
 from equirelax.audit.remul import LabelFree, label_free
 from equirelax.audit.report import AuditReport
 from equirelax.audit.tree import Axis
@@ -23,17 +24,21 @@ __all__ = [
     "Break",
     "Breaking",
     "Field",
+    "Gain",
     "LabelFree",
     "LayerRow",
     "LieReport",
     "Localisation",
     "Measurement",
     "NetworkBounds",
+    "NonFinite",
     "Worst",
     "audit",
     "breaking",
     "equivariance_bound",
+    "first_non_finite",
     "label_free",
+    "largest_gain",
     "network_bounds",
     "projection_bound",
     "residual_lipschitz",

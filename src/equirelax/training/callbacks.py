@@ -5,12 +5,11 @@ asked for.
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,13 +19,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from equirelax.audit.lipschitz import residual_norms
 from equirelax.data import Samples
-from equirelax.errors import CheckpointError, NonFiniteError
+from equirelax.errors import CheckpointError
 from equirelax.training.assembly import Assembly
 from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
+from equirelax.training.divergence import Divergence
 from equirelax.training.equivariance import Gauge
 from equirelax.training.evaluation import totals
 from equirelax.training.folder import BEST, LAST
 from equirelax.training.module import RelaxedModule
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a run to stop: Ctrl-C, and what schedulers and `kill` send."""
 
 
 class EpochEnd(Callback):
@@ -39,25 +42,32 @@ class EpochEnd(Callback):
 
     Attributes:
         selected: The best weights so far; None before the first validation with a finite value.
-        completed: Epochs that are done.
+        completed: Epochs that are done. saved: Those that the resumable checkpoint holds.
         seconds: Time spent in training and validation, over all resumptions.
+        divergence: Looks at losses, gradients and weights; a callback of its own.
         stop_requested: Set it to end the run, resumable, after the present epoch.
+        on_stop: Handler of the signals that ask for it; None: whoever runs it has handlers of their own.
     """
 
     def __init__(self, assembly: Assembly, val: Samples, folder: Path) -> None:
         self.assembly, self.val, self.folder = assembly, val, folder
         self.part = val
         self.gauge = Gauge(assembly)
+        self.divergence = Divergence(assembly)
         self.selected: Selected | None = None
         self.seconds = 0.0
         self.stop_requested = False
-        self.completed = 0
+        self.completed = self.saved = 0
         self.latest: dict[str, float] = {}
+        self.on_stop: Callable[[int, FrameType | None], None] | None = None
         self._since = 0.0
         self._restored: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Put this rank's share of the validation data where the model is, and start the clock."""
+        if self.on_stop is not None:
+            # Lightning has put a handler of its own around ours, which would end the run before the epoch's end.
+            signal.signal(signal.SIGTERM, self.on_stop)
         part = slice(trainer.global_rank, None, trainer.world_size)
         self.part = self.val.subset(part).to(module.device)
         self._since = time.perf_counter()
@@ -75,8 +85,9 @@ class EpochEnd(Callback):
         epoch, last = trainer.current_epoch, trainer.current_epoch + 1 == training.epochs
         metrics: dict[str, float] = {"step": float(trainer.global_step)}
         if isinstance(module, RelaxedModule):
-            metrics.update(module.epoch_means())
-            self._check_finite(epoch, metrics.get("train/loss", 0.0))
+            means = module.epoch_means()
+            self.divergence.check_epoch(trainer, means)
+            metrics.update(means)
         if last or (epoch + 1) % training.validate_every == 0:
             metrics.update(self.validate(trainer))
             self._select(epoch, metrics)
@@ -123,13 +134,6 @@ class EpochEnd(Callback):
         every = training.audit_every * training.validate_every
         return bool(every) and (last or (epoch + 1) % every == 0)
 
-    def _check_finite(self, epoch: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"The training loss is {loss} in epoch {epoch + 1} (run in {self.folder}). Lower learning_rate, or "
-                "set gradient_clip."
-            )
-
     def _select(self, epoch: int, metrics: dict[str, float]) -> None:
         value = metrics["val/relaxed" if self.assembly.deploys_relaxed else "val/projected"]
         metric = self.assembly.task.metric
@@ -140,8 +144,29 @@ class EpochEnd(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
-        if self.selected is not None and trainer.is_global_zero:
+        self.saved = self.completed
+        if trainer.is_global_zero:
+            self.write_best()
+
+    def write_best(self) -> None:
+        """Write the weights that validation selected so far, if it did."""
+        if self.selected is not None:
             write_selected(self.folder / BEST, self.assembly.config, self.selected)
+
+    def kept(self) -> str:
+        """What is left of a run that cannot go on, in words; best.ckpt is written for it."""
+        self.write_best()
+        found = (
+            []
+            if self.selected is None
+            else [f"{BEST} (the best weights, of epoch {self.selected.epoch + 1})"]
+        )
+        found += [f"{LAST} (the state after epoch {self.saved})"] if self.saved else []
+        return (
+            f"{self.folder} keeps {' and '.join(found)}."
+            if found
+            else f"Nothing was saved in {self.folder} yet."
+        )
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -174,13 +199,17 @@ class EpochEnd(Callback):
             self.assembly.method.load_state_dict(state["method"])
         self.selected = None if state["selected"] is None else Selected(**state["selected"])
         self.seconds, self._restored = state["seconds"], state
-        self.completed = state["completed"]
+        self.completed = self.saved = state["completed"]
+
+
+class _AtOnce(BaseException):
+    """Stop now. No KeyboardInterrupt: Lightning would answer that by ending the process with exit code 1."""
 
 
 @contextlib.contextmanager
 def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
     """Within it the first Ctrl-C (or SIGTERM) asks the run to stop after the present epoch; the second stops
-    at once.
+    at once, with a KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -188,7 +217,7 @@ def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if callback.stop_requested:
-            raise KeyboardInterrupt
+            raise _AtOnce
         callback.stop_requested = True
         print(
             "\nStopping after this epoch (again: at once, going back to the last checkpoint).",
@@ -196,9 +225,13 @@ def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
             flush=True,
         )
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in STOPS}
+    callback.on_stop = ask
     try:
         yield
+    except _AtOnce:
+        raise KeyboardInterrupt from None
     finally:
+        callback.on_stop = None
         for number, handler in before.items():
             signal.signal(number, handler)

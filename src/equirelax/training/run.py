@@ -63,6 +63,8 @@ def train(
         ConfigError: the folder holds another run, or settings differ from those of the run to resume.
         FolderInUseError: another process is writing to the folder. DataError: data is missing.
         CheckpointError: the checkpoint to resume from cannot be used.
+        NonFiniteError: a loss, gradient or weight was not finite, or the loss exploded: says in which step, in which
+            module it began, and what was kept.
     """
     machine = machine or Machine()
     # Further ranks are started by the first, in a folder that it has checked and holds. Nobody writes to a finished run.
@@ -106,19 +108,19 @@ def _build(
         raise ConfigError("epochs, batch_size, validate_every and checkpoint_every must all be at least 1.")
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
-    steps = len(
-        EpochLoader(
-            train_data,
-            task.train_batch,
-            training.batch_size,
-            config.seed,
-            world=machine.devices,
-            smallest=task.smallest_batch,
-        )
-    )
+    steps = EpochLoader(
+        train_data,
+        task.train_batch,
+        training.batch_size,
+        config.seed,
+        world=machine.devices,
+        smallest=task.smallest_batch,
+        parts=machine.accumulate,
+    ).batches
     if not steps:
+        least = task.smallest_batch * machine.devices * machine.accumulate
         raise ConfigError(
-            f"A training step of {config.model} needs {task.smallest_batch * machine.devices} samples or more; "
+            f"A training step of {config.model} needs {least} samples or more; "
             f"batch_size is {training.batch_size}, and there are {len(train_data)} training samples."
         )
     assembly = assemble(config, root, steps_per_epoch=steps)
@@ -145,8 +147,16 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
     with warnings.catch_warnings():
         # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = _trainer(config, folder, machine, [last, *bar], loggers)
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        trainer = _trainer(config, folder, machine, [last, last.divergence, *bar], loggers)
+        try:
+            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        except (NonFiniteError, RuntimeError) as error:
+            if last.divergence.where is None:
+                raise
+            raise NonFiniteError(
+                f"{error}{last.divergence.where} {last.kept()} Lower learning_rate, or set gradient_clip, and name "
+                "another folder with --out."
+            ) from error
 
 
 def _trainer(
@@ -162,6 +172,8 @@ def _trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             strategy=machine.strategy,
+            accumulate_grad_batches=machine.accumulate,
+            precision=machine.precision,
             max_epochs=config.training.epochs,
             callbacks=callbacks,
             logger=loggers,
