@@ -37,8 +37,7 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     types = ChemicalSpeciesToAtomTypeMapper(model_type_names=SPECIES)
     graphs = [types(compute_neighborlist_(from_ase(frame), CUTOFF)) for frame in molecules(8)]
     data = AtomicDataDict.batched_from_list(graphs)
-    relaxation = er.relax(network)
-    method = er.Scheduled(relaxation, total_steps=steps)
+    method = er.Scheduled(er.relax(network), total_steps=steps)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     model, reps, losses = EnergyAndForces(network), ({"pos": positions(E(3))},), []
     for step in range(steps):

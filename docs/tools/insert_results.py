@@ -1,0 +1,122 @@
+"""Copy tables and sentences of results/ into README.md and docs/, between markers; numbers there are never typed.
+
+    python docs/tools/insert_results.py            rewrite what stands between markers
+    python docs/tools/insert_results.py --check    exit code 1, and the pages' names, where something would change
+
+A marker names a file, and what of it:
+
+    <!-- from results/nbody/summary.md -->                               its first table
+    <!-- from results/nbody/summary.md: method | projected -->           these columns of it
+    <!-- from results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
+    <!-- from results/nbody/summary.md: conclusion -->                   its last paragraph
+    <!-- from results/perf/one-thread.txt -->                            a text file, as it is
+    <!-- from results/faults/summary.md if there -->                     the same; nothing while there is no such file
+
+What was inserted ends at `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MARKED = re.compile(
+    r"(?P<marker><!-- from (?P<source>[\w./-]+)(?P<optional> if there)?(?:: (?P<part>.+?))? -->\n).*?(?P<end><!-- end -->)",
+    flags=re.DOTALL,
+)
+
+
+class InsertError(Exception):
+    """A marker names a file, a column or a part that is not there."""
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """README.md and every page of docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]
+
+
+def inserted(text: str, root: Path = ROOT) -> str:
+    """`text` with what its markers ask for between them.
+
+    Raises:
+        InsertError: see there.
+    """
+    return MARKED.sub(lambda m: m["marker"] + _content(m, root) + m["end"], text)
+
+
+def _content(match: re.Match[str], root: Path) -> str:
+    """Lines between the markers, each with its end."""
+    source, part = match["source"], match["part"]
+    if not (root / source).is_file():
+        if match["optional"]:
+            return ""
+        raise InsertError(f"There is no {source}.")
+    text = (root / source).read_text(encoding="utf-8")
+    if source.endswith(".txt"):
+        return f"```text\n{text.rstrip()}\n```\n"
+    if part in ("setting", "conclusion"):
+        return _paragraph(source, text, part) + "\n"
+    table = first_table(text)
+    if not table:
+        raise InsertError(f"{source} has no table.")
+    if part is not None:
+        table = _columns(source, table, [name.strip() for name in part.split("|")])
+    return "\n".join(table) + "\n"
+
+
+def first_table(text: str) -> list[str]:
+    """Lines of the first table of a file; further tables are details."""
+    after = itertools.dropwhile(lambda line: not line.startswith("|"), text.splitlines())
+    return list(itertools.takewhile(lambda line: line.startswith("|"), after))
+
+
+def _paragraph(source: str, text: str, part: str) -> str:
+    blocks = [block.strip() for block in re.split(r"\n\s*\n", text) if block.strip()]
+    tables = [i for i, block in enumerate(blocks) if block.startswith("|")]
+    wanted = -1 if part == "conclusion" else (tables[0] + 1 if tables else len(blocks))
+    if wanted >= len(blocks) or blocks[wanted].startswith("|"):
+        raise InsertError(f"{source} has no {part}.")
+    return blocks[wanted]
+
+
+def _columns(source: str, table: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The table with these columns alone, in this order."""
+    rows = [
+        [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+        for line in table
+    ]
+    for name in wanted:
+        if name not in rows[0]:
+            raise InsertError(f"{source} has no column '{name}'; it has {', '.join(rows[0])}.")
+    places = [rows[0].index(name) for name in wanted]
+    return ["| " + " | ".join(row[place] for place in places) + " |" for row in rows]
+
+
+def main(words: Sequence[str]) -> int:
+    """Insert, or with --check only look."""
+    if list(words) not in ([], ["--check"]):
+        print(__doc__)
+        return 2
+    stale = []
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        try:
+            after = inserted(before)
+        except InsertError as error:
+            print(f"{page.relative_to(ROOT)}: {error}", file=sys.stderr)
+            return 2
+        if before != after:
+            stale.append(page)
+            if not words:
+                page.write_text(after, encoding="utf-8")
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'differs from results/' if words else 'rewritten'}")
+    return 1 if words and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""Hook of mkdocs: files of the repository outside docs/ that pages link to, such as pictures of results, become part of the site.
+
+Pages link to them as they lie in the repository (`../results/nbody/curves.png`), so that the links work there too.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+FOLDER = "repository"  # of the site, which receives them
+LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
+
+
+def _outside(page: str, link: str) -> str | None:
+    """Path inside the repository of what `page` (its path inside docs/) links to; None if that is a page of the site."""
+    target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
+    return None if target.startswith(("docs/", "../")) else target
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add every file that a page links to; PluginError where there is none."""
+    for page in list(files.documentation_pages()):
+        for link in LINK.findall(Path(page.abs_src_path or "").read_text(encoding="utf-8")):
+            target = _outside(page.src_uri, link)
+            if target is None:
+                continue
+            if not (ROOT / target).is_file():
+                raise PluginError(
+                    f"docs/{page.src_uri} links to {link}, but the repository has no file {target}."
+                )
+            name = f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
+            if files.get_file_from_path(name) is None:
+                files.append(File.generated(config, name, abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point the links at those files."""
+    here = page.file.src_uri
+
+    def moved(match: re.Match[str]) -> str:
+        target = _outside(here, match[1])
+        if target is None:
+            return match[1]
+        name = f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
+        return posixpath.relpath(name, posixpath.dirname(here) or ".")
+
+    return LINK.sub(moved, markdown)

@@ -1,0 +1,51 @@
+"""All code in README.md and docs/ runs as it stands there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from doc_pages import PAGES, ROOT, blocks, name_of, run
+
+torch.set_num_threads(1)
+WITH_CODE = [page for page in PAGES if blocks(page)]
+SLOW = [page for page in WITH_CODE if any(block["slow"] for block in blocks(page))]
+
+
+def test_pages_with_code_are_found() -> None:
+    found = {name_of(page) for page in WITH_CODE}
+    assert {"README.md", "docs/index.md", "docs/relax_your_own_network.md"} < found
+    assert sum(len(blocks(page)) for page in WITH_CODE) >= 30
+    assert [name_of(page) for page in SLOW] == ["docs/questions/compile_amp_ddp.md"]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_runs(page: Path) -> None:
+    pytest.importorskip("e3nn")
+    run(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW, ids=name_of)
+def test_the_slow_code_runs_too(page: Path) -> None:
+    run(page, slow=True)
+
+
+def test_the_readme_ends_with_an_equivariant_network() -> None:
+    pytest.importorskip("e3nn")
+    names, printed = run(ROOT / "README.md")
+    assert names["report"].relative < 1e-6
+    assert not any("equirelax" in key for key in names["model"].state_dict())
+    assert "equivariant" in printed
+
+
+def test_the_page_on_own_networks_names_what_is_broken() -> None:
+    page = ROOT / "docs" / "relax_your_own_network.md"
+    assert len(blocks(page)) >= 6
+    assert {block["needs"] for block in blocks(page) if block["needs"]} == {
+        "nequip",
+        "equiformer_pytorch",
+        "egnn_pytorch",
+    }
+    assert "first break: 1 (Broken)" in run(page)[1]
