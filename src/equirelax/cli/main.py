@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from equirelax.errors import EquirelaxError
 from equirelax.files import did_you_mean
@@ -18,8 +22,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "equirelax.cli.compare",
         "train several methods over several seeds, and write table and picture",
     ),
-    "study": ("equirelax.cli.study", "run a grid of benchmarks, models, methods, settings and seeds from a file"),
-    "reproduce": ("equirelax.cli.study", "run or continue one of the papers' tables and figures, ours beside theirs"),
+    "study": (
+        "equirelax.cli.study",
+        "run a grid of benchmarks, models, methods, settings and seeds from a file",
+    ),
+    "reproduce": (
+        "equirelax.cli.study",
+        "run or continue one of the papers' tables and figures, ours beside theirs",
+    ),
+    "search": ("equirelax.cli.search", "search for settings of a method that are good on the validation set"),
     "audit": ("equirelax.cli.inspect", "measure the equivariance error of a trained model, layer by layer"),
     "symmetry": (
         "equirelax.cli.symmetry",
@@ -68,10 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Unknown command '{words[0]}'.{did_you_mean(words[0], list(COMMANDS))} See equirelax --help."
         )
     try:
-        code: int = importlib.import_module(COMMANDS[words[0]][0]).main(words)
+        with _terminable():
+            code: int = importlib.import_module(COMMANDS[words[0]][0]).main(words)
     except EquirelaxError as error:
         return complain(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        # A command may say more exactly how to go on.
+        print(str(interrupt) or "Interrupted; the same command goes on, or begins anew.", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "equirelax":
@@ -80,6 +94,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM, which schedulers and `kill` send, is answered as Ctrl-C is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def complain(message: str) -> int:
