@@ -10,6 +10,7 @@ from test_report import result
 from test_variants import changed, of_model
 
 from equirelax.report.swept import draw_swept, final_size, swept_curves, swept_setting
+from equirelax.report.variants import labels
 from equirelax.training.folder import METRICS
 
 METRIC = {"name": "MSE", "unit": "1", "symbol": None}
@@ -26,9 +27,50 @@ def test_one_number_with_three_values_or_more_is_a_sweep() -> None:
     words = [changed(result("strict", 0, 1.0), schedule=s) for s in ("constant", "step", "cosine")]
     assert swept_setting(words) is None
     both = [
-        changed(one, batch_size=int(one["config"]["dataset"]["train"])) for one in swept("ace", (1, 2, 3))
-    ]
+        changed(one, batch_size=b) for one in swept("ace", (1, 2, 3)) for b in (10, 20)
+    ]  # every training-set size with every batch size
     assert swept_setting(both) is None
+    assert swept_setting([changed(one, seed=0) for one in both[::2]]) == "dataset.train"
+
+
+def zipped(method: str) -> list[dict]:
+    """Training-set size with epochs and validations changing along, as at equal numbers of steps."""
+    points = {100: (900, 9), 300: (300, 3), 900: (100, 1)}
+    return [
+        changed(result(method, s, 1.0), epochs=e, validate_every=v, dataset__train=n)
+        for s in (0, 1)
+        for n, (e, v) in points.items()
+    ]
+
+
+def test_settings_that_change_one_to_one_are_one_axis_named_after_the_data() -> None:
+    results = [*zipped("strict"), *zipped("ace")]
+    assert swept_setting(results) == "dataset.train"
+    assert set(swept_curves(results, [1.0] * len(results), "dataset.train")["ace"]) == {100, 300, 900}
+    assert labels(results)[:3] == ["strict train=100", "strict train=300", "strict train=900"]
+    assert labels(results[:2]) == [
+        f"strict epochs={e} validate_every={v} train={n}" for e, v, n in ((900, 9, 100), (300, 3, 300))
+    ]
+    broken = [*results, changed(results[0], epochs=7)]
+    assert swept_setting(broken) is None
+    assert labels(broken)[0] == "strict epochs=900 train=100"
+    together = [
+        changed(result("ace", 0, 1.0), learning_rate=v, strength__dual_lr=2 * v) for v in (0.1, 0.2, 0.3)
+    ]
+    assert swept_setting(together) == "learning_rate"
+    names = ("constant", "step", "cosine")
+    words = [changed(one, schedule=s) for one, s in zip(swept("ace", (1, 2, 3))[:3], names, strict=True)]
+    assert swept_setting(words) == "dataset.train"
+
+
+def test_methods_without_the_swept_setting_have_no_curve() -> None:
+    results = [result("strict", 0, 1.0)]
+    results += [
+        changed(result("scheduled", 0, 1.0), strength__lie_weight=w, strength__norm_weight=w)
+        for w in (0.0, 0.1, 1.0)
+    ]
+    assert swept_setting(results) == "strength.lie_weight"
+    assert list(swept_curves(results, [1.0] * 4, "strength.lie_weight")) == ["scheduled"]
 
 
 def test_every_method_and_model_has_a_curve_with_a_number_for_every_seed() -> None:

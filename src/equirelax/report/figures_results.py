@@ -89,7 +89,7 @@ def equivariance(summary: Mapping[str, Any]) -> Figure | None:
     ]
     first = next(iter(known.values()))
     return Figure(
-        "Equivariance error",
+        "Equivariance error of the selected networks",
         f"Largest relative error over random elements of {first['group']} and over seeds, in {first['dtype']}, of the weights "
         "that validation selected. An exactly equivariant network is at rounding, near 1e-16 to 1e-15 in float64; an error "
         "of exactly zero has no place on a logarithmic axis and is in the table alone.",

@@ -62,6 +62,41 @@ def validation(chapter: Chapter) -> Figure | None:
     )
 
 
+def equivariance(chapter: Chapter) -> Figure | None:
+    """The equivariance error over training, as trained (full lines) and projected (dotted); None where no run measured it."""
+    traces: list[Trace] = []
+    curves: dict[str, Mapping[float, float]] = {}
+    for index, (label, runs) in enumerate(chapter.by_label().items()):
+        relaxed = any(gamma_columns(run.rows) for run in runs)
+        for kind, style in (
+            (("relaxed", "solid"), ("projected", "dot")) if relaxed else (("relaxed", "solid"),)
+        ):
+            found = over_seeds(runs, f"equivariance/{kind}")
+            above = {epoch: value for epoch, value in found.items() if value > 0}
+            if not above:
+                continue
+            name = f"{label}, {'as trained' if kind == 'relaxed' else kind}" if relaxed else label
+            curves[name] = above
+            traces.append(line(name, above, index))
+            traces[-1]["line"] = {**traces[-1]["line"], "dash": style}
+            traces[-1]["mode"] = "lines" if len(above) > 1 else "markers"
+    if not curves:
+        return None
+    words, values = "relative error", [value for one in curves.values() for value in one.values()]
+    many = max(values) > 1e6 * min(values)
+    powers = axis(words, "log", exponentformat="power", dtick=2)
+    return Figure(
+        "Equivariance error over training",
+        "Relative error in float64, the largest over a few group elements (the same throughout) on validation samples; mean "
+        "over seeds. As trained (full lines): how far the network with its residuals is from equivariant. Projected (dotted), "
+        "and networks that are equivariant throughout: rounding, near 1e-15.",
+        tuple(traces),
+        {"xaxis": axis(EPOCH), "yaxis": powers if many else logarithmic(words, values)},
+        curve_numbers(EPOCH, curves),
+        legend_height(traces, 400),
+    )
+
+
 def losses(chapter: Chapter) -> list[Figure]:
     """The training loss, and the penalty where a method has one; means over epochs and seeds."""
     found = [

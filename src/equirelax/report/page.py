@@ -102,7 +102,7 @@ def chapter_html(chapter: Chapter, name: str) -> str:
     bodies = (
         results(chapter, summary),
         charts([figures_training.validation(chapter)]) + charts(figures_training.losses(chapter)),
-        symmetry(summary),
+        symmetry(chapter, summary),
         layers(chapter, name),
         table(tables.cost(chapter), "What training and predicting costs") + _soft(tables.COST_NOTE),
         what_was_run(chapter, summary),
@@ -133,12 +133,13 @@ def results(chapter: Chapter, summary: tables.Summary | None) -> str:
     return "".join(parts)
 
 
-def symmetry(summary: tables.Summary | None) -> str:
-    """How exactly the selected networks keep the symmetry, and how strengths ended."""
-    if summary is None:
-        return ""
-    parts = [charts([figures_results.equivariance(summary)])]
-    if ended := tables.strengths(summary):
+def symmetry(chapter: Chapter, summary: tables.Summary | None) -> str:
+    """How far the networks are from the symmetry over training, how exactly the selected ones keep it, and how strengths
+    ended.
+    """
+    selected = None if summary is None else figures_results.equivariance(summary)
+    parts = [charts([figures_training.equivariance(chapter), selected])]
+    if summary is not None and (ended := tables.strengths(summary)):
         parts.append(table(ended, "Strengths and multipliers: largest over residuals and seeds"))
     return "".join(parts)
 

@@ -17,7 +17,7 @@ from equirelax.files import atomic_write
 from equirelax.report.picture import look
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
-from equirelax.report.variants import settings
+from equirelax.report.variants import is_number, leading_first, linked, settings
 from equirelax.training.folder import METRICS, read_table
 
 Curves = dict[str, dict[float, list[float]]]
@@ -27,31 +27,39 @@ Curves = dict[str, dict[float, list[float]]]
 def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
     """The dotted key of the one number that differs between runs of one method and model; None if there is not
     exactly one, or it takes fewer than three values.
+
+    Settings that change one to one count as one, under the name of a number of the data set or network if there is one
+    among them.
     """
-    differing: set[str] = set()
-    values: dict[str, set[Any]] = {}
-    flat = [(result["method"], result["model"], settings(result)) for result in results]
-    for method, model, own in flat:
-        for other_method, other_model, other in flat:
-            if (other_method, other_model) == (method, model):
-                differing |= {key for key, value in other.items() if value != own.get(key)}
-    for key in differing:
-        values[key] = {own[key] for _, _, own in flat if key in own}
-    if len(differing) != 1:
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        kinds.setdefault((result["method"], result["model"]), []).append(settings(result))
+    flat = [own for several in kinds.values() for own in several]
+    differing = [
+        key
+        for key in dict.fromkeys(key for own in flat for key in own)
+        if any(own.get(key) != several[0].get(key) for several in kinds.values() for own in several)
+    ]
+    if any(len(linked(differing, several)) > 1 for several in kinds.values()):
         return None
-    (key,) = differing
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values[key])
-    return key if numbers and len(values[key]) > 2 else None
+    for key in leading_first(differing, flat):
+        values = {repr(own[key]): own[key] for own in flat if key in own}.values()
+        if len(values) > 2 and all(map(is_number, values)):
+            return key
+    return None
 
 
 def swept_curves(results: Sequence[Mapping[str, Any]], numbers: Sequence[float | None], key: str) -> Curves:
-    """`numbers` (one for every result; None: none) by method, model and value of the setting `key`."""
+    """`numbers` (one for every result; None: none) by method, model and value of the setting `key`; methods that do not have
+    the setting are left out.
+    """
     several = len({result["model"] for result in results}) > 1
     found: Curves = {}
     for result, number in zip(results, numbers, strict=True):
-        if number is not None:
+        own = settings(result)
+        if number is not None and key in own:
             label = " ".join([result["method"], *([result["model"]] if several else [])])
-            found.setdefault(label, {}).setdefault(settings(result)[key], []).append(number)
+            found.setdefault(label, {}).setdefault(own[key], []).append(number)
     return found
 
 

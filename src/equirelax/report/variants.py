@@ -18,7 +18,8 @@ def labels(results: Sequence[Result]) -> list[str]:
     """A label for every run: its method, the model where there are several, and where runs of both differ in their
     settings, how.
 
-    Settings that always change together are one: "scheduled lie_weight=norm_weight=0.01".
+    Settings that always change together are one: "scheduled lie_weight=norm_weight=0.01". Where a setting of the data or of
+    the network takes others along, as a training-set size the epochs, it alone is named: "strict train=300".
     """
     several = len({result["model"] for result in results}) > 1
     found = []
@@ -69,13 +70,52 @@ def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, 
     return {r["seed"]: r["test"]["projected"] for r in alike}
 
 
-def _together(keys: Sequence[str], own: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> list[str]:
+def linked(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """`keys` in groups that change together: each value of one comes with one value of the other, and the other way round.
+    Every group is as `leading_first` orders it.
+    """
     groups: list[list[str]] = []
     for key in keys:
         for group in groups:
-            if all(other.get(key) == other.get(group[0]) for other in all_):
+            if _one_to_one(key, group[0], all_):
                 group.append(key)
                 break
         else:
             groups.append([key])
-    return [f"{'='.join(key.rpartition('.')[2] for key in group)}={own[group[0]]}" for group in groups]
+    return [leading_first(group, all_) for group in groups]
+
+
+def leading_first(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`keys`, numbers of the data set and of the network before all others."""
+    return sorted(keys, key=lambda key: not _leads(key, all_))
+
+
+def _leads(key: str, all_: Sequence[Mapping[str, Any]]) -> bool:
+    return key.partition(".")[0] in SHARED and all(is_number(own[key]) for own in all_ if key in own)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting's value is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _one_to_one(one: str, other: str, all_: Sequence[Mapping[str, Any]]) -> bool:
+    pairs = {(repr(own.get(one)), repr(own.get(other))) for own in all_}
+    return len(pairs) == len({first for first, _ in pairs}) == len({second for _, second in pairs})
+
+
+def _together(keys: Sequence[str], own: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say of the settings in which a run differs from others of its kind, in the order of the settings."""
+    words: list[str] = []
+    for group in linked(keys, all_):
+        several = len({repr(other.get(group[0])) for other in all_}) > 2  # two may differ in much by chance
+        if _leads(group[0], all_) and several:
+            words.append(f"{group[0].rpartition('.')[2]}={own[group[0]]}")
+            continue
+        alike: dict[str, list[str]] = {}
+        for key in sorted(group, key=keys.index):
+            alike.setdefault(repr([other.get(key) for other in all_]), []).append(key)
+        words += [
+            f"{'='.join(key.rpartition('.')[2] for key in same)}={own[same[0]]}" for same in alike.values()
+        ]
+    return words
