@@ -72,24 +72,31 @@ class Method(ABC):
         """Paths of the relaxed modules, in the model's order: the order of every per-residual vector here."""
         return list(self.relaxation.residuals)
 
-    def objective(self, task: Tensor, moved: Callable[[], Tensor] | None = None) -> Tensor:
+    def objective(
+        self, task: Tensor, moved: Callable[[], Tensor] | None = None, *, last: bool = True
+    ) -> Tensor:
         """What to minimise, a scalar: here `task + penalty()`.
+
+        A batch in micro-batches gives the same gradients as in one: `task` (and `moved`) then is each one's share of the
+        batch's loss, so that the shares add up to it, and `last` tells the last one, whose penalty is that of all.
 
         Args:
             task: the task's loss on the batch, a scalar.
             moved: gives the task's loss on the batch with every sample, and its target, moved by a group
                 element of its own, drawn anew. Called only by methods that need it (REMUL).
+            last: whether an optimizer step follows.
 
         Raises:
             MethodError: the method needs `moved` and it is not given.
         """
-        return task + self.penalty()
+        return task + self.penalty() if last else task
 
     def penalty(self) -> Tensor:
         """The term to add to the loss, a scalar. Call it after the forward pass(es).
 
-        With gradient accumulation it may be called for every micro-batch: what it adds is as given, and
-        counts as one step. Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's
+        With gradient accumulation call it once, with the last micro-batch: it reads what all of them kept, and adds the
+        regulariser's sums before it takes roots. It may also be called for every micro-batch: what it adds is as given,
+        and counts as one step. Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's
         part alone.
 
         Raises:

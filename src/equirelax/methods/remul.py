@@ -84,6 +84,7 @@ class REMUL(Method):
             residual.fix_gamma()
             residual.set_gamma(gamma)
         self._losses: tuple[Tensor, Tensor] | None = None
+        self._adding = False  # a micro-batch before has noted its losses, and more follow
         self._gradnorm: GradNorm | None = None
         if weighting == "gradnorm":
             chosen = _weights_of(self.relaxation) if shared is None else list(shared)
@@ -104,13 +105,16 @@ class REMUL(Method):
         alpha, beta = self._gradnorm.weights.tolist()
         return alpha, beta
 
-    def objective(self, task: Tensor, moved: Callable[[], Tensor] | None = None) -> Tensor:
-        """alpha task + beta moved(); under `torch.no_grad` it leaves no trace.
+    def objective(
+        self, task: Tensor, moved: Callable[[], Tensor] | None = None, *, last: bool = True
+    ) -> Tensor:
+        """alpha task + beta moved(); under `torch.no_grad` it leaves no trace. Micro-batches: see `Method.objective`.
 
         Args:
             task: the loss on the batch, a scalar.
             moved: gives the loss on the batch with every sample and its target moved by an element of its
                 own. With beta = 0 it is not called.
+            last: whether an optimizer step follows.
 
         Raises:
             MethodError: `moved` is missing.
@@ -125,7 +129,7 @@ class REMUL(Method):
             return self.alpha * task + penalty
         other = moved()
         if torch.is_grad_enabled():
-            self._losses = (task.detach(), other.detach())
+            self._note(task.detach(), other.detach(), last)
         if self._gradnorm is None:
             return self.alpha * task + self.beta * other + penalty
         self._gradnorm.follow()
@@ -135,6 +139,12 @@ class REMUL(Method):
             self._gradnorm.weights.clone()
         )  # `step` writes into them before some loops call backward
         return alpha * task + beta * other + penalty
+
+    def _note(self, task: Tensor, other: Tensor, last: bool) -> None:
+        """Keep the losses for logs; those of micro-batches are added up."""
+        if self._adding and self._losses is not None:
+            task, other = task + self._losses[0], other + self._losses[1]
+        self._losses, self._adding = (task, other), not last
 
     def scalars(self) -> dict[str, float]:
         """alpha, beta, and the two losses of the last step: "loss" and "moved_loss"."""

@@ -29,7 +29,8 @@ class EpochLoader:
         seed: Seed of order and augmentation.
         rank, world: This process and the number of processes.
         device: Where batches are wanted.
-        smallest: Samples that every rank must have of a batch; batches with fewer are left out.
+        smallest: Samples that every rank must have of a batch, and of every part; batches with fewer are left out.
+        parts: Give every batch in so many parts, one after the other.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class EpochLoader:
         world: int = 1,
         device: torch.device | str = "cpu",
         smallest: int = 1,
+        parts: int = 1,
     ) -> None:
         self.data, self.make = data.to(device), make
         self.count = len(data)
         self.batch_size = min(batch_size, self.count)
         self.seed, self.rank, self.world = seed, rank, world
-        self.least = smallest * world
+        self.parts = parts
+        self.least = smallest * world * parts
         self.epoch = 0
 
     @property
@@ -59,18 +62,39 @@ class EpochLoader:
         """The epoch that the next iteration belongs to."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch: the optimiser's steps."""
         # A last batch with fewer samples than ranks would leave a rank without work, the others waiting; batch norm
         # of a single sample is an error.
         full, rest = divmod(self.count, self.batch_size)
         return full * (self.batch_size >= self.least) + (rest >= self.least)
 
+    def __len__(self) -> int:
+        """Parts of all batches."""
+        return self.batches * self.parts
+
+    def share(self, index: int) -> float:
+        """The weight of part `index` of the epoch in its batch's mean, times the number of ranks, whose gradients are
+        averaged: its samples over those of the batch. 1 where a batch is neither split nor shared.
+        """
+        batch, part = divmod(index, self.parts)
+        size = min(self.batch_size, self.count - batch * self.batch_size)
+        return self.world * len(range(size)[self._slice(part)]) / size
+
+    def _slice(self, part: int) -> slice:
+        """This rank's samples of a part, among the batch's."""
+        return slice(self.rank + self.world * part, None, self.world * self.parts)
+
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator)
-        for index in range(len(self)):
+        for index in range(self.batches):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            yield self.make(self.data, chosen, generator, slice(self.rank, None, self.world))
+            before = generator.get_state()
+            for part in range(self.parts):
+                generator.set_state(before)  # what is random is drawn for the whole batch
+                yield self.make(self.data, chosen, generator, self._slice(part))
 
 
 def epoch_seed(seed: int, *numbers: int) -> int:

@@ -43,7 +43,7 @@ class RelaxedModule(lightning.LightningModule):
     def train_dataloader(self) -> EpochLoader:
         """This rank's share of every batch, on this rank's device."""
         config = self.assembly.config
-        return EpochLoader(
+        self._loader = EpochLoader(
             self.train_data,
             self.assembly.task.train_batch,
             config.training.batch_size,
@@ -52,32 +52,43 @@ class RelaxedModule(lightning.LightningModule):
             self.trainer.world_size,
             self.device,
             self.assembly.task.smallest_batch,
+            self.trainer.accumulate_grad_batches,
         )
+        return self._loader
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The task's loss and what the method adds to it."""
-        task, method = self.assembly.task, self.assembly.method
+        """The task's loss and what the method adds to it; of a part of a batch, its share of the batch's, times the
+        number of parts, which Lightning divides by.
+        """
+        task, method, parts = self.assembly.task, self.assembly.method, self._loader.parts
+        share, last = self._loader.share(index), self._last_part(index)
         loss = task.loss(task.predict(self.model, batch), batch)
         own = task.regulariser(self.model)
-        loss = loss if own is None else loss + own
+        loss = share * (loss if own is None else loss + own)
+
+        drawn = (index % parts,) if parts > 1 else ()  # every part draws elements of its own
 
         def moved_loss() -> Tensor:
             generator = torch.Generator().manual_seed(
-                epoch_seed(self.assembly.config.seed, self.global_step, self.global_rank)
+                epoch_seed(self.assembly.config.seed, self.global_step, self.global_rank, *drawn)
             )
             moved = task.moved(batch, generator)
-            return task.loss(task.predict(self.model, moved), moved)
+            return share * task.loss(task.predict(self.model, moved), moved)
 
-        objective = loss if method is None else method.objective(loss, moved_loss)
+        objective = loss if method is None else method.objective(loss, moved_loss, last=last)
         with torch.no_grad():
             both = torch.stack([loss, (objective - loss).to(loss.dtype)])
             self._sums = both if self._sums is None else self._sums + both
-        self._steps += 1
-        return objective
+        self._steps += last
+        return parts * objective
+
+    def _last_part(self, index: int) -> bool:
+        """Whether the optimiser steps after this part of a batch."""
+        return (index + 1) % self._loader.parts == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """`method.step()`, after the optimiser's."""
-        if self.assembly.method is not None:
+        if self.assembly.method is not None and self._last_part(batch_idx):
             self.assembly.method.step(self.optimizers(use_pl_optimizer=False))
 
     def epoch_means(self) -> dict[str, float]:
