@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -19,7 +20,9 @@ from equirelax.ranges import JOBS
 from equirelax.report.comparison import TABLE
 from equirelax.report.studies import beside, compare_grids, described
 from equirelax.study import estimate
-from equirelax.study.live import Board, counts
+from equirelax.study.cluster import connected
+from equirelax.study.engine import Engine, LocalEngine
+from equirelax.study.live import Board, counts, duration
 from equirelax.study.ready import find_study, ready_file, ready_names
 from equirelax.study.run import Runner, fair_jobs, threads_each
 from equirelax.study.spec import Study, read_study
@@ -45,9 +48,13 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   per_method: {ace: {learning_rate: 9e-4}}
   sweep: {dataset.train: [500, 1000, 3000]}          # or, together, {dataset.train+epochs: [[500, 600], [1000, 300]]}
   attempts: 2                          # of a run that breaks
+  timeout: 2 h                         # a try that takes longer counts as broken (default: none)
+  devices: 1                           # processes that share a run's batches; accelerator: gpu gives each a GPU
   small: {seeds: 1, settings: {epochs: 20}}
 
-Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures."""
+Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures.
+With --ray the runs go to the machines of a Ray cluster (extra `ray`), which share the file system that OUT and the data are
+on. What a lost machine ran is tried again on another, from its last checkpoint."""
 
 VERBS = ("run", "estimate", "show")
 
@@ -90,6 +97,10 @@ def _parser(command: str, verb: str, what: str) -> options.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, help="runs at the same time (default: the study's, else one for every core)"
     )
+    if verb != "show":
+        parser.add_argument(
+            "--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine"
+        )
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     return parser
 
@@ -108,11 +119,12 @@ def _run(study: Study, given: argparse.Namespace) -> int:
     """Run or continue, then compare; ours beside the papers'."""
     out, found = _found(study, given)
     left = sum(state.status == "waiting" for state in found)
-    jobs = fair_jobs(study, given.jobs, left)
     _check_data(found, given.data)
-    print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
-    with Board(study.title) as board:
-        code = Runner(study, out, found, given.data, jobs, board.show).run()
+    with _engine(given) as engine:
+        jobs = fair_jobs(study, given.jobs, left, engine)
+        print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
+        with Board(f"{study.title}{_terms(study)}") as board:
+            code = Runner(study, out, found, given.data, jobs, board.show, engine).run()
     if code == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return code
@@ -129,18 +141,37 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
     if not waiting:
         print(f"Nothing is left to do: {counts(found)}; in {out}.")
         return 0
-    jobs = fair_jobs(study, given.jobs, len(waiting))
-    torch.set_num_threads(threads_each(jobs))
+    with _engine(given) as engine:
+        jobs, place = fair_jobs(study, given.jobs, len(waiting), engine), engine.place
+        threads = threads_each(jobs, study.devices, study.on_gpu, engine)
+    torch.set_num_threads(threads)
     imports = time.process_time()  # what this process has needed so far, every run's process needs too
     costs: dict[tuple[str, str], estimate.Cost] = {}
     for state in waiting:
         key = (state.trial.grid, state.trial.kind)
         if key not in costs:
             print(f"timing {state.trial.kind} ({len(costs) + 1})", file=sys.stderr, flush=True)
-            cost = estimate.measure(state.trial.config, options.optional_path(given.data))
+            cost = estimate.measure(
+                state.trial.config, options.optional_path(given.data), devices=study.devices
+            )
             costs[key] = dataclasses.replace(cost, start=cost.start + imports)
-    print(estimate.text(found, costs, jobs, threads_each(jobs)))
+    print(
+        estimate.text(found, costs, jobs, threads, devices=study.devices, timeout=study.timeout, place=place)
+    )
     return 0
+
+
+def _engine(given: argparse.Namespace) -> contextlib.AbstractContextManager[Engine]:
+    """Where the runs execute."""
+    return contextlib.nullcontext(LocalEngine()) if given.ray is None else connected(given.ray)
+
+
+def _terms(study: Study) -> str:
+    """What holds for every run, for the heading of the live table."""
+    terms = [f"{study.devices} processes each"] if study.devices > 1 else []
+    terms += ["on GPUs"] if study.on_gpu else []
+    terms += [f"at most {duration(study.timeout)} a try"] if study.timeout is not None else []
+    return f" ({', '.join(terms)})" if terms else ""
 
 
 def _found(study: Study, given: argparse.Namespace) -> tuple[Path, list[State]]:

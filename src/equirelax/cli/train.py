@@ -11,6 +11,7 @@ from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.task import heading
 from equirelax.cli import options
+from equirelax.training.leash import follow_parent
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 
@@ -44,12 +45,19 @@ def main(words: Sequence[str]) -> int:
     config = options.config_from(parsed, config)
     folder = Path(parsed.out) if parsed.out else default_folder(config)
     machine = options.machine_from(parsed)
+    follow_parent()
     # Lightning takes seconds to import: help and mistakes need not wait for it.
     from equirelax.training.run import train
 
-    result = train(config, folder, options.optional_path(parsed.data), resume=parsed.resume, machine=machine)
+    go_on = f"Interrupted; go on with the same command and --resume (run in {folder})."
+    try:
+        result = train(
+            config, folder, options.optional_path(parsed.data), resume=parsed.resume, machine=machine
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(go_on) from None
     if result is None:
-        print(f"Interrupted; go on with the same command and --resume (run in {folder}).", file=sys.stderr)
+        print(go_on, file=sys.stderr)
         return 130
     if result:
         print(describe(result, folder))

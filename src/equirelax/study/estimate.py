@@ -56,11 +56,13 @@ class Cost:
         return self.start + left * self.epoch + validations + final
 
 
-def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET) -> Cost:
+def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET, devices: int = 1) -> Cost:
     """Time steps, a validation batch and a test batch of one run, with as many threads as torch has now.
 
     Args:
         config: The run's settings. root: Data root. budget: Seconds for training steps; at least two are timed.
+        devices: Processes that share every batch and the validation samples: the first one's share is timed, without what
+            they then tell each other.
 
     Raises:
         DataError: data is missing. ConfigError: settings that do not work.
@@ -69,15 +71,17 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET)
     task = build_task(config, root)
     train, val, test = task.load("train"), task.load("val"), task.load("test")
     batch_size, least = config.training.batch_size, task.smallest_batch
-    loader = EpochLoader(train, task.train_batch, batch_size, config.seed, smallest=least)
+    loader = EpochLoader(train, task.train_batch, batch_size, config.seed, world=devices, smallest=least)
     if not len(loader):
-        raise ConfigError(f"A training step needs {least} samples or more; there are {len(train)}.")
+        raise ConfigError(f"A training step needs {least * devices} samples or more; there are {len(train)}.")
     assembly = assemble(config, root, steps_per_epoch=len(loader))
     module = RelaxedModule(assembly, train)
     start = time.perf_counter() - begun
     step = _step_seconds(module, loader, budget)
     forms = 1 if assembly.relaxation is None else 2
-    evaluations = (_evaluation_seconds(assembly, data) for data in (val, test))
+    evaluations = (
+        _evaluation_seconds(assembly, data) for data in (val.subset(slice(None, None, devices)), test)
+    )
     return Cost(start, step * len(loader), next(evaluations), next(evaluations), forms)
 
 
@@ -122,11 +126,21 @@ def overall(seconds: Sequence[float], jobs: int) -> float:
     return max(free, default=0.0)
 
 
-def text(states: Sequence[State], costs: dict[tuple[str, str], Cost], jobs: int, threads: int) -> str:
+def text(
+    states: Sequence[State],
+    costs: dict[tuple[str, str], Cost],
+    jobs: int,
+    threads: int,
+    *,
+    devices: int = 1,
+    timeout: float | None = None,
+    place: str = "here",
+) -> str:
     """A table of kinds, and how long all that is left takes.
 
     Args:
         states: Of all runs. costs: By (grid, kind), of those that have runs left. jobs, threads: How they will run.
+        devices: Processes of a run. timeout: Seconds of a try; kinds that take longer are named. place: Where, in words.
     """
     lines = [f"{'kind':44} {'runs left':>9} {'an epoch':>10} {'a run':>12} {'all of them':>12}"]
     left = [
@@ -146,11 +160,19 @@ def text(states: Sequence[State], costs: dict[tuple[str, str], Cost], jobs: int,
     for state in left:
         cost = costs[state.trial.grid, state.trial.kind]
         spent.append(cost.seconds(state.trial.config, state.epochs))
-    at_a_time = f"{jobs} at a time with {threads} thread{'s' if threads > 1 else ''} each"
+    processes = f"{devices} processes of " if devices > 1 else ""
+    at_a_time = f"{jobs} at a time with {processes}{threads} thread{'s' if threads > 1 else ''} each"
     lines += [
         "",
-        f"{len(left)} of {len(states)} runs are left. They take about {duration(overall(spent, jobs))} here, {at_a_time}.",
+        f"{len(left)} of {len(states)} runs are left. They take about {duration(overall(spent, jobs))} {place}, {at_a_time}.",
         "Timed one by one: runs that share memory and caches are slower, and measurements of the test set under further "
         "conditions come on top.",
     ]
+    slow = dict.fromkeys(
+        state.trial.kind
+        for state, seconds in zip(left, spent, strict=True)
+        if timeout is not None and seconds > timeout
+    )
+    if slow and timeout is not None:
+        lines.append(f"Longer than the study's timeout, {duration(timeout)}: {', '.join(slow)}. Raise it.")
     return "\n".join(lines)

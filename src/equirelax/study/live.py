@@ -124,7 +124,8 @@ def duration(seconds: float) -> str:
 
 
 def _attempt(state: State) -> str:
-    return "running" if state.attempts < 2 else f"running, attempt {state.attempts}"
+    place = f"running on {state.where}" if state.where else "running"
+    return place if state.attempts < 2 else f"{place}, attempt {state.attempts}"
 
 
 def _progress(state: State) -> tuple[str, str, str]:

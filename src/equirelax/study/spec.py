@@ -11,9 +11,13 @@ from typing import Any
 from equirelax.benchmarks.settings import read_yaml
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
+from equirelax.ranges import JOBS, SEED, SEEDS, Range, shown
 
 GRID_KEYS = ("benchmark", "models", "methods", "seeds", "settings", "per_model", "per_method", "sweep")
-STUDY_KEYS = ("title", "published", "attempts", "jobs", "grids", "small")
+STUDY_KEYS = ("title", "published", "attempts", "timeout", "jobs", "devices", "accelerator", "grids", "small")
+ACCELERATORS = ("cpu", "gpu")
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_TIME = re.compile(r"(\d+(?:\.\d*)?)\s*(s|min|h|d)\b\s*")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -47,7 +51,11 @@ class Study:
 
     Attributes:
         name: The file's name without its ending. title: In words. published: What the papers say, in words.
-        attempts: How often a run that breaks is tried in all. jobs: Runs at the same time; None: one for every core.
+        attempts: How often a run that breaks is tried in all.
+        timeout: Seconds after which one try of a run counts as broken, and is killed; None: never. The next goes on from its
+            last checkpoint. In the file a time with its unit: 90 min, 2 h, 1 d 12 h.
+        jobs: Runs at the same time; None: as many as have a core for each of their processes, and GPUs.
+        devices: Processes of every run, which share its batches (DDP). accelerator: cpu, or gpu: one for each of them.
         grids: What is run. small: Whether it is the small variant. changed: What that changed of the full one, in words.
     """
 
@@ -57,8 +65,16 @@ class Study:
     attempts: int
     jobs: int | None
     grids: tuple[Grid, ...]
+    timeout: float | None = None
+    devices: int = 1
+    accelerator: str = "cpu"
     small: bool = False
     changed: tuple[str, ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether every process of a run has a GPU."""
+        return self.accelerator == "gpu"
 
 
 def read_study(path: Path, small: bool = False) -> Study:
@@ -76,7 +92,7 @@ def read_study(path: Path, small: bool = False) -> Study:
         values = _numbers(read_yaml(path))
         variant = values.pop("small", None)
         if variant is not None and not isinstance(variant, Mapping):
-            raise ConfigError(f"'small' should be a mapping of keys to values, not {variant!r}.")
+            raise ConfigError(f"'small' should be a mapping of keys to values, not {shown(variant)}.")
         full = _study(path.stem, values)
         changed = (
             _study(path.stem, merged(values, variant), True, _changes(values, variant)) if variant else None
@@ -123,6 +139,9 @@ def _study(name: str, values: Mapping[str, Any], small: bool = False, changed: t
         attempts=_count(values.get("attempts", 2), "attempts"),
         jobs=None if jobs is None else _count(jobs, "jobs"),
         grids=tuple(grids),
+        timeout=_seconds(values.get("timeout"), "timeout"),
+        devices=_count(values.get("devices", 1), "devices"),
+        accelerator=_one_of(values.get("accelerator", "cpu"), ACCELERATORS, "accelerator"),
         small=small,
         changed=changed,
     )
@@ -137,7 +156,7 @@ def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
             raise ConfigError(f"'{where}{key}' is missing.")
     benchmark = values["benchmark"]
     if not isinstance(benchmark, str):
-        raise ConfigError(f"'{where}benchmark' is {benchmark!r}; expected a name.")
+        raise ConfigError(f"'{where}benchmark' is {shown(benchmark)}; expected a name.")
     sweep = _mapping(values, "sweep", where)
     return Grid(
         name=name,
@@ -163,7 +182,7 @@ def _mapping(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, An
     if found is None:
         return {}
     if not isinstance(found, Mapping):
-        raise ConfigError(f"'{where}{key}' is {found!r}; expected a mapping of keys to values.")
+        raise ConfigError(f"'{where}{key}' is {shown(found)}; expected a mapping of keys to values.")
     return found
 
 
@@ -174,14 +193,14 @@ def _each(values: Mapping[str, Any], key: str, where: str) -> dict[str, Mapping[
 def _text(values: Mapping[str, Any], key: str, default: str) -> str:
     found = values.get(key, default)
     if not isinstance(found, str):
-        raise ConfigError(f"'{key}' is {found!r}; expected text.")
+        raise ConfigError(f"'{key}' is {shown(found)}; expected text.")
     return found.strip()
 
 
 def _names(found: Any, where: str) -> tuple[str, ...]:
     names = [found] if isinstance(found, str) else found
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"'{where}' is {found!r}; expected a list of names.")
+        raise ConfigError(f"'{where}' is {shown(found)}; expected a list of names.")
     if len(set(names)) < len(names):
         raise ConfigError(f"'{where}' names one twice: {', '.join(names)}.")
     return tuple(names)
@@ -189,31 +208,52 @@ def _names(found: Any, where: str) -> tuple[str, ...]:
 
 def _seeds(found: Any, where: str) -> tuple[int, ...]:
     """A number of seeds, from 0 on, or a list of them."""
-    seeds = found if isinstance(found, list) else range(_count(found, where))
-    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+    seeds = found if isinstance(found, list) else range(_count(found, where, SEEDS))
+    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s not in SEED for s in seeds):
         raise ConfigError(
-            f"'{where}' is {found!r}; expected how many seeds, or a list of seeds, 0 or more each."
+            f"'{where}' is {shown(found)}; expected how many seeds, or a list of seeds, 0 or more and below 2^32 each."
         )
     return tuple(dict.fromkeys(seeds))
 
 
-def _count(found: Any, where: str) -> int:
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise ConfigError(f"'{where}' is {found!r}; expected a whole number, 1 or more.")
+def _count(found: Any, where: str, wanted: Range = JOBS) -> int:
+    if isinstance(found, bool) or not isinstance(found, int) or found not in wanted:
+        raise ConfigError(f"'{where}' is {shown(found)}; expected a whole number, {wanted}.")
     return found
+
+
+def _one_of(found: Any, known: tuple[str, ...], where: str) -> str:
+    if found not in known:
+        raise ConfigError(
+            f"'{where}' is {found!r}; choose one of {', '.join(known)}.{did_you_mean(str(found), known)}"
+        )
+    return str(found)
+
+
+def _seconds(found: Any, where: str) -> float | None:
+    """A time with its unit, or several one after another, as seconds."""
+    if found is None:
+        return None
+    parts = _TIME.findall(found) if isinstance(found, str) else []
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if not seconds or _TIME.sub("", found).strip():
+        raise ConfigError(
+            f"'{where}' is {shown(found)}; expected a time with its unit: 90 s, 30 min, 2 h, 1 d 12 h."
+        )
+    return seconds
 
 
 def _values(found: Any, key: str, where: str) -> tuple[Any, ...]:
     """Values of one setting; of several joined by +, each may be a list of one value for every one of them."""
     if not isinstance(found, list) or not found:
-        raise ConfigError(f"'{where}' is {found!r}; expected a list of values.")
+        raise ConfigError(f"'{where}' is {shown(found)}; expected a list of values.")
     joined = key.count("+") + 1
     for value in found:
         if isinstance(value, list) and (len(value) != joined or joined == 1):
             expected = f"of {joined}, one for each of {key}" if joined > 1 else "a single value"
-            raise ConfigError(f"'{where}' holds {value!r}; expected {expected}.")
+            raise ConfigError(f"'{where}' holds {shown(value)}; expected {expected}.")
         if any(isinstance(v, list | Mapping) for v in (value if isinstance(value, list) else [value])):
-            raise ConfigError(f"'{where}' holds {value!r}; expected numbers, words, true or false.")
+            raise ConfigError(f"'{where}' holds {shown(value)}; expected numbers, words, true or false.")
     return tuple(tuple(value) if isinstance(value, list) else value for value in found)
 
 

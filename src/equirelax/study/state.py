@@ -25,6 +25,7 @@ class State:
     Attributes:
         trial: Which run. folder: Where it is.
         status: What it does. attempts: How often it was started by the present command. reason: Why it failed last.
+        where: The machine that it ran on last; empty for this one.
     """
 
     trial: Trial
@@ -32,6 +33,7 @@ class State:
     status: Status = "waiting"
     attempts: int = 0
     reason: str = ""
+    where: str = ""
 
     def progress(self) -> dict[str, str]:
         """The last row of metrics.csv; empty before the first epoch's end."""
@@ -84,7 +86,9 @@ def _state(trial: Trial, folder: Path) -> State:
 def write_journal(out: Path, study: Study, all_: Sequence[State]) -> None:
     """Write study.json, whole or not at all."""
     runs = {
-        str(s.trial.folder): {"status": s.status, "attempts": s.attempts, "reason": s.reason} for s in all_
+        str(s.trial.folder): {"status": s.status, "attempts": s.attempts, "reason": s.reason}
+        | ({"where": s.where} if s.where else {})
+        for s in all_
     }
     content = {"name": study.name, "title": study.title, "small": study.small, "runs": runs}
     write_text(out / JOURNAL, json.dumps(content, indent=2) + "\n")

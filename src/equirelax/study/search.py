@@ -1,0 +1,340 @@
+"""Running a search: suggested settings as processes that share the cores, those that are behind ended early."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.strengths import choice, is_strict
+from equirelax.benchmarks.task import Metric
+from equirelax.files import storage_errors, write_text
+from equirelax.study.engine import Ending, Engine, Handle
+from equirelax.study.run import BAD_INPUT, LOCAL, reason, threads_each
+from equirelax.study.space import Search
+from equirelax.study.spec import merged
+from equirelax.study.suggestions import HISTORY, Record, Suggestions
+from equirelax.training.folder import METRICS, RESULT, read_table
+from equirelax.training.jobs import LOG, Interrupts, Job, Queue
+from equirelax.training.lock import holder, locked
+from equirelax.training.machine import Machine
+
+LOCK, FOUND, BEST = "search.lock", "search.json", "best.yaml"
+SECONDS_BETWEEN_LINES = 30.0
+SEEDS = 3
+"""Of the final runs in best.yaml."""
+SHARED = ("dataset", "network")
+"""Sections whose settings the strict runs of best.yaml share."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A trial that runs or will.
+
+    Attributes:
+        number: Its number. values: Its settings by the keys of the axes. config, folder: Its run.
+        attempts: How often it was started. handle: Its run, started. position: Where this start's log begins.
+        asked: How often the run was asked to stop. ended: Whether its end is noted, though its run may still go on.
+    """
+
+    number: int
+    values: dict[str, Any]
+    config: RunConfig
+    folder: Path
+    attempts: int = 0
+    handle: Handle | None = None
+    position: int = 0
+    asked: int = 0
+    ended: bool = False
+
+
+@dataclass(eq=False)
+class Searcher:
+    """Runs the trials of a search, at most `jobs` at a time, each with its share of the cores.
+
+    What is optimised is the best validation value of a run, projected, or relaxed for methods that hand over the relaxed
+    model. The test set plays no part.
+
+    Attributes:
+        search: What is searched for. metric: Of its benchmark. out: Its folder. data: Data root as a run's --data takes it;
+            None: as usual. jobs: Runs at the same time. say: Called with a line now and then.
+        engine: Where runs execute. poll: Seconds between two looks at them.
+    """
+
+    search: Search
+    metric: Metric
+    out: Path
+    data: str | None
+    jobs: int
+    say: Callable[[str], None]
+    engine: Engine = LOCAL
+    poll: float = 0.2
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    _running: list[_Entry] = field(default_factory=list)
+
+    @property
+    def column(self) -> str:
+        """Where metrics.csv has what is optimised."""
+        return "val/relaxed" if choice(self.search.config.method).deploys_relaxed else "val/projected"
+
+    def run(self) -> int:
+        """Run what is left, and write search.json and best.yaml.
+
+        Returns:
+            0; 1 when no trial has worked; 130 when interrupted (the same command goes on).
+
+        Raises:
+            FolderInUseError: another process searches in this folder.
+            ConfigError: the folder holds another search. StorageError: nothing can be written there.
+        """
+        with locked(self.out, LOCK), storage_errors(self.out / HISTORY):
+            memory = Suggestions(self.out, self.search, self.metric.higher_is_better)
+            before = {n: signal.signal(n, self.interrupts) for n in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                self.engine.prepare(self.out)
+                self._work(memory)
+            finally:
+                for each in self._running:  # only after an error of our own
+                    if each.handle is not None:
+                        each.handle.interrupt()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            found = outcome(self.search, self.metric, self.column, memory.records())
+            write_text(self.out / FOUND, json.dumps(found, indent=2) + "\n")
+            if found["best"] is not None:
+                write_text(self.out / BEST, final_study(self.search, found))
+        if self.interrupts.count:
+            return 130
+        return 0 if found["best"] is not None else 1
+
+    def _work(self, memory: Suggestions) -> None:
+        machine = Machine(
+            threads=threads_each(self.jobs, engine=self.engine), progress=False, tensorboard=False
+        )
+        waiting = Queue(self._entry(memory, number) for number in memory.unfinished())
+        told = time.monotonic()
+        while self._running or (self._may_go_on(memory, waiting) and not self.interrupts.count):
+            if not self.interrupts.count:
+                self._start(memory, waiting, machine)
+            time.sleep(self.poll)
+            for each in list(self._running):
+                ending = self._watch(memory, each)
+                if ending is not None:
+                    self._running.remove(each)
+                    if self._again(memory, each, ending):
+                        waiting.append(each)
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                self.say(self._line(memory))
+
+    def _may_go_on(self, memory: Suggestions, waiting: Queue[_Entry]) -> bool:
+        return bool(waiting) or memory.count() < self.search.trials
+
+    def _entry(self, memory: Suggestions, number: int) -> _Entry:
+        values = memory.values(number)
+        return _Entry(number, values, self.search.run(values), self.out / trial_folder(number))
+
+    def _start(self, memory: Suggestions, waiting: Queue[_Entry], machine: Machine) -> None:
+        """Fill the free places: trials that were begun first."""
+        starting = waiting.take(self.jobs - len(self._running))
+        while (
+            len(self._running) + len(starting) + len(waiting) < self.jobs
+            and memory.count() < self.search.trials
+        ):
+            starting.append(self._entry(memory, memory.begin()))
+        for each in starting:
+            each.attempts += 1
+            each.folder.mkdir(parents=True, exist_ok=True)
+            log = each.folder / LOG
+            each.position = log.stat().st_size if log.exists() else 0
+            each.handle = self.engine.start(Job(each.config, each.folder, machine), self.data)
+            self._running.append(each)
+
+    def _watch(self, memory: Suggestions, each: _Entry) -> Ending | None:
+        """How a trial's run ended, if it has; one that is behind is asked to end."""
+        if each.handle is None:
+            return None
+        ending = each.handle.poll()  # before its table is read, which is then whole
+        if not each.ended and memory.report(each.number, validations(each.folder, self.column)):
+            each.ended = True
+            memory.end(each.number, "pruned")
+            self._tell(memory, each.number)
+            if ending is None:
+                each.handle.interrupt()
+        if ending is None:
+            for _ in range(self.interrupts.count - each.asked):
+                each.handle.interrupt()
+            each.asked = self.interrupts.count
+        return ending
+
+    def _again(self, memory: Suggestions, each: _Entry, ending: Ending) -> bool:
+        """Note how a trial ended; returns whether it is to be started again."""
+        if each.ended:
+            return False
+        if (each.folder / RESULT).exists():
+            value = self._best(validations(each.folder, self.column).values())
+            if value is None:
+                memory.end(each.number, "pruned", reason="no validation had a finite value")
+            else:
+                memory.end(each.number, "finished", value)
+            self._tell(memory, each.number)
+            return False
+        if self.interrupts.count:
+            return False
+        if ending.code == BAD_INPUT and holder(each.folder) is not None:
+            each.attempts -= 1  # another process was quicker, between our look and our start
+            return True
+        why = ending.why or reason(ending.code, each.folder / LOG, each.position)
+        if ending.code != BAD_INPUT and each.attempts < self.search.attempts:
+            self.say(f"trial {each.number}: broken, to be tried again ({why})")
+            return True
+        memory.end(each.number, "pruned" if ending.code == BAD_INPUT else "failed", reason=why)
+        self._tell(memory, each.number)
+        return False
+
+    def _best(self, values: Any) -> float | None:
+        best = None
+        for value in values:
+            if self.metric.better(value, self.metric.worst if best is None else best):
+                best = value
+        return best
+
+    def _tell(self, memory: Suggestions, number: int) -> None:
+        records = memory.records()
+        best = best_of(records, self.metric)
+        so_far = (
+            "" if best is None else f"; best so far: trial {best.number}, {shown(best.value, self.metric)}"
+        )
+        self.say(f"trial {number}: {described(records[number], self.search, self.metric)}{so_far}")
+
+    def _line(self, memory: Suggestions) -> str:
+        total = self.search.config.training.epochs
+        parts = [f"{memory.count() - len(memory.unfinished())} of {self.search.trials} trials done"]
+        for each in self._running:
+            with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
+                epoch = int(read_table(each.folder / METRICS)[-1]["epoch"]) + 1
+                parts.append(f"trial {each.number}: epoch {epoch}/{total}")
+        return "; ".join(parts)
+
+
+def validations(folder: Path, column: str) -> dict[int, float]:
+    """The finite validation values of a run by epoch, from 0 on; none before the first."""
+    try:
+        rows = read_table(folder / METRICS)
+        found = {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
+    except (OSError, KeyError, ValueError):
+        return {}
+    return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
+
+
+def trial_folder(number: int) -> str:
+    """Of a trial, in the search's folder."""
+    return f"trial-{number:04d}"
+
+
+def best_of(records: Sequence[Record], metric: Metric) -> Record | None:
+    """The best of those that are finished."""
+    best: Record | None = None
+    for record in records:
+        if record.status == "finished" and record.value is not None:
+            than = metric.worst if best is None or best.value is None else best.value
+            best = record if metric.better(record.value, than) else best
+    return best
+
+
+def shown(value: float | None, metric: Metric) -> str:
+    """A value in the metric's unit."""
+    return "n/a" if value is None else f"{value / metric.factor:.4g}"
+
+
+def described(record: Record, search: Search, metric: Metric) -> str:
+    """How a trial ended, in words."""
+    value, epochs = shown(record.value, metric), search.config.training.epochs
+    words = {
+        "finished": value,
+        "pruned": f"{value}, ended after epoch {record.epochs} of {epochs}",
+        "failed": f"failed: {record.reason or 'for an unknown reason'}",
+        "running": f"{value}, not ended, epoch {record.epochs} of {epochs}",
+    }
+    values = ", ".join(f"{key} {_short(found)}" for key, found in record.values.items())
+    return f"{words[record.status]} ({values})"
+
+
+def outcome(search: Search, metric: Metric, column: str, records: Sequence[Record]) -> dict[str, Any]:
+    """What search.json holds."""
+    best = best_of(records, metric)
+    return {
+        "title": search.title,
+        "search": dict(search.definition),
+        "small": search.small,
+        "metric": metric.to_dict(),
+        "optimised": column,
+        "trials": [{**vars(record), "folder": trial_folder(record.number)} for record in records],
+        "best": None if best is None else {**vars(best), "folder": trial_folder(best.number)},
+        "command": None if best is None else command(search.run(best.values)),
+        "left": max(0, search.trials - sum(record.status != "running" for record in records)),
+    }
+
+
+def command(config: RunConfig) -> str:
+    """The command line of a run: `equirelax train` with every setting that is not a default."""
+    usual = defaults(config.benchmark, config.model, config.method).to_dict()
+    words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
+    for key, value in config.to_dict().items():
+        inside = value if isinstance(value, dict) else {"": value}
+        before = usual[key] if isinstance(value, dict) else {"": usual[key]}
+        for inner, own in inside.items():
+            if own != before[inner]:
+                words.append(f"--{key}{'.' if inner else ''}{inner} {_word(own)}")
+    return " ".join(words)
+
+
+def final_study(search: Search, found: Mapping[str, Any]) -> str:
+    """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
+    best, config = found["best"], search.config
+    settings = merged(search.settings, {})
+    own: dict[str, Any] = {}
+    for key, value in search.changes(best["values"]).items():
+        if key in SHARED:
+            settings = merged(settings, {key: value})
+        else:
+            own[key] = value
+    shared = {key: value for key, value in settings.items() if key not in ("strength", "residual")}
+    own = merged({key: value for key, value in settings.items() if key not in shared}, own)
+    alone = is_strict(config.method)
+    content = {
+        "title": f"{search.title}: the best of {len(found['trials'])} trials",
+        "benchmark": config.benchmark,
+        "models": [config.model],
+        "methods": [config.method] if alone else ["strict", config.method],
+        "seeds": SEEDS,
+        "settings": shared,
+        "per_method": {config.method: own},
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _word(value: Any) -> str:
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if not _is_number(value)
+        else repr(value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
