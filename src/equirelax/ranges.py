@@ -67,6 +67,8 @@ DEGREE = Range(0, 11)
 """Of irreps: e3nn has constants up to 11."""
 SEED = Range(0, 2**32 - 1)
 """What NumPy, too, takes for a seed."""
+SEEDS = Range(1, 10_000)
+"""How many seeds."""
 JOBS = Range(1, 4_096)
 """Processes, threads or devices."""
 

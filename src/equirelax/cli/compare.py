@@ -13,7 +13,7 @@ from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
-from equirelax.ranges import JOBS, check
+from equirelax.ranges import JOBS, SEED, SEEDS, check
 from equirelax.report.comparison import write_comparison
 from equirelax.training.folder import CONFIG, changed_settings
 from equirelax.training.jobs import Job, run_jobs
@@ -137,10 +137,14 @@ def _seeds(text: str) -> list[int]:
         raise ConfigError(
             f"--seeds is '{text}'; give a number of seeds, or seeds separated by commas."
         ) from error
-    seeds = list(range(numbers[0])) if "," not in text and numbers else numbers
-    if not seeds:
+    if not numbers or numbers == [0]:
         raise ConfigError(f"--seeds is '{text}'; at least one seed is needed.")
-    return seeds
+    if "," not in text:
+        check(numbers[0], SEEDS, "--seeds")
+        return list(range(numbers[0]))
+    for number in numbers:
+        check(number, SEED, "--seeds")
+    return numbers
 
 
 def _models(text: str | None, one: str | None, benchmark: str) -> list[str]:
