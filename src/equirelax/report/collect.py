@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.benchmarks.registry import build_task, config_from_dict, task_class
-from equirelax.benchmarks.settings import read_yaml
+from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError, EquirelaxError
+from equirelax.report.journal import Journal, journal_of
 from equirelax.report.picture import Table
 from equirelax.report.swept import swept_setting
 from equirelax.report.variants import BASELINE, labels, settings
@@ -34,12 +36,14 @@ class Run:
         result: Content of result.json; of an unfinished run only benchmark, model, method, seed, config and metric.
         rows: Of metrics.csv; empty where there is none.
         finished: Whether it has a result.
+        lost: Why it ended for good without one, as its study's journal says; empty for all others.
     """
 
     folder: Path | None
     result: Mapping[str, Any]
     rows: Table
     finished: bool
+    lost: str = ""
 
     @property
     def name(self) -> str:
@@ -58,17 +62,30 @@ class Chapter:
         runs: In the order in which they are shown.
         labels: One for every run: its method, and what its settings are where runs of that method differ.
         problems: What was left out, in words.
+        study: The journal of the study that the runs are of; None where they are of none.
     """
 
     name: str
     runs: tuple[Run, ...]
     labels: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    study: Journal | None = None
 
     @property
     def finished(self) -> list[Run]:
         """The runs that have a result."""
         return [run for run in self.runs if run.finished]
+
+    @property
+    def folder(self) -> Path | None:
+        """That holds the runs; None where they were named one by one, or are gone."""
+        parents = {run.folder.parent for run in self.runs if run.folder is not None}
+        return parents.pop() if len(parents) == 1 else None
+
+    @property
+    def lost(self) -> list[Run]:
+        """The runs that ended for good without a result."""
+        return [run for run in self.runs if run.lost]
 
     @property
     def metric(self) -> Mapping[str, Any]:
@@ -87,6 +104,16 @@ class Chapter:
         for label, run in zip(self.labels, self.runs, strict=True):
             found.setdefault(label, []).append(run)
         return found
+
+    def in_curves(self) -> dict[str, list[Run]]:
+        """Label -> the runs that its curves are means of: the finished ones; where none is, all of them.
+
+        A run that has only begun would cut the mean of all seeds to the epochs that it has.
+        """
+        return {
+            label: [run for run in several if run.finished] or several
+            for label, several in self.by_label().items()
+        }
 
 
 def gather(paths: Sequence[Path]) -> list[Chapter]:
@@ -129,11 +156,23 @@ def run_folders(folder: Path) -> list[Path]:
 def _chapters(parent: Path | None, folders: Sequence[Path]) -> list[Chapter]:
     runs: list[Run] = []
     problems: list[str] = []
+    study = _journal(folders[0] if parent is None else parent, problems)
     for folder in folders:
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
         except EquirelaxError as error:
             problems.append(f"Left out: {error}")
+            continue
+        status, reason = ("", "") if study is None else study.state(folder)
+        lost = status == "failed" and not run.finished
+        runs.append(dataclasses.replace(run, lost=reason or "no reason is known") if lost else run)
+    if parent is not None and study is not None:
+        known = {folder.name for folder in folders}
+        problems += [
+            f"{name} failed before it could begin: {one.get('reason')}"
+            for name, one in study.inside(parent).items()
+            if one.get("status") == "failed" and name not in known
+        ]
     if parent is not None:
         runs += _only_in_summary(parent, [run.result for run in runs])
     name = "runs" if parent is None else parent.resolve().name
@@ -141,11 +180,20 @@ def _chapters(parent: Path | None, folders: Sequence[Path]) -> list[Chapter]:
     chapters: list[Chapter] = []
     for kind in kinds:
         own = [r for r in runs if (r.result["benchmark"], r.result["metric"]["name"]) == kind]
-        chapters.append(_chapter(name, own, problems if not chapters else ()))
+        chapters.append(_chapter(name, own, problems if not chapters else (), study))
     return chapters or [Chapter(name, (), (), tuple(problems))]
 
 
-def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str]) -> Chapter:
+def _journal(folder: Path, problems: list[str]) -> Journal | None:
+    """The journal of the study that `folder` is in; a damaged one is a problem, not the end of the report."""
+    try:
+        return journal_of(folder)
+    except ConfigError as error:
+        problems.append(f"Left out: {error}")
+        return None
+
+
+def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str], study: Journal | None) -> Chapter:
     """In the order: strict first, then by method as first met, a swept number growing, seeds growing."""
     key = swept_setting([run.result for run in runs])
     methods = list(dict.fromkeys(run.result["method"] for run in runs))
@@ -159,7 +207,8 @@ def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str]) -> Chapter
             run.result["seed"],
         ),
     )
-    return Chapter(name, tuple(ordered), tuple(labels([run.result for run in ordered])), tuple(problems))
+    named = tuple(labels([run.result for run in ordered]))
+    return Chapter(name, tuple(ordered), named, tuple(problems), study)
 
 
 def read_run(folder: Path) -> Run:
@@ -179,12 +228,14 @@ def read_run(folder: Path) -> Run:
         config = config_from_dict(stored)
     except EquirelaxError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
-    result = {
-        **{key: getattr(config, key) for key in ("benchmark", "model", "method", "seed")},
-        "metric": build_task(config).metric.to_dict(),
-        "config": config.to_dict(),
-    }
+    result = {**of_config(config), "metric": build_task(config).metric.to_dict()}
     return Run(folder, result, read_metrics(folder / METRICS) if (folder / METRICS).exists() else [], False)
+
+
+def of_config(config: RunConfig) -> dict[str, Any]:
+    """What is known of a run without a result: benchmark, model, method, seed and config, as a result holds them."""
+    names = ("benchmark", "model", "method", "seed")
+    return {**{name: getattr(config, name) for name in names}, "config": config.to_dict()}
 
 
 def check_result(result: Any, where: Path) -> None:

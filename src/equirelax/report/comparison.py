@@ -5,13 +5,15 @@ sweep.png, where the test set was measured under further conditions also conditi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from equirelax.benchmarks.registry import task_class
 from equirelax.benchmarks.task import heading
 from equirelax.files import write_text
 from equirelax.report.conditions import conditions_table, curves, draw_conditions
+from equirelax.report.failures import share_table, shares
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
 from equirelax.report.swept import draw_swept
@@ -23,9 +25,13 @@ CONDITIONS, CONDITIONS_PICTURE = "conditions.md", "conditions.png"
 SWEPT_PICTURE = "sweep.png"
 
 
-def write_comparison(out: Path, folders: Sequence[Path]) -> str:
+def write_comparison(out: Path, folders: Sequence[Path], lost: Sequence[Mapping[str, Any]] = ()) -> str:
     """Summarise the finished runs in `folders` into `out`; returns the table, the picture's path and a
     sentence.
+
+    Args:
+        out: Where to. folders: Of runs.
+        lost: Of runs that ended for good without a result: benchmark, model, method, seed and config.
 
     Raises:
         ConfigError: none of them is finished.
@@ -38,7 +44,8 @@ def write_comparison(out: Path, folders: Sequence[Path]) -> str:
     title = task_class(summary["benchmark"]).title
     metric = heading(summary["metric"])
     scale = "linear" if summary["metric"].get("higher_is_better") else "log"
-    text, sentence = table(summary), conclusion(summary)
+    text = table(summary) + share_table(shares(summary["runs"], lost))
+    sentence = conclusion(summary)
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
     draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric, scale)

@@ -8,7 +8,7 @@ from typing import Any
 
 from equirelax.benchmarks.strengths import is_learnt
 from equirelax.benchmarks.task import heading
-from equirelax.report import conditions, swept
+from equirelax.report import conditions, failures, swept
 from equirelax.report.collect import Chapter, Run
 from equirelax.report.figures import (
     SYMBOLS,
@@ -110,7 +110,7 @@ def sweeps(chapter: Chapter) -> list[Figure]:
     key = swept.swept_setting(results)
     if key is None:
         return []
-    name = key.rpartition(".")[2].replace("_", " ")
+    name = swept.in_words(key)
     errors: list[float | None] = [r["test"][headline(r["method"])] for r in results]
     wanted = [(f"Test {heading(chapter.metric)}", errors)]
     for kind, words in (("multiplier", "Mean |multiplier| at the end"), ("gamma", "Mean |gamma| at the end")):
@@ -140,6 +140,33 @@ def _spreads(curves: swept.Curves) -> dict[str, dict[float, tuple[float, float]]
         }
         for label, levels in curves.items()
     }
+
+
+def failed(found: failures.Shares, name: str) -> Figure | None:
+    """The share of failed runs against the swept setting `name`; None where no run failed or nothing was swept."""
+    swept_shares = {
+        label: {p: 100 * bad / runs for p, (bad, runs) in sorted(counts.items()) if p != failures.ALL}
+        for label, counts in (
+            (k, {p: c for p, c in v.items() if p != failures.ALL}) for k, v in found.items()
+        )
+        if counts
+    }
+    if not swept_shares or not failures.any_failed(found):
+        return None
+    traces = [
+        _level_trace(label, index, list(levels), list(levels.values()))
+        for index, (label, levels) in enumerate(swept_shares.items())
+    ]
+    places = sorted({p for levels in swept_shares.values() for p in levels})
+    head, rows = failures.share_rows(found)
+    return Figure(
+        f"Failed runs against {name}",
+        f"Share of the runs, over seeds. {failures.DEFINITION}",
+        tuple(traces),
+        {"xaxis": scaled(name, places), "yaxis": axis("failed runs (%)", range=[-4, 104])},
+        Numbers(head, tuple(rows)),
+        legend_height(traces, 360),
+    )
 
 
 def further_conditions(chapter: Chapter) -> list[Figure]:
@@ -173,19 +200,10 @@ def level_figure(
     """
     traces: list[Trace] = []
     for label, levels in curves.items():
-        index, places = order.index(label), sorted(levels)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain(label),
-                "x": places,
-                "y": [rounded(levels[p][0]) for p in places],
-                "error_y": {"type": "data", "array": [rounded(levels[p][1]) for p in places], "thickness": 1},
-                "line": {"color": colour(index), "dash": dash(index), "width": 2},
-                "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7},
-            }
-        )
+        places = sorted(levels)
+        trace = _level_trace(label, order.index(label), places, [levels[p][0] for p in places])
+        bars = {"type": "data", "array": [rounded(levels[p][1]) for p in places], "thickness": 1}
+        traces.append(trace | {"error_y": bars})
     places = sorted({p for levels in curves.values() for p in levels})
     means = [value for levels in curves.values() for value, _ in levels.values()]
     rows = tuple(
@@ -200,6 +218,19 @@ def level_figure(
         Numbers((place, *curves), rows),
         legend_height(traces, 360),
     )
+
+
+def _level_trace(label: str, index: int, places: Sequence[float], values: Sequence[float]) -> Trace:
+    """A line with marks; colour, dashes and symbol tell labels apart."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plain(label),
+        "x": list(places),
+        "y": [rounded(value) for value in values],
+        "line": {"color": colour(index), "dash": dash(index), "width": 2},
+        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7},
+    }
 
 
 def leading_number(text: str | None) -> float | None:

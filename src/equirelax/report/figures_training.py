@@ -29,7 +29,7 @@ def validation(chapter: Chapter) -> Figure | None:
     """The validation metric of the projected networks (full lines, with a band) and of the relaxed ones (dotted)."""
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.by_label().items()):
+    for index, (label, runs) in enumerate(chapter.in_curves().items()):
         relaxed = any(gamma_columns(run.rows) for run in runs)
         for kind in ("projected", "relaxed") if relaxed else ("projected",):
             found: list[Points] = [one for run in runs if (one := series(run.rows, f"val/{kind}"))]
@@ -66,7 +66,7 @@ def equivariance(chapter: Chapter) -> Figure | None:
     """The equivariance error over training, as trained (full lines) and projected (dotted); None where no run measured it."""
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.by_label().items()):
+    for index, (label, runs) in enumerate(chapter.in_curves().items()):
         relaxed = any(gamma_columns(run.rows) for run in runs)
         for kind, style in (
             (("relaxed", "solid"), ("projected", "dot")) if relaxed else (("relaxed", "solid"),)
@@ -120,7 +120,7 @@ def losses(chapter: Chapter) -> list[Figure]:
 def _column(chapter: Chapter, column: str, title: str, caption: str) -> Figure | None:
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.by_label().items()):
+    for index, (label, runs) in enumerate(chapter.in_curves().items()):
         if found := over_seeds(runs, column):
             curves[label] = found
             traces.append(line(label, found, index))

@@ -7,12 +7,14 @@ from importlib import resources
 from pathlib import Path
 
 from equirelax.files import write_text
-from equirelax.report import figures_results, figures_strengths, figures_training, tables
+from equirelax.report import failures, figures_results, figures_strengths, figures_training, tables
 from equirelax.report.collect import Chapter
-from equirelax.report.figures import Figure
+from equirelax.report.figures import Figure, Numbers
 from equirelax.report.html import details, escape, figure, table
+from equirelax.report.journal import STATES, counted
 from equirelax.report.picture import gamma_columns
 from equirelax.report.summary import conclusion, summarise
+from equirelax.report.swept import in_words, swept_setting
 
 # Nothing is fetched, and nothing could be: the page may only use what it holds.
 POLICY = (
@@ -57,8 +59,7 @@ def write_page(out: Path, chapters: Sequence[Chapter], title: str = "") -> int:
 
     from equirelax import __version__
 
-    titles = list(dict.fromkeys(chapter.title for chapter in chapters))
-    title = title or (titles[0] if len(titles) == 1 else f"{len(chapters)} comparisons")
+    title = title or page_title(chapters)
     bodies = [chapter_html(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
     contents = "".join(
         _contents(chapter, f"c{index}", len(chapters)) for index, chapter in enumerate(chapters)
@@ -73,9 +74,39 @@ def write_page(out: Path, chapters: Sequence[Chapter], title: str = "") -> int:
         plotly=get_plotlyjs(),
         contents=contents,
     )
-    text = head + "".join(bodies) + f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
+    text = (
+        head
+        + progress(chapters)
+        + "".join(bodies)
+        + f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
+    )
     write_text(out, text)
     return sum(body.count('<figure class="chart"') for body in bodies)
+
+
+def page_title(chapters: Sequence[Chapter]) -> str:
+    """What the chapters are of: one study, one benchmark, or several comparisons."""
+    studies = {None if chapter.study is None else chapter.study.title for chapter in chapters}
+    if len(studies) == 1 and (study := studies.pop()):
+        return study
+    titles = list(dict.fromkeys(chapter.title for chapter in chapters))
+    return titles[0] if len(titles) == 1 else f"{len(chapters)} comparisons"
+
+
+def progress(chapters: Sequence[Chapter]) -> str:
+    """How far the studies are that the chapters are of: a row for every chapter; nothing where there is no study."""
+    rows = [
+        (
+            chapter.name,
+            study.title + (" (the small variant)" if study.small else ""),
+            *map(str, counts.values()),
+        )
+        for chapter in chapters
+        if (study := chapter.study) is not None and (folder := chapter.folder) is not None
+        for counts in [counted(study.inside(folder))]
+    ]
+    head = ("grid", "study", *STATES)
+    return table(Numbers(head, tuple(rows)), "Runs of the study") if rows else ""
 
 
 def _contents(chapter: Chapter, name: str, count: int) -> str:
@@ -95,8 +126,11 @@ def chapter_html(chapter: Chapter, name: str) -> str:
     """One chapter; the ids in it begin with `name`."""
     parts = [f'<h2 id="{name}">{escape(chapter_title(chapter))}</h2>\n']
     parts += [f'<p class="warn">{escape(words)}</p>\n' for words in chapter.problems]
-    if unfinished := [run.name for run in chapter.runs if not run.finished]:
-        words = f"Not finished yet, and so in the curves alone: {', '.join(unfinished)}."
+    parts += [
+        f'<p class="warn">{escape(f"{run.name} failed for good: {run.lost}")}</p>\n' for run in chapter.lost
+    ]
+    if unfinished := [run.name for run in chapter.runs if not run.finished and not run.lost]:
+        words = f"Not finished yet, and so at most in the curves, where no seed is finished: {', '.join(unfinished)}."
         parts.append(f'<p class="warn">{escape(words)}</p>\n')
     summary = summarise([run.result for run in chapter.finished]) if chapter.finished else None
     bodies = (
@@ -128,9 +162,22 @@ def results(chapter: Chapter, summary: tables.Summary | None) -> str:
         parts.append(table(further, "Further metrics on the test set"))
     first = figures_results.by_seed(chapter, summary)
     parts.append(charts([first]) + charts(figures_results.sweeps(chapter)))
+    parts.append(failed(chapter))
     if under := figures_results.further_conditions(chapter):
         parts.append(details("Under further conditions", charts(under)))
     return "".join(parts)
+
+
+def failed(chapter: Chapter) -> str:
+    """The share of failed runs by method, and what counts as one."""
+    done, lost = ([run.result for run in several] for several in (chapter.finished, chapter.lost))
+    found = failures.shares(done, lost)
+    if not failures.any_failed(found):
+        return _soft(f"No run failed. {failures.DEFINITION}")
+    head, rows = failures.share_rows(found)
+    key = swept_setting([*done, *lost])
+    drawn = charts([figures_results.failed(found, in_words(key))] if key else [])
+    return table(Numbers(head, tuple(rows)), "Failed runs") + _soft(failures.DEFINITION) + drawn
 
 
 def symmetry(chapter: Chapter, summary: tables.Summary | None) -> str:
@@ -147,7 +194,7 @@ def symmetry(chapter: Chapter, summary: tables.Summary | None) -> str:
 def layers(chapter: Chapter, name: str) -> str:
     """For every method with residuals a section with curves and heat maps; the first one is open."""
     parts: list[str] = []
-    for label, runs in chapter.by_label().items():
+    for label, runs in chapter.in_curves().items():
         if any(gamma_columns(run.rows) for run in runs):
             opened = details(label, charts(figures_strengths.strengths(label, runs)), opened=not parts)
             parts.append(opened.replace("<details", '<details class="layers"', 1))

@@ -39,11 +39,11 @@ def _draw_chapter(out: Path, name: str, chapter: Chapter) -> list[Path]:
     title, metric = chapter.title, chapter.metric
     written = [out / f"{name}-curves.png"]
     tables: dict[str, list[Table]] = {
-        label: [run.rows for run in several if run.rows] for label, several in chapter.by_label().items()
+        label: [run.rows for run in several if run.rows] for label, several in chapter.in_curves().items()
     }
     scale = "linear" if metric.get("higher_is_better") else "log"
     draw(written[0], {k: v for k, v in tables.items() if v}, title, heading(metric), scale)
-    for label, several in chapter.by_label().items():
+    for label, several in chapter.in_curves().items():
         if any(gamma_columns(run.rows) for run in several):
             path = out / f"{name}-layers-{file_name(label)}.png"
             draw_layers(path, courses(several), f"{title}: {label}")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.benchmarks.task import heading
+from equirelax.report.collect import of_config
 from equirelax.report.comparison import SUMMARY, write_comparison
 from equirelax.report.rounding import spread_text
 from equirelax.study.spec import Grid, Study
 from equirelax.study.state import State
 from equirelax.study.trials import Trial, grid_folder, left_out
-from equirelax.training.folder import read_result
+from equirelax.training.folder import CONFIG, read_result
 
 
 def compare_grids(study: Study, states: Sequence[State], out: Path) -> str:
@@ -31,7 +32,13 @@ def compare_grids(study: Study, states: Sequence[State], out: Path) -> str:
         # in the order of the file, not of the seeds: that is the order of the tables' rows
         kinds = _kinds(states, grid)
         done.sort(key=lambda state: kinds.index(state.trial.kind))
-        parts.append(title + write_comparison(out / grid_folder(study, grid), [s.folder for s in done]))
+        lost = [
+            of_config(s.trial.config)
+            for s in states
+            if s.trial.grid == grid.name and s.status == "failed" and (s.folder / CONFIG).exists()
+        ]
+        folder = out / grid_folder(study, grid)
+        parts.append(title + write_comparison(folder, [s.folder for s in done], lost))
     return "\n".join(parts)
 
 

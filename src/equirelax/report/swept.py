@@ -49,6 +49,11 @@ def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
+def in_words(key: str) -> str:
+    """A setting's name on an axis."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
 def swept_curves(results: Sequence[Mapping[str, Any]], numbers: Sequence[float | None], key: str) -> Curves:
     """`numbers` (one for every result; None: none) by method, model and value of the setting `key`; methods that do not have
     the setting are left out.
@@ -107,7 +112,7 @@ def draw_swept(
         for panel, (words, found) in zip(axes, panels, strict=True):
             _lines(panel, found, order)
             _scales(panel, found)
-            panel.set(xlabel=key.rpartition(".")[2].replace("_", " "), ylabel=words)
+            panel.set(xlabel=in_words(key), ylabel=words)
         axes[0].legend(frameon=False, fontsize=8)
         figure.suptitle(f"{title}: mean over seeds, bars one standard deviation")
         with atomic_write(path) as temporary:
