@@ -76,6 +76,7 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
         raise ConfigError(f"A training step needs {least * devices} samples or more; there are {len(train)}.")
     assembly = assemble(config, root, steps_per_epoch=len(loader))
     module = RelaxedModule(assembly, train)
+    module.loader = loader
     start = time.perf_counter() - begun
     step = _step_seconds(module, loader, budget)
     forms = 1 if assembly.relaxation is None else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -236,7 +237,7 @@ def _seconds(found: Any, where: str) -> float | None:
         return None
     parts = _TIME.findall(found) if isinstance(found, str) else []
     seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
-    if not seconds or _TIME.sub("", found).strip():
+    if not 0 < seconds < math.inf or _TIME.sub("", found).strip():
         raise ConfigError(
             f"'{where}' is {shown(found)}; expected a time with its unit: 90 s, 30 min, 2 h, 1 d 12 h."
         )

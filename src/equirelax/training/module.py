@@ -22,7 +22,12 @@ class RelaxedModule(lightning.LightningModule):
     Args:
         assembly: Task, model, relaxation and method.
         train: Training samples.
+
+    Attributes:
+        loader: Whose batches `training_step` is given; `train_dataloader` makes it.
     """
+
+    loader: EpochLoader
 
     def __init__(self, assembly: Assembly, train: Samples) -> None:
         super().__init__()
@@ -43,7 +48,7 @@ class RelaxedModule(lightning.LightningModule):
     def train_dataloader(self) -> EpochLoader:
         """This rank's share of every batch, on this rank's device."""
         config = self.assembly.config
-        self._loader = EpochLoader(
+        self.loader = EpochLoader(
             self.train_data,
             self.assembly.task.train_batch,
             config.training.batch_size,
@@ -54,14 +59,14 @@ class RelaxedModule(lightning.LightningModule):
             self.assembly.task.smallest_batch,
             self.trainer.accumulate_grad_batches,
         )
-        return self._loader
+        return self.loader
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The task's loss and what the method adds to it; of a part of a batch, its share of the batch's, times the
         number of parts, which Lightning divides by.
         """
-        task, method, parts = self.assembly.task, self.assembly.method, self._loader.parts
-        share, last = self._loader.share(index), self._last_part(index)
+        task, method, parts = self.assembly.task, self.assembly.method, self.loader.parts
+        share, last = self.loader.share(index), self._last_part(index)
         loss = task.loss(task.predict(self.model, batch), batch)
         own = task.regulariser(self.model)
         loss = share * (loss if own is None else loss + own)
@@ -84,7 +89,7 @@ class RelaxedModule(lightning.LightningModule):
 
     def _last_part(self, index: int) -> bool:
         """Whether the optimiser steps after this part of a batch."""
-        return (index + 1) % self._loader.parts == 0
+        return (index + 1) % self.loader.parts == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """`method.step()`, after the optimiser's."""
