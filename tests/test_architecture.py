@@ -13,10 +13,10 @@ import equirelax
 
 SOURCE = Path(equirelax.__file__).parent
 ROOMS = [
-    "errors", "files", "ranges", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models", "data", "benchmarks",
+    "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models", "data", "benchmarks",
     "training", "study", "report", "cli",
 ]  # fmt: skip
-CORE = {"errors", "files", "ranges", "symmetry", "relaxation", "penalties", "methods", "audit"}
+CORE = {"errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit"}
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
 

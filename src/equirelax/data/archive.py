@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from equirelax.data.sums import check_sum
 from equirelax.errors import DataError
 from equirelax.files import atomic_write, sha256
+from equirelax.zips import check_complete
 
 FORMAT = 1
 
@@ -87,13 +89,31 @@ def read_archive(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[s
 def load_npz(
     source: Path | io.BytesIO, name: Path, remedy: str = "", keys: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Every array of an .npz (with `keys`: those of them that it has), never unpickled. Raises `DataError`,
-    naming `name`, if it is damaged.
+    """Every array of an .npz (with `keys`: those of them that it has), never unpickled.
+
+    Compared with the CRC-32 of every array that is read; a file (not bytes in memory) also with SHA256SUMS, see
+    `equirelax.data.sums`.
+
+    Raises:
+        DataError: naming `name`, if it is missing or damaged.
     """
+    if isinstance(source, Path):
+        check_sum(source)
     try:
-        with np.load(source, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if keys is None or key in keys}
+        with source.open("rb") if isinstance(source, Path) else source as file:
+            with zipfile.ZipFile(file) as archive:
+                check_complete(file, archive)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files if keys is None or key in keys}
     except FileNotFoundError:
         raise DataError(f"{name} is missing. {remedy}") from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name} is not a readable .npz file ({error}). {remedy}") from error
+    # Damage shows as zlib.error, NotImplementedError, RuntimeError, MemoryError, ValueError, BadZipFile, ...
+    except Exception as error:
+        raise DataError(
+            f"{name} is not a readable .npz file, or a damaged one ({_in_words(error)}). {remedy}"
+        ) from error
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from equirelax.data.containers import UNREADABLE, Entry, opened
 from equirelax.data.root import search_roots, writable_root
+from equirelax.data.sums import write_sums
 from equirelax.errors import DataError
 from equirelax.files import sha256, write_text
 
@@ -173,6 +174,7 @@ def _install(path: Path, folder: Path, archive: Archive, origin: str) -> Path:
     if archive.sha256 is not None and found != archive.sha256:
         raise DataError(f"{path} is not the archive: its SHA-256 is {found}, expected {archive.sha256}.")
     unpack(path, folder, archive.md5)
+    write_sums(folder)
     note = {"origin": origin, "file": archive.file, "sha256": found, "bytes": path.stat().st_size}
     write_text(folder.with_name(folder.name + ".json"), json.dumps(note, indent=2) + "\n")
     return folder

@@ -21,6 +21,7 @@ import numpy as np
 from equirelax.data.archive import load_npz
 from equirelax.data.download import RMD17, Progress, fetch
 from equirelax.data.root import find, search_roots, writable_root
+from equirelax.data.sums import check_sum
 from equirelax.errors import DataError
 from equirelax.files import did_you_mean
 
@@ -165,6 +166,7 @@ def _read_revised(folder: Path, molecule: str, part: str) -> Frames:
     keys = ("nuclear_charges", "coords", "energies", "forces")
     frames = _checked_npz(folder / "npz_data" / MOLECULES[molecule].revised, molecule, keys)
     path = folder / "splits" / f"index_{part}_01.csv"
+    check_sum(path)
     try:
         index = np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
     except (OSError, ValueError) as error:
@@ -203,6 +205,7 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
         raise DataError(
             "Extended XYZ files are read with ASE, which is missing: pip install 'equirelax[md17]'."
         ) from error
+    check_sum(path)
     numbers: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     energies: list[float] = []
@@ -221,7 +224,10 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
             numbers.append(atoms.numbers)
             positions.append(atoms.positions)
             forces.append(results["forces"])
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except DataError:
+        raise
+    # What ASE meets in a damaged file is of many types: ValueError, KeyError, OverflowError, MemoryError, ...
+    except Exception as error:
         raise DataError(
             f"{path}: after {len(numbers)} frames it is no extended XYZ, or it ends too early ({error}). {_ANEW}."
         ) from error

@@ -23,6 +23,7 @@ import numpy as np
 
 from equirelax.data.archive import load_npz, manifest_path, read_archive, write_archive
 from equirelax.data.root import find, search_roots, writable_root
+from equirelax.data.sums import check_sum
 from equirelax.errors import DataError
 
 FOLDER = Path("modelnet40")
@@ -156,11 +157,13 @@ def _read_hdf5(folder: Path, part: str) -> Objects:
     classes = _class_names(folder / "shape_names.txt")
     points, labels = [], []
     for path in files:
+        check_sum(path)
         try:
             with h5py.File(path, "r") as file:
                 points.append(np.asarray(file["data"], dtype=np.float32))
                 labels.append(np.asarray(file["label"]).reshape(-1).astype(np.int64))
-        except (OSError, KeyError, ValueError) as error:
+        # h5py reports damage, and other contents, by many types: OSError, KeyError, RuntimeError, TypeError, ...
+        except Exception as error:
             raise DataError(f"{path} cannot be read ({error}). {_GET} --force.") from error
         _check(Objects(points[-1], labels[-1], classes, folder.name), path)
     _require(len({p.shape[1:] for p in points}) == 1, folder, "its files hold different numbers of points")
@@ -168,6 +171,7 @@ def _read_hdf5(folder: Path, part: str) -> Objects:
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
+    check_sum(path)
     try:
         names = tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
@@ -202,6 +206,7 @@ def read_text_archive(folder: Path, part: str, points: int) -> Objects:
         kind = name.rpartition("_")[0]
         path = folder / kind / f"{name}.txt"
         _require(kind in classes, folder / f"modelnet40_{part}.txt", f"{name} belongs to no known class")
+        check_sum(path)
         try:
             rows = np.loadtxt(
                 path, delimiter=",", dtype=np.float32, usecols=(0, 1, 2), max_rows=points, ndmin=2

@@ -12,9 +12,9 @@ Two sources:
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,6 +223,23 @@ def _check_subset(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     require(np.isfinite(positions).all() and np.isfinite(values).all(), "R or targets hold NaN or infinity")
 
 
+@contextlib.contextmanager
+def _nothing_unpickled() -> Iterator[None]:
+    """Within it torch.load runs no code out of any file, whatever it is asked for: PyTorch Geometric asks it to read some of
+    its files with `weights_only=False`.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
     """All molecules of PyTorch Geometric's QM9, with a raw target; downloads it where it is not there."""
     try:
@@ -232,8 +249,10 @@ def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
     homes = (folder / PYG for folder in search_roots(root))
     home = next((folder for folder in homes if (folder / "raw").is_dir()), writable_root(root) / PYG)
     try:
-        dataset = QM9(str(home))
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        with _nothing_unpickled():
+            dataset = QM9(str(home))
+    # What PyTorch Geometric meets in damaged files is of many types: OSError, RuntimeError, UnpicklingError, KeyError, ...
+    except Exception as error:
         raise DataError(
             f"PyTorch Geometric's QM9 could not be read from or downloaded to {home} ({error}). Without a connection, put "
             f"the unpacked qm9_v3.pt of data.pyg.org/datasets/qm9_v3.zip there as raw/qm9_v3.pt, or remove the folder if "

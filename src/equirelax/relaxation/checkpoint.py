@@ -17,6 +17,7 @@ from equirelax.relaxation.attach import detach_all, relax
 from equirelax.relaxation.placements import Placement
 from equirelax.relaxation.relaxation import Relaxation, derived_keys, refresh
 from equirelax.relaxation.spec import decode, encode
+from equirelax.zips import check_complete
 
 FORMAT = "equirelax-relaxed-model-1"
 
@@ -143,6 +144,7 @@ def _verify(file: IO[bytes]) -> None:
             else damaged directories lead to (NotImplementedError, ValueError, EOFError, ...) comes from zipfile.
     """
     with zipfile.ZipFile(file) as archive:
+        check_complete(file, archive)
         for entry in archive.infolist():
             # Compressed members could unpack to any size; torch reads nothing of one that is marked as a folder (bit 4).
             if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & 0x10 or entry.is_dir():
