@@ -15,7 +15,7 @@ from equirelax.benchmarks.strengths import choice, is_learnt
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import NBody, NBodySet
 from equirelax.data.augment import turn_each
-from equirelax.ranges import COUNT, DEGREE, DEPTH, WIDTH, within
+from equirelax.ranges import COUNT, DEGREE, DEPTH, WIDTH, Range, within
 from equirelax.symmetry import E, O, positions, vector
 
 AUDIT_SYSTEMS = 8
@@ -56,7 +56,7 @@ class SEGNNNetwork(Network):
     hidden: int = within(WIDTH, 64)
     layers: int = within(DEPTH, 4)
     l_max: int = within(DEGREE, 1)
-    lmax_attributes: int = within(DEGREE, 1)
+    lmax_attributes: int = within(Range(1, 11), 1)
     centre: bool = False
 
 

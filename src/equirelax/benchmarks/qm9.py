@@ -84,7 +84,7 @@ class MolecularSEGNNNetwork(Network):
     hidden: int = within(WIDTH, 128)
     layers: int = within(DEPTH, 5)
     l_max: int = within(DEGREE, 2)
-    lmax_attributes: int = within(DEGREE, 3)
+    lmax_attributes: int = within(Range(1, 11), 3)
     cutoff: float = within(POSITIVE, 2.0)
 
 

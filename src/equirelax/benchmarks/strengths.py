@@ -372,6 +372,11 @@ def _ace(relaxation: Relaxation, s: ACEStrength) -> Method:
 
 
 def _resilient(relaxation: Relaxation, s: ResilientStrength, learning_rate: float) -> Method:
+    if s.primal_lr is None and not learning_rate * s.rho < 2.0:
+        raise ConfigError(
+            f"'learning_rate' is {learning_rate}, and the slacks' steps are as large: times 'strength.rho' ({s.rho}) it must be "
+            f"below 2. Make one of them smaller, or set 'strength.primal_lr'."
+        )
     return methods.ResilientACE(
         relaxation,
         dual_lr=s.dual_lr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import signal
 import sys
 import threading
@@ -93,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(f"This command needs the package '{error.name}': pip install 'equirelax[all]'.")
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        # a path that is no file, too long, or not ours to read: what was given on the command line is at fault
+        if error.filename is None:
+            raise
+        return complain(f"{error.filename} cannot be used: {error.strerror}.")
     return code
 
 
@@ -115,5 +121,11 @@ def _terminable() -> Iterator[None]:
 
 def complain(message: str) -> int:
     """Print an error as a line and return exit code 2."""
-    print(f"equirelax: error: {message}", file=sys.stderr)
+    print(f"equirelax: error: {_presentable(message)}", file=sys.stderr)
     return 2
+
+
+def _presentable(message: str) -> str:
+    """A message for a terminal: of what the user gave, endless words are cut and control characters are written out."""
+    short = re.sub(r"\S{400,}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", message)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in short)

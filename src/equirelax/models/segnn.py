@@ -161,6 +161,11 @@ class SEGNN(nn.Module):
             raise RepresentationError(
                 f"SEGNN: lmax_attributes and layers must be at least 1, got {lmax_attributes} and {layers}"
             )
+        if isinstance(hidden, int) and l_max > lmax_attributes + 1:
+            raise RepresentationError(
+                f"SEGNN: l_max is {l_max}, but products of vectors with attributes of lmax_attributes {lmax_attributes} "
+                f"reach {lmax_attributes + 1}: make l_max smaller, or lmax_attributes larger"
+            )
         self.lmax_attributes = lmax_attributes
         self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
         self.hidden = (

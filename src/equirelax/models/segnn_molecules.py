@@ -56,6 +56,11 @@ class MolecularSEGNN(nn.Module):
             raise RepresentationError(
                 f"MolecularSEGNN: lmax_attributes and layers must be at least 1, got {lmax_attributes} and {layers}"
             )
+        if isinstance(hidden, int) and l_max > lmax_attributes:
+            raise RepresentationError(
+                f"MolecularSEGNN: l_max is {l_max}, but products of atoms with attributes reach lmax_attributes, "
+                f"{lmax_attributes}: make l_max smaller, or lmax_attributes larger"
+            )
         if pooling not in ("sum", "mean"):
             raise RepresentationError(f"MolecularSEGNN: pooling is {pooling!r}; choose 'sum' or 'mean'")
         self.lmax_attributes, self.pooling = lmax_attributes, pooling
