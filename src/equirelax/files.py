@@ -32,7 +32,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(target)
+        _remove_temporaries(target)
         handle, temporary = _temporary(target)
         try:
             yield temporary
@@ -64,17 +64,22 @@ def _temporary(target: Path) -> tuple[int | None, Path]:
         os.close(handle)  # taken for a dead writer's between its making and its locking: another one
 
 
-def _remove_left(target: Path) -> None:
+def _remove_temporaries(target: Path) -> None:
     """Remove the temporary files of writers of `target` that are dead."""
     left = re.compile(rf"\.{re.escape(target.stem)}-[a-z0-9_]{{8}}\.tmp{re.escape(target.suffix)}")
     for path in [entry for entry in target.parent.iterdir() if left.fullmatch(entry.name)]:
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            handle = os.open(path, os.O_RDWR)
-            try:
-                if try_lock(handle) and is_at(handle, path):
-                    path.unlink()
-            finally:
-                os.close(handle)
+        remove_left(path)
+
+
+def remove_left(path: Path) -> None:
+    """Remove a file that its process locks as long as it lives, if that process is dead; else do nothing."""
+    with contextlib.suppress(OSError):  # gone, or another user's
+        handle = os.open(path, os.O_RDWR)
+        try:
+            if try_lock(handle) and is_at(handle, path):
+                path.unlink()
+        finally:
+            os.close(handle)
 
 
 def try_lock(handle: int) -> bool | None:

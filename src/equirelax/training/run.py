@@ -19,7 +19,7 @@ from equirelax.audit import audit
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError, NonFiniteError
-from equirelax.files import write_text
+from equirelax.files import remove_left, write_text
 from equirelax.relaxation import project
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble
@@ -31,7 +31,7 @@ from equirelax.training.dynamics import dynamics, read_metrics
 from equirelax.training.evaluation import evaluate_all, headline_of
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
-from equirelax.training.lock import locked
+from equirelax.training.lock import LOCK, locked
 from equirelax.training.loggers import EpochTable
 from equirelax.training.machine import Machine
 from equirelax.training.module import RelaxedModule
@@ -67,8 +67,11 @@ def train(
             module it began, and what was kept.
     """
     machine = machine or Machine()
-    # Further ranks are started by the first, in a folder that it has checked and holds. Nobody writes to a finished run.
-    if global_rank() or ((folder / CONFIG).exists() and (folder / RESULT).exists()):
+    # Further ranks are started by the first, in a folder that it has checked and holds.
+    if global_rank():
+        return _train(config, folder, root, resume, machine)
+    if (folder / CONFIG).exists() and (folder / RESULT).exists():  # nobody writes to a finished run
+        remove_left(folder / LOCK)  # of a process that was killed when all was done
         return _train(config, folder, root, resume, machine)
     with locked(folder):
         return _train(config, folder, root, resume, machine)

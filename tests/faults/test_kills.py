@@ -1,0 +1,193 @@
+"""kill -9 at any moment: the resumed run ends as if there had been no kill, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_ledger import Ledger
+from real_runs import CLI, EPOCHS, differences, epochs_done, leftovers, start, wait_until, words
+
+from equirelax.cli import main
+from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT
+
+KILL, WRITE, MAKE = "kill -9 during a run", "kill -9 inside a write", "kill -9 while data is made"
+MOMENTS = ["writing", "epoch", "start", "conclusion", "epoch"] * 4
+Order = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run that nobody disturbs: its folder, and how long its start, an epoch and its conclusion take, in seconds."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    began = time.monotonic()
+    process = start(words(tiny_root, out))
+    assert wait_until(lambda: epochs_done(out) > 0, process)
+    first = time.monotonic() - began
+    assert wait_until(lambda: epochs_done(out) == EPOCHS, process)
+    last = time.monotonic() - began
+    assert process.wait(timeout=120) == 0
+    end = time.monotonic() - began
+    return out, {"start": first, "epoch": (last - first) / EPOCHS, "conclusion": end - last}
+
+
+def kill(
+    process: subprocess.Popen[str], out: Path, moment: str, seconds: dict[str, float], dice: random.Random
+) -> None:
+    """Kill the process at a random instant of a part of the run."""
+    epoch = {"start": 0, "conclusion": EPOCHS}.get(moment, dice.randrange(1, EPOCHS))
+    wait_until(lambda: epochs_done(out) >= epoch, process)
+    if moment == "writing":
+        wait_until(lambda: any(out.glob(".*.tmp.ckpt")), process)
+    else:
+        time.sleep(dice.uniform(0, seconds[moment]))
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 2 else []) for n in range(len(MOMENTS))]
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    number: int, straight: tuple[Path, dict[str, float]], tiny_root: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    whole, seconds = straight
+    out = tmp_path / "run"
+    kill(start(words(tiny_root, out)), out, MOMENTS[number], seconds, random.Random(number))
+    resumed = subprocess.run(
+        [*CLI, *words(tiny_root, out, "--resume")], capture_output=True, text=True, timeout=240
+    )
+    changed = differences(whole, out) if resumed.returncode == 0 else [resumed.stderr]
+    ledger.note(KILL, survived=not changed and not leftovers(out))
+    assert changed == []
+    assert leftovers(out) == []
+
+
+@pytest.fixture(scope="module")
+def order() -> Iterator[Order]:
+    """A function (words, file, nth, stage) that runs a command line, kills it inside a write, and gives its status."""
+    script = Path(__file__).with_name("fatal_writes.py")
+    driver = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+
+    def send(command: list[str], file: str = "", nth: int = 0, stage: str | None = None) -> int:
+        line = {"words": command, "file": file, "nth": nth, "stage": stage}
+        print(json.dumps(line), file=driver.stdin, flush=True)
+        return int(driver.stdout.readline())  # type: ignore[union-attr]
+
+    yield send
+    driver.communicate()
+
+
+WRITES = [
+    (LAST, 3, "half"),
+    (METRICS, 4, "append"),
+    *(
+        (file, nth, stage)
+        for file, nth in ((CONFIG, 1), (METRICS, 1), (RESULT, 1))
+        for stage in ("half", "after")
+    ),
+    *((file, nth, "whole") for file, nth in ((LAST, 1), (LAST, 4), (BEST, 1), (BEST, 3), (BEST, 7))),
+    *((file, nth, "after") for file, nth in ((LAST, 2), (LAST, 6), (BEST, 7))),
+]
+SHORT = 6
+
+
+@pytest.fixture(scope="module")
+def short(order: Order, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of `SHORT` epochs."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    assert order(words(tiny_root, out, epochs=SHORT)) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("file", "nth", "stage"),
+    [pytest.param(*write, marks=[pytest.mark.slow] if n >= 2 else []) for n, write in enumerate(WRITES)],
+)
+def test_a_run_killed_inside_a_write(
+    file: str,
+    nth: int,
+    stage: str,
+    order: Order,
+    short: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    ledger: Ledger,
+) -> None:
+    out = tmp_path / "run"
+    assert order(words(tiny_root, out, epochs=SHORT), file, nth, stage) == -9, "it was to be killed"
+    if stage in ("half", "whole"):
+        assert any(path.name.startswith(f".{Path(file).stem}-") for path in out.iterdir()), "a file is left"
+    code = order(words(tiny_root, out, "--resume", epochs=SHORT))
+    changed = differences(short, out) if code == 0 else [f"exit code {code}"]
+    ledger.note(WRITE, survived=not changed and not leftovers(out))
+    assert changed == []
+    assert leftovers(out) == []
+
+
+def made(root: Path) -> dict[str, str]:
+    """SHA-256 of all files below a data root."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def making(root: Path, count: int) -> list[str]:
+    sizes = [f"--{split}={count}" for split in ("train", "val", "test")]
+    return ["data", "make", "nbody", "--data", str(root), "--threads", "1", *sizes]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data of 10 systems, and of 20: the first 10 and more."""
+    small, large = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("large")
+    assert main(making(small, 10)) == 0
+    assert main(making(large, 20)) == 0
+    return small, large
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["half", "whole", "after"])
+@pytest.mark.parametrize("file", ["train.npz", "val.json"])
+def test_making_data_killed_inside_a_write(
+    file: str, stage: str, order: Order, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
+) -> None:
+    """Data that is there already and grows: neither the old nor the new is ever taken for the other."""
+    killed = tmp_path / "data"
+    shutil.copytree(roots[0], killed)
+    assert order(making(killed, 20), file, 1, stage) == -9
+    code = order(making(killed, 20))
+    ledger.note(MAKE, survived=code == 0 and made(killed) == made(roots[1]))
+    assert code == 0
+    assert made(killed) == made(roots[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(4))
+def test_making_data_killed_at_a_random_moment(
+    number: int, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
+) -> None:
+    folder = tmp_path / "nbody" / "charged-component-seed0"
+    process = start(making(tmp_path, 20))
+    wait_until(lambda: (folder / f"{('train', 'val')[number % 2]}.json").exists(), process)
+    time.sleep(random.Random(number).uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    again = subprocess.run([*CLI, *making(tmp_path, 20)], capture_output=True, text=True)
+    ledger.note(MAKE, survived=again.returncode == 0 and made(tmp_path) == made(roots[1]))
+    assert again.returncode == 0, again.stderr
+    assert made(tmp_path) == made(roots[1])
