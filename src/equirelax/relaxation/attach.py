@@ -51,7 +51,7 @@ def relax(
         RelaxationStateError: for a model that is relaxed, compiled, scripted or wrapped already.
         PlacementError: where nothing can be relaxed, or a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> import torch, equirelax as er
         >>> from e3nn import o3
         >>> layer = o3.Linear("4x0e+2x1o", "4x0e+2x1o")

@@ -38,7 +38,7 @@ def assert_equivariant(
         AssertionError: the relative error is larger; the message names the group element and the module to
             blame.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from equirelax.symmetry import O, vector
         >>> from equirelax.testing import assert_equivariant

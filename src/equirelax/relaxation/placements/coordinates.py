@@ -81,7 +81,7 @@ class CoordinateBlocks(Placement):
             translations too.
         size: n, the dimension of space.
 
-    Example:
+    Examples:
         >>> CoordinateBlocks("EGNN", channels=32, features=(0, "feats"), coordinates=(1, "coors")).size
         3
     """

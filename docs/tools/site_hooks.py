@@ -1,6 +1,8 @@
-"""Hook of mkdocs: files of the repository outside docs/ that pages link to, such as pictures of results, become part of the site.
+"""Hooks of mkdocs: what the site makes of things that the pages keep legible in the repository.
 
-Pages link to them as they lie in the repository (`../results/nbody/curves.png`), so that the links work there too.
+Files outside docs/ that pages link to, such as pictures of results, become part of the site; pages link to them as they lie in
+the repository (`../results/nbody/curves.png`), so that the links work there too. What was inserted from results/ gets a
+class of its own, for the style sheet.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "repository"  # of the site, which receives them
+INSERTED = re.compile(r"(<!-- from results/[^\n]* -->)\n(.*?)<!-- end -->", flags=re.DOTALL)
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
 
 
@@ -23,6 +26,11 @@ def _outside(page: str, link: str) -> str | None:
     """Path inside the repository of what `page` (its path inside docs/) links to; None if that is a page of the site."""
     target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
     return None if target.startswith(("docs/", "../")) else target
+
+
+def _in_site(target: str) -> str:
+    """Where the site keeps a file of the repository; sources become text, which browsers show."""
+    return f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,21 +44,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 raise PluginError(
                     f"docs/{page.src_uri} links to {link}, but the repository has no file {target}."
                 )
-            name = f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
-            if files.get_file_from_path(name) is None:
-                files.append(File.generated(config, name, abs_src_path=str(ROOT / target)))
+            if files.get_file_from_path(_in_site(target)) is None:
+                files.append(File.generated(config, _in_site(target), abs_src_path=str(ROOT / target)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links at those files."""
+    """Point the links at those files, and mark what was inserted."""
     here = page.file.src_uri
 
     def moved(match: re.Match[str]) -> str:
         target = _outside(here, match[1])
         if target is None:
             return match[1]
-        name = f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
-        return posixpath.relpath(name, posixpath.dirname(here) or ".")
+        return posixpath.relpath(_in_site(target), posixpath.dirname(here) or ".")
 
-    return LINK.sub(moved, markdown)
+    marked = INSERTED.sub(r'\1\n<div class="results" markdown>\n\n\2\n</div>\n', markdown)
+    return LINK.sub(moved, marked)

@@ -1,0 +1,84 @@
+"""Commands in README.md and docs/ are ones that the command line takes: parsed by the real parsers, and not run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doc_pages import PAGES, ROOT, commands, name_of
+
+pytest.importorskip("jsonargparse")
+from equirelax.cli import main, options
+from equirelax.cli.main import COMMANDS
+from equirelax.study.ready import find_study, ready_names
+
+FOUND = sorted({(name_of(page), line) for page in PAGES for line in commands(page)})
+
+
+class Parsed(BaseException):
+    """Everything was understood, and work would begin."""
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands stop where they would begin to work."""
+    parse = options.parse
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Parsed
+
+    def parse_and_stop(parser: Any, *rest: Any, **ranges: Any) -> Any:
+        parsed = parse(parser, *rest, **ranges)
+        # These two make settings of what was parsed, or parse for every run, before they work.
+        if parser.prog.startswith(("equirelax train", "equirelax compare")):
+            return parsed
+        raise Parsed
+
+    monkeypatch.setattr(options, "parse", parse_and_stop)
+    monkeypatch.setattr("equirelax.cli.compare._check_data", stop)
+    monkeypatch.setattr("equirelax.training.run.train", stop)
+
+
+def test_commands_are_found() -> None:
+    assert len(FOUND) >= 40
+    assert {line.split()[1] for _, line in FOUND} == set(COMMANDS)
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize(("page", "line"), FOUND, ids=[f"{page}: {line}" for page, line in FOUND])
+def test_the_command_line_takes_it(page: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    if "--help" in words:
+        with contextlib.suppress(SystemExit):
+            assert main(words) == 0
+        assert "usage: equirelax" in capsys.readouterr().out
+    else:
+        with pytest.raises(Parsed):
+            pytest.fail(f"exit code {main(words)}: {capsys.readouterr().err}")
+
+
+def test_misspelt_flags_would_be_noticed(stopped: None) -> None:
+    assert main(shlex.split("train nbody --model segnn --method ace --learning_rat 1")) == 2
+    assert main(shlex.split("compare nbody --methods strict,aec")) == 2
+    assert main(shlex.split("study run FILE.yaml --job 2")) == 2
+
+
+def test_ready_studies_that_pages_name_are_there() -> None:
+    """Names that are written small; FILE and NAME stand for the reader's own."""
+    pattern = re.compile(r"equirelax (?:reproduce|study (?:run|estimate|show)) ([a-z][a-z0-9-]+)(?= |$)")
+    named = {match[1] for _, line in FOUND if (match := pattern.match(line))}
+    assert len(named) >= 2
+    for name in named:
+        assert name in ready_names()
+        assert find_study(name).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|examples|studies|docs)/[\w./]+\.(?:py|yaml|md))`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
