@@ -17,6 +17,7 @@ from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.relaxation import Relaxation, relax
 from equirelax.relaxation.layers.matrices import matrices_of
+from equirelax.training.memory import fitting
 from equirelax.training.muon import Muon
 
 
@@ -55,8 +56,13 @@ def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int =
         steps_per_epoch: Optimiser steps of an epoch, for schedules.
 
     Raises:
-        ConfigError: settings that do not go together.
+        ConfigError: settings that do not go together, or sizes that this machine's memory cannot hold.
     """
+    with fitting(config):
+        return _assemble(config, root, steps_per_epoch)
+
+
+def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Assembly:
     own = choice(config.method).optimizer
     if own not in (None, config.training.optimizer):
         raise ConfigError(
