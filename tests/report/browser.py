@@ -26,14 +26,19 @@ class Shown:
     console: tuple[str, ...]
 
 
-def show(page: Path, profile: Path, *flags: str, fragment: str = "everything") -> Shown:
-    """Load a page and let its scripts run; skips the test where there is no browser."""
+def found_browser() -> str:
+    """The browser's path; skips the test where there is none."""
     browser = next((found for name in NAMES if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no Chromium or Chrome on PATH (on Debian: apt-get install chromium)")
+    return browser
+
+
+def show(page: Path, profile: Path, *flags: str, fragment: str = "everything") -> Shown:
+    """Load a page and let its scripts run; skips the test where there is no browser."""
     done = subprocess.run(
         [
-            *(browser, *QUIET, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
+            *(found_browser(), *QUIET, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
             *("--virtual-time-budget=8000", "--window-size=1250,1200", *flags, "--dump-dom"),
             f"{page.resolve().as_uri()}#{fragment}",
         ],

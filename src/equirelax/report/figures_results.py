@@ -161,9 +161,9 @@ def failed(found: failures.Shares, name: str) -> Figure | None:
     head, rows = failures.share_rows(found)
     return Figure(
         f"Failed runs against {name}",
-        f"Share of the runs, over seeds. {failures.DEFINITION}",
+        "Share of the runs at each value; what counts as failed stands with the table.",
         tuple(traces),
-        {"xaxis": scaled(name, places), "yaxis": axis("failed runs (%)", range=[-4, 104])},
+        {"xaxis": _levels(name, places), "yaxis": axis("failed runs (%)", range=[-4, 104])},
         Numbers(head, tuple(rows)),
         legend_height(traces, 360),
     )
@@ -209,7 +209,7 @@ def level_figure(
     rows = tuple(
         (f"{p:g}", *(cell(*levels[p]) if p in levels else "" for levels in curves.values())) for p in places
     )
-    layout = {"xaxis": scaled(place, places), "yaxis": scaled(words, means)}
+    layout = {"xaxis": _levels(place, places), "yaxis": scaled(words, means)}
     return Figure(
         title,
         "Mean over seeds; bars are one standard deviation.",
@@ -218,6 +218,12 @@ def level_figure(
         Numbers((place, *curves), rows),
         legend_height(traces, 360),
     )
+
+
+def _levels(words: str, places: Sequence[float]) -> dict[str, Any]:
+    """An axis for few levels, each of them labelled."""
+    labelled = {"tickvals": list(places), "ticktext": [f"{place:g}" for place in places]}
+    return scaled(words, places) | (labelled if len(places) <= 9 else {})
 
 
 def _level_trace(label: str, index: int, places: Sequence[float], values: Sequence[float]) -> Trace:

@@ -23,13 +23,36 @@ from equirelax.report.figures import (
 from equirelax.report.picture import gamma_columns, series
 
 EPOCH = "epoch"
+MOST_LABELS = 9
+"""In one figure of curves."""
+Labelled = Mapping[str, list[Run]]
 
 
-def validation(chapter: Chapter) -> Figure | None:
+def parts(chapter: Chapter) -> list[tuple[str, dict[str, list[Run]]]]:
+    """(words for titles, label -> runs) of the figures that a kind of curve takes: one, or where there are more labels than
+    the eye tells apart, one for every method.
+    """
+    every = chapter.in_curves()
+    if len(every) <= MOST_LABELS:
+        return [("", every)]
+    found: dict[str, dict[str, list[Run]]] = {}
+    several = len({run.result["model"] for run in chapter.runs}) > 1
+    for label, runs in every.items():
+        kind = [runs[0].result["method"], *([runs[0].result["model"]] if several else [])]
+        found.setdefault(" ".join(kind), {})[label] = runs
+    return [(f": {method}", own) for method, own in found.items()]
+
+
+def validation(chapter: Chapter) -> list[Figure]:
     """The validation metric of the projected networks (full lines, with a band) and of the relaxed ones (dotted)."""
+    found = [_validation(chapter, words, own) for words, own in parts(chapter)]
+    return [figure for figure in found if figure is not None]
+
+
+def _validation(chapter: Chapter, title: str, labelled: Labelled) -> Figure | None:
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.in_curves().items()):
+    for index, (label, runs) in enumerate(labelled.items()):
         relaxed = any(gamma_columns(run.rows) for run in runs)
         for kind in ("projected", "relaxed") if relaxed else ("projected",):
             found: list[Points] = [one for run in runs if (one := series(run.rows, f"val/{kind}"))]
@@ -52,7 +75,7 @@ def validation(chapter: Chapter) -> Figure | None:
     words, values = heading(chapter.metric), [value for one in curves.values() for value in one.values()]
     lower = not chapter.metric.get("higher_is_better") and min(values) > 0
     return Figure(
-        f"Validation: {heading(chapter.metric)}",
+        f"Validation: {heading(chapter.metric)}{title}",
         "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
         "trained, with their residuals (dotted). Where the two part, the network leans on what projection takes away.",
         tuple(traces),
@@ -62,11 +85,16 @@ def validation(chapter: Chapter) -> Figure | None:
     )
 
 
-def equivariance(chapter: Chapter) -> Figure | None:
-    """The equivariance error over training, as trained (full lines) and projected (dotted); None where no run measured it."""
+def equivariance(chapter: Chapter) -> list[Figure]:
+    """The equivariance error over training, as trained (full lines) and projected (dotted); none where no run measured it."""
+    found = [_equivariance(words, own) for words, own in parts(chapter)]
+    return [figure for figure in found if figure is not None]
+
+
+def _equivariance(title: str, labelled: Labelled) -> Figure | None:
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.in_curves().items()):
+    for index, (label, runs) in enumerate(labelled.items()):
         relaxed = any(gamma_columns(run.rows) for run in runs)
         for kind, style in (
             (("relaxed", "solid"), ("projected", "dot")) if relaxed else (("relaxed", "solid"),)
@@ -86,7 +114,7 @@ def equivariance(chapter: Chapter) -> Figure | None:
     many = max(values) > 1e6 * min(values)
     powers = axis(words, "log", exponentformat="power", dtick=2)
     return Figure(
-        "Equivariance error over training",
+        f"Equivariance error over training{title}",
         "Relative error in float64, the largest over a few group elements (the same throughout) on validation samples; mean "
         "over seeds. As trained (full lines): how far the network with its residuals is from equivariant. Projected (dotted), "
         "and networks that are equivariant throughout: rounding, near 1e-15.",
@@ -99,28 +127,31 @@ def equivariance(chapter: Chapter) -> Figure | None:
 
 def losses(chapter: Chapter) -> list[Figure]:
     """The training loss, and the penalty where a method has one; means over epochs and seeds."""
-    found = [
-        _column(
-            chapter,
+    kinds = (
+        (
             "train/loss",
             "Training loss",
             "The task's loss, without penalties, in the units of the loss; mean over each epoch and over seeds.",
         ),
-        _column(
-            chapter,
+        (
             "train/penalty",
             "Penalty",
             "What the method adds to the loss: regularisation, or the Lagrangian's terms, which may be negative; mean over "
             "each epoch and over seeds.",
         ),
+    )
+    found = [
+        _column(own, column, title + words, caption)
+        for column, title, caption in kinds
+        for words, own in parts(chapter)
     ]
     return [figure for figure in found if figure is not None]
 
 
-def _column(chapter: Chapter, column: str, title: str, caption: str) -> Figure | None:
+def _column(labelled: Labelled, column: str, title: str, caption: str) -> Figure | None:
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
-    for index, (label, runs) in enumerate(chapter.in_curves().items()):
+    for index, (label, runs) in enumerate(labelled.items()):
         if found := over_seeds(runs, column):
             curves[label] = found
             traces.append(line(label, found, index))

@@ -26,7 +26,7 @@ def table(numbers: Numbers, caption: str, first_is_name: bool = True, best: int 
     rows = "".join(f"<tr>{_cells(row, first_is_name, best)}</tr>\n" for row in numbers.rows)
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
+        f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
     )
 
 

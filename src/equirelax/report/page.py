@@ -99,14 +99,17 @@ def progress(chapters: Sequence[Chapter]) -> str:
         (
             chapter.name,
             study.title + (" (the small variant)" if study.small else ""),
-            *map(str, counts.values()),
+            *map(str, counted(study.inside(folder)).values()),
         )
         for chapter in chapters
         if (study := chapter.study) is not None and (folder := chapter.folder) is not None
-        for counts in [counted(study.inside(folder))]
     ]
-    head = ("grid", "study", *STATES)
-    return table(Numbers(head, tuple(rows)), "Runs of the study") if rows else ""
+    if not rows:
+        return ""
+    if len({row[1] for row in rows}) > 1:
+        return table(Numbers(("grid", "study", *STATES), tuple(rows)), "How far the studies are")
+    short = tuple((name, *counts) for name, _, *counts in rows)
+    return table(Numbers(("grid", *STATES), short), f"How far the study is: {rows[0][1]}")
 
 
 def _contents(chapter: Chapter, name: str, count: int) -> str:
@@ -135,7 +138,7 @@ def chapter_html(chapter: Chapter, name: str) -> str:
     summary = summarise([run.result for run in chapter.finished]) if chapter.finished else None
     bodies = (
         results(chapter, summary),
-        charts([figures_training.validation(chapter)]) + charts(figures_training.losses(chapter)),
+        charts(figures_training.validation(chapter)) + charts(figures_training.losses(chapter)),
         symmetry(chapter, summary),
         layers(chapter, name),
         table(tables.cost(chapter), "What training and predicting costs") + _soft(tables.COST_NOTE),
@@ -185,7 +188,7 @@ def symmetry(chapter: Chapter, summary: tables.Summary | None) -> str:
     ended.
     """
     selected = None if summary is None else figures_results.equivariance(summary)
-    parts = [charts([figures_training.equivariance(chapter), selected])]
+    parts = [charts([*figures_training.equivariance(chapter), selected])]
     if summary is not None and (ended := tables.strengths(summary)):
         parts.append(table(ended, "Strengths and multipliers: largest over residuals and seeds"))
     return "".join(parts)
