@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -134,6 +135,33 @@ def test_every_public_name_has_an_entry() -> None:
             if not isinstance(value, ModuleType) and id(value) not in documented
         ]
     assert not missing, "add entries to docs/reference/"
+
+
+def docstrings(entry: str) -> dict[str, str]:
+    """Of an entry and, of a class, its public members: name -> text."""
+    found = resolved(entry)
+    texts = {entry: inspect.getdoc(found) or ""}
+    for name, member in vars(found).items() if inspect.isclass(found) else ():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if not name.startswith(("_", "test_")) and inspect.isfunction(function):
+            texts[f"{entry}.{name}"] = inspect.getdoc(function) or ""
+    return texts
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=name_of)
+def test_docstrings_are_not_mistaken_for_markup(page: Path) -> None:
+    """Outside of code a <word> would be left out, and two * or _ would make words slant; an attribute has a line."""
+    wrong = []
+    for entry in ENTRY.findall(page.read_text(encoding="utf-8")):
+        for name, text in docstrings(entry).items():
+            words = re.sub(r"``.*?``|`[^`]*`|^    +.*$", "", text, flags=re.DOTALL | re.MULTILINE)
+            wrong += (
+                [name] if re.search(r"<\w+>|(?<![\w*])\*\w[^*\n]*\*|(?<!\w)_\w[^_\n]*_(?!\w)", words) else []
+            )
+            attributes = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", text, flags=re.MULTILINE)
+            if attributes and re.search(r"^    \w+, [\w, ]+:", attributes[1], flags=re.MULTILINE):
+                wrong.append(f"{name}: several attributes in a line")
+    assert not wrong
 
 
 def test_every_public_name_has_a_docstring() -> None:

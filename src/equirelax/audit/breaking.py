@@ -35,7 +35,9 @@ class Breaking:
     """What one residual does to the symmetry, at a sample.
 
     Attributes:
-        key, type, relaxes: of the residual, of the class of its module, and what it can break, in words.
+        key: of the residual.
+        type: class of its module.
+        relaxes: what it can break, in words.
         gamma: its strength.
         weight: ||W||: largest singular value of a dense residual, Lipschitz constant (product over the layers) of
             others; ``None`` where none is known.

@@ -24,10 +24,12 @@ class LayerRow:
             ``breaks inside`` (a module in it does); ``passes on`` (what arrives is broken, it adds nothing);
             ``unknown``.
         arriving: relative error with which its worst input arrives; ``None`` where it cannot be told.
-        relative, absolute: error that the module adds: that of its output when its inputs are exactly
+        relative: error that the module adds, relative to its output: that of its output when its inputs are exactly
             transformed; ``None`` where it cannot be told.
+        absolute: the same, absolute.
         output: relative error of its output as it came in the run.
-        inputs, outputs: the action that explains each tensor, or comes closest.
+        inputs: the action that explains each tensor, or comes closest.
+        outputs: likewise.
         note: the evidence, an assumption that was made, or why something is unknown.
     """
 

@@ -20,7 +20,8 @@ class NonFinite:
     """Where it begins.
 
     Attributes:
-        path, type: of the module; the model itself has an empty path.
+        path: of the module; the model itself has an empty path.
+        type: class of the module.
         what: weight, input, output, gradient or loss.
         text: in words.
     """

@@ -29,7 +29,8 @@ class AuditReport:
         lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or where not
             asked for.
         localisation: the layers of the model as it is; ``None`` where not asked for.
-        inputs, outputs: how every tensor of the sample and the output was taken to transform.
+        inputs: how every tensor of the sample was taken to transform.
+        outputs: how every tensor of the output was.
         notes: what a reader should know: randomness in the model, tensors left out, and the like.
         bounds: ACE's bounds of a relaxed model, or why it has none; ``None`` for a model that is not relaxed.
     """

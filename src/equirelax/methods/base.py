@@ -37,7 +37,8 @@ class Method(ABC):
         penalty: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
 
     Attributes:
-        name, description: as registered.
+        name: as registered.
+        description: in a line, as registered.
         deploys_relaxed: whether the model is used with its residuals (True) or projected (False).
 
     A residual that was switched off (by `Strict`) is switched on again, its weights trainable.

@@ -253,7 +253,7 @@ class Convolution:
         return torch.Size(self.kernel_size).numel()
 
     def weight_shape(self, in_dim: int, out_dim: int) -> tuple[int, ...]:
-        """(out, in, *kernel_size), of a transposed one (in, out, *kernel_size)."""
+        """`(out, in, *kernel_size)`, of a transposed one `(in, out, *kernel_size)`."""
         return (*((in_dim, out_dim) if self.transposed else (out_dim, in_dim)), *self.kernel_size)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -97,7 +97,7 @@ class Relaxation:
         return torch.stack([residual.gamma.detach() for residual in self.residuals.values()])
 
     def residual_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the residuals' maps, strengths left out: "<key>.<name>" -> parameter."""
+        """Parameters of the residuals' maps, strengths left out: `"<key>.<name>"` -> parameter."""
         return {f"{key}.{name}": p for key, residual in self for name, p in residual.map.named_parameters()}
 
     def gamma_parameters(self) -> dict[str, nn.Parameter]:

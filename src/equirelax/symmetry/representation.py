@@ -21,7 +21,7 @@ class Representation:
     """A direct sum of multiples of blocks of one group.
 
     Layout of a feature vector: the blocks one after the other; a block of multiplicity m and size d takes
-    m*d entries, entry i of copy u at u*d + i (the layout of e3nn's features). Neighbouring equal blocks are
+    `m*d` entries, entry i of copy u at `u*d + i` (the layout of e3nn's features). Neighbouring equal blocks are
     merged, which changes no layout.
 
     Attributes:
