@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,19 @@ def _no_data_of_the_user(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.node.get_closest_marker("data") is None:
         monkeypatch.delenv("EQUIRELAX_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that asks another machine fails, whether that answers or not."""
+    ask = socket.getaddrinfo
+
+    def here(host: object, *rest: object, **kinds: object) -> object:
+        if host not in ("localhost", "127.0.0.1", "::1", ""):
+            pytest.fail(f"a test asked the network for {host}")
+        return ask(host, *rest, **kinds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", here)
 
 
 @pytest.fixture(scope="session")

@@ -326,6 +326,7 @@ def test_the_command_fetches_a_molecule_and_refuses_what_is_no_file_of_it(
     assert "--molecule" in capsys.readouterr().err
     assert main([*words, "--archive", "x.zip"]) == 2
     assert main(["data", "get", "mnist", "--molecule", "ethanol"]) == 2
+    assert "--molecule is for md17" in capsys.readouterr().err
 
 
 def test_status_knows_every_form(tmp_path: Path) -> None:

@@ -155,6 +155,11 @@ def test_mnist_is_fetched_and_written_as_the_file_that_load_reads(
     assert main(["data", "get", "mnist", "--data", str(tmp_path)]) == 0
     path = tmp_path / rotmnist.RELATIVE
     assert str(path) in capsys.readouterr().out
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", None)  # there it is not fetched again
+    assert main(["data", "get", "mnist", "--data", str(tmp_path)]) == 0
+    assert str(path) in capsys.readouterr().out
+    assert main(["data", "get", "mnist", "--data", str(tmp_path), "--url", "http://localhost"]) == 2
+    assert "--url do not apply" in capsys.readouterr().err
     with np.load(path, allow_pickle=False) as found:
         assert found["train_x"].shape == (60_000, 28, 28)
         assert (found["test_y"] == np.arange(60_000, 70_000) % 10).all()

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from equirelax.cli import options
 from equirelax.data import download, md17, mocap, nbody, rotmnist, smoke, status
 from equirelax.data.download import ARCHIVES
+from equirelax.data.root import find
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
 from equirelax.ranges import COUNT, JOBS, SEED
@@ -181,13 +182,12 @@ def get(words: Sequence[str]) -> int:
             f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
             f"Known: {', '.join(rows)}."
         )
-    if parsed.name == "mnist" and (parsed.force or not rows["mnist"].available):
-        print(f"mnist  {rotmnist.get(parsed.data)}")
-        return 0
     if parsed.name == "md17":
         return get_md17(parsed.molecule, parsed)
     if parsed.molecule is not None:
         raise ConfigError(f"--molecule is for md17; {parsed.name} is one whole.")
+    if parsed.name == "mnist":
+        return get_mnist(parsed, available=rows["mnist"].available)
     row, archive = rows[parsed.name], ARCHIVES.get(parsed.name)
     wanted = parsed.force or parsed.archive is not None or parsed.url is not None
     if archive is None and wanted:
@@ -226,6 +226,17 @@ def get_md17(molecule: str | None, parsed: Namespace) -> int:
         molecule, parsed.data, url=parsed.url, force=wanted, progress=_report_bytes(f"md17 {molecule}")
     )
     print(f"md17 {molecule}  {path}")
+    return 0
+
+
+def get_mnist(parsed: Namespace, available: bool) -> int:
+    """MNIST, which scikit-learn fetches."""
+    if parsed.archive is not None or parsed.url is not None:
+        raise ConfigError("mnist is fetched from openml.org: --archive and --url do not apply.")
+    path = (
+        rotmnist.get(parsed.data) if parsed.force or not available else find(rotmnist.RELATIVE, parsed.data)
+    )
+    print(f"mnist  {path}")
     return 0
 
 
