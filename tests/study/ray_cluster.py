@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.2"
 """Ray takes 127.0.0.1 for a word for the machine's outer address; this it leaves as it is."""
 STORE = 80 * 2**20
-QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_timeout_ms": 1000}
-"""So that a lost node is noticed within seconds."""
+QUICK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000}
+"""So that a lost node is noticed within seconds, and a slow one is not taken for lost."""
 
 
 @dataclass
@@ -28,6 +32,31 @@ class Nodes:
     def lose(self, name: str) -> None:
         """Kill what runs on a node as a machine does that loses its power: nothing can say farewell."""
         self.cluster.remove_node(self.others.pop(name), allow_graceful=False)
+
+    @contextlib.contextmanager
+    def without(self, name: str, folder: Path) -> Iterator[None]:
+        """A further node of a core, for which `folder` is another one. Its processes are a namespace, which ends as one."""
+        start = [
+            str(Path(sys.executable).parent / "ray"), "start", f"--address={self.address}", "--block", "--num-cpus=1",
+            f"--node-name={name}", f"--node-ip-address={HOST}", f"--object-store-memory={STORE}",
+        ]  # fmt: skip
+        script = f"mount -t tmpfs none {shlex.quote(str(folder))} && exec {shlex.join(start)}"
+        words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        try:
+            said = "".join(iter(lambda: _line(process.stdout), None))
+            assert "Ray runtime started" in said, said
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _line(stream: Any) -> str | None:
+    """The next line; None after the one that says that a node is up."""
+    line: str = stream.readline()
+    return line if line and "--block" not in line else None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,7 @@ LOCK = "study.lock"
 SECONDS_TO_SEE = 15.0
 """Network file systems show other machines a new file after some seconds."""
 SECONDS_TO_ANSWER = 120.0
+SECONDS_TO_CONNECT = 5.0
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,11 @@ class RayEngine:
         """See `Engine`."""
         nodes = self.nodes()
         if not any(_fit(node, devices, 1, gpu) for node in nodes):
-            needed = f"{devices} free cores" + (f" and {devices} GPUs" if gpu else "")
+            many = "s" if devices > 1 else ""
+            needed = f"{devices} core{many}" + (f" and {devices} GPU{many}" if gpu else "")
             have = "; ".join(f"{node.name}: {node.cores} cores, {node.gpus} GPUs" for node in nodes)
             raise ConfigError(
-                f"No node of the Ray cluster {self.address} has {needed} for a run with 'devices: {devices}' "
+                f"No node of the Ray cluster {self.address} has the {needed} of a run with 'devices: {devices}' "
                 f"({have or 'no node gives out cores'})."
             )
         return sum(_fit(node, devices, threads, gpu) for node in nodes)
@@ -247,16 +251,34 @@ def connected(address: str) -> Iterator[RayEngine]:
             f"--ray needs the package '{error.name}': pip install 'equirelax[ray]', on every machine of the cluster."
         ) from error
     try:
+        _reach(ray, address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"--ray {address}: {_first_line(error)} Start Ray with `ray start --head`, on other machines with "
+            f"--ray {address}: {_first_line(error).rstrip('.')}. Start Ray with `ray start --head`, on other machines with "
             "`ray start --address HOST:PORT`, and name that address, or auto on a machine of the cluster."
         ) from error
     try:
         yield RayEngine(ray, address)
     finally:
         ray.shutdown()
+
+
+def _reach(ray: Any, address: str) -> None:
+    """Fail within seconds where nobody listens: Ray itself tries for minutes. Raises `OSError`."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d{1,5})", address)
+    if match is None:
+        return
+    host, port = match.group(1), int(match.group(2))
+    if host in (
+        "localhost",
+        "127.0.0.1",
+    ):  # which Ray takes for the address that other machines know this one by
+        host = ray.util.get_node_ip_address()
+    try:
+        socket.create_connection((host, port), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no cluster answers at {host}:{port} ({error})") from error
 
 
 def _fit(node: Node, devices: int, threads: int, gpu: bool) -> int:

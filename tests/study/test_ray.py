@@ -1,0 +1,305 @@
+"""Studies on a Ray cluster: real nodes (on loopback), real runs, a node that is lost, one that does not see the folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray_cluster import Nodes, nodes
+
+import equirelax
+from equirelax.cli import main
+from equirelax.errors import ConfigError
+from equirelax.study.cluster import Node, RayEngine, RemoteAttempt, look
+from equirelax.study.engine import Ending
+from equirelax.study.state import JOURNAL
+from equirelax.training.folder import METRICS, RESULT, read_table
+
+File = Callable[..., Path]
+NETWORK = {"layers": 1, "hidden": 16}
+SHORT = {"epochs": 2, "batch_size": 20, "validate_every": 1, "network": NETWORK}
+LONG = {"epochs": 400, "batch_size": 8, "validate_every": 1, "checkpoint_every": 5, "network": NETWORK}
+DATA = {"train": 48, "val": 24, "test": 24}
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Nodes]:
+    """Nodes a and b of one core each."""
+    with nodes("a", "b") as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIRELAX_DATA", str(tiny_root))
+
+
+def command(path: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "equirelax.cli", "study", "run", str(path), "--out", str(out), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def epochs(run: Path) -> int:
+    try:
+        return len(read_table(run / METRICS))
+    except OSError:
+        return 0
+
+
+def journal(out: Path) -> dict[str, Any]:
+    runs: dict[str, Any] = json.loads((out / JOURNAL).read_text())["runs"]
+    return runs
+
+
+def trained(run: Path) -> list[dict[str, str]]:
+    """metrics.csv without times."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_table(run / METRICS)]
+
+
+def processes_of(run: Path) -> list[int]:
+    """Numbers of living processes whose command line names a run's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(run).encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_study_on_two_nodes_is_what_it_is_here(two_nodes: Nodes, study_file: File, tmp_path: Path) -> None:
+    path = study_file(settings={**SHORT, "dataset": DATA})
+    there, here = tmp_path / "there", tmp_path / "here"
+    process = command(path, there, "--ray", two_nodes.address)
+    text = process.communicate(timeout=250)[0]
+    assert process.returncode == 0, text
+    runs = journal(there)
+    assert {run["status"] for run in runs.values()} == {"finished"}
+    assert {run["where"] for run in runs.values()} == {"a", "b"}
+    assert "| scheduled |" in text
+    assert command(path, here).wait(timeout=250) == 0
+    for run in runs:
+        assert trained(there / run) == trained(here / run)
+        assert not processes_of(there / run)
+
+
+@pytest.mark.slow
+def test_interrupted_it_goes_on_where_it_was(two_nodes: Nodes, study_file: File, tmp_path: Path) -> None:
+    path, out = study_file(settings={**LONG, "dataset": DATA}), tmp_path / "out"
+    folders = [out / "strict-seed0", out / "scheduled-seed0"]
+    process = command(path, out, "--ray", two_nodes.address)
+    wait_until(lambda: all(epochs(run) > 2 for run in folders), process)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=100)[0]
+    assert process.returncode == 130, text
+    assert "the same command goes on" in text
+    assert not any((run / RESULT).exists() or processes_of(run) for run in folders)
+    assert all((run / "last.ckpt").exists() for run in folders)
+    done = min(map(epochs, folders))
+    process = command(path, out, "--ray", two_nodes.address)
+    wait_until(lambda: all(epochs(run) > done + 1 for run in folders), process)
+    process.kill()  # now the hard way: nobody is left to tell the runs
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(map(processes_of, folders)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(map(processes_of, folders))
+
+
+@pytest.mark.slow
+def test_what_a_lost_node_ran_is_run_elsewhere(study_file: File, tmp_path: Path) -> None:
+    settings = {**LONG, "epochs": 150, "dataset": DATA}
+    path, out = study_file(settings=settings), tmp_path / "out"
+    with nodes("a", "b") as cluster:
+        process = command(path, out, "--ray", cluster.address)
+        folders = [out / "strict-seed0", out / "scheduled-seed0"]
+        wait_until(lambda: all(epochs(run) > 10 for run in folders), process)
+        lost = next(name for name, run in journal(out).items() if run["where"] == "b")
+        before = processes_of(out / lost)
+        assert before
+        cluster.lose("b")
+        text = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, text
+    runs = journal(out)
+    assert {run["status"] for run in runs.values()} == {"finished"}
+    assert (runs[lost]["where"], runs[lost]["attempts"]) == ("a", 2)
+    assert f"{lost}: broken, to be tried again (node b was lost" in text
+    rows = read_table(out / lost / METRICS)
+    assert [int(row["epoch"]) for row in rows] == list(range(150))
+    assert command(path, tmp_path / "here").wait(timeout=250) == 0
+    assert trained(out / lost) == trained(tmp_path / "here" / lost)
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_folder_is_named(
+    two_nodes: Nodes, study_file: File, tmp_path: Path
+) -> None:
+    """A third node, in which something else is mounted where the study's folder is."""
+    out = tmp_path / "out"
+    out.mkdir()
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(out)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    with two_nodes.without("c", out):
+        process = command(study_file(), out, "--ray", two_nodes.address)
+        text = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, text
+    assert f"c does not see {out} as this machine does" in text
+    assert "--out" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_runs_that_no_node_can_take_are_refused(
+    two_nodes: Nodes, study_file: File, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for changes, message in (
+        ({"devices": 2}, "has the 2 cores of a run with 'devices: 2' (a: 1 cores, 0 GPUs; b: 1 cores"),
+        ({"accelerator": "gpu"}, "has the 1 core and 1 GPU of a run"),
+    ):
+        words = ["study", "run", str(study_file(**changes)), "--out", str(tmp_path / "out")]
+        assert main([*words, "--ray", two_nodes.address]) == 2
+        assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_addresses_where_no_cluster_is(
+    study_file: File, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address in ("127.0.0.2:1", "nowhere", "ray://127.0.0.2:1"):
+        begun = time.monotonic()
+        assert main(["study", "run", str(study_file()), "--ray", address]) == 2
+        error = capsys.readouterr().err
+        assert f"--ray {address}: " in error
+        assert "ray start --head" in error
+        assert time.monotonic() - begun < 30
+
+
+def test_without_ray_the_extra_is_named(
+    study_file: File, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["study", "run", str(study_file()), "--ray", "auto"]) == 2
+    assert "pip install 'equirelax[ray]'" in capsys.readouterr().err
+
+
+def test_what_a_node_sees(tmp_path: Path) -> None:
+    version = equirelax.__version__
+    (tmp_path / "study.lock").write_text("owner")
+    assert look(tmp_path, "owner", version, 0) == ""
+    assert look(tmp_path, "another", version, 0) == f"does not see {tmp_path} as this machine does"
+    assert look(tmp_path / "none", "owner", version, 0).startswith("does not see")
+    assert look(tmp_path, "owner", "0.0.1", 0) == f"has equirelax {version}, and this machine 0.0.1"
+    begun = time.monotonic()
+    assert look(tmp_path, "late", version, 0.4) != ""
+    assert time.monotonic() - begun > 0.3
+
+
+def test_runs_fit_whole_on_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Node("1", "x", 3, 1), Node("2", "y", 8, 0), Node("3", "z", 4, 4)]
+    monkeypatch.setattr(RayEngine, "nodes", lambda self: found)
+    engine = RayEngine(None, "auto")
+    assert engine.slots(1, 1, False) == 15
+    assert engine.slots(2, 1, False) == 7
+    assert engine.slots(2, 2, False) == 3
+    assert engine.slots(1, 1, True) == 5
+    assert engine.slots(2, 1, True) == 2
+    assert engine.slots(8, 2, False) == 0
+    with pytest.raises(ConfigError, match=r"'devices: 9'.*x: 3 cores, 1 GPUs; y"):
+        engine.slots(9, 1, False)
+    with pytest.raises(ConfigError, match="5 cores and 5 GPUs"):
+        engine.slots(5, 1, True)
+
+
+class FakeRay:
+    """Gives an actor's answers one by one; exceptions are raised."""
+
+    class exceptions:
+        class RayError(Exception): ...
+
+        class ActorUnavailableError(RayError): ...
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.killed, self.told = list(answers), 0, list[str]()
+        self.poll, self.interrupt, self.kill_run = (
+            SimpleNamespace(remote=lambda word=word: self.told.append(word))
+            for word in ("poll", "interrupt", "kill")
+        )
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        assert timeout == 0
+        return (references, []) if self.answers else ([], references)
+
+    def get(self, reference: Any) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+
+def attempt(*answers: Any) -> tuple[RemoteAttempt, FakeRay]:
+    fake = FakeRay(*answers)
+    actor = SimpleNamespace(poll=fake.poll, interrupt=fake.interrupt, kill=fake.kill_run)
+    return RemoteAttempt(fake, actor, {"1": "x"}), fake
+
+
+def test_a_try_is_followed_to_its_end() -> None:
+    gone_for_now = FakeRay.exceptions.ActorUnavailableError()
+    found, fake = attempt(("1", None), gone_for_now, ("1", Ending(3)))
+    assert found.where is None
+    assert (found.poll(), found.where, found.poll()) == (None, "x", None)
+    found.interrupt()
+    found.kill()
+    assert fake.told == ["poll", "poll", "interrupt", "kill"]
+    assert found.poll() == Ending(3) == found.poll()
+    assert fake.killed == 1
+
+
+def test_an_unanswered_question_is_not_asked_again() -> None:
+    found, fake = attempt()
+    fake.poll = found.actor.poll = SimpleNamespace(remote=lambda: fake.told.append("poll") or object())
+    assert [found.poll() for _ in range(3)] == [None] * 3
+    assert fake.told == ["poll"]
+
+
+def test_a_try_that_waits_for_a_place_is_given_up_when_interrupted() -> None:
+    found, fake = attempt()
+    assert found.poll() is None
+    found.interrupt()
+    assert found.poll() == Ending(-signal.SIGINT)
+    assert fake.killed == 1
+    assert "interrupt" not in fake.told
+
+
+def test_lost_nodes_and_troubles_on_nodes_are_said() -> None:
+    found, _ = attempt(("1", None), FakeRay.exceptions.RayError("The actor died.\nmore"))
+    found.poll()
+    assert found.poll() == Ending(None, "node x was lost (The actor died.)")
+    assert attempt(FakeRay.exceptions.RayError(""))[0].poll() == Ending(None, "its node was lost (RayError)")
+    ending = attempt(("7", Ending(None, "may not write to /out")))[0].poll()
+    assert ending == Ending(None, "node 7 may not write to /out")
