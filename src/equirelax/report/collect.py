@@ -17,14 +17,7 @@ from equirelax.report.picture import Table
 from equirelax.report.swept import swept_setting
 from equirelax.report.variants import BASELINE, labels, settings
 from equirelax.training.dynamics import read_metrics
-from equirelax.training.folder import CONFIG, METRICS, RESULT, read_result
-
-NEEDED = (
-    *("benchmark", "model", "method", "seed", "metric", "val", "test", "equivariance_error", "parameters", "epochs"),
-    *("gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
-)  # fmt: skip
-"""What every result.json holds."""
-KINDS = ("relaxed", "projected", "folded")
+from equirelax.training.folder import CONFIG, METRICS, RESULT, check_result, read_run_result
 
 
 @dataclass(frozen=True)
@@ -219,8 +212,7 @@ def read_run(folder: Path) -> Run:
     """
     finished = (folder / RESULT).exists()
     if finished:
-        result = read_result(folder / RESULT)
-        check_result(result, folder / RESULT)
+        result = read_run_result(folder / RESULT)
         rows = read_metrics(folder / METRICS, result["epochs"]) if (folder / METRICS).exists() else []
         return Run(folder, result, rows, True)
     stored = read_yaml(folder / CONFIG)
@@ -236,30 +228,6 @@ def of_config(config: RunConfig) -> dict[str, Any]:
     """What is known of a run without a result: benchmark, model, method, seed and config, as a result holds them."""
     names = ("benchmark", "model", "method", "seed")
     return {**{name: getattr(config, name) for name in names}, "config": config.to_dict()}
-
-
-def check_result(result: Any, where: Path) -> None:
-    """Raise `ConfigError` where a result lacks what a report needs, or has settings that this version does not know."""
-    missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
-    if not missing:
-        shapes = (
-            ("val", KINDS),
-            ("test", KINDS),
-            ("metric", ("name", "unit")),
-            ("parameters", ("strict", "relaxed")),
-        )
-        missing = [
-            f"{key}.{inner}"
-            for key, inners in shapes
-            for inner in inners
-            if not isinstance(result[key], dict) or inner not in result[key]
-        ]
-    if missing:
-        raise ConfigError(f"{where} is damaged: it lacks {', '.join(missing)}. Train the run again.")
-    try:
-        config_from_dict(result["config"])
-    except EquirelaxError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def _only_in_summary(parent: Path, known: Sequence[Mapping[str, Any]]) -> list[Run]:

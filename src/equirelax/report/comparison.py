@@ -18,7 +18,7 @@ from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
 from equirelax.report.swept import draw_swept
 from equirelax.report.variants import labels
-from equirelax.training.folder import METRICS, RESULT, read_result, read_table
+from equirelax.training.folder import METRICS, RESULT, read_run_result, read_table
 
 SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
 CONDITIONS, CONDITIONS_PICTURE = "conditions.md", "conditions.png"
@@ -37,7 +37,7 @@ def write_comparison(out: Path, folders: Sequence[Path], lost: Sequence[Mapping[
         ConfigError: none of them is finished.
     """
     done = [folder for folder in folders if (folder / RESULT).exists()]
-    summary = summarise([read_result(folder / RESULT) for folder in done])
+    summary = summarise([read_run_result(folder / RESULT) for folder in done])
     runs: dict[str, list[Table]] = {}
     for folder, label in zip(done, labels(summary["runs"]), strict=True):
         runs.setdefault(label, []).append(read_table(folder / METRICS))

@@ -2,19 +2,20 @@
 (function () {
   "use strict";
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement;
   const figures = Array.from(document.querySelectorAll("figure.chart"));
   const options = { responsive: false, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
-    modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], plotlyServerURL: "",
+    modeBarButtons: [["toImage", "resetScale2d"]], plotlyServerURL: "",
     toImageButtonOptions: { format: "png", scale: 2 } };
 
   function variable(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    return getComputedStyle(root).getPropertyValue(name).trim();
   }
 
-  // Black lines are light ones on a dark ground; the other colours of the palette are seen on both.
+  // Black lines are light ones on a dark ground; the other colours of the palette are seen on both. Paper is white.
   function content(figure) {
     let text = figure.querySelector("script").textContent;
-    if (dark.matches) {
+    if (dark.matches && !root.classList.contains("printing")) {
       text = text.split('"#000000"').join('"#f2f2f2"').split("rgba(0, 0, 0,").join("rgba(242, 242, 242,");
     }
     return JSON.parse(text);
@@ -66,9 +67,10 @@
   }, { rootMargin: "500px" });
   figures.forEach(function (figure) { seen.observe(figure); });
 
-  dark.addEventListener("change", function () {
+  function drawAgain() {
     figures.filter(function (figure) { return figure.dataset.drawn; }).forEach(draw);
-  });
+  }
+  dark.addEventListener("change", drawAgain);
   const button = document.getElementById("open-all");
   button.addEventListener("click", function () {
     const open = button.getAttribute("aria-pressed") !== "true";
@@ -76,7 +78,15 @@
     button.setAttribute("aria-pressed", String(open));
   });
   function everything() { openAll(true); figures.forEach(drawNew); }
-  window.addEventListener("beforeprint", everything);
+  window.addEventListener("beforeprint", function () {
+    root.classList.add("printing");
+    drawAgain();
+    everything();
+  });
+  window.addEventListener("afterprint", function () {
+    root.classList.remove("printing");
+    drawAgain();
+  });
   // page.html#everything shows all sections opened and all figures drawn
   if (window.location.hash === "#everything") { everything(); }
 })();

@@ -9,13 +9,13 @@ from typing import Any
 
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.task import heading
-from equirelax.report.collect import KINDS, Chapter, Run
+from equirelax.report.collect import Chapter, Run
 from equirelax.report.figures import Numbers, shown
 from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.significance import holm, paired_test
 from equirelax.report.summary import headline
 from equirelax.report.variants import BASELINE
-from equirelax.training.folder import differences
+from equirelax.training.folder import KINDS, differences
 
 Summary = Mapping[str, Any]
 
