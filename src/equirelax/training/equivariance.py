@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from equirelax.audit.error import measure
 from equirelax.audit.state import measuring
 from equirelax.benchmarks.task import AuditCase
 from equirelax.errors import NonFiniteError
+from equirelax.relaxation import relaxation_of
 from equirelax.training.assembly import Assembly
 
 ELEMENTS = 2
@@ -37,29 +40,37 @@ class Gauge:
         """Largest relative equivariance error in float64, as trained and without residuals; {} where the group does not
         act exactly on samples. NaN where the network gives something that is not finite.
         """
-        task, model = self.assembly.task, self.assembly.model
+        task = self.assembly.task
         if not task.auditable:
             return {}
+        model = self._model()
         device = next(model.parameters()).device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # that one has no float64
         with torch.random.fork_rng(devices=[]):
             case = self._case = self._case or task.audit_case()
         sample = tuple(part.to(device) if isinstance(part, Tensor) else part for part in case.sample)
         with case.headed(model), measuring(model, dtype):
-            relaxed = self._error(case, sample, dtype)
+            relaxed = _error(model, case, sample, dtype)
             if self.assembly.relaxation is None:
                 return {RELAXED: relaxed, PROJECTED: relaxed}
-            with self.assembly.relaxation.strict():
-                return {RELAXED: relaxed, PROJECTED: self._error(case, sample, dtype)}
+            with relaxation_of(model).strict():
+                return {RELAXED: relaxed, PROJECTED: _error(model, case, sample, dtype)}
 
-    def _error(self, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:
-        group = case.group
-        drawn = group.sample(ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        further = group.discrete(dtype=torch.float64)
-        try:
-            found = measure(
-                self.assembly.model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype
-            )
-        except NonFiniteError:
-            return float("nan")
-        return found.relative
+    def _model(self) -> nn.Module:
+        """The network, or where several processes train it a copy: a parameter that is cast to another dtype and back
+        is no longer averaged over processes, for PyTorch drops the hooks on its gradient.
+        """
+        model = self.assembly.model
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return copy.deepcopy(model) if several else model
+
+
+def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:
+    group = case.group
+    drawn = group.sample(ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    further = group.discrete(dtype=torch.float64)
+    try:
+        found = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
+    except NonFiniteError:
+        return float("nan")
+    return found.relative
