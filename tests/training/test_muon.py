@@ -41,7 +41,7 @@ def slow_steps(start: Tensor, gradients: list[Tensor], lr: float) -> Tensor:
     for gradient in gradients:
         momentum = 0.95 * momentum + 0.05 * gradient
         step = slow_orthogonalised(0.05 * gradient + 0.95 * momentum)
-        weight = weight - lr * 0.2 * max(weight.shape) ** 0.5 * step
+        weight = weight - lr * max(weight.shape) ** 0.5 * step
     return weight
 
 
@@ -61,7 +61,7 @@ def test_equals_pytorchs_on_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [(8, 5), (5, 8), (6, 6), (6, 6), (2, 40)]
     ours = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
     theirs = copy.deepcopy(ours)
-    run_steps(Muon(ours, 0.03, weight_decay=0.1), ours, 4)
+    run_steps(Muon(ours, 0.03, rms=0.2, weight_decay=0.1), ours, 4)
     run_steps(torch.optim.Muon(theirs, 0.03, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), theirs, 4)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
@@ -71,7 +71,7 @@ def test_stays_within_bfloat16_of_pytorchs_as_it_is() -> None:
     ours = [nn.Parameter(torch.randn(16, 24))]
     theirs = copy.deepcopy(ours)
     start = ours[0].detach().clone()
-    run_steps(Muon(ours, 0.1), ours, 3)
+    run_steps(Muon(ours, 0.1, rms=0.2), ours, 3)
     run_steps(torch.optim.Muon(theirs, 0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), theirs, 3)
     moved = (ours[0] - start).norm()
     assert (ours[0] - theirs[0]).norm() < 0.03 * moved
@@ -225,7 +225,9 @@ def test_closures_later_groups_and_kernels_in_other_layouts() -> None:
     torch.testing.assert_close(layer.weight.contiguous(), twin.weight, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"momentum": 1.0}, {"weight_decay": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"momentum": 1.0}, {"rms": 0.0}, {"weight_decay": float("nan")}]
+)
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"Muon: .*{next(iter(wrong))}"):
         Muon([nn.Parameter(torch.zeros(2, 2))], **wrong)  # type: ignore[arg-type]

@@ -112,7 +112,12 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     if settings.optimizer == "muon":
         return Muon(
-            groups, rate, matrices_of(assembly.model), momentum=settings.muon_momentum, weight_decay=decay
+            groups,
+            rate,
+            matrices_of(assembly.model),
+            momentum=settings.muon_momentum,
+            rms=settings.muon_rms,
+            weight_decay=decay,
         )
     raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw, sgd or muon.")
 

@@ -2,14 +2,16 @@
 
 For the gradient G of a matrix and the momentum M <- m M + (1 - m) G, the step is
 
-    W <- (1 - lr wd) W - 0.2 lr sqrt(max(rows, columns)) NS((1 - m) G + m M)
+    W <- (1 - lr wd) W - rms lr sqrt(max(rows, columns)) NS((1 - m) G + m M)
 
-where NS, five Newton-Schulz steps, brings all singular values near 1. The factor gives the step the root mean square
-of a typical step of Adam, so that Adam's learning rates carry over (Liu et al. 2025, arXiv 2502.16982, section 2.2).
-What is no matrix (biases, scalars, vectors, norms, strengths) is moved by Adam with the same learning rate and
-decoupled weight decay.
+where NS, five Newton-Schulz steps, brings all singular values near 1, so that rms is about the root mean square of a
+step's entries over lr: what Adam's have decides whether its learning rates carry over. Liu et al. (2025, arXiv 2502.16982,
+section 2.2) take 0.2 for language models. On N-body Adam's steps have 0.9 at first, 0.5 in the middle of a run of 600
+steps, and 0.2 at its end; with 0.2 Muon is as slow there as Adam at a fifth of the learning rate, with 1, the default
+here, the errors follow Adam's. What is no matrix (biases, scalars, vectors, norms, strengths) is moved by Adam with the
+same learning rate and decoupled weight decay.
 
-For parameters that are plain matrices the step is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which
+For parameters that are plain matrices the step with rms 0.2 is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which
 computes NS in bfloat16 and matrix by matrix; here it is in the parameter's own precision, float32 at least, and all
 matrices of a size at once. Every step commutes with orthogonal changes of basis of the channels.
 """
@@ -32,8 +34,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of X, (X X^T) X and (X X^T)^2 X in a Newton-Schulz step; Jordan's, steepest at 0."""
 STEPS = 5
 LEAST_NORM = 1e-7
-RMS = 0.2
-"""Root mean square of a step per learning rate (Liu et al., section 2.2)."""
 
 
 class _Move(NamedTuple):
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate, as for Adam.
         matrices: Which matrices a parameter holds, as `matrices_of(model)` tells; for parameters that are not in it their
             shape says it.
-        momentum: m above, in [0, 1).
+        momentum: m above, in [0, 1). rms: As above, more than 0.
         weight_decay: Decoupled, of everything.
         betas, eps: Of Adam.
 
@@ -67,6 +67,7 @@ class Muon(torch.optim.Optimizer):
         matrices: Mapping[Any, Sequence[Matrices]] | None = None,
         *,
         momentum: float = 0.95,
+        rms: float = 1.0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -75,8 +76,10 @@ class Muon(torch.optim.Optimizer):
             raise ConfigError(
                 f"Muon: lr and weight_decay must be 0 or more, and are {lr} and {weight_decay}."
             )
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"Muon: momentum must be in [0, 1), and is {momentum}.")
+        if not 0 <= momentum < 1 or not rms > 0:
+            raise ConfigError(
+                f"Muon: momentum must be in [0, 1) and rms more than 0, and they are {momentum} and {rms}."
+            )
         told = {} if matrices is None else matrices
         listed = list(params)
         groups = (
@@ -93,7 +96,15 @@ class Muon(torch.optim.Optimizer):
                 [tuple(each) for each in (told[p] if p in told else by_shape(p))] for p in group["params"]
             ]
         super().__init__(
-            groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+            groups,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "rms": rms,
+                "weight_decay": weight_decay,
+                "betas": betas,
+                "eps": eps,
+            },
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -143,7 +154,7 @@ class Muon(torch.optim.Optimizer):
             steps.append(step)
         for (_, larger, *_), targets in sized.items():
             stacked = torch.cat([target.reshape(-1, *target.shape[-2:]) for target in targets])
-            stacked = orthogonalised(stacked) * (RMS * math.sqrt(larger))
+            stacked = orthogonalised(stacked) * (group["rms"] * math.sqrt(larger))
             counts = [math.prod(target.shape[:-2]) for target in targets]
             for target, part in zip(targets, stacked.split(counts), strict=True):
                 target.copy_(part.view(target.shape))
