@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
+import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
+from forked_runs import Forks, forks
 from real_runs import CLI, EPOCHS, differences, epochs_done, leftovers, start, wait_until, words
 
 from equirelax.cli import main
@@ -21,7 +21,6 @@ from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT
 
 KILL, WRITE, MAKE = "kill -9 during a run", "kill -9 inside a write", "kill -9 while data is made"
 MOMENTS = ["writing", "epoch", "start", "conclusion", "epoch"] * 4
-Order = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +71,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
 
 @pytest.fixture(scope="module")
-def order() -> Iterator[Order]:
-    """A function (words, file, nth, stage) that runs a command line, kills it inside a write, and gives its status."""
-    script = Path(__file__).with_name("fatal_writes.py")
-    driver = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdin is not None
-    assert driver.stdout is not None
-
-    def send(command: list[str], file: str = "", nth: int = 0, stage: str | None = None) -> int:
-        line = {"words": command, "file": file, "nth": nth, "stage": stage}
-        print(json.dumps(line), file=driver.stdin, flush=True)
-        return int(driver.stdout.readline())  # type: ignore[union-attr]
-
-    yield send
-    driver.communicate()
+def forked() -> Iterator[Forks]:
+    with forks() as found:
+        yield found
 
 
 WRITES = [
@@ -105,10 +91,10 @@ SHORT = 6
 
 
 @pytest.fixture(scope="module")
-def short(order: Order, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(forked: Forks, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of `SHORT` epochs."""
     out = tmp_path_factory.mktemp("short") / "run"
-    assert order(words(tiny_root, out, epochs=SHORT)) == 0
+    assert forked.run(words(tiny_root, out, epochs=SHORT))[0] == 0
     return out
 
 
@@ -120,18 +106,19 @@ def test_a_run_killed_inside_a_write(
     file: str,
     nth: int,
     stage: str,
-    order: Order,
+    forked: Forks,
     short: Path,
     tiny_root: Path,
     tmp_path: Path,
     ledger: Ledger,
 ) -> None:
     out = tmp_path / "run"
-    assert order(words(tiny_root, out, epochs=SHORT), file, nth, stage) == -9, "it was to be killed"
+    code, log = forked.run(words(tiny_root, out, epochs=SHORT), file=file, nth=nth, stage=stage)
+    assert code == -signal.SIGKILL, log
     if stage in ("half", "whole"):
         assert any(path.name.startswith(f".{Path(file).stem}-") for path in out.iterdir()), "a file is left"
-    code = order(words(tiny_root, out, "--resume", epochs=SHORT))
-    changed = differences(short, out) if code == 0 else [f"exit code {code}"]
+    code, log = forked.run(words(tiny_root, out, "--resume", epochs=SHORT))
+    changed = differences(short, out) if code == 0 else [log]
     ledger.note(WRITE, survived=not changed and not leftovers(out))
     assert changed == []
     assert leftovers(out) == []
@@ -164,15 +151,15 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("stage", ["half", "whole", "after"])
 @pytest.mark.parametrize("file", ["train.npz", "val.json"])
 def test_making_data_killed_inside_a_write(
-    file: str, stage: str, order: Order, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
+    file: str, stage: str, forked: Forks, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
 ) -> None:
     """Data that is there already and grows: neither the old nor the new is ever taken for the other."""
     killed = tmp_path / "data"
     shutil.copytree(roots[0], killed)
-    assert order(making(killed, 20), file, 1, stage) == -9
-    code = order(making(killed, 20))
+    assert forked.run(making(killed, 20), file=file, stage=stage)[0] == -signal.SIGKILL
+    code, log = forked.run(making(killed, 20))
     ledger.note(MAKE, survived=code == 0 and made(killed) == made(roots[1]))
-    assert code == 0
+    assert code == 0, log
     assert made(killed) == made(roots[1])
 
 

@@ -1,0 +1,178 @@
+"""Ctrl-C and SIGTERM: the state that is left can be gone on with, and the user is told how."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from fault_ledger import Ledger
+from real_runs import CLI, FLAGS, differences, epochs_done, leftovers, start, wait_until, words
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+EPOCHS = 8
+SLOW_EPOCHS = ["--batch_size", "1"]
+"""A signal is to come well before the last epoch, however busy the machine is."""
+
+
+def name(number: signal.Signals, twice: bool = False) -> str:
+    return f"{number.name}{' twice' if twice else ''}"
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    subprocess.run(
+        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS)], check=True, capture_output=True
+    )
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_run_stops_after_its_epoch_and_goes_on(
+    number: signal.Signals, straight: Path, tiny_root: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    out = tmp_path / "run"
+    process = start(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
+    assert wait_until(lambda: epochs_done(out) >= 2, process)
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    stopped = process.returncode == 130 and "--resume" in error and "Traceback" not in error
+    done = epochs_done(out)
+    again = subprocess.run(
+        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS)],
+        capture_output=True,
+        timeout=240,
+    )
+    good = stopped and done < EPOCHS and again.returncode == 0 and not differences(straight, out)
+    ledger.note(f"{name(number)} during a run", survived=good)
+    assert stopped, (process.returncode, error)
+    assert done < EPOCHS
+    assert again.returncode == 0
+    assert differences(straight, out) == []
+    assert leftovers(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_twice_is_at_once(number: signal.Signals, tiny_root: Path, tmp_path: Path, ledger: Ledger) -> None:
+    """An epoch of more than a minute: only a stop at once ends it."""
+    out = tmp_path / "run"
+    process = start(words(tiny_root, out, *SLOW_EPOCHS, "--network.hidden", "96", "--network.layers", "12"))
+    assert wait_until((out / "tensorboard").exists, process)  # made when all is ready for the first epoch
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.stderr is not None
+    assert "again: at once" in process.stderr.readline() + process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    good = process.returncode == 130 and "--resume" in error and "Traceback" not in error
+    good = good and epochs_done(out) == 0 and not leftovers(out)
+    ledger.note(f"{name(number, twice=True)} during a run", survived=good)
+    assert process.returncode == 130, error
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert epochs_done(out) == 0
+    assert time.monotonic() - began < 30
+    assert leftovers(out) == []
+
+
+def grid(command: str, root: Path, tmp_path: Path) -> list[str]:
+    """A comparison or a study of two runs, one after the other, in tmp_path / "out"."""
+    common = ["--data", str(root), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    if command == "compare":
+        chosen = [*FLAGS[: FLAGS.index("--method")], *FLAGS[FLAGS.index("--method") + 2 :]]
+        epochs = [*SLOW_EPOCHS, "--epochs", str(EPOCHS), "--methods", "ace", "--seeds", "2"]
+        return ["compare", "nbody", *chosen, *epochs, *common]
+    settings = {
+        "epochs": EPOCHS,
+        "batch_size": 1,
+        "checkpoint_every": 1,
+        "dataset": {"train": 48, "val": 24, "test": 24},
+        "network": {"layers": 1, "hidden": 8},
+    }
+    study = {"title": "Two", "benchmark": "nbody", "methods": ["ace"], "seeds": 2, "settings": settings}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return ["study", "run", str(path), *common]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "twice"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+@pytest.mark.parametrize("command", ["compare", "study"])
+def test_many_runs_stop_and_go_on(
+    command: str, number: signal.Signals, twice: bool, tiny_root: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    arguments, first = grid(command, tiny_root, tmp_path), tmp_path / "out" / "ace-seed0"
+    process = start(arguments)
+    assert wait_until(lambda: epochs_done(first) >= 2, process)
+    process.send_signal(number)
+    if twice:
+        time.sleep(0.3)
+        process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    stopped = process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
+    begun = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    again = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=280)
+    results = len(list((tmp_path / "out").glob("*/result.json")))
+    good = stopped and again.returncode == 0 and results == 2 and not leftovers(tmp_path / "out")
+    ledger.note(
+        f"{name(number, twice)} during a {'comparison' if command == 'compare' else 'study'}", survived=good
+    )
+    assert stopped, (process.returncode, error)
+    assert begun == ["ace-seed0"], "no further run is started"
+    assert again.returncode == 0, again.stderr
+    assert results == 2
+    assert leftovers(tmp_path / "out") == []
+
+
+@pytest.fixture(scope="module")
+def start_seconds(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long a run takes until it trains."""
+    out, began = tmp_path_factory.mktemp("warm") / "run", time.monotonic()
+    process = start(words(tiny_root, out, epochs=1))
+    assert wait_until((out / "tensorboard").exists, process)
+    seconds = time.monotonic() - began
+    process.kill()
+    process.communicate()
+    return seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_signal_before_the_first_epoch(
+    share: float,
+    number: signal.Signals,
+    straight: Path,
+    start_seconds: float,
+    tiny_root: Path,
+    tmp_path: Path,
+    ledger: Ledger,
+) -> None:
+    """At some instant between the start of the process and its first epoch: it ends, and the same command goes on."""
+    out = tmp_path / "run"
+    process = start(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
+    time.sleep(share * start_seconds)
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    # before Python runs a line of ours, the system answers the signal
+    stopped = process.returncode in (130, -number)
+    again = subprocess.run(
+        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS)],
+        capture_output=True,
+        timeout=240,
+    )
+    good = stopped and again.returncode == 0 and not differences(straight, out) and not leftovers(out)
+    ledger.note(f"{name(number)} during the start of a run", survived=good)
+    assert stopped, (process.returncode, error)
+    assert again.returncode == 0
+    assert differences(straight, out) == []
+    assert leftovers(out) == []
