@@ -48,6 +48,14 @@ def test_the_report_names_hardware_and_settings() -> None:
     assert result["settings"]["warm_up"] >= 10
     counts = result["multiply_adds"]
     assert counts["strict"] < counts["relaxed, no penalty"] < counts["relaxed + exact penalty"]
+    split = counts["relaxed, 4 groups, no penalty"]
+    assert counts["strict"] < split < counts["relaxed, 4 groups + exact penalty"]
+    assert split < counts["relaxed, no penalty"]
+    memory = result["memory"]
+    assert memory["strict"]["residual"] == 0 < memory["strict"]["training"]
+    dense, grouped = memory["relaxed, no penalty"], memory["relaxed, 4 groups, no penalty"]
+    assert 0 < grouped["residual"] < dense["residual"] / 2
+    assert grouped["gram"] < dense["gram"]
     assert result["versions"]["torch"] == torch.__version__
     text = table(result)
     assert "1.25" in text

@@ -22,6 +22,7 @@ from equirelax.benchmarks.task import Batch
 from equirelax.data import nbody
 from equirelax.errors import ConfigError
 from equirelax.relaxation import project
+from equirelax.relaxation.memory import memory_of, readable
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble, build_optimizer
 from equirelax.training.perf_subjects import subject
@@ -94,8 +95,8 @@ def measure(
         threads: Threads of torch.
 
     Returns:
-        Milliseconds, multiply-adds and ratios by name, goals, settings, commit, hardware, versions. What is None
-        among the arguments is the subject's.
+        Milliseconds, multiply-adds, bytes of memory and ratios by name, goals, settings, commit, hardware, versions. What
+        is None among the arguments is the subject's.
     """
     timed, model = subject(benchmark, model)
     batch_size = timed.batch_size if batch_size is None else batch_size
@@ -111,7 +112,12 @@ def measure(
     if timed.rank is not None:
         thin = scheduled.updated({"residual": {"kind": "low-rank", "rank": timed.rank}})
         configs |= relaxed_cases(thin, rows, f"relaxed, rank {timed.rank}")
-    steps = {name: training_step(config, batch) for name, config in configs.items()}
+    if timed.groups is not None:
+        split = scheduled.updated({"residual": {"kind": "grouped", "groups": timed.groups}})
+        configs |= relaxed_cases(split, rows, f"relaxed, {timed.groups} groups")
+    assemblies = {name: assemble(config) for name, config in configs.items()}
+    memory = {name: stated_memory(assembly) for name, assembly in assemblies.items()}
+    steps = {name: training_step(assembly, batch) for name, assembly in assemblies.items()}
     multiply_adds = {name: sum(p.multiply_adds for p in products(step)) for name, step in steps.items()}
     cases = [Case(f"{name}: step", step) for name, step in steps.items()]
     cases.append(Case("strict: its matrix products alone", replay(products(steps["strict"]))))
@@ -122,6 +128,7 @@ def measure(
         "model": model,
         "milliseconds": {case.name: case.milliseconds for case in cases},
         "multiply_adds": multiply_adds,
+        "memory": memory,
         "ratios": ratios({case.name: case.milliseconds for case in cases}, multiply_adds),
         "goals": timed.goals,
         "settings": {
@@ -149,9 +156,17 @@ def relaxed_cases(config: RunConfig, rows: int, name: str) -> dict[str, RunConfi
     }
 
 
-def training_step(config: RunConfig, batch: Batch) -> Callable[[], None]:
+def stated_memory(assembly: Assembly) -> dict[str, int]:
+    """Bytes of the residuals, of training without activations, and of an exact penalty's Gram matrices."""
+    if assembly.relaxation is None:
+        own = memory_of(assembly.model.parameters(), ())
+    else:
+        own = assembly.relaxation.summary().memory
+    return {"residual": own.residual, "training": own.training, "gram": own.gram}
+
+
+def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
     """One step of a user's loop: loss, penalty, backward, optimiser, method."""
-    assembly = assemble(config)
     optimizer = build_optimizer(assembly)
     task, model, method = assembly.task, assembly.model, assembly.method
     if assembly.relaxation is not None:
@@ -270,6 +285,10 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:54} {ratio['time']:9.3f} {ratio['floor']:9.3f} {result['goals'].get(name, ''):>12}"
         )
+    lines += ["", f"{'memory':54} {'residuals':>12} {'training':>12} {'Gram':>9}"]
+    for name, sizes in result["memory"].items():
+        residual, training, gram = (readable(sizes[key]) for key in ("residual", "training", "gram"))
+        lines.append(f"{name:54} {residual:>12} {training:>12} {gram:>9}")
     if "simulation" in result:
         made = result["simulation"]
         count = sum(made["sizes"].values())

@@ -30,6 +30,7 @@ class Subject:
         batch_size, rows, warm_up, repetitions, threads: defaults of `measure`.
         goals: by the name of a ratio, or of a case (milliseconds).
         rank: also time residuals of this rank; None where nothing is gained by them.
+        groups: also time residuals in so many groups of channels; None as for rank.
     """
 
     models: tuple[str, ...]
@@ -42,6 +43,7 @@ class Subject:
     threads: int
     goals: dict[str, str] = field(default_factory=dict)
     rank: int | None = None
+    groups: int | None = None
 
 
 def random_systems(count: int) -> GraphSet:
@@ -99,6 +101,7 @@ SUBJECTS = {
             "relaxed + penalty from sampled rows / strict": "1.15",
             "projected inference / strict inference": "1.00 ± 0.02",
         },
+        groups=4,
     ),
     "modelnet40": Subject(
         models=("vn-pointnet", "vn-dgcnn"),
@@ -120,6 +123,7 @@ SUBJECTS = {
             "projected inference / strict inference": "1.00 ± 0.02",
         },
         rank=8,
+        groups=4,
     ),
     "md17": Subject(
         models=("equiformer", "se3-transformer"),
