@@ -47,6 +47,30 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "perf": ("equirelax.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }
 
+# extra -> the modules that it brings
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "run": (
+        *(
+            "e3nn",
+            "lightning",
+            "tensorboard",
+            "rich",
+            "jsonargparse",
+            "matplotlib",
+            "safetensors",
+            "yaml",
+            "pooch",
+        ),
+        "h5py",
+    ),
+    "pyg": ("torch_geometric",),
+    "planes": ("phi", "PIL", "sklearn"),
+    "md17": ("ase",),
+    "report": ("plotly",),
+    "ray": ("ray",),
+    "search": ("optuna",),
+}
+
 USAGE = """usage: equirelax COMMAND ...
 
 Relax equivariance while training, project back exactly, and compare.
@@ -91,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "equirelax":
             raise
-        return complain(f"This command needs the package '{error.name}': pip install 'equirelax[all]'.")
+        package = error.name.split(".")[0]
+        extra = next((name for name, modules in EXTRAS.items() if package in modules), "all")
+        return complain(f"This command needs the package '{package}': pip install 'equirelax[{extra}]'.")
     except BrokenPipeError:
         return 141
     except OSError as error:
