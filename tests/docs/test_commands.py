@@ -14,7 +14,7 @@ from doc_pages import PAGES, ROOT, commands, name_of
 pytest.importorskip("jsonargparse")
 from equirelax.cli import main, options
 from equirelax.cli.main import COMMANDS
-from equirelax.study.ready import find_study, ready_names
+from equirelax.study.ready import ready_names, ready_searches
 
 # line -> the first page that has it
 FOUND = {line: name_of(page) for page in reversed(PAGES) for line in commands(page)}
@@ -72,12 +72,10 @@ def test_misspelt_flags_would_be_noticed(stopped: None) -> None:
 
 def test_ready_studies_that_pages_name_are_there() -> None:
     """Names that are written small; FILE and NAME stand for the reader's own."""
-    pattern = re.compile(r"equirelax (?:reproduce|study (?:run|estimate|show)) ([a-z][a-z0-9-]+)(?= |$)")
+    pattern = re.compile(r"equirelax (?:reproduce|search|study (?:run|estimate|show)) ([a-z][a-z0-9-]+)(?= |$)")
     named = {match[1] for line in FOUND if (match := pattern.match(line))}
-    assert len(named) >= 2
-    for name in named:
-        assert name in ready_names()
-        assert find_study(name).exists()
+    assert len(named) >= 4
+    assert named <= {*ready_names(), *ready_searches()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
