@@ -49,7 +49,9 @@ def audit(
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
     The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it
-    was, also after an error; the sample is never written to. Transforms are computed here, in float64.
+    was, also after an error; the sample is never written to. Transforms are computed here, in float64. While
+    ``DistributedDataParallel`` trains a model, audit a ``copy.deepcopy`` of it: casting a parameter to ``dtype`` and back
+    makes PyTorch drop DDP's hooks on its gradient.
 
     Args:
         model: a module, or a function (then nothing is cast).
