@@ -7,23 +7,21 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
-from equirelax.benchmarks.strengths import choice, is_strict
+from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Metric
+from equirelax.errors import StorageError
 from equirelax.files import storage_errors, write_text
 from equirelax.study.engine import Ending, Engine, Handle
+from equirelax.study.found import best_of, described, final_study, outcome, trial_folder
 from equirelax.study.run import BAD_INPUT, LOCAL, reason, threads_each
-from equirelax.study.space import Search
-from equirelax.study.spec import merged
-from equirelax.study.suggestions import HISTORY, Record, Suggestions
+from equirelax.study.space import Search, figures
+from equirelax.study.suggestions import HISTORY, Record, Status, Suggestions
 from equirelax.training.folder import METRICS, RESULT, read_table
 from equirelax.training.jobs import LOG, Interrupts, Job, Queue
 from equirelax.training.lock import holder, locked
@@ -31,10 +29,8 @@ from equirelax.training.machine import Machine
 
 LOCK, FOUND, BEST = "search.lock", "search.json", "best.yaml"
 SECONDS_BETWEEN_LINES = 30.0
-SEEDS = 3
-"""Of the final runs in best.yaml."""
-SHARED = ("dataset", "network")
-"""Sections whose settings the strict runs of best.yaml share."""
+GIVE_UP = 3
+"""Failed trials one after the other, after which something else than their settings is likely to be wrong."""
 
 
 @dataclass(eq=False)
@@ -81,6 +77,7 @@ class Searcher:
     poll: float = 0.2
     interrupts: Interrupts = field(default_factory=Interrupts)
     _running: list[_Entry] = field(default_factory=list)
+    _failures: int = 0
 
     @property
     def column(self) -> str:
@@ -91,7 +88,8 @@ class Searcher:
         """Run what is left, and write search.json and best.yaml.
 
         Returns:
-            0; 1 when no trial has worked; 130 when interrupted (the same command goes on).
+            0; 1 when no trial has worked, or too many failed one after the other; 130 when interrupted (the same
+            command goes on).
 
         Raises:
             FolderInUseError: another process searches in this folder.
@@ -109,13 +107,10 @@ class Searcher:
                         each.handle.interrupt()
                 for number, handler in before.items():
                     signal.signal(number, handler)
-            found = outcome(self.search, self.metric, self.column, memory.records())
-            write_text(self.out / FOUND, json.dumps(found, indent=2) + "\n")
-            if found["best"] is not None:
-                write_text(self.out / BEST, final_study(self.search, found))
+            best = self._write(memory)
         if self.interrupts.count:
             return 130
-        return 0 if found["best"] is not None else 1
+        return 1 if best is None or self._failures >= GIVE_UP else 0
 
     def _work(self, memory: Suggestions) -> None:
         machine = Machine(
@@ -123,8 +118,8 @@ class Searcher:
         )
         waiting = Queue(self._entry(memory, number) for number in memory.unfinished())
         told = time.monotonic()
-        while self._running or (self._may_go_on(memory, waiting) and not self.interrupts.count):
-            if not self.interrupts.count:
+        while self._running or self._may_go_on(memory, waiting):
+            if self._may_go_on(memory, waiting):
                 self._start(memory, waiting, machine)
             time.sleep(self.poll)
             for each in list(self._running):
@@ -138,6 +133,8 @@ class Searcher:
                 self.say(self._line(memory))
 
     def _may_go_on(self, memory: Suggestions, waiting: Queue[_Entry]) -> bool:
+        if self.interrupts.count or self._failures >= GIVE_UP:
+            return False
         return bool(waiting) or memory.count() < self.search.trials
 
     def _entry(self, memory: Suggestions, number: int) -> _Entry:
@@ -157,7 +154,13 @@ class Searcher:
             each.folder.mkdir(parents=True, exist_ok=True)
             log = each.folder / LOG
             each.position = log.stat().st_size if log.exists() else 0
-            each.handle = self.engine.start(Job(each.config, each.folder, machine), self.data)
+            try:
+                each.handle = self.engine.start(Job(each.config, each.folder, machine), self.data)
+            except StorageError:
+                raise
+            except OSError as error:
+                self._end(memory, each, "failed", reason=f"it could not be started: {error}")
+                continue
             self._running.append(each)
 
     def _watch(self, memory: Suggestions, each: _Entry) -> Ending | None:
@@ -166,9 +169,7 @@ class Searcher:
             return None
         ending = each.handle.poll()  # before its table is read, which is then whole
         if not each.ended and memory.report(each.number, validations(each.folder, self.column)):
-            each.ended = True
-            memory.end(each.number, "pruned")
-            self._tell(memory, each.number)
+            self._end(memory, each, "pruned")
             if ending is None:
                 each.handle.interrupt()
         if ending is None:
@@ -184,10 +185,9 @@ class Searcher:
         if (each.folder / RESULT).exists():
             value = self._best(validations(each.folder, self.column).values())
             if value is None:
-                memory.end(each.number, "pruned", reason="no validation had a finite value")
+                self._end(memory, each, "pruned", reason="no validation had a finite value")
             else:
-                memory.end(each.number, "finished", value)
-            self._tell(memory, each.number)
+                self._end(memory, each, "finished", value)
             return False
         if self.interrupts.count:
             return False
@@ -198,8 +198,7 @@ class Searcher:
         if ending.code != BAD_INPUT and each.attempts < self.search.attempts:
             self.say(f"trial {each.number}: broken, to be tried again ({why})")
             return True
-        memory.end(each.number, "pruned" if ending.code == BAD_INPUT else "failed", reason=why)
-        self._tell(memory, each.number)
+        self._end(memory, each, "pruned" if ending.code == BAD_INPUT else "failed", reason=why)
         return False
 
     def _best(self, values: Any) -> float | None:
@@ -209,13 +208,32 @@ class Searcher:
                 best = value
         return best
 
-    def _tell(self, memory: Suggestions, number: int) -> None:
+    def _end(
+        self, memory: Suggestions, each: _Entry, status: Status, value: float | None = None, reason: str = ""
+    ) -> None:
+        """Note the end of a trial, and say so."""
+        each.ended = True
+        memory.end(each.number, status, value, reason)
+        self._failures = self._failures + 1 if reason else 0
         records = memory.records()
         best = best_of(records, self.metric)
-        so_far = (
-            "" if best is None else f"; best so far: trial {best.number}, {shown(best.value, self.metric)}"
-        )
-        self.say(f"trial {number}: {described(records[number], self.search, self.metric)}{so_far}")
+        so_far = "" if best is None else f"; best so far: trial {best.number}, {figures(best.value)}"
+        self.say(f"trial {each.number}: {described(records[each.number], self.search)}{so_far}")
+        if self._failures == GIVE_UP:
+            self.say(
+                f"{GIVE_UP} trials have failed one after the other: no more are begun. The same command goes on."
+            )
+        self._write(memory)
+
+    def _write(self, memory: Suggestions) -> Record | None:
+        """search.json and best.yaml; returns the best trial so far."""
+        records = memory.records()
+        best = best_of(records, self.metric)
+        found = outcome(self.search, self.metric, self.column, records)
+        write_text(self.out / FOUND, json.dumps(found, indent=2) + "\n")
+        if best is not None:
+            write_text(self.out / BEST, final_study(self.search, best, len(records)))
+        return best
 
     def _line(self, memory: Suggestions) -> str:
         total = self.search.config.training.epochs
@@ -235,106 +253,3 @@ def validations(folder: Path, column: str) -> dict[int, float]:
     except (OSError, KeyError, ValueError):
         return {}
     return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
-
-
-def trial_folder(number: int) -> str:
-    """Of a trial, in the search's folder."""
-    return f"trial-{number:04d}"
-
-
-def best_of(records: Sequence[Record], metric: Metric) -> Record | None:
-    """The best of those that are finished."""
-    best: Record | None = None
-    for record in records:
-        if record.status == "finished" and record.value is not None:
-            than = metric.worst if best is None or best.value is None else best.value
-            best = record if metric.better(record.value, than) else best
-    return best
-
-
-def shown(value: float | None, metric: Metric) -> str:
-    """A value in the metric's unit."""
-    return "n/a" if value is None else f"{value / metric.factor:.4g}"
-
-
-def described(record: Record, search: Search, metric: Metric) -> str:
-    """How a trial ended, in words."""
-    value, epochs = shown(record.value, metric), search.config.training.epochs
-    words = {
-        "finished": value,
-        "pruned": f"{value}, ended after epoch {record.epochs} of {epochs}",
-        "failed": f"failed: {record.reason or 'for an unknown reason'}",
-        "running": f"{value}, not ended, epoch {record.epochs} of {epochs}",
-    }
-    values = ", ".join(f"{key} {_short(found)}" for key, found in record.values.items())
-    return f"{words[record.status]} ({values})"
-
-
-def outcome(search: Search, metric: Metric, column: str, records: Sequence[Record]) -> dict[str, Any]:
-    """What search.json holds."""
-    best = best_of(records, metric)
-    return {
-        "title": search.title,
-        "search": dict(search.definition),
-        "small": search.small,
-        "metric": metric.to_dict(),
-        "optimised": column,
-        "trials": [{**vars(record), "folder": trial_folder(record.number)} for record in records],
-        "best": None if best is None else {**vars(best), "folder": trial_folder(best.number)},
-        "command": None if best is None else command(search.run(best.values)),
-        "left": max(0, search.trials - sum(record.status != "running" for record in records)),
-    }
-
-
-def command(config: RunConfig) -> str:
-    """The command line of a run: `equirelax train` with every setting that is not a default."""
-    usual = defaults(config.benchmark, config.model, config.method).to_dict()
-    words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
-    for key, value in config.to_dict().items():
-        inside = value if isinstance(value, dict) else {"": value}
-        before = usual[key] if isinstance(value, dict) else {"": usual[key]}
-        for inner, own in inside.items():
-            if own != before[inner]:
-                words.append(f"--{key}{'.' if inner else ''}{inner} {_word(own)}")
-    return " ".join(words)
-
-
-def final_study(search: Search, found: Mapping[str, Any]) -> str:
-    """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
-    best, config = found["best"], search.config
-    settings = merged(search.settings, {})
-    own: dict[str, Any] = {}
-    for key, value in search.changes(best["values"]).items():
-        if key in SHARED:
-            settings = merged(settings, {key: value})
-        else:
-            own[key] = value
-    shared = {key: value for key, value in settings.items() if key not in ("strength", "residual")}
-    own = merged({key: value for key, value in settings.items() if key not in shared}, own)
-    alone = is_strict(config.method)
-    content = {
-        "title": f"{search.title}: the best of {len(found['trials'])} trials",
-        "benchmark": config.benchmark,
-        "models": [config.model],
-        "methods": [config.method] if alone else ["strict", config.method],
-        "seeds": SEEDS,
-        "settings": shared,
-        "per_method": {config.method: own},
-    }
-    return yaml.safe_dump(content, sort_keys=False)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _word(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if not _is_number(value)
-        else repr(value)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,8 +12,8 @@ from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.ranges import COUNT, COUNT_OR_NONE, SEED, Range
-from equirelax.study.spec import _changes, _known, _mapping, _numbers, _one_of, _text, merged
+from equirelax.ranges import COUNT, COUNT_OR_NONE, JOBS, SEED, shown
+from equirelax.study.spec import _changes, _count, _known, _mapping, _numbers, _one_of, _text, merged
 from equirelax.study.trials import full_keys
 
 KEYS = (
@@ -100,7 +100,7 @@ def read_search(path: Path, small: bool = False) -> Search:
         values = _numbers(read_yaml(path))
         variant = values.pop("small", None)
         if variant is not None and not isinstance(variant, Mapping):
-            raise ConfigError(f"'small' should be a mapping of keys to values, not {variant!r}.")
+            raise ConfigError(f"'small' should be a mapping of keys to values, not {shown(variant)}.")
         if not small:
             return _search(path.stem, values)
         if not variant:
@@ -125,7 +125,7 @@ def _search(
         raise ConfigError("'search' holds no setting.")
     _check_apart(axes)
     epochs = config.training.epochs
-    trials = _number(values, "trials", 20, COUNT)
+    trials = _count(values.get("trials", 20), "trials", COUNT)
     search = Search(
         name=name,
         title=_text(values, "title", name),
@@ -133,12 +133,12 @@ def _search(
         settings=settings,
         axes=axes,
         trials=trials,
-        seed=_number(values, "seed", 0, SEED),
+        seed=_count(values.get("seed", 0), "seed", SEED),
         pruner=_one_of(values.get("pruner", "median"), PRUNERS, "pruner"),
-        startup=_number(values, "startup", min(5, max(1, trials // 3)), COUNT),
-        warmup=_number(values, "warmup", epochs // 3, COUNT_OR_NONE),
-        attempts=_number(values, "attempts", 2, COUNT),
-        jobs=None if values.get("jobs") is None else _number(values, "jobs", 1, COUNT),
+        startup=_count(values.get("startup", min(5, max(1, trials // 3))), "startup", COUNT),
+        warmup=_count(values.get("warmup", epochs // 3), "warmup", COUNT_OR_NONE),
+        attempts=_count(values.get("attempts", 2), "attempts", COUNT),
+        jobs=None if values.get("jobs") is None else _count(values["jobs"], "jobs", JOBS),
         definition={},
         small=small,
         changed=changed,
@@ -159,7 +159,7 @@ def _config(values: Mapping[str, Any]) -> tuple[RunConfig, Mapping[str, Any]]:
     for key in ("benchmark", "model", "method"):
         found = values.get(key)
         if found is not None and not isinstance(found, str):
-            raise ConfigError(f"'{key}' is {found!r}; expected a name.")
+            raise ConfigError(f"'{key}' is {shown(found)}; expected a name.")
         names[key] = found
     settings = _mapping(values, "settings", "")
     for key in ("benchmark", "model", "method", "seed"):
@@ -168,7 +168,7 @@ def _config(values: Mapping[str, Any]) -> tuple[RunConfig, Mapping[str, Any]]:
                 f"'settings' holds '{key}': that is a key of the file, '{'run_seed' if key == 'seed' else key}'."
             )
     config = defaults(str(names["benchmark"]), names["model"], str(names["method"])).updated(settings)
-    return config.updated({"seed": _number(values, "run_seed", 0, SEED)}), settings
+    return config.updated({"seed": _count(values.get("run_seed", 0), "run_seed", SEED)}), settings
 
 
 def _axis(config: RunConfig, key: str, found: Any) -> Axis:
@@ -186,7 +186,7 @@ def _axis(config: RunConfig, key: str, found: Any) -> Axis:
         names.append(full[0])
     if not isinstance(found, Mapping) or len(found) != 1:
         raise ConfigError(
-            f"'{where}' is {found!r}; expected one of {', '.join(KINDS)}, as in {{log: [1e-4, 1]}}."
+            f"'{where}' is {shown(found)}; expected one of {', '.join(KINDS)}, as in {{log: [1e-4, 1]}}."
         )
     ((kind, values),) = found.items()
     if kind not in KINDS:
@@ -208,21 +208,23 @@ def _ends(kind: str, values: Any, where: str) -> tuple[Any, ...]:
         or any(isinstance(v, bool) or not isinstance(v, number) or not math.isfinite(v) for v in values)
     ):
         whole = "whole numbers" if kind == "integer" else "numbers"
-        raise ConfigError(f"'{where}' is {values!r}; expected two {whole}, the least and the most.")
+        raise ConfigError(f"'{where}' is {shown(values)}; expected two {whole}, the least and the most.")
     least, most = values if kind == "integer" else map(float, values)
     if not least < most:
-        raise ConfigError(f"'{where}' is {values!r}; the second must be larger than the first.")
+        raise ConfigError(f"'{where}' is {shown(values)}; the second must be larger than the first.")
     if kind == "log" and least <= 0:
-        raise ConfigError(f"'{where}' is {values!r}; a logarithmic range starts above 0.")
+        raise ConfigError(f"'{where}' is {shown(values)}; a logarithmic range starts above 0.")
     return least, most
 
 
 def _choices(values: Any, where: str) -> tuple[Any, ...]:
     single = (bool, int, float, str, type(None))
     if not isinstance(values, list) or not values or not all(isinstance(v, single) for v in values):
-        raise ConfigError(f"'{where}' is {values!r}; expected a list of numbers, words, true, false or null.")
+        raise ConfigError(
+            f"'{where}' is {shown(values)}; expected a list of numbers, words, true, false or null."
+        )
     if any(v in values[:i] for i, v in enumerate(values)):
-        raise ConfigError(f"'{where}' is {values!r}; every choice stands there once.")
+        raise ConfigError(f"'{where}' is {shown(values)}; every choice stands there once.")
     return tuple(values)
 
 
@@ -253,15 +255,15 @@ def _definition(search: Search) -> dict[str, Any]:
     }
 
 
-def _number(values: Mapping[str, Any], key: str, default: int, wanted: Range) -> int:
-    found = values.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int) or found not in wanted:
-        raise ConfigError(f"'{key}' is {found!r}; expected a whole number, {wanted}.")
-    return found
-
-
 def _inside(section: str, value: Any) -> list[str]:
     return [f"{section}.{key}" for key in value] + list(value) if isinstance(value, dict) else [section]
+
+
+def figures(value: Any) -> str:
+    """A setting or a result as tables show it: floats with four figures."""
+    if value is None:
+        return "n/a"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _at(name: str, value: Any) -> dict[str, Any]:

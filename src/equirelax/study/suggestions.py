@@ -70,7 +70,9 @@ class Suggestions:
         _end_with_a_whole_line(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self._storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Held(str(path))))
+            self._storage = optuna.storages.JournalStorage(
+                JournalFileBackend(str(path), lock_obj=_Held(str(path)))
+            )
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=NAME,

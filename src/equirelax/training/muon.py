@@ -13,7 +13,7 @@ same learning rate and decoupled weight decay.
 
 For parameters that are plain matrices the step with rms 0.2 is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which
 computes NS in bfloat16 and matrix by matrix; here it is in the parameter's own precision, float32 at least, and all
-matrices of a size at once. Every step commutes with orthogonal changes of basis of the channels.
+matrices of a size at once. The matrices' steps commute with orthogonal changes of basis of the channels.
 """
 
 from __future__ import annotations

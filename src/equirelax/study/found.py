@@ -1,0 +1,111 @@
+"""What a search has found, in words, as search.json and as a study of the best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.strengths import is_strict
+from equirelax.benchmarks.task import Metric
+from equirelax.study.space import Search, figures
+from equirelax.study.spec import merged
+from equirelax.study.suggestions import Record
+
+SEEDS = 3
+"""Of the final runs in best.yaml."""
+SHARED, OWN = ("dataset", "network"), ("strength", "residual")
+"""Sections of settings that the strict runs of best.yaml share whatever was searched for, and that they do not have."""
+
+
+def trial_folder(number: int) -> str:
+    """Of a trial, in the search's folder."""
+    return f"trial-{number:04d}"
+
+
+def best_of(records: Sequence[Record], metric: Metric) -> Record | None:
+    """The best of those that are finished."""
+    best: Record | None = None
+    for record in records:
+        if record.status == "finished" and record.value is not None:
+            than = metric.worst if best is None or best.value is None else best.value
+            best = record if metric.better(record.value, than) else best
+    return best
+
+
+def described(record: Record, search: Search) -> str:
+    """How a trial ended, in words."""
+    value, epochs = figures(record.value), search.config.training.epochs
+    words = {
+        "finished": value,
+        "pruned": f"{value}, ended after epoch {record.epochs} of {epochs}",
+        "failed": f"failed: {record.reason or 'for an unknown reason'}",
+        "running": f"{value}, not ended, epoch {record.epochs} of {epochs}",
+    }
+    values = ", ".join(f"{key} {figures(found)}" for key, found in record.values.items())
+    return f"{words[record.status]} ({values})"
+
+
+def outcome(search: Search, metric: Metric, column: str, records: Sequence[Record]) -> dict[str, Any]:
+    """What search.json holds."""
+    best = best_of(records, metric)
+    return {
+        "title": search.title,
+        "search": dict(search.definition),
+        "small": search.small,
+        "metric": metric.to_dict(),
+        "optimised": column,
+        "trials": [{**vars(record), "folder": trial_folder(record.number)} for record in records],
+        "best": None if best is None else {**vars(best), "folder": trial_folder(best.number)},
+        "command": None if best is None else command(search.run(best.values)),
+        "left": max(0, search.trials - sum(record.status != "running" for record in records)),
+    }
+
+
+def command(config: RunConfig) -> str:
+    """The command line of a run: `equirelax train` with every setting that is not a default."""
+    usual = defaults(config.benchmark, config.model, config.method).to_dict()
+    words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
+    for key, value in config.to_dict().items():
+        inside = value if isinstance(value, dict) else {"": value}
+        before = usual[key] if isinstance(value, dict) else {"": usual[key]}
+        for inner, own in inside.items():
+            if own != before[inner]:
+                words.append(f"--{key}{'.' if inner else ''}{inner} {_word(own)}")
+    return " ".join(words)
+
+
+def final_study(search: Search, best: Record, trials: int) -> str:
+    """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
+    config, changes = search.config, search.changes(best.values)
+    settings = merged(search.settings, {key: value for key, value in changes.items() if key in SHARED})
+    # of the strict runs neither the strength nor what was searched for is asked
+    shared = {key: value for key, value in settings.items() if key not in OWN}
+    own = {key: value for key, value in settings.items() if key in OWN}
+    own = merged(own, {key: value for key, value in changes.items() if key not in SHARED})
+    alone = is_strict(config.method)
+    content = {
+        "title": f"{search.title}: the best of {trials} trials",
+        "benchmark": config.benchmark,
+        "models": [config.model],
+        "methods": [config.method] if alone else ["strict", config.method],
+        "seeds": SEEDS,
+        "settings": shared,
+        "per_method": {config.method: own},
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _word(value: Any) -> str:
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if not _is_number(value)
+        else repr(value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
