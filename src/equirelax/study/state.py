@@ -100,6 +100,8 @@ def read_journal(out: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"{out} is no study's folder: there is no {JOURNAL} in it.")
     content = read_result(path)
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
+    runs = content.get("runs") if isinstance(content, dict) else None
+    keys = {"status", "attempts", "reason"}
+    if not isinstance(runs, dict) or not all(isinstance(r, dict) and keys <= r.keys() for r in runs.values()):
         raise ConfigError(f"{path} is not what a study writes. Remove it and run the study again.")
     return content

@@ -7,13 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.registry import config_from_dict, defaults
 from equirelax.benchmarks.settings import RunConfig, read_yaml
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxError
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
 LAST, BEST = "last.ckpt", "best.ckpt"
 """The resumable checkpoint, and the weights that validation selected."""
+
+
+NEEDED = (
+    *("benchmark", "model", "method", "seed", "metric", "val", "test", "equivariance_error", "parameters", "epochs"),
+    *("gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
+)  # fmt: skip
+"""What every result.json holds."""
+KINDS = ("relaxed", "projected", "folded")
+"""Under which names it holds every value."""
 
 
 def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -33,7 +42,7 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
                 f"A resumed run keeps its settings, but {'; '.join(differing)} (run in {folder})."
             )
         if (folder / RESULT).exists():
-            return read_result(folder / RESULT)
+            return read_run_result(folder / RESULT)
     return None
 
 
@@ -70,6 +79,37 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Remove it and resume the run.") from error
     return loaded
+
+
+def read_run_result(path: Path) -> dict[str, Any]:
+    """The content of a run's result.json. Raises `ConfigError` if it cannot be read or lacks something."""
+    result = read_result(path)
+    check_result(result, path)
+    return result
+
+
+def check_result(result: Any, where: Path) -> None:
+    """Raise `ConfigError` where a result lacks what a report needs, or has settings that this version does not know."""
+    missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
+    if not missing:
+        shapes = (
+            ("val", KINDS),
+            ("test", KINDS),
+            ("metric", ("name", "unit")),
+            ("parameters", ("strict", "relaxed")),
+        )
+        missing = [
+            f"{key}.{inner}"
+            for key, inners in shapes
+            for inner in inners
+            if not isinstance(result[key], dict) or inner not in result[key]
+        ]
+    if missing:
+        raise ConfigError(f"{where} is damaged: it lacks {', '.join(missing)}. Train the run again.")
+    try:
+        config_from_dict(result["config"])
+    except EquirelaxError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
