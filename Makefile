@@ -14,7 +14,7 @@ SHARES ?= 8
 ESCNN_VENV  := .venv-escnn
 ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-all test-share test-escnn faults lint perf install clean
+.PHONY: demo test test-all test-share test-escnn faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -59,8 +59,13 @@ test-escnn:
 faults: $(STAMP)
 	$(BIN)/python -m pytest -q tests/faults --faults-out results/faults
 
+# The site, into site/: strictly, with the numbers that results/ holds. Needs no network.
+docs: $(STAMP)
+	$(BIN)/python docs/tools/insert_results.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(STAMP)
-	$(BIN)/python -m ruff check src tests examples
+	$(BIN)/python -m ruff check src tests examples docs/tools
 	$(BIN)/python -m mypy
 
 perf: $(STAMP)
@@ -68,4 +73,4 @@ perf: $(STAMP)
 	$(BIN)/equirelax perf modelnet40 --out runs/perf-modelnet40.json
 
 clean:
-	rm -rf $(VENV) $(ESCNN_VENV) runs
+	rm -rf $(VENV) $(ESCNN_VENV) runs site
