@@ -78,6 +78,14 @@ def test_show_tells_what_would_be_run(study: Path, capsys: pytest.CaptureFixture
     assert "1 runs in all" in text
 
 
+def test_show_tells_how_runs_execute(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study.write_text(
+        yaml.safe_dump({**STUDY, "devices": 2, "timeout": "90 min", "accelerator": "gpu", "attempts": 1})
+    )
+    assert main(["study", "show", str(study)]) == 0
+    assert "(2 processes each, on GPUs, at most 1 h 30 min a try)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

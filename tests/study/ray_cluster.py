@@ -63,6 +63,7 @@ def _line(stream: Any) -> str | None:
 def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
     """Nodes of `cores` cores; the first is the head."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # else what else this machine does comes first
     from ray.cluster_utils import Cluster
 
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short

@@ -69,6 +69,42 @@ def test_the_table_sums_up(study_file: Callable[..., Path], tmp_path: Path) -> N
     assert lines["scheduled"][0] == "3"
 
 
+def test_processes_share_batches_and_validation(
+    tiny_config: Callable[..., Any], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = estimate._evaluation_seconds
+
+    def evaluated(assembly: Any, data: Any) -> float:
+        sizes.append(len(data))
+        return original(assembly, data)
+
+    made: list[tuple[int, int]] = []
+
+    class Loader(estimate.EpochLoader):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append((self.world, len(self)))
+
+    monkeypatch.setattr(estimate, "_evaluation_seconds", evaluated)
+    monkeypatch.setattr(estimate, "EpochLoader", Loader)
+    measure(tiny_config("scheduled"), tiny_root, devices=2)
+    assert sizes == [12, 24]  # of 24 validation samples half; one process alone tests
+    assert made == [(2, 3)]
+
+
+def test_the_table_knows_processes_timeout_and_place(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    found = states(trials(read_study(study_file(seeds=2, settings={"epochs": 60}))), tmp_path)
+    costs = {
+        ("tiny", "strict"): Cost(0.0, 60.0, 0.0, 0.0, 1),
+        ("tiny", "scheduled"): Cost(0.0, 70.0, 0.0, 0.0, 1),
+    }
+    text = estimate.text(found, costs, 2, 1, devices=4, timeout=4000.0, place="elsewhere")
+    assert "They take about 2 h 20 min elsewhere, 2 at a time with 4 processes of 1 thread each." in text
+    assert text.endswith("Longer than the study's timeout, 1 h 7 min: scheduled. Raise it.")
+    assert "timeout" not in estimate.text(found, costs, 2, 1, timeout=4300.0)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

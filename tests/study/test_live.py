@@ -39,6 +39,15 @@ def test_a_terminal_shows_a_table(found: list[State]) -> None:
     assert "1 of 6 runs finished, 1 running, 3 waiting, 1 failed" in text
 
 
+def test_the_table_says_where_a_run_is(found: list[State]) -> None:
+    found[1].where = "node-b"
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=110, height=40, color_system=None)
+    with Board("Title", console) as board:
+        board.show(found)
+    assert "running on node-b, attempt 2" in stream.getvalue()
+
+
 def test_a_low_terminal_shows_what_runs(found: list[State]) -> None:
     stream = io.StringIO()
     with Board(

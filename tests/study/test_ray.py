@@ -14,14 +14,18 @@ from typing import Any
 
 import pytest
 from ray_cluster import Nodes, nodes
+from study_process import ended, processes_of, rows, study_run, wait_until
 
 import equirelax
 from equirelax.cli import main
 from equirelax.errors import ConfigError
 from equirelax.study.cluster import Node, RayEngine, RemoteAttempt, look
 from equirelax.study.engine import Ending
+from equirelax.study.spec import read_study
 from equirelax.study.state import JOURNAL
-from equirelax.training.folder import METRICS, RESULT, read_table
+from equirelax.study.trials import trials
+from equirelax.training.folder import RESULT
+from equirelax.training.machine import Machine
 
 File = Callable[..., Path]
 NETWORK = {"layers": 1, "hidden": 16}
@@ -42,85 +46,53 @@ def _data(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIRELAX_DATA", str(tiny_root))
 
 
-def command(path: Path, out: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "equirelax.cli", "study", "run", str(path), "--out", str(out), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def epochs(run: Path) -> int:
-    try:
-        return len(read_table(run / METRICS))
-    except OSError:
-        return 0
-
-
 def journal(out: Path) -> dict[str, Any]:
     runs: dict[str, Any] = json.loads((out / JOURNAL).read_text())["runs"]
     return runs
 
 
-def trained(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without times."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_table(run / METRICS)]
+def trained_here(path: Path, run: str, out: Path) -> list[dict[str, str]]:
+    """What a run of a study gives in this process."""
+    from equirelax.training.run import train
 
-
-def processes_of(run: Path) -> list[int]:
-    """Numbers of living processes whose command line names a run's folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(run).encode() in words:
-            found.append(int(path.parent.name))
-    return found
+    (trial,) = (trial for trial in trials(read_study(path)) if trial.label == run)
+    train(trial.config, out / run, machine=Machine(progress=False))
+    return rows(out / run)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_study_on_two_nodes_is_what_it_is_here(two_nodes: Nodes, study_file: File, tmp_path: Path) -> None:
-    path = study_file(settings={**SHORT, "dataset": DATA})
-    there, here = tmp_path / "there", tmp_path / "here"
-    process = command(path, there, "--ray", two_nodes.address)
-    text = process.communicate(timeout=250)[0]
-    assert process.returncode == 0, text
+    path, there = study_file(settings={**SHORT, "dataset": DATA}), tmp_path / "there"
+    with study_run(path, there, "--ray", two_nodes.address) as process:
+        code, text = ended(process)
+    assert code == 0, text
     runs = journal(there)
     assert {run["status"] for run in runs.values()} == {"finished"}
     assert {run["where"] for run in runs.values()} == {"a", "b"}
     assert "| scheduled |" in text
-    assert command(path, here).wait(timeout=250) == 0
     for run in runs:
-        assert trained(there / run) == trained(here / run)
+        assert rows(there / run) == trained_here(path, run, tmp_path / "here")
         assert not processes_of(there / run)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_interrupted_it_goes_on_where_it_was(two_nodes: Nodes, study_file: File, tmp_path: Path) -> None:
     path, out = study_file(settings={**LONG, "dataset": DATA}), tmp_path / "out"
     folders = [out / "strict-seed0", out / "scheduled-seed0"]
-    process = command(path, out, "--ray", two_nodes.address)
-    wait_until(lambda: all(epochs(run) > 2 for run in folders), process)
-    process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=100)[0]
-    assert process.returncode == 130, text
+    with study_run(path, out, "--ray", two_nodes.address) as process:
+        wait_until(lambda: all(len(rows(run)) > 2 for run in folders), process)
+        process.send_signal(signal.SIGINT)
+        code, text = ended(process)
+    assert code == 130, text
     assert "the same command goes on" in text
     assert not any((run / RESULT).exists() or processes_of(run) for run in folders)
     assert all((run / "last.ckpt").exists() for run in folders)
-    done = min(map(epochs, folders))
-    process = command(path, out, "--ray", two_nodes.address)
-    wait_until(lambda: all(epochs(run) > done + 1 for run in folders), process)
-    process.kill()  # now the hard way: nobody is left to tell the runs
-    process.communicate(timeout=60)
+    done = max(len(rows(run)) for run in folders)
+    with study_run(path, out, "--ray", two_nodes.address) as process:
+        wait_until(lambda: all(len(rows(run)) > done for run in folders), process)
+        process.kill()  # now the hard way: nobody is left to tell the runs
     deadline = time.monotonic() + 60
     while any(map(processes_of, folders)) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -128,30 +100,25 @@ def test_interrupted_it_goes_on_where_it_was(two_nodes: Nodes, study_file: File,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_a_lost_node_ran_is_run_elsewhere(study_file: File, tmp_path: Path) -> None:
-    settings = {**LONG, "epochs": 150, "dataset": DATA}
-    path, out = study_file(settings=settings), tmp_path / "out"
-    with nodes("a", "b") as cluster:
-        process = command(path, out, "--ray", cluster.address)
-        folders = [out / "strict-seed0", out / "scheduled-seed0"]
-        wait_until(lambda: all(epochs(run) > 10 for run in folders), process)
-        lost = next(name for name, run in journal(out).items() if run["where"] == "b")
-        before = processes_of(out / lost)
-        assert before
+    path, out = study_file(settings={**LONG, "epochs": 60, "dataset": DATA}), tmp_path / "out"
+    folders = [out / "strict-seed0", out / "scheduled-seed0"]
+    with nodes("a", "b") as cluster, study_run(path, out, "--ray", cluster.address) as process:
+        wait_until(lambda: all(len(rows(run)) > 10 for run in folders), process)
+        lost = next(name for name, run in journal(out).items() if run.get("where") == "b")
         cluster.lose("b")
-        text = process.communicate(timeout=280)[0]
-    assert process.returncode == 0, text
+        code, text = ended(process)
+    assert code == 0, text
     runs = journal(out)
     assert {run["status"] for run in runs.values()} == {"finished"}
     assert (runs[lost]["where"], runs[lost]["attempts"]) == ("a", 2)
     assert f"{lost}: broken, to be tried again (node b was lost" in text
-    rows = read_table(out / lost / METRICS)
-    assert [int(row["epoch"]) for row in rows] == list(range(150))
-    assert command(path, tmp_path / "here").wait(timeout=250) == 0
-    assert trained(out / lost) == trained(tmp_path / "here" / lost)
+    assert rows(out / lost) == trained_here(path, lost, tmp_path / "here")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_node_that_does_not_see_the_folder_is_named(
     two_nodes: Nodes, study_file: File, tmp_path: Path
 ) -> None:
@@ -160,16 +127,16 @@ def test_a_node_that_does_not_see_the_folder_is_named(
     out.mkdir()
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(out)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
-    with two_nodes.without("c", out):
-        process = command(study_file(), out, "--ray", two_nodes.address)
-        text = process.communicate(timeout=120)[0]
-    assert process.returncode == 2, text
+    with two_nodes.without("c", out), study_run(study_file(), out, "--ray", two_nodes.address) as process:
+        code, text = ended(process)
+    assert code == 2, text
     assert f"c does not see {out} as this machine does" in text
     assert "--out" in text
     assert "Traceback" not in text
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_runs_that_no_node_can_take_are_refused(
     two_nodes: Nodes, study_file: File, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,7 @@ def main(words: Sequence[str]) -> int:
         return _show_folder(Path(given.study))
     study = read_study(find_study(given.study), given.small)
     if verb == "show":
-        print(described(study, trials(study)))
+        print(described(study, trials(study)) + _terms(study))
         return 0
     return (_run if verb == "run" else _estimate)(study, given)
 
@@ -120,7 +120,7 @@ def _run(study: Study, given: argparse.Namespace) -> int:
     out, found = _found(study, given)
     left = sum(state.status == "waiting" for state in found)
     _check_data(found, given.data)
-    with _engine(given) as engine:
+    with engine_of(given.ray) as engine:
         jobs = fair_jobs(study, given.jobs, left, engine)
         print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
         with Board(f"{study.title}{_terms(study)}") as board:
@@ -141,7 +141,7 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
     if not waiting:
         print(f"Nothing is left to do: {counts(found)}; in {out}.")
         return 0
-    with _engine(given) as engine:
+    with engine_of(given.ray) as engine:
         jobs, place = fair_jobs(study, given.jobs, len(waiting), engine), engine.place
         threads = threads_each(jobs, study.devices, study.on_gpu, engine)
     torch.set_num_threads(threads)
@@ -161,9 +161,9 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(given: argparse.Namespace) -> contextlib.AbstractContextManager[Engine]:
-    """Where the runs execute."""
-    return contextlib.nullcontext(LocalEngine()) if given.ray is None else connected(given.ray)
+def engine_of(ray: str | None) -> contextlib.AbstractContextManager[Engine]:
+    """Where runs execute: here, or on the Ray cluster at an address."""
+    return contextlib.nullcontext(LocalEngine()) if ray is None else connected(ray)
 
 
 def _terms(study: Study) -> str:
