@@ -186,6 +186,13 @@ def _checked_npz(path: Path, molecule: str, keys: tuple[str, str, str, str]) -> 
     if missing:
         raise DataError(f"{path}: the arrays {', '.join(missing)} are missing. {_ANEW}.")
     numbers, positions, energies, forces = (arrays[key] for key in keys)
+    for key in keys:
+        if arrays[key].dtype.kind not in "iuf":
+            raise DataError(f"{path}: {key} must be numbers, and is {arrays[key].dtype}. {_ANEW}.")
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {keys[0]} must be integers (atoms,), and is {numbers.dtype} {numbers.shape}. {_ANEW}."
+        )
     frames = Frames(
         numbers.astype(np.int64),
         positions.astype(np.float64),

@@ -137,7 +137,7 @@ def load(
     positions = torch.from_numpy(motion["pos"].astype(np.float64))  # (frames of all trials, 31, 3)
     first = torch.from_numpy(np.concatenate([[0], np.cumsum(motion["lengths"])[:-1]]).astype(np.int64))
 
-    used = train_starts(files, parts)
+    used = train_starts(files, parts, split_path)
     trials, times = _samples(parts, split, used if starts is None and split == "train" else starts)
     frames = first[trials] + times
     inputs, following = positions[frames], positions[frames + 1]

@@ -56,11 +56,13 @@ def find_case(name: str, root: str | Path | None) -> Case:
     return files
 
 
-def train_starts(files: Case, parts: Mapping[str, np.ndarray]) -> int:
-    """Number of starts of every training trial that are used."""
-    if files.train_starts is not None:
-        return files.train_starts
+def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> int:
+    """Number of starts of every training trial that are used. Raises `DataError` where the split has fewer."""
     trials, starts = parts["train_start"].shape
+    if files.train_starts is not None:
+        problem = f"train_start has {starts} starts of a trial, and {files.train_starts} are used"
+        _require(starts >= files.train_starts, path, problem)
+        return files.train_starts
     return min(starts, max(1, TRAIN_SAMPLES // trials))
 
 
@@ -119,11 +121,13 @@ def check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray
             path,
             f"{split}_trial and {split}_start must be integers (k,) and (k, starts)",
         )
-        known = trials.min() >= 0 and trials.max() < len(lengths)
+        known = len(trials) > 0 and trials.min() >= 0 and trials.max() < len(lengths)
         _require(
             bool(known), path, f"{split}_trial names a trial that is not among the {len(lengths)} trials"
         )
-        room = starts.min() >= 0 and (starts + HORIZON < lengths[trials][:, None]).all()
+        # not starts + HORIZON, which may be more than an integer holds
+        last = lengths.astype(np.int64)[trials][:, None] - HORIZON
+        room = starts.size > 0 and starts.min() >= 0 and (starts < last).all()
         _require(
             bool(room), path, f"a start of {split}_start is not {HORIZON} frames before the end of its trial"
         )

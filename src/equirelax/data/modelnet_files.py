@@ -99,9 +99,9 @@ def _check(objects: Objects, path: Path) -> Objects:
     """Raise `DataError` unless points, labels and classes are finite and fit together."""
     points, labels = objects.points, objects.labels
     _require(
-        points.ndim == 3 and points.shape[-1] == 3 and len(points) > 0,
+        points.ndim == 3 and points.shape[-1] == 3 and points.size > 0 and points.dtype.kind in "iuf",
         path,
-        f"points must be (objects, points, 3), but are {points.shape}",
+        f"points must be numbers (objects, points, 3), but are {points.dtype} {points.shape}",
     )
     _require(
         labels.shape == (len(points),) and labels.dtype.kind in "iu",
@@ -124,11 +124,12 @@ def _read_npz(path: Path, part: str) -> Objects:
     missing = [key for key in keys if key not in arrays]
     _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
     scale = arrays.get("scale", np.ones(()))
-    _require(scale.size == 1 and float(scale) > 0, path, "scale must be one positive number")
+    number = scale.size == 1 and scale.dtype.kind in "iuf"
+    _require(number and scale.item() > 0, path, "scale must be one positive number")
     classes = tuple(str(name) for name in arrays["classes"])
     labels = arrays[f"{part}_y"]
     labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
-    return _check(Objects(arrays[f"{part}_xyz"], labels, classes, path.stem, float(scale)), path)
+    return _check(Objects(arrays[f"{part}_xyz"], labels, classes, path.stem, float(scale.item())), path)
 
 
 def _present_classes(objects: Objects) -> Objects:

@@ -92,7 +92,9 @@ def get(root: str | Path | None = None) -> Path:
     try:
         found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
-        raise DataError(f"MNIST could not be fetched from openml.org ({error}). {HINT}, got in another way.") from error
+        raise DataError(
+            f"MNIST could not be fetched from openml.org ({error}). {HINT}, got in another way."
+        ) from error
     images, labels = np.asarray(found.data), np.asarray(found.target).astype(np.uint8)
     if images.shape != (70_000, 784):
         raise DataError(f"openml.org sent {images.shape} numbers instead of MNIST's (70000, 784). {HINT}.")
@@ -100,7 +102,9 @@ def get(root: str | Path | None = None) -> Path:
     path = writable_root(root) / RELATIVE
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {"train": slice(0, 60_000), "test": slice(60_000, None)}
-    arrays = {f"{half}_{key}": a[rows] for half, rows in halves.items() for key, a in (("x", images), ("y", labels))}
+    arrays = {
+        f"{half}_{key}": a[rows] for half, rows in halves.items() for key, a in (("x", images), ("y", labels))
+    }
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return path
@@ -126,13 +130,18 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
         raise DataError(f"{path} has no array {', '.join(missing)}. {HINT}.")
     halves = [(arrays[f"{half}_x"], arrays[f"{half}_y"]) for half in ("train", "test")]
     needed = sum(SIZES.values())
-    fits = all(x.shape == (*y.shape, 28, 28) and y.ndim == 1 and x.dtype == np.uint8 for x, y in halves)
+    fits = all(
+        x.shape == (*y.shape, 28, 28) and y.ndim == 1 and x.dtype == np.uint8 and y.dtype.kind in "iu"
+        for x, y in halves
+    )
     if not fits or sum(len(y) for _, y in halves) < needed:
         found = " and ".join(f"images {x.shape} {x.dtype} with labels {y.shape}" for x, y in halves)
         raise DataError(
             f"{path} should hold {needed} images of 28 x 28 bytes or more with their labels; it holds {found}. {HINT}."
         )
     images, labels = (np.concatenate(parts) for parts in zip(*halves, strict=True))
-    if labels.max() > 9:
-        raise DataError(f"{path} holds the label {labels.max()}; expected 0 to 9. {HINT}.")
+    if labels.min() < 0 or labels.max() > 9:
+        raise DataError(
+            f"{path} holds labels from {labels.min()} to {labels.max()}; expected 0 to 9. {HINT}."
+        )
     return images, labels
