@@ -58,7 +58,15 @@ class FolderInUseError(EquirelaxError, RuntimeError):
 
 
 class StorageError(EquirelaxError, OSError):
-    """A file that cannot be written: no room, or no right to."""
+    """A file that cannot be written: no room, or no right to. `errno` and `strerror` are the operating system's."""
+
+    def __init__(self, message: str, cause: OSError | None = None) -> None:
+        super().__init__(message)
+        if cause is not None:
+            self.errno, self.strerror = cause.errno, cause.strerror
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # OSError's own would say number and reason alone
 
 
 class CheckpointError(EquirelaxError, RuntimeError):

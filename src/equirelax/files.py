@@ -126,7 +126,8 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             remedy = "Make room there and repeat the command; a run goes on with --resume, a study by itself."
         else:
             remedy = "Name another place, or get the right to write to this one."
-        raise StorageError(f"{os.fspath(path)} could not be written: {refused.strerror}. {remedy}") from error
+        message = f"{os.fspath(path)} could not be written: {refused.strerror}. {remedy}"
+        raise StorageError(message, refused) from error
 
 
 def _refusal(error: BaseException | None) -> OSError | None:

@@ -113,6 +113,9 @@ def check_result(result: Any, where: Path) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, as text; an incomplete last row is left out."""
+    """Rows of a CSV file with a header, as text; an incomplete last row is left out, also one without its line's end:
+    its last number may go on.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+        lines = [line for line in file if line.endswith("\n")]
+    return [row for row in csv.DictReader(lines) if None not in row.values() and None not in row]
