@@ -16,9 +16,13 @@ from typing import Any
 
 HOST = "127.0.0.2"
 """Ray takes 127.0.0.1 for a word for the machine's outer address; this it leaves as it is."""
+PATIENCE = 300.0
 STORE = 80 * 2**20
-QUICK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000}
-"""So that a lost node is noticed within seconds, and a slow one is not taken for lost."""
+CONFIG = {
+    "health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000,
+    "worker_niceness": 0,
+}  # fmt: skip
+"""A lost node is noticed within seconds, and a slow one is not taken for lost; runs come no later than what else the machine does."""
 
 
 @dataclass
@@ -63,7 +67,6 @@ def _line(stream: Any) -> str | None:
 def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
     """Nodes of `cores` cores; the first is the head."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # else what else this machine does comes first
     from ray.cluster_utils import Cluster
 
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
@@ -71,9 +74,15 @@ def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
     cluster = Cluster()
     try:
         cluster.add_node(
-            node_name=names[0], include_dashboard=False, temp_dir=temporary, _system_config=QUICK, **common
+            wait=False,
+            node_name=names[0],
+            include_dashboard=False,
+            temp_dir=temporary,
+            _system_config=CONFIG,
+            **common,
         )
-        others = {name: cluster.add_node(node_name=name, **common) for name in names[1:]}
+        others = {name: cluster.add_node(wait=False, node_name=name, **common) for name in names[1:]}
+        cluster.wait_for_nodes(timeout=PATIENCE)
         yield Nodes(cluster.address, cluster, others)
     finally:
         cluster.shutdown()
