@@ -17,7 +17,7 @@ from equirelax.errors import PlacementError
 from equirelax.models import GroupConv2d, VNPointNet
 from equirelax.models.vector_neurons import VNLinear
 from equirelax.penalties import jacobian_terms, linear_terms, residual_terms
-from equirelax.penalties.grouped import grouped_terms
+from equirelax.penalties.grouped import GroupedInputs, grouped_terms
 from equirelax.penalties.terms import choose_rows
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.grouped import GroupedMap, split
@@ -70,6 +70,23 @@ def grouped(name: str, groups: int = 2, axis: int = -1) -> GroupedMap:
         for parameter in found.parameters():
             parameter.copy_(random(*parameter.shape))
     return found
+
+
+def terms(map_: GroupedMap, inputs: list[Columns], in_rep: Representation) -> tuple[Tensor, Tensor]:
+    """The sums of one map."""
+    return grouped_terms([GroupedInputs(map_, inputs, in_rep)])[0]
+
+
+def test_maps_that_are_alike_and_maps_that_are_not_are_computed_together() -> None:
+    names = ["vectors", "irreps", "vectors", "irreps", "vectors"]
+    members = [
+        GroupedInputs(grouped(n), [random(rows, reps()[n][0].dim)], reps()[n][0])
+        for n, rows in zip(names, (40, 30, 50, 3, 2), strict=True)
+    ]
+    for found, member in zip(grouped_terms(members), members, strict=True):
+        torch.testing.assert_close(
+            found, terms(member.map, list(member.inputs), member.in_rep), rtol=1e-12, atol=0
+        )
 
 
 @EVERY
@@ -137,7 +154,7 @@ def test_penalties_and_gradients_are_those_of_the_dense_weight(name: str, layout
     if split(out_rep, groups).own_rep.dim == 0 or split(in_rep, groups).own_rep.dim == 0:
         pytest.skip("fewer channels than groups: the kind builds a dense map")
     map_ = grouped(name, groups, axis)
-    found = grouped_terms(map_.weight, map_.rest, map_, inputs, in_rep)
+    found = terms(map_, inputs, in_rep)
     weight = map_.effective_weight()
     expected = linear_terms(weight, None, [dense(x) for x in inputs], axis, in_rep, out_rep)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -158,7 +175,7 @@ def test_penalties_and_gradients_are_those_of_the_dense_weight(name: str, layout
 def test_penalties_are_the_slow_sums_by_differentiating_the_map(name: str) -> None:
     in_rep, out_rep = reps()[name]
     map_, x = grouped(name), random(50, in_rep.dim)
-    found = grouped_terms(map_.weight, map_.rest, map_, [x], in_rep)
+    found = terms(map_, [x], in_rep)
     torch.testing.assert_close(found, jacobian_terms(map_, [x], -1, in_rep, out_rep), rtol=1e-10, atol=1e-10)
 
 
@@ -173,7 +190,7 @@ def test_an_equivariant_map_in_groups_has_no_lie_term(name: str) -> None:
         map_.weight.copy_(torch.stack([w[:, read] for w, read in zip(per_group, map_.read, strict=True)]))
         if map_.rest is not None:
             map_.rest.copy_(rows[map_.weight[:, :, 0].numel() :])
-    lie, norm = grouped_terms(map_.weight, map_.rest, map_, [random(200, in_rep.dim)], in_rep)
+    lie, norm = terms(map_, [random(200, in_rep.dim)], in_rep)
     assert norm > 0.01
     assert lie <= 1e-20 * norm
 

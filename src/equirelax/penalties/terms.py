@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equirelax.penalties.grouped import grouped_terms
+from equirelax.penalties.grouped import GroupedInputs, grouped_terms
 from equirelax.penalties.jacobian import jacobian_terms
 from equirelax.penalties.kernels import kernel_terms
 from equirelax.penalties.low_rank import low_rank_terms
@@ -64,7 +64,7 @@ class TermBatch:
         self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
         self._others: list[tuple[int, Residual, list[Tensor]]] = []
         self._low_rank: list[tuple[int, Residual, LowRankMap, list[Columns]]] = []
-        self._grouped: list[tuple[int, Residual, GroupedMap, list[Columns]]] = []
+        self._grouped: list[tuple[int, GroupedInputs]] = []
         self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
         self._kernels: list[tuple[int, Residual]] = []
 
@@ -96,7 +96,7 @@ class TermBatch:
             self._low_rank.append((index, residual, map_, inputs))
             return
         if isinstance(map_, GroupedMap):
-            self._grouped.append((index, residual, map_, inputs))
+            self._grouped.append((index, GroupedInputs(map_, inputs, residual.in_rep)))
             return
         weight, bias = next(map_.parameters()), map_.effective_bias() is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -126,12 +126,9 @@ class TermBatch:
                 residual.in_rep,
                 residual.out_rep,
             )
-        for index, residual, grouped, inputs in self._grouped:
-            dtype = torch.promote_types(grouped.weight.dtype, torch.float32)
-            rest = None if grouped.rest is None else grouped.rest.to(dtype)
-            lie[index], norm[index] = grouped_terms(
-                grouped.weight.to(dtype), rest, grouped, inputs, residual.in_rep
-            )
+        parts = grouped_terms([member for _, member in self._grouped])
+        for (index, _), (one_lie, one_norm) in zip(self._grouped, parts, strict=True):
+            lie[index], norm[index] = one_lie, one_norm
         found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
         for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):
             lie[index], norm[index] = one_lie, one_norm
