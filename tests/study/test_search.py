@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -414,6 +417,38 @@ def test_from_the_command_line(
         assert trial["values"]["strength.dual_lr"] == run["config"]["strength"]["dual_lr"]
     assert main(["search", out]) == 0
     assert capsys.readouterr().out.strip() in first
+
+
+@pytest.mark.slow
+def test_killed_for_good_it_goes_on_with_what_it_had(
+    search_file: Write, tmp_path: Path, tiny_root: Path
+) -> None:
+    """kill -9 of a search with real runs: the run that outlived it is waited for, and counts once."""
+    settings = {
+        "epochs": 8,
+        "validate_every": 1,
+        "checkpoint_every": 1,
+        "dataset": {"train": 48, "val": 24, "test": 24},
+        "network": {"layers": 1, "hidden": 8},
+    }
+    path = search_file(settings=settings, trials=3, pruner="none")
+    words = [sys.executable, "-m", "equirelax.cli", "search", str(path), "--data", str(tiny_root), "--out"]
+
+    def values(out: Path) -> list[tuple[float, str, float]]:
+        assert subprocess.run([*words, str(out)], timeout=600, check=False).returncode == 0
+        return history(out)
+
+    cut = tmp_path / "cut"
+    with subprocess.Popen([*words, str(cut)]) as process:
+        deadline = time.monotonic() + 300
+        while len(validations(cut / "trial-0001", "val/projected")) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    assert values(cut) == values(tmp_path / "whole")
+    assert len(list(cut.glob("trial-*"))) == 3
+    assert not list(cut.glob("**/*.tmp*"))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from typing import Any
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.task import heading
 from equirelax.cli import options
+from equirelax.cli.study import engine_of
 from equirelax.errors import ConfigError
 from equirelax.ranges import COUNT, JOBS
 from equirelax.study.ready import find_search, ready_searches
 from equirelax.study.space import figures, read_search
 from equirelax.training.folder import read_result
-from equirelax.training.machine import cores
 
 DESCRIPTION = """Search for settings of a method that are good on the validation set, by trying.
 
@@ -71,16 +71,23 @@ def main(words: Sequence[str]) -> int:
     task = build_task(search.config, options.optional_path(given.data))
     for split in ("train", "val", "test"):
         task.load(split)  # fails before any process starts where data is missing
-    jobs = given.jobs or search.jobs or cores()
-    print(f"{search.title}: {search.trials} trials, {jobs} at a time; in {out}.", flush=True)
-    searcher = Searcher(search, task.metric, out, given.data, jobs, lambda line: print(line, flush=True))
-    code = searcher.run()
+    with engine_of(given.ray) as engine:
+        jobs = min(given.jobs or search.jobs or max(1, engine.slots(1, 1, False)), search.trials)
+        print(
+            f"{search.title}: {search.trials} trials, {jobs} at a time {engine.place}; in {out}.", flush=True
+        )
+        searcher = Searcher(search, task.metric, out, given.data, jobs, _say, engine)
+        code = searcher.run()
     if code == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return code
     print()
     print(table(_read(out / FOUND)))
     return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -144,5 +151,6 @@ def _parser() -> options.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, help="runs at the same time (default: the file's, else one for every core)"
     )
+    parser.add_argument("--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     return parser

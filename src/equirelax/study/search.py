@@ -19,7 +19,7 @@ from equirelax.errors import StorageError
 from equirelax.files import storage_errors, write_text
 from equirelax.study.engine import Ending, Engine, Handle
 from equirelax.study.found import best_of, described, final_study, outcome, trial_folder
-from equirelax.study.run import BAD_INPUT, LOCAL, reason, threads_each
+from equirelax.study.run import BAD_INPUT, LOCAL, LOCK, reason, threads_each
 from equirelax.study.space import Search, figures
 from equirelax.study.suggestions import HISTORY, Record, Status, Suggestions
 from equirelax.training.folder import METRICS, RESULT, read_table
@@ -27,7 +27,7 @@ from equirelax.training.jobs import LOG, Interrupts, Job, Queue
 from equirelax.training.lock import holder, locked
 from equirelax.training.machine import Machine
 
-LOCK, FOUND, BEST = "search.lock", "search.json", "best.yaml"
+FOUND, BEST = "search.json", "best.yaml"
 SECONDS_BETWEEN_LINES = 30.0
 GIVE_UP = 3
 """Failed trials one after the other, after which something else than their settings is likely to be wrong."""
