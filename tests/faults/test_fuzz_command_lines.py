@@ -189,7 +189,7 @@ def test_what_is_spoilt_is_good(words: list[str], place: Path) -> None:
     assert ("error" not in err.getvalue()) if refused is None else (refused in err.getvalue()), err.getvalue()
 
 
-@shares(150, 1850)
+@shares(150, 2000)
 def test_command_lines_with_something_wrong(first: int, last: int, ledger: Ledger, place: Path) -> None:
     def one(seed: int) -> str | None:
         draw = random.Random(seed)
