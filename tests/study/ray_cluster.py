@@ -22,7 +22,7 @@ CONFIG = {
     "health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000,
     "worker_niceness": 0,
 }  # fmt: skip
-"""A lost node is noticed within seconds, and a slow one is not taken for lost; runs come no later than what else the machine does."""
+"""A lost node is noticed within seconds, a slow one is not taken for lost, and runs are no less urgent than other processes."""
 
 
 @dataclass
