@@ -6,10 +6,13 @@ signal. The processes are forks of this one, which has imported everything alrea
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +32,7 @@ class Order:
         stage: None; or it is killed in the `nth` write of a file named `file`: when the temporary file is "half" there,
             when it is "whole" but not renamed, "after" the renaming; "append": when half a row is appended to metrics.csv.
         limit: Bytes that no file may exceed; None: any size.
-        uid: User that it runs as; None: this one.
+        bound: It may not write where the permissions of files forbid it, whoever runs it.
     """
 
     words: list[str]
@@ -38,7 +41,7 @@ class Order:
     nth: int = 1
     stage: str | None = None
     limit: int | None = None
-    uid: int | None = None
+    bound: bool = False
 
 
 class Forks:
@@ -53,7 +56,6 @@ class Forks:
     def run(self, words: list[str], **how: Any) -> tuple[int, str]:
         """Exit status of `equirelax WORDS`, and what it printed. `how`: see `Order`."""
         self._log.write_text("")
-        self._log.chmod(0o666)
         order = Order(words, str(self._log), **how)
         print(json.dumps(asdict(order)), file=self._driver.stdin, flush=True)
         assert self._driver.stdout is not None
@@ -68,7 +70,6 @@ class Forks:
 def forks() -> Iterator[Forks]:
     """Within it processes can be forked."""
     with TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
         found = Forks(Path(folder))
         try:
             yield found
@@ -116,6 +117,14 @@ def _die_in_append(nth: int) -> None:
     EpochTable.log_metrics = half  # type: ignore[method-assign]
 
 
+def _give_up_privileges() -> None:
+    """Drop all capabilities, that of the superuser to write anywhere among them. See capset(2)."""
+    version, this_process = 0x20080522, 0
+    header, nothing = struct.pack("Ii", version, this_process), bytes(24)
+    if ctypes.CDLL(None, use_errno=True).capset(header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), "the capabilities cannot be dropped")
+
+
 def _obey(order: Order) -> int:
     """In the forked process: arrange the fault, then run the command line."""
     from equirelax.cli.main import main
@@ -129,17 +138,14 @@ def _obey(order: Order) -> int:
         _die_in_write(order.file, order.nth, order.stage)
     if order.limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order.limit, order.limit))
-    if order.uid is not None:
-        os.setgroups([])
-        os.setgid(order.uid)
-        os.setuid(order.uid)
+    if order.bound:
+        _give_up_privileges()
     return main(order.words)
 
 
 def _serve() -> None:
-    import equirelax.cli.train
-    import equirelax.training.run  # noqa: F401
-
+    for name in ("cli.compare", "cli.data", "cli.study", "cli.train", "training.run"):
+        importlib.import_module(f"equirelax.{name}")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

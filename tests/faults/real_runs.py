@@ -23,6 +23,19 @@ FLAGS = [
     *("--validate_every", "1", "--dataset.train", "48", "--dataset.val", "24", "--dataset.test", "24"),
     *("--network.layers", "1", "--network.hidden", "8", "--progress", "false"),
 ]
+STUDY = """
+title: Two
+benchmark: nbody
+methods: [ace]
+seeds: 2
+settings:
+  epochs: 8
+  batch_size: 1
+  checkpoint_every: 1
+  dataset: {train: 48, val: 24, test: 24}
+  network: {layers: 1, hidden: 8}
+"""
+"""A study of two runs of 8 epochs."""
 CLOCKS = {"seconds", "milliseconds", "commit"}
 """What differs between two equal runs; commits too, for work may go on in the repository meanwhile."""
 

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from fault_ledger import Ledger
-from real_runs import CLI, FLAGS, differences, epochs_done, leftovers, start, wait_until, words
+from real_runs import CLI, FLAGS, STUDY, differences, epochs_done, leftovers, start, wait_until, words
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 EPOCHS = 8
@@ -89,16 +88,8 @@ def grid(command: str, root: Path, tmp_path: Path) -> list[str]:
         chosen = [*FLAGS[: FLAGS.index("--method")], *FLAGS[FLAGS.index("--method") + 2 :]]
         epochs = [*SLOW_EPOCHS, "--epochs", str(EPOCHS), "--methods", "ace", "--seeds", "2"]
         return ["compare", "nbody", *chosen, *epochs, *common]
-    settings = {
-        "epochs": EPOCHS,
-        "batch_size": 1,
-        "checkpoint_every": 1,
-        "dataset": {"train": 48, "val": 24, "test": 24},
-        "network": {"layers": 1, "hidden": 8},
-    }
-    study = {"title": "Two", "benchmark": "nbody", "methods": ["ace"], "seeds": 2, "settings": settings}
     path = tmp_path / "two.yaml"
-    path.write_text(yaml.safe_dump(study))
+    path.write_text(STUDY)
     return ["study", "run", str(path), *common]
 
 
