@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import pytest
+from test_html import Make, make
 from test_report import result
 from test_variants import accuracy, changed, of_model
 
 from equirelax.benchmarks.registry import defaults
 from equirelax.report.collect import of_config
+from equirelax.report.comparison import write_comparison
 from equirelax.report.failures import ALL, POOR, any_failed, poor, share_rows, share_table, shares
+from equirelax.report.figures import thinned
+
+__all__ = ["make"]  # the fixture
 
 
 def swept(method: str, rates: tuple[float, ...], values: tuple[float, ...]) -> list[dict[str, Any]]:
@@ -68,3 +76,23 @@ def test_without_a_failed_run_there_is_no_table() -> None:
     assert not any_failed(found)
     assert share_table(found) == ""
     assert shares([], []) == {}
+
+
+def test_a_comparison_counts_what_ended_without_a_result(make: Make, tmp_path: Path) -> None:
+    folders = [make("strict", 0, 5.0), make("ace", 0, 4.0)]
+    lost = of_config(defaults("nbody", "segnn", "ace").updated({"seed": 1}))
+    text = write_comparison(tmp_path / "out", folders, [lost])
+    written = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    for one in (text, written):
+        assert "| ace | 1 of 2 (50%) |" in one
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]) == 2
+    write_comparison(tmp_path / "out", folders)
+    assert "failed" not in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("among", "most"), [(1, 300), (13, 300), (40, 101), (1000, 51)])
+def test_curves_are_thinned_more_where_there_are_many(among: int, most: int) -> None:
+    kept = thinned({float(e): 0.0 for e in range(10_000)}, among)
+    assert 0.9 * most <= len(kept) <= most + 1
+    assert list(kept)[-1] == 9999.0
+    assert len(thinned({1.0: 2.0, 5.0: 3.0}, among)) == 2

@@ -14,8 +14,10 @@ DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")
 # Orange, light, blue out of Okabe and Ito: sides that colour-blind readers tell apart, pale at zero.
 DIVERGING = [[0.0, "#0072B2"], [0.5, "#f7f7f7"], [1.0, "#D55E00"]]
-MOST_POINTS = 300
-"""Along a curve or a heat map; longer ones are thinned, the last point kept."""
+MOST_POINTS, LEAST_POINTS, ALL_POINTS = 300, 50, 4000
+"""Along a curve or a heat map; longer ones are thinned, the last point kept: to fewer where a figure has many curves, for
+`ALL_POINTS` in all, but never below `LEAST_POINTS`.
+"""
 
 Trace = dict[str, Any]
 Points = Mapping[Any, float]
@@ -73,9 +75,9 @@ def plain(name: str) -> str:
     return html.escape(name, quote=False)
 
 
-def line(name: str, points: Points, index: int, **more: Any) -> Trace:
-    """A curve; `index` chooses colour and dashes."""
-    kept = thinned(points)
+def line(name: str, points: Points, index: int, among: int = 1, **more: Any) -> Trace:
+    """A curve; `index` chooses colour and dashes, `among` is how many curves the figure has."""
+    kept = thinned(points, among)
     return {
         "type": "scatter",
         "mode": "lines",
@@ -120,10 +122,10 @@ def faint(index: int) -> str:
     return f"rgba({red}, {green}, {blue}, 0.15)"
 
 
-def thinned(points: Points) -> dict[float, float]:
-    """At most `MOST_POINTS` of them, evenly chosen, the last one among them."""
+def thinned(points: Points, among: int = 1) -> dict[float, float]:
+    """As many of them as one of `among` curves may have, evenly chosen, the last one among them."""
     places = list(points)
-    every = -(-len(places) // MOST_POINTS)
+    every = -(-len(places) // max(min(MOST_POINTS, ALL_POINTS // among), LEAST_POINTS))
     kept = places[::every] if every > 1 else places
     if places and kept[-1] != places[-1]:
         kept.append(places[-1])

@@ -84,7 +84,7 @@ def _curves(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
     drawn = {"all layers": next(iter(by_layer.values()))} if same else by_layer
     traces: list[Trace] = []
     for index, (layer, points) in enumerate(drawn.items()):
-        traces.append(line(layer, points, 0))
+        traces.append(line(layer, points, 0, len(drawn)))
         shade = _shade(index, len(drawn))
         traces[-1]["line"] = {"color": shade, "dash": DASHES[index % len(DASHES)], "width": 1.6}
         traces[-1]["showlegend"] = len(drawn) <= 8
@@ -110,7 +110,7 @@ def _all_alike(by_layer: Courses) -> bool:
 
 def _heat(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
     """Rows are layers, the model's first on top; columns are epochs."""
-    epochs = list(thinned(dict.fromkeys(common(list(by_layer.values())), 0.0)))
+    epochs = list(thinned(dict.fromkeys(common(list(by_layer.values())), 0.0), len(by_layer)))
     values = [[one[epoch] for epoch in epochs] for one in by_layer.values()]
     flat = [value for row in values for value in row]
     logarithmic = spans(flat) == "log" and kind != "gamma"
@@ -120,8 +120,7 @@ def _heat(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
         "x": epochs,
         "y": [plain(layer) for layer in by_layer],
         "z": [[rounded(value) for value in row] for row in z],
-        "customdata": [[rounded(value) for value in row] for row in values],
-        "hovertemplate": f"%{{y}}<br>{EPOCH} %{{x}}: %{{customdata}}<extra></extra>",
+        "hovertemplate": f"%{{y}}<br>{EPOCH} %{{x}}: %{{{'customdata' if logarithmic else 'z'}}}<extra></extra>",
         "colorscale": "Cividis",
         "colorbar": {
             "thickness": 12,
@@ -129,6 +128,8 @@ def _heat(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
             **_ticks(z, logarithmic),
         },
     }
+    if logarithmic:
+        trace["customdata"] = [[rounded(value) for value in row] for row in values]
     if min(flat, default=0.0) < 0:
         largest = max(abs(value) for value in flat)
         trace |= {"colorscale": DIVERGING, "zmin": -rounded_up(largest), "zmax": rounded_up(largest)}

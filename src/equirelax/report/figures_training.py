@@ -60,15 +60,14 @@ def _validation(chapter: Chapter, title: str, labelled: Labelled) -> Figure | No
             if not common(found):
                 continue
             curves[name] = mean(found)
-            style = {"legendgroup": name}
             if kind == "relaxed":
-                traces.append(line(name, curves[name], index, **style))
+                traces.append(line(name, curves[name], index, legendgroup=name))
                 traces[-1]["line"] = {**traces[-1]["line"], "dash": "dot", "width": 1.3}
                 continue
             if len(found) > 1:
                 low, high = ({e: side(one[e] for one in found) for e in curves[name]} for side in (min, max))
                 traces.append(band(low, high, index, name))
-            traces.append(line(name, curves[name], index, **style))
+            traces.append(line(name, curves[name], index, legendgroup=name))
             traces[-1]["line"] = {**traces[-1]["line"], "dash": "solid"}
     if not curves:
         return None
