@@ -101,7 +101,7 @@ def _check(objects: Objects, path: Path) -> Objects:
     _require(
         points.ndim == 3 and points.shape[-1] == 3 and points.size > 0 and points.dtype.kind in "iuf",
         path,
-        f"points must be numbers (objects, points, 3), but are {points.dtype} {points.shape}",
+        f"points must be (objects, points, 3) numbers, but are {points.dtype} {points.shape}",
     )
     _require(
         labels.shape == (len(points),) and labels.dtype.kind in "iu",
