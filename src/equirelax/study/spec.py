@@ -159,6 +159,9 @@ def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
     if not isinstance(benchmark, str):
         raise ConfigError(f"'{where}benchmark' is {shown(benchmark)}; expected a name.")
     sweep = _mapping(values, "sweep", where)
+    for key in sweep:
+        if not isinstance(key, str):
+            raise ConfigError(f"'{where}sweep' has the key {shown(key)}; expected the name of a setting.")
     return Grid(
         name=name,
         benchmark=benchmark,

@@ -116,7 +116,7 @@ def _models(grid: Grid) -> Sequence[str]:
         for name in getattr(grid, key):
             if name not in names:
                 raise ConfigError(
-                    f"'{key}' has settings for '{name}', which is not run.{did_you_mean(name, list(names))}"
+                    f"'{key}' has settings for '{name}', which is not run.{did_you_mean(str(name), list(names))}"
                 )
     return models
 
