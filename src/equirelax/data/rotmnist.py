@@ -141,7 +141,6 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
         )
     images, labels = (np.concatenate(parts) for parts in zip(*halves, strict=True))
     if labels.min() < 0 or labels.max() > 9:
-        raise DataError(
-            f"{path} holds labels from {labels.min()} to {labels.max()}; expected 0 to 9. {HINT}."
-        )
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise DataError(f"{path} holds the label {wrong}; expected 0 to 9. {HINT}.")
     return images, labels
