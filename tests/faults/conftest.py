@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
+from real_runs import end_started
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,3 +22,10 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
     yield found
     if out := request.config.getoption("--faults-out", default=None):
         found.write(Path(out))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """No process that a test started outlives it."""
+    yield
+    end_started()

@@ -17,6 +17,8 @@ from equirelax.relaxation import read
 from equirelax.training.folder import BEST, LAST, METRICS, RESULT, read_table
 
 EPOCHS = 24
+PATIENCE = 600
+"""Seconds after which something has gone wrong; machines may be busy."""
 CLI = (sys.executable, "-m", "equirelax.cli")
 FLAGS = [
     *("--model", "segnn", "--method", "ace", "--batch_size", "12", "--checkpoint_every", "1"),
@@ -46,13 +48,33 @@ def words(root: Path, out: Path, *more: str, epochs: int = EPOCHS) -> list[str]:
     return ["train", "nbody", *FLAGS, *named, *more]
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def start(arguments: Iterable[str], **options: Any) -> subprocess.Popen[str]:
     """`equirelax ARGUMENTS` in a process of its own, its standard error to be read."""
     given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen([*CLI, *arguments], **given)
+    _started.append(subprocess.Popen([*CLI, *arguments], **given))
+    return _started[-1]
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> bool:
+def finish(arguments: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for `equirelax ARGUMENTS`."""
+    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+
+
+def end_started() -> None:
+    """End what `start` began and what still goes on, as after a test that failed."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def wait_until(
+    happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
+) -> bool:
     """Wait for what `process` brings about; False if it ended before."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from fault_ledger import Ledger
 from forked_runs import Forks, forks
-from real_runs import STUDY, differences, leftovers, words
+from real_runs import PATIENCE, STUDY, differences, leftovers, words
 
 from equirelax.cli import main
 from equirelax.errors import StorageError
 from equirelax.files import write_text
 from equirelax.relaxation import read
 from equirelax.training.folder import BEST, LAST, RESULT, read_result, read_table
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 LIMIT, FULL, FORBIDDEN = "limit on file sizes", "full disk", "read-only folder"
 EPOCHS = 6

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from fault_ledger import Ledger
 from forked_runs import Forks, forks
-from real_runs import CLI, EPOCHS, differences, epochs_done, leftovers, start, wait_until, words
+from real_runs import EPOCHS, PATIENCE, differences, epochs_done, finish, leftovers, start, wait_until, words
 
 from equirelax.cli import main
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 KILL, WRITE, MAKE = "kill -9 during a run", "kill -9 inside a write", "kill -9 while data is made"
 MOMENTS = ["writing", "epoch", "start", "conclusion", "epoch"] * 4
@@ -33,7 +35,7 @@ def straight(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     first = time.monotonic() - began
     assert wait_until(lambda: epochs_done(out) == EPOCHS, process)
     last = time.monotonic() - began
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     end = time.monotonic() - began
     return out, {"start": first, "epoch": (last - first) / EPOCHS, "conclusion": end - last}
 
@@ -61,9 +63,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     whole, seconds = straight
     out = tmp_path / "run"
     kill(start(words(tiny_root, out)), out, MOMENTS[number], seconds, random.Random(number))
-    resumed = subprocess.run(
-        [*CLI, *words(tiny_root, out, "--resume")], capture_output=True, text=True, timeout=240
-    )
+    resumed = finish(words(tiny_root, out, "--resume"))
     changed = differences(whole, out) if resumed.returncode == 0 else [resumed.stderr]
     ledger.note(KILL, survived=not changed and not leftovers(out))
     assert changed == []
@@ -174,7 +174,7 @@ def test_making_data_killed_at_a_random_moment(
     time.sleep(random.Random(number).uniform(0, 0.5))
     process.kill()
     process.communicate()
-    again = subprocess.run([*CLI, *making(tmp_path, 20)], capture_output=True, text=True)
+    again = finish(making(tmp_path, 20))
     ledger.note(MAKE, survived=again.returncode == 0 and made(tmp_path) == made(roots[1]))
     assert again.returncode == 0, again.stderr
     assert made(tmp_path) == made(roots[1])

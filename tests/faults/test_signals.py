@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
-from real_runs import CLI, FLAGS, STUDY, differences, epochs_done, leftovers, start, wait_until, words
+from real_runs import (
+    FLAGS,
+    PATIENCE,
+    STUDY,
+    differences,
+    epochs_done,
+    finish,
+    leftovers,
+    start,
+    wait_until,
+    words,
+)
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 EPOCHS = 8
@@ -25,9 +37,7 @@ def name(number: signal.Signals, twice: bool = False) -> str:
 def straight(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbs."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    subprocess.run(
-        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS)], check=True, capture_output=True
-    )
+    finish(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
     return out
 
 
@@ -39,14 +49,10 @@ def test_a_run_stops_after_its_epoch_and_goes_on(
     process = start(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
     assert wait_until(lambda: epochs_done(out) >= 2, process)
     process.send_signal(number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     stopped = process.returncode == 130 and "--resume" in error and "Traceback" not in error
     done = epochs_done(out)
-    again = subprocess.run(
-        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS)],
-        capture_output=True,
-        timeout=240,
-    )
+    again = finish(words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS))
     good = stopped and done < EPOCHS and again.returncode == 0 and not differences(straight, out)
     ledger.note(f"{name(number)} during a run", survived=good)
     assert stopped, (process.returncode, error)
@@ -69,7 +75,7 @@ def test_twice_is_at_once(number: signal.Signals, tiny_root: Path, tmp_path: Pat
     assert "again: at once" in process.stderr.readline() + process.stderr.readline()
     began = time.monotonic()
     process.send_signal(number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     good = process.returncode == 130 and "--resume" in error and "Traceback" not in error
     good = good and epochs_done(out) == 0 and not leftovers(out)
     ledger.note(f"{name(number, twice=True)} during a run", survived=good)
@@ -108,10 +114,10 @@ def test_many_runs_stop_and_go_on(
     if twice:
         time.sleep(0.3)
         process.send_signal(number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     stopped = process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
     begun = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
-    again = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=280)
+    again = finish(arguments)
     results = len(list((tmp_path / "out").glob("*/result.json")))
     good = stopped and again.returncode == 0 and results == 2 and not leftovers(tmp_path / "out")
     ledger.note(
@@ -153,14 +159,10 @@ def test_a_signal_before_the_first_epoch(
     process = start(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
     time.sleep(share * start_seconds)
     process.send_signal(number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     # before Python runs a line of ours, the system answers the signal
     stopped = process.returncode in (130, -number)
-    again = subprocess.run(
-        [*CLI, *words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS)],
-        capture_output=True,
-        timeout=240,
-    )
+    again = finish(words(tiny_root, out, *SLOW_EPOCHS, "--resume", epochs=EPOCHS))
     good = stopped and again.returncode == 0 and not differences(straight, out) and not leftovers(out)
     ledger.note(f"{name(number)} during the start of a run", survived=good)
     assert stopped, (process.returncode, error)
