@@ -15,7 +15,7 @@ from test_variants import accuracy, changed, of_model
 from equirelax.benchmarks.registry import defaults
 from equirelax.report.collect import of_config
 from equirelax.report.comparison import write_comparison
-from equirelax.report.failures import ALL, POOR, any_failed, poor, share_rows, share_table, shares
+from equirelax.report.failures import ALL, POOR, any_failed, asked, poor, share_rows, share_table, shares
 from equirelax.report.figures import thinned
 
 __all__ = ["make"]  # the fixture
@@ -68,6 +68,14 @@ def test_shares_by_method_and_swept_value() -> None:
     text = share_table(found)
     assert "| ace | 1 of 4 (25%) | 0 of 1 | 0 of 1 | 1 of 2 |" in text
     assert f"more than {POOR:g} times that of the best run" in text
+
+
+def test_the_share_is_a_question_where_something_was_swept_or_a_run_was_lost() -> None:
+    far_behind = [result("strict", 0, 5.0), result("ace", 0, 50.0)]
+    assert any_failed(shares(far_behind, []))
+    assert not asked(far_behind, [])
+    assert asked(far_behind, [of_config(defaults("nbody", "segnn", "ace"))])
+    assert asked(swept("strict", (1e-4, 1e-3, 1e-2), (30.0, 10.0, 10.0)), [])
 
 
 def test_without_a_failed_run_there_is_no_table() -> None:

@@ -13,7 +13,7 @@ from equirelax.benchmarks.registry import task_class
 from equirelax.benchmarks.task import heading
 from equirelax.files import write_text
 from equirelax.report.conditions import conditions_table, curves, draw_conditions
-from equirelax.report.failures import share_table, shares
+from equirelax.report.failures import asked, share_table, shares
 from equirelax.report.picture import Table, draw
 from equirelax.report.summary import conclusion, summarise, table
 from equirelax.report.swept import draw_swept
@@ -44,7 +44,9 @@ def write_comparison(out: Path, folders: Sequence[Path], lost: Sequence[Mapping[
     title = task_class(summary["benchmark"]).title
     metric = heading(summary["metric"])
     scale = "linear" if summary["metric"].get("higher_is_better") else "log"
-    text = table(summary) + share_table(shares(summary["runs"], lost))
+    text = table(summary)
+    if asked(summary["runs"], lost):
+        text += share_table(shares(summary["runs"], lost))
     sentence = conclusion(summary)
     write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")

@@ -69,6 +69,14 @@ def shares(results: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any
     return found
 
 
+def asked(results: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a comparison asks how often training fails: a number was swept, or runs ended without a result.
+
+    Elsewhere a method that is far behind is no failed run, but a worse method.
+    """
+    return bool(lost) or swept_setting(results) is not None
+
+
 def any_failed(found: Shares) -> bool:
     """Whether there is a failed run among them."""
     return any(counts[ALL][0] for counts in found.values())

@@ -172,11 +172,13 @@ def results(chapter: Chapter, summary: tables.Summary | None) -> str:
 
 
 def failed(chapter: Chapter) -> str:
-    """The share of failed runs by method, and what counts as one."""
+    """The share of failed runs by method, and what counts as one; empty where that is no question."""
     done, lost = ([run.result for run in several] for several in (chapter.finished, chapter.lost))
     found = failures.shares(done, lost)
     if not failures.any_failed(found):
         return _soft(f"No run failed. {failures.DEFINITION}")
+    if not failures.asked(done, lost):
+        return ""
     head, rows = failures.share_rows(found)
     key = swept_setting([*done, *lost])
     drawn = charts([figures_results.failed(found, in_words(key))] if key else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
 from equirelax.report.variants import is_number, leading_first, linked, settings
 from equirelax.training.folder import METRICS, read_table
+
+LETTERS_PER_INCH = 13
+"""Of a title, as large as it is drawn here."""
 
 Curves = dict[str, dict[float, list[float]]]
 """Method (and model) -> value of the swept setting -> one number for every seed."""
@@ -107,14 +111,16 @@ def draw_swept(
             panels.append((words, found))
     order = list(panels[0][1])
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(5.2 + 3.6 * (len(panels) - 1), 4.2), layout="constrained")
+        width = 5.2 + 3.6 * (len(panels) - 1)
+        figure = Figure(figsize=(width, 4.2), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.4, *[1] * (len(panels) - 1)])[0]
         for panel, (words, found) in zip(axes, panels, strict=True):
             _lines(panel, found, order)
             _scales(panel, found)
             panel.set(xlabel=in_words(key), ylabel=words)
         axes[0].legend(frameon=False, fontsize=8)
-        figure.suptitle(f"{title}: mean over seeds, bars one standard deviation")
+        words = f"{title}: mean over seeds, bars one standard deviation"
+        figure.suptitle(textwrap.fill(words, int(LETTERS_PER_INCH * width)))
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150)
     return True
