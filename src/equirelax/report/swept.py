@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from equirelax.benchmarks.strengths import is_learnt
 from equirelax.benchmarks.task import heading
@@ -145,10 +146,12 @@ def _lines(panel: Axes, found: Curves, order: Sequence[str]) -> None:
 
 
 def _scales(panel: Axes, found: Curves) -> None:
-    """Logarithmic axes where what is above zero spans more than a factor of ten."""
+    """Logarithmic axes where what is above zero spans more than a factor of ten; whole numbers for whole numbers."""
     values = [value for by_value in found.values() for value in by_value]
     means = [spread(several).mean for by_value in found.values() for several in by_value.values()]
     if min(values) > 0 and max(values) > 10 * min(values):
         panel.set_xscale("log")
+    elif all(float(value).is_integer() for value in values):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))  # there are no 1.5 layers
     if min(means) > 0 and max(means) > 10 * min(means):
         panel.set_yscale("log")
