@@ -7,6 +7,7 @@ import pytest
 from equirelax.benchmarks.registry import defaults
 from equirelax.cli import sweep
 from equirelax.errors import ConfigError
+from equirelax.study.trials import check_known
 
 
 def test_a_sweep_sets_several_keys_to_one_value() -> None:
@@ -38,6 +39,6 @@ def test_malformed_sweeps_are_refused(text: str) -> None:
 def test_unknown_and_ambiguous_keys_are_named() -> None:
     configs = [defaults("nbody", "segnn", "scheduled")]
     with pytest.raises(ConfigError, match=r"'lie_wieght'.*lie_weight"):
-        sweep.check_used(["lie_wieght"], configs)
+        check_known(["lie_wieght"], configs, "--sweep")
     with pytest.raises(ConfigError, match="write one of them in full"):
         sweep.variants(configs[0], ["hidden"], ["3"])  # of the network and of the residuals

@@ -15,6 +15,7 @@ from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
 from equirelax.ranges import JOBS, SEED, SEEDS, check
 from equirelax.report.comparison import write_comparison
+from equirelax.study.trials import check_known
 from equirelax.training.folder import CONFIG, changed_settings
 from equirelax.training.jobs import Job, run_jobs
 from equirelax.training.machine import cores
@@ -59,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     pairs = _pairs(benchmark, models, methods)
     out = Path(known.out) if known.out else _default_out(benchmark, models)
     keys, values = sweep.parse(known.sweep)
-    sweep.check_used(keys, [defaults(benchmark, model, method) for model, method in pairs])
+    check_known(keys, [defaults(benchmark, model, method) for model, method in pairs], "--sweep")
     jobs = []
     for seed in _seeds(known.seeds):
         for model, method in pairs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError
-from equirelax.files import did_you_mean
+from equirelax.study.trials import full_keys
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,7 @@ def parse(text: str | None) -> tuple[list[str], list[str]]:
 
 def variants(config: RunConfig, keys: Sequence[str], values: Sequence[str]) -> list[Variant]:
     """A variant for every value where the method of `config` has all the keys, else the method as it is."""
-    flat = {
-        f"{section}.{key}" if isinstance(value, dict) else section: None
-        for section, value in config.to_dict().items()
-        for key in (value if isinstance(value, dict) else (section,))
-    }
-    full = [[known for known in flat if known == key or known.endswith(f".{key}")] for key in keys]
+    full = [full_keys(config, key) for key in keys]
     if not keys or not all(full):
         return [PLAIN]
     for key, found in zip(keys, full, strict=True):
@@ -58,23 +53,3 @@ def variants(config: RunConfig, keys: Sequence[str], values: Sequence[str]) -> l
         Variant(f"-{keys[0]}{value}", tuple(word for found in full for word in (f"--{found[0]}", value)))
         for value in values
     ]
-
-
-def check_used(keys: Sequence[str], configs: Sequence[RunConfig]) -> None:
-    """Every key must be a setting of some method.
-
-    Raises:
-        ConfigError: one is not, with a suggestion.
-    """
-    known = sorted({name for config in configs for name in _names(config)})
-    for key in keys:
-        if key not in known:
-            raise ConfigError(f"--sweep: no method here has the setting '{key}'.{did_you_mean(key, known)}")
-
-
-def _names(config: RunConfig) -> set[str]:
-    names: set[str] = set()
-    for section, value in config.to_dict().items():
-        inner = value if isinstance(value, dict) else {}
-        names |= {section, *inner, *(f"{section}.{key}" for key in inner)}
-    return names

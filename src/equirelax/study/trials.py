@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.study.spec import Grid, Study, merged
+
+NOT_SWEPT = ("benchmark", "model", "method", "seed")
+"""Keys of a run's settings that say which run it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +70,28 @@ def left_out(grid: Grid) -> list[str]:
 
 def full_keys(config: RunConfig, key: str) -> list[str]:
     """The settings of a run, dotted, that `key` may stand for: itself, or those of sections that end with it."""
-    known = [
+    return [name for name in _names_of(config) if name == key or name.endswith(f".{key}")]
+
+
+def check_known(keys: Iterable[str], configs: Sequence[RunConfig], where: str) -> None:
+    """Every key must be a setting of some run of `configs`.
+
+    Raises:
+        ConfigError: one is not, with a suggestion; it begins with `where`.
+    """
+    dotted = {name for config in configs for name in _names_of(config)}
+    known = sorted({*dotted, *(name.rpartition(".")[2] for name in dotted)} - {*NOT_SWEPT})
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{where}: no method here has the setting '{key}'.{did_you_mean(key, known)}")
+
+
+def _names_of(config: RunConfig) -> list[str]:
+    return [
         f"{section}.{inner}" if isinstance(value, dict) else section
         for section, value in config.to_dict().items()
         for inner in (value if isinstance(value, dict) else (section,))
     ]
-    return [name for name in known if name == key or name.endswith(f".{key}")]
 
 
 def _of_grid(study: Study, grid: Grid) -> list[Trial]:
@@ -88,7 +107,8 @@ def _of_grid(study: Study, grid: Grid) -> list[Trial]:
             raise ConfigError(
                 "none of its models has anything to relax: choose a method that needs no residuals."
             )
-        _check_swept(grid, [config for _, config in kinds])
+        keys = (key.strip() for text in grid.sweep for key in text.split("+"))
+        check_known(keys, [config for _, config in kinds], "'sweep'")
         return [
             Trial(
                 grid.name,
@@ -133,7 +153,7 @@ def _kinds(grid: Grid, model: str, method: str) -> list[tuple[str, RunConfig]]:
     values: Mapping[str, Any] = grid.settings
     values = merged(values, grid.per_model.get(model, {}))
     values = merged(values, grid.per_method.get(method, {}))
-    for key in ("benchmark", "model", "method", "seed"):
+    for key in NOT_SWEPT:
         if key in values:
             raise ConfigError(
                 f"'settings' holds '{key}': that is a key of the grid, '{key}s' or 'benchmark'."
@@ -169,18 +189,3 @@ def _axis(config: RunConfig, text: str, values: Sequence[Any]) -> list[tuple[str
         word = re.sub(r"[^\w.+-]", "_", str(each[0]))
         axis.append((f"-{keys[0].rpartition('.')[2]}{word}", change))
     return axis
-
-
-def _check_swept(grid: Grid, configs: Sequence[RunConfig]) -> None:
-    """Every swept setting must be one of some method's."""
-    known: set[str] = set()
-    for config in configs:
-        for section, value in config.to_dict().items():
-            inside = isinstance(value, dict)
-            known |= {*value, *(f"{section}.{key}" for key in value)} if inside else {section}
-    for text in grid.sweep:
-        for key in (key.strip() for key in text.split("+")):
-            if key not in known or key in ("seed", "benchmark", "model", "method"):
-                raise ConfigError(
-                    f"'sweep': no method here has the setting '{key}'.{did_you_mean(key, sorted(known))}"
-                )
