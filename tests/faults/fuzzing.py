@@ -323,6 +323,8 @@ def spoil_words(draw: random.Random, words: Sequence[str]) -> Fuzzed:
 
 
 def _called(word: str) -> str:
-    """How an error may call a word: a flag by its last part, another word by its beginning."""
+    """How an error may call a word: a flag by its last part, another word by its beginning, in quotes if it is blank."""
+    if not word.strip():
+        return f"'{word.strip(chr(10))}'"
     flag = word.removeprefix("--").partition("=")[0].rpartition(".")[2] if word.startswith("--") else ""
-    return flag.replace("-", "_") or word[:20].strip()
+    return flag.replace("-", "_") or word.partition("=")[0][:20].strip()

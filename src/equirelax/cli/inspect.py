@@ -86,7 +86,7 @@ def run_project(words: Sequence[str]) -> int:
     out = Path(parsed.out)
     if out.suffix != ".safetensors":
         raise ConfigError(
-            f"{out} should end in .safetensors: a file of tensors, readable by everyone and without code."
+            f"--out is '{out}'; it should end in .safetensors: a file of tensors, readable by everyone and without code."
         )
     assembly = load_run(Path(parsed.checkpoint))
     if assembly.relaxation is None:

@@ -67,7 +67,7 @@ def flags(options: ArgumentParser) -> list[str]:
 def explain(message: str, known: list[str]) -> str:
     """A parser's message in one line, with a suggestion for an unknown flag."""
     message = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: (.*)", message):
+    if match := re.match(r"unrecognized arguments: ?(.*)", message):
         unknown = [word.split("=")[0] for word in match.group(1).split() if word.startswith("-")]
         if unknown:
             return f"Unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}"
