@@ -165,6 +165,10 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ),
         ({"sweep": {"epochs+dataset.train": [[3, [48]]]}}, "expected numbers"),
         ({"sweep": {"epochs": [{"a": 1}]}}, "'sweep.epochs' holds .*expected numbers"),
+        (
+            {"methods": ["strict", "strict-muon"], "settings": {"optimizer": "adam"}},
+            "'optimizer' is 'adam', but strict-muon",
+        ),
         ({"grids": {"a": {"seed": 3}}}, "'grids.a.seed'.*'grids.a?.?seeds'|'seeds'"),
         ({"grids": {"a/b": {}}}, "'a/b'"),
         ({"grids": {"a": None}}, "no grid"),

@@ -72,6 +72,16 @@ def _optimised(training: Training, optimizer: str) -> Training:
     return replace(changed, learning_rate=ADAM_RATE, final_learning_rate=last, momentum=0.0)
 
 
+def check_optimizer(config: RunConfig) -> None:
+    """Raise `ConfigError` where a method that is an optimiser's (strict-muon) is to train with another one."""
+    own = choice(config.method).optimizer
+    if own not in (None, config.training.optimizer):
+        raise ConfigError(
+            f"'optimizer' is '{config.training.optimizer}', but {config.method} is strict training with '{own}': leave the "
+            f"key out, or take method strict; in a study's file, per_method: {{{config.method}: {{optimizer: {own}}}}}."
+        )
+
+
 def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The configuration that `RunConfig.to_dict` gave.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equirelax.benchmarks.registry import defaults, task_class
+from equirelax.benchmarks.registry import check_optimizer, defaults, task_class
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import choice, needs_residuals
 from equirelax.benchmarks.task import NO_PLACEMENT
@@ -167,6 +167,7 @@ def _kinds(grid: Grid, model: str, method: str) -> list[tuple[str, RunConfig]]:
         for _, change in point:
             changes = merged(changes, change)
         found.append((first + "".join(name for name, _ in point), config.updated(changes)))
+        check_optimizer(found[-1][1])
     return found
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from equirelax.benchmarks.registry import build_task
+from equirelax.benchmarks.registry import build_task, check_optimizer
 from equirelax.benchmarks.settings import RunConfig, Training
-from equirelax.benchmarks.strengths import build_method, build_wrapper, choice, is_strict, is_wrapper
+from equirelax.benchmarks.strengths import build_method, build_wrapper, is_strict, is_wrapper
 from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
@@ -63,12 +63,7 @@ def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int =
 
 
 def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Assembly:
-    own = choice(config.method).optimizer
-    if own not in (None, config.training.optimizer):
-        raise ConfigError(
-            f"'optimizer' is '{config.training.optimizer}', but {config.method} is strict training with '{own}': leave the "
-            f"key out, or take method strict; in a study's file, per_method: {{{config.method}: {{optimizer: {own}}}}}."
-        )
+    check_optimizer(config)
     torch.manual_seed(config.seed)
     task = build_task(config, root)
     model = task.build_model()
