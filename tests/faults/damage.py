@@ -76,7 +76,7 @@ def flipped_at_random(content: bytes, times: int, seed: int, directory: int = 40
 def cut(content: bytes, times: int, seed: int) -> Iterator[bytes]:
     """The beginning of the content: nothing, a byte, all but a byte, and lengths at random."""
     rng = random.Random(seed)
-    for length in (0, 1, len(content) - 1, *(rng.randrange(len(content)) for _ in range(times))):
+    for length in sorted({0, 1, len(content) - 1, *(rng.randrange(len(content)) for _ in range(times))}):
         yield content[:length]
 
 
