@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
+from forked_runs import Forks, forks
 from real_runs import end_started
 
 
@@ -29,3 +30,10 @@ def _nothing_goes_on() -> Iterator[None]:
     """No process that a test started outlives it."""
     yield
     end_started()
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forks]:
+    """Command lines in processes of their own that need not import anything first."""
+    with forks() as found:
+        yield found

@@ -26,18 +26,18 @@ FLAGS = [
     *("--network.layers", "1", "--network.hidden", "8", "--progress", "false"),
 ]
 STUDY = """
-title: Two
+title: Three
 benchmark: nbody
 methods: [ace]
-seeds: 2
+seeds: 3
 settings:
-  epochs: 8
+  epochs: 6
   batch_size: 1
   checkpoint_every: 1
   dataset: {train: 48, val: 24, test: 24}
   network: {layers: 1, hidden: 8}
 """
-"""A study of two runs of 8 epochs."""
+"""A study of three runs of 6 epochs."""
 CLOCKS = {"seconds", "milliseconds", "commit"}
 """What differs between two equal runs; commits too, for work may go on in the repository meanwhile."""
 
@@ -56,11 +56,6 @@ def start(arguments: Iterable[str], **options: Any) -> subprocess.Popen[str]:
     given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, **options}
     _started.append(subprocess.Popen([*CLI, *arguments], **given))
     return _started[-1]
-
-
-def finish(arguments: Iterable[str]) -> subprocess.CompletedProcess[str]:
-    """Wait for `equirelax ARGUMENTS`."""
-    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def end_started() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
-from forked_runs import Forks, forks
+from forked_runs import Forks
 from real_runs import PATIENCE, STUDY, differences, leftovers, words
 
 from equirelax.cli import main
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.timeout(3 * PATIENCE)
 LIMIT, FULL, FORBIDDEN = "limit on file sizes", "full disk", "read-only folder"
 EPOCHS = 6
 Disk = Callable[[int], Path]
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Forks]:
-    with forks() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +142,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
 def test_a_full_disk_during_a_study(
     room: int, forked: Forks, tiny_root: Path, tmp_path: Path, disk: Disk, ledger: Ledger
 ) -> None:
-    place = disk(1_500_000)
+    place = disk(2_000_000)
     path = tmp_path / "study.yaml"
     path.write_text(STUDY)
     filler = fill(place, but=room)
@@ -161,7 +155,7 @@ def test_a_full_disk_during_a_study(
         "--out",
         str(place / "out"),
         "--jobs",
-        "1",
+        "2",
     ]
     code, log = forked.run(command)
     good = code in (1, 2) and "Traceback" not in log and str(place) in log
@@ -172,7 +166,7 @@ def test_a_full_disk_during_a_study(
     assert good, log
     assert again == 0, more
     assert leftovers(place / "out") == []
-    assert len(list((place / "out").glob("*/result.json"))) == 2
+    assert len(list((place / "out").glob("*/result.json"))) == 3
 
 
 def test_tables_pages_and_data_on_a_full_disk(

@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fault_ledger import Ledger
-from forked_runs import Forks, forks
-from real_runs import EPOCHS, PATIENCE, differences, epochs_done, finish, leftovers, start, wait_until, words
+from forked_runs import Forks
+from real_runs import EPOCHS, PATIENCE, differences, epochs_done, leftovers, start, wait_until, words
 
 from equirelax.cli import main
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT
@@ -58,22 +57,21 @@ def kill(
     "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 2 else []) for n in range(len(MOMENTS))]
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    number: int, straight: tuple[Path, dict[str, float]], tiny_root: Path, tmp_path: Path, ledger: Ledger
+    number: int,
+    forked: Forks,
+    straight: tuple[Path, dict[str, float]],
+    tiny_root: Path,
+    tmp_path: Path,
+    ledger: Ledger,
 ) -> None:
     whole, seconds = straight
     out = tmp_path / "run"
     kill(start(words(tiny_root, out)), out, MOMENTS[number], seconds, random.Random(number))
-    resumed = finish(words(tiny_root, out, "--resume"))
-    changed = differences(whole, out) if resumed.returncode == 0 else [resumed.stderr]
+    code, log = forked.run(words(tiny_root, out, "--resume"))
+    changed = differences(whole, out) if code == 0 else [log]
     ledger.note(KILL, survived=not changed and not leftovers(out))
     assert changed == []
     assert leftovers(out) == []
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Forks]:
-    with forks() as found:
-        yield found
 
 
 WRITES = [
@@ -166,7 +164,7 @@ def test_making_data_killed_inside_a_write(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_making_data_killed_at_a_random_moment(
-    number: int, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
+    number: int, forked: Forks, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
 ) -> None:
     folder = tmp_path / "nbody" / "charged-component-seed0"
     process = start(making(tmp_path, 20))
@@ -174,7 +172,7 @@ def test_making_data_killed_at_a_random_moment(
     time.sleep(random.Random(number).uniform(0, 0.5))
     process.kill()
     process.communicate()
-    again = finish(making(tmp_path, 20))
-    ledger.note(MAKE, survived=again.returncode == 0 and made(tmp_path) == made(roots[1]))
-    assert again.returncode == 0, again.stderr
+    code, log = forked.run(making(tmp_path, 20))
+    ledger.note(MAKE, survived=code == 0 and made(tmp_path) == made(roots[1]))
+    assert code == 0, log
     assert made(tmp_path) == made(roots[1])
