@@ -52,8 +52,8 @@ class Training:
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
         momentum: Momentum of sgd.
         muon_momentum: Momentum of muon.
-        muon_rms: Root mean square of the entries of muon's steps over the learning rate; 1 lets adam's learning rates carry
-            over here, 0.2 is what language models are trained with.
+        muon_rms: Root mean square of the entries of muon's steps over the learning rate; 1 is that of adam's first step, 0.2
+            what language models are trained with.
         schedule: Course of the learning rate over epochs: constant, step (times `step_factor` every
             `step_epochs`), or cosine (down to `final_learning_rate` at the end).
         warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
