@@ -38,7 +38,7 @@ class Penalty:
         finite_difference: approximate Jacobian-vector products of residuals that are not linear.
 
     Attributes:
-        terms: key -> {"lie", "norm"}: the sums (over local rows) of the last call, detached.
+        terms: key -> {"lie", "norm"}: the sums (over the rows of all ranks) of the last call, detached.
 
     Raises:
         PenaltyError: at construction for an unknown scaling or weights below 0;
@@ -91,25 +91,32 @@ class Penalty:
             )
         device = self.relaxation[next(iter(kept))].gamma.device
         with torch.autocast(device_type=device.type, enabled=False):
-            lie, norm, count = _over_ranks(self._sums(kept)).unbind()
+            lie, norm, count = self._sums(kept)
             if self.scaling == "mean":
                 lie, norm = lie / count, norm / count
             return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
 
-    def _sums(self, kept: dict[str, list[Columns]]) -> Tensor:
-        """(Lie sum, norm sum, rows) over all residuals; notes each one's terms."""
+    def _sums(self, kept: dict[str, list[Columns]]) -> tuple[Tensor, Tensor, Tensor]:
+        """(Lie sum, norm sum, rows) over all residuals and ranks; notes each one's terms."""
         batch = TermBatch(self.rows, self.generator, self.finite_difference)
         for key, inputs in kept.items():
             batch.add(key, self.relaxation[key], inputs)
-        lie, norm = batch.terms()
-        for i, key in enumerate(batch.keys):
-            self.terms[key] = {"lie": lie[i].detach(), "norm": norm[i].detach()}
-        count = torch.full_like(lie[0], batch.count)
+        keys, terms = batch.keys, torch.stack(batch.terms())  # (2, residuals)
+        count = torch.full_like(terms[0, 0], batch.count)
         if _ranks() > 1:
             # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
-            share = torch.tensor([1.0 if inputs else 1 / _ranks() for inputs in kept.values()]).to(lie)
-            lie, norm, count = share * lie, share * norm, count - len(share) + share.sum()
-        return torch.stack([lie.sum(), norm.sum(), count])
+            share = torch.tensor([1.0 if inputs else 1 / _ranks() for inputs in kept.values()]).to(terms)
+            count = count - len(share) + share.sum()
+            # a residual that read nothing here may have read something elsewhere: ranks exchange those of all
+            every = list(self.relaxation.residuals)
+            places = torch.tensor([every.index(key) for key in keys], device=terms.device)
+            terms = terms.new_zeros(2, len(every)).index_copy(1, places, share * terms)
+            total = _over_ranks(torch.cat([terms.flatten(), count[None]]))
+            keys, terms, count = every, total[:-1].view(2, -1), total[-1]
+        for key, lie, norm in zip(keys, *terms.detach(), strict=True):
+            self.terms[key] = {"lie": lie, "norm": norm}
+        lie, norm = terms.sum(1)
+        return lie, norm, count
 
     def forget(self) -> None:
         """Drop inputs that were kept and will not be used."""
