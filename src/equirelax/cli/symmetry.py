@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from equirelax.audit.bounds import NetworkBounds, network_bounds
 from equirelax.audit.breaking import Breaking, breaking
@@ -15,7 +14,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax.ranges import COUNT, SEED
 from equirelax.training.dynamics import read_metrics
-from equirelax.training.folder import BEST, CONFIG, METRICS, RESULT, read_result
+from equirelax.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result
 
 TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
 
@@ -39,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
     folder = run_folder(Path(parsed.run))
-    result = read_run_result(folder)
+    result = read_run_result(folder / RESULT)
     if not result["gammas"]:
         error = result["equivariance_error"]
         print(
@@ -89,31 +88,6 @@ def run_folder(path: Path) -> Path:
             f"{folder} is not finished (it has no {RESULT}): go on with equirelax train ... --resume."
         )
     return folder
-
-
-def read_run_result(folder: Path) -> dict[str, Any]:
-    """result.json, with all that this command needs of it.
-
-    Raises:
-        ConfigError: it cannot be read, or lacks something.
-    """
-    result = read_result(folder / RESULT)
-    needed = {
-        "benchmark",
-        "model",
-        "method",
-        "seed",
-        "epochs",
-        "selected_epoch",
-        "gammas",
-        "equivariance_error",
-    }
-    missing = sorted(needed - set(result)) if isinstance(result, dict) else sorted(needed)
-    if missing:
-        raise ConfigError(
-            f"{folder / RESULT} is damaged: it lacks {', '.join(missing)}. Train the run again."
-        )
-    return result
 
 
 def measure(

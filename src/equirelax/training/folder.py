@@ -18,7 +18,7 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 NEEDED = (
     *("benchmark", "model", "method", "seed", "metric", "val", "test", "equivariance_error", "parameters", "epochs"),
-    *("gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
+    *("selected_epoch", "gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
 )  # fmt: skip
 """What every result.json holds."""
 KINDS = ("relaxed", "projected", "folded")
