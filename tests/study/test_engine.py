@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,7 +125,9 @@ def test_cores_are_shared_among_runs_and_their_processes(
     assert threads_each(9, devices=3) == 1
 
 
-def test_gpus_are_shared_in_turns(study_file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_sees_the_gpus_that_the_fewest_are_on(
+    study_file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "cores", lambda: 16)
     monkeypatch.setattr(engine_module.torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv(engine_module.GPUS, raising=False)
@@ -132,15 +135,31 @@ def test_gpus_are_shared_in_turns(study_file: File, monkeypatch: pytest.MonkeyPa
     assert fair_jobs(study, None, 100) == 2
     assert threads_each(2, devices=2, gpu=True) == 4
     started: list[Any] = []
-    monkeypatch.setattr(Job, "start", lambda job, data: started.append(job.environment))
+    codes: list[int | None] = []
+
+    def start(job: Job, data: str | None) -> SimpleNamespace:
+        number = len(started)
+        started.append(job.environment)
+        codes.append(None)
+        return SimpleNamespace(poll=lambda: codes[number])
+
+    monkeypatch.setattr(Job, "start", start)
     engine, trial = LocalEngine(), trials(study)[0]
     for machine in (Machine(accelerator="gpu", devices=2), Machine()):
         for _ in range(3):
             engine.start(Job(trial.config, Path(), machine), None)
     assert [each.get(engine_module.GPUS) for each in started] == ["0,1", "2,3", "0,1", None, None, None]
-    monkeypatch.setenv(engine_module.GPUS, "5,7")
+    codes[0], codes[2] = 0, 1  # the first two GPUs are free again, though the last start was on them
+    engine.start(Job(trial.config, Path(), Machine(accelerator="gpu", devices=2)), None)
+    assert started[-1] == {engine_module.GPUS: "0,1"}
     engine.start(Job(trial.config, Path(), Machine(accelerator="gpu")), None)
-    assert started[-1] == {engine_module.GPUS: "7"}
+    codes[1] = 0
+    engine.start(Job(trial.config, Path(), Machine(accelerator="gpu", devices=2)), None)
+    assert started[-1] == {engine_module.GPUS: "2,3"}
+    monkeypatch.setenv(engine_module.GPUS, "5,7")
+    for name in ("5", "7"):
+        engine.start(Job(trial.config, Path(), Machine(accelerator="gpu")), None)
+        assert started[-1] == {engine_module.GPUS: name}
     monkeypatch.setattr(engine_module.torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="'devices: 2' needs 2 GPUs; this machine has 1"):
         fair_jobs(study, None, 100)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -75,7 +76,7 @@ class Engine(Protocol):
 
 @dataclass(eq=False)
 class Process:
-    """A run as a process of this machine. `free` is called when it has ended."""
+    """A run as a process of this machine."""
 
     process: subprocess.Popen[bytes]
     where: str | None = ""
@@ -106,10 +107,10 @@ class Process:
 
 @dataclass(eq=False)
 class LocalEngine:
-    """Runs are processes of this machine. Those on GPUs take turns in which GPUs they see."""
+    """Runs are processes of this machine. Those on GPUs see the GPUs that the fewest of the others are on."""
 
     place: str = "here"
-    _started: int = field(default=0)
+    _on_gpus: list[tuple[Process, list[str]]] = field(default_factory=list)
 
     def prepare(self, out: Path) -> None:
         """Nothing is to be checked: the folder is held by this very process."""
@@ -128,12 +129,17 @@ class LocalEngine:
 
     def start(self, job: Job, data: str | None) -> Process:
         """See `Engine`."""
-        if job.machine.accelerator == "gpu":
-            job = replace(job, environment={GPUS: self._next_gpus(job.machine.devices)})
-        return Process(job.start(data))
+        if job.machine.accelerator != "gpu":
+            return Process(job.start(data))
+        names = self._free_gpus(job.machine.devices)
+        started = Process(replace(job, environment={GPUS: ",".join(names)}).start(data))
+        self._on_gpus.append((started, names))
+        return started
 
-    def _next_gpus(self, devices: int) -> str:
+    def _free_gpus(self, devices: int) -> list[str]:
+        """So many GPUs, those first that the fewest living runs are on."""
+        self._on_gpus = [(run, names) for run, names in self._on_gpus if run.process.poll() is None]
+        busy = Counter(name for _, names in self._on_gpus for name in names)
         visible = os.environ.get(GPUS, "")
         names = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
-        first, self._started = self._started * devices, self._started + 1
-        return ",".join(names[(first + n) % len(names)] for n in range(devices))
+        return sorted(names, key=lambda name: busy[name])[:devices]
