@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_the_layer_and_the_step_are_named(
     assert all(bool(torch.isfinite(t).all()) for t in stored.weights.values() if t.is_floating_point())
     assert finite_weights(load_run(tmp_path / BEST, tiny_root).model)
     assert len(read_table(tmp_path / METRICS)) == 2
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+def test_steps_are_counted_and_not_the_parts_of_their_batches(
+    every_step: bool, tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equirelax.training.divergence._every_step", lambda *_: every_step)
+    plant(monkeypatch, "value", start=2 * 2)  # calls in both parts of the first two steps
+    with pytest.raises(NonFiniteError, match="step 3 of epoch 1"):
+        train(tiny_config("strict", "egnn"), tmp_path, tiny_root, machine=replace(QUIET, accumulate=2))
 
 
 def test_what_was_best_is_written_where_no_checkpoint_was_due(

@@ -83,7 +83,7 @@ class Divergence(Callback):
         for name, value in means.items():
             if not math.isfinite(value):
                 bad = [k for k, each in enumerate(losses) if not math.isfinite(float(each))]
-                first = f"step {bad[0] + 1} of " if bad else ""
+                first = f"step {bad[0] // trainer.accumulate_grad_batches + 1} of " if bad else ""
                 raise NonFiniteError(f"The training {name.rpartition('/')[2]} is {value} in {first}{epoch}.")
         if not finite_weights(self.assembly.model):
             raise NonFiniteError(f"A weight is not finite at the end of {epoch}.")
@@ -147,8 +147,8 @@ class Divergence(Callback):
         )
 
     def _step(self, trainer: Trainer) -> str:
-        index = 0 if self._batch is None else self._batch[1]
-        return f"step {index + 1} of epoch {trainer.current_epoch + 1}"
+        part = 0 if self._batch is None else self._batch[1]
+        return f"step {part // trainer.accumulate_grad_batches + 1} of epoch {trainer.current_epoch + 1}"
 
 
 def finite_weights(model: nn.Module) -> bool:
