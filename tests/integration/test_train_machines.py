@@ -42,7 +42,7 @@ def trained(config: RunConfig, folder: Path, root: Path, **machine: Any) -> Path
     words += ["--out", str(folder), "--data", str(root)]
     words += [f"--{name}={str(value).lower()}" for name, value in asdict(where).items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=850, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -136,6 +136,7 @@ DEVICES = [
 
 
 @pytest.mark.ddp
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("method", "batch_size"), DEVICES)
 def test_two_processes(
     method: str, batch_size: int, tiny_root: Path, tiny_config: Config, tmp_path: Path
@@ -149,6 +150,7 @@ def test_two_processes(
 
 @pytest.mark.slow
 @pytest.mark.ddp
+@pytest.mark.timeout(900)
 def test_two_processes_with_batches_in_parts(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config("scheduled", **SHORT)
     one = trained(config, tmp_path / "one", tiny_root)
