@@ -13,8 +13,8 @@ import equirelax
 
 SOURCE = Path(equirelax.__file__).parent
 ROOMS = [
-    "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models", "data", "benchmarks",
-    "training", "study", "report", "cli",
+    "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models",
+    "data", "benchmarks", "training", "study", "report", "cli",
 ]  # fmt: skip
 CORE = {"errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit"}
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
