@@ -16,7 +16,7 @@ from typing import Any
 
 HOST = "127.0.0.2"
 """Ray takes 127.0.0.1 for a word for the machine's outer address; this it leaves as it is."""
-PATIENCE = 300.0
+PATIENCE, TRIES = 120.0, 5
 STORE = 80 * 2**20
 CONFIG = {
     "health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000,
@@ -27,15 +27,15 @@ CONFIG = {
 
 @dataclass
 class Nodes:
-    """The cluster's address, and its nodes but the head by name; the head is called a."""
+    """The cluster's address, and its nodes by name; the first is the head."""
 
     address: str
     cluster: Any
-    others: dict[str, Any]
+    made: dict[str, Any]
 
     def lose(self, name: str) -> None:
         """Kill what runs on a node as a machine does that loses its power: nothing can say farewell."""
-        self.cluster.remove_node(self.others.pop(name), allow_graceful=False)
+        self.cluster.remove_node(self.made.pop(name), allow_graceful=False)
 
     @contextlib.contextmanager
     def without(self, name: str, folder: Path) -> Iterator[None]:
@@ -70,20 +70,32 @@ def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
-    common = {"num_cpus": cores, "object_store_memory": STORE, "node_ip_address": HOST}
     cluster = Cluster()
+    head = {"temp_dir": temporary, "include_dashboard": False, "_system_config": CONFIG}
     try:
-        cluster.add_node(
-            wait=False,
-            node_name=names[0],
-            include_dashboard=False,
-            temp_dir=temporary,
-            _system_config=CONFIG,
-            **common,
-        )
-        others = {name: cluster.add_node(wait=False, node_name=name, **common) for name in names[1:]}
-        cluster.wait_for_nodes(timeout=PATIENCE)
-        yield Nodes(cluster.address, cluster, others)
+        made = {name: _add(cluster, name, cores, {} if index else head) for index, name in enumerate(names)}
+        yield Nodes(cluster.address, cluster, made)
     finally:
         cluster.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _add(cluster: Any, name: str, cores: int, options: dict[str, Any]) -> Any:
+    """Add a node. Ray gives one 30 seconds to start, which a busy machine may need longer for: then once more."""
+    for _ in range(TRIES):
+        try:
+            node = cluster.add_node(
+                wait=False,
+                node_name=name,
+                num_cpus=cores,
+                object_store_memory=STORE,
+                node_ip_address=HOST,
+                **options,
+            )
+            cluster.wait_for_nodes(timeout=PATIENCE)
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+        else:
+            return node
+    raise TimeoutError(f"Ray's node {name} did not start.")

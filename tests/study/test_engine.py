@@ -22,8 +22,8 @@ from equirelax.study.run import Runner, fair_jobs, threads_each
 from equirelax.study.spec import read_study
 from equirelax.study.state import states
 from equirelax.study.trials import trials
+from equirelax.training import leash
 from equirelax.training.jobs import Job
-from equirelax.training.leash import PARENT
 from equirelax.training.machine import Machine
 
 File = Callable[..., Path]
@@ -196,17 +196,16 @@ def test_mistakes_in_them_are_named(changes: dict[str, Any], message: str, study
 
 
 FOLLOWER = """
-import subprocess, sys, time
-from equirelax.training.leash import follow_parent
-follow_parent()
+import runpy, subprocess, sys, time
+runpy.run_path(sys.argv[1])["follow_parent"]()
 child = subprocess.Popen(["sleep", "60"])
 print(child.pid, flush=True)
 time.sleep(60)
 """
 STARTER = """
-import os, subprocess, sys, time
-from equirelax.training.leash import leash
-words = [sys.executable, "-c", sys.argv[1]]
+import os, runpy, subprocess, sys, time
+leash = runpy.run_path(sys.argv[3])["leash"]
+words = [sys.executable, "-c", sys.argv[1], sys.argv[3]]
 process = subprocess.Popen(words, env={**os.environ, **(leash() if sys.argv[2] == "leashed" else {})}, start_new_session=True)
 print(process.pid, flush=True)
 time.sleep(60)
@@ -215,7 +214,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("how", ["leashed", "free"])
 def test_a_leashed_run_ends_with_its_starter(how: str) -> None:
-    words = [sys.executable, "-c", STARTER, FOLLOWER, how]
+    words = [sys.executable, "-c", STARTER, FOLLOWER, how, leash.__file__]  # alone: the package takes seconds
     starter = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert starter.stdout is not None
     pids = [int(starter.stdout.readline()) for _ in range(2)]  # the run's, then that of what it started
@@ -237,15 +236,13 @@ def test_a_leash_binds_the_first_process_of_a_run_alone(monkeypatch: pytest.Monk
     """This process is none's child that leads a group: watching it would end the tests."""
     started: list[object] = []
     monkeypatch.setattr("equirelax.training.leash.threading.Thread", lambda **_: started.append(1))
-    from equirelax.training.leash import follow_parent
-
     monkeypatch.setattr("equirelax.training.leash.os.getpgrp", os.getpid)
     for value in ("", "no number"):
-        monkeypatch.setenv(PARENT, value)
-        follow_parent()
-    monkeypatch.setenv(PARENT, str(os.getppid()))
+        monkeypatch.setenv(leash.PARENT, value)
+        leash.follow_parent()
+    monkeypatch.setenv(leash.PARENT, str(os.getppid()))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    follow_parent()
+    leash.follow_parent()
     assert not started
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,16 @@ def look(out: Path, token: str, version: str, patience: float = SECONDS_TO_SEE) 
         time.sleep(0.2)
 
 
+@contextlib.contextmanager
+def unblocked(*signals: signal.Signals) -> Iterator[None]:
+    """Within it, processes are started that hear these signals. Ray blocks some in its workers, and children inherit that."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Attempt:
     """One try of a run, on the node that Ray found for it: an actor, which lives as long as the try."""
 
@@ -71,7 +82,8 @@ class Attempt:
             return
         try:
             # it ends with this actor: a run whose study, or node, is lost must not hold its folder any longer
-            self.process = Process(replace(job, environment=leash()).start(data))
+            with unblocked(signal.SIGINT, signal.SIGTERM):
+                self.process = Process(replace(job, environment=leash()).start(data))
         except OSError as error:
             self.problem = f"could not start it: {error}"
 
@@ -250,18 +262,22 @@ def connected(address: str) -> Iterator[RayEngine]:
         raise ConfigError(
             f"--ray needs the package '{error.name}': pip install 'equirelax[ray]', on every machine of the cluster."
         ) from error
+    before = signal.getsignal(signal.SIGTERM)
     try:
         _reach(ray, address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        yield RayEngine(ray, address)
     except (OSError, RuntimeError, ValueError) as error:
+        if ray.is_initialized():
+            raise
         raise ConfigError(
             f"--ray {address}: {_first_line(error).rstrip('.')}. Start Ray with `ray start --head`, on other machines with "
             "`ray start --address HOST:PORT`, and name that address, or auto on a machine of the cluster."
         ) from error
-    try:
-        yield RayEngine(ray, address)
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray leaves a handler of its own
 
 
 def _reach(ray: Any, address: str) -> None:

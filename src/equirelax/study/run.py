@@ -118,12 +118,19 @@ class Runner:
             state.status, state.reason = "failed", f"it could not be started: {error}"
             return
         self._running.append(_Try(state, handle, position))
+        self._place(self._running[-1])
+
+    def _place(self, each: _Try) -> None:
+        """Note that a try has got a machine, and the clock of its timeout runs."""
+        where = each.handle.where
+        if where is not None and each.since is None:
+            each.since, each.state.status, each.state.where = time.monotonic(), "running", where
+            write_journal(self.out, self.study, self.states)
 
     def _watch(self, each: _Try) -> Ending | None:
         """How a try ended; while it runs, pass on what is asked of it, and end it when its time is over."""
-        ending, where = each.handle.poll(), each.handle.where
-        if where is not None and each.since is None:
-            each.since, each.state.status, each.state.where = time.monotonic(), "running", where
+        ending = each.handle.poll()
+        self._place(each)
         if ending is not None:
             return ending
         for _ in range(self.interrupts.count - each.asked):
