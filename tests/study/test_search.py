@@ -312,6 +312,15 @@ def test_another_search_is_not_gone_on_with(search_file: Write, tmp_path: Path) 
             searcher(read_search(search_file(**change)), tmp_path / "out", Stubs()).run()
 
 
+def test_more_trials_are_the_same_search(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    for count in (3, 6):
+        content = {key: value for key, value in FILE.items() if key != "startup"}
+        file.write_text(yaml.safe_dump({**content, "trials": count}))
+        assert searcher(read_search(file), tmp_path / "out", Stubs()).run() == 0
+        assert len(found(tmp_path / "out")["trials"]) == count
+
+
 def test_a_damaged_memory_is_named(search_file: Write, tmp_path: Path) -> None:
     search = read_search(search_file(trials=2))
     searcher(search, tmp_path, Stubs()).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def main(words: Sequence[str]) -> int:
     from equirelax.study.search import FOUND, Searcher  # Optuna, which help can do without
 
     if given.trials is not None:
-        search = type(search)(**{**vars(search), "trials": given.trials})
+        search = dataclasses.replace(search, trials=given.trials)
     out = (
         Path(given.out) if given.out else Path("runs") / "searches" / (search.name + "-small" * search.small)
     )

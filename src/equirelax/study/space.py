@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.ranges import COUNT, COUNT_OR_NONE, JOBS, SEED, shown
-from equirelax.study.spec import _changes, _count, _known, _mapping, _numbers, _one_of, _text, merged
-from equirelax.study.trials import full_keys
+from equirelax.study.spec import _changes, _count, _known, _mapping, _numbers, _one_of, _text, merged, nested
+from equirelax.study.trials import NOT_SWEPT, full_keys
 
 KEYS = (
     "title", "benchmark", "model", "method", "settings", "search", "trials", "seed", "run_seed", "pruner", "startup",
@@ -22,6 +22,8 @@ KEYS = (
 )  # fmt: skip
 KINDS = ("log", "linear", "integer", "choice")
 PRUNERS = ("median", "none")
+STARTUP = 5
+"""Unless the file says it; whatever the number of trials is, which may be raised later."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Search:
         found: dict[str, Any] = {}
         for axis in self.axes:
             for name in axis.names:
-                found = merged(found, _at(name, values[axis.key]))
+                found = merged(found, nested(name, values[axis.key]))
         return found
 
     def run(self, values: Mapping[str, Any]) -> RunConfig:
@@ -125,17 +127,16 @@ def _search(
         raise ConfigError("'search' holds no setting.")
     _check_apart(axes)
     epochs = config.training.epochs
-    trials = _count(values.get("trials", 20), "trials", COUNT)
     search = Search(
         name=name,
         title=_text(values, "title", name),
         config=config,
         settings=settings,
         axes=axes,
-        trials=trials,
+        trials=_count(values.get("trials", 20), "trials", COUNT),
         seed=_count(values.get("seed", 0), "seed", SEED),
         pruner=_one_of(values.get("pruner", "median"), PRUNERS, "pruner"),
-        startup=_count(values.get("startup", min(5, max(1, trials // 3))), "startup", COUNT),
+        startup=_count(values.get("startup", STARTUP), "startup", COUNT),
         warmup=_count(values.get("warmup", epochs // 3), "warmup", COUNT_OR_NONE),
         attempts=_count(values.get("attempts", 2), "attempts", COUNT),
         jobs=None if values.get("jobs") is None else _count(values["jobs"], "jobs", JOBS),
@@ -150,7 +151,7 @@ def _search(
                 search.run({**others, axis.key: value})
             except ConfigError as error:
                 raise ConfigError(f"'search.{axis.key}': {error}") from error
-    return Search(**{**vars(search), "definition": _definition(search)})
+    return replace(search, definition=_definition(search))
 
 
 def _config(values: Mapping[str, Any]) -> tuple[RunConfig, Mapping[str, Any]]:
@@ -162,7 +163,7 @@ def _config(values: Mapping[str, Any]) -> tuple[RunConfig, Mapping[str, Any]]:
             raise ConfigError(f"'{key}' is {shown(found)}; expected a name.")
         names[key] = found
     settings = _mapping(values, "settings", "")
-    for key in ("benchmark", "model", "method", "seed"):
+    for key in NOT_SWEPT:
         if key in settings:
             raise ConfigError(
                 f"'settings' holds '{key}': that is a key of the file, '{'run_seed' if key == 'seed' else key}'."
@@ -178,7 +179,7 @@ def _axis(config: RunConfig, key: str, found: Any) -> Axis:
         full = full_keys(config, part)
         if len(full) > 1:
             raise ConfigError(f"'{where}': '{part}' may be {' or '.join(full)}; write one of them in full.")
-        if not full or full[0] in ("seed", "benchmark", "model", "method"):
+        if not full or full[0] in NOT_SWEPT:
             known = [name for section, value in config.to_dict().items() for name in _inside(section, value)]
             raise ConfigError(
                 f"'{where}': {config.method} has no setting '{part}' to search for.{did_you_mean(part, known)}"
@@ -264,8 +265,3 @@ def figures(value: Any) -> str:
     if value is None:
         return "n/a"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _at(name: str, value: Any) -> dict[str, Any]:
-    section, dot, inner = name.partition(".")
-    return {section: {inner: value}} if dot else {section: value}

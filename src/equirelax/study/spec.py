@@ -118,6 +118,12 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """One setting, by its dotted name, in the layout of config.yaml."""
+    section, dot, inner = name.partition(".")
+    return {section: {inner: value}} if dot else {section: value}
+
+
 def _study(name: str, values: Mapping[str, Any], small: bool = False, changed: tuple[str, ...] = ()) -> Study:
     _known(values, (*STUDY_KEYS, *GRID_KEYS), "")
     shared = {key: values[key] for key in GRID_KEYS if key in values}
@@ -229,7 +235,7 @@ def _count(found: Any, where: str, wanted: Range = JOBS) -> int:
 def _one_of(found: Any, known: tuple[str, ...], where: str) -> str:
     if found not in known:
         raise ConfigError(
-            f"'{where}' is {found!r}; choose one of {', '.join(known)}.{did_you_mean(str(found), known)}"
+            f"'{where}' is {shown(found)}; choose one of {', '.join(known)}.{did_you_mean(str(found), known)}"
         )
     return str(found)
 

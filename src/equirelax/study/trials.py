@@ -15,7 +15,7 @@ from equirelax.benchmarks.strengths import choice, needs_residuals
 from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.study.spec import Grid, Study, merged
+from equirelax.study.spec import Grid, Study, merged, nested
 
 NOT_SWEPT = ("benchmark", "model", "method", "seed")
 """Keys of a run's settings that say which run it is."""
@@ -185,8 +185,7 @@ def _axis(config: RunConfig, text: str, values: Sequence[Any]) -> list[tuple[str
         each = value if isinstance(value, tuple) else (value,) * len(full)
         change: dict[str, Any] = {}
         for (name,), own in zip(full, each, strict=True):
-            section, dot, inner = name.partition(".")
-            change = merged(change, {section: {inner: own}} if dot else {section: own})
+            change = merged(change, nested(name, own))
         word = re.sub(r"[^\w.+-]", "_", str(each[0]))
         axis.append((f"-{keys[0].rpartition('.')[2]}{word}", change))
     return axis
