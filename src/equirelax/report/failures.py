@@ -26,9 +26,7 @@ Shares = dict[str, dict[Any, tuple[int, int]]]
 def poor(results: Sequence[Mapping[str, Any]]) -> list[bool]:
     """For every result whether it is much worse than the best of its network on its data; see `DEFINITION`."""
     values = [result["test"][headline(result["method"])] for result in results]
-    kinds = [
-        (result["model"], [str(settings_of(result, section)) for section in SHARED]) for result in results
-    ]
+    kinds = [(result["model"], _data_and_network(result)) for result in results]
     found = []
     for result, value, kind in zip(results, values, kinds, strict=True):
         alike = [v for v, k in zip(values, kinds, strict=True) if k == kind and math.isfinite(v)]
@@ -42,9 +40,9 @@ def poor(results: Sequence[Mapping[str, Any]]) -> list[bool]:
     return found
 
 
-def settings_of(result: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """The settings of one section of a run, by dotted key, those that its version lacked at their defaults."""
-    return {key: value for key, value in settings(result).items() if key.partition(".")[0] == section}
+def _data_and_network(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Their settings by dotted key, those that the run's version lacked at their defaults."""
+    return {key: value for key, value in settings(result).items() if key.partition(".")[0] in SHARED}
 
 
 def shares(results: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]]) -> Shares:

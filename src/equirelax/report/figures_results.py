@@ -145,7 +145,7 @@ def _spreads(curves: swept.Curves) -> dict[str, dict[float, tuple[float, float]]
 def failed(found: failures.Shares, name: str) -> Figure | None:
     """The share of failed runs against the swept setting `name`; None where no run failed or nothing was swept."""
     swept_shares = {
-        label: {p: 100 * bad / runs for p, (bad, runs) in sorted(counts.items()) if p != failures.ALL}
+        label: {p: 100 * bad / runs for p, (bad, runs) in sorted(counts.items())}
         for label, counts in (
             (k, {p: c for p, c in v.items() if p != failures.ALL}) for k, v in found.items()
         )

@@ -15,8 +15,8 @@ from equirelax.report.rounding import decimals, difference_text, interval_text, 
 from equirelax.report.statistics import paired, spread
 from equirelax.report.strengths import strengths_of, strengths_table
 from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
+from equirelax.training.folder import KINDS
 
-KINDS = ("relaxed", "projected", "folded")
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of what is called exactly equivariant."""
 
