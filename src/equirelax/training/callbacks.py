@@ -154,8 +154,7 @@ class EpochEnd(Callback):
             write_selected(self.folder / BEST, self.assembly.config, self.selected)
 
     def kept(self) -> str:
-        """What is left of a run that cannot go on, in words; best.ckpt is written for it."""
-        self.write_best()
+        """What is left of a run that cannot go on, in words, once `write_best` was called."""
         found = (
             []
             if self.selected is None

@@ -156,6 +156,8 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
         except (NonFiniteError, RuntimeError) as error:
             if last.divergence.where is None:
                 raise
+            if global_rank() == 0:
+                last.write_best()
             raise NonFiniteError(
                 f"{error}{last.divergence.where} {last.kept()} Lower learning_rate, or set gradient_clip, and name "
                 "another folder with --out."
