@@ -50,17 +50,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # extra -> the modules that it brings
 EXTRAS: dict[str, tuple[str, ...]] = {
     "run": (
-        *(
-            "e3nn",
-            "lightning",
-            "tensorboard",
-            "rich",
-            "jsonargparse",
-            "matplotlib",
-            "safetensors",
-            "yaml",
-            "pooch",
-        ),
+        "e3nn",
+        "lightning",
+        "tensorboard",
+        "rich",
+        "jsonargparse",
+        "matplotlib",
+        "safetensors",
+        "yaml",
+        "pooch",
         "h5py",
     ),
     "pyg": ("torch_geometric",),
