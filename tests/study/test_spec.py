@@ -170,6 +170,7 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
             "'optimizer' is 'adam', but strict-muon",
         ),
         ({"grids": {"a": {"seed": 3}}}, "'grids.a.seed'.*'grids.a?.?seeds'|'seeds'"),
+        ({"grids": {"a": {"devices": 2}}}, "'grids.a.devices' holds for the whole study"),
         ({"grids": {"a/b": {}}}, "'a/b'"),
         ({"grids": {"a": None}}, "no grid"),
         ({"grids": []}, "'grids'"),
