@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ COPIES = 4
 """Of every weight in training: itself, its gradient and Adam's two moments."""
 
 
-def machine_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def machine_bytes() -> float:
+    """Physical memory of this machine; infinity where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        return math.inf
 
 
 @contextmanager
@@ -51,7 +55,7 @@ def fitting(config: RunConfig) -> Iterator[None]:
         handle.remove()
 
 
-def _too_large(config: RunConfig, most: int) -> ConfigError:
+def _too_large(config: RunConfig, most: float) -> ConfigError:
     ours = config.to_dict()
     theirs = task_class(config.benchmark).defaults(config.model, config.method).to_dict()
     larger = [
@@ -62,7 +66,8 @@ def _too_large(config: RunConfig, most: int) -> ConfigError:
         and not isinstance(value, bool)
         and value > (theirs[section].get(key) or 0)
     ]
+    size = f"{most / 2**30:.0f} GiB of " if math.isfinite(most) else ""
     return ConfigError(
-        f"Training this network needs more than the {most / 2**30:.0f} GiB of memory that this machine has: make "
+        f"Training this network needs more than the {size}memory that this machine has: make "
         f"{' or '.join(larger) or 'the network'} smaller."
     )
