@@ -67,17 +67,15 @@ def end_started() -> None:
             process.communicate()
 
 
-def wait_until(
-    happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
-) -> bool:
-    """Wait for what `process` brings about; False if it ended before."""
-    deadline = time.monotonic() + seconds
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], pause: float = 0.01) -> bool:
+    """Wait for what `process` brings about, looking every `pause` seconds; False if it ended before."""
+    deadline = time.monotonic() + PATIENCE
     while not happened():
         if process.poll() is not None:
             return False
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing happened in {seconds} s")
-        time.sleep(0.001)
+            raise TimeoutError(f"nothing happened in {PATIENCE} s")
+        time.sleep(pause)
     return True
 
 

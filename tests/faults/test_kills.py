@@ -46,7 +46,7 @@ def kill(
     epoch = {"start": 0, "conclusion": EPOCHS}.get(moment, dice.randrange(1, EPOCHS))
     wait_until(lambda: epochs_done(out) >= epoch, process)
     if moment == "writing":
-        wait_until(lambda: any(out.glob(".*.tmp.ckpt")), process)
+        wait_until(lambda: any(out.glob(".*.tmp.ckpt")), process, pause=0.0005)
     else:
         time.sleep(dice.uniform(0, seconds[moment]))
     process.kill()

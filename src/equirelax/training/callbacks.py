@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from equirelax.audit.lipschitz import residual_norms
 from equirelax.data import Samples
@@ -65,15 +66,15 @@ class EpochEnd(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Put this rank's share of the validation data where the model is, and start the clock."""
-        if self.on_stop is not None:
-            # Lightning has put a handler of its own around ours, which would end the run before the epoch's end.
-            signal.signal(signal.SIGTERM, self.on_stop)
         part = slice(trainer.global_rank, None, trainer.world_size)
         self.part = self.val.subset(part).to(module.device)
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Give torch's random state back, as the last thing before training goes on."""
+        if self.on_stop is not None:
+            # Lightning has put a handler of its own around ours, which would end the run before the epoch's end.
+            signal.signal(signal.SIGTERM, self.on_stop)
         if "rng" in self._restored:
             torch.set_rng_state(self._restored["rng"])
             if module.device.type == "cuda" and "cuda_rng" in self._restored:
@@ -228,7 +229,7 @@ def graceful_interrupt(callback: EpochEnd) -> Iterator[None]:
     callback.on_stop = ask
     try:
         yield
-    except _AtOnce:
+    except (_AtOnce, SIGTERMException):  # Lightning's: of a signal that came before ours was put back
         raise KeyboardInterrupt from None
     finally:
         callback.on_stop = None
