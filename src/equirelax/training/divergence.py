@@ -15,7 +15,7 @@ from equirelax.errors import EquirelaxError, NonFiniteError
 from equirelax.training.assembly import Assembly
 
 EXPLODED = 1e6
-"""A mean loss of an epoch above so many times the first epoch's ends a run as infinity does."""
+"""A mean loss of an epoch above so many times the loss at the start ends a run as infinity does."""
 
 
 class Divergence(Callback):
@@ -42,7 +42,7 @@ class Divergence(Callback):
         self._exploded = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The first epoch's mean loss."""
+        """The loss at the start."""
         return {"reference": self._reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -59,8 +59,11 @@ class Divergence(Callback):
         """Look at the loss, or, where that would wait for the device, put it aside."""
         if not _every_step(trainer, module):
             self._losses.append(loss.detach())
-        elif not math.isfinite(value := float(loss.detach())):
+            return
+        if not math.isfinite(value := float(loss.detach())):
             raise NonFiniteError(f"The training loss is {value} in {self._step(trainer)}.")
+        if self._reference is None:
+            self._reference = value
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         """Look at the gradients."""
@@ -76,7 +79,8 @@ class Divergence(Callback):
         """Look at an epoch's means and at the weights that it ended with.
 
         Raises:
-            NonFiniteError: a mean or a weight is not finite, or the loss is `EXPLODED` times the first epoch's.
+            NonFiniteError: a mean or a weight is not finite, or the loss is `EXPLODED` times that at the start: the first
+                step's, or, where steps are not looked at, the first epoch's mean, which all processes share.
         """
         losses, self._losses = self._losses, []
         epoch = f"epoch {trainer.current_epoch + 1}"
@@ -95,7 +99,7 @@ class Divergence(Callback):
         if self._reference > 0 and loss > EXPLODED * self._reference:
             self._exploded = True
             raise NonFiniteError(
-                f"The training loss exploded: its mean is {loss:.3g} in {epoch}, and was {self._reference:.3g} in the first "
+                f"The training loss exploded: its mean is {loss:.3g} in {epoch}, and was {self._reference:.3g} at the start "
                 f"(the limit is {EXPLODED:.0e} times that)."
             )
 
