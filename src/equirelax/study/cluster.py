@@ -171,17 +171,18 @@ class RayEngine:
     _token: str = ""
 
     def nodes(self) -> list[Node]:
-        """Living machines that have cores to give."""
-        return [
+        """Living machines that have cores to give, by name."""
+        found = [
             Node(
-                found["NodeID"],
-                found["NodeName"],
-                int(found["Resources"].get("CPU", 0)),
-                int(found["Resources"].get("GPU", 0)),
+                each["NodeID"],
+                each["NodeName"],
+                int(each["Resources"].get("CPU", 0)),
+                int(each["Resources"].get("GPU", 0)),
             )
-            for found in self.ray.nodes()
-            if found["Alive"] and found["Resources"].get("CPU", 0) >= 1
+            for each in self.ray.nodes()
+            if each["Alive"] and each["Resources"].get("CPU", 0) >= 1
         ]
+        return sorted(found, key=lambda node: node.name)
 
     def prepare(self, out: Path) -> None:
         """Every node must see the folder, may write to it, and has the same equirelax. See `Engine`."""
