@@ -187,6 +187,15 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(words) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
+    assert "a new run" not in capsys.readouterr().err
+
+
+def test_a_mistyped_folder_to_resume_does_not_go_unsaid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mistyped"
+    assert main(["train", "nbody", "--out", str(out), "--resume", *SMALL]) == 0
+    assert f"Nothing to go on with in {out}: a new run" in capsys.readouterr().err
 
 
 def test_settings_of_single_methods_are_told_apart() -> None:

@@ -11,6 +11,7 @@ from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.task import heading
 from equirelax.cli import options
+from equirelax.training.folder import CONFIG
 from equirelax.training.leash import follow_parent
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
@@ -49,6 +50,8 @@ def main(words: Sequence[str]) -> int:
     # Lightning takes seconds to import: help and mistakes need not wait for it.
     from equirelax.training.run import train
 
+    if parsed.resume and not (folder / CONFIG).exists():
+        print(f"Nothing to go on with in {folder}: a new run begins there.", file=sys.stderr)
     go_on = f"Interrupted; go on with the same command and --resume (run in {folder})."
     try:
         result = train(
