@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -54,8 +55,14 @@ _started: list[subprocess.Popen[str]] = []
 def start(arguments: Iterable[str], **options: Any) -> subprocess.Popen[str]:
     """`equirelax ARGUMENTS` in a process of its own, its standard error to be read."""
     given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, **options}
+    given["preexec_fn"] = _heed_interrupts
     _started.append(subprocess.Popen([*CLI, *arguments], **given))
     return _started[-1]
+
+
+def _heed_interrupts() -> None:
+    """In the new process: a shell has its background jobs, and what they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_started() -> None:
