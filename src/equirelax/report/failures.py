@@ -36,7 +36,7 @@ def poor(results: Sequence[Mapping[str, Any]]) -> list[bool]:
         elif higher:
             found.append(POOR * value < max(alike))
         else:
-            found.append(value > POOR * min(alike))
+            found.append(0 < POOR * min(alike) < value)  # of a perfect run there is no multiple
     return found
 
 

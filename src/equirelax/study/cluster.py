@@ -18,12 +18,10 @@ from typing import Any
 import equirelax
 from equirelax.data.root import ENVIRONMENT
 from equirelax.errors import ConfigError
-from equirelax.study.engine import Ending, Process
+from equirelax.study.engine import LOCK, Ending, Process
 from equirelax.training.jobs import Job
 from equirelax.training.leash import leash
 
-LOCK = "study.lock"
-"""Held by the process that runs a study; what stands in it tells nodes whether they see the same folder."""
 SECONDS_TO_SEE = 15.0
 """Network file systems show other machines a new file after some seconds."""
 SECONDS_TO_ANSWER = 120.0

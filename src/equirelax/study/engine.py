@@ -18,6 +18,8 @@ from equirelax.training.jobs import Job
 from equirelax.training.machine import cores
 
 GPUS = "CUDA_VISIBLE_DEVICES"
+LOCK = "study.lock"
+"""Held by the process that runs a study; what stands in it tells nodes whether they see the same folder."""
 
 
 @dataclass(frozen=True)

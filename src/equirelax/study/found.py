@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,12 +101,7 @@ def final_study(search: Search, best: Record, trials: int) -> str:
 
 
 def _word(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if not _is_number(value)
-        else repr(value)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A value as a shell and the command line read it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else shlex.quote(str(value))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from equirelax.errors import ConfigError
-from equirelax.study.engine import Ending, Engine, Handle, LocalEngine
+from equirelax.study.engine import LOCK, Ending, Engine, Handle, LocalEngine
 from equirelax.study.live import duration
 from equirelax.study.spec import Study
 from equirelax.study.state import State, write_journal
@@ -18,7 +18,6 @@ from equirelax.training.jobs import LOG, Interrupts, Job, Queue
 from equirelax.training.lock import holder, locked
 from equirelax.training.machine import Machine
 
-LOCK = "study.lock"
 BAD_INPUT = 2
 """The exit code of a run that cannot work: missing data, impossible settings, a diverged loss. It would fail again."""
 POLL = 0.2

@@ -17,9 +17,9 @@ from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Metric
 from equirelax.errors import StorageError
 from equirelax.files import storage_errors, write_text
-from equirelax.study.engine import Ending, Engine, Handle
+from equirelax.study.engine import LOCK, Ending, Engine, Handle
 from equirelax.study.found import best_of, described, final_study, outcome, trial_folder
-from equirelax.study.run import BAD_INPUT, LOCAL, LOCK, reason, threads_each
+from equirelax.study.run import BAD_INPUT, LOCAL, reason, threads_each
 from equirelax.study.space import Search, figures
 from equirelax.study.suggestions import HISTORY, Record, Status, Suggestions
 from equirelax.training.folder import METRICS, RESULT, read_table

@@ -156,7 +156,9 @@ def _study(name: str, values: Mapping[str, Any], small: bool = False, changed: t
 
 def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
     if misplaced := [key for key in values if key in STUDY_KEYS]:
-        raise ConfigError(f"'{where}{misplaced[0]}' holds for the whole study: put it at the top of the file.")
+        raise ConfigError(
+            f"'{where}{misplaced[0]}' holds for the whole study: put it at the top of the file."
+        )
     _known(values, GRID_KEYS, where)
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise ConfigError(f"The grid's name '{name}' names a folder: use letters, digits, - and _.")

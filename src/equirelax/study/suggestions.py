@@ -103,13 +103,7 @@ class Suggestions:
 
     def begin(self) -> int:
         """A new trial: its number."""
-        # the seed of the trial, and not of the command: an interrupted search suggests what it would have
-        seed = (self.search.seed * 1_000_003 + self.count()) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self.search.startup, seed=seed, constant_liar=True
-            )
+        self._draw_as(self.count())
         trial = self._study.ask()
         self._trials[trial.number] = trial
         return trial.number
@@ -117,7 +111,17 @@ class Suggestions:
     def values(self, number: int) -> dict[str, Any]:
         """The settings of a trial, by the keys of the axes."""
         trial = self._trial(number)
+        self._draw_as(number)
         return {axis.key: _suggested(trial, axis) for axis in self.search.axes}
+
+    def _draw_as(self, number: int) -> None:
+        """Draw with the seed of a trial, and not of the command: an interrupted search suggests what it would have."""
+        seed = (self.search.seed * 1_000_003 + number) % 2**32
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=self.search.startup, seed=seed, constant_liar=True
+            )
 
     def report(self, number: int, measured: dict[int, float]) -> bool:
         """Note what was measured after some epochs (epoch, from 0 on -> value).
