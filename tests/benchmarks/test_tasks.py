@@ -19,6 +19,7 @@ from equirelax.benchmarks.strengths import (
     build_wrapper,
     is_learnt,
     is_scheduled,
+    is_strict,
     is_wrapper,
 )
 from equirelax.errors import ConfigError, DataError
@@ -64,7 +65,7 @@ def test_splits_are_the_first_samples(tiny_root: Path, tiny_config: Callable[...
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", [name for name in CHOICES if name != "strict" and not is_wrapper(name)])
+@pytest.mark.parametrize("method", [name for name in CHOICES if not is_strict(name) and not is_wrapper(name)])
 def test_every_method_attaches_and_steps(
     model: str, method: str, tiny_root: Path, tiny_config: Callable[..., Any]
 ) -> None:
