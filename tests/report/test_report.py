@@ -31,6 +31,7 @@ def result(method: str, seed: int, value: float, relaxed: float | None = None) -
         "equivariance_error": {"before": 0.1, "after": 1e-16, "group": "O(3)", "dtype": "float64"},
         "parameters": {"strict": 100, "relaxed": 200},
         "epochs": 10,
+        "selected_epoch": 8,
         "gammas": {"layer": 0.5},
         "scaled_down": "10 of 1000 epochs",
         "seconds": 5.0,
