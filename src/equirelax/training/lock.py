@@ -68,6 +68,7 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(path)
     except OSError as error:
+        _remove_empty(made)
         raise ConfigError(
             f"{folder} cannot be written to: {error.strerror}. Name another folder with --out."
         ) from error
@@ -77,9 +78,14 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         # while it is still held: whoever opened this file meanwhile sees that the path no longer leads to it
         path.unlink(missing_ok=True)
         os.close(handle)
-        with contextlib.suppress(OSError):
-            for place in made:  # and left empty, as by settings that cannot be used
-                place.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Remove folders that were made and left empty, as by settings that cannot be used."""
+    with contextlib.suppress(OSError):
+        for place in made:
+            place.rmdir()
 
 
 def _take(path: Path) -> int:
@@ -93,12 +99,21 @@ def _take(path: Path) -> int:
                 if before is not None:
                     print(f"{path.parent}: taken over from {before}, which has ended.", file=sys.stderr)
                 os.ftruncate(handle, 0)
-                os.write(handle, json.dumps(asdict(Owner.here())).encode())
+                _name_owner(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # its holder removed it between our opening and our locking: begin again
+
+
+def _name_owner(handle: int, path: Path) -> None:
+    """Write this process into its lock file, which goes where there is no room for that."""
+    try:
+        os.write(handle, json.dumps(asdict(Owner.here())).encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _lock(handle: int, path: Path) -> None:

@@ -11,16 +11,21 @@ method/... for the method as a whole (REMUL's weights and losses, RPP's sums of 
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from equirelax.files import atomic_write, storage_errors
 from equirelax.training.folder import METRICS, read_table
+
+EVENTS = "tensorboard"
+"""The folder of TensorBoard's events."""
 
 
 class EpochTable(Logger):
@@ -84,3 +89,31 @@ class EpochTable(Logger):
             self._rewrite(rows)
         else:
             self.path.unlink()
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's events alone: settings are in config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Lightning would write hparams.yaml here, and not at once."""
+
+
+@contextlib.contextmanager
+def room_for_events(folder: Path) -> Iterator[None]:
+    """Within it a disk that has no room for events is a `StorageError` that names their folder in `folder`.
+
+    Events are written by a thread. What it meets it tells whoever logs next; its own traceback is left out.
+    """
+    before = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            before(failure)
+
+    threading.excepthook = tell
+    try:
+        with storage_errors(folder / EVENTS):
+            yield
+    finally:
+        threading.excepthook = before

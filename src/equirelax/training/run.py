@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from equirelax.audit import audit
@@ -32,7 +32,7 @@ from equirelax.training.evaluation import evaluate_all, headline_of
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
 from equirelax.training.lock import LOCK, locked
-from equirelax.training.loggers import EpochTable
+from equirelax.training.loggers import EVENTS, EpochTable, Events, room_for_events
 from equirelax.training.machine import Machine
 from equirelax.training.module import RelaxedModule
 from equirelax.training.progress import EpochProgress
@@ -139,7 +139,7 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
         start = read_run(checkpoint).epochs
     loggers: list[Logger] = [EpochTable(folder, start)]
     if machine.tensorboard:
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False))
+        loggers.append(Events(folder, name="", version=EVENTS, default_hp_metric=False))
     label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
     bar = (
         [EpochProgress(last, config.training.epochs, label, assembly.task.metric.heading)]
@@ -147,7 +147,7 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
         else []
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), room_for_events(folder):
         # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = _trainer(config, folder, machine, [last, last.divergence, *bar], loggers)
