@@ -327,4 +327,5 @@ def _called(word: str) -> str:
     if not word.strip():
         return f"'{word.strip(chr(10))}'"
     flag = word.removeprefix("--").partition("=")[0].rpartition(".")[2] if word.startswith("--") else ""
-    return flag.replace("-", "_") or word.partition("=")[0][:20].strip()
+    # a word of "=" alone has no beginning: it is called as it is
+    return flag.replace("-", "_") or word.partition("=")[0][:20].strip() or word
