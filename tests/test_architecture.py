@@ -68,10 +68,14 @@ def test_models_know_nothing_of_relaxation_and_data_nothing_of_models(path):
             assert parts[1] not in forbidden.get(room(path), set()), f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CORE], ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) in CORE], ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_the_core_imports_torch_alone(path):
     for name in imports(path, top_level_only=True):
-        assert name.split(".")[0] in LIBRARIES | {"equirelax"}, f"{path.name} imports {name} when it is loaded"
+        assert name.split(".")[0] in LIBRARIES | {"equirelax"}, (
+            f"{path.name} imports {name} when it is loaded"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

@@ -250,7 +250,9 @@ def test_nothing_and_nan() -> None:
     first = float(x[0, 0])
     with pytest.raises(NonFiniteError, match="after a rotation by"):
         audit(lambda x: x if abs(x[0, 0] - first) < 1e-6 else x / 0, x, v, v)
-    axes = torch.cat([torch.eye(3), -torch.eye(3)])  # however they turn, some pass the threshold: one to three
+    axes = torch.cat(
+        [torch.eye(3), -torch.eye(3)]
+    )  # however they turn, some pass the threshold: one to three
     with pytest.raises(AuditError, match="size depends on the group element"):
         audit(lambda x: x[x[:, 0] > 0.3], axes, v, v)
 

@@ -72,7 +72,9 @@ def test_misspelt_flags_would_be_noticed(stopped: None) -> None:
 
 def test_ready_studies_that_pages_name_are_there() -> None:
     """Names that are written small; FILE and NAME stand for the reader's own."""
-    pattern = re.compile(r"equirelax (?:reproduce|search|study (?:run|estimate|show)) ([a-z][a-z0-9-]+)(?= |$)")
+    pattern = re.compile(
+        r"equirelax (?:reproduce|search|study (?:run|estimate|show)) ([a-z][a-z0-9-]+)(?= |$)"
+    )
     named = {match[1] for line in FOUND if (match := pattern.match(line))}
     assert len(named) >= 4
     assert named <= {*ready_names(), *ready_searches()}

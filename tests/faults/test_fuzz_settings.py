@@ -123,7 +123,9 @@ def test_studies_with_something_wrong(first: int, last: int, ledger: Ledger, tmp
     def met(seed: int) -> str | None:
         draw = random.Random(seed)
         fuzzed = spoil_mapping(draw, STUDY)
-        parts = [part for name in fuzzed.culprits for part in name.split("+")]  # of settings that are swept together
+        parts = [
+            part for name in fuzzed.culprits for part in name.split("+")
+        ]  # of settings that are swept together
         fuzzed = Fuzzed(fuzzed.value, (*parts, *FOLLOWING))
         path.write_text(yaml_text(fuzzed.value), encoding="utf-8")
         return outcome(lambda: trials(read_study(path, small=draw.random() < 0.3)), fuzzed)
