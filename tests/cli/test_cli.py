@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,21 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--resume" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert "a new run" not in capsys.readouterr().err
+
+
+def test_an_interrupt_within_executed_text_ends_with_the_exit_code_that_is_promised(tmp_path: Path) -> None:
+    """As one that comes while dataclasses are made: Python would end `python -m` by SIGINT instead."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys, types\n"
+        "from equirelax.cli.main import COMMANDS, main\n"
+        "command = sys.modules['command'] = types.ModuleType('command')\n"
+        "command.main = lambda words: exec('raise KeyboardInterrupt')\n"
+        "COMMANDS['list'] = ('command', '')\n"
+        "sys.exit(main(['list']))\n"
+    )
+    words = [sys.executable, "-m", "interrupted"]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, "Interrupted" in ran.stderr) == (130, True), ran.stderr
 
 
 def test_a_mistyped_folder_to_resume_does_not_go_unsaid(

@@ -109,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         # A command may say more exactly how to go on.
         print(str(interrupt) or "Interrupted; the same command goes on, or begins anew.", file=sys.stderr)
+        # Python notes an interrupt within exec(text), as dataclasses use it while they are imported, and `python -m` then ends
+        # by SIGINT whatever the exit code; the next exec(text) clears the note.
+        exec("")
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "equirelax":
