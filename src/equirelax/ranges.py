@@ -97,16 +97,17 @@ def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = Co
         raise error(f"{name} is {shown(value)}; expected {wanted}.")
 
 
-def check_fields(section: Any, prefix: str) -> None:
-    """Look at all numbers of a settings dataclass; `prefix` goes before the keys: "dataset.", or "--" of flags.
+def check_fields(section: Any, name: str, error: type[EquirelaxError] = ConfigError) -> None:
+    """Look at all numbers of a settings dataclass.
 
-    Raises:
-        ConfigError: one is outside of its range.
+    Args:
+        section: The dataclass.
+        name: How the user calls a field, with {} for its own name: "'dataset.{}'", or "--{}" of flags.
+        error: What is raised where one is outside of its range.
     """
     for field in dataclasses.fields(section):
         if (wanted := range_of(field)) is not None:
-            name = f"{prefix}{field.name}"
-            check(getattr(section, field.name), wanted, name if prefix.startswith("--") else f"'{name}'")
+            check(getattr(section, field.name), wanted, name.format(field.name), error)
 
 
 def shown(value: object) -> str:

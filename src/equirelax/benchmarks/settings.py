@@ -258,7 +258,7 @@ def _update(section: T, values: Any, prefix: str) -> T:
         section,  # type: ignore[type-var]
         **{key: _coerce(value, hints[key], prefix + key) for key, value in values.items()},
     )
-    check_fields(updated, prefix)
+    check_fields(updated, f"'{prefix}{{}}'")
     return updated
 
 

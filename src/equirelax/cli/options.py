@@ -179,7 +179,7 @@ def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
 def machine_from(parsed: Namespace) -> Machine:
     """Where to run, from parsed flags. Raises `ConfigError` for a number outside of its range."""
     machine = Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
-    check_fields(machine, "--")
+    check_fields(machine, "--{}")
     return machine
 
 

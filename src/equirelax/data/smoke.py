@@ -31,7 +31,7 @@ from equirelax.data.fields import FieldSet, windows
 from equirelax.data.root import find, search_roots, writable_root
 from equirelax.data.smoke_simulation import phiflow, simulate
 from equirelax.errors import DataError
-from equirelax.ranges import COUNT, POSITIVE, SHARE, Range, check, range_of, within
+from equirelax.ranges import COUNT, POSITIVE, SHARE, Range, check_fields, within
 
 Split = Literal["train", "val", "future", "domain"]
 SPLITS: tuple[Split, ...] = ("train", "val", "future", "domain")
@@ -75,9 +75,7 @@ class SmokeSettings:
     def __post_init__(self) -> None:
         if self.symmetry not in ("rotation", "scale"):
             raise DataError(f"symmetry is {self.symmetry!r}; choose rotation or scale.")
-        for one in dataclasses.fields(self):
-            if (wanted := range_of(one)) is not None:
-                check(getattr(self, one.name), wanted, one.name, DataError)
+        check_fields(self, "{}", DataError)
         for name in ("asymmetry", "buoyancy", "dt"):  # 0 and 0.0 are one setting, and so of one folder
             object.__setattr__(self, name, float(getattr(self, name)))
 

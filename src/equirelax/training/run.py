@@ -20,6 +20,7 @@ from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError, NonFiniteError
 from equirelax.files import remove_left, write_text
+from equirelax.ranges import check_fields
 from equirelax.relaxation import project
 from equirelax.training import provenance
 from equirelax.training.assembly import Assembly, assemble
@@ -102,13 +103,7 @@ def _build(
 ) -> tuple[Assembly, RelaxedModule, EpochEnd]:
     """The run's objects, data loaded."""
     training = config.training
-    if (
-        training.epochs < 1
-        or training.batch_size < 1
-        or training.validate_every < 1
-        or training.checkpoint_every < 1
-    ):
-        raise ConfigError("epochs, batch_size, validate_every and checkpoint_every must all be at least 1.")
+    check_fields(training, "'{}'")  # of settings that were made in Python
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
     steps = EpochLoader(
