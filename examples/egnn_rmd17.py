@@ -12,7 +12,7 @@ from ethanol import batch, molecules, show
 from torch import nn
 
 import equirelax as er
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.relaxation import CoordinateBlocks
 from equirelax.symmetry import E, positions
 

@@ -13,7 +13,7 @@ from ethanol import batch, molecules, show
 from torch import nn
 
 import equirelax as er
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.symmetry import SE, positions, vector
 
 

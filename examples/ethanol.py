@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.data.root import find
 
 HINT = "point EQUIRELAX_DATA at a folder that holds md17/rmd17_ethanol_train.xyz"

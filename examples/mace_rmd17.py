@@ -19,7 +19,7 @@ from mace.tools import AtomicNumberTable, torch_geometric
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.symmetry import E, positions, vector
 
 CUTOFF, BLOCKS = 4.0, modules.interaction_classes  # A

@@ -14,7 +14,7 @@ from nequip.utils.global_state import set_global_state
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.symmetry import E, positions, vector
 
 SPECIES, CUTOFF = ["H", "C", "O"], 4.0  # A

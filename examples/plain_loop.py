@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.models.vector_neurons import VNLinear
-from equirelax.symmetry import SO, Axis, vector
+from equirelax.symmetry import SO, On, vector
 
-VECTORS, METHODS = Axis(vector(SO(3)), -1), ("strict", "scheduled", "ace")
+VECTORS, METHODS = On(vector(SO(3)), -1), ("strict", "scheduled", "ace")
 
 
 class Network(nn.Module):

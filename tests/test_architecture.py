@@ -13,10 +13,10 @@ import equirelax
 
 SOURCE = Path(equirelax.__file__).parent
 ROOMS = [
-    "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit", "testing", "models",
+    "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "auditing", "testing", "models",
     "data", "benchmarks", "training", "study", "report", "cli",
 ]  # fmt: skip
-CORE = {"errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "audit"}
+CORE = {"errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "auditing"}
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
 
@@ -60,7 +60,7 @@ def test_arrows_point_down(path):
 def test_models_know_nothing_of_relaxation_and_data_nothing_of_models(path):
     forbidden = {
         "models": CORE - {"errors", "files", "ranges", "symmetry"},
-        "data": {"models", "relaxation", "penalties", "methods", "audit"},
+        "data": {"models", "relaxation", "penalties", "methods", "auditing"},
     }
     for name in imports(path, top_level_only=False):
         parts = name.split(".")

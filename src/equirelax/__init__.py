@@ -16,7 +16,7 @@ are imported when a model of theirs is met.
 """
 
 from equirelax import methods, relaxation, symmetry
-from equirelax.audit import AuditReport, Axis, Field, audit
+from equirelax.auditing import AuditReport, GridField, On, audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
 from equirelax.penalties import Penalty
@@ -41,13 +41,13 @@ __all__ = [
     "ACE",
     "MLP",
     "AuditReport",
-    "Axis",
     "Dense",
     "EquirelaxError",
-    "Field",
+    "GridField",
     "Grouped",
     "Layers",
     "LowRank",
+    "On",
     "Penalty",
     "PlainLinear",
     "ResilientACE",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.strengths import (
     CHOICES,

@@ -12,7 +12,7 @@ import torch
 from md17_files import write_xyz
 from torch import Tensor, nn
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.md17 import MD17Task
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.cli import main

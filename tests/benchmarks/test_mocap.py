@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equirelax.audit import AuditReport, audit
+from equirelax.auditing import AuditReport, audit
 from equirelax.benchmarks.mocap import MocapTask
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.strengths import choice

@@ -11,7 +11,7 @@ import pytest
 import torch
 from interruption import assert_goes_on_bit_for_bit
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.modelnet import EVALUATION_SEED, ModelNetTask
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.settings import RunConfig

@@ -12,7 +12,7 @@ from interruption import assert_goes_on_bit_for_bit
 from qm9_files import write_subset
 from torch import nn
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.qm9 import QM9Task
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.strengths import CHOICES, ACEStrength, ResilientStrength

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.rotmnist import RotMNISTTask
 from equirelax.data import rotmnist

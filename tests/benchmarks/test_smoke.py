@@ -19,7 +19,7 @@ from equirelax.data.smoke import SmokeSettings
 from equirelax.errors import ConfigError, DataError
 from equirelax.models import planes
 from equirelax.relaxation import project
-from equirelax.symmetry import Field, Group, vector
+from equirelax.symmetry import GridField, Group, vector
 from equirelax.training.assembly import assemble, build_optimizer
 from equirelax.training.evaluation import totals
 
@@ -173,7 +173,7 @@ def test_turned_roll_outs_of_a_projected_network_agree(root: Path, group: str, m
     assembly = trained(root, group, method)
     frames = assembly.task.load("test").batch([0, 30])["input"].double()
     elements = Group.from_name(group).elements()
-    field = Field(vector(Group.from_name(group)))
+    field = GridField(vector(Group.from_name(group)))
 
     def gap() -> float:
         with torch.no_grad():
@@ -188,7 +188,7 @@ def test_turned_roll_outs_of_a_projected_network_agree(root: Path, group: str, m
 
 
 def test_the_audit_is_of_the_networks_symmetry(root: Path, tmp_path: Path) -> None:
-    from equirelax.audit import audit
+    from equirelax.auditing import audit
 
     for group in ("C4", "D4"):
         assembly = trained(root, group, "ace")

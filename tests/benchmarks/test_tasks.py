@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.strengths import (
     CHOICES,

@@ -17,7 +17,10 @@ from doc_pages import ROOT, name_of
 
 PUBLIC = (
     "equirelax",
-    *(f"equirelax.{room}" for room in ("relaxation", "methods", "penalties", "audit", "symmetry", "testing")),
+    *(
+        f"equirelax.{room}"
+        for room in ("relaxation", "methods", "penalties", "auditing", "symmetry", "testing")
+    ),
 )
 ENTRY = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))

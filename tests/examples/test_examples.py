@@ -17,7 +17,7 @@ from other_networks import EXAMPLES, example, undisturbed
 from torch import nn
 
 import equirelax as er
-from equirelax.audit import AuditReport
+from equirelax.auditing import AuditReport
 from equirelax.data.root import search_roots
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import torch
 from fault_ledger import Ledger
 from torch import Tensor, nn
 
-from equirelax.audit import first_non_finite, largest_gain
+from equirelax.auditing import first_non_finite, largest_gain
 from equirelax.benchmarks.nbody import NBodyTask
 from equirelax.errors import NonFiniteError
 from equirelax.training.checkpoint import load_run, read_run

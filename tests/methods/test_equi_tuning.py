@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import label_free
+from equirelax.auditing import label_free
 from equirelax.errors import MethodError, RepresentationError
 from equirelax.methods import EquiTuned
 from equirelax.symmetry import (
@@ -128,7 +128,7 @@ def test_several_arguments_and_outputs_and_rotations_of_e3() -> None:
 
 
 def test_features_on_another_axis() -> None:
-    space = er.Axis(vector(Cyclic(4)), 1)
+    space = er.On(vector(Cyclic(4)), 1)
 
     class Columns(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from method_toys import batch, chain
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import label_free
+from equirelax.auditing import label_free
 from equirelax.errors import MethodError, RelaxationStateError, StaleOptimizerError
 from equirelax.methods import REMUL, GradNorm
 from equirelax.methods.unrelaxed import Unrelaxed

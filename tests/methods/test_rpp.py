@@ -8,7 +8,7 @@ from method_toys import batch, chain
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import label_free
+from equirelax.auditing import label_free
 from equirelax.errors import MethodError
 from equirelax.methods import RPP
 from equirelax.models.vector_neurons import VNLinear

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equirelax.audit import Axis
+from equirelax.auditing import On
 from equirelax.errors import NonFiniteError, RepresentationError
 from equirelax.models.canonical import VNCanonicalizer, frame
 from equirelax.symmetry import SO, O, vector
@@ -40,7 +40,7 @@ class Canonicalizer(ModelConformance):
 
     def build(self) -> tuple[nn.Module, Any, Any, Any]:
         group = O(3) if self.reflections else SO(3)
-        return network(self.reflections), clouds(), vector(group), Axis(vector(group), -2)
+        return network(self.reflections), clouds(), vector(group), On(vector(group), -2)
 
     def permute(self, sample: Any, generator: torch.Generator) -> Any:
         return sample[:, torch.randperm(sample.shape[1], generator=generator)], lambda y: y

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.errors import NonFiniteError, RepresentationError
 from equirelax.models import AtomTransformer, ConservativeForces
-from equirelax.symmetry import Axis, E, positions, trivial, vector
+from equirelax.symmetry import E, On, positions, trivial, vector
 from equirelax.testing import ModelConformance
 
 Build = Callable[..., Any]
@@ -26,7 +26,7 @@ class _Conformance(ModelConformance):
     def build(self) -> tuple[nn.Module, Any, Any, Any]:
         group = E(3)
         model = ConservativeForces(type(self).network())
-        out_rep = (trivial(group, len(SIZES)), Axis(vector(group), -1))
+        out_rep = (trivial(group, len(SIZES)), On(vector(group), -1))
         return model, molecules(), (None, positions(group), None), out_rep
 
     def permute(self, sample: Any, generator: torch.Generator) -> tuple[Any, Callable[[Tensor], Tensor]]:

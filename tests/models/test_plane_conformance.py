@@ -20,7 +20,7 @@ from equirelax.models import (
     PlaneRSteer,
 )
 from equirelax.models.plane_relaxed import ResidualPathway
-from equirelax.symmetry import Cyclic, Dihedral, Field, Group, trivial, vector
+from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, trivial, vector
 from equirelax.testing import ModelConformance
 
 
@@ -47,7 +47,7 @@ class Forecaster(ModelConformance):
         torch.manual_seed(0)
         model = used(self.network(), 3, 2, self.size, self.size)
         sample = torch.randn(4, 3, 2, self.size, self.size)
-        return model, sample, Field(vector(self.group)), Field(vector(self.group))
+        return model, sample, GridField(vector(self.group)), GridField(vector(self.group))
 
 
 class TestE2CNN(Forecaster):
@@ -99,7 +99,7 @@ class Classifier(ModelConformance):
         torch.manual_seed(0)
         model = used(PlaneClassifier(5, self.group.name, 3), 1, self.size, self.size)
         sample = torch.randn(4, 1, self.size, self.size)
-        return model, sample, Field(trivial(self.group)), trivial(self.group, 5)
+        return model, sample, GridField(trivial(self.group)), trivial(self.group, 5)
 
 
 class TestClassifier(Classifier):
@@ -201,7 +201,7 @@ def test_the_hand_written_turn_is_the_groups() -> None:
     """What the other tests turn with is the action that the audit takes."""
     group = Cyclic(4)
     x = torch.randn(2, 3, 2, 5, 5)
-    assert torch.equal(Field(vector(group)).apply(group.elements()[1].round(), x), turned(x))
+    assert torch.equal(GridField(vector(group)).apply(group.elements()[1].round(), x), turned(x))
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from equirelax.symmetry import (
     SO,
     Cyclic,
     Dihedral,
-    Field,
+    GridField,
     Group,
     Representation,
     custom,
@@ -155,8 +155,8 @@ def test_transposed_convolutions_are_those_of_the_swapped_representations() -> N
     assert convolution.weight_shape(4, 3) == (4, 3, 3, 3)
     weight, x = symmetry.project(draw(4, 3, 3, 3)), draw(2, 4, 5, 5)
     for g in group.elements():
-        moved = Field(out_rep).apply(g, convolution(x, weight))
-        torch.testing.assert_close(convolution(Field(in_rep).apply(g, x), weight), moved)
+        moved = GridField(out_rep).apply(g, convolution(x, weight))
+        torch.testing.assert_close(convolution(GridField(in_rep).apply(g, x), weight), moved)
 
 
 # Beside CR's terms
@@ -174,7 +174,9 @@ def test_terms_are_crs_for_white_inputs() -> None:
     torch.testing.assert_close(y.square().sum() / n**2, weight.square().sum())
     lie = torch.zeros((), dtype=F64)
     for g in group.discrete():
-        difference = Field(out_rep).apply(g, y) - convolution(Field(in_rep).apply(g, impulses), weight)
+        difference = GridField(out_rep).apply(g, y) - convolution(
+            GridField(in_rep).apply(g, impulses), weight
+        )
         lie = lie + difference.square().sum() / n**2
     torch.testing.assert_close(lie, convolution.symmetry.lie(weight))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equirelax.audit import Axis
+from equirelax.auditing import On
 from equirelax.relaxation import Constant, Layers, Placement, PlainLinear, VectorLinear, relax
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import (
@@ -134,7 +134,7 @@ class TestOwnVectorNeurons(LayerFamilyConformance):
         from equirelax.models.vector_neurons import VNLinear
 
         model = seeded(lambda: nn.Sequential(VNLinear(2, 4), VectorGate(), VNLinear(4, 3)))
-        along = Axis(vector(O(3)), 2)
+        along = On(vector(O(3)), 2)
         return model, "2", draw(4, 2, 3, 6), along, along
 
 
@@ -152,7 +152,7 @@ class ThirdPartyLinear(nn.Module):
 class TestThirdPartyVectorNeurons(LayerFamilyConformance):
     def build(self):  # type: ignore[no-untyped-def]
         model = seeded(lambda: nn.Sequential(ThirdPartyLinear(2, 4), VectorGate(), ThirdPartyLinear(4, 3)))
-        along = Axis(vector(O(3)), 2)
+        along = On(vector(O(3)), 2)
         return model, "0", draw(4, 6, 3, 2), along, along
 
     def placement(self) -> Placement:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.layers.fiber import weights_by_degree
-from equirelax.symmetry import SO, Axis, vector
+from equirelax.symmetry import SO, On, vector
 from equirelax.testing import LayerFamilyConformance
 
 torch.set_num_threads(1)
@@ -75,13 +75,13 @@ class Fiber(LayerFamilyConformance):
         pytest.importorskip("e3nn")
         from equirelax.symmetry import from_irreps
 
-        v = Axis(vector(SO(3)), -1)
+        v = On(vector(SO(3)), -1)
         model = Net(self.linear, self.key)
         return (
             model,
             self.path,
             (draw(30, 3), draw(30, 2, 3), draw(30, 2, 5)),
-            ((None, v, Axis(from_irreps("2e", SO(3)), -1))),
+            ((None, v, On(from_irreps("2e", SO(3)), -1))),
             (None, v),
         )
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from equirelax.models import GroupConv2d
 from equirelax.symmetry import Cyclic, Dihedral, Representation, regular, sign, trivial, vector
-from equirelax.symmetry.fields import Field
+from equirelax.symmetry.fields import GridField
 from equirelax.testing import LayerFamilyConformance
 
 torch.set_num_threads(1)
@@ -49,7 +49,7 @@ class Planar(LayerFamilyConformance):
             GroupConv2d(first, hidden, 3, padding_mode=self.padding_mode),
             GroupConv2d(hidden, last, 3, stride=self.stride, padding_mode=self.padding_mode),
         )
-        return model, self.path, draw(3, first.dim, 9, 9), Field(first), Field(last)
+        return model, self.path, draw(3, first.dim, 9, 9), GridField(first), GridField(last)
 
 
 class TestC4(Planar):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit.lipschitz import REPEATS, residual_slope
+from equirelax.auditing.lipschitz import REPEATS, residual_slope
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.methods import ACE, RPP, Method, ResilientACE, Scheduled
 from equirelax.models import FieldBatchNorm, GroupConv2d, GroupPool
@@ -27,7 +27,7 @@ from equirelax.relaxation import (
     ResidualKind,
 )
 from equirelax.relaxation.conv_maps import LowRankConvMap
-from equirelax.symmetry import Cyclic, Dihedral, Field, Group, Representation, regular, trivial, vector
+from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, Representation, regular, trivial, vector
 
 torch.set_num_threads(1)
 GROUPS = (Cyclic(4), Dihedral(4))
@@ -67,7 +67,7 @@ def network(group: Group) -> nn.Sequential:
 def error(model: nn.Module, group: Group, x: Tensor) -> float:
     """Largest relative equivariance error in evaluation mode, over all elements."""
     model.eval()
-    before, after = Field(vector(group)), Field(vector(group) + trivial(group))
+    before, after = GridField(vector(group)), GridField(vector(group) + trivial(group))
     with torch.no_grad():
         y = model(x)
         differences = [model(before.apply(g, x)) - after.apply(g, y) for g in group.elements()]
@@ -270,13 +270,13 @@ def test_declared_convolutions(tmp_path: Path, mode: str) -> None:
     relaxation = er.relax(model, declared)
     x = draw(2, 3, 9, 9)
     relaxation.set_gamma(0.5)
-    assert er.audit(model, x, Field(rep), Field(rep), lie=False).relative > 1e-3
+    assert er.audit(model, x, GridField(rep), GridField(rep), lie=False).relative > 1e-3
     er.save(model, tmp_path / "model.pt")
     other = nn.Sequential(Symmetrised(3, 3, 3, padding=1), nn.ReLU(), Symmetrised(3, 3, 3, stride=2)).double()
     assert er.load(other, tmp_path / "model.pt").placement == declared
     torch.testing.assert_close(other(x), model(x))
     er.project(model, mode)
-    assert er.audit(model, x, Field(rep), Field(rep), lie=False).relative < 1e-10
+    assert er.audit(model, x, GridField(rep), GridField(rep), lie=False).relative < 1e-10
 
 
 def test_wrong_declarations_are_refused() -> None:
@@ -311,7 +311,11 @@ def test_the_audit_names_the_layer_that_strides_on_an_even_size() -> None:
     model = network(group)
     er.relax(model)
     report = er.audit(
-        model, draw(2, 2, 8, 8), Field(vector(group)), Field(vector(group) + trivial(group)), lie=False
+        model,
+        draw(2, 2, 8, 8),
+        GridField(vector(group)),
+        GridField(vector(group) + trivial(group)),
+        lie=False,
     )
     assert report.relative > 1e-3
     assert "first break: 3 (GroupConv2d)" in str(report)
@@ -343,7 +347,7 @@ def test_invariant_head() -> None:
     ).double()
     relaxation = er.relax(model, residual=Dense("normal", std=0.1))
     relaxation.set_gamma(1.0)
-    report = er.audit(model, draw(2, 1, 7, 7), Field(trivial(group)), trivial(group, 3), lie=False)
+    report = er.audit(model, draw(2, 1, 7, 7), GridField(trivial(group)), trivial(group, 3), lie=False)
     assert report.relative > 1e-4
     assert report.after is not None
     assert report.after.relative < 1e-10

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.methods import Method
 from equirelax.models import GroupConv2d, PlaneClassifier, PlaneE2CNN, planes
-from equirelax.symmetry import Field, Group, trivial, vector
+from equirelax.symmetry import GridField, Group, trivial, vector
 
 METHODS: dict[str, Callable[[er.Relaxation], Method]] = {
     "scheduled": lambda relaxation: er.Scheduled(relaxation, total_steps=10),
@@ -54,7 +54,7 @@ def follow(model: nn.Module, x: Tensor, steps: int = 5) -> Tensor:
 @pytest.mark.parametrize("group", ["C4", "D4"])
 def test_turned_roll_outs_of_a_projected_forecaster_agree(group: str, name: str, mode: str) -> None:
     symmetry = Group.from_name(group)
-    field = Field(vector(symmetry))
+    field = GridField(vector(symmetry))
     model = PlaneE2CNN(3, 4, 4, 3, group)
     relaxation = er.relax(model)
     assert len(relaxation.residuals) == 4
@@ -88,7 +88,7 @@ def test_a_projected_classifier_is_invariant(group: str, size: int) -> None:
     labels = torch.arange(12) % 3
     train(model, METHODS["ace"](relaxation), x, lambda y: nn.functional.cross_entropy(y, labels))
     model.eval()
-    case = (model, x, Field(trivial(symmetry)), trivial(symmetry, 3))
+    case = (model, x, GridField(trivial(symmetry)), trivial(symmetry, 3))
     assert er.audit(*case, per_layer=False).relative > 1e-6
     er.project(model)
     assert er.audit(*case).relative < 1e-10
@@ -117,7 +117,7 @@ def test_what_is_said_to_be_relaxable_is(name: str, symmetry: str) -> None:
 def test_an_audit_blames_the_residual_that_was_left() -> None:
     """A relaxed forecaster, one layer of which is far from equivariant."""
     group = Group.from_name("C4")
-    field = Field(vector(group))
+    field = GridField(vector(group))
     model = PlaneE2CNN(3, 2, 4, 3, norm=False)
     relaxation = er.relax(model)
     convolutions = [n for n, m in model.named_modules() if isinstance(m, GroupConv2d)]

@@ -12,7 +12,7 @@ from relax_toys import randomise, shapes
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import Axis
+from equirelax.auditing import On
 from equirelax.errors import RepresentationError
 from equirelax.models import VNDGCNN, VNPointNet
 from equirelax.models.vector_neurons import VNLinear
@@ -286,7 +286,7 @@ class WithCommon(nn.Module):
 class TestCommonVectors(LayerFamilyConformance):
     def build(self):  # type: ignore[no-untyped-def]
         torch.manual_seed(0)
-        along = Axis(vector(O(3)), 2)
+        along = On(vector(O(3)), 2)
         sample = torch.randn(14, 2, 3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         return WithCommon().double(), "linear", sample, along, along
 

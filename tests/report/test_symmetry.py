@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from equirelax.audit.bounds import LayerConstants, NetworkBounds
-from equirelax.audit.breaking import Breaking
+from equirelax.auditing.bounds import LayerConstants, NetworkBounds
+from equirelax.auditing.breaking import Breaking
 from equirelax.report.picture import draw, sizes
 from equirelax.report.strengths import strengths_of, strengths_table
 from equirelax.report.symmetry import findings, page, symmetry_study, symmetry_table

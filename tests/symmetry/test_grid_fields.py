@@ -16,14 +16,14 @@ from equirelax.errors import RepresentationError
 from equirelax.symmetry import (
     SE,
     SO,
-    Axis,
     Cyclic,
     Dihedral,
-    Field,
+    GridField,
     Group,
     Lorentz,
     MatrixGroup,
     O,
+    On,
     Representation,
     Scaling,
     Symmetric,
@@ -68,7 +68,7 @@ def slow(representation: Representation, g: Tensor, x: Tensor) -> Tensor:
 def test_the_action_is_what_its_formula_says(
     group: Group, size: int, leading: list[int], data: st.DataObject
 ) -> None:
-    field = Field(mixed(group))
+    field = GridField(mixed(group))
     g = data.draw(st.sampled_from(list(group.elements())))
     x = torch.randn(*leading, field.dim, size, size, dtype=torch.float64)
     torch.testing.assert_close(field.apply(g, x), slow(field.representation, g, x), rtol=0, atol=1e-14)
@@ -76,7 +76,7 @@ def test_the_action_is_what_its_formula_says(
 
 @pytest.mark.parametrize("group", [Cyclic(2), Dihedral(1), Dihedral(2)], ids=repr)
 def test_grids_that_are_not_square(group: Group) -> None:
-    field = Field(mixed(group))
+    field = GridField(mixed(group))
     x = torch.randn(2, field.dim, 3, 4, dtype=torch.float64)
     for g in group.elements():
         torch.testing.assert_close(field.apply(g, x), slow(field.representation, g, x), rtol=0, atol=1e-14)
@@ -84,18 +84,18 @@ def test_grids_that_are_not_square(group: Group) -> None:
 
 def test_conventions() -> None:
     x = torch.randn(3, 1, 6, 6)
-    assert torch.equal(Field(trivial(Cyclic(4))).apply(TURN, x), torch.rot90(x, 1, (-2, -1)))
-    assert torch.equal(Field(trivial(Dihedral(1))).apply(FLIP, x), x.flip(-2))
+    assert torch.equal(GridField(trivial(Cyclic(4))).apply(TURN, x), torch.rot90(x, 1, (-2, -1)))
+    assert torch.equal(GridField(trivial(Dihedral(1))).apply(FLIP, x), x.flip(-2))
     right = torch.zeros(2, 3, 3)
     right[0, 1, 2] = 1.0  # at the right edge, pointing to the right
-    turned = Field(vector(Cyclic(4))).apply(TURN, right)
+    turned = GridField(vector(Cyclic(4))).apply(TURN, right)
     assert turned[1, 0, 1] == 1.0  # at the top edge, pointing up
     assert turned.abs().sum() == 1.0
 
 
 @pytest.mark.parametrize("group", EXACT, ids=repr)
 def test_homomorphism(group: Group) -> None:
-    field = Field(mixed(group))
+    field = GridField(mixed(group))
     x = torch.randn(2, field.dim, 5, 5, dtype=torch.float64)
     elements = group.elements()
     assert torch.equal(field.apply(elements[0], x), x)
@@ -106,7 +106,7 @@ def test_homomorphism(group: Group) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_keep_every_number(dtype: torch.dtype) -> None:
-    field = Field(mixed(Dihedral(4)))
+    field = GridField(mixed(Dihedral(4)))
     x = torch.randn(2, field.dim, 4, 4).to(dtype)
     for g in Dihedral(4).elements():
         moved = field.apply(g.to(dtype), x)
@@ -116,16 +116,16 @@ def test_dtypes_keep_every_number(dtype: torch.dtype) -> None:
 
 def test_whole_numbers() -> None:
     labels = torch.arange(18).reshape(2, 1, 3, 3)
-    turned = Field(trivial(Cyclic(4))).apply(TURN, labels)
+    turned = GridField(trivial(Cyclic(4))).apply(TURN, labels)
     assert torch.equal(turned, labels.rot90(1, (-2, -1)))
     with pytest.raises(RepresentationError, match="turns signs"):
-        Field(vector(Cyclic(4))).apply(TURN, torch.zeros(2, 3, 3, dtype=torch.uint8))
+        GridField(vector(Cyclic(4))).apply(TURN, torch.zeros(2, 3, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("batch", [(), (6,), (1,), (6, 3), (6, 1), (1, 3)])
 def test_batches_of_elements(batch: tuple[int, ...]) -> None:
     group = Dihedral(4)
-    field = Field(mixed(group))
+    field = GridField(mixed(group))
     x = torch.randn(6, 3, field.dim, 4, 4, dtype=torch.float64)
     drawn = torch.randint(8, batch, generator=torch.Generator().manual_seed(0))
     g = group.elements()[drawn]
@@ -137,7 +137,7 @@ def test_batches_of_elements(batch: tuple[int, ...]) -> None:
 
 
 def test_a_batch_keeps_the_frames_of_a_sample_together() -> None:
-    field = Field(vector(Cyclic(4)))
+    field = GridField(vector(Cyclic(4)))
     x = torch.randn(5, 10, 2, 8, 8)
     g = Cyclic(4).elements()[torch.tensor([0, 1, 2, 3, 1])]
     moved = field.apply(g.float(), x)
@@ -146,7 +146,7 @@ def test_a_batch_keeps_the_frames_of_a_sample_together() -> None:
 
 
 def test_derivatives_pass_through() -> None:
-    field = Field(mixed(Cyclic(4)))
+    field = GridField(mixed(Cyclic(4)))
     x = torch.randn(3, field.dim, 3, 3, dtype=torch.float64, requires_grad=True)
     g = Cyclic(4).elements()[:3]
     assert torch.autograd.gradcheck(lambda x: field.apply(g, x), x)
@@ -154,7 +154,7 @@ def test_derivatives_pass_through() -> None:
 
 
 def test_the_sample_is_never_written_to() -> None:
-    field = Field(trivial(Cyclic(4)))
+    field = GridField(trivial(Cyclic(4)))
     x = torch.randn(1, 4, 4)
     for g in Cyclic(4).elements():
         moved = field.apply(g, x)
@@ -170,25 +170,25 @@ def test_other_bases() -> None:
     rep = custom(group, discrete=(skew @ TURN @ torch.linalg.inv(skew)).unsqueeze(0), name="skew")
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
     for g in group.elements():
-        torch.testing.assert_close(Field(rep).apply(g, x), slow(rep, g, x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(GridField(rep).apply(g, x), slow(rep, g, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("group", [Cyclic(8), SO(2), O(2), Dihedral(8)], ids=repr)
 def test_larger_groups_turn_by_90_degrees(group: Group) -> None:
     rep = vector(group) + (regular(group) if group.order else trivial(group))
     x = torch.randn(2, rep.dim, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(Field(rep).apply(TURN, x), slow(rep, TURN, x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(GridField(rep).apply(TURN, x), slow(rep, TURN, x), rtol=0, atol=1e-14)
     half = Cyclic(8).elements()[1]
     with pytest.raises(RepresentationError, match=r"does not map a grid.*group=Cyclic\(4\)"):
-        Field(rep).apply(half, x)
+        GridField(rep).apply(half, x)
     with pytest.raises(RepresentationError, match="does not map a grid"):
-        Field(rep).apply(torch.stack([TURN, half]), x)
+        GridField(rep).apply(torch.stack([TURN, half]), x)
 
 
 @pytest.mark.parametrize(
     ("representation", "why"),
     [
-        (trivial(Scaling()), "no Field for Scaling"),
+        (trivial(Scaling()), "no GridField for Scaling"),
         (vector(SE(2)), "translations"),
         (vector(SO(3)), "plane"),
         (vector(Lorentz()), "plane"),
@@ -199,11 +199,11 @@ def test_larger_groups_turn_by_90_degrees(group: Group) -> None:
 )
 def test_groups_that_have_no_fields(representation: Representation, why: str) -> None:
     with pytest.raises(RepresentationError, match=why):
-        Field(representation)
+        GridField(representation)
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    field = Field(vector(Cyclic(4)))
+    field = GridField(vector(Cyclic(4)))
     with pytest.raises(RepresentationError, match="3 x 4 pixels is not square"):
         field.apply(TURN, torch.zeros(2, 3, 4))
     with pytest.raises(RepresentationError, match=r"\(\.\.\., 2, H, W\)"):
@@ -224,31 +224,31 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_finite_group_has_no_derivative() -> None:
     x = torch.zeros(5, 2, 3, 3)
-    assert Field(vector(Dihedral(4))).derivative(x).shape == (0, 5, 2, 3, 3)
+    assert GridField(vector(Dihedral(4))).derivative(x).shape == (0, 5, 2, 3, 3)
     with pytest.raises(RepresentationError, match="no Lie derivative"):
-        Field(vector(SO(2))).derivative(x)
+        GridField(vector(SO(2))).derivative(x)
 
 
 def test_equality_copies_and_specs() -> None:
-    field = Field(mixed(Dihedral(4)))
+    field = GridField(mixed(Dihedral(4)))
     for twin in (
         copy.deepcopy(field),
         pickle.loads(pickle.dumps(field)),
-        Field.from_spec(json.loads(json.dumps(field.spec()))),
+        GridField.from_spec(json.loads(json.dumps(field.spec()))),
     ):
         assert twin == field
         assert hash(twin) == hash(field)
-    assert field != Field(mixed(Cyclic(4)))
-    assert field != Axis(mixed(Dihedral(4)))
+    assert field != GridField(mixed(Cyclic(4)))
+    assert field != On(mixed(Dihedral(4)))
     assert "vector" in repr(field)
     with pytest.raises(RepresentationError, match="spec"):
-        Field.from_spec({"rep": {}})
+        GridField.from_spec({"rep": {}})
     with pytest.raises(AttributeError):
         field.representation = mixed(Cyclic(4))  # type: ignore[misc]
 
 
 def test_axis_is_a_tensor_action_too() -> None:
-    axis = Axis(vector(SO(3)), -2)
+    axis = On(vector(SO(3)), -2)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     g = SO(3).sample(1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[0]
     assert torch.equal(axis.apply(g, x), axis.representation.apply(g, x, axis=-2))
@@ -269,6 +269,6 @@ def test_batches_cost_one_pass_per_element(monkeypatch: pytest.MonkeyPatch) -> N
     move_grid = fields.move_grid
     monkeypatch.setattr(fields, "move_grid", counted)
     g = Cyclic(4).sample(64, generator=torch.Generator().manual_seed(0))
-    Field(vector(Cyclic(4))).apply(g, torch.randn(64, 2, 4, 4))
+    GridField(vector(Cyclic(4))).apply(g, torch.randn(64, 2, 4, 4))
     assert len(passes) == 4
     assert sum(passes) == 64

@@ -173,7 +173,7 @@ def test_method_conformance_can_fail() -> None:
 
 def test_needs_neither_pytest_nor_e3nn_nor_pyg() -> None:
     code = (
-        "import sys, equirelax.testing, equirelax.audit\n"
+        "import sys, equirelax.testing, equirelax.auditing\n"
         "names = ('pytest', 'hypothesis', 'e3nn', 'torch_geometric', 'lightning')\n"
         "print([name for name in names if name in sys.modules])"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.relaxation import read
 from equirelax.training.assembly import assemble
 from equirelax.training.equivariance import ELEMENTS, PROJECTED, RELAXED, Gauge

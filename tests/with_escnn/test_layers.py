@@ -15,7 +15,7 @@ import equirelax as er
 from equirelax.errors import PlacementError
 from equirelax.relaxation.layers.escnn import EscnnConvolution, exact_bases
 from equirelax.relaxation.relaxation import derived_keys
-from equirelax.symmetry import Axis
+from equirelax.symmetry import On
 from equirelax.symmetry.escnn import field_of, from_field_type
 from equirelax.testing import LayerFamilyConformance
 
@@ -143,7 +143,7 @@ class TestLinear(EscnnConformance):
         model = enn.SequentialModule(enn.Linear(in_type, out_type, recompute=True)).double()
         fill(model)
         sample = enn.GeometricTensor(draw(40, in_type.size), in_type)
-        return model, "0", sample, Axis(from_field_type(in_type)), Axis(from_field_type(out_type))
+        return model, "0", sample, On(from_field_type(in_type)), On(from_field_type(out_type))
 
 
 class TestLinearO2(TestLinear):

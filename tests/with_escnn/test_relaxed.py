@@ -12,7 +12,7 @@ from escnn_networks import OFF_THE_GRID, ON_THE_GRID, Network, draw, fill, netwo
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.penalties import Penalty
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import Cyclic

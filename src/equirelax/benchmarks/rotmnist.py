@@ -16,7 +16,7 @@ from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Sp
 from equirelax.data import ImageSet, digits, rotmnist
 from equirelax.models import PlainClassifier, PlaneClassifier
 from equirelax.ranges import COUNT, WIDTH, Range, within
-from equirelax.symmetry import Cyclic, Dihedral, Field, Group, trivial
+from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, trivial
 
 AUDIT_SAMPLES = 8
 CLASSES = 10
@@ -117,7 +117,7 @@ class RotMNISTTask(Task):
 
     def _turned(self, batch: Batch, elements: Tensor) -> Batch:
         images = batch["images"]
-        return {**batch, "images": Field(trivial(self._group)).apply(elements.to(images), images)}
+        return {**batch, "images": GridField(trivial(self._group)).apply(elements.to(images), images)}
 
     def build_model(self) -> nn.Module:
         """The configured network."""
@@ -148,7 +148,7 @@ class RotMNISTTask(Task):
         batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
         return AuditCase(
             self.inputs(batch),
-            (Field(trivial(self._group)),),
+            (GridField(trivial(self._group)),),
             None,
             self._group,
             head=lambda y: y - y.mean(0),

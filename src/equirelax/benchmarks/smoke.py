@@ -20,7 +20,7 @@ from equirelax.data import FieldSet, smoke
 from equirelax.errors import ConfigError
 from equirelax.models import planes
 from equirelax.ranges import COUNT, DEPTH, SHARE, WIDTH, Range, within
-from equirelax.symmetry import Cyclic, Dihedral, Field, Group, vector
+from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, vector
 
 AUDIT_SAMPLES = 4
 
@@ -223,7 +223,7 @@ class SmokeTask(Task):
                 "Compare the errors on the test set instead."
             )
         batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
-        field = Field(vector(self._group))
+        field = GridField(vector(self._group))
         return AuditCase(self.inputs(batch), (field,), field, self._group)
 
     def published(self) -> dict[str, str]:
@@ -236,7 +236,7 @@ class SmokeTask(Task):
         return self._group.sample(count, generator=generator)
 
     def _turned(self, batch: Batch, elements: Tensor) -> Batch:
-        field = Field(vector(self._group))
+        field = GridField(vector(self._group))
         moved = {key: field.apply(elements.to(batch[key]), batch[key]) for key in ("input", "target")}
         return {**batch, **moved}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.cli import options
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text

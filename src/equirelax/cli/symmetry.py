@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from equirelax.audit.bounds import NetworkBounds, network_bounds
-from equirelax.audit.breaking import Breaking, breaking
+from equirelax.auditing.bounds import NetworkBounds, network_bounds
+from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.benchmarks.registry import task_class
 from equirelax.cli import options
 from equirelax.errors import ConfigError

@@ -30,7 +30,7 @@ def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> t
     if len(values) != len(kinds):
         raise RepresentationError(
             f"the model is called with {len(values)} arguments, and in_rep tells of {len(kinds)}: give one "
-            f"representation, Axis, Field or None for every positional argument"
+            f"representation, On, GridField or None for every positional argument"
         )
     return tuple(v if k is None else act(g, v, k) for v, k in zip(values, kinds, strict=True))
 
@@ -53,7 +53,7 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
 
 
 def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
-    """One representation, Axis, Field or None, or a tuple or list of them, as a tuple.
+    """One representation, On, GridField or None, or a tuple or list of them, as a tuple.
 
     Raises:
         RepresentationError: something else was given.
@@ -62,8 +62,8 @@ def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
     for kind in kinds:
         if not (kind is None or isinstance(kind, (Representation, TensorAction))):
             raise RepresentationError(
-                f"{what} holds a {type(kind).__name__}; expected a Representation, Axis(representation, axis), "
-                "Field(representation) or None for every tensor"
+                f"{what} holds a {type(kind).__name__}; expected a Representation, On(representation, axis), "
+                "GridField(representation) or None for every tensor"
             )
     return kinds
 

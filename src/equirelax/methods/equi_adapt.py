@@ -22,7 +22,7 @@ class EquiAdapted(nn.Module):
         model: f, called with positional arguments; a child under "model.".
         canonicalizer: c, called with the same arguments; returns elements (b, n, n) of the group, one for
             every entry of the first axis of whatever transforms. A child under "canonicalizer.".
-        in_rep: for every argument a `Representation`, an `Axis`, a `Field` or None (invariant); one alone
+        in_rep: for every argument a `Representation`, an `On`, a `GridField` or None (invariant); one alone
             for one argument.
         out_rep: the same for what f returns.
 

@@ -22,7 +22,7 @@ class EquiTuned(nn.Module):
 
     Args:
         model: f, called with positional arguments; a child, so that keys begin with "model.".
-        in_rep: for every argument a `Representation`, an `Axis`, a `Field` or None (invariant); one alone
+        in_rep: for every argument a `Representation`, an `On`, a `GridField` or None (invariant); one alone
             for one argument.
         out_rep: the same for what f returns.
         group: elements are drawn from it; by default that of the representations. Of SE(n) and E(n) only rotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equirelax.audit.bounds import NetworkBounds
-from equirelax.audit.breaking import Breaking
+from equirelax.auditing.bounds import NetworkBounds
+from equirelax.auditing.breaking import Breaking
 from equirelax.benchmarks.strengths import choice
 from equirelax.training.dynamics import courses, dynamics
 

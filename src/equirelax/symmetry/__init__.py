@@ -1,30 +1,30 @@
 """What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
 
-from equirelax.symmetry.axis import Axis, TensorAction
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
-from equirelax.symmetry.fields import Field
+from equirelax.symmetry.fields import GridField
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.intertwiners import equivariant_projection, hom_basis
 from equirelax.symmetry.irreps import from_irreps
 from equirelax.symmetry.lie import SE, SO, E, Lorentz, O, Scaling
 from equirelax.symmetry.matrix_group import MatrixGroup
+from equirelax.symmetry.on import On, TensorAction
 from equirelax.symmetry.representation import Representation
 
 __all__ = [
     "SE",
     "SO",
-    "Axis",
     "Block",
     "Cyclic",
     "Dihedral",
     "E",
-    "Field",
+    "GridField",
     "Group",
     "Lorentz",
     "MatrixGroup",
     "O",
+    "On",
     "Representation",
     "Scaling",
     "Symmetric",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.axis import TensorAction
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.group import Group, constants
 from equirelax.symmetry.kernels import move_entries
 from equirelax.symmetry.lie import SO, O
+from equirelax.symmetry.on import TensorAction
 from equirelax.symmetry.representation import Representation
 
 # An element's entries are 0, 1 and -1 to this, where it maps the grid onto itself; by its dtype, as Group.tolerances.
@@ -27,7 +27,7 @@ Entries = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Field(TensorAction):
+class GridField(TensorAction):
     """How a group of the plane acts on a tensor (..., channels, H, W), the feature field of a picture.
 
     Row 0 is the top, columns run to the right; coordinates have x to the right and y up, their origin is the centre of
@@ -127,7 +127,7 @@ class Field(TensorAction):
         return {"representation": self.representation.spec()}
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Field:
+    def from_spec(cls, spec: dict[str, Any]) -> GridField:
         """The field that `spec()` described.
 
         Raises:
@@ -140,7 +140,7 @@ class Field(TensorAction):
         return cls(Representation.from_spec(spec["representation"]))
 
     def __repr__(self) -> str:
-        return f"Field({self.representation!r})"
+        return f"GridField({self.representation!r})"
 
     def _move(self, element: Entries, x: Tensor) -> Tensor:
         channels = _channels(self.representation, element)
@@ -237,6 +237,6 @@ def _check_group(group: Group) -> None:
     if group.dim == group.linear_dim + 1 == 3:
         why = "has translations, which leave a grid of pixels"
     raise RepresentationError(
-        f"There is no Field for {group.name}: it {why}. Fields are for Cyclic(n), Dihedral(n), finite groups of 2 x 2 "
+        f"There is no GridField for {group.name}: it {why}. Fields are for Cyclic(n), Dihedral(n), finite groups of 2 x 2 "
         "matrices, SO(2) and O(2); compare errors on data that is transformed before it is sampled for anything else."
     )

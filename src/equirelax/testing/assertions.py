@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equirelax.audit import AuditReport, audit
+from equirelax.auditing import AuditReport, audit
 from equirelax.symmetry import Group
 
 
@@ -27,7 +27,7 @@ def assert_equivariant(
     """Fail unless ``f(rho_in(g) x) = rho_out(g) f(x)`` for sampled g; the message is the audit's report.
 
     Args:
-        model, sample, in_rep, out_rep, group, dtype, samples, seed: as for :func:`equirelax.audit.audit`.
+        model, sample, in_rep, out_rep, group, dtype, samples, seed: as for :func:`equirelax.auditing.audit`.
         tolerance: largest relative error; by default 1e-9 for a model built in float64, 1e-5 in float32, and
             what ``dtype`` allows.
 

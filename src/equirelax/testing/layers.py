@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import equirelax.relaxation as er
-from equirelax.audit import audit
-from equirelax.audit.tree import call, leaves, map_tree
+from equirelax.auditing import audit
+from equirelax.auditing.tree import call, leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
 from equirelax.penalties import Penalty
 from equirelax.relaxation.columns import dense

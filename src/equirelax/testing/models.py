@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.audit.tree import call, leaves, map_tree
+from equirelax.auditing.tree import call, leaves, map_tree
 from equirelax.testing.assertions import assert_equivariant
 from equirelax.testing.checks import check, close, equal, finite, skip
 

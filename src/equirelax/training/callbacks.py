@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from equirelax.audit.lipschitz import residual_norms
+from equirelax.auditing.lipschitz import residual_norms
 from equirelax.data import Samples
 from equirelax.errors import CheckpointError
 from equirelax.training.assembly import Assembly

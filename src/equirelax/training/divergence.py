@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from equirelax.audit.non_finite import first_non_finite, largest_gain
+from equirelax.auditing.non_finite import first_non_finite, largest_gain
 from equirelax.errors import EquirelaxError, NonFiniteError
 from equirelax.training.assembly import Assembly
 

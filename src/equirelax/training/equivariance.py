@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equirelax.audit.error import measure
-from equirelax.audit.state import measuring
+from equirelax.auditing.error import measure
+from equirelax.auditing.state import measuring
 from equirelax.benchmarks.task import AuditCase
 from equirelax.errors import NonFiniteError
 from equirelax.relaxation import relaxation_of

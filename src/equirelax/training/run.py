@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from equirelax.audit import audit
+from equirelax.auditing import audit
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError, NonFiniteError

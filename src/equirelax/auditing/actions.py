@@ -1,0 +1,319 @@
+"""How does the group act on a hidden feature? Told by what the feature does when the input is transformed.
+
+A feature is seen at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p)
+and Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. Candidates are tried along
+every axis:
+
+* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks
+  of the representations that the audit was given, small irreps where e3nn is loaded), in any order and
+  number: the segmentation of the axis with the least squared error, found by dynamic programming;
+* the same block with its components outermost (all x, then all y, then all z);
+* a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``.
+
+The first that fits counts. Where none does, what is left is a guess, with which a module is called again on
+exactly transformed inputs: then the smallest error alone would take any patchwork of blocks that happens to
+follow the noise, on any axis. So a guess pays for every change of block along its axis, and for standing on
+the first axis, which holds the samples or the rows: it must explain that much more. Two weaker explanations
+are looked for where none fits: vectors *in another basis* (``P rho(g) P^-1`` with a fixed P, which a swapped
+axis gives), and *some* linear map for every g (least squares; says nothing with too few rows).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from equirelax.symmetry import GridField, Group, Representation, TensorAction
+from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
+
+MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
+CHANGE = 0.03  # of the squared norm: what a change of block has to be worth in a guess
+PER_CHANGE, ROWS_AXIS = (
+    1.25,
+    2.0,
+)  # how much more a guess must explain for a change of block, and on the first axis
+MAX_ROWS = 256  # rows that take part in choosing a segmentation; the error reported is over all of them
+
+
+class Atom:
+    """One block as an affine map, computed once for each of the few elements of an audit."""
+
+    def __init__(self, block: Block) -> None:
+        self.name, self.dim = block.name, block.dim
+        self._block = block
+        self._known: dict[bytes, tuple[Tensor, Tensor | None]] = {}
+
+    def matrix(self, g: Tensor) -> Tensor:
+        """rho(g), (d, d)."""
+        return self._at(g)[0]
+
+    def offset(self, g: Tensor) -> Tensor | None:
+        """What is added after it, (d,); ``None`` for a linear block."""
+        return self._at(g)[1]
+
+    def _at(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        key = g.cpu().numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = (self._block.matrix(g), self._block.offset(g))
+        return self._known[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial
+    one. ``odds`` multiply its error where actions that do not fit are compared. ``channels``: of an action on
+    pictures (..., channels, H, W) of any size, how many it takes; else 0.
+    """
+
+    name: str
+    apply: Callable[[Tensor, Tensor], Tensor]
+    invariant: bool = False
+    odds: float = 1.0
+    channels: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """An action with how badly it explains what was seen.
+
+    Attributes:
+        action: the best candidate.
+        relative: worst over g of ``||Y_g - rho(g) X|| / max(||Y_g||, ||X||)``.
+        absolute: largest entry of ``|Y_g - rho(g) X|``.
+    """
+
+    action: Action
+    relative: float
+    absolute: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y``
+    (G, P, ...).
+    """
+
+    x: Tensor
+    y: Tensor
+    elements: Tensor  # (G, n, n)
+
+
+def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
+    """The blocks to try for a group: its own small representations, and those of the representations
+    given.
+    """
+    blocks: list[Block] = [Trivial(group)]
+    if group.order is not None or not group.connected:
+        blocks.append(Sign(group))
+    blocks.append(Vector(group))
+    if group.dim != group.linear_dim:
+        blocks.append(Positions(group))
+    if group.linear_dim == 3 and not group.connected:
+        blocks.append(Pseudovector(group))
+    if group.order is not None and group.order <= 64:
+        blocks.append(Regular(group))
+    for rep in given:
+        blocks += [block for _, block in rep.blocks if block not in blocks]
+    blocks += [block for block in _irreps(group) if block.dim not in {b.dim for b in blocks}]
+    return [Atom(block) for block in dict.fromkeys(blocks)]
+
+
+def _irreps(group: Group) -> list[Block]:
+    """e3nn's irreps with l = 2 and 3, where e3nn is already in use and the group rotates space."""
+    if "e3nn" not in sys.modules or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
+        return []
+    from equirelax.symmetry import from_irreps
+
+    names = ("2e", "2o", "3e", "3o") if not group.connected else ("2e", "3e")
+    return [from_irreps(name, group).blocks[0][1] for name in names]
+
+
+def action_of(known: TensorAction, group: Group) -> Action:
+    """A known action, for elements of ``group``."""
+    linear = known.group.dim != group.dim
+
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        return known.apply((group.linear_part(g) if linear else g).to(x.device), x.double())
+
+    channels = known.dim if isinstance(known, GridField) else 0
+    return Action(f"{known.representation!r}{known.where}", apply, known.invariant, channels=channels)
+
+
+def error_of(action: Action, seen: Seen) -> Explained:
+    """How badly a given action explains a feature."""
+    relative = absolute = 0.0
+    for g, y in zip(seen.elements, seen.y, strict=True):
+        expected = torch.stack([action.apply(g, x) for x in seen.x])
+        gap = (y - expected).abs()
+        scale = max(float(y.norm()), float(seen.x.norm()))
+        relative = max(relative, float(gap.norm()) / scale if scale > 0 else 0.0)
+        absolute = max(absolute, float(gap.max()))
+    return Explained(action, relative, absolute)
+
+
+INVARIANT = Action("invariant", lambda g, x: x.double(), True)
+
+
+def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
+    """The best of the actions along the feature's axes: what `likeliest` takes."""
+    return likeliest(
+        seen, itertools.chain((INVARIANT,), _candidates(seen, atoms), _guesses(seen, atoms)), tolerance
+    )
+
+
+def likeliest(seen: Seen, actions: Iterable[Action], tolerance: float) -> Explained:
+    """The first of the actions within ``tolerance``; where there is none, the likeliest."""
+    tried = []
+    for candidate in actions:
+        tried.append(error_of(candidate, seen))
+        if tried[-1].relative <= tolerance:
+            return tried[-1]
+    return min(tried, key=lambda found: found.relative * found.action.odds)
+
+
+def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
+    axes = range(seen.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
+    shape = seen.x.shape[1:]
+    for axis in axes:
+        if shape[axis] <= (MAX_LAST if axis == axes[0] else MAX_OTHER):
+            yield segmentation(seen, atoms, axis)
+    moving = [atom for atom in atoms if atom.dim > 1]
+    for axis in axes:
+        for atom in moving:
+            if shape[axis] % atom.dim == 0 and shape[axis] > atom.dim:
+                yield component_major(atom, shape[axis] // atom.dim, axis, len(shape))
+    for a in axes:
+        for b in range(a):
+            for atom in moving:
+                if shape[a] == shape[b] == atom.dim:
+                    yield _rank_two(atom, b, a, len(shape))
+
+
+def _guesses(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
+    """Segmentations into few runs of equal blocks, for features that nothing fits."""
+    for axis in range(seen.x.dim() - 2, -1, -1):
+        if seen.x.shape[axis + 1] <= MAX_OTHER:
+            yield segmentation(seen, atoms, axis, CHANGE)
+
+
+def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
+    """The atom on the last axis of ``x`` (..., d)."""
+    moved = x @ atom.matrix(g).to(x).transpose(-1, -2)
+    offset = atom.offset(g)
+    return moved if offset is None else moved + offset.to(x)
+
+
+def segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
+    """The direct sum of atoms along ``axis`` (of one feature) with the least squared error, plus ``change`` times the
+    squared norm of what is seen for every change from one atom to another.
+    """
+    x = seen.x.movedim(axis + 1, -1)
+    y = seen.y.movedim(axis + 2, -1)
+    size = x.shape[-1]
+    x, y = x.reshape(-1, size), y.reshape(len(seen.elements), -1, size)
+    if len(x) > MAX_ROWS:
+        pick = torch.linspace(0, len(x) - 1, MAX_ROWS).long()
+        x, y = x[pick], y[:, pick]
+    # Rounding must not decide between blocks that fit equally well: the first in the list is to win.
+    grain = 1e-24 * float(y.square().sum()) + 1e-300
+    costs = []
+    for atom in atoms:
+        cost = x.new_zeros(max(size - atom.dim + 1, 0))
+        for g, moved in zip(seen.elements, y, strict=True):
+            if len(cost):
+                gap = moved.unfold(1, atom.dim, 1) - _apply_atom(atom, g, x.unfold(1, atom.dim, 1))
+                cost = cost + gap.square().sum(dim=(0, 2))
+        costs.append((cost / grain).round().tolist())
+    price = change * float(y.square().sum()) / grain
+    return _sum_of(_cheapest(atoms, costs, size, price), axis, seen.x.dim() - 1)
+
+
+def _cheapest(atoms: Sequence[Atom], costs: list[list[float]], size: int, price: float) -> list[Atom]:
+    """The sequence of atoms of total length ``size`` with the least sum of costs and of a price for every change.
+
+    Args:
+        costs: of atom k from position i on, ``costs[k][i]``.
+    """
+    # By end and last atom: the least sum, and the atom before that one. The first atom in the list wins a tie.
+    best: list[list[tuple[float, int]]] = [[(0.0, -1)] * len(atoms)]
+    lowest = [0]
+    for end in range(1, size + 1):
+        row = []
+        for k, atom in enumerate(atoms):
+            before = best[end - atom.dim] if atom.dim < end else None
+            if atom.dim > end:
+                row.append((float("inf"), -1))
+            elif before is None:
+                row.append((costs[k][0], -1))
+            else:
+                low = lowest[end - atom.dim]
+                j = k if before[k][0] < before[low][0] + price else low
+                row.append((before[j][0] + price * (j != k) + costs[k][end - atom.dim], j))
+        best.append(row)
+        lowest.append(min(range(len(atoms)), key=lambda k: (row[k][0], k)))
+    order: list[Atom] = []
+    end, k = size, lowest[size] if size else -1
+    while k >= 0:
+        order.append(atoms[k])
+        end, k = end - atoms[k].dim, best[end][k][1]
+    return order[::-1]
+
+
+def _sum_of(order: list[Atom], axis: int, dims: int) -> Action:
+    runs: list[tuple[int, Atom]] = []
+    for atom in order:
+        if runs and runs[-1][1] is atom:
+            runs[-1] = (runs[-1][0] + 1, atom)
+        else:
+            runs.append((1, atom))
+
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = x.double().movedim(axis, -1)
+        parts = moved.split([count * atom.dim for count, atom in runs], dim=-1)
+        done = [
+            _apply_atom(atom, g, part.reshape(*part.shape[:-1], count, atom.dim)).reshape(part.shape)
+            for part, (count, atom) in zip(parts, runs, strict=True)
+        ]
+        return torch.cat(done, dim=-1).movedim(-1, axis)
+
+    words = [f"{count}x{atom.name}" if count > 1 else atom.name for count, atom in runs]
+    if len(words) > 6:
+        words = words[:5] + [f"... ({len(runs) - 5} more)"]
+    return Action(
+        " + ".join(words) + _where(axis, dims),
+        apply,
+        all(atom.name == "trivial" for atom in order),
+        PER_CHANGE ** (len(runs) - 1) * _axis_odds(axis, dims),
+    )
+
+
+def _axis_odds(axis: int, dims: int) -> float:
+    return ROWS_AXIS if axis == 0 and dims > 1 else 1.0
+
+
+def component_major(atom: Atom, copies: int, axis: int, dims: int) -> Action:
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = x.double().movedim(axis, -1)
+        split = moved.reshape(*moved.shape[:-1], atom.dim, copies).transpose(-1, -2)
+        return _apply_atom(atom, g, split).transpose(-1, -2).reshape(moved.shape).movedim(-1, axis)
+
+    name = f"{copies}x{atom.name}, components outermost, along axis {axis}"
+    return Action(name, apply, odds=PER_CHANGE * _axis_odds(axis, dims))
+
+
+def _rank_two(atom: Atom, first: int, second: int, dims: int) -> Action:
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        moved = _apply_atom(atom, g, x.double().movedim(first, -1)).movedim(-1, first)
+        return _apply_atom(atom, g, moved.movedim(second, -1)).movedim(-1, second)
+
+    name = f"{atom.name} x {atom.name} on axes {first} and {second}"
+    return Action(name, apply, odds=_axis_odds(first, dims))
+
+
+def _where(axis: int, dims: int) -> str:
+    return "" if axis == dims - 1 else f" along axis {axis - dims}"

@@ -1,0 +1,268 @@
+"""How much each residual of a relaxed model breaks the symmetry: its strength, its size, and its measured error.
+
+gamma alone misleads: a residual may trade gamma for the size of its weights. What it does is measured: one residual
+at a time is left on, all others off. Whatever arrives at it is then transformed exactly, so that the error of what
+it adds is its own, and so is the error of the model's output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equirelax.auditing.actions import Action, action_of
+from equirelax.auditing.chain import orthogonal
+from equirelax.auditing.error import outputs_of, relative_error
+from equirelax.auditing.known import acts_through, placed
+from equirelax.auditing.lipschitz import residual_slope
+from equirelax.auditing.state import measuring
+from equirelax.auditing.tree import Leaf, act, leaves, representations, transformed
+from equirelax.errors import AuditError
+from equirelax.relaxation import Relaxation, Residual
+from equirelax.relaxation.columns import Columns, dense
+from equirelax.relaxation.site import Reader, Writer
+from equirelax.symmetry import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Breaking:
+    """What one residual does to the symmetry, at a sample.
+
+    Attributes:
+        key: of the residual.
+        type: class of its module.
+        relaxes: what it can break, in words.
+        gamma: its strength.
+        weight: ||W||: largest singular value of a dense residual, Lipschitz constant (product over the layers) of
+            others; ``None`` where none is known.
+        share: ``||gamma f_neq(x)|| / ||output of the module||``; ``None`` where the output cannot be told.
+        added: largest over g of ``||rho(g) gamma f_neq(x) - gamma f_neq(rho(g) x)||`` over the size of the module's
+            output, the other residuals off; ``None`` where the residual did not run or its action is unknown.
+        bound: upper bound on ``added``, ``2 |gamma| b ||x||`` over the same size (the paper's, for this one layer);
+            ``None`` where its assumptions fail: `reason` says which.
+        alone: relative equivariance error of the model's output with this residual alone.
+    """
+
+    key: str
+    type: str
+    relaxes: str
+    gamma: float
+    weight: float | None
+    share: float | None
+    added: float | None
+    bound: float | None
+    reason: str
+    alone: float
+
+    @property
+    def size(self) -> float | None:
+        """``|gamma| ||W||``, which does not change when gamma and W are traded for each other."""
+        return None if self.weight is None else abs(self.gamma) * self.weight
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain python, with `size`."""
+        return {**dataclasses.asdict(self), "size": self.size}
+
+
+def breaking(
+    relaxation: Relaxation,
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group | None = None,
+    *,
+    model: Callable[..., Any] | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Breaking, ...]:
+    """Measure every residual by itself, in the model's order. The model is given back as it was.
+
+    Args:
+        relaxation: of the model.
+        sample, in_rep, out_rep, group: as for :func:`equirelax.auditing.audit`.
+        model: what is run, where that is not the relaxed model itself but a function that calls it.
+        samples: number of group elements drawn, >= 1; generators of a finite group and one element of every other
+            component are tried too.
+        seed: of the elements.
+        dtype: precision of the model's run.
+
+    Raises:
+        AuditError: sample, representations and group do not fit each other, or `samples` is below 1.
+        NonFiniteError: the model returns NaN or infinity.
+    """
+    if samples < 1:
+        raise AuditError(f"samples={samples}: at least one group element is needed")
+    reps = [*representations(in_rep), *representations(out_rep)]
+    if group is None and not reps:
+        raise AuditError(
+            "nothing transforms: in_rep and out_rep hold no representation, and no group is given"
+        )
+    group = group or reps[0].group
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.cat(
+        (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))
+    )
+    with measuring(relaxation.root, dtype, seed):
+        run = _Run(relaxation, model or relaxation.root, sample, in_rep, out_rep, group, elements, dtype)
+        return tuple(run.measure(key, residual) for key, residual in relaxation)
+
+
+@dataclasses.dataclass
+class _Call:
+    """What one call of a residual read (its norm) and added, and the norm of the output that it was added to."""
+
+    read: float | None
+    added: Tensor
+    output: float | None
+
+
+@dataclasses.dataclass
+class _Run:
+    """The model with one residual on, run on the sample and on the transformed sample."""
+
+    relaxation: Relaxation
+    model: Callable[..., Any]
+    sample: Any
+    in_rep: Any
+    out_rep: Any
+    group: Group
+    elements: Tensor
+    dtype: torch.dtype
+
+    def measure(self, key: str, residual: Residual) -> Breaking:
+        with self.only(residual):
+            calls, reference = self.call(residual, None)
+            added, share, alone = 0.0, _share(calls), 0.0
+            bound, reason = self.bound(residual, calls)
+            action = self.action(residual)
+            for g in self.elements:
+                moved, outputs = self.call(residual, g)
+                alone = max(alone, _output_error(g, reference, outputs))
+                if action is not None and len(moved) == len(calls):
+                    pairs = zip(calls, moved, strict=True)
+                    added = max([added, *(_added(action, g, a, b) for a, b in pairs)])
+        found = residual_slope(residual)
+        return Breaking(
+            key=key,
+            type=type(self.relaxation.root.get_submodule(residual.site.path)).__name__,
+            relaxes=residual.site.relaxes,
+            gamma=float(residual.gamma.detach()),
+            weight=found.constant,
+            share=share,
+            added=added if calls and action is not None else None,
+            bound=bound,
+            reason=reason,
+            alone=alone,
+        )
+
+    @contextlib.contextmanager
+    def only(self, chosen: Residual) -> Iterator[None]:
+        """All residuals off but one, which stays off if it was."""
+        on = chosen.enabled
+        with self.relaxation.strict():
+            chosen.enabled = on
+            yield
+
+    def call(self, residual: Residual, g: Tensor | None) -> tuple[list[_Call], list[Leaf]]:
+        """The residual's calls, and the model's outputs, on the sample transformed by g."""
+        calls: list[_Call] = []
+        site = residual.site
+        reader = _Read(site.reader)
+        writer = _Written(site.writer, reader, calls)
+        residual.site = dataclasses.replace(site, reader=reader, writer=writer)
+        try:
+            words = "the sample" if g is None else "the transformed sample"
+            moved = transformed(self.sample, self.in_rep, g, self.dtype)
+            return calls, outputs_of(self.model, moved, self.out_rep, words)
+        finally:
+            residual.site = site
+
+    def action(self, residual: Residual) -> Action | None:
+        """How the group acts on what the residual adds."""
+        if not acts_through(self.group, residual.out_rep.group):
+            return None
+        found = placed(residual, residual.out_rep)
+        return None if found is None else action_of(found, self.group)
+
+    def bound(self, residual: Residual, calls: list[_Call]) -> tuple[float | None, str]:
+        found = residual_slope(residual)
+        if found.constant is None or found.reason:
+            return None, found.reason
+        for rep in (residual.in_rep, residual.out_rep):
+            if not orthogonal(rep):
+                return None, f"{rep!r} is not an orthogonal representation"
+        b = 2 * abs(float(residual.gamma.detach())) * found.constant
+        over = []
+        for one in calls:
+            if one.output is None or one.read is None:
+                return None, "the size of the module's output is not known"
+            over.append(b * one.read / one.output if one.output else 0.0)
+        return (max(over), "") if over else (None, "it did not run on this sample")
+
+
+def _share(calls: list[_Call]) -> float | None:
+    sizes = [one.output for one in calls]
+    if not calls or None in sizes:
+        return None
+    return max(
+        float(one.added.norm()) / size if size else 0.0 for one, size in zip(calls, sizes, strict=True)
+    )
+
+
+def _added(action: Action, g: Tensor, base: _Call, moved: _Call) -> float:
+    """``||rho(g) d(x) - d(g x)||`` over the size of the module's output (of d, where that is unknown)."""
+    difference = float((action.apply(g, base.added) - moved.added).norm())
+    size = float(base.added.norm()) if base.output is None else base.output
+    return difference / size if size > 0 else 0.0
+
+
+def _output_error(g: Tensor, reference: list[Leaf], found: list[Leaf]) -> float:
+    pairs = zip(reference, found, strict=True)
+    return max(relative_error(b.value, act(g, a.value, a.action)) for a, b in pairs)
+
+
+class _Read(Reader):
+    """Notes the size of what a residual reads."""
+
+    def __init__(self, own: Reader) -> None:
+        self.own = own
+        self.norm: float | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        x = self.own(args, kwargs)
+        self.norm = float(dense(x).detach().double().norm())
+        return x
+
+
+class _Written(Writer):
+    """Notes what a residual adds, and the size of what comes out."""
+
+    def __init__(self, own: Writer, reader: _Read, calls: list[_Call]) -> None:
+        self.own, self.reader, self.calls = own, reader, calls
+
+    def __call__(self, output: Any, delta: Tensor) -> Any:
+        result = self.own(output, delta)
+        added = delta.detach().double().clone()
+        self.calls.append(_Call(self.reader.norm, added, _size(self.own, result, added)))
+        return result
+
+
+def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
+    """Norm of the tensor that the residual was added to; of its mean copy, where it is added to several."""
+    index = getattr(writer, "index", None)
+    if isinstance(output, (tuple, list)) and isinstance(index, int):
+        output = output[index]
+    if not isinstance(output, Tensor):
+        same = [leaf.value for leaf in leaves(output, None) if leaf.value.shape == added.shape]
+        if len(same) != 1:
+            return None
+        output = same[0]
+    copies = output.numel() / added.numel() if added.numel() else 1.0  # time steps of an EGNO
+    return float(output.detach().double().norm()) / math.sqrt(copies)

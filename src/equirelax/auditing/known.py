@@ -1,0 +1,189 @@
+"""Representations inside a model that somebody has declared: the user, an e3nn module's irreps, a relaxed
+layer's site.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.auditing.tree import as_action
+from equirelax.errors import AuditError, RepresentationError
+from equirelax.files import did_you_mean
+from equirelax.relaxation import Residual
+from equirelax.symmetry import GridField, Group, On, Representation, TensorAction
+from equirelax.symmetry.escnn import from_field_type, is_escnn
+
+SPATIAL = ("SO(3)", "SE(3)", "O(3)", "E(3)")
+
+Declared = dict[str, TensorAction]
+
+
+class Known:
+    """What is declared about the modules of one model.
+
+    Args:
+        model: the audited model.
+        group: the group of the audit; declarations for groups that it does not act through are ignored.
+        layer_reps: path pattern -> output's ``Representation``, ``On`` or ``GridField``, or (inputs, output), inputs
+            being one of these (first argument) or a sequence with one of these or ``None`` for each positional
+            argument.
+
+    Raises:
+        AuditError: a pattern matches no module, or a value is not of this form.
+    """
+
+    def __init__(self, model: nn.Module, group: Group, layer_reps: Mapping[str, Any] | None = None) -> None:
+        self.group = group
+        self.given: dict[str, tuple[list[TensorAction | None], TensorAction | None]] = {}
+        self.modules = dict(model.named_modules())
+        paths = list(self.modules)
+        for pattern, value in (layer_reps or {}).items():
+            matched = fnmatch.filter(paths, pattern)
+            if not matched:
+                raise AuditError(f"layer_reps: {pattern!r} matches no module.{did_you_mean(pattern, paths)}")
+            for path in matched:
+                self.given[path] = _parse(pattern, value)
+        self.residuals: dict[str, Residual] = {}
+        self.strengths: dict[str, list[float]] = {}
+        for module in model.modules():
+            if isinstance(module, Residual) and module.enabled:
+                self.strengths.setdefault(module.site.path, []).append(module.gamma.item())
+            if isinstance(module, Residual) and not module.site.slot and module.is_linear:
+                self.residuals[module.site.path] = module
+
+    def field_representations(self) -> list[Representation]:
+        """Representations of the fields that are declared: by the user, by residuals, by convolutions."""
+        given = [action for inputs, output in self.given.values() for action in (*inputs, output)]
+        own = [
+            action
+            for path, module in self.modules.items()
+            for which in ("in_rep", "out_rep")
+            for action in (self._site(path, which), self._convolution(module, which))
+        ]
+        return [action.representation for action in (*given, *own) if isinstance(action, GridField)]
+
+    def relaxed(self, path: str) -> str:
+        """``relaxed, gamma = 0.3`` for a module with residuals, else nothing."""
+        found = self.strengths.get(path)
+        return f"relaxed, gamma = {', '.join(f'{gamma:.3g}' for gamma in found)}" if found else ""
+
+    def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
+        """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
+        if path in self.given:
+            return {f"[0][{i}]": axis for i, axis in enumerate(self.given[path][0]) if axis is not None}
+        first = (
+            self._site(path, "in_rep")
+            or self._convolution(module, "in_rep")
+            or self._escnn(module, "in_type")
+        )
+        axes = [first] if first else [self._irreps(module, n) for n in ("irreps_in1", "irreps_in2")]
+        if axes[0] is None:
+            axes = [self._irreps(module, "irreps_in")]
+        return _fitting({f"[0][{i}]": axis for i, axis in enumerate(axes)}, tensors)
+
+    def outputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
+        """Declared actions of a call's outputs, by the path of the tensor in the output."""
+        if path in self.given:
+            axis = self.given[path][1]
+            return {} if axis is None else {"": axis}
+        found = (
+            self._site(path, "out_rep")
+            or self._convolution(module, "out_rep")
+            or self._escnn(module, "out_type")
+        )
+        return _fitting({"": found or self._irreps(module, "irreps_out")}, tensors)
+
+    def _site(self, path: str, which: str) -> TensorAction | None:
+        residual = self.residuals.get(path)
+        if residual is None:
+            return None
+        rep: Representation = getattr(residual, which)
+        return placed(residual, rep) if acts_through(self.group, rep.group) else None
+
+    def _convolution(self, module: nn.Module, which: str) -> TensorAction | None:
+        """The fields of a group convolution, known by its attributes in_rep, out_rep and kernel_size."""
+        rep = getattr(module, which, None)
+        if not isinstance(rep, Representation) or not hasattr(module, "kernel_size"):
+            return None
+        return _field(rep) if acts_through(self.group, rep.group) else None
+
+    def _escnn(self, module: nn.Module, name: str) -> TensorAction | None:
+        """The fields of an escnn module, by its in_type and out_type; of those over the plane or over nothing."""
+        field_type: Any = getattr(module, name, None)
+        if not is_escnn(field_type, "FieldType"):
+            return None
+        try:
+            rep = from_field_type(field_type)
+        except RepresentationError:  # of a group that has no counterpart
+            return None
+        if not acts_through(self.group, rep.group):
+            return None
+        return {0: On(rep), 2: _field(rep)}.get(field_type.gspace.dimensionality)
+
+    def _irreps(self, module: nn.Module, name: str) -> On | None:
+        irreps = getattr(module, name, None)
+        if type(irreps).__name__ != "Irreps" or self.group.name not in SPATIAL:
+            return None
+        from equirelax.symmetry import from_irreps
+
+        return On(from_irreps(str(irreps), self.group))
+
+
+def placed(residual: Residual, rep: Representation) -> TensorAction | None:
+    """How a representation of a residual's site acts on the tensors there; None where that is not known."""
+    if residual.site.convolution is None:
+        return On(rep, residual.feature_axis)
+    return _field(rep) if residual.feature_axis == -3 else None
+
+
+def _field(rep: Representation) -> GridField | None:
+    try:
+        return GridField(rep)
+    except RepresentationError:  # of no group of the plane
+        return None
+
+
+def acts_through(group: Group, other: Group) -> bool:
+    """Whether elements of ``group``, or their linear parts, are elements of ``other``: checked on a few drawn
+    ones.
+    """
+    elements = torch.cat((group.sample(8, generator=torch.Generator().manual_seed(1)), group.discrete()))
+    if other.dim != group.dim:
+        elements = group.linear_part(elements)
+    return elements.shape[-1] == other.dim and bool(other.contains(elements, atol=1e-6).all())
+
+
+def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, Tensor]) -> Declared:
+    return {
+        key: action
+        for key, action in declared.items()
+        if action is not None and key in tensors and not action.mismatch(tensors[key].shape)
+    }
+
+
+def _parse(pattern: str, value: Any) -> tuple[list[TensorAction | None], TensorAction | None]:
+    if isinstance(value, tuple) and len(value) == 2:
+        inputs, output = value
+        several = (
+            inputs
+            if isinstance(inputs, Iterable) and not isinstance(inputs, (Representation, TensorAction))
+            else [inputs]
+        )
+        return [_action(pattern, item) for item in several], _action(pattern, output)
+    return [], _action(pattern, value)
+
+
+def _action(pattern: str, value: Any) -> TensorAction | None:
+    if value is None:
+        return None
+    if isinstance(value, (Representation, TensorAction)):
+        return as_action(value)
+    raise AuditError(
+        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation, On or "
+        "GridField, or (inputs, output)"
+    )

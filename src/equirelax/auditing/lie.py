@@ -1,0 +1,195 @@
+"""The Lie derivative of a whole model, one number for every generator of the group."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.functional import jvp as double_backward_jvp
+
+from equirelax.auditing.element import describe_generator
+from equirelax.auditing.error import outputs_of
+from equirelax.auditing.tree import Leaf, call, leaves, map_tree, transformed
+from equirelax.symmetry import Group, TensorAction
+
+FORWARD = "JVP (forward mode)"
+DOUBLE = "JVP (double backward)"
+DIFFERENCES = "central finite differences"
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorRow:
+    """``||L_A f(x)||`` (Frobenius, over all outputs) and the same over ``||f(x)||``, for one generator A."""
+
+    name: str
+    absolute: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LieReport:
+    """Lie derivatives ``(L_A f)(x) = drho_out(A) f(x) - D f(x)[drho_in(A) x]`` at the sample, for every
+    generator A.
+
+    ``method`` says how the directional derivative was computed, ``reason`` why a faster way was not used
+    (empty if it was).
+    """
+
+    method: str
+    reason: str
+    generators: tuple[GeneratorRow, ...]
+
+    @property
+    def absolute(self) -> float:
+        """Root of the sum of squares over the generators."""
+        return sum(row.absolute**2 for row in self.generators) ** 0.5
+
+    @property
+    def relative(self) -> float:
+        """The largest relative value over the generators."""
+        return max((row.relative for row in self.generators), default=0.0)
+
+
+def lie_derivative(
+    model: Callable[..., Any], sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
+) -> LieReport | None:
+    """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra.
+
+    Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use),
+    then central
+    differences: some operations have no derivative rule. A derivative from autograd is compared once with a
+    finite
+    difference: a model that detaches or computes without gradients hides part of its derivative, and then the
+    differences count.
+    """
+    algebra = group.algebra()
+    if len(algebra) == 0:
+        return None
+    base = transformed(sample, in_rep, None, dtype)
+    inputs = [(leaf.value, leaf.action) for leaf in leaves(base, in_rep, "input") if leaf.measurable]
+    points = tuple(value for value, action in inputs if action is not None)
+    tangents = [_derivative(value, action, algebra) for value, action in inputs if action is not None]
+    function = _function(model, base, in_rep, out_rep)
+
+    reference = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
+    actions = [
+        None if leaf.action is None else _derivative(leaf.value, leaf.action, algebra) for leaf in reference
+    ]
+    size = sum(float(leaf.value.norm()) ** 2 for leaf in reference) ** 0.5
+
+    derive, method, reason = _choose(function, points, tangents, dtype)
+    rows = []
+    for i, generator in enumerate(algebra):
+        moved = derive(function, points, tuple(t[i].to(dtype) for t in tangents))
+        gaps = [
+            d.double() if action is None else action[i] - d.double()
+            for action, d in zip(actions, moved, strict=True)
+        ]
+        absolute = sum(float(gap.norm()) ** 2 for gap in gaps) ** 0.5
+        name = describe_generator(group, generator, i)
+        rows.append(GeneratorRow(name, absolute, absolute / size if size > 0 else absolute))
+    return LieReport(method, reason, tuple(rows))
+
+
+def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
+    """``drho(A_i) x`` for every A_i of ``algebra`` (k, n, n): (k, *x.shape), float64.
+
+    The representation's group may be larger than the audit's: its derivative is linear in the algebra, so A_i
+    is written in the basis of the larger one.
+    """
+    moved = action.derivative(value.double())
+    basis = action.group.algebra()
+    coefficients = algebra.flatten(1) @ torch.linalg.pinv(basis.flatten(1))
+    return torch.tensordot(coefficients.to(moved), moved, dims=1)
+
+
+def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -> Function:
+    """The model as a function of its transforming inputs alone, returning its measurable outputs."""
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        queue = list(values)
+
+        def put(leaf: Leaf) -> Tensor:
+            takes = leaf.action is not None and leaf.measurable
+            return queue.pop(0) if takes else leaf.value.clone()
+
+        output = call(model, map_tree(base, in_rep, put, "input"))
+        return tuple(leaf.value for leaf in leaves(output, out_rep, "output") if leaf.measurable)
+
+    return function
+
+
+def forward_mode(
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Directional derivative by forward-mode automatic differentiation, for what cannot be differentiated
+    twice.
+    """
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x.clone(), t) for x, t in zip(points, tangents, strict=True)]
+        found = []
+        for value in function(*duals):
+            primal, tangent = forward_ad.unpack_dual(value)
+            found.append(torch.zeros_like(primal) if tangent is None else tangent.detach())
+        return tuple(found)
+
+
+def double_backward(
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Directional derivative by differentiating the vector-Jacobian product with respect to its vector."""
+    if not points:
+        return tuple(torch.zeros_like(value) for value in function())
+    _, moved = double_backward_jvp(lambda *xs: function(*(x.clone() for x in xs)), points, tangents)
+    return tuple(moved)
+
+
+def finite_differences(
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """``(f(x + h t) - f(x - h t)) / 2h`` with h the cube root of the rounding unit over the tangent's
+    size.
+    """
+    if not points:
+        return tuple(torch.zeros_like(value) for value in function())
+    unit = torch.finfo(points[0].dtype).eps ** (1 / 3)
+    largest = max(float(t.abs().max()) for t in tangents)
+    step = unit / max(largest, 1e-30)
+    ahead = function(*(x + step * t for x, t in zip(points, tangents, strict=True)))
+    behind = function(*(x - step * t for x, t in zip(points, tangents, strict=True)))
+    return tuple((a.detach() - b.detach()) / (2 * step) for a, b in zip(ahead, behind, strict=True))
+
+
+def _choose(
+    function: Function, points: tuple[Tensor, ...], tangents: list[Tensor], dtype: torch.dtype
+) -> tuple[Callable[..., tuple[Tensor, ...]], str, str]:
+    """The first of the three ways that runs and agrees with finite differences along one mixed direction."""
+    mixed = tuple(torch.stack([(-0.7) ** i * t[i] for i in range(len(t))]).sum(0).to(dtype) for t in tangents)
+    measured = finite_differences(function, points, mixed)
+    scale = max([float(m.norm()) for m in measured] + [1e-12])
+    limit = 1e-4 if dtype == torch.float64 else 5e-2
+    reason = ""
+    for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
+        try:
+            found = derive(function, points, mixed)
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # no derivative rule, or gradients switched off inside
+            reason = (
+                f"{name} failed: {str(error).strip().splitlines()[0][:100]}"
+                if str(error).strip()
+                else f"{name} failed"
+            )
+            continue
+        gap = max(float((a - b).norm()) for a, b in zip(found, measured, strict=True))
+        if gap <= limit * max(scale, 1.0):
+            return derive, name, reason
+        reason = f"{name} differs from finite differences by {gap / scale:.1e}: detached, or not smooth here"
+    return finite_differences, DIFFERENCES, reason

@@ -1,0 +1,350 @@
+"""Finding the module that breaks equivariance, without being told how hidden features transform.
+
+The model is run on a sample x, on h x, and on g x, g h x for a few elements g. Every module's inputs and
+outputs are kept. A tensor is *explained* when one action of the group (``actions.py``), or the one that was
+declared for it (``known.py``), takes its value on x to its value on g x.
+
+* Inputs explained, output not: the module breaks equivariance, by the error of its output.
+* An input arrives unexplained: the module is called again, on inputs that are transformed exactly by the
+  declared action or the one that came closest, and what its output then lacks is what it adds.
+* The first unexplained tensor in the order of execution names the first break: a module's output accuses the
+  module; a module's input, if everything before it was explained, accuses the code of the module that called
+  it.
+
+An output that is explained only in another basis (a swapped axis) accuses its module too if its inputs were
+not.
+None of this is asked of a model that is equivariant as a whole: whatever its hidden features do is then its
+own affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.auditing.actions import INVARIANT, Action, action_of, atoms_of
+from equirelax.auditing.judge import Judge, Told
+from equirelax.auditing.known import Known, acts_through
+from equirelax.auditing.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
+from equirelax.auditing.record import Call, Recorder, tensors_of
+from equirelax.auditing.tree import (
+    Leaf,
+    call,
+    field_representations,
+    leaves,
+    map_tree,
+    representations,
+    transformed,
+)
+from equirelax.relaxation import Residual, relaxation_of
+from equirelax.symmetry import Group, TensorAction
+
+
+def localise(
+    model: nn.Module,
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group,
+    elements: Tensor,
+    other: Tensor,
+    dtype: torch.dtype,
+    tolerance: float,
+    equivariant: bool,
+    layer_reps: Mapping[str, Any] | None,
+    strict_equivariant: bool = False,
+) -> Localisation:
+    """Rows for every call of every module; ``model`` must be in its measuring state.
+
+    Args:
+        elements: group elements g to compare at, (G, n, n); with a reflection among them where the group has
+            any.
+        other: an element h, (n, n), for a second point h x.
+        equivariant: whether the model as a whole is: then no first break is looked for.
+        layer_reps: see :class:`~equirelax.auditing.known.Known`.
+        strict_equivariant: whether the model is a relaxed one that is equivariant without its residuals. What
+            nothing explains there is then its own affair (a choice of frames, say), and no break here.
+    """
+    known = Known(model, group, layer_reps)
+    residuals = [module for module in model.modules() if isinstance(module, Residual)]
+    recorder = Recorder(model, frozenset(inner for residual in residuals for inner in residual.modules()))
+
+    def run(*path: Tensor) -> list[Call]:
+        value = transformed(sample, in_rep, None, dtype)
+        for g in path:
+            value = transformed(value, in_rep, g, dtype)
+        with recorder.recording() as calls:
+            call(model, value)
+        return calls
+
+    judge = _judge(known, in_rep, out_rep, elements, tolerance)
+    ends = _ends(model, sample, in_rep, out_rep, group, dtype)
+    # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
+    points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
+
+    def observe() -> list[Trace] | None:
+        """Every call with what is known about its tensors; None where the calls depend on the element."""
+        base = [run(*point) for point in points]
+        moved = [[run(*point, g) for point in points] for g in elements]
+        names = [(c.path, c.index) for c in base[0]]
+        every = [*base, *(calls for row in moved for calls in row)]
+        if any([(c.path, c.index) for c in calls] != names for calls in every):
+            return None
+        declared = [ends if c.parent < 0 else _declared(known, c, group) for c in base[0]]
+        return [
+            _trace(i, judge, declared[i], [c[i] for c in base], [[c[i] for c in row] for row in moved])
+            for i in range(len(names))
+        ]
+
+    trace = observe()
+    if trace is None:
+        return Localisation((), None, "not localised: which modules are called depends on the group element")
+    if strict_equivariant and not equivariant:
+        with relaxation_of(model).strict():
+            _excuse(trace, observe() or [])
+    first = None if equivariant else _first(trace, known)
+    run()  # modules that remember something of a run are asked again below: it is to be that of the sample
+    rows = _rows(trace, judge, known, dtype)
+    return Localisation(tuple(sorted(rows, key=_worst_first)), first)
+
+
+def _judge(known: Known, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float) -> Judge:
+    """A judge that tries the blocks of all representations that are known."""
+    group = known.group
+    given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
+    fields = [*field_representations((in_rep, out_rep)), *known.field_representations()]
+    # Fields of a larger group, C8 for C4, are of no sum of the smaller one's blocks in their order.
+    larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
+    own = [rep for rep in [*given, *fields] if rep.group == group]
+    return Judge(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
+
+
+def _excuse(trace: list[Trace], strict: list[Trace]) -> None:
+    """Make unknown what nothing explains in the strict network either, which is equivariant all the same."""
+    for mine, theirs in zip(trace, strict, strict=False):
+        for told, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
+            for key in told.keys() & {key for key, one in before.items() if one.accuses}:
+                told[key] = Told("unknown", "nothing explains it in the strict network either")
+
+
+def _worst_first(row: LayerRow) -> tuple[int, float]:
+    return ((BREAKS, INSIDE, PASSES, UNKNOWN, FINE).index(row.status), -(row.relative or 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """Actions that are known beforehand, by the path of the tensor."""
+
+    inputs: dict[str, Action]
+    outputs: dict[str, Action]
+
+
+@dataclasses.dataclass
+class Trace:
+    """One call with what is known about its tensors, the actions declared for its outputs, and the same call where the
+    model's input is transformed by each of the group elements.
+    """
+
+    number: int
+    call: Call
+    inputs: dict[str, Told]
+    outputs: dict[str, Told]
+    declared: dict[str, Action]
+    moved: list[Call]
+
+    @property
+    def turned(self) -> bool:
+        """Whether its output is in another basis, and none of its inputs is."""
+        return _any(self.outputs, "basis") and not _any(self.inputs, "basis")
+
+    @property
+    def arrives(self) -> bool:
+        """Whether every input is explained."""
+        return all(told.explained for told in self.inputs.values())
+
+
+def _any(told: Mapping[str, Told], *kinds: str) -> bool:
+    return any(t.kind in kinds for t in told.values())
+
+
+def _ends(
+    model: nn.Module, sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
+) -> Declared:
+    """How the model's own inputs and outputs transform, by the paths that its recorded call uses."""
+
+    def wrap(tree: Any) -> Any:  # as (args, kwargs)
+        if isinstance(sample, Mapping):
+            return ((), tree or {})
+        if isinstance(sample, (tuple, list)):
+            return (tuple(tree) if tree is not None else (None,) * len(sample), {})
+        return ((tree,), {})
+
+    output = call(model, transformed(sample, in_rep, None, dtype))
+    return Declared(
+        _actions(leaves(wrap(sample), wrap(in_rep)), group), _actions(leaves(output, out_rep), group)
+    )
+
+
+def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:
+    return {leaf.path: _action(leaf.action, group) for leaf in found if leaf.measurable}
+
+
+def _action(axis: TensorAction | None, group: Group) -> Action:
+    return INVARIANT if axis is None else action_of(axis, group)
+
+
+def _declared(known: Known, c: Call, group: Group) -> Declared:
+    inputs, outputs = known.inputs(c.path, c.module, c.inputs), known.outputs(c.path, c.module, c.outputs)
+    return Declared(
+        {key: _action(axis, group) for key, axis in inputs.items()},
+        {key: _action(axis, group) for key, axis in outputs.items()},
+    )
+
+
+def _trace(number: int, judge: Judge, declared: Declared, base: list[Call], moved: list[list[Call]]) -> Trace:
+    def tell(which: str) -> dict[str, Told]:
+        actions: dict[str, Action] = getattr(declared, which)
+        told = {}
+        for key in getattr(base[0], which):
+            every = [*base, *(c for row in moved for c in row)]
+            if any(key not in getattr(c, which) for c in every):
+                told[key] = Told("unknown", "it is not there in every run")
+                continue
+            x = [getattr(c, which)[key] for c in base]
+            y = [[getattr(c, which)[key] for c in row] for row in moved]
+            told[key] = judge.tell(x, y, actions.get(key))
+        return told
+
+    return Trace(
+        number, base[0], tell("inputs"), tell("outputs"), declared.outputs, [row[0] for row in moved]
+    )
+
+
+def _first(trace: list[Trace], known: Known) -> Break | None:
+    """The first tensor in the order of execution that nothing explains, and whose code made it."""
+    events = [(t.call.order[0], True, t) for t in trace] + [(t.call.order[1], False, t) for t in trace]
+    for _, entering, t in sorted(events, key=lambda event: event[0]):
+        path = t.call.path or "the model"
+        if entering and t.call.parent >= 0:
+            for key, told in t.inputs.items():
+                if told.accuses:
+                    caller = trace[t.call.parent].call
+                    what = f"{_short(key)} transforms {told.words}"
+                    return Break(caller.path, caller.type, f"in its own code, before it calls {path}: {what}")
+        if not entering:
+            bad = [(k, o) for k, o in t.outputs.items() if o.accuses or (t.turned and o.kind == "basis")]
+            if bad:
+                key, told = bad[0]
+                own = any(other.call.parent == t.number for other in trace)
+                why = known.relaxed(t.call.path)
+                where = f"{why}: " if why else "in its own code, after the modules in it: " if own else ""
+                came = "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "none"
+                name = f"output {key.strip('[]')}" if len(t.outputs) > 1 else "its output"
+                return Break(
+                    t.call.path, t.call.type, f"{where}{name} transforms {told.words}; its inputs: {came}"
+                )
+    return None
+
+
+def _short(key: str) -> str:
+    """A path in (args, kwargs) as the reader knows it: ``argument 1`` or a name; of an output, its path."""
+    name = key.removeprefix("[0]").removeprefix("[1].")
+    position = name.strip("[]")
+    return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
+
+
+def _rows(trace: list[Trace], judge: Judge, known: Known, dtype: torch.dtype) -> list[LayerRow]:
+    rows = []
+    inside: set[int] = set()  # calls in which some module breaks
+    for t in sorted(trace, key=lambda item: item.call.order[1]):
+        if not t.outputs:
+            continue
+        row = _row(t, t.number in inside, judge, known, dtype)
+        rows.append(row)
+        if row.status in (BREAKS, INSIDE) and t.call.parent >= 0:
+            inside.add(t.call.parent)
+    return rows
+
+
+def _row(t: Trace, inside: bool, judge: Judge, known: Known, dtype: torch.dtype) -> LayerRow:
+    outputs, note = t.outputs, ""
+    output = None if _any(outputs, "unknown") else max(told.relative for told in outputs.values())
+    arriving = (
+        None if _any(t.inputs, "unknown") else max((i.relative for i in t.inputs.values()), default=0.0)
+    )
+    if not t.arrives and not _any(t.inputs, "unknown"):
+        outputs, note = _replay(t, judge, dtype)
+    guilty = [o for o in outputs.values() if o.accuses or (o.kind == "basis" and not _any(t.inputs, "basis"))]
+    if _any(outputs, "unknown") or _any(t.inputs, "unknown"):
+        status, relative, absolute = UNKNOWN, None, None
+        note = note or "; ".join(
+            o.words for o in [*t.inputs.values(), *outputs.values()] if o.kind == "unknown"
+        )
+    elif guilty:
+        status = INSIDE if inside else BREAKS
+        relative, absolute = max(o.relative for o in guilty), max(o.absolute for o in guilty)
+        why = known.relaxed(t.call.path)
+        note = (
+            "" if inside else "; ".join(filter(None, [note, *([why] if why else [o.words for o in guilty])]))
+        )
+    else:
+        status = FINE if t.arrives else PASSES
+        told = [o for o in outputs.values() if o.kind != "basis"]
+        relative = max((o.relative for o in told), default=0.0)
+        absolute = max((o.absolute for o in told if o.kind != "linear"), default=0.0)
+    return LayerRow(
+        path=t.call.path,
+        type=t.call.type,
+        call=t.call.index,
+        status=status,
+        arriving=arriving,
+        relative=relative,
+        absolute=absolute,
+        output=output,
+        inputs=tuple(_named(told) for told in t.inputs.values()),
+        outputs=tuple(_named(told) for told in outputs.values()),
+        note=note,
+    )
+
+
+def _named(told: Told) -> str:
+    return told.action.name if told.action is not None and told.kind != "basis" else told.words
+
+
+def _replay(t: Trace, judge: Judge, dtype: torch.dtype) -> tuple[dict[str, Told], str]:
+    """What the module makes of inputs that are transformed exactly, and what had to be assumed for that."""
+
+    def inputs(g: Tensor | None, seen: Call) -> Any:
+        def put(leaf: Leaf) -> Tensor:
+            told = t.inputs.get(leaf.path)
+            if told is not None and told.kind in ("basis", "linear"):
+                # some action takes it there, but its action is only the closest one that is known: as it arrived
+                return seen.inputs[leaf.path].to(leaf.value)
+            if g is None or told is None or told.action is None:
+                return leaf.value.clone()
+            return told.action.apply(g.to(leaf.value.device), leaf.value).to(dtype)
+
+        return map_tree(t.call.arguments, None, put)
+
+    def run(g: Tensor | None, seen: Call) -> dict[str, Tensor]:
+        args, kwargs = inputs(g, seen)
+        return tensors_of(t.call.module(*args, **kwargs))
+
+    try:
+        x = run(None, t.call)
+        y = [run(g, seen) for g, seen in zip(judge.elements, t.moved, strict=True)]
+    except Exception as error:  # the user's module, called outside its model: anything may go wrong in it
+        return {
+            "": Told("unknown", "")
+        }, f"cannot be called by itself: {type(error).__name__}: {str(error)[:80]}"
+    told = {key: judge.tell([x[key]], [[row[key]] for row in y], t.declared.get(key)) for key in x}
+    guessed = [
+        i.action.name
+        for i in t.inputs.values()
+        if i.kind == "broken" and i.action and "declared" not in i.words
+    ]
+    return told, f"assuming its inputs are {' and '.join(dict.fromkeys(guessed))}" if guessed else ""

@@ -1,0 +1,259 @@
+"""Where NaN or infinity begins: the first module in the order of execution, or the last in the order of the gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.auditing.record import Recorder
+from equirelax.auditing.tree import leaves
+from equirelax.errors import NonFiniteError
+
+
+@dataclasses.dataclass(frozen=True)
+class NonFinite:
+    """Where it begins.
+
+    Attributes:
+        path: of the module; the model itself has an empty path.
+        type: class of the module.
+        what: weight, input, output, gradient or loss.
+        text: in words.
+    """
+
+    path: str
+    type: str
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The module whose largest output entry is the largest multiple of its largest input entry; see `largest_gain`."""
+
+    path: str
+    type: str
+    largest_input: float
+    largest_output: float
+
+    def __str__(self) -> str:
+        return (
+            f"{name(self.path, self.type)} makes outputs up to {self.largest_output:.1e} of inputs up to "
+            f"{self.largest_input:.1e}"
+        )
+
+
+def first_non_finite(model: nn.Module, loss: Callable[[], Tensor]) -> NonFinite | None:
+    """Find where NaN or infinity begins; for one batch that is known to give them.
+
+    The loss is computed twice, in the modes in which the model is: without gradients, to see weights and outputs; and, if
+    all of these are finite, with them. Buffers are set back afterwards, `.grad` is not touched; what a relaxed model
+    keeps for penalties is used up as by any forward pass.
+
+    Args:
+        model: relaxed or not.
+        loss: calls the model and returns the loss, a scalar: ``lambda: criterion(model(x), y)``.
+
+    Returns:
+        The first module, in the order of execution, one of whose weights, or else whose output, is not finite, though
+        what it was given is; or (outputs are) the module whose gradient is not, though the gradient that it was given
+        is; None where everything is finite.
+    """
+    with _buffers_kept(model):
+        watch = _Forward(model)
+        with torch.no_grad():
+            value = watch.run(loss)
+        if watch.found is not None:
+            return watch.found
+        if value is not None and not _finite(value):
+            return NonFinite(
+                "", type(model).__name__, "loss", f"the loss itself, {float(value)} of finite outputs"
+            )
+        return _Backward(model).run(loss)
+
+
+def largest_gain(model: nn.Module, forward: Callable[[], Any]) -> Gain | None:
+    """The innermost module that amplifies most during `forward()`; None where no module has tensors as input and output."""
+    recorder = Recorder(model)
+    with _buffers_kept(model), torch.no_grad(), recorder.recording() as calls:
+        forward()
+    callers = {call.parent for call in calls}
+    best: Gain | None = None
+    for number, call in enumerate(calls):
+        given, made = (max((float(t.abs().max()) for t in tensors.values() if t.numel()), default=0.0)
+                       for tensors in (call.inputs, call.outputs))  # fmt: skip
+        if number in callers or not given > 0:
+            continue
+        if best is None or made / given > best.largest_output / best.largest_input:
+            best = Gain(call.path, call.type, given, made)
+    return best
+
+
+def name(path: str, kind: str) -> str:
+    """How messages call a module: 'blocks.1.linear' (Linear)."""
+    return f"'{path}' ({kind})" if path else f"the model itself ({kind})"
+
+
+class _Hooked:
+    """Hooks on every module whose calls a `Recorder` would see."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths = Recorder(model).names
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        raise NotImplementedError
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        try:
+            for module in self.paths:
+                handles.append(module.register_forward_pre_hook(self.enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self.leave, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def name(self, module: nn.Module) -> str:
+        return name(self.paths[module], type(module).__name__)
+
+
+class _Forward(_Hooked):
+    """The first weight or output that is not finite. A module that makes finite outputs of other inputs (a mask of
+    infinities) clears what was noted before.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.found: NonFinite | None = None
+        self._left: str = ""
+
+    def run(self, loss: Callable[[], Tensor]) -> Tensor | None:
+        """The loss; None where the model itself refuses what has become of its numbers."""
+        with self.hooked():
+            try:
+                return loss()
+            # What a model or torch.linalg raises on numbers that are not finite: where they began is known by then.
+            except (NonFiniteError, torch.linalg.LinAlgError):
+                if self.found is None:
+                    raise
+                return None
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.found is not None:
+            return
+        for key, parameter in module.named_parameters(recurse=False):
+            if not _finite(parameter):
+                self._note(module, "weight", f"the weight '{key}' of {self.name(module)}")
+                return
+        if not all(map(_finite, _tensors((args, kwargs)))):
+            after = f", after {self._left}" if self._left else ""
+            self._note(module, "input", f"what {self.name(module)} is given{after}")
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        good = all(map(_finite, _tensors(output)))
+        self._left = self.name(module)
+        if not good and self.found is None:
+            self._note(module, "output", f"the output of {self.name(module)}, of finite inputs and weights")
+        masked = good and not all(map(_finite, _tensors((args, kwargs))))
+        if masked and self.found is not None and self.found.what != "weight":
+            self.found = None
+
+    def _note(self, module: nn.Module, what: str, text: str) -> None:
+        self.found = NonFinite(self.paths[module], type(module).__name__, what, text)
+
+
+class _Backward(_Hooked):
+    """The first gradient, from the loss back, that is not finite: the module that reads this tensor made it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.model = model
+        self._readers: dict[int, list[nn.Module]] = {}
+        self._makers: dict[int, list[nn.Module]] = {}
+        self._kept: list[Tensor] = []  # so that no other tensor gets the id of one that was noted
+        self._bad: list[Tensor] = []
+
+    def run(self, loss: Callable[[], Tensor]) -> NonFinite | None:
+        weights = {p: (m, key) for m in self.model.modules() for key, p in m.named_parameters(recurse=False)}
+        trained = [p for p in weights if p.requires_grad]
+        with torch.enable_grad(), self.hooked():
+            value = loss()
+            if not value.requires_grad or not trained:
+                return None
+            gradients = torch.autograd.grad(value, trained, allow_unused=True)
+        if self._bad:
+            return self._blamed(self._bad[0])
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None and not _finite(gradient):
+                module, key = weights[parameter]
+                path = next(p for p, m in self.model.named_modules() if m is module)
+                called = name(path, type(module).__name__)
+                return NonFinite(
+                    path, type(module).__name__, "gradient", f"the gradient of the weight '{key}' of {called}"
+                )
+        return None
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._note(self._readers, module, (args, kwargs))
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._note(self._makers, module, output)
+
+    def _note(self, where: dict[int, list[nn.Module]], module: nn.Module, tree: Any) -> None:
+        for tensor in _tensors(tree):
+            if tensor.requires_grad:
+                if id(tensor) not in self._readers and id(tensor) not in self._makers:
+                    self._kept.append(tensor)
+                    tensor.register_hook(self._look(tensor))
+                where.setdefault(id(tensor), []).append(module)
+
+    def _look(self, tensor: Tensor) -> Callable[[Tensor], None]:
+        def look(gradient: Tensor) -> None:
+            if not _finite(gradient):
+                self._bad.append(tensor)
+
+        return look
+
+    def _blamed(self, tensor: Tensor) -> NonFinite:
+        readers, makers = self._readers.get(id(tensor), []), self._makers.get(id(tensor), [])
+        if readers:  # the innermost of them
+            text = f"the gradient that {self.name(readers[-1])} sends back"
+            return NonFinite(self.paths[readers[-1]], type(readers[-1]).__name__, "gradient", text)
+        if self.model in makers:
+            text = "the gradient of the loss with respect to the model's output"
+            return NonFinite("", type(self.model).__name__, "loss", text)
+        text = f"the gradient of what is computed from the output of {self.name(makers[0])}"
+        return NonFinite(self.paths[makers[0]], type(makers[0]).__name__, "gradient", text)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf.value for leaf in leaves(tree, None) if leaf.measurable]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Running statistics and the like are set back at the end."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

@@ -1,0 +1,128 @@
+"""REMUL's measures of equivariance over a data set (Elhag et al., arXiv 2410.17878): they need no labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.auditing.error import outputs_of
+from equirelax.auditing.state import measuring
+from equirelax.auditing.tree import Leaf, act, representations, transformed
+from equirelax.errors import AuditError
+from equirelax.symmetry import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFree:
+    """How far a model is from equivariance on average over samples x and elements g_1..g_M.
+
+    Attributes:
+        e: E = mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||. Of an invariant output the two means are f(x) and
+            the mean of f over the orbit. Errors of opposite sign cancel: it is at most `e_prime`.
+        e_prime: E' = mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||.
+        size: mean_x || f(x) ||, in whose units the two are to be read.
+        rows: number of x: entries of the output's first axis (objects, nodes), over all batches.
+        elements: M.
+    """
+
+    e: float
+    e_prime: float
+    size: float
+    rows: int
+    elements: int
+
+    @property
+    def relative(self) -> float:
+        """E' / mean ||f||; 0 where both are 0."""
+        return self.e_prime / self.size if self.size > 0 else 0.0
+
+
+def label_free(
+    model: nn.Module | Callable[..., Any],
+    batches: Iterable[Any],
+    in_rep: Any,
+    out_rep: Any,
+    group: Group | None = None,
+    *,
+    samples: int = 16,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> LabelFree:
+    """E and E' of a model over batches, with the same elements g_1..g_M for all.
+
+    The model runs in evaluation mode in `dtype`, and is given back as it was; batches are not written to.
+
+    Args:
+        model: a module, or a function (then nothing is cast).
+        batches: inputs, each as for `audit`: a tensor, a tuple, a mapping, PyG data.
+        in_rep, out_rep: how the group acts on an input and on the one output tensor; as for `audit`.
+        group: elements are drawn from it; by default the group of the representations.
+        samples: M >= 1.
+        seed: of the elements.
+
+    Raises:
+        AuditError: no batch, more than one output, or representations that do not fit.
+        NonFiniteError: the model returns NaN or infinity.
+    """
+    if samples < 1:
+        raise AuditError(f"samples={samples}: at least one group element is needed")
+    if group is None:
+        group = next((rep.group for reps in (in_rep, out_rep) for rep in representations(reps)), None)
+    if group is None:
+        raise AuditError(
+            "nothing transforms: in_rep and out_rep are all None; give a group, or how the input does"
+        )
+    elements = group.sample(samples, generator=torch.Generator().manual_seed(seed))
+    module = model if isinstance(model, nn.Module) else nn.Identity()
+    sums = torch.zeros(3, dtype=torch.float64)
+    rows = 0
+    with measuring(module, dtype, seed):
+        for batch in batches:
+            base = _output(model, transformed(batch, in_rep, None, dtype), out_rep)
+            found, count = _batch(model, batch, base, in_rep, out_rep, elements, dtype)
+            sums, rows = sums + found, rows + count
+    if not rows:
+        raise AuditError("there is no batch with an output: nothing was measured")
+    e, e_prime, size = (sums / rows).tolist()
+    return LabelFree(e, e_prime, size, rows, samples)
+
+
+def _batch(
+    model: Callable[..., Any],
+    batch: Any,
+    base: Leaf,
+    in_rep: Any,
+    out_rep: Any,
+    elements: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, int]:
+    """Sums over x of (E's norm, E's mean norm, ||f||), and how many x there are."""
+    drift = torch.zeros_like(base.value)
+    each = base.value.new_zeros(len(base.value))
+    for g in elements:
+        found = _output(model, transformed(batch, in_rep, g, dtype), out_rep).value
+        gap = found - act(g, base.value, base.action)
+        drift += gap / len(elements)
+        each += _norms(gap) / len(elements)
+    terms = torch.stack([_norms(drift).sum(), each.sum(), _norms(base.value).sum()])
+    return terms.cpu(), len(base.value)
+
+
+def _output(model: Callable[..., Any], sample: Any, out_rep: Any) -> Leaf:
+    """The model's one output, detached, in float64."""
+    found = outputs_of(model, sample, out_rep, "a sample or a moved sample")
+    if len(found) != 1 or found[0].value.dim() == 0:
+        raise AuditError(
+            f"the model returns {len(found)} floating tensors, the first of shape {tuple(found[0].value.shape)}; "
+            f"these measures are of one tensor with the samples on its first axis: wrap the model to return that"
+        )
+    return found[0]
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Norm of every entry of the first axis."""
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
