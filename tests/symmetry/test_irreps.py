@@ -150,7 +150,7 @@ def test_written_form_spec_and_pickle() -> None:
 
 
 def test_errors_name_what_was_expected() -> None:
-    with pytest.raises(RepresentationError, match="cannot read the irreps '3x1q'"):
+    with pytest.raises(RepresentationError, match="The irreps '3x1q' cannot be read"):
         from_irreps("3x1q")
     with pytest.raises(RepresentationError, match=r"not to SO\(2\)"):
         from_irreps("1o", SO(2))

@@ -15,8 +15,8 @@ import equirelax as er
 from equirelax.auditing import audit
 from equirelax.penalties import Penalty
 from equirelax.relaxation.layers import get_family
-from equirelax.symmetry import Cyclic
-from equirelax.symmetry.escnn import element_matrix, field_of
+from equirelax.symmetry import Cyclic, as_representation
+from equirelax.symmetry.escnn import element_matrix
 from equirelax.symmetry.kernels import maps_grid
 
 SIZE = 7  # odd: turns and flips keep the pixel in the middle
@@ -35,8 +35,8 @@ def error(model: Network, x: Tensor) -> float:
     with torch.no_grad():
         for g in (element_matrix(space, e) for e in elements):
             if maps_grid(g):
-                y, moved = model(x), model(field_of(model.in_type).apply(g, x))
-                expected = field_of(model.out_type).apply(g, y)
+                y, moved = model(x), model(as_representation(model.in_type).apply(g, x))
+                expected = as_representation(model.out_type).apply(g, y)
                 found = max(found, float((moved - expected).abs().max() / y.abs().max()))
     return found
 
@@ -171,8 +171,8 @@ def test_the_audit_names_the_layer_that_the_grid_breaks(size: int, training: boo
     """A stride of 2 on an even size; nothing of what the audit computes is left in the model."""
     model = network("C4", stride=2).train(training)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    x, out = draw(2, 3, size, size), field_of(model.out_type)
-    report = audit(model, x, field_of(model.in_type), out, samples=4, lie=False)
+    x, out = draw(2, 3, size, size), as_representation(model.out_type)
+    report = audit(model, x, as_representation(model.in_type), out, samples=4, lie=False)
     assert report.relative > 1e-3
     assert "first break: second (R2Conv)" in str(report)
     after = model.state_dict()
@@ -184,8 +184,8 @@ def test_the_audit_of_a_float32_network_in_training_mode() -> None:
     """Its kernels are expanded in float64 for the audit, and are gone afterwards."""
     model = Network(network("C4").in_type.gspace)
     model.train(False).train(True)
-    field = field_of(model.in_type)
-    report = audit(model, torch.randn(2, 3, 9, 9), field, field_of(model.out_type), samples=4, lie=False)
+    field = as_representation(model.in_type)
+    report = audit(model, torch.randn(2, 3, 9, 9), field, as_representation(model.out_type), samples=4, lie=False)
     assert report.relative < 1e-5
     assert not hasattr(model.first, "filter")
     assert model(torch.randn(2, 3, 9, 9)).dtype == torch.float32
@@ -193,7 +193,7 @@ def test_the_audit_of_a_float32_network_in_training_mode() -> None:
 
 def test_fields_of_larger_groups_are_audited_by_the_turns_of_the_grid() -> None:
     model = network("C8")
-    field, out = field_of(model.in_type), field_of(model.out_type)
+    field, out = as_representation(model.in_type), as_representation(model.out_type)
     report = audit(model, draw(2, 3, SIZE, SIZE), field, out, group=Cyclic(4), lie=False)
     assert report.relative < 1e-12
 
@@ -201,6 +201,6 @@ def test_fields_of_larger_groups_are_audited_by_the_turns_of_the_grid() -> None:
 def test_geometric_tensors_are_audited_as_they_are() -> None:
     model = network("D4")
     sample = enn.GeometricTensor(draw(2, 3, SIZE, SIZE), model.in_type)
-    field, out = field_of(model.in_type), field_of(model.first.out_type)
+    field, out = as_representation(model.in_type), as_representation(model.first.out_type)
     report = audit(model.first, sample, field, out, samples=4, lie=False)
     assert report.relative < 1e-12

@@ -4,6 +4,7 @@ from equirelax.symmetry.block import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
 from equirelax.symmetry.fields import GridField
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
+from equirelax.symmetry.given import as_representation
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.intertwiners import equivariant_projection, hom_basis
 from equirelax.symmetry.irreps import from_irreps
@@ -29,6 +30,7 @@ __all__ = [
     "Scaling",
     "Symmetric",
     "TensorAction",
+    "as_representation",
     "custom",
     "equivariant_projection",
     "from_irreps",

@@ -19,7 +19,6 @@ from equirelax.symmetry.block import Block
 from equirelax.symmetry.blocks import Regular, Sign, Trivial, Vector
 from equirelax.symmetry.custom import Custom
 from equirelax.symmetry.exponential import matrix_exp
-from equirelax.symmetry.fields import GridField
 from equirelax.symmetry.finite import Cyclic, Dihedral
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.lie import SO, O
@@ -66,15 +65,6 @@ def from_field_type(field_type: Any) -> Representation:
     space = field_type.gspace
     conversion = _converted(space)
     return Representation(conversion.group, [conversion.block(r) for r in field_type.representations])
-
-
-def field_of(field_type: Any) -> GridField:
-    """How the fiber group of a field type over the plane acts on a tensor (batch, channels, H, W).
-
-    Raises:
-        RepresentationError: as `from_field_type`, or where the field is not one over the plane.
-    """
-    return GridField(from_field_type(field_type))
 
 
 def from_representation(space: Any, representation: Any) -> Representation:

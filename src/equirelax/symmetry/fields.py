@@ -16,6 +16,7 @@ from equirelax.symmetry.group import Group, constants
 from equirelax.symmetry.kernels import move_entries
 from equirelax.symmetry.lie import SO, O
 from equirelax.symmetry.on import TensorAction
+from equirelax.symmetry.reading import read_representation
 from equirelax.symmetry.representation import Representation
 
 # An element's entries are 0, 1 and -1 to this, where it maps the grid onto itself; by its dtype, as Group.tolerances.
@@ -39,7 +40,8 @@ class GridField(TensorAction):
     grid of pixels onto itself, so there is no field for them.
 
     Attributes:
-        representation: on the channels; of a finite group of 2 x 2 matrices, or of SO(2) or O(2).
+        representation: on the channels; of a finite group of 2 x 2 matrices, or of SO(2) or O(2). An escnn `FieldType`
+            is read.
 
     Raises:
         RepresentationError: the representation is of another group.
@@ -48,6 +50,7 @@ class GridField(TensorAction):
     representation: Representation
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "representation", read_representation(self.representation))
         _check_group(self.representation.group)
 
     @property

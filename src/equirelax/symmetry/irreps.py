@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from equirelax.errors import RepresentationError
 from equirelax.symmetry.block import Block
 from equirelax.symmetry.exponential import matrix_exp
 from equirelax.symmetry.group import Group, constants
-from equirelax.symmetry.lie import SE, SO, E, O
+from equirelax.symmetry.lie import SE, SO, E, O, rotation_algebra
 from equirelax.symmetry.representation import Representation
 
 if TYPE_CHECKING:
@@ -78,6 +80,9 @@ def rotation_generators(l: int) -> Tensor:  # noqa: E741
     exact arithmetic (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m =
     0), so rounding that square restores the float64 value.
     """
+    if l not in _ROTATION_GENERATORS and l <= 1:  # of degree 1 are the vectors themselves; these need no e3nn
+        with constants():
+            _ROTATION_GENERATORS[l] = rotation_algebra(3) if l else torch.zeros(3, 1, 1, dtype=torch.float64)
     if l not in _ROTATION_GENERATORS:
         from e3nn import o3
 
@@ -132,25 +137,44 @@ def rotation_vectors(r: Tensor) -> Tensor:
     return v * torch.where(small, torch.full_like(w, 2.0), 2.0 * torch.atan2(sine, w) / sine)
 
 
+def is_irreps(value: Any) -> bool:
+    """Whether a value is e3nn's `Irreps`, without importing e3nn."""
+    return any(cls.__name__ == "Irreps" for cls in type(value).__mro__)
+
+
 def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representation:
-    """The representation of e3nn's `irreps`, such as `32x0e+32x1o`; needs e3nn.
+    """The representation of `irreps` such as `32x0e+32x1o`; degrees above 1 need e3nn.
 
     Args:
-        irreps: what e3nn's `Irreps` accepts.
+        irreps: terms `<multiplicity>x<degree><parity>` joined by `+`, with parity `e` (even), `o` (odd) or `y` (that of
+            the spherical harmonics, (-1)^degree), the multiplicity 1 where it is left out; or e3nn's `Irreps`.
         group: O(3) by default; parity does nothing under SO(3) and SE(3), translations never do anything.
 
     Raises:
-        RepresentationError: e3nn is missing, the irreps cannot be read, or the group has no such irreps.
+        RepresentationError: the irreps cannot be read, the group has no such irreps, or e3nn is missing for a degree
+            above 1.
     """
     group = O(3) if group is None else group
-    try:
-        from e3nn import o3
-    except ImportError as error:
-        raise RepresentationError("from_irreps needs e3nn: pip install 'equirelax[e3nn]'.") from error
-    try:
-        parsed = o3.Irreps(irreps)
-    except ValueError as error:
+    blocks = [(multiplicity, Irrep(group, degree, parity)) for multiplicity, degree, parity in _terms(irreps)]
+    if any(multiplicity and block.l > 1 for multiplicity, block in blocks) and find_spec("e3nn") is None:
         raise RepresentationError(
-            f"e3nn cannot read the irreps {irreps!r}: write them like '32x0e+16x1o'."
-        ) from error
-    return Representation(group, [(int(mul), Irrep(group, int(ir.l), int(ir.p))) for mul, ir in parsed])
+            f"The irreps {str(irreps)!r} have a degree above 1, which needs e3nn: pip install 'equirelax[e3nn]'."
+        )
+    return Representation(group, blocks)
+
+
+_TERM = re.compile(r"(?:(\d+)\s*x\s*)?(\d+)\s*([eoy])")
+
+
+def _terms(irreps: str | Irreps) -> list[tuple[int, int, int]]:
+    """(multiplicity, degree, parity) of every term."""
+    text = str(irreps)
+    found = [] if not text.strip() else [_TERM.fullmatch(term.strip()) for term in text.split("+")]
+    terms = []
+    for match in found:
+        if match is None:
+            raise RepresentationError(f"The irreps {text!r} cannot be read: write them like '32x0e+16x1o'.")
+        multiplicity, degree, parity = match.groups()
+        even = parity == "e" or (parity == "y" and int(degree) % 2 == 0)
+        terms.append((1 if multiplicity is None else int(multiplicity), int(degree), 1 if even else -1))
+    return terms

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from equirelax.symmetry.group import Group
+from equirelax.symmetry.reading import read_representation
 from equirelax.symmetry.representation import Representation
 
 
@@ -62,11 +63,15 @@ class On(TensorAction):
     """A representation that acts along another axis than the last.
 
     ``On(vector(SO(3)), -2)`` says that a tensor of shape (..., 3, n) holds vectors along its second axis
-    from the end; ``On(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted.
+    from the end; ``On(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted. The
+    representation may also be irreps of O(3) as text, e3nn's ``Irreps`` or an escnn ``FieldType``: ``On("4x1o", -2)``.
     """
 
     representation: Representation
     axis: int = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "representation", read_representation(self.representation))
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
         return self.representation.apply(g, x, axis=self.axis)

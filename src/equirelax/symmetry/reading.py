@@ -1,0 +1,38 @@
+"""Representations of one feature vector as people have them at hand: ours, irreps as text or of e3nn, field types of
+escnn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equirelax.errors import RepresentationError
+from equirelax.symmetry.escnn import from_field_type, is_escnn
+from equirelax.symmetry.group import Group
+from equirelax.symmetry.irreps import from_irreps, is_irreps
+from equirelax.symmetry.representation import Representation
+
+READABLE = "a Representation, irreps as text such as '2x0e+1x1o', e3nn Irreps or an escnn FieldType"
+
+
+def read_representation(value: Any, group: Group | None = None, accepted: str = READABLE) -> Representation:
+    """The representation that `value` stands for; irreps are of `group`, by default O(3).
+
+    Raises:
+        RepresentationError: it is something else, or cannot be read; the message lists what is `accepted`.
+    """
+    if isinstance(value, Representation):
+        return value
+    if isinstance(value, str) or is_irreps(value):
+        return from_irreps(value, group)
+    if is_escnn(value, "FieldType"):
+        return from_field_type(value)
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    raise RepresentationError(
+        f"{shown} ({type(value).__name__}) is no representation. Accepted are {accepted}."
+    )
+
+
+def is_readable(value: Any) -> bool:
+    """Whether `read_representation` takes values of this kind (text may still be misspelt)."""
+    return isinstance(value, (Representation, str)) or is_irreps(value) or is_escnn(value, "FieldType")
