@@ -64,6 +64,7 @@ def same(a: Any, b: Any, where: str = "") -> None:
         ("resilient", {}),
         ("strict-muon", {}),
         ("ace", {"optimizer": "muon"}),
+        ("ace", {"ema": 0.9}),
     ],
 )
 def test_resuming_goes_on_bit_for_bit(

@@ -63,6 +63,8 @@ class Training:
         final_learning_rate: See schedule.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         augment: Move every training batch by a random element of the benchmark's group.
+        ema: Decay of an average of the weights over training steps, bias-corrected, which is validated, selected and tested
+            beside the weights themselves; 0 keeps no average.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
         checkpoint_every: Epochs from one resumable checkpoint to the next.
         audit_every: Validations from one measurement of the equivariance error to the next, and at the end; 0 never
@@ -84,6 +86,7 @@ class Training:
     warmup_epochs: int = within(COUNT_OR_NONE, 0)
     gradient_clip: float = within(NOT_NEGATIVE, 0.0)
     augment: bool = True
+    ema: float = within(SHARE, 0.0)
     validate_every: int = within(COUNT, 5)
     checkpoint_every: int = within(COUNT, 20)
     audit_every: int = within(COUNT_OR_NONE, 1)

@@ -17,18 +17,24 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from equirelax.auditing.lipschitz import residual_norms
 from equirelax.data import Samples
 from equirelax.errors import CheckpointError
+from equirelax.relaxation import relaxation_of
 from equirelax.training.assembly import Assembly
+from equirelax.training.averages import Averages
 from equirelax.training.checkpoint import FORMAT, KEY, Selected, copy_weights, write_selected
 from equirelax.training.divergence import Divergence
 from equirelax.training.equivariance import Gauge
 from equirelax.training.evaluation import totals
-from equirelax.training.folder import BEST, LAST
+from equirelax.training.fit import StepSizes, TrainingFit
+from equirelax.training.folder import BEST, BEST_AVERAGE, LAST
 from equirelax.training.module import RelaxedModule
 
+AVERAGED = "averaged"
+"""Prefix of the columns of the averaged weights' validation."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
 """What asks a run to stop: Ctrl-C, and what schedulers and `kill` send."""
 
@@ -38,11 +44,15 @@ class EpochEnd(Callback):
 
     Args:
         assembly: The run's objects.
+        train: Training samples, of which a fixed part is followed.
         val: Validation samples.
         folder: The run's folder.
 
     Attributes:
         selected: The best weights so far; None before the first validation with a finite value.
+        selected_average: The best averaged weights so far; None where none are kept.
+        averages: Averaged weights; None where `ema` is 0. A callback of its own.
+        sizes: Measures optimiser steps; a callback of its own.
         completed: Epochs that are done. saved: Those that the resumable checkpoint holds.
         seconds: Time spent in training and validation, over all resumptions.
         divergence: Looks at losses, gradients and weights; a callback of its own.
@@ -50,9 +60,14 @@ class EpochEnd(Callback):
         on_stop: Handler of the signals that ask for it; None: whoever runs it has handlers of their own.
     """
 
-    def __init__(self, assembly: Assembly, val: Samples, folder: Path) -> None:
+    def __init__(self, assembly: Assembly, train: Samples, val: Samples, folder: Path) -> None:
         self.assembly, self.val, self.folder = assembly, val, folder
         self.part = val
+        self.fit = TrainingFit(assembly, train)
+        self.sizes = StepSizes(assembly)
+        decay = assembly.config.training.ema
+        self.averages = Averages(assembly, decay) if decay else None
+        self.selected_average: Selected | None = None
         self.gauge = Gauge(assembly)
         self.divergence = Divergence(assembly)
         self.selected: Selected | None = None
@@ -68,6 +83,7 @@ class EpochEnd(Callback):
         """Put this rank's share of the validation data where the model is, and start the clock."""
         part = slice(trainer.global_rank, None, trainer.world_size)
         self.part = self.val.subset(part).to(module.device)
+        self.fit.to(trainer, module.device)
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -89,9 +105,15 @@ class EpochEnd(Callback):
             means = module.epoch_means()
             self.divergence.check_epoch(trainer, means)
             metrics.update(means)
+        metrics.update(self.sizes.epoch_sizes())
         if last or (epoch + 1) % training.validate_every == 0:
-            metrics.update(self.validate(trainer))
-            self._select(epoch, metrics)
+            metrics.update(self.validate(trainer, self.assembly.model, "val"))
+            self.selected = self._select(epoch, metrics, "val", self.selected, self.assembly.model)
+            if self.averages is not None:
+                average = self.averages.model
+                metrics.update(self.validate(trainer, average, AVERAGED))
+                self.selected_average = self._select(epoch, metrics, AVERAGED, self.selected_average, average)
+            metrics.update(self.fit.losses(trainer))
             if trainer.is_global_zero and self._audits(epoch, last):
                 metrics.update(self.gauge.errors())
             if self.assembly.relaxation is not None:
@@ -114,19 +136,19 @@ class EpochEnd(Callback):
         if last or stop or (epoch + 1) % training.checkpoint_every == 0:
             self._save(trainer)
 
-    def validate(self, trainer: Trainer) -> dict[str, float]:
-        """The metrics on the validation set, projected and relaxed; ranks share the samples."""
-        task, relaxation = self.assembly.task, self.assembly.relaxation
-        relaxed = totals(task, self.assembly.model, self.part)
+    def validate(self, trainer: Trainer, model: nn.Module, prefix: str) -> dict[str, float]:
+        """The metrics of a network on the validation set, projected and relaxed; ranks share the samples."""
+        task = self.assembly.task
+        relaxed = totals(task, model, self.part)
         projected = relaxed
-        if relaxation is not None:
-            with relaxation.strict():
-                projected = totals(task, self.assembly.model, self.part)
+        if self.assembly.relaxation is not None:
+            with relaxation_of(model).strict():
+                projected = totals(task, model, self.part)
         sums = torch.as_tensor(trainer.strategy.reduce(torch.stack([projected, relaxed]), reduce_op="sum"))
         row: dict[str, float] = {}
         for kind, total in zip(("projected", "relaxed"), sums, strict=True):
             for name, value in task.metrics(total).items():
-                row[f"val/{kind}" if name == task.metric.name else f"val/{kind}/{name}"] = value
+                row[f"{prefix}/{kind}" if name == task.metric.name else f"{prefix}/{kind}/{name}"] = value
         return row
 
     def _audits(self, epoch: int, last: bool) -> bool:
@@ -135,13 +157,17 @@ class EpochEnd(Callback):
         every = training.audit_every * training.validate_every
         return bool(every) and (last or (epoch + 1) % every == 0)
 
-    def _select(self, epoch: int, metrics: dict[str, float]) -> None:
-        value = metrics["val/relaxed" if self.assembly.deploys_relaxed else "val/projected"]
+    def _select(
+        self, epoch: int, metrics: dict[str, float], prefix: str, best: Selected | None, model: nn.Module
+    ) -> Selected | None:
+        """The better of the weights selected before and the model's."""
+        value = metrics[f"{prefix}/{'relaxed' if self.assembly.deploys_relaxed else 'projected'}"]
         metric = self.assembly.task.metric
-        if metric.better(value, metric.worst if self.selected is None else self.selected.value):
-            self.selected = Selected(epoch, value, copy_weights(self.assembly))
-        if self.selected is not None:
-            metrics["val/best"] = self.selected.value
+        if metric.better(value, metric.worst if best is None else best.value):
+            best = Selected(epoch, value, copy_weights(model))
+        if best is not None:
+            metrics[f"{prefix}/best"] = best.value
+        return best
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
@@ -153,6 +179,8 @@ class EpochEnd(Callback):
         """Write the weights that validation selected so far, if it did."""
         if self.selected is not None:
             write_selected(self.folder / BEST, self.assembly.config, self.selected)
+        if self.selected_average is not None:
+            write_selected(self.folder / BEST_AVERAGE, self.assembly.config, self.selected_average)
 
     def kept(self) -> str:
         """What is left of a run that cannot go on, in words, once `write_best` was called."""
@@ -178,6 +206,7 @@ class EpochEnd(Callback):
             "config": self.assembly.config.to_dict(),
             "method": None if method is None else method.state_dict(),
             "selected": None if self.selected is None else self.selected.to_dict(),
+            "selected_average": None if self.selected_average is None else self.selected_average.to_dict(),
             "completed": self.completed,
             "seconds": self.seconds,
             "rng": torch.get_rng_state(),
@@ -193,11 +222,13 @@ class EpochEnd(Callback):
         state = checkpoint.get(KEY)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.folder / LAST} was not written by `equirelax train`: start the run anew."
+                f"{self.folder / LAST} was not written by this version's `equirelax train`: start the run anew."
             )
         if self.assembly.method is not None:
             self.assembly.method.load_state_dict(state["method"])
         self.selected = None if state["selected"] is None else Selected(**state["selected"])
+        average = state["selected_average"]
+        self.selected_average = None if average is None else Selected(**average)
         self.seconds, self._restored = state["seconds"], state
         self.completed = self.saved = state["completed"]
 

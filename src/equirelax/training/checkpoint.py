@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from equirelax.benchmarks.registry import config_from_dict
 from equirelax.benchmarks.settings import RunConfig
@@ -16,7 +16,7 @@ from equirelax.relaxation.checkpoint import read, write
 from equirelax.training.assembly import Assembly, assemble
 from equirelax.training.folder import BEST, LAST
 
-FORMAT = "equirelax-run-1"
+FORMAT = "equirelax-run-2"
 KEY = "equirelax"
 
 
@@ -33,9 +33,9 @@ class Selected:
         return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
 
 
-def copy_weights(assembly: Assembly) -> dict[str, Tensor]:
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict, copied to the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in assembly.model.state_dict().items()}
+    return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
 
 
 def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:

@@ -12,8 +12,8 @@ from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError, EquirelaxError
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
-LAST, BEST = "last.ckpt", "best.ckpt"
-"""The resumable checkpoint, and the weights that validation selected."""
+LAST, BEST, BEST_AVERAGE = "last.ckpt", "best.ckpt", "best_average.ckpt"
+"""The resumable checkpoint, and the weights and the averaged weights that validation selected."""
 
 
 NEEDED = (

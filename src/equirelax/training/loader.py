@@ -74,6 +74,10 @@ class EpochLoader:
         """Parts of all batches."""
         return self.batches * self.parts
 
+    def completes(self, index: int) -> bool:
+        """Whether part `index` of the epoch is the last of its batch, so that the optimiser steps after it."""
+        return (index + 1) % self.parts == 0
+
     def share(self, index: int) -> float:
         """The weight of part `index` of the epoch in its batch's mean, times the number of ranks, whose gradients are
         averaged: its samples over those of the batch. 1 where a batch is neither split nor shared.

@@ -4,6 +4,9 @@ Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoc
 and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
 for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them, and, in epochs
 that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not;
+averaged/projected, averaged/relaxed, averaged/best: the same of the averaged weights, where `ema` keeps them;
+fit/projected and fit/relaxed: the task's loss on a fixed part of the training data, in epochs that validate;
+update/strict and update/residual: root mean square of the change of a weight in an optimiser step;
 equivariance/relaxed and equivariance/projected: relative equivariance errors in float64, in the validations that
 `audit_every` chooses;
 method/... for the method as a whole (REMUL's weights and losses, RPP's sums of squares).

@@ -66,7 +66,7 @@ class RelaxedModule(lightning.LightningModule):
         number of parts, which Lightning divides by.
         """
         task, method, parts = self.assembly.task, self.assembly.method, self.loader.parts
-        share, last = self.loader.share(index), self._last_part(index)
+        share, last = self.loader.share(index), self.loader.completes(index)
         loss = task.loss(task.predict(self.model, batch), batch)
         own = task.regulariser(self.model)
         loss = share * (loss if own is None else loss + own)
@@ -87,13 +87,9 @@ class RelaxedModule(lightning.LightningModule):
         self._steps += last
         return parts * objective
 
-    def _last_part(self, index: int) -> bool:
-        """Whether the optimiser steps after this part of a batch."""
-        return (index + 1) % self.loader.parts == 0
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """`method.step()`, after the optimiser's."""
-        if self.assembly.method is not None and self._last_part(batch_idx):
+        if self.assembly.method is not None and self.loader.completes(batch_idx):
             self.assembly.method.step(self.optimizers(use_pl_optimizer=False))
 
     def epoch_means(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from equirelax.auditing import audit
 from equirelax.benchmarks.registry import build_task
 from equirelax.benchmarks.settings import RunConfig
+from equirelax.data import Samples
 from equirelax.errors import ConfigError, NonFiniteError
 from equirelax.files import remove_left, write_text
 from equirelax.ranges import check_fields
@@ -30,7 +31,7 @@ from equirelax.training.checkpoint import load_weights, read_run, write_selected
 from equirelax.training.cost import inference_cost
 from equirelax.training.dynamics import dynamics, read_metrics
 from equirelax.training.evaluation import evaluate_all, headline_of
-from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT, check_folder
+from equirelax.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
 from equirelax.training.lock import LOCK, locked
 from equirelax.training.loggers import EVENTS, EpochTable, Events, room_for_events
@@ -122,7 +123,7 @@ def _build(
             f"batch_size is {training.batch_size}, and there are {len(train_data)} training samples."
         )
     assembly = assemble(config, root, steps_per_epoch=steps)
-    return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, val, folder)
+    return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, train_data, val, folder)
 
 
 def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path, machine: Machine) -> None:
@@ -145,7 +146,8 @@ def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path
     with warnings.catch_warnings(), room_for_events(folder):
         # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = _trainer(config, folder, machine, [last, last.divergence, *bar], loggers)
+        further = [last.divergence, last.sizes, *([last.averages] if last.averages is not None else [])]
+        trainer = _trainer(config, folder, machine, [last, *further, *bar], loggers)
         try:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
         except (NonFiniteError, RuntimeError) as error:
@@ -208,8 +210,9 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         )
     write_selected(folder / BEST, config, selected)
     assembly.model.to("cpu")
-    load_weights(assembly, selected.weights, str(folder / BEST))
     test = task.load("test")
+    averaged = _averaged(assembly, last, test, folder)
+    load_weights(assembly, selected.weights, str(folder / BEST))
     val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
     result = {
         "benchmark": config.benchmark,
@@ -220,6 +223,7 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "val": headline_of(task, val_values),
         "test": headline_of(task, test_values),
         "metrics": {"val": val_values, "test": test_values},
+        "averaged": averaged,
         "conditions": {
             name: evaluate_all(assembly, change(test)) for name, change in task.conditions().items()
         },
@@ -239,6 +243,24 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
     }
     write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _averaged(assembly: Assembly, last: EpochEnd, test: Samples, folder: Path) -> dict[str, Any] | None:
+    """What the averaged weights that validation selected reach; None where none are kept."""
+    selected = last.selected_average
+    if selected is None:
+        return None
+    write_selected(folder / BEST_AVERAGE, assembly.config, selected)
+    load_weights(assembly, selected.weights, str(folder / BEST_AVERAGE))
+    val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
+    return {
+        "decay": assembly.config.training.ema,
+        "val": headline_of(assembly.task, val_values),
+        "test": headline_of(assembly.task, test_values),
+        "metrics": {"val": val_values, "test": test_values},
+        "selected_epoch": selected.epoch + 1,
+        "gammas": strengths(assembly),
+    }
 
 
 def strengths(assembly: Assembly) -> dict[str, float]:
