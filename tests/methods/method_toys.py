@@ -84,12 +84,12 @@ class Quadratic:
 
 def gammas(relaxation: Relaxation) -> Tensor:
     """All gammas (n,), with gradients."""
-    return torch.stack([residual.gamma for _, residual in relaxation])
+    return torch.cat([residual.gamma for _, residual in relaxation])
 
 
 def gamma_parameters(relaxation: Relaxation) -> list[nn.Parameter]:
-    """The gammas as parameters."""
-    return [residual.gamma for _, residual in relaxation if isinstance(residual.gamma, nn.Parameter)]
+    """The gammas that are learnt."""
+    return list(relaxation.gamma_parameters().values())
 
 
 def descend(

@@ -164,9 +164,18 @@ def test_an_optimizer_from_before_relax_is_found_out_in_two_steps() -> None:
             train(relaxation, method, optimizer, 1)
 
 
-def test_an_optimizer_from_before_the_method_lacks_gamma() -> None:
+def test_an_optimizer_from_before_the_method_holds_gamma() -> None:
     relaxation = chain(2)
     optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
+    method = er.ACE(relaxation, dual_lr=0.1)
+    train(relaxation, method, optimizer, 3)
+    assert not torch.equal(gammas(relaxation), torch.ones(2, dtype=torch.float64))
+
+
+def test_an_optimizer_without_gamma_is_found_out_in_two_steps() -> None:
+    relaxation = chain(2)
+    weights = [p for name, p in relaxation.model.named_parameters() if "gamma" not in name]
+    optimizer = torch.optim.Adam(weights, lr=0.01)
     method = er.ACE(relaxation, dual_lr=0.1)
     train(relaxation, method, optimizer, 1)
     with pytest.raises(StaleOptimizerError, match=r"mixes\.1\.equirelax_residual\.gamma") as caught:
@@ -176,7 +185,8 @@ def test_an_optimizer_from_before_the_method_lacks_gamma() -> None:
 
 def test_step_with_the_optimizer_checks_at_once() -> None:
     relaxation = chain(2)
-    optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
+    weights = [p for name, p in relaxation.model.named_parameters() if "gamma" not in name]
+    optimizer = torch.optim.Adam(weights, lr=0.01)
     method = er.ResilientACE(relaxation, dual_lr=0.1, primal_lr=0.1)
     loss_of(relaxation, method).backward()
     optimizer.step()

@@ -96,7 +96,7 @@ def test_every_gamma_has_its_own_gradient():
         residual.learn_gamma(0.5)
     rows, (z, pos) = Rows(relaxation), atoms()
     model(z, pos)[:, 0].sum().backward()
-    g = [torch.tensor(0.5, requires_grad=True) for _ in range(3)]
+    g = [torch.tensor([0.5], requires_grad=True) for _ in range(3)]
     reference(model, rows, g, (0, 1, 2), z, pos)[:, 0].sum().backward()
     for (_, residual), expected in zip(relaxation, g, strict=True):
         close(residual.gamma.grad, expected.grad)

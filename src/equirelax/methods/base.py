@@ -65,7 +65,7 @@ class Method(ABC):
         for residual in relaxation.residuals.values():
             if not residual.enabled:
                 residual.enabled = True
-                residual.requires_grad_(True)
+                residual.map.requires_grad_(True)
             residual.keep_inputs = penalty is not None
 
     @property
@@ -229,7 +229,7 @@ class Method(ABC):
         if not gammas:
             return self.relaxation.gammas()
         dtype = torch.promote_types(gammas[0].dtype, torch.float32)
-        return torch.stack([g.to(device=gammas[0].device, dtype=dtype) for g in gammas])
+        return torch.cat([g.to(device=gammas[0].device, dtype=dtype) for g in gammas])
 
 
 def _paths_differ(saved: list[str], here: list[str]) -> str:

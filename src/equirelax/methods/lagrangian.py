@@ -22,7 +22,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 class Lagrangian(Method):
-    """Base of the primal-dual methods: your optimizer moves gamma, a parameter; `step()` moves multipliers.
+    """Base of the primal-dual methods: your optimizer moves gamma; `step()` moves multipliers.
 
     With h_i(t) the value of constraint i that `penalty()` saw at time t, `step()` does
 
@@ -41,7 +41,7 @@ class Lagrangian(Method):
     A skipped optimizer step moves neither multipliers nor the proportional term.
 
     Args:
-        relaxation: the relaxed model; every gamma becomes a parameter. Create the optimizer afterwards.
+        relaxation: the relaxed model; every gamma is learnt from here on.
         dual_lr: eta_d > 0, learning rate of the multipliers. Also as `dual.lr`, to be scheduled.
         dual_optimizer: "sgd" (as printed) or "adam" (as in the released code; the update is then not the
             printed one).
@@ -83,7 +83,7 @@ class Lagrangian(Method):
         super().__init__(relaxation, penalty)
         self.augmented, self.pi, self.reduction = augmented, pi, reduction
         for residual in relaxation.residuals.values():
-            residual.learn_gamma(float(residual.gamma) if initial is None else initial)
+            residual.learn_gamma(float(residual.gamma.detach()) if initial is None else initial)
         self.multipliers = torch.zeros_like(self._gammas().detach())
         self.proportional = torch.zeros_like(self.multipliers)
         self._seen: Tensor | None = None

@@ -29,7 +29,7 @@ class RPP(Method):
     of its own: it would be a second prior.
 
     Args:
-        relaxation: the relaxed model; a gamma that was learnt becomes a buffer again.
+        relaxation: the relaxed model; a gamma that was learnt is fixed again.
         eq_weight, residual_weight: >= 0. The authors' sweeps go from 1e-6 to 1e-1.
         gamma: the fixed strength of every residual.
 

@@ -31,7 +31,7 @@ class Scheduled(Method):
     count, or the end would never be reached.
 
     Args:
-        relaxation: the relaxed model; a gamma that was learnt becomes a buffer again.
+        relaxation: the relaxed model; a gamma that was learnt is fixed again.
         total_steps: number of optimizer steps of the whole training, >= 1.
         schedule: "triangle", "linear", "cosine", "constant", "hold-then-decay", or a callable from progress
             in [0, 1].

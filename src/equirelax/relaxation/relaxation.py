@@ -94,15 +94,15 @@ class Relaxation:
 
     def gammas(self) -> Tensor:
         """The strengths, detached, of shape (residuals,)."""
-        return torch.stack([residual.gamma.detach() for residual in self.residuals.values()])
+        return torch.cat([residual.gamma.detach() for residual in self.residuals.values()])
 
     def residual_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the residuals' maps, strengths left out: `"<key>.<name>"` -> parameter."""
         return {f"{key}.{name}": p for key, residual in self for name, p in residual.map.named_parameters()}
 
     def gamma_parameters(self) -> dict[str, nn.Parameter]:
-        """The strengths that are parameters: key -> parameter."""
-        return {key: residual.gamma for key, residual in self if isinstance(residual.gamma, nn.Parameter)}
+        """The strengths that are learnt: key -> parameter."""
+        return {key: residual.gamma for key, residual in self if residual.is_learnt}
 
     def strict_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the author's own: path -> parameter, each once."""
@@ -113,8 +113,7 @@ class Relaxation:
         }
 
     def parameter_groups(self, weight_decay: float | None = None) -> list[dict[str, Any]]:
-        """Groups for an optimizer, each with its "name": strict, residual and, where learnt,
-        gamma (which is never decayed).
+        """Groups for an optimizer, each with its "name": strict, residual and gamma (which is never decayed).
 
         Args:
             weight_decay: of the strict and residual groups; None leaves the optimizer's default.
@@ -124,9 +123,8 @@ class Relaxation:
             {"name": "strict", "params": list(self.strict_parameters().values()), **decay},
             {"name": "residual", "params": list(self.residual_parameters().values()), **decay},
         ]
-        gammas = list(self.gamma_parameters().values())
-        if gammas:
-            groups.append({"name": "gamma", "params": gammas, "weight_decay": 0.0})
+        gammas = [residual.gamma for _, residual in self]
+        groups.append({"name": "gamma", "params": gammas, "weight_decay": 0.0})
         return groups
 
     def _prefixes(self) -> tuple[str, ...]:

@@ -28,20 +28,18 @@ class Residual(nn.Module):
         reference: a tensor whose dtype and device the residual takes.
 
     Attributes:
-        gamma: strength, a 0-dimensional tensor: a buffer (schedules) or,
-            after `learn_gamma`, a parameter (ACE).
+        gamma: strength, a parameter of shape (1,). A schedule or a rule sets it (`requires_grad` is False and
+            `grad` is None) until `learn_gamma` (ACE) hands it to the optimizer.
         enabled: False switches the residual off; the module's output is then untouched.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
 
-    gamma: Tensor
-
     def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
         super().__init__()
         self.site = site
         self.map = map
-        self.register_buffer("gamma", torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.enabled = True
         self.keep_inputs = False
         self._kept: list[Columns] = []
@@ -86,8 +84,8 @@ class Residual(nn.Module):
 
     @property
     def is_learnt(self) -> bool:
-        """Whether gamma is a parameter."""
-        return isinstance(self.gamma, nn.Parameter)
+        """Whether the optimizer moves gamma."""
+        return self.gamma.requires_grad
 
     def forward(self, x: Columns) -> Tensor:
         """`gamma * map(x)` for features on the site's feature axis."""
@@ -127,25 +125,19 @@ class Residual(nn.Module):
         return kept
 
     def set_gamma(self, value: float) -> None:
-        """Set the strength in place, whether it is a buffer or a parameter."""
+        """Set the strength in place."""
         with torch.no_grad():
             self.gamma.fill_(value)
 
     def learn_gamma(self, initial: float = 1.0) -> None:
-        """Make gamma a parameter with the given value. Call it before the optimizer is made."""
-        if not self.is_learnt:
-            gamma = self._buffers.pop("gamma")
-            if gamma is None:
-                raise RepresentationError(f"{self.site.key}: its gamma was removed; relax the model again")
-            self.register_parameter("gamma", nn.Parameter(gamma.detach().clone()))
+        """Let the optimizer move gamma, from the given value on."""
+        self.gamma.requires_grad_(True)
         self.set_gamma(initial)
 
     def fix_gamma(self) -> None:
-        """Make gamma a buffer again, at its present value."""
-        if self.is_learnt:
-            gamma = self._parameters.pop("gamma")
-            if gamma is not None:
-                self.register_buffer("gamma", gamma.detach().clone())
+        """Keep gamma at its present value: no optimizer moves what has no gradient."""
+        self.gamma.requires_grad_(False)
+        self.gamma.grad = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of a model must not carry the batch that it last saw.

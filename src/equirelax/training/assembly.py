@@ -15,7 +15,7 @@ from equirelax.benchmarks.strengths import build_method, build_wrapper, is_stric
 from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
-from equirelax.relaxation import Relaxation, relax
+from equirelax.relaxation import Relaxation, Residual, relax
 from equirelax.relaxation.layers.matrices import matrices_of
 from equirelax.training.memory import fitting
 from equirelax.training.muon import Muon
@@ -87,8 +87,9 @@ def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Ass
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, learnt strengths included."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of parameters, learnt strengths included, those that a schedule or a rule sets left out."""
+    fixed = {id(m.gamma) for m in model.modules() if isinstance(m, Residual) and not m.is_learnt}
+    return sum(p.numel() for p in model.parameters() if id(p) not in fixed)
 
 
 def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
