@@ -157,10 +157,10 @@ class Partial(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
         moved: Tensor | None = None
+        saved = ctx.saved_tensors
         for i, tangent in enumerate(tangents[2:]):
             if tangent is not None:
-                arguments = list(ctx.saved_tensors)
-                arguments[i] = tangent
+                arguments = [*saved[:i], tangent, *saved[i + 1 :]]
                 part: Tensor = Partial.apply(ctx.which, ctx.form, *arguments)
                 moved = part if moved is None else moved + part
         return moved

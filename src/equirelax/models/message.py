@@ -260,7 +260,9 @@ class MessagesByHand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         stack, plan = ctx.stack, ctx.plan
-        inputs, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        # read once: non-reentrant checkpointing lets saved tensors be unpacked a single time
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[:7], tensors[7:]
         if torch.is_grad_enabled() or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
 
             def formula(x: Tensor, scalars: Tensor, attributes: Tensor, *weights: Tensor) -> Tensor:

@@ -36,14 +36,17 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Vector-Jacobian product of a formula by autograd, itself differentiable where gradients are recorded.
 
+    The formula is evaluated at fresh aliases of the inputs. Where one input was computed from another (features from the
+    attributes or the weight that the next product shares), autograd would otherwise walk from the one through its history
+    to the other and count that contribution, which the caller adds itself, a second time.
+
     ``needed`` says for each input whether its gradient is wanted; the others get None.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not create_graph:  # then the inputs' own history must not be walked
-            inputs = [x.detach().requires_grad_() for x in inputs]
-        wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
+        aliases = [x.view_as(x) if create_graph else x.detach().requires_grad_() for x in inputs]
+        wanted = [x for x, need in zip(aliases, needed, strict=False) if need]
         found = iter(
-            torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=create_graph, allow_unused=True)
+            torch.autograd.grad(formula(*aliases), wanted, grad, create_graph=create_graph, allow_unused=True)
         )
-    return tuple(next(found) if need else None for _, need in zip(inputs, needed, strict=False))
+    return tuple(next(found) if need else None for _, need in zip(aliases, needed, strict=False))
