@@ -15,11 +15,10 @@ al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch alone;
 are imported when a model of theirs is met.
 """
 
-from equirelax import methods, relaxation, symmetry
+from equirelax import methods, penalties, relaxation, symmetry
 from equirelax.auditing import AuditReport, GridField, On, audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
-from equirelax.penalties import Penalty
 from equirelax.relaxation import (
     MLP,
     Dense,
@@ -48,7 +47,6 @@ __all__ = [
     "Layers",
     "LowRank",
     "On",
-    "Penalty",
     "PlainLinear",
     "ResilientACE",
     "Scheduled",
@@ -57,6 +55,7 @@ __all__ = [
     "audit",
     "load",
     "methods",
+    "penalties",
     "project",
     "relax",
     "relaxation",

@@ -24,7 +24,7 @@ from equirelax.benchmarks.strengths import (
 )
 from equirelax.errors import ConfigError, DataError
 from equirelax.methods import REMUL
-from equirelax.penalties import Penalty
+from equirelax.penalties import Regularizer
 from equirelax.relaxation import relax
 from equirelax.symmetry import SO
 from equirelax.training.assembly import assemble, build_optimizer
@@ -237,7 +237,7 @@ def test_settings_reach_the_method(tiny_config: Callable[..., Any]) -> None:
     method = assemble(config, steps_per_epoch=3).method
     assert method is not None
     penalty = method.regularizer
-    assert isinstance(penalty, Penalty)
+    assert isinstance(penalty, Regularizer)
     assert (penalty.rows, penalty.lie_weight, penalty.scaling) == (7, 0.5, "mean")
     assert method.total_steps == 12  # type: ignore[attr-defined]
     assert method.steps_per_epoch is None  # type: ignore[attr-defined]

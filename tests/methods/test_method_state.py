@@ -16,15 +16,17 @@ from equirelax.methods import Method
 from equirelax.relaxation import Relaxation
 
 
-def seeded_penalty(relaxation: Relaxation) -> er.Penalty:
-    return er.Penalty(relaxation, rows=3, generator=torch.Generator().manual_seed(5))
+def seeded_penalty(relaxation: Relaxation) -> er.penalties.Regularizer:
+    return er.penalties.Regularizer(relaxation, rows=3, generator=torch.Generator().manual_seed(5))
 
 
 METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "strict": er.Strict,
     "scheduled": lambda r: er.Scheduled(r, 10, rows=3, generator=torch.Generator().manual_seed(5)),
     "ace": lambda r: er.ACE(r, dual_lr=0.1),
-    "ace-adam-pi": lambda r: er.ACE(r, dual_lr=0.1, dual_optimizer="adam", pi=0.3, penalty=seeded_penalty(r)),
+    "ace-adam-pi": lambda r: er.ACE(
+        r, dual_lr=0.1, dual_optimizer="adam", pi=0.3, regularizer=seeded_penalty(r)
+    ),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
     "rpp": lambda r: er.methods.RPP(r, 1e-3, 1e-2),
     "resilient-all": lambda r: er.ResilientACE(
@@ -34,7 +36,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
         dual_optimizer="adam",
         pi=0.3,
         augmented=0.2,
-        penalty=seeded_penalty(r),
+        regularizer=seeded_penalty(r),
     ),
 }
 

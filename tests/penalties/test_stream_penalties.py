@@ -139,7 +139,9 @@ def test_the_residual_alone_is_what_the_forward_adds():
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 0, 1), (0, 1, 0)])
 def test_the_penalty_sums_calls_of_every_block(order):
     model, relaxation = relaxed(order)
-    penalty = er.Penalty(relaxation, lie_weight=1.0, norm_weight=0.0, rows=2)  # rows change nothing here
+    penalty = er.penalties.Regularizer(
+        relaxation, lie_weight=1.0, norm_weight=0.0, rows=2
+    )  # rows change nothing here
     clouds = [cloud(), cloud(5)]
     for x in clouds:
         model(None, x)
@@ -159,7 +161,7 @@ def test_the_penalty_sums_calls_of_every_block(order):
 
 def test_the_penalty_moves_residuals_and_not_their_state():
     model, relaxation = relaxed(residual=StreamStep(spectral=True))
-    penalty = er.Penalty(relaxation)
+    penalty = er.penalties.Regularizer(relaxation)
     model(None, cloud())
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}
     penalty().backward()
@@ -170,7 +172,7 @@ def test_the_penalty_moves_residuals_and_not_their_state():
 
 def test_evaluation_and_no_grad_do_not_count():
     model, relaxation = relaxed()
-    er.Penalty(relaxation)
+    er.penalties.Regularizer(relaxation)
     with torch.no_grad():
         model(None, cloud())
     model.eval()(None, cloud())

@@ -372,7 +372,7 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
                 else:
                     weights[key] = residual.linear_map.effective_weight().clone()
         relaxation.set_gamma(0.3)
-        penalty = er.Penalty(relaxation, lie_weight=1.0, norm_weight=0.5)
+        penalty = er.penalties.Regularizer(relaxation, lie_weight=1.0, norm_weight=0.5)
         torch.manual_seed(2)
         found.append((model.train()(points), penalty()))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

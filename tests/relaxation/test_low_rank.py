@@ -341,7 +341,7 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
                 else:
                     residual.map.weight.copy_(weights[key])
         relaxation.set_gamma(0.3)
-        penalty = er.Penalty(relaxation, lie_weight=1.0, norm_weight=0.5)
+        penalty = er.penalties.Regularizer(relaxation, lie_weight=1.0, norm_weight=0.5)
         torch.manual_seed(2)
         found.append((model.train()(points), penalty()))
         assert any(

@@ -74,7 +74,7 @@ def test_what_a_penalty_keeps_and_makes(kind: str) -> None:
     model = Two()
     relaxation = er.relax(model, residual=KINDS[kind])
     memory = relaxation.summary().memory
-    er.Penalty(relaxation)
+    er.penalties.Regularizer(relaxation)
     rows = 5 * 30
     model(torch.randn(5, 4, 3, 30))
     kept = {key: [dense(x) for x in residual.take_inputs()] for key, residual in relaxation}
@@ -126,7 +126,7 @@ def test_bytes_in_words(count: int, words: str) -> None:
 def test_streams_keep_one_input_and_convolutions_none() -> None:
     _, relaxation = stream_toys.relaxed()
     relaxation.root.train()
-    er.Penalty(relaxation)
+    er.penalties.Regularizer(relaxation)
     _, pos = stream_toys.atoms(n=9)
     relaxation.root(*stream_toys.atoms(n=9))
     kept = {x.data_ptr(): x for _, residual in relaxation for x in map(dense, residual.take_inputs())}

@@ -194,7 +194,7 @@ def test_positions_are_moved_alike_at_all_times():
 
 def test_the_penalty_of_h_has_no_lie_term_and_that_of_x_has():
     model, relaxation = relaxed("egno")
-    penalty = er.Penalty(relaxation)
+    penalty = er.penalties.Regularizer(relaxation)
     model(*walkers())
     penalty().backward()
     for key, terms in penalty.terms.items():

@@ -148,7 +148,7 @@ def test_block_penalties_see_what_a_block_breaks():
     inputs, _, _ = egnn_case()
     relaxation = er.relax(model, "egnn-equivariant")
     randomise(relaxation)
-    er.Penalty(relaxation)
+    er.penalties.Regularizer(relaxation)
     model(*inputs)
     for _, residual in relaxation:
         lie, norm = residual_terms(residual, residual.take_inputs())
@@ -157,7 +157,7 @@ def test_block_penalties_see_what_a_block_breaks():
     er.project(model)
     relaxation = er.relax(model, "egnn")
     randomise(relaxation)
-    penalty = er.Penalty(relaxation)
+    penalty = er.penalties.Regularizer(relaxation)
     model(*inputs)
     penalty().backward()
     assert all(float(t["lie"]) > 0 for t in penalty.terms.values())

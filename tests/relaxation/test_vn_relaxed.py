@@ -121,7 +121,7 @@ def test_defect_1_an_exactly_equivariant_residual_has_no_lie_term() -> None:
     """CR's release split x with the wrong reshape. Through the network itself, all residuals at once."""
     model = VNPointNet(**SMALL).double().train()
     relaxation = er.relax(model)
-    penalty = er.Penalty(relaxation)
+    penalty = er.penalties.Regularizer(relaxation)
     for right in (True, False):
         for path, residual in relaxation:
             own = model.get_submodule(path).weight.detach()
@@ -147,7 +147,9 @@ def test_defect_2_feature_and_direction_maps_are_penalised_once_each(rows: int |
     randomise(relaxation)
     x = torch.randn(2, 4, 3, 9, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    penalty = er.Penalty(relaxation, rows=rows, lie_weight=1.0, norm_weight=1.0, generator=generator)
+    penalty = er.penalties.Regularizer(
+        relaxation, rows=rows, lie_weight=1.0, norm_weight=1.0, generator=generator
+    )
     block(x)
     total = penalty()
     columns = x.reshape(2, 12, 9)
@@ -175,7 +177,7 @@ def test_maps_that_read_the_same_share_their_moment(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(quadratic, "moment_of", counted)
     block = VNBlock(4, 3).double().train()
-    penalty = er.Penalty(er.relax(block))
+    penalty = er.penalties.Regularizer(er.relax(block))
     block(torch.randn(2, 4, 3, 9, dtype=torch.float64))
     penalty()
     assert len(calls) == 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict
 from equirelax.models import EGNN
-from equirelax.penalties import Penalty
+from equirelax.penalties import Regularizer
 from equirelax.relaxation import Relaxation
 from equirelax.symmetry import E, O, positions, vector
 from equirelax.testing import MethodConformance, ModelConformance
@@ -37,8 +37,10 @@ class TestACE(MethodConformance):
 
 class TestACEWithAdamAndPenalty(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
-        penalty = Penalty(relaxation, rows=5, generator=torch.Generator().manual_seed(3))
-        return ACE(relaxation, dual_lr=1e-2, dual_optimizer="adam", augmented=0.5, pi=0.1, penalty=penalty)
+        penalty = Regularizer(relaxation, rows=5, generator=torch.Generator().manual_seed(3))
+        return ACE(
+            relaxation, dual_lr=1e-2, dual_optimizer="adam", augmented=0.5, pi=0.1, regularizer=penalty
+        )
 
 
 class TestResilientACE(MethodConformance):

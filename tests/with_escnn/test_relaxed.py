@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.auditing import audit
-from equirelax.penalties import Penalty
+from equirelax.penalties import Regularizer
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import Cyclic, as_representation
 from equirelax.symmetry.escnn import element_matrix
@@ -111,7 +111,7 @@ def test_off_the_grid_the_penalty_is_the_squared_distance_to_the_layers_basis(sp
 
 def test_penalties_need_no_inputs() -> None:
     relaxation = er.relax(network("C4"))
-    penalty = Penalty(relaxation)
+    penalty = Regularizer(relaxation)
     with torch.no_grad():
         for parameter in relaxation.residual_parameters().values():
             parameter.normal_()
@@ -185,7 +185,9 @@ def test_the_audit_of_a_float32_network_in_training_mode() -> None:
     model = Network(network("C4").in_type.gspace)
     model.train(False).train(True)
     field = as_representation(model.in_type)
-    report = audit(model, torch.randn(2, 3, 9, 9), field, as_representation(model.out_type), samples=4, lie=False)
+    report = audit(
+        model, torch.randn(2, 3, 9, 9), field, as_representation(model.out_type), samples=4, lie=False
+    )
     assert report.relative < 1e-5
     assert not hasattr(model.first, "filter")
     assert model(torch.randn(2, 3, 9, 9)).dtype == torch.float32

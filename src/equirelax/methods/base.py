@@ -16,7 +16,7 @@ from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import ParameterWatch, check_optimizers
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Penalty
+    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
 
 
@@ -34,7 +34,7 @@ class Method(ABC):
     Args:
         relaxation: the relaxed model. Create the method after `relax` and before the optimizer, which must
             get gamma too.
-        penalty: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
+        regularizer: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
 
     Attributes:
         name: as registered.
@@ -51,7 +51,7 @@ class Method(ABC):
     description: ClassVar[str] = ""
     deploys_relaxed: ClassVar[bool] = False
 
-    def __init__(self, relaxation: Relaxation, penalty: Penalty | None = None) -> None:
+    def __init__(self, relaxation: Relaxation, regularizer: Regularizer | None = None) -> None:
         attached = {id(module) for module in relaxation.model.modules()}
         gone = [path for path, residual in relaxation.residuals.items() if id(residual) not in attached]
         if gone or not (relaxation.residuals or isinstance(relaxation, Unrelaxed)):
@@ -60,13 +60,13 @@ class Method(ABC):
                 f"Relax it again, and make the method from what relax() returns"
             )
         self.relaxation = relaxation
-        self.regularizer = penalty
+        self.regularizer = regularizer
         self._watch = ParameterWatch(relaxation)
         for residual in relaxation.residuals.values():
             if not residual.enabled:
                 residual.enabled = True
                 residual.map.requires_grad_(True)
-            residual.keep_inputs = penalty is not None
+            residual.keep_inputs = regularizer is not None
 
     @property
     def paths(self) -> list[str]:

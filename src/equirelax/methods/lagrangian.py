@@ -15,7 +15,7 @@ from equirelax.methods.base import Method
 from equirelax.methods.dual import DualAscent
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Penalty
+    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
 
 REDUCTIONS = ("sum", "mean")
@@ -51,7 +51,7 @@ class Lagrangian(Method):
         initial: gamma at the start; None keeps what the residuals have.
         reduction: "sum" over residuals as printed, or "mean": the whole term is divided by their number, the
             multipliers still move by the undivided constraint.
-        penalty: optional regulariser of the residuals.
+        regularizer: optional regulariser of the residuals.
 
     Raises:
         MethodError: unknown name, or a number out of range.
@@ -68,7 +68,7 @@ class Lagrangian(Method):
         pi: float = 0.0,
         initial: float | None = 1.0,
         reduction: str = "sum",
-        penalty: Penalty | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         self.dual = DualAscent(dual_optimizer, dual_lr, dual_eps)
         if not (0.0 <= augmented < math.inf and 0.0 <= pi < math.inf):
@@ -80,7 +80,7 @@ class Lagrangian(Method):
         if reduction not in REDUCTIONS:
             hint = did_you_mean(reduction, REDUCTIONS)
             raise MethodError(f"no reduction {reduction!r}; there are {', '.join(REDUCTIONS)}.{hint}")
-        super().__init__(relaxation, penalty)
+        super().__init__(relaxation, regularizer)
         self.augmented, self.pi, self.reduction = augmented, pi, reduction
         for residual in relaxation.residuals.values():
             residual.learn_gamma(float(residual.gamma.detach()) if initial is None else initial)

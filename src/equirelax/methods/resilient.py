@@ -12,7 +12,7 @@ from equirelax.methods.lagrangian import Lagrangian
 from equirelax.methods.registry import register
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Penalty
+    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
 
 
@@ -47,7 +47,7 @@ class ResilientACE(Lagrangian):
     alone is left out.
 
     Args:
-        relaxation, dual_lr, dual_optimizer, dual_eps, augmented, pi, initial, reduction, penalty: see
+        relaxation, dual_lr, dual_optimizer, dual_eps, augmented, pi, initial, reduction, regularizer: see
             `Lagrangian`.
         primal_lr: learning rate of u, > 0: the paper's eta_p, so the same as gamma's. primal_lr * rho must be
             below 2.
@@ -72,7 +72,7 @@ class ResilientACE(Lagrangian):
         pi: float = 0.0,
         initial: float | None = 1.0,
         reduction: str = "sum",
-        penalty: Penalty | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         if not primal_lr > 0.0 or not rho > 0.0 or not primal_lr * rho < 2.0:
             raise MethodError(
@@ -88,7 +88,7 @@ class ResilientACE(Lagrangian):
             pi=pi,
             initial=initial,
             reduction=reduction,
-            penalty=penalty,
+            regularizer=regularizer,
         )
         self.primal_lr, self.rho = primal_lr, rho
         self.slacks = torch.zeros_like(self.multipliers)

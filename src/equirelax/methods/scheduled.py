@@ -12,7 +12,7 @@ from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.methods.schedules import Schedule, resolve
-from equirelax.penalties import Penalty
+from equirelax.penalties import Regularizer
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
@@ -37,7 +37,7 @@ class Scheduled(Method):
             in [0, 1].
         steps_per_epoch: if given, gamma changes once per epoch.
         lie_weight, norm_weight: CR's lambda_reg for both terms, >= 0; with both 0 no inputs are kept.
-        rows, scaling, generator: see `penalties.Penalty`.
+        rows, scaling, generator: see `penalties.Regularizer`.
         penalty_times_gamma: multiply the regulariser by gamma (CR on VN-DGCNN).
 
     Raises:
@@ -67,12 +67,12 @@ class Scheduled(Method):
                 f"steps_per_epoch is {steps_per_epoch}; give a number >= 1, or None to change every step"
             )
         self.schedule = resolve(schedule)
-        penalty = None
+        regularizer = None
         if lie_weight != 0.0 or norm_weight != 0.0:
-            penalty = Penalty(
+            regularizer = Regularizer(
                 relaxation, lie_weight, norm_weight, rows=rows, scaling=scaling, generator=generator
             )
-        super().__init__(relaxation, penalty)
+        super().__init__(relaxation, regularizer)
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.penalty_times_gamma = penalty_times_gamma
         self.steps = 0

@@ -1,12 +1,12 @@
 """Penalties on residuals: Lie derivative, group differences, norm."""
 
 from equirelax.penalties.jacobian import directional_derivative, jacobian_terms
-from equirelax.penalties.penalty import Penalty, safe_root
 from equirelax.penalties.quadratic import linear_terms
+from equirelax.penalties.regularizer import Regularizer, safe_root
 from equirelax.penalties.terms import residual_terms
 
 __all__ = [
-    "Penalty",
+    "Regularizer",
     "directional_derivative",
     "jacobian_terms",
     "linear_terms",

@@ -17,7 +17,7 @@ import equirelax.relaxation as er
 from equirelax.auditing import audit
 from equirelax.auditing.tree import call, leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
-from equirelax.penalties import Penalty
+from equirelax.penalties import Regularizer
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import equivariant_projection
@@ -106,7 +106,7 @@ class LayerFamilyConformance(ABC):
         call.
         """
         relaxation, residual, built = self.relaxed()
-        penalty = Penalty(relaxation)
+        penalty = Regularizer(relaxation)
         made = weight(residual)
         if made is None:
             skip("there is no such weight for this layer")
@@ -209,7 +209,7 @@ class LayerFamilyConformance(ABC):
             for parameter in relaxation.residual_parameters().values():
                 parameter.zero_()
         relaxation.set_gamma(1.0)
-        penalty = Penalty(relaxation)
+        penalty = Regularizer(relaxation)
         built[0].train()
         optimizer = torch.optim.SGD(built[0].parameters(), lr=1e-3)
         errors = [(y - 1).square().sum() for y in self.outputs(built[0], built[2])]

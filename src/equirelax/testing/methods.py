@@ -38,7 +38,7 @@ class MethodConformance(ABC):
 
     class TestMine(MethodConformance):
         def build_method(self, relaxation):
-            return Mine(relaxation, penalty=Penalty(relaxation))
+            return Mine(relaxation, regularizer=Regularizer(relaxation))
     """
 
     steps: int = 8

@@ -15,7 +15,7 @@ from equirelax.relaxation.columns import Columns
 SCALINGS = ("root-sum", "mean")
 
 
-class Penalty:
+class Regularizer:
     """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, with LD and N summed over residuals,
     samples, generators (CR section 4).
 
