@@ -142,3 +142,28 @@ def test_pictures_are_drawn_with_and_without_strengths(methods: list[str], tmp_p
     draw(tmp_path / "curves.png", runs, "title", "metric")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
+
+
+def averaged(base: dict[str, Any], value: float) -> dict[str, Any]:
+    numbers = {"relaxed": value - 1, "projected": value, "folded": None}
+    return {**base, "averaged": {"decay": 0.999, "val": numbers, "test": numbers, "selected_epoch": 5}}
+
+
+def test_averaged_weights_are_compared_with_averaged_strict_weights() -> None:
+    strict = [averaged(result("strict", seed, 9.0), 6.0 + seed) for seed in (0, 1)]
+    ace = [averaged(result("ace", seed, 5.0), 5.5 + seed) for seed in (0, 1)]
+    summary = summarise([*strict, *ace, result("scheduled", 0, 3.0)])
+    found = summary["methods"]["ace"]["averaged"]
+    assert found["paired_with_strict"]["mean"] == pytest.approx(-0.5)
+    assert found["test"]["relaxed"]["mean"] == pytest.approx(5.0)
+    assert summary["methods"]["strict"]["averaged"]["paired_with_strict"] is None
+    assert summary["methods"]["scheduled"]["averaged"] is None
+    assert "| ace | 0.999 | **6.00 ± 0.71** (projected) |" in table(summary)
+    assert "averaged weights" not in table(summarise([result("strict", 0, 9.0), result("ace", 0, 5.0)]))
+
+
+def test_a_loss_that_jumped_is_told() -> None:
+    jumped = {"first": 259.0, "last": 268.0, "before": 1e-4, "largest": 8.0}
+    run = {**result("ace", 3, 5.0), "loss_spikes": [jumped]}
+    text = table(summarise([result("strict", 3, 6.0), run]))
+    assert "ace segnn seed 3: the training loss rose from 0.0001 to 8 (epochs 259 to 268)" in text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from equirelax.errors import ConfigError
-from equirelax.training.dynamics import courses, dynamics, read_metrics
+from equirelax.training.dynamics import courses, dynamics, loss_spikes, read_metrics
 
 
 def rows(epochs: int, **columns: Any) -> list[dict[str, str]]:
@@ -107,3 +107,12 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_whole_table_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.csv", "epoch,gamma/a,val/best\n0,1.0,\n1,0.9,nan\n")
     assert len(read_metrics(path, 2)) == len(read_metrics(path)) == 2
+
+
+def test_a_loss_that_rises_a_thousandfold_and_stays_is_found() -> None:
+    course = {1: 1.0, 2: 1e-2, 3: 1e-4, 4: 8.0, 5: 0.5, 6: 0.05, 7: 5.0, 8: 1e-4}  # epoch 7: alone
+    found = loss_spikes(rows(8, train__loss=lambda e: course[e]))
+    assert found == [{"first": 4, "last": 5, "before": 1e-4, "largest": 8.0}]
+    still = loss_spikes(rows(3, train__loss=lambda e: (1e-4, 1.0, 2.0)[e - 1]))
+    assert still == [{"first": 2, "last": 3, "before": 1e-4, "largest": 2.0}]
+    assert loss_spikes(rows(5, train__loss=lambda e: 1.0 + 900 * (e == 3))) == []

@@ -44,18 +44,25 @@ def parts(chapter: Chapter) -> list[tuple[str, dict[str, list[Run]]]]:
 
 
 def validation(chapter: Chapter) -> list[Figure]:
-    """The validation metric of the projected networks (full lines, with a band) and of the relaxed ones (dotted)."""
-    found = [_validation(chapter, words, own) for words, own in parts(chapter)]
+    """The validation metric of the projected networks (full lines, with a band) and of the relaxed ones (dotted); of the
+    averaged weights too, where a run keeps them.
+    """
+    kinds = (("val", "Validation"), ("averaged", "Validation of averaged weights"))
+    found = [
+        _validation(chapter, prefix, name, words, own)
+        for prefix, name in kinds
+        for words, own in parts(chapter)
+    ]
     return [figure for figure in found if figure is not None]
 
 
-def _validation(chapter: Chapter, title: str, labelled: Labelled) -> Figure | None:
+def _validation(chapter: Chapter, prefix: str, what: str, title: str, labelled: Labelled) -> Figure | None:
     traces: list[Trace] = []
     curves: dict[str, Mapping[float, float]] = {}
     for index, (label, runs) in enumerate(labelled.items()):
         relaxed = any(gamma_columns(run.rows) for run in runs)
         for kind in ("projected", "relaxed") if relaxed else ("projected",):
-            found: list[Points] = [one for run in runs if (one := series(run.rows, f"val/{kind}"))]
+            found: list[Points] = [one for run in runs if (one := series(run.rows, f"{prefix}/{kind}"))]
             name = f"{label}, {kind}" if relaxed else label
             if not common(found):
                 continue
@@ -74,7 +81,7 @@ def _validation(chapter: Chapter, title: str, labelled: Labelled) -> Figure | No
     words, values = heading(chapter.metric), [value for one in curves.values() for value in one.values()]
     lower = not chapter.metric.get("higher_is_better") and min(values) > 0
     return Figure(
-        f"Validation: {heading(chapter.metric)}{title}",
+        f"{what}: {heading(chapter.metric)}{title}",
         "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
         "trained, with their residuals (dotted). Where the two part, the network leans on what projection takes away.",
         tuple(traces),
@@ -142,6 +149,57 @@ def losses(chapter: Chapter) -> list[Figure]:
     found = [
         _column(own, column, title + words, caption)
         for column, title, caption in kinds
+        for words, own in parts(chapter)
+    ]
+    return [figure for figure in found if figure is not None]
+
+
+def fit(chapter: Chapter) -> list[Figure]:
+    """The loss of the projected and of the relaxed networks on the same part of the training data."""
+    found = [_fit(words, own) for words, own in parts(chapter)]
+    return [figure for figure in found if figure is not None]
+
+
+def _fit(title: str, labelled: Labelled) -> Figure | None:
+    traces: list[Trace] = []
+    curves: dict[str, Mapping[float, float]] = {}
+    for index, (label, runs) in enumerate(labelled.items()):
+        relaxed = any(gamma_columns(run.rows) for run in runs)
+        for kind, style in (
+            (("projected", "solid"), ("relaxed", "dot")) if relaxed else (("projected", "solid"),)
+        ):
+            found = {epoch: value for epoch, value in over_seeds(runs, f"fit/{kind}").items() if value > 0}
+            if not found:
+                continue
+            name = f"{label}, {kind}" if relaxed else label
+            curves[name] = found
+            traces.append(line(name, found, index))
+            traces[-1]["line"] = {**traces[-1]["line"], "dash": style}
+    if not curves:
+        return None
+    values = [value for one in curves.values() for value in one.values()]
+    return Figure(
+        f"Loss on training data{title}",
+        "The task's loss on a fixed part of the training data, in evaluation mode and without augmentation, after projection "
+        "(full lines) and as trained (dotted); mean over seeds. Where the projected loss stays behind, the residuals have "
+        "learnt what the strict weights were to learn.",
+        tuple(traces),
+        {"xaxis": axis(EPOCH), "yaxis": logarithmic("loss", values)},
+        curve_numbers(EPOCH, curves),
+        legend_height(traces, 400),
+    )
+
+
+def updates(chapter: Chapter) -> list[Figure]:
+    """How far an optimiser step moves the strict weights, and those of the residuals."""
+    kinds = (
+        ("update/strict", "Size of a step of the strict weights"),
+        ("update/residual", "Size of a step of the residuals' weights"),
+    )
+    caption = "Root mean square of the change of a weight in one of an epoch's last optimiser steps; mean over seeds."
+    found = [
+        _column(own, column, title + words, caption)
+        for column, title in kinds
         for words, own in parts(chapter)
     ]
     return [figure for figure in found if figure is not None]

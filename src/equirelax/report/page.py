@@ -138,7 +138,10 @@ def chapter_html(chapter: Chapter, name: str) -> str:
     summary = summarise([run.result for run in chapter.finished]) if chapter.finished else None
     bodies = (
         results(chapter, summary),
-        charts(figures_training.validation(chapter)) + charts(figures_training.losses(chapter)),
+        charts(figures_training.validation(chapter))
+        + charts(figures_training.losses(chapter))
+        + charts(figures_training.fit(chapter))
+        + charts(figures_training.updates(chapter)),
         symmetry(chapter, summary),
         layers(chapter, name),
         table(tables.cost(chapter), "What training and predicting costs") + _soft(tables.COST_NOTE),

@@ -33,7 +33,7 @@ def look(index: int) -> dict[str, Any]:
 def draw(
     path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str, scale: str = "log"
 ) -> None:
-    """Write a PNG: validation curves on the left; on the right for every relaxed method a panel of gamma and, where
+    """Write a PNG: validation curves on the left, below them, where runs have it, the loss on training data; on the right for every relaxed method a panel of gamma and, where
     the norms of the residuals are known, one of abs(gamma) x norm of W, for gamma alone may be traded for W.
 
     Args:
@@ -47,10 +47,12 @@ def draw(
     rows = max(len(relaxed), 1)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         sized = any(sizes(table) for tables in runs.values() for table in tables)
-        figure = Figure(figsize=(14 if sized else 11, max(4.5, 1.7 * rows + 1)), layout="constrained")
+        figure = Figure(figsize=(14 if sized else 11, max(6.0, 1.7 * rows + 1)), layout="constrained")
         ratios = (1.4, *[1] * (bool(relaxed) + sized))
         grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
-        curves = figure.add_subplot(grid[:, 0])
+        followed = any(series(table, "fit/projected") for tables in runs.values() for table in tables)
+        left = grid[:, 0].subgridspec(1 + followed, 1, height_ratios=(1.5, 1)[: 1 + followed])
+        curves = figure.add_subplot(left[0])
         for index, (name, tables) in enumerate(runs.items()):
             _curve(curves, name, tables, index)
         curves.set(
@@ -65,6 +67,8 @@ def draw(
             curves.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
         curves.legend(frameon=False)
         curves.grid(alpha=0.25, which="both", linewidth=0.5)
+        if followed:
+            _fit(figure.add_subplot(left[1], sharex=curves), runs)
         first: Axes | None = None
         for row, name in enumerate(relaxed):
             panel = figure.add_subplot(grid[row, 1], sharex=first)
@@ -121,6 +125,21 @@ def _curve(panel: Axes, name: str, tables: Sequence[Table], index: int) -> None:
             linewidth=0,
             color=look(index)["color"],
         )
+
+
+def _fit(panel: Axes, runs: Mapping[str, Sequence[Table]]) -> None:
+    """The loss on training data, projected with the method's line and as trained dotted; means over seeds."""
+    for index, (_, tables) in enumerate(runs.items()):
+        relaxed = any(gamma_columns(table) for table in tables)
+        for kind in ("projected", "relaxed") if relaxed else ("projected",):
+            found = [one for table in tables if (one := series(table, f"fit/{kind}"))]
+            epochs = sorted(set.intersection(*(set(one) for one in found))) if found else []
+            means = [sum(one[epoch] for one in found) / len(found) for epoch in epochs]
+            style = look(index) if kind == "projected" else {**look(index), "linestyle": ":"}
+            panel.plot(epochs, means, linewidth=1.2 if kind == "projected" else 0.9, **style)
+    panel.set_title("loss on training data: projected, and as trained (dotted)", fontsize=8, loc="left")
+    panel.set(xlabel="epoch", ylabel="loss", yscale="log")
+    panel.grid(alpha=0.25, which="both", linewidth=0.5)
 
 
 def _strengths(panels: Sequence[Axes], name: str, tables: Sequence[Table], index: int) -> None:

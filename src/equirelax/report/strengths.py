@@ -43,3 +43,14 @@ def strengths_table(summary: Mapping[str, Any]) -> str:
         moved = ("", "") if drift is None else (f"{drift['swing']:.2g}", f"{drift['relative']:.1%}")
         lines.append(f"| {name} | {peak['largest']:.3g} | {peak['end']:.3g} | {moved[0]} | {moved[1]} |")
     return "\n".join(lines) + "\n"
+
+
+def spikes_note(summary: Mapping[str, Any]) -> str:
+    """A line for every run whose training loss jumped and stayed up for some epochs; empty where none did."""
+    lines = [
+        f"- {run['method']} {run['model']} seed {run['seed']}: the training loss rose from {one['before']:.2g} to "
+        f"{one['largest']:.2g} (epochs {one['first']:.0f} to {one['last']:.0f})"
+        for run in summary["runs"]
+        for one in run.get("loss_spikes", ())
+    ]
+    return "\n" + "\n".join(["Losses that rose a thousandfold:", "", *lines]) + "\n" if lines else ""

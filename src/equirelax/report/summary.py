@@ -13,7 +13,7 @@ from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
 from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.statistics import paired, spread
-from equirelax.report.strengths import strengths_of, strengths_table
+from equirelax.report.strengths import spikes_note, strengths_of, strengths_table
 from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
 from equirelax.training.folder import KINDS
 
@@ -79,9 +79,13 @@ def _scaled_down(results: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _method(
-    name: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, float], published: str | None
+    name: str,
+    runs: Sequence[Mapping[str, Any]],
+    strict_runs: Mapping[int, Mapping[str, Any]],
+    published: str | None,
 ) -> dict[str, Any]:
     kind = headline(name)
+    baseline = {seed: run["test"]["projected"] for seed, run in strict_runs.items()}
     tests: dict[str, Any] = {}
     for key in KINDS:
         values = [r["test"][key] for r in runs if r["test"][key] is not None]
@@ -117,10 +121,36 @@ def _method(
         if errors
         else None,
         "seconds": asdict(spread([r["seconds"] for r in runs])),
+        "averaged": _averaged(name, runs, strict_runs),
         "further": _further(runs),
         "inference": _inference(runs, kind),
         "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
         "strengths": strengths_of(runs),
+    }
+
+
+def _averaged(
+    name: str, runs: Sequence[Mapping[str, Any]], strict_runs: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Test errors of averaged weights, and how they differ from those of strict runs' averaged weights; None without."""
+    found = {r["seed"]: r["averaged"]["test"] for r in runs if r.get("averaged")}
+    if not found:
+        return None
+    kind = headline(name)
+    baseline = {
+        seed: r["averaged"]["test"]["projected"] for seed, r in strict_runs.items() if r.get("averaged")
+    }
+    compared = None
+    if name != BASELINE:
+        higher = runs[0]["metric"].get("higher_is_better", False)
+        compared = paired({seed: test[kind] for seed, test in found.items()}, baseline, higher)
+    return {
+        "decays": sorted({r["averaged"]["decay"] for r in runs if r.get("averaged")}),
+        "test": {
+            state: asdict(spread([test[state] for test in found.values()]))
+            for state in ("relaxed", "projected")
+        },
+        "paired_with_strict": None if compared is None else compared.to_dict(),
     }
 
 
@@ -177,7 +207,48 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{row['seconds']['mean']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _context(summary)]) + "\n" + _details(summary) + strengths_table(summary)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            _context(summary)
+            + "\n"
+            + averaged_table(summary)
+            + _details(summary)
+            + strengths_table(summary)
+            + spikes_note(summary),
+        ]
+    )
+
+
+def averaged_table(summary: Mapping[str, Any]) -> str:
+    """Markdown: test errors of weights averaged over training, compared with strict ones averaged alike; empty without."""
+    methods = {name: row for name, row in summary["methods"].items() if row.get("averaged")}
+    if not methods:
+        return ""
+    head = (
+        "averaged weights",
+        "decay",
+        f"test {heading(summary['metric'])}",
+        "relaxed",
+        "projected",
+        "minus strict, averaged (paired)",
+        "better seeds",
+    )
+    lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name, row in methods.items():
+        found, compared = row["averaged"], row["averaged"]["paired_with_strict"]
+        best = found["test"][row["headline"]]
+        cells = [
+            name,
+            ", ".join(f"{decay:g}" for decay in found["decays"]),
+            f"**{spread_text(best)}** ({row['headline']})",
+            *(spread_text(found["test"][kind]) for kind in ("relaxed", "projected")),
+            "" if compared is None else _paired(compared, decimals(best["mean"])),
+            "" if compared is None else f"{compared['wins']} of {compared['count']}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _details(summary: Mapping[str, Any]) -> str:

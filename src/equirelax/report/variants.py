@@ -49,8 +49,8 @@ def settings(result: Result) -> dict[str, Any]:
     return flat
 
 
-def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, float]:
-    """Seed -> headline value of the strict runs of the same model that `runs` (of one label) are compared with.
+def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, Result]:
+    """Seed -> the strict run of the same model that the run of that seed in `runs` (of one label) is compared with.
 
     Those on the same data with the same network; where none is, all of them if they are of one kind.
     """
@@ -67,7 +67,7 @@ def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, 
             agreement[label] = sum(own.get(key) == value for key, value in settings(r).items())
         best = max(agreement, key=lambda label: agreement[label])
         alike = [r for label, r in zip(labels(alike), alike, strict=True) if label == best]
-    return {r["seed"]: r["test"]["projected"] for r in alike}
+    return {r["seed"]: r for r in alike}
 
 
 def linked(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -1,4 +1,6 @@
-"""What strengths, multipliers and slacks did during a run, from its metrics.csv: do they vanish, do they settle?"""
+"""What a run's metrics.csv says of its course: do strengths, multipliers and slacks vanish or still move, did the loss
+jump?
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,9 @@ from equirelax.training.folder import read_table
 
 COURSES = ("gamma", "multiplier", "slack")
 """What is followed; columns are named KIND/RESIDUAL."""
+
+SPIKE, SPIKE_EPOCHS = 1000.0, 2
+"""A loss that is so many times larger than before, for so many epochs at least, is reported."""
 
 Courses = dict[str, dict[str, list[float]]]
 """Kind -> residual -> value at the end of every epoch."""
@@ -68,7 +73,7 @@ def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
         ``window``: {first, last} epoch (from 1) of the last tenth of training;
         ``drift``: kind (gamma, multiplier, slack) -> {change, swing, relative}: over that window, largest over the
         residuals of the change from its first to its last value and of the range of its values; and the swing over
-        the largest value in the window (1 or more: it goes around zero; near 0: it has settled).
+        the largest value in the window (1 or more: it goes around zero; near 0: it hardly moved in the window).
     """
     found = courses(rows)
     if "gamma" not in found:
@@ -85,6 +90,29 @@ def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
         "window": {"first": epochs[inside[0]], "last": epochs[-1]},
         "drift": {kind: _drift(several.values(), inside) for kind, several in found.items()},
     }
+
+
+def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
+    """Where the mean training loss of an epoch was `SPIKE` times the smallest before it, for `SPIKE_EPOCHS` or longer.
+
+    Returns:
+        For each: ``first`` and ``last`` epoch (from 1), ``before``: the smallest loss until then, ``largest`` loss.
+    """
+    found: list[dict[str, float]] = []
+    lowest, current = math.inf, None
+    for row in rows:
+        if not row.get("train/loss"):
+            continue
+        epoch, loss = int(row["epoch"]) + 1, float(row["train/loss"])
+        if 0 < lowest < loss / SPIKE:
+            current = current or {"first": epoch, "last": epoch, "before": lowest, "largest": loss}
+            current["last"], current["largest"] = epoch, max(current["largest"], loss)
+        elif current is not None:
+            found.append(current)
+            current = None
+        lowest = min(lowest, loss)
+    found += [current] if current is not None else []
+    return [one for one in found if one["last"] - one["first"] + 1 >= SPIKE_EPOCHS]
 
 
 def _drift(several: Any, inside: Sequence[int]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from equirelax.training.atomic_io import AtomicCheckpointIO
 from equirelax.training.callbacks import EpochEnd, graceful_interrupt
 from equirelax.training.checkpoint import load_weights, read_run, write_selected
 from equirelax.training.cost import inference_cost
-from equirelax.training.dynamics import dynamics, read_metrics
+from equirelax.training.dynamics import dynamics, loss_spikes, read_metrics
 from equirelax.training.evaluation import evaluate_all, headline_of
 from equirelax.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax.training.loader import EpochLoader
@@ -214,6 +214,7 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
     averaged = _averaged(assembly, last, test, folder)
     load_weights(assembly, selected.weights, str(folder / BEST))
     val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
+    rows = read_metrics(folder / METRICS, config.training.epochs)
     result = {
         "benchmark": config.benchmark,
         "model": config.model,
@@ -233,7 +234,8 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "epochs": config.training.epochs,
         "selected_epoch": selected.epoch + 1,
         "gammas": strengths(assembly),
-        "dynamics": dynamics(read_metrics(folder / METRICS, config.training.epochs)),
+        "dynamics": dynamics(rows),
+        "loss_spikes": loss_spikes(rows),
         "scaled_down": task.scaled_down(),
         "seconds": round(last.seconds, 1),
         "commit": commit,
