@@ -253,6 +253,9 @@ class _Written(Writer):
         self.calls.append(_Call(self.reader.norm, added, _size(self.own, result, added)))
         return result
 
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        return self.own.misfit(output, delta)
+
 
 def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
     """Norm of the tensor that the residual was added to; of its mean copy, where it is added to several."""

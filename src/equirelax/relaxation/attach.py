@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import PlacementError, RelaxationStateError
+from equirelax.relaxation.ahead import AheadResidual
 from equirelax.relaxation.captured import CapturingResidual, capture_inputs
 from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.placements import Layers, get
@@ -141,6 +142,8 @@ def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) 
         )
     if isinstance(built, StreamMap):
         residual: Residual = StreamResidual(site, built, reference)
+    elif site.adds_to is not None:
+        residual = AheadResidual(site, built, reference)
     elif site.captured is not None:
         residual = CapturingResidual(site, built, reference)
     else:
@@ -183,6 +186,8 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
         )
     host.add_module(name, residual)
     module.register_forward_hook(residual.hook, with_kwargs=True)
+    if isinstance(residual, AheadResidual):
+        model.get_submodule(str(residual.site.adds_to)).register_forward_pre_hook(residual.add_ahead, with_kwargs=True)
 
 
 def detach_all(relaxation: Relaxation) -> None:

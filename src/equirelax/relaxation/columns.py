@@ -36,6 +36,11 @@ class SharedColumns:
         return self.shape.numel()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the first part."""
+        return self.own.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where both parts are."""
         return self.own.device

@@ -346,8 +346,8 @@ class MLP(ResidualKind):
     """A GELU perceptron from all input features to all output features.
 
     Args:
-        layers: number of linear layers (ACE: 3).
-        hidden: width of the hidden layers; None takes the output's.
+        layers: number of linear layers (ACE: 3); not read where `hidden` is a sequence.
+        hidden: width of the hidden layers, or a sequence of the width of each; None takes the output's.
         init: of the last layer ("zeros", "normal", "default"); the others keep PyTorch's
             default, or nothing would train.
         std: standard deviation for "normal".
@@ -355,12 +355,20 @@ class MLP(ResidualKind):
     """
 
     layers: int = 3
-    hidden: int | None = None
+    hidden: int | Sequence[int] | None = None
     init: str = "default"
     std: float = 1e-4
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.hidden, Sequence):
+            object.__setattr__(self, "hidden", tuple(self.hidden))  # settings are compared and hashed
+
     def _sizes(self, in_dim: int, out_dim: int) -> list[int]:
+        if isinstance(self.hidden, Sequence):
+            if any(type(width) is not int or width < 1 for width in self.hidden):
+                raise PlacementError(f"MLP: hidden is {self.hidden}; expected widths of at least 1")
+            return [in_dim, *self.hidden, out_dim]
         if self.layers < 1:
             raise PlacementError(f"MLP: layers is {self.layers}; expected at least 1")
         return [in_dim] + [self.hidden or out_dim] * (self.layers - 1) + [out_dim]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.relaxation.columns import Columns
+from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.maps import LinearMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
@@ -99,17 +99,50 @@ class Residual(nn.Module):
         """Forward hook of the relaxed module."""
         if not self.enabled:
             return None
+        x = self.take(module, args, kwargs)
+        return self.add(module, output, self(x))
+
+    def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """What the residual reads out of a call, checked, in its own dtype, and kept for penalties where they ask for it.
+
+        Raises:
+            RepresentationError: the call does not have the features that the residual was placed for.
+        """
         x = self.read(args, kwargs)
-        if x.shape[self.feature_axis] != self.in_rep.dim:
+        shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
+        if len(shape) < -self.feature_axis or shape[self.feature_axis] != self.in_rep.dim:
             raise RepresentationError(
-                f"{self.site.key or 'the model'} ({type(module).__name__}): its residual was placed for "
-                f"{self.in_rep.dim} input features ({self.in_rep!r}), the call has "
-                f"{x.shape[self.feature_axis]}; relax the model again with a placement that declares the "
-                f"features it gets"
+                f"{self._name(module)}: its residual was placed for {self.in_rep.dim} input features "
+                f"({self.in_rep!r}) on axis {self.feature_axis}, the call has "
+                f"{f'shape {shape}' if shape else f'a {type(x).__name__}'}. {self._mend()}"
             )
+        if x.dtype != self.gamma.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.gamma.dtype)  # networks that cast inside
         if self._keeps():
             self._kept.append(x.detach())
-        return self.site.writer(output, self(x))
+        return x
+
+    def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
+        """The module's output with `delta` added, in the output's own shape and dtype.
+
+        Raises:
+            RepresentationError: they do not fit; nothing is ever broadcast.
+        """
+        wrong = self.site.writer.misfit(output, delta)
+        if wrong:
+            raise RepresentationError(
+                f"{self._name(module)}: what its residual adds does not fit what the module gave: {wrong}. {self._mend()}"
+            )
+        return self.site.writer(output, delta)
+
+    def _name(self, module: nn.Module) -> str:
+        return f"{self.site.key or 'the model'} ({type(module).__name__})"
+
+    def _mend(self) -> str:
+        return (
+            f"Leave the module out with exclude=({self.site.path!r},), or declare how it transforms, as in "
+            f"Layers(declare=(Linear({self.site.path!r}, in_rep, out_rep),))"
+        )
 
     def _keeps(self) -> bool:
         """Whether the call under way counts for penalties; those of kernels need no inputs."""

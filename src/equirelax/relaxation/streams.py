@@ -134,7 +134,7 @@ class StreamResidual(Residual):
         if self._keeps() and self.stream.detached is not None:
             self._kept.append(self.stream.detached)
             self._kept_paths.append(self.stream.path)
-        return self.site.writer(output, self._delta(source, value))
+        return self.add(module, output, self._delta(source, value))
 
     def _delta(self, x: Tensor, value: Affine) -> Tensor:
         """gamma s_i, (rows, width)."""

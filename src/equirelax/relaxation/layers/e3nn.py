@@ -1,8 +1,13 @@
 """e3nn's linear maps and tensor products, recognised by their attributes, so that look-alikes work too.
 
-Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`,
-`irreps_in2`, `irreps_out`. A tensor product is relaxed with respect to its first input:
-`out += gamma W x_1` with a dense W.
+Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`, `irreps_in2`,
+`irreps_out` and `instructions`. A tensor product is relaxed with respect to its first input: `out += gamma W x_1` with a
+dense W.
+
+Many networks wrap a tensor product, to scale its output or to add a bias, and repeat its irreps as attributes. Such a
+wrapper is relaxed in its product's stead where its output is the product's up to such constants: it holds exactly one
+product, of the same irreps, and no other module (a gate, a norm), and its forward takes both inputs as two tensors. Any
+other wrapper is none of this family, so that the product inside it is found.
 
 Folding. A linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is
 `p w_uw (x) 1_d` with the path weight p; the orthogonal projection of a dense block B onto these is the
@@ -13,6 +18,7 @@ Wigner symbol `delta / sqrt(d)`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
-from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.layers.matrices import Matrices, without_vectors
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of
 from equirelax.symmetry import from_irreps
 
 _LOOK = 'project with mode="drop" or unfoldable="drop" to leave it out'
@@ -35,6 +41,56 @@ def _is_irreps(value: Any) -> bool:
 
 def _has_irreps(module: nn.Module, *names: str) -> bool:
     return all(_is_irreps(getattr(module, name, None)) for name in names)
+
+
+def _is_e3nn(module: nn.Module, *names: str) -> bool:
+    """Whether a module is of one of these classes of e3nn, without importing it."""
+    return any(cls.__name__ in names and cls.__module__.startswith("e3nn") for cls in type(module).__mro__)
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether a module is a tensor product itself, by its irreps, instructions and weight count, and gives it as it is."""
+    return (
+        _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
+        and hasattr(module, "instructions")
+        and hasattr(module, "weight_numel")
+        and not any(_is_e3nn(m, "Gate", "Activation", "NormActivation", "BatchNorm") for m in module.modules())
+    )
+
+
+def product_of(module: nn.Module) -> nn.Module | None:
+    """The tensor product whose output, up to constant factors and a bias, a module gives: the module itself, or the one
+    product that it wraps; None where it gives something else.
+    """
+    if not _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out"):
+        return None
+    if hasattr(module, "instructions"):
+        return module if is_product(module) else None
+    wrapped: Any = module  # known by its attributes, of no class in particular
+    inner = [(path, m) for path, m in module.named_modules() if m is not module and is_product(m)]
+    if len(inner) != 1 or not _takes_two_tensors(module):
+        return None
+    path, product = inner[0]
+    parts = [m for where, m in module.named_modules() if m is not module and not f"{where}.".startswith(f"{path}.")]
+    around = {m for m in parts if product in set(m.modules())}  # containers on the way to the product
+    others = [m for m in parts if m not in around and not isinstance(m, (nn.ParameterList, nn.ParameterDict, nn.Identity))]
+    same = wrapped.irreps_in1 == product.irreps_in1 and wrapped.irreps_out == product.irreps_out
+    return product if same and not others else None
+
+
+def _takes_two_tensors(module: nn.Module) -> bool:
+    """Whether a forward has two arguments or more, and does not say that the first, or what it returns, is a mapping."""
+    found = parameters_of(module)
+    positional = [p for p in found if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(positional) < 2:
+        return False
+    told = (positional[0].annotation, getattr(module.forward, "__annotations__", {}).get("return"))
+    return not any(word in str(each).lower() for each in told for word in ("dict", "mapping"))
+
+
+def broken_group(*irreps: Any) -> str:
+    """O(3), or SO(3) where no irrep has odd parity: then the inversion moves nothing, and no map can break it."""
+    return "O(3)" if any(ir.p == -1 for each in irreps for _, ir in each) else "SO(3)"
 
 
 def _weight(module: nn.Module, site: Site) -> Tensor:
@@ -128,20 +184,28 @@ class E3nnLinear(LayerFamily):
             _has_irreps(module, "irreps_in", "irreps_out")
             and hasattr(module, "instructions")
             and hasattr(module, "weight_numel")
+            and not hasattr(module, "irreps_in1")  # o3.TensorSquare has both
         )
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
         """All of irreps_in to all of irreps_out."""
-        if not module.weight_numel:
+        layer: Any = module  # known by its attributes, of no class in particular
+        if not layer.weight_numel:
             return Skip("has no weights of its own")
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1:
+            return Skip(
+                f"maps channels of irreps (f_in, f_out): its weight has shape {tuple(weight.shape)}; only one flat weight is "
+                "supported"
+            )
         return Site(
             path,
             self.name,
-            from_irreps(module.irreps_in),
-            from_irreps(module.irreps_out),
-            FirstInput(),
+            from_irreps(layer.irreps_in),
+            from_irreps(layer.irreps_out),
+            FirstInput.of(module),
             AddToOutput(),
-            relaxes="O(3)",
+            relaxes=broken_group(layer.irreps_in, layer.irreps_out),
         )
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
@@ -173,26 +237,30 @@ class E3nnLinear(LayerFamily):
 
 @register
 class E3nnTensorProduct(LayerFamily):
-    """e3nn's tensor products with weights, with respect to their first input."""
+    """e3nn's tensor products with weights, with respect to their first input, and what wraps one without a nonlinearity."""
 
     name = "e3nn-tensor-product"
 
     def matches(self, module: nn.Module) -> bool:
-        """By attributes: irreps_in1, irreps_in2, irreps_out."""
-        return _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
+        """By attributes: irreps_in1, irreps_in2, irreps_out; see `product_of`."""
+        return product_of(module) is not None
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
         """All of irreps_in1 to all of irreps_out."""
-        if not getattr(module, "weight_numel", 1):
+        layer: Any = module  # known by its attributes, of no class in particular
+        product: Any = product_of(module)
+        if not product.weight_numel:
             return Skip("has no weights")
+        if _is_e3nn(product, "TensorSquare"):
+            return Skip("is quadratic in its input, and no linear map of it")
         return Site(
             path,
             self.name,
-            from_irreps(module.irreps_in1),
-            from_irreps(module.irreps_out),
-            FirstInput(),
+            from_irreps(layer.irreps_in1),
+            from_irreps(layer.irreps_out),
+            FirstInput.of(module),
             AddToOutput(),
-            relaxes="O(3)",
+            relaxes=broken_group(layer.irreps_in1, layer.irreps_out),
         )
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
@@ -201,19 +269,22 @@ class E3nnTensorProduct(LayerFamily):
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
-        layer: Any = module  # known by its attributes, of no class in particular
-        own = _weight(module, site)
         if not site.constants:
             raise UnfoldableError(
                 f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a "
                 f"0e channel of the second input is constant, and none is declared; declare it with "
                 f"Constant(pattern, channel, value) in the placement, or {_LOOK}"
             )
-        instructions = getattr(module, "instructions", None)
-        if instructions is None:
+        product = product_of(module)
+        if product is None:
             raise UnfoldableError(
-                f"{site.path} ({type(module).__name__}) does not list its instructions; {_LOOK}"
+                f"{site.path} ({type(module).__name__}) is no tensor product, and wraps none that could be folded into; {_LOOK}"
             )
+        if product is not module:
+            return self._fold_inside(module, product, site, weight, bias)
+        layer: Any = module  # known by its attributes, of no class in particular
+        own = _weight(module, site)
+        instructions = layer.instructions
         amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
         ins, seconds, outs = (i.slices() for i in (layer.irreps_in1, layer.irreps_in2, layer.irreps_out))
         done = set()
@@ -230,6 +301,41 @@ class E3nnTensorProduct(LayerFamily):
             _spread(folded, mean, outs[instruction.i_out], ins[instruction.i_in1], dim)
             done.add(pair)
         return _with_bias(layer, site, Fold(folded, None, [(own, amount)]), bias)
+
+    def _fold_inside(
+        self, module: nn.Module, product: nn.Module, site: Site, weight: Tensor, bias: Tensor | None
+    ) -> Fold:
+        """Into the product that a module wraps, whose output it multiplies by constants."""
+        factors = _factors(module, product, site).to(weight)[:, None]
+        if bias is not None and bool(bias.any()):
+            raise no_bias(module, site)
+        inner = self.fold(product, site, weight / factors, None)
+        return dataclasses.replace(inner, weight=inner.weight * factors)
+
+
+def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tensor:
+    """The constants (dim,) by which a wrapper multiplies its product's output, found by calling both.
+
+    Raises:
+        UnfoldableError: where it does something else.
+    """
+    own = _weight(product, site)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (product.irreps_in1.dim, product.irreps_in2.dim)
+    x, y = (torch.randn(rows, size, generator=generator).to(own) for size in sizes)
+    with torch.no_grad():
+        # differences, so that biases do not count
+        inner = product.forward(x, y) - product.forward(0 * x, y)
+        outer = module.forward(x, y) - module.forward(0 * x, y)
+        factors = (inner * outer).sum(0) / inner.square().sum(0).clamp(min=torch.finfo(own.dtype).tiny)
+        error = (outer - factors * inner).abs().max()
+        bad = not bool(error <= 1e3 * torch.finfo(own.dtype).eps * outer.abs().max()) or not bool(factors.all())
+    if bad:
+        raise UnfoldableError(
+            f"{site.path} ({type(module).__name__}) does more than to multiply the output of its {type(product).__name__} by "
+            f"constants; {_LOOK}"
+        )
+    return factors
 
 
 def _constant_channel(

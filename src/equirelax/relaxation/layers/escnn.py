@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError, RepresentationError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument
+from equirelax.relaxation.site import Reader, Site, Writer, argument, misfit
 from equirelax.symmetry import Dihedral, Group, Representation
 from equirelax.symmetry.escnn import from_field_type, from_gspace, from_representation, is_escnn
 from equirelax.symmetry.kernels import check_planar, offset_permutation
@@ -71,6 +71,11 @@ class AddToGeometric(Writer):
 
     def __call__(self, output: Any, delta: Tensor) -> Any:
         return type(output)(output.tensor + delta.to(output.tensor.dtype), output.type, output.coords)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        if not is_escnn(output, "GeometricTensor"):
+            return f"the module gave a {type(output).__name__}, and no GeometricTensor"
+        return misfit(output.tensor, delta)
 
 
 class _EscnnLayer(LayerFamily):

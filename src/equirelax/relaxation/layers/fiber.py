@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument
+from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
 from equirelax.symmetry import SO, Representation, from_irreps, trivial, vector
 
 Key = int | str
@@ -32,13 +32,15 @@ class ByDegree(Reader):
     Args:
         keys: of the mapping that is the first argument.
         path: of the module, for messages.
+        name: of the argument, for calls by keyword.
     """
 
     keys: tuple[Key, ...]
     path: str
+    name: str | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        features = argument(args, kwargs, 0, None)
+        features = argument(args, kwargs, 0, self.name)
         if not isinstance(features, Mapping) or any(key not in features for key in self.keys):
             raise PlacementError(
                 f"{self.path}: its weights are by degree, so its first argument must be a mapping with the keys "
@@ -62,6 +64,19 @@ class AddByDegree(Writer):
             for key, part in zip(self.keys, delta.split(sizes, dim=-1), strict=True)
         }
         return {**output, **added}
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        if not isinstance(output, Mapping) or any(key not in output for key in self.keys):
+            return f"the module gave a {type(output).__name__}, and no mapping with the keys {list(self.keys)}"
+        sizes = [output[key].shape[-2:].numel() for key in self.keys]
+        if sum(sizes) != delta.shape[-1]:
+            shapes = {key: tuple(output[key].shape) for key in self.keys}
+            return f"shape {tuple(delta.shape)} does not match the output's {shapes}"
+        for key, part in zip(self.keys, delta.split(sizes, dim=-1), strict=True):
+            wrong = misfit(output[key].flatten(-2), part)
+            if wrong:
+                return f"degree {key}: {wrong}"
+        return ""
 
 
 def weights_by_degree(module: nn.Module) -> dict[Key, nn.Parameter] | None:
@@ -109,9 +124,8 @@ class FiberLinear(LayerFamily):
         in_rep = sum((w.shape[0] * _of_degree(int(key)) for key, w in weights.items()), none)
         out_rep = sum((w.shape[1] * _of_degree(int(key)) for key, w in weights.items()), none)
         keys = tuple(weights)
-        return Site(
-            path, self.name, in_rep, out_rep, ByDegree(keys, path), AddByDegree(keys), relaxes="SO(3)"
-        )
+        reader = ByDegree(keys, path, first_parameter(module))
+        return Site(path, self.name, in_rep, out_rep, reader, AddByDegree(keys), relaxes="SO(3)")
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Mean diagonal of every block between equal degrees. Of a bias only degree 0 could be kept, and the layer

@@ -82,7 +82,7 @@ def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: R
         PlanarFamily.name,
         in_rep,
         out_rep,
-        FirstInput(),
+        FirstInput.of(module),
         AddToOutput(),
         feature_axis=-3,
         relaxes=in_rep.group.name,

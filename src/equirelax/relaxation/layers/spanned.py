@@ -49,7 +49,7 @@ class SpannedConvolution(LayerFamily):
             self.name,
             trivial(Cyclic(1), columns.numel()),
             trivial(Cyclic(1), rows.numel()),
-            FirstInput(),
+            FirstInput.of(module),
             AddToOutput(),
             feature_axis=-3,
             relaxes=str(getattr(layer, "symmetry", "its basis")),

@@ -12,6 +12,7 @@ the trace of every n x n block.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument
+from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
 from equirelax.symmetry import O, vector
 
 
@@ -33,16 +34,17 @@ class VectorReader(Reader):
     Args:
         common: whether the module may get, as its second argument `common`, channels (batch, c, n) that all
             points share.
+        name: of the first argument, for calls by keyword.
     """
 
     channel_axis: int
     vector_axis: int
     path: str
     common: bool = False
+    name: str | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        name = "x" if self.common else None
-        own = to_columns(argument(args, kwargs, 0, name), self.channel_axis, self.vector_axis, self.path)
+        own = to_columns(argument(args, kwargs, 0, self.name), self.channel_axis, self.vector_axis, self.path)
         shared = (args[1] if len(args) > 1 else kwargs.get("common")) if self.common else None
         return own if shared is None else SharedColumns(own, shared.flatten(1))
 
@@ -59,6 +61,14 @@ class AddVectors(Writer):
         moved = output.movedim((channel, vector_), (1, 2)) if (channel, vector_) != (1, 2) else output
         delta = delta.reshape(moved.shape).to(output.dtype)
         return output + (delta.movedim((1, 2), (channel, vector_)) if moved is not output else delta)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        if not isinstance(output, Tensor) or output.dim() < 3:
+            return misfit(output, delta)
+        channel, vector_ = self.channel_axis % output.dim(), self.vector_axis % output.dim()
+        others = [size for axis, size in enumerate(output.shape) if axis not in (channel, vector_)]
+        columns = output.shape[channel] * output.shape[vector_]
+        return misfit(output, delta, (others[0], columns, math.prod(others[1:])))
 
 
 def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -> Tensor:
@@ -151,7 +161,7 @@ def vector_site(
         VectorNeuronLinear.name,
         channels[0] * base,
         channels[1] * base,
-        VectorReader(channel_axis, vector_axis, path, common),
+        VectorReader(channel_axis, vector_axis, path, common, first_parameter(module)),
         AddVectors(channel_axis, vector_axis),
         feature_axis=-2,
         relaxes=f"O({size})",

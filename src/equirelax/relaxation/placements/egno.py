@@ -24,7 +24,7 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites
-from equirelax.relaxation.site import FirstInput, Site, Writer
+from equirelax.relaxation.site import FirstInput, Site, Writer, misfit
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.symmetry import E, O, positions, trivial, vector
@@ -42,14 +42,20 @@ class AddAtAllTimes(Writer):
     def __call__(self, output: Any, delta: Tensor) -> Any:
         items = list(output)
         target = items[self.index]  # (times * nodes, dim), all nodes of a time together
-        if target.shape[0] % delta.shape[0]:
-            raise RepresentationError(
-                f"a residual stream of {delta.shape[0]} nodes meets a layer with {target.shape[0]} rows; expected "
-                f"the nodes once for every time step"
-            )
         tiled = target.view(-1, *delta.shape) + delta.to(target.dtype)
         items[self.index] = tiled.view_as(target)
         return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        if not isinstance(output, (tuple, list)) or not isinstance(output[self.index], Tensor):
+            return f"the module gave a {type(output).__name__}, and no tuple with a tensor at {self.index}"
+        target = output[self.index]
+        if target.shape[1:] != delta.shape[1:] or target.shape[0] % delta.shape[0]:
+            return (
+                f"shape {tuple(delta.shape)}, (nodes, dim), does not match the output's {tuple(target.shape)}, whose rows are "
+                "the nodes once for every time step"
+            )
+        return misfit(target[: delta.shape[0]], delta)
 
 
 @spec("egno")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,11 +16,11 @@ from equirelax.relaxation.layers import Skip, families
 from equirelax.relaxation.layers.plain import PlainLinearFamily
 from equirelax.relaxation.layers.vector import vector_site
 from equirelax.relaxation.maps import Dense, ResidualKind
+from equirelax.relaxation.networks import recognised
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
-    matching,
     own_modules,
     register_placement,
 )
@@ -99,7 +100,7 @@ class PlainLinear(Declaration):
             PlainLinearFamily.name,
             self.in_rep,
             self.out_rep,
-            FirstInput(),
+            FirstInput.of(module),
             AddToOutput(),
             relaxes=self.in_rep.group.name,
         )
@@ -128,8 +129,8 @@ class Layers(Placement):
     """A residual on every supported layer.
 
     Args:
-        include: path patterns; None takes every layer. A pattern that matches no module is an error.
-        exclude: path patterns to leave out.
+        include: path patterns or names of classes; None takes every layer. One that names no module is an error.
+        exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
         residual: what the residuals are made of.
         declare: `VectorLinear` and `PlainLinear` declarations, for modules that no family recognises.
         constants: `Constant` declarations.
@@ -142,39 +143,52 @@ class Layers(Placement):
     constants: tuple[Constant, ...] = ()
 
     def survey(self, model: nn.Module) -> Survey:
-        """Declarations first, then the families in the order of their registration."""
+        """A declaration beats a network file, which beats a layer family; of the modules inside one another that could be
+        relaxed the outermost is. One that is excluded, not included or refused leaves its children to be looked at.
+        """
         modules = own_modules(model)
-        paths = [path for path, _ in modules]
-        included = None if self.include is None else matching(self.include, paths, "include")
-        excluded = matching(self.exclude, paths, "exclude")
+        included = None if self.include is None else named_paths(self.include, modules, "include")
+        excluded = named_paths(self.exclude, modules, "exclude")
         declared = {
             p: d for d in reversed(self.declare) for p in declared_paths(modules, d.target, type(d).__name__)
         }
         constants = [(declared_paths(modules, c.target, "Constant"), c) for c in self.constants]
+        networks = recognised(modules)
         placed: list[Placed] = []
         left: dict[str, tuple[str, str]] = {}
-        inside: list[str] = []
+        taken: list[str] = []
         for path, module in modules:
-            if any(path.startswith(prefix) for prefix in inside):
+            inside = f"{path}." if path else ""
+            if any(path.startswith(prefix) for prefix in taken):
                 continue
-            site = declared[path].site(path, module) if path in declared else _family_site(path, module)
+            network = next((each for each in networks if each.holds(path)), None)
+            if path in declared:
+                site: Site | Skip | None = declared[path].site(path, module)
+            elif network is not None and path in network.sites:
+                site = network.sites[path]
+            else:
+                site = family_site(path, module)
             if site is None:
-                if self.include is not None and path in self.include:
+                if included is not None and self.include is not None and path in self.include:
                     left[path] = (
                         UNKNOWN,
                         "included by name, but no layer family knows it and nothing declares it",
                     )
                 continue
-            inside.append(f"{path}." if path else "")
             if isinstance(site, Skip):
                 left[path] = (SKIPPED, site.reason)
             elif path in excluded:
                 left[path] = (SKIPPED, "excluded by a pattern")
             elif included is not None and path not in included:
                 left[path] = (SKIPPED, "not included by any pattern")
+            elif path not in declared and any(p != path and p.startswith(inside) for p in declared):
+                left[path] = (SKIPPED, "a module inside it is declared")
+            elif network is not None and included is None and path not in network.sites and path not in declared:
+                left[path] = (SKIPPED, f"not relaxed in a {network.name}; include it by name to relax it all the same")
             else:
                 known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
-                placed.append(Placed(dataclasses.replace(site, constants=known), self.residual))
+                placed.append(Placed(dataclasses.replace(site, constants=known or site.constants), self.residual))
+                taken.append(inside)
         if not placed:
             raise PlacementError(_nothing(model, left, included))
         return Survey(tuple(placed), left)
@@ -204,10 +218,19 @@ def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str)
     return hits
 
 
-def _family_site(path: str, module: nn.Module) -> Site | Skip | None:
+def named_paths(targets: Iterable[str], modules: list[tuple[str, nn.Module]], what: str) -> set[str]:
+    """Paths of the modules that any of the targets names; see `declared_paths`."""
+    return {path for target in targets for path in declared_paths(modules, target, what)}
+
+
+def family_site(path: str, module: nn.Module) -> Site | Skip | None:
+    """What the first family that knows a module says of it; None where none does."""
     for family in families().values():
         if family.matches(module):
-            return family.site(path, module)
+            site = family.site(path, module)
+            if isinstance(site, Site) and site.convolution is None and site.in_rep.invariant and site.out_rep.invariant:
+                return Skip("maps invariants to invariants, where there is no equivariance to relax")
+            return site
     return None
 
 

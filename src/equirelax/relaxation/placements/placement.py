@@ -126,6 +126,8 @@ def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
             site = placed.site
             shape = (site.out_rep.dim, site.in_rep.dim)
             why = f"layer family {site.family}" if site.family else "block of the placement"
+            if site.adds_to is not None:
+                why = f"added to the input of {site.adds_to}"
             if site.stream:
                 why = f"step of the stream {site.stream!r}, from an input of {site.source or 'the model'}"
             if site.convolution is not None:

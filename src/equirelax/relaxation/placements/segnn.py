@@ -1,9 +1,7 @@
-"""SEGNN (Brandstetter et al., arXiv 2110.02905): residuals on the two tensor products of
-the node update of every layer.
+"""SEGNN (Brandstetter et al., arXiv 2110.02905): residuals on the node update of every layer, and nowhere else.
 
-CR puts a dense map on each (papers' N-body settings: normal initialisation with deviation 1e-4, no bias),
-ACE a GELU perceptron of three layers on each: eight residuals for four layers. Both read the product's
-first input, [x, sum of messages].
+CR puts a dense map on each of the two updates (papers' N-body settings: normal initialisation with deviation 1e-4, no bias),
+ACE a GELU perceptron of three layers: eight residuals for four layers. Where they go is said in `networks.segnn`.
 """
 
 from __future__ import annotations
@@ -15,37 +13,50 @@ from torch import nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
-from equirelax.relaxation.placements.layers import Constant, Layers
-from equirelax.relaxation.placements.placement import Placement, Survey, register_placement
+from equirelax.relaxation.networks import recognised
+from equirelax.relaxation.placements.placement import (
+    Placed,
+    Placement,
+    Survey,
+    own_modules,
+    register_placement,
+)
+from equirelax.relaxation.site import Site
 from equirelax.relaxation.spec import spec
-
-UPDATES = "layers.*.update_*"
 
 
 @spec("segnn")
 @dataclass(frozen=True)
 class SEGNNUpdates(Placement):
-    """A residual on `layers.*.update_1` and `layers.*.update_2`.
+    """Two residuals on every layer of every SEGNN in the model.
 
     Args:
-        residual: `Dense` (CR) or `MLP` (ACE).
-        root: path of the SEGNN within the model, with a trailing dot, where it is not the model itself.
-
-    The node attributes' 0e component is 1 by construction of the network, which lets dense residuals fold.
+        residual: `Dense` (CR) or `MLP` (ACE). Perceptrons of three layers whose `hidden` is None have the widths of ACE's
+            code, 2d and d, where d is the number of hidden features.
     """
 
     residual: ResidualKind = dataclasses.field(default_factory=lambda: Dense(init="normal", std=1e-4))
-    root: str = ""
 
     def survey(self, model: nn.Module) -> Survey:
-        """Only the node updates; every other layer is listed as not included."""
-        pattern = self.root + UPDATES
-        try:
-            return Layers((pattern,), (), self.residual, (), (Constant(pattern, 0, 1.0),)).survey(model)
-        except PlacementError as error:
+        """The node updates; every other module is left alone.
+
+        Raises:
+            PlacementError: the model holds no SEGNN.
+        """
+        found = recognised(own_modules(model), "SEGNN")
+        if not found:
             raise PlacementError(
-                f"{type(model).__name__} does not look like a SEGNN (tensor products at {pattern!r}): {error}"
-            ) from error
+                f"{type(model).__name__} does not look like a SEGNN, and holds none: expected a module of a class SEGNN or "
+                "MolecularSEGNN whose `layers` have update_1 and update_2, or update_layer_1 and update_layer_2"
+            )
+        sites = [site for network in found for site in network.sites.values()]
+        return Survey(tuple(Placed(site, self._kind(site)) for site in sites), {})
+
+    def _kind(self, site: Site) -> ResidualKind:
+        kind, width = self.residual, site.out_rep.dim
+        if isinstance(kind, MLP) and kind.hidden is None and kind.layers == 3:
+            return dataclasses.replace(kind, hidden=(2 * width, width))
+        return kind
 
 
 register_placement("segnn-cr", SEGNNUpdates)

@@ -1,0 +1,94 @@
+"""What a network file says: which classes, how to be sure, and where the residuals go.
+
+A layer family knows one layer; a network file knows where, in one published architecture, residuals are useful, and how
+they are attached where a layer's own output is the wrong place. It is used by the default placement before the families,
+also where the network is a part of a larger model. It must not import the network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from equirelax.errors import PlacementError
+from equirelax.relaxation.site import Site
+
+_NETWORKS: dict[str, Network] = {}
+
+
+class Network(ABC):
+    """One published architecture.
+
+    Attributes:
+        name: for messages and summaries.
+        classes: names of the classes of which a module must be.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether a module of one of `classes` has the architecture's structure: names alone may be anybody's."""
+
+    @abstractmethod
+    def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
+        """Where its residuals go, one site for one module.
+
+        Args:
+            path: of the network within the model ("" is the model itself); the sites' paths begin with it.
+            module: the network.
+        """
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network that was found in a model.
+
+    Args:
+        name: of the architecture.
+        path: of the network within the model.
+        sites: path of the module -> its site.
+    """
+
+    name: str
+    path: str
+    sites: dict[str, Site]
+
+    def holds(self, path: str) -> bool:
+        """Whether a module of the model is the network or lies inside it."""
+        return not self.path or path == self.path or path.startswith(f"{self.path}.")
+
+
+def register_network(cls: type[Network]) -> type[Network]:
+    """Class decorator: make an architecture known to `relax`.
+
+    Raises:
+        PlacementError: another one has the same name.
+    """
+    if cls.name in _NETWORKS and type(_NETWORKS[cls.name]) is not cls:
+        raise PlacementError(f"two networks are registered as {cls.name!r}")
+    _NETWORKS[cls.name] = cls()
+    return cls
+
+
+def recognised(modules: list[tuple[str, nn.Module]], name: str | None = None) -> list[Recognised]:
+    """The known networks among a model's modules, outermost first; one inside another is part of that one.
+
+    Args:
+        modules: (path, module) of every module, as `named_modules` gives them.
+        name: of the only architecture to look for; None looks for all.
+    """
+    found: list[Recognised] = []
+    for path, module in modules:
+        if any(each.holds(path) for each in found):
+            continue
+        names = {cls.__name__ for cls in type(module).__mro__}
+        for network in _NETWORKS.values():
+            if name in (None, network.name) and names & set(network.classes) and network.matches(module):
+                sites = network.sites(path, module)
+                found.append(Recognised(network.name, path, {site.path: site for site in sites}))
+                break
+    return found
