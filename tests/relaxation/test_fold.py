@@ -64,7 +64,7 @@ def test_a_fold_with_a_constant_other_than_one():
 
 
 def test_external_weights_cannot_be_folded_into():
-    layer = o3.Linear("2x0e", "2x0e", internal_weights=False, shared_weights=False)
+    layer = o3.Linear("2x1o", "2x1o", internal_weights=False, shared_weights=False)
     er.relax(layer)
     with pytest.raises(UnfoldableError, match="weights from outside"):
         er.project(layer, mode="fold")

@@ -130,7 +130,7 @@ def test_features_that_are_no_mapping_are_explained() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = ByDict((2,), (2,))
+            self.inner = ByDict((2, 2), (2, 2))
             self.inner.forward = lambda x: x  # type: ignore[method-assign]
 
         def forward(self, x: Any) -> Any:
@@ -138,7 +138,9 @@ def test_features_that_are_no_mapping_are_explained() -> None:
 
     model = Other()
     er.relax(model)
-    with pytest.raises(PlacementError, match=r"inner: .*must be a mapping with the keys \['0'\].*Tensor"):
+    with pytest.raises(
+        PlacementError, match=r"inner: .*must be a mapping with the keys \['0', '1'\].*Tensor"
+    ):
         model(torch.zeros(3, 2, 1))
     with pytest.raises(PlacementError, match=r"dict with the keys \[0\]"):
         model({0: torch.zeros(3, 2, 1)})

@@ -187,7 +187,9 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
     host.add_module(name, residual)
     module.register_forward_hook(residual.hook, with_kwargs=True)
     if isinstance(residual, AheadResidual):
-        model.get_submodule(str(residual.site.adds_to)).register_forward_pre_hook(residual.add_ahead, with_kwargs=True)
+        model.get_submodule(str(residual.site.adds_to)).register_forward_pre_hook(
+            residual.add_ahead, with_kwargs=True
+        )
 
 
 def detach_all(relaxation: Relaxation) -> None:

@@ -54,7 +54,9 @@ def is_product(module: nn.Module) -> bool:
         _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
         and hasattr(module, "instructions")
         and hasattr(module, "weight_numel")
-        and not any(_is_e3nn(m, "Gate", "Activation", "NormActivation", "BatchNorm") for m in module.modules())
+        and not any(
+            _is_e3nn(m, "Gate", "Activation", "NormActivation", "BatchNorm") for m in module.modules()
+        )
     )
 
 
@@ -71,9 +73,15 @@ def product_of(module: nn.Module) -> nn.Module | None:
     if len(inner) != 1 or not _takes_two_tensors(module):
         return None
     path, product = inner[0]
-    parts = [m for where, m in module.named_modules() if m is not module and not f"{where}.".startswith(f"{path}.")]
+    parts = [
+        m for where, m in module.named_modules() if m is not module and not f"{where}.".startswith(f"{path}.")
+    ]
     around = {m for m in parts if product in set(m.modules())}  # containers on the way to the product
-    others = [m for m in parts if m not in around and not isinstance(m, (nn.ParameterList, nn.ParameterDict, nn.Identity))]
+    others = [
+        m
+        for m in parts
+        if m not in around and not isinstance(m, (nn.ParameterList, nn.ParameterDict, nn.Identity))
+    ]
     same = wrapped.irreps_in1 == product.irreps_in1 and wrapped.irreps_out == product.irreps_out
     return product if same and not others else None
 
@@ -329,7 +337,9 @@ def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tens
         outer = module.forward(x, y) - module.forward(0 * x, y)
         factors = (inner * outer).sum(0) / inner.square().sum(0).clamp(min=torch.finfo(own.dtype).tiny)
         error = (outer - factors * inner).abs().max()
-        bad = not bool(error <= 1e3 * torch.finfo(own.dtype).eps * outer.abs().max()) or not bool(factors.all())
+        bad = not bool(error <= 1e3 * torch.finfo(own.dtype).eps * outer.abs().max()) or not bool(
+            factors.all()
+        )
     if bad:
         raise UnfoldableError(
             f"{site.path} ({type(module).__name__}) does more than to multiply the output of its {type(product).__name__} by "

@@ -60,7 +60,11 @@ def _updates(layer: nn.Module) -> tuple[str, str, bool] | None:
         if not isinstance(one, nn.Module) or not isinstance(two, nn.Module) or product_of(two) is None:
             continue
         gated = isinstance(getattr(layer, "gate", None), nn.Module) and product_of(one) is not None
-        if gated if shared else isinstance(getattr(one, "gate", None), nn.Module) and hasattr(one, "irreps_in1"):
+        if (
+            gated
+            if shared
+            else isinstance(getattr(one, "gate", None), nn.Module) and hasattr(one, "irreps_in1")
+        ):
             return first, second, shared
     return None
 

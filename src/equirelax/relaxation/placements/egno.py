@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError, RepresentationError
+from equirelax.errors import PlacementError
 from equirelax.relaxation.placements.placement import (
     Placement,
     Survey,

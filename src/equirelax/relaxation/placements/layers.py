@@ -183,11 +183,21 @@ class Layers(Placement):
                 left[path] = (SKIPPED, "not included by any pattern")
             elif path not in declared and any(p != path and p.startswith(inside) for p in declared):
                 left[path] = (SKIPPED, "a module inside it is declared")
-            elif network is not None and included is None and path not in network.sites and path not in declared:
-                left[path] = (SKIPPED, f"not relaxed in a {network.name}; include it by name to relax it all the same")
+            elif (
+                network is not None
+                and included is None
+                and path not in network.sites
+                and path not in declared
+            ):
+                left[path] = (
+                    SKIPPED,
+                    f"not relaxed in a {network.name}; include it by name to relax it all the same",
+                )
             else:
                 known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
-                placed.append(Placed(dataclasses.replace(site, constants=known or site.constants), self.residual))
+                placed.append(
+                    Placed(dataclasses.replace(site, constants=known or site.constants), self.residual)
+                )
                 taken.append(inside)
         if not placed:
             raise PlacementError(_nothing(model, left, included))
@@ -228,7 +238,12 @@ def family_site(path: str, module: nn.Module) -> Site | Skip | None:
     for family in families().values():
         if family.matches(module):
             site = family.site(path, module)
-            if isinstance(site, Site) and site.convolution is None and site.in_rep.invariant and site.out_rep.invariant:
+            if (
+                isinstance(site, Site)
+                and site.convolution is None
+                and site.in_rep.invariant
+                and site.out_rep.invariant
+            ):
                 return Skip("maps invariants to invariants, where there is no equivariance to relax")
             return site
     return None

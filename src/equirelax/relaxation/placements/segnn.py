@@ -14,6 +14,7 @@ from torch import nn
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
 from equirelax.relaxation.networks import recognised
+from equirelax.relaxation.placements.layers import family_site
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
@@ -23,6 +24,7 @@ from equirelax.relaxation.placements.placement import (
 )
 from equirelax.relaxation.site import Site
 from equirelax.relaxation.spec import spec
+from equirelax.relaxation.summary import SKIPPED
 
 
 @spec("segnn")
@@ -43,14 +45,19 @@ class SEGNNUpdates(Placement):
         Raises:
             PlacementError: the model holds no SEGNN.
         """
-        found = recognised(own_modules(model), "SEGNN")
+        modules = own_modules(model)
+        found = recognised(modules, "SEGNN")
         if not found:
             raise PlacementError(
                 f"{type(model).__name__} does not look like a SEGNN, and holds none: expected a module of a class SEGNN or "
                 "MolecularSEGNN whose `layers` have update_1 and update_2, or update_layer_1 and update_layer_2"
             )
-        sites = [site for network in found for site in network.sites.values()]
-        return Survey(tuple(Placed(site, self._kind(site)) for site in sites), {})
+        sites = {path: site for network in found for path, site in network.sites.items()}
+        others = [
+            path for path, module in modules if path not in sites and family_site(path, module) is not None
+        ]
+        left = dict.fromkeys(others, (SKIPPED, "is no node update of a SEGNN"))
+        return Survey(tuple(Placed(site, self._kind(site)) for site in sites.values()), left)
 
     def _kind(self, site: Site) -> ResidualKind:
         kind, width = self.residual, site.out_rep.dim
