@@ -5,8 +5,8 @@
 
 A marker names a file, and what of it:
 
-    <!-- from results/nbody/summary.md -->                               its first table
-    <!-- from results/nbody/summary.md: method | projected -->           these columns of it
+    <!-- from results/nbody/summary.md -->                               its first table, and in what its rows differ
+    <!-- from results/nbody/summary.md: method | projected -->           these columns of it, and the same
     <!-- from results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
     <!-- from results/nbody/summary.md: conclusion -->                   its last paragraph
     <!-- from results/perf/one-thread.txt -->                            a text file, as it is
@@ -28,6 +28,9 @@ MARKED = re.compile(
     r"(?P<marker><!-- from (?P<source>[\w./-]+)(?P<optional> if there)?(?:: (?P<part>.+?))? -->\n).*?(?P<end><!-- end -->)",
     flags=re.DOTALL,
 )
+
+DIFFERING = "**Settings that differ between rows**"
+"""How the paragraph begins that no table may be without."""
 
 
 class InsertError(Exception):
@@ -65,7 +68,8 @@ def _content(match: re.Match[str], root: Path) -> str:
         raise InsertError(f"{source} has no table.")
     if part is not None:
         table = _columns(source, table, [name.strip() for name in part.split("|")])
-    return "\n".join(table) + "\n"
+    differing = [block for block in _blocks(text) if block.startswith(DIFFERING)][:1]
+    return "\n\n".join(["\n".join(table), *differing]) + "\n"
 
 
 def first_table(text: str) -> list[str]:
@@ -74,8 +78,13 @@ def first_table(text: str) -> list[str]:
     return list(itertools.takewhile(lambda line: line.startswith("|"), after))
 
 
+def _blocks(text: str) -> list[str]:
+    """Paragraphs and tables."""
+    return [block.strip() for block in re.split(r"\n\s*\n", text) if block.strip()]
+
+
 def _paragraph(source: str, text: str, part: str) -> str:
-    blocks = [block.strip() for block in re.split(r"\n\s*\n", text) if block.strip()]
+    blocks = [block for block in _blocks(text) if not block.startswith(DIFFERING)]
     tables = [i for i, block in enumerate(blocks) if block.startswith("|")]
     wanted = -1 if part == "conclusion" else (tables[0] + 1 if tables else len(blocks))
     if wanted >= len(blocks) or blocks[wanted].startswith("|"):

@@ -98,7 +98,8 @@ def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "| strict |" in text
     assert str(out / "curves.png") in text
-    assert text.rstrip().endswith("which is no evidence of a difference.")
+    assert "which is no evidence of a difference. It was trained with" in text
+    assert text.rstrip().endswith("learning rate 0.001 instead of 0.0005.")
 
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["methods"]) == ["strict", "ace"]

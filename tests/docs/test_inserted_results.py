@@ -82,6 +82,31 @@ def test_what_is_not_there_is_named(root: Path, asked: str, named: str) -> None:
         inserted(f"<!-- from results/{asked} -->\n<!-- end -->\n", root)
 
 
+def test_no_inserted_table_hides_the_settings_in_which_its_rows_differ(root: Path) -> None:
+    line = "**Settings that differ between rows**: learning rate 1 (strict), 2 (ace)."
+    text = SUMMARY.replace("Three seeds.", f"{line}\n\nThree seeds.")
+    (root / "results" / "summary.md").write_text(text)
+    for part in ("", ": method | error"):
+        after = inserted(f"<!-- from results/summary.md{part} -->\n<!-- end -->\n", root)
+        assert f"|\n\n{line}\n<!-- end -->" in after
+    after = inserted("<!-- from results/summary.md: setting -->\n<!-- end -->\n", root)
+    assert after.splitlines()[1] == "Three seeds."
+
+
+def test_the_line_is_found_by_the_words_that_tables_have() -> None:
+    pytest.importorskip("lightning")
+    from equirelax.report.differing import TITLE
+
+    assert f"**{TITLE}**" == insert_results.DIFFERING
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/**/summary.md")), ids=lambda p: p.parent.name)
+def test_every_committed_comparison_says_in_which_settings_its_rows_differ(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if "minus strict (paired)" in text:
+        assert insert_results.DIFFERING in text, f"{path}: equirelax summarise results"
+
+
 def test_a_file_without_tables_has_no_setting(root: Path) -> None:
     (root / "results" / "words.md").write_text("Words alone.\n")
     with pytest.raises(InsertError, match="no setting"):

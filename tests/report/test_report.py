@@ -12,9 +12,10 @@ from PIL import Image
 
 from equirelax.benchmarks.registry import defaults
 from equirelax.errors import ConfigError
+from equirelax.report.conclusion import conclusion
 from equirelax.report.picture import draw, gamma_columns, series
 from equirelax.report.statistics import T_QUANTILES, paired, spread
-from equirelax.report.summary import conclusion, summarise, table
+from equirelax.report.summary import summarise, table
 
 
 def result(method: str, seed: int, value: float, relaxed: float | None = None) -> dict[str, Any]:

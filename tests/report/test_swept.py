@@ -28,8 +28,14 @@ def test_one_number_with_three_values_or_more_is_a_sweep() -> None:
     assert swept_setting(words) is None
     both = [
         changed(one, batch_size=b) for one in swept("ace", (1, 2, 3)) for b in (10, 20)
-    ]  # every training-set size with every batch size
-    assert swept_setting(both) is None
+    ]  # every training-set size with both batch sizes: two curves
+    assert swept_setting(both) == "dataset.train"
+    assert set(swept_curves(both, [1.0] * len(both), "dataset.train")) == {
+        "ace batch_size=10",
+        "ace batch_size=20",
+    }
+    three = [changed(one, batch_size=b) for one in swept("ace", (1, 2, 3)) for b in (10, 20, 30)]
+    assert swept_setting(three) is None
     assert swept_setting([changed(one, seed=0) for one in both[::2]]) == "dataset.train"
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from test_report import result
 
 from equirelax.benchmarks.registry import defaults
+from equirelax.report.conclusion import conclusion
 from equirelax.report.conditions import conditions_table, curves, draw_conditions, split
-from equirelax.report.summary import conclusion, summarise, table
-from equirelax.report.variants import baseline_of, labels, method_of
+from equirelax.report.summary import summarise, table
+from equirelax.report.variants import baseline_row, by_label, labels, method_of
 
 
 def changed(base: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -110,8 +111,8 @@ def test_a_run_is_compared_with_the_strict_runs_on_its_own_data() -> None:
         for count, pairs in ((100, [("strict", 8.0), ("ace", 7.0)]), (900, [("strict", 4.0), ("ace", 5.0)]))
     )
     everything = few + many
-    assert baseline_of(few[1:], everything) == {0: few[0]}
-    assert baseline_of(many[1:], everything) == {0: many[0]}
+    assert baseline_row(few[1], by_label(everything)) == "strict train=100"
+    assert baseline_row(many[1], by_label(everything)) == "strict train=900"
     summary = summarise(everything)
     differences = {
         name: row["paired_with_strict"]["mean"]

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "how much a run's data want to break the symmetry, residual by residual",
     ),
     "fields": ("equirelax.cli.fields", "draw what a smoke run forecasts, as a picture and an animation"),
+    "summarise": (
+        "equirelax.cli.summarise",
+        "table, sentence and pictures of comparisons anew, from their results",
+    ),
     "report": ("equirelax.cli.report", "one HTML page about runs and comparisons"),
     "project": (
         "equirelax.cli.inspect",

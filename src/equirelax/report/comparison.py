@@ -12,10 +12,12 @@ from typing import Any
 from equirelax.benchmarks.registry import task_class
 from equirelax.benchmarks.task import heading
 from equirelax.files import write_text
+from equirelax.report.conclusion import conclusion
 from equirelax.report.conditions import conditions_table, curves, draw_conditions
+from equirelax.report.differing import marked_line
 from equirelax.report.failures import asked, share_table, shares
 from equirelax.report.picture import Table, draw
-from equirelax.report.summary import conclusion, summarise, table
+from equirelax.report.summary import summarise, table
 from equirelax.report.swept import draw_swept
 from equirelax.report.variants import labels
 from equirelax.training.folder import METRICS, RESULT, read_run_result, read_table
@@ -54,6 +56,9 @@ def write_comparison(out: Path, folders: Sequence[Path], lost: Sequence[Mapping[
     draw_swept(out / SWEPT_PICTURE, summary["runs"], done, summary["metric"], title)
     further = curves(summary["runs"])
     if further:
-        write_text(out / CONDITIONS, f"# {title}\n\n{conditions_table(further, summary['metric'])}")
+        write_text(
+            out / CONDITIONS,
+            f"# {title}\n\n{conditions_table(further, summary['metric'])}\n{marked_line(summary['runs'])}\n",
+        )
         draw_conditions(out / CONDITIONS_PICTURE, further, summary["metric"], f"{title} ({summary['model']})")
     return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"

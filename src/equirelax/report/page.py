@@ -9,11 +9,13 @@ from pathlib import Path
 from equirelax.files import write_text
 from equirelax.report import failures, figures_results, figures_strengths, figures_training, tables
 from equirelax.report.collect import Chapter
+from equirelax.report.conclusion import conclusion
+from equirelax.report.differing import differing_line
 from equirelax.report.figures import Figure, Numbers
 from equirelax.report.html import details, escape, figure, table
 from equirelax.report.journal import STATES, counted
 from equirelax.report.picture import gamma_columns
-from equirelax.report.summary import conclusion, summarise
+from equirelax.report.summary import summarise
 from equirelax.report.swept import in_words, swept_setting
 
 # Nothing is fetched, and nothing could be: the page may only use what it holds.
@@ -163,6 +165,7 @@ def results(chapter: Chapter, summary: tables.Summary | None) -> str:
     if summary["scaled_down"]:
         parts.append(f"<p>Smaller than the papers' setting: {escape(summary['scaled_down'])}.</p>\n")
     parts.append(table(tables.results(summary), "Test metric: mean ± standard deviation over seeds", best=1))
+    parts.append(f'<p class="differing">{escape(differing_line(summary["runs"]))}</p>\n')
     parts.append(_soft(tables.RESULTS_NOTE))
     if further := tables.further(summary):
         parts.append(table(further, "Further metrics on the test set"))

@@ -9,6 +9,7 @@ from typing import Any
 from equirelax.benchmarks.task import heading
 from equirelax.report.collect import of_config
 from equirelax.report.comparison import SUMMARY, write_comparison
+from equirelax.report.differing import differing_line
 from equirelax.report.rounding import spread_text
 from equirelax.study.spec import Grid, Study
 from equirelax.study.state import State
@@ -47,20 +48,22 @@ def beside(study: Study, out: Path) -> str:
 
     Reads the summaries that `compare_grids` wrote.
     """
-    rows, scales = [], []
+    rows, scales, differing = [], [], []
     for grid in study.grids:
         path = out / grid_folder(study, grid) / SUMMARY
         if not path.exists():
             continue
         summary = read_result(path)
         rows += [(grid.name, *row) for row in _rows(summary)]
+        where = f"{grid.name}: " if len(study.grids) > 1 else ""
+        differing.append(where + differing_line(summary["runs"]))
         if summary["scaled_down"]:
-            where = f"{grid.name}: " if len(study.grids) > 1 else ""
             scales.append(where + summary["scaled_down"])
     lines = ["\nOurs beside the published:"]
     if rows:
         lines += ["", "| grid | method | metric | ours | published |", "| --- | --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", *differing]
     else:
         lines[0] += " no published number of these runs is known to us."
     if study.published:

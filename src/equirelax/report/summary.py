@@ -11,14 +11,12 @@ from equirelax.benchmarks.registry import build_task, config_from_dict
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
+from equirelax.report.differing import marked_line, settings_that_differ
 from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.statistics import paired, spread
 from equirelax.report.strengths import spikes_note, strengths_of, strengths_table
-from equirelax.report.variants import BASELINE, baseline_of, labels, method_of
+from equirelax.report.variants import BASELINE, Result, baseline_row, by_label, method_of, strict_rows
 from equirelax.training.folder import KINDS
-
-EXACT = 1e-9
-"""Largest relative equivariance error, in float64, of what is called exactly equivariant."""
 
 
 def headline(method: str) -> str:
@@ -40,17 +38,17 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len({r["benchmark"] for r in results}) > 1:
         raise ConfigError("A summary is of one benchmark; the results are of several.")
     first = results[0]
-    models = list(dict.fromkeys(r["model"] for r in results))
+    rows = by_label(results)
     methods = {}
-    named = labels(results)
-    for name in dict.fromkeys(named):
-        runs = [r for label, r in zip(named, results, strict=True) if label == name]
-        methods[name] = _method(method_of(name), runs, baseline_of(runs, results), _published(name, runs[0]))
+    for name, runs in rows.items():
+        strict = baseline_row(runs[0], rows)
+        methods[name] = _method(name, runs, strict, rows)
     return {
         "benchmark": first["benchmark"],
-        "model": ", ".join(models),
+        "model": ", ".join(dict.fromkeys(r["model"] for r in results)),
         "metric": first["metric"],
         "methods": methods,
+        "settings_that_differ": settings_that_differ(results),
         "scaled_down": _scaled_down(results),
         "commits": sorted({str(r["commit"]) for r in results}),
         "hardware": first["hardware"],
@@ -79,12 +77,12 @@ def _scaled_down(results: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _method(
-    name: str,
-    runs: Sequence[Mapping[str, Any]],
-    strict_runs: Mapping[int, Mapping[str, Any]],
-    published: str | None,
+    label: str, runs: Sequence[Result], strict: str | None, rows: Mapping[str, Sequence[Result]]
 ) -> dict[str, Any]:
+    """The row of `runs`, compared with the row `strict`."""
+    name = method_of(label)
     kind = headline(name)
+    strict_runs = {} if strict is None else {r["seed"]: r for r in rows[strict]}
     baseline = {seed: run["test"]["projected"] for seed, run in strict_runs.items()}
     tests: dict[str, Any] = {}
     for key in KINDS:
@@ -104,13 +102,14 @@ def _method(
         "method": name,
         "model": runs[0]["model"],
         "strict": statistics.fmean(baseline.values()) if baseline else None,
+        "compared_with": strict,
         "seeds": [r["seed"] for r in runs],
         "headline": kind,
         "residuals": max(len(r["gammas"]) for r in runs),
         "test": tests,
         "val": asdict(spread([r["val"][kind] for r in runs])),
         "paired_with_strict": None if compared is None else compared.to_dict(),
-        "published": published,
+        "published": _published(label, runs[0]),
         "parameters": runs[0]["parameters"],
         "equivariance_error": {
             "before": max(e["before"] for e in errors),
@@ -211,6 +210,8 @@ def table(summary: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
+            marked_line(summary["runs"]),
+            "",
             _context(summary)
             + "\n"
             + averaged_table(summary)
@@ -274,45 +275,6 @@ def _details(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def conclusion(summary: Mapping[str, Any]) -> str:
-    """One sentence on what the comparison shows, no more than it does; of several models, on the first that was
-    trained with several methods.
-    """
-    every = list(summary["methods"].values())
-    first = next((row for row in every if row["paired_with_strict"]), every[0])["model"]
-    methods = {name: row for name, row in summary["methods"].items() if row["model"] == first}
-    compared = {name: row["paired_with_strict"] for name, row in methods.items() if row["paired_with_strict"]}
-    if not compared:
-        return "There is nothing to compare: a strict run and another with the same seed are needed."
-    higher = summary["metric"].get("higher_is_better", False)
-    name, best = (max if higher else min)(compared.items(), key=lambda item: item[1]["mean"])
-    strict = methods[name]["strict"]
-    side = "below" if best["mean"] < 0 else "above"
-    size = f"{abs(best['mean']):.2f} points" if higher else f"{abs(best['mean']) / strict:.0%}"
-    change = f"{size} {side} strict"
-    what = summary["metric"]["name"] if higher else "error"
-    best_kind, state = "best relaxed method here", f" after projection back to {_network(methods[name])}"
-    if not methods[name]["residuals"]:
-        best_kind, state = "best method here beside strict", ""
-    elif methods[name]["headline"] == "relaxed":
-        state = " keeping its residuals"
-    interval = best["interval"]
-    if interval is None:
-        sure = "from one seed, which is no evidence of a difference"
-    elif interval[0] <= 0 <= interval[1]:
-        sure = f"a difference that {best['count']} seeds do not tell from chance"
-    else:
-        sure = f"with a 95 % interval of the paired difference that excludes zero ({best['count']} seeds)"
-    return f"The {best_kind} is {name}: its test {what}{state} is {change}, {sure}."
-
-
-def _network(row: Mapping[str, Any]) -> str:
-    """What a method's networks are projected to: one that relaxes its own layers (RSteer, RPP) stays what it is."""
-    error = row["equivariance_error"]
-    exact = error is not None and error["after"] <= EXACT
-    return "an exactly equivariant network" if exact else "the network as its author made it"
-
-
 def _paired(compared: Mapping[str, Any], digits: int) -> str:
     interval = interval_text(compared, digits)
     return difference_text(compared, digits) + (f" [{interval}]" if interval else "")
@@ -321,10 +283,17 @@ def _paired(compared: Mapping[str, Any], digits: int) -> str:
 def _context(summary: Mapping[str, Any]) -> str:
     hardware = summary["hardware"]
     device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread(s) a run"
+    rows = by_label(summary["runs"])
+    several = any(len(strict_rows(run, rows)) > 1 for run, *_ in rows.values())
+    against = (
+        ", seed by seed, to the strict row that shares the most settings"
+        if several
+        else " to strict seed by seed"
+    )
     scale = f" Smaller than the papers' setting: {summary['scaled_down']}." if summary["scaled_down"] else ""
     return (
         f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: "
-        "difference to strict seed by seed, with a 95 % t interval. Published: the papers' own numbers, on "
+        f"difference{against}, with a 95 % t interval. Published: the papers' own numbers, on "
         f"other data and hardware.{scale} "
         f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}."
     )

@@ -19,22 +19,22 @@ from equirelax.files import atomic_write
 from equirelax.report.picture import look
 from equirelax.report.statistics import spread
 from equirelax.report.summary import headline
-from equirelax.report.variants import is_number, leading_first, linked, settings
+from equirelax.report.variants import is_number, labels_without, leading_first, linked, settings
 from equirelax.training.folder import METRICS, read_table
 
 LETTERS_PER_INCH = 13
 """Of a title, as large as it is drawn here."""
 
 Curves = dict[str, dict[float, list[float]]]
-"""Method (and model) -> value of the swept setting -> one number for every seed."""
+"""Method (and model, and what else differs) -> value of the swept setting -> one number for every seed."""
 
 
 def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """The dotted key of the one number that differs between runs of one method and model; None if there is not
-    exactly one, or it takes fewer than three values.
+    """The dotted key of the one number that differs between runs of one method and model and takes three values or more;
+    None if there is not exactly one.
 
     Settings that change one to one count as one, under the name of a number of the data set or network if there is one
-    among them.
+    among them. Others may take two values: each then has a curve of its own.
     """
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for result in results:
@@ -45,11 +45,12 @@ def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
         for key in dict.fromkeys(key for own in flat for key in own)
         if any(own.get(key) != several[0].get(key) for several in kinds.values() for own in several)
     ]
-    if any(len(linked(differing, several)) > 1 for several in kinds.values()):
-        return None
+    values = {key: {repr(own[key]): own[key] for own in flat if key in own}.values() for key in differing}
+    for several in kinds.values():
+        if sum(any(len(values[key]) > 2 for key in group) for group in linked(differing, several)) > 1:
+            return None
     for key in leading_first(differing, flat):
-        values = {repr(own[key]): own[key] for own in flat if key in own}.values()
-        if len(values) > 2 and all(map(is_number, values)):
+        if len(values[key]) > 2 and all(map(is_number, values[key])):
             return key
     return None
 
@@ -60,15 +61,13 @@ def in_words(key: str) -> str:
 
 
 def swept_curves(results: Sequence[Mapping[str, Any]], numbers: Sequence[float | None], key: str) -> Curves:
-    """`numbers` (one for every result; None: none) by method, model and value of the setting `key`; methods that do not have
-    the setting are left out.
+    """`numbers` (one for every result; None: none) by row (but for what it says of `key`) and value of the setting `key`;
+    methods that do not have the setting are left out.
     """
-    several = len({result["model"] for result in results}) > 1
     found: Curves = {}
-    for result, number in zip(results, numbers, strict=True):
+    for label, result, number in zip(labels_without(results, key), results, numbers, strict=True):
         own = settings(result)
         if number is not None and key in own:
-            label = " ".join([result["method"], *([result["model"]] if several else [])])
             found.setdefault(label, {}).setdefault(own[key], []).append(number)
     return found
 

@@ -49,25 +49,54 @@ def settings(result: Result) -> dict[str, Any]:
     return flat
 
 
-def baseline_of(runs: Sequence[Result], results: Sequence[Result]) -> dict[int, Result]:
-    """Seed -> the strict run of the same model that the run of that seed in `runs` (of one label) is compared with.
+def by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Label -> its runs (seeds), in the order of `results`: the rows of a table."""
+    rows: dict[str, list[Result]] = {}
+    for label, result in zip(labels(results), results, strict=True):
+        rows.setdefault(label, []).append(result)
+    return rows
 
-    Those on the same data with the same network; where none is, all of them if they are of one kind.
+
+def labels_without(results: Sequence[Result], key: str) -> list[str]:
+    """`labels` without what they say of the setting `key` and of those that change with it: the curves over `key`."""
+    flat = [settings(result) for result in results]
+    kinds = [(result["method"], result["model"]) for result in results]
+    found = []
+    for label, kind in zip(labels(results), kinds, strict=True):
+        mine = [own for own, other in zip(flat, kinds, strict=True) if other == kind]
+        differing = [each for each in mine[0] if any(own.get(each) != mine[0][each] for own in mine)]
+        along = next((group for group in linked(differing, mine) if key in group), [])
+        names = {each.rpartition(".")[2] for each in along}
+        found.append(" ".join(word for word in label.split() if names.isdisjoint(word.split("=")[:-1])))
+    return found
+
+
+def strict_rows(run: Result, rows: Mapping[str, Sequence[Result]]) -> list[str]:
+    """The rows of strict runs of the same model on the same data with the same network as `run`."""
+    return [
+        label
+        for label, (other, *_) in rows.items()
+        if (other["method"], other["model"]) == (BASELINE, run["model"])
+        and all(other["config"].get(s) == run["config"].get(s) for s in SHARED)
+    ]
+
+
+def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | None:
+    """The row of strict runs that the row of `run` is compared with; None without any.
+
+    One on the same data with the same network; where there are several, as in a sweep over the learning rate, that which
+    shares the most settings; where there is none, that of the same model if it is the only one.
     """
-    strict = [r for r in results if (r["method"], r["model"]) == (BASELINE, runs[0]["model"])]
-    alike = [r for r in strict if all(r["config"].get(s) == runs[0]["config"].get(s) for s in SHARED)]
-    if not alike and len(set(labels(strict))) == 1:
-        alike = strict
-    if (
-        len(set(labels(alike))) > 1
-    ):  # several remain, as in a sweep over training: those with the same settings
-        own = settings(runs[0])
-        agreement = {label: 0 for label in labels(alike)}
-        for label, r in zip(labels(alike), alike, strict=True):
-            agreement[label] = sum(own.get(key) == value for key, value in settings(r).items())
-        best = max(agreement, key=lambda label: agreement[label])
-        alike = [r for label, r in zip(labels(alike), alike, strict=True) if label == best]
-    return {r["seed"]: r for r in alike}
+    alike = strict_rows(run, rows)
+    if not alike:
+        model = [n for n, (r, *_) in rows.items() if (r["method"], r["model"]) == (BASELINE, run["model"])]
+        return model[0] if len(model) == 1 else None
+    own = settings(run)
+
+    def agreement(label: str) -> int:
+        return sum(own.get(key) == value for key, value in settings(rows[label][0]).items())
+
+    return max(alike, key=agreement)
 
 
 def linked(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[list[str]]:
