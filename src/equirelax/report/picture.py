@@ -33,7 +33,8 @@ def look(index: int) -> dict[str, Any]:
 def draw(
     path: Path, runs: Mapping[str, Sequence[Table]], title: str, metric: str, scale: str = "log"
 ) -> None:
-    """Write a PNG: validation curves on the left, below them, where runs have it, the loss on training data; on the right for every relaxed method a panel of gamma and, where
+    """Write a PNG: validation curves on the left, below them, where runs have it, the loss on training data; on the right for
+    every relaxed method a panel of gamma and, where
     the norms of the residuals are known, one of abs(gamma) x norm of W, for gamma alone may be traded for W.
 
     Args:

@@ -1,4 +1,4 @@
-"""What strengths and multipliers did in the runs of a comparison: do they vanish, do they settle?"""
+"""What strengths and multipliers did in the runs of a comparison: do they vanish, do they still move?"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from equirelax.auditing.breaking import Breaking
 from equirelax.benchmarks.strengths import choice
 from equirelax.training.dynamics import courses, dynamics
 
-SETTLED = 0.05
-"""Multipliers that move by less than this share of their size over the last tenth of training have settled."""
+STILL = 0.05
+"""Multipliers that move by less than this share of their size over the last tenth of training hardly move in it."""
 ALIKE = 0.9
 """Values whose ratio is above this tell no layers apart."""
 ROUNDING = 1e-6
@@ -133,12 +133,13 @@ def _course(study: Mapping[str, Any]) -> str:
             else text
         )
     one, window = drift["multiplier"], found["window"]
-    if one["relative"] < SETTLED:
-        verdict = "they have settled"
+    if one["relative"] < STILL:
+        # an orbit is slow where it turns: a tenth of a run cannot show that it has ended
+        verdict = "they hardly move there, which is no proof that they have converged"
     elif one["relative"] > 1:  # values of both signs
-        verdict = "they go around zero and have not settled"
+        verdict = "they go around zero"
     else:
-        verdict = "they have not settled"
+        verdict = "they still move"
     return (
         f"{text} Over the last tenth of training (epochs {window['first']} to {window['last']}) the multipliers "
         f"change by at most {one['change']:.2g} and range over {one['swing']:.2g}, {one['relative']:.1%} of their "

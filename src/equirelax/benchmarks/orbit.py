@@ -1,0 +1,93 @@
+"""What gamma does under ACE's two Adams where the task does not care: an orbit around 0.
+
+ACE as released (arXiv 2505.13631) moves gamma and its multiplier lambda by Adam. Where the task's loss does not depend on gamma,
+both see lambda gamma alone, and Adam divides the size of the gradient away: gamma circles, with an amplitude that is set by the
+learning rate of gamma and a period that is set by Adam's betas.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax.methods.dual import BETA_1, BETA_2
+
+CURVATURES = (0.0, 0.01, 0.1, 1.0)
+"""Curvatures c of the task's loss in gamma, c/2 gamma^2, that are shown beside each other."""
+
+
+def simulate(
+    steps: int,
+    *,
+    lr: float = 9e-4,
+    dual_lr: float = 8e-4,
+    dual_eps: float = 1e-8,
+    initial: float = 1.0,
+    curvature: float = 0.0,
+    residuals: int = 1,
+) -> tuple[list[float], list[float]]:
+    """(gamma, lambda) before every step and after the last one, each `steps + 1` numbers, float64.
+
+    gamma descends and lambda ascends on lambda gamma + curvature / 2 gamma^2, both by Adam with its default betas, both with
+    gradients at the same moment: the terms of one residual in ACE's Lagrangian, and a task that is quadratic in gamma.
+
+    Args:
+        steps: number of optimizer steps, >= 1.
+        lr: learning rate of gamma.
+        dual_lr, dual_eps: learning rate and epsilon of lambda.
+        initial: gamma at the start; lambda starts at 0.
+        curvature: c >= 0.
+        residuals: number of residuals over whose terms a mean is taken; 1 for a sum.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    if steps < 1 or curvature < 0 or residuals < 1 or not (lr > 0 and dual_lr > 0):
+        raise ConfigError(
+            f"steps is {steps}, curvature {curvature}, residuals {residuals}, lr {lr} and dual_lr {dual_lr}; expected at "
+            "least one step and residual, no negative curvature and learning rates above 0"
+        )
+    primal, dual = _Adam(lr, 1e-8), _Adam(dual_lr, dual_eps)
+    gammas, multipliers = [float(initial)], [0.0]
+    for _ in range(steps):
+        g, m = gammas[-1], multipliers[-1]
+        gammas.append(g - primal.step(m / residuals + curvature * g))
+        multipliers.append(m + dual.step(g))
+    return gammas, multipliers
+
+
+class _Adam:
+    """Adam's step for one number: a tensor of one entry would take a hundred times as long."""
+
+    def __init__(self, lr: float, eps: float) -> None:
+        self.lr, self.eps = lr, eps
+        self.first = self.second = 0.0
+        self.count = 0
+
+    def step(self, gradient: float) -> float:
+        """What a descent subtracts and an ascent adds."""
+        self.count += 1
+        self.first = BETA_1 * self.first + (1 - BETA_1) * gradient
+        self.second = BETA_2 * self.second + (1 - BETA_2) * gradient**2
+        corrected = self.second / (1 - BETA_2**self.count)
+        return self.lr * self.first / (1 - BETA_1**self.count) / (math.sqrt(corrected) + self.eps)
+
+
+def describe(gammas: Sequence[float]) -> dict[str, Any]:
+    """Where gamma goes through zero, and how far it goes between: {"crossings", "half_periods", "amplitudes"}.
+
+    Crossings are steps (the first one behind the change of sign), half-periods the steps between two of them, amplitudes the
+    largest abs(gamma) between two of them.
+    """
+    crossings = [
+        i for i in range(1, len(gammas)) if gammas[i - 1] * gammas[i] < 0 or gammas[i] == 0 != gammas[i - 1]
+    ]
+    between = list(itertools.pairwise(crossings))
+    return {
+        "crossings": crossings,
+        "half_periods": [last - first for first, last in between],
+        "amplitudes": [max(abs(g) for g in gammas[first:last]) for first, last in between],
+    }
