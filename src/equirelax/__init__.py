@@ -34,7 +34,7 @@ from equirelax.relaxation import (
     save,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ACE",
