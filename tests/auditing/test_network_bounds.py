@@ -124,7 +124,7 @@ def test_bounds_are_never_below_what_is_measured(
 def test_the_papers_bounds_with_constants_of_one_network() -> None:
     _, relaxation, _, _ = chain([2, 2, 2], SO(3), Dense(), 3, gammas=[0.5, -0.25])
     bounds = network_bounds(relaxation, CONSTANTS)
-    strict = [1.5 * float(torch.linalg.matrix_norm(relaxation.root[i].weight.detach(), 2)) for i in (0, 3)]
+    strict = [1.5 * float(torch.linalg.matrix_norm(relaxation.model[i].weight.detach(), 2)) for i in (0, 3)]
     loose = [
         1.5 * float(torch.linalg.matrix_norm(residual.map.weight.detach(), 2)) for _, residual in relaxation
     ]
@@ -261,7 +261,7 @@ def test_mistaken_constants() -> None:
     with pytest.raises(AuditError, match="finite number >= 0"):
         network_bounds(relaxation, {"Shrink": -1.0})
     assert network_bounds(relaxation, {"1": 1.0}).reason == ""
-    assert er.relaxation.relaxation_of(relaxation.root)["0"].enabled
+    assert er.relaxation.relaxation_of(relaxation.model)["0"].enabled
 
 
 def test_audits_report_the_bounds_of_relaxed_models_and_why_there_are_none() -> None:
@@ -280,10 +280,10 @@ def test_audits_report_the_bounds_of_relaxed_models_and_why_there_are_none() -> 
 def test_an_audit_stays_below_the_bound() -> None:
     relaxation = declared(equivariant(), nn.Identity(), kind=Dense(init="normal", std=0.3))
     rep = 2 * vector(SO(3))
-    report = er.audit(relaxation.root, torch.randn(9, rep.dim), rep, rep, per_layer=False, lie=False)
+    report = er.audit(relaxation.model, torch.randn(9, rep.dim), rep, rep, per_layer=False, lie=False)
     assert report.bounds.equivariance > 0
     assert "equivariance error" in str(report.bounds)
     assert report.e_prime > 1e-3
     x = torch.randn(9, rep.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    again = er.audit(relaxation.root, x, rep, rep, per_layer=False, lie=False)
+    again = er.audit(relaxation.model, x, rep, rep, per_layer=False, lie=False)
     assert again.e_prime <= again.bounds.equivariance * float(x.norm(dim=-1).max())

@@ -184,7 +184,7 @@ class Free(LayerFamilyConformance):
         """Onto the equivariant maps here, found from the constraints on the whole matrix at once."""
         relaxation, residual, built = self.relaxed()
         weight = self.random_weight(residual)
-        module = relaxation.root.get_submodule(built[1])
+        module = relaxation.model.get_submodule(built[1])
         folded = get_family(residual.site.family, built[1]).fold(module, residual.site, weight, None).weight
         torch.testing.assert_close(folded, null_space_projection(weight, *self.reps()), rtol=1e-9, atol=1e-9)
 

@@ -352,7 +352,7 @@ def test_checkpoints_pickles_and_state_dicts_carry_it(tmp_path: Path) -> None:
     for twin in (loaded, again, pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), model(x))
         assert isinstance(er.relaxation_of(twin)["first"].map, GroupedMap)
-    assert er.relaxation_of(loaded).placement == relaxation.placement
+    assert er.relaxation_of(loaded).placements == relaxation.placements
     assert {k.rsplit(".", 1)[1] for k in model.state_dict() if "map" in k} == {"weight", "rest"}
 
 

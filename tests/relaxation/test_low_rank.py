@@ -321,7 +321,7 @@ def test_checkpoints_and_pickles_carry_it(tmp_path: Path) -> None:
     er.load(loaded, tmp_path / "model.pt")
     for twin in (loaded, pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), model(x))
-        assert er.relaxation_of(twin).placement == relaxation.placement
+        assert er.relaxation_of(twin).placements == relaxation.placements
         assert er.relaxation_of(twin)["first"].map.up.shape == (18, 3)
 
 

@@ -125,10 +125,10 @@ def test_bytes_in_words(count: int, words: str) -> None:
 
 def test_streams_keep_one_input_and_convolutions_none() -> None:
     _, relaxation = stream_toys.relaxed()
-    relaxation.root.train()
+    relaxation.model.train()
     er.penalties.Regularizer(relaxation)
     _, pos = stream_toys.atoms(n=9)
-    relaxation.root(*stream_toys.atoms(n=9))
+    relaxation.model(*stream_toys.atoms(n=9))
     kept = {x.data_ptr(): x for _, residual in relaxation for x in map(dense, residual.take_inputs())}
     assert len(kept) == 1 < len(relaxation)
     assert relaxation.summary().memory.input_row * len(pos) == held(kept.values())

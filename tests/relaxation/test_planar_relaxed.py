@@ -273,7 +273,7 @@ def test_declared_convolutions(tmp_path: Path, mode: str) -> None:
     assert er.audit(model, x, GridField(rep), GridField(rep), lie=False).relative > 1e-3
     er.save(model, tmp_path / "model.pt")
     other = nn.Sequential(Symmetrised(3, 3, 3, padding=1), nn.ReLU(), Symmetrised(3, 3, 3, stride=2)).double()
-    assert er.load(other, tmp_path / "model.pt").placement == declared
+    assert er.load(other, tmp_path / "model.pt").placements[""] == declared
     torch.testing.assert_close(other(x), model(x))
     er.project(model, mode)
     assert er.audit(model, x, GridField(rep), GridField(rep), lie=False).relative < 1e-10

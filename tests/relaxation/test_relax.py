@@ -223,7 +223,7 @@ def test_copies_are_independent():
     twin = copy.deepcopy(model)
     outputs = model(*inputs)
     handle = er.relaxation_of(twin)
-    assert handle.placement == relaxation.placement
+    assert handle.placements == relaxation.placements
     relaxation.set_gamma(0.0)
     assert all(torch.equal(a, b) for a, b in zip(outputs, twin(*inputs), strict=True))
     er.project(twin)
@@ -285,7 +285,7 @@ def test_save_and_load(residual, tmp_path):
     assert loaded["first"].is_learnt
     assert not loaded["product"].is_learnt
     assert all(torch.equal(a, b) for a, b in zip(model(*inputs), twin(*inputs), strict=True))
-    assert loaded.placement == relaxation.placement
+    assert loaded.placements == relaxation.placements
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 

@@ -57,14 +57,14 @@ def test_state_dicts_and_files_bring_everything_back(tmp_path):
     relaxation["interactions.1"].learn_gamma(0.7)
     model(z, pos)
     other = Net()
-    fresh = er.relax(other, relaxation.placement)
+    fresh = er.relax(other, relaxation.placements[""])
     fresh["interactions.1"].learn_gamma()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.eval()(z, pos), model.eval()(z, pos))
     er.save(model, tmp_path / "model.pt")
     loaded = Net()
     again = er.load(loaded, tmp_path / "model.pt")
-    assert again.placement == relaxation.placement
+    assert again.placements == relaxation.placements
     assert torch.equal(loaded.eval()(z, pos), model(z, pos))
     assert again["interactions.1"].is_learnt
 
@@ -238,8 +238,8 @@ def test_a_relaxed_model_inside_another():
     er.project(inner)
     placed = er.relax(Outer(inner), SchNetStream(root="net."))
     assert list(placed.residuals) == [f"net.interactions.{i}" for i in range(3)]
-    placed.root.load_state_dict({f"net.{key}": v for key, v in model.state_dict().items()})
-    close(placed.root.eval()(z, pos), outer(z, pos))
+    placed.model.load_state_dict({f"net.{key}": v for key, v in model.state_dict().items()})
+    close(placed.model.eval()(z, pos), outer(z, pos))
 
 
 def test_sizes_that_do_not_fit_are_named():
@@ -337,5 +337,5 @@ def test_a_checkpoint_file_holds_no_code():
     torch.save(er.relaxation.relaxation_state(er.relaxation_of(model)), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert state["placement"]["kind"] == "schnet"
-    assert state["placement"]["residual"] == {"kind": "stream-step", "spectral": False, "first": False}
+    assert state["parts"][""]["placement"]["kind"] == "schnet"
+    assert state["parts"][""]["placement"]["residual"] == {"kind": "stream-step", "spectral": False, "first": False}

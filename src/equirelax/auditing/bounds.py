@@ -166,7 +166,7 @@ def network_bounds(relaxation: Relaxation, constants: Mapping[str, float] | None
     Raises:
         AuditError: a constant is negative, or names nothing in the model.
     """
-    with measuring(relaxation.root, torch.float64):
+    with measuring(relaxation.model, torch.float64):
         chain = read_chain(relaxation, dict(constants or {}))
         if isinstance(chain, str):
             return NetworkBounds(chain)
@@ -187,7 +187,7 @@ def _constants(link: Link) -> LayerConstants | str:
         if found.constant is None or found.reason:
             return f"the residual of {residual.site.key or 'the model'}: {found.reason}"
         total += found.constant
-        largest = max(largest, abs(float(residual.gamma.detach())) if residual.enabled else 0.0)
+        largest = max(largest, abs(float(residual.gamma.detach())) if residual.active else 0.0)
     return LayerConstants(link.path, link.strict * link.around, total * link.around, largest)
 
 

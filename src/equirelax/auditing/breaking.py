@@ -109,8 +109,8 @@ def breaking(
     elements = torch.cat(
         (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))
     )
-    with measuring(relaxation.root, dtype, seed):
-        run = _Run(relaxation, model or relaxation.root, sample, in_rep, out_rep, group, elements, dtype)
+    with measuring(relaxation.model, dtype, seed):
+        run = _Run(relaxation, model or relaxation.model, sample, in_rep, out_rep, group, elements, dtype)
         return tuple(run.measure(key, residual) for key, residual in relaxation)
 
 
@@ -151,7 +151,7 @@ class _Run:
         found = residual_slope(residual)
         return Breaking(
             key=key,
-            type=type(self.relaxation.root.get_submodule(residual.site.path)).__name__,
+            type=type(self.relaxation.module(key)).__name__,
             relaxes=residual.site.relaxes,
             gamma=float(residual.gamma.detach()),
             weight=found.constant,
@@ -165,10 +165,14 @@ class _Run:
     @contextlib.contextmanager
     def only(self, chosen: Residual) -> Iterator[None]:
         """All residuals off but one, which stays off if it was."""
-        on = chosen.enabled
-        with self.relaxation.strict():
-            chosen.enabled = on
+        before = {residual: residual.enabled for _, residual in self.relaxation}
+        try:
+            for residual in before:
+                residual.enabled = residual is chosen and residual.enabled
             yield
+        finally:
+            for residual, enabled in before.items():
+                residual.enabled = enabled
 
     def call(self, residual: Residual, g: Tensor | None) -> tuple[list[_Call], list[Leaf]]:
         """The residual's calls, and the model's outputs, on the sample transformed by g."""

@@ -54,7 +54,7 @@ def read_chain(relaxation: Relaxation, constants: dict[str, float]) -> list[Link
     Raises:
         AuditError: a constant is negative or not finite, or names no module.
     """
-    _check_constants(relaxation.root, constants)
+    _check_constants(relaxation.model, constants)
     try:
         with relaxation.strict(), torch.no_grad():
             return _links(relaxation, constants)
@@ -64,13 +64,12 @@ def read_chain(relaxation: Relaxation, constants: dict[str, float]) -> list[Link
 
 def _links(relaxation: Relaxation, constants: dict[str, float]) -> list[Link]:
     residuals: dict[int, list[Residual]] = {}
-    for _, residual in relaxation:
-        owner = relaxation.root.get_submodule(residual.site.path)
-        residuals.setdefault(id(owner), []).append(residual)
-    items = list(_flat(relaxation.root, "", residuals))
+    for key, residual in relaxation:
+        residuals.setdefault(id(relaxation.module(key)), []).append(residual)
+    items = list(_flat(relaxation.model, "", residuals))
     missing = set(residuals) - {id(module) for _, module in items}
     if missing:
-        paths = [one.site.path for key, several in residuals.items() if key in missing for one in several]
+        paths = [relaxation.path(key) for key, _ in relaxation if id(relaxation.module(key)) in missing]
         raise _NoChain(f"{paths[0]} is inside a module that is not a chain of layers (nn.Sequential)")
     links: list[Link] = []
     before = 1.0

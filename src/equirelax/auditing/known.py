@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from equirelax.auditing.tree import as_action
 from equirelax.errors import AuditError, RepresentationError
 from equirelax.files import did_you_mean
-from equirelax.relaxation import Residual
+from equirelax.relaxation import Residual, relaxation_of
 from equirelax.symmetry import GridField, Group, On, Representation, TensorAction
 from equirelax.symmetry.escnn import from_field_type, is_escnn
 
@@ -50,11 +50,13 @@ class Known:
                 self.given[path] = _parse(pattern, value)
         self.residuals: dict[str, Residual] = {}
         self.strengths: dict[str, list[float]] = {}
-        for module in model.modules():
-            if isinstance(module, Residual) and module.enabled:
-                self.strengths.setdefault(module.site.path, []).append(module.gamma.item())
-            if isinstance(module, Residual) and not module.site.slot and module.is_linear:
-                self.residuals[module.site.path] = module
+        if not any(isinstance(module, Residual) for module in model.modules()):
+            return
+        for one in relaxation_of(model).found():
+            if one.residual.active:
+                self.strengths.setdefault(one.path, []).append(one.residual.gamma.item())
+            if not one.residual.site.slot and one.residual.is_linear:
+                self.residuals[one.path] = one.residual
 
     def field_representations(self) -> list[Representation]:
         """Representations of the fields that are declared: by the user, by residuals, by convolutions."""

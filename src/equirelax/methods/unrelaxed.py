@@ -20,13 +20,14 @@ class Unrelaxed(Relaxation):
         RelaxationStateError: the model is relaxed, so that it has a handle already.
     """
 
+    may_be_empty = True
+
     def __init__(self, model: nn.Module) -> None:
         if any(isinstance(module, Residual) for module in model.modules()):
             raise RelaxationStateError(
                 f"{type(model).__name__} is relaxed; take its handle, equirelax.relaxation_of(model)"
             )
-        self.model = self.root = model
-        self.residuals = {}
+        super().__init__(model)
 
     def gammas(self) -> Tensor:
         """No strengths: (0,), in float32 or better, on the model's device."""

@@ -1,7 +1,14 @@
 """Relaxing: residual branches, their strengths, where they go, and how they are taken away again."""
 
 from equirelax.relaxation.attach import relax, relaxation_of
-from equirelax.relaxation.checkpoint import load, load_relaxation_state, read, relaxation_state, save
+from equirelax.relaxation.checkpoint import (
+    load,
+    load_relaxation_state,
+    read,
+    read_strict,
+    relaxation_state,
+    save,
+)
 from equirelax.relaxation.grouped import Grouped
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
@@ -20,7 +27,8 @@ from equirelax.relaxation.placements import (
     SEGNNUpdates,
     VectorLinear,
 )
-from equirelax.relaxation.projection import ProjectionReport, cannot_fold, project
+from equirelax.relaxation.projected import ProjectionReport
+from equirelax.relaxation.projection import cannot_fold, project
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site
@@ -68,6 +76,7 @@ __all__ = [
     "load_relaxation_state",
     "project",
     "read",
+    "read_strict",
     "register",
     "relax",
     "relaxation_of",

@@ -26,7 +26,7 @@ class AheadResidual(Residual):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the module that is read."""
-        if self.enabled:
+        if self.active:
             self._waiting = self(self.take(module, args, kwargs))
 
     def add_ahead(
@@ -38,7 +38,7 @@ class AheadResidual(Residual):
             RelaxationStateError: the module that is read was not called before.
             RepresentationError: what is added does not fit the argument.
         """
-        if not self.enabled:
+        if not self.active:
             return None
         delta, self._waiting = self._waiting, None
         if delta is None:

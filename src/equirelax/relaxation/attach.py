@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,19 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.relaxation.ahead import AheadResidual
 from equirelax.relaxation.captured import CapturingResidual, capture_inputs
+from equirelax.relaxation.found import PLACEMENT, roots
+from equirelax.relaxation.hooks import guard_hooks
 from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
-from equirelax.relaxation.relaxation import PLACEMENT, Relaxation
+from equirelax.relaxation.relaxation import Relaxation, unwrapped
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.stream_maps import StreamMap
 from equirelax.relaxation.streams import StreamResidual, link
 
 CHILD = "equirelax_residual"
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+"""They run all of their children, and so must not have residuals among them."""
 
 
 def relax(
@@ -61,22 +66,55 @@ def relax(
         torch.Size([10, 10])
     """
     _refuse(model)
-    chosen = _choose(placement, residual, include, exclude)
-    survey = chosen.survey(model)
-    made = [(placed, _build(model, placed, generator)) for placed in survey.placed]
+    return attach(model, _choose(placement, residual, include, exclude), generator=generator)
+
+
+def attach(
+    model: nn.Module,
+    placement: Placement,
+    left_out: Collection[str] = (),
+    generator: torch.Generator | None = None,
+) -> Relaxation:
+    """Put a placement's residuals on a model.
+
+    Args:
+        model: as for `relax`.
+        placement: chooses the residuals.
+        left_out: keys of those to do without, such as residuals that were pruned before the model was saved.
+        generator: for the residuals' initial weights.
+
+    Raises:
+        PlacementError: the placement chooses two residuals of one key.
+    """
+    _refuse(model)
+    survey = placement.survey(model)
+    keys = [placed.site.key for placed in survey.placed]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise PlacementError(
+            f"{twice[0]}: the placement puts two residuals there; give one of them another slot"
+        )
+    made = [
+        (placed, _build(model, placed, generator))
+        for placed in survey.placed
+        if placed.site.key not in left_out
+    ]
     for placed, built in made:
         _attach(model, placed, built)
     link(model, [built for _, built in made])
     capture_inputs(model, [built for _, built in made])
-    model.__dict__[PLACEMENT] = chosen
+    model.__dict__[PLACEMENT] = placement
+    # importing what torch.compile is made of takes seconds, and an optimizer imports it anyway
+    importlib.import_module("torch._dynamo")
+    guard_hooks(compiled_before=True)
     return Relaxation(model)
 
 
 def relaxation_of(model: nn.Module) -> Relaxation:
-    """The handle of a model that is relaxed: of a copy, an unpickled one, or one inside another module.
+    """The handle over all residuals inside a model: of a copy, an unpickled one, of a part of a relaxed model, or of a
+    module around one or several that were relaxed one by one.
 
     Raises:
-        RelaxationStateError: where the model is not relaxed.
+        RelaxationStateError: the model is not relaxed, or a residual inside belongs to a module around it.
     """
     return Relaxation(model)
 
@@ -104,11 +142,16 @@ def _refuse(model: nn.Module) -> None:
         raise PlacementError(f"relax expects a torch.nn.Module, not a {type(model).__name__}")
     name = type(model).__name__
     if any(isinstance(m, Residual) for m in model.modules()):
+        parts = [path for path in roots(model) if path]
         raise RelaxationStateError(
-            f"{name} is relaxed already: use equirelax.relaxation_of(model) to reach its residuals, or "
+            f"{name} holds a relaxed part already ({', '.join(parts)}): relax its other parts one by one, such as "
+            f"equirelax.relax(model.decoder), and reach all of them by equirelax.relaxation_of(model); or call "
+            f"equirelax.project(model) first and relax the whole"
+            if parts
+            else f"{name} is relaxed already: use equirelax.relaxation_of(model) to reach its residuals, or "
             f"equirelax.project(model) first"
         )
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+    if unwrapped(model) is not model and not isinstance(model, (DistributedDataParallel, DataParallel)):
         raise RelaxationStateError(
             f"{name} is compiled: relax the module first and call torch.compile on the relaxed one"
         )
@@ -161,58 +204,44 @@ def _reference(model: nn.Module, module: nn.Module) -> Tensor | None:
     return None
 
 
-def host_of(module: nn.Module) -> nn.Module:
-    """The module that owns the residual: the relaxed one, or,
-    where that runs its children in order, the last one inside it.
+def host_of(model: nn.Module, module: nn.Module) -> nn.Module:
+    """The module that owns the residual: the relaxed one, or, where that runs its children in order, the last one inside
+    it, of those that stand nowhere else in the model if there are any.
     """
-    while isinstance(module, (nn.Sequential, nn.ModuleList)):
-        children = list(module.children())
-        if not children:
-            raise PlacementError(f"an empty {type(module).__name__} cannot be relaxed; exclude it")
-        module = children[-1]
-    return module
+    if not isinstance(module, CONTAINERS):
+        return module
+    inside = list(_run_by(module))
+    if not inside:
+        raise PlacementError(f"an empty {type(module).__name__} cannot be relaxed; exclude it")
+    names: dict[nn.Module, list[str]] = {}
+    for path, one in model.named_modules(remove_duplicate=False):
+        names.setdefault(one, []).append(path)
+    above = tuple(f"{path}." if path else "" for path in names[module])
+    alone = [one for one in inside if all(path.startswith(above) for path in names[one])]
+    return (alone or inside)[-1]
+
+
+def _run_by(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a container and the containers inside it run."""
+    for child in module.children():
+        if isinstance(child, CONTAINERS):
+            yield from _run_by(child)
+        else:
+            yield child
 
 
 def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
     module = model.get_submodule(placed.site.path)
-    host = host_of(module)
+    host = host_of(model, module)
     name = CHILD if not placed.site.slot else f"{CHILD}_{placed.site.slot}"
     if host is not module:
         depth = sum(1 for m in module.modules() if m is not host and host in m.modules())
         name += f"_outer{depth}"
-    if hasattr(host, name):
-        raise PlacementError(
-            f"{placed.site.key}: its module has a residual {name!r} already; give one of them another slot"
-        )
+    while hasattr(host, name):
+        name += "_"
     host.add_module(name, residual)
     module.register_forward_hook(residual.hook, with_kwargs=True)
     if isinstance(residual, AheadResidual):
         model.get_submodule(str(residual.site.adds_to)).register_forward_pre_hook(
             residual.add_ahead, with_kwargs=True
         )
-
-
-def detach_all(relaxation: Relaxation) -> None:
-    """Remove every residual and every hook: the model is the author's own again."""
-    residuals = set(relaxation.residuals.values())
-    owners: set[Any] = residuals | {r.stream for r in residuals if isinstance(r, StreamResidual)}
-    owners |= {r.capture for r in residuals if isinstance(r, CapturingResidual)}
-    for module in list(relaxation.model.modules()):
-        _unhook(module, owners)
-        for name, child in list(module.named_children()):
-            if child in residuals:
-                delattr(module, name)
-    del relaxation.root.__dict__[PLACEMENT]
-
-
-def _unhook(module: nn.Module, owners: set[Any]) -> None:
-    """Remove a module's hooks that are methods of `owners`."""
-    for hooks, marks in (
-        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
-        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
-    ):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "__self__", None) in owners:
-                del hooks[key]
-                for mark in marks:
-                    mark.pop(key, None)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from equirelax.errors import RelaxationStateError
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.maps import in_backward
-from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.residual import Residual, Shared
 from equirelax.relaxation.site import Site
 
 
-class Capture:
+class Capture(Shared):
     """Hooks of the module whose call is read, and of the relaxed model.
 
     Attributes:
@@ -34,7 +34,7 @@ class Capture:
         """Pre-hook of the module whose call is read."""
         self.value = None
         reader = self.members[0].site.captured
-        if reader is not None and any(member.enabled for member in self.members):
+        if reader is not None and any(member.active for member in self.members):
             self.value = dense(reader(args, kwargs))
 
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -56,6 +56,11 @@ class CapturingResidual(Residual):
     def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
         super().__init__(site, map, reference)
         self.capture = Capture()
+
+    @property
+    def shared(self) -> Capture:
+        """The capture."""
+        return self.capture
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """[what the block gets, what was captured], on the last axis.

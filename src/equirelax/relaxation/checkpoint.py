@@ -6,65 +6,95 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import nn
 
-from equirelax.errors import CheckpointError
+from equirelax.errors import CheckpointError, PlacementError
 from equirelax.files import atomic_write
-from equirelax.relaxation.attach import detach_all, relax
+from equirelax.relaxation.attach import CHILD, attach
+from equirelax.relaxation.detach import detach
+from equirelax.relaxation.found import find, join
 from equirelax.relaxation.placements import Placement
 from equirelax.relaxation.relaxation import Relaxation, derived_keys, refresh
+from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.spec import decode, encode
 from equirelax.zips import check_complete
 
-FORMAT = "equirelax-relaxed-model-1"
+FORMAT = "equirelax-relaxed-model-2"
+OLD_FORMAT = "equirelax-relaxed-model-1"
+"""Of equirelax 0.1; the strict weights in it are still read."""
+
+
+class Stateful(Protocol):
+    """What `save` and `load` need of a method."""
+
+    relaxation: Relaxation
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; nothing is changed when it does not fit."""
 
 
 def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
-    """What `load_relaxation_state` needs to rebuild a relaxed model: plain data and tensors."""
-    derived = derived_keys(relaxation.root)
+    """What `load_relaxation_state` needs to rebuild a relaxed model: plain data and tensors.
+
+    Raises:
+        CheckpointError: a residual belongs to a module outside, with its placement.
+    """
+    model = relaxation.model
+    for one in relaxation.found():
+        if one.root is None:
+            raise CheckpointError(
+                f"{one.key or type(model).__name__}: its placement is with a module around this {type(model).__name__}, "
+                f"which is needed to rebuild it: save the module that was given to relax(), or one around it"
+            )
+    derived = derived_keys(model)
     return {
         "format": FORMAT,
-        "placement": encode(relaxation.placement),
-        "learnt": sorted(relaxation.gamma_parameters()),
+        "parts": {root: _part(relaxation, root) for root in relaxation.placements},
+        "learnt": sorted(key for key, residual in relaxation if residual.is_learnt),
         "enabled": {key: residual.enabled for key, residual in relaxation},
-        "model": {key: value for key, value in relaxation.root.state_dict().items() if key not in derived},
+        "model": {key: value for key, value in model.state_dict().items() if key not in derived},
     }
+
+
+def _part(relaxation: Relaxation, root: str) -> dict[str, Any]:
+    """A module that was relaxed: its placement, and which of that one's residuals have been removed since."""
+    placement = relaxation.placements[root]
+    chosen = [placed.site.key for placed in placement.survey(relaxation.model.get_submodule(root)).placed]
+    left_out = [key for key in chosen if join(root, key) not in relaxation.residuals]
+    return {"placement": encode(placement), "left_out": left_out}
 
 
 def load_relaxation_state(
     model: nn.Module, state: dict[str, Any], placement: Placement | None = None
 ) -> Relaxation:
-    """Relax a strict model as the state says, and load its weights.
+    """Relax a strict model as the state says, and load its weights; a model that is relaxed alike is only loaded.
 
     Args:
-        model: the author's model, not relaxed.
+        model: the author's model, or one that has the same residuals.
         state: from `relaxation_state`.
         placement: instead of the stored one, for classes that are not registered.
 
     Raises:
         CheckpointError: for a state of another format or of another model;
-            the model is left as it was, unrelaxed.
+            the model is left as it was.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"not a relaxed model: its format is {found!r}, expected {FORMAT!r}")
-    relaxation = relax(model, decode(state["placement"]) if placement is None else placement)
+    _check_format(state)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    was_relaxed = any(isinstance(module, Residual) for module in model.modules())
     try:
-        _check_keys(relaxation, state)
-        for key in state["learnt"]:
-            relaxation[key].learn_gamma()
-        # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
-        own = relaxation.root.state_dict()
-        kept = {key: own[key] for key in derived_keys(relaxation.root) & set(own)}
-        relaxation.root.load_state_dict({**state["model"], **kept})
-        refresh(relaxation.root)
-        for key, enabled in state["enabled"].items():
-            relaxation[key].enabled = bool(enabled)
-    except RuntimeError as error:
-        detach_all(relaxation)
+        relaxation = Relaxation(model) if was_relaxed else _relaxed(model, state, placement)
+        _fill(relaxation, state)
+    except (RuntimeError, PlacementError) as error:
+        if not was_relaxed and any(isinstance(module, Residual) for module in model.modules()):
+            found = find(model)
+            detach(model, found)
+        model.load_state_dict(before, strict=False)
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
@@ -73,21 +103,103 @@ def load_relaxation_state(
     return relaxation
 
 
-def _check_keys(relaxation: Relaxation, state: dict[str, Any]) -> None:
+def _check_format(state: Any) -> None:
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if found == OLD_FORMAT:
+        raise CheckpointError(
+            f"a relaxed model that was saved by equirelax 0.1 ({found}): its residuals cannot be read any more. The "
+            f"weights of the author's own model can: model.load_state_dict(equirelax.relaxation.read_strict(path))"
+        )
+    if found != FORMAT:
+        raise CheckpointError(f"not a relaxed model: its format is {found!r}, expected {FORMAT!r}")
+
+
+def _relaxed(model: nn.Module, state: dict[str, Any], placement: Placement | None) -> Relaxation:
+    parts = state["parts"]
+    if placement is not None and len(parts) != 1:
+        raise CheckpointError(
+            f"the checkpoint has {len(parts)} relaxed parts ({', '.join(parts)}), each with its placement; register those "
+            f"with @equirelax.relaxation.spec instead of giving one"
+        )
+    for root, part in parts.items():
+        try:
+            module = model.get_submodule(root)
+        except AttributeError as error:
+            raise CheckpointError(
+                f"the checkpoint is of another model than {type(model).__name__}, which has no {root!r}"
+            ) from error
+        attach(module, decode(part["placement"]) if placement is None else placement, tuple(part["left_out"]))
+    return Relaxation(model)
+
+
+def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
+    """Load weights and strengths into a model that has the state's residuals."""
     if set(state["enabled"]) != set(relaxation.residuals):
         raise CheckpointError(
-            f"the checkpoint has the residuals {sorted(state['enabled'])}, its placement finds "
-            f"{sorted(relaxation.residuals)} in this {type(relaxation.root).__name__}: it was saved from "
-            f"another model"
+            f"the checkpoint has the residuals {sorted(state['enabled'])}, this {type(relaxation.model).__name__} "
+            f"{sorted(relaxation.residuals)}: it was saved from another model"
+        )
+    for key, residual in relaxation:
+        if key in state["learnt"]:
+            residual.learn_gamma()
+        else:
+            residual.fix_gamma()
+    # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
+    own = relaxation.model.state_dict()
+    kept = {key: own[key] for key in derived_keys(relaxation.model) & set(own)}
+    relaxation.model.load_state_dict({**state["model"], **kept})
+    refresh(relaxation.model)
+    for key, enabled in state["enabled"].items():
+        relaxation[key].enabled = bool(enabled)
+
+
+def save(
+    model: nn.Module | Relaxation, path: str | os.PathLike[str], *, method: Stateful | None = None
+) -> None:
+    """Write a relaxed model (weights, residuals, strengths, placements) to a file, by way of a temporary one.
+
+    Args:
+        model: the relaxed model, a module around one or several relaxed parts, or its handle; all of it is written.
+        path: of the file.
+        method: its state (multipliers, slacks, the number of its steps) is written too; give `load` one of the same
+            settings to go on. The optimizer's state is not in the file.
+
+    Raises:
+        CheckpointError: see `relaxation_state`; or the method belongs to another model.
+        StorageError: the disk is full, or the place may not be written to; an older file stays whole.
+    """
+    relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
+    state = relaxation_state(relaxation)
+    if method is not None:
+        _check_owner(relaxation, method)
+        state["method"] = method.state_dict()
+    write(state, path)
+
+
+def _check_owner(relaxation: Relaxation, method: Stateful) -> None:
+    if set(method.relaxation.residuals.values()) != set(relaxation.residuals.values()):
+        raise CheckpointError(
+            f"the {type(method).__name__} drives other residuals than those of this {type(relaxation.model).__name__}: give "
+            f"the model of its relaxation, method.relaxation.model"
         )
 
 
-def save(model: nn.Module | Relaxation, path: str | os.PathLike[str]) -> None:
-    """Write a relaxed model (weights, residuals, strengths, placement) to a file,
-    by way of a temporary one.
+def read_strict(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The weights of the author's own model in a file that `save` wrote, also one of equirelax 0.1: a state dict with the
+    keys that the model has before `relax`.
+
+    Raises:
+        CheckpointError: see `read`; or it is no file of `save`.
     """
-    relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
-    write(relaxation_state(relaxation), path)
+    state = read(path)
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if found not in (FORMAT, OLD_FORMAT):
+        raise CheckpointError(f"not a relaxed model: its format is {found!r}, expected {FORMAT!r}")
+    return {
+        key: value
+        for key, value in state["model"].items()
+        if not any(part.startswith(CHILD) for part in key.split("."))
+    }
 
 
 def write(content: Any, path: str | os.PathLike[str]) -> None:
@@ -153,15 +265,40 @@ def _verify(file: IO[bytes]) -> None:
             raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
-    """Relax `model` as the file says and load what `save` wrote.
+def load(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    placement: Placement | None = None,
+    *,
+    method: Stateful | None = None,
+) -> Relaxation:
+    """Load what `save` wrote: relax `model` as the file says, or fill one that is relaxed alike.
+
+        er.load(model, path)                                      # to evaluate, to deploy, to start a new method
+
+        method = er.ACE(er.relax(model), dual_lr=8e-4)            # to go on training: everything built as before ...
+        er.load(model, path, method=method)                       # ... then loaded
 
     Args:
-        model: the author's model, built and not relaxed; only its architecture matters.
+        model: the author's model, of which only the architecture matters; or one that has the file's residuals.
         path: of the file.
         placement: instead of the stored one, for placements that are not registered.
+        method: made on the relaxed model; it goes on from the state that is in the file.
 
     Raises:
-        CheckpointError: see `read` and `load_relaxation_state`.
+        CheckpointError: see `read` and `load_relaxation_state`; the file holds no method's state, or the method belongs
+            to another model.
+        MethodError: the state of another method.
     """
-    return load_relaxation_state(model, read(path), placement)
+    state = read(path)
+    if method is None:
+        return load_relaxation_state(model, state, placement)
+    _check_format(state)
+    if "method" not in state:
+        raise CheckpointError(
+            f"{os.fspath(path)} holds no method's state: it was saved without method=; load it without one"
+        )
+    _check_owner(Relaxation(model), method)
+    relaxation = load_relaxation_state(model, state, placement)
+    method.load_state_dict(state["method"])
+    return relaxation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,54 +16,15 @@ from equirelax.errors import (
     UnfoldableError,
 )
 from equirelax.files import did_you_mean
-from equirelax.relaxation.attach import detach_all
+from equirelax.relaxation.detach import check_detachable, detach
+from equirelax.relaxation.found import Found
 from equirelax.relaxation.layers import Fold, get_family
+from equirelax.relaxation.placements.placement import own_modules
+from equirelax.relaxation.projected import ProjectionReport, record, scaled
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 
 MODES = ("drop", "fold")
-
-
-@dataclass(frozen=True)
-class Projected:
-    """What became of one residual.
-
-    Args:
-        key: of the residual.
-        gamma: its strength before the projection.
-        size: Frobenius norm of `gamma W` (nan for a residual that is not linear).
-        folded: Frobenius norm of the part that went into the layer's own weights.
-        error: projection error, the norm of what was lost over `size` (0 where nothing
-            was there; nan if not linear).
-        note: why it was not folded, if folding was asked for.
-    """
-
-    key: str
-    gamma: float
-    size: float
-    folded: float
-    error: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class ProjectionReport:
-    """What `project` did, residual by residual; `str()` is a table."""
-
-    mode: str
-    residuals: tuple[Projected, ...]
-
-    def __str__(self) -> str:
-        width = max([len(r.key or "(model)") for r in self.residuals] + [6])
-        lines = [f"{'module':{width}}  {'gamma':>10}  {'|gamma W|':>10}  {'folded':>10}  {'lost':>6}"]
-        for r in self.residuals:
-            size = "n/a" if math.isnan(r.size) else f"{r.size:.3g}"
-            lost = "n/a" if math.isnan(r.error) else f"{100 * r.error:.0f} %"
-            lines.append(
-                f"{r.key or '(model)':{width}}  {r.gamma:10.3g}  {size:>10}  {r.folded:10.3g}  "
-                f"{lost:>6}  {r.note}".rstrip()
-            )
-        return "\n".join(lines)
 
 
 def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str = "raise") -> ProjectionReport:
@@ -92,21 +53,23 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
                 f"project: {name} is {value!r}; expected one of "
                 f"{', '.join(known)}.{did_you_mean(value, known)}"
             )
-    relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
-    if not any(isinstance(m, Residual) for m in relaxation.model.modules()):
-        raise RelaxationStateError(
-            f"{type(relaxation.model).__name__} is not relaxed any more: it was projected before"
-        )
+    given = model.model if isinstance(model, Relaxation) else model
+    if isinstance(model, Relaxation) and not any(isinstance(m, Residual) for m in given.modules()):
+        raise RelaxationStateError(f"{type(given).__name__} is not relaxed any more: it was projected before")
+    relaxation = Relaxation(given)  # parts may have been projected since a handle was made
+    found = relaxation.found()
+    check_detachable(relaxation.model, found)
     _check_finite(relaxation)
     records, folds = [], []
-    for key, residual in relaxation:
-        fold, note = (None, "") if mode == "drop" else _fold(relaxation, key, residual, unfoldable)
-        records.append(_record(key, residual, fold, note))
+    holders = {} if mode == "drop" else _holders(relaxation.model)
+    for one in found:
+        fold, note = (None, "") if mode == "drop" else _fold(one, holders, unfoldable)
+        records.append(record(one.key, one.residual, fold, note))
         if fold is not None:
             folds.append(fold)
     for fold in folds:
         fold.commit()
-    detach_all(relaxation)
+    detach(relaxation.model, found)
     return ProjectionReport(mode, tuple(records))
 
 
@@ -116,24 +79,46 @@ def _check_finite(relaxation: Relaxation) -> None:
         if bad:
             raise NonFiniteError(
                 f"the residual of {key or 'the model'} "
-                f"({type(relaxation.root.get_submodule(residual.site.path)).__name__}) holds NaN or infinity "
+                f"({type(relaxation.module(key)).__name__}) holds NaN or infinity "
                 f"in {', '.join(bad)}: training diverged, and the layer's own weights may be damaged too. Go "
                 f"back to an earlier checkpoint; to look at the strict part all the same, use "
                 f"relaxation.strict_state_dict()"
             )
 
 
-def _scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
-    """gamma W and gamma b, detached."""
-    with torch.no_grad():
-        map_ = residual.linear_map
-        weight, bias = map_.effective_weight(), map_.effective_bias()
-        return residual.gamma * weight, None if bias is None else residual.gamma * bias
+def _place(parameter: Tensor) -> Hashable:
+    """Equal for parameters that are the same numbers in memory."""
+    return (parameter.data_ptr(), parameter.numel()) if parameter.data_ptr() else id(parameter)
 
 
-def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str) -> tuple[Fold | None, str]:
-    site = residual.site
-    module = relaxation.root.get_submodule(site.path)
+def _holders(model: nn.Module) -> dict[Hashable, dict[nn.Module, str]]:
+    """Who has a parameter: place in memory -> module -> its path."""
+    holders: dict[Hashable, dict[nn.Module, str]] = {}
+    for path, module in own_modules(model):
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(_place(parameter), {})[module] = path
+    return holders
+
+
+def _check_untied(one: Found, fold: Fold, holders: Mapping[Hashable, Mapping[nn.Module, str]]) -> None:
+    """Two layers with one weight cannot each have their own correction, which is for one place in the network."""
+    inside = set(one.module.modules())
+    for parameter, _ in fold.writes:
+        others = [path for module, path in holders.get(_place(parameter), {}).items() if module not in inside]
+        if others:
+            raise UnfoldableError(
+                f"{one.key} ({type(one.module).__name__}) shares its weight with {', '.join(others)} (tied parameters): "
+                f"what is folded into one would change the other; untie them before (layer.weight = "
+                f'nn.Parameter(layer.weight.clone())), or project with mode="drop" or unfoldable="drop"'
+            )
+
+
+def _fold(
+    one: Found, holders: Mapping[Hashable, Mapping[nn.Module, str]], unfoldable: str
+) -> tuple[Fold | None, str]:
+    # what a family says of a site is about the module through which one looks
+    key, module, residual = one.key, one.module, one.residual
+    site = dataclasses.replace(residual.site, path=one.path)
     try:
         if site.family is None or not residual.is_linear:
             what = (
@@ -148,7 +133,8 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
                 f'project with mode="drop" or unfoldable="drop"'
             )
         with torch.no_grad():
-            fold = get_family(site.family, site.path).fold(module, site, *_scaled(residual))
+            fold = get_family(site.family, site.path).fold(module, site, *scaled(residual))
+        _check_untied(one, fold, holders)
     except UnfoldableError as error:
         if unfoldable == "raise":
             raise
@@ -161,28 +147,13 @@ def _fold(relaxation: Relaxation, key: str, residual: Residual, unfoldable: str)
     return fold, ""
 
 
-def _record(key: str, residual: Residual, fold: Fold | None, note: str) -> Projected:
-    gamma = float(residual.gamma.detach())
-    if not residual.is_linear:
-        return Projected(key, gamma, float("nan"), 0.0, float("nan") if gamma else 0.0, note)
-    weight, bias = _scaled(residual)
-    rest = weight if fold is None else weight - fold.weight
-    size, lost = weight.square().sum(), rest.square().sum()
-    if bias is not None:
-        kept = torch.zeros_like(bias) if fold is None or fold.bias is None else fold.bias
-        size, lost = size + bias.square().sum(), lost + (bias - kept).square().sum()
-    folded = 0.0 if fold is None else float((size - lost).clamp(min=0).sqrt())
-    return Projected(
-        key, gamma, float(size.sqrt()), folded, float((lost / size).sqrt()) if size > 0 else 0.0, note
-    )
-
-
 def cannot_fold(relaxation: Relaxation) -> dict[str, str]:
     """Residuals that `mode="fold"` would refuse: key -> reason. Changes nothing."""
     refused = {}
-    for key, residual in relaxation:
+    holders = _holders(relaxation.model)
+    for one in relaxation.found():
         try:
-            _fold(relaxation, key, residual, "raise")
+            _fold(one, holders, "raise")
         except EquirelaxError as error:
-            refused[key] = str(error)
+            refused[one.key] = str(error)
     return refused

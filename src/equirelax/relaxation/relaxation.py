@@ -3,49 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import CheckpointError, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
+from equirelax.relaxation.detach import detach
+from equirelax.relaxation.found import Found, find, roots
+from equirelax.relaxation.hooks import guard_hooks, park, unpark
 from equirelax.relaxation.layers import families
 from equirelax.relaxation.memory import memory_of
-from equirelax.relaxation.placements.placement import Placement, own_modules, rows
+from equirelax.relaxation.overview import rows
+from equirelax.relaxation.placements.placement import Placement, own_modules
+from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.summary import Summary
 
-PLACEMENT = "_equirelax_placement"
-
 
 class Relaxation:
-    """All residuals of one relaxed model: iterate, summarise, switch off, group for an optimizer.
+    """All residuals inside a model: iterate, summarise, switch off, remove.
 
-    Made by `equirelax.relax` or, for a copy of a relaxed model, by `equirelax.relaxation_of`.
-    It holds no state of its own: everything lives in the model.
+    Made by `equirelax.relax` or, for a copy of a relaxed model or a module around relaxed ones, by
+    `equirelax.relaxation_of`. The residuals and their strengths live in the model; the handle holds the history for
+    `plot` alone.
+
+    Args:
+        model: a module with residuals inside, whoever relaxed which part of it; wrappers of `torch.compile` and of
+            parallel training are looked through.
 
     Attributes:
-        model: the relaxed model.
-        residuals: key of the residual (path of its module, and ":slot" where a module has several)
-            -> `Residual`, in model order.
-        placement: what chose them.
+        model: the module through which one looks.
+        residuals: key of the residual (path of its module from `model`, and ":slot" where a module has several)
+            -> `Residual`, in model order. A module with several names counts once.
+        placements: path from `model` -> `Placement` of every module that was relaxed.
+
+    Raises:
+        RelaxationStateError: the model is not relaxed, or a residual inside belongs to a module around it.
     """
 
+    may_be_empty: ClassVar[bool] = False
+    """Whether a handle over no residuals makes sense."""
+
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        guard_hooks()
+        self.model = unwrapped(model)
+        self._found: dict[str, Found] = {}
         self.residuals: dict[str, Residual] = {}
-        for _, module in model.named_modules():
-            if isinstance(module, Residual):
-                self.residuals[module.site.key] = module
-        holders = [m for m in model.modules() if PLACEMENT in m.__dict__]
-        if not self.residuals or not holders:
+        self.placements: dict[str, Placement] = {}
+        self._look()
+        if not self.residuals and not self.may_be_empty:
             raise RelaxationStateError(
-                f"{type(model).__name__} is not relaxed: call equirelax.relax(model) first"
+                f"{type(self.model).__name__} is not relaxed: call equirelax.relax(model) first"
             )
-        self.root: nn.Module = holders[0]
-        self.placement: Placement = self.root.__dict__[PLACEMENT]
+
+    def _look(self) -> None:
+        self._found = {one.key: one for one in find(self.model)}
+        self.residuals = {key: one.residual for key, one in self._found.items()}
+        self.placements = roots(self.model)
 
     def __iter__(self) -> Iterator[tuple[str, Residual]]:
         return iter(self.residuals.items())
@@ -54,38 +73,105 @@ class Relaxation:
         return len(self.residuals)
 
     def __getitem__(self, key: str) -> Residual:
-        if key not in self.residuals:
+        return self._one(key).residual
+
+    def _one(self, key: str) -> Found:
+        if key not in self._found:
             raise PlacementError(
                 f"no residual {key!r}.{did_you_mean(key, list(self.residuals))} There are "
                 f"{', '.join(self.residuals)}"
             )
-        return self.residuals[key]
+        return self._found[key]
 
     def __repr__(self) -> str:
-        return f"Relaxation({len(self)} residuals on {type(self.root).__name__}: {', '.join(self.residuals)})"
+        names = [key or "(model)" for key in self.residuals]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return f"Relaxation({len(self)} residuals on {type(self.model).__name__}: {shown})"
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def path(self, key: str) -> str:
+        """The path from `model` of the module that a residual relaxes ("" is the model itself)."""
+        return self._one(key).path
+
+    def module(self, key: str) -> nn.Module:
+        """The module that a residual relaxes."""
+        return self._one(key).module
+
+    def found(self) -> tuple[Found, ...]:
+        """Every residual with its key, module and the relaxed part of the model that it belongs to."""
+        return tuple(self._found.values())
 
     def summary(self) -> Summary:
         """Every module of the model: relaxed, skipped or unknown, and why; and the memory that training takes."""
         memory = memory_of(self.strict_parameters().values(), self.residuals.values())
-        return Summary(rows(self.root, self.placement.survey(self.root)), memory)
+        return Summary(rows(self.model, self.found()), memory)
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[nn.Module]:
-        """Within it the residuals are off: the model computes what it would after
-        `project(model, mode="drop")`.
+        """Within it the model is the author's own, to the bit and at its speed: the residuals' hooks are off its modules.
+
+        It computes what it would after `project(model, mode="drop")`. Blocks may be nested and may overlap in several
+        threads; whoever trains the model meanwhile trains it without residuals, so give another thread a copy. A copy
+        that is made inside the block stays strict, until `relaxation_of(copy).enable()`.
         """
-        before = {key: residual.enabled for key, residual in self}
+        held = self._suspend()
         try:
-            self.enable(False)
             yield self.model
         finally:
-            for key, residual in self:
-                residual.enabled = before[key]
+            unpark(held)
+            for residual in self.residuals.values():
+                residual.suspended = max(residual.suspended - 1, 0)
+
+    def _suspend(self) -> list[nn.Module]:
+        for residual in self.residuals.values():
+            residual.suspended += 1
+        return park(self.model.modules())
 
     def enable(self, on: bool = True) -> None:
-        """Switch every residual on or off."""
+        """Switch every residual on or off; on also ends every `strict()` block."""
         for residual in self.residuals.values():
             residual.enabled = on
+            residual.suspended = 0 if on else residual.suspended
+        if on:
+            unpark(self.model.modules(), all_blocks=True)
+
+    def prune(self, threshold: float = 0.0) -> ProjectionReport:
+        """Remove the residuals whose strength is at most `threshold` in absolute value, such as those that ResilientACE
+        has driven to 0, and leave the others: for a network that is deployed relaxed.
+
+        Residuals of a stream stay as long as a later one of the stream does, for which they are a step. A method that was
+        made before refers to the residuals that are gone: to train on, make a new one.
+
+        Args:
+            threshold: largest |gamma| that is removed, at least 0.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            PlacementError: the threshold is below 0 or not a number.
+        """
+        if not threshold >= 0:
+            raise PlacementError(f"prune: threshold is {threshold}; expected a number of at least 0")
+        gone: dict[str, Found] = {}
+        staying: set[int] = set()  # streams of which a later residual stays
+        for key, one in reversed(self._found.items()):
+            residual = one.residual
+            small = abs(float(residual.gamma.detach())) <= threshold
+            stream = id(residual.shared) if residual.site.stream else None
+            if small and stream not in staying:
+                gone[key] = one
+            elif stream is not None:
+                staying.add(stream)
+        report = ProjectionReport(
+            "drop", tuple(record(key, one.residual) for key, one in self._found.items() if key in gone)
+        )
+        if gone:
+            detach(self.model, gone.values())
+            self._look()
+        return report
 
     def set_gamma(self, value: float) -> None:
         """Set every strength."""
@@ -97,7 +183,7 @@ class Relaxation:
         return torch.cat([residual.gamma.detach() for residual in self.residuals.values()])
 
     def residual_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the residuals' maps, strengths left out: `"<key>.<name>"` -> parameter."""
+        """Parameters of the residuals' maps, without the strengths: `"<key>.<name>"` -> parameter."""
         return {f"{key}.{name}": p for key, residual in self for name, p in residual.map.named_parameters()}
 
     def gamma_parameters(self) -> dict[str, nn.Parameter]:
@@ -105,12 +191,15 @@ class Relaxation:
         return {key: residual.gamma for key, residual in self if residual.is_learnt}
 
     def strict_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the author's own: path -> parameter, each once."""
-        return {
-            f"{path}.{name}" if path else name: parameter
-            for path, module in own_modules(self.model)
-            for name, parameter in module.named_parameters(recurse=False)
-        }
+        """The author's own parameters: path -> parameter, each once."""
+        seen: set[int] = set()
+        result: dict[str, nn.Parameter] = {}
+        for path, module in own_modules(self.model):
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    result[f"{path}.{name}" if path else name] = parameter
+        return result
 
     def parameter_groups(self, weight_decay: float | None = None) -> list[dict[str, Any]]:
         """Groups for an optimizer, each with its "name": strict, residual and gamma (which is never decayed).
@@ -128,14 +217,19 @@ class Relaxation:
         return groups
 
     def _prefixes(self) -> tuple[str, ...]:
-        return tuple(f"{path}." for path, module in self.root.named_modules() if isinstance(module, Residual))
+        """Of the keys of residuals in a state dict, which has those of a module with several names under all of them."""
+        return tuple(
+            f"{path}."
+            for path, module in self.model.named_modules(remove_duplicate=False)
+            if isinstance(module, Residual)
+        )
 
     def strict_state_dict(self) -> dict[str, Any]:
         """The state dict that the author's unrelaxed model would have:
         its keys, no others. Tensors are not copied.
         """
         prefixes = self._prefixes()
-        return {k: v for k, v in self.root.state_dict().items() if not k.startswith(prefixes)}
+        return {k: v for k, v in self.model.state_dict().items() if not k.startswith(prefixes)}
 
     def load_strict(self, state: Mapping[str, Any]) -> None:
         """Load a state dict of the author's unrelaxed model,
@@ -144,29 +238,42 @@ class Relaxation:
         Raises:
             CheckpointError: for missing or unexpected keys.
         """
-        derived = derived_keys(self.root)
+        derived = derived_keys(self.model)
         own = {key: value for key, value in self.strict_state_dict().items() if key not in derived}
         state = {key: value for key, value in state.items() if key not in derived}
         missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or unexpected:
             raise CheckpointError(
-                f"the state dict does not fit {type(self.root).__name__}: missing {missing[:5]}, unexpected "
+                f"the state dict does not fit {type(self.model).__name__}: missing {missing[:5]}, unexpected "
                 f"{unexpected[:5]}{did_you_mean(unexpected[0], list(own)) if unexpected else ''}"
             )
         try:
-            self.root.load_state_dict(dict(state), strict=False)
+            self.model.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
             raise CheckpointError(
-                f"the state dict does not fit {type(self.root).__name__}: {error}"
+                f"the state dict does not fit {type(self.model).__name__}: {error}"
             ) from error
-        refresh(self.root)
+        refresh(self.model)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers of `torch.compile` and of parallel training."""
+    dynamo = sys.modules.get("torch._dynamo")  # without it nothing is compiled; importing it takes seconds
+    compiled = () if dynamo is None else (dynamo.eval_frame.OptimizedModule,)
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif isinstance(model, compiled):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def derived_keys(model: nn.Module) -> set[str]:
     """Keys of buffers that layers compute from their parameters, and that come and go with the training mode."""
     return {
         f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
+        for path, module in model.named_modules(remove_duplicate=False)
         for family in families().values()
         if family.matches(module)
         for name in family.derived(module)

@@ -14,12 +14,23 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
+from equirelax.relaxation.hooks import HookOwner
 from equirelax.relaxation.maps import LinearMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
 
 
-class Residual(nn.Module):
+class Shared(HookOwner):
+    """What several residuals of a model share, such as an input that is captured for all of them.
+
+    Attributes:
+        members: those residuals, in the model's order.
+    """
+
+    members: list[Any]
+
+
+class Residual(nn.Module, HookOwner):
     """`gamma * map(x)`, added to a module's output.
 
     Args:
@@ -31,6 +42,7 @@ class Residual(nn.Module):
         gamma: strength, a parameter of shape (1,). A schedule or a rule sets it (`requires_grad` is False and
             `grad` is None) until `learn_gamma` (ACE) hands it to the optimizer.
         enabled: False switches the residual off; the module's output is then untouched.
+        suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
@@ -41,10 +53,21 @@ class Residual(nn.Module):
         self.map = map
         self.gamma = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.enabled = True
+        self.suspended = 0
         self.keep_inputs = False
         self._kept: list[Columns] = []
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
+
+    @property
+    def active(self) -> bool:
+        """Whether it adds to its module's output."""
+        return self.enabled and not self.suspended
+
+    @property
+    def shared(self) -> Shared | None:
+        """What it shares with other residuals, hooks of its own and all; None for a residual that stands alone."""
+        return None
 
     @property
     def in_rep(self) -> Representation:
@@ -97,7 +120,7 @@ class Residual(nn.Module):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the relaxed module."""
-        if not self.enabled:
+        if not self.active:
             return None
         x = self.take(module, args, kwargs)
         return self.add(module, output, self(x))

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from equirelax.errors import RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.maps import in_backward
-from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.residual import Residual, Shared
 from equirelax.relaxation.site import Site
 from equirelax.relaxation.stream_maps import Affine, Moments, StreamMap, moments
 
 
-class Stream:
+class Stream(Shared):
     """Where a stream is: hooks of the module whose call it starts from, and of the relaxed model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Stream:
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the module whose call is read: start anew."""
         self._forget()
-        if not any(member.enabled for member in self.members):
+        if not any(member.active for member in self.members):
             return
         head = self.members[0]
         x = dense(head.site.reader(args, kwargs))
@@ -123,13 +123,18 @@ class StreamResidual(Residual):
         self.paths: list[tuple[StreamResidual, ...]] = []
         self._kept_paths: list[tuple[StreamResidual, ...]] = []
 
+    @property
+    def shared(self) -> Stream:
+        """The stream."""
+        return self.stream
+
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the block: the stream advances, and is added if this residual is enabled."""
+        """Forward hook of the block: the stream advances, and is added if this residual is active."""
         source = self.stream.source
-        if not self.enabled and source is None:
+        if not self.active and source is None:
             return None
         value = self.stream.advance(self)
-        if not self.enabled or source is None:
+        if not self.active or source is None:
             return None
         if self._keeps() and self.stream.detached is not None:
             self._kept.append(self.stream.detached)

@@ -145,7 +145,7 @@ class LayerFamilyConformance(ABC):
         relaxation, residual, built = self.relaxed()
         self.randomise(relaxation, 0.0)
         args, kwargs = self.call_of_layer(relaxation, built)
-        module = relaxation.root.get_submodule(built[1])
+        module = relaxation.module(built[1])
         with torch.no_grad():
             plain = module(*args, **kwargs)
             residual.set_gamma(0.7)
@@ -259,7 +259,7 @@ class LayerFamilyConformance(ABC):
 
     def test_fold_is_the_orthogonal_projection_onto_the_layers_span(self) -> None:
         relaxation, residual, built, basis = self._fold_case()
-        module = relaxation.root.get_submodule(built[1])
+        module = relaxation.module(built[1])
         family = get_family(residual.site.family, built[1])
         weight = self.random_weight(residual)
         folded = family.fold(module, residual.site, weight, None).weight
@@ -305,7 +305,7 @@ class LayerFamilyConformance(ABC):
         relaxation, residual, built = self.relaxed()
         if not self.foldable:
             skip("this family does not fold")
-        module = relaxation.root.get_submodule(built[1])
+        module = relaxation.module(built[1])
         basis = brute_force_span(module, residual, *self.call_of_layer(relaxation, built))
         check(len(basis) > 0, "the layer expresses nothing")
         return relaxation, residual, built, basis

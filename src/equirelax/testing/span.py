@@ -14,7 +14,7 @@ from equirelax.relaxation.columns import dense
 
 def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which the residual's module is called while ``run()`` runs."""
-    module = relaxation.root.get_submodule(relaxation[key].site.path)
+    module = relaxation.module(key)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     handle = module.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True

@@ -14,7 +14,6 @@ from equirelax.files import did_you_mean
 from equirelax.relaxation.maps import ResidualKind
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site
-from equirelax.relaxation.summary import RELAXED, SKIPPED, UNKNOWN, Row
 
 
 @dataclass(frozen=True)
@@ -103,59 +102,3 @@ def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[st
             )
         result.update(hits)
     return result
-
-
-def _parameters(placed: Placed) -> int:
-    """That a residual has, its gamma left out."""
-    site = placed.site
-    if site.convolution is None:
-        return placed.kind.count_between(site.in_rep, site.out_rep)
-    return placed.kind.count(site.convolution.pixels * site.in_rep.dim, site.out_rep.dim)
-
-
-def rows(model: nn.Module, survey: Survey) -> tuple[Row, ...]:
-    """One row for every module of the model, one more for every further residual of a module."""
-    by_path: dict[str, list[Placed]] = {}
-    for placed in survey.placed:
-        by_path.setdefault(placed.site.path, []).append(placed)
-    result: list[Row] = []
-    relaxed_above: list[str] = []
-    for path, module in own_modules(model):
-        kind = type(module).__name__
-        for placed in by_path.get(path, ()):
-            site = placed.site
-            shape = (site.out_rep.dim, site.in_rep.dim)
-            why = f"layer family {site.family}" if site.family else "block of the placement"
-            if site.adds_to is not None:
-                why = f"added to the input of {site.adds_to}"
-            if site.stream:
-                why = f"step of the stream {site.stream!r}, from an input of {site.source or 'the model'}"
-            if site.convolution is not None:
-                size = " x ".join(map(str, site.convolution.kernel_size))
-                why += f", kernels of {size}; penalty: {site.convolution.symmetry.measures}"
-            result.append(
-                Row(
-                    site.key,
-                    kind,
-                    RELAXED,
-                    why,
-                    shape,
-                    _parameters(placed),
-                    site.relaxes,
-                )
-            )
-        if path in by_path:
-            relaxed_above.append(f"{path}." if path else "")
-            continue
-        if path in survey.left:
-            status, reason = survey.left[path]
-        elif inside := [above for above in relaxed_above if path.startswith(above)]:
-            status, reason = SKIPPED, f"inside {inside[-1].rstrip('.') or 'the model'}, which is relaxed"
-        elif any(True for _ in module.parameters(recurse=False)):
-            status, reason = UNKNOWN, "has parameters, but no layer family knows it and nothing declares it"
-        elif any(True for _ in module.children()):
-            status, reason = SKIPPED, "container: its children have rows of their own"
-        else:
-            status, reason = SKIPPED, "has no parameters"
-        result.append(Row(path, kind, status, reason))
-    return tuple(result)

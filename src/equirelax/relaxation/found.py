@@ -1,0 +1,112 @@
+"""Which residuals a module holds, which of its submodules they relax, and which placements put them there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from equirelax.errors import RelaxationStateError
+from equirelax.relaxation.hooks import owners
+from equirelax.relaxation.placements.placement import Placement
+from equirelax.relaxation.residual import Residual
+
+PLACEMENT = "_equirelax_placement"
+"""Attribute of a module that was relaxed: the placement that chose its residuals."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One residual, as seen from the module through which one looks.
+
+    Args:
+        key: path of the relaxed module from there, and ":slot" where it has several residuals.
+        path: of the relaxed module from there, "" for the module itself.
+        module: the relaxed module.
+        residual: of it.
+        root: path of the module that was given to `relax`; None where that lies outside.
+    """
+
+    key: str
+    path: str
+    module: nn.Module
+    residual: Residual
+    root: str | None
+
+
+def join(path: str, inner: str) -> str:
+    """The path of `inner` as seen from above `path`; either may be ""."""
+    return f"{path}.{inner}" if path and inner else path or inner
+
+
+def roots(model: nn.Module) -> dict[str, Placement]:
+    """Path -> placement of the modules inside that were relaxed (given to `relax`), outer ones first."""
+    return {
+        path: module.__dict__[PLACEMENT]
+        for path, module in model.named_modules()
+        if PLACEMENT in module.__dict__ and any(isinstance(inside, Residual) for inside in module.modules())
+    }
+
+
+def find(model: nn.Module) -> list[Found]:
+    """Every residual inside a model once, in the model's order, whoever relaxed which part of it.
+
+    Raises:
+        RelaxationStateError: a residual inside belongs to a module outside, such as an `nn.Sequential` around this one.
+    """
+    residuals = [(path, module) for path, module in model.named_modules() if isinstance(module, Residual)]
+    if not residuals:
+        return []
+    owner = _roots_of(model)
+    hooked = _hooked(model)
+    found = []
+    for place, residual in residuals:
+        site, root = residual.site, owner.get(residual)
+        path = None if root is None else _below(model, root, site.path)
+        if path is None:
+            root, path = None, _from_inside(site.path, hooked.get(residual, []))
+        if path is None:
+            raise RelaxationStateError(
+                f"{type(model).__name__} holds a residual at {place} that belongs to a module around it ({site.path!r} in "
+                f"the model that was relaxed): look through that one, or through the whole model"
+            )
+        key = f"{path}:{site.slot}" if site.slot else path
+        found.append(Found(key, path, model.get_submodule(path), residual, root))
+    return found
+
+
+def _roots_of(model: nn.Module) -> dict[Residual, str]:
+    """The innermost relaxed module around every residual: a module that holds residuals is not relaxed again."""
+    inside = {
+        path: {module for module in model.get_submodule(path).modules() if isinstance(module, Residual)}
+        for path in roots(model)
+    }
+    result: dict[Residual, str] = {}
+    for path in sorted(inside, key=lambda path: len(inside[path]), reverse=True):
+        result.update(dict.fromkeys(inside[path], path))
+    return result
+
+
+def _below(model: nn.Module, root: str, path: str) -> str | None:
+    """The path from the model of what lies at `path` in a relaxed module; None where that was rebuilt since."""
+    try:
+        model.get_submodule(join(root, path))
+    except AttributeError:
+        return None
+    return join(root, path)
+
+
+def _hooked(model: nn.Module) -> dict[Residual, list[str]]:
+    """Paths, under all their names, of the modules on which every residual has a hook."""
+    result: dict[Residual, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for owner in owners(module):
+            if isinstance(owner, Residual):
+                result.setdefault(owner, []).append(path)
+    return result
+
+
+def _from_inside(path: str, hooked: list[str]) -> str | None:
+    """The relaxed module among those that have the hooks, where the module to which its site's path leads is outside."""
+    same = [own for own in hooked if own in ("", path) or path.endswith(f".{own}")]
+    return next(iter(same or hooked), None)
