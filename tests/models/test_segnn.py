@@ -13,6 +13,7 @@ import torch
 from e3nn import o3
 from model_inputs import batch_graphs, bodies, full_graph, irregular_graph, random_orthogonal
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from equirelax.errors import RepresentationError
 from equirelax.models import SEGNN
@@ -229,6 +230,55 @@ def test_forward_mode_in_evaluation(generator: torch.Generator) -> None:
         2 * h
     )
     torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_func_sees_through_every_mode(training: bool, generator: torch.Generator) -> None:
+    """Also where gradients are off or the model trains: then the hand-written derivatives would stand in the way."""
+    (x, v, q, edge_index), _ = example(generator)
+    model = SEGNN(hidden=8, layers=2).train(training)
+    directions = torch.randn(2, *x.shape)
+
+    def call(x: Tensor) -> Tensor:
+        return model(x, v, q, edge_index)
+
+    expected = torch.stack([torch.autograd.functional.jvp(call, x, d)[1] for d in directions])
+    with torch.no_grad():
+        found = torch.stack([torch.func.jvp(call, (x,), (d,))[1] for d in directions])
+        rows = torch.func.vmap(call)(torch.stack([x, x + directions[0]]))
+        torch.testing.assert_close(rows, torch.stack([call(x), call(x + directions[0])]))
+    torch.testing.assert_close(found, expected)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(call(leaf).sum(), leaf)
+    per_sample = torch.func.vmap(torch.func.grad(lambda x: call(x).sum()))(x[None])
+    torch.testing.assert_close(per_sample[0], slope)
+    with forward_ad.dual_level():
+        _, tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(x, directions[0])))
+    torch.testing.assert_close(tangent, expected[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated
+def test_traced_without_gradients(generator: torch.Generator) -> None:
+    inputs, _ = example(generator)
+    model = SEGNN(hidden=8, layers=1).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, inputs)
+        torch.testing.assert_close(traced(*inputs), model(*inputs))
+    assert "PythonOp" not in str(traced.inlined_graph)
+
+
+def test_evaluation_without_gradients_is_as_fast_as_inference_mode(generator: torch.Generator) -> None:
+    """By the number of operations; they were twice as many and took twice as long."""
+    inputs, _ = example(generator)
+    model = SEGNN(hidden=8, layers=2).eval()
+    counts = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model(*inputs)
+        counts.append(
+            sum(e.count for e in profile.key_averages() if e.key in ("aten::cat", "aten::mul", "aten::mm"))
+        )
+    assert counts[0] == counts[1]
 
 
 def test_inference_mode_before_training(generator: torch.Generator) -> None:

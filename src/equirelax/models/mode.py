@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 def by_hand(module: nn.Module, x: Tensor) -> bool:
-    """Whether to take hand-written derivatives: in training, and in inference mode, where none is asked for.
+    """Whether to take hand-written derivatives: in training, and wherever no gradients are recorded.
 
-    Evaluation, autocast and compilation use ordinary operations, which `torch.func`, forward mode and the compiler
-    see through.
+    Evaluation with gradients, autocast, compilation, tracing, `torch.func` and forward mode use ordinary operations,
+    which they see through.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or torch.jit.is_tracing():
         return False
-    return torch.is_inference_mode_enabled() or (module.training and torch.is_grad_enabled())
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return module.training or not torch.is_grad_enabled()
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -78,6 +78,18 @@ def identity(x: Columns) -> tuple[Any, ...]:
     return (x.data_ptr(), x.dtype, x.device, tuple(x.shape), x.stride())
 
 
+def row_product(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W^T + b` for rows (..., dim), in the layout of x: what it is added to has that layout where the layer keeps it.
+
+    Networks that compute on transposed features (dim, rows) pass on rows of strides (1, rows). `linear` would answer with
+    contiguous rows, and adding these to the layer's output and their gradients to each other goes across both layouts.
+    """
+    if x.dim() != 2 or x.shape[0] < 2 or x.stride() != (1, x.shape[0]):
+        return torch.nn.functional.linear(x, weight, bias)
+    columns = weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())
+    return columns.t()
+
+
 def column_product(weight: Tensor, x: Columns) -> Tensor:
     """`W x` for columns: (out, dim), (..., dim, points) -> (..., out, points), contiguous, with no transpose."""
     if isinstance(x, SharedColumns):

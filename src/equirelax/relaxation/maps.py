@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.columns import Columns, column_product, dense
+from equirelax.relaxation.columns import Columns, column_product, dense, row_product
 from equirelax.relaxation.conv_maps import ConvMap, EquivariantConvMap, LowRankConvMap
 from equirelax.relaxation.kernels import Convolution
 from equirelax.relaxation.linear_map import LinearMap
@@ -67,7 +67,7 @@ class DenseMap(LinearMap):
             weight = scale * weight
             bias = None if bias is None else scale * bias
         if self.feature_axis == -1:
-            return nn.functional.linear(dense(x), weight, bias)
+            return row_product(weight, dense(x), bias)
         y = column_product(weight, x)
         return y if bias is None else y + bias[:, None]
 
@@ -115,7 +115,7 @@ class LowRankMap(LinearMap):
         """`scale * U (V x)`; the scale goes into U."""
         up = self.up if scale is None else scale * self.up
         if self.feature_axis == -1:
-            return nn.functional.linear(nn.functional.linear(dense(x), self.down), up)
+            return row_product(up, row_product(self.down, dense(x)))
         return column_product(up, column_product(self.down, x))
 
 
