@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.layers.matrices import Matrices, without_vectors
+from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of
 from equirelax.symmetry import from_irreps
 
@@ -69,18 +70,16 @@ def product_of(module: nn.Module) -> nn.Module | None:
     if hasattr(module, "instructions"):
         return module if is_product(module) else None
     wrapped: Any = module  # known by its attributes, of no class in particular
-    inner = [(path, m) for path, m in module.named_modules() if m is not module and is_product(m)]
+    residuals = {m for child in module.modules() if isinstance(child, Residual) for m in child.modules()}
+    parts = [m for m in module.modules() if m is not module and m not in residuals]
+    inner: list[Any] = [m for m in parts if is_product(m)]
     if len(inner) != 1 or not _takes_two_tensors(module):
         return None
-    path, product = inner[0]
-    parts = [
-        m for where, m in module.named_modules() if m is not module and not f"{where}.".startswith(f"{path}.")
-    ]
-    around = {m for m in parts if product in set(m.modules())}  # containers on the way to the product
+    product = inner[0]
+    within = set(product.modules())
+    harmless = (nn.ParameterList, nn.ParameterDict, nn.Identity)
     others = [
-        m
-        for m in parts
-        if m not in around and not isinstance(m, (nn.ParameterList, nn.ParameterDict, nn.Identity))
+        m for m in parts if m not in within and product not in m.modules() and not isinstance(m, harmless)
     ]
     same = wrapped.irreps_in1 == product.irreps_in1 and wrapped.irreps_out == product.irreps_out
     return product if same and not others else None

@@ -199,9 +199,37 @@ class Layers(Placement):
                     Placed(dataclasses.replace(site, constants=known or site.constants), self.residual)
                 )
                 taken.append(inside)
+        self._check_exclusions(modules, [each.site.path for each in placed], left)
         if not placed:
             raise PlacementError(_nothing(model, left, included))
         return Survey(tuple(placed), left)
+
+    def _check_exclusions(
+        self, modules: list[tuple[str, nn.Module]], placed: list[str], left: dict[str, tuple[str, str]]
+    ) -> None:
+        """What is to be left out must not be relaxed all the same, as a part of something else or by its parts.
+
+        Raises:
+            PlacementError: an exclusion names modules around relaxed layers, or inside of one, and nothing else.
+        """
+        known = dict(modules)
+        for target in self.exclude:
+            hits = declared_paths(modules, target, "exclude")
+            if hits & set(left):
+                continue
+            for hit in sorted(hits):
+                inner = next((path for path in placed if path.startswith(f"{hit}.")), None)
+                outer = next((path for path in placed if hit.startswith(f"{path}.") or not path), None)
+                if inner is not None:
+                    raise PlacementError(
+                        f"exclude: {hit} ({type(known[hit]).__name__}) is no layer that is relaxed, but {inner} inside it is; to "
+                        f"leave out all that it holds, exclude {f'{hit}.*'!r}"
+                    )
+                if outer is not None and family_site(hit, known[hit]) is not None:
+                    raise PlacementError(
+                        f"exclude: {hit} ({type(known[hit]).__name__}) lies inside {outer or 'the model'}, which is relaxed as "
+                        f"one layer; exclude {outer!r} instead"
+                    )
 
 
 def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
