@@ -10,11 +10,12 @@ TORCH  ?= torch==2.13.0
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 DEMO   ?= runs/demo
 SHARES ?= 8
+COMMITS := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 # escnn wants numpy < 2, so it has an environment of its own.
 ESCNN_VENV  := .venv-escnn
 ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-all test-share test-escnn faults docs lint perf install clean
+.PHONY: demo test test-times test-share test-all list-slow test-escnn faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -31,15 +32,24 @@ demo: $(STAMP)
 	$(BIN)/equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 2 --jobs $(JOBS) --out $(DEMO) \
 	  --epochs 120 --dataset.train 1000 --dataset.val 500 --dataset.test 1000
 
+# Every test that is not slow, on all cores; `make test BUDGET=500` fails where that costs more CPU seconds, at 55 GFLOP/s a core.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python tests/run_tiers.py fast $(if $(BUDGET),--budget $(BUDGET))
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest -q
+# The same, and what each test costs, dearest first, in runs/test-times.
+test-times: $(STAMP)
+	$(BIN)/python tests/run_tiers.py fast --times runs/test-times
 
 # One in SHARES of the slow tests, another with every commit.
 test-share: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow --slow-share $$(git rev-list --count HEAD 2>/dev/null || echo 0)/$(SHARES)
+	$(BIN)/python tests/run_tiers.py share $(COMMITS)/$(SHARES)
+
+test-all: $(STAMP)
+	$(BIN)/python tests/run_tiers.py all
+
+# The tests that `make test` leaves out.
+list-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow --collect-only
 
 $(ESCNN_STAMP): requirements-escnn.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }

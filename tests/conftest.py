@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
 from slow_share import share
 
-torch.set_num_threads(1)
+pytest_plugins = ["cpu_times"]
+torch.set_num_threads(1)  # in every worker of pytest-xdist too: there are as many of them as cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,3 +69,19 @@ def tiny_config() -> Callable[..., Any]:
         return defaults("nbody", model, method).updated({**TINY, "network": network, **changes})
 
     return config
+
+
+@pytest.fixture
+def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands start as processes, which would import everything first, is done in this one; a real one ends likewise."""
+    from equirelax.cli import main
+    from equirelax.training import jobs
+
+    def obeyed(words: list[str], *, stdout: IO[bytes], **_: Any) -> subprocess.Popen[bytes]:
+        threads = torch.get_num_threads()
+        with open(stdout.name, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            code = main(words[words.index("equirelax.cli") + 1 :])
+        torch.set_num_threads(threads)
+        return subprocess.Popen(["sh", "-c", f"exit {code}"])
+
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=obeyed, STDOUT=subprocess.STDOUT))

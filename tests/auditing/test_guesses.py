@@ -97,7 +97,7 @@ def test_the_cheapest_sequence_against_all_of_them() -> None:
     assert _cheapest(atoms, [[], [], []], 0, 1.0) == []
 
 
-@pytest.mark.parametrize("std", [0.05, 0.2])
+@pytest.mark.parametrize("std", [0.05, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_a_relaxed_network_that_lost_its_symmetry(std: float) -> None:
     """Vector neurons on three clouds: vectors are guessed on their axes, none on the batch."""
     model = VNPointNet(classes=5, width=0.25, neighbours=4).double().eval()

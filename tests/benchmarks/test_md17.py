@@ -25,6 +25,8 @@ from equirelax.training.evaluation import evaluate_all, totals
 pytest.importorskip("ase")
 pytest.importorskip("e3nn")
 MODELS = ("equiformer", "se3-transformer", "plain")
+QUICK = ("ace", "equivariant-control")
+"""Methods that `make test` tries here; all of them are tried on other benchmarks."""
 METHODS = ("scheduled", "ace", "resilient", "remul", "rpp", "equivariant-control")
 DATA = {"molecule": "ethanol", "train": 6, "val": 3, "test": 4}
 
@@ -129,7 +131,9 @@ def test_moved_frames_have_the_loss_of_the_frames_where_the_network_is_strict(ro
     assert after == pytest.approx(before, rel=1e-4)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", ["equiformer", "plain", pytest.param("se3-transformer", marks=pytest.mark.slow)]
+)
 def test_an_audit_of_energies_and_forces(model: str, root: Path) -> None:
     task = build_task(config(model=model), root)
     case = task.audit_case()
@@ -162,7 +166,10 @@ def moves_right(assembly: Assembly) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [*QUICK, *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method not in QUICK)],
+)
 def test_methods_take_a_step_and_project_to_an_equivariant_network(method: str, root: Path) -> None:
     assembly = assemble(config(method), root, steps_per_epoch=2)
     if assembly.relaxation is not None:
@@ -263,6 +270,7 @@ def test_the_command_compares_methods(tmp_path: Path, root: Path, capsys: pytest
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_a_network_learns_real_frames() -> None:
     if not (data_root() / "md17" / "rmd17_ethanol_train.xyz").exists():
         pytest.skip("rmd17_ethanol_train.xyz is not below the data root")

@@ -25,6 +25,7 @@ from equirelax.training.run import train
 QUIET = Machine(progress=False, tensorboard=False)
 TRAIN, TEST, POINTS = 10, 3, 40
 DATASET: dict[str, Any] = {"points": 24}
+FEW = {**DATASET, "per_class": 2, "test_per_class": 1}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def test_the_audit_is_relative_to_what_tells_objects_apart(root: Path, model: st
 def test_the_command_audits_as_the_run_did(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = config("ace", model="vn-dgcnn", epochs=1)
+    settings = config("ace", model="vn-dgcnn", epochs=1, dataset=FEW)
     result = train(settings, tmp_path, root, machine=QUIET)
     assert result is not None
     words = ["audit", str(tmp_path), "--data", str(root), "-o", str(tmp_path / "audit.json")]
@@ -266,11 +267,13 @@ def test_shares_that_are_none_are_named(root: Path, changes: dict[str, Any], key
 def test_an_interrupted_run_goes_on_bit_for_bit(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_goes_on_bit_for_bit(config("ace", model="vn-dgcnn", epochs=3), tmp_path, root, monkeypatch)
+    assert_goes_on_bit_for_bit(
+        config("ace", model="vn-dgcnn", epochs=2, dataset=FEW), tmp_path, root, monkeypatch
+    )
 
 
 def test_a_run_from_data_to_result(root: Path, tmp_path: Path) -> None:
-    settings = config("scheduled", model="vn-dgcnn", dataset={**DATASET, "conditions": "dropout"})
+    settings = config("scheduled", model="vn-dgcnn", dataset={**FEW, "conditions": "dropout"})
     train(settings, tmp_path, root, machine=QUIET)
     result = json.loads((tmp_path / "result.json").read_text())
     for split in ("val", "test"):

@@ -58,7 +58,12 @@ def _data(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
     ("method", "words", "form"),
     [
         ("strict", [], "e2cnn, strict, seed 0"),
-        ("ace", ["--split", "domain", "--window", "5"], "e2cnn, ace (projected), seed 0"),
+        pytest.param(
+            "ace",
+            ["--split", "domain", "--window", "5"],
+            "e2cnn, ace (projected), seed 0",
+            marks=pytest.mark.slow,
+        ),
         ("resilient", ["--window", "7"], "e2cnn, resilient (relaxed), seed 0"),
     ],
 )

@@ -38,7 +38,7 @@ def _tiny_data(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.usefixtures("_tiny_data")
+@pytest.mark.usefixtures("_tiny_data", "runs_here")
 def test_several_models_in_one_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "compare",
@@ -77,7 +77,7 @@ def test_models_that_do_not_go_with_the_methods(capsys: pytest.CaptureFixture[st
     assert "not among --models" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_tiny_data")
+@pytest.mark.usefixtures("_tiny_data", "runs_here")
 def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "comparison"
     words = [
@@ -134,6 +134,8 @@ def wait_for_rows(table: Path, count: int, process: subprocess.Popen[str]) -> No
     raise TimeoutError(f"no {count} rows in {table}")
 
 
+@pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.usefixtures("_tiny_data")
 def test_ctrl_c_leaves_a_run_that_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def words(folder: str) -> list[str]:
@@ -170,6 +172,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.usefixtures("_tiny_data")
 def test_ctrl_c_stops_a_comparison_which_then_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "comparison"
@@ -214,6 +217,7 @@ def test_a_failed_run_is_reported_and_the_others_count(
 
 @pytest.mark.slow
 @pytest.mark.ddp
+@pytest.mark.serial
 @pytest.mark.usefixtures("_tiny_data")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     words = ["train", "nbody", "--method", "ace", *SMALL, "--epochs", "3"]

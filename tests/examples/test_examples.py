@@ -35,8 +35,13 @@ CASES = {
     "egnn_rmd17": ("egnn_pytorch", "E(3)", "layers.0.1"),
 }
 
+QUICK = ("egnn_rmd17",)
 
-@pytest.fixture(scope="module", params=CASES)
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES],
+)
 def ran(request: pytest.FixtureRequest) -> tuple[str, Result, str]:
     """One example, run for four steps: its name, what it returned and what it printed."""
     printed = io.StringIO()

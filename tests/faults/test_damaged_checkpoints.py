@@ -21,7 +21,7 @@ from equirelax.training.folder import BEST, LAST
 from equirelax.training.machine import Machine
 from equirelax.training.run import train
 
-QUICK, MANY = 200, 3_000
+QUICK, MANY = 50, 3_000
 """Bits flipped by `make test` in every kind of file, and by the slow tests."""
 BIT, CUT, BURST = "bit flipped in a checkpoint", "checkpoint cut short", "bytes of a checkpoint overwritten"
 

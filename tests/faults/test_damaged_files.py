@@ -24,7 +24,7 @@ from equirelax.training.folder import CONFIG, METRICS, RESULT, changed_settings,
 from equirelax.training.machine import Machine
 from equirelax.training.run import train
 
-QUICK, MANY = 16, 400
+QUICK, MANY = 8, 400
 BIT, CUT, BURST = "bit flipped in a data file", "data file cut short", "bytes of a data file overwritten"
 CASES = [(name, file) for name, sample in SAMPLES.items() for file in sample.files]
 

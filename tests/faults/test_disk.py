@@ -19,7 +19,7 @@ from equirelax.files import write_text
 from equirelax.relaxation import read
 from equirelax.training.folder import BEST, LAST, RESULT, read_result, read_table
 
-pytestmark = pytest.mark.timeout(3 * PATIENCE)
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 
 LIMIT, FULL, FORBIDDEN = "limit on file sizes", "full disk", "read-only folder"
 EPOCHS = 6

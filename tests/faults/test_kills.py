@@ -18,7 +18,7 @@ from real_runs import EPOCHS, PATIENCE, differences, epochs_done, leftovers, sta
 from equirelax.cli import main
 from equirelax.training.folder import BEST, CONFIG, LAST, METRICS, RESULT
 
-pytestmark = pytest.mark.timeout(3 * PATIENCE)
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 
 KILL, WRITE, MAKE = "kill -9 during a run", "kill -9 inside a write", "kill -9 while data is made"
 MOMENTS = ["writing", "epoch", "start", "conclusion", "epoch"] * 4
@@ -55,7 +55,7 @@ def kill(
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 2 else []) for n in range(len(MOMENTS))]
+    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 1 else []) for n in range(len(MOMENTS))]
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(
     number: int,

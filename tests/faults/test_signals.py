@@ -21,7 +21,7 @@ from real_runs import (
     words,
 )
 
-pytestmark = pytest.mark.timeout(3 * PATIENCE)
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 EPOCHS = 8

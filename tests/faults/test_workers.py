@@ -18,7 +18,7 @@ from equirelax.study.state import read_journal
 from equirelax.training.jobs import Queue
 from equirelax.training.lock import LOCK, Owner, holder, locked
 
-pytestmark = pytest.mark.timeout(3 * PATIENCE)
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 
 
 def study(root: Path, tmp_path: Path) -> list[str]:
@@ -99,6 +99,7 @@ def test_who_holds_a_folder(tmp_path: Path) -> None:
     assert holder(tmp_path) is None, "its process is dead"
 
 
+@pytest.mark.slow
 def test_two_processes_want_one_folder(
     forked: Forks, tiny_root: Path, tmp_path: Path, ledger: Ledger
 ) -> None:

@@ -17,8 +17,15 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.ddp
+@pytest.mark.serial
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["scheduled", "ace", "resilient", "remul"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ace",
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ("scheduled", "resilient", "remul")),
+    ],
+)
 def test_two_processes_are_one(method, tmp_path):
     output = tmp_path / "state.pt"
     command = [

@@ -80,7 +80,7 @@ def same(a, b, rtol):
         torch.testing.assert_close(x, y, rtol=rtol, atol=1e-13, msg=key)
 
 
-@pytest.mark.parametrize("method", ["scheduled", "ace"])
+@pytest.mark.parametrize("method", [pytest.param("scheduled", marks=pytest.mark.slow), "ace"])
 def test_compiled_training_is_eager_training(method):
     torch.compiler.reset()
     eager, compiled = setup(method), setup(method)

@@ -128,14 +128,12 @@ def test_more_parts_than_samples_are_refused(tiny_root: Path, tiny_config: Confi
         trained(tiny_config("strict"), tmp_path / "run", tiny_root, accumulate=21)
 
 
-DEVICES = [
-    pytest.param(method, size, marks=() if (method, size) == ("resilient", 19) else pytest.mark.slow)
-    for method in RESIDUALS
-    for size in (20, 19)
-]
+DEVICES = [(method, size) for method in RESIDUALS for size in (20, 19)]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
+@pytest.mark.serial
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("method", "batch_size"), DEVICES)
 def test_two_processes(
@@ -150,6 +148,7 @@ def test_two_processes(
 
 @pytest.mark.slow
 @pytest.mark.ddp
+@pytest.mark.serial
 @pytest.mark.timeout(900)
 def test_two_processes_with_batches_in_parts(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config("scheduled", **SHORT)

@@ -71,11 +71,11 @@ def test_it_is_the_mean_over_the_group() -> None:
 def test_the_error_falls_like_the_root_of_the_number_of_elements() -> None:
     space, network, x = vector(SO(3)), perceptron(3, 3), rows(5, 3)
     errors = []
-    for count in (4, 64, 1024):
+    for count in (4, 32, 256):
         tuned = EquiTuned(network, space, space, samples=count)
         errors.append(label_free(tuned, [x], space, space, samples=8).e_prime)
-    assert 2 < errors[0] / errors[1] < 8
-    assert 2 < errors[1] / errors[2] < 8
+    assert 1.4 < errors[0] / errors[1] < 5.7
+    assert 1.4 < errors[1] / errors[2] < 5.7
 
 
 def test_one_element_too_few_is_not_exact() -> None:

@@ -20,13 +20,15 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_ace_solves_a_strongly_convex_problem(form: str, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [("sgd", 700), pytest.param("adam", 1500, marks=pytest.mark.slow)]
+)
+def test_ace_solves_a_strongly_convex_problem(form: str, optimizer: str, steps: int) -> None:
     relaxation = chain(2)
     problem = Quadratic(2)
     dual_lr = 0.1 if optimizer == "sgd" else 0.02
     method = er.ACE(relaxation, dual_lr=dual_lr, dual_optimizer=optimizer, dual_eps=0.1, **FORMS[form])
-    descend(relaxation, method, problem, [problem.theta], lr=0.2, steps=1500)
+    descend(relaxation, method, problem, [problem.theta], lr=0.2, steps=steps)
     theta, multipliers = problem.equality_solution()
     torch.testing.assert_close(problem.theta.detach(), theta, rtol=0, atol=1e-6)
     torch.testing.assert_close(
@@ -36,12 +38,12 @@ def test_ace_solves_a_strongly_convex_problem(form: str, optimizer: str) -> None
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rho", [1.0, 0.3])
-def test_resilient_solves_a_strongly_convex_problem(form: str, rho: float) -> None:
+@pytest.mark.parametrize(("rho", "steps"), [(1.0, 500), pytest.param(0.3, 1500, marks=pytest.mark.slow)])
+def test_resilient_solves_a_strongly_convex_problem(form: str, rho: float, steps: int) -> None:
     relaxation = chain(2)
     problem = Quadratic(2)
     method = er.ResilientACE(relaxation, dual_lr=0.1, primal_lr=0.2, rho=rho, **FORMS[form])
-    descend(relaxation, method, problem, [problem.theta], lr=0.2, steps=1500)
+    descend(relaxation, method, problem, [problem.theta], lr=0.2, steps=steps)
     theta, strengths = problem.resilient_solution(rho)
     assert strengths.abs().min() > 0.05
     torch.testing.assert_close(problem.theta.detach(), theta, rtol=0, atol=1e-6)
@@ -72,7 +74,7 @@ def test_the_plain_form_diverges_on_the_linear_problem_by_the_known_factor() -> 
     assert (turns >= steps * math.sqrt(lr * dual_lr) / math.pi - 2).all()
 
 
-@pytest.mark.parametrize("form", ["augmented", "pi"])
+@pytest.mark.parametrize("form", ["augmented", pytest.param("pi", marks=pytest.mark.slow)])
 def test_the_damped_forms_solve_the_linear_problem(form: str) -> None:
     relaxation = chain(2)
     method = er.ACE(relaxation, dual_lr=0.2, **FORMS[form])
@@ -88,8 +90,8 @@ def test_the_damped_forms_solve_the_linear_problem(form: str) -> None:
     [
         ({"augmented": 0.22}, True),
         ({"augmented": 0.18}, False),
-        ({"pi": 0.22}, True),  # 0.22 (1 - 0.1 * 0.22) = 0.2152 > 0.2
-        ({"pi": 0.20}, False),
+        pytest.param({"pi": 0.22}, True, marks=pytest.mark.slow),  # 0.22 (1 - 0.1 * 0.22) = 0.2152 > 0.2
+        pytest.param({"pi": 0.20}, False, marks=pytest.mark.slow),
         ({"pi": 9.7}, True),
         ({"pi": 9.9}, False),  # 9.9 (1 - 0.99) = 0.099 < 0.2
     ],
@@ -103,7 +105,10 @@ def test_the_stated_limits_of_stability(settings: dict[str, float], stable: bool
     assert bool(late > early) is not stable
 
 
-@pytest.mark.parametrize(("form", "dual_lr"), [("plain", 0.05), ("augmented", 0.2), ("pi", 0.2)])
+@pytest.mark.parametrize(
+    ("form", "dual_lr"),
+    [("plain", 0.05), *(pytest.param(form, 0.2, marks=pytest.mark.slow) for form in ("augmented", "pi"))],
+)
 def test_resilient_solves_the_linear_problem(form: str, dual_lr: float) -> None:
     # min a gamma + rho/2 gamma^2: gamma = -a / rho; the price of the slack supplies the curvature.
     relaxation = chain(2)
@@ -116,7 +121,7 @@ def test_resilient_solves_the_linear_problem(form: str, dual_lr: float) -> None:
 def test_the_plain_resilient_form_circles_above_a_quarter_of_rho() -> None:
     relaxation = chain(2)
     method = er.ResilientACE(relaxation, dual_lr=0.2, primal_lr=0.1, rho=0.5)
-    seen = torch.stack(descend(relaxation, method, linear_task, [], lr=0.1, steps=4000))
+    seen = torch.stack(descend(relaxation, method, linear_task, [], lr=0.1, steps=1500))
     assert (seen[-500:].std(0) > 0.05).all()  # does not settle
 
 

@@ -59,7 +59,9 @@ class Linear(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("eq_weight", "residual_weight"), [(0.01, 0.3), (0.2, 0.05)])
+@pytest.mark.parametrize(
+    ("eq_weight", "residual_weight"), [pytest.param(0.01, 0.3, marks=pytest.mark.slow), (0.2, 0.05)]
+)
 def test_training_ends_in_the_closed_form(eq_weight: float, residual_weight: float) -> None:
     """mean |y - (A + B) x|^2 + a |A|^2 + b |B|^2 has A : B = b : a, and A + B the ridge solution for a b / (a + b)."""
     torch.manual_seed(0)

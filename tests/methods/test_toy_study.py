@@ -33,6 +33,7 @@ def test_unknown_names() -> None:
         run_form("broken", "plane", steps=1)
 
 
+@pytest.mark.slow
 def test_damping_brings_gamma_down_where_the_plain_form_circles() -> None:
     finals = {
         form: run_form("symmetric", form, steps=600, records=60)["final"]
@@ -46,6 +47,7 @@ def test_damping_brings_gamma_down_where_the_plain_form_circles() -> None:
     assert finals["resilient"]["max_abs_gamma"] < 0.2
 
 
+@pytest.mark.slow
 def test_the_broken_problem_needs_its_relaxation() -> None:
     _, y = make_problem("broken")
     assert float(y.std()) == pytest.approx(1.0)

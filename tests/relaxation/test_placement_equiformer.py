@@ -135,7 +135,7 @@ def test_relaxed_breaks_rotations_keeps_translations_and_permutations_projected_
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("project", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_forces_are_the_exact_gradient_and_do_no_work_on_a_loop(placement: str, project: bool) -> None:
     model, _relaxation = relaxed(placement)
     if project:

@@ -51,7 +51,7 @@ def follow(model: nn.Module, x: Tensor, steps: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("mode", ["drop", "fold"])
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("group", ["C4", "D4"])
+@pytest.mark.parametrize("group", ["C4", pytest.param("D4", marks=pytest.mark.slow)])
 def test_turned_roll_outs_of_a_projected_forecaster_agree(group: str, name: str, mode: str) -> None:
     symmetry = Group.from_name(group)
     field = GridField(vector(symmetry))
@@ -79,7 +79,7 @@ def test_turned_roll_outs_of_a_projected_forecaster_agree(group: str, name: str,
 
 
 @pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize("group", ["C4", "D4"])
+@pytest.mark.parametrize("group", ["C4", pytest.param("D4", marks=pytest.mark.slow)])
 def test_a_projected_classifier_is_invariant(group: str, size: int) -> None:
     symmetry = Group.from_name(group)
     model = PlaneClassifier(3, group, 3, stages=2)

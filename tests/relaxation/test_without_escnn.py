@@ -35,6 +35,7 @@ def test_the_families_are_listed_and_escnn_is_not_imported() -> None:
     assert "planar-convolution" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("escnn") is not None, reason="escnn is installed here")
 def test_its_tests_are_left_out_and_the_head_of_the_run_says_why() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "tests/with_escnn"]

@@ -152,7 +152,14 @@ def test_bounds_of_a_network_that_has_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "kinds", [("gamma",), ("gamma", "multiplier"), ("gamma", "multiplier", "slack", "weight")]
+    "kinds",
+    [
+        ("gamma",),
+        *(
+            pytest.param(kinds, marks=pytest.mark.slow)
+            for kinds in (("gamma", "multiplier"), ("gamma", "multiplier", "slack", "weight"))
+        ),
+    ],
 )
 @pytest.mark.parametrize("known", [True, False])
 def test_pictures(kinds: tuple[str, ...], known: bool, tmp_path: Path) -> None:

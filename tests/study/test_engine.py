@@ -26,6 +26,8 @@ from equirelax.training import leash
 from equirelax.training.jobs import Job
 from equirelax.training.machine import Machine
 
+pytestmark = pytest.mark.serial
+
 File = Callable[..., Path]
 
 

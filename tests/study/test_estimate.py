@@ -16,7 +16,10 @@ from equirelax.study.state import states
 from equirelax.study.trials import trials
 
 
-@pytest.mark.parametrize("method", ["strict", "scheduled", "ace", "remul"])
+@pytest.mark.parametrize(
+    "method",
+    ["strict", "ace", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scheduled", "remul"))],
+)
 def test_a_run_of_every_kind_is_timed(method: str, tiny_config: Callable[..., Any], tiny_root: Path) -> None:
     cost = measure(tiny_config(method), tiny_root)
     assert min(cost.start, cost.epoch, cost.validation, cost.test) > 0

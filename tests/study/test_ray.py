@@ -27,6 +27,8 @@ from equirelax.study.trials import trials
 from equirelax.training.folder import RESULT
 from equirelax.training.machine import Machine
 
+pytestmark = pytest.mark.serial
+
 File = Callable[..., Path]
 NETWORK = {"layers": 1, "hidden": 16}
 SHORT = {"epochs": 2, "batch_size": 20, "validate_every": 1, "network": NETWORK}

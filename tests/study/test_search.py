@@ -398,10 +398,11 @@ def test_ready_searches_are_valid_and_have_a_smaller_variant(name: str) -> None:
     assert build_task(full.config).scaled_down() is None
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_from_the_command_line(
     search_file: Write, tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Real runs, two of them; then what was found, from the folder."""
+    """Two runs; then what was found, from the folder."""
     settings = {
         "epochs": 2,
         "validate_every": 1,
@@ -429,6 +430,7 @@ def test_from_the_command_line(
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.timeout(900)
 def test_killed_for_good_it_goes_on_with_what_it_had(
     search_file: Write, tmp_path: Path, tiny_root: Path

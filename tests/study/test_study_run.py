@@ -25,6 +25,8 @@ from equirelax.training.jobs import LOG, Job
 from equirelax.training.lock import locked
 from equirelax.training.machine import cores
 
+pytestmark = pytest.mark.serial
+
 File = Callable[..., Path]
 Script = Callable[[Job, int], str]
 DONE = "echo '{}' > result.json"

@@ -18,6 +18,8 @@ from equirelax.training.folder import RESULT
 from equirelax.training.machine import Machine
 from equirelax.training.run import train
 
+pytestmark = pytest.mark.serial
+
 File = Callable[..., Path]
 SETTINGS = {
     "epochs": 3, "batch_size": 16, "validate_every": 1,

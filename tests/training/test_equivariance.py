@@ -61,7 +61,13 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("strict", {}), ("scheduled", {"strength": {"rows": 16}}), ("ace", {}), ("remul", {})],
+    [
+        ("ace", {}),
+        *(
+            pytest.param(method, changes, marks=pytest.mark.slow)
+            for method, changes in (("strict", {}), ("scheduled", {"strength": {"rows": 16}}), ("remul", {}))
+        ),
+    ],
 )
 def test_a_run_is_the_same_with_and_without_it(
     method: str, changes: dict[str, Any], tiny_root: Path, tiny_config: Config, tmp_path: Path

@@ -21,6 +21,8 @@ from equirelax.errors import ConfigError, FolderInUseError
 from equirelax.training import lock
 from equirelax.training.lock import LOCK, Owner, locked
 
+pytestmark = pytest.mark.serial
+
 HOLD = """
 import pathlib, sys, time
 from equirelax.training.lock import locked

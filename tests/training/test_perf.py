@@ -43,6 +43,7 @@ def test_ratios_divide_what_they_say() -> None:
     assert found["projected inference / strict inference"]["time"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_report_names_hardware_and_settings() -> None:
     result = measure(batch_size=2, rows=4, repetitions=1)
     assert result["settings"]["warm_up"] >= 10

@@ -59,11 +59,11 @@ def same(a: Any, b: Any, where: str = "") -> None:
     ("method", "changes"),
     [
         ("strict", {}),
-        ("scheduled", {"strength": {"rows": 16}}),
+        pytest.param("scheduled", {"strength": {"rows": 16}}, marks=pytest.mark.slow),
         ("ace", {"strength": {"dual_optimizer": "adam"}}),
-        ("resilient", {}),
-        ("strict-muon", {}),
-        ("ace", {"optimizer": "muon"}),
+        pytest.param("resilient", {}, marks=pytest.mark.slow),
+        pytest.param("strict-muon", {}, marks=pytest.mark.slow),
+        pytest.param("ace", {"optimizer": "muon"}, marks=pytest.mark.slow),
         ("ace", {"ema": 0.9}),
     ],
 )

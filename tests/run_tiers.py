@@ -1,0 +1,105 @@
+"""Run the fast tests, a share of the slow ones, or all: on all cores, then those that want the machine for themselves.
+
+    python tests/run_tiers.py fast [--budget 500] [--times FOLDER]
+    python tests/run_tiers.py share K/N
+    python tests/run_tiers.py all
+
+`fast` is what is not marked slow; `share` is every N-th of the slow tests, from the K-th on; `all` is both, whole. Tests that
+start several processes or take times are marked serial: they run one after the other when the others are done.
+
+At the end stand the CPU seconds of all processes, and what they would be on a core of 55 GFLOP/s: these seconds, times the
+speed of a core here, over 55. The speed is that of a product of two 1024 x 1024 float32 matrices on one thread, the best of
+some. `--budget` fails where the scaled seconds are more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+REFERENCE = 55.0
+"""GFLOP/s of the core on which a budget counts."""
+NOTHING_TO_RUN = 5
+"""pytest's exit code where no test was selected."""
+TIERS = {"fast": "not slow and ", "share": "slow and ", "all": ""}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tier", choices=TIERS)
+    parser.add_argument("share", nargs="?", metavar="K/N", help="which of the slow tests `share` runs")
+    parser.add_argument("--workers", default="logical", help="processes side by side; all cores if left out")
+    parser.add_argument(
+        "--budget", type=float, help="CPU seconds, on a core of 55 GFLOP/s, above which this fails"
+    )
+    parser.add_argument("--times", type=Path, help="folder that receives the CPU seconds of every test")
+    chosen = parser.parse_args()
+    if (chosen.tier == "share") != (chosen.share is not None):
+        parser.error("`share` wants K/N, as in `share 3/8`, and nothing else takes it")
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Else each of the many processes would compile all of the sources, and pytest all of the tests, anew.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    speed = float(subprocess.check_output([sys.executable, "-c", SPEED], env=environment))
+    began, before = time.monotonic(), children_seconds()
+    codes = []
+    for name, mark, words in (
+        ("together", "not serial", ["-n", chosen.workers, "--dist", "worksteal", str(TESTS)]),
+        ("serial", "serial", ["-n", "0", *files_with_serial_tests()]),
+    ):
+        command = [sys.executable, "-m", "pytest", "-q", "-m", TIERS[chosen.tier] + mark, *words]
+        if chosen.share:
+            command += ["--slow-share", chosen.share]
+        if chosen.times:
+            chosen.times.mkdir(parents=True, exist_ok=True)
+            command += ["--cpu-times", str(chosen.times / f"{name}.json")]
+        codes.append(subprocess.run(command, env=environment).returncode)
+        if codes[-1] == 2:  # interrupted
+            return 2
+    seconds = children_seconds() - before
+    scaled = seconds * speed / REFERENCE
+    print(
+        f"{seconds:.0f} s of CPU in {time.monotonic() - began:.0f} s, on cores of {speed:.0f} GFLOP/s: "
+        f"{scaled:.0f} s of CPU on cores of {REFERENCE:.0f} GFLOP/s"
+    )
+    if chosen.budget is not None and scaled > chosen.budget:
+        print(
+            f"This is more than the budget of {chosen.budget:.0f} s. `make test-times` names the dearest tests."
+        )
+        codes.append(1)
+    return max(code for code in codes if code != NOTHING_TO_RUN) if any(codes) else 0
+
+
+def files_with_serial_tests() -> list[str]:
+    """Only these are collected for the serial tests: collecting all of them takes as long as running many."""
+    return [
+        str(path) for path in sorted(TESTS.rglob("test_*.py")) if "mark.serial" in path.read_text("utf-8")
+    ]
+
+
+def children_seconds() -> float:
+    """CPU seconds of all processes that were started from here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+SPEED = """
+import time, torch
+torch.set_num_threads(1)
+a, b = torch.randn(2, 1024, 1024)
+best = float("inf")
+for _ in range(20):
+    began = time.perf_counter()
+    a @ b
+    best = min(best, time.perf_counter() - began)
+print(2 * 1024**3 / best / 1e9)
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())
