@@ -108,6 +108,21 @@ def test_that_a_method_helps_takes_six_seeds_and_the_same_settings() -> None:
     assert "not shown" not in pair(6, optimizer="sgd")
 
 
+def test_a_rate_that_both_could_choose_does_not_stand_against_a_method() -> None:
+    values = {("strict", 9e-4): 5.0, ("strict", 5e-4): 6.0, ("ace", 9e-4): 4.5, ("ace", 5e-4): 4.0}
+    runs = [
+        alike(method, s, value + s / 100 * (method == "ace"), learning_rate=rate)
+        for (method, rate), value in values.items()
+        for s in range(6)
+    ]
+    sentence = conclusion(summarise(runs))
+    assert "below strict learning_rate=0.0009" in sentence
+    assert "learning rate 0.0005 instead of 0.0009" in sentence
+    assert "not shown" not in sentence
+    fewer = [r for r in runs if (r["method"], r["config"]["learning_rate"]) != ("strict", 5e-4)]
+    assert "not shown" in conclusion(summarise(fewer))
+
+
 def test_a_method_is_compared_with_the_strict_row_that_validation_prefers() -> None:
     runs = [
         *(alike("strict", s, 9.0, learning_rate=5e-4) for s in range(2)),

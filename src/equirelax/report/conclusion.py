@@ -22,11 +22,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A row, the strict row that it is compared with (by their labels), and the paired differences."""
+    """A row, the strict row that it is compared with (by their labels), the paired differences, and the settings of which
+    both had the same values to choose from.
+    """
 
     name: str
     strict: str
     paired: Paired
+    tried: frozenset[str]
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
@@ -35,7 +38,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     Settings are chosen for every method alike, by validation: of several rows of one method on the same data with the same
     network the best validated one counts, and it is compared with the best validated strict row. Everything but the
     method that differs between the two is named. That a method helps is not said on fewer than `ENOUGH_SEEDS` seeds, nor
-    where its learning rate or other settings than its optimiser differ.
+    where its learning rate or other settings than its optimiser differ, unless both had the same values to choose from.
 
     Args:
         summary: From `summarise`.
@@ -53,7 +56,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     if _clear(best.paired) and (best.paired.mean > 0) == higher:
         if best.paired.count < ENOUGH_SEEDS:
             reasons = [f"{best.paired.count} seeds are fewer than {ENOUGH_SEEDS}", *reasons]
-        elif not differing.keys() - {"optimizer"}:
+        elif not differing.keys() - {"optimizer"} - best.tried:
             return " ".join([sentence, *map(_sentence_of, reasons)])
         return f"{sentence} That it helps is not shown: {', and '.join(reasons)}."
     return " ".join([sentence, *map(_sentence_of, reasons)])
@@ -103,7 +106,18 @@ def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
             higher,
         )
         if compared is not None:
-            found.append(_Comparison(name, strict, compared))
+            both = _tried([runs[each][0] for each in names]), _tried([runs[each][0] for each in alike])
+            tried = {key for key, values in both[0].items() if len(values) > 1 and both[1].get(key) == values}
+            found.append(_Comparison(name, strict, compared, frozenset(tried)))
+    return found
+
+
+def _tried(runs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Setting -> the values that `runs` have of it."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in training_settings(run).items():
+            found.setdefault(key, set()).add(repr(value))
     return found
 
 

@@ -120,7 +120,7 @@ def _named(some: Sequence[str], rows: Sequence[str]) -> list[str]:
             return [tag]
     names: list[str] = []
     for kind in dict.fromkeys(map(_kind, some)):
-        those, its = ([row for row in several if _kind(row) == kind] for several in (some, rows))
+        those, its = ([row for row in given if _kind(row) == kind] for given in (some, rows))
         shared = [tag for tag in _tags(those[0]) if _are(those, (row for row in its if tag in _tags(row)))]
         names += [kind] if _are(those, its) else [f"{kind} {shared[0]}"] if shared else those
     return names
