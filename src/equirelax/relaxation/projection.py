@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Hashable, Mapping
 
 import torch
@@ -17,6 +18,7 @@ from equirelax.errors import (
 )
 from equirelax.files import did_you_mean
 from equirelax.relaxation.detach import check_detachable, detach
+from equirelax.relaxation.drivers import drivers_of
 from equirelax.relaxation.found import Found
 from equirelax.relaxation.layers import Fold, get_family
 from equirelax.relaxation.placements.placement import own_modules
@@ -67,6 +69,10 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
         records.append(record(one.key, one.residual, fold, note))
         if fold is not None:
             folds.append(fold)
+    for driver in drivers_of(relaxation.residuals.values()):
+        if forgotten := driver.forgotten():
+            warnings.warn(f"project: {forgotten}", stacklevel=2)
+        driver.detach()
     for fold in folds:
         fold.commit()
     detach(relaxation.model, found)

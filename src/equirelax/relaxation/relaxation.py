@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,41 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from equirelax.errors import CheckpointError, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.detach import detach
+from equirelax.relaxation.drivers import drivers_of
 from equirelax.relaxation.found import Found, find, roots
+from equirelax.relaxation.history import History
 from equirelax.relaxation.hooks import guard_hooks, park, unpark
 from equirelax.relaxation.layers import families
 from equirelax.relaxation.memory import memory_of
 from equirelax.relaxation.overview import rows
 from equirelax.relaxation.placements.placement import Placement, own_modules
+from equirelax.relaxation.plot import figure
 from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Measured(Protocol):
+    """An equivariance error."""
+
+    @property
+    def relative(self) -> float:
+        """Relative to the output."""
+
+
+class Audited(Protocol):
+    """What `Relaxation.record` needs of an audit's report."""
+
+    @property
+    def before(self) -> Measured:
+        """Of the model as it is."""
+
+    @property
+    def after(self) -> Measured | None:
+        """Without residuals."""
 
 
 class Relaxation:
@@ -55,6 +82,8 @@ class Relaxation:
         self._found: dict[str, Found] = {}
         self.residuals: dict[str, Residual] = {}
         self.placements: dict[str, Placement] = {}
+        self.history = History()
+        self._named: set[str] = set()  # residuals of which it was said that nothing calls them
         self._look()
         if not self.residuals and not self.may_be_empty:
             raise RelaxationStateError(
@@ -169,9 +198,58 @@ class Relaxation:
             "drop", tuple(record(key, one.residual) for key, one in self._found.items() if key in gone)
         )
         if gone:
+            for driver in drivers_of(self.residuals.values()):
+                driver.detach()
+            self.history.keep([i for i, key in enumerate(self._found) if key not in gone])
             detach(self.model, gone.values())
             self._look()
         return report
+
+    def after_step(self) -> None:
+        """Note that the optimizer took a step: the strengths go to the history, and a residual that no call has reached
+        since the last step is named in a warning, once. Methods call it.
+        """
+        self.history.step(self.gammas())
+        idle = [key for key, residual in self if residual.enabled and not residual.called]
+        for residual in self.residuals.values():
+            residual.called = False
+        new = [key for key in idle if key not in self._named]
+        self._named.update(new)
+        if new:
+            shown = ", ".join(f"{key or 'the model'} ({type(self.module(key)).__name__})" for key in new[:5])
+            warnings.warn(
+                f"no call has reached the residual of {shown}{f' and {len(new) - 5} more' if len(new) > 5 else ''} in the "
+                f"last step, so that nothing trains it: the network does not call the module, or computes with its weights "
+                f"without calling it (a fused path, module.forward(...)). Leave it out with exclude=, or call the module",
+                stacklevel=3,
+            )
+
+    def record(self, error: Audited | float) -> None:
+        """Note an equivariance error for `plot`, at the present optimizer step.
+
+        Args:
+            error: what `equirelax.audit` of the model returned, or a relative error.
+        """
+        if isinstance(error, (int, float)):
+            self.history.error(float(error), None)
+        else:
+            self.history.error(error.before.relative, None if error.after is None else error.after.relative)
+
+    def plot(self) -> Figure:
+        """Every strength over the optimizer steps of the methods made on this handle, and the errors given to `record`.
+
+            for step, (x, y) in enumerate(loader):
+                ...
+                if step % 100 == 0:
+                    relaxation.record(er.audit(model, sample, in_rep, out_rep))
+            relaxation.plot().savefig("training.png")
+
+        At most 1000 steps are kept, evenly spaced. Needs matplotlib; a notebook shows what is returned.
+
+        Raises:
+            RelaxationStateError: nothing was noted, or matplotlib is missing.
+        """
+        return figure(self.history, list(self.residuals))
 
     def set_gamma(self, value: float) -> None:
         """Set every strength."""

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import RepresentationError
+from equirelax.errors import PenaltyError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.hooks import HookOwner
+from equirelax.relaxation.kept import Kept, in_transform, keep
 from equirelax.relaxation.maps import LinearMap, in_backward
 from equirelax.relaxation.site import Site
 from equirelax.symmetry import Representation
@@ -43,6 +44,7 @@ class Residual(nn.Module, HookOwner):
             `grad` is None) until `learn_gamma` (ACE) hands it to the optimizer.
         enabled: False switches the residual off; the module's output is then untouched.
         suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
+        called: whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
@@ -54,8 +56,9 @@ class Residual(nn.Module, HookOwner):
         self.gamma = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.enabled = True
         self.suspended = 0
+        self.called = False
         self.keep_inputs = False
-        self._kept: list[Columns] = []
+        self._kept: list[Kept] = []
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -131,6 +134,7 @@ class Residual(nn.Module, HookOwner):
         Raises:
             RepresentationError: the call does not have the features that the residual was placed for.
         """
+        self.called = True
         x = self.read(args, kwargs)
         shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
         if len(shape) < -self.feature_axis or shape[self.feature_axis] != self.in_rep.dim:
@@ -142,7 +146,7 @@ class Residual(nn.Module, HookOwner):
         if x.dtype != self.gamma.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.gamma.dtype)  # networks that cast inside
         if self._keeps():
-            self._kept.append(x.detach())
+            self._kept.append(keep(x))
         return x
 
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
@@ -171,14 +175,25 @@ class Residual(nn.Module, HookOwner):
         """Whether the call under way counts for penalties; those of kernels need no inputs."""
         if self.site.convolution is not None:
             return False
-        return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()
+        if not (self.keep_inputs and self.training and torch.is_grad_enabled()):
+            return False
+        return not in_backward() and not in_transform()
 
     def take_inputs(self) -> list[Columns]:
         """The inputs kept since the last call, one tensor for every training-mode call
         with gradients; then forgets them.
+
+        Raises:
+            PenaltyError: something was written into one of them since.
         """
         kept, self._kept = self._kept, []
-        return kept
+        if not all(one.intact for one in kept):
+            raise PenaltyError(
+                f"{self.site.key or 'the model'}: the features that its residual read were overwritten (by an operation in "
+                f"place) before penalty() was called. Call it right after every forward, also of micro-batches, or do "
+                f"not write into what the module was called with"
+            )
+        return [one.value for one in kept]
 
     def set_gamma(self, value: float) -> None:
         """Set the strength in place."""

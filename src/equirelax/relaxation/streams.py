@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, dense
+from equirelax.relaxation.kept import Kept, keep
 from equirelax.relaxation.maps import in_backward
 from equirelax.relaxation.residual import Residual, Shared
 from equirelax.relaxation.site import Site
@@ -32,7 +33,6 @@ class Stream(Shared):
         name: of the stream, as in `Site.stream`.
         members: the residuals, in the model's order; the first one's map owns the start.
         source: the input (rows, dim) of the forward under way; None between forwards.
-        detached: the same, detached: one tensor object for every forward.
         path: the residuals that this forward's stream has passed so far.
     """
 
@@ -44,7 +44,7 @@ class Stream(Shared):
     def _forget(self) -> None:
         self.path: tuple[StreamResidual, ...] = ()
         self.source: Tensor | None = None
-        self.detached: Tensor | None = None
+        self._kept: Kept | None = None
         self._moments: Moments | None = None
         self._value: Affine | None = None
 
@@ -69,7 +69,7 @@ class Stream(Shared):
             )
         with torch.autocast(x.device.type, enabled=False):
             self._moments, self._value = moments(x), head.map.begin(count=True)
-        self.source, self.detached = x, x.detach()
+        self.source = x
 
     def advance(self, member: StreamResidual) -> Affine:
         """The stream's value after `member`, as a map of `source`."""
@@ -79,6 +79,19 @@ class Stream(Shared):
             self._value = member.map(self._value, self._moments)
         self.path = (*self.path, member)
         return self._value
+
+    @property
+    def kept(self) -> Kept:
+        """The input of the forward under way, kept for penalties: one object for every forward.
+
+        Raises:
+            RelaxationStateError: no forward of the relaxed model is under way.
+        """
+        if self.source is None:
+            raise RelaxationStateError(_outside(self.members[0].site.key))
+        if self._kept is None:
+            self._kept = keep(self.source)
+        return self._kept
 
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Hook of the relaxed model, called also when its forward raises: forget."""
@@ -133,11 +146,12 @@ class StreamResidual(Residual):
         source = self.stream.source
         if not self.active and source is None:
             return None
+        self.called = True
         value = self.stream.advance(self)
         if not self.active or source is None:
             return None
-        if self._keeps() and self.stream.detached is not None:
-            self._kept.append(self.stream.detached)
+        if self._keeps():
+            self._kept.append(self.stream.kept)
             self._kept_paths.append(self.stream.path)
         return self.add(module, output, self._delta(source, value))
 
