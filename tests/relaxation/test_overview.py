@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -111,7 +112,7 @@ def test_a_history_is_bounded_and_evenly_spaced():
         history.step(torch.tensor([float(i), 0.0]))
     steps, values = history.curves()
     assert len(steps) <= LIMIT
-    assert {b - a for a, b in zip(steps, steps[1:], strict=False)} == {steps[0]}
+    assert {b - a for a, b in itertools.pairwise(steps)} == {steps[0]}
     assert values[:, 0].tolist() == [step - 1.0 for step in steps]
 
 
