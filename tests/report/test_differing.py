@@ -19,6 +19,7 @@ from equirelax.report.differing import TITLE, differing_line, marked_line, setti
 from equirelax.report.page import chapter_html
 from equirelax.report.summary import summarise, table
 
+RESULTS = Path(__file__).parents[2] / "results"
 CHANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("learning rate", 0.003),
     "optimizer": ("optimizer", "sgd"),
@@ -159,6 +160,14 @@ def written(tmp_path: Path, *runs: dict[str, Any]) -> list[Path]:
     return folders
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time, and have tests of their own."""
+    monkeypatch.setattr("equirelax.report.comparison.draw", lambda *_: None)
+    monkeypatch.setattr("equirelax.report.comparison.draw_swept", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again(tmp_path: Path) -> None:
     out = tmp_path / "results"
     runs = [result("strict", 0, 5.0), result("ace", 0, 4.0)]
@@ -180,6 +189,7 @@ def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again
     ]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no comparison"):
         comparisons([tmp_path])
@@ -190,3 +200,19 @@ def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ConfigError, match="ace, seed 0"):
         summarise_again(out)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.parent.name in ("nbody", "demo") else pytest.mark.slow)
+        for path in sorted(RESULTS.rglob("summary.json"))
+        if any(path.parent.glob("*/result.json"))
+    ],
+    ids=lambda path: str(path.parent.relative_to(RESULTS)),
+)
+def test_committed_comparisons_say_what_their_results_say(path: Path) -> None:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert marked_line(summary["runs"]) in text, "equirelax summarise results"
+    assert text.rstrip().endswith(conclusion(summarise(summary["runs"])))
