@@ -1,0 +1,314 @@
+"""Forty small mistakes in the core, one line each, and the fast tests that must notice them.
+
+`make mutants` makes them one by one in a copy of the sources and fails where the named tests still pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One mistake.
+
+    Attributes:
+        name: what is wrong, in a few words; unique.
+        file: the source, below src/equirelax.
+        old: text that stands in it once. new: what is put in its place.
+        tests: files or folders below tests/ whose fast tests notice it.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    # symmetry
+    Mutant(
+        "rotations turn the wrong way",
+        "symmetry/finite.py",
+        "torch.stack([torch.stack([c, -s], dim=-1), torch.stack([s, c], dim=-1)], dim=-2)",
+        "torch.stack([torch.stack([c, s], dim=-1), torch.stack([-s, c], dim=-1)], dim=-2)",
+        "symmetry/test_groups.py",
+    ),
+    Mutant(
+        "generators of SO(3) with the wrong sign about y",
+        "symmetry/lie.py",
+        "pairs = [(1, 2), (2, 0), (0, 1)]",
+        "pairs = [(1, 2), (0, 2), (0, 1)]",
+        "symmetry/test_groups.py",
+    ),
+    Mutant(
+        "a representation acts by its transpose",
+        "symmetry/representation.py",
+        "part = part @ block.matrix(g).to(x).reshape(*lift, block.dim, block.dim).mT",
+        "part = part @ block.matrix(g).to(x).reshape(*lift, block.dim, block.dim)",
+        "symmetry/test_representations.py",
+    ),
+    Mutant(
+        "translations are lost in the derivative of positions",
+        "symmetry/representation.py",
+        "part = part + offsets.repeat(1, multiplicity).unsqueeze(1)",
+        "part = part",
+        "symmetry/test_representations.py",
+    ),
+    Mutant(
+        "invariant features are returned without a copy",
+        "symmetry/representation.py",
+        "            return x.clone()\n        if not x.is_floating_point():",
+        "            return x\n        if not x.is_floating_point():",
+        "symmetry/test_representations.py",
+    ),
+    Mutant(
+        "SO(n) is sampled with reflections",
+        "symmetry/group.py",
+        "flip[:, 0] = torch.where(torch.linalg.det(q) < 0, -1.0, 1.0)",
+        "flip[:, 0] = torch.where(torch.linalg.det(q) < 0, 1.0, 1.0)",
+        "symmetry/test_groups.py",
+    ),
+    Mutant(
+        "equivariant maps of the transposed representation",
+        "symmetry/intertwiners.py",
+        "torch.kron(eye_out, a.mT.contiguous())",
+        "torch.kron(eye_out, a.contiguous())",
+        "symmetry/test_intertwiners.py",
+    ),
+    Mutant(
+        "the projection mixes channels the wrong way round",
+        "symmetry/intertwiners.py",
+        'torch.einsum("voui,boi->vub", copies, basis)',
+        'torch.einsum("voui,boi->vub", copies.transpose(0, 2).reshape(copies.shape), basis)',
+        "symmetry/test_intertwiners.py",
+    ),
+    # relaxation
+    Mutant(
+        "gamma is dropped",
+        "relaxation/residual.py",
+        "return self.map(x, self.gamma)",
+        "return self.map(x, None)",
+        "relaxation/test_relax.py",
+    ),
+    Mutant(
+        "gamma scales the weight and not the bias",
+        "relaxation/maps.py",
+        "bias = None if bias is None else scale * bias",
+        "bias = None if bias is None else bias",
+        "relaxation/test_fold.py relaxation/test_relax.py relaxation/test_families.py",
+    ),
+    Mutant(
+        "kept inputs hold on to the graph",
+        "relaxation/residual.py",
+        "self._kept.append(x.detach())",
+        "self._kept.append(x)",
+        "relaxation penalties",
+    ),
+    Mutant(
+        "inputs are kept in evaluation too",
+        "relaxation/residual.py",
+        "return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()",
+        "return self.keep_inputs and torch.is_grad_enabled() and not in_backward()",
+        "penalties relaxation",
+    ),
+    Mutant(
+        "inputs are kept after they were taken",
+        "relaxation/residual.py",
+        "kept, self._kept = self._kept, []",
+        "kept = list(self._kept)",
+        "penalties relaxation",
+    ),
+    Mutant(
+        "gamma keeps its gradient when it is fixed",
+        "relaxation/residual.py",
+        "        self.gamma.grad = None\n",
+        "",
+        "relaxation methods",
+    ),
+    Mutant(
+        "copies carry the last batch",
+        "relaxation/residual.py",
+        '        state["_kept"] = []\n',
+        "",
+        "relaxation/test_relax.py",
+    ),
+    Mutant(
+        "a delta is added without a cast to the output's dtype",
+        "relaxation/site.py",
+        "return output + delta.to(output.dtype)",
+        "return output + delta",
+        "relaxation integration",
+    ),
+    Mutant(
+        "folding forgets gamma",
+        "relaxation/projected.py",
+        "return residual.gamma * weight, None if bias is None else residual.gamma * bias",
+        "return weight, None if bias is None else residual.gamma * bias",
+        "relaxation/test_fold.py",
+    ),
+    Mutant(
+        "the mean diagonal is taken over the wrong axes",
+        "relaxation/layers/vector.py",
+        "mean = weight.reshape(out_channels, n, in_channels, n).diagonal(dim1=1, dim2=3).mean(-1)",
+        "mean = weight.reshape(n, out_channels, n, in_channels).diagonal(dim1=0, dim2=2).mean(-1)",
+        "relaxation/test_vn_relaxed.py relaxation/test_families.py",
+    ),
+    Mutant(
+        "e3nn's weights are folded untransposed",
+        "relaxation/layers/e3nn.py",
+        "amount[where] = (mean.T / instruction.path_weight).reshape(-1)",
+        "amount[where] = (mean / instruction.path_weight).reshape(-1)",
+        "relaxation/test_families.py",
+    ),
+    Mutant(
+        "residuals stay in training mode",
+        "relaxation/attach.py",
+        "residual.train(model.get_submodule(site.path).training)",
+        "residual.train()",
+        "relaxation",
+    ),
+    Mutant(
+        "the part that points share is the mean over samples",
+        "relaxation/columns.py",
+        "self.common[..., None].expand(-1, -1, self.own.shape[2])",
+        "self.common.mean(0, keepdim=True)[..., None].expand(self.own.shape[0], -1, self.own.shape[2])",
+        "relaxation/test_low_rank.py relaxation/test_vn_relaxed.py",
+    ),
+    # penalties
+    Mutant(
+        "the commutator becomes an anticommutator",
+        "penalties/sampled.py",
+        "difference = outputs[:, :, :-1] - there[:, :, :-1]",
+        "difference = outputs[:, :, :-1] + there[:, :, :-1]",
+        "penalties",
+    ),
+    Mutant(
+        "the gradient misses the output's part",
+        "penalties/sampled.py",
+        "factors = torch.cat([difference, -_adjoint(difference, out_rep, k, c)], dim=2)",
+        "factors = torch.cat([difference, 0 * _adjoint(difference, out_rep, k, c)], dim=2)",
+        "penalties",
+    ),
+    Mutant(
+        "the gradient of the Gram form has one sign wrong",
+        "penalties/quadratic.py",
+        "gradient -= out_rep.left_transposed(products[:k].reshape(k, out_dim, -1)).view_as(weights)",
+        "gradient += out_rep.left_transposed(products[:k].reshape(k, out_dim, -1)).view_as(weights)",
+        "penalties",
+    ),
+    Mutant(
+        "second derivatives are forgotten",
+        "penalties/operators.py",
+        "if torch.is_grad_enabled():\n        lie, norm = Images.apply(weights, ctx.operators)",
+        "if False:\n        lie, norm = Images.apply(weights, ctx.operators)",
+        "penalties/test_double_backward.py",
+    ),
+    Mutant(
+        "half of the derivative",
+        "penalties/operators.py",
+        "return 2 * (lie_grad * lie + norm_grad * norm)",
+        "return lie_grad * lie + norm_grad * norm",
+        "penalties",
+    ),
+    Mutant(
+        "the discrete elements are left out for what is not linear",
+        "penalties/jacobian.py",
+        "for g in in_rep.group.discrete(x.dtype, x.device):",
+        "for g in in_rep.group.discrete(x.dtype, x.device)[:0]:",
+        "penalties",
+    ),
+    Mutant(
+        "the shared moment forgets the number of points",
+        "penalties/moments.py",
+        "rows.append(x.own.shape[2] ** 0.5 * torch.cat([mean, x.common], dim=1))",
+        "rows.append(torch.cat([mean, x.common], dim=1))",
+        "penalties relaxation/test_low_rank.py relaxation/test_vn_relaxed.py",
+    ),
+    Mutant(
+        "sampled rows are not scaled up",
+        "penalties/terms.py",
+        "count / self.rows",
+        "1.0",
+        "penalties",
+    ),
+    Mutant(
+        "the root's gradient is infinite at zero",
+        "penalties/regularizer.py",
+        "positive, torch.where(positive, total, torch.ones_like(total)).sqrt(), torch.zeros_like(total)",
+        "positive, total.sqrt(), torch.zeros_like(total)",
+        "penalties",
+    ),
+    # methods
+    Mutant(
+        "the schedule ends one step too late",
+        "methods/scheduled.py",
+        "done, last = step, self.total_steps - 1",
+        "done, last = step, self.total_steps",
+        "methods",
+    ),
+    Mutant(
+        "the triangle turns at a quarter",
+        "methods/schedules.py",
+        "return 2.0 * progress if progress <= 0.5 else 2.0 * (1.0 - progress)",
+        "return 2.0 * progress if progress <= 0.25 else 2.0 * (1.0 - progress)",
+        "methods",
+    ),
+    Mutant(
+        "multipliers descend",
+        "methods/dual.py",
+        "multipliers.add_(gradient, alpha=self.lr)",
+        "multipliers.add_(gradient, alpha=-self.lr)",
+        "methods",
+    ),
+    Mutant(
+        "Adam's second bias correction is left out",
+        "methods/dual.py",
+        "math.sqrt(1.0 - BETA_2**self.count)",
+        "1.0",
+        "methods",
+    ),
+    Mutant(
+        "the sum of constraints becomes a mean",
+        "methods/lagrangian.py",
+        'return terms.sum() if self.reduction == "sum" else terms.mean()',
+        "return terms.mean()",
+        "methods",
+    ),
+    Mutant(
+        "multipliers of inequalities may be negative",
+        "methods/resilient.py",
+        "self.multipliers.clamp_(min=0.0)",
+        "pass",
+        "methods",
+    ),
+    Mutant(
+        "slacks have no price",
+        "methods/resilient.py",
+        "self.slacks = self.slacks - self.primal_lr * (self.rho * self.slacks - force)",
+        "self.slacks = self.slacks - self.primal_lr * (self.slacks - force)",
+        "methods",
+    ),
+    # auditing
+    Mutant(
+        "errors are relative to the smaller norm",
+        "auditing/error.py",
+        "scale = max(float(found.norm()), float(expected.norm()))",
+        "scale = min(float(found.norm()), float(expected.norm()))",
+        "auditing/test_audit.py",
+    ),
+    Mutant(
+        "E takes norms before the mean over elements",
+        "auditing/remul.py",
+        "drift += gap / len(elements)",
+        "drift += gap.abs() / len(elements)",
+        "auditing/test_label_free.py",
+    ),
+    Mutant(
+        "gradients are not given back after an audit",
+        "auditing/state.py",
+        "                parameter.grad = gradient\n",
+        "                pass\n",
+        "auditing/test_state.py",
+    ),
+)

@@ -1,0 +1,129 @@
+"""Make the mistakes of `mutants.py` one by one, and fail where the fast tests do not notice one.
+
+    python tests/mutants/run.py [K/N] [--jobs 2] [--only TEXT]
+
+K/N: every N-th mutant, from the K-th on. A mutant is caught when one of its tests fails, which passes on the sources as they are.
+Each runs in a fork of this process, which has imported what takes long, on a copy of the sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import e3nn.o3  # noqa: F401
+import hypothesis  # noqa: F401
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent.parent
+SOURCES = TESTS.parent / "src" / "equirelax"
+sys.path.insert(0, str(TESTS))
+
+from mutants.mutants import MUTANTS, Mutant  # noqa: E402
+from slow_share import share  # noqa: E402
+
+
+class FirstFailure:
+    """A plugin of pytest: writes the name of the first test that fails to a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.file.exists():
+            self.file.write_text(report.nodeid, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "share", nargs="?", default="0/1", metavar="K/N", help="which of the mutants; all if left out"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at the same time")
+    parser.add_argument("--only", default="", help="mutants whose name holds this text")
+    chosen = parser.parse_args()
+    names = share([mutant.name for mutant in MUTANTS], chosen.share)
+    waiting = [mutant for mutant in MUTANTS if mutant.name in names and chosen.only in mutant.name]
+    wrong, killers = 0, set()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
+        running: dict[int, tuple[Mutant, Path, float]] = {}
+        while waiting or running:
+            while waiting and len(running) < chosen.jobs:
+                mutant = waiting.pop(0)
+                folder = Path(temporary) / str(len(waiting))
+                running[started(folder, mutated(folder, mutant), mutant.tests.split())] = (
+                    mutant,
+                    folder,
+                    time.monotonic(),
+                )
+            number, status = os.wait()
+            mutant, folder, began = running.pop(number)
+            code, killer = os.waitstatus_to_exitcode(status), folder / "failed"
+            if code == pytest.ExitCode.TESTS_FAILED and killer.exists():
+                killers.add(killer.read_text("utf-8"))
+                said = f"caught    {mutant.name}: {killer.read_text('utf-8')}"
+            else:
+                wrong += 1
+                said = f"SURVIVED  {mutant.name} ({mutant.file}; {mutant.tests}), pytest's exit code {code}"
+                if code != pytest.ExitCode.OK:
+                    said += "\n" + (folder / "log").read_text("utf-8")[-2000:]
+            print(f"{said}  [{time.monotonic() - began:.0f} s]", flush=True)
+            shutil.rmtree(folder)
+        if killers:
+            folder = Path(temporary) / "unchanged"
+            folder.mkdir()
+            os.waitpid(started(folder, SOURCES.parent, sorted(killers)), 0)
+            if (folder / "failed").exists():
+                wrong += 1
+                print(f"Fails without any mutant too: {(folder / 'failed').read_text('utf-8')}")
+    print(
+        "Every mutant was caught." if not wrong else f"{wrong} to be mended: write the test that notices it."
+    )
+    return 1 if wrong else 0
+
+
+def mutated(folder: Path, mutant: Mutant) -> Path:
+    """A copy of the sources with the mutant in it, ready to be imported from."""
+    shutil.copytree(SOURCES, folder / "equirelax")
+    path = folder / "equirelax" / mutant.file
+    text = path.read_text("utf-8")
+    if text.count(mutant.old) != 1:
+        raise SystemExit(
+            f"{mutant.name}: {mutant.file} holds its text {text.count(mutant.old)} times; bring it up to date"
+        )
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return folder
+
+
+def started(folder: Path, sources: Path, tests: list[str]) -> int:
+    """A process that runs tests, names below tests/ or pytest's own, on sources until the first failure."""
+    number = os.fork()
+    if number:
+        return number
+    code = 70
+    try:
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(TESTS.parent)
+        sys.path.insert(0, str(sources))
+        os.environ["PYTHONPATH"] = str(sources)
+        named = [name if name.startswith("tests/") else f"tests/{name}" for name in tests]
+        words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not serial", *named]
+        code = int(pytest.main(words, plugins=[FirstFailure(folder / "failed")]))
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())
