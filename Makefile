@@ -15,7 +15,7 @@ COMMITS := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 ESCNN_VENV  := .venv-escnn
 ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-times test-share test-all list-slow test-escnn faults docs lint perf install clean
+.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -46,6 +46,14 @@ test-share: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python tests/run_tiers.py all
+
+# One-line mistakes in the core, one by one: the fast tests must notice each. `make mutants MUTANTS=3/8` makes every eighth, from the third on.
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+# A share of them, another with every commit.
+mutants-share: $(STAMP)
+	$(BIN)/python tests/mutants/run.py $(COMMITS)/$(SHARES)
 
 # The tests that `make test` leaves out.
 list-slow: $(STAMP)

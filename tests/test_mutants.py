@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants.mutants import MUTANTS, Mutant
+from mutants.mistakes import MUTANTS, Mutant
 
 TESTS = Path(__file__).parent
 

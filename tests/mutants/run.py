@@ -1,4 +1,4 @@
-"""Make the mistakes of `mutants.py` one by one, and fail where the fast tests do not notice one.
+"""Make the mistakes of `mistakes.py` one by one, and fail where the fast tests do not notice one.
 
     python tests/mutants/run.py [K/N] [--jobs 2] [--only TEXT]
 
@@ -28,7 +28,7 @@ TESTS = Path(__file__).resolve().parent.parent
 SOURCES = TESTS.parent / "src" / "equirelax"
 sys.path.insert(0, str(TESTS))
 
-from mutants.mutants import MUTANTS, Mutant  # noqa: E402
+from mistakes import MUTANTS, Mutant  # noqa: E402
 from slow_share import share  # noqa: E402
 
 
