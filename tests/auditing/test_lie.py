@@ -174,7 +174,7 @@ def test_boosts_in_words() -> None:
         (Scaling(), {"scaling"}),
         (Lorentz(), {"boost tx", "boost ty", "boost tz", "rotation xy", "rotation xz", "rotation yz"}),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_generators_in_words(group, names: set[str]) -> None:  # type: ignore[no-untyped-def]
     assert {describe_generator(group, a, i) for i, a in enumerate(group.algebra())} == names

@@ -15,7 +15,7 @@ import equirelax as er
 from equirelax.errors import PenaltyError, PlacementError, RepresentationError
 from equirelax.models import GroupConv2d
 from equirelax.penalties import Regularizer
-from equirelax.penalties import penalty as penalty_module
+from equirelax.penalties import regularizer as regularizer_module
 from equirelax.penalties.kernels import kernel_terms
 from equirelax.relaxation import (
     BasisBlock,
@@ -274,8 +274,8 @@ def test_every_rank_gives_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     penalty = Regularizer(relaxation)
     alone = penalty()
     (expected,) = torch.autograd.grad(alone, relaxation["0"].map.weight)
-    monkeypatch.setattr(penalty_module, "_ranks", lambda: 2)
-    monkeypatch.setattr(penalty_module.dist, "all_reduce", lambda total: total.mul_(2))
+    monkeypatch.setattr(regularizer_module, "_ranks", lambda: 2)
+    monkeypatch.setattr(regularizer_module.dist, "all_reduce", lambda total: total.mul_(2))
     together = penalty()
     (found,) = torch.autograd.grad(together, relaxation["0"].map.weight)
     torch.testing.assert_close(together, alone)

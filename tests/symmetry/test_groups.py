@@ -111,6 +111,15 @@ def test_rotations_come_first_and_are_right_handed(group: Group) -> None:
     )
 
 
+@pytest.mark.parametrize("group", [Cyclic(4), Dihedral(4)], ids=str)
+def test_finite_rotations_turn_x_towards_y(group: Group) -> None:
+    """Counter-clockwise, as the infinite groups do, and first among the elements and generators."""
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(group.elements()[1], quarter)
+    torch.testing.assert_close(group.discrete()[0], quarter)
+    torch.testing.assert_close(SO(2).exp(torch.tensor([math.pi / 2], dtype=torch.float64)), quarter)
+
+
 def test_lorentz_boost_mixes_time_and_space() -> None:
     boost = Lorentz().exp(torch.tensor([0, 0, 0, 0.5, 0, 0], dtype=torch.float64))
     assert boost[0, 0].item() == pytest.approx(math.cosh(0.5), abs=1e-12)
