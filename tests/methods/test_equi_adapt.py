@@ -12,7 +12,7 @@ import equirelax as er
 from equirelax.errors import RepresentationError
 from equirelax.methods import EquiAdapted
 from equirelax.models.canonical import VNCanonicalizer
-from equirelax.symmetry import SO, Group, O, positions, vector
+from equirelax.symmetry import SO, Group, MatrixGroup, O, positions, vector
 from equirelax.symmetry import E as Euclidean
 
 
@@ -176,3 +176,23 @@ def test_keys_and_errors() -> None:
         EquiAdapted(Classifier(), model.canonicalizer, None, None)
     with pytest.raises(RepresentationError, match="points of shape"):
         model(clouds().mT)
+
+
+def test_a_finite_group_in_a_basis_that_is_not_orthogonal() -> None:
+    """M4: the transpose was taken for the inverse of a pose."""
+    group = MatrixGroup(None, [[[1.0, -1.0], [1.0, 0.0]]], name="hexagonal")
+    space, elements = vector(group), group.elements()
+    metric = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)  # what the turns leave alone
+    anchor = torch.tensor([1.0, 0.3], dtype=torch.float64)
+
+    class Nearest(nn.Module):
+        """The element whose image of a fixed direction is nearest to x."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return elements[(x @ metric @ (elements @ anchor).T).argmax(-1)]
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    adapted = EquiAdapted(network, Nearest(), space, space)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert er.audit(adapted, x, space, space, per_layer=False).relative < 1e-13

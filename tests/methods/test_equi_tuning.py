@@ -22,6 +22,7 @@ from equirelax.symmetry import (
     E,
     Group,
     Lorentz,
+    MatrixGroup,
     O,
     Scaling,
     Symmetric,
@@ -194,7 +195,7 @@ def test_what_does_not_fit_is_refused() -> None:
     space, x = vector(SO(3)), rows(2, 3)
     with pytest.raises(MethodError, match="samples is 0"):
         EquiTuned(nn.Identity(), space, space, samples=0)
-    with pytest.raises(RepresentationError, match="in_rep holds a str"):
+    with pytest.raises(RepresentationError, match=r"in_rep: .*cannot be read"):
         EquiTuned(nn.Identity(), "vector", space)
     with pytest.raises(RepresentationError, match="nothing transforms"):
         EquiTuned(nn.Identity(), None, None)
@@ -206,3 +207,35 @@ def test_what_does_not_fit_is_refused() -> None:
         EquiTuned(nn.Identity(), space, space).eval()(rows(2, 4))
     assert SE(3).dim == 4  # a group with translations is accepted
     EquiTuned(nn.Identity(), positions(SE(3)), positions(SE(3)))
+
+
+def hexagonal() -> MatrixGroup:
+    """Turns by 60 degrees, in coordinates along the two axes of a hexagonal lattice: no orthogonal matrices."""
+    return MatrixGroup(None, [[[1.0, -1.0], [1.0, 0.0]]], name="hexagonal")
+
+
+def test_a_finite_group_in_a_basis_that_is_not_orthogonal() -> None:
+    """M4: the transpose was taken for the inverse, an error of 0.74 with `exact`."""
+    space = vector(hexagonal())
+    tuned = EquiTuned(perceptron(2, 2), space, space)
+    assert tuned.exact
+    assert tuned.elements.shape == (6, 2, 2)
+    assert error(tuned, rows(5, 2), space, space) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "group",
+    [SO(3), O(2), SE(3), E(2), Cyclic(5), Dihedral(3), Symmetric(4), Lorentz(), Scaling(), hexagonal()],
+    ids=str,
+)
+def test_every_group_knows_its_inverses(group: Group) -> None:
+    g = group.sample(5, generator=torch.Generator().manual_seed(0))
+    eye = torch.eye(group.dim, dtype=torch.float64).expand(5, -1, -1)
+    torch.testing.assert_close(group.inverse(g) @ g, eye, rtol=0, atol=1e-12)
+    torch.testing.assert_close(group.inverse(g), torch.linalg.inv(g), rtol=0, atol=1e-12)
+
+
+def test_representations_as_text() -> None:
+    tuned = EquiTuned(perceptron(3, 4), "1x1o", ("1x0e+1x1o",), samples=2)
+    assert tuned.group == O(3)
+    assert tuned.eval()(rows(2, 3)).shape == (2, 4)

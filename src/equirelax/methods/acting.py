@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry import SO, Group, O, Representation, TensorAction
+from equirelax.symmetry import Group, Representation, TensorAction, as_representation
+from equirelax.symmetry.given import is_given
 
 Kind = Representation | TensorAction | None
 """How one tensor transforms; None: not at all."""
@@ -53,19 +53,18 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
 
 
 def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
-    """One representation, On, GridField or None, or a tuple or list of them, as a tuple.
+    """What `as_representation` takes, or None, or a tuple or list of these, as a tuple.
 
     Raises:
         RepresentationError: something else was given.
     """
-    kinds = tuple(reps) if isinstance(reps, (tuple, list)) else (reps,)
-    for kind in kinds:
-        if not (kind is None or isinstance(kind, (Representation, TensorAction))):
-            raise RepresentationError(
-                f"{what} holds a {type(kind).__name__}; expected a Representation, On(representation, axis), "
-                "GridField(representation) or None for every tensor"
-            )
-    return kinds
+    several = isinstance(reps, (tuple, list)) and not is_given(reps)  # e3nn's Irreps are a tuple too
+    try:
+        return tuple(
+            None if rep is None else as_representation(rep) for rep in (reps if several else (reps,))
+        )
+    except RepresentationError as error:
+        raise RepresentationError(f"{what}: {error} None stands for what no element changes.") from error
 
 
 def group_of(*kinds: Kind) -> Group:
@@ -78,8 +77,3 @@ def group_of(*kinds: Kind) -> Group:
         if kind is not None:
             return kind.group
     raise RepresentationError("nothing transforms: in_rep and out_rep are all None; say how the input does")
-
-
-def inverse(g: Tensor, group: Group) -> Tensor:
-    """g^-1 for elements (..., n, n): the transpose in SO(n) and O(n)."""
-    return g.mT if isinstance(group, (SO, O)) or group.order is not None else torch.linalg.inv(g)

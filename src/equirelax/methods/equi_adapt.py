@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of, inverse
+from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of
 
 
 class EquiAdapted(nn.Module):
@@ -22,8 +22,8 @@ class EquiAdapted(nn.Module):
         model: f, called with positional arguments; a child under "model.".
         canonicalizer: c, called with the same arguments; returns elements (b, n, n) of the group, one for
             every entry of the first axis of whatever transforms. A child under "canonicalizer.".
-        in_rep: for every argument a `Representation`, an `On`, a `GridField` or None (invariant); one alone
-            for one argument.
+        in_rep: for every argument what `symmetry.as_representation` takes, or None (invariant); one alone for one
+            argument.
         out_rep: the same for what f returns.
 
     Raises:
@@ -49,5 +49,5 @@ class EquiAdapted(nn.Module):
                 f"the canonicalizer ({type(self.canonicalizer).__name__}) returned shape {tuple(pose.shape)}; "
                 f"expected elements of {self.group.name}: (b, {self.group.dim}, {self.group.dim})"
             )
-        canonical = act_on_all(inverse(pose, self.group), args, self.in_kinds)
+        canonical = act_on_all(self.group.inverse(pose), args, self.in_kinds)
         return act_on_output(pose, self.model(*canonical), self.out_kinds)

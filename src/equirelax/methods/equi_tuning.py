@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import MethodError
-from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of, inverse
+from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of
 from equirelax.symmetry import Group
 
 
@@ -22,8 +22,8 @@ class EquiTuned(nn.Module):
 
     Args:
         model: f, called with positional arguments; a child, so that keys begin with "model.".
-        in_rep: for every argument a `Representation`, an `On`, a `GridField` or None (invariant); one alone
-            for one argument.
+        in_rep: for every argument what `symmetry.as_representation` takes, or None (invariant); one alone for one
+            argument.
         out_rep: the same for what f returns.
         group: elements are drawn from it; by default that of the representations. Of SE(n) and E(n) only rotations
             and reflections are averaged over, about the origin: centre the input.
@@ -88,7 +88,7 @@ class EquiTuned(nn.Module):
         total: Any = None
         for g in elements:
             turned = act_on_all(g, args, self.in_kinds)
-            back = act_on_output(inverse(g, self.group), self.model(*turned), self.out_kinds)
+            back = act_on_output(self.group.inverse(g), self.model(*turned), self.out_kinds)
             total = back if total is None else _sum(total, back)
         count = len(elements)
         return tuple(part / count for part in total) if isinstance(total, tuple) else total / count

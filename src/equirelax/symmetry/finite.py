@@ -40,6 +40,10 @@ class _FiniteGroup(Group):
         index = torch.randint(len(elements), (count,), generator=generator, device=draw_device(generator))
         return elements.to(index.device)[index]
 
+    def inverse(self, g: Tensor) -> Tensor:
+        self.check_shape(g)
+        return g.mT  # turns, reflections and permutations are orthogonal
+
     def _distance(self, g: Tensor) -> Tensor:
         elements = self._elements().to(g.device)
         return (g.unsqueeze(-3) - elements).abs().amax(dim=(-2, -1)).amin(dim=-1)

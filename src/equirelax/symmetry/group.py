@@ -169,6 +169,11 @@ class Group(ABC):
         self.check_shape(g)
         return None if self.dim == self.linear_dim else g[..., : self.linear_dim, self.linear_dim]
 
+    def inverse(self, g: Tensor) -> Tensor:
+        """g^-1 for elements (..., dim, dim), differentiable."""
+        self.check_shape(g)
+        return torch.linalg.inv(g)
+
     def elements(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:

@@ -97,6 +97,14 @@ class _RotationGroup(Group):
             return linear
         return homogeneous(linear, uniform((count, self.n), -1.0, 1.0, generator))
 
+    def inverse(self, g: Tensor) -> Tensor:
+        self.check_shape(g)
+        if not self.has_translations:
+            return g.mT
+        back = g[..., : self.n, : self.n].mT
+        shift = torch.cat([back, -(back @ g[..., : self.n, self.n :])], dim=-1)
+        return torch.cat([shift, g[..., self.n :, :]], dim=-2)
+
     def _distance(self, g: Tensor) -> Tensor:
         linear = g[..., : self.n, : self.n]
         error = orthogonality_error(linear)
