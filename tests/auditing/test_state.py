@@ -4,17 +4,26 @@ error.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import On, audit
 from equirelax.auditing.state import full_precision, measuring
+from equirelax.errors import AuditError
 from equirelax.symmetry import SO, vector
 
 torch.set_num_threads(1)
+
+
+SEEN: list[tuple[object, ...]] = []
+"""What `Everything` saw; a list of its own would be given back as it was."""
 
 
 class Everything(nn.Module):
@@ -36,16 +45,13 @@ class Everything(nn.Module):
         self.constants = (torch.randn(3), "name")
         self.last: Tensor | None = None
         self.fails = False
-        self.seen: list[tuple[object, ...]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.count += 1
         self.odd.add_(1)
         self.last = x
         self.fresh = x
-        self.seen.append(
-            (x.dtype, self.coarse.dtype, self.constant.dtype, self.training, self.frozen.training)
-        )
+        SEEN.append((x.dtype, self.coarse.dtype, self.constant.dtype, self.training, self.frozen.training))
         x = self.frozen(self.single(x @ self.coarse @ self.constant @ self.tied @ self.exact))
         x = self.norm(x) + self.odd + self.constants[0] + torch.zeros(3)
         x.sum().backward(retain_graph=True)
@@ -83,6 +89,7 @@ def equal(a: list[object], b: list[object]) -> bool:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_given_back(fails: bool, training: bool) -> None:
     torch.manual_seed(0)
+    SEEN.clear()
     model = Everything().train(training)
     model.frozen.eval()
     model.single.weight.grad = torch.randn(3, 3)
@@ -109,7 +116,7 @@ def test_the_model_is_given_back(fails: bool, training: bool) -> None:
     assert torch.get_default_dtype() == torch.float32
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     double = (torch.float64, torch.float64, torch.float64, False, False)
-    assert set(model.seen) == {double}
+    assert set(SEEN) == {double}
 
 
 def test_training_goes_on_as_if_nothing_had_been(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -252,3 +259,151 @@ def test_on_a_gpu() -> None:
         assert audit(biased, x, along, along).first_break == "0"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+class Caching(nn.Module):
+    """What M7 found left behind: caches in containers, a buffer updated in place with a gradient, replaced objects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.register_buffer("running", torch.zeros(3))
+        self.register_buffer("table", torch.eye(3))
+        self.register_buffer("other", torch.ones(3))
+        self.alias = self.table
+        self.cache: dict[int, Tensor] = {}
+        self.nested = {"rows": [torch.ones(3)], "steps": {"n": 0}}
+        self.history: collections.deque[Tensor] = collections.deque(maxlen=4)
+        self.seen: set[int] = set()
+        self.first: Tensor | None = None
+        self.extra = nn.Linear(1, 1)
+        self.fails_at = 0
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.alias is self.table
+        self.calls += 1
+        self.running.mul_(0.9).add_(self.weight * x.detach().mean())
+        if x.shape[0] not in self.cache:
+            self.cache[x.shape[0]] = torch.ones(x.shape[0], 1, dtype=x.dtype)
+        self.nested["rows"].append(x.detach())
+        self.nested["rows"][0] += 1
+        self.nested["steps"]["n"] += 1
+        self.history.append(x)
+        self.seen.add(self.calls)
+        self.first = x * self.weight
+        self.added = [x]
+        self.other.mul_(self.weight)
+        self.weight.requires_grad_(False).requires_grad_(True)
+        self.extra = nn.Linear(1, 1)
+        self.bias = nn.Parameter(torch.zeros(1))
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        if self.fails_at == self.calls:
+            raise FloatingPointError("the model's own error")
+        return self.weight * (x @ self.table) * self.cache[x.shape[0]]
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 4])
+def test_caches_buffers_and_containers_are_given_back(fails_at: int) -> None:
+    """M7: also after an error, at the first call or later."""
+    model = Caching()
+    model.cache[7] = torch.ones(7, 1)
+    model.weight.grad = torch.ones(())
+    model.table.requires_grad_(True)
+    held = {key: value for key, value in model.__dict__.items() if key != "training"}
+    objects = {
+        name: (tensor, tensor._version, tensor.detach().clone())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    plain = copy.deepcopy(
+        {key: getattr(model, key) for key in ("cache", "nested", "history", "seen", "calls")}
+    )
+    x = torch.randn(4, 3)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    model.fails_at = fails_at
+    with pytest.raises(FloatingPointError) if fails_at else contextlib.nullcontext():
+        audit(model, x, vector(SO(3)), vector(SO(3)), samples=2)
+    model.fails_at = 0
+    assert list(model._modules) == ["extra"]
+    for key, value in held.items():
+        assert model.__dict__[key] is value or key == "fails_at"
+    for name, (tensor, version, value) in objects.items():
+        now = dict((*model.named_parameters(), *model.named_buffers()))[name]
+        assert now is tensor
+        assert (now._version, now.dtype, now.grad_fn, now.requires_grad) == (
+            version, torch.float32, None, name in ("weight", "table", "extra.weight", "extra.bias"),
+        )  # fmt: skip
+        assert torch.equal(now, value)
+    assert model.alias is model.table
+    for key, value in plain.items():
+        assert str(getattr(model, key)) == str(value)
+    assert "bias" not in dict(model.named_parameters())
+    assert "added" not in model.__dict__
+    assert model.first is None
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.get_rng_state())
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.eval()(torch.ones(7, 3)), torch.ones(7, 3))
+
+
+def test_a_pending_backward_of_the_user_still_runs() -> None:
+    """A buffer that a graph has saved must not have been written to."""
+    model = nn.BatchNorm1d(3)
+    model.register_buffer("count_up", torch.ones(3))
+    model.register_forward_hook(
+        lambda module, args, output: module.count_up.add_(1).neg_().neg_() * 0 + output
+    )
+    x = torch.randn(5, 3, requires_grad=True)
+    loss = (x * model.count_up).sum()
+    audit(model, torch.randn(5, 3, 3), vector(SO(3)), vector(SO(3)), samples=1, per_layer=False, lie=False)
+    loss.backward()
+    assert torch.equal(x.grad, torch.ones(5, 3))
+
+
+def test_what_eval_merges_into_weights_is_undone_on_the_copies() -> None:
+    """Adapters merge themselves into the weight on eval() and take themselves out on train()."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.adapter = nn.Parameter(torch.ones(())), nn.Parameter(torch.tensor(0.1))
+            self.merged = False
+
+        def train(self, mode: bool = True) -> Adapted:
+            if mode == self.merged:
+                self.weight.data += self.adapter.data * (-1 if mode else 1)
+                self.merged = not mode
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.weight if self.merged else self.weight + self.adapter)
+
+    model = Adapted()
+    audit(model, torch.randn(2, 3), vector(SO(3)), vector(SO(3)), samples=2)
+    assert (float(model.weight), model.merged, model.training) == (1.0, False, True)
+
+
+def test_a_lazy_module_is_to_be_called_first() -> None:
+    with pytest.raises(AuditError, match="call it once"):
+        audit(nn.LazyLinear(3), torch.randn(2, 3), vector(SO(3)), vector(SO(3)))
+
+
+def test_a_relaxed_model_is_given_back() -> None:
+    import equirelax as er
+    from equirelax.models.vector_neurons import VNLinear
+
+    model = nn.Sequential(VNLinear(3, 4), VNLinear(4, 2))
+    relaxation = er.relax(model, residual=er.Dense("normal", std=0.1))
+    relaxation.set_gamma(0.5)
+    x = torch.randn(5, 3, 3)
+    before, keys = model(x).detach().clone(), list(model.state_dict())
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    for _ in range(2):
+        audit(model, x, vector(SO(3)), vector(SO(3)), samples=2, deployed="relaxed")
+    assert torch.equal(model(x), before)
+    assert list(model.state_dict()) == keys
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    assert torch.equal(copy.deepcopy(model)(x), before)

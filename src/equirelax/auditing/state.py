@@ -2,77 +2,87 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
+from equirelax.auditing.tree import complex_of
+from equirelax.errors import AuditError
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# What torch keeps in every module: switches and hooks, among which handles must find their own dictionaries.
+_TORCH_OWN = frozenset(nn.Module().__dict__) | {"training"}
 
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, a private random
-    state.
+    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, a private random state.
 
-    The model is cast in place by handing each of its tensors a cast *copy* as data; on leaving, also through
-    an error, each gets
-    its own storage back, which nothing has written to: values and dtypes are those of before bit for bit, and
-    ``Parameter`` objects, their version counters, gradients and every module's training flag are untouched.
-    Floating tensors that a module keeps as plain attributes (or in a tuple, list or dict of its own) are cast
-    too, as ``Module.to`` would not do, and attributes that a forward sets (caches) are set back. So are attributes
-    that name the dtype of the model's own tensors (the dtype that a forward casts to): inside they name ``dtype``.
+    Parameters are handed a cast *copy* as data. In the place of every other tensor that a module holds, as a buffer or
+    as a plain attribute, and of every list, dict, tuple, set or deque among its attributes, stands a copy, cast where it
+    holds floating tensors. On leaving, also through an error, parameters get their own storage back and the modules the
+    very objects that they had: whatever a forward wrote, cached, added, replaced or recorded a gradient for is gone.
+    ``Parameter`` objects, their version counters, gradients and every module's training flag are untouched. Attributes
+    that name the dtype of the model's own tensors (the dtype that a forward casts to) name ``dtype`` inside. What other
+    objects hold (a cache that is no built-in container, a closure, a global) is neither cast nor restored.
+
+    Raises:
+        AuditError: a lazy module has not been called yet.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    gradients = [(p, p.grad) for p in model.parameters()]
-    registered = [(m, dict(m._buffers), set(m._non_persistent_buffers_set)) for m in _plain(model)]
-    attributes = [(m, _attributes(m)) for m in _plain(model)]
-    originals = [(tensor, tensor.data) for tensor in _tensors(model)]
+    modules = list(model.modules())
+    flags = [(module, module.training) for module in modules]
+    held = [_Held(module) for module in modules if isinstance(module.__dict__.get("_buffers"), dict)]
+    placed = (*model.parameters(), *model.buffers())
+    devices = sorted({t.device.index or 0 for t in placed if t.device.type == "cuda"})
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
-        devices = sorted({t.device.index or 0 for t, _ in originals if t.device.type == "cuda"})
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(_other_generators(seed))
         stack.enter_context(full_precision())
         stack.enter_context(torch.inference_mode(False))
         # Gradients stay on: a model that derives forces from an energy needs them in its own forward.
         stack.enter_context(torch.enable_grad())
+        copies = _Copies(dtype)
+        for tensor in (*model.parameters(), *_outside_python(modules)):
+            copies.keep(tensor)
+        insides = [one.inside(copies) for one in held]
+        gradients = [(tensor, tensor.grad, tensor.requires_grad) for tensor, _ in copies.kept]
         try:
             torch.manual_seed(seed)
             torch.set_default_dtype(dtype)
-            for parameter, _ in gradients:
-                parameter.grad = None
-            own = {original.dtype for _, original in originals if original.is_floating_point()}
-            for tensor, original in originals:
-                tensor.data = original.to(_target(original, dtype), copy=True)
-            for module, before in attributes:
-                module.__dict__.update(
-                    {
-                        key: dtype
-                        for key, value in before.items()
-                        if isinstance(value, torch.dtype) and value in own
-                    }
-                )
+            for tensor, _, _ in gradients:
+                tensor.grad = None
+            for tensor, original in copies.kept:
+                tensor.data = original.to(copies.target(original), copy=True)
+            for one, inside in zip(held, insides, strict=True):
+                one.put(inside, copies)
             model.eval()  # after the casts: what eval() computes and keeps is then of the wanted dtype
             yield
         finally:
             torch.set_default_dtype(default)
-            for tensor, original in originals:
+            with contextlib.suppress(
+                Exception
+            ):  # a forward that failed may have left what train() trips over
+                if flags[0][1]:
+                    # Some layers undo what eval() did only here, such as a merge into weights: on the copies still.
+                    model.train()
+            for tensor, original in copies.kept:
                 tensor.data = original
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            if flags and flags[0][1]:
-                model.train()  # some layers rebuild or drop what eval() cached only when train() is called
+            for tensor, gradient, needed in gradients:
+                if tensor.requires_grad != needed:
+                    tensor.detach_().requires_grad_(needed)
+                tensor.grad = gradient
+            for one in held:
+                one.give_back()
             for module, training in flags:
                 module.training = training
-            for module, buffers, transient in registered:
-                module._buffers.clear()
-                module._buffers.update(buffers)
-                module._non_persistent_buffers_set.clear()
-                module._non_persistent_buffers_set.update(transient)
-            for module, before in attributes:
-                _restore(module, before)
 
 
 @contextlib.contextmanager
@@ -100,49 +110,130 @@ def full_precision() -> Iterator[None]:
                 setattr(switch, name, value)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in module.__dict__.items() if key not in _REGISTRIES}
+@contextlib.contextmanager
+def _other_generators(seed: int) -> Iterator[None]:
+    """Python's and numpy's global random numbers, seeded and put back."""
+    own, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(of_numpy)
 
 
-def _restore(module: nn.Module, before: dict[str, Any]) -> None:
-    """Undo what a forward did to a module's plain attributes: rebound, added or deleted ones."""
-    for key in [key for key in module.__dict__ if key not in before and key not in _REGISTRIES]:
-        del module.__dict__[key]
-    module.__dict__.update(before)
+class _Copies:
+    """What stands for a model's tensors and containers while it is measured; equal objects have one copy."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.kept: list[tuple[Tensor, Tensor]] = []  # objects that stay in their places, with their own data
+        self.own_dtypes: set[torch.dtype] = set()
+        self._known: dict[int, Any] = {}
+        self._alive: list[Any] = []  # an id means an object only while that lives
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Leave a tensor in its place: its data will be cast."""
+        if is_lazy(tensor):
+            raise AuditError(
+                "the model has lazy modules whose parameters do not exist yet: call it once on the sample before the audit"
+            )
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = tensor
+            self.kept.append((tensor, tensor.data))
+            self._note(tensor)
+        return tensor
+
+    def of(self, value: Any) -> Any:
+        """The copy of a tensor or container; anything else itself."""
+        if id(value) in self._known:
+            return self._known[id(value)]
+        if isinstance(value, nn.Parameter):
+            return self.keep(value)
+        kind = type(value)
+        if kind is Tensor and value.layout == torch.strided and not is_lazy(value):
+            self._note(value)
+            made: Any = value.detach().to(self.target(value), copy=True)
+            return self._remember(value, made.requires_grad_(value.requires_grad))
+        if isinstance(value, tuple):
+            items = [self.of(item) for item in value]
+            if all(a is b for a, b in zip(items, value, strict=True)) or not (
+                kind is tuple or hasattr(kind, "_fields")
+            ):
+                return value
+            return self._remember(value, kind(*items) if hasattr(kind, "_fields") else tuple(items))
+        if kind in (dict, collections.OrderedDict, collections.defaultdict):
+            made = (
+                collections.defaultdict(value.default_factory) if kind is collections.defaultdict else kind()
+            )
+            self._remember(value, made)  # before its items, among which it may be itself
+            made.update({key: self.of(item) for key, item in value.items()})
+            return made
+        if kind in (list, collections.deque):
+            made = [] if kind is list else collections.deque(maxlen=value.maxlen)
+            self._remember(value, made)
+            made.extend(self.of(item) for item in value)
+            return made
+        if kind is set:
+            return self._remember(value, set(value))
+        return value
+
+    def target(self, tensor: Tensor) -> torch.dtype:
+        """The dtype in which a tensor is measured."""
+        if tensor.is_floating_point():
+            return self.dtype
+        return complex_of(self.dtype) if tensor.is_complex() else tensor.dtype
+
+    def _note(self, tensor: Tensor) -> None:
+        if tensor.is_floating_point():
+            self.own_dtypes.add(tensor.dtype)
+
+    def _remember(self, value: Any, made: Any) -> Any:
+        self._alive.append(value)
+        self._known[id(value)] = made
+        return made
 
 
-def _plain(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose buffers are a dict of their own (a scripted module keeps them elsewhere)."""
-    return (module for module in model.modules() if isinstance(module.__dict__.get("_buffers"), dict))
+class _Held:
+    """What one module holds: its registries, and its plain attributes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.registries = {name: module.__dict__[name].copy() for name in _REGISTRIES}
+        self.attributes = {key: value for key, value in module.__dict__.items() if key not in _REGISTRIES}
+
+    def inside(self, copies: _Copies) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Buffers and attributes for the time of the measurement; attributes that do not change are left out."""
+        buffers = {key: copies.of(value) for key, value in self.registries["_buffers"].items()}
+        own = {key: value for key, value in self.attributes.items() if key not in _TORCH_OWN}
+        return buffers, {key: copies.of(value) for key, value in own.items()}
+
+    def put(self, inside: tuple[dict[str, Any], dict[str, Any]], copies: _Copies) -> None:
+        """Put them in place; of attributes that name a dtype those that name one of the model's own tensors."""
+        self.module._buffers.update(inside[0])
+        self.module.__dict__.update(
+            {
+                key: copies.dtype if isinstance(value, torch.dtype) and value in copies.own_dtypes else value
+                for key, value in inside[1].items()
+            }
+        )
+
+    def give_back(self) -> None:
+        """Undo all that was done to the module since."""
+        for name, saved in self.registries.items():
+            registry = self.module.__dict__[name]
+            registry.clear()
+            registry.update(saved)
+        for key in [
+            key for key in self.module.__dict__ if key not in self.attributes and key not in _REGISTRIES
+        ]:
+            del self.module.__dict__[key]
+        self.module.__dict__.update(self.attributes)
 
 
-def _target(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    if tensor.is_floating_point():
-        return dtype
-    if tensor.is_complex():
-        return torch.complex128 if dtype == torch.float64 else torch.complex64
-    return tensor.dtype
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Every tensor that the model holds, once: parameters, buffers, and tensors kept as plain attributes."""
-    found: dict[int, Tensor] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        found.setdefault(id(tensor), tensor)
-    for module in model.modules():
-        for key, value in module.__dict__.items():
-            if key in _REGISTRIES:
-                continue
-            for tensor in _attribute_tensors(value):
-                found.setdefault(id(tensor), tensor)
-    return list(found.values())
-
-
-def _attribute_tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.layout == torch.strided and type(value) in (Tensor, nn.Parameter) else []
-    if isinstance(value, (tuple, list)):
-        return [t for item in value if isinstance(item, Tensor) for t in _attribute_tensors(item)]
-    if isinstance(value, dict):
-        return [t for item in value.values() if isinstance(item, Tensor) for t in _attribute_tensors(item)]
-    return []
+def _outside_python(modules: list[nn.Module]) -> Iterator[Tensor]:
+    """Buffers of scripted modules, which keep them elsewhere."""
+    for module in modules:
+        if not isinstance(module.__dict__.get("_buffers"), dict):
+            yield from module.buffers(recurse=False)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equirelax.errors import AuditError
 from equirelax.symmetry import GridField, On, Representation, TensorAction
@@ -34,14 +34,19 @@ class Leaf:
 
     @property
     def measurable(self) -> bool:
-        """Whether an equivariance error can be measured on it: real floating tensors with at least one
-        entry.
-        """
+        """Whether a small change of it means something: real floating tensors with at least one entry."""
         return self.value.is_floating_point() and self.value.numel() > 0
 
 
-def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = "") -> Any:
-    """A tree of the same shape with ``function`` applied to every tensor.
+def map_tree(
+    tree: Any,
+    reps: Any,
+    function: Callable[[Leaf], Any],
+    path: str = "",
+    other: Callable[[str, Any], None] | None = None,
+) -> Any:
+    """A tree of the same shape with ``function`` applied to every tensor; ``other`` is told of the path and value of
+    everything else at its ends.
 
     The containers are new ones (a ``Data`` is copied), so that a model that writes into its input leaves the
     caller's sample alone; the tensors are whatever ``function`` returns.
@@ -52,33 +57,34 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
     """
     if isinstance(tree, Tensor):
         return function(Leaf(path, tree, _action(tree, reps, path)))
-    if _is_graph(tree):
+    if is_graph(tree):
         listed = _check_names(reps, tree.keys() if callable(tree.keys) else tree.keys, path, "Data")
         graph = copy.copy(tree)
         for key in list(graph.keys() if callable(graph.keys) else graph.keys):
-            graph[key] = map_tree(tree[key], listed.get(key), function, _join(path, key))
+            graph[key] = map_tree(tree[key], listed.get(key), function, _join(path, key), other)
         return graph
     if isinstance(tree, Mapping):
         listed = _check_names(reps, tree.keys(), path, type(tree).__name__)
         values = {
-            key: map_tree(value, listed.get(key), function, _join(path, key)) for key, value in tree.items()
+            key: map_tree(value, listed.get(key), function, _join(path, key), other)
+            for key, value in tree.items()
         }
         return values if type(tree) is dict else _same_mapping(tree, values)
     if isinstance(tree, (tuple, list)):
         pairs = enumerate(zip(tree, _check_length(reps, tree, path), strict=True))
-        items = [map_tree(value, rep, function, f"{path}[{i}]") for i, (value, rep) in pairs]
+        items = [map_tree(value, rep, function, f"{path}[{i}]", other) for i, (value, rep) in pairs]
         if hasattr(tree, "_fields"):
             return type(tree)(*items)
         return items if isinstance(tree, list) else tuple(items)
     if is_escnn(tree, "GeometricTensor"):
-        moved = map_tree(tree.tensor, reps, function, path)
+        moved = map_tree(tree.tensor, reps, function, path, other)
         return type(tree)(moved, tree.type, tree.coords) if isinstance(moved, Tensor) else moved
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         names = [field.name for field in dataclasses.fields(tree)]
         listed = _check_names(reps, names, path, type(tree).__name__)
         twin = copy.copy(tree)
         for name in names:
-            value = map_tree(getattr(tree, name), listed.get(name), function, _join(path, name))
+            value = map_tree(getattr(tree, name), listed.get(name), function, _join(path, name), other)
             object.__setattr__(twin, name, value)
         return twin
     if reps is not None:
@@ -86,6 +92,8 @@ def map_tree(tree: Any, reps: Any, function: Callable[[Leaf], Any], path: str = 
             f"{_name(path)} is a {type(tree).__name__}, which holds no tensor for {_show(reps)} to act on: "
             "give None there, or audit a function that takes tensors"
         )
+    if other is not None:
+        other(path, tree)
     return tree
 
 
@@ -125,15 +133,20 @@ def as_action(rep: Representation | TensorAction) -> TensorAction:
 
 
 def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
-    """``rho(g) x`` in float64 whatever the dtype of ``value``; ``value`` itself where nothing acts.
+    """``rho(g) x`` in float64 (complex128) whatever the dtype of ``value``; ``value`` itself where nothing acts.
 
     Args:
         element: matrix of a group element, (n, n), float64.
-        value: floating tensor of a shape that ``action`` acts on.
+        value: floating or complex tensor of a shape that ``action`` acts on; of a complex one real and imaginary part
+            transform alike.
     """
     if action is None:
         return value
-    return action.apply(element.to(value.device), value.double())
+    element = element.to(value.device)
+    if value.is_complex():
+        parts = (action.apply(element, part.double()) for part in (value.real, value.imag))
+        return torch.complex(*parts)
+    return action.apply(element, value.double())
 
 
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
@@ -145,24 +158,14 @@ def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype
 
     def copied(leaf: Leaf) -> Tensor:
         value = leaf.value.detach()
-        if not value.is_floating_point():
-            return value.to(_complex(dtype), copy=True) if value.is_complex() else value.clone()
+        if not value.is_floating_point() and not value.is_complex():
+            return value.clone()
+        target = dtype if value.is_floating_point() else complex_of(dtype)
         if element is None or leaf.action is None:
-            return value.to(dtype, copy=True)
-        return act(element, value, leaf.action).to(dtype)
+            return value.to(target, copy=True)
+        return act(element, value, leaf.action).to(target)
 
     return map_tree(tree, reps, copied, "input")
-
-
-def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
-    """Call the model as the sample's shape says: ``model(*sample)``, ``model(**sample)`` or
-    ``model(sample)``.
-    """
-    if isinstance(sample, Mapping) and not _is_graph(sample):
-        return model(**sample)
-    if isinstance(sample, (tuple, list)):
-        return model(*sample)
-    return model(sample)
 
 
 def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
@@ -171,13 +174,13 @@ def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
     if not isinstance(reps, (Representation, TensorAction)):
         raise AuditError(
             f"{_name(path)} is a tensor of shape {tuple(value.shape)}, but its representation is a "
-            f"{type(reps).__name__}: give a Representation, On(representation, axis), GridField(representation) or None"
+            f"{type(reps).__name__}: give one Representation, On(representation, axis), GridField(representation) or None"
         )
     action = as_action(reps)
-    if not value.is_floating_point():
+    if not (value.is_floating_point() or (value.is_complex() and action.representation.linear)):
+        kinds = "real and complex floating" if action.representation.linear else "real floating"
         raise AuditError(
-            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on real floating tensors only: give "
-            "None there"
+            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on {kinds} tensors only: give None there"
         )
     wrong = action.mismatch(value.shape)
     if wrong:
@@ -225,7 +228,7 @@ def _same_mapping(tree: Mapping[str, Any], values: dict[str, Any]) -> Any:
     return twin
 
 
-def _is_graph(value: Any) -> bool:
+def is_graph(value: Any) -> bool:
     """Whether ``value`` is a PyG ``Data`` (or ``Batch``). PyG is never imported for it: a sample can be one
     only if it was.
     """
@@ -244,7 +247,8 @@ def _is_graph(value: Any) -> bool:
     return False
 
 
-def _complex(dtype: torch.dtype) -> torch.dtype:
+def complex_of(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype that goes with a floating one; complex64 for the half-precision ones."""
     return torch.complex128 if dtype == torch.float64 else torch.complex64
 
 
