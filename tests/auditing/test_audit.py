@@ -243,8 +243,8 @@ def test_subgroups() -> None:
 def test_nothing_and_nan() -> None:
     x = torch.randn(4, 3)
     v = vector(SO(3))
-    with pytest.raises(AuditError, match="no floating tensor"):
-        audit(lambda x: x.argmax(-1), x, v, None)
+    with pytest.raises(AuditError, match="nothing whose equivariance"):
+        audit(lambda x: "nothing", x, v, None)
     with pytest.raises(NonFiniteError, match="`output` holds NaN or infinity on the sample as given"):
         audit(lambda x: x / 0, x, v, v)
     first = float(x[0, 0])

@@ -267,12 +267,13 @@ def test_mistaken_constants() -> None:
 def test_audits_report_the_bounds_of_relaxed_models_and_why_there_are_none() -> None:
     model, _, rep, _ = chain([2, 2], SO(3), Dense(), 0, gammas=[0.5])
     x = torch.randn(6, rep.dim, dtype=torch.float64)
-    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False)
+    assert er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False).bounds is None
+    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False, bounds=True)
     assert "Shrink" in report.bounds.reason
     assert "n/a: 1 (Shrink): no Lipschitz constant is known" in str(report)
     assert report.to_dict()["bounds"]["equivariance"] is None
     er.project(model)
-    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False)
+    report = er.audit(model, x, rep, rep, samples=2, per_layer=False, lie=False, bounds=True)
     assert report.bounds is report.to_dict()["bounds"] is None
     assert "bounds" not in str(report)
 
@@ -280,10 +281,12 @@ def test_audits_report_the_bounds_of_relaxed_models_and_why_there_are_none() -> 
 def test_an_audit_stays_below_the_bound() -> None:
     relaxation = declared(equivariant(), nn.Identity(), kind=Dense(init="normal", std=0.3))
     rep = 2 * vector(SO(3))
-    report = er.audit(relaxation.model, torch.randn(9, rep.dim), rep, rep, per_layer=False, lie=False)
+    report = er.audit(
+        relaxation.model, torch.randn(9, rep.dim), rep, rep, per_layer=False, lie=False, bounds=True
+    )
     assert report.bounds.equivariance > 0
     assert "equivariance error" in str(report.bounds)
     assert report.e_prime > 1e-3
     x = torch.randn(9, rep.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    again = er.audit(relaxation.model, x, rep, rep, per_layer=False, lie=False)
+    again = er.audit(relaxation.model, x, rep, rep, per_layer=False, lie=False, bounds=True)
     assert again.e_prime <= again.bounds.equivariance * float(x.norm(dim=-1).max())

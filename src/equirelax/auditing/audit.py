@@ -4,6 +4,7 @@ blame.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,20 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.bounds import NetworkBounds, network_bounds
+from equirelax.auditing.bounds import network_bounds
+from equirelax.auditing.breaking import Breaking, breaking
+from equirelax.auditing.calling import Function, call
+from equirelax.auditing.coordinates import coordinates, far_away, with_translations
 from equirelax.auditing.element import component as element_component
-from equirelax.auditing.error import Measurement, measure
+from equirelax.auditing.error import Measurement, exact, measure, outputs_of
+from equirelax.auditing.given import FROM_MODEL, given_pair, group_of, only_present
 from equirelax.auditing.lie import LieReport, lie_derivative
 from equirelax.auditing.localise import localise
-from equirelax.auditing.report import AuditReport
+from equirelax.auditing.report import AS_IT_IS, PROJECTED, RELAXED, AuditReport
 from equirelax.auditing.state import measuring
-from equirelax.auditing.tree import Leaf, call, leaves, representations, transformed
+from equirelax.auditing.subgroup import contains
+from equirelax.auditing.tolerance import Precision, tolerance_of
+from equirelax.auditing.tree import Leaf, leaves, representations, transformed
 from equirelax.errors import AuditError, RelaxationStateError
+from equirelax.relaxation import Relaxation, relaxation_of
 from equirelax.symmetry import Group
-
-# A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does
-# not undo.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 # A module is blamed where it adds more than this share of the model's own error: rounded constants are not
 # the cause.
@@ -34,145 +38,256 @@ NEGLIGIBLE = 1e-5
 def audit(
     model: nn.Module | Callable[..., Any],
     sample: Any,
-    in_rep: Any,
-    out_rep: Any,
+    in_rep: Any = FROM_MODEL,
+    out_rep: Any = FROM_MODEL,
     group: Group | None = None,
     *,
     samples: int = 16,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     tolerance: float | None = None,
     lie: bool = True,
     per_layer: bool = True,
     layer_reps: Mapping[str, Any] | None = None,
+    deployed: str | None = None,
+    bounds: bool = False,
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
-    The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it
-    was, also after an error; the sample is never written to. Transforms are computed here, in float64. While
+    The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it was, also
+    after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules keep as
+    attributes, random states. The sample is never written to. Transforms are computed here, in float64. While
     ``DistributedDataParallel`` trains a model, audit a ``copy.deepcopy`` of it: casting a parameter to ``dtype`` and back
     makes PyTorch drop DDP's hooks on its gradient.
 
+    Outputs are compared as what they are: floating and complex tensors by norms, whole numbers and truth values exactly
+    (one entry that differs is a relative error of 1), Python's numbers as tensors. What cannot be compared (strings,
+    foreign objects) is named in the report.
+
+    Translations of SE(n) and E(n) are drawn up to the largest coordinate of the sample's positions, and the report says
+    how far that is.
+
     Args:
         model: a module, or a function (then nothing is cast).
-        sample: one input: a tensor or PyG ``Data`` (called as ``model(sample)``), a tuple or list
-            (``model(*sample)``) or a mapping (``model(**sample)``), nested as the model needs; on the model's
-            device. A few molecules or graphs are enough, and quicker than a batch of training.
-        in_rep: tree shaped like the sample: a ``Representation`` (last axis), ``On(representation, axis)``,
-            ``GridField(representation)`` (pictures, (..., channels, H, W)) or ``None`` (invariant) for every tensor;
-            for mappings and ``Data`` a mapping that lists what transforms.
-        out_rep: the same for the output.
+        sample: one input, on the model's device, nested as the model needs: a tensor or PyG ``Data``, called as
+            ``model(sample)``; a tuple or list, called as ``model(*sample)``; a mapping, called as ``model(**sample)``
+            where its keys are the names of ``forward``'s parameters, and else as ``model(sample)``, as NequIP's, MACE's
+            and SevenNet's networks want it. A few molecules or graphs are enough, and quicker than a batch of training.
+        in_rep: how the sample transforms, as a tree shaped like it. For every tensor what
+            `equirelax.symmetry.as_representation` takes (``"2x0e+1x1o"`` or a ``Representation`` for the last axis,
+            ``On(representation, axis)``, ``GridField(representation)`` for pictures, e3nn's ``Irreps``, an escnn
+            ``FieldType``) or ``None`` (invariant); for mappings and ``Data`` a mapping that lists what transforms. Left
+            out, it is the model's ``irreps_in``, ``in_type`` or ``in_rep``.
+        out_rep: the same for the output; left out, the model's ``irreps_out``, ``out_type`` or ``out_rep``.
         group: elements are drawn from it; by default the group of the representations. It may be a subgroup
             of theirs, such as SO(3) for representations of O(3).
         samples: number of elements drawn (Haar measure for compact groups). One element of every other
             component of a Lie group, or the generators of a finite one, are tried in addition.
         seed: of the elements, and of the model's own random numbers if it draws any.
-        dtype: precision of the model's run.
-        tolerance: relative error that counts as equivariant; by default 1e-9 for a model whose parameters are
-            float64, 1e-5 for float32 (rounded constants), and never below what ``dtype`` itself allows.
+        dtype: precision of the model's run. By default float64, or, where the model fails in float64 and runs in
+            float32, since it casts inside, float32; the report then says so.
+        tolerance: relative error that counts as equivariant. By default that of the coarsest of ``dtype``, of the model's
+            parameters and of what it returns: 1e-9 for float64, 1e-5 for float32 (rounded constants), 1e-2 and 5e-2 for
+            float16 and bfloat16. Buffers, and parameters among others that are finer, count as float32 at most.
         lie: whether to measure the Lie derivative along every generator.
         per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs
             in memory.
         layer_reps: representations inside the model where they are known: path pattern (``fnmatch``) -> the
-            output's ``Representation``, ``On`` or ``GridField``, or a pair (inputs, output).
+            output's, in any of the forms above, or a pair (inputs, output).
+        deployed: the form in which a relaxed model will be used, which the report leads with: ``"projected"`` or
+            ``"relaxed"``. By default what its method says, ``"projected"`` where none is attached. Of a network that is
+            deployed relaxed the report also says how far from equivariant each of its relaxed modules is.
+        bounds: whether to compute ACE's bounds of a relaxed model.
 
     Returns:
         The report; ``print(report)`` shows it.
 
     Raises:
-        AuditError: sample, representations and group do not fit each other.
+        AuditError: sample, representations and group do not fit each other; the model fails in the ``dtype`` that was
+            asked for, and runs in float32.
         NonFiniteError: the model returns NaN or infinity.
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    module = model if isinstance(model, nn.Module) else _Function(model)
-    group = _group(in_rep, out_rep, group)
-    sampled = group.sample(samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    discrete = group.discrete(dtype=torch.float64)
-    tolerance = _tolerance(module, dtype) if tolerance is None else tolerance
-    inputs = leaves(sample, in_rep, "input")
-
-    with measuring(module, dtype, seed):
-        outputs = leaves(call(module, transformed(sample, in_rep, None, dtype)), out_rep, "output")
-        before = measure(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
-        derivative = lie_derivative(module, sample, in_rep, out_rep, group, dtype) if lie else None
-        after = _strict(module, sample, in_rep, out_rep, group, sampled, discrete, dtype)
-        found = None
-        if per_layer:
-            found = localise(
-                module,
-                sample,
-                in_rep,
-                out_rep,
-                group,
-                _chosen(group, torch.tensor(before.worst.element, dtype=torch.float64), sampled, discrete),
-                sampled[-1],
-                dtype,
-                max(tolerance, NEGLIGIBLE * before.relative),
-                before.relative <= tolerance,
-                layer_reps,
-                after is not None and after.relative <= tolerance,
-            )
-
-    return AuditReport(
-        model=_title(model),
-        group=group.name,
-        dtype=str(dtype).removeprefix("torch."),
-        samples=samples,
-        seed=seed,
-        tolerance=tolerance,
-        before=before,
-        after=after,
-        lie=derivative,
-        localisation=found,
-        inputs={leaf.path: _action(leaf) for leaf in inputs},
-        outputs={leaf.path: _action(leaf) for leaf in outputs},
-        notes=_notes(before, derivative, tolerance, group if lie else None),
-        bounds=_bounds(module),
+    if deployed not in (None, PROJECTED, RELAXED):
+        raise AuditError(f"deployed={deployed!r}: expected {PROJECTED!r} or {RELAXED!r}")
+    module = model if isinstance(model, nn.Module) else Function(model)
+    own_input, own_output = in_rep is FROM_MODEL, out_rep is FROM_MODEL
+    in_rep, out_rep = given_pair(in_rep, out_rep, group, model)
+    if own_input:
+        in_rep = only_present(sample, in_rep)
+    group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
+    job = _Job(
+        module, sample, in_rep, out_rep, group, samples, seed, torch.float64 if dtype is None else dtype
     )
-
-
-class _Function(nn.Module):
-    """A plain function as a module without state of its own (a bound method's module is cast with it)."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        owner = getattr(function, "__self__", None)
-        if isinstance(owner, nn.Module):
-            self.owner = owner
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-
-def _group(in_rep: Any, out_rep: Any, group: Group | None) -> Group:
-    """The group to sample from, checked against the group of every representation."""
-    reps = list(itertools.chain(representations(in_rep), representations(out_rep)))
-    if group is None:
-        if not reps:
+    notes = []
+    try:
+        found = job.first_call()
+    except _FirstCallError as failed:
+        error, job = failed.error, dataclasses.replace(job, dtype=torch.float32)
+        words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+        if dtype == torch.float32 or not job.runs():
+            raise error from None
+        if dtype is not None:
             raise AuditError(
-                "nothing transforms: in_rep and out_rep hold no representation, and no group is given"
+                f"{_title(model)} fails in {_short(dtype)} ({words}) and runs in float32, to which it seems to cast "
+                "inside: leave dtype out, or give dtype=torch.float32"
+            ) from error
+        notes.append(f"measured in float32: the model fails in float64, it seems to cast inside ({words})")
+        found = job.first_call()
+    if own_output:
+        job = dataclasses.replace(job, out_rep=only_present(found, out_rep))
+    return job.report(model, tolerance, lie, per_layer, layer_reps, deployed, bounds, notes)
+
+
+class _FirstCallError(Exception):
+    """The model could not be called with the sample."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is measured, with which elements and in which precision."""
+
+    module: nn.Module
+    sample: Any
+    in_rep: Any
+    out_rep: Any
+    group: Group
+    samples: int
+    seed: int
+    dtype: torch.dtype
+
+    def first_call(self) -> Any:
+        """What the model returns on the sample.
+
+        Raises:
+            AuditError: the representations do not fit the sample.
+            _FirstCallError: the model fails.
+        """
+        leaves(self.sample, self.in_rep, "input")
+        try:
+            with measuring(self.module, self.dtype, self.seed):
+                return call(self.module, transformed(self.sample, self.in_rep, None, self.dtype))
+        except AuditError:
+            raise
+        except Exception as error:  # of the user's model: any may come of its dtype
+            raise _FirstCallError(error) from error
+
+    def runs(self) -> bool:
+        """Whether the model can be called with the sample."""
+        try:
+            self.first_call()
+        except _FirstCallError:
+            return False
+        return True
+
+    def measure(self, sampled: Tensor, discrete: Tensor) -> Measurement:
+        return measure(
+            self.module, self.sample, self.in_rep, self.out_rep, self.group, sampled, discrete, self.dtype
+        )
+
+    def report(
+        self,
+        model: Any,
+        tolerance: float | None,
+        lie: bool,
+        per_layer: bool,
+        layer_reps: Mapping[str, Any] | None,
+        deployed: str | None,
+        bounds: bool,
+        notes: list[str],
+    ) -> AuditReport:
+        """The whole audit."""
+        module, group, dtype = self.module, self.group, self.dtype
+        relaxation, precision = _relaxation(module), Precision.of(module)
+        where = coordinates(self.sample, self.in_rep)
+        reach = where.largest or 1.0
+        generator = torch.Generator().manual_seed(self.seed)
+        sampled = with_translations(group, group.sample(self.samples, generator=generator), reach)
+        discrete = group.discrete(dtype=torch.float64)
+        inputs = leaves(self.sample, self.in_rep, "input")
+        after = derivative = found = None
+        with measuring(module, dtype, self.seed):
+            moved = transformed(self.sample, self.in_rep, None, dtype)
+            returned = outputs_of(module, moved, self.out_rep, "the sample as given")
+            if tolerance is None:
+                tolerance, why = tolerance_of(precision, dtype, returned.dtypes)
+                notes += why
+            before = self.measure(sampled, discrete)
+            if lie:
+                derivative = lie_derivative(
+                    module, self.sample, self.in_rep, self.out_rep, group, dtype, reach
+                )
+            if relaxation is not None:
+                with relaxation.strict():
+                    after = self.measure(sampled, discrete)
+            if per_layer:
+                worst = torch.tensor(before.worst.element, dtype=torch.float64)
+                chosen = _chosen(group, worst, sampled, discrete)
+                found = localise(
+                    module,
+                    self.sample,
+                    self.in_rep,
+                    self.out_rep,
+                    group,
+                    chosen,
+                    sampled[-1],
+                    dtype,
+                    max(tolerance, NEGLIGIBLE * before.relative),
+                    before.relative <= tolerance,
+                    lambda: self.measure(chosen, discrete[:0]).relative,
+                    layer_reps,
+                    None if after is None else after.relative <= tolerance,
+                )
+        form = AS_IT_IS if relaxation is None else deployed or PROJECTED
+        each: tuple[Breaking, ...] = ()
+        if relaxation is not None and form == RELAXED:
+            each = breaking(
+                relaxation,
+                self.sample,
+                self.in_rep,
+                self.out_rep,
+                group,
+                model=module,
+                samples=min(self.samples, 8),
+                seed=self.seed,
+                dtype=dtype,
             )
-        group = reps[0].group
-    for rep in reps:
-        if rep.group != group and not _contains(rep.group, group):
+        translated = _translates(group) and where.largest > 0
+        return AuditReport(
+            model=_title(model),
+            group=group.name,
+            dtype=_short(dtype),
+            samples=self.samples,
+            seed=self.seed,
+            tolerance=tolerance,
+            before=before,
+            after=after,
+            lie=derivative,
+            localisation=found,
+            inputs={leaf.path: _action(leaf) for leaf in inputs},
+            outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
+            notes=(*notes, *_notes(before, derivative, tolerance, group if lie else None, self)),
+            bounds=network_bounds(relaxation) if bounds and relaxation is not None else None,
+            deployed=form,
+            modules=each,
+            translations=reach if translated else None,
+        )
+
+
+def _checked(group: Group, in_rep: Any, out_rep: Any) -> Group:
+    """The group to sample from, if it is contained in that of every representation."""
+    for rep in itertools.chain(representations(in_rep), representations(out_rep)):
+        if not contains(rep.group, group):
             raise AuditError(
-                f"{rep!r} is a representation of {rep.group.name}, which does not contain {group.name}: "
-                "give all "
+                f"{rep!r} is a representation of {rep.group.name}, which does not contain {group.name}: give all "
                 "representations for one group, or for one that contains it"
             )
     return group
-
-
-def _contains(group: Group, subgroup: Group) -> bool:
-    """Whether matrices of ``subgroup`` are elements of ``group``, on a few drawn ones and the discrete
-    generators.
-    """
-    if group.dim != subgroup.dim:
-        return False
-    drawn = subgroup.sample(8, generator=torch.Generator().manual_seed(1))
-    return bool(group.contains(torch.cat((drawn, subgroup.discrete())), atol=1e-6).all())
 
 
 def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> Tensor:
@@ -187,43 +302,12 @@ def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> T
     return torch.stack(chosen)
 
 
-def _tolerance(model: nn.Module, dtype: torch.dtype) -> float:
-    kinds = {
-        t.dtype for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()
-    } | {dtype}
-    return max(TOLERANCES.get(kind, 1e-5) for kind in kinds)
-
-
-def _strict(
-    model: nn.Module,
-    sample: Any,
-    in_rep: Any,
-    out_rep: Any,
-    group: Group,
-    sampled: Tensor,
-    discrete: Tensor,
-    dtype: torch.dtype,
-) -> Measurement | None:
-    """The errors of a relaxed model without its residuals; ``None`` for a model that is not relaxed."""
-    from equirelax.relaxation import relaxation_of
-
+def _relaxation(model: nn.Module) -> Relaxation | None:
+    """The relaxation of a relaxed model."""
     try:
-        relaxation = relaxation_of(model)
+        return relaxation_of(model)
     except RelaxationStateError:
         return None
-    with relaxation.strict():
-        return measure(model, sample, in_rep, out_rep, group, sampled, discrete, dtype)
-
-
-def _bounds(model: nn.Module) -> NetworkBounds | None:
-    """ACE's bounds; ``None`` for a model that is not relaxed."""
-    from equirelax.relaxation import relaxation_of
-
-    try:
-        relaxation = relaxation_of(model)
-    except RelaxationStateError:
-        return None
-    return network_bounds(relaxation)
 
 
 def _title(model: Any) -> str:
@@ -232,21 +316,28 @@ def _title(model: Any) -> str:
     )
 
 
-def _action(leaf: Leaf) -> str:
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _action(leaf: Leaf, output: bool = False) -> str:
     shape = "x".join(map(str, leaf.value.shape)) or "scalar"
-    kind = str(leaf.value.dtype).removeprefix("torch.")
-    if leaf.action is None:
-        how = "invariant" if leaf.measurable else "passed on as it is"
-    else:
+    if leaf.action is not None:
         how = f"{leaf.action.representation!r}{leaf.action.where}"
-    return f"{how}  ({shape} {kind})"
+    elif exact(leaf.value) or not leaf.value.numel():
+        how = "invariant, compared exactly" if output else "passed on as it is"
+    else:
+        how = "invariant"
+    return f"{how}  ({shape} {_short(leaf.value.dtype)})"
 
 
 def _notes(
-    before: Measurement, lie: LieReport | None, tolerance: float, differentiated: Group | None
-) -> tuple[str, ...]:
+    before: Measurement, lie: LieReport | None, tolerance: float, differentiated: Group | None, job: _Job
+) -> list[str]:
     notes = []
-    if lie is None and differentiated is not None:
+    if before.not_compared:
+        notes.append(f"not compared: {', '.join(before.not_compared)}")
+    if lie is None and differentiated is not None and not len(differentiated.algebra()):
         notes.append(f"{differentiated.name} has no Lie algebra: there is no Lie derivative to measure")
     if before.repeatability > 0:
         notes.append(
@@ -260,4 +351,22 @@ def _notes(
             "group break "
             "equivariance, or something that is not differentiable (sorting, neighbours, rounding)"
         )
-    return tuple(notes)
+    unit = torch.finfo(job.dtype).eps
+    for path, away, spread in far_away(job.sample, job.in_rep):
+        lost = unit * away / spread
+        notes.append(
+            f"{path} lies {away:.1e} from the origin, with a spread of {spread:.1e}: in {_short(job.dtype)} differences of "
+            f"its points are known to {lost:.0e}"
+            + (", which is more than the tolerance: centre the sample" if lost > tolerance else "")
+            + (
+                ". Errors of outputs that lie as far are small beside their size: centre the sample, or call points "
+                "positions (E(3), SE(3))"
+                if not _translates(job.group)
+                else ""
+            )
+        )
+    return notes
+
+
+def _translates(group: Group) -> bool:
+    return group.dim != group.linear_dim

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,14 @@ from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
 from equirelax.auditing.chain import orthogonal
-from equirelax.auditing.error import outputs_of, relative_error
-from equirelax.auditing.known import acts_through, placed
+from equirelax.auditing.error import gap, outputs_of
+from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
+from equirelax.auditing.known import placed
 from equirelax.auditing.lipschitz import residual_slope
+from equirelax.auditing.norms import largest
 from equirelax.auditing.state import measuring
-from equirelax.auditing.tree import Leaf, act, leaves, representations, transformed
+from equirelax.auditing.subgroup import acts_through
+from equirelax.auditing.tree import Leaf, leaves, transformed
 from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns, dense
@@ -73,8 +76,8 @@ class Breaking:
 def breaking(
     relaxation: Relaxation,
     sample: Any,
-    in_rep: Any,
-    out_rep: Any,
+    in_rep: Any = FROM_MODEL,
+    out_rep: Any = FROM_MODEL,
     group: Group | None = None,
     *,
     model: Callable[..., Any] | None = None,
@@ -99,12 +102,8 @@ def breaking(
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    reps = [*representations(in_rep), *representations(out_rep)]
-    if group is None and not reps:
-        raise AuditError(
-            "nothing transforms: in_rep and out_rep hold no representation, and no group is given"
-        )
-    group = group or reps[0].group
+    in_rep, out_rep = given_pair(in_rep, out_rep, group, relaxation.model)
+    group = group or group_of(in_rep, out_rep)
     generator = torch.Generator().manual_seed(seed)
     elements = torch.cat(
         (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))
@@ -174,7 +173,7 @@ class _Run:
             for residual, enabled in before.items():
                 residual.enabled = enabled
 
-    def call(self, residual: Residual, g: Tensor | None) -> tuple[list[_Call], list[Leaf]]:
+    def call(self, residual: Residual, g: Tensor | None) -> tuple[list[_Call], tuple[Leaf, ...]]:
         """The residual's calls, and the model's outputs, on the sample transformed by g."""
         calls: list[_Call] = []
         site = residual.site
@@ -184,7 +183,7 @@ class _Run:
         try:
             words = "the sample" if g is None else "the transformed sample"
             moved = transformed(self.sample, self.in_rep, g, self.dtype)
-            return calls, outputs_of(self.model, moved, self.out_rep, words)
+            return calls, outputs_of(self.model, moved, self.out_rep, words).leaves
         finally:
             residual.site = site
 
@@ -227,9 +226,9 @@ def _added(action: Action, g: Tensor, base: _Call, moved: _Call) -> float:
     return difference / size if size > 0 else 0.0
 
 
-def _output_error(g: Tensor, reference: list[Leaf], found: list[Leaf]) -> float:
+def _output_error(g: Tensor, reference: Sequence[Leaf], found: Sequence[Leaf]) -> float:
     pairs = zip(reference, found, strict=True)
-    return max(relative_error(b.value, act(g, a.value, a.action)) for a, b in pairs)
+    return largest(gap(g, "group element", a, b).relative for a, b in pairs)
 
 
 class _Read(Reader):

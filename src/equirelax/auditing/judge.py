@@ -15,6 +15,9 @@ from torch import Tensor
 from equirelax.auditing import planes
 from equirelax.auditing.actions import INVARIANT, Action, Atom, Explained, Seen, error_of, explain, likeliest
 from equirelax.auditing.fit import Fit, fit
+from equirelax.auditing.norms import largest, largest_entry
+
+SMALLEST, LARGEST = 1e-100, 1e100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Judge:
     def _tell(self, seen: Seen, declared: Action | None) -> Told:
         if not bool(torch.isfinite(seen.y).all() and torch.isfinite(seen.x).all()):
             return Told("broken", "holds NaN or infinity", None, math.inf, math.inf)
+        size = largest((largest_entry(seen.x), largest_entry(seen.y)))
+        if size and not SMALLEST < size < LARGEST:  # squares would underflow or overflow
+            told = self._tell(Seen(seen.x / size, seen.y / size, seen.elements), declared)
+            return dataclasses.replace(told, absolute=told.absolute * size)
         lopsided = planes.lopsided(seen) if self.fields else ""
         expected = None if declared is None or lopsided else error_of(declared, seen)
         if expected is not None and expected.relative <= self.tolerance:

@@ -8,15 +8,25 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from equirelax.auditing.subgroup import acts_through
 from equirelax.auditing.tree import as_action
 from equirelax.errors import AuditError, RepresentationError
 from equirelax.files import did_you_mean
 from equirelax.relaxation import Residual, relaxation_of
-from equirelax.symmetry import GridField, Group, On, Representation, TensorAction
+from equirelax.symmetry import (
+    GridField,
+    Group,
+    On,
+    Representation,
+    TensorAction,
+    as_representation,
+    from_irreps,
+)
 from equirelax.symmetry.escnn import from_field_type, is_escnn
+from equirelax.symmetry.given import is_given
+from equirelax.symmetry.irreps import is_irreps
 
 SPATIAL = ("SO(3)", "SE(3)", "O(3)", "E(3)")
 
@@ -29,9 +39,8 @@ class Known:
     Args:
         model: the audited model.
         group: the group of the audit; declarations for groups that it does not act through are ignored.
-        layer_reps: path pattern -> output's ``Representation``, ``On`` or ``GridField``, or (inputs, output), inputs
-            being one of these (first argument) or a sequence with one of these or ``None`` for each positional
-            argument.
+        layer_reps: path pattern -> what ``as_representation`` takes for the output, or (inputs, output), inputs being
+            one of these (first argument) or a sequence with one of these or ``None`` for each positional argument.
 
     Raises:
         AuditError: a pattern matches no module, or a value is not of this form.
@@ -47,16 +56,18 @@ class Known:
             if not matched:
                 raise AuditError(f"layer_reps: {pattern!r} matches no module.{did_you_mean(pattern, paths)}")
             for path in matched:
-                self.given[path] = _parse(pattern, value)
-        self.residuals: dict[str, Residual] = {}
-        self.strengths: dict[str, list[float]] = {}
-        if not any(isinstance(module, Residual) for module in model.modules()):
-            return
-        for one in relaxation_of(model).found():
-            if one.residual.active:
-                self.strengths.setdefault(one.path, []).append(one.residual.gamma.item())
-            if not one.residual.site.slot and one.residual.is_linear:
-                self.residuals[one.path] = one.residual
+                self.given[path] = _parse(pattern, value, group)
+        # By the path of the layer in this model, whoever relaxed which part of it.
+        self.relaxed_at: dict[str, list[Residual]] = {}
+        if any(isinstance(module, Residual) for module in model.modules()):
+            for one in relaxation_of(model).found():
+                self.relaxed_at.setdefault(one.path, []).append(one.residual)
+        self.residuals = {
+            path: residual
+            for path, several in self.relaxed_at.items()
+            for residual in several
+            if residual.active and residual.is_linear and not (residual.site.slot or residual.site.adds_to)
+        }
 
     def field_representations(self) -> list[Representation]:
         """Representations of the fields that are declared: by the user, by residuals, by convolutions."""
@@ -71,8 +82,12 @@ class Known:
 
     def relaxed(self, path: str) -> str:
         """``relaxed, gamma = 0.3`` for a module with residuals, else nothing."""
-        found = self.strengths.get(path)
-        return f"relaxed, gamma = {', '.join(f'{gamma:.3g}' for gamma in found)}" if found else ""
+        found = [residual for residual in self.relaxed_at.get(path, ()) if residual.active]
+        if not found:
+            return ""
+        ahead = {residual.site.adds_to for residual in found if residual.site.adds_to}
+        where = f", added to the input of {', '.join(sorted(ahead))}" if ahead else ""
+        return f"relaxed, gamma = {', '.join(f'{residual.gamma.item():.3g}' for residual in found)}{where}"
 
     def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
         """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
@@ -129,10 +144,8 @@ class Known:
 
     def _irreps(self, module: nn.Module, name: str) -> On | None:
         irreps = getattr(module, name, None)
-        if type(irreps).__name__ != "Irreps" or self.group.name not in SPATIAL:
+        if not is_irreps(irreps) or self.group.name not in SPATIAL:
             return None
-        from equirelax.symmetry import from_irreps
-
         return On(from_irreps(str(irreps), self.group))
 
 
@@ -150,16 +163,6 @@ def _field(rep: Representation) -> GridField | None:
         return None
 
 
-def acts_through(group: Group, other: Group) -> bool:
-    """Whether elements of ``group``, or their linear parts, are elements of ``other``: checked on a few drawn
-    ones.
-    """
-    elements = torch.cat((group.sample(8, generator=torch.Generator().manual_seed(1)), group.discrete()))
-    if other.dim != group.dim:
-        elements = group.linear_part(elements)
-    return elements.shape[-1] == other.dim and bool(other.contains(elements, atol=1e-6).all())
-
-
 def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, Tensor]) -> Declared:
     return {
         key: action
@@ -168,24 +171,21 @@ def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, 
     }
 
 
-def _parse(pattern: str, value: Any) -> tuple[list[TensorAction | None], TensorAction | None]:
-    if isinstance(value, tuple) and len(value) == 2:
+def _parse(pattern: str, value: Any, group: Group) -> tuple[list[TensorAction | None], TensorAction | None]:
+    if isinstance(value, tuple) and len(value) == 2 and not is_given(value):  # e3nn's Irreps are a tuple too
         inputs, output = value
-        several = (
-            inputs
-            if isinstance(inputs, Iterable) and not isinstance(inputs, (Representation, TensorAction))
-            else [inputs]
-        )
-        return [_action(pattern, item) for item in several], _action(pattern, output)
-    return [], _action(pattern, value)
+        alone = inputs is None or is_given(inputs) or not isinstance(inputs, Iterable)
+        several = [inputs] if alone else inputs
+        return [_action(pattern, item, group) for item in several], _action(pattern, output, group)
+    return [], _action(pattern, value, group)
 
 
-def _action(pattern: str, value: Any) -> TensorAction | None:
+def _action(pattern: str, value: Any, group: Group) -> TensorAction | None:
     if value is None:
         return None
-    if isinstance(value, (Representation, TensorAction)):
-        return as_action(value)
-    raise AuditError(
-        f"layer_reps[{pattern!r}] holds a {type(value).__name__}: give the output's Representation, On or "
-        "GridField, or (inputs, output)"
-    )
+    try:
+        return as_action(as_representation(value, group if group.name in SPATIAL else None))
+    except RepresentationError as error:
+        raise AuditError(
+            f"layer_reps[{pattern!r}]: {error} Give that of the output, or a pair (inputs, output)."
+        ) from error

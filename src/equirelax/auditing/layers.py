@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from equirelax.auditing.table import number, table
+from equirelax.auditing.norms import largest
+from equirelax.auditing.table import Section, number, table
 
 BREAKS = "BREAKS"
 INSIDE = "breaks inside"
 PASSES = "passes on"
 FINE = "ok"
 UNKNOWN = "unknown"
-SHOWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,42 +71,54 @@ class Localisation:
         first: the first break in the order of execution; ``None`` where the model is equivariant or none was
             found.
         note: why nothing could be localised, else empty.
+        strict: of a relaxed model that is not equivariant without its residuals either, the first break of that network;
+            else ``None``.
     """
 
     rows: tuple[LayerRow, ...]
     first: Break | None
     note: str = ""
+    strict: Break | None = None
 
-    def text(self, broken: bool) -> str:
-        """The rows that matter as a table; of an equivariant model one line."""
+    def sections(self, broken: bool) -> list[Section]:
+        """What matters, for people; of an equivariant model one line."""
         if self.note:
-            return f"layers: {self.note}"
-        told = [row for row in self.rows if row.status != UNKNOWN]
+            return [Section([f"layers: {self.note}"])]
         if not broken:
-            largest = max((row.relative for row in told if row.relative is not None), default=0.0)
+            told = [row for row in self.rows if row.status != UNKNOWN]
+            added = largest(row.relative for row in told if row.relative is not None)
             odd = [row.name for row in self.rows if row.status in (BREAKS, UNKNOWN)]
             tail = f"; not explained: {', '.join(odd[:6])}{' ...' if len(odd) > 6 else ''}" if odd else ""
-            return f"layers: {len(self.rows)} calls, largest error added {number(largest)}{tail}"
-        parts = [self._first(), self._table()]
-        fine = sum(row.status == FINE for row in self.rows)
-        calls = "call is" if fine == 1 else "calls are"
-        hidden = len(self.rows) - fine - len(self._shown())
-        more = f", {hidden} more not shown (see .layers)" if hidden > 0 else ""
-        parts.append(f"  {fine} other {calls} fine{more}")
-        accused = self.first.path if self.first else None
-        notes = [f"  {row.name}: {row.note}" for row in self._shown() if row.note and row.path != accused]
-        return "\n".join([part for part in parts if part] + notes)
+            return [Section([f"layers: {len(self.rows)} calls, largest error added {number(added)}{tail}"])]
+        found = [Section(self._first())]
+        shown = [row for row in self.rows if row.status != FINE]
+        fine = len(self.rows) - len(shown)
+        if shown:
+            title, rule, *rows = self._table(shown)
+            calls = f"  {fine} other {'call is' if fine == 1 else 'calls are'} fine"
+            found.append(Section([title, rule], rows, "calls of modules (.layers)", [calls]))
+        accused = {one.path for one in (self.first, self.strict) if one is not None}
+        notes = [f"  {row.name}: {row.note}" for row in shown if row.note and row.path not in accused]
+        if notes:
+            found.append(Section([], notes, "notes on modules (.layers)"))
+        return found
 
-    def _shown(self) -> list[LayerRow]:
-        return [row for row in self.rows if row.status != FINE][:SHOWN]
-
-    def _first(self) -> str:
+    def _first(self) -> list[str]:
         if self.first is None:
-            return "first break: not found in any module (see the rows below)\n"
-        where = self.first.path or "the model itself"
-        return f"first break: {where} ({self.first.type})\n  {self.first.words}\n"
+            lines = ["first break: not found in any module (see the rows below)"]
+        else:
+            where = self.first.path or "the model itself"
+            lines = [f"first break: {where} ({self.first.type})", f"  {self.first.words}"]
+        if self.strict is not None:
+            where = self.strict.path or "the model itself"
+            lines += [
+                f"the strict network is not equivariant either: first break: {where} ({self.strict.type})",
+                f"  {self.strict.words}",
+            ]
+        return lines
 
-    def _table(self) -> str:
+    @staticmethod
+    def _table(shown: list[LayerRow]) -> list[str]:
         titles = ["module, worst first", "type", "status", "arrives", "adds", "adds (abs)", "output as"]
         rows = [
             [
@@ -118,9 +130,9 @@ class Localisation:
                 _maybe(row.absolute),
                 "; ".join(row.outputs),
             ]
-            for row in self._shown()
+            for row in shown
         ]
-        return table(titles, rows, right=frozenset((3, 4, 5)))
+        return table(titles, rows, right=frozenset((3, 4, 5))).splitlines()
 
 
 def _maybe(value: float | None) -> str:

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.functional import jvp as double_backward_jvp
 
+from equirelax.auditing.calling import call
+from equirelax.auditing.coordinates import with_translations
 from equirelax.auditing.element import describe_generator
-from equirelax.auditing.error import outputs_of
-from equirelax.auditing.tree import Leaf, call, leaves, map_tree, transformed
+from equirelax.auditing.norms import largest, largest_entry, norm, root_of_squares
+from equirelax.auditing.tree import Leaf, leaves, map_tree, transformed
 from equirelax.symmetry import Group, TensorAction
 
 FORWARD = "JVP (forward mode)"
@@ -48,42 +50,57 @@ class LieReport:
     @property
     def absolute(self) -> float:
         """Root of the sum of squares over the generators."""
-        return sum(row.absolute**2 for row in self.generators) ** 0.5
+        return root_of_squares(row.absolute for row in self.generators)
 
     @property
     def relative(self) -> float:
         """The largest relative value over the generators."""
-        return max((row.relative for row in self.generators), default=0.0)
+        return largest(row.relative for row in self.generators)
 
 
 def lie_derivative(
-    model: Callable[..., Any], sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
+    model: Callable[..., Any],
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group,
+    dtype: torch.dtype,
+    reach: float = 1.0,
 ) -> LieReport | None:
-    """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra.
+    """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra, or for outputs that are whole
+    numbers.
 
-    Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use),
-    then central
-    differences: some operations have no derivative rule. A derivative from autograd is compared once with a
-    finite
+    Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use), then central
+    differences: some operations have no derivative rule. A derivative from autograd is compared once with a finite
     difference: a model that detaches or computes without gradients hides part of its derivative, and then the
     differences count.
+
+    Args:
+        reach: length of the generators of translations.
     """
-    algebra = group.algebra()
+    algebra = with_translations(group, group.algebra(), reach)
     if len(algebra) == 0:
         return None
     base = transformed(sample, in_rep, None, dtype)
-    inputs = [(leaf.value, leaf.action) for leaf in leaves(base, in_rep, "input") if leaf.measurable]
-    points = tuple(value for value, action in inputs if action is not None)
-    tangents = [_derivative(value, action, algebra) for value, action in inputs if action is not None]
+    inputs = [leaf for leaf in leaves(base, in_rep, "input") if leaf.action is not None]
+    points = tuple(_real(leaf.value) for leaf in inputs)
+    tangents = [_derivative(leaf.value, leaf.action, algebra) for leaf in inputs if leaf.action is not None]
     function = _function(model, base, in_rep, out_rep)
 
-    reference = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
+    output = call(model, transformed(sample, in_rep, None, dtype))
+    reference = [
+        dataclasses.replace(leaf, value=_dense(leaf.value.detach()))
+        for leaf in leaves(output, out_rep, "output")
+        if differentiable(leaf.value)
+    ]
+    if not reference:
+        return None
     actions = [
         None if leaf.action is None else _derivative(leaf.value, leaf.action, algebra) for leaf in reference
     ]
-    size = sum(float(leaf.value.norm()) ** 2 for leaf in reference) ** 0.5
+    size = root_of_squares(norm(leaf.value) for leaf in reference)
 
-    derive, method, reason = _choose(function, points, tangents, dtype)
+    derive, method, reason = _choose(function, points, tangents, dtype, size)
     rows = []
     for i, generator in enumerate(algebra):
         moved = derive(function, points, tuple(t[i].to(dtype) for t in tangents))
@@ -91,7 +108,7 @@ def lie_derivative(
             d.double() if action is None else action[i] - d.double()
             for action, d in zip(actions, moved, strict=True)
         ]
-        absolute = sum(float(gap.norm()) ** 2 for gap in gaps) ** 0.5
+        absolute = root_of_squares(norm(gap) for gap in gaps)
         name = describe_generator(group, generator, i)
         rows.append(GeneratorRow(name, absolute, absolute / size if size > 0 else absolute))
     return LieReport(method, reason, tuple(rows))
@@ -103,6 +120,8 @@ def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
     The representation's group may be larger than the audit's: its derivative is linear in the algebra, so A_i
     is written in the basis of the larger one.
     """
+    if value.is_complex():
+        return torch.stack([_derivative(part, action, algebra) for part in (value.real, value.imag)], dim=-1)
     moved = action.derivative(value.double())
     basis = action.group.algebra()
     coefficients = algebra.flatten(1) @ torch.linalg.pinv(basis.flatten(1))
@@ -116,13 +135,31 @@ def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -
         queue = list(values)
 
         def put(leaf: Leaf) -> Tensor:
-            takes = leaf.action is not None and leaf.measurable
-            return queue.pop(0) if takes else leaf.value.clone()
+            if leaf.action is None:
+                return leaf.value.clone()
+            value = queue.pop(0)
+            return torch.view_as_complex(value) if leaf.value.is_complex() else value
 
         output = call(model, map_tree(base, in_rep, put, "input"))
-        return tuple(leaf.value for leaf in leaves(output, out_rep, "output") if leaf.measurable)
+        return tuple(
+            _real(leaf.value) for leaf in leaves(output, out_rep, "output") if differentiable(leaf.value)
+        )
 
     return function
+
+
+def differentiable(value: Tensor) -> bool:
+    """Whether a tensor changes by a little when the input does."""
+    return (value.is_floating_point() or value.is_complex()) and not value.is_nested and value.numel() > 0
+
+
+def _real(value: Tensor) -> Tensor:
+    """Real and imaginary parts of a complex tensor on a last axis of their own; a real one as it is."""
+    return torch.view_as_real(_dense(value)) if value.is_complex() else _dense(value)
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def forward_mode(
@@ -153,26 +190,24 @@ def double_backward(
 def finite_differences(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``(f(x + h t) - f(x - h t)) / 2h`` with h the cube root of the rounding unit over the tangent's
-    size.
-    """
+    """``(f(x + h t) - f(x - h t)) / 2h``, where h t is the cube root of the rounding unit times the size of x."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     unit = torch.finfo(points[0].dtype).eps ** (1 / 3)
-    largest = max(float(t.abs().max()) for t in tangents)
-    step = unit / max(largest, 1e-30)
+    sizes = [(largest_entry(x), largest_entry(t)) for x, t in zip(points, tangents, strict=True)]
+    step = unit * min((x / t if x > 0 else 1 / t for x, t in sizes if t > 0), default=1.0)
     ahead = function(*(x + step * t for x, t in zip(points, tangents, strict=True)))
     behind = function(*(x - step * t for x, t in zip(points, tangents, strict=True)))
     return tuple((a.detach() - b.detach()) / (2 * step) for a, b in zip(ahead, behind, strict=True))
 
 
 def _choose(
-    function: Function, points: tuple[Tensor, ...], tangents: list[Tensor], dtype: torch.dtype
+    function: Function, points: tuple[Tensor, ...], tangents: list[Tensor], dtype: torch.dtype, size: float
 ) -> tuple[Callable[..., tuple[Tensor, ...]], str, str]:
     """The first of the three ways that runs and agrees with finite differences along one mixed direction."""
     mixed = tuple(torch.stack([(-0.7) ** i * t[i] for i in range(len(t))]).sum(0).to(dtype) for t in tangents)
     measured = finite_differences(function, points, mixed)
-    scale = max([float(m.norm()) for m in measured] + [1e-12])
+    scale = max([norm(m) for m in measured] + [size])
     limit = 1e-4 if dtype == torch.float64 else 5e-2
     reason = ""
     for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
@@ -188,8 +223,8 @@ def _choose(
                 else f"{name} failed"
             )
             continue
-        gap = max(float((a - b).norm()) for a, b in zip(found, measured, strict=True))
-        if gap <= limit * max(scale, 1.0):
+        gap = largest(norm(a - b) for a, b in zip(found, measured, strict=True))
+        if gap <= limit * scale:
             return derive, name, reason
         reason = f"{name} differs from finite differences by {gap / scale:.1e}: detached, or not smooth here"
     return finite_differences, DIFFERENCES, reason

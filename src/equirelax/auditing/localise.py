@@ -20,20 +20,22 @@ own affair.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.actions import INVARIANT, Action, action_of, atoms_of
+from equirelax.auditing.blame import acquitted, breaking_residual, relaxed_break
+from equirelax.auditing.calling import as_arguments, call
 from equirelax.auditing.judge import Judge, Told
-from equirelax.auditing.known import Known, acts_through
+from equirelax.auditing.known import Known
 from equirelax.auditing.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
 from equirelax.auditing.record import Call, Recorder, tensors_of
+from equirelax.auditing.subgroup import acts_through
 from equirelax.auditing.tree import (
     Leaf,
-    call,
     field_representations,
     leaves,
     map_tree,
@@ -55,8 +57,9 @@ def localise(
     dtype: torch.dtype,
     tolerance: float,
     equivariant: bool,
+    measured: Callable[[], float],
     layer_reps: Mapping[str, Any] | None,
-    strict_equivariant: bool = False,
+    strict_equivariant: bool | None = None,
 ) -> Localisation:
     """Rows for every call of every module; ``model`` must be in its measuring state.
 
@@ -65,9 +68,11 @@ def localise(
             any.
         other: an element h, (n, n), for a second point h x.
         equivariant: whether the model as a whole is: then no first break is looked for.
+        measured: measures the relative error of the model's output over a few elements.
         layer_reps: see :class:`~equirelax.auditing.known.Known`.
-        strict_equivariant: whether the model is a relaxed one that is equivariant without its residuals. What
-            nothing explains there is then its own affair (a choice of frames, say), and no break here.
+        strict_equivariant: of a relaxed model, whether it is equivariant without its residuals. What nothing explains
+            there is then its own affair (a choice of frames, say), and no break here. Layers whose residuals alone break
+            the symmetry are blamed first, another module only for what it breaks in the strict network too.
     """
     known = Known(model, group, layer_reps)
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
@@ -103,13 +108,34 @@ def localise(
     trace = observe()
     if trace is None:
         return Localisation((), None, "not localised: which modules are called depends on the group element")
-    if strict_equivariant and not equivariant:
-        with relaxation_of(model).strict():
-            _excuse(trace, observe() or [])
-    first = None if equivariant else _first(trace, known)
-    run()  # modules that remember something of a run are asked again below: it is to be that of the sample
-    rows = _rows(trace, judge, known, dtype)
+    if equivariant or strict_equivariant is None:
+        first = None if equivariant else _first(trace, known)
+        run()  # modules that remember something of a run are asked again below: it is to be that of the sample
+        return _sorted(_rows(trace, judge, known, dtype), first)
+
+    order = [t.call.path for t in sorted(trace, key=lambda t: t.call.order[1])]
+    residual_at = breaking_residual(known, order, measured, tolerance)
+    with relaxation_of(model).strict():
+        strict = observe() or []
+    if strict_equivariant:
+        _excuse(trace, strict)
+    other_break = None if strict_equivariant else _first(strict, known)
+    first = relaxed_break(residual_at, known) or _first(trace, known)
+    run()
+    rows = acquitted(
+        _rows(trace, judge, known, dtype), known, residual_at, _breaking_paths(strict, other_break)
+    )
+    return dataclasses.replace(_sorted(rows, first), strict=other_break)
+
+
+def _sorted(rows: list[LayerRow], first: Break | None) -> Localisation:
     return Localisation(tuple(sorted(rows, key=_worst_first)), first)
+
+
+def _breaking_paths(strict: list[Trace], first: Break | None) -> set[str]:
+    """Modules that break the strict network."""
+    bad = [t for t in strict if t.arrives and (t.turned or any(o.accuses for o in t.outputs.values()))]
+    return {t.call.path for t in bad} | ({first.path} if first else set())
 
 
 def _judge(known: Known, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float) -> Judge:
@@ -176,17 +202,9 @@ def _ends(
 ) -> Declared:
     """How the model's own inputs and outputs transform, by the paths that its recorded call uses."""
 
-    def wrap(tree: Any) -> Any:  # as (args, kwargs)
-        if isinstance(sample, Mapping):
-            return ((), tree or {})
-        if isinstance(sample, (tuple, list)):
-            return (tuple(tree) if tree is not None else (None,) * len(sample), {})
-        return ((tree,), {})
-
     output = call(model, transformed(sample, in_rep, None, dtype))
-    return Declared(
-        _actions(leaves(wrap(sample), wrap(in_rep)), group), _actions(leaves(output, out_rep), group)
-    )
+    given = leaves(as_arguments(model, sample, sample), as_arguments(model, sample, in_rep))
+    return Declared(_actions(given, group), _actions(leaves(output, out_rep), group))
 
 
 def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:

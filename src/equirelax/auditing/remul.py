@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.error import outputs_of
+from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
 from equirelax.auditing.state import measuring
-from equirelax.auditing.tree import Leaf, act, representations, transformed
+from equirelax.auditing.tree import Leaf, act, transformed
 from equirelax.errors import AuditError
 from equirelax.symmetry import Group
 
@@ -44,8 +45,8 @@ class LabelFree:
 def label_free(
     model: nn.Module | Callable[..., Any],
     batches: Iterable[Any],
-    in_rep: Any,
-    out_rep: Any,
+    in_rep: Any = FROM_MODEL,
+    out_rep: Any = FROM_MODEL,
     group: Group | None = None,
     *,
     samples: int = 16,
@@ -70,12 +71,8 @@ def label_free(
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    if group is None:
-        group = next((rep.group for reps in (in_rep, out_rep) for rep in representations(reps)), None)
-    if group is None:
-        raise AuditError(
-            "nothing transforms: in_rep and out_rep are all None; give a group, or how the input does"
-        )
+    in_rep, out_rep = given_pair(in_rep, out_rep, group, model)
+    group = group or group_of(in_rep, out_rep)
     elements = group.sample(samples, generator=torch.Generator().manual_seed(seed))
     module = model if isinstance(model, nn.Module) else nn.Identity()
     sums = torch.zeros(3, dtype=torch.float64)
@@ -114,11 +111,13 @@ def _batch(
 
 def _output(model: Callable[..., Any], sample: Any, out_rep: Any) -> Leaf:
     """The model's one output, detached, in float64."""
-    found = outputs_of(model, sample, out_rep, "a sample or a moved sample")
+    every = outputs_of(model, sample, out_rep, "a sample or a moved sample").leaves
+    found = [leaf for leaf in every if leaf.measurable]
     if len(found) != 1 or found[0].value.dim() == 0:
+        shapes = ", ".join(str(tuple(leaf.value.shape)) for leaf in found) or "none"
         raise AuditError(
-            f"the model returns {len(found)} floating tensors, the first of shape {tuple(found[0].value.shape)}; "
-            f"these measures are of one tensor with the samples on its first axis: wrap the model to return that"
+            f"the model returns {len(found)} floating tensors (shapes: {shapes}); these measures are of one tensor with "
+            "the samples on its first axis: wrap the model to return that"
         )
     return found[0]
 

@@ -6,10 +6,16 @@ import dataclasses
 from typing import Any
 
 from equirelax.auditing.bounds import NetworkBounds
+from equirelax.auditing.breaking import Breaking
 from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.layers import LayerRow, Localisation
 from equirelax.auditing.lie import LieReport
-from equirelax.auditing.table import number, table
+from equirelax.auditing.page import report_html
+from equirelax.auditing.table import Section, entry_text, folded, number, table
+
+LINES = 40
+"""What a printed report has at most; what is folded away is named."""
+AS_IT_IS, PROJECTED, RELAXED = "as it is", "projected", "relaxed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,11 @@ class AuditReport:
         inputs: how every tensor of the sample was taken to transform.
         outputs: how every tensor of the output was.
         notes: what a reader should know: randomness in the model, tensors left out, and the like.
-        bounds: ACE's bounds of a relaxed model, or why it has none; ``None`` for a model that is not relaxed.
+        bounds: ACE's bounds of a relaxed model, or why it has none; ``None`` where not asked for.
+        deployed: the form that will be used and that the printed report leads with: ``projected``, ``relaxed``, or
+            ``as it is`` for a model that is not relaxed.
+        modules: what each residual does to the symmetry, for a model that is deployed relaxed; else empty.
+        translations: how far translations were drawn; ``None`` where there are none.
     """
 
     model: str
@@ -49,6 +59,9 @@ class AuditReport:
     outputs: dict[str, str]
     notes: tuple[str, ...]
     bounds: NetworkBounds | None = None
+    deployed: str = AS_IT_IS
+    modules: tuple[Breaking, ...] = ()
+    translations: float | None = None
 
     @property
     def absolute(self) -> float:
@@ -96,6 +109,7 @@ class AuditReport:
         result["equivariant"] = self.equivariant
         result["first_break"] = self.first_break
         result["bounds"] = self.bounds.to_dict() if self.bounds else None
+        result["modules"] = [one.to_dict() for one in self.modules]
         result["equivariance_error"] = {
             "before": self.before.relative,
             "after": self.after.relative if self.after else None,
@@ -106,30 +120,71 @@ class AuditReport:
         return plain
 
     def __str__(self) -> str:
-        parts = [self._head(), self._errors(), self._worst(), self._lie()]
-        if self.localisation is not None:
-            parts.append(self.localisation.text(broken=not self.equivariant))
-        if self.bounds is not None:
-            parts.append(str(self.bounds))
-        if self.notes:
-            parts.append("\n".join(f"note: {note}" for note in self.notes))
-        return "\n\n".join(part for part in parts if part)
+        return folded(self._sections(), LINES)
 
-    def _head(self) -> str:
-        verdict = "equivariant" if self.equivariant else "NOT equivariant"
-        lines = [
-            f"{self.model} under {self.group}: {verdict} (relative error {number(self.relative)}, "
-            f"tolerance {number(self.tolerance)})",
-            f"measured in {self.dtype} over {self.samples} group elements, seed {self.seed}",
-        ]
+    def _repr_html_(self) -> str:
+        """The report for notebooks: one self-contained piece of HTML."""
+        return report_html(self)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The verdict, on the form that is deployed first."""
+        name = f"{self.model} under {self.group}"
+        if self.after is None:
+            return (f"{name}: {self._verdict(self.before)}, tolerance {number(self.tolerance)})",)
+        if self.deployed == RELAXED:
+            return (
+                f"{name}, deployed relaxed: {number(self.before.relative)} from equivariant (relative error)",
+                f"projected: {self._verdict(self.after)}, tolerance {number(self.tolerance)})",
+            )
+        return (
+            f"{name}, deployed projected: {self._verdict(self.after)}, tolerance {number(self.tolerance)})",
+            f"as it is now, relaxed: {self._verdict(self.before)})",
+        )
+
+    def _verdict(self, measured: Measurement) -> str:
+        verdict = "equivariant" if measured.relative <= self.tolerance else "NOT equivariant"
+        return f"{verdict} (relative error {number(measured.relative)}"
+
+    @property
+    def measured(self) -> str:
+        """How it was measured, in words."""
+        far = (
+            f", translations up to {self.translations:.3g} (the largest coordinate)"
+            if self.translations
+            else ""
+        )
+        return f"measured in {self.dtype} over {self.samples} group elements, seed {self.seed}{far}"
+
+    def _sections(self) -> list[Section]:
         width = max(map(len, [*self.inputs, *self.outputs]))
-        for path, action in (*self.inputs.items(), *self.outputs.items()):
-            lines.append(f"  {path:<{width}}  {action}")
-        return "\n".join(lines)
+        tensors = [
+            f"  {path:<{width}}  {action}" for path, action in (*self.inputs.items(), *self.outputs.items())
+        ]
+        found = [
+            Section([*self.headline, self.measured], tensors, "tensors (.inputs, .outputs)"),
+            *self._errors(),
+            Section(self._worst()),
+            self._lie(),
+        ]
+        if self.modules:
+            found.append(self._modules())
+        if self.localisation is not None:
+            found += self.localisation.sections(broken=not self.equivariant)
+        if self.bounds is not None:
+            found.append(Section(str(self.bounds).splitlines()))
+        if self.notes:
+            found.append(Section([], [f"note: {note}" for note in self.notes], "notes (.notes)"))
+        return found
 
-    def _errors(self) -> str:
-        columns = [self.before] + ([self.after] if self.after else [])
-        titles = ["error"] + (["relaxed", "strict"] if self.after else ["value"])
+    def errors(self) -> tuple[list[str], list[list[str]]]:
+        """The table of errors: titles and rows, a column for each form."""
+        columns = [self.before]
+        titles = ["error", "value"]
+        if self.after is not None:
+            relaxed = self.deployed == RELAXED
+            columns = [self.before, self.after] if relaxed else [self.after, self.before]
+            titles = ["error", *(("relaxed", "strict") if relaxed else ("strict", "relaxed"))]
         rows = [
             ["relative", *(number(m.relative) for m in columns)],
             ["absolute", *(number(m.absolute) for m in columns)],
@@ -142,32 +197,66 @@ class AuditReport:
                 for name in self.before.components
             ]
         if len(self.before.outputs) > 1:
+            worst = sorted(self.before.outputs, key=lambda path: -self.before.outputs[path])
             rows += [
-                [f"relative, {path}", *(number(m.outputs.get(path, 0.0)) for m in columns)]
-                for path in self.before.outputs
+                [f"relative, {path}", *(number(m.outputs.get(path, 0.0)) for m in columns)] for path in worst
             ]
-        return table(titles, rows)
+        return titles, rows
 
-    def _worst(self) -> str:
+    def _errors(self) -> list[Section]:
+        lines = table(*self.errors()).splitlines()
+        always = 6 + (len(self.before.components) if len(self.before.components) > 1 else 0)
+        return [Section(lines[:always], lines[always:], "outputs (.before.outputs)")]
+
+    def _worst(self) -> list[str]:
         if self.equivariant:
-            return ""
+            return []
         worst = self.worst
         entry = f"[{', '.join(map(str, worst.entry))}]"
-        return (
-            f"worst element: {worst.description}\n"
-            f"  at {worst.output}{entry}: rho(g) f(x) = {worst.expected:.6g}, f(g x) = {worst.found:.6g}"
-        )
+        return [
+            f"worst element: {worst.description}",
+            f"  at {worst.output}{entry}: rho(g) f(x) = {entry_text(worst.expected)}, f(g x) = {entry_text(worst.found)}",
+        ]
 
-    def _lie(self) -> str:
+    def _lie(self) -> Section:
         if self.lie is None:
-            return ""
+            return Section([])
         how = f"by {self.lie.method}" + (f"; {self.lie.reason}" if self.lie.reason else "")
         if self.lie.relative <= self.tolerance:
-            return (
-                f"Lie derivative: relative {number(self.lie.relative)} at most, over all generators ({how})"
+            return Section(
+                [f"Lie derivative: relative {number(self.lie.relative)} at most, over all generators ({how})"]
             )
         rows = [[row.name, number(row.relative), number(row.absolute)] for row in self.lie.generators]
-        return f"{table(['Lie derivative along', 'relative', 'absolute'], rows)}\n  {how}"
+        title, rule, *lines = table(["Lie derivative along", "relative", "absolute"], rows).splitlines()
+        return Section([title, rule], lines, "generators (.lie)", [f"  {how}"])
+
+    def residuals(self) -> tuple[list[str], list[list[str]]]:
+        """The table of relaxed modules, the one that breaks most first: titles and rows."""
+        titles = ["relaxed module", "type", "gamma", "adds", "breaks by", "output alone"]
+        rows = [
+            [
+                one.key or "(model)",
+                one.type,
+                f"{one.gamma:.3g}",
+                _maybe(one.share),
+                _maybe(one.added),
+                number(one.alone),
+            ]
+            for one in sorted(self.modules, key=lambda one: -one.alone)
+        ]
+        return titles, rows
+
+    def _modules(self) -> Section:
+        title, rule, *rows = table(*self.residuals(), right=frozenset((2, 3, 4, 5))).splitlines()
+        words = (
+            "  adds: share of the module's output; breaks by: error of what is added, of the same size; output alone:\n"
+            "  relative error of the model's output with this residual alone"
+        )
+        return Section([title, rule], rows, "relaxed modules (.modules)", words.splitlines())
+
+
+def _maybe(value: float | None) -> str:
+    return "?" if value is None else number(value)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import equirelax.relaxation as er
 from equirelax.auditing import audit
-from equirelax.auditing.tree import call, leaves, map_tree
+from equirelax.auditing.calling import call
+from equirelax.auditing.tree import leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
 from equirelax.penalties import Regularizer
 from equirelax.relaxation.columns import dense

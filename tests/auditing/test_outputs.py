@@ -1,0 +1,292 @@
+"""What is never called equivariant by mistake: sizes, kinds of numbers, coarse tensors, far and small coordinates (M9)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equirelax.auditing import AuditReport, audit, label_free
+from equirelax.auditing.norms import largest, norm, relative_error, root_of_squares
+from equirelax.errors import AuditError, NonFiniteError
+from equirelax.symmetry import SE, SO, E, O, On, positions, vector
+
+torch.set_num_threads(1)
+V = vector(SO(3))
+
+
+def short(model: Any, x: Any, in_rep: Any = V, out_rep: Any = V, **settings: Any) -> AuditReport:
+    return audit(model, x, in_rep, out_rep, samples=4, per_layer=False, **settings)
+
+
+def bent(x: Tensor, by: float = 1.5) -> Tensor:
+    """Not equivariant: one component is stretched."""
+    return x * torch.tensor([1.0, 1.0, by], dtype=x.dtype)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-20, 1e20, 1e170, 1e300])
+def test_an_error_does_not_depend_on_the_size_of_the_output(size: float) -> None:
+    """M9: where a norm overflowed its NaN was dropped, where it underflowed the error was 0."""
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = short(bent, x)
+    found = short(lambda x: bent(x) * size, x)
+    assert found.relative == pytest.approx(expected.relative, rel=1e-9)
+    assert found.lie.relative == pytest.approx(expected.lie.relative, rel=1e-6)
+    assert found.e_prime == pytest.approx(size * expected.e_prime, rel=1e-9)
+    assert not found.equivariant
+    assert short(lambda x: x * size, x).equivariant
+    json.dumps(found.to_dict())
+
+
+def test_the_layer_is_found_whatever_the_sizes() -> None:
+    class Scale(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.by
+
+    class Bent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return bent(x)
+
+    for size in (1e-200, 1e200):
+        model = nn.Sequential(Scale(size), Bent(), Scale(1.0))
+        assert audit(model, torch.randn(4, 3), V, V, samples=3).first_break == "1"
+
+
+def test_what_overflows_when_it_is_transformed_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="overflows"):
+        short(lambda x: torch.full_like(x, 1.7e308), torch.randn(2, 3))
+
+
+def test_norms_against_plain_ones() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64)
+    y = torch.randn(5, 4, dtype=torch.float64)
+    assert norm(x) == pytest.approx(float(x.norm()), rel=1e-14)
+    assert norm(x * 1e-300) == pytest.approx(float(x.norm()) * 1e-300, rel=1e-12)
+    assert norm(torch.full((2,), 5e-324, dtype=torch.float64)) > 0
+    assert norm(x[:0]) == 0
+    expected = float((x - y).norm() / max(x.norm(), y.norm()))
+    assert relative_error(x, y) == pytest.approx(expected, rel=1e-14)
+    assert relative_error(x * 1e200, -x * 1e200) == pytest.approx(2.0)
+    assert relative_error(0 * x, 0 * x) == 0
+    assert root_of_squares([3e200, 4e200]) == pytest.approx(5e200)
+    assert math.isnan(largest([1.0, math.nan, 2.0]))
+    assert math.isnan(largest([math.nan, 1.0]))
+    assert largest([]) == 0
+
+
+# Kinds of numbers
+
+
+def test_complex_outputs_are_compared_as_complex() -> None:
+    """M9: beside a good output a complex one was skipped."""
+
+    def good(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.complex(x.square().sum(-1), x.square().sum(-1).sqrt())
+
+    x = torch.randn(4, 3)
+    assert short(good, x, V, (V, None)).equivariant
+    report = short(lambda x: (x, torch.complex(x[:, 0], x[:, 1])), x, V, (V, None))
+    assert report.worst.output == "output[1]"
+    assert report.lie.relative > 1e-3
+    turning = short(lambda x: torch.complex(x, 2 * x), x, V, V)
+    assert turning.equivariant
+    assert turning.lie.relative < 1e-9
+    assert not short(lambda x: torch.complex(x, bent(x)), x, V, V).equivariant
+    phase = torch.complex(torch.randn(4, 3), torch.randn(4, 3))
+    assert short(lambda z: z.abs().square().sum(-1), phase, V, None).equivariant
+    assert not short(lambda z: z.real, phase, V, None).equivariant
+    assert "'1j" not in json.dumps(report.to_dict())
+    with pytest.raises(AuditError, match="complex64"):
+        short(lambda z: z, phase, positions(E(3)), positions(E(3)))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.bool, torch.uint8])
+def test_whole_numbers_are_right_or_wrong(kind: torch.dtype) -> None:
+    """M9: integer outputs beside a good one were skipped."""
+    x = torch.randn(6, 3)
+    right = short(lambda x: (x, (x.norm(dim=-1) > 1).to(kind)), x, V, (V, None))
+    assert right.equivariant
+    assert "compared exactly" in right.outputs["output[1]"]
+    wrong = short(lambda x: (x, (x[:, 0] > 0).to(kind)), x, V, (V, None))
+    assert wrong.before.outputs == {"output[0]": pytest.approx(0, abs=1e-12), "output[1]": 1.0}
+    assert wrong.worst.output == "output[1]"
+    one = short(lambda x: 10**9 * torch.ones(9, dtype=torch.int64) + (x[0, 0] > x.norm()), x, V, None)
+    assert one.equivariant
+    count = short(lambda x: 10**9 + (x[:, 0] > 0).sum(), x, V, None)
+    assert count.relative == 1.0
+
+
+def test_numbers_of_python_and_numpy_are_compared() -> None:
+    """M9: numbers that are no tensors were skipped beside a good output."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+    several = (V, *[None] * 5)
+    assert short(lambda x: (x, float(x.norm()), 3, True, 2j, np.float32(1.5)), x, V, several).equivariant
+    wrongs = (lambda x: float(x[0, 0]), lambda x: int(1e6 * x[0, 0]), lambda x: bool(x[0, 0] > x[1, 0]))
+    for wrong in wrongs:
+        report = audit(
+            lambda x, wrong=wrong: {"good": x, "other": wrong(x)},
+            x,
+            V,
+            {"good": V},
+            per_layer=False,
+            lie=False,
+        )
+        assert report.before.outputs["output.good"] < 1e-12
+        assert report.worst.output == "output.other"
+    assert report.outputs["output.other"].startswith("invariant, compared exactly")
+    alone = short(lambda x: float(x[0, 0]), x, V, None)
+    assert not alone.equivariant
+    array = short(lambda x: {"good": x, "array": x.detach().numpy()[:, :1]}, x, V, {"good": V})
+    assert array.worst.output == "output.array"
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    class Foreign:
+        pass
+
+    def model(x: Tensor) -> dict[str, Any]:
+        return {"x": x, "label": "water", "thing": Foreign(), "none": None, "empty": x[:0]}
+
+    report = short(model, torch.randn(4, 3), V, {"x": V})
+    assert report.equivariant
+    assert report.before.not_compared == (
+        "output.label (str)",
+        "output.thing (Foreign)",
+        "output.empty (empty tensor)",
+    )
+    assert "output.thing (Foreign)" in str(report)
+    with pytest.raises(AuditError, match=r"output \(str\)"):
+        short(lambda x: "water", torch.randn(4, 3), V, None)
+
+
+def test_sparse_outputs() -> None:
+    x = torch.randn(4, 3)
+    assert short(lambda x: (x @ x.T).to_sparse(), x, V, None).equivariant
+    assert not short(lambda x: bent(x).to_sparse(), x, V, None).equivariant
+
+
+def test_outputs_that_come_and_go() -> None:
+    x = torch.eye(3)
+    with pytest.raises(AuditError, match="come and go"):
+        short(lambda x: {"x": x} if x[0, 0] == 1 else {"x": x, "y": x}, x, V, {"x": V})
+
+
+def test_label_free_measures_the_floating_output() -> None:
+    assert label_free(lambda x: (x, 3), [torch.randn(4, 3)], V, (V, None), samples=2).e_prime < 1e-12
+    with pytest.raises(AuditError, match="2 floating tensors"):
+        label_free(lambda x: (x, x), [torch.randn(4, 3)], V, (V, V))
+
+
+# Coordinates
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
+def test_translations_are_drawn_at_the_scale_of_the_coordinates(unit: float) -> None:
+    """M9: with translations of at most 1 a network that depends on the origin of coordinates in the millions passed, and a
+    sound one of coordinates in nanometres was drowned in rounding.
+    """
+    x = unit * torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rep = positions(E(3))
+    report = short(lambda x: (x / unit).square().sum(-1).add(1).log(), x, rep, None)
+    assert report.relative > 0.1
+    assert report.translations == pytest.approx(float(x.abs().max()))
+    assert f"translations up to {report.translations:.3g}" in str(report)
+    rows = {row.name: row.relative for row in report.lie.generators}
+    assert rows["translation x"] > 0.01
+    assert short(lambda x: x - x.mean(0), x, rep, vector(E(3))).relative < 1e-13
+    assert short(lambda x: x, x, V, V).translations is None
+
+
+def test_errors_of_positions_do_not_drown_in_their_distance_from_the_origin() -> None:
+    """Coordinates at 1e4: the error of a step between them is relative to their spread."""
+    near = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    rep = positions(SE(3))
+
+    def step(x: Tensor) -> Tensor:
+        return x + 1e-3 * bent(x - x.mean(0))
+
+    close = short(step, near, rep, rep)
+    far = short(step, near + 1e4, rep, rep)
+    assert not far.equivariant
+    assert far.relative == pytest.approx(close.relative, rel=1e-2)
+    assert any("from the origin" in note for note in far.notes)
+    assert not close.notes
+    centre = short(lambda x: x.mean(0) + 1e-3 * bent(x - x.mean(0)).abs().sum(0), near + 1e4, rep, rep)
+    assert centre.relative > 1e-4
+    assert short(lambda x: x.mean(0), near + 1e4, rep, rep).equivariant
+
+
+def test_far_vectors_are_noted() -> None:
+    x = torch.randn(6, 3, dtype=torch.float64) + 1e4
+    report = short(lambda x: x, x, V, V)
+    assert any("centre the sample" in note for note in report.notes)
+    coarse = short(lambda x: x - x.mean(0), x, positions(E(3)), vector(E(3)), dtype=torch.float32)
+    assert any("more than the tolerance" in note for note in coarse.notes)
+    assert not short(lambda x: x, torch.randn(6, 3), V, V).notes
+
+
+# Precision
+
+
+class Holding(nn.Module):
+    """x * [1, 1, 1.009] with a half-precision buffer."""
+
+    def __init__(self, kind: torch.dtype, weight: torch.dtype | None) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(1, dtype=kind))
+        if weight is not None:
+            self.weight = nn.Parameter(torch.ones((), dtype=weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bent(x, 1.009) * self.table * getattr(self, "weight", 1.0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight", [None, torch.float32, torch.float64])
+def test_a_half_precision_buffer_does_not_raise_the_tolerance(
+    kind: torch.dtype, weight: torch.dtype | None
+) -> None:
+    """M9: one such buffer let errors of 1e-2 pass."""
+    report = short(Holding(kind, weight), torch.randn(4, 3))
+    assert not report.equivariant
+    assert report.tolerance == 1e-5
+    assert any(str(kind).removeprefix("torch.") in note for note in report.notes)
+
+
+def test_mixed_precision() -> None:
+    class Mixed(nn.Module):
+        def __init__(self, *kinds: torch.dtype) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList([nn.Parameter(torch.ones((), dtype=kind)) for kind in kinds])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for weight in self.weights:
+                x = x * weight
+            return x
+
+    x = torch.randn(4, 3)
+    half, single, double = torch.float16, torch.float32, torch.float64
+    found = [
+        short(Mixed(*kinds), x).tolerance
+        for kinds in ((double,), (single, double), (half, single), (half, half))
+    ]
+    assert found == [1e-9, 1e-5, 1e-5, 1e-2]
+    assert short(Mixed(torch.bfloat16), x).tolerance == 5e-2
+    assert short(Mixed(double), x, dtype=torch.float32).tolerance == 1e-5
+    casts = short(lambda x: x.float(), x)
+    assert casts.tolerance == 1e-5
+    assert any("casts inside" in note for note in casts.notes)
+    along = On(vector(O(3)), -2)
+    assert short(nn.Linear(4, 2, bias=False).half(), torch.randn(5, 3, 4), along, along).equivariant
