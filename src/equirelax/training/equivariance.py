@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from equirelax.auditing.coordinates import coordinates, with_translations
 from equirelax.auditing.error import measure
 from equirelax.auditing.state import measuring
 from equirelax.benchmarks.task import AuditCase
@@ -68,6 +69,7 @@ class Gauge:
 def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:
     group = case.group
     drawn = group.sample(ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = with_translations(group, drawn, coordinates(sample, case.in_rep).largest or 1.0)
     further = group.discrete(dtype=torch.float64)
     try:
         found = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
