@@ -99,17 +99,17 @@ MUTANTS = (
         "relaxation/test_fold.py relaxation/test_relax.py relaxation/test_families.py",
     ),
     Mutant(
-        "kept inputs hold on to the graph",
-        "relaxation/residual.py",
-        "self._kept.append(x.detach())",
-        "self._kept.append(x)",
+        "a batch from outside is kept without a clone",
+        "relaxation/kept.py",
+        "return x.detach().clone() if x.is_leaf else x.detach()",
+        "return x.detach()",
         "relaxation penalties",
     ),
     Mutant(
         "inputs are kept in evaluation too",
         "relaxation/residual.py",
-        "return self.keep_inputs and self.training and torch.is_grad_enabled() and not in_backward()",
-        "return self.keep_inputs and torch.is_grad_enabled() and not in_backward()",
+        "if not (self.keep_inputs and self.training and torch.is_grad_enabled()):",
+        "if not (self.keep_inputs and torch.is_grad_enabled()):",
         "penalties relaxation",
     ),
     Mutant(

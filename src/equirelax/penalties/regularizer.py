@@ -126,7 +126,7 @@ class Regularizer:
 
 def _needs_no_inputs(residual: Residual) -> bool:
     """Whether the penalty is of a kernel alone, and the residual is not switched off."""
-    return residual.site.convolution is not None and residual.enabled
+    return residual.site.convolution is not None and residual.active
 
 
 def safe_root(total: Tensor) -> Tensor:
