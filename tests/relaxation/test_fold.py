@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import equirelax as er
-from equirelax.errors import UnfoldableError
+from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation import Constant, EquivariantDense, cannot_fold
 from equirelax.symmetry import Lorentz, equivariant_projection, vector
 
@@ -96,3 +96,77 @@ def test_lorentz_folds_by_the_null_space_not_by_an_average():
     residual, strict = relaxation[""].map.weight.detach().clone(), layer.weight.detach().clone()
     er.project(layer, mode="fold")
     torch.testing.assert_close(layer.weight.detach(), strict + equivariant_projection(residual, rep, rep))
+
+
+def constant_product(value: float):
+    model = o3.FullyConnectedTensorProduct("2x0e+3x1o", "1x0e+1x1o", "3x0e+2x1o")
+    placement = er.Layers(
+        residual=EquivariantDense(), constants=(Constant("FullyConnectedTensorProduct", 0, value),)
+    )
+    relaxation = er.relax(model, placement)
+    randomise(relaxation)
+    y = torch.randn(5, 4)
+    y[:, 0] = 0.28
+    return model, relaxation, torch.randn(5, 11), y
+
+
+@pytest.mark.parametrize("call", ["position", "keyword"])
+def test_n5_a_wrong_constant_is_named_at_the_first_call(call):
+    model, _, x, y = constant_product(1.0)
+    with pytest.raises(PlacementError, match=r"channel 0 .* to be 1, but it was 0\.28"):
+        model(x, y) if call == "position" else model(y=y, x=x)
+    model, _, x, y = constant_product(0.28)
+    before = model(x, y)
+    er.project(model, mode="fold")
+    torch.testing.assert_close(model(x, y), before, rtol=1e-11, atol=1e-11)
+
+
+def test_n5_a_constant_that_is_none_in_a_later_call_is_not_folded():
+    model, relaxation, x, y = constant_product(0.28)
+    model(x, y)
+    y[3, 0] = 0.3
+    model(x, y)
+    strict = model.weight.detach().clone()
+    with pytest.raises(UnfoldableError, match=r"it was 0\.28 to 0\.3"):
+        er.project(model, mode="fold")
+    assert torch.equal(model.weight, strict)
+    assert set(cannot_fold(relaxation)) == {""}
+
+
+def test_n5_a_constant_that_no_call_has_shown_is_said_in_the_report():
+    model, _, _, _ = constant_product(0.28)
+    assert "not seen" in er.project(model, mode="fold").residuals[0].note
+
+
+def test_n5_a_constant_that_nobody_declared_is_offered():
+    model, inputs = Net(), sample()
+    er.relax(model)
+    model(*inputs)
+    with pytest.raises(UnfoldableError, match=r"Constant\('product', 0, 1\) if it always is"):
+        er.project(model, mode="fold")
+
+
+@pytest.mark.parametrize("how", ["parameter", "storage"])
+def test_m12_layers_that_share_a_weight_are_not_folded(how):
+    model = nn.Sequential(o3.Linear("2x0e+1x1o", "2x0e+1x1o"), nn.Tanh(), o3.Linear("2x0e+1x1o", "2x0e+1x1o"))
+    if how == "parameter":
+        model[2].weight = model[0].weight
+    else:
+        model[2].weight.data = model[0].weight.data
+    relaxation = er.relax(model)
+    randomise(relaxation)
+    strict = model[0].weight.detach().clone()
+    with pytest.raises(UnfoldableError, match=r"^0 \(Linear\) shares its weight with 2"):
+        er.project(model, mode="fold")
+    assert set(cannot_fold(relaxation)) == {"0", "2"}
+    report = er.project(model, mode="fold", unfoldable="drop")
+    assert all("tied" in r.note for r in report.residuals)
+    assert torch.equal(model[0].weight, strict)
+
+
+def test_m12_a_weight_shared_with_a_layer_that_is_not_relaxed_is_not_folded():
+    model = nn.Sequential(o3.Linear("2x0e+1x1o", "2x0e+1x1o"), o3.Linear("2x0e+1x1o", "2x0e+1x1o"))
+    model[1].weight = model[0].weight
+    er.relax(model, include="0")
+    with pytest.raises(UnfoldableError, match="shares its weight with 1"):
+        er.project(model, mode="fold")

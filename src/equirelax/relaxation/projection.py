@@ -138,11 +138,27 @@ def _fold(
                 f"{key} ({type(module).__name__}) has {what} which no layer can express; "
                 f'project with mode="drop" or unfoldable="drop"'
             )
+        seen = residual.second_seen
+        if site.constants and seen is not None and (wrong := seen.contradicts(site.constants)):
+            raise UnfoldableError(
+                f"{key} ({type(module).__name__}): {wrong} in some call. Correct its Constant in the placement, or project "
+                f'with mode="drop" or unfoldable="drop"'
+            )
         with torch.no_grad():
             fold = get_family(site.family, site.path).fold(module, site, *scaled(residual))
         _check_untied(one, fold, holders)
     except UnfoldableError as error:
         if unfoldable == "raise":
+            if (
+                residual.second_seen is not None
+                and not site.constants
+                and (found := residual.second_seen.constants())
+            ):
+                channel, value = next(iter(found.items()))
+                raise UnfoldableError(
+                    f"{error}. In the first call channel {channel} was {value:.6g} in every row: "
+                    f"Constant({site.path!r}, {channel}, {value:.6g}) if it always is"
+                ) from error
             raise
         return None, f"not folded: {error}"
     if not all(bool(torch.isfinite(parameter).all()) for parameter, _ in fold.writes):
@@ -150,7 +166,8 @@ def _fold(
             f"{key} ({type(module).__name__}): the layer's own weights hold NaN or infinity; go back to an "
             f"earlier checkpoint"
         )
-    return fold, ""
+    unseen = site.constants and residual.second_seen is None
+    return fold, "its declared constant was not seen in any call" if unseen else ""
 
 
 def cannot_fold(relaxation: Relaxation) -> dict[str, str]:

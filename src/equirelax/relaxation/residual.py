@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PenaltyError, RepresentationError
-from equirelax.relaxation.columns import Columns, SharedColumns
+from equirelax.errors import PenaltyError, PlacementError, RepresentationError
+from equirelax.relaxation.columns import Columns, SharedColumns, dense
+from equirelax.relaxation.constants import Seen
 from equirelax.relaxation.hooks import HookOwner
 from equirelax.relaxation.kept import Kept, in_transform, keep
 from equirelax.relaxation.maps import LinearMap, in_backward
@@ -45,6 +46,7 @@ class Residual(nn.Module, HookOwner):
         enabled: False switches the residual off; the module's output is then untouched.
         suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
         called: whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
+        second_seen: values of the second input of a tensor product in the calls so far.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
@@ -59,6 +61,7 @@ class Residual(nn.Module, HookOwner):
         self.called = False
         self.keep_inputs = False
         self._kept: list[Kept] = []
+        self.second_seen: Seen | None = None
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -135,6 +138,7 @@ class Residual(nn.Module, HookOwner):
             RepresentationError: the call does not have the features that the residual was placed for.
         """
         self.called = True
+        self._look_at_second(module, args, kwargs)
         x = self.read(args, kwargs)
         shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
         if len(shape) < -self.feature_axis or shape[self.feature_axis] != self.in_rep.dim:
@@ -148,6 +152,25 @@ class Residual(nn.Module, HookOwner):
         if self._keeps():
             self._kept.append(keep(x))
         return x
+
+    def _look_at_second(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compare declared constants with the first call, and note all calls for `project`; where none are declared, note the
+        first call, for a hint there.
+        """
+        site, first = self.site, self.second_seen is None
+        if site.second is None or torch.compiler.is_compiling() or in_transform():
+            return
+        if not (first or site.constants):
+            return
+        y = dense(site.second(args, kwargs))
+        if not y.numel():
+            return
+        self.second_seen = Seen.of(y) if self.second_seen is None else self.second_seen.and_of(y)
+        if first and site.constants and (wrong := self.second_seen.contradicts(site.constants)):
+            self.second_seen = None
+            raise PlacementError(
+                f"{self._name(module)}: {wrong}. Correct its Constant in the placement, or leave it out"
+            )
 
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
         """The module's output with `delta` added, in the output's own shape and dtype.

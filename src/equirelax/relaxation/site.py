@@ -45,6 +45,13 @@ def first_parameter(module: nn.Module) -> str | None:
     return found[0].name if found and found[0].kind in named else None
 
 
+def second_input(module: nn.Module) -> Reader:
+    """Reads the second argument of a module's forward, by position or by its name."""
+    found = parameters_of(module)
+    named = len(found) > 1 and found[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return Arguments(((1, found[1].name if named else ""),))
+
+
 def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> str:
     """Why `delta` cannot be added to `output`, in words; empty where it can.
 
@@ -168,6 +175,7 @@ class Site:
             "rotations and translations", "nothing").
         constants: (channel, value) pairs of a tensor product's second input that
             are constant: folding needs one.
+        second: reads that second input, features last, so that constants are looked at in every call.
         stream: name of the residual stream that the site is a step of (see `streams`), "" for none. The reader
             then gets the call of the module at `source`, and `in_rep` is of what it reads there; reader, source and
             in_rep are the same for every site of a stream.
@@ -190,6 +198,7 @@ class Site:
     slot: str = ""
     relaxes: str = ""
     constants: tuple[tuple[int, float], ...] = ()
+    second: Reader | None = None
     stream: str = ""
     source: str = ""
     captured: Reader | None = None

@@ -29,7 +29,7 @@ from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.layers.matrices import Matrices, without_vectors
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of, second_input
 from equirelax.symmetry import from_irreps
 
 _LOOK = 'project with mode="drop" or unfoldable="drop" to leave it out'
@@ -268,6 +268,7 @@ class E3nnTensorProduct(LayerFamily):
             FirstInput.of(module),
             AddToOutput(),
             relaxes=broken_group(layer.irreps_in1, layer.irreps_out),
+            second=second_input(module),
         )
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
