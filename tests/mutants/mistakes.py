@@ -292,9 +292,9 @@ MUTANTS = (
     # auditing
     Mutant(
         "errors are relative to the smaller norm",
-        "auditing/error.py",
-        "scale = max(float(found.norm()), float(expected.norm()))",
-        "scale = min(float(found.norm()), float(expected.norm()))",
+        "auditing/norms.py",
+        "bottom = max(float(a.norm()), float(b.norm())) if scale is None else scale / size",
+        "bottom = min(float(a.norm()), float(b.norm())) if scale is None else scale / size",
         "auditing/test_audit.py",
     ),
     Mutant(
@@ -307,8 +307,8 @@ MUTANTS = (
     Mutant(
         "gradients are not given back after an audit",
         "auditing/state.py",
-        "                parameter.grad = gradient\n",
-        "                pass\n",
+        "                tensor.grad = gradient\n",
+        "",
         "auditing/test_state.py",
     ),
 )
