@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from e3nn import o3
 from model_inputs import batch_graphs, bodies, full_graph, irregular_graph, random_orthogonal
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equirelax.errors import RepresentationError
-from equirelax.models import SEGNN
+from equirelax.models import SEGNN, SEGNNLayer
 from equirelax.models.segnn import balanced_irreps
+from equirelax.relaxation import relax
 
 SIZES = [
     {"hidden": 8},
@@ -230,6 +233,64 @@ def test_forward_mode_in_evaluation(generator: torch.Generator) -> None:
         2 * h
     )
     torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("placement", [{"include": "*message_*"}, {"placement": "segnn-cr"}])
+@pytest.mark.parametrize("training", [True, False])
+def test_strict_is_the_authors_network_to_the_bit(
+    placement: dict[str, str], training: bool, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """N14: hooked modules left the network's fast path, also where the relaxation was switched off."""
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in example(generator)[0])
+    model = SEGNN(hidden=8, layers=2).to(dtype).train(training)
+    outputs_and_gradients(model, inputs)  # constants are cast at their first use
+    with Called() as own:
+        expected = outputs_and_gradients(model, inputs)
+    relaxation = relax(model, **placement)
+    relaxation.set_gamma(0.5)
+    with relaxation.strict(), Called() as found:
+        strict = outputs_and_gradients(model, inputs)
+    assert found.names == own.names
+    for a, b in zip(strict, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_relaxed_updates_leave_the_messages_on_their_fast_path(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N14: only hooks on the message's own modules count, neither those of the updates nor children of any module."""
+    inputs, _ = example(generator)
+    model = SEGNN(hidden=8, layers=2)
+    relax(model, "segnn-cr").set_gamma(0.5)
+    for layer in model.layers:
+        layer.update_2.register_forward_pre_hook(lambda module, args: None)
+        layer.update_1.register_forward_hook(lambda module, args, out: None)
+        for module in (layer.message_1, layer.message_2, layer.gate):
+            module.add_module("a_child", nn.Linear(2, 2))
+
+    def refuse(layer: SEGNNLayer, x: Tensor, edges: object) -> Tensor:
+        raise AssertionError("the messages are computed module by module")
+
+    monkeypatch.setattr(SEGNNLayer, "_by_modules", refuse)
+    model(*inputs).sum().backward()
+    with torch.no_grad():
+        model.eval()(*inputs)
+    model.layers[1].message_2.register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(AssertionError):
+        model(*inputs)
 
 
 @pytest.mark.parametrize("training", [True, False])
