@@ -25,6 +25,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 REFERENCE = 55.0
 """GFLOP/s of the core on which a budget counts."""
+MOST = "8"
+"""Workers: each imports and collects everything, which costs as much CPU time as hundreds of tests."""
 NOTHING_TO_RUN = 5
 """pytest's exit code where no test was selected."""
 TIERS = {"fast": "not slow and ", "share": "slow and ", "all": ""}
@@ -34,7 +36,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tier", choices=TIERS)
     parser.add_argument("share", nargs="?", metavar="K/N", help="which of the slow tests `share` runs")
-    parser.add_argument("--workers", default="logical", help="processes side by side; all cores if left out")
+    parser.add_argument(
+        "--workers", default="logical", help="processes side by side; as many as cores if left out, at most 8"
+    )
     parser.add_argument(
         "--budget", type=float, help="CPU seconds, on a core of 55 GFLOP/s, above which this fails"
     )
@@ -50,7 +54,11 @@ def main() -> int:
     began, before = time.monotonic(), children_seconds()
     codes = []
     for name, mark, words in (
-        ("together", "not serial", ["-n", chosen.workers, "--dist", "worksteal", str(TESTS)]),
+        (
+            "together",
+            "not serial",
+            ["-n", chosen.workers, "--maxprocesses", MOST, "--dist", "worksteal", str(TESTS)],
+        ),
         ("serial", "serial", ["-n", "0", *files_with_serial_tests()]),
     ):
         command = [sys.executable, "-m", "pytest", "-q", "-m", TIERS[chosen.tier] + mark, *words]

@@ -53,7 +53,11 @@ def main() -> int:
     chosen = parser.parse_args()
     names = share([mutant.name for mutant in MUTANTS], chosen.share)
     waiting = [mutant for mutant in MUTANTS if mutant.name in names and chosen.only in mutant.name]
-    wrong, killers = 0, set()
+    if rotten := [m for m in waiting if (SOURCES / m.file).read_text("utf-8").count(m.old) != 1]:
+        raise SystemExit(
+            "\n".join(f"{m.name}: its text is not in {m.file} once; bring it up to date" for m in rotten)
+        )
+    wrong, killers = 0, set[str]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         running: dict[int, tuple[Mutant, Path, float]] = {}
         while waiting or running:
@@ -95,12 +99,7 @@ def mutated(folder: Path, mutant: Mutant) -> Path:
     """A copy of the sources with the mutant in it, ready to be imported from."""
     shutil.copytree(SOURCES, folder / "equirelax")
     path = folder / "equirelax" / mutant.file
-    text = path.read_text("utf-8")
-    if text.count(mutant.old) != 1:
-        raise SystemExit(
-            f"{mutant.name}: {mutant.file} holds its text {text.count(mutant.old)} times; bring it up to date"
-        )
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    path.write_text(path.read_text("utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
     return folder
 
 
