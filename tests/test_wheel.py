@@ -35,7 +35,7 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(VectorMap(4, 8), VectorMap(8, 2))
 keys = list(model.state_dict())
 loader = [(torch.randn(32, 4, 3), torch.randn(32, 2, 3)) for _ in range(5)]
-declared = er.VectorLinear("*", channel_axis=-2, vector_axis=-1)
+declared = er.relaxation.Linear("*", er.symmetry.On("1x1o", -1), channel_axis=-2)
 relaxation = er.relax(model, er.Layers(declare=(declared,)))
 method = er.ACE(relaxation, dual_lr=8e-4)
 optimizer = torch.optim.Adam(model.parameters(), lr=9e-4)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equirelax.auditing.bounds import equivariance_bound, projection_bound, residual_lipschitz
 from equirelax.errors import AuditError
-from equirelax.relaxation import MLP, Layers, PlainLinear, relax
+from equirelax.relaxation import MLP, Layers, Linear, relax
 from equirelax.symmetry import SO, vector
 
 torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def network(layers: int, channels: int, gamma: float, seed: int):  # type: ignor
             linear.weight.copy_(torch.kron(mix.contiguous(), torch.eye(3)))
         modules += [linear, Shrink()]
     model = nn.Sequential(*modules)
-    relaxation = relax(model, Layers(declare=(PlainLinear("Linear", rep, rep),)))
+    relaxation = relax(model, Layers(declare=(Linear("Linear", rep, rep),)))
     for _, residual in relaxation:
         weight = torch.randn(rep.dim, rep.dim, generator=generator, dtype=torch.float64)
         with torch.no_grad():
@@ -83,7 +83,7 @@ def test_lipschitz_constants() -> None:
     _, relaxation, rep = network(2, 2, 0.1, 0)
     assert all(abs(value - 1) < 1e-12 for value in residual_lipschitz(relaxation).values())
     model = nn.Sequential(nn.Linear(rep.dim, rep.dim))
-    perceptron = relax(model, Layers(residual=MLP(), declare=(PlainLinear("0", rep, rep),)))
+    perceptron = relax(model, Layers(residual=MLP(), declare=(Linear("0", rep, rep),)))
     assert residual_lipschitz(perceptron) == {"0": None}
     with pytest.raises(AuditError, match="at least one layer"):
         projection_bound(1.0, 1.0, 1.0, 0)

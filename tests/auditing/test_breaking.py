@@ -17,7 +17,7 @@ from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.lipschitz import residual_slope
 from equirelax.errors import AuditError, NonFiniteError
 from equirelax.models import EGNN, EGNO
-from equirelax.relaxation import Dense, EquivariantDense, Layers, PlainLinear, Relaxation, relax
+from equirelax.relaxation import Dense, EquivariantDense, Layers, Linear, Relaxation, relax
 from equirelax.symmetry import SO, E, O, positions, trivial, vector
 
 REP = 2 * vector(SO(3))
@@ -45,7 +45,7 @@ def relaxed(seed: int = 0, kind: Any = None, share: bool = False) -> Relaxation:
     torch.manual_seed(seed)
     model = Gated(share).double()
     kind = kind or Dense(init="normal", std=0.5)
-    relaxation = relax(model, Layers(residual=kind, declare=(PlainLinear("Linear", REP, REP),)))
+    relaxation = relax(model, Layers(residual=kind, declare=(Linear("Linear", REP, REP),)))
     for i, (_, residual) in enumerate(relaxation):
         residual.set_gamma(0.4 - 0.7 * i)
     return relaxation
@@ -125,7 +125,7 @@ def test_a_bound_is_reached_by_a_reversal_of_sign() -> None:
     rep = vector(SO(2))
     model = nn.Sequential(nn.Linear(2, 2, bias=False)).double()
     nn.init.eye_(model[0].weight)
-    relaxation = relax(model, Layers(declare=(PlainLinear("0", rep, rep),)))
+    relaxation = relax(model, Layers(declare=(Linear("0", rep, rep),)))
     with torch.no_grad():
         relaxation["0"].map.weight.copy_(torch.diag(torch.tensor([1.0, -1.0])))
     relaxation.set_gamma(0.3)

@@ -19,7 +19,7 @@ from equirelax.auditing.lipschitz import (
     residual_slope,
     spectral_norm,
 )
-from equirelax.relaxation import MLP, Dense, EquivariantDense, Layers, LowRank, PlainLinear, relax
+from equirelax.relaxation import MLP, Dense, EquivariantDense, Layers, Linear, LowRank, relax
 from equirelax.symmetry import SO, vector
 
 DIM = 6
@@ -120,5 +120,5 @@ def test_a_linear_map_with_a_forward_of_its_own_is_unknown() -> None:
 
 def test_residuals_go_by_their_maps() -> None:
     model = nn.Sequential(nn.Linear(DIM, DIM, bias=False))
-    relaxation = relax(model, Layers(residual=Dense(init="default"), declare=(PlainLinear("0", REP, REP),)))
+    relaxation = relax(model, Layers(residual=Dense(init="default"), declare=(Linear("0", REP, REP),)))
     assert residual_slope(relaxation["0"]) == lipschitz(relaxation["0"].map)

@@ -15,7 +15,7 @@ import equirelax as er
 from equirelax.auditing.bounds import equivariance_bound, network_bounds, projection_bound
 from equirelax.errors import AuditError
 from equirelax.models import EGNN, EGNO, SEGNN, GroupConv2d
-from equirelax.relaxation import MLP, Dense, Layers, PlainLinear, Relaxation, relax
+from equirelax.relaxation import MLP, Dense, Layers, Linear, Relaxation, relax
 from equirelax.symmetry import SE, SO, Cyclic, Lorentz, O, Representation, positions, trivial, vector
 
 GROUPS = {"SO(3)": SO(3), "O(3)": O(3), "O(2)": O(2), "C4": Cyclic(4)}
@@ -63,7 +63,7 @@ def chain(
         with torch.no_grad():
             linear.weight.copy_(torch.kron(mix, torch.eye(d, dtype=torch.float64)))
         path = f"{i}.0" if nested else str(3 * i)
-        declared.append(PlainLinear(path, a, b))
+        declared.append(Linear(path, a, b))
         parts = [linear, Shrink(d), Scaled()]
         modules += [nn.Sequential(*parts)] if nested else parts
     model = nn.Sequential(*modules)
@@ -172,7 +172,7 @@ def test_a_model_in_float32_is_measured_in_float64_and_left_as_it_was() -> None:
 def declared(*modules: nn.Module, kind: object = Dense(), rep: Representation | None = None) -> Relaxation:
     """A `Sequential` whose first module is relaxed."""
     rep = rep or 2 * vector(SO(3))
-    relaxation = relax(nn.Sequential(*modules), Layers(residual=kind, declare=(PlainLinear("0", rep, rep),)))
+    relaxation = relax(nn.Sequential(*modules), Layers(residual=kind, declare=(Linear("0", rep, rep),)))
     relaxation.set_gamma(1.0)
     return relaxation
 
@@ -211,7 +211,7 @@ CASES: dict[str, tuple[Callable[[], Relaxation], str]] = {
     "inside a module": (
         lambda: relax(
             nn.Sequential(Twice()),
-            Layers(declare=(PlainLinear("0.mix", 2 * vector(SO(3)), 2 * vector(SO(3))),)),
+            Layers(declare=(Linear("0.mix", 2 * vector(SO(3)), 2 * vector(SO(3))),)),
         ),
         "0.mix is inside a module",
     ),
@@ -248,9 +248,7 @@ def test_representations_that_do_not_follow_on_each_other_are_refused() -> None:
     group = O(3)
     first, second = vector(group) + trivial(group, 3), trivial(group, 3) + vector(group)
     model = nn.Sequential(nn.Identity(), nn.Identity())
-    relaxation = relax(
-        model, Layers(declare=(PlainLinear("0", first, first), PlainLinear("1", second, second)))
-    )
+    relaxation = relax(model, Layers(declare=(Linear("0", first, first), Linear("1", second, second))))
     assert "what comes before it gives" in network_bounds(relaxation).reason
 
 

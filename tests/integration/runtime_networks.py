@@ -57,7 +57,7 @@ def declared_net() -> tuple[nn.Module, er.Layers]:
         def forward(self, x: Tensor) -> Tensor:  # (batch, 2, 3)
             return self.maps[1](torch.tanh(self.maps[0](x.flatten(1))))
 
-    declared = tuple(er.PlainLinear(f"maps.{i}", reps[i], reps[i + 1]) for i in range(2))
+    declared = tuple(er.relaxation.Linear(f"maps.{i}", reps[i], reps[i + 1]) for i in range(2))
     return Net(), er.Layers(residual=er.Dense("default"), declare=declared)
 
 

@@ -36,7 +36,7 @@ def chain(layers: int = 2, *, seed: int = 0, dtype: torch.dtype = torch.float64)
     model = Chain(layers).to(dtype)
     rep = 2 * vector(SO(3))
     placement = er.Layers(
-        residual=er.Dense(init="normal", std=0.1), declare=(er.PlainLinear("Linear", rep, rep),)
+        residual=er.Dense(init="normal", std=0.1), declare=(er.relaxation.Linear("Linear", rep, rep),)
     )
     return er.relax(model, placement)
 

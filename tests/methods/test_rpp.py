@@ -65,7 +65,7 @@ class Linear(nn.Module):
 def test_training_ends_in_the_closed_form(eq_weight: float, residual_weight: float) -> None:
     """mean |y - (A + B) x|^2 + a |A|^2 + b |B|^2 has A : B = b : a, and A + B the ridge solution for a b / (a + b)."""
     torch.manual_seed(0)
-    relaxation = er.relax(Linear(), er.Layers(declare=(er.PlainLinear("mix", SPACE, SPACE),)))
+    relaxation = er.relax(Linear(), er.Layers(declare=(er.relaxation.Linear("mix", SPACE, SPACE),)))
     method = RPP(relaxation, eq_weight, residual_weight)
     x, y = batch(20)
     optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.1)

@@ -24,7 +24,7 @@ from equirelax.relaxation import (
     Dense,
     GridKernels,
     Layers,
-    PlainLinear,
+    Linear,
 )
 from equirelax.symmetry import (
     SO,
@@ -248,7 +248,7 @@ class Pooled(nn.Module):
 
 def mixed() -> tuple[nn.Module, er.relaxation.Relaxation]:
     model, group = Pooled().double(), Cyclic(4)
-    declared = PlainLinear("linear", sign(group), trivial(group, 2))
+    declared = Linear("linear", sign(group), trivial(group, 2))
     return model, er.relax(model, Layers(declare=(declared,), residual=Dense("normal", std=0.1)))
 
 

@@ -211,7 +211,7 @@ def relaxed(residual=None) -> tuple[nn.Module, er.relaxation.Relaxation]:
     try:
         model = Plain()
         v = vector(O(3))
-        declare = (er.PlainLinear("first", 2 * v, 3 * v), er.PlainLinear("second", 3 * v, v))
+        declare = (er.relaxation.Linear("first", 2 * v, 3 * v), er.relaxation.Linear("second", 3 * v, v))
         relaxation = er.relax(model, Layers_(residual, declare))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -325,7 +325,7 @@ def test_a_shared_module_counts_once_per_call():
         relaxation = er.relax(
             model,
             er.Layers(
-                declare=(er.PlainLinear("0", vector(O(3)), vector(O(3))),), residual=er.Dense("default")
+                declare=(er.relaxation.Linear("0", vector(O(3)), vector(O(3))),), residual=er.Dense("default")
             ),
         )
     finally:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import equirelax as er
-from equirelax.relaxation import PlainLinear
+from equirelax.relaxation import Linear
 from equirelax.symmetry import O, vector
 
 VECTORS = vector(O(3))
-DECLARED = er.Layers(declare=(PlainLinear("Linear", VECTORS, VECTORS),))
+DECLARED = er.Layers(declare=(Linear("Linear", VECTORS, VECTORS),))
 
 
 def linear() -> nn.Linear:

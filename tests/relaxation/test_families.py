@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import On
-from equirelax.relaxation import Constant, Layers, Placement, PlainLinear, VectorLinear, relax
+from equirelax.relaxation import Constant, Layers, Linear, Placement, relax
 from equirelax.relaxation.layers import get_family
 from equirelax.symmetry import (
     Cyclic,
@@ -156,7 +156,7 @@ class TestThirdPartyVectorNeurons(LayerFamilyConformance):
         return model, "0", draw(4, 6, 3, 2), along, along
 
     def placement(self) -> Placement:
-        return Layers(declare=(VectorLinear("ThirdPartyLinear", channel_axis=-1, vector_axis=-2),))
+        return Layers(declare=(Linear("ThirdPartyLinear", On("1x1o", -2), channel_axis=-1),))
 
 
 # plain linear maps between declared representations: a torch.nn.Linear can express every map, so its
@@ -178,7 +178,7 @@ class Free(LayerFamilyConformance):
         return model, "0", draw(in_rep.dim + 8, in_rep.dim), in_rep, out_rep
 
     def placement(self) -> Placement:
-        return Layers(declare=(PlainLinear("0", *self.reps()),))
+        return Layers(declare=(Linear("0", *self.reps()),))
 
     def test_fold_is_the_orthogonal_projection_onto_the_layers_span(self) -> None:
         """Onto the equivariant maps here, found from the constraints on the whole matrix at once."""

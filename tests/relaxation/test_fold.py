@@ -91,7 +91,7 @@ def test_lorentz_folds_by_the_null_space_not_by_an_average():
     rep = 2 * vector(Lorentz())
     layer = nn.Linear(8, 8, bias=False)
     layer.weight.data = equivariant_projection(layer.weight.data, rep, rep)
-    relaxation = er.relax(layer, er.Layers(declare=(er.PlainLinear("Linear", rep, rep),)))
+    relaxation = er.relax(layer, er.Layers(declare=(er.relaxation.Linear("Linear", rep, rep),)))
     randomise(relaxation, 1.0)
     residual, strict = relaxation[""].map.weight.detach().clone(), layer.weight.detach().clone()
     er.project(layer, mode="fold")

@@ -229,7 +229,7 @@ def networks() -> dict[str, tuple[nn.Module, er.Layers]]:
     kind = er.Grouped(2, init="normal", std=1.0)
     torch.manual_seed(3)
     declared = tuple(
-        er.PlainLinear(str(i), a * vector(O(3)), b * vector(O(3)))
+        er.relaxation.Linear(str(i), a * vector(O(3)), b * vector(O(3)))
         for i, (a, b) in enumerate([(2, 4), (4, 3)])
     )
     before = torch.get_default_dtype()

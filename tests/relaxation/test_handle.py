@@ -14,7 +14,7 @@ from torch import nn
 import equirelax as er
 from equirelax.auditing import breaking
 from equirelax.errors import CheckpointError, RelaxationStateError
-from equirelax.relaxation import PlainLinear
+from equirelax.relaxation import Linear
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_the_rest_of_a_model_is_saved_after_a_part_was_projected(tmp_path):
 
 def test_a_residual_of_a_container_around_is_named_from_inside():
     model = nn.Sequential(nn.Sequential(linear(), nn.Identity()))
-    er.relax(model, er.Layers(declare=(PlainLinear("0", VECTORS, VECTORS),)))
+    er.relax(model, er.Layers(declare=(Linear("0", VECTORS, VECTORS),)))
     assert list(er.relaxation_of(model[0]).residuals) == [""]
     with pytest.raises(RelaxationStateError, match="'0'"):
         er.relaxation_of(model[0][1])
@@ -233,7 +233,7 @@ def test_m5_two_containers_that_share_an_activation_are_relaxed(alone, tmp_path)
 
     author = build()
     model = copy.deepcopy(author)
-    placement = er.Layers(declare=(PlainLinear("0", VECTORS, VECTORS), PlainLinear("1", VECTORS, VECTORS)))
+    placement = er.Layers(declare=(Linear("0", VECTORS, VECTORS), Linear("1", VECTORS, VECTORS)))
     relaxation = fill(er.relax(model, placement))
     assert list(relaxation.residuals) == ["0", "1"]
     weights = [relaxation[key].map.weight.detach() for key in ("0", "1")]

@@ -102,7 +102,7 @@ def test_one_residual_reads_a_parameter():
             return self.a(self.start)
 
     model = Learnt()
-    relaxation = fill(er.relax(model, er.Layers(declare=(er.relaxation.PlainLinear("a", VECTORS, VECTORS),))))
+    relaxation = fill(er.relax(model, er.Layers(declare=(er.relaxation.Linear("a", VECTORS, VECTORS),))))
     regularizer = Regularizer(relaxation)
     before = model.start.detach().clone()
     model()

@@ -246,7 +246,7 @@ def test_fold_takes_what_a_dense_residual_gives(axis: int) -> None:
         else:
             model = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 6, bias=False)).double()
             declared = tuple(
-                er.PlainLinear(str(i), a * vector(O(3)), b * vector(O(3)))
+                er.relaxation.Linear(str(i), a * vector(O(3)), b * vector(O(3)))
                 for i, (a, b) in enumerate([(2, 3), (3, 2)])
             )
             relaxation = er.relax(model, er.Layers(residual=kind, declare=declared))

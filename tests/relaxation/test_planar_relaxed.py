@@ -21,8 +21,8 @@ from equirelax.relaxation import (
     Dense,
     EquivariantDense,
     Layers,
+    Linear,
     LowRank,
-    PlanarConvolution,
     Relaxation,
     ResidualKind,
 )
@@ -265,7 +265,8 @@ def test_declared_convolutions(tmp_path: Path, mode: str) -> None:
     rep = trivial(group, 3)
     model = nn.Sequential(Symmetrised(3, 3, 3, padding=1), nn.ReLU(), Symmetrised(3, 3, 3, stride=2)).double()
     declared = Layers(
-        declare=(PlanarConvolution("Symmetrised", rep, rep),), residual=Dense("normal", std=0.1, bias=True)
+        declare=(Linear("Symmetrised", GridField(rep), GridField(rep)),),
+        residual=Dense("normal", std=0.1, bias=True),
     )
     relaxation = er.relax(model, declared)
     x = draw(2, 3, 9, 9)
@@ -283,7 +284,7 @@ def test_wrong_declarations_are_refused() -> None:
     rep = trivial(Cyclic(4), 3)
 
     def attempt(module: nn.Module, in_rep: Representation, out_rep: Representation) -> None:
-        declared = PlanarConvolution(type(module).__name__, in_rep, out_rep)
+        declared = Linear(type(module).__name__, GridField(in_rep), GridField(out_rep))
         er.relax(nn.Sequential(module), Layers(declare=(declared,)))
 
     with pytest.raises(PlacementError, match="expected one group"):
@@ -294,7 +295,7 @@ def test_wrong_declarations_are_refused() -> None:
         attempt(nn.Linear(3, 3), rep, rep)
     with pytest.raises(PlacementError, match="padding is 'same'"):
         attempt(nn.Conv2d(3, 3, 3, padding="same"), rep, rep)
-    with pytest.raises(RepresentationError, match="square grid"):
+    with pytest.raises(PlacementError, match="square grid"):
         attempt(nn.Conv2d(3, 3, 3), trivial(Cyclic(8), 3), trivial(Cyclic(8), 3))
 
 

@@ -120,12 +120,14 @@ def test_summary_says_what_was_touched_and_why():
         (lambda m: er.relax(m, residual=er.Dense("zero")), PlacementError, "expected one of zeros"),
         (lambda m: er.relax(m)["frist"], PlacementError, "Did you mean 'first'"),
         (
-            lambda m: er.relax(m, er.Layers(declare=(er.VectorLinear("haed", 1, 2),))),
+            lambda m: er.relax(m, er.Layers(declare=(er.relaxation.Linear("haed", "1x1o"),))),
             PlacementError,
             "Did you mean 'head'",
         ),
         (
-            lambda m: er.relax(m, er.Layers(declare=(er.PlainLinear("head", vector(O(3)), vector(O(3))),))),
+            lambda m: er.relax(
+                m, er.Layers(declare=(er.relaxation.Linear("head", vector(O(3)), vector(O(3))),))
+            ),
             PlacementError,
             "weight has shape",
         ),
@@ -155,7 +157,8 @@ def test_nan_is_refused_at_projection_and_nothing_is_changed():
 
 def test_wrong_input_size_names_the_layer():
     model = er.relax(
-        nn.Sequential(nn.Identity()), er.Layers(declare=(er.PlainLinear("0", vector(O(3)), vector(O(3))),))
+        nn.Sequential(nn.Identity()),
+        er.Layers(declare=(er.relaxation.Linear("0", vector(O(3)), vector(O(3))),)),
     )
     with pytest.raises(RepresentationError, match=r"0 .*placed for 3 input features"):
         model.model(torch.randn(2, 4))
@@ -178,7 +181,7 @@ def test_third_party_vector_neurons_are_declared_in_one_call():
     torch.testing.assert_close(theirs(x), ours(x))
     # their nn.Linear is called on (batch, points, 3, channels)
     a = er.relax(
-        theirs, er.Layers(declare=(er.VectorLinear("*map_to_feat", channel_axis=-1, vector_axis=-2),))
+        theirs, er.Layers(declare=(er.relaxation.Linear("*map_to_feat", er.On("1x1o", -2), channel_axis=-1),))
     )
     b = er.relax(ours)
     randomise(b)
@@ -322,7 +325,7 @@ def test_a_sequential_is_relaxed_as_a_whole_without_a_new_child_that_runs():
     x = torch.randn(4, 3)
     before = model(x)
     relaxation = er.relax(
-        nn.Sequential(model), er.Layers(declare=(er.PlainLinear("0", vector(O(3)), vector(O(3))),))
+        nn.Sequential(model), er.Layers(declare=(er.relaxation.Linear("0", vector(O(3)), vector(O(3))),))
     )
     assert torch.equal(relaxation.model(x), before)
     randomise(relaxation, 1.0)

@@ -257,7 +257,7 @@ def test_streams_are_made_of_steps_and_nothing_else_is():
         er.relax(Net(), SchNetStream(residual=er.MLP()))
     scalars = trivial(O(3), 6)
     layers = er.relaxation.Layers(
-        declare=(er.relaxation.PlainLinear("*.lin", scalars, scalars),), residual=StreamStep()
+        declare=(er.relaxation.Linear("*.lin", scalars, scalars),), residual=StreamStep()
     )
     with pytest.raises(PlacementError, match="a StreamStep makes a StreamMap"):
         er.relax(Net(), layers)
@@ -338,4 +338,8 @@ def test_a_checkpoint_file_holds_no_code():
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert state["parts"][""]["placement"]["kind"] == "schnet"
-    assert state["parts"][""]["placement"]["residual"] == {"kind": "stream-step", "spectral": False, "first": False}
+    assert state["parts"][""]["placement"]["residual"] == {
+        "kind": "stream-step",
+        "spectral": False,
+        "first": False,
+    }

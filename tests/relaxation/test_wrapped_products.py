@@ -103,7 +103,7 @@ def test_what_excludes_only_modules_around_layers_says_so():
 
 def test_a_declaration_for_a_child_wins():
     rep = from_irreps("4x0e+3x1o"), from_irreps("2x0e+2x1o")
-    relaxation = er.relax(node(), Layers(declare=(er.PlainLinear("plain.tp", *rep),)))
+    relaxation = er.relax(node(), Layers(declare=(er.relaxation.Linear("plain.tp", *rep),)))
     assert "plain.tp" in relaxation.residuals
     assert "plain" not in relaxation.residuals
     assert relaxation["plain.tp"].site.family == "plain-linear"
@@ -194,7 +194,7 @@ class Casting(nn.Module):
 def test_networks_that_cast_inside_keep_their_dtypes():
     model = nn.ModuleDict({"cast": Casting()})
     x = torch.randn(5, 3, dtype=torch.float32)
-    relaxation = er.relax(model, Layers(declare=(er.PlainLinear("cast", vector(O(3)), vector(O(3))),)))
+    relaxation = er.relax(model, Layers(declare=(er.relaxation.Linear("cast", vector(O(3)), vector(O(3))),)))
     before = model["cast"](x)
     randomise(relaxation)
     after = model["cast"](x)
@@ -205,7 +205,7 @@ def test_networks_that_cast_inside_keep_their_dtypes():
 
 def test_the_check_lets_autocast_pass():
     layer = nn.ModuleDict({"map": nn.Linear(3, 3, bias=False)}).float()
-    relaxation = er.relax(layer, Layers(declare=(er.PlainLinear("map", vector(O(3)), vector(O(3))),)))
+    relaxation = er.relax(layer, Layers(declare=(er.relaxation.Linear("map", vector(O(3)), vector(O(3))),)))
     randomise(relaxation)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = layer["map"](torch.randn(4, 3, dtype=torch.float32))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import NonFiniteError
 from equirelax.methods import ACE, Method
-from equirelax.relaxation import Layers, Placement, PlainLinear, Relaxation
+from equirelax.relaxation import Layers, Linear, Placement, Relaxation
 from equirelax.symmetry import SO, vector
 from equirelax.testing import LayerFamilyConformance, MethodConformance, ModelConformance, assert_equivariant
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
@@ -129,7 +129,7 @@ class WrongRepresentation(LayerFamilyConformance):
         return model, "0", torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).double(), V, V
 
     def placement(self) -> Placement:
-        return Layers(declare=(PlainLinear("0", V, V),))
+        return Layers(declare=(Linear("0", V, V),))
 
     def equivariant_residual(self, residual):  # type: ignore[no-untyped-def]
         return torch.eye(3)[[1, 0, 2]]

@@ -2,7 +2,7 @@
 so that checkpoints can carry them.
 
 A class decorated with `@spec("name")` must be a dataclass whose fields are plain values,
-representations, groups, other such objects, or tuples of these. `encode` gives nested dicts and lists of
+representations (on axes or grids too), groups, other such objects, or tuples of these. `encode` gives nested dicts and lists of
 plain Python; `decode` is its inverse. No code is ever stored, so a checkpoint from a stranger can be
 read without running anything of theirs.
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from equirelax.errors import CheckpointError, PlacementError
 from equirelax.files import did_you_mean
-from equirelax.symmetry import Group, Representation
+from equirelax.symmetry import GridField, Group, On, Representation
 
 _KINDS: dict[str, type] = {}
 _T = TypeVar("_T")
@@ -48,6 +48,10 @@ def encode(value: Any) -> Any:
         return {"kind": "representation", "spec": value.spec()}
     if isinstance(value, Group):
         return {"kind": "group", "spec": value.spec()}
+    if isinstance(value, GridField):
+        return {"kind": "grid-field", "representation": encode(value.representation)}
+    if isinstance(value, On):
+        return {"kind": "on", "representation": encode(value.representation), "axis": encode(value.axis)}
     name = type(value).__dict__.get("spec_name")
     if name is None or not dataclasses.is_dataclass(value):
         raise PlacementError(
@@ -73,6 +77,10 @@ def decode(data: Any) -> Any:
         return Representation.from_spec(data["spec"])
     if kind == "group":
         return Group.from_spec(data["spec"])
+    if kind == "grid-field":
+        return GridField(decode(data["representation"]))
+    if kind == "on":
+        return On(decode(data["representation"]), decode(data["axis"]))
     cls = _KINDS.get(str(kind))
     if cls is None:
         raise CheckpointError(

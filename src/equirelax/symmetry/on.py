@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from equirelax.errors import RepresentationError
 from equirelax.symmetry.group import Group
 from equirelax.symmetry.reading import read_representation
 from equirelax.symmetry.representation import Representation
@@ -60,36 +61,73 @@ class TensorAction(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class On(TensorAction):
-    """A representation that acts along another axis than the last.
+    """A representation that acts along another axis than the last, or along each of two axes.
 
     ``On(vector(SO(3)), -2)`` says that a tensor of shape (..., 3, n) holds vectors along its second axis
-    from the end; ``On(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted. The
+    from the end; ``On(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted;
+    ``On(vector(SO(3)), (-2, -1))`` that each of its 3 x 3 matrices M goes to R M R^T. The
     representation may also be irreps of O(3) as text, e3nn's ``Irreps`` or an escnn ``FieldType``: ``On("4x1o", -2)``.
+
+    Attributes:
+        representation: on each axis.
+        axis: one axis, or two different ones.
+
+    Raises:
+        RepresentationError: axes that are not one or two different whole numbers; positions on two axes.
     """
 
     representation: Representation
-    axis: int = -1
+    axis: int | tuple[int, int] = -1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "representation", read_representation(self.representation))
+        if isinstance(self.axis, list):
+            object.__setattr__(self, "axis", tuple(self.axis))
+        whole = all(isinstance(a, int) and not isinstance(a, bool) for a in self.axes)
+        if not whole or len(self.axes) not in (1, 2) or len(set(self.axes)) != len(self.axes):
+            raise RepresentationError(
+                f"On: axis is {self.axis!r}; expected a whole number, or two different ones"
+            )
+        if len(self.axes) == 2 and not self.representation.linear:
+            raise RepresentationError(
+                f"On: {self.representation!r} holds positions, which no tensor on two axes is made of"
+            )
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axis, or both."""
+        return tuple(self.axis) if isinstance(self.axis, tuple) else (self.axis,)
+
+    @property
+    def full(self) -> Representation:
+        """What acts on the axes flattened, in their order: the representation, or its tensor product with itself."""
+        return self.representation if len(self.axes) == 1 else self.representation.tensor(self.representation)
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
-        return self.representation.apply(g, x, axis=self.axis)
+        for axis in self.axes:
+            x = self.representation.apply(g, x, axis=axis)
+        return x
 
     def derivative(self, x: Tensor) -> Tensor:
-        return self.representation.derivative(x, axis=self.axis)
+        first, *others = (self.representation.derivative(x, axis=axis) for axis in self.axes)
+        return sum(others, first)
 
     def mismatch(self, shape: Sequence[int]) -> str:
-        if -len(shape) <= self.axis < len(shape) and shape[self.axis] == self.representation.dim:
+        dims, size = len(shape), self.representation.dim
+        fits = all(-dims <= axis < dims and shape[axis] == size for axis in self.axes)
+        if fits and len({axis % dims for axis in self.axes}) == len(self.axes):
             return ""
+        axes = f"axis {self.axis}" if len(self.axes) == 1 else f"the axes {self.axis}"
         return (
-            f"{self.representation!r} needs axis {self.axis} to have size {self.representation.dim}: check the "
-            "representation, or name another axis with On(representation, axis)"
+            f"{self.representation!r} needs {axes} to have size {size}: check the representation, or name another axis with "
+            "On(representation, axis)"
         )
 
     def moves(self, axis: int, dims: int) -> bool:
-        return axis == self.axis % dims
+        return axis in {own % dims for own in self.axes}
 
     @property
     def where(self) -> str:
+        if len(self.axes) == 2:
+            return f" along the axes {self.axes[0]} and {self.axes[1]}"
         return "" if self.axis == -1 else f" along axis {self.axis}"

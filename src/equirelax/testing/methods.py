@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import MethodError, StaleOptimizerError
 from equirelax.methods import Method
-from equirelax.relaxation import Layers, PlainLinear, Relaxation, relax
+from equirelax.relaxation import Layers, Linear, Relaxation, relax
 from equirelax.symmetry import SO, trivial, vector
 from equirelax.testing.checks import check, equal, finite, refused, same, skip
 
@@ -68,7 +68,7 @@ class MethodConformance(ABC):
     def relaxed(self) -> Relaxation:
         """The model, relaxed, with small random residuals."""
         reps = self._reps
-        declared = (PlainLinear("first", reps[0], reps[1]), PlainLinear("second", reps[1], reps[2]))
+        declared = (Linear("first", reps[0], reps[1]), Linear("second", reps[1], reps[2]))
         relaxation = relax(self.build_model(), Layers(declare=declared))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():

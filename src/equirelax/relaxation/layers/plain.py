@@ -22,7 +22,7 @@ class PlainLinearFamily(LayerFamily):
     name = "plain-linear"
 
     def matches(self, module: nn.Module) -> bool:
-        """Always False; see `PlainLinear` in the placement."""
+        """Always False; see `Linear` in the placement."""
         return False
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:

@@ -2,12 +2,9 @@
 any rotation commutes with it.
 
 A module that says where its channels and vectors are, by integer attributes `channel_axis` and
-`vector_axis`, is recognised; any other is declared by `VectorLinear` in the placement. The
+`vector_axis`, is recognised; any other is declared by `Linear` in the placement (see `channels`). The
 residual is a dense map 3C -> 3C'. With an attribute `takes_common = True` the module may get a second argument
 `common`: channels that all points share, which stand behind the first argument's.
-
-Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is a third (1/n) of
-the trace of every n x n block.
 """
 
 from __future__ import annotations
@@ -18,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
+from equirelax.errors import RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
+from equirelax.relaxation.layers.channels import channels_of, fold_channels
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
 from equirelax.symmetry import O, vector
@@ -101,68 +99,21 @@ class VectorNeuronLinear(LayerFamily):
     def site(self, path: str, module: nn.Module) -> Site | Skip:
         """All components of all channels to all components of all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
-        size = getattr(layer, "vector_size", 3)
+        base = vector(O(int(getattr(layer, "vector_size", 3))))
+        ins, outs = channels_of(path, module)
+        axes = (int(layer.channel_axis), int(layer.vector_axis))
         common = bool(getattr(layer, "takes_common", False))
-        return vector_site(
-            path, module, int(layer.channel_axis), int(layer.vector_axis), int(size), None, common
+        return Site(
+            path,
+            self.name,
+            ins * base,
+            outs * base,
+            VectorReader(*axes, path, common, first_parameter(module)),
+            AddVectors(*axes),
+            feature_axis=-2,
+            relaxes=base.group.name,
         )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal of every block; an equivariant map has no constant
-        vector, so a bias folds to nothing.
-        """
-        own = getattr(module, "weight", None)
-        out_channels, in_channels = site.out_rep.blocks[0][0], site.in_rep.blocks[0][0]
-        if (
-            not isinstance(own, nn.Parameter)
-            or tuple(own.shape[:2]) != (out_channels, in_channels)
-            or own.numel() != out_channels * in_channels
-        ):
-            raise UnfoldableError(
-                f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape ({out_channels}, '
-                f'{in_channels}) to fold into; project with mode="drop" or unfoldable="drop"'
-            )
-        n = site.in_rep.blocks[0][1].dim
-        mean = weight.reshape(out_channels, n, in_channels, n).diagonal(dim1=1, dim2=3).mean(-1)
-        folded = weight.new_zeros(out_channels, n, in_channels, n)
-        folded.diagonal(dim1=1, dim2=3).copy_(mean[..., None].expand(-1, -1, n))
-        return Fold(folded.reshape(weight.shape), None, [(own, mean.reshape(own.shape))])
-
-
-def vector_site(
-    path: str,
-    module: nn.Module,
-    channel_axis: int,
-    vector_axis: int,
-    size: int,
-    channels: tuple[int, int] | None,
-    common: bool = False,
-) -> Site:
-    """The site of a vector-neuron map.
-
-    Args:
-        channels: (in, out); None reads them off the module's two-dimensional weight.
-        common: see `VectorReader`.
-
-    Raises:
-        PlacementError: where the channels are not given and the module has no such weight.
-    """
-    if channels is None:
-        own = getattr(module, "weight", None)
-        if not isinstance(own, Tensor) or own.dim() < 2 or own.shape[2:].numel() != 1:
-            raise PlacementError(
-                f"{path} ({type(module).__name__}): its channels cannot be read off a weight of shape (out, "
-                f"in); give channels=(in, out)"
-            )
-        channels = (own.shape[1], own.shape[0])
-    base = vector(O(size))
-    return Site(
-        path,
-        VectorNeuronLinear.name,
-        channels[0] * base,
-        channels[1] * base,
-        VectorReader(channel_axis, vector_axis, path, common, first_parameter(module)),
-        AddVectors(channel_axis, vector_axis),
-        feature_axis=-2,
-        relaxes=f"O({size})",
-    )
+        """Mean diagonal of every block; an equivariant map has no constant vector, so a bias folds to nothing."""
+        return fold_channels(module, site, weight)

@@ -2,10 +2,11 @@
 
 from equirelax.relaxation.placements import egnn, egno, equiformer, schnet, segnn  # noqa: F401  (each registers its placements)
 from equirelax.relaxation.placements.coordinates import CoordinateBlocks
+from equirelax.relaxation.placements.declarations import Constant, Declaration, Linear
 from equirelax.relaxation.placements.egnn import EGNNBlocks
 from equirelax.relaxation.placements.egno import EGNOStreams
 from equirelax.relaxation.placements.equiformer import EquiformerBlocks
-from equirelax.relaxation.placements.layers import Constant, Declaration, Layers, PlainLinear, VectorLinear
+from equirelax.relaxation.placements.layers import Layers
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
@@ -14,7 +15,6 @@ from equirelax.relaxation.placements.placement import (
     names,
     register_placement,
 )
-from equirelax.relaxation.placements.planar import PlanarConvolution
 from equirelax.relaxation.placements.schnet import SchNetStream
 from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
@@ -26,14 +26,12 @@ __all__ = [
     "EGNOStreams",
     "EquiformerBlocks",
     "Layers",
+    "Linear",
     "Placed",
     "Placement",
-    "PlainLinear",
-    "PlanarConvolution",
     "SEGNNUpdates",
     "SchNetStream",
     "Survey",
-    "VectorLinear",
     "get",
     "names",
     "register_placement",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, ResidualKind
-from equirelax.relaxation.placements.layers import declared_paths
+from equirelax.relaxation.placements.declarations import declared_paths
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
 from equirelax.relaxation.placements.schnet import optional
 from equirelax.relaxation.site import AddToItem, Reader, Site, argument

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from equirelax.errors import PlacementError
-from equirelax.files import did_you_mean
 from equirelax.relaxation.layers import Skip, families
-from equirelax.relaxation.layers.plain import PlainLinearFamily
-from equirelax.relaxation.layers.vector import vector_site
 from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.networks import recognised
+from equirelax.relaxation.placements.declarations import Constant, Declaration, declared_paths
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
@@ -24,103 +20,9 @@ from equirelax.relaxation.placements.placement import (
     own_modules,
     register_placement,
 )
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.site import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
-from equirelax.symmetry import Representation
-
-
-class Declaration(ABC):
-    """Says of modules that no family recognises how they transform.
-    Has a field `target`: see `declared_paths`.
-    """
-
-    target: str
-
-    @abstractmethod
-    def site(self, path: str, module: nn.Module) -> Site:
-        """The site for one of the declared modules."""
-
-
-@spec("vector-linear")
-@dataclass(frozen=True)
-class VectorLinear(Declaration):
-    """Declares vector-neuron linear maps of any library by where their channel and vector axes are.
-
-    Args:
-        target: a path pattern ("*.map_to_feat") or the name of a class ("VNLinear").
-        channel_axis, vector_axis: axes of the module's input and output tensors, with the batch on
-            another one. `torch.nn.Linear` over the channels of (batch, points, 3, C) has
-            channel_axis=-1, vector_axis=-2.
-        size: dimension of the vectors.
-        channels: (in, out); None reads them off the module's weight of shape (out, in).
-    """
-
-    target: str
-    channel_axis: int
-    vector_axis: int
-    size: int = 3
-    channels: tuple[int, int] | None = None
-
-    def site(self, path: str, module: nn.Module) -> Site:
-        """A dense residual between all components of all channels."""
-        return vector_site(path, module, self.channel_axis, self.vector_axis, self.size, self.channels)
-
-
-@spec("plain-linear")
-@dataclass(frozen=True)
-class PlainLinear(Declaration):
-    """Declares maps `(..., in_rep.dim) -> (..., out_rep.dim)` between two representations of one group.
-
-    Args:
-        target: a path pattern, or the name of a class.
-        in_rep, out_rep: of the features on the last axis.
-    """
-
-    target: str
-    in_rep: Representation
-    out_rep: Representation
-
-    def site(self, path: str, module: nn.Module) -> Site:
-        """A dense residual on the first input."""
-        if self.in_rep.group != self.out_rep.group:
-            raise PlacementError(
-                f"{path}: PlainLinear is between {self.in_rep.group.name} and {self.out_rep.group.name}; "
-                f"expected one group"
-            )
-        own = getattr(module, "weight", None)
-        shape = (self.out_rep.dim, self.in_rep.dim)
-        if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
-            raise PlacementError(
-                f"{path} ({type(module).__name__}): its weight has shape {tuple(own.shape)}, the declared "
-                f"representations {shape} (out, in)"
-            )
-        return Site(
-            path,
-            PlainLinearFamily.name,
-            self.in_rep,
-            self.out_rep,
-            FirstInput.of(module),
-            AddToOutput(),
-            relaxes=self.in_rep.group.name,
-        )
-
-
-@spec("constant")
-@dataclass(frozen=True)
-class Constant:
-    """Declares that a channel of the second input of tensor products is constant,
-    which lets residuals fold into them.
-
-    Args:
-        target: a path pattern, or the name of a class.
-        channel: index among the second input's features; it must be a 0e channel.
-        value: of that channel, the same for every row and every call.
-    """
-
-    target: str
-    channel: int = 0
-    value: float = 1.0
 
 
 @spec("layers")
@@ -132,7 +34,7 @@ class Layers(Placement):
         include: path patterns or names of classes; None takes every layer. One that names no module is an error.
         exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
         residual: what the residuals are made of.
-        declare: `VectorLinear` and `PlainLinear` declarations, for modules that no family recognises.
+        declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
         constants: `Constant` declarations.
     """
 
@@ -230,30 +132,6 @@ class Layers(Placement):
                         f"exclude: {hit} ({type(known[hit]).__name__}) lies inside {outer or 'the model'}, which is relaxed as "
                         f"one layer; exclude {outer!r} instead"
                     )
-
-
-def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
-    """Paths of the modules that `target` names: by class ("VNLinear"; "package.module.VNLinear" where several have
-    the name), or by path pattern.
-
-    Raises:
-        PlacementError: where it names none.
-    """
-    by_class = {
-        path
-        for path, module in modules
-        if any(target in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
-    }
-    if by_class:
-        return by_class
-    hits = {path for path, _ in modules if path and fnmatch.fnmatch(path, target)}
-    if not hits:
-        known = sorted({type(m).__name__ for _, m in modules}) + [p for p, _ in modules if p]
-        raise PlacementError(
-            f"{what}: {target!r} is neither a class nor a path (pattern) of the model's "
-            f"modules.{did_you_mean(target, known)}"
-        )
-    return hits
 
 
 def named_paths(targets: Iterable[str], modules: list[tuple[str, nn.Module]], what: str) -> set[str]:

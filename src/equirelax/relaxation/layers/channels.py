@@ -1,0 +1,258 @@
+"""Linear maps over channels, each of which transforms alike: `y_o = sum_c W_oc x_c` with x_c in any representation.
+
+Vector neurons, the vectors of PaiNN and TorchMD-ET, the 3 x 3 tensors of TensorNet, the spherical channels of ViSNet: one
+matrix (out, in) over channels, which any group element commutes with. Channels stand on one axis, the components of the
+representation on another, or on two (a tensor). The residual is dense, from all components of all channels to all
+components of all channels.
+
+Its features are ordered block by block of the representation, within a block channel by channel: with one block, such as
+a vector, that is the order (channel, component).
+
+Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is the mean of the n diagonals of its blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
+from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
+from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
+from equirelax.symmetry import On, Representation
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where channels and components stand in a tensor.
+
+    Args:
+        channels: number of channels; 0 where the tensor has no axis of channels.
+        channel_axis: of them.
+        axes: the axis of the components, or the two axes of a tensor.
+        sizes: of the representation's blocks on each of `axes` taken together: (components,) of every block.
+        side: components on each of `axes`.
+        ranks: (number of axes, `axes` of a tensor that has so many), where `axes` does not hold for it.
+    """
+
+    channels: int
+    channel_axis: int
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    side: int
+    ranks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def standing(self, dims: int) -> tuple[int, ...]:
+        """The axes (channels first, where there are any) in a tensor of `dims` axes, counted from 0."""
+        axes = dict(self.ranks).get(dims, self.axes)
+        return tuple(axis % dims for axis in ((self.channel_axis, *axes) if self.channels else axes))
+
+    def mismatch(self, shape: tuple[int, ...]) -> str:
+        """What is wrong with a tensor of this shape, in words; empty where it fits."""
+        wanted = [("channels", self.channels, self.channel_axis)] if self.channels else []
+        wanted += [("components", self.side, axis) for axis in dict(self.ranks).get(len(shape), self.axes)]
+        dims = len(shape)
+        fits = all(-dims <= axis < dims and shape[axis] == size for _, size, axis in wanted)
+        if fits and len(set(self.standing(dims))) == len(wanted):
+            return ""
+        places = " and ".join(f"{size} {what} on axis {axis}" for what, size, axis in wanted)
+        return f"declared are {places}, the tensor has shape {tuple(shape)}"
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(..., features) of a tensor that fits: the declared axes last, flattened."""
+        axes = self.standing(x.dim())
+        x = x.movedim(axes, tuple(range(-len(axes), 0)))
+        if not self.channels:
+            return x.flatten(-len(axes))
+        x = x.flatten(-len(axes) + 1) if len(axes) > 2 else x  # (..., channels, components)
+        if len(self.sizes) == 1:
+            return x.flatten(-2)
+        return torch.cat([part.flatten(-2) for part in x.split(self.sizes, dim=-1)], dim=-1)
+
+    def back(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Inverse of `rows`: a tensor of the given shape."""
+        axes = self.standing(len(shape))
+        if self.channels:
+            parts = rows.split([self.channels * size for size in self.sizes], dim=-1)
+            parts = tuple(part.unflatten(-1, (self.channels, -1)) for part in parts)
+            rows = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).flatten(-2)
+        declared = [shape[axis] for axis in axes]
+        return rows.unflatten(-1, declared).movedim(tuple(range(-len(axes), 0)), axes)
+
+    def row_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the rows of a tensor of the given shape."""
+        axes = self.standing(len(shape))
+        others = [size for axis, size in enumerate(shape) if axis not in axes]
+        return (*others, math.prod(shape[axis] for axis in axes))
+
+
+@dataclass(frozen=True)
+class ReadAxes(Reader):
+    """The first argument as rows (..., features).
+
+    Args:
+        layout: of the argument.
+        path: of the module, for messages.
+        name: of the argument, for calls by keyword.
+    """
+
+    layout: Layout
+    path: str
+    name: str | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x = argument(args, kwargs, 0, self.name)
+        wrong = (
+            self.layout.mismatch(tuple(x.shape)) if isinstance(x, Tensor) else f"it is a {type(x).__name__}"
+        )
+        if wrong:
+            raise RepresentationError(
+                f"{self.path}: the input does not stand as declared: {wrong}. Name the axes of the tensor that this very "
+                "module is called with, after any transpose in front of it: On(representation, axis) and channel_axis"
+            )
+        return self.layout.rows(x)
+
+
+@dataclass(frozen=True)
+class AddOnAxes(Writer):
+    """Adds rows (..., features) to an output whose features stand on other axes."""
+
+    layout: Layout
+
+    def __call__(self, output: Tensor, delta: Tensor) -> Tensor:
+        return output + self.layout.back(delta, tuple(output.shape)).to(output.dtype)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        if isinstance(output, Tensor):
+            wrong = self.layout.mismatch(tuple(output.shape))
+            if wrong:
+                return f"of the output, {wrong}"
+            return misfit(output, delta, self.layout.row_shape(tuple(output.shape)))
+        return misfit(output, delta)
+
+
+@register
+class ChannelLinear(LayerFamily):
+    """Matrices over channels. Never matches on its own: axes and representations cannot be guessed, so they are declared."""
+
+    name = "channel-linear"
+
+    def matches(self, module: nn.Module) -> bool:
+        """Always False; see `Linear` in the placement."""
+        return False
+
+    def site(self, path: str, module: nn.Module) -> Site | Skip:
+        """Not reached without a declaration."""
+        return Skip("its axes are not declared")
+
+    def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
+        """Mean diagonal over all components; an equivariant map of this form has no bias."""
+        return fold_channels(module, site, weight)
+
+
+def fold_channels(module: nn.Module, site: Site, weight: Tensor) -> Fold:
+    """The projection of a dense map onto `W (x) 1`, and its W for the module's own weight.
+
+    Raises:
+        UnfoldableError: the module has no parameter `weight` of shape (out, in) over channels.
+    """
+    own = getattr(module, "weight", None)
+    ins, outs = site.in_rep.blocks, site.out_rep.blocks
+    channels = tuple(own.shape[:2]) if isinstance(own, nn.Parameter) and own.dim() >= 2 else (0, 0)
+    fits = isinstance(own, nn.Parameter) and all(channels) and own.numel() == math.prod(channels)
+    sizes = [copies * block.dim // channels[1] for copies, block in ins] if fits else []
+    if not isinstance(own, nn.Parameter) or sizes != [copies * block.dim // (channels[0] or 1) for copies, block in outs]:
+        raise UnfoldableError(
+            f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape (out, in) over channels to fold into; '
+            'project with mode="drop" or unfoldable="drop"'
+        )
+    total = weight.new_zeros(channels)
+    folded = torch.zeros_like(weight)
+    tiles = []
+    for size, rows, columns in zip(sizes, site.out_rep.slices(), site.in_rep.slices(), strict=True):
+        shape = (channels[0], size, channels[1], size)
+        total = total + weight[rows, columns].reshape(shape).diagonal(dim1=1, dim2=3).sum(-1)
+        tiles.append((rows, columns, shape, size))
+    mean = total / sum(sizes)
+    for rows, columns, shape, size in tiles:
+        tile = weight.new_zeros(shape)
+        tile.diagonal(dim1=1, dim2=3).copy_(mean[..., None].expand(-1, -1, size))
+        folded[rows, columns] = tile.reshape(shape[0] * size, shape[2] * size)
+    return Fold(folded, None, [(own, mean.reshape(own.shape))])
+
+
+def channels_of(path: str, module: nn.Module) -> tuple[int, int]:
+    """(in, out) channels, off a weight of shape (out, in).
+
+    Raises:
+        PlacementError: the module has no such weight.
+    """
+    own = getattr(module, "weight", None)
+    if not isinstance(own, Tensor) or own.dim() < 2 or own.shape[2:].numel() != 1:
+        raise PlacementError(
+            f"{path} ({type(module).__name__}): its channels cannot be read off a weight of shape (out, in); give "
+            "channels=(in, out)"
+        )
+    return own.shape[1], own.shape[0]
+
+
+def channel_site(
+    path: str,
+    module: nn.Module,
+    action: On,
+    channel_axis: int,
+    channels: tuple[int, int] | None = None,
+    ranks: tuple[tuple[int, tuple[int, ...]], ...] = (),
+) -> Site:
+    """The site of a map over channels.
+
+    Args:
+        action: how one channel transforms, and on which axis or axes its components stand.
+        channel_axis: of input and output.
+        channels: (in, out); None reads them off the module's weight.
+        ranks: see `Layout`.
+
+    Raises:
+        PlacementError: the module has a bias, which moves with no representation; it mixes another axis; or its channels
+            are not known.
+    """
+    name = f"{path or 'the model'} ({type(module).__name__})"
+    own = getattr(module, "weight", None)
+    if isinstance(getattr(module, "bias", None), Tensor) and not action.invariant:
+        raise PlacementError(
+            f"{name} has a bias, which adds the same number to every component of {action.representation!r} and so is not "
+            "equivariant: build it with bias=False, or leave it out"
+        )
+    if isinstance(module, nn.Linear) and channel_axis != -1:
+        raise PlacementError(
+            f"{name} mixes the last axis of its input, and channel_axis is {channel_axis}: channels of a torch.nn.Linear are on "
+            "axis -1; name the components' axis after any transpose in front of it"
+        )
+    counts = channels or channels_of(path, module)
+    if (
+        channels is not None
+        and isinstance(own, Tensor)
+        and own.dim() == 2
+        and tuple(own.shape) != channels[::-1]
+    ):
+        raise PlacementError(
+            f"{name}: its weight has shape {tuple(own.shape)}, the declared channels are (in, out) {channels}"
+        )
+    rep = action.full
+    axes = action.axes
+    sizes = tuple(copies * block.dim for copies, block in rep.blocks)
+    reps = [Representation(rep.group, [(c * copies, block) for copies, block in rep.blocks]) for c in counts]
+    layouts = [Layout(c, channel_axis, axes, sizes, action.representation.dim, ranks) for c in counts]
+    return Site(
+        path,
+        ChannelLinear.name,
+        reps[0],
+        reps[1],
+        ReadAxes(layouts[0], path, first_parameter(module)),
+        AddOnAxes(layouts[1]),
+        relaxes=rep.group.name,
+    )

@@ -1,0 +1,205 @@
+"""What the user says of modules that nothing recognises: how they transform, and what is constant."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from equirelax.errors import PlacementError, RepresentationError
+from equirelax.files import did_you_mean
+from equirelax.relaxation.layers import Skip
+from equirelax.relaxation.layers.channels import AddOnAxes, Layout, ReadAxes, channel_site
+from equirelax.relaxation.layers.plain import PlainLinearFamily
+from equirelax.relaxation.layers.planar import planar_site
+from equirelax.relaxation.site import AddToOutput, FirstInput, Site, first_parameter
+from equirelax.relaxation.spec import spec
+from equirelax.symmetry import GridField, On, Representation, as_representation
+
+
+class Declaration(ABC):
+    """Says of modules that no family recognises how they transform.
+    Has a field `target`: see `declared_paths`.
+    """
+
+    target: str
+
+    @abstractmethod
+    def site(self, path: str, module: nn.Module) -> Site:
+        """The site for one of the declared modules.
+
+        Raises:
+            PlacementError: the module cannot be what is declared.
+        """
+
+
+@spec("linear")
+@dataclass(frozen=True)
+class Linear(Declaration):
+    """Declares linear maps between two representations of one group, wherever these stand in the tensors.
+
+    Three kinds of maps, told apart by what is given:
+
+    - a matrix from all features to all features: ``Linear("*.mix", "4x0e+2x1o", "1x1o")``; features are on the last axis,
+      or where ``On`` says;
+    - a matrix over channels, each of which transforms alike, with ``channel_axis``: vector neurons and the vector
+      features of PaiNN, TorchMD-ET or GVP are ``Linear("*.vec_proj", On("1x1o", -2), channel_axis=-1)``, the 3 x 3 tensors
+      of TensorNet ``Linear("*.linears_tensor.*", On("1x1o", (-3, -2)), channel_axis=-1)``;
+    - a convolution (batch, in, H, W) -> (batch, out, H', W') between feature fields, with `GridField`. The module must tell
+      its ``kernel_size``, and ``stride``, ``padding``, ``dilation``, ``padding_mode`` where they are not 1, 0, 1 and
+      "zeros", as ``torch.nn.Conv2d`` does.
+
+    Axes are those of the tensors that the named module itself gets and gives, after any transpose in front of it; negative
+    ones hold for tensors of any number of axes.
+
+    Args:
+        target: a path pattern ("*.map_to_feat"), or the name of a class ("VNLinear").
+        in_rep: of the input, or of one channel, in any form that `equirelax.symmetry.as_representation` takes.
+        out_rep: of the output; None: as `in_rep`, which it must be with `channel_axis`.
+        channel_axis: axis of the channels, of input and output; None: there are no channels beside the representation.
+        channels: (in, out); None reads them off the module's weight of shape (out, in).
+
+    Raises:
+        PlacementError: the representations are of two groups, or channels are declared that cannot be.
+
+    Examples:
+        >>> from equirelax.symmetry import On
+        >>> Linear("*.map_to_feat", On("1x1o", axis=-2), channel_axis=-1).in_rep
+        On(representation=1x1o, axis=-2)
+    """
+
+    target: str
+    in_rep: Any
+    out_rep: Any = None
+    channel_axis: int | None = None
+    channels: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("in_rep", "out_rep"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, as_representation(given))
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(self.channels))
+        ends = (self.in_rep, self.in_rep if self.out_rep is None else self.out_rep)
+        groups = [(end if isinstance(end, Representation) else end.representation).group for end in ends]
+        if groups[0] != groups[1]:
+            raise PlacementError(
+                f"Linear({self.target!r}) is between {groups[0].name} and {groups[1].name}; expected one group"
+            )
+        fields = [isinstance(end, GridField) for end in ends]
+        if any(fields) and (not all(fields) or self.channel_axis is not None):
+            raise PlacementError(
+                f"Linear({self.target!r}): a convolution is between two GridFields, whose channels need no channel_axis"
+            )
+        if self.channel_axis is None and self.channels is not None:
+            raise PlacementError(f"Linear({self.target!r}): channels are declared without a channel_axis")
+        if self.channel_axis is not None and ends[0] != ends[1]:
+            raise PlacementError(
+                f"Linear({self.target!r}): a matrix over channels keeps the representation of each; in_rep is {ends[0]!r}, "
+                f"out_rep {ends[1]!r}. Leave out_rep out"
+            )
+
+    def site(self, path: str, module: nn.Module) -> Site:
+        """A dense residual on the first input; see the class."""
+        out = self.in_rep if self.out_rep is None else self.out_rep
+        if isinstance(self.in_rep, GridField):
+            return _convolution(path, module, self.in_rep.representation, out.representation)
+        ends = [end if isinstance(end, On) else On(end) for end in (self.in_rep, out)]
+        if self.channel_axis is not None:
+            return channel_site(path, module, ends[0], self.channel_axis, self.channels)
+        return _matrix(path, module, ends[0], ends[1])
+
+
+def _matrix(path: str, module: nn.Module, in_on: On, out_on: On) -> Site:
+    """The site of a matrix from all features to all features."""
+    in_rep, out_rep = in_on.full, out_on.full
+    own, shape = getattr(module, "weight", None), (out_rep.dim, in_rep.dim)
+    name = f"{path} ({type(module).__name__})"
+    if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
+        raise PlacementError(
+            f"{name}: its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in); channels beside "
+            "the representation are declared with channel_axis"
+        )
+    if isinstance(module, nn.Linear) and (in_on.axis, out_on.axis) != (-1, -1):
+        raise PlacementError(
+            f"{name} mixes the last axis of its input, the representation is declared on axis {in_on.axis}: give "
+            "channel_axis=-1 if it mixes channels"
+        )
+    plain = in_on.axis == out_on.axis == -1
+    ends = [Layout(0, 0, on.axes, (on.full.dim,), on.representation.dim) for on in (in_on, out_on)]
+    return Site(
+        path,
+        PlainLinearFamily.name,
+        in_rep,
+        out_rep,
+        FirstInput.of(module) if plain else ReadAxes(ends[0], path, first_parameter(module)),
+        AddToOutput() if plain else AddOnAxes(ends[1]),
+        relaxes=in_rep.group.name,
+    )
+
+
+def _convolution(path: str, module: nn.Module, in_rep: Representation, out_rep: Representation) -> Site:
+    """The site of a convolution between feature fields."""
+    name = f"{path} ({type(module).__name__})"
+    for attribute, rep in (("in_channels", in_rep), ("out_channels", out_rep)):
+        if getattr(module, attribute, rep.dim) != rep.dim:
+            raise PlacementError(
+                f"{name}: its {attribute} is {getattr(module, attribute)}, the declared {rep!r} has {rep.dim}"
+            )
+    if not hasattr(module, "kernel_size"):
+        raise PlacementError(
+            f"{name} does not tell its kernel_size, which a declared convolution needs: give it such an attribute, or "
+            "exclude it"
+        )
+    try:
+        site = planar_site(path, module, in_rep, out_rep)
+    except RepresentationError as error:
+        raise PlacementError(f"{name} cannot be relaxed as declared: {error}") from error
+    if isinstance(site, Skip):
+        raise PlacementError(f"{name} cannot be relaxed as declared: {site.reason}")
+    return site
+
+
+@spec("constant")
+@dataclass(frozen=True)
+class Constant:
+    """Declares that a channel of the second input of tensor products is constant,
+    which lets residuals fold into them.
+
+    Args:
+        target: a path pattern, or the name of a class.
+        channel: index among the second input's features; it must be a 0e channel.
+        value: of that channel, the same for every row and every call.
+    """
+
+    target: str
+    channel: int = 0
+    value: float = 1.0
+
+
+def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
+    """Paths of the modules that `target` names: by class ("VNLinear"; "package.module.VNLinear" where several have
+    the name), or by path pattern.
+
+    Raises:
+        PlacementError: where it names none.
+    """
+    by_class = {
+        path
+        for path, module in modules
+        if any(target in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
+    }
+    if by_class:
+        return by_class
+    hits = {path for path, _ in modules if path and fnmatch.fnmatch(path, target)}
+    if not hits:
+        known = sorted({type(m).__name__ for _, m in modules}) + [p for p, _ in modules if p]
+        raise PlacementError(
+            f"{what}: {target!r} is neither a class nor a path (pattern) of the model's "
+            f"modules.{did_you_mean(target, known)}"
+        )
+    return hits
