@@ -149,3 +149,80 @@ def test_wrong_declarations_are_explained() -> None:
         model(*sample())
     full = f"{Block.__module__}.Block"
     assert len(er.relax(Net(), CoordinateBlocks(full, 4))) == 4
+
+
+class Flat(nn.Module):
+    """A layer on the nodes of several graphs, one behind the other, as in PyTorch Geometric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def update(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return h + self.mix(h).tanh(), x * 1.0
+
+
+class WithBatch(Flat):
+    def forward(self, h: Tensor, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.update(h, x)
+
+
+class WithNumbers(Flat):
+    def forward(self, h: Tensor, x: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.update(h, x)
+
+
+class WithEdges(Flat):
+    def forward(self, h: Tensor, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.update(h, x)
+
+
+GRAPH = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+EDGES = torch.tensor([(i, j) for i in range(7) for j in range(7) if i != j and GRAPH[i] == GRAPH[j]]).T
+
+
+@pytest.mark.parametrize("by_keyword", [True, False])
+@pytest.mark.parametrize("form", ["batch", "numbers", "edges"])
+def test_graphs_of_a_flat_batch_are_centred_one_by_one_n3(form: str, by_keyword: bool) -> None:
+    torch.manual_seed(0)
+    block = {"batch": WithBatch, "numbers": WithNumbers, "edges": WithEdges}[form]().double()
+    name = {"batch": "batch", "numbers": "numbers", "edges": "edge_index"}[form]
+    told = (2, "numbers") if form == "numbers" else None
+    relaxation = er.relax(nn.ModuleDict({"b": block}), CoordinateBlocks("b", 4, batch=told))
+    for p in relaxation.residual_parameters().values():
+        nn.init.normal_(p)
+    relaxation.set_gamma(1.0)
+    value = EDGES if form == "edges" else GRAPH
+    h, x = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        return block(h, x, **{name: value}) if by_keyword else block(h, x, value)
+
+    shift = torch.zeros_like(x)
+    shift[GRAPH == 1] = torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
+    before, after = run(x), run(x + shift)
+    torch.testing.assert_close(after[0], before[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(after[1], before[1] + shift, rtol=1e-12, atol=1e-12)
+    alone = [run(x)[0][GRAPH == 1]]
+    value = EDGES[:, EDGES[0] < 2] if form == "edges" else torch.zeros(2, dtype=torch.long)
+    if form != "edges":
+        where = GRAPH == 1
+        h, x = h[where], x[where]
+        torch.testing.assert_close(run(x)[0], alone[0], rtol=1e-12, atol=1e-12)
+
+
+def test_rows_without_graph_numbers_are_one_graph() -> None:
+    torch.manual_seed(0)
+    block = WithBatch().double()
+    relaxation = er.relax(nn.ModuleDict({"b": block}), CoordinateBlocks("b", 4))
+    for p in relaxation.residual_parameters().values():
+        nn.init.normal_(p)
+    relaxation.set_gamma(1.0)
+    h, x = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    for a, b in zip(block(h, x), block(h, x, torch.zeros(5, dtype=torch.long)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_batch_of_a_placement_is_stored() -> None:
+    placement = CoordinateBlocks("b", 4, batch=(2, "numbers"))
+    assert decode(encode(placement)) == placement

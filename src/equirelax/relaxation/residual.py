@@ -141,11 +141,12 @@ class Residual(nn.Module, HookOwner):
         self._look_at_second(module, args, kwargs)
         x = self.read(args, kwargs)
         shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
-        if len(shape) < -self.feature_axis or shape[self.feature_axis] != self.in_rep.dim:
+        size = shape[self.feature_axis] if len(shape) >= -self.feature_axis else None
+        if size != self.in_rep.dim:
+            got = f"{size} in shape {shape}" if shape else f"a {type(x).__name__}"
             raise RepresentationError(
                 f"{self._name(module)}: its residual was placed for {self.in_rep.dim} input features "
-                f"({self.in_rep!r}) on axis {self.feature_axis}, the call has "
-                f"{f'shape {shape}' if shape else f'a {type(x).__name__}'}. {self._mend()}"
+                f"({self.in_rep!r}) on axis {self.feature_axis}, the call has {got}. {self._mend()}"
             )
         if x.dtype != self.gamma.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.gamma.dtype)  # networks that cast inside

@@ -165,7 +165,9 @@ def fold_channels(module: nn.Module, site: Site, weight: Tensor) -> Fold:
     channels = tuple(own.shape[:2]) if isinstance(own, nn.Parameter) and own.dim() >= 2 else (0, 0)
     fits = isinstance(own, nn.Parameter) and all(channels) and own.numel() == math.prod(channels)
     sizes = [copies * block.dim // channels[1] for copies, block in ins] if fits else []
-    if not isinstance(own, nn.Parameter) or sizes != [copies * block.dim // (channels[0] or 1) for copies, block in outs]:
+    if not isinstance(own, nn.Parameter) or sizes != [
+        copies * block.dim // (channels[0] or 1) for copies, block in outs
+    ]:
         raise UnfoldableError(
             f'{site.path} ({type(module).__name__}) has no parameter "weight" of shape (out, in) over channels to fold into; '
             'project with mode="drop" or unfoldable="drop"'

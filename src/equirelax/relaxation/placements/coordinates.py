@@ -5,6 +5,11 @@ tensors (..., nodes, channels) and (..., nodes, n). Two residuals read [features
 features, where it mixes vectors into scalars, one to the coordinates, where it mixes components. Where which
 argument stands is declared. Coordinates are read relative to their mean over the nodes, so that translations stay
 exact, or as they are.
+
+The mean is over the last axis but one, which holds the nodes of one graph. Blocks of flat graphs, (nodes of all graphs,
+channels), tell them apart by an argument with the number of every node's graph, or by their edges: an argument called
+`batch` or `edge_index` is used where the block's forward has one, and any other is named in the placement. Rows of several
+graphs that nothing tells apart would be centred together.
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, ResidualKind
 from equirelax.relaxation.placements.declarations import declared_paths
+from equirelax.relaxation.placements.egnn import neighbourhood_mean
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
-from equirelax.relaxation.placements.schnet import optional
-from equirelax.relaxation.site import AddToItem, Reader, Site, argument
+from equirelax.relaxation.placements.schnet import group_means, optional
+from equirelax.relaxation.site import AddToItem, Reader, Site, argument, parameters_of
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
 
@@ -35,6 +41,9 @@ class FeaturesAndCoordinates(Reader):
     Args:
         features, coordinates: (position, keyword) of the two arguments.
         mask: (position, keyword) of a boolean (..., nodes) that says which nodes are there, or None.
+        batch: (position, keyword) of the number (nodes,) of every node's graph, or None.
+        edges: (position, keyword) of edges (2, edges) from row 0 to row 1: without `batch`, a node's mean is over itself and
+            the nodes whose edges reach it, which for fully connected graphs is the graph's mean.
         centred: whether coordinates are taken relative to their mean over the nodes that are there.
         path: of the module, for messages.
     """
@@ -42,6 +51,8 @@ class FeaturesAndCoordinates(Reader):
     features: Argument
     coordinates: Argument
     mask: Argument | None
+    batch: Argument | None
+    edges: Argument | None
     centred: bool
     path: str
 
@@ -55,9 +66,19 @@ class FeaturesAndCoordinates(Reader):
                 f"the placement which arguments they are"
             )
         if self.centred:
-            there = None if self.mask is None else optional(args, kwargs, *self.mask)
-            x = x - (x.mean(dim=-2, keepdim=True) if there is None else _mean_where(x, there))
+            x = x - self._mean(x, args, kwargs)
         return torch.cat([h, x.to(h.dtype)], dim=-1)
+
+    def _mean(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Of the coordinates (..., nodes, n) that belong to a node's graph: like x, or with a one for the nodes."""
+        if x.dim() == 2 and self.batch is not None:
+            graph = optional(args, kwargs, *self.batch)
+            if graph is not None:
+                return group_means(x, graph)
+        elif x.dim() == 2 and self.edges is not None:
+            return neighbourhood_mean(x, argument(args, kwargs, *self.edges))
+        there = None if self.mask is None else optional(args, kwargs, *self.mask)
+        return x.mean(dim=-2, keepdim=True) if there is None else _mean_where(x, there)
 
 
 def _mean_where(x: Tensor, there: Tensor) -> Tensor:
@@ -80,6 +101,8 @@ class CoordinateBlocks(Placement):
         centred: read coordinates relative to their mean over the nodes (axis -2), or as they are, which relaxes
             translations too.
         size: n, the dimension of space.
+        batch: (position, keyword) of the number (nodes,) of every node's graph, for flat graphs; None takes an argument called
+            `batch` where the block has one, else its `edge_index` (see the module), else all rows are nodes of one graph.
 
     Examples:
         >>> CoordinateBlocks("EGNN", channels=32, features=(0, "feats"), coordinates=(1, "coors")).size
@@ -95,6 +118,7 @@ class CoordinateBlocks(Placement):
     residual: ResidualKind = dataclasses.field(default_factory=lambda: MLP(layers=2, init="normal", std=1e-3))
     centred: bool = True
     size: int = 3
+    batch: Argument | None = None
 
     def survey(self, model: nn.Module) -> Survey:
         """Every module that `target` names.
@@ -109,14 +133,19 @@ class CoordinateBlocks(Placement):
                 raise PlacementError(
                     f"CoordinateBlocks: {self.target!r} names {path} and a module around it; give a narrower pattern"
                 )
-        sites = [site for path, _ in modules if path in found for site in self._sites(path)]
+        sites = [site for path, module in modules if path in found for site in self._sites(path, module)]
         return Survey(tuple(Placed(site, self.residual) for site in sites), {})
 
-    def _sites(self, path: str) -> tuple[Site, Site]:
+    def _sites(self, path: str, module: nn.Module) -> tuple[Site, Site]:
+        names = [parameter.name for parameter in parameters_of(module)]
+        visible = {name: (names.index(name), name) for name in ("batch", "edge_index") if name in names}
+        batch, edges = self.batch or visible.get("batch"), visible.get("edge_index")
         group = O(self.size) if self.centred else E(self.size)
         scalars = trivial(group, self.channels)
         inputs = scalars + (vector(group) if self.centred else positions(group))
-        reader = FeaturesAndCoordinates(self.features, self.coordinates, self.mask, self.centred, path)
+        reader = FeaturesAndCoordinates(
+            self.features, self.coordinates, self.mask, batch, edges, self.centred, path
+        )
         relaxes = f"O({self.size})" if self.centred else f"E({self.size}), translations too"
         h, x = self.outputs
         return (

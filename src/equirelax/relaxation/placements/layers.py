@@ -20,6 +20,7 @@ from equirelax.relaxation.placements.placement import (
     own_modules,
     register_placement,
 )
+from equirelax.relaxation.placements.suggestions import suggestions
 from equirelax.relaxation.site import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
@@ -156,15 +157,17 @@ def family_site(path: str, module: nn.Module) -> Site | Skip | None:
 
 
 def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[str] | None) -> str:
-    kinds = sorted(
-        {type(m).__name__ for _, m in own_modules(model) if any(True for _ in m.parameters(recurse=False))}
-    )
-    skipped = "; ".join(f"{path}: {reason}" for path, (_, reason) in list(left.items())[:5])
+    modules = own_modules(model)
+    kinds = sorted({type(m).__name__ for _, m in modules if any(True for _ in m.parameters(recurse=False))})
+    skipped = "; ".join(f"{path or 'the model'}: {reason}" for path, (_, reason) in list(left.items())[:5])
+    lines = suggestions(modules)
+    declare = "say how its maps transform, Layers(declare=(Linear(...),))" if not lines else "such as"
     return (
-        f"nothing to relax in {type(model).__name__}: no included module belongs to a layer family "
-        f"({', '.join(families())}){f' [{skipped}]' if skipped else ''}. Modules with parameters are "
-        f"{', '.join(kinds) or 'none'}. Declare them with Layers(declare=(VectorLinear(...), "
-        f"PlainLinear(...), PlanarConvolution(...))), or write a placement{'' if included is None else ', or widen include'}"
+        f"nothing to relax in {type(model).__name__}: no {'included ' if included is not None else ''}module belongs to a "
+        f"layer family ({', '.join(families())}) or a known network{f' [{skipped}]' if skipped else ''}. Modules with "
+        f"parameters are {', '.join(kinds) or 'none'}. Declare them in Layers(declare=(...,)), or give a placement"
+        f"{'' if included is None else ', or widen include'}: {declare}"
+        + "".join(f"\n    {line}" for line in lines)
     )
 
 
