@@ -71,3 +71,7 @@ class StorageError(EquirelaxError, OSError):
 
 class CheckpointError(EquirelaxError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class EquirelaxWarning(UserWarning):
+    """Something was probably forgotten or will not do what its name says; the message tells what to do about it."""

@@ -150,8 +150,6 @@ def step(assembly: Assembly, root: Path) -> None:
         loss = assembly.method.objective(loss, lambda: loss)
     loss.backward()
     optimizer.step()
-    if assembly.method is not None:
-        assembly.method.step()
 
 
 def moves_right(assembly: Assembly) -> bool:

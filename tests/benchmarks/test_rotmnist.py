@@ -133,7 +133,6 @@ def test_projected_networks_are_invariant_again(model: str, method: str) -> None
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assembly.method.step(optimizer)
     case = task.audit_case()
     assert type(case.group) is (Dihedral if model == "d4" else Cyclic)
     with case.headed(assembly.model.double()) as measured:

@@ -162,7 +162,6 @@ def trained(root: Path, group: str, method: str) -> Any:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assembly.method.step(optimizer)
     assembly.model.eval()
     return assembly
 

@@ -113,8 +113,9 @@ def run(
             model, placement = NETWORKS[network]()
         if residual is not None:
             placement = er.Layers(residual=residual, declare=placement.declare)
-        made = METHODS[method](er.relax(model, placement))
+        relaxation = er.relax(model, placement)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        made = METHODS[method](relaxation).attach(optimizer)
         forward = torch.compile(model) if compiled else model
         found = Run(model, made, optimizer, [])
         for x, y in batches(dtype):
@@ -144,7 +145,6 @@ def _step(
         objective.backward()
     found.optimizer.step()
     found.optimizer.zero_grad()
-    found.method.step(found.optimizer)
     return added
 
 

@@ -39,7 +39,8 @@ def test_two_processes_are_one(method, tmp_path):
         method,
         str(output),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=850, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = torch.load(output, weights_only=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from method_toys import batch, chain
 
 import equirelax as er
-from equirelax.errors import MethodError
+from equirelax.errors import EquirelaxWarning, MethodError
 from equirelax.methods.schedules import SCHEDULES, resolve
 
 
@@ -23,6 +23,7 @@ def scheduled(total_steps: int, schedule: object = "triangle", **settings: objec
     return er.Scheduled(chain(2), total_steps, schedule, lie_weight=0.0, norm_weight=0.0, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:Scheduled")
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 400))
 def test_triangle_is_zero_at_the_first_and_exactly_zero_at_the_last_step(total: int) -> None:
@@ -39,6 +40,7 @@ def test_triangle_is_zero_at_the_first_and_exactly_zero_at_the_last_step(total: 
     )
 
 
+@pytest.mark.filterwarnings("ignore:Scheduled")
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 12), st.integers(1, 7), st.integers(0, 6))
 def test_triangle_per_epoch_is_constant_within_epochs_and_zero_in_the_last(
@@ -57,10 +59,35 @@ def test_triangle_per_epoch_is_constant_within_epochs_and_zero_in_the_last(
 
 
 def test_one_step_and_one_epoch() -> None:
-    assert strengths(scheduled(1)) == [0.0]
-    assert strengths(scheduled(3, "linear", steps_per_epoch=3)) == [1.0, 1.0, 1.0]
+    with pytest.warns(EquirelaxWarning, match="strict network"):
+        assert strengths(scheduled(1)) == [0.0]
+    with pytest.warns(EquirelaxWarning, match="gamma = 1"):
+        assert strengths(scheduled(3, "linear", steps_per_epoch=3)) == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "hold-then-decay"])
+def test_one_step_at_full_strength_is_said(name: str) -> None:
+    with pytest.warns(EquirelaxWarning, match="gamma = 1"):
+        scheduled(1, name)
+
+
+def test_a_triangle_of_two_steps_is_said_to_relax_nothing() -> None:
+    with pytest.warns(EquirelaxWarning, match="strict network"):
+        scheduled(2)
+    with pytest.warns(EquirelaxWarning, match="steps_per_epoch"):
+        scheduled(20, steps_per_epoch=10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_other_short_trainings_are_silent() -> None:
+    scheduled(3)
+    scheduled(2, "linear")
+    for steps in (1, 2):
+        scheduled(steps, "constant")
+        scheduled(steps, lambda p: 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:Scheduled")
 @pytest.mark.parametrize("name", [n for n in SCHEDULES if n != "constant"])
 def test_every_schedule_but_the_constant_ends_at_exactly_zero(name: str) -> None:
     for total in (2, 3, 7, 10, 101, 1000):
@@ -84,6 +111,7 @@ def test_the_model_gets_the_strengths_and_keeps_the_last() -> None:
     method = er.Scheduled(relaxation, total_steps=5)
     optimizer = torch.optim.SGD([p for p in relaxation.model.parameters() if p.requires_grad], lr=0.01)
     x, y = batch()
+    method.attach(optimizer)
     seen = []
     for _ in range(7):
         seen.append([float(r.gamma) for _, r in relaxation])
@@ -91,7 +119,6 @@ def test_the_model_gets_the_strengths_and_keeps_the_last() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.step(optimizer)
     assert seen == [[g, g] for g in (0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0)]
     assert method.logs()["mixes.0"].keys() == {"gamma", "lie", "norm"}
 
@@ -116,11 +143,13 @@ def test_without_weights_nothing_is_kept() -> None:
     assert all(residual.take_inputs() == [] for _, residual in method.relaxation)
 
 
-def test_a_learnt_gamma_becomes_a_buffer() -> None:
+def test_a_learnt_gamma_is_fixed_again() -> None:
     relaxation = chain(2)
     er.ACE(relaxation, dual_lr=0.1)
+    for _, residual in relaxation:
+        residual.gamma.grad = torch.ones(1, dtype=torch.float64)
     er.Scheduled(relaxation, 5)
-    assert not any(name.endswith("gamma") for name, _ in relaxation.model.named_parameters())
+    assert all(not r.gamma.requires_grad and r.gamma.grad is None for _, r in relaxation)
 
 
 def test_errors_say_what_to_do() -> None:

@@ -49,6 +49,7 @@ class Run:
         self.method = METHODS[kind](self.relaxation)
         trainable = [p for p in self.relaxation.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trainable, lr=0.01)
+        self.method.attach(self.optimizer)
         self.losses: list[float] = []
 
     def train(self, first: int, last: int) -> None:
@@ -58,7 +59,6 @@ class Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.method.step(self.optimizer)
             self.losses.append(loss.item())
 
     def save(self) -> bytes:

@@ -299,11 +299,11 @@ def test_it_starts_strict_and_trains_with_every_kind_of_strength(make) -> None:
     method = make(relaxation)
     relaxation.set_gamma(0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    method.attach(optimizer)
     for _ in range(2):
         optimizer.zero_grad()
         ((model(x) - 1).square().sum() + method.penalty()).backward()
         optimizer.step()
-        method.step(optimizer)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(bool(p.any()) for p in relaxation.residual_parameters().values())
 

@@ -76,13 +76,13 @@ def error(model: nn.Module, group: Group, x: Tensor) -> float:
 
 def train(model: nn.Module, method: Method, steps: int = 3) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    method.attach(optimizer)
     model.train()
     for step in range(steps):
         x, y = draw(4, 2, 9, 9, seed=step), draw(4, 3, 5, 5, seed=10 + step)
         (nn.functional.mse_loss(model(x), y) + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step(optimizer)
 
 
 @pytest.mark.parametrize("mode", ["drop", "fold"])

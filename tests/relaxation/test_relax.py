@@ -247,18 +247,22 @@ def test_pickles_carry_the_hook_and_not_the_batch():
     assert torch.equal(twin(x), expected)
 
 
-def test_parameter_groups_cover_everything_once_and_never_decay_gamma():
-    model = Net()
-    relaxation = er.relax(model)
-    relaxation["first"].learn_gamma()
-    groups = {g["name"]: g for g in relaxation.parameter_groups(weight_decay=0.1)}
-    ids = [id(p) for g in groups.values() for p in g["params"]]
-    assert sorted(ids) == sorted({id(p) for p in model.parameters()})
-    assert groups["gamma"]["weight_decay"] == 0
-    assert groups["gamma"]["params"][0] is relaxation["first"].gamma
-    relaxation["first"].fix_gamma()
-    assert not relaxation["first"].is_learnt
-    assert relaxation["first"].gamma == 1
+def test_gamma_is_a_parameter_of_one_entry_whoever_sets_it():
+    relaxation = er.relax(Net())
+    residual = relaxation["first"]
+    parameter = residual.gamma
+    assert isinstance(parameter, nn.Parameter)
+    assert parameter.shape == (1,)
+    assert not residual.is_learnt
+    residual.learn_gamma()
+    assert residual.is_learnt
+    (2.0 * residual.gamma).sum().backward()
+    residual.fix_gamma()
+    assert residual.gamma is parameter
+    assert not residual.is_learnt
+    assert parameter.grad is None
+    assert parameter.tolist() == [1.0]
+    assert relaxation.gammas().shape == (len(relaxation),)
 
 
 def test_strict_state_dict_speaks_the_authors_keys():

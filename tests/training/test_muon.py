@@ -169,15 +169,15 @@ def test_paths_that_mix_no_channels_and_tables_are_left_to_adam() -> None:
 def test_residuals_are_matrices_and_strengths_are_adams() -> None:
     model = nn.Sequential(VNLinear(4, 6), VNLinear(6, 5)).double()
     relaxation = er.relax(model)
-    method = er.ACE(relaxation, dual_lr=1e-3)
-    optimizer = Muon(relaxation.parameter_groups(), 0.01, matrices_of(model))
+    optimizer = Muon(model.parameters(), 0.01, matrices_of(model), weight_decay=0.1)
+    method = er.ACE(relaxation, dual_lr=1e-3).attach(optimizer)
     x = torch.randn(8, 4, 3, dtype=torch.float64)
     for _ in range(3):
         optimizer.zero_grad()
         (model(x).square().mean() + method.penalty()).backward()
         optimizer.step()
-        method.step(optimizer)
-    assert {g["name"] for g in optimizer.param_groups} == {"strict", "residual", "gamma"}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {id(p) for p in optimizer.param_groups[1]["params"]} == {id(r.gamma) for _, r in relaxation}
     for p in relaxation.residual_parameters().values():
         assert set(optimizer.state[p]) == {"momentum_buffer"}
     for p in relaxation.gamma_parameters().values():

@@ -144,8 +144,8 @@ def run_form(
     with _seeded(seed + 1):
         model = VectorNetwork().double()
         relaxation = relax(model, residual=Dense(init="normal", std=0.1))
-    method = _build(relaxation, form, lr, dual_lr, rho)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    method = _build(relaxation, form, lr, dual_lr, rho).attach(optimizer)
     every = max(1, steps // records)
     rows: list[dict[str, Any]] = []
     for step in range(steps):
@@ -155,7 +155,6 @@ def run_form(
         (task + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step(optimizer)
     run = {key: [row[key] for row in rows] for key in rows[0]}
     return {"problem": problem, "form": form, "paths": method.paths, **run, "final": _final(run)}
 

@@ -16,7 +16,7 @@ class ACE(Lagrangian):
 
         theta    <- theta    - eta_p grad_theta J0                  your optimizer
         gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)   your optimizer, by `penalty()`
-        lambda_i <- lambda_i + eta_d gamma_i                        `step()`, gamma as `penalty()` saw it
+        lambda_i <- lambda_i + eta_d gamma_i                        the method, gamma as `penalty()` saw it
 
     Deploy with gamma := 0 (`project`). The plain form circles where J0's curvature in gamma is below eta_d,
     and diverges where J0 is linear in gamma. Two options damp it:

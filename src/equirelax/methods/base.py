@@ -1,39 +1,55 @@
-"""What every method is: it makes the loss into what is minimised, drives strengths, and steps after the
+"""What every method is: it makes the loss into what is minimised, drives strengths, and steps with the
 optimizer.
 """
 
 from __future__ import annotations
 
+import html
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from equirelax.errors import MethodError
+from equirelax.errors import EquirelaxWarning, MethodError
+from equirelax.methods.attachment import Attachment
+from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
-from equirelax.methods.watch import ParameterWatch, check_optimizers
+from equirelax.methods.watch import IdleWatch, ParameterWatch
+from equirelax.relaxation.drivers import drivers_of, enrol
 
 if TYPE_CHECKING:
     from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
 
 
+FORGOTTEN = 2  # changes of the weights without a step of the method before it is said
+
+
 class Method(ABC):
-    """Base class of all methods. In a training loop:
+    """Base class of all methods. Relax, make the optimizer, make the method and attach it; then one line of the loop
+    is the method's:
+
+        relaxation = er.relax(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        method = er.ACE(relaxation, dual_lr=8e-4).attach(optimizer)
 
         loss = criterion(model(x), y) + method.penalty()
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
-        method.step()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()     the method steps with it
 
     A loop that serves every method, also those that weigh the loss itself, takes
 
         loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
+    A method takes as many steps as its optimizer. A step that a `torch.amp.GradScaler` skips is none: it moves no
+    multiplier, no slack and no schedule, so that a schedule over T steps ends late by as many steps as were skipped.
+    (With the triangle and s skipped steps the last one has gamma = 2 s / (T - 1) in place of 0, which `project` takes off.)
+
     Args:
-        relaxation: the relaxed model. Create the method after `relax` and before the optimizer, which must
-            get gamma too.
+        relaxation: the relaxed model. Another method that was attached to it is replaced.
         regularizer: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
 
     Attributes:
@@ -52,21 +68,53 @@ class Method(ABC):
     deploys_relaxed: ClassVar[bool] = False
 
     def __init__(self, relaxation: Relaxation, regularizer: Regularizer | None = None) -> None:
-        attached = {id(module) for module in relaxation.model.modules()}
-        gone = [path for path, residual in relaxation.residuals.items() if id(residual) not in attached]
-        if gone or not (relaxation.residuals or isinstance(relaxation, Unrelaxed)):
-            raise MethodError(
-                f"the model has no residual at {', '.join(gone[:5]) or 'all'} any more: it was projected. "
-                f"Relax it again, and make the method from what relax() returns"
-            )
         self.relaxation = relaxation
+        self._check_present()
         self.regularizer = regularizer
         self._watch = ParameterWatch(relaxation)
+        self._idle = IdleWatch(relaxation)
+        self._attachment: Attachment | None = None
+        self._begun = False
+        self._ended = ""
+        self._enrol()
         for residual in relaxation.residuals.values():
             if not residual.enabled:
                 residual.enabled = True
                 residual.map.requires_grad_(True)
             residual.keep_inputs = regularizer is not None
+
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
+        """Step with an optimizer, or with several: whenever all of them have stepped.
+
+        What the optimizer lacks of the residuals' parameters is added to it as a group; made after `relax` from
+        `model.parameters()` it lacks nothing. Learnt strengths are never decayed: where they stand in a group with
+        weight decay they move to a group of their own.
+
+        A second `attach`, of this method or of another one on the same relaxation, replaces the first. `project` ends
+        it. A copy or a pickle of an optimizer loses its hooks: attach the copied method to it. Load the state of an
+        optimizer after attaching, for its groups must be those that were saved.
+
+        Args:
+            optimizer: any of torch's but LBFGS; one or a list. Wrappers of Accelerate and Lightning are looked through.
+            group: settings of an added group, such as `lr`; by default those of the optimizer's first group.
+
+        Returns:
+            This method.
+
+        Raises:
+            StaleOptimizerError: parameters are missing and no group can be added safely any more, since the optimizer
+                has taken steps, a learning-rate scheduler was made for it, or it takes matrices only (Muon).
+            MethodError: the optimizer cannot be stepped with, a setting is unknown or would have no effect, or the
+                model was projected.
+        """
+        self._check_present()
+        optimizers = as_optimizers(optimizer)
+        hold(self.relaxation, optimizers, group)
+        self._let_go()
+        self._ended = ""
+        self._enrol()
+        self._attachment = Attachment(optimizers, self._stepped)
+        return self
 
     @property
     def paths(self) -> list[str]:
@@ -100,36 +148,106 @@ class Method(ABC):
         and counts as one step. Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's
         part alone.
 
+        Warns:
+            EquirelaxWarning: the residuals' weights have changed twice since the method stepped; it was not attached, or
+                to another optimizer, and nobody calls `step()`.
+
         Raises:
-            MethodError: `step()` is called before the optimizer's step.
+            MethodError: the model was projected, or another method took over; the method is a copy that is not attached;
+                or `step()` is called before the optimizer's step.
         """
         if not torch.is_grad_enabled():
             return self._term()
-        first = not self._watch.begun
-        self._watch.begin()
-        if first:
-            self._observe()
+        self._check_alive()
+        if self._attachment is None:
+            self._watch.begin()
+        self._check_idle()
+        self._begun = True
+        self._observe()
         term = self._term()
         return term if self.regularizer is None else term + self._regularizer_weight() * self.regularizer()
 
-    def step(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> None:
-        """Move what the method drives. Call it after `optimizer.step()`, once for every step.
-
-        A step that the optimizer skipped (as under a `GradScaler`) moves no multiplier and no slack; a
-        schedule goes on. Under a `GradScaler`, fused optimizers should be given here: they run even
-        when they skip.
-
-        Args:
-            optimizer: if given (one, or all of several), checked at once to hold the residuals and gammas.
+    def step(self) -> None:
+        """Move what the method drives, where it is attached to no optimizer. Call it after the optimizer's step, once
+        for every one; where that was skipped (as under a `GradScaler`) nothing moves.
 
         Raises:
-            MethodError: no `penalty()` before it.
+            MethodError: the method is attached, or there was no `penalty()` before it.
             StaleOptimizerError: the optimizer does not train a residual or its gamma.
         """
-        if optimizer is not None:
-            several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-            check_optimizers(self.relaxation, several)
-        self._advance(moved=self._watch.end(optimizer))
+        if self._attachment is not None:
+            raise MethodError(
+                f"{type(self).__name__} is attached to its optimizer and steps with it: leave method.step() out"
+            )
+        if self._watch.end():
+            self._stepped()
+        else:
+            self._skip()
+
+    def _stepped(self) -> None:
+        """The optimizers have stepped."""
+        if not self._begun:
+            raise MethodError(
+                f"the optimizer of {type(self).__name__} stepped without method.penalty() before it; every step needs "
+                f"one: loss = criterion(model(x), y) + method.penalty()"
+            )
+        self._begun = False
+        self._advance()
+        if self.regularizer is not None:
+            self.regularizer.advance()
+        self._idle.step()
+        self.relaxation.after_step()
+
+    def _enrol(self) -> None:
+        """Drive the residuals from here on: another method that was attached to them steps no more."""
+        residuals = self.relaxation.residuals.values()
+        for former in drivers_of(residuals):
+            if former is not self and isinstance(former, Method) and former._attachment is not None:
+                former._let_go()
+                former._ended = f"{type(self).__name__} took over its residuals; attach it again to go back"
+        enrol(self, residuals)
+
+    def forgotten(self) -> str:
+        """What was forgotten, in words: that the residuals' weights changed and the method never stepped; else empty."""
+        if self._idle.stepped or not self._begun or not self._idle.look():
+            return ""
+        return _never_stepped(self, "never stepped")
+
+    def detach(self) -> None:
+        """Step no more, for good: residuals are removed."""
+        self._let_go()
+        self._ended = "residuals of its model were removed; make a new method from er.relaxation_of(model), or relax again"
+
+    def _let_go(self) -> None:
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    def _check_present(self) -> None:
+        """Raise unless every residual is still in the model."""
+        attached = {id(module) for module in self.relaxation.model.modules()}
+        gone = [key for key, residual in self.relaxation.residuals.items() if id(residual) not in attached]
+        if gone or not (self.relaxation.residuals or isinstance(self.relaxation, Unrelaxed)):
+            raise MethodError(
+                f"the model has no residual at {', '.join(gone[:5]) or 'all'} any more: it was projected. "
+                f"Relax it again, and make the method from what relax() returns"
+            )
+
+    def _check_alive(self) -> None:
+        """Raise where the method drives nothing any more."""
+        if self._ended:
+            raise MethodError(f"{type(self).__name__}: {self._ended}")
+        if self._attachment is not None and self._attachment.lost:
+            raise MethodError(
+                f"this {type(self).__name__} is a copy, and optimizers lose their hooks when they are copied or unpickled: "
+                f"attach it to the optimizer that trains the copy, method.attach(optimizer)"
+            )
+
+    def _check_idle(self) -> None:
+        """Warn where the weights change and the method does not step."""
+        if self._idle.changes < FORGOTTEN <= self._idle.look():
+            what = "no longer steps" if self._idle.stepped else "has not stepped yet"
+            warnings.warn(_never_stepped(self, what), EquirelaxWarning, stacklevel=4)
 
     def logs(self) -> dict[str, dict[str, float]]:
         """Path -> {"gamma": value, ...}; waits for the device.
@@ -151,6 +269,19 @@ class Method(ABC):
         """Numbers of the method as a whole, for logs, such as REMUL's weights; waits for the device."""
         return {}
 
+    def _repr_html_(self) -> str:
+        """A table of `logs()`, for notebooks."""
+        rows = self.logs()
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("residual", *columns))
+        body = []
+        for path, row in rows.items():
+            cells = "".join(f"<td>{row[name]:.4g}</td>" if name in row else "<td></td>" for name in columns)
+            body.append(f"<tr><td>{html.escape(path or '(model)')}</td>{cells}</tr>")
+        numbers = ", ".join(f"{html.escape(name)} = {value:.4g}" for name, value in self.scalars().items())
+        title = f"<b>{type(self).__name__}</b>" + (f": {numbers}" if numbers else "")
+        return f"<p>{title}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
@@ -160,9 +291,8 @@ class Method(ABC):
         """
         gammas = self.relaxation.gammas()
         state: dict[str, Any] = {"method": self.name, "paths": self.paths, "gammas": gammas, **self._state()}
-        generator = None if self.regularizer is None else self.regularizer.generator
-        if generator is not None:
-            state["generator"] = generator.get_state()
+        if self.regularizer is not None:
+            state["regularizer"] = self.regularizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +309,8 @@ class Method(ABC):
         if state.get("paths") != self.paths:
             raise MethodError(_paths_differ(list(state.get("paths") or []), self.paths))
         missing = {"gammas", *self._state()} - state.keys()
+        if self.regularizer is not None and "regularizer" not in state:
+            missing.add("regularizer")
         if missing:
             raise MethodError(
                 f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?"
@@ -191,18 +323,19 @@ class Method(ABC):
         self._load(state)
         for residual, gamma in zip(self.relaxation.residuals.values(), state["gammas"].tolist(), strict=True):
             residual.set_gamma(gamma)
-        generator = None if self.regularizer is None else self.regularizer.generator
-        if generator is not None and "generator" in state:
-            generator.set_state(state["generator"].cpu())
+        if self.regularizer is not None:
+            self.regularizer.load_state_dict(state["regularizer"])
+        self._begun = False
         self._watch.forget()
+        self._idle.step()
 
     @abstractmethod
     def _term(self) -> Tensor:
         """The method's own part of the loss, a scalar."""
 
     @abstractmethod
-    def _advance(self, moved: bool) -> None:
-        """Take one step; `moved` is False when the optimizer skipped its own."""
+    def _advance(self) -> None:
+        """Take one step."""
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -212,8 +345,11 @@ class Method(ABC):
     def _load(self, state: dict[str, Any]) -> None:
         """Take the method's own state, after checking all of it."""
 
+    def _skip(self) -> None:  # noqa: B027 - most methods have nothing to forget
+        """Forget what was noted for a step that the optimizer then skipped, as far as one can tell."""
+
     def _observe(self) -> None:  # noqa: B027 - most methods have nothing to note
-        """Note what the step must see of time t: called at the first `penalty()` after a step."""
+        """Note what the step must see of time t: called at every `penalty()` with gradients."""
 
     def _vectors(self) -> dict[str, Tensor]:
         """Per-residual vectors (n,) for the logs."""
@@ -230,6 +366,17 @@ class Method(ABC):
             return self.relaxation.gammas()
         dtype = torch.promote_types(gammas[0].dtype, torch.float32)
         return torch.cat([g.to(device=gammas[0].device, dtype=dtype) for g in gammas])
+
+
+def _never_stepped(method: Method, what: str) -> str:
+    name = type(method).__name__
+    if method._attachment is None:
+        advice = (
+            f"Attach it, method = {name}(...).attach(optimizer), or call method.step() after optimizer.step()"
+        )
+    else:
+        advice = "Attach it to the optimizer that trains the model now: method.attach(optimizer)"
+    return f"{name} {what}, though the weights of its residuals train: it drives nothing. {advice}"
 
 
 def _paths_differ(saved: list[str], here: list[str]) -> str:

@@ -22,9 +22,9 @@ REDUCTIONS = ("sum", "mean")
 
 
 class Lagrangian(Method):
-    """Base of the primal-dual methods: your optimizer moves gamma; `step()` moves multipliers.
+    """Base of the primal-dual methods: your optimizer moves gamma; the method's step moves multipliers.
 
-    With h_i(t) the value of constraint i that `penalty()` saw at time t, `step()` does
+    With h_i(t) the value of constraint i that `penalty()` saw at time t, a step does
 
         lambda_i(t+1) = lambda_i(t) + eta_d h_i(t)         or Adam's step; inequalities: projected at 0
         mu_i(t+1)     = lambda_i(t+1) + kappa_p h_i(t)     kappa_p = `pi`; mu = lambda for pi = 0
@@ -35,10 +35,8 @@ class Lagrangian(Method):
     stable for `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal
     optimizer is SGD.
 
-    Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps
-    gamma equal on all ranks, so they are equal too.
-
-    A skipped optimizer step moves neither multipliers nor the proportional term.
+    Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps gamma
+    equal on all ranks, so they are equal too.
 
     Args:
         relaxation: the relaxed model; every gamma is learnt from here on.
@@ -128,9 +126,9 @@ class Lagrangian(Method):
         """Note what the method's own primal variables need of time t."""
 
     @torch.no_grad()
-    def _advance(self, moved: bool) -> None:
+    def _advance(self) -> None:
         seen, self._seen = self._seen, None
-        if not moved or seen is None:
+        if seen is None:
             return
         self._step_primal(seen)
         self.dual.step(self.multipliers, seen)

@@ -157,12 +157,12 @@ class REMUL(Method):
     def _term(self) -> Tensor:
         return self._gammas().new_zeros(())
 
-    def _advance(self, moved: bool) -> None:
-        if self._gradnorm is None:
-            return
-        if moved:
+    def _advance(self) -> None:
+        if self._gradnorm is not None:
             self._gradnorm.step()
-        else:
+
+    def _skip(self) -> None:
+        if self._gradnorm is not None:
             self._gradnorm.forget()
 
     def _state(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class ResilientACE(Lagrangian):
     Start: gamma = 1, u = 0, lambda = 0. With every right-hand side at time t:
 
         gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i sign(gamma_i))   your optimizer; sign(0) = 0
-        u_i      <- u_i      - eta_p (rho u_i - lambda_i)                         `step()`, eta_p = primal_lr
-        lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                        `step()`
+        u_i      <- u_i      - eta_p (rho u_i - lambda_i)                         the method, eta_p = primal_lr
+        lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                        the method
 
     At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry.
     Deployed with gamma kept. (The released N-body code moves lambda by |gamma| - 2u, and its motion-capture

@@ -76,7 +76,7 @@ class RPP(Method):
         strict, residual = self.squares()
         return self.eq_weight * strict + self.residual_weight * residual
 
-    def _advance(self, moved: bool) -> None:
+    def _advance(self) -> None:
         pass
 
     def _state(self) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from equirelax.methods.base import Method
@@ -35,13 +33,18 @@ class Strict(Method):
         """Zero."""
         return self._term()
 
-    def step(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> None:
-        """Nothing; the argument is there for loops that serve all methods."""
+    def step(self) -> None:
+        """Nothing, unless the method is attached: then it is an error, as for every method."""
+        if self._attachment is not None:
+            super().step()
+
+    def _stepped(self) -> None:
+        pass
 
     def _term(self) -> Tensor:
         return self._gammas().new_zeros(())
 
-    def _advance(self, moved: bool) -> None:
+    def _advance(self) -> None:
         pass
 
     def _state(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Watching parameters move: was a step skipped, does the optimizer train the residuals, is the order right.
+"""Watching parameters move: is a method stepped at all; and, for loops that call `step()` themselves, was a step
+skipped, does the optimizer train the residuals, is the order right.
 
 PyTorch counts the in-place writes to every tensor (`Tensor._version`), so that "has the optimizer written to
 it?" is a comparison of integers on the host: no copy of the weights, no wait for the device. Fused
@@ -8,7 +9,7 @@ few entries of a few parameters are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,13 +30,16 @@ class Snapshot:
     Args:
         parameters: name -> parameter.
         suspects: names whose values are sampled besides the few that always are.
+        sample: whether values are sampled at all.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], suspects: Iterable[str] = ()) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], suspects: Iterable[str] = (), sample: bool = True
+    ) -> None:
         self.parameters = parameters
         self.versions = {name: p._version for name, p in parameters.items()}
         stride = -(-len(parameters) // WITNESSES) or 1
-        names = {*list(parameters)[::stride], *(parameters.keys() & set(suspects))}
+        names = {*list(parameters)[::stride], *(parameters.keys() & set(suspects))} if sample else set()
         self.witnesses = {name: _entries(parameters[name]).clone() for name in names}
 
     def written(self) -> set[str]:
@@ -52,6 +56,50 @@ def _entries(parameter: nn.Parameter) -> Tensor:
     return parameter.detach().reshape(-1)[:WITNESS_ENTRIES]
 
 
+class IdleWatch:
+    """Tells at a method's `penalty()` how often the residuals' weights have changed since the method last stepped.
+
+    Args:
+        relaxation: the relaxed model.
+
+    Attributes:
+        stepped: whether the method has stepped yet.
+        changes: as the last `look` found it.
+    """
+
+    def __init__(self, relaxation: Relaxation) -> None:
+        self.relaxation = relaxation
+        self.stepped = False
+        self.changes = 0
+        self._last: Snapshot | None = None
+
+    def look(self) -> int:
+        """Compare with the last look: micro-batches change nothing."""
+        last = self._last
+        if last is None:
+            self._last = self._snapshot()
+        elif last.written() or last.values_changed():
+            self.changes += 1
+            self._last = self._snapshot()
+        return self.changes
+
+    def step(self) -> None:
+        """The method steps: start anew."""
+        self.stepped = True
+        self.changes = 0
+        self._last = None
+
+    def _snapshot(self) -> Snapshot:
+        trainable = {
+            f"{key}.{name}": p
+            for key, residual in self.relaxation
+            for name, p in residual.named_parameters()
+            if p.requires_grad
+        }
+        # values for optimizers whose writes are not counted; once the method has stepped, waiting for the device is not worth it
+        return Snapshot(trainable, sample=not self.stepped)
+
+
 class ParameterWatch:
     """Tells, between a method's `penalty()` and its `step()`, what the optimizer did.
 
@@ -64,9 +112,7 @@ class ParameterWatch:
         self._before: Snapshot | None = None
         self._after_skip: Snapshot | None = None
         self._late = 0
-        self._by_value = (
-            False  # the optimizer's writes are not counted; staleness is then left to step(optimizer)
-        )
+        self._by_value = False  # the optimizer's writes are not counted, and so staleness is not seen
         self._settled = False  # every residual has been seen to move
         self._confirmed: set[str] = set()
         self._graded: set[str] = set()
@@ -96,7 +142,7 @@ class ParameterWatch:
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient(name)))
 
-    def end(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None) -> bool:
+    def end(self) -> bool:
         """Whether the optimizer moved anything since `begin`; False means that its step was skipped.
 
         Raises:
@@ -107,7 +153,7 @@ class ParameterWatch:
         if self._before is None:
             raise MethodError(
                 "method.step() without method.penalty() before it; every step needs one: "
-                "loss = criterion(...) + method.penalty()"
+                "loss = criterion(model(x), y) + method.penalty()"
             )
         before, self._before = self._before, None
         self._remove_hooks()
@@ -115,10 +161,7 @@ class ParameterWatch:
         written = before.written()
         if not written and not self._by_value:
             self._by_value = before.values_changed()
-        if self._by_value or _writes_when_skipping(optimizer):
-            moved = before.values_changed()
-        else:
-            moved = bool(written)
+        moved = before.values_changed() if self._by_value else bool(written)
         if not moved:
             self._after_skip = self._snapshot()
         elif not self._by_value:
@@ -174,33 +217,10 @@ class ParameterWatch:
             raise _stale(stale, f"have a gradient but did not move in {PATIENCE} steps in which others did")
 
 
-def check_optimizers(relaxation: Relaxation, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Check that every trainable parameter of the residuals, gamma included, is in one of the optimizers.
-
-    Raises:
-        StaleOptimizerError: naming those that are in none.
-    """
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    missing = [
-        f"{path}: {name}"
-        for path, residual in relaxation.residuals.items()
-        for name, p in residual.named_parameters()
-        if p.requires_grad and id(p) not in held
-    ]
-    if missing:
-        raise _stale(missing, "are not in the optimizer's parameter groups")
-
-
 def _stale(names: list[str], what: str) -> StaleOptimizerError:
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return StaleOptimizerError(
-        f"these parameters of the residuals {what}: {shown}. Create the optimizer after relax() and "
-        f"after the method (relax -> method -> optimizer); "
-        f"freeze what is not meant to train with requires_grad_(False)"
+        f"these parameters of the residuals {what}: {shown}. Create the optimizer after relax(), and attach the method "
+        f"to it: method.attach(optimizer) adds what is missing; freeze what is not meant to train with "
+        f"requires_grad_(False)"
     )
-
-
-def _writes_when_skipping(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None) -> bool:
-    """Whether it is fused: its kernel gets the GradScaler's found_inf, runs, and changes nothing."""
-    several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    return any(getattr(one, "_step_supports_amp_scaling", False) for one in several)

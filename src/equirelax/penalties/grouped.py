@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from equirelax.penalties.moments import Moment
+from equirelax.penalties.precision import penalty_dtype
 from equirelax.penalties.quadratic import linear_terms, stacked_terms
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.grouped import GroupedMap
@@ -41,7 +42,7 @@ def grouped_terms(members: Sequence[GroupedInputs]) -> list[tuple[Tensor, Tensor
     found: list[tuple[Tensor, Tensor]] = []
     stacks: dict[tuple[Any, ...], list[tuple[int, Sequence[Tensor], Sequence[Moment | Tensor]]]] = {}
     for index, member in enumerate(members):
-        map_, dtype = member.map, torch.promote_types(member.map.weight.dtype, torch.float32)
+        map_, dtype = member.map, penalty_dtype(member.map.weight.dtype)
         points = [dense(x).detach().to(dtype) for x in member.inputs]
         data = _of_groups(map_, points)
         found.append(_of_the_rest(map_, points, member.in_rep, dtype))

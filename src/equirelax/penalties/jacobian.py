@@ -78,10 +78,12 @@ def jacobian_terms(
 
     Args:
         f: acts on features at `feature_axis` of its argument, row by row.
-        inputs: detached tensors, at least one.
+        inputs: detached tensors, at least one; those without rows add nothing.
     """
     lie, norm = inputs[0].new_zeros(()), inputs[0].new_zeros(())
     for x in inputs:
+        if not x.numel():
+            continue
         y, moved = directional_derivatives(f, x, in_rep.derivative(x, axis=feature_axis), finite_difference)
         norm = norm + y.square().sum()
         lie = lie + (out_rep.derivative(y, axis=feature_axis) - moved).square().sum()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from equirelax.errors import PenaltyError
+from equirelax.penalties.precision import promoted
 from equirelax.relaxation import Residual
 from equirelax.symmetry import Representation
 
@@ -25,14 +25,12 @@ def kernel_terms(residual: Residual) -> tuple[Tensor, Tensor]:
     convolution = residual.site.convolution
     if convolution is None:
         raise PenaltyError(f"{residual.site.key or 'the model'}: its residual is no convolution")
-    map_ = residual.linear_map
+    map_ = promoted(residual.linear_map)
     weight, bias = map_.effective_weight(), map_.effective_bias()
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    weight = weight.to(dtype)
     lie, norm = convolution.symmetry.lie(weight), weight.square().sum()
     if bias is not None:
-        lie = lie + _moved(bias.to(dtype), residual.out_rep)
-        norm = norm + bias.to(dtype).square().sum()
+        lie = lie + _moved(bias, residual.out_rep)
+        norm = norm + bias.square().sum()
     return lie, norm
 
 

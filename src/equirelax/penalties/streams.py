@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equirelax.penalties.precision import penalty_dtype, promoted
 from equirelax.relaxation import StreamResidual
 from equirelax.relaxation.stream_maps import Affine, Moments, moments
 from equirelax.relaxation.streams import stream_values
@@ -55,9 +56,9 @@ def sum_of(terms: list[Tensor]) -> Tensor:
 
 def _along(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     """(Lie sums, norm sums), each (residuals of the path,), over the rows x (rows, dim)."""
-    x = x.to(path[0].map.norm.weight.dtype)
+    x = x.to(penalty_dtype(path[0].map.norm.weight.dtype))
     rows = moments(x)
-    values = stream_values(path, rows)
+    values = stream_values(path, rows, promoted)
     maps = Affine(torch.stack([v.weight for v in values]), torch.stack([v.offset for v in values]))
     in_rep, out_rep = path[0].in_rep, path[0].out_rep
     norm = _total(maps, rows)

@@ -13,6 +13,7 @@ from equirelax.penalties.jacobian import jacobian_terms
 from equirelax.penalties.kernels import kernel_terms
 from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.penalties.moments import Moment
+from equirelax.penalties.precision import penalty_dtype, promoted
 from equirelax.penalties.quadratic import second_moment, stacked_terms
 from equirelax.penalties.streams import stream_terms
 from equirelax.relaxation import Residual, StreamResidual
@@ -47,7 +48,7 @@ class TermBatch:
 
     Attributes:
         keys: of the residuals, in the order of `terms`.
-        count: rows of all inputs that were added, sampled or not.
+        rows_of: rows of each one's inputs, sampled or not; 0 for a convolution, which needs none.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TermBatch:
     ) -> None:
         self.rows, self.generator, self.finite_difference = rows, generator, finite_difference
         self.keys: list[str] = []
-        self.count = 0
+        self.rows_of: list[int] = []
         self._factors: list[float] = []
         self._groups: dict[_Group, list[tuple[int, Residual, Moment | Tensor]]] = {}
         self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
@@ -73,14 +74,14 @@ class TermBatch:
         if residual.site.convolution is not None:
             self._kernels.append((len(self.keys), residual))
             self.keys.append(key)
+            self.rows_of.append(0)
             self._factors.append(1.0)
-            self.count += 1
             return
         axis = residual.feature_axis
         count = sum(x.numel() // x.shape[axis] for x in inputs)
         index, factor = len(self.keys), 1.0
         self.keys.append(key)
-        self.count += count
+        self.rows_of.append(count)
         if isinstance(residual, StreamResidual):  # exact at less than the cost of choosing rows
             self._factors.append(factor)
             self._streams.append((index, residual, [dense(x) for x in inputs]))
@@ -99,7 +100,7 @@ class TermBatch:
             self._grouped.append((index, GroupedInputs(map_, inputs, residual.in_rep)))
             return
         weight, bias = next(map_.parameters()), map_.effective_bias() is not None
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = penalty_dtype(weight.dtype)
         # maps that read the same tensors (a block's feature and direction map) share their moment
         same = (axis, dtype, bias, *(identity(x) for x in inputs))
         if same not in self._moments:
@@ -117,7 +118,7 @@ class TermBatch:
             for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.dtype), strict=True):
                 lie[index], norm[index] = one_lie, one_norm
         for index, residual, map_, inputs in self._low_rank:
-            dtype = torch.promote_types(map_.up.dtype, torch.float32)
+            dtype = penalty_dtype(map_.up.dtype)
             lie[index], norm[index] = low_rank_terms(
                 map_.up.to(dtype),
                 map_.down.to(dtype),
@@ -135,16 +136,16 @@ class TermBatch:
         for index, residual in self._kernels:
             lie[index], norm[index] = kernel_terms(residual)
         for index, residual, points in self._others:
-            dtype = next(residual.map.parameters()).dtype
+            dtype = penalty_dtype(next(residual.map.parameters()).dtype)
             lie[index], norm[index] = jacobian_terms(
-                residual.map,
+                promoted(residual.map),
                 [x.to(dtype) for x in points],
                 residual.feature_axis,
                 residual.in_rep,
                 residual.out_rep,
                 self.finite_difference,
             )
-        device, dtype = lie[0].device, torch.promote_types(lie[0].dtype, torch.float32)
+        device, dtype = lie[0].device, penalty_dtype(lie[0].dtype)
         factors = torch.tensor(self._factors, dtype=dtype, device=device)
         together = [
             torch.stack([term.to(device=device, dtype=dtype) for term in terms]) for terms in (lie, norm)
@@ -157,7 +158,7 @@ def _linear(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Terms of linear residuals between the same representations."""
     first = members[0][1]
-    maps = [residual.linear_map for _, residual, _ in members]
+    maps = [promoted(residual.linear_map) for _, residual, _ in members]
     weights = [map_.effective_weight().to(dtype) for map_ in maps]
     # all of them have a bias, or none has: see `_Group`
     biases = [bias.to(dtype) for map_ in maps if (bias := map_.effective_bias()) is not None] or None

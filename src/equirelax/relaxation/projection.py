@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import (
     EquirelaxError,
+    EquirelaxWarning,
     NonFiniteError,
     PlacementError,
     RelaxationStateError,
@@ -71,7 +72,7 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
             folds.append(fold)
     for driver in drivers_of(relaxation.residuals.values()):
         if forgotten := driver.forgotten():
-            warnings.warn(f"project: {forgotten}", stacklevel=2)
+            warnings.warn(f"project: {forgotten}", EquirelaxWarning, stacklevel=2)
         driver.detach()
     for fold in folds:
         fold.commit()

@@ -279,21 +279,6 @@ class Relaxation:
                     result[f"{path}.{name}" if path else name] = parameter
         return result
 
-    def parameter_groups(self, weight_decay: float | None = None) -> list[dict[str, Any]]:
-        """Groups for an optimizer, each with its "name": strict, residual and gamma (which is never decayed).
-
-        Args:
-            weight_decay: of the strict and residual groups; None leaves the optimizer's default.
-        """
-        decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-        groups: list[dict[str, Any]] = [
-            {"name": "strict", "params": list(self.strict_parameters().values()), **decay},
-            {"name": "residual", "params": list(self.residual_parameters().values()), **decay},
-        ]
-        gammas = [residual.gamma for _, residual in self]
-        groups.append({"name": "gamma", "params": gammas, "weight_decay": 0.0})
-        return groups
-
     def _prefixes(self) -> tuple[str, ...]:
         """Of the keys of residuals in a state dict, which has those of a module with several names under all of them."""
         return tuple(

@@ -43,8 +43,8 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor) -> Moments:
-    """Of the rows of x (rows, dim)."""
-    mean = x.mean(dim=0)
+    """Of the rows of x (rows, dim); zeros where there are none."""
+    mean = x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1])
     centred = x - mean
     return Moments(x.shape[0], mean, centred.T @ centred / max(x.shape[0], 1))
 

@@ -11,7 +11,7 @@ single blocks it cannot work, for a recomputed block has no forward of the model
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -178,7 +178,9 @@ class StreamResidual(Residual):
         return {**super().__getstate__(), "paths": [], "_kept_paths": []}
 
 
-def stream_values(path: tuple[StreamResidual, ...], rows: Moments) -> list[Affine]:
+def stream_values(
+    path: tuple[StreamResidual, ...], rows: Moments, of: Callable[[StreamMap], StreamMap] | None = None
+) -> list[Affine]:
     """The stream at every residual of `path`, as maps of the model's input; without side effects.
 
     Differentiable by the parameters, the normalisation's statistics included. As maps of a row they take the
@@ -186,10 +188,13 @@ def stream_values(path: tuple[StreamResidual, ...], rows: Moments) -> list[Affin
 
     Args:
         rows: moments of the model's input; used in training mode, else the running statistics are.
+        of: gives what to compute with in the place of each step's map, such as the same in another precision.
     """
-    value, values = path[0].stream.members[0].map.begin(count=False), []
+    head = path[0].stream.members[0].map
+    value, values = (head if of is None else of(head)).begin(count=False), []
     for member in path:
-        value = member.map(value, rows, count=False)
+        step = member.map if of is None else of(member.map)
+        value = step(value, rows, count=False)
         values.append(value)
     return values
 

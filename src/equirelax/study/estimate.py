@@ -96,7 +96,7 @@ def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:
 
 def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> float:
     """Mean seconds of a training step, its batch included; the first, which warms up, counts only where there is no other."""
-    assembly, method = module.assembly, module.assembly.method
+    assembly = module.assembly
     optimizer = build_optimizer(assembly)
     clip = assembly.config.training.gradient_clip
     assembly.model.train()
@@ -108,8 +108,6 @@ def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> 
         if clip:
             torch.nn.utils.clip_grad_norm_(assembly.model.parameters(), clip)
         optimizer.step()
-        if method is not None:
-            method.step(optimizer)
         now = time.perf_counter()
         seconds.append(now - begun)
         begun = now

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import MethodError, StaleOptimizerError
 from equirelax.methods import Method
-from equirelax.relaxation import Layers, Linear, Relaxation, relax
+from equirelax.relaxation import Layers, Linear, Relaxation, project, relax
 from equirelax.symmetry import SO, trivial, vector
 from equirelax.testing.checks import check, equal, finite, refused, same, skip
 
@@ -45,7 +45,7 @@ class MethodConformance(ABC):
     """Steps of the training runs in the tests; a schedule must not end before."""
 
     needs_penalty: bool = True
-    """Whether ``step()`` without ``penalty()`` before it is an error."""
+    """Whether a step without ``penalty()`` before it is an error."""
 
     # `SO(2)` acts on the toy's input, hidden features and output
     _group = SO(2)
@@ -101,17 +101,21 @@ class MethodConformance(ABC):
         x, y = self.batch(step)
         return method.objective(loss(x, y), lambda: loss(*self.move(x, y, step)))
 
-    def start(self) -> tuple[Relaxation, Method, torch.optim.Optimizer]:
-        """Relax, method, optimizer, in this order."""
+    def start(self, attach: bool = True) -> tuple[Relaxation, Method, torch.optim.Optimizer]:
+        """Relax, make the optimizer, the method, and attach it, in this order."""
         relaxation = self.relaxed()
+        optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=1e-2)
         method = self.build_method(relaxation)
-        parameters = [p for p in relaxation.model.parameters() if p.requires_grad]
-        return relaxation, method, torch.optim.Adam(parameters, lr=1e-2)
+        return relaxation, method.attach(optimizer) if attach else method, optimizer
 
     def train(
-        self, run: tuple[Relaxation, Method, torch.optim.Optimizer], first: int, last: int
+        self,
+        run: tuple[Relaxation, Method, torch.optim.Optimizer],
+        first: int,
+        last: int,
+        by_hand: bool = False,
     ) -> list[float]:
-        """Steps ``first`` to ``last``; the objectives."""
+        """Steps ``first`` to ``last``; the objectives. by_hand: call ``method.step()``, for a method that is not attached."""
         relaxation, method, optimizer = run
         relaxation.model.train()
         losses = []
@@ -120,7 +124,8 @@ class MethodConformance(ABC):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            method.step()
+            if by_hand:
+                method.step()
             losses.append(float(loss.detach()))
         return losses
 
@@ -171,7 +176,7 @@ class MethodConformance(ABC):
         check(not evaluated.requires_grad, "the objective has a gradient under no_grad")
         same(run[1].state_dict(), before, "the state")
         if self.needs_penalty:
-            refused(MethodError, run[1].step, "step() after an objective without gradients")
+            refused(MethodError, run[2].step, "a step after an objective without gradients")
 
     def test_trains_and_logs(self) -> None:
         run = self.start()
@@ -220,35 +225,72 @@ class MethodConformance(ABC):
     def test_a_step_needs_a_penalty(self) -> None:
         if not self.needs_penalty:
             skip("this method's step depends on no penalty")
-        words = refused(MethodError, self.start()[1].step, "step() without penalty()")
-        check("penalty" in words, f"the message does not say what is missing: {words}")
+        for step in (self.start(attach=False)[1].step, self.start()[2].step):
+            words = refused(MethodError, step, "a step without penalty()")
+            check("penalty" in words, f"the message does not say what is missing: {words}")
 
-    def test_an_optimizer_made_too_early_is_detected(self) -> None:
-        relaxation, method, _ = self.start()
-        stale = torch.optim.SGD(list(relaxation.strict_parameters().values()), lr=1e-2)
-        if not any(p.requires_grad for r in relaxation.residuals.values() for p in r.parameters()):
-            skip("nothing of the residuals trains, so nothing can be stale")
-        run = (relaxation, method, stale)
-        words = refused(StaleOptimizerError, lambda: self.train(run, 0, 4), "a stale optimizer")
+    def test_stepping_by_hand_gives_the_same_bit_for_bit(self) -> None:
+        attached, by_hand = self.start(), self.start(attach=False)
+        losses = self.train(attached, 0, self.steps)
+        same(self.train(by_hand, 0, self.steps, by_hand=True), losses, "losses")
+        same(by_hand[1].state_dict(), attached[1].state_dict(), "the state")
+
+    def test_an_attached_method_is_not_stepped_by_hand(self) -> None:
+        words = refused(MethodError, self.start()[1].step, "step() of an attached method")
+        check("attached" in words, f"the message does not say why: {words}")
+
+    def test_an_optimizer_made_too_early_gets_what_it_lacks_or_is_refused(self) -> None:
+        relaxation, method, _ = self.start(attach=False)
+        trained = [p for r in relaxation.residuals.values() for p in r.parameters() if p.requires_grad]
+        if not trained:
+            skip("nothing of the residuals trains, so nothing can be missing")
+        early = torch.optim.Adam(list(relaxation.strict_parameters().values()), lr=1e-2)
+        method.attach(early)
+        held = {id(p) for group in early.param_groups for p in group["params"]}
+        check(all(id(p) in held for p in trained), "attach leaves parameters of the residuals out")
+        self.train((relaxation, method, early), 0, 2)
+
+        relaxation, method, _ = self.start(attach=False)
+        stale = torch.optim.SGD(list(relaxation.strict_parameters().values()), lr=1e-2, momentum=0.9)
+        self.objective((relaxation, method, stale), 0).backward()
+        stale.step()
+        words = refused(StaleOptimizerError, lambda: method.attach(stale), "a stale optimizer")
         check(
             "relax" in words and "first" in words, f"the message does not say where, and what to do: {words}"
         )
-        relaxation, method, _ = self.start()
-        x, y = self.batch(0)
-        ((relaxation.model.train()(x) - y).square().mean() + method.penalty()).backward()
-        refused(StaleOptimizerError, lambda: method.step(stale), "an optimizer without the residuals")
+        by_hand = (relaxation, self.build_method(relaxation), stale)
+        refused(StaleOptimizerError, lambda: self.train(by_hand, 0, 4, by_hand=True), "a stale optimizer")
 
-    def test_a_skipped_step_moves_no_multiplier(self) -> None:
+    def test_a_skipped_step_moves_nothing(self) -> None:
         """As under a GradScaler that met infinities."""
-        run = self.start()
+        for attach in (True, False):
+            run = self.start(attach)
+            self.train(run, 0, 2, by_hand=not attach)
+            relaxation, method, _ = run
+            before = self._driven(method)
+            self.objective(run, 2).backward()
+            if not attach:
+                method.step()  # the optimizer has not stepped
+            same(self._driven(method), before, "the state")
+            equal([relaxation.gammas()], [before["gammas"]], "the strengths")
+
+    @staticmethod
+    def _driven(method: Method) -> dict[str, Any]:
+        """The state that steps move: without random numbers, which a penalty draws."""
+        state = method.state_dict()
+        return {**state, "regularizer": state.get("regularizer", {}).get("steps")}
+
+    def test_the_last_attached_method_alone_steps(self) -> None:
+        relaxation, first, optimizer = self.start()
+        second = self.build_method(relaxation).attach(optimizer)
+        before = first.state_dict()
+        self.train((relaxation, second, optimizer), 0, 2)
+        same({**first.state_dict(), "gammas": before["gammas"]}, before, "the state of the method before")
+        third = second.attach(torch.optim.Adam(relaxation.model.parameters(), lr=1e-2))
+        check(third is second, "attach does not return the method")
+
+    def test_projection_takes_the_hooks_off(self) -> None:
+        relaxation, _, optimizer = run = self.start()
         self.train(run, 0, 2)
-        method = run[1]
-        before, weights = method.logs(), method.scalars()
-        self.objective(run, 2).backward()
-        method.step()  # the optimizer has not stepped
-        after = method.logs()
-        for name in weights.keys() & {"alpha", "beta"}:
-            same(method.scalars()[name], weights[name], name)
-        for path, row in before.items():
-            for name in ("multiplier", "slack"):
-                same(after[path].get(name), row.get(name), f"{name} of {path}")
+        project(relaxation.model)
+        optimizer.step()  # without a penalty: nobody asks for one any more

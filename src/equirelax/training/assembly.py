@@ -93,24 +93,30 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
-    """The configured optimiser over weights, residuals and learnt strengths (these without weight decay)."""
-    settings = assembly.config.training
-    if assembly.relaxation is None:
-        groups = [{"params": list(assembly.model.parameters())}]
-    else:
-        groups = assembly.relaxation.parameter_groups(weight_decay=settings.weight_decay)
+    """The configured optimiser over weights, residuals and strengths, with which the method steps from here on.
+
+    Make the scheduler afterwards: learnt strengths get a group of their own, without weight decay.
+    """
+    optimizer = _build_optimizer(assembly.config.training, assembly.model)
+    if assembly.method is not None:
+        assembly.method.attach(optimizer)
+    return optimizer
+
+
+def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
     if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "muon":
         return Muon(
-            groups,
+            parameters,
             rate,
-            matrices_of(assembly.model),
+            matrices_of(model),
             momentum=settings.muon_momentum,
             rms=settings.muon_rms,
             weight_decay=decay,

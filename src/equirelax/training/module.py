@@ -1,4 +1,4 @@
-"""The Lightning module: the task's loss, and the two lines that any loop needs."""
+"""The Lightning module: the task's loss, and what the method adds to it."""
 
 from __future__ import annotations
 
@@ -86,11 +86,6 @@ class RelaxedModule(lightning.LightningModule):
             self._sums = both if self._sums is None else self._sums + both
         self._steps += last
         return parts * objective
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """`method.step()`, after the optimiser's."""
-        if self.assembly.method is not None and self.loader.completes(batch_idx):
-            self.assembly.method.step(self.optimizers(use_pl_optimizer=False))
 
     def epoch_means(self) -> dict[str, float]:
         """Mean task loss and penalty over steps and ranks since the last call; then starts anew."""

@@ -166,7 +166,7 @@ def stated_memory(assembly: Assembly) -> dict[str, int]:
 
 
 def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
-    """One step of a user's loop: loss, penalty, backward, optimiser, method."""
+    """One step of a user's loop: loss, penalty, backward, optimiser (and, with it, the method)."""
     optimizer = build_optimizer(assembly)
     task, model, method = assembly.task, assembly.model, assembly.method
     if assembly.relaxation is not None:
@@ -179,8 +179,6 @@ def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
             loss = loss + method.penalty()
         loss.backward()
         optimizer.step()
-        if method is not None:
-            method.step()
 
     return step
 

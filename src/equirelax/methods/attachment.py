@@ -1,0 +1,53 @@
+"""A method that steps with its optimizers: hooks that they call after every step that they really take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class Attachment:
+    """Calls `advance` when every optimizer has stepped since the last time.
+
+    A step that a `GradScaler` skips is no step: most optimizers are then not called at all; fused ones are, and
+    change nothing, and are told by `found_inf`.
+
+    Args:
+        optimizers: different from each other.
+        advance: called within the last one's `step`, after its parameters have moved.
+
+    Attributes:
+        lost: whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], advance: Callable[[], None]) -> None:
+        self.lost = False
+        self._advance = advance
+        self._waiting = {id(optimizer) for optimizer in optimizers}
+        self._all = frozenset(self._waiting)
+        self._handles = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
+
+    def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # a GradScaler sets it for the length of a step
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        self._waiting.discard(id(optimizer))
+        if not self._waiting:
+            self._waiting = set(self._all)
+            self._advance()
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lost": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.lost = bool(state["lost"])
+        self._handles = []

@@ -1,0 +1,46 @@
+"""Maps of residuals in the precision of their penalties: float32 or better, whatever the model trains in.
+
+Sums of squares over thousands of rows overflow in float16 and lose all small terms in bfloat16.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def penalty_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 or better."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def promoted(module: _M) -> _M:
+    """A module that computes in float32 or better, from the same parameters: gradients reach these.
+
+    It is the module itself where nothing is below float32, else a view of it, to be used at once.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    if all(not t.is_floating_point() or penalty_dtype(t.dtype) == t.dtype for t in tensors):
+        return module
+    return _view(module)
+
+
+def _view(module: _M) -> _M:
+    view = copy.copy(module)
+    for own in ("_parameters", "_buffers"):
+        cast = {
+            name: tensor.to(penalty_dtype(tensor.dtype))
+            if tensor is not None and tensor.is_floating_point()
+            else tensor
+            for name, tensor in getattr(module, own).items()
+        }
+        view.__dict__[own] = cast
+    view.__dict__["_modules"] = {
+        name: None if child is None else _view(child) for name, child in module._modules.items()
+    }
+    return view
