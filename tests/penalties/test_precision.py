@@ -89,7 +89,7 @@ def exact_terms(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
     """What the kept inputs and the rounded weights give in float64."""
     found = []
     for _, residual in relaxation:
-        inputs = [x.double() for x in residual._kept]
+        inputs = [one.value.double() for one in residual._kept]
         twin = copy.deepcopy(residual)
         if isinstance(twin, StreamResidual):
             for member in twin.stream.members:
