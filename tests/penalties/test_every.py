@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.models.group_conv import GroupConv2d
+from equirelax.models import GroupConv2d
 from equirelax.penalties import Regularizer
-from equirelax.relaxation import Layers, PlainLinear, Relaxation
+from equirelax.relaxation import Layers, Linear, Relaxation
 from equirelax.symmetry import SO, Cyclic, regular, sign, trivial, vector
 
 
@@ -33,7 +33,7 @@ class Maps(nn.Module):
 def relaxed(kind: er.relaxation.ResidualKind | None = None) -> Relaxation:
     torch.manual_seed(0)
     v = vector(SO(3))
-    declared = (PlainLinear("first", 2 * v, 3 * v), PlainLinear("second", 3 * v, v))
+    declared = (Linear("first", 2 * v, 3 * v), Linear("second", 3 * v, v))
     relaxation = er.relax(
         Maps().double(), Layers(residual=kind or er.Dense("normal", std=0.3), declare=declared)
     )
@@ -140,7 +140,7 @@ def test_the_mean_of_convolutions_and_maps_together_does_not_depend_on_the_batch
     """Defect M10: 0.705 for 10 images and 0.233 for 100 of the same."""
     torch.manual_seed(0)
     model, group = Pooled().double(), Cyclic(4)
-    declared = PlainLinear("linear", sign(group), trivial(group, 2))
+    declared = Linear("linear", sign(group), trivial(group, 2))
     relaxation = er.relax(model, Layers(declare=(declared,), residual=er.Dense("normal", std=0.3)))
     regularizer = Regularizer(relaxation, scaling="mean")
     images, values = torch.randn(10, 2, 5, 5, dtype=torch.float64), []

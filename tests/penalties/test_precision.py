@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.models.group_conv import GroupConv2d
+from equirelax.models import GroupConv2d
 from equirelax.penalties import Regularizer, residual_terms
 from equirelax.relaxation import (
     EquivariantDense,
     Layers,
-    PlainLinear,
+    Linear,
     Relaxation,
     SchNetStream,
     StreamResidual,
@@ -64,7 +64,7 @@ def make(kind: str) -> tuple[Relaxation, Callable[[], Tensor]]:
     """A relaxed model, and a forward pass of it in its dtype."""
     torch.manual_seed(0)
     if kind in LINEAR:
-        placement = Layers(residual=LINEAR[kind], declare=(PlainLinear("0", IN, OUT),))
+        placement = Layers(residual=LINEAR[kind], declare=(Linear("0", IN, OUT),))
         relaxation = er.relax(nn.Sequential(nn.Linear(9, 6, bias=False)), placement)
         inputs: tuple[Tensor, ...] = (cloud(40, 9),)
     elif kind in CONVOLUTIONS:
