@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.auditing import AuditReport, audit
 from equirelax.errors import AuditError
+from equirelax.relaxation.drivers import enrol
 from equirelax.symmetry import SO, Group, MatrixGroup, Representation, vector
 
 torch.set_num_threads(1)
@@ -160,6 +161,20 @@ def test_a_network_that_is_deployed_relaxed() -> None:
     assert found["deployed"] == "relaxed"
     with pytest.raises(AuditError, match="deployed='strict'"):
         audit(net, draw(), 4 * V, 2 * V, deployed="strict")
+
+
+def test_what_a_method_deploys() -> None:
+    """A network that ResilientACE drives is deployed relaxed, one that ACE drives projected."""
+    net, relaxation = relaxed(V)
+    for make, form in (
+        (lambda: er.ResilientACE(relaxation, dual_lr=1e-3, primal_lr=1e-3), "relaxed"),
+        (lambda: er.ACE(relaxation, dual_lr=1e-3), "projected"),
+    ):
+        method = make()
+        enrol(method, relaxation.residuals.values())
+        assert audit(net, draw(), 4 * V, 2 * V, samples=2, lie=False, per_layer=False).deployed == form
+    chosen = audit(net, draw(), 4 * V, 2 * V, samples=2, lie=False, per_layer=False, deployed="relaxed")
+    assert chosen.deployed == "relaxed"
 
 
 def test_a_model_that_is_not_relaxed() -> None:

@@ -27,7 +27,9 @@ from equirelax.auditing.subgroup import contains
 from equirelax.auditing.tolerance import Precision, tolerance_of
 from equirelax.auditing.tree import Leaf, leaves, representations, transformed
 from equirelax.errors import AuditError, RelaxationStateError
+from equirelax.methods import Method
 from equirelax.relaxation import Relaxation, relaxation_of
+from equirelax.relaxation.drivers import drivers_of
 from equirelax.symmetry import Group
 
 # A module is blamed where it adds more than this share of the model's own error: rounded constants are not
@@ -243,7 +245,7 @@ class _Job:
                     layer_reps,
                     None if after is None else after.relative <= tolerance,
                 )
-        form = AS_IT_IS if relaxation is None else deployed or PROJECTED
+        form = AS_IT_IS if relaxation is None else deployed or _deployed(relaxation)
         each: tuple[Breaking, ...] = ()
         if relaxation is not None and form == RELAXED:
             each = breaking(
@@ -308,6 +310,13 @@ def _relaxation(model: nn.Module) -> Relaxation | None:
         return relaxation_of(model)
     except RelaxationStateError:
         return None
+
+
+def _deployed(relaxation: Relaxation) -> str:
+    """The form that the method which drives a model's residuals is for."""
+    drivers = drivers_of(relaxation.residuals.values())
+    relaxed = any(isinstance(driver, Method) and driver.deploys_relaxed for driver in drivers)
+    return RELAXED if relaxed else PROJECTED
 
 
 def _title(model: Any) -> str:

@@ -22,7 +22,7 @@ from equirelax.auditing.error import gap, outputs_of
 from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
 from equirelax.auditing.known import placed
 from equirelax.auditing.lipschitz import residual_slope
-from equirelax.auditing.norms import largest
+from equirelax.auditing.norms import largest, norm
 from equirelax.auditing.state import measuring
 from equirelax.auditing.subgroup import acts_through
 from equirelax.auditing.tree import Leaf, leaves, transformed
@@ -143,10 +143,10 @@ class _Run:
             action = self.action(residual)
             for g in self.elements:
                 moved, outputs = self.call(residual, g)
-                alone = max(alone, _output_error(g, reference, outputs))
+                alone = largest((alone, _output_error(g, reference, outputs)))
                 if action is not None and len(moved) == len(calls):
                     pairs = zip(calls, moved, strict=True)
-                    added = max([added, *(_added(action, g, a, b) for a, b in pairs)])
+                    added = largest([added, *(_added(action, g, a, b) for a, b in pairs)])
         found = residual_slope(residual)
         return Breaking(
             key=key,
@@ -214,15 +214,13 @@ def _share(calls: list[_Call]) -> float | None:
     sizes = [one.output for one in calls]
     if not calls or None in sizes:
         return None
-    return max(
-        float(one.added.norm()) / size if size else 0.0 for one, size in zip(calls, sizes, strict=True)
-    )
+    return max(norm(one.added) / size if size else 0.0 for one, size in zip(calls, sizes, strict=True))
 
 
 def _added(action: Action, g: Tensor, base: _Call, moved: _Call) -> float:
     """``||rho(g) d(x) - d(g x)||`` over the size of the module's output (of d, where that is unknown)."""
-    difference = float((action.apply(g, base.added) - moved.added).norm())
-    size = float(base.added.norm()) if base.output is None else base.output
+    difference = norm(action.apply(g, base.added) - moved.added)
+    size = norm(base.added) if base.output is None else base.output
     return difference / size if size > 0 else 0.0
 
 
@@ -240,7 +238,7 @@ class _Read(Reader):
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         x = self.own(args, kwargs)
-        self.norm = float(dense(x).detach().double().norm())
+        self.norm = norm(dense(x).detach().double())
         return x
 
 
@@ -271,4 +269,4 @@ def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
             return None
         output = same[0]
     copies = output.numel() / added.numel() if added.numel() else 1.0  # time steps of an EGNO
-    return float(output.detach().double().norm()) / math.sqrt(copies)
+    return norm(output.detach().double()) / math.sqrt(copies)
