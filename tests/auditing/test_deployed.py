@@ -55,7 +55,7 @@ def relaxed(
     net = Net(shrink or Shrink()).double()
     path = "0" if inner else "encoder.0"
     placement = er.Layers(
-        residual=er.Dense("normal", std=0.1), declare=(er.relaxation.PlainLinear(path, 4 * space, 4 * space),)
+        residual=er.Dense("normal", std=0.1), declare=(er.relaxation.Linear(path, 4 * space, 4 * space),)
     )
     relaxation = er.relax(net.encoder if inner else net, placement)
     relaxation.set_gamma(gamma)
