@@ -103,9 +103,9 @@ torch.set_num_threads(1)
 a, b = torch.randn(2, 1024, 1024)
 best = float("inf")
 for _ in range(20):
-    began = time.perf_counter()
+    began = time.thread_time()
     a @ b
-    best = min(best, time.perf_counter() - began)
+    best = min(best, time.thread_time() - began)
 print(2 * 1024**3 / best / 1e9)
 """
 

@@ -170,7 +170,7 @@ def test_a_full_disk_during_a_study(
 
 
 def test_tables_pages_and_data_on_a_full_disk(
-    straight: Path, disk: Disk, capsys: pytest.CaptureFixture[str], ledger: Ledger
+    straight: Path, disk: Disk, tiny_root: Path, capsys: pytest.CaptureFixture[str], ledger: Ledger
 ) -> None:
     place = disk(200_000)
     run = place / "run"
@@ -179,7 +179,7 @@ def test_tables_pages_and_data_on_a_full_disk(
     filler = fill(place)
     for number, command in enumerate(
         (
-            ["audit", str(run), "--out", str(place / "audit.json")],
+            ["audit", str(run), "--data", str(tiny_root), "--out", str(place / "audit.json")],
             ["project", str(run), "--out", str(place / "weights.safetensors")],
             ["report", str(run), "--out", str(place / "page.html")],
             ["data", "make", "nbody", "--data", str(place), "--train=4", "--val=4", "--test=4"],
@@ -226,7 +226,9 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("kind", ["train", "compare", "study", "resume"])
+@pytest.mark.parametrize(
+    "kind", ["train", "resume", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("compare", "study"))]
+)
 def test_a_folder_that_may_not_be_written_to(
     kind: str, forked: Forks, straight: Path, tiny_root: Path, tmp_path: Path, closed: Path, ledger: Ledger
 ) -> None:

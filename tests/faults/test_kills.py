@@ -54,9 +54,8 @@ def kill(
     return process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 1 else []) for n in range(len(MOMENTS))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(MOMENTS)))
 def test_a_killed_run_ends_as_if_it_had_not_been(
     number: int,
     forked: Forks,
