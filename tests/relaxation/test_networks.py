@@ -241,3 +241,20 @@ def test_residuals_behind_a_gate_compile_in_one_graph():
     torch.testing.assert_close(compiled(*inputs), model(*inputs))
     relaxation.set_gamma(0.5)
     torch.testing.assert_close(compiled(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "placement", [None, "segnn-cr", er.Layers(include=("layers.*.message_*", "layers.*.update_*"))]
+)
+def test_n14_a_relaxed_segnn_in_strict_is_the_authors_to_the_bit(placement, training, dtype):
+    author = ours().to(dtype).train(training)
+    model = copy.deepcopy(author)
+    relaxation = er.relax(model, placement)
+    randomise(relaxation)
+    sample = [x.to(dtype) if x.is_floating_point() else x for x in bodies()]
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), relaxation.strict():
+            assert torch.equal(model(*sample), author(*sample))
+    assert not torch.allclose(model(*sample), author(*sample))

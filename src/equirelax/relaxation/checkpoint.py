@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equirelax.errors import CheckpointError, PlacementError
 from equirelax.files import atomic_write
@@ -85,22 +85,24 @@ def load_relaxation_state(
             the model is left as it was.
     """
     _check_format(state)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    was_relaxed = any(isinstance(module, Residual) for module in model.modules())
-    try:
-        relaxation = Relaxation(model) if was_relaxed else _relaxed(model, state, placement)
-        _fill(relaxation, state)
-    except (RuntimeError, PlacementError) as error:
-        if not was_relaxed and any(isinstance(module, Residual) for module in model.modules()):
-            found = find(model)
-            detach(model, found)
-        model.load_state_dict(before, strict=False)
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"the checkpoint is of another model than {type(model).__name__}: {error}"
-        ) from error
+    if any(isinstance(module, Residual) for module in model.modules()):
+        relaxation = Relaxation(model)
+        _check_fits(relaxation, state)
+    else:
+        try:
+            relaxation = _relaxed(model, state, placement)
+            _check_fits(relaxation, state)
+        except (CheckpointError, PlacementError) as error:
+            detach(model, find(model))
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{_other(model)}: {error}") from error
+    _fill(relaxation, state)
     return relaxation
+
+
+def _other(model: nn.Module) -> str:
+    return f"the checkpoint is of another model than {type(model).__name__}"
 
 
 def _check_format(state: Any) -> None:
@@ -132,25 +134,41 @@ def _relaxed(model: nn.Module, state: dict[str, Any], placement: Placement | Non
     return Relaxation(model)
 
 
-def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
-    """Load weights and strengths into a model that has the state's residuals."""
+def _check_fits(relaxation: Relaxation, state: dict[str, Any]) -> None:
+    """Check residuals, keys and shapes, so that loading cannot fail half-way."""
+    model = relaxation.model
     if set(state["enabled"]) != set(relaxation.residuals):
         raise CheckpointError(
-            f"the checkpoint has the residuals {sorted(state['enabled'])}, this {type(relaxation.model).__name__} "
-            f"{sorted(relaxation.residuals)}: it was saved from another model"
+            f"{_other(model)}: it has the residuals {sorted(state['enabled'])}, this one {sorted(relaxation.residuals)}"
         )
+    derived = derived_keys(model)
+    own = {key: value for key, value in model.state_dict().items() if key not in derived}
+    given = state["model"]
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys() - derived)
+    if missing or unexpected:
+        raise CheckpointError(f"{_other(model)}: missing are {missing[:5]}, unexpected {unexpected[:5]}")
+    for key, value in own.items():
+        if isinstance(value, Tensor) and value.shape != given[key].shape:
+            raise CheckpointError(
+                f"{_other(model)}: {key} has shape {tuple(given[key].shape)} there and {tuple(value.shape)} here"
+            )
+
+
+def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
+    """Load weights and strengths into a model that has the state's residuals."""
     for key, residual in relaxation:
         if key in state["learnt"]:
             residual.learn_gamma()
         else:
             residual.fix_gamma()
+        residual.enabled = bool(state["enabled"][key])
     # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
     own = relaxation.model.state_dict()
-    kept = {key: own[key] for key in derived_keys(relaxation.model) & set(own)}
-    relaxation.model.load_state_dict({**state["model"], **kept})
+    derived = derived_keys(relaxation.model)
+    given = {key: value for key, value in state["model"].items() if key not in derived}
+    kept = {key: own[key] for key in derived & set(own)}
+    relaxation.model.load_state_dict({**given, **kept})
     refresh(relaxation.model)
-    for key, enabled in state["enabled"].items():
-        relaxation[key].enabled = bool(enabled)
 
 
 def save(
