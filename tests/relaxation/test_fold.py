@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import equirelax as er
-from equirelax.errors import PlacementError, UnfoldableError
+from equirelax.errors import EquirelaxWarning, UnfoldableError
 from equirelax.relaxation import Constant, EquivariantDense, cannot_fold
 from equirelax.symmetry import Lorentz, equivariant_projection, vector
 
@@ -113,8 +113,10 @@ def constant_product(value: float):
 @pytest.mark.parametrize("call", ["position", "keyword"])
 def test_n5_a_wrong_constant_is_named_at_the_first_call(call):
     model, _, x, y = constant_product(1.0)
-    with pytest.raises(PlacementError, match=r"channel 0 .* to be 1, but it was 0\.28"):
+    with pytest.warns(EquirelaxWarning, match=r"channel 0 .* to be 1, but it was 0\.28"):
         model(x, y) if call == "position" else model(y=y, x=x)
+    with pytest.raises(UnfoldableError, match=r"to be 1, but it was 0\.28"):
+        er.project(model, mode="fold")
     model, _, x, y = constant_product(0.28)
     before = model(x, y)
     er.project(model, mode="fold")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from equirelax.errors import CheckpointError, PlacementError, RelaxationStateError
+from equirelax.errors import CheckpointError, EquirelaxWarning, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.detach import detach
 from equirelax.relaxation.drivers import drivers_of
@@ -221,6 +221,7 @@ class Relaxation:
                 f"no call has reached the residual of {shown}{f' and {len(new) - 5} more' if len(new) > 5 else ''} in the "
                 f"last step, so that nothing trains it: the network does not call the module, or computes with its weights "
                 f"without calling it (a fused path, module.forward(...)). Leave it out with exclude=, or call the module",
+                EquirelaxWarning,
                 stacklevel=3,
             )
 

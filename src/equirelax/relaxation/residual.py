@@ -7,12 +7,13 @@ hook along, bound to the copy.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PenaltyError, PlacementError, RepresentationError
+from equirelax.errors import EquirelaxWarning, PenaltyError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.constants import Seen
 from equirelax.relaxation.hooks import HookOwner
@@ -168,9 +169,11 @@ class Residual(nn.Module, HookOwner):
             return
         self.second_seen = Seen.of(y) if self.second_seen is None else self.second_seen.and_of(y)
         if first and site.constants and (wrong := self.second_seen.contradicts(site.constants)):
-            self.second_seen = None
-            raise PlacementError(
-                f"{self._name(module)}: {wrong}. Correct its Constant in the placement, or leave it out"
+            warnings.warn(
+                f"{self._name(module)}: {wrong}. Its residual trains all the same, but cannot be folded: correct the Constant "
+                f"in the placement, or leave it out",
+                EquirelaxWarning,
+                stacklevel=2,
             )
 
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
