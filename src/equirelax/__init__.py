@@ -1,29 +1,31 @@
-"""equirelax: relax equivariance while training, project back to an exactly equivariant network, and check it.
+"""Relax equivariance while training, project back to an exactly equivariant network, and check it.
 
     relaxation = equirelax.relax(model)
-    method = equirelax.ACE(relaxation, dual_lr=8e-4)
     optimizer = torch.optim.Adam(model.parameters(), lr=9e-4)
+    method = equirelax.ACE(relaxation, dual_lr=8e-4).attach(optimizer)
     for x, y in loader:
         loss = criterion(model(x), y) + method.penalty()
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
-        method.step()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
     equirelax.project(model)
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
 The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et
-al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch alone; e3nn and PyTorch Geometric
+al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch and numpy alone; e3nn and PyTorch Geometric
 are imported when a model of theirs is met.
+
+What most people need is here; the rest is in the rooms `symmetry`, `relaxation`, `penalties`, `methods`, `auditing` and
+`testing`.
 """
 
-from equirelax import methods, penalties, relaxation, symmetry
-from equirelax.auditing import AuditReport, GridField, On, audit
+from equirelax import auditing, methods, penalties, relaxation, symmetry, testing
+from equirelax.auditing import audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
 from equirelax.relaxation import (
     MLP,
     Dense,
-    Grouped,
     Layers,
+    Linear,
     LowRank,
     load,
     project,
@@ -31,24 +33,25 @@ from equirelax.relaxation import (
     relaxation_of,
     save,
 )
+from equirelax.symmetry import GridField, On
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "ACE",
     "MLP",
-    "AuditReport",
     "Dense",
     "EquirelaxError",
     "GridField",
-    "Grouped",
     "Layers",
+    "Linear",
     "LowRank",
     "On",
     "ResilientACE",
     "Scheduled",
     "Strict",
     "audit",
+    "auditing",
     "load",
     "methods",
     "penalties",
@@ -58,4 +61,5 @@ __all__ = [
     "relaxation_of",
     "save",
     "symmetry",
+    "testing",
 ]

@@ -217,7 +217,7 @@ class Two(nn.Module):
         return self.last(y * torch.sigmoid(y.norm(dim=2, keepdim=True)))
 
 
-def relaxed(kind: er.Grouped, gamma: float = 0.4) -> tuple[Two, er.relaxation.Relaxation]:
+def relaxed(kind: er.relaxation.Grouped, gamma: float = 0.4) -> tuple[Two, er.relaxation.Relaxation]:
     model = Two()
     relaxation = er.relax(model, er.Layers(residual=kind))
     relaxation.set_gamma(gamma)
@@ -226,7 +226,7 @@ def relaxed(kind: er.Grouped, gamma: float = 0.4) -> tuple[Two, er.relaxation.Re
 
 def networks() -> dict[str, tuple[nn.Module, er.Layers]]:
     """Of vector neurons, e3nn and plain linear layers, with a placement of residuals in two groups."""
-    kind = er.Grouped(2, init="normal", std=1.0)
+    kind = er.relaxation.Grouped(2, init="normal", std=1.0)
     torch.manual_seed(3)
     declared = tuple(
         er.relaxation.Linear(str(i), a * vector(O(3)), b * vector(O(3)))
@@ -278,7 +278,7 @@ def test_fold_takes_what_a_dense_residual_gives(family: str) -> None:
 
 
 def test_sampled_rows_give_the_terms_of_those_rows() -> None:
-    relaxation = relaxed(er.Grouped(2, init="normal", std=1.0))[1]
+    relaxation = relaxed(er.relaxation.Grouped(2, init="normal", std=1.0))[1]
     residual, x = relaxation["first"], random(3, 12, 30)
     found = residual_terms(residual, [x], rows=40, generator=torch.Generator().manual_seed(5))
     chosen = choose_rows([x], -2, 40, torch.Generator().manual_seed(5))
@@ -291,7 +291,7 @@ def test_sampled_rows_give_the_terms_of_those_rows() -> None:
     "make", [lambda r: er.Scheduled(r, total_steps=10), lambda r: er.ACE(r, dual_lr=0.1)]
 )
 def test_it_starts_strict_and_trains_with_every_kind_of_strength(make) -> None:
-    model, relaxation = relaxed(er.Grouped(2))
+    model, relaxation = relaxed(er.relaxation.Grouped(2))
     x = random(5, 4, 3, 7)
     with relaxation.strict():
         strict = model(x)
@@ -310,20 +310,23 @@ def test_it_starts_strict_and_trains_with_every_kind_of_strength(make) -> None:
 
 def test_the_summary_counts_the_parameters_of_every_layer() -> None:
     """The last layer has two channels out: with four groups its map is dense."""
-    relaxation = relaxed(er.Grouped(4))[1]
+    relaxation = relaxed(er.relaxation.Grouped(4))[1]
     assert isinstance(relaxation["last"].map, DenseMap)
     counts = {row.path: row.parameters for row in relaxation.summary().with_status("relaxed")}
     # 9 = 4 * 2 + 1 channels out: two for every group, one that all four channels in are mixed into
     assert counts == {"first": 4 * 6 * 3 + 3 * 12, "last": 27 * 6}
     own = sum(p.numel() for p in relaxation.residual_parameters().values())
     assert relaxation.summary().parameters == own
-    assert er.Grouped(4).count(10, 9) == 4 * 2 * (2 + 2) + 1 * 10
+    assert er.relaxation.Grouped(4).count(10, 9) == 4 * 2 * (2 + 2) + 1 * 10
 
 
 @pytest.mark.parametrize("init", ["zeros", "normal", "default"])
 def test_inits(init: str) -> None:
     rep = 21 * vector(O(3))
-    one, two = (er.Grouped(4, init, 1e-2).build(rep, rep, -1, torch.Generator().manual_seed(0)) for _ in "12")
+    one, two = (
+        er.relaxation.Grouped(4, init, 1e-2).build(rep, rep, -1, torch.Generator().manual_seed(0))
+        for _ in "12"
+    )
     for (name, ours), theirs in zip(one.named_parameters(), two.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         if init == "normal":
@@ -334,20 +337,21 @@ def test_inits(init: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [(er.Grouped(0), "at least 1"), (er.Grouped(2, "zero"), "zeros, normal, default")]
+    ("kind", "words"),
+    [(er.relaxation.Grouped(0), "at least 1"), (er.relaxation.Grouped(2, "zero"), "zeros, normal, default")],
 )
-def test_bad_settings(kind: er.Grouped, words: str) -> None:
+def test_bad_settings(kind: er.relaxation.Grouped, words: str) -> None:
     with pytest.raises(PlacementError, match=words):
         er.relax(Two(), er.Layers(residual=kind))
 
 
 def test_checkpoints_pickles_and_state_dicts_carry_it(tmp_path: Path) -> None:
-    model, relaxation = relaxed(er.Grouped(2, init="normal", std=0.5))
+    model, relaxation = relaxed(er.relaxation.Grouped(2, init="normal", std=0.5))
     x = random(2, 4, 3, 5)
     er.save(model, tmp_path / "model.pt")
     loaded = Two()
     er.load(loaded, tmp_path / "model.pt")
-    again, _ = relaxed(er.Grouped(2))
+    again, _ = relaxed(er.relaxation.Grouped(2))
     again.load_state_dict(model.state_dict())
     for twin in (loaded, again, pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), model(x))
@@ -361,7 +365,7 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
     points = random(2, 12, 3)
     found: list[tuple[Tensor, Tensor]] = []
     weights: dict[str, Tensor] = {}
-    for kind in (er.Grouped(2, init="normal", std=0.3), er.Dense("normal")):
+    for kind in (er.relaxation.Grouped(2, init="normal", std=0.3), er.Dense("normal")):
         torch.manual_seed(1)
         model = VNPointNet(classes=4, neighbours=4, width=0.1).double()
         relaxation = er.relax(model, er.Layers(residual=kind))
@@ -381,11 +385,11 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
 def test_convolutions_refuse_it() -> None:
     rep = 4 * trivial(Cyclic(4))
     with pytest.raises(PlacementError, match="Grouped makes no convolution"):
-        er.relax(GroupConv2d(rep, rep, 3), er.Layers(residual=er.Grouped(2)))
+        er.relax(GroupConv2d(rep, rep, 3), er.Layers(residual=er.relaxation.Grouped(2)))
 
 
 def test_settings_choose_it() -> None:
     config = defaults("modelnet40", "vn-pointnet", "scheduled")
     thin = config.updated({"residual": {"kind": "grouped", "groups": 5, "init": "normal", "std": 1e-3}})
-    assert residual_kind(thin.residual) == er.Grouped(groups=5, init="normal", std=1e-3)
+    assert residual_kind(thin.residual) == er.relaxation.Grouped(groups=5, init="normal", std=1e-3)
     assert config.updated(thin.to_dict()) == thin

@@ -23,7 +23,7 @@ KINDS: dict[str, er.relaxation.ResidualKind] = {
     "dense": er.Dense("default"),
     "biased": er.Dense("default", bias=True),
     "low rank": er.LowRank(2),
-    "grouped": er.Grouped(2),
+    "grouped": er.relaxation.Grouped(2),
     "perceptron": er.MLP(2),
 }
 
@@ -105,7 +105,11 @@ def gram(residual: er.relaxation.Residual, inputs: list[Tensor]) -> int:
 
 def test_groups_and_low_rank_take_a_fraction() -> None:
     found = {}
-    for name, kind in {"dense": er.Dense(), "grouped": er.Grouped(4), "low rank": er.LowRank(8)}.items():
+    for name, kind in {
+        "dense": er.Dense(),
+        "grouped": er.relaxation.Grouped(4),
+        "low rank": er.LowRank(8),
+    }.items():
         model = nn.Sequential(VNLinear(64, 64), VNLinear(64, 64))
         found[name] = er.relax(model, residual=kind).summary().memory
     whole = found["dense"]
