@@ -70,6 +70,26 @@ def test_activations_are_kept_without_a_copy():
     assert kept[0].data_ptr() == seen[0].data_ptr()
 
 
+def test_residuals_that_read_the_same_batch_share_a_copy():
+    class Fork(Part):
+        def forward(self, x):
+            return self.a(x) + self.b(x.view(5, 3))
+
+    model = Fork()
+    relaxation = fill(er.relax(model, DECLARED))
+    Regularizer(relaxation)
+    array = X.numpy().copy()
+    batch = torch.from_numpy(array)
+    model(batch)
+    array += 1
+    model(batch)
+    (first, second), (other, last) = (relaxation[key].take_inputs() for key in "ab")
+    assert first is other
+    assert second is last
+    assert torch.equal(first, X)
+    assert torch.equal(second, X + 1)
+
+
 def test_m18_per_sample_gradients_leave_nothing_behind():
     model, regularizer = relaxed()
     parameters = {name: p.detach() for name, p in model.named_parameters()}

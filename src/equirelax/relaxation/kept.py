@@ -6,12 +6,22 @@ computes is kept as it is (autograd needs it as well), with the count of writes 
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from equirelax.relaxation.columns import Columns, SharedColumns
+from equirelax.relaxation.columns import Columns, SharedColumns, identity
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor that is kept, and where it was copied from (None: it is no copy), so that its place in memory stays taken."""
+
+    value: Tensor
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -21,10 +31,12 @@ class Kept:
     Args:
         value: as it was read.
         writes: `Tensor._version` of its parts when it was kept; None for what is traced, where nothing is counted.
+        parts: what it is made of.
     """
 
     value: Columns
     writes: tuple[int, ...] | None
+    parts: tuple[_Part, ...]
 
     @property
     def intact(self) -> bool:
@@ -32,15 +44,35 @@ class Kept:
         return self.writes is None or self.writes == _writes(self.value)
 
 
+_COPIES: weakref.WeakValueDictionary[tuple[Any, ...], _Part] = weakref.WeakValueDictionary()
+"""Copies that are still kept, by their source: residuals that read the same get the same one."""
+
+
 def keep(x: Columns) -> Kept:
     """Keep an input."""
-    value = SharedColumns(_own(x.own), _own(x.common)) if isinstance(x, SharedColumns) else _own(x)
-    return Kept(value, None if torch.compiler.is_compiling() else _writes(value))
+    if isinstance(x, SharedColumns):
+        own, common = _part(x.own), _part(x.common)
+        value: Columns = SharedColumns(own.value, common.value)
+        parts: tuple[_Part, ...] = (own, common)
+    else:
+        parts = (_part(x),)
+        value = parts[0].value
+    return Kept(value, None if torch.compiler.is_compiling() else _writes(value), parts)
 
 
-def _own(x: Tensor) -> Tensor:
+def _part(x: Tensor) -> _Part:
     """Detached; a copy of what no operation that autograd records has made, for it may be anybody's."""
-    return x.detach().clone() if x.is_leaf else x.detach()
+    if not x.is_leaf:
+        return _Part(x.detach())
+    if torch.compiler.is_compiling() or x.is_inference():
+        return _Part(x.detach().clone())
+    source = x.detach()
+    key = (*identity(source), source._version)
+    found = _COPIES.get(key)
+    # memory that NumPy shares is written to without being counted
+    if found is None or (x.device.type == "cpu" and not torch.equal(found.value, source)):
+        found = _COPIES[key] = _Part(source.clone(), source)
+    return found
 
 
 def _writes(x: Columns) -> tuple[int, ...]:
