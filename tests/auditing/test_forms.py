@@ -125,6 +125,7 @@ def test_a_dict_is_one_argument() -> None:
     wrong = audit(nn.Sequential(OnDicts()), sample, in_rep, {"pos": positions(E(3))}, samples=4)
     assert not wrong.equivariant
     assert wrong.worst.output == "output.vectors"
+    assert any("output.vectors" in note and "out_rep" in note for note in wrong.notes)
 
 
 def test_a_mapping_of_forwards_parameters_is_keywords() -> None:

@@ -386,6 +386,22 @@ def test_what_eval_merges_into_weights_is_undone_on_the_copies() -> None:
     assert (float(model.weight), model.merged, model.training) == (1.0, False, True)
 
 
+def test_buffers_that_are_not_plain_tensors() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mix", torch.eye(4).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix @ x
+
+    model = Sparse()
+    held = model.mix
+    assert audit(model, torch.randn(4, 3), vector(SO(3)), vector(SO(3)), samples=2, lie=False).equivariant
+    assert model.mix is held
+    assert model.mix.dtype == torch.float32
+
+
 def test_a_lazy_module_is_to_be_called_first() -> None:
     with pytest.raises(AuditError, match="call it once"):
         audit(nn.LazyLinear(3), torch.randn(2, 3), vector(SO(3)), vector(SO(3)))

@@ -259,6 +259,7 @@ class _Job:
                 seed=self.seed,
                 dtype=dtype,
             )
+        unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None}
         translated = _translates(group) and where.largest > 0
         return AuditReport(
             model=_title(model),
@@ -273,7 +274,7 @@ class _Job:
             localisation=found,
             inputs={leaf.path: _action(leaf) for leaf in inputs},
             outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
-            notes=(*notes, *_notes(before, derivative, tolerance, group if lie else None, self)),
+            notes=(*notes, *_notes(before, derivative, tolerance, group if lie else None, self, unlisted)),
             bounds=network_bounds(relaxation) if bounds and relaxation is not None else None,
             deployed=form,
             modules=each,
@@ -341,7 +342,12 @@ def _action(leaf: Leaf, output: bool = False) -> str:
 
 
 def _notes(
-    before: Measurement, lie: LieReport | None, tolerance: float, differentiated: Group | None, job: _Job
+    before: Measurement,
+    lie: LieReport | None,
+    tolerance: float,
+    differentiated: Group | None,
+    job: _Job,
+    unlisted: set[str],
 ) -> list[str]:
     notes = []
     if before.not_compared:
@@ -359,6 +365,10 @@ def _notes(
             "the Lie derivative vanishes but finite elements fail: reflections or another component of the "
             "group break "
             "equivariance, or something that is not differentiable (sorting, neighbours, rounding)"
+        )
+    if before.relative > tolerance and isinstance(job.out_rep, Mapping) and before.worst.output in unlisted:
+        notes.append(
+            f"{before.worst.output} was taken as invariant, for out_rep does not list it: list every output that transforms"
         )
     unit = torch.finfo(job.dtype).eps
     for path, away, spread in far_away(job.sample, job.in_rep):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
 from equirelax.auditing.chain import orthogonal
+from equirelax.auditing.coordinates import coordinates, with_translations
 from equirelax.auditing.error import gap, outputs_of
 from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
 from equirelax.auditing.known import placed
@@ -92,7 +93,7 @@ def breaking(
         sample, in_rep, out_rep, group: as for :func:`equirelax.auditing.audit`.
         model: what is run, where that is not the relaxed model itself but a function that calls it.
         samples: number of group elements drawn, >= 1; generators of a finite group and one element of every other
-            component are tried too.
+            component are tried too. Translations reach as far as the largest coordinate of the sample.
         seed: of the elements.
         dtype: precision of the model's run.
 
@@ -108,6 +109,7 @@ def breaking(
     elements = torch.cat(
         (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))
     )
+    elements = with_translations(group, elements, coordinates(sample, in_rep).largest or 1.0)
     with measuring(relaxation.model, dtype, seed):
         run = _Run(relaxation, model or relaxation.model, sample, in_rep, out_rep, group, elements, dtype)
         return tuple(run.measure(key, residual) for key, residual in relaxation)

@@ -54,6 +54,7 @@ def size_of_positions(value: Tensor, action: TensorAction | None) -> float | Non
     if not points:
         return None
     assert isinstance(action, On)
+    assert isinstance(action.axis, int)
     rest = value.detach().double().movedim(action.axis, -1).clone()
     rep = action.representation
     for (copies, block), part in zip(rep.blocks, rep.slices(), strict=True):

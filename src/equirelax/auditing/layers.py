@@ -96,7 +96,7 @@ class Localisation:
         if shown:
             title, rule, *rows = self._table(shown)
             calls = f"  {fine} other {'call is' if fine == 1 else 'calls are'} fine"
-            found.append(Section([title, rule], rows, "calls of modules (.layers)", [calls]))
+            found.append(Section([title, rule], rows, "calls of modules (.layers)", [calls], weight=4))
         accused = {one.path for one in (self.first, self.strict) if one is not None}
         notes = [f"  {row.name}: {row.note}" for row in shown if row.note and row.path not in accused]
         if notes:

@@ -62,7 +62,7 @@ def label_free(
         batches: inputs, each as for `audit`: a tensor, a tuple, a mapping, PyG data.
         in_rep, out_rep: how the group acts on an input and on the one output tensor; as for `audit`.
         group: elements are drawn from it; by default the group of the representations.
-        samples: M >= 1.
+        samples: M >= 1. Translations are drawn as the group does it, up to 1, whatever the size of coordinates.
         seed: of the elements.
 
     Raises:

@@ -252,7 +252,7 @@ class AuditReport:
             "  adds: share of the module's output; breaks by: error of what is added, of the same size; output alone:\n"
             "  relative error of the model's output with this residual alone"
         )
-        return Section([title, rule], rows, "relaxed modules (.modules)", words.splitlines())
+        return Section([title, rule], rows, "relaxed modules (.modules)", words.splitlines(), weight=4)
 
 
 def _maybe(value: float | None) -> str:

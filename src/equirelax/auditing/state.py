@@ -179,6 +179,11 @@ class _Copies:
             return self._remember(value, set(value))
         return value
 
+    def buffer(self, value: Tensor | None) -> Tensor | None:
+        """The copy of a buffer; one of a kind that cannot be copied plainly (sparse, distributed) stays in its place."""
+        plain = value is None or (type(value) is Tensor and value.layout == torch.strided)
+        return self.of(value) if plain or value is None else self.keep(value)
+
     def target(self, tensor: Tensor) -> torch.dtype:
         """The dtype in which a tensor is measured."""
         if tensor.is_floating_point():
@@ -205,7 +210,7 @@ class _Held:
 
     def inside(self, copies: _Copies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Buffers and attributes for the time of the measurement; attributes that do not change are left out."""
-        buffers = {key: copies.of(value) for key, value in self.registries["_buffers"].items()}
+        buffers = {key: copies.buffer(value) for key, value in self.registries["_buffers"].items()}
         own = {key: value for key, value in self.attributes.items() if key not in _TORCH_OWN}
         return buffers, {key: copies.of(value) for key, value in own.items()}
 

@@ -35,6 +35,7 @@ class Section:
     Attributes:
         what: the rows, in the words of the line that names how many were folded.
         shown: how many rows are.
+        weight: how much longer than another section it stays where something must be folded.
     """
 
     head: list[str]
@@ -42,6 +43,7 @@ class Section:
     what: str = ""
     tail: list[str] = dataclasses.field(default_factory=list)
     shown: int = -1
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.shown < 0:
@@ -57,7 +59,7 @@ class Section:
 
 def folded(sections: list[Section], most: int) -> str:
     """The sections with a blank line between them, in at most ``most`` lines where folding rows reaches that: the longest
-    are folded first, down to one row each.
+    (over their weights) are folded first, down to one row each.
     """
     sections = [section for section in sections if section.lines]
 
@@ -73,6 +75,6 @@ def folded(sections: list[Section], most: int) -> str:
         ]
         if not foldable:
             break
-        longest = max(foldable, key=lambda section: section.shown)
+        longest = max(foldable, key=lambda section: section.shown / section.weight)
         longest.shown -= 2 if longest.shown == len(longest.rows) else 1
     return "\n\n".join("\n".join(section.lines) for section in sections)
