@@ -14,6 +14,7 @@ from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, 
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.memory import Memory
+from equirelax.relaxation.networks import Network, register_network
 from equirelax.relaxation.placements import (
     Constant,
     CoordinateBlocks,
@@ -21,15 +22,17 @@ from equirelax.relaxation.placements import (
     EGNOStreams,
     Layers,
     Linear,
+    Placed,
     Placement,
     SchNetStream,
     SEGNNUpdates,
+    Survey,
 )
 from equirelax.relaxation.projected import ProjectionReport
 from equirelax.relaxation.projection import cannot_fold, project
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.site import AddToItem, AddToOutput, Arguments, FirstInput, Reader, Site, Writer
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.relaxation.streams import StreamResidual
@@ -37,6 +40,9 @@ from equirelax.relaxation.summary import Summary
 
 __all__ = [
     "MLP",
+    "AddToItem",
+    "AddToOutput",
+    "Arguments",
     "BasisBlock",
     "BasisKernels",
     "Constant",
@@ -46,6 +52,7 @@ __all__ = [
     "EGNNBlocks",
     "EGNOStreams",
     "EquivariantDense",
+    "FirstInput",
     "Fold",
     "GridKernels",
     "Grouped",
@@ -55,8 +62,11 @@ __all__ = [
     "Linear",
     "LowRank",
     "Memory",
+    "Network",
+    "Placed",
     "Placement",
     "ProjectionReport",
+    "Reader",
     "Relaxation",
     "Residual",
     "ResidualKind",
@@ -67,6 +77,8 @@ __all__ = [
     "StreamResidual",
     "StreamStep",
     "Summary",
+    "Survey",
+    "Writer",
     "cannot_fold",
     "load",
     "load_relaxation_state",
@@ -74,6 +86,7 @@ __all__ = [
     "read",
     "read_strict",
     "register",
+    "register_network",
     "relax",
     "relaxation_of",
     "relaxation_state",

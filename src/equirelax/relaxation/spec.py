@@ -25,8 +25,10 @@ def spec(name: str) -> Callable[[type[_T]], type[_T]]:
     """Register a dataclass under `name` for `encode` and `decode`."""
 
     def register(cls: type[_T]) -> type[_T]:
-        if _KINDS.get(name, cls) is not cls:
-            raise PlacementError(f"two classes are registered as {name!r}: {_KINDS[name]!r} and {cls!r}")
+        known = _KINDS.get(name, cls)
+        # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise PlacementError(f"two classes are registered as {name!r}: {known!r} and {cls!r}")
         _KINDS[name] = cls
         cls.spec_name = name  # type: ignore[attr-defined]
         return cls

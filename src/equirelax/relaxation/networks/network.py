@@ -68,8 +68,10 @@ def register_network(cls: type[Network]) -> type[Network]:
     Raises:
         PlacementError: another one has the same name.
     """
-    if cls.name in _NETWORKS and type(_NETWORKS[cls.name]) is not cls:
-        raise PlacementError(f"two networks are registered as {cls.name!r}")
+    known = type(_NETWORKS[cls.name]) if cls.name in _NETWORKS else cls
+    # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PlacementError(f"two networks are registered as {cls.name!r}: {known!r} and {cls!r}")
     _NETWORKS[cls.name] = cls()
     return cls
 
