@@ -27,8 +27,8 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     network = EGNN_Network(num_tokens=10, dim=16, depth=3, norm_coors=True, coor_weights_clamp_value=2.0)
     numbers, where, forces = batch(molecules(8))
     relaxation = er.relax(network, PLACEMENT)
-    method = er.Scheduled(relaxation, total_steps=steps)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
     sample, reps, losses = (numbers, where), (None, positions(E(3))), []
     for step in range(steps):
         if step == steps // 2:  # the residuals are at full strength
@@ -38,7 +38,6 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step()
         losses.append(loss.item())
     er.project(network)
     projected = er.audit(network, sample, reps, reps, samples=4)

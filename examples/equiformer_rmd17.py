@@ -26,8 +26,8 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     )  # fmt: skip
     numbers, where, forces = batch(molecules(8))
     relaxation = er.relax(network)
-    method = er.Scheduled(relaxation, total_steps=steps)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
     sample, reps, losses = (numbers[:2], where[:2]), (None, positions(SE(3))), []
     for step in range(steps):
         if step == steps // 2:  # the residuals are at full strength
@@ -36,7 +36,6 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step()
         losses.append(loss.item())
     er.project(network)
     projected = er.audit(network, sample, reps, (None, vector(SE(3))), samples=4)

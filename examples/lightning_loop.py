@@ -1,4 +1,4 @@
-"""A LightningModule of your own, relaxed: the method has a place in five functions. Needs torch and Lightning."""
+"""A LightningModule of your own, relaxed: the method has a place in four functions. Needs torch and Lightning."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ class AngularMomentum(lightning.LightningModule):
         self.method = er.ACE(self.relaxation, dual_lr=1e-2, augmented=0.5)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.relaxation.parameter_groups(), lr=1e-2)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
+        self.method.attach(optimizer)  # the method steps with it
+        return optimizer
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         return mse_loss(self.model(batch[0]), batch[1]) + self.method.penalty()
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.method.step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self.log("relaxed", mse_loss(self.model(batch[0]), batch[1]))

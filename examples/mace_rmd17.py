@@ -48,8 +48,8 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     graph = next(iter(torch_geometric.dataloader.DataLoader(atoms, batch_size=8))).to_dict()
     forces = torch.tensor(np.concatenate([f.get_forces() for f in frames])).float()
     relaxation = er.relax(network)
-    method = er.Scheduled(relaxation, total_steps=steps)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
     model, reps, losses = EnergyAndForces(network), ({"positions": positions(E(3))},), []
     for step in range(steps):
         if step == steps // 2:  # the residuals are at full strength
@@ -58,7 +58,6 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step()
         losses.append(loss.item())
     er.project(network)
     projected = er.audit(model, (graph,), reps, (None, vector(E(3))), samples=4)

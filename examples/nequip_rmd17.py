@@ -37,8 +37,9 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     types = ChemicalSpeciesToAtomTypeMapper(model_type_names=SPECIES)
     graphs = [types(compute_neighborlist_(from_ase(frame), CUTOFF)) for frame in molecules(8)]
     data = AtomicDataDict.batched_from_list(graphs)
-    method = er.Scheduled(er.relax(network), total_steps=steps)
+    relaxation = er.relax(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
     model, reps, losses = EnergyAndForces(network), ({"pos": positions(E(3))},), []
     for step in range(steps):
         if step == steps // 2:  # the residuals are at full strength
@@ -47,7 +48,6 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step()
         losses.append(loss.item())
     er.project(network)
     projected = er.audit(model, (data,), reps, (None, vector(E(3))), samples=4)

@@ -39,14 +39,14 @@ def train(name: str, epochs: int) -> tuple[float, float, float]:
     torch.manual_seed(0)
     (x, y), (test_x, test_y), mse, model = data(512, 0), data(512, 1), nn.functional.mse_loss, Network()
     options = {"scheduled": {"total_steps": 8 * epochs}, "ace": {"dual_lr": 1e-2, "augmented": 0.5}}
-    method = er.methods.get(name)(er.relax(model), **options.get(name, {}))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)  # after relax and the method
+    relaxation = er.relax(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)  # after relax
+    method = er.methods.get(name)(relaxation, **options.get(name, {})).attach(optimizer)
     for _ in range(epochs):
         for part in torch.randperm(len(x)).split(64):
             (mse(model(x[part]), y[part]) + method.penalty()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            method.step()
     relaxed = mse(model(test_x), test_y).item()
     er.project(model)
     report = er.audit(model, test_x[:8], VECTORS, VECTORS)

@@ -37,14 +37,13 @@ keys = list(model.state_dict())
 loader = [(torch.randn(32, 4, 3), torch.randn(32, 2, 3)) for _ in range(5)]
 declared = er.relaxation.Linear("*", er.symmetry.On("1x1o", -1), channel_axis=-2)
 relaxation = er.relax(model, er.Layers(declare=(declared,)))
-method = er.ACE(relaxation, dual_lr=8e-4)
 optimizer = torch.optim.Adam(model.parameters(), lr=9e-4)
+method = er.ACE(relaxation, dual_lr=8e-4).attach(optimizer)
 for x, y in loader:
     loss = torch.nn.functional.mse_loss(model(x), y) + method.penalty()
+    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()
-    method.step()
 er.project(model)
 assert list(model.state_dict()) == keys
 turn = er.symmetry.SO(3)

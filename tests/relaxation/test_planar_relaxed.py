@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.auditing.lipschitz import REPEATS, residual_slope
+from equirelax.auditing.lipschitz import residual_slope
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.methods import ACE, RPP, Method, ResilientACE, Scheduled
 from equirelax.models import FieldBatchNorm, GroupConv2d, GroupPool
@@ -330,7 +330,8 @@ def test_slopes_of_residual_convolutions_are_bounded(kind: ResidualKind, mode: s
     residual = er.relax(conv, residual=kind, generator=torch.Generator().manual_seed(0))[""]
     found = residual_slope(residual)
     if mode == "reflect":
-        assert (found.constant, found.reason) == (None, REPEATS)
+        assert found.constant is None
+        assert "repeats pixels" in found.reason
         return
     assert found.constant is not None
     # the convolution as one matrix, for all pixels

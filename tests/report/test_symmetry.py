@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from equirelax.auditing.bounds import LayerConstants, NetworkBounds
+from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
 from equirelax.report.picture import draw, sizes
 from equirelax.report.strengths import strengths_of, strengths_table
@@ -142,12 +142,11 @@ def test_what_is_said_of_multipliers(course: Any, verdict: str) -> None:
 
 
 def test_bounds_of_a_network_that_has_them() -> None:
-    bounds = NetworkBounds("", (LayerConstants("a", 1.0, 2.0, 0.5), LayerConstants("b", 1.0, 1.0, 0.1)))
+    bounds = NetworkBounds("", ((1.0, 1.0), (1.0, 1.0)))  # (m, g b) of every layer
     text = page(study(bounds=bounds), "A title")
     assert text.startswith("# A title\n\n| residual |")
     # 2 g b L (m + g b)^(L-1) and (m + g b)^L - m^L with m = 1, b = 2, g = 0.5, L = 2
-    assert "equivariance error 8 (layer by layer" in text
-    assert "network 3 (layer by layer" in text
+    assert "equivariance error 8, distance to the projected network 3." in text
     assert "8 group elements" in text
 
 

@@ -1,13 +1,7 @@
 """Measuring: equivariance errors, Lie derivatives of whole models, which layer is to blame, ACE's bounds."""
 
 from equirelax.auditing.audit import audit
-from equirelax.auditing.bounds import (
-    NetworkBounds,
-    equivariance_bound,
-    network_bounds,
-    projection_bound,
-    residual_lipschitz,
-)
+from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.layers import Break, LayerRow, Localisation
@@ -35,11 +29,8 @@ __all__ = [
     "Worst",
     "audit",
     "breaking",
-    "equivariance_bound",
+    "equivariance_bounds",
     "first_non_finite",
     "label_free",
     "largest_gain",
-    "network_bounds",
-    "projection_bound",
-    "residual_lipschitz",
 ]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.bounds import network_bounds
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.calling import Function, call
 from equirelax.auditing.coordinates import coordinates, far_away, with_translations
@@ -52,7 +51,6 @@ def audit(
     per_layer: bool = True,
     layer_reps: Mapping[str, Any] | None = None,
     deployed: str | None = None,
-    bounds: bool = False,
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
@@ -99,7 +97,6 @@ def audit(
         deployed: the form in which a relaxed model will be used, which the report leads with: ``"projected"`` or
             ``"relaxed"``. By default what its method says, ``"projected"`` where none is attached. Of a network that is
             deployed relaxed the report also says how far from equivariant each of its relaxed modules is.
-        bounds: whether to compute ACE's bounds of a relaxed model.
 
     Returns:
         The report; ``print(report)`` shows it.
@@ -139,7 +136,7 @@ def audit(
         found = job.first_call()
     if own_output:
         job = dataclasses.replace(job, out_rep=only_present(found, out_rep))
-    return job.report(model, tolerance, lie, per_layer, layer_reps, deployed, bounds, notes)
+    return job.report(model, tolerance, lie, per_layer, layer_reps, deployed, notes)
 
 
 class _FirstCallError(Exception):
@@ -200,7 +197,6 @@ class _Job:
         per_layer: bool,
         layer_reps: Mapping[str, Any] | None,
         deployed: str | None,
-        bounds: bool,
         notes: list[str],
     ) -> AuditReport:
         """The whole audit."""
@@ -275,7 +271,6 @@ class _Job:
             inputs={leaf.path: _action(leaf) for leaf in inputs},
             outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
             notes=(*notes, *_notes(before, derivative, tolerance, group if lie else None, self, unlisted)),
-            bounds=network_bounds(relaxation) if bounds and relaxation is not None else None,
             deployed=form,
             modules=each,
             translations=reach if translated else None,

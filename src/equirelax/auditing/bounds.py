@@ -1,199 +1,152 @@
-"""How far a relaxed network can be from its projection, and from equivariance, at most (ACE section 4).
+"""ACE's bounds (section 4): how far a relaxed network is from its projection and from equivariance, at most.
 
-For L layers ``f_i^eq + gamma_i f_i^neq`` one after the other, with orthogonal representations and no biases
-(f(0) = 0), m and b Lipschitz constants of every f_i^eq and f_i^neq, and g = max |gamma_i|:
-
-    || f_gamma(x) - f_0(x) ||                      <= [ (m + g b)^L - m^L ] ||x||
-    || rho_Y(h) f_gamma(x) - f_gamma(rho_X(h) x) || <= 2 g b L (m + g b)^(L-1) ||x||
-
-Both follow by induction over the layers, which with constants of their own for every layer gives the sharper
+For layers f_i^eq + gamma_i f_i^neq with Lipschitz constants m_i and b_i, one after the other, f(0) = 0, orthogonal actions:
 
     || f_gamma(x) - f_0(x) ||                      <= [ prod_i (m_i + |gamma_i| b_i) - prod_i m_i ] ||x||
     || rho_Y(h) f_gamma(x) - f_gamma(rho_X(h) x) || <= sum_i 2 |gamma_i| b_i prod_{j != i} (m_j + |gamma_j| b_j) ||x||
 
-An equivariant map with Lipschitz constant c and f(0) = 0 after a layer multiplies its m_i and b_i by c. Layers
-without a global Lipschitz constant (messages that multiply features, attention, batch norm) have no such bound.
+which with the same m, b and gamma in all L layers are the paper's (m + g b)^L - m^L and 2 g b L (m + g b)^(L-1). An
+equivariant map with constant c between layers is one with m = c and b = 0. A module that is called twice is two layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor, nn
 
-from equirelax.auditing.chain import Link, read_chain
-from equirelax.auditing.lipschitz import residual_slope
+from equirelax.auditing.lipschitz import residual_slope, spectral_norm
 from equirelax.auditing.state import measuring
-from equirelax.errors import AuditError
-from equirelax.relaxation import Relaxation
+from equirelax.relaxation import Relaxation, Residual, relaxation_of
+from equirelax.relaxation.site import AddToOutput, FirstInput
+from equirelax.symmetry import Representation
 
-
-def projection_bound(strict: float, residual: float, gamma: float, layers: int) -> float:
-    """``(m + g b)^L - m^L``: the distance to the projected network over ``||x||``, at most.
-
-    Args:
-        strict: m, Lipschitz constant of every strict layer, at least 0; residual: b, of every residual, at
-            least 0.
-        gamma: the largest strength; its sign does not matter.
-        layers: L, at least 1.
-
-    Raises:
-        AuditError: an argument is out of range.
-    """
-    _check(strict, residual, layers)
-    return (strict + abs(gamma) * residual) ** layers - strict**layers
-
-
-def equivariance_bound(strict: float, residual: float, gamma: float, layers: int) -> float:
-    """``2 g b L (m + g b)^(L-1)``: the equivariance error over ``||x||``, at most.
-
-    Arguments and errors as for :func:`projection_bound`.
-    """
-    _check(strict, residual, layers)
-    g = abs(gamma)
-    return 2 * g * residual * layers * (strict + g * residual) ** (layers - 1)
-
-
-def residual_lipschitz(relaxation: Relaxation) -> dict[str, float | None]:
-    """Key -> Lipschitz constant of every residual's map where ACE's bounds can use it: the largest singular value
-    of a dense one, the product over the layers of a perceptron; ``None`` ("n/a") for one with a bias (f(0) != 0),
-    with batch norm, or of unknown kind.
-    """
-    found = {key: residual_slope(residual) for key, residual in relaxation}
-    return {key: None if one.reason else one.constant for key, one in found.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerConstants:
-    """One layer of a chain: its residual's key, m_i and b_i (with the maps after it up to the next layer), and
-    gamma_i.
-    """
-
-    key: str
-    strict: float
-    residual: float
-    gamma: float
-
-    @property
-    def total(self) -> float:
-        """``m_i + |gamma_i| b_i``, the Lipschitz constant of the relaxed layer."""
-        return self.strict + abs(self.gamma) * self.residual
+SLOPES = dict.fromkeys(("Identity", "Dropout", "ReLU", "Tanh", "Softsign"), 1.0) | {
+    "GELU": 1.129,
+    "SiLU": 1.1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkBounds:
-    """ACE's bounds of one network, each over ``||x||`` of a row; or why it has none.
-
-    Attributes:
-        reason: why there is no bound ("n/a"); empty where there is one.
-        layers: the constants of every layer, in order; empty without bounds.
-    """
+    """Both bounds, over ``||x||`` of a row, from (m_i, |gamma_i| b_i) of every layer; or why there is none."""
 
     reason: str
-    layers: tuple[LayerConstants, ...] = ()
+    layers: tuple[tuple[float, float], ...] = ()
 
     @property
     def projection(self) -> float | None:
-        """The paper's bound on the distance to the projected network: largest m, b and abs(gamma) for every layer."""
-        return projection_bound(*self._worst()) if self.layers else None
+        """The distance to the projected network, at most."""
+        whole, strict = (math.prod(m + k * b for m, b in self.layers) for k in (1, 0))
+        return None if self.reason else whole - strict
 
     @property
     def equivariance(self) -> float | None:
-        """The paper's bound on the equivariance error."""
-        return equivariance_bound(*self._worst()) if self.layers else None
-
-    @property
-    def sharp_projection(self) -> float | None:
-        """The first bound with every layer's own constants."""
-        if not self.layers:
-            return None
-        return math.prod(one.total for one in self.layers) - math.prod(one.strict for one in self.layers)
-
-    @property
-    def sharp_equivariance(self) -> float | None:
-        """The second bound with every layer's own constants."""
-        return sum(map(self.contribution, range(len(self.layers)))) if self.layers else None
-
-    def contribution(self, index: int) -> float:
-        """Layer `index`'s term in :attr:`sharp_equivariance`: what it can add to the network's error, at most."""
-        one = self.layers[index]
-        others = math.prod(other.total for i, other in enumerate(self.layers) if i != index)
-        return 2 * abs(one.gamma) * one.residual * others
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain python: all four bounds (``None``: n/a), the reason, the constants."""
-        return {
-            "reason": self.reason,
-            "projection": self.projection,
-            "equivariance": self.equivariance,
-            "sharp_projection": self.sharp_projection,
-            "sharp_equivariance": self.sharp_equivariance,
-            "layers": [dataclasses.asdict(one) for one in self.layers],
-        }
-
-    def __str__(self) -> str:
+        """The equivariance error, at most."""
         if self.reason:
-            return f"bounds (ACE section 4): n/a: {self.reason}"
-        return (
-            f"bounds (ACE section 4), over ||x||: distance to the projected network {self.projection:.3g} "
-            f"(layer by layer {self.sharp_projection:.3g}), equivariance error {self.equivariance:.3g} "
-            f"(layer by layer {self.sharp_equivariance:.3g})"
-        )
-
-    def _worst(self) -> tuple[float, float, float, int]:
-        return (
-            max(one.strict for one in self.layers),
-            max(one.residual for one in self.layers),
-            max(abs(one.gamma) for one in self.layers),
-            len(self.layers),
+            return None
+        others = (self.layers[:i] + self.layers[i + 1 :] for i in range(len(self.layers)))
+        return sum(
+            2 * b * math.prod(map(sum, rest)) for (_, b), rest in zip(self.layers, others, strict=True)
         )
 
 
-def network_bounds(relaxation: Relaxation, constants: Mapping[str, float] | None = None) -> NetworkBounds:
-    """ACE's bounds of a relaxed network from spectral norms, or the reason why it has none.
+class _NoBound(Exception):
+    """An assumption that does not hold, in words."""
 
-    The assumptions are checked, not taken for granted: the model is an ``nn.Sequential`` (nested ones too) of
-    relaxed linear layers, each equivariant, and of equivariant maps between them with a known Lipschitz constant;
-    nothing has a bias; the representations are orthogonal.
+
+def equivariance_bounds(
+    model: nn.Module | Relaxation, constants: Mapping[str, float] | None = None
+) -> NetworkBounds:
+    """ACE's bounds of a relaxed ``nn.Sequential`` (also nested) of linear layers and equivariant maps; else why it has none.
 
     Args:
-        relaxation: of the model; its present strengths count.
-        constants: Lipschitz constants of maps that :func:`~equirelax.auditing.lipschitz.lipschitz` does not know, by
-            class name or path: ``{"NormGate": 1.0}``. They must have f(0) = 0, which is checked.
-
-    Raises:
-        AuditError: a constant is negative, or names nothing in the model.
+        model: relaxed; its present strengths count.
+        constants: Lipschitz constants of maps between the layers, by class name: ``{"NormGate": 1.0}``.
     """
-    with measuring(relaxation.model, torch.float64):
-        chain = read_chain(relaxation, dict(constants or {}))
-        if isinstance(chain, str):
-            return NetworkBounds(chain)
-        layers: list[LayerConstants] = []
-        for link in chain:
-            found = _constants(link)
-            if isinstance(found, str):
-                return NetworkBounds(found)
-            layers.append(found)
-    return NetworkBounds("", tuple(layers))
+    relaxation = model if isinstance(model, Relaxation) else relaxation_of(model)
+    with measuring(relaxation.model, torch.float64), relaxation.strict(), torch.no_grad():
+        try:
+            return NetworkBounds("", tuple(_layers(relaxation, {**SLOPES, **(constants or {})})))
+        except _NoBound as reason:
+            return NetworkBounds(str(reason))
 
 
-def _constants(link: Link) -> LayerConstants | str:
-    """m, b and gamma of one layer; or why its residual has no b."""
-    total, largest = 0.0, 0.0
-    for residual in link.residuals:
-        found = residual_slope(residual)
-        if found.constant is None or found.reason:
-            return f"the residual of {residual.site.key or 'the model'}: {found.reason}"
-        total += found.constant
-        largest = max(largest, abs(float(residual.gamma.detach())) if residual.active else 0.0)
-    return LayerConstants(link.path, link.strict * link.around, total * link.around, largest)
+def _layers(relaxation: Relaxation, constants: Mapping[str, float]) -> list[tuple[float, float]]:
+    relaxed: dict[nn.Module, list[Residual]] = {}
+    for key, residual in relaxation:
+        relaxed.setdefault(relaxation.module(key), []).append(residual)
+    calls = list(_calls(relaxation.model, "the model", relaxed))
+    if relaxed.keys() - {module for _, module in calls}:
+        raise _NoBound(f"{type(relaxation.model).__name__} is not a chain of layers (nn.Sequential)")
+    found: list[tuple[float, float]] = []
+    rep = next(relaxed[module][0].in_rep for _, module in calls if module in relaxed)
+    for path, module in calls:
+        name = f"{path} ({type(module).__name__})"
+        if module in relaxed:
+            found.append(_layer(name, module, relaxed[module], rep))
+            rep = relaxed[module][0].out_rep
+        elif type(module).__name__ in constants:
+            _check(name, module, rep, rep)
+            found.append((constants[type(module).__name__], 0.0))
+        else:
+            raise _NoBound(f"{name}: no Lipschitz constant is known of it; give it in constants")
+    return found
 
 
-def _check(strict: float, residual: float, layers: int) -> None:
-    if strict < 0 or residual < 0 or layers < 1:
-        raise AuditError(
-            f"a bound needs Lipschitz constants of at least 0 and at least one layer, got strict={strict}, "
-            f"residual={residual}, layers={layers}"
-        )
+def _calls(
+    module: nn.Module, path: str, relaxed: Mapping[nn.Module, object]
+) -> Iterator[tuple[str, nn.Module]]:
+    """What a chain calls, one after the other and as often as it does; a relaxed module is never taken apart."""
+    if module in relaxed or type(module).forward is not nn.Sequential.forward:
+        yield path, module
+    else:
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _calls(child, name if path == "the model" else f"{path}.{name}", relaxed)
+
+
+def _layer(
+    name: str, module: nn.Module, residuals: list[Residual], rep: Representation
+) -> tuple[float, float]:
+    loose = 0.0
+    for residual in residuals:
+        site, slope = residual.site, residual_slope(residual)
+        plain = type(site.reader) is FirstInput and type(site.writer) is AddToOutput
+        if (
+            not plain
+            or site.feature_axis != -1
+            or site.convolution is not None
+            or not (site.in_rep.linear and site.out_rep.linear)
+        ):
+            raise _NoBound(f"{name}: its residual does not map features to features, row by row")
+        if slope.constant is None or slope.reason:
+            raise _NoBound(f"the residual of {name}: {slope.reason}")
+        loose += slope.constant * abs(float(residual.gamma.detach())) * residual.enabled
+    matrix = module(torch.eye(rep.dim, dtype=torch.float64)).T if rep.dim == residuals[0].in_rep.dim else None
+    x = torch.randn(8, rep.dim, dtype=torch.float64)
+    if matrix is None or not _near(module(x), x @ matrix.T):
+        raise _NoBound(f"{name} is not linear, or does not read what comes before it")
+    _check(name, module, rep, residuals[0].out_rep)
+    return spectral_norm(matrix), loose
+
+
+def _check(name: str, module: nn.Module, in_rep: Representation, out_rep: Representation) -> None:
+    """Raise unless f(0) = 0 and f is equivariant between orthogonal actions, on drawn rows and elements."""
+    x = torch.randn(8, in_rep.dim, dtype=torch.float64)
+    if module(x).shape != (8, out_rep.dim) or bool(module(torch.zeros_like(x)).any()):
+        raise _NoBound(f"{name} changes the number of features, or f(0) is not 0")
+    group, y = in_rep.group, module(x)
+    for g in torch.cat((group.sample(6, dtype=x.dtype), group.discrete(dtype=x.dtype))):
+        pairs = ((in_rep.apply(g, x), x), (out_rep.apply(g, y), y))
+        if not all(_near(moved.norm(dim=1), rows.norm(dim=1)) for moved, rows in pairs):
+            raise _NoBound(f"{name}: {in_rep!r} or {out_rep!r} is not orthogonal")
+        if not _near(module(in_rep.apply(g, x)), out_rep.apply(g, y)):
+            raise _NoBound(f"{name} is not equivariant between {in_rep!r} and {out_rep!r}")
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and float((a - b).norm()) <= 1e-5 * max(float(a.norm()), float(b.norm()), 1e-12)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
-from equirelax.auditing.chain import orthogonal
 from equirelax.auditing.coordinates import coordinates, with_translations
 from equirelax.auditing.error import gap, outputs_of
 from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
@@ -31,7 +30,7 @@ from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.site import Reader, Writer
-from equirelax.symmetry import Group
+from equirelax.symmetry import Group, Representation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +200,7 @@ class _Run:
         if found.constant is None or found.reason:
             return None, found.reason
         for rep in (residual.in_rep, residual.out_rep):
-            if not orthogonal(rep):
+            if not _orthogonal(rep):
                 return None, f"{rep!r} is not an orthogonal representation"
         b = 2 * abs(float(residual.gamma.detach())) * found.constant
         over = []
@@ -210,6 +209,15 @@ class _Run:
                 return None, "the size of the module's output is not known"
             over.append(b * one.read / one.output if one.output else 0.0)
         return (max(over), "") if over else (None, "it did not run on this sample")
+
+
+def _orthogonal(rep: Representation) -> bool:
+    """Whether drawn elements keep lengths; never for positions, which translations move."""
+    if not rep.linear:
+        return False
+    drawn = rep.group.sample(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrices = rep.matrix(torch.cat((drawn, rep.group.discrete(dtype=torch.float64))))
+    return torch.allclose(matrices.mT @ matrices, torch.eye(rep.dim, dtype=torch.float64), atol=1e-6)
 
 
 def _share(calls: list[_Call]) -> float | None:

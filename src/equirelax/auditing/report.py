@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
 from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.layers import LayerRow, Localisation
@@ -38,7 +37,6 @@ class AuditReport:
         inputs: how every tensor of the sample was taken to transform.
         outputs: how every tensor of the output was.
         notes: what a reader should know: randomness in the model, tensors left out, and the like.
-        bounds: ACE's bounds of a relaxed model, or why it has none; ``None`` where not asked for.
         deployed: the form that will be used and that the printed report leads with: ``projected``, ``relaxed``, or
             ``as it is`` for a model that is not relaxed.
         modules: what each residual does to the symmetry, for a model that is deployed relaxed; else empty.
@@ -58,7 +56,6 @@ class AuditReport:
     inputs: dict[str, str]
     outputs: dict[str, str]
     notes: tuple[str, ...]
-    bounds: NetworkBounds | None = None
     deployed: str = AS_IT_IS
     modules: tuple[Breaking, ...] = ()
     translations: float | None = None
@@ -108,7 +105,6 @@ class AuditReport:
         result = dataclasses.asdict(self)
         result["equivariant"] = self.equivariant
         result["first_break"] = self.first_break
-        result["bounds"] = self.bounds.to_dict() if self.bounds else None
         result["modules"] = [one.to_dict() for one in self.modules]
         result["equivariance_error"] = {
             "before": self.before.relative,
@@ -171,8 +167,6 @@ class AuditReport:
             found.append(self._modules())
         if self.localisation is not None:
             found += self.localisation.sections(broken=not self.equivariant)
-        if self.bounds is not None:
-            found.append(Section(str(self.bounds).splitlines()))
         if self.notes:
             found.append(Section([], [f"note: {note}" for note in self.notes], "notes (.notes)"))
         return found

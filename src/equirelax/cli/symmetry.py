@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from equirelax.auditing.bounds import NetworkBounds, network_bounds
+from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.benchmarks.registry import task_class
 from equirelax.cli import options
@@ -121,4 +121,4 @@ def measure(
         samples=samples,
         seed=seed,
     )
-    return measured, network_bounds(assembly.relaxation)
+    return measured, equivariance_bounds(assembly.relaxation)

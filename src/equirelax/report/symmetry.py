@@ -64,7 +64,8 @@ def symmetry_study(
         "samples": samples if measured is not None else None,
         "equivariance_error": result["equivariance_error"],
         "dynamics": dynamics(rows),
-        "bounds": None if bounds is None else bounds.to_dict(),
+        "bounds": bounds
+        and {"reason": bounds.reason, "equivariance": bounds.equivariance, "projection": bounds.projection},
         "residuals": residuals,
     }
 
@@ -203,8 +204,7 @@ def _network(study: Mapping[str, Any]) -> str:
         return f"Bound on the whole network (ACE section 4): n/a: {bounds['reason']}."
     return (
         f"Bounds on the whole network (ACE section 4), over the norm of the input: equivariance error "
-        f"{bounds['equivariance']:.3g} (layer by layer {bounds['sharp_equivariance']:.3g}), distance to the projected "
-        f"network {bounds['projection']:.3g} (layer by layer {bounds['sharp_projection']:.3g})."
+        f"{bounds['equivariance']:.3g}, distance to the projected network {bounds['projection']:.3g}."
     )
 
 
