@@ -129,7 +129,7 @@ def _layer(
     matrix = module(torch.eye(rep.dim, dtype=torch.float64)).T if rep.dim == residuals[0].in_rep.dim else None
     x = torch.randn(8, rep.dim, dtype=torch.float64)
     if matrix is None or not _near(module(x), x @ matrix.T):
-        raise _NoBound(f"{name} is not linear, or does not read what comes before it")
+        raise _NoBound(f"{name} is not linear, has a bias, or does not read what comes before it")
     _check(name, module, rep, residuals[0].out_rep)
     return spectral_norm(matrix), loose
 
