@@ -47,7 +47,7 @@ class Residual(nn.Module, HookOwner):
         enabled: False switches the residual off; the module's output is then untouched.
         suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
         called: whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
-        second_seen: values of the second input of a tensor product in the calls so far.
+        second_seen: values of the second input of a tensor product in calls so far.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
@@ -63,6 +63,7 @@ class Residual(nn.Module, HookOwner):
         self.keep_inputs = False
         self._kept: list[Kept] = []
         self.second_seen: Seen | None = None
+        self._calls = 0
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -156,13 +157,15 @@ class Residual(nn.Module, HookOwner):
         return x
 
     def _look_at_second(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compare declared constants with the first call, and note all calls for `project`; where none are declared, note the
-        first call, for a hint there.
+        """Compare declared constants with the first call, and note the calls 1, 2, 4, 8, ... for `project`; where none are
+        declared, note the first call, for a hint there.
         """
-        site, first = self.site, self.second_seen is None
+        site = self.site
         if site.second is None or torch.compiler.is_compiling() or in_transform():
             return
-        if not (first or site.constants):
+        first = self.second_seen is None
+        self._calls += 1
+        if not first and (not site.constants or self._calls & (self._calls - 1)):
             return
         y = dense(site.second(args, kwargs))
         if not y.numel():
