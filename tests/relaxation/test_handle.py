@@ -175,6 +175,21 @@ def test_wrappers_of_compile_and_parallel_training_are_looked_through():
         assert er.relaxation_of(wrapped).model is model
 
 
+def test_a_wrapper_that_hides_its_name_in_the_state_is_looked_through(tmp_path):
+    checkpoint = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    author = Pair()
+    model = copy.deepcopy(author)
+    fill(er.relax(model, DECLARED))
+    model.enc = checkpoint.checkpoint_wrapper(model.enc)
+    relaxation = er.relaxation_of(model)
+    assert list(relaxation.residuals) == ["enc.a", "enc.b", "dec.a", "dec.b"]
+    assert list(relaxation.strict_state_dict()) == list(author.state_dict())
+    er.save(model, tmp_path / "model.pt")
+    twin = Pair()
+    er.load(twin, tmp_path / "model.pt")
+    assert torch.equal(twin(X), model(X))
+
+
 # M5: modules under several names
 
 

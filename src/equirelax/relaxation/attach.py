@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.relaxation.ahead import AheadResidual
 from equirelax.relaxation.captured import CapturingResidual, capture_inputs
-from equirelax.relaxation.found import PLACEMENT, roots
+from equirelax.relaxation.found import CHILD, PLACEMENT, roots
 from equirelax.relaxation.hooks import guard_hooks
 from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.placements import Layers, get
@@ -22,7 +22,6 @@ from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.stream_maps import StreamMap
 from equirelax.relaxation.streams import StreamResidual, link
 
-CHILD = "equirelax_residual"
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 """They run all of their children, and so must not have residuals among them."""
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from equirelax.errors import CheckpointError, PlacementError
 from equirelax.files import atomic_write
-from equirelax.relaxation.attach import CHILD, attach
+from equirelax.relaxation.attach import attach
 from equirelax.relaxation.detach import detach
-from equirelax.relaxation.found import find, join
+from equirelax.relaxation.found import find, join, of_residual
 from equirelax.relaxation.placements import Placement
 from equirelax.relaxation.relaxation import Relaxation, derived_keys, refresh
 from equirelax.relaxation.residual import Residual
@@ -213,11 +213,7 @@ def read_strict(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found not in (FORMAT, OLD_FORMAT):
         raise CheckpointError(f"not a relaxed model: its format is {found!r}, expected {FORMAT!r}")
-    return {
-        key: value
-        for key, value in state["model"].items()
-        if not any(part.startswith(CHILD) for part in key.split("."))
-    }
+    return {key: value for key, value in state["model"].items() if not of_residual(key)}
 
 
 def write(content: Any, path: str | os.PathLike[str]) -> None:

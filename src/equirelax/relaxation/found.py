@@ -11,6 +11,8 @@ from equirelax.relaxation.hooks import owners
 from equirelax.relaxation.placements.placement import Placement
 from equirelax.relaxation.residual import Residual
 
+CHILD = "equirelax_residual"
+"""Beginning of the name that a residual has in the module that holds it, and so in a state dict."""
 PLACEMENT = "_equirelax_placement"
 """Attribute of a module that was relaxed: the placement that chose its residuals."""
 
@@ -37,6 +39,11 @@ class Found:
 def join(path: str, inner: str) -> str:
     """The path of `inner` as seen from above `path`; either may be ""."""
     return f"{path}.{inner}" if path and inner else path or inner
+
+
+def of_residual(key: str) -> bool:
+    """Whether an entry of a state dict belongs to a residual, and not to the author's model."""
+    return any(part.startswith(CHILD) for part in key.split("."))
 
 
 def roots(model: nn.Module) -> dict[str, Placement]:

@@ -16,7 +16,7 @@ from equirelax.errors import CheckpointError, EquirelaxWarning, PlacementError, 
 from equirelax.files import did_you_mean
 from equirelax.relaxation.detach import detach
 from equirelax.relaxation.drivers import drivers_of
-from equirelax.relaxation.found import Found, find, roots
+from equirelax.relaxation.found import Found, find, of_residual, roots
 from equirelax.relaxation.history import History
 from equirelax.relaxation.hooks import guard_hooks, park, unpark
 from equirelax.relaxation.layers import families
@@ -280,20 +280,11 @@ class Relaxation:
                     result[f"{path}.{name}" if path else name] = parameter
         return result
 
-    def _prefixes(self) -> tuple[str, ...]:
-        """Of the keys of residuals in a state dict, which has those of a module with several names under all of them."""
-        return tuple(
-            f"{path}."
-            for path, module in self.model.named_modules(remove_duplicate=False)
-            if isinstance(module, Residual)
-        )
-
     def strict_state_dict(self) -> dict[str, Any]:
         """The state dict that the author's unrelaxed model would have:
         its keys, no others. Tensors are not copied.
         """
-        prefixes = self._prefixes()
-        return {k: v for k, v in self.model.state_dict().items() if not k.startswith(prefixes)}
+        return {k: v for k, v in self.model.state_dict().items() if not of_residual(k)}
 
     def load_strict(self, state: Mapping[str, Any]) -> None:
         """Load a state dict of the author's unrelaxed model,
