@@ -101,30 +101,30 @@ MUTANTS = (
     Mutant(
         "a batch from outside is kept without a clone",
         "relaxation/kept.py",
-        "return x.detach().clone() if x.is_leaf else x.detach()",
-        "return x.detach()",
-        "relaxation penalties",
+        "found = _COPIES[key] = _Part(source.clone(), source)",
+        "found = _COPIES[key] = _Part(source, source)",
+        "relaxation/test_kept.py",
     ),
     Mutant(
         "inputs are kept in evaluation too",
         "relaxation/residual.py",
         "if not (self.keep_inputs and self.training and torch.is_grad_enabled()):",
         "if not (self.keep_inputs and torch.is_grad_enabled()):",
-        "penalties relaxation",
+        "penalties/test_double_backward.py penalties/test_penalties.py",
     ),
     Mutant(
         "inputs are kept after they were taken",
         "relaxation/residual.py",
         "kept, self._kept = self._kept, []",
         "kept = list(self._kept)",
-        "penalties relaxation",
+        "penalties/test_double_backward.py penalties/test_penalties.py",
     ),
     Mutant(
         "gamma keeps its gradient when it is fixed",
         "relaxation/residual.py",
         "        self.gamma.grad = None\n",
         "",
-        "relaxation methods",
+        "methods/test_method_schedules.py",
     ),
     Mutant(
         "copies carry the last batch",
@@ -138,7 +138,7 @@ MUTANTS = (
         "relaxation/site.py",
         "return output + delta.to(output.dtype)",
         "return output + delta",
-        "relaxation integration",
+        "relaxation/test_maps.py",
     ),
     Mutant(
         "folding forgets gamma",
@@ -166,14 +166,14 @@ MUTANTS = (
         "relaxation/attach.py",
         "residual.train(model.get_submodule(site.path).training)",
         "residual.train()",
-        "relaxation",
+        "relaxation/test_maps.py",
     ),
     Mutant(
         "the part that points share is the mean over samples",
         "relaxation/columns.py",
         "self.common[..., None].expand(-1, -1, self.own.shape[2])",
         "self.common.mean(0, keepdim=True)[..., None].expand(self.own.shape[0], -1, self.own.shape[2])",
-        "relaxation/test_low_rank.py relaxation/test_vn_relaxed.py",
+        "relaxation/test_low_rank.py",
     ),
     # penalties
     Mutant(

@@ -57,46 +57,57 @@ def main() -> int:
         raise SystemExit(
             "\n".join(f"{m.name}: its text is not in {m.file} once; bring it up to date" for m in rotten)
         )
-    wrong, killers = 0, set[str]()
+    survived, sound, broken = 0, set[str](), set[str]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         running: dict[int, tuple[Mutant, Path, float]] = {}
         while waiting or running:
             while waiting and len(running) < chosen.jobs:
                 mutant = waiting.pop(0)
-                folder = Path(temporary) / str(len(waiting))
-                running[started(folder, mutated(folder, mutant), mutant.tests.split())] = (
-                    mutant,
-                    folder,
-                    time.monotonic(),
-                )
+                folder = mutated(mutant, temporary)
+                words = [*mutant.tests.split(), *(f"--deselect={name}" for name in sorted(broken))]
+                running[started(folder, folder, words)] = mutant, folder, time.monotonic()
             number, status = os.wait()
             mutant, folder, began = running.pop(number)
-            code, killer = os.waitstatus_to_exitcode(status), folder / "failed"
-            if code == pytest.ExitCode.TESTS_FAILED and killer.exists():
-                killers.add(killer.read_text("utf-8"))
-                said = f"caught    {mutant.name}: {killer.read_text('utf-8')}"
-            else:
-                wrong += 1
+            code, killer = os.waitstatus_to_exitcode(status), failed(folder)
+            if killer is not None and killer not in sound:
+                if not passes(killer, temporary):
+                    broken.add(killer)
+                    print(f"FAILS without any mutant too: {killer}", flush=True)
+                    waiting.append(mutant)
+                    continue
+                sound.add(killer)
+            said = f"caught    {mutant.name}: {killer}"
+            if killer is None:
+                survived += 1
                 said = f"SURVIVED  {mutant.name} ({mutant.file}; {mutant.tests}), pytest's exit code {code}"
                 if code != pytest.ExitCode.OK:
                     said += "\n" + (folder / "log").read_text("utf-8")[-2000:]
             print(f"{said}  [{time.monotonic() - began:.0f} s]", flush=True)
             shutil.rmtree(folder)
-        if killers:
-            folder = Path(temporary) / "unchanged"
-            folder.mkdir()
-            os.waitpid(started(folder, SOURCES.parent, sorted(killers)), 0)
-            if (folder / "failed").exists():
-                wrong += 1
-                print(f"Fails without any mutant too: {(folder / 'failed').read_text('utf-8')}")
     print(
-        "Every mutant was caught." if not wrong else f"{wrong} to be mended: write the test that notices it."
+        "Every mutant was caught."
+        if not survived
+        else f"{survived} survived: write the tests that notice them."
     )
-    return 1 if wrong else 0
+    return 1 if survived or broken else 0
 
 
-def mutated(folder: Path, mutant: Mutant) -> Path:
+def passes(test: str, temporary: str) -> bool:
+    """Whether a test passes on the sources as they are."""
+    folder = Path(tempfile.mkdtemp(dir=temporary))
+    os.waitpid(started(folder, SOURCES.parent, [test]), 0)
+    return failed(folder) is None
+
+
+def failed(folder: Path) -> str | None:
+    """The first test that failed in the run of which `folder` is."""
+    file = folder / "failed"
+    return file.read_text("utf-8") if file.exists() else None
+
+
+def mutated(mutant: Mutant, temporary: str) -> Path:
     """A copy of the sources with the mutant in it, ready to be imported from."""
+    folder = Path(tempfile.mkdtemp(dir=temporary))
     shutil.copytree(SOURCES, folder / "equirelax")
     path = folder / "equirelax" / mutant.file
     path.write_text(path.read_text("utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
@@ -104,7 +115,7 @@ def mutated(folder: Path, mutant: Mutant) -> Path:
 
 
 def started(folder: Path, sources: Path, tests: list[str]) -> int:
-    """A process that runs tests, names below tests/ or pytest's own, on sources until the first failure."""
+    """A process that runs tests on sources until the first failure: names below tests/, or pytest's own words."""
     number = os.fork()
     if number:
         return number
@@ -116,7 +127,7 @@ def started(folder: Path, sources: Path, tests: list[str]) -> int:
         os.chdir(TESTS.parent)
         sys.path.insert(0, str(sources))
         os.environ["PYTHONPATH"] = str(sources)
-        named = [name if name.startswith("tests/") else f"tests/{name}" for name in tests]
+        named = [name if name.startswith(("tests/", "--")) else f"tests/{name}" for name in tests]
         words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not serial", *named]
         code = int(pytest.main(words, plugins=[FirstFailure(folder / "failed")]))
     finally:
