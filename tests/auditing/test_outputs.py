@@ -217,12 +217,17 @@ def test_errors_of_positions_do_not_drown_in_their_distance_from_the_origin() ->
     def step(x: Tensor) -> Tensor:
         return x + 1e-3 * bent(x - x.mean(0))
 
+    class Step(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return step(x)
+
     close = short(step, near, rep, rep)
     far = short(step, near + 1e4, rep, rep)
     assert not far.equivariant
     assert far.relative == pytest.approx(close.relative, rel=1e-2)
     assert any("from the origin" in note for note in far.notes)
     assert not close.notes
+    assert audit(nn.Sequential(nn.Identity(), Step()), near + 1e4, rep, rep, samples=3).first_break == "1"
     centre = short(lambda x: x.mean(0) + 1e-3 * bent(x - x.mean(0)).abs().sum(0), near + 1e4, rep, rep)
     assert centre.relative > 1e-4
     assert short(lambda x: x.mean(0), near + 1e4, rep, rep).equivariant

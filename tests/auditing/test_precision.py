@@ -60,3 +60,10 @@ def test_an_error_of_the_models_own_stays_its_own() -> None:
 def test_a_float64_model_runs_in_float64() -> None:
     report = audit(nn.Linear(4, 3, bias=False).double(), torch.randn(5, 3, 4), ALONG, ALONG, samples=2)
     assert (report.dtype, report.notes) == ("float64", ())
+
+
+def test_a_function_that_calls_a_float32_module() -> None:
+    linear = nn.Linear(4, 3, bias=False)
+    report = audit(lambda x: linear(x), torch.randn(5, 3, 4), ALONG, ALONG, samples=2)
+    assert report.equivariant
+    assert any("not cast" in note for note in report.notes)

@@ -402,6 +402,14 @@ def test_buffers_that_are_not_plain_tensors() -> None:
     assert model.mix.dtype == torch.float32
 
 
+def test_a_compiled_model_is_measured_in_eager_mode() -> None:
+    """Hooks on the modules inside broke the compilation."""
+    model = torch.compile(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False)), backend="eager")
+    along = On(vector(SO(3)), -2)
+    report = audit(model, torch.randn(5, 3, 4), along, along, samples=2)
+    assert report.first_break.endswith("0")
+
+
 def test_a_lazy_module_is_to_be_called_first() -> None:
     with pytest.raises(AuditError, match="call it once"):
         audit(nn.LazyLinear(3), torch.randn(2, 3), vector(SO(3)), vector(SO(3)))

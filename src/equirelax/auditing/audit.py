@@ -54,8 +54,8 @@ def audit(
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
-    The model runs in evaluation mode in ``dtype``, without autocast and TF32, and is given back exactly as it was, also
-    after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules keep as
+    The model runs in evaluation mode in ``dtype``, without autocast, TF32 and compiled code, and is given back exactly as it
+    was, also after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules keep as
     attributes, random states. The sample is never written to. Transforms are computed here, in float64. While
     ``DistributedDataParallel`` trains a model, audit a ``copy.deepcopy`` of it: casting a parameter to ``dtype`` and back
     makes PyTorch drop DDP's hooks on its gradient.
@@ -132,7 +132,12 @@ def audit(
                 f"{_title(model)} fails in {_short(dtype)} ({words}) and runs in float32, to which it seems to cast "
                 "inside: leave dtype out, or give dtype=torch.float32"
             ) from error
-        notes.append(f"measured in float32: the model fails in float64, it seems to cast inside ({words})")
+        why = (
+            "modules that a function calls are not cast"
+            if isinstance(module, Function)
+            else "it seems to cast inside"
+        )
+        notes.append(f"measured in float32: the model fails in float64, {why} ({words})")
         found = job.first_call()
     if own_output:
         job = dataclasses.replace(job, out_rep=only_present(found, out_rep))

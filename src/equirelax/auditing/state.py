@@ -23,7 +23,8 @@ _TORCH_OWN = frozenset(nn.Module().__dict__) | {"training"}
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, a private random state.
+    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, no compiled code, a private random
+    state.
 
     Parameters are handed a cast *copy* as data. In the place of every other tensor that a module holds, as a buffer or
     as a plain attribute, and of every list, dict, tuple, set or deque among its attributes, stands a copy, cast where it
@@ -46,6 +47,8 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_other_generators(seed))
         stack.enter_context(full_precision())
+        # Compiled code would be made anew for the dtype and for every hook.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         # Gradients stay on: a model that derives forces from an energy needs them in its own forward.
         stack.enter_context(torch.enable_grad())

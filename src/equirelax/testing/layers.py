@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax.relaxation as er
-from equirelax.auditing import audit
+from equirelax.auditing.audit import audit
 from equirelax.auditing.calling import call
 from equirelax.auditing.tree import leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
