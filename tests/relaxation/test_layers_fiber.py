@@ -166,7 +166,7 @@ def test_a_bias_of_scalars_cannot_be_folded() -> None:
 def test_the_packages_own_maps_are_found() -> None:
     equiformer = pytest.importorskip("equiformer_pytorch.equiformer_pytorch")
     transformer = pytest.importorskip("se3_transformer_pytorch.se3_transformer_pytorch")
-    first = equiformer.relaxation.Linear((3, 2), (4, 1))
+    first = equiformer.Linear((3, 2), (4, 1))
     second = transformer.LinearSE3(transformer.Fiber({0: 3, 1: 2}), transformer.Fiber({0: 4, 1: 1}))
     for module, keys in ((first, [0, 1]), (second, ["0", "1"])):
         relaxation = er.relax(module)

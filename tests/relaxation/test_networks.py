@@ -67,6 +67,11 @@ def bodies(n=5):
     return torch.randn(n, 3), torch.randn(n, 3), torch.randn(n, 1).sign(), edges
 
 
+def attributes(n=5):
+    """Of nodes: their scalar is 1 in a SEGNN."""
+    return torch.cat([torch.ones(n, 1), torch.randn(n, 3)], dim=1)
+
+
 def randomise(relaxation, gamma=1.0):
     for p in relaxation.residual_parameters().values():
         nn.init.normal_(p, std=0.3)
@@ -94,14 +99,14 @@ def test_the_first_residual_is_added_behind_the_gate_and_read_by_the_second(buil
     randomise(relaxation)
     first, second = relaxation["layers.0.update_1"], relaxation["layers.0.update_2"]
     assert first.map.weight.shape == (16, 32)
-    ends, attributes = torch.randn(5, 32), torch.randn(5, 4)
+    ends, nodes = torch.randn(5, 32), attributes()
     with relaxation.strict():
-        gated = layer.gate(layer.update_1(ends, attributes))
+        gated = layer.gate(layer.update_1(ends, nodes))
         summed = gated + ends @ first.map.weight.T
-        expected = layer.update_2(summed, attributes) + summed @ second.map.weight.T
-    found = layer.update_2(layer.gate(layer.update_1(ends, attributes)), attributes)
+        expected = layer.update_2(summed, nodes) + summed @ second.map.weight.T
+    found = layer.update_2(layer.gate(layer.update_1(ends, nodes)), nodes)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(found, layer.update_2.forward(gated, attributes))
+    assert not torch.allclose(found, layer.update_2.forward(gated, nodes))
 
 
 def test_the_authors_segnn_is_relaxed_behind_its_gates():
@@ -111,7 +116,7 @@ def test_the_authors_segnn_is_relaxed_behind_its_gates():
     assert list(relaxation.residuals) == [*updates, "head"]
     randomise(relaxation)
     layer = model["encoder"].layers[1]
-    x, y = torch.randn(5, 20), torch.randn(5, 4)
+    x, y = torch.randn(5, 20), attributes()
     with relaxation.strict():
         strict = layer.update_layer_1(x, y)
     first = relaxation[updates[2]]
@@ -185,7 +190,7 @@ def test_residuals_behind_a_gate_are_checkpointed(reentrant):
     model = Theirs()
     relaxation = er.relax(model)
     randomise(relaxation)
-    x, y = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    x, y = torch.randn(5, 4, requires_grad=True), attributes()
 
     def gradients(run):
         model.zero_grad()
@@ -224,11 +229,11 @@ def test_the_module_behind_the_gate_alone_has_nothing_to_add():
     with pytest.raises(
         RelaxationStateError, match=r"layers\.0\.update_2 \(TensorProduct\).*layers\.0\.update_1"
     ):
-        second(torch.randn(5, 16), torch.randn(5, 4))
+        second(torch.randn(5, 16), attributes())
     with relaxation.strict():
-        second(torch.randn(5, 16), torch.randn(5, 4))
-    model.layers[0].update_1(torch.randn(5, 32), torch.randn(5, 4))
-    second(x=torch.randn(5, 16), attributes=torch.randn(5, 4))
+        second(torch.randn(5, 16), attributes())
+    model.layers[0].update_1(torch.randn(5, 32), attributes())
+    second(x=torch.randn(5, 16), attributes=attributes())
 
 
 @pytest.mark.slow
