@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import pytest
 import torch
-from slow_share import share
+from slow_share import listed_as_slow, share
 
 pytest_plugins = ["cpu_times"]
 torch.set_num_threads(1)  # in every worker of pytest-xdist too: there are as many of them as cores
@@ -25,8 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests that are not in the share that was asked for."""
+    """Mark the tests that slow_tests.txt lists; leave out the slow ones that are not in the share that was asked for."""
+    listed = listed_as_slow()
+    for item in items:
+        if item.nodeid.partition("tests/")[2] in listed:
+            item.add_marker(pytest.mark.slow)
     if text := config.getoption("--slow-share"):
         slow = [item.nodeid for item in items if item.get_closest_marker("slow")]
         left_out = set(slow) - share(slow, text)

@@ -1,9 +1,18 @@
-"""Which of the slow tests run today: a share of them that rotates, so that all are run every few changes."""
+"""Which tests are slow besides those marked so, and which of the slow ones run today: a share that rotates."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+LIST = Path(__file__).parent / "slow_tests.txt"
+
+
+def listed_as_slow() -> frozenset[str]:
+    """The names in slow_tests.txt, as pytest writes them, below tests/."""
+    lines = LIST.read_text("utf-8").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
 def share(names: Sequence[str], text: str) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
-from slow_share import share
+from slow_share import LIST, listed_as_slow, share
 
 NAMES = [f"tests/test_{letter}.py::test" for letter in "fbagcde"]
 
@@ -20,3 +22,16 @@ def test_the_shares_are_disjoint_and_all_there_is(step):
 def test_what_is_no_share_is_refused(text):
     with pytest.raises(ValueError, match="--slow-share"):
         share(NAMES, text)
+
+
+def test_the_list_of_slow_tests_names_tests_that_are_there() -> None:
+    names = listed_as_slow()
+    assert names
+    for name in names:
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0].split('::')[-1]}(" in text_of(file), name
+
+
+@functools.cache
+def text_of(file: str) -> str:
+    return (LIST.parent / file).read_text("utf-8")
