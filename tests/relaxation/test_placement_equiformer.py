@@ -208,6 +208,29 @@ def test_no_hook_is_left_after_projection_and_none_of_a_forward_that_failed() ->
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_pruned_residuals_leave_the_capture_to_the_others() -> None:
+    author = ConservativeForces(equiformer())
+    model = copy.deepcopy(author)
+    relaxation = er.relax(model, "equiformer")
+    for parameter in relaxation.residual_parameters().values():
+        nn.init.normal_(parameter, std=0.2)
+    relaxation.set_gamma(0.5)
+    first, *others = relaxation.residuals
+    relaxation[first].set_gamma(0.0)
+    inputs = molecules()
+    expected = model(*inputs)
+    assert [r.key for r in relaxation.prune().residuals] == [first]
+    assert list(relaxation.residuals) == others
+    assert all(torch.equal(a, b) for a, b in zip(model(*inputs), expected, strict=True))
+    with relaxation.strict():
+        assert all(torch.equal(a, b) for a, b in zip(model(*inputs), author(*inputs), strict=True))
+    with pytest.raises(RelaxationStateError, match="project the whole"):
+        er.project(model.energy_model.blocks)
+    relaxation.set_gamma(0.0)
+    relaxation.prune()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 def test_a_block_alone_says_what_it_lacks() -> None:
     model, relaxation = relaxed()
     x = torch.randn(4, model.energy_model.hidden_irreps.dim)
