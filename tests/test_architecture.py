@@ -14,7 +14,7 @@ import equirelax
 SOURCE = Path(equirelax.__file__).parent
 ROOMS = [
     "errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "auditing", "testing", "models",
-    "data", "benchmarks", "training", "study", "report", "cli",
+    "data", "recipes", "benchmarks", "training", "study", "report", "cli",
 ]  # fmt: skip
 CORE = {"errors", "files", "ranges", "zips", "symmetry", "relaxation", "penalties", "methods", "auditing"}
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}

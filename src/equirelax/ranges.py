@@ -1,7 +1,7 @@
 """Which numbers a setting may be, declared where the setting is: `epochs: int = within(COUNT, 1000)`.
 
 Every whole number and every float among the settings has a range; it is looked at wherever settings are put in, from
-flags, from config.yaml and from study files. No range holds NaN or infinity. Upper ends keep sizes that no computer
+flags, from config.yaml, from study files and from recipes. No range holds NaN or infinity. Upper ends keep sizes that no computer
 holds from being tried.
 """
 
@@ -73,8 +73,14 @@ JOBS = Range(1, 4_096)
 """Processes, threads or devices."""
 
 
-def within(wanted: Range, default: Any) -> Any:
-    """A dataclass field that may be the numbers of `wanted` (or None, where its type says so); `default` to begin with."""
+def within(wanted: Range, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that may be the numbers of `wanted` (or None, where its type says so); `default` to begin with,
+    without which the number has to be given. Of a list the range is that of every number in it.
+    """
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata={_KEY: wanted})
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={_KEY: wanted})
     return dataclasses.field(default=default, metadata={_KEY: wanted})
 
 
@@ -88,12 +94,14 @@ def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = Co
     """Refuse a number outside of its range; None stands for "not given" and passes.
 
     Args:
-        value: The number.
+        value: The number, or a list of them.
         wanted: Its range.
         name: How the user calls it, a key in quotes or a flag.
         error: What is raised where it is outside.
     """
-    if value is not None and value not in wanted:
+    for number in value if isinstance(value, list) else ():
+        check(number, wanted, name, error)
+    if value is not None and not isinstance(value, list) and value not in wanted:
         raise error(f"{name} is {shown(value)}; expected {wanted}.")
 
 

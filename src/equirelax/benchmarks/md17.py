@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task, molecule_batch
+from equirelax.benchmarks.settings import Dataset, Network
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 from equirelax.data import MolecularFrames, md17
 from equirelax.data.molecules import turn
 from equirelax.ranges import COUNT, POSITIVE, within
@@ -22,29 +20,35 @@ ENERGY_WEIGHT, FORCE_WEIGHT = 1.0, 80.0
 THOUSANDTHS = 1e-3
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MD17Dataset(Dataset):
     """Which molecule, and how many frames of it.
 
     Attributes:
         molecule: One of ten; aspirin (21 atoms) and ethanol (9 atoms) are the ones measured here.
         source: The recomputed rmd17, or the original md17, of which the papers report.
-        train: Training frames, the first ones.
-        val: Validation frames, the next ones.
-        test: Test frames.
+        train: Training frames.
+        val: Validation frames.
+        test: Test frames; null takes all others.
+        frames: Training and validation frames are the first ones of the published splits, or drawn at random from all
+            frames, anew for every seed of a run.
+        scale: Energies and forces are divided by the training forces' root mean square, or by the training energies'
+            standard deviation.
     """
 
     molecule: Literal[
         "aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
         "toluene", "uracil"
-    ] = "aspirin"  # fmt: skip
-    source: Literal["rmd17", "md17"] = "rmd17"
-    train: int = within(COUNT, 950)
-    val: int = within(COUNT, 50)
-    test: int = within(COUNT, 1000)
+    ]  # fmt: skip
+    source: Literal["rmd17", "md17"]
+    train: int = within(COUNT)
+    val: int = within(COUNT)
+    test: int | None = within(COUNT)
+    frames: Literal["first", "random"] = "first"
+    scale: Literal["forces", "energies"] = "forces"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ForceNetwork(Network):
     """Size of a network of energies.
 
@@ -53,8 +57,8 @@ class ForceNetwork(Network):
         cutoff: Largest distance of neighbours, Angstrom; the plain network has none.
     """
 
-    size: Literal["paper", "small"] = "paper"
-    cutoff: float = within(POSITIVE, 5.0)
+    size: Literal["paper", "small"]
+    cutoff: float = within(POSITIVE)
 
 
 class MD17Task(Task):
@@ -69,43 +73,15 @@ class MD17Task(Task):
         "se3-transformer": "SE(3)-Transformer: attention with tensor products, O(3)",
         "plain": "attention on centred positions: not equivariant",
     }
+    dataset_type = MD17Dataset
+    network_types: ClassVar[dict[str, type[Network]]] = {
+        "equiformer": ForceNetwork,
+        "se3-transformer": ForceNetwork,
+        "plain": ForceNetwork,
+    }
     metric = Metric("force MAE", "1e-3", "meV/A")
     counted: ClassVar[str] = "frames"
     chunk: ClassVar[int] = 25
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """CR's: AdamW 5e-4, weight decay 1e-6, cosine after 10 epochs of warm-up, batch 8, 1500 epochs, lambda_reg 0.01
-        of both terms, as the paper prints it; two-layer perceptrons, output times 0.01. CR's released code has no norm
-        term here (`strength.norm_weight` 0), and a rotation by 5 degrees for the Lie derivative. ACE has no experiment
-        here: multipliers 8e-4.
-        """
-        strength = choice(method).strength
-        if isinstance(strength, ACEStrength | ResilientStrength):
-            strength = dataclasses.replace(strength, dual_lr=8e-4)
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(
-                epochs=1500,
-                batch_size=8,
-                optimizer="adamw",
-                learning_rate=5e-4,
-                weight_decay=1e-6,
-                schedule="cosine",
-                warmup_epochs=10,
-                # a strict network cannot tell how a molecule is turned
-                augment=method != "strict" or model == "plain",
-                validate_every=1,
-                audit_every=2,  # an audit takes forces of many frames
-            ),
-            dataset=MD17Dataset(),
-            network=ForceNetwork(),
-            residual=_residual(model, method),
-            strength=strength,
-        )
 
     def load(self, split: Split) -> MolecularFrames:
         """The split's frames."""
@@ -206,13 +182,3 @@ class MD17Task(Task):
         dataset: MD17Dataset = self.config.dataset  # type: ignore[assignment]
         return dataset
 
-
-def _residual(model: str, method: str) -> ResidualSettings:
-    """CR's on the Equiformer; dense ones on every linear map elsewhere; none on the plain network."""
-    if model == "plain":
-        return ResidualSettings(NO_PLACEMENT)
-    if method == "equivariant-control":
-        return ResidualSettings("layers", "equivariant-dense", "normal", 1e-4)
-    if model == "equiformer":
-        return ResidualSettings("equiformer", "mlp", "default", layers=2, scale=0.01)
-    return ResidualSettings("layers", "dense", "normal", 1e-4)

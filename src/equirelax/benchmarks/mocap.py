@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.nbody import EGNNNetwork, egnn_residual
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.benchmarks.nbody import EGNNNetwork
+from equirelax.benchmarks.settings import Dataset, Network
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import MocapSet, mocap
 from equirelax.data.augment import turn_each
 from equirelax.models import EGNN, EGNO, Transformer
 from equirelax.models.stack import centres
-from equirelax.ranges import COUNT, DEPTH, WIDTH, Range, within
+from equirelax.ranges import COUNT, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, vector
 
 AUDIT_SAMPLES = 4
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MocapDataset(Dataset):
     """Which motion.
 
@@ -36,12 +34,12 @@ class MocapDataset(Dataset):
             walk: 18 of each of 11).
     """
 
-    subject: str = "run"
+    subject: str
     features: Literal["published", "fixed-height", "invariant"] = "published"
     starts: int | None = within(COUNT, None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EGNONetwork(Network):
     """Size of the EGNO.
 
@@ -50,15 +48,17 @@ class EGNONetwork(Network):
         layers: Layers, each a temporal convolution and a round of message passing.
         modes: Frequencies that the temporal convolutions keep, 1 to 3.
         time_features: Size of the time embedding.
+        vector_init: Initial weights of the temporal convolutions of vectors are of U(0, vector_init).
     """
 
-    hidden: int = within(WIDTH, 128)
-    layers: int = within(DEPTH, 6)
-    modes: int = within(Range(1, 3), 2)
-    time_features: int = within(WIDTH, 32)
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+    modes: int = within(Range(1, 3))
+    time_features: int = within(WIDTH)
+    vector_init: float = within(POSITIVE, 0.25)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TransformerNetwork(Network):
     """Size of the Transformer.
 
@@ -68,9 +68,9 @@ class TransformerNetwork(Network):
         heads: Attention heads.
     """
 
-    hidden: int = within(WIDTH, 128)
-    layers: int = within(DEPTH, 6)
-    heads: int = within(WIDTH, 8)
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+    heads: int = within(WIDTH)
 
 
 class MocapTask(Task):
@@ -88,40 +88,15 @@ class MocapTask(Task):
         "egnn": "E(n) graph network (6 layers, 128 hidden): predicts the last frame",
         "transformer": "not equivariant, joints are tokens (6 layers, 128 hidden): predicts all five frames",
     }
+    dataset_type = MocapDataset
+    network_types: ClassVar[dict[str, type[Network]]] = {
+        "egno": EGNONetwork,
+        "egnn": EGNNNetwork,
+        "transformer": TransformerNetwork,
+    }
     metric = Metric("MSE of the last frame", "1e-2")
     chunk: ClassVar[int] = 12
     """The batches of training, here too: the published height is relative to the largest of the batch."""
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """The papers' settings for EGNO (those of their EGNN and Transformer are not known): Adam 5e-4, batch 12,
-        3000 epochs; duals 2e-4.
-        """
-        strength = choice(method).strength
-        if isinstance(strength, ACEStrength):
-            strength = dataclasses.replace(strength, dual_lr=2e-4, dual_eps=1e-4)
-        elif isinstance(strength, ResilientStrength):
-            strength = dataclasses.replace(strength, dual_lr=2e-4)
-        networks = {"egno": EGNONetwork(), "egnn": EGNNNetwork(hidden=128, layers=6)}
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(
-                epochs=3000,
-                batch_size=12,
-                weight_decay=1e-10,
-                gradient_clip=1.0,
-                augment=False,
-                validate_every=10,
-                checkpoint_every=50,
-            ),
-            dataset=MocapDataset(),
-            network=networks.get(model, TransformerNetwork()),
-            residual=_residual(model, method),
-            strength=strength,
-        )
 
     def load(self, split: Split) -> MocapSet:
         """The split of the configured subject, float32."""
@@ -142,6 +117,7 @@ class MocapTask(Task):
                 steps=mocap.STEPS,
                 modes=network.modes,
                 time_features=network.time_features,
+                vector_init=network.vector_init,
             )
         if isinstance(network, TransformerNetwork):
             return Transformer(
@@ -266,11 +242,3 @@ class FromMotion(nn.Module):
         }
         return self._task.predict(self.model, {**self._batch, **made})
 
-
-def _residual(model: str, method: str) -> ResidualSettings:
-    """ACE's streams on EGNO, perceptrons on EGNN, nothing on the Transformer."""
-    if model == "transformer":
-        return ResidualSettings(NO_PLACEMENT)
-    if model == "egno" and method != "equivariant-control":
-        return ResidualSettings("egno", "stream")
-    return egnn_residual(method)

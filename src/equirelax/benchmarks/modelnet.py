@@ -11,24 +11,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import (
-    ACEStrength,
-    ResilientStrength,
-    RPPStrength,
-    ScheduledStrength,
-    choice,
-    is_learnt,
-)
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Representations, Split, Task
+from equirelax.benchmarks.settings import Dataset, Network
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Representations, Split, Task
 from equirelax.data import CloudSet, clouds, corruptions, modelnet
 from equirelax.models import DGCNN, VNDGCNN, PointNet, VNPointNet
 from equirelax.ranges import COUNT, SHARE, Range, within
 from equirelax.symmetry import SO, Group, O, vector
 
 AUDIT_SAMPLES = 8
-HEAD_DROPOUT = {"vn-pointnet": 0.4, "vn-dgcnn": 0.5, "pointnet": 0.3, "dgcnn": 0.5}
-"""Dropout of the published heads."""
 EVALUATION_SEED = 0
 """Rotations and dropout of validation and test objects are drawn once from it: they are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
@@ -38,7 +28,7 @@ TEN = (
 """The classes of ModelNet10."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelNetDataset(Dataset):
     """Which objects, and what is done to their points.
 
@@ -47,11 +37,16 @@ class ModelNetDataset(Dataset):
         per_class: Training objects of every class, the first ones; null takes all that are not validation's.
         test_per_class: Test objects of every class, the first ones; null takes all.
         points: Points of a cloud.
+        sampling: Which ones of the file's: other ones in every training batch (and the first ones in evaluation), or
+            always the first ones.
+        normalise: Centre the chosen points, and scale them into the unit ball; the file's clouds are so as a whole.
         train_rotation: Rotations of training objects: none, about the vertical (z), or any (so3).
         test_rotation: The same for validation and test objects.
         point_dropout: Largest share of points that is dropped from a training object (drawn per object).
         test_point_dropout: The same for validation and test objects; ACE drops there too.
-        scale_and_shift: Scale training objects by 2/3 to 3/2 and shift them by up to 0.2 along each axis.
+        scale_and_shift: Scale training objects and shift them.
+        scaling: How: all axes alike by 2/3 to 3/2, or every axis by a factor of its own, and a shift by up to 0.2 along
+            each axis; or the latter, then points dropped, all axes alike by 0.8 to 1.25 and a shift by up to 0.1.
         label_smoothing: Share of the target that is spread over all classes.
         conditions: Further measurements on the test set: point dropout, or that and corruptions.
         conditions_per_class: Test objects of every class that these are made on; null takes all.
@@ -60,18 +55,21 @@ class ModelNetDataset(Dataset):
     classes: Literal["all", "ten"] = "all"
     per_class: int | None = within(COUNT, None)
     test_per_class: int | None = within(COUNT, None)
-    points: int = within(Range(1, 2048), 300)
+    points: int = within(Range(1, 2048))
+    sampling: Literal["random", "first"] = "random"
+    normalise: bool = False
     train_rotation: Literal["none", "z", "so3"] = "so3"
     test_rotation: Literal["none", "z", "so3"] = "so3"
-    point_dropout: float = within(SHARE, 0.875)
+    point_dropout: float = within(SHARE)
     test_point_dropout: float = within(SHARE, 0.0)
-    scale_and_shift: bool = True
+    scale_and_shift: bool
+    scaling: Literal["alike", "per-axis", "twice"] = "alike"
     label_smoothing: float = within(SHARE, 0.0)
     conditions: Literal["none", "dropout", "all"] = "none"
     conditions_per_class: int | None = within(COUNT, None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CloudNetwork(Network):
     """Size of a network on point clouds.
 
@@ -82,8 +80,8 @@ class CloudNetwork(Network):
     """
 
     width: float = within(Range(0, 64, open_least=True), 1.0)
-    neighbours: int = within(Range(1, 2048), 20)
-    dropout: float = within(SHARE, 0.5)
+    neighbours: int = within(Range(1, 2048))
+    dropout: float = within(SHARE)
 
 
 class ModelNetTask(Task):
@@ -97,34 +95,18 @@ class ModelNetTask(Task):
         "pointnet": "PointNet: not equivariant",
         "dgcnn": "DGCNN: not equivariant",
     }
+    dataset_type = ModelNetDataset
+    network_types: ClassVar[dict[str, type[Network]]] = {
+        "vn-pointnet": CloudNetwork,
+        "vn-dgcnn": CloudNetwork,
+        "pointnet": CloudNetwork,
+        "dgcnn": CloudNetwork,
+    }
     metric = Metric("instance accuracy", "1e-2", "%", higher_is_better=True)
     counted: ClassVar[str] = ""
     chunk: ClassVar[int] = 50
     smallest_batch: ClassVar[int] = 2
     """All four networks have batch norm over objects."""
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """PointNets: Adam 1e-3, weight decay 1e-4, times 0.7 every 20 of 200 epochs, batch 24 (CR).
-
-        DGCNNs: SGD 0.1, batch 32, 250 epochs, label smoothing 0.2; momentum 0.9, weight decay 1e-4 and a cosine
-        down to 1e-3 (CR), none of the three for the learnt strengths (ACE: multipliers 1e-4, mean over residuals).
-        """
-        dgcnn = model.endswith("dgcnn")
-        training = _dgcnn_training(is_learnt(method)) if dgcnn else _pointnet_training()
-        if method == "rpp":  # its priors take the place of the weight decay
-            training = dataclasses.replace(training, weight_decay=0.0)
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=training,
-            dataset=ModelNetDataset(label_smoothing=0.2 if dgcnn else 0.0),
-            network=CloudNetwork(dropout=HEAD_DROPOUT[model]),
-            residual=_residual(model, method),
-            strength=_strength(dgcnn, method),
-        )
 
     def load(self, split: Split) -> CloudSet:
         """The split; validation and test objects are rotated and thinned out as configured, once and for all."""
@@ -138,7 +120,7 @@ class ModelNetTask(Task):
         if split == "train":
             return data
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        points = clouds.sample_points(data.points, d.points)
+        points = self._chosen_points(data.points)
         points = clouds.rotate(points, clouds.rotations(d.test_rotation, len(points), generator))
         if d.test_point_dropout:
             points = clouds.point_dropout(points, d.test_point_dropout, generator)
@@ -147,17 +129,34 @@ class ModelNetTask(Task):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """Fresh points, dropout, scale, shift and rotation for every object (the order of CR's training)."""
+        """Points, dropout, scale, shift and rotation for every object (the order of CR's training); with the scaling
+        `twice` the rotation comes before the dropout, as there.
+        """
         d = self._dataset
         batch = self.eval_batch(data, indices)
-        points = clouds.sample_points(batch["points"], d.points, generator)
-        if self.config.training.augment:
-            if d.point_dropout:
-                points = clouds.point_dropout(points, d.point_dropout, generator)
-            if d.scale_and_shift:
-                points = clouds.shift(clouds.scale(points, generator=generator), generator=generator)
+        points = self._chosen_points(batch["points"], generator)
+        augmented = self.config.training.augment
+        twice = d.scaling == "twice" and d.scale_and_shift and augmented
+        if twice:
+            points = clouds.shift(clouds.scale(points, generator, per_axis=True), generator)
+            points = clouds.rotate(points, clouds.rotations(d.train_rotation, len(points), generator))
+        if augmented and d.point_dropout:
+            points = clouds.point_dropout(points, d.point_dropout, generator)
+        if twice:
+            points = clouds.shift(clouds.scale(points, generator, low=0.8, high=1.25), generator, limit=0.1)
+            return {"points": points[share], "labels": batch["labels"][share]}
+        if augmented and d.scale_and_shift:
+            points = clouds.scale(points, generator, per_axis=d.scaling == "per-axis")
+            points = clouds.shift(points, generator)
         points = clouds.rotate(points, clouds.rotations(d.train_rotation, len(points), generator))
         return {"points": points[share], "labels": batch["labels"][share]}
+
+    def _chosen_points(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The points of a cloud that are used, normalised where that is configured."""
+        d = self._dataset
+        drawn = generator if d.sampling == "random" else None
+        chosen = clouds.sample_points(points, d.points, drawn)
+        return clouds.normalise(chosen) if d.normalise else chosen
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every object turned by a rotation of its own; its class stays."""
@@ -297,47 +296,3 @@ def _contrast(logits: Tensor) -> Tensor:
     """Logits (b, classes) less their mean over the objects."""
     return logits - logits.mean(0)
 
-
-def _pointnet_training() -> Training:
-    return Training(
-        epochs=200, batch_size=24, learning_rate=1e-3, weight_decay=1e-4, schedule="step", validate_every=1
-    )
-
-
-def _dgcnn_training(learnt: bool) -> Training:
-    common = Training(epochs=250, batch_size=32, optimizer="sgd", learning_rate=0.1, validate_every=1)
-    if learnt:
-        return common
-    return dataclasses.replace(
-        common, momentum=0.9, weight_decay=1e-4, schedule="cosine", final_learning_rate=1e-3
-    )
-
-
-def _residual(model: str, method: str) -> ResidualSettings:
-    """Dense on every linear and direction map: zeros in CR's VN-PointNet, PyTorch's default in VN-DGCNN."""
-    if model in ("pointnet", "dgcnn"):
-        return ResidualSettings(NO_PLACEMENT)
-    if method == "equivariant-control":
-        return ResidualSettings("layers", "equivariant-dense", "normal", 1e-4)
-    return ResidualSettings("layers", "dense", "default" if model == "vn-dgcnn" else "zeros")
-
-
-def _strength(dgcnn: bool, method: str) -> Any:
-    """The method's settings: lambda_reg 0.01, or 5e-4 times gamma (VN-DGCNN); multipliers 1e-4, mean (ACE); RPP's
-    prior on the author's weights is what a weight decay of 1e-4 is to the others.
-    """
-    strength = choice(method).strength
-    if isinstance(strength, ScheduledStrength) and dgcnn:
-        return dataclasses.replace(
-            strength,
-            lie_weight=5e-4 if strength.lie_weight else 0.0,
-            norm_weight=5e-4 if strength.norm_weight else 0.0,
-            penalty_times_gamma=True,
-        )
-    if isinstance(strength, ACEStrength):
-        return dataclasses.replace(strength, dual_lr=1e-4, reduction="mean")
-    if isinstance(strength, ResilientStrength):
-        return dataclasses.replace(strength, dual_lr=1e-4)
-    if isinstance(strength, RPPStrength):
-        return dataclasses.replace(strength, eq_weight=5e-5)
-    return strength

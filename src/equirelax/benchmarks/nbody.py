@@ -5,23 +5,24 @@ section 6.2, ACE section 5)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import choice, is_learnt
+from equirelax.benchmarks.settings import Dataset, Network, RunConfig
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import NBody, NBodySet
-from equirelax.data.augment import turn_each
+from equirelax.data.augment import random_rotation, turn_each
 from equirelax.ranges import COUNT, DEGREE, DEPTH, WIDTH, Range, within
 from equirelax.symmetry import E, O, positions, vector
 
 AUDIT_SYSTEMS = 8
+EVALUATION_SEED = 0
+"""Of the rotations of validation and test systems."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NBodyDataset(Dataset):
     """Which trajectories.
 
@@ -31,16 +32,21 @@ class NBodyDataset(Dataset):
         test: Test samples (at most 2,000).
         system: Charged particles: 5 bodies.
         clamp: The force rule: by component as in the public data, or by norm, which is equivariant.
+        rotations: What `augment` does: one rotation of a whole training batch, or one for each of its systems.
+        rotate_evaluation: Turn validation and test systems too, each by a rotation of its own, the same ones in every run.
+            An equivariant network cannot tell.
     """
 
-    train: int = within(COUNT, 3000)
-    val: int = within(COUNT, 2000)
-    test: int = within(COUNT, 2000)
+    train: int = within(COUNT)
+    val: int = within(COUNT)
+    test: int = within(COUNT)
     system: Literal["charged"] = "charged"
     clamp: Literal["component", "norm"] = "component"
+    rotations: Literal["batch", "each"] = "batch"
+    rotate_evaluation: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SEGNNNetwork(Network):
     """Size of the SEGNN.
 
@@ -51,16 +57,19 @@ class SEGNNNetwork(Network):
         l_max: Largest degree of the features.
         lmax_attributes: Largest degree of the edge and node attributes.
         centre: Subtract each system's mean position: E(3) instead of O(3).
+        axis_centre: Subtract from every position its own mean over x, y and z, as the released code does. No rotation
+            respects that: the network is not equivariant then.
     """
 
-    hidden: int = within(WIDTH, 64)
-    layers: int = within(DEPTH, 4)
-    l_max: int = within(DEGREE, 1)
-    lmax_attributes: int = within(Range(1, 11), 1)
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+    l_max: int = within(DEGREE)
+    lmax_attributes: int = within(Range(1, 11))
     centre: bool = False
+    axis_centre: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EGNNNetwork(Network):
     """Size of the EGNN.
 
@@ -69,8 +78,8 @@ class EGNNNetwork(Network):
         layers: Rounds of message passing.
     """
 
-    hidden: int = within(WIDTH, 64)
-    layers: int = within(DEPTH, 4)
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
 
 
 class NBodyTask(Task):
@@ -84,30 +93,30 @@ class NBodyTask(Task):
         "segnn": "steerable E(3) graph network on e3nn (4 layers, 32x0e+32x1o): predicts the displacement",
         "egnn": "E(n) graph network (4 layers, 64 hidden)",
     }
+    dataset_type = NBodyDataset
+    network_types: ClassVar[dict[str, type[Network]]] = {"segnn": SEGNNNetwork, "egnn": EGNNNetwork}
     metric = Metric("MSE of the positions", "1e-3")
     config: RunConfig
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """Adam 5e-4, weight decay 1e-12, batch 100, 1000 epochs; ACE 9e-4 (primal) and 8e-4 (dual)."""
-        learnt = is_learnt(method)
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(learning_rate=9e-4 if learnt else 5e-4, weight_decay=1e-12),
-            dataset=NBodyDataset(),
-            network=SEGNNNetwork() if model == "segnn" else EGNNNetwork(),
-            residual=segnn_residual(method) if model == "segnn" else egnn_residual(method),
-            strength=choice(method).strength,
-        )
 
     def load(self, split: Split) -> NBodySet:
         """The first samples of a split, float32."""
         dataset = self._dataset
         count: int = getattr(dataset, split)
-        return NBody(split, dataset.system, dataset.clamp, count, self.root)
+        data = NBody(split, dataset.system, dataset.clamp, count, self.root)
+        if split == "train" or not dataset.rotate_evaluation:
+            return data
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        return data.turned(random_rotation(generator, count=len(data)))
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The systems; with `augment` all of them turned by one rotation, or each by one of its own."""
+        if not self.config.training.augment or self._dataset.rotations == "batch":
+            return super().train_batch(data, indices, generator, share)
+        turns = random_rotation(generator, count=len(indices))[share]
+        batch: Batch = data.batch(indices[share], turns)
+        return batch
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every system turned about the origin by a rotation of its own, its target too."""
@@ -125,6 +134,7 @@ class NBodyTask(Task):
                 layers=network.layers,
                 lmax_attributes=network.lmax_attributes,
                 centre=network.centre,
+                axis_centre=network.axis_centre,
             )
         from equirelax.models import EGNN
 
@@ -178,22 +188,3 @@ class NBodyTask(Task):
         network: EGNNNetwork = self.config.network  # type: ignore[assignment]
         return network
 
-
-def segnn_residual(method: str) -> ResidualSettings:
-    """The papers' residuals on the node update: dense in CR (and in what is compared with it), three-layer
-    perceptrons in ACE.
-    """
-    if method == "equivariant-control":
-        return ResidualSettings("segnn-equivariant", "equivariant-dense", "normal", 1e-4)
-    if is_learnt(method):
-        return ResidualSettings("segnn-ace", "mlp", "default", layers=3)
-    return ResidualSettings("segnn-cr", "dense", "normal", 1e-4)
-
-
-def egnn_residual(method: str) -> ResidualSettings:
-    """Two-layer perceptrons that read features, positions and velocities; the papers have no EGNN of their
-    own.
-    """
-    if method == "equivariant-control":
-        return ResidualSettings("egnn-equivariant", "equivariant-dense", "normal", 1e-3)
-    return ResidualSettings("egnn", "mlp", "normal", 1e-3, layers=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,13 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.nbody import segnn_residual
-from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig, Training
-from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
+from equirelax.benchmarks.settings import Dataset, Network, RunConfig
 from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 from equirelax.data import MoleculeSet, qm9
 from equirelax.data.molecules import turn
-from equirelax.errors import ConfigError
 from equirelax.models.radius import radius_graph
 from equirelax.ranges import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, trivial
@@ -25,32 +21,32 @@ AUDIT_MOLECULES = 4
 PAPERS_TRAIN = 100_000
 
 
-@dataclass
+@dataclass(kw_only=True)
 class QM9Dataset(Dataset):
     """Which molecules, and what is learnt about them.
 
     Attributes:
         target: The property.
-        targets: Standardised after subtracting atomic references, both from the training molecules alone, or raw, as
-            ACE trained.
+        targets: Standardised after subtracting atomic references, less their mean and divided by their mean absolute
+            deviation (mad), all from the training molecules alone, or raw.
         source: The 16,771 molecules of qm9_subset.npz, or all of PyTorch Geometric's QM9.
         partition: Of the subset: in the order of its file, where validation and test molecules are of other kinds
-            than those of training, or shuffled, as the papers' splits; pyg is always shuffled.
+            than those of training, shuffled, or seeded: shuffled anew for every seed of a run. pyg is never ordered.
         train: Training molecules, in a fixed random order; null takes all (13,000 of the subset).
         val: Validation molecules; null takes all (1,800).
         test: Test molecules; null takes all (1,971).
     """
 
-    target: Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"] = "U0"
-    targets: Literal["standardised", "raw"] = "standardised"
+    target: Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
+    targets: Literal["standardised", "mad", "raw"]
     source: Literal["subset", "pyg"] = "subset"
-    partition: Literal["ordered", "shuffled"] = "shuffled"
+    partition: Literal["ordered", "shuffled", "seeded"] = "shuffled"
     train: int | None = within(COUNT, None)
     val: int | None = within(COUNT, None)
     test: int | None = within(COUNT, None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SchNetNetwork(Network):
     """Size of the SchNet.
 
@@ -62,14 +58,14 @@ class SchNetNetwork(Network):
         cutoff: Largest distance of an interaction, Angstrom.
     """
 
-    hidden: int = within(Range(2, 16_384), 64)
-    layers: int = within(DEPTH, 6)
-    filters: int = within(WIDTH, 64)
-    gaussians: int = within(Range(2, 16_384), 50)
-    cutoff: float = within(POSITIVE, 10.0)
+    hidden: int = within(Range(2, 16_384))
+    layers: int = within(DEPTH)
+    filters: int = within(WIDTH)
+    gaussians: int = within(Range(2, 16_384))
+    cutoff: float = within(POSITIVE)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MolecularSEGNNNetwork(Network):
     """Size of the SEGNN.
 
@@ -79,13 +75,21 @@ class MolecularSEGNNNetwork(Network):
         l_max: Largest degree of the features.
         lmax_attributes: Largest degree of the edge and node attributes.
         cutoff: Largest distance of neighbours, Angstrom.
+        norm: Normalise the features of every layer over the atoms of a molecule, or not at all.
+        pooling: How the atoms' features become the molecule's.
+        distances: What messages read of a distance: itself, or its square.
+        harmonics: Normalisation of the spherical harmonics (of e3nn).
     """
 
-    hidden: int = within(WIDTH, 128)
-    layers: int = within(DEPTH, 5)
-    l_max: int = within(DEGREE, 2)
-    lmax_attributes: int = within(Range(1, 11), 3)
-    cutoff: float = within(POSITIVE, 2.0)
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+    l_max: int = within(DEGREE)
+    lmax_attributes: int = within(Range(1, 11))
+    cutoff: float = within(POSITIVE)
+    norm: Literal["none", "instance"] = "none"
+    pooling: Literal["sum", "mean"] = "sum"
+    distances: Literal["plain", "squared"] = "plain"
+    harmonics: Literal["integral", "component"] = "integral"
 
 
 class QM9Task(Task):
@@ -98,6 +102,11 @@ class QM9Task(Task):
         "segnn": "steerable E(3) graph network on e3nn (5 layers, degree 2, 2 Angstrom)",
     }
 
+    dataset_type = QM9Dataset
+    network_types: ClassVar[dict[str, type[Network]]] = {
+        "schnet": SchNetNetwork,
+        "segnn": MolecularSEGNNNetwork,
+    }
     metric = Metric("MAE of the target", symbol="its usual unit")
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
@@ -108,41 +117,6 @@ class QM9Task(Task):
         thousandths = unit == "eV"
         self.metric = Metric(f"MAE of {name}", "1e-3" if thousandths else "1", "meV" if thousandths else unit)
 
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """ACE's: Adam 1e-3 (SchNet) or 6e-4 (SEGNN), duals 1e-3 or 1e-2; batch 256 or 1024; 1000 or 600 epochs. CR has
-        no experiment on QM9: its settings elsewhere.
-
-        Raises:
-            ConfigError: the equivariant control of SchNet.
-        """
-        schnet = model == "schnet"
-        if schnet and method == "equivariant-control":
-            raise ConfigError(
-                "SchNet has no equivariant-control: its residuals read positions, and no map of these to its invariant "
-                "features is equivariant but zero. Take --model segnn, or another method."
-            )
-        strength = choice(method).strength
-        if isinstance(strength, (ACEStrength, ResilientStrength)):
-            strength = dataclasses.replace(strength, dual_lr=1e-3 if schnet else 1e-2)
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(
-                epochs=1000 if schnet else 600,
-                batch_size=256 if schnet else 1024,
-                learning_rate=1e-3 if schnet else 6e-4,
-                # a strict network cannot tell how a molecule is turned
-                augment=method != "strict",
-            ),
-            dataset=QM9Dataset(),
-            network=SchNetNetwork() if schnet else MolecularSEGNNNetwork(),
-            residual=ResidualSettings("schnet", "stream") if schnet else segnn_residual(method),
-            strength=strength,
-        )
-
     def load(self, split: Split) -> MoleculeSet:
         """The split, with the edges of a SEGNN, which are the same in every batch."""
         d = self._dataset
@@ -152,6 +126,7 @@ class QM9Task(Task):
             targets=d.targets,
             source=d.source,
             partition=d.partition,
+            seed=self.config.seed,
             train=d.train,
             count=d.val if split == "val" else d.test,
             root=self.root,
@@ -193,7 +168,16 @@ class QM9Task(Task):
         from equirelax.models import MolecularSEGNN
 
         segnn: MolecularSEGNNNetwork = network  # type: ignore[assignment]
-        return MolecularSEGNN(segnn.hidden, segnn.l_max, segnn.layers, segnn.lmax_attributes)
+        return MolecularSEGNN(
+            segnn.hidden,
+            segnn.l_max,
+            segnn.layers,
+            segnn.lmax_attributes,
+            pooling=segnn.pooling,
+            norm=segnn.norm,
+            distances=segnn.distances,
+            harmonics=segnn.harmonics,
+        )
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
         """SchNet: atomic numbers, positions, graph. SEGNN: numbers, positions, edges, graph."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from equirelax.benchmarks.from_recipe import changes, from_earlier, is_earlier
 from equirelax.benchmarks.md17 import MD17Task
 from equirelax.benchmarks.mocap import MocapTask
 from equirelax.benchmarks.modelnet import ModelNetTask
 from equirelax.benchmarks.nbody import NBodyTask
 from equirelax.benchmarks.qm9 import QM9Task
 from equirelax.benchmarks.rotmnist import RotMNISTTask
-from equirelax.benchmarks.settings import RunConfig, Training
+from equirelax.benchmarks.settings import EARLIER, RunConfig
 from equirelax.benchmarks.smoke import SmokeTask
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import Task
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-
-ADAM_RATE = 1e-3
+from equirelax.ranges import shown
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -38,38 +37,49 @@ def task_class(benchmark: str) -> type[Task]:
     return TASKS[benchmark]
 
 
-def defaults(benchmark: str, model: str | None, method: str) -> RunConfig:
-    """The papers' settings; `model` None takes the benchmark's first.
+def defaults(
+    benchmark: str,
+    model: str | None,
+    method: str,
+    recipe: str = "published",
+    trained_as: str | None = None,
+) -> RunConfig:
+    """The settings of a recipe; `model` None takes the benchmark's first. See `equirelax.recipes.read`.
 
     Raises:
-        ConfigError: an unknown benchmark, model or method.
+        ConfigError: an unknown benchmark, model, method or variant.
     """
     task = task_class(benchmark)
-    choice(method)
     model = model or next(iter(task.models))
+    _check_names(task, model, method)
+    if trained_as is not None:
+        choice(trained_as.partition(" ")[0])
+    return task.defaults(model, method, recipe, trained_as)
+
+
+def _check_names(task: type[Task], model: str, method: str) -> None:
+    choice(method)
     if model not in task.models:
         raise ConfigError(
-            f"Benchmark '{benchmark}' has no model '{model}'.{did_you_mean(model, list(task.models))} "
+            f"Benchmark '{task.name}' has no model '{model}'.{did_you_mean(model, list(task.models))} "
             f"Known: {', '.join(task.models)}."
         )
-    optimizer = choice(method).optimizer
-    if optimizer is None:
-        return task.defaults(model, method)
-    strict = task.defaults(model, "strict")
-    return replace(strict, method=method, training=_optimised(strict.training, optimizer))
 
 
-def _optimised(training: Training, optimizer: str) -> Training:
-    """The settings of strict training with another optimiser, which takes Adam's learning rates.
+def base_of(config: RunConfig) -> RunConfig:
+    """The settings that a run's begin with: of its recipe; for a run of version 0.1 the published ones."""
+    recipe = "published" if config.recipe == EARLIER else config.recipe
+    return defaults(config.benchmark, config.model, config.method, recipe, config.trained_as)
 
-    Those of sgd do not carry over: in their place stands 1e-3, CR's of VN-PointNet with Adam, and the last learning rate
-    keeps its ratio to the first.
-    """
-    changed = replace(training, optimizer=optimizer)  # type: ignore[arg-type]  # one of the names that it may be
-    if training.optimizer != "sgd":
-        return changed
-    last = ADAM_RATE * training.final_learning_rate / training.learning_rate
-    return replace(changed, learning_rate=ADAM_RATE, final_learning_rate=last, momentum=0.0)
+
+def named(config: RunConfig) -> dict[str, Any]:
+    """Which recipe a run began with, and where it differs from it, as result.json has it."""
+    differing = {} if config.recipe == EARLIER else changes(config, base_of(config))
+    return {
+        "variant": config.recipe,
+        "trained_as": config.trained_as,
+        "changed": {key: {"recipe": before, "here": here} for key, (before, here) in differing.items()},
+    }
 
 
 def check_optimizer(config: RunConfig) -> None:
@@ -91,7 +101,16 @@ def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     for key in ("benchmark", "model", "method"):
         if not isinstance(values.get(key), str):
             raise ConfigError(f"The configuration does not say which {key} it is for: add the key '{key}'.")
-    return defaults(values["benchmark"], values["model"], values["method"]).updated(values)
+    benchmark, model, method = values["benchmark"], values["model"], values["method"]
+    if is_earlier(values) or values.get("recipe") == EARLIER:
+        task = task_class(benchmark)
+        _check_names(task, model, method)
+        return from_earlier(values, task.dataset_type, task.network_types[model])
+    recipe, trained_as = values.get("recipe", "published"), values.get("trained_as")
+    for key, value in (("recipe", recipe), ("trained_as", trained_as)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"'{key}' is {shown(value)}; expected a name.")
+    return defaults(benchmark, model, method, recipe, trained_as).updated(values)
 
 
 def build_task(config: RunConfig, root: Path | None = None) -> Task:

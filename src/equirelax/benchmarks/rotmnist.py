@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.planes import plane_residual
-from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
-from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.benchmarks.settings import Dataset, Network
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import ImageSet, digits, rotmnist
 from equirelax.models import PlainClassifier, PlaneClassifier
 from equirelax.ranges import COUNT, WIDTH, Range, within
@@ -22,7 +19,7 @@ AUDIT_SAMPLES = 8
 CLASSES = 10
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DigitsDataset(Dataset):
     """Which images.
 
@@ -40,7 +37,7 @@ class DigitsDataset(Dataset):
     test: int | None = within(COUNT, None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClassifierNetwork(Network):
     """Size of a convolutional classifier.
 
@@ -50,8 +47,8 @@ class ClassifierNetwork(Network):
         stages: Of two convolutions each; the size is halved in between.
     """
 
-    width: int = within(WIDTH, 8)
-    stages: int = within(Range(1, 16), 3)
+    width: int = within(WIDTH)
+    stages: int = within(Range(1, 16))
 
 
 class RotMNISTTask(Task):
@@ -64,37 +61,12 @@ class RotMNISTTask(Task):
         "d4": "group convolutions of D4: invariant to reflections too, which digits are not",
         "plain": "convolutions of the same width: not equivariant",
     }
+    dataset_type = DigitsDataset
+    network_types: ClassVar[dict[str, type[Network]]] = dict.fromkeys(models, ClassifierNetwork)
     metric = Metric("accuracy", "1e-2", "%", higher_is_better=True)
     counted: ClassVar[str] = "images"
     smallest_batch: ClassVar[int] = 2
     """The networks have batch norm."""
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """Ours, for neither paper has this experiment: Adam 1e-3, batch 64, 40 epochs down a cosine; dense convolutions
-        as residuals, lambda_reg 0.01 (CR's), multipliers 1e-3.
-        """
-        strength = choice(method).strength
-        if isinstance(strength, ACEStrength | ResilientStrength):
-            strength = dataclasses.replace(strength, dual_lr=1e-3)
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(
-                epochs=40,
-                batch_size=64,
-                learning_rate=1e-3,
-                schedule="cosine",
-                augment=False,
-                validate_every=1,
-            ),
-            dataset=DigitsDataset(),
-            network=ClassifierNetwork(),
-            residual=plane_residual(NO_PLACEMENT if model == "plain" else "layers", method),
-            strength=strength,
-        )
 
     def load(self, split: Split) -> ImageSet:
         """The split's images, as many as are configured, the first ones."""

@@ -1,5 +1,8 @@
 """What a run is, as typed settings: every field is a command-line flag, a YAML key and a line of
 documentation. Numbers have ranges (`ranges.py`).
+
+The numbers of the experiments are in the recipes (`equirelax.recipes`) and have no default here; a setting that has one
+does nothing there, or what version 0.1 did.
 """
 
 from __future__ import annotations
@@ -36,11 +39,15 @@ from equirelax.ranges import (
 )
 
 T = TypeVar("T")
+NAMES = ("benchmark", "model", "method", "recipe", "trained_as")
+"""Keys that say which settings a run begins with."""
+EARLIER = "0.1"
+"""In the place of a variant: the settings of version 0.1, which had no recipes."""
 LARGEST_FILE = 100_000
 """Values that a file of settings may hold."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Training:
     """How the weights are fitted.
 
@@ -51,48 +58,57 @@ class Training:
             leaves everything else to adam, at adam's learning rates.
         learning_rate: Its step size (eta_p in ACE).
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
+        decay_biases: Whether weight decay holds for biases and other parameters of one dimension.
         momentum: Momentum of sgd.
         muon_momentum: Momentum of muon.
         muon_rms: Root mean square of the entries of muon's steps over the learning rate; 1 is that of adam's first step, 0.2
             what language models are trained with.
         schedule: Course of the learning rate over epochs: constant, step (times `step_factor` every
-            `step_epochs`), or cosine (down to `final_learning_rate` at the end).
+            `step_epochs`), milestones (times `step_factor` at every one of `milestones`), or cosine (down to
+            `final_learning_rate` at the end).
         warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
         step_epochs: See schedule.
         step_factor: See schedule.
+        milestones: See schedule: shares of the epochs, such as 0.8 and 0.9.
         final_learning_rate: See schedule.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         augment: Move every training batch by a random element of the benchmark's group.
         ema: Decay of an average of the weights over training steps, bias-corrected, which is validated, selected and tested
             beside the weights themselves; 0 keeps no average.
+        drop_last: Leave out an epoch's last batch where it is smaller than the others.
+        select: The weights that are tested: those of the best validation, or the last ones.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
         checkpoint_every: Epochs from one resumable checkpoint to the next.
         audit_every: Validations from one measurement of the equivariance error to the next, and at the end; 0 never
             measures during training. It changes nothing else in the run.
     """
 
-    epochs: int = within(COUNT, 1000)
-    batch_size: int = within(COUNT, 100)
+    epochs: int = within(COUNT)
+    batch_size: int = within(COUNT)
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    learning_rate: float = within(POSITIVE, 5e-4)
+    learning_rate: float = within(POSITIVE)
     weight_decay: float = within(NOT_NEGATIVE, 0.0)
     momentum: float = within(SHARE, 0.0)
     muon_momentum: float = within(SHARE, 0.95)
     muon_rms: float = within(POSITIVE, 1.0)
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    decay_biases: bool = True
+    schedule: Literal["constant", "step", "milestones", "cosine"] = "constant"
     step_epochs: int = within(COUNT, 20)
     step_factor: float = within(FACTOR, 0.7)
+    milestones: list[float] = within(SHARE, [])
     final_learning_rate: float = within(NOT_NEGATIVE, 0.0)
     warmup_epochs: int = within(COUNT_OR_NONE, 0)
     gradient_clip: float = within(NOT_NEGATIVE, 0.0)
-    augment: bool = True
+    augment: bool = False
     ema: float = within(SHARE, 0.0)
+    drop_last: bool = False
+    select: Literal["best", "last"] = "best"
     validate_every: int = within(COUNT, 5)
     checkpoint_every: int = within(COUNT, 20)
     audit_every: int = within(COUNT_OR_NONE, 1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ResidualSettings:
     """The unconstrained residual branches, and where they stand.
 
@@ -106,19 +122,24 @@ class ResidualSettings:
         std: Standard deviation of the normal initialisation.
         scale: Factor on the initial weights of a perceptron's last layer.
         bias: Whether a dense map has a bias.
-        hidden: Hidden width of the perceptron; null takes the placement's own choice.
+        unbiased: Path patterns of layers whose dense map has none all the same.
+        exclude: Path patterns of layers that get no residual.
+        hidden: Hidden width of the perceptron, or a list of the widths of all its hidden layers; null takes the
+            placement's own choice.
         layers: Linear layers of the perceptron.
         rank: Rank of a low-rank map; smaller layers take their own size.
         groups: Groups of channels of a grouped map, which does not mix them; layers with fewer channels get a dense map.
     """
 
-    placement: str = "layers"
+    placement: str
     kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "grouped", "stream"] = "dense"
     init: Literal["zeros", "normal", "default"] = "zeros"
     std: float = within(NOT_NEGATIVE, 1e-4)
     scale: float = within(FINITE, 1.0)
     bias: bool = False
-    hidden: int | None = within(WIDTH, None)
+    unbiased: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    hidden: int | list[int] | None = within(WIDTH, None)
     layers: int = within(DEPTH, 3)
     rank: int = within(WIDTH, 8)
     groups: int = within(WIDTH, 4)
@@ -141,7 +162,12 @@ class Network:
 
 @dataclass
 class RunConfig:
-    """One run: names as on the command line, and the settings behind them."""
+    """One run: names as on the command line, and the settings behind them.
+
+    Attributes:
+        recipe: the variant of the recipe that the settings begin with, or `EARLIER` for a run of version 0.1, which had none.
+        trained_as: METHOD or METHOD VARIANT whose training settings and data the recipe was given; None: its own.
+    """
 
     benchmark: str
     model: str
@@ -152,11 +178,13 @@ class RunConfig:
     network: Network
     residual: ResidualSettings
     strength: Strength
+    recipe: str = "published"
+    trained_as: str | None = None
     sections: tuple[str, ...] = field(default=("dataset", "network", "residual", "strength"), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain python, in the layout of `config.yaml`: training settings at the top, then the sections."""
-        top = {"benchmark": self.benchmark, "model": self.model, "method": self.method, "seed": self.seed}
+        top: dict[str, Any] = {name: getattr(self, name) for name in (*NAMES, "seed")}
         top.update(dataclasses.asdict(self.training))
         top.update({name: dataclasses.asdict(getattr(self, name)) for name in self.sections})
         return top
@@ -168,13 +196,12 @@ class RunConfig:
             ConfigError: an unknown key (with a suggestion), or a value of the wrong type or outside of its range.
         """
         training_keys = [f.name for f in dataclasses.fields(Training)]
-        names = ["benchmark", "model", "method", "seed"]
         for key in values:
-            if key not in (known := names + training_keys + list(self.sections)):
+            if key not in (known := [*NAMES, "seed"] + training_keys + list(self.sections)):
                 raise ConfigError(
                     f"Unknown key {shown(key)} in the configuration.{did_you_mean(str(key), known)}"
                 )
-        for name in ("benchmark", "model", "method"):
+        for name in NAMES:
             if values.get(name, getattr(self, name)) != getattr(self, name):
                 raise ConfigError(
                     f"The configuration is for {name} '{values[name]}', not '{getattr(self, name)}'. "
@@ -247,22 +274,48 @@ def _outgrows(loaded: Any, most: int) -> bool:
     return count > most
 
 
+def made(kind: type[T], values: Any, prefix: str) -> T:
+    """The dataclass `kind` from `values`, types and ranges checked.
+
+    Args:
+        kind: of a section of a run's settings. values: key -> value. prefix: of the keys in messages ("network.").
+
+    Raises:
+        ConfigError: an unknown key, one without a default that is missing, or a value that does not fit.
+    """
+    given = _coerced(kind, values, prefix)
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.name not in given and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        names = ", ".join(f"'{prefix}{name}'" for name in missing)
+        raise ConfigError(f"The settings lack {names}, which have no default.")
+    section = kind(**given)
+    check_fields(section, f"'{prefix}{{}}'")
+    return section
+
+
 def _update(section: T, values: Any, prefix: str) -> T:
     """A copy of the dataclass `section` with `values` put in, types checked."""
+    given = _coerced(type(section), values, prefix)
+    updated: T = dataclasses.replace(section, **given)  # type: ignore[type-var]
+    check_fields(updated, f"'{prefix}{{}}'")
+    return updated
+
+
+def _coerced(kind: type[Any], values: Any, prefix: str) -> dict[str, Any]:
+    """`values` as the fields of the dataclass `kind` want them."""
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"'{prefix.rstrip('.')}' should be a mapping of keys to values, not {shown(values)}."
         )
-    hints = typing.get_type_hints(type(section))
+    hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
             raise ConfigError(f"Unknown key '{prefix}{key}'.{did_you_mean(str(key), list(hints))}")
-    updated: T = dataclasses.replace(
-        section,  # type: ignore[type-var]
-        **{key: _coerce(value, hints[key], prefix + key) for key, value in values.items()},
-    )
-    check_fields(updated, f"'{prefix}{{}}'")
-    return updated
+    return {key: _coerce(value, hints[key], prefix + key) for key, value in values.items()}
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
@@ -281,6 +334,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
             return value
         if option is float and isinstance(value, int) and not isinstance(value, bool):
             return _as_float(value)
+        if typing.get_origin(option) is list and isinstance(value, list):
+            (inner,) = typing.get_args(option)
+            return [_coerce(each, inner, f"{key}[{i}]") for i, each in enumerate(value)]
         if (
             isinstance(option, type)
             and isinstance(value, option)

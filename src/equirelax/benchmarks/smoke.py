@@ -12,10 +12,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.planes import plane_residual
-from equirelax.benchmarks.settings import Dataset, Network, RunConfig, Training
-from equirelax.benchmarks.strengths import ACEStrength, ResilientStrength, choice
-from equirelax.benchmarks.task import NO_PLACEMENT, AuditCase, Batch, Metric, Split, Task
+from equirelax.benchmarks.settings import Dataset, Network, RunConfig
+from equirelax.benchmarks.task import AuditCase, Batch, Metric, Split, Task
 from equirelax.data import FieldSet, smoke
 from equirelax.errors import ConfigError
 from equirelax.models import planes
@@ -25,7 +23,7 @@ from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, vector
 AUDIT_SAMPLES = 4
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SmokeDataset(Dataset):
     """Which simulated plumes, and which windows of them. `equirelax data make smoke` makes them.
 
@@ -37,24 +35,28 @@ class SmokeDataset(Dataset):
         asymmetry: How much the buoyancy differs by side; 0 is exactly symmetric under turns by 90 degrees.
         inputs: Frames that a prediction reads.
         outputs: Frames that are rolled out, and compared, in training.
-        horizon: Frames that are rolled out in validation and test.
+        horizon: Frames that are rolled out in test.
+        val_horizon: Frames that are rolled out in validation; null takes as many as in test.
         every: From one window's start to the next one's, in frames.
         coarsen: Width of the squares of pixels that are averaged into one.
+        loss: Mean squared error over the frames of the roll-out, or the sum of those of its frames.
     """
 
-    symmetry: Literal["rotation", "scale"] = "rotation"
-    size: int = within(Range(8, 4_096), 64)
-    positions: int = within(COUNT, 10)
-    steps: int = within(COUNT, 250)
-    asymmetry: float = within(SHARE, 0.5)
-    inputs: int = within(COUNT, 10)
-    outputs: int = within(COUNT, 6)
-    horizon: int = within(COUNT, 20)
+    symmetry: Literal["rotation", "scale"]
+    size: int = within(Range(8, 4_096))
+    positions: int = within(COUNT)
+    steps: int = within(COUNT)
+    asymmetry: float = within(SHARE)
+    inputs: int = within(COUNT)
+    outputs: int = within(COUNT)
+    horizon: int = within(COUNT)
+    val_horizon: int | None = within(COUNT, None)
     every: int = within(COUNT, 1)
     coarsen: int = within(COUNT, 1)
+    loss: Literal["mean", "sum"] = "mean"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlaneNetwork(Network):
     """Size of a forecasting network.
 
@@ -63,12 +65,14 @@ class PlaneNetwork(Network):
         layers: Convolutions (of the MLP: linear layers).
         kernel: Their width; null takes the papers' 3, for scale 5.
         group: Of the rotation task's equivariant networks.
+        norm: Normalise the fields of the hidden layers.
     """
 
     hidden: int | None = within(WIDTH, None)
-    layers: int = within(DEPTH, 5)
+    layers: int = within(DEPTH)
     kernel: int | None = within(Range(1, 65), None)
     group: Literal["C4", "D4"] = "C4"
+    norm: bool = True
 
 
 class SmokeTask(Task):
@@ -79,34 +83,11 @@ class SmokeTask(Task):
     name: ClassVar[str] = "smoke"
     title: ClassVar[str] = "Smoke plumes: velocity forecasts"
     models: ClassVar[dict[str, str]] = planes.MODELS
+    dataset_type = SmokeDataset
+    network_types: ClassVar[dict[str, type[Network]]] = dict.fromkeys(planes.MODELS, PlaneNetwork)
     metric = Metric("RMSE Future")
     counted: ClassVar[str] = ""
     chunk: ClassVar[int] = 20
-
-    @classmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """CR's for rotation: Adam 1e-3, weight decay 4e-4, times 0.95 every epoch, batch 16, up to 1000 epochs, 92
-        hidden, lambda_reg 0.01. Neither paper has ACE here: multipliers 1e-3. For scale its learning rate is 1e-4 and its
-        batch 8, which are for the command line to set.
-        """
-        strength = choice(method).strength
-        if isinstance(strength, ACEStrength | ResilientStrength):
-            strength = dataclasses.replace(strength, dual_lr=1e-3)
-        placement = "layers" if model in planes.RELAXABLE else NO_PLACEMENT
-        return RunConfig(
-            benchmark=cls.name,
-            model=model,
-            method=method,
-            seed=0,
-            training=Training(
-                epochs=1000, batch_size=16, learning_rate=1e-3, weight_decay=4e-4, schedule="step", step_epochs=1,
-                step_factor=0.95, augment=False, validate_every=1,
-            ),
-            dataset=SmokeDataset(),
-            network=PlaneNetwork(),
-            residual=plane_residual(placement, method, init="default"),
-            strength=strength,
-        )  # fmt: skip
 
     def load(self, split: Split) -> FieldSet:
         """Windows of training or validation frames; of the test set those of both splits, Future first."""
@@ -121,7 +102,7 @@ class SmokeTask(Task):
             split,
             self.settings,
             inputs=d.inputs,
-            outputs=d.outputs if split == "train" else d.horizon,
+            outputs={"train": d.outputs, "val": d.val_horizon or d.horizon}.get(split, d.horizon),
             every=d.every,
             coarsen=d.coarsen,
             root=self.root,
@@ -161,6 +142,7 @@ class SmokeTask(Task):
             layers=network.layers,
             kernel=network.kernel or kernel,
             group=network.group,
+            norm=network.norm,
             size=self._dataset.size // self._dataset.coarsen,
         )
 
@@ -173,8 +155,9 @@ class SmokeTask(Task):
         return rollout(model, batch["input"], batch["target"].shape[1])
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error over the roll-out."""
-        return nn.functional.mse_loss(prediction, batch["target"])
+        """Mean squared error over the roll-out, or summed over its frames."""
+        frames = prediction.shape[1] if self._dataset.loss == "sum" else 1
+        return frames * nn.functional.mse_loss(prediction, batch["target"])
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
         """RSteer's, on how far its weights vary, and RPP's prior on its plain weights; 0 of the other networks."""
@@ -183,7 +166,7 @@ class SmokeTask(Task):
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Root of the mean squared error of the batch."""
-        return self.loss(prediction, batch).sqrt()
+        return nn.functional.mse_loss(prediction, batch["target"]).sqrt()
 
     def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
         """(4,): sums of squared errors and numbers of values, of Future and of Domain."""
@@ -203,7 +186,8 @@ class SmokeTask(Task):
         """Its widths are those of the configured symmetry."""
         full = super().full_size()
         hidden, kernel = self._papers_size
-        return dataclasses.replace(full, network=PlaneNetwork(hidden, kernel=kernel))
+        network: PlaneNetwork = full.network  # type: ignore[assignment]
+        return dataclasses.replace(full, network=dataclasses.replace(network, hidden=hidden, kernel=kernel))
 
     @property
     def _papers_size(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from equirelax.benchmarks.settings import Strength
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.methods.base import Method
+from equirelax.methods.schedules import Schedule, resolve
 from equirelax.models.canonical import VNCanonicalizer
 from equirelax.ranges import (
     COUNT,
@@ -30,12 +31,15 @@ from equirelax.relaxation import Relaxation
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScheduledStrength(Strength):
     """CR: gamma follows a schedule and the residuals are penalised.
 
     Attributes:
         schedule: Course of gamma over the run.
+        peak: What the course, which reaches 1, is multiplied by.
+        epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
+            shorter one gamma stays at its end.
         per: Whether gamma changes at every step or only from epoch to epoch.
         lie_weight: Weight of the Lie-derivative term (lambda_reg).
         norm_weight: Weight of the residual-norm term (lambda_reg).
@@ -45,15 +49,17 @@ class ScheduledStrength(Strength):
     """
 
     schedule: Literal["triangle", "linear", "cosine", "constant", "hold-then-decay"] = "triangle"
+    peak: float = within(FINITE, 1.0)
+    epochs: int | None = within(COUNT, None)
     per: Literal["step", "epoch"] = "epoch"
-    lie_weight: float = within(NOT_NEGATIVE, 0.01)
-    norm_weight: float = within(NOT_NEGATIVE, 0.01)
+    lie_weight: float = within(NOT_NEGATIVE)
+    norm_weight: float = within(NOT_NEGATIVE)
     rows: int | None = within(COUNT, None)
     scaling: Literal["root-sum", "mean"] = "root-sum"
     penalty_times_gamma: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ACEStrength(Strength):
     """ACE, Algorithm 1: gamma is learnt under the constraint gamma = 0.
 
@@ -67,7 +73,7 @@ class ACEStrength(Strength):
         reduction: Sum (as printed) or mean of multiplier x gamma over the residuals.
     """
 
-    dual_lr: float = within(POSITIVE, 8e-4)
+    dual_lr: float = within(POSITIVE)
     dual_optimizer: Literal["sgd", "adam"] = "sgd"
     dual_eps: float = within(POSITIVE, 1e-8)
     augmented: float = within(NOT_NEGATIVE, 0.0)
@@ -76,7 +82,7 @@ class ACEStrength(Strength):
     reduction: Literal["sum", "mean"] = "sum"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ResilientStrength(Strength):
     """ACE, Algorithm 2: |gamma| <= u with a learnt slack u; gamma is kept at the end.
 
@@ -84,20 +90,29 @@ class ResilientStrength(Strength):
         dual_lr: Step size of the multipliers (eta_d).
         primal_lr: Step size of the slacks (eta_p); null takes the optimiser's learning rate.
         rho: Weight of the slacks' cost (rho/2) ||u||^2.
+        form: Algorithm 2 as printed, or what the released code does in its place on N-body (released) and on motion
+            capture (clamped); see `ResilientACE`.
         dual_optimizer: sgd as printed in the paper, adam as in the released code.
+        dual_eps: Epsilon of adam.
+        initial: Strength at the start.
+        reduction: Sum (as printed) or mean of the multipliers' terms over the residuals.
         augmented: Weight of the augmented term; 0 is the printed algorithm.
         pi: Proportional gain of the multipliers' update; 0 is the printed algorithm.
     """
 
-    dual_lr: float = within(POSITIVE, 8e-4)
+    dual_lr: float = within(POSITIVE)
     primal_lr: float | None = within(POSITIVE, None)
     rho: float = within(POSITIVE, 1.0)
+    form: Literal["algorithm", "released", "clamped"] = "algorithm"
     dual_optimizer: Literal["sgd", "adam"] = "sgd"
+    dual_eps: float = within(POSITIVE, 1e-8)
+    initial: float = within(FINITE, 1.0)
+    reduction: Literal["sum", "mean"] = "sum"
     augmented: float = within(NOT_NEGATIVE, 0.0)
     pi: float = within(NOT_NEGATIVE, 0.0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class REMULStrength(Strength):
     """REMUL: the loss on moved samples as a second task; strengths stay at gamma.
 
@@ -120,7 +135,7 @@ class REMULStrength(Strength):
     weights_optimizer: Literal["adam", "sgd"] = "adam"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RPPStrength(Strength):
     """RPP: Gaussian priors on the equivariant and the residual weights; strengths stay at gamma.
 
@@ -135,7 +150,7 @@ class RPPStrength(Strength):
     gamma: float = within(FINITE, 1.0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EquiTuningStrength(Strength):
     """Equi-Tuning: the network's predictions averaged over group elements.
 
@@ -152,7 +167,7 @@ class EquiTuningStrength(Strength):
     seed: int = within(SEED, 0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EquiAdaptStrength(Strength):
     """Equi-Adapt: a small equivariant network turns every sample into a pose of its own before the network.
 
@@ -169,57 +184,51 @@ class EquiAdaptStrength(Strength):
 
 @dataclass(frozen=True)
 class Choice:
-    """A method on the command line.
+    """A method on the command line. The settings that make it what it is are in `recipes/methods.yaml`.
 
     Attributes:
         description: What it is, in a sentence.
-        strength: Its settings before any benchmark changes them.
+        strength: The type of its settings.
         deploys_relaxed: Whether the trained model is used with its residuals.
         optimizer: The optimiser that makes the method what it is; None takes the benchmark's.
     """
 
     description: str
-    strength: Strength
+    strength: type[Strength]
     deploys_relaxed: bool = False
     optimizer: str | None = None
 
 
 CHOICES: dict[str, Choice] = {
-    "strict": Choice("no relaxation: the network as its author wrote it", Strength()),
+    "strict": Choice("no relaxation: the network as its author wrote it", Strength),
     "strict-muon": Choice(
         "control: no relaxation, a better optimiser (Muon on matrices, Adam on the rest)",
-        Strength(),
+        Strength,
         optimizer="muon",
     ),
-    "scheduled": Choice("CR: gamma rises from 0 to 1 and falls to 0 again; Lie penalty", ScheduledStrength()),
-    "ace": Choice("ACE, Algorithm 1: gamma learnt under gamma = 0, multipliers by SGD", ACEStrength()),
+    "scheduled": Choice("CR: gamma rises from 0 to 1 and falls to 0 again; Lie penalty", ScheduledStrength),
+    "ace": Choice("ACE, Algorithm 1: gamma learnt under gamma = 0", ACEStrength),
     "resilient": Choice(
-        "ACE, Algorithm 2: learnt slacks, the relaxed model is kept", ResilientStrength(), True
+        "ACE, Algorithm 2: learnt slacks, the relaxed model is kept", ResilientStrength, True
     ),
-    "ace-augmented": Choice(
-        "ACE with an augmented Lagrangian, which damps oscillation", ACEStrength(augmented=1.0)
-    ),
-    "ace-pi": Choice(
-        "ACE with a proportional-integral multiplier, which damps oscillation", ACEStrength(pi=1.0)
-    ),
+    "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACEStrength),
+    "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACEStrength),
     "equivariant-control": Choice(
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)",
-        ScheduledStrength(),
+        ScheduledStrength,
     ),
     "no-schedule": Choice(
-        "ablation of CR: gamma is 1 throughout; projected all the same", ScheduledStrength("constant")
+        "ablation of CR: gamma is 1 throughout; projected all the same", ScheduledStrength
     ),
-    "no-lie": Choice("ablation of CR: no Lie term, the norm alone", ScheduledStrength(lie_weight=0.0)),
-    "no-penalty": Choice(
-        "ablation of CR: neither Lie term nor norm", ScheduledStrength(lie_weight=0.0, norm_weight=0.0)
-    ),
-    "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMULStrength(), True),
-    "rpp": Choice("RPP: Gaussian priors on equivariant and residual weights", RPPStrength(), True),
+    "no-lie": Choice("ablation of CR: no Lie term, the norm alone", ScheduledStrength),
+    "no-penalty": Choice("ablation of CR: neither Lie term nor norm", ScheduledStrength),
+    "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMULStrength, True),
+    "rpp": Choice("RPP: Gaussian priors on equivariant and residual weights", RPPStrength, True),
     "equi-tuning": Choice(
-        "Equi-Tuning: predictions averaged over group elements; any network", EquiTuningStrength()
+        "Equi-Tuning: predictions averaged over group elements; any network", EquiTuningStrength
     ),
     "equi-adapt": Choice(
-        "Equi-Adapt: a canonicalising network in front of any network for point clouds", EquiAdaptStrength()
+        "Equi-Adapt: a canonicalising network in front of any network for point clouds", EquiAdaptStrength
     ),
 }
 
@@ -235,27 +244,27 @@ def choice(name: str) -> Choice:
 
 def is_scheduled(name: str) -> bool:
     """Whether the method follows a schedule (CR, its ablations and its control)."""
-    return isinstance(choice(name).strength, ScheduledStrength)
+    return issubclass(choice(name).strength, ScheduledStrength)
 
 
 def is_learnt(name: str) -> bool:
     """Whether the strengths are learnt (ACE in all its forms)."""
-    return isinstance(choice(name).strength, (ACEStrength, ResilientStrength))
+    return issubclass(choice(name).strength, (ACEStrength, ResilientStrength))
 
 
 def is_strict(name: str) -> bool:
     """Whether the network is trained as its author wrote it, with nothing added (strict, strict-muon)."""
-    return type(choice(name).strength) is Strength
+    return choice(name).strength is Strength
 
 
 def needs_residuals(name: str) -> bool:
     """Whether the method drives residuals, so that it is for networks that have any."""
-    return not (is_strict(name) or is_wrapper(name) or isinstance(choice(name).strength, REMULStrength))
+    return not (is_strict(name) or is_wrapper(name) or issubclass(choice(name).strength, REMULStrength))
 
 
 def is_wrapper(name: str) -> bool:
     """Whether the method is a module around the network, with no residuals and nothing to step."""
-    return isinstance(choice(name).strength, (EquiTuningStrength, EquiAdaptStrength))
+    return issubclass(choice(name).strength, (EquiTuningStrength, EquiAdaptStrength))
 
 
 def build_method(
@@ -282,7 +291,7 @@ def build_method(
     if isinstance(strength, REMULStrength):
         return _remul(relaxation, strength)
     if not isinstance(relaxation, Relaxation):
-        name = next((n for n, c in CHOICES.items() if type(c.strength) is type(strength)), "the method")
+        name = next((n for n, c in CHOICES.items() if c.strength is type(strength)), "the method")
         raise ConfigError(
             f"{name} needs residuals, and {type(relaxation).__name__} has none: choose another model, or a method "
             f"that works on any network (remul, equi-tuning, equi-adapt)."
@@ -346,8 +355,8 @@ def _scheduled(
 ) -> Method:
     return methods.Scheduled(
         relaxation,
-        total_steps=epochs * steps_per_epoch,
-        schedule=s.schedule,
+        total_steps=(s.epochs or epochs) * steps_per_epoch,
+        schedule=_course(s),
         steps_per_epoch=steps_per_epoch if s.per == "epoch" else None,
         lie_weight=s.lie_weight,
         norm_weight=s.norm_weight,
@@ -356,6 +365,11 @@ def _scheduled(
         generator=torch.Generator().manual_seed(seed),
         penalty_times_gamma=s.penalty_times_gamma,
     )
+
+
+def _course(s: ScheduledStrength) -> Schedule:
+    course, peak = resolve(s.schedule), s.peak
+    return lambda progress: peak * course(progress)
 
 
 def _ace(relaxation: Relaxation, s: ACEStrength) -> Method:
@@ -382,7 +396,11 @@ def _resilient(relaxation: Relaxation, s: ResilientStrength, learning_rate: floa
         dual_lr=s.dual_lr,
         primal_lr=learning_rate if s.primal_lr is None else s.primal_lr,
         rho=s.rho,
+        form=s.form,
         dual_optimizer=s.dual_optimizer,
+        dual_eps=s.dual_eps,
+        initial=s.initial,
+        reduction=s.reduction,
         augmented=s.augmented,
         pi=s.pi,
     )

@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.benchmarks.settings import ResidualSettings, RunConfig
+from equirelax.benchmarks.from_recipe import from_recipe
+from equirelax.benchmarks.settings import Dataset, Network, ResidualSettings, RunConfig
 from equirelax.data import GraphSet, Samples, random_rotation
 from equirelax.errors import ConfigError
+from equirelax.recipes import read
 from equirelax.relaxation import MLP, Dense, EquivariantDense, Grouped, LowRank, StreamStep, placements
 from equirelax.relaxation.maps import ResidualKind
 from equirelax.relaxation.placements import Placement
@@ -125,6 +127,9 @@ class Task(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     models: ClassVar[dict[str, str]]
+    dataset_type: ClassVar[type[Dataset]]
+    network_types: ClassVar[Mapping[str, type[Network]]]
+    """Of every model."""
     metric: Metric
     counted: ClassVar[str] = "samples"
     """What numbers among the data set's settings count."""
@@ -138,9 +143,17 @@ class Task(ABC):
         self.root = root
 
     @classmethod
-    @abstractmethod
-    def defaults(cls, model: str, method: str) -> RunConfig:
-        """The papers' settings for a model and a method, both known to exist."""
+    def defaults(
+        cls, model: str, method: str, recipe: str = "published", trained_as: str | None = None
+    ) -> RunConfig:
+        """The settings of a recipe for a model and a method, both known to exist; see `equirelax.recipes.read`.
+
+        Raises:
+            ConfigError: there is no such recipe.
+        """
+        return from_recipe(
+            read(cls.name, model, method, recipe, trained_as), cls.dataset_type, cls.network_types[model]
+        )
 
     @abstractmethod
     def load(self, split: Split) -> Samples:
@@ -264,8 +277,11 @@ class Task(ABC):
         return chosen
 
     def full_size(self) -> RunConfig:
-        """The papers' settings that this run's sizes are compared with."""
-        return self.defaults(self.config.model, self.config.method)
+        """The published settings that this run's sizes are compared with."""
+        trained_as = self.config.trained_as
+        return self.defaults(
+            self.config.model, self.config.method, trained_as=trained_as and trained_as.partition(" ")[0]
+        )
 
     def scaled_down(self) -> str | None:
         """In words where this run is smaller than the papers' setting, or None."""

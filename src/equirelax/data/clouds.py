@@ -62,6 +62,15 @@ def sample_points(points: Tensor, count: int, generator: torch.Generator | None 
     return choose(points, keys.topk(count).indices.to(points.device))
 
 
+def normalise(points: Tensor) -> Tensor:
+    """Every object centred, then divided by its largest distance from the centre: it fills the unit ball."""
+    check_clouds(points)
+    centred = points - points.mean(1, keepdim=True)
+    largest = centred.square().sum(-1).amax(1).sqrt()
+    # an object of one place has no size
+    return centred / torch.where(largest > 0, largest, torch.ones_like(largest))[:, None, None]
+
+
 def rotations(
     kind: str,
     count: int,

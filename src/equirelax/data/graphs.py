@@ -91,6 +91,19 @@ class GraphSet:
             out["trajectory"] = vectors(self.trajectory).transpose(1, 2).flatten(0, 1)
         return out
 
+    def turned(self, rotations: Tensor) -> Self:
+        """The set with positions, velocities, targets and trajectories turned by rotations (3, 3), or (N, 3, 3) for one per
+        system.
+        """
+        vectors = {
+            "positions": self.positions,
+            "velocities": self.velocities,
+            "targets": self.targets,
+            "trajectory": self.trajectory,
+        }
+        moved = {name: _turn(each, rotations) for name, each in vectors.items() if each is not None}
+        return dataclasses.replace(self, **moved)
+
     def _features(self, index: Tensor) -> Tensor:
         """(b, n, f) node features of the systems `index` (b,); a set whose features depend on the batch
         overrides it.

@@ -37,7 +37,7 @@ class Scaling:
         return cls(torch.zeros(ELEMENTS, dtype=torch.float64))
 
     @classmethod
-    def fit(cls, values: Tensor, composition: Tensor, references: bool) -> Scaling:
+    def fit(cls, values: Tensor, composition: Tensor, references: bool, absolute: bool = False) -> Scaling:
         """From training molecules alone.
 
         Args:
@@ -45,6 +45,7 @@ class Scaling:
             composition: (N, ELEMENTS) numbers of atoms by element.
             references: Whether to subtract atomic references: the least-squares solution, of the smallest norm
                 where molecules do not tell elements apart; elements that do not occur have none.
+            absolute: Whether the deviation is the mean absolute one, and not the root mean square.
 
         Raises:
             DataError: no molecules.
@@ -61,7 +62,8 @@ class Scaling:
         rest = values - composition @ atoms
         # where nothing is left but rounding, dividing by it would blow that up
         noise = 1e-12 * float(values.abs().max())
-        deviation = float(rest.std(correction=0))
+        away = rest - rest.mean()
+        deviation = float(away.abs().mean() if absolute else away.square().mean().sqrt())
         return cls(atoms, float(rest.mean()), deviation if deviation > noise else 1.0)
 
     def apply(self, values: Tensor, composition: Tensor) -> Tensor:

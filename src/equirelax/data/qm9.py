@@ -5,9 +5,9 @@ Two sources:
 - `subset`: 16,771 of its molecules, all without fluorine, in `qm9/qm9_subset.npz` of the data root. The split is 13,000 /
   1,800 / 1,971 (`PARTITIONS`). The file is ordered by the molecules' number in QM9, which follows their size and
   chemistry: in that order (`ordered`) validation and test molecules are of other kinds than those of training;
-  `shuffled` draws parts of the same sizes from all of them, which is what the papers' random splits do.
+  `shuffled` draws parts of the same sizes from all of them; `seeded` draws others for every seed, as the papers do.
 - `pyg`: all of PyTorch Geometric's QM9 (130,831 molecules) in `qm9/pyg` of the data root, downloaded there on first use;
-  always shuffled, 80 / 10 / 10 %. Its numbers are single precision: the largest energies are good to about 1 meV.
+  shuffled or seeded, 80 / 10 / 10 %. Its numbers are single precision: the largest energies are good to about 1 meV.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from equirelax.errors import DataError
 SUBSET = Path("qm9") / "qm9_subset.npz"
 PYG = Path("qm9") / "pyg"
 SPLITS = ("train", "val", "test")
-PARTITIONS = ("ordered", "shuffled")
+PARTITIONS = ("ordered", "shuffled", "seeded")
 SUBSET_TRAIN, SUBSET_VAL = 13_000, 1_800
 PYG_SHARES = (0.8, 0.1)
 PARTITION_SEED = 0
@@ -82,6 +82,7 @@ def load(
     targets: str = "standardised",
     source: str = "subset",
     partition: str = "shuffled",
+    seed: int = 0,
     train: int | None = None,
     count: int | None = None,
     root: str | Path | None = None,
@@ -93,9 +94,11 @@ def load(
         split: `train`, `val` or `test`.
         target: one of `TARGETS`.
         targets: `standardised`: atomic references (extensive properties only) and the mean are subtracted, then divided
-            by the standard deviation, all from the training molecules; or `raw`: the property itself, as ACE trained.
+            by the standard deviation; `mad`: the mean is subtracted, then divided by the mean absolute deviation; all from
+            the training molecules; or `raw`: the property itself.
         source: `subset` or `pyg`, see above.
-        partition: `ordered` or `shuffled`; of `pyg` only `shuffled`.
+        partition: `ordered`, `shuffled`, or `seeded`: shuffled by `seed`; `pyg` is never `ordered`.
+        seed: of the partition `seeded`.
         train: how many training molecules, in a fixed random order, so that fewer are among more; None: all.
         count: how many molecules of `val` or `test`, in the same way; None: all.
         root: see `equirelax.data.root`.
@@ -108,29 +111,31 @@ def load(
     for word, known, what in (
         (split, SPLITS, "split"),
         (target, tuple(TARGETS), "target"),
-        (targets, ("standardised", "raw"), "kind of targets"),
+        (targets, ("standardised", "mad", "raw"), "kind of targets"),
         (source, ("subset", "pyg"), "source"),
         (partition, PARTITIONS, "partition"),
     ):
         if word not in known:
             raise DataError(f"Unknown {what} {word!r} of QM9; choose one of {', '.join(known)}.")
-    if source == "pyg" and partition != "shuffled":
+    if source == "pyg" and partition == "ordered":
         raise DataError("PyTorch Geometric's QM9 has no ordered partition; take partition 'shuffled'.")
     everything = _read_subset(target, root) if source == "subset" else _read_pyg(target, root)
-    parts = split_indices(len(everything), source, partition)
+    parts = split_indices(len(everything), source, partition, seed)
     fitted = everything.subset(_first(parts["train"], train, "train"))
     chosen = fitted if split == "train" else everything.subset(_first(parts[split], count, split))
     scaling = Scaling.identity()
     if targets == "standardised":
         scaling = _scaling(fitted, chosen, target, split)
+    elif targets == "mad":
+        scaling = Scaling.fit(fitted.targets, fitted.composition(), references=False, absolute=True)
     scaled = scaling.apply(chosen.targets, chosen.composition())
     return MoleculeSet(
         chosen.numbers, chosen.positions.to(dtype), chosen.sizes, scaled, chosen.identifiers, scaling
     )
 
 
-def split_indices(molecules: int, source: str, partition: str) -> dict[str, Tensor]:
-    """Indices of every split into the source's molecules.
+def split_indices(molecules: int, source: str, partition: str, seed: int = 0) -> dict[str, Tensor]:
+    """Indices of every split into the source's molecules; `seed` is that of the partition `seeded`.
 
     Raises:
         DataError: too few molecules for the subset's sizes.
@@ -146,6 +151,8 @@ def split_indices(molecules: int, source: str, partition: str) -> dict[str, Tens
     order = np.arange(molecules)
     if partition == "shuffled":
         order = np.random.default_rng(PARTITION_SEED).permutation(molecules)
+    elif partition == "seeded":
+        order = np.random.default_rng([PARTITION_SEED, seed]).permutation(molecules)
     bounds = np.split(order, [first, first + second])
     # sorted: the order of a random draw is no order
     return {name: torch.from_numpy(np.sort(part)) for name, part in zip(SPLITS, bounds, strict=True)}

@@ -32,13 +32,15 @@ class TemporalConvolution(nn.Module):
         channels: c.
         steps: number T of time steps.
         modes: how many frequencies, 1 .. T // 2 + 1.
+        init: the initial weights are of U(0, init); None: 1 / c^2, as in Fourier neural operators.
     """
 
-    def __init__(self, channels: int, steps: int, modes: int) -> None:
+    def __init__(self, channels: int, steps: int, modes: int, init: float | None = None) -> None:
         super().__init__()
         self.channels, self.steps, self.modes = channels, steps, modes
-        # real and imaginary part last; small and positive, as in Fourier neural operators
-        self.weight = nn.Parameter(torch.rand(channels, channels, modes, 2) / channels**2)
+        size = 1 / channels**2 if init is None else init
+        # real and imaginary part last; small and positive
+        self.weight = nn.Parameter(torch.rand(channels, channels, modes, 2) * size)
         analysis, synthesis = fourier_rows(steps, modes)
         self._analysis, self._synthesis = Exact(analysis), Exact(synthesis)
 
@@ -118,6 +120,8 @@ class EGNO(nn.Module):
         steps: number T of times (>= 1).
         modes: frequencies that the convolutions keep, 1 .. T // 2 + 1.
         time_features: size of the time embedding, an even number from 2 on.
+        vector_init: the initial weights of the temporal convolutions of [x - mean, v] are of U(0, vector_init). The
+            published code has 0.1; 0.25 is what those of the features follow, 1 / channels^2.
 
     Raises:
         RepresentationError: sizes out of these ranges.
@@ -132,6 +136,7 @@ class EGNO(nn.Module):
         steps: int = 5,
         modes: int = 2,
         time_features: int = 32,
+        vector_init: float = 0.25,
     ) -> None:
         super().__init__()
         if min(hidden, layers, in_features, steps) < 1 or edge_features < 0:
@@ -148,7 +153,9 @@ class EGNO(nn.Module):
         self.in_features, self.edge_features, self.steps = in_features, edge_features, steps
         self.embedding = nn.Linear(in_features + time_features, hidden)
         self.time_features = nn.ModuleList(TemporalConvolution(hidden, steps, modes) for _ in range(layers))
-        self.time_vectors = nn.ModuleList(TemporalConvolution(2, steps, modes) for _ in range(layers))
+        self.time_vectors = nn.ModuleList(
+            TemporalConvolution(2, steps, modes, vector_init) for _ in range(layers)
+        )
         self.layers = nn.ModuleList(EGNOLayer(hidden, edge_features) for _ in range(layers))
         self._times = Exact(time_embedding(steps, time_features))
 

@@ -49,13 +49,14 @@ def build(
     kernel: int = 3,
     group: str = "C4",
     size: int = 64,
+    norm: bool = True,
 ) -> PlaneForecaster:
     """The forecaster of that name, for a symmetry.
 
     Args:
         name: one of `MODELS`.
         symmetry: "rotation" takes the turns and flips of `group`; "scale" a ladder of scales.
-        frames, hidden, layers, kernel, group: as for `PlaneE2CNN`.
+        frames, hidden, layers, kernel, group, norm: as for `PlaneE2CNN`.
         size: H = W of the grid; for "mlp" and "lift", which fit one grid alone.
 
     Raises:
@@ -63,15 +64,16 @@ def build(
     """
     of = "scale" if symmetry == "scale" else group
     if name == "e2cnn":
-        return PlaneE2CNN(frames, hidden, layers, kernel, of)
+        return PlaneE2CNN(frames, hidden, layers, kernel, of, norm)
     if name == "conv":
-        return PlaneConv(frames, hidden, layers, kernel)
+        return PlaneConv(frames, hidden, layers, kernel, norm)
     if name == "mlp":
-        return PlaneMLP(frames, hidden, layers, size)
+        return PlaneMLP(frames, hidden, layers, size, norm)
     if name == "rpp":
-        return PlaneRPP(frames, hidden, layers, kernel, of)
+        return PlaneRPP(frames, hidden, layers, kernel, of, norm)
     if name == "lift":
-        return PlaneLift(frames, hidden, layers, kernel, of, size)
+        return PlaneLift(frames, hidden, layers, kernel, of, size, norm=norm)
     if name == "rsteer":
-        return PlaneRSteer(frames, hidden, layers, kernel, of, alpha=1e-6 if symmetry == "scale" else 1e-5)
+        alpha = 1e-6 if symmetry == "scale" else 1e-5
+        return PlaneRSteer(frames, hidden, layers, kernel, of, norm, alpha=alpha)
     raise RepresentationError(f"planes.build: unknown forecaster {name!r}; choose one of {', '.join(MODELS)}")

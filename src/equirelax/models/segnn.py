@@ -143,6 +143,8 @@ class SEGNN(nn.Module):
         layers: number of message passing layers, at least 1.
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         centre: whether to subtract each graph's mean position.
+        axis_centre: whether to subtract from every position its own mean over x, y and z, as the authors' code does. No
+            rotation respects that: the network is not equivariant then.
 
     Raises:
         RepresentationError: if hidden is not 0e followed by higher irreps, or holds irreps that no path reaches.
@@ -155,6 +157,7 @@ class SEGNN(nn.Module):
         layers: int = 4,
         lmax_attributes: int = 1,
         centre: bool = False,
+        axis_centre: bool = False,
     ) -> None:
         super().__init__()
         if lmax_attributes < 1 or layers < 1:
@@ -171,7 +174,7 @@ class SEGNN(nn.Module):
         self.hidden = (
             balanced_irreps(hidden, l_max, self.attributes) if isinstance(hidden, int) else o3.Irreps(hidden)
         )
-        self.centre = centre
+        self.centre, self.axis_centre = centre, axis_centre
         self.gate = Gate(self.hidden)
         self.embedding = TensorProduct(NODE_FEATURES, self.attributes, self.hidden)
         self.layers = nn.ModuleList(SEGNNLayer(self.hidden, self.attributes) for _ in range(layers))
@@ -200,7 +203,8 @@ class SEGNN(nn.Module):
         edges = self._edges(positions, charges, edge_index)
         node_attributes = self._node_attributes(edges, velocities)
         speeds = torch.linalg.vector_norm(velocities, dim=1, keepdim=True)
-        x = self.embedding(torch.cat([positions, velocities, speeds], dim=1), node_attributes)
+        read = positions - positions.mean(dim=1, keepdim=True) if self.axis_centre else positions
+        x = self.embedding(torch.cat([read, velocities, speeds], dim=1), node_attributes)
         for layer in self.layers:
             x = layer(x, edges, node_attributes)
         return self.readout_2(self.gate(self.readout_1(x, node_attributes)), node_attributes)

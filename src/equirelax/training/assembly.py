@@ -146,6 +146,9 @@ def _course(settings: Training, epoch: int) -> float:
     """The learning rate of an epoch over its full size, without the warm-up."""
     if settings.schedule == "step":
         return float(settings.step_factor ** (epoch // settings.step_epochs))
+    if settings.schedule == "milestones":
+        passed = sum(epoch >= share * settings.epochs for share in settings.milestones)
+        return float(settings.step_factor**passed)
     if settings.schedule == "cosine":
         last = settings.final_learning_rate / settings.learning_rate
         return last + (1 - last) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2

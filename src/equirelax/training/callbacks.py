@@ -5,6 +5,7 @@ asked for.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -160,10 +161,11 @@ class EpochEnd(Callback):
     def _select(
         self, epoch: int, metrics: dict[str, float], prefix: str, best: Selected | None, model: nn.Module
     ) -> Selected | None:
-        """The better of the weights selected before and the model's."""
+        """The better of the weights selected before and the model's; the latter where the last weights are wanted."""
         value = metrics[f"{prefix}/{'relaxed' if self.assembly.deploys_relaxed else 'projected'}"]
         metric = self.assembly.task.metric
-        if metric.better(value, metric.worst if best is None else best.value):
+        latest = self.assembly.config.training.select == "last" and math.isfinite(value)
+        if latest or metric.better(value, metric.worst if best is None else best.value):
             best = Selected(epoch, value, copy_weights(model))
         if best is not None:
             metrics[f"{prefix}/best"] = best.value

@@ -31,6 +31,7 @@ class EpochLoader:
         device: Where batches are wanted.
         smallest: Samples that every rank must have of a batch, and of every part; batches with fewer are left out.
         parts: Give every batch in so many parts, one after the other.
+        drop_last: Leave out the last batch of an epoch where it is smaller.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class EpochLoader:
         device: torch.device | str = "cpu",
         smallest: int = 1,
         parts: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self.data, self.make = data.to(device), make
         self.count = len(data)
         self.batch_size = min(batch_size, self.count)
         self.seed, self.rank, self.world = seed, rank, world
-        self.parts = parts
+        self.parts, self.drop_last = parts, drop_last
         self.least = smallest * world * parts
         self.epoch = 0
 
@@ -68,7 +70,7 @@ class EpochLoader:
         # A last batch with fewer samples than ranks would leave a rank without work, the others waiting; batch norm
         # of a single sample is an error.
         full, rest = divmod(self.count, self.batch_size)
-        return full * (self.batch_size >= self.least) + (rest >= self.least)
+        return full * (self.batch_size >= self.least) + (rest >= self.least and not self.drop_last)
 
     def __len__(self) -> int:
         """Parts of all batches."""

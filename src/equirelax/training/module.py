@@ -58,6 +58,7 @@ class RelaxedModule(lightning.LightningModule):
             self.device,
             self.assembly.task.smallest_batch,
             self.trainer.accumulate_grad_batches,
+            config.training.drop_last,
         )
         return self.loader
 

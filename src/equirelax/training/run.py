@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from equirelax.auditing import audit
-from equirelax.benchmarks.registry import build_task
+from equirelax.benchmarks.registry import build_task, named
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.data import Samples
 from equirelax.errors import ConfigError, NonFiniteError
@@ -115,6 +115,7 @@ def _build(
         world=machine.devices,
         smallest=task.smallest_batch,
         parts=machine.accumulate,
+        drop_last=training.drop_last,
     ).batches
     if not steps:
         least = task.smallest_batch * machine.devices * machine.accumulate
@@ -220,6 +221,7 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "model": config.model,
         "method": config.method,
         "seed": config.seed,
+        "recipe": named(config),
         "metric": task.metric.to_dict(),
         "val": headline_of(task, val_values),
         "test": headline_of(task, test_values),
