@@ -14,6 +14,7 @@ import typing
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -311,11 +312,16 @@ def _coerced(kind: type[Any], values: Any, prefix: str) -> dict[str, Any]:
         raise ConfigError(
             f"'{prefix.rstrip('.')}' should be a mapping of keys to values, not {shown(values)}."
         )
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in values:
         if key not in hints:
             raise ConfigError(f"Unknown key '{prefix}{key}'.{did_you_mean(str(key), list(hints))}")
     return {key: _coerce(value, hints[key], prefix + key) for key, value in values.items()}
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:

@@ -22,7 +22,7 @@ from equirelax.errors import ConfigError
 from equirelax.recipes import read
 from equirelax.relaxation import MLP, Dense, EquivariantDense, Grouped, LowRank, StreamStep, placements
 from equirelax.relaxation.maps import ResidualKind
-from equirelax.relaxation.placements import Placement
+from equirelax.relaxation.placements import Layers, Placement
 from equirelax.symmetry import Group
 
 NO_PLACEMENT = "none"
@@ -273,8 +273,19 @@ class Task(ABC):
             )
         if stream:
             return placement  # type: ignore[no-any-return]
-        chosen: Placement = dataclasses.replace(placement, residual=residual_kind(self.config.residual))
-        return chosen
+        settings = self.config.residual
+        chosen: dict[str, Any] = {"residual": residual_kind(settings)}
+        if isinstance(placement, Layers):
+            plain = residual_kind(dataclasses.replace(settings, bias=False))
+            chosen["exclude"] = tuple(settings.exclude)
+            chosen["overrides"] = tuple((pattern, plain) for pattern in settings.unbiased)
+        elif settings.exclude or settings.unbiased:
+            raise ConfigError(
+                f"The placement '{settings.placement}' chooses its sites itself: leave out residual.exclude and "
+                "residual.unbiased, which are for the placement 'layers'."
+            )
+        changed: Placement = dataclasses.replace(placement, **chosen)
+        return changed
 
     def full_size(self) -> RunConfig:
         """The published settings that this run's sizes are compared with."""

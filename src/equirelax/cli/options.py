@@ -10,8 +10,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from equirelax.benchmarks.registry import TASKS, defaults, task_class
-from equirelax.benchmarks.settings import RunConfig, Training, read_yaml
+from equirelax.benchmarks.from_recipe import is_earlier
+from equirelax.benchmarks.registry import TASKS, config_from_dict, task_class
+from equirelax.benchmarks.settings import NAMES, RunConfig, Training, read_yaml
 from equirelax.benchmarks.strengths import CHOICES
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
@@ -137,12 +138,17 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
-    """The settings before flags: the papers', changed by the file of --config."""
-    given = peek(words, "config", "model", "method")
+    """The settings before flags: the recipe's, changed by the file of --config."""
+    given = peek(words, "config", "model", "method", "recipe", "trained_as")
     stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
-    model = given["model"] or stored.get("model")
-    chosen = method or given["method"] or stored.get("method") or "strict"
-    return defaults(benchmark, model, chosen).updated(stored)
+    chosen = {key: given[key] for key in ("model", "recipe", "trained_as") if given[key]}
+    if wanted := method or given["method"]:
+        chosen["method"] = wanted
+    names = {"method": "strict", "model": next(iter(task_class(benchmark).models)), "benchmark": benchmark}
+    names |= {key: stored[key] for key in NAMES if stored.get(key) is not None}
+    begun = stored if is_earlier(stored) else {**names, **chosen, "benchmark": benchmark}
+    # names in the file that are not those of the command line are refused
+    return config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
 
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:

@@ -11,19 +11,20 @@ from equirelax.benchmarks.registry import defaults
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.task import heading
 from equirelax.cli import options
+from equirelax.recipes import VARIANTS
 from equirelax.training.folder import CONFIG
 from equirelax.training.leash import follow_parent
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 
-The defaults are the papers' settings for the benchmark, model and method; every flag below changes one of
-them. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt (resumable),
+The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows
+it); every flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt (resumable),
 best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run after the present epoch;
 the same command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
 
 examples:
   equirelax train nbody --model segnn --method ace --seed 0
-  equirelax train nbody --model segnn --method ace --strength.dual_optimizer adam     (as ACE's released code)
+  equirelax train nbody --model segnn --method ace --recipe printed     (multipliers by SGD, as ACE's text has it)
   equirelax train nbody --config runs/nbody/segnn-ace-seed0/config.yaml --seed 1
   equirelax train nbody --method scheduled --epochs 200 --dataset.train 1000 --out runs/quick"""
 
@@ -73,6 +74,14 @@ def add_names(parser: Any, config: RunConfig) -> None:
     parser.add_argument("--method", default=config.method, help="method; listed below")
     parser.add_argument(
         "--seed", type=int, default=config.seed, help="seed of weights, order and augmentation"
+    )
+    parser.add_argument(
+        "--recipe", default=config.recipe, help=f"variant of the recipe: {', '.join(VARIANTS)}; see equirelax recipe"
+    )
+    parser.add_argument(
+        "--trained_as",
+        default=config.trained_as,
+        help="METHOD or 'METHOD VARIANT': take the training settings and the data of that recipe",
     )
     parser.add_argument(
         "--config", help="YAML file of settings, such as the config.yaml of a run; flags go before it"

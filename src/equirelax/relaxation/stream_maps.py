@@ -52,19 +52,27 @@ def moments(x: Tensor) -> Moments:
 class SpectralLinear(nn.Linear):
     """`(W / sigma) x + b`, sigma the largest singular value of W (Miyato et al., arXiv 1802.05957).
 
-    sigma is estimated by one step of the power iteration in every training-mode call; between them the estimate's
+    sigma is estimated by `iterations` steps of the power iteration in every training-mode call; between them the estimate's
     vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation by gradient
     checkpointing sees the estimate of the call that it repeats.
 
     Args:
         in_features, out_features: sizes. generator: for the power iteration's first vector.
+        iterations: see above.
     """
 
     left: Tensor
     right: Tensor
 
-    def __init__(self, in_features: int, out_features: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        generator: torch.Generator | None = None,
+        iterations: int = 1,
+    ) -> None:
         super().__init__(in_features, out_features)
+        self.iterations = iterations
         self.register_buffer("left", torch.empty(out_features))
         self.register_buffer("right", torch.empty(in_features))
         self.reset_estimate(generator)
@@ -73,15 +81,18 @@ class SpectralLinear(nn.Linear):
     def reset_estimate(self, generator: torch.Generator | None = None) -> None:
         """Estimate sigma anew: after the weight was set by hand."""
         self.left.normal_(generator=generator)
-        for _ in range(WARM_UP):
-            self.iterate()
+        self._power(WARM_UP)
+
+    def iterate(self) -> None:
+        """The steps of the power iteration of a training-mode call."""
+        self._power(self.iterations)
 
     @torch.no_grad()
-    def iterate(self) -> None:
-        """One step of the power iteration."""
+    def _power(self, steps: int) -> None:
         tiny = torch.finfo(self.weight.dtype).tiny
-        self.right.copy_(nn.functional.normalize(self.weight.T @ self.left, dim=0, eps=tiny))
-        self.left.copy_(nn.functional.normalize(self.weight @ self.right, dim=0, eps=tiny))
+        for _ in range(steps):
+            self.right.copy_(nn.functional.normalize(self.weight.T @ self.left, dim=0, eps=tiny))
+            self.left.copy_(nn.functional.normalize(self.weight @ self.right, dim=0, eps=tiny))
 
     def effective_weight(self) -> Tensor:
         """W / sigma by the present estimate, (out_features, in_features)."""
@@ -97,8 +108,8 @@ class SpectralLinear(nn.Linear):
 
 
 class RowNorm(nn.Module):
-    """Parameters and running statistics of a batch normalisation, under the names of torch.nn.BatchNorm1d; the
-    arithmetic is `StreamMap`'s.
+    """Batch normalisation of rows, with the names of torch.nn.BatchNorm1d; a recomputation by gradient checkpointing does
+    not count twice. A `StreamMap` has arithmetic of its own.
 
     Args:
         width: number of features. eps: added to the variance. momentum: of the running statistics.
@@ -115,6 +126,16 @@ class RowNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, width) -> the same shape."""
+        if self.training:
+            variance, mean = torch.var_mean(x, dim=0, correction=0)
+            if not in_backward():
+                self.track(mean, variance, x.shape[0])
+        else:
+            mean, variance = self.running_mean, self.running_var
+        return (x - mean) * (self.weight * (variance + self.eps).rsqrt()) + self.bias
+
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, size: int) -> None:
         """Move the running statistics by those of a batch of `size` rows, the variance made unbiased."""
@@ -130,15 +151,23 @@ class StreamMap(nn.Module):
         in_dim: size of the model's input where this step has to bring it to `width` first; None elsewhere.
         spectral: divide weights by their largest singular value.
         generator: for the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
+        iterations, plain_start: see `StreamStep`.
     """
 
     def __init__(
-        self, width: int, in_dim: int | None, spectral: bool, generator: torch.Generator | None = None
+        self,
+        width: int,
+        in_dim: int | None,
+        spectral: bool,
+        generator: torch.Generator | None = None,
+        iterations: int = 1,
+        plain_start: bool = False,
     ) -> None:
         super().__init__()
-        self.start = None if in_dim is None else _linear(in_dim, width, spectral, generator)
+        steps = iterations if spectral else 0
+        self.start = None if in_dim is None else linear(in_dim, width, 0 if plain_start else steps, generator)
         self.norm = RowNorm(width)
-        self.linear = _linear(width, width, spectral, generator)
+        self.linear = linear(width, width, steps, generator)
 
     def begin(self, count: bool) -> Affine:
         """The stream's first value, as a map of the model's input. count: see `forward`."""
@@ -178,8 +207,13 @@ class StreamMap(nn.Module):
         return linear.effective_weight()
 
 
-def _linear(in_dim: int, out_dim: int, spectral: bool, generator: torch.Generator | None) -> nn.Linear:
-    made = nn.Linear(in_dim, out_dim) if not spectral else SpectralLinear(in_dim, out_dim, generator)
+def linear(
+    in_dim: int, out_dim: int, iterations: int, generator: torch.Generator | None = None
+) -> nn.Linear:
+    """A linear map with PyTorch's initial weights; with `iterations` above 0 a `SpectralLinear`."""
+    made = (
+        SpectralLinear(in_dim, out_dim, generator, iterations) if iterations else nn.Linear(in_dim, out_dim)
+    )
     bound = 1 / math.sqrt(in_dim)
     with torch.no_grad():
         for parameter in (made.weight, made.bias):
@@ -196,11 +230,15 @@ class StreamStep(ResidualKind):
 
     Args:
         spectral: divide every weight by its largest singular value (ACE on EGNO).
+        iterations: steps of the power iteration of every training-mode call that estimate it (ACE's code: 5).
+        plain_start: leave the start's weight as it is (ACE's code).
         first: whether this is the stream's first step, which brings the model's input to the stream's width
             where they differ; placements set it.
     """
 
     spectral: bool = False
+    iterations: int = 1
+    plain_start: bool = False
     first: bool = False
 
     def build(
@@ -212,7 +250,10 @@ class StreamStep(ResidualKind):
     ) -> StreamMap:
         """A `StreamMap` of width out_rep.dim."""
         starts = self.first and in_rep.dim != out_rep.dim
-        return StreamMap(out_rep.dim, in_rep.dim if starts else None, self.spectral, generator)
+        start = in_rep.dim if starts else None
+        return StreamMap(
+            out_rep.dim, start, self.spectral, generator, self.iterations, self.plain_start
+        )
 
     def count(self, in_dim: int, out_dim: int) -> int:
         """Weights and biases of the linear map, of the normalisation, and of the start where there is one."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.registry import base_of, config_from_dict
 from equirelax.benchmarks.task import heading
 from equirelax.report.collect import Chapter, Run
 from equirelax.report.figures import Numbers, shown
@@ -183,12 +183,8 @@ def changed(chapter: Chapter) -> Numbers:
     """For every label what its settings are where they are not the papers'."""
     rows = []
     for label, runs in chapter.by_label().items():
-        config = {**runs[0].result["config"], "seed": 0}
-        papers = {
-            **defaults(config["benchmark"], config["model"], config["method"]).to_dict(),
-            "seed": 0,
-        }
-        found = differences(papers, with_defaults(config, papers))
+        config = config_from_dict({**runs[0].result["config"], "seed": 0})
+        found = differences(base_of(config).to_dict(), config.to_dict())
         rows.append(
             (
                 label,
@@ -197,15 +193,6 @@ def changed(chapter: Chapter) -> Numbers:
             )
         )
     return Numbers(("method", "papers' value → value here"), tuple(rows))
-
-
-def with_defaults(config: Mapping[str, Any], papers: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run; those that its version did not have yet are the default ones."""
-    full: dict[str, Any] = {}
-    for key, value in papers.items():
-        own = config.get(key, value)
-        full[key] = {**value, **own} if isinstance(value, dict) and isinstance(own, dict) else own
-    return full
 
 
 def runs(chapter: Chapter) -> Numbers:

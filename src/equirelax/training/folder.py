@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from equirelax.benchmarks.registry import config_from_dict, defaults
+from equirelax.benchmarks.registry import config_from_dict
 from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError, EquirelaxError
 
@@ -49,15 +49,9 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
 def changed_settings(config: RunConfig, folder: Path) -> list[str]:
     """Where `config` differs from that of the run in `folder`, in words.
 
-    A setting that the run's version did not have yet counts as its default.
+    A setting that the run's version did not have yet counts as its recipe has it.
     """
-    stored = read_yaml(folder / CONFIG)
-    for key, value in defaults(config.benchmark, config.model, config.method).to_dict().items():
-        if not isinstance(value, dict):
-            stored.setdefault(key, value)
-        elif isinstance(stored.get(key), dict):
-            stored[key] = {**value, **stored[key]}
-    return differences(stored, config.to_dict())
+    return differences(config_from_dict(read_yaml(folder / CONFIG)).to_dict(), config.to_dict())
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:

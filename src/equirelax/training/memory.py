@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from equirelax.benchmarks.registry import task_class
+from equirelax.benchmarks.registry import base_of
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.errors import ConfigError
 
@@ -57,14 +57,15 @@ def fitting(config: RunConfig) -> Iterator[None]:
 
 def _too_large(config: RunConfig, most: float) -> ConfigError:
     ours = config.to_dict()
-    theirs = task_class(config.benchmark).defaults(config.model, config.method).to_dict()
+    theirs = base_of(config).to_dict()
     larger = [
         f"'{section}.{key}' ({value})"
         for section in ("network", "residual")
         for key, value in ours[section].items()
         if isinstance(value, int | float)
         and not isinstance(value, bool)
-        and value > (theirs[section].get(key) or 0)
+        and isinstance(before := theirs[section].get(key) or 0, int | float)
+        and value > before
     ]
     size = f"{most / 2**30:.0f} GiB of " if math.isfinite(most) else ""
     return ConfigError(

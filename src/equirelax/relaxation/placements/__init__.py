@@ -1,10 +1,18 @@
 """Placements: which modules get which residual; one file per architecture."""
 
-from equirelax.relaxation.placements import egnn, egno, equiformer, schnet, segnn  # noqa: F401  (each registers its placements)
+from equirelax.relaxation.placements import (  # noqa: F401  (each registers its placements)
+    egnn,
+    egno,
+    egno_layers,
+    equiformer,
+    schnet,
+    segnn,
+)
 from equirelax.relaxation.placements.coordinates import CoordinateBlocks
 from equirelax.relaxation.placements.declarations import Constant, Declaration, Linear
 from equirelax.relaxation.placements.egnn import EGNNBlocks
 from equirelax.relaxation.placements.egno import EGNOStreams
+from equirelax.relaxation.placements.egno_layers import EGNOLayers
 from equirelax.relaxation.placements.equiformer import EquiformerBlocks
 from equirelax.relaxation.placements.layers import Layers
 from equirelax.relaxation.placements.placement import (
@@ -23,6 +31,7 @@ __all__ = [
     "CoordinateBlocks",
     "Declaration",
     "EGNNBlocks",
+    "EGNOLayers",
     "EGNOStreams",
     "EquiformerBlocks",
     "Layers",

@@ -37,6 +37,7 @@ class Layers(Placement):
         residual: what the residuals are made of.
         declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
         constants: `Constant` declarations.
+        overrides: (path pattern or class, what its residuals are made of instead of `residual`); the first that fits counts.
     """
 
     include: tuple[str, ...] | None = None
@@ -44,6 +45,7 @@ class Layers(Placement):
     residual: ResidualKind = dataclasses.field(default_factory=Dense)
     declare: tuple[Declaration, ...] = ()
     constants: tuple[Constant, ...] = ()
+    overrides: tuple[tuple[str, ResidualKind], ...] = ()
 
     def survey(self, model: nn.Module) -> Survey:
         """A declaration beats a network file, which beats a layer family; of the modules inside one another that could be
@@ -55,6 +57,9 @@ class Layers(Placement):
         declared = {
             p: d for d in reversed(self.declare) for p in declared_paths(modules, d.target, type(d).__name__)
         }
+        overrides = [
+            (named_paths((pattern,), modules, "overrides"), residual) for pattern, residual in self.overrides
+        ]
         constants = [(declared_paths(modules, c.target, "Constant"), c) for c in self.constants]
         networks = recognised(modules)
         placed: list[Placed] = []
@@ -98,9 +103,8 @@ class Layers(Placement):
                 )
             else:
                 known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
-                placed.append(
-                    Placed(dataclasses.replace(site, constants=known or site.constants), self.residual)
-                )
+                kind = next((residual for where, residual in overrides if path in where), self.residual)
+                placed.append(Placed(dataclasses.replace(site, constants=known or site.constants), kind))
                 taken.append(inside)
         self._check_exclusions(modules, [each.site.path for each in placed], left)
         if not placed:
