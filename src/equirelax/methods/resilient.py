@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import MethodError
+from equirelax.files import did_you_mean
+from equirelax.methods.dual import DualAscent
 from equirelax.methods.lagrangian import Lagrangian
 from equirelax.methods.registry import register
 
 if TYPE_CHECKING:
     from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
+
+
+FORMS = ("algorithm", "released", "clamped")
 
 
 @register(
@@ -30,8 +35,14 @@ class ResilientACE(Lagrangian):
         lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                        the method
 
     At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry.
-    Deployed with gamma kept. (The released N-body code moves lambda by |gamma| - 2u, and its motion-capture
-    command runs Algorithm 1 with lambda >= 0; neither is done here.)
+    Deployed with gamma kept.
+
+    `form` chooses what the released code does in the place of Algorithm 2 ("algorithm"):
+
+        "released", on N-body: gamma and u descend (rho + 1) u^2 - lambda u + (lambda - u) |gamma|, u by Adam;
+            lambda_i <- [lambda_i + eta_d (|gamma_i| - 2 u_i)]_+
+        "clamped", on motion capture: Algorithm 1 with lambda_i <- [lambda_i + eta_d gamma_i]_+, without slacks: only
+            gamma_i <= 0 is enforced
 
     The price of the slacks damps what Algorithm 1 lacks: a J0 that is linear in gamma is solved too, for
     small steps if eta_d < rho / 4 (about); above that it circles.
@@ -52,6 +63,7 @@ class ResilientACE(Lagrangian):
         primal_lr: learning rate of u, > 0: the paper's eta_p, so the same as gamma's. primal_lr * rho must be
             below 2.
         rho: price of the slacks, > 0.
+        form: see above. Only "algorithm" has the options `augmented` and `pi`.
 
     Raises:
         MethodError: unknown name, or a number out of range.
@@ -66,6 +78,7 @@ class ResilientACE(Lagrangian):
         primal_lr: float,
         *,
         rho: float = 1.0,
+        form: str = "algorithm",
         dual_optimizer: str = "sgd",
         dual_eps: float = 1e-8,
         augmented: float = 0.0,
@@ -79,6 +92,12 @@ class ResilientACE(Lagrangian):
                 f"primal_lr is {primal_lr} and rho is {rho}; both must be > 0, "
                 f"and their product below 2 for the slacks to settle"
             )
+        if form not in FORMS:
+            raise MethodError(
+                f"no form {form!r}; there are {', '.join(FORMS)}.{did_you_mean(form, FORMS)}"
+            )
+        if form != "algorithm" and (augmented or pi):
+            raise MethodError(f"form is {form!r}, which has neither augmented ({augmented}) nor pi ({pi})")
         super().__init__(
             relaxation,
             dual_lr,
@@ -90,13 +109,17 @@ class ResilientACE(Lagrangian):
             reduction=reduction,
             regularizer=regularizer,
         )
-        self.primal_lr, self.rho = primal_lr, rho
+        self.primal_lr, self.rho, self.form = primal_lr, rho, form
+        self.slack_descent = DualAscent("adam", primal_lr)
         self.slacks = torch.zeros_like(self.multipliers)
         self._force: Tensor | None = None
 
     def constraint(self) -> Tensor:
-        """h_i = |gamma_i| - u_i, (n,)."""
-        return self._gammas().abs() - self.slacks
+        """h_i = |gamma_i| - u_i, (n,); see `form` for others."""
+        gammas = self._gammas()
+        if self.form == "clamped":
+            return gammas
+        return gammas.abs() - (2.0 if self.form == "released" else 1.0) * self.slacks
 
     def base_multipliers(self) -> Tensor:
         """mu_i = [lambda_i + kappa_p h_i(t-1)]_+, (n,)."""
@@ -108,6 +131,10 @@ class ResilientACE(Lagrangian):
 
     def _lagrangian_terms(self) -> Tensor:
         mu = self.base_multipliers()
+        if self.form == "clamped":
+            return mu * self._gammas()
+        if self.form == "released":
+            return (mu - self.slacks) * self._gammas().abs()
         if not self.augmented:
             return mu * self._gammas().abs()
         quadratic = (mu + self.augmented * self.constraint()).clamp_min(0.0).square() - mu.square()
@@ -118,11 +145,27 @@ class ResilientACE(Lagrangian):
 
     def _step_primal(self, seen: Tensor) -> None:
         force, self._force = self._force, None
-        if force is not None:
+        if force is None or self.form == "clamped":
+            return
+        if self.form == "released":  # seen is |gamma| - 2 u
+            gradient = 2.0 * (self.rho + 1.0) * self.slacks - force - (seen + 2.0 * self.slacks)
+            self.slack_descent.step(self.slacks, -gradient)
+        else:
             self.slacks = self.slacks - self.primal_lr * (self.rho * self.slacks - force)
 
     def _project(self) -> None:
         self.multipliers.clamp_(min=0.0)
+
+    def _state(self) -> dict[str, Any]:
+        own = {"slack_descent": self.slack_descent.state_dict()} if self.form == "released" else {}
+        return {**super()._state(), **own}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if self.form == "released":
+            self.slack_descent.check_state(state["slack_descent"], len(self.paths))
+        super()._load(state)
+        if self.form == "released":
+            self.slack_descent.load_state_dict(state["slack_descent"], self.slacks)
 
     def _state_vectors(self) -> dict[str, Tensor]:
         return {**super()._state_vectors(), "slacks": self.slacks}
