@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax.models import MolecularSEGNN
+from equirelax.models.equivariant_norm import EquivariantInstanceNorm
 from equirelax.models.radius import radius_graph
 from equirelax.symmetry import E, positions, trivial
 from equirelax.testing import ModelConformance
@@ -61,6 +62,16 @@ class TestDegreeTwo(_Conformance):
     degrees = (2, 3)
 
 
+PUBLISHED = {"norm": "instance", "pooling": "mean", "distances": "squared", "harmonics": "component"}
+"""What ACE's code has on QM9."""
+
+
+class TestPublished(_Conformance):
+    def build(self) -> tuple[nn.Module, Any, Any, Any]:
+        group = E(3)
+        return network(2, 3, **PUBLISHED), sample(), (None, positions(group), None, None), trivial(group)
+
+
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_a_molecule_does_not_see_the_others(degrees: tuple[int, int]) -> None:
     numbers, where, edges, graph = sample()
@@ -106,6 +117,43 @@ def test_pooling() -> None:
     torch.testing.assert_close(seen[0] / torch.tensor(SIZES)[:, None], seen[1])
 
 
+def test_instance_norm_channel_by_channel_of_every_molecule() -> None:
+    torch.manual_seed(1)
+    irreps = o3.Irreps("3x0e+2x1o")
+    norm = EquivariantInstanceNorm(irreps).double()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    _, _, _, graph = sample()
+    x = torch.randn(len(graph), irreps.dim, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for molecule in range(len(SIZES)):
+        mine = graph == molecule
+        for channel in range(3):
+            column = x[mine, channel] - x[mine, channel].mean()
+            scale = norm.weight[channel] / (column.square().mean() + 1e-5).sqrt()
+            expected[mine, channel] = column * scale + norm.bias[channel]
+        for channel in range(2):
+            columns = slice(3 + 3 * channel, 6 + 3 * channel)
+            scale = norm.weight[3 + channel] / (x[mine, columns].square().mean() + 1e-5).sqrt()
+            expected[mine, columns] = x[mine, columns] * scale
+    torch.testing.assert_close(norm(x, graph), expected)
+
+
+def test_messages_read_squared_distances_and_component_harmonics() -> None:
+    numbers, where, edges, _ = sample()
+    made = network(2, 3, **PUBLISHED)._edges(where, edges)
+    relative = where[edges[0]] - where[edges[1]]
+    torch.testing.assert_close(made.scalars[:, 0], (relative**2).sum(1))
+    expected = o3.spherical_harmonics([0, 1, 2, 3], relative, normalize=True, normalization="component")
+    torch.testing.assert_close(made.attributes, expected)
+    small = network(1, 1, harmonics="component")
+    joint = small(*sample())
+    for layer in small.layers:
+        layer.joint_messages = False
+    torch.testing.assert_close(small(*sample()), joint)
+
+
 def test_papers_size() -> None:
     model = MolecularSEGNN()
     assert len(model.layers) == 5
@@ -133,6 +181,9 @@ def test_unknown_elements_and_impossible_settings() -> None:
         {"layers": 0},
         {"lmax_attributes": 0},
         {"pooling": "max"},
+        {"norm": "batch"},
+        {"distances": "cubed"},
+        {"harmonics": "norm"},
         {"elements": ()},
         {"elements": (1, 1)},
         {"elements": (0, 1)},

@@ -1,4 +1,4 @@
-"""Layer norm of steerable features."""
+"""Layer norm and instance norm of steerable features."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.models.join import join
+from equirelax.models.stack import mean_rows
 
 
 class EquivariantLayerNorm(nn.Module):
@@ -47,4 +48,43 @@ class EquivariantLayerNorm(nn.Module):
             outs.append(
                 (scaled + biases.pop(0)[:, None, None] if scalar else scaled).reshape(mul * dim, rows)
             )
+        return join(outs).t()
+
+
+class EquivariantInstanceNorm(nn.Module):
+    """Every channel of every irrep divided by its root mean square over the components and over the nodes of a graph, then
+    scaled.
+
+    Scalars (0e) lose their mean over the graph's nodes first and get a bias (Brandstetter et al., arXiv 2110.02905, code).
+    The mean square is raised by eps.
+
+    Args:
+        irreps: of the features.
+        eps: above 0.
+    """
+
+    def __init__(self, irreps: str | o3.Irreps, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.irreps, self.eps = o3.Irreps(irreps), eps
+        self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
+        self.bias = nn.Parameter(torch.zeros(self.irreps.count("0e")))
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        """(rows, irreps.dim), graph (rows,) long, numbers below the number of rows -> (rows, irreps.dim)."""
+        rows = x.shape[0]
+        outs, weight, bias = [], 0, 0
+        for part, (mul, ir) in zip(
+            x.t().split_with_sizes([mul * ir.dim for mul, ir in self.irreps]), self.irreps, strict=True
+        ):
+            scalar = ir == o3.Irrep("0e")
+            if scalar:
+                part = part - mean_rows(part, graph, rows).index_select(1, graph)
+            channels = part.reshape(mul, ir.dim, rows)
+            squares = mean_rows(channels.square().mean(1), graph, rows).index_select(1, graph)
+            scaled = channels * (self.weight[weight : weight + mul, None] * (squares + self.eps).rsqrt())[:, None]
+            weight += mul
+            if scalar:
+                scaled = scaled + self.bias[bias : bias + mul, None, None]
+                bias += mul
+            outs.append(scaled.reshape(mul * ir.dim, rows))
         return join(outs).t()

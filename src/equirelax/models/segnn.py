@@ -23,7 +23,8 @@ from equirelax.models.tensor_product import TensorProduct, fully_connected_instr
 
 MESSAGE_SCALARS = o3.Irreps("2x0e")  # distance, product of the charges
 NODE_FEATURES = o3.Irreps("2x1o+1x0e")  # position, velocity, speed
-Y_0 = 1 / sqrt(4 * pi)  # the spherical harmonic of l = 0
+CONSTANTS = {"integral": 1 / sqrt(4 * pi), "component": 1.0}
+"""e3nn's normalisation of spherical harmonics -> that of l = 0."""
 
 
 def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps:
@@ -40,17 +41,18 @@ def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps
     return o3.Irreps([(copies, ir) for _, ir in one])
 
 
-def spherical_harmonics(l_max: int, vectors: Tensor) -> Tensor:
-    """Spherical harmonics of the directions of vectors (rows, 3), "integral" normalisation -> (rows, (l_max + 1)^2).
+def spherical_harmonics(l_max: int, vectors: Tensor, normalization: str = "integral") -> Tensor:
+    """Spherical harmonics of the directions of vectors (rows, 3), in a normalisation of `CONSTANTS` -> (rows, (l_max + 1)^2).
 
     The zero vector has no direction: its components of l > 0 are 0.
     """
     if l_max > 1:
         return o3.spherical_harmonics(
-            list(range(l_max + 1)), vectors, normalize=True, normalization="integral"
+            list(range(l_max + 1)), vectors, normalize=True, normalization=normalization
         )
-    direction = nn.functional.normalize(vectors, dim=-1) * sqrt(3 / (4 * pi))
-    return torch.cat([torch.full_like(vectors[:, :1], Y_0), direction], dim=-1)
+    constant = CONSTANTS[normalization]
+    direction = nn.functional.normalize(vectors, dim=-1) * (sqrt(3) * constant)
+    return torch.cat([torch.full_like(vectors[:, :1], constant), direction], dim=-1)
 
 
 class Edges(NamedTuple):
@@ -77,10 +79,20 @@ class SEGNNLayer(nn.Module):
     Messages are computed with `message_product` where the features are of l <= 1 and no hook sits on the message's
     modules; a hooked module is called as it stands, on the rows of all edges. The two differ by rounding only. Set
     ``joint_messages`` to False to have the modules called always.
+
+    Args:
+        features: irreps of the nodes' features.
+        attributes: irreps of the attributes of edges and nodes, 0e first.
+        message_scalars: irreps of what messages read of an edge besides.
+        constant: the 0e attribute of every edge.
     """
 
     def __init__(
-        self, features: o3.Irreps, attributes: o3.Irreps, message_scalars: o3.Irreps = MESSAGE_SCALARS
+        self,
+        features: o3.Irreps,
+        attributes: o3.Irreps,
+        message_scalars: o3.Irreps = MESSAGE_SCALARS,
+        constant: float = CONSTANTS["integral"],
     ) -> None:
         super().__init__()
         self.joint_messages = True
@@ -92,7 +104,7 @@ class SEGNNLayer(nn.Module):
         first, second = self.message_1.slots, self.message_2.slots
         self.plan: Plan | None = None
         if first is not None and second is not None and [dim for _, dim in second.inputs] == [1, 3]:
-            self.plan = Plan.of(first, second, self.gate, Y_0)
+            self.plan = Plan.of(first, second, self.gate, constant)
 
     def forward(self, x: Tensor, edges: Edges, node_attributes: Tensor) -> Tensor:
         """x (n, features.dim), node_attributes (n, attributes.dim) -> (n, features.dim)."""

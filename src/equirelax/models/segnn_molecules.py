@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax.models.elements import Elements
+from equirelax.models.equivariant_norm import EquivariantInstanceNorm
 from equirelax.models.gate import Gate
-from equirelax.models.segnn import Edges, SEGNNLayer, balanced_irreps, spherical_harmonics
+from equirelax.models.segnn import CONSTANTS, Edges, SEGNNLayer, balanced_irreps, spherical_harmonics
 from equirelax.models.stack import Stack, mean_rows
 from equirelax.models.tensor_product import TensorProduct
 
@@ -37,6 +38,9 @@ class MolecularSEGNN(nn.Module):
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         elements: atomic numbers that may occur.
         pooling: "sum" or "mean" over a molecule's atoms.
+        norm: "instance" normalises the features after every layer over the atoms of a molecule; "none".
+        distances: what messages read of a distance, "plain" (itself) or "squared".
+        harmonics: "integral" or "component", e3nn's normalisation of spherical harmonics.
 
     Raises:
         RepresentationError: sizes, elements or a pooling that cannot be, or hidden irreps that no path reaches.
@@ -50,6 +54,9 @@ class MolecularSEGNN(nn.Module):
         lmax_attributes: int = 3,
         elements: Sequence[int] = QM9_ELEMENTS,
         pooling: str = "sum",
+        norm: str = "none",
+        distances: str = "plain",
+        harmonics: str = "integral",
     ) -> None:
         super().__init__()
         if lmax_attributes < 1 or layers < 1:
@@ -61,9 +68,18 @@ class MolecularSEGNN(nn.Module):
                 f"MolecularSEGNN: l_max is {l_max}, but products of atoms with attributes reach lmax_attributes, "
                 f"{lmax_attributes}: make l_max smaller, or lmax_attributes larger"
             )
-        if pooling not in ("sum", "mean"):
-            raise RepresentationError(f"MolecularSEGNN: pooling is {pooling!r}; choose 'sum' or 'mean'")
+        for name, value, known in (
+            ("pooling", pooling, ("sum", "mean")),
+            ("norm", norm, ("none", "instance")),
+            ("distances", distances, ("plain", "squared")),
+            ("harmonics", harmonics, tuple(CONSTANTS)),
+        ):
+            if value not in known:
+                raise RepresentationError(
+                    f"MolecularSEGNN: {name} is {value!r}; choose {' or '.join(map(repr, known))}"
+                )
         self.lmax_attributes, self.pooling = lmax_attributes, pooling
+        self.distances, self.harmonics = distances, harmonics
         self.elements = Elements(elements, "MolecularSEGNN")
         self.attributes = o3.Irreps.spherical_harmonics(lmax_attributes)
         self.hidden = (
@@ -72,7 +88,12 @@ class MolecularSEGNN(nn.Module):
         self.gate = Gate(self.hidden)
         pooled = self.hidden.num_irreps
         self.embedding = TensorProduct(f"{len(self.elements)}x0e", self.attributes, self.hidden)
-        self.layers = nn.ModuleList(SEGNNLayer(self.hidden, self.attributes, DISTANCE) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            SEGNNLayer(self.hidden, self.attributes, DISTANCE, CONSTANTS[harmonics]) for _ in range(layers)
+        )
+        self.norms = nn.ModuleList(
+            EquivariantInstanceNorm(self.hidden) for _ in range(layers if norm == "instance" else 0)
+        )
         self.readout_1 = TensorProduct(self.hidden, self.attributes, self.gate.irreps_in)
         self.readout_2 = TensorProduct(self.hidden, self.attributes, f"{pooled}x0e")
         self.head = nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), nn.Linear(pooled, 1))
@@ -96,8 +117,10 @@ class MolecularSEGNN(nn.Module):
         node_attributes = mean_rows(edges.attributes.t(), edge_index[1], positions.shape[0])
         node_attributes = torch.cat([torch.ones_like(node_attributes[:1]), node_attributes[1:]]).t()
         x = self.embedding(self.elements.one_hot(numbers, positions), node_attributes)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x = layer(x, edges, node_attributes)
+            if len(self.norms):
+                x = self.norms[i](x, graph)
         atoms = self.readout_2(self.gate(self.readout_1(x, node_attributes)), node_attributes)
         count = 0 if graph.shape[0] == 0 else int(graph.max()) + 1
         molecules = atoms.new_zeros(count, atoms.shape[1]).index_add(0, graph, atoms)
@@ -106,10 +129,12 @@ class MolecularSEGNN(nn.Module):
         return self.head(molecules)
 
     def _edges(self, positions: Tensor, edge_index: Tensor) -> Edges:
-        """Distances, and the spherical harmonics of x_source - x_target."""
+        """Distances or their squares, and the spherical harmonics of x_source - x_target."""
         relative = positions.index_select(0, edge_index[0]) - positions.index_select(0, edge_index[1])
         distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
-        attributes = spherical_harmonics(self.lmax_attributes, relative)
+        if self.distances == "squared":
+            distances = distances.square()
+        attributes = spherical_harmonics(self.lmax_attributes, relative, self.harmonics)
         stack = Stack.of(edge_index, positions.shape[0])
         return Edges(
             edge_index, distances, attributes, stack, stack.stack(distances.t()), stack.stack(attributes.t())
