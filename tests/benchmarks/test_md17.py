@@ -28,7 +28,9 @@ MODELS = ("equiformer", "se3-transformer", "plain")
 QUICK = ("ace", "equivariant-control")
 """Methods that `make test` tries here; all of them are tried on other benchmarks."""
 METHODS = ("scheduled", "ace", "resilient", "remul", "rpp", "equivariant-control")
-DATA = {"molecule": "ethanol", "train": 6, "val": 3, "test": 4}
+DATA = {
+    "molecule": "ethanol", "source": "rmd17", "frames": "first", "scale": "forces", "train": 6, "val": 3, "test": 4,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,11 @@ def test_the_papers_settings() -> None:
         2,
     )
     assert scheduled.residual.scale == 0.01
-    assert (scheduled.dataset.train, scheduled.dataset.val, scheduled.dataset.test) == (950, 50, 1000)  # type: ignore[attr-defined]
+    assert scheduled.residual.hidden == 4 * 484  # 4 d_in
+    data = scheduled.dataset
+    assert (data.train, data.val, data.test) == (950, 50, None)  # type: ignore[attr-defined]
+    assert (data.source, data.frames, data.scale) == ("md17", "random", "energies")  # type: ignore[attr-defined]
+    assert (t.final_learning_rate, t.decay_biases, scheduled.strength.norm_weight) == (1e-6, False, 0.0)  # type: ignore[attr-defined]
     assert MD17Task.metric.heading == "force MAE (meV/A)"
     assert build_task(scheduled).published() == {}
 

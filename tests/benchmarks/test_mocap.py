@@ -272,7 +272,11 @@ def test_settings_of_the_paper(method: str) -> None:
     assert (config.network.hidden, config.network.layers) == (128, 6)  # type: ignore[attr-defined]
     if method != "strict":
         assert config.strength.dual_lr == 2e-4  # type: ignore[attr-defined]
-    if method == "ace":
+    if method != "strict":
+        assert config.residual.placement == "egno-ace"
+        assert config.strength.dual_optimizer == "adam"  # type: ignore[attr-defined]
+    assert (training.validate_every, training.drop_last, config.network.vector_init) == (5, True, 0.1)  # type: ignore[attr-defined]
+    if method != "strict":
         assert config.strength.dual_eps == 1e-4  # type: ignore[attr-defined]
     assert choice(method).deploys_relaxed == (method == "resilient")
 

@@ -37,12 +37,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(method: str = "strict", model: str = "schnet", **changes: Any) -> Any:
-    return defaults("qm9", model, method).updated({"network": SMALL[model], "batch_size": 5, **changes})
+    dataset = {"source": "subset", "partition": "shuffled", "targets": "standardised", **changes.pop("dataset", {})}
+    values = {"network": SMALL[model], "batch_size": 5, "dataset": dataset, **changes}
+    return defaults("qm9", model, method).updated(values)
 
 
 def relaxed(method: str, model: str, root: Path, gamma: float = 0.7) -> Assembly:
     """A run's objects with residuals that do something."""
-    assembly = assemble(config(method, model), root, steps_per_epoch=2)
+    assembly = assemble(config(method, model, augment=True), root, steps_per_epoch=2)
     assert assembly.relaxation is not None
     assembly.relaxation.set_gamma(gamma)
     for parameter in assembly.relaxation.residual_parameters().values():
@@ -55,7 +57,7 @@ def relaxed(method: str, model: str, root: Path, gamma: float = 0.7) -> Assembly
     ("target", "unit", "factor", "symbol"),
     [("U0", "1e-3", 1e3, "meV"), ("mu", "1", 1, "D"), ("Cv", "1", 1, "cal/(mol K)")],
 )
-@pytest.mark.parametrize("targets", ["standardised", "raw"])
+@pytest.mark.parametrize("targets", ["standardised", "mad", "raw"])
 def test_metric_is_the_mean_absolute_error_in_the_targets_unit(
     model: str, target: str, unit: str, factor: float, symbol: str, targets: str, root: Path
 ) -> None:
@@ -100,7 +102,7 @@ def batches(task: Any, seed: int, share: slice = slice(None)) -> dict[str, torch
 
 
 def test_ranks_together_see_the_batch_of_one_process(root: Path) -> None:
-    task = build_task(config("ace"), root)
+    task = build_task(config("ace", augment=True), root)
     whole = batches(task, 0)
     parts = [batches(task, 0, slice(rank, None, 2)) for rank in range(2)]
     for rank, part in enumerate(parts):
@@ -108,6 +110,24 @@ def test_ranks_together_see_the_batch_of_one_process(root: Path) -> None:
             mine = part["positions"][part["graph"] == place]
             torch.testing.assert_close(mine, whole["positions"][whole["graph"] == molecule])
         assert torch.equal(part["targets"], whole["targets"][rank::2])
+
+
+def test_mad_targets_and_splits_of_every_seed(root: Path) -> None:
+    raw = qm9.load("train", targets="raw", partition="seeded", seed=3, root=root)
+    scaled = qm9.load("train", targets="mad", partition="seeded", seed=3, root=root)
+    away = raw.targets - raw.targets.mean()
+    torch.testing.assert_close(scaled.targets, away / away.abs().mean())
+    names = ("train", "val", "test")
+    splits = {
+        seed: [set(qm9.load(s, partition="seeded", seed=seed, root=root).identifiers.tolist()) for s in names]
+        for seed in (0, 1)
+    }
+    for parts in splits.values():
+        assert [len(part) for part in parts] == [14, 4, 6]
+        assert len(set.union(*parts)) == 24
+    assert splits[0] != splits[1]
+    seeded = config(dataset={"partition": "seeded"}).updated({"seed": 1})
+    assert set(build_task(seeded, root).load("test").identifiers.tolist()) == splits[1][2]  # type: ignore[attr-defined]
 
 
 def test_strict_training_sees_molecules_as_they_are(root: Path) -> None:
@@ -158,7 +178,6 @@ def test_methods_attach_and_step(model: str, method: str, root: Path) -> None:
     task, relaxation, driver = assembly.task, assembly.relaxation, assembly.method
     assert relaxation is not None
     assert driver is not None
-    assert task.config.training.augment
     optimizer, data = build_optimizer(assembly), task.load("train")
     generator = torch.Generator().manual_seed(0)
     before = {name: p.clone() for name, p in relaxation.residual_parameters().items()}
@@ -204,6 +223,10 @@ def test_papers_settings() -> None:
     for found, dual in ((schnet, 1e-3), (segnn, 1e-2)):
         assert isinstance(found.strength, ACEStrength)
         assert found.strength.dual_lr == dual
+        assert found.strength.dual_optimizer == "adam"
+        assert not found.training.augment
+        assert (found.training.validate_every, found.dataset.partition) == (1, "seeded")  # type: ignore[attr-defined]
+    assert (schnet.dataset.targets, segnn.dataset.targets) == ("raw", "mad")  # type: ignore[attr-defined]
     assert isinstance(defaults("qm9", "segnn", "resilient").strength, ResilientStrength)
     assert len(assemble(config("ace")).relaxation.residuals) == 2  # type: ignore[union-attr]
 
@@ -224,10 +247,10 @@ def test_published_numbers_are_of_schnet_and_one_target() -> None:
 
 
 def test_says_that_it_is_smaller_than_the_papers() -> None:
-    words = build_task(defaults("qm9", "schnet", "ace")).scaled_down()
+    subset = {"dataset": {"source": "subset"}}
+    words = build_task(defaults("qm9", "schnet", "ace").updated(subset)).scaled_down()
     assert words == "13000 training molecules of the papers' 100000 and more"
-    whole = {"dataset": {"source": "pyg", "partition": "shuffled"}}
-    assert build_task(defaults("qm9", "schnet", "ace").updated(whole)).scaled_down() is None
+    assert build_task(defaults("qm9", "schnet", "ace")).scaled_down() is None
     assert "8 of 64 hidden" in str(build_task(config()).scaled_down())
 
 

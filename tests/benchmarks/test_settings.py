@@ -98,9 +98,10 @@ def test_the_papers_settings_of_nbody() -> None:
     assert (ace.training.learning_rate, ace.strength.dual_lr, ace.strength.dual_optimizer) == (
         9e-4,
         8e-4,
-        "sgd",
+        "adam",
     )
-    assert (ace.residual.kind, ace.residual.layers) == ("mlp", 3)
+    assert (ace.residual.kind, ace.residual.layers, ace.residual.placement) == ("mlp", 3, "segnn-ace")
+    assert (ace.training.epochs, ace.training.augment, ace.training.drop_last) == (2000, False, True)
     assert isinstance(defaults("nbody", "segnn", "resilient").strength, ResilientStrength)
 
 

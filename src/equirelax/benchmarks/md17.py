@@ -86,7 +86,16 @@ class MD17Task(Task):
     def load(self, split: Split) -> MolecularFrames:
         """The split's frames."""
         d = self._dataset
-        return md17.load(split, d.molecule, source=d.source, counts=(d.train, d.val, d.test), root=self.root)
+        return md17.load(
+            split,
+            d.molecule,
+            source=d.source,
+            counts=(d.train, d.val, d.test),
+            root=self.root,
+            frames=d.frames,
+            seed=self.config.seed,
+            scale=d.scale,
+        )
 
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)

@@ -11,16 +11,21 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import numpy as np
 import torch
 
 from equirelax.data.frames import MolecularFrames, force_scaling
 from equirelax.data.md17_files import MOLECULES, SOURCES, Frames, get_original, read
+from equirelax.data.molecules import Scaling
 from equirelax.errors import DataError
 
 __all__ = ["COUNTS", "MOLECULES", "SOURCES", "SPLITS", "get_original", "load"]
 
 SPLITS = ("train", "val", "test")
 COUNTS = (950, 50, 1000)
+DRAW_SEED = 17
+"""Of the random splits, beside that of a run."""
+ARRAYS = ("positions", "energies", "forces")
 
 
 def load(
@@ -28,10 +33,14 @@ def load(
     molecule: str = "aspirin",
     source: str = "rmd17",
     root: str | os.PathLike[str] | None = None,
-    counts: tuple[int, int, int] = COUNTS,
+    counts: tuple[int, int, int | None] = COUNTS,
     dtype: torch.dtype = torch.float32,
+    *,
+    frames: str = "first",
+    seed: int = 0,
+    scale: str = "forces",
 ) -> MolecularFrames:
-    """Load a split, scaled by the frames that training takes (`force_scaling`).
+    """Load a split, scaled by the frames that training takes.
 
     Args:
         split: `train`, `val` or `test`.
@@ -39,33 +48,90 @@ def load(
         source: `rmd17` or `md17`.
         root: see `equirelax.data.root`.
         counts: frames of train, val and test: the first of the source's training frames; those from number 950 on (or the
-            first that training leaves), so that fewer training frames do not change them; the first of its test frames.
+            first that training leaves), so that fewer training frames do not change them; the first of its test frames, None:
+            all.
         dtype: of positions and forces.
+        frames: `first`, see `counts`; or `random`: training, validation and test frames are drawn, in this order, from all
+            frames of the source by `seed`.
+        scale: `forces`, by the training forces' root mean square (`force_scaling`), or `energies`, by the training energies'
+            standard deviation.
 
     Raises:
         DataError: unknown names, counts below 1, more frames than there are, or files that are missing or damaged.
     """
     if split not in SPLITS:
         raise DataError(f"Unknown split '{split}' of MD17; choose one of {', '.join(SPLITS)}.")
-    if len(counts) != 3 or min(counts) < 1:
+    if len(counts) != 3 or min(1 if count is None else count for count in counts) < 1:
         raise DataError(
             f"counts must be three numbers of frames, train, val and test, at least 1; got {counts}."
         )
+    for word, known in ((frames, ("first", "random")), (scale, ("forces", "energies"))):
+        if word not in known:
+            raise DataError(f"Unknown choice '{word}' of MD17; choose one of {', '.join(known)}.")
+    if frames == "random":
+        parts = _drawn(_everything(source, molecule, root), counts, seed)
+    else:
+        parts = _first(source, molecule, root, counts, split)
+    training = _tensors(parts["train"], dtype)
+    found = training if split == "train" else _tensors(parts[split], dtype)
+    return dataclasses.replace(found, scaling=_scaling(training, scale))
+
+
+def _scaling(training: MolecularFrames, scale: str) -> Scaling:
+    if scale == "forces":
+        return force_scaling(training)
+    composition = training.composition().expand(len(training), -1)
+    return Scaling.fit(training.energies, composition, references=True)
+
+
+def _first(
+    source: str,
+    molecule: str,
+    root: str | os.PathLike[str] | None,
+    counts: tuple[int, int, int | None],
+    split: str,
+) -> dict[str, Frames]:
+    """The training frames and, where it is another one, the split."""
     train, val, test = counts
     fitted = read(source, molecule, "train", root)
-    training = _tensors(_part(fitted, 0, train, "train"), dtype)
-    scaling = force_scaling(training)
-    if split == "train":
-        found = training
-    elif split == "val":
-        found = _tensors(_part(fitted, max(train, COUNTS[0]), val, split), dtype)
-    else:
-        found = _tensors(_part(read(source, molecule, "test", root), 0, test, split), dtype)
-        if not torch.equal(found.numbers, training.numbers):
-            raise DataError(
-                f"The test frames of {molecule} have their atoms in another order than those of training. Get the files anew."
-            )
-    return dataclasses.replace(found, scaling=scaling)
+    parts = {"train": _part(fitted, 0, train, "train")}
+    if split == "val":
+        parts[split] = _part(fitted, max(train, COUNTS[0]), val, split)
+    elif split == "test":
+        others = read(source, molecule, "test", root)
+        _check_order(fitted, others, molecule)
+        parts[split] = _part(others, 0, len(others.energies) if test is None else test, split)
+    return parts
+
+
+def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None) -> Frames:
+    """All frames of a source."""
+    one, other = (read(source, molecule, part, root) for part in ("train", "test"))
+    _check_order(one, other, molecule)
+    joined = (np.concatenate([getattr(f, name) for f in (one, other)]) for name in ARRAYS)
+    return Frames(one.numbers, *joined, origin=one.origin)
+
+
+def _drawn(everything: Frames, counts: tuple[int, int, int | None], seed: int) -> dict[str, Frames]:
+    """Three parts of a random order."""
+    train, val, test = counts
+    there = len(everything.energies)
+    wanted = train + val + (1 if test is None else test)
+    if wanted > there:
+        raise DataError(
+            f"{everything.origin} has {there} frames; {wanted} or more were asked for: ask for fewer."
+        )
+    order = np.random.default_rng([DRAW_SEED, seed]).permutation(there)
+    last = there if test is None else wanted
+    bounds = {"train": (0, train), "val": (train, train + val), "test": (train + val, last)}
+    return {split: everything.take(order[slice(*ends)]) for split, ends in bounds.items()}
+
+
+def _check_order(one: Frames, other: Frames, molecule: str) -> None:
+    if not np.array_equal(one.numbers, other.numbers):
+        raise DataError(
+            f"The test frames of {molecule} have their atoms in another order than those of training. Get the files anew."
+        )
 
 
 def _part(frames: Frames, start: int, count: int, split: str) -> Frames:

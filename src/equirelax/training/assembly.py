@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,7 +105,9 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
 
 
 def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
+    parameters: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if not settings.decay_biases:
+        parameters = _without_biases(parameters[0]["params"])
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
@@ -122,6 +125,13 @@ def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimi
             weight_decay=decay,
         )
     raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw, sgd or muon.")
+
+
+def _without_biases(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters in two groups, that of those of one dimension without weight decay."""
+    matrices = {"params": [p for p in parameters if p.dim() > 1]}
+    biases = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
+    return [group for group in (matrices, biases) if group["params"]]
 
 
 def build_scheduler(
