@@ -38,7 +38,7 @@ class ScheduledStrength(Strength):
     Attributes:
         schedule: Course of gamma over the run.
         peak: What the course, which reaches 1, is multiplied by.
-        epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
+        course_epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
             shorter one gamma stays at its end.
         per: Whether gamma changes at every step or only from epoch to epoch.
         lie_weight: Weight of the Lie-derivative term (lambda_reg).
@@ -50,7 +50,7 @@ class ScheduledStrength(Strength):
 
     schedule: Literal["triangle", "linear", "cosine", "constant", "hold-then-decay"] = "triangle"
     peak: float = within(FINITE, 1.0)
-    epochs: int | None = within(COUNT, None)
+    course_epochs: int | None = within(COUNT, None)
     per: Literal["step", "epoch"] = "epoch"
     lie_weight: float = within(NOT_NEGATIVE)
     norm_weight: float = within(NOT_NEGATIVE)
@@ -355,7 +355,7 @@ def _scheduled(
 ) -> Method:
     return methods.Scheduled(
         relaxation,
-        total_steps=(s.epochs or epochs) * steps_per_epoch,
+        total_steps=(s.course_epochs or epochs) * steps_per_epoch,
         schedule=_course(s),
         steps_per_epoch=steps_per_epoch if s.per == "epoch" else None,
         lie_weight=s.lie_weight,

@@ -6,14 +6,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from equirelax.benchmarks.from_recipe import is_earlier
+from equirelax.benchmarks.matching import about, check_variant, matched
 from equirelax.benchmarks.registry import build_task, defaults, task_class
-from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.benchmarks.strengths import CHOICES, choice, needs_residuals
 from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.cli import options, sweep
 from equirelax.cli.train import default_folder
 from equirelax.errors import ConfigError
 from equirelax.ranges import JOBS, SEED, SEEDS, check
+from equirelax.recipes import VARIANTS
 from equirelax.report.comparison import write_comparison
 from equirelax.study.trials import check_known
 from equirelax.training.folder import CONFIG, changed_settings
@@ -26,6 +29,10 @@ Every run is a process of its own with a folder of its own, OUT/METHOD-seedN (OU
 models); finished runs are kept, so the same command goes on where an interrupted one stopped. At the end OUT
 receives summary.json, summary.md (the table) and curves.png; a sweep over one number also sweep.png. Settings as for
 equirelax train hold for all runs; with the name of a method or model in front they hold for that one.
+
+All rows match: they take the learning rate, optimiser, epochs, augmentation and data (everything but what makes a method
+what it is) of the recipe of the relaxed method that the comparison is about, the first learnt one unless --about names
+another. With --as_published every row is trained as its own paper trained it.
 
 examples:
   equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 3
@@ -59,6 +66,9 @@ def main(words: Sequence[str]) -> int:
             )
     pairs = _pairs(benchmark, models, methods)
     out = Path(known.out) if known.out else _default_out(benchmark, models)
+    check_variant(benchmark, pairs, known.recipe)
+    reference = None if known.as_published else about(methods, known.about)
+    begun = [] if _names_recipe(common) else [known.recipe]
     keys, values = sweep.parse(known.sweep)
     check_known(keys, [defaults(benchmark, model, method) for model, method in pairs], "--sweep")
     jobs = []
@@ -67,6 +77,9 @@ def main(words: Sequence[str]) -> int:
             for variant in sweep.variants(defaults(benchmark, model, method), keys, values):
                 flags = [*common, *settings.get(model, []), *settings.get(method, []), *variant.flags]
                 flags += ["--model", model, "--method", method, "--seed", str(seed)]
+                for wanted in begun:
+                    recipe, trained_as = matched(benchmark, model, method, reference, wanted)
+                    flags += ["--recipe", recipe, *(["--trained_as", trained_as] if trained_as else [])]
                 name = f"{model}-{method}" if len(models) > 1 else method
                 jobs.append(_job(benchmark, method, flags, out / f"{name}{variant.name}-seed{seed}"))
     _check_data([job.config for job in jobs], known.data)
@@ -91,6 +104,13 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
     parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
     parser.add_argument(
         "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
+    )
+    parser.add_argument(
+        "--recipe", default="published", help=f"variant of the recipes: {', '.join(VARIANTS)}; see equirelax recipe"
+    )
+    parser.add_argument("--about", help="the relaxed method whose training settings and data all rows take")
+    parser.add_argument(
+        "--as_published", "--as-published", action="store_true", help="train every row as its own paper did"
     )
     parser.add_argument(
         "--sweep",
@@ -179,6 +199,13 @@ def _pairs(benchmark: str, models: Sequence[str], methods: Sequence[str]) -> lis
     return pairs
 
 
+def _names_recipe(words: Sequence[str]) -> bool:
+    """Whether a file of settings is given that says which recipe it begins with, as the config.yaml of a run does."""
+    path = options.peek(words, "config")["config"]
+    stored = {} if path is None else read_yaml(path)
+    return "recipe" in stored or is_earlier(stored)
+
+
 def _default_out(benchmark: str, models: Sequence[str]) -> Path:
     config = defaults(benchmark, models[0], "strict")
     return default_folder(config).parent / f"compare-{'-'.join(models)}"
@@ -188,7 +215,7 @@ def _job(benchmark: str, method: str, flags: list[str], folder: Path) -> Job:
     """The run of one method, variant and seed, its settings checked."""
     config = options.starting_config(benchmark, flags, method)
     parser = options.parser(["compare", benchmark], "")
-    for name in ("model", "method", "config"):
+    for name in ("model", "method", "config", "recipe", "trained_as"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--seed", type=int)
     options.add_settings(parser, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from equirelax.benchmarks.registry import defaults
+from equirelax.benchmarks.registry import base_of
 from equirelax.benchmarks.settings import RunConfig
 from equirelax.benchmarks.strengths import is_strict
 from equirelax.benchmarks.task import Metric
@@ -68,8 +68,10 @@ def outcome(search: Search, metric: Metric, column: str, records: Sequence[Recor
 
 def command(config: RunConfig) -> str:
     """The command line of a run: `equirelax train` with every setting that is not a default."""
-    usual = defaults(config.benchmark, config.model, config.method).to_dict()
+    usual = base_of(config).to_dict()
     words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
+    words += [f"--recipe {config.recipe}"] if config.recipe != "published" else []
+    words += [f"--trained_as {shlex.quote(config.trained_as)}"] if config.trained_as else []
     for key, value in config.to_dict().items():
         inside = value if isinstance(value, dict) else {"": value}
         before = usual[key] if isinstance(value, dict) else {"": usual[key]}
@@ -94,6 +96,7 @@ def final_study(search: Search, best: Record, trials: int) -> str:
         "models": [config.model],
         "methods": [config.method] if alone else ["strict", config.method],
         "seeds": SEEDS,
+        "recipe": config.recipe,
         "settings": shared,
         "per_method": {config.method: own},
     }

@@ -13,11 +13,12 @@ from equirelax.benchmarks.settings import RunConfig, read_yaml
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.ranges import COUNT, COUNT_OR_NONE, JOBS, SEED, shown
+from equirelax.recipes import VARIANTS
 from equirelax.study.spec import _changes, _count, _known, _mapping, _numbers, _one_of, _text, merged, nested
 from equirelax.study.trials import NOT_SWEPT, full_keys
 
 KEYS = (
-    "title", "benchmark", "model", "method", "settings", "search", "trials", "seed", "run_seed", "pruner", "startup",
+    "title", "benchmark", "model", "method", "recipe", "settings", "search", "trials", "seed", "run_seed", "pruner", "startup",
     "warmup", "attempts", "jobs", "small",
 )  # fmt: skip
 KINDS = ("log", "linear", "integer", "choice")
@@ -168,7 +169,8 @@ def _config(values: Mapping[str, Any]) -> tuple[RunConfig, Mapping[str, Any]]:
             raise ConfigError(
                 f"'settings' holds '{key}': that is a key of the file, '{'run_seed' if key == 'seed' else key}'."
             )
-    config = defaults(str(names["benchmark"]), names["model"], str(names["method"])).updated(settings)
+    recipe = _one_of(values.get("recipe", "published"), tuple(VARIANTS), "recipe")
+    config = defaults(str(names["benchmark"]), names["model"], str(names["method"]), recipe).updated(settings)
     return config.updated({"seed": _count(values.get("run_seed", 0), "run_seed", SEED)}), settings
 
 
@@ -246,6 +248,7 @@ def _definition(search: Search) -> dict[str, Any]:
         "benchmark": config.benchmark,
         "model": config.model,
         "method": config.method,
+        "recipe": config.recipe,
         "settings": dict(search.settings),
         "run_seed": config.seed,
         "search": {axis.key: {axis.kind: list(axis.values)} for axis in search.axes},

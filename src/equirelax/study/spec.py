@@ -13,8 +13,12 @@ from equirelax.benchmarks.settings import read_yaml
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.ranges import JOBS, SEED, SEEDS, Range, shown
+from equirelax.recipes import VARIANTS
 
-GRID_KEYS = ("benchmark", "models", "methods", "seeds", "settings", "per_model", "per_method", "sweep")
+GRID_KEYS = (
+    "benchmark", "models", "methods", "seeds", "recipe", "about", "as_published", "settings", "per_model", "per_method",
+    "sweep",
+)  # fmt: skip
 STUDY_KEYS = ("title", "published", "attempts", "timeout", "jobs", "devices", "accelerator", "grids", "small")
 ACCELERATORS = ("cpu", "gpu")
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,6 +34,9 @@ class Grid:
         name: Of its folder; in a study of one grid the study's own folder serves.
         benchmark: See `equirelax list`. models: Its models; empty takes the benchmark's first. methods: Their methods.
         seeds: Seeds of every run.
+        recipe: The variant of the recipes that runs begin with, where their method has it.
+        about: The relaxed method whose training settings and data all rows take; None chooses it (see `matching.about`).
+        as_published: Whether every row is trained as its own paper did instead.
         settings: For all runs, in the layout of config.yaml. per_model, per_method: For those of one, which win.
         sweep: Setting, or several joined by +, -> values, for each of several the same or a list of one for each; every
             combination of keys is run, of the methods that have the setting.
@@ -44,6 +51,9 @@ class Grid:
     per_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     per_method: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    recipe: str = "published"
+    about: str | None = None
+    as_published: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,9 @@ def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
         per_model=_each(values, "per_model", where),
         per_method=_each(values, "per_method", where),
         sweep={k: _values(v, k, f"{where}sweep.{k}") for k, v in sweep.items() if v is not None},
+        recipe=_one_of(values.get("recipe", "published"), tuple(VARIANTS), f"{where}recipe"),
+        about=_text(values, "about", "") or None,
+        as_published=_flag(values.get("as_published", False), f"{where}as_published"),
     )
 
 
@@ -242,6 +255,12 @@ def _one_of(found: Any, known: tuple[str, ...], where: str) -> str:
             f"'{where}' is {shown(found)}; choose one of {', '.join(known)}.{did_you_mean(str(found), known)}"
         )
     return str(found)
+
+
+def _flag(found: Any, where: str) -> bool:
+    if not isinstance(found, bool):
+        raise ConfigError(f"'{where}' is {shown(found)}; expected true or false.")
+    return found
 
 
 def _seconds(found: Any, where: str) -> float | None:

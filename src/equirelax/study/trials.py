@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equirelax.benchmarks.matching import about, check_variant, matched
 from equirelax.benchmarks.registry import check_optimizer, defaults, task_class
-from equirelax.benchmarks.settings import RunConfig
+from equirelax.benchmarks.settings import NAMES, RunConfig
 from equirelax.benchmarks.strengths import choice, needs_residuals
 from equirelax.benchmarks.task import NO_PLACEMENT
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.study.spec import Grid, Study, merged, nested
 
-NOT_SWEPT = ("benchmark", "model", "method", "seed")
+NOT_SWEPT = (*NAMES, "seed")
 """Keys of a run's settings that say which run it is."""
 
 
@@ -107,6 +108,8 @@ def _of_grid(study: Study, grid: Grid) -> list[Trial]:
             raise ConfigError(
                 "none of its models has anything to relax: choose a method that needs no residuals."
             )
+        pairs = [(config.model, config.method) for _, config in kinds]
+        check_variant(grid.benchmark, pairs, grid.recipe)
         keys = (key.strip() for text in grid.sweep for key in text.split("+"))
         check_known(keys, [config for _, config in kinds], "'sweep'")
         return [
@@ -155,10 +158,11 @@ def _kinds(grid: Grid, model: str, method: str) -> list[tuple[str, RunConfig]]:
     values = merged(values, grid.per_method.get(method, {}))
     for key in NOT_SWEPT:
         if key in values:
-            raise ConfigError(
-                f"'settings' holds '{key}': that is a key of the grid, '{key}s' or 'benchmark'."
-            )
-    config = defaults(grid.benchmark, model, method).updated(values)
+            theirs = {"benchmark": "benchmark", "recipe": "recipe", "trained_as": "about"}.get(key, f"{key}s")
+            raise ConfigError(f"'settings' holds '{key}': that is a key of the grid, '{theirs}'.")
+    reference = None if grid.as_published else about(grid.methods, grid.about)
+    recipe = matched(grid.benchmark, model, method, reference, grid.recipe)
+    config = defaults(grid.benchmark, model, method, *recipe).updated(values)
     first = f"{model}-{method}" if len(_models(grid)) > 1 else method
     axes = [axis for key, each in grid.sweep.items() if (axis := _axis(config, key, each))]
     found = []
