@@ -37,7 +37,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(method: str = "strict", model: str = "schnet", **changes: Any) -> Any:
-    dataset = {"source": "subset", "partition": "shuffled", "targets": "standardised", **changes.pop("dataset", {})}
+    dataset = {
+        "source": "subset",
+        "partition": "shuffled",
+        "targets": "standardised",
+        **changes.pop("dataset", {}),
+    }
     values = {"network": SMALL[model], "batch_size": 5, "dataset": dataset, **changes}
     return defaults("qm9", model, method).updated(values)
 

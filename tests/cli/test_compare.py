@@ -99,13 +99,17 @@ def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "| strict |" in text
     assert str(out / "curves.png") in text
     assert "which is no evidence of a difference. It was trained with" in text
-    assert text.rstrip().endswith("learning rate 0.001 instead of 0.0005.")
+    assert text.rstrip().endswith("learning rate 0.001 instead of 0.0009.")
 
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["methods"]) == ["strict", "ace"]
     assert summary["methods"]["ace"]["paired_with_strict"]["count"] == 1
     assert summary["methods"]["ace"]["published"] == "3.8 ± 0.17"
-    assert [run["config"]["learning_rate"] for run in summary["runs"]] == [5e-4, 1e-3]
+    assert [run["config"]["learning_rate"] for run in summary["runs"]] == [9e-4, 1e-3]
+    assert [(run["recipe"]["variant"], run["recipe"]["trained_as"]) for run in summary["runs"]] == [
+        ("fair", "ace"), ("published", None),
+    ]  # fmt: skip
+    assert summary["runs"][1]["recipe"]["changed"]["learning_rate"] == {"recipe": 9e-4, "here": 1e-3}
     # three tables: errors and costs of both methods, strengths of ace
     assert (out / "summary.md").read_text().count("\n| ") == 4 + 4 + 3
     assert summary["methods"]["ace"]["strengths"]["multiplier_drift"]["swing"] > 0

@@ -65,9 +65,7 @@ def run(form: str, steps: int = STEPS, state: dict | None = None):
         (task + method.penalty()).backward()
         optimizer.step()
         method.step()
-        history.append(
-            (relaxation.gammas().tolist(), method.multipliers.tolist(), method.slacks.tolist())
-        )
+        history.append((relaxation.gammas().tolist(), method.multipliers.tolist(), method.slacks.tolist()))
     return history, method.state_dict()
 
 

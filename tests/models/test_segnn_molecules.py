@@ -141,7 +141,7 @@ def test_instance_norm_channel_by_channel_of_every_molecule() -> None:
 
 
 def test_messages_read_squared_distances_and_component_harmonics() -> None:
-    numbers, where, edges, _ = sample()
+    _, where, edges, _ = sample()
     made = network(2, 3, **PUBLISHED)._edges(where, edges)
     relative = where[edges[0]] - where[edges[1]]
     torch.testing.assert_close(made.scalars[:, 0], (relative**2).sum(1))

@@ -122,7 +122,9 @@ VALUES: list[tuple[str, str, str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "model", "method", "variant", "expected"), VALUES, ids=lambda v: v if isinstance(v, str) else ""
+    ("benchmark", "model", "method", "variant", "expected"),
+    VALUES,
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_the_recipe_has_the_published_value(
     benchmark: str, model: str, method: str, variant: str, expected: dict[str, Any]
@@ -151,7 +153,9 @@ def test_ablations_and_controls_are_what_they_are_in_every_variant() -> None:
         model = next(iter(task.models))
         for variant in variants(benchmark, model, "no-lie"):
             assert value(defaults(benchmark, model, "no-lie", variant), "strength.lie_weight") == 0
-            assert value(defaults(benchmark, model, "no-schedule", variant), "strength.schedule") == "constant"
+            assert (
+                value(defaults(benchmark, model, "no-schedule", variant), "strength.schedule") == "constant"
+            )
             assert value(defaults(benchmark, model, "no-penalty", variant), "strength.norm_weight") == 0
         for variant in variants(benchmark, model, "strict-muon"):
             assert value(defaults(benchmark, model, "strict-muon", variant), "optimizer") == "muon"

@@ -34,12 +34,14 @@ section:
     assert section.items["first"].comment == "one line above\nand another\nbehind"
     assert section.branch("second").items["b"].comment == "of both"
     assert section.items["list"].comment == "of a list"
-    with pytest.raises(ConfigError, match="line 3.*'a' is there twice"):
+    with pytest.raises(ConfigError, match=r"line 3.*'a' is there twice"):
         parse("a: 1\nb: 2\na: 3\n", "x")
 
 
 def test_a_value_that_is_changed_takes_its_own_comment() -> None:
-    merged = parse("a: 1  # old\nb: {c: 2, d: 3}  # kept\n", "x").merged(parse("a: 4  # new\nb: {c: 5}\n", "y"))
+    merged = parse("a: 1  # old\nb: {c: 2, d: 3}  # kept\n", "x").merged(
+        parse("a: 4  # new\nb: {c: 5}\n", "y")
+    )
     assert merged.plain() == {"a": 4, "b": {"c": 5, "d": 3}}
     assert merged.items["a"].comment == "new"
     assert merged.branch("b").items["d"].comment == "kept"
@@ -80,7 +82,7 @@ def test_the_comparison_is_about_the_first_learnt_method_else_the_first_that_rel
 
 
 def test_unknown_variants_are_named() -> None:
-    with pytest.raises(ConfigError, match="no recipe 'printed'.*It has: published, released, fair, small"):
+    with pytest.raises(ConfigError, match=r"no recipe 'printed'.*It has: published, released, fair, small"):
         read("nbody", "segnn", "strict", "printed")
     with pytest.raises(ConfigError, match="Did you mean 'printed'"):
         read("nbody", "segnn", "ace", "print")
@@ -96,7 +98,9 @@ def test_what_is_printed_is_the_settings_with_their_comments(
     assert "ACE, Algorithm 1" in text
     assert max(map(len, text.splitlines())) <= 125
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    assert config_from_dict(read_yaml(tmp_path / "recipe.yaml")) == defaults("nbody", "segnn", "ace", "printed")
+    assert config_from_dict(read_yaml(tmp_path / "recipe.yaml")) == defaults(
+        "nbody", "segnn", "ace", "printed"
+    )
     assert main(["recipe", "nbody", "strict", "--model", "egnn", "--variant", "fair"]) == 0
     assert "Training settings and data are those of ace" in capsys.readouterr().out
     assert main(["recipe", "nbody", "acee"]) == 2
@@ -122,7 +126,9 @@ def test_a_run_names_its_recipe_and_what_was_changed() -> None:
 def test_settings_of_version_0_1_are_read_as_they_were() -> None:
     """A full config.yaml without a recipe: what it lacks is not taken from recipes that came later."""
     now = defaults("nbody", "segnn", "ace").to_dict()
-    then = {key: value for key, value in now.items() if key not in ("recipe", "trained_as", "drop_last", "ema")}
+    then = {
+        key: value for key, value in now.items() if key not in ("recipe", "trained_as", "drop_last", "ema")
+    }
     then["strength"] = {**now["strength"], "dual_optimizer": "sgd"}
     then["dataset"] = {key: now["dataset"][key] for key in ("train", "val", "test", "system", "clamp")}
     config = config_from_dict(then)

@@ -81,7 +81,10 @@ def slow(model: EGNO, relaxation: er.relaxation.Relaxation, inputs: tuple[Tensor
 def test_every_layer_is_what_the_recipe_says_node_by_node() -> None:
     model, inputs = network()
     relaxation = er.relax(model, EGNOLayers())
-    assert sum(r.map.layers[2].weight.shape == (128, 3) for k, r in relaxation.residuals.items() if ":x" in k) == 2
+    assert (
+        sum(r.map.layers[2].weight.shape == (128, 3) for k, r in relaxation.residuals.items() if ":x" in k)
+        == 2
+    )
     relaxation.set_gamma(0.7)
     with torch.no_grad():
         for module in model.modules():  # the estimates of largest singular values made exact

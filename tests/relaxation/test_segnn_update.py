@@ -1,4 +1,4 @@
-"""SEGNN's node update with ACE's residuals, against a slow reference: where each is added, what the next one reads, its widths."""
+"""SEGNN's node update with ACE's residuals, against a slow reference: where each is added, what the next reads, its widths."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ import pytest
 from test_report import result
 from test_variants import changed, of_model
 
+from equirelax.benchmarks.registry import defaults
 from equirelax.errors import ConfigError
 from equirelax.report.again import comparisons, summarise_again
 from equirelax.report.collect import gather
 from equirelax.report.comparison import write_comparison
 from equirelax.report.conclusion import ENOUGH_SEEDS, NOTHING, conclusion
-from equirelax.report.differing import TITLE, differing_line, marked_line, settings_that_differ
+from equirelax.report.differing import TITLE, differing_line, marked_line, recipes_line, settings_that_differ
 from equirelax.report.page import chapter_html
 from equirelax.report.summary import summarise, table
 
@@ -32,9 +33,14 @@ CHANGES: dict[str, tuple[str, Any]] = {
 }
 
 
+ALIKE: dict[str, Any] = {
+    "learning_rate": 1e-3, "epochs": 1000, "weight_decay": 0.0, "augment": True, "drop_last": False,
+}  # fmt: skip
+
+
 def alike(method: str, seed: int, value: float, **settings: Any) -> dict[str, Any]:
-    """A result with the learning rate of all others; the methods' own rates differ."""
-    return changed(result(method, seed, value), **{"learning_rate": 1e-3, **settings})
+    """A result with the training settings of all others; those that the methods were published with differ."""
+    return changed(result(method, seed, value), **{**ALIKE, **settings})
 
 
 @pytest.mark.parametrize(("key", "words", "value"), [(key, *own) for key, own in CHANGES.items()])
@@ -52,8 +58,24 @@ def test_no_table_hides_a_setting_in_which_its_rows_differ(key: str, words: str,
 
 def test_the_published_rates_of_strict_and_ace_differ_and_that_is_said() -> None:
     runs = [result("strict", 0, 5.0), result("scheduled", 0, 5.0), result("ace", 0, 4.0)]
-    assert differing_line(runs) == f"{TITLE}: learning rate 0.0005 (strict, scheduled), 0.0009 (ace)."
-    assert conclusion(summarise(runs)).endswith("It was trained with learning rate 0.0009 instead of 0.0005.")
+    assert differing_line(runs) == (
+        f"{TITLE}: epochs 1000 (strict, scheduled), 2000 (ace); learning rate 0.0005 (strict, scheduled), 0.0009 (ace); "
+        "weight decay 1e-12 (strict, scheduled), 0.0 (ace); augment yes (strict, scheduled), no (ace); "
+        "drop last no (strict, scheduled), yes (ace)."
+    )
+    assert "learning rate 0.0009 instead of 0.0005" in conclusion(summarise(runs))
+
+
+def test_rows_of_a_matched_comparison_differ_in_nothing_else_and_name_their_recipes() -> None:
+    ace = result("ace", 0, 4.0)
+    fair = {"config": defaults("nbody", "segnn", "strict", "fair", "ace").to_dict()}
+    published = {"config": defaults("nbody", "segnn", "ace").to_dict()}
+    runs = [{**result("strict", 0, 5.0), **fair}, {**ace, **published}]
+    assert differing_line(runs) == f"{TITLE}: none."
+    assert recipes_line(runs) == "Recipes: fair, trained as ace (strict); published (ace)."
+    assert recipes_line(runs) in table(summarise(runs))
+    before = {key: value for key, value in published["config"].items() if key not in ("recipe", "trained_as")}
+    assert recipes_line([{**ace, "config": before}]) == "Recipe: 0.1 settings."
 
 
 def test_rows_that_share_everything_say_so() -> None:

@@ -40,7 +40,16 @@ def test_a_grid_becomes_runs_with_their_settings(study_file: File) -> None:
     assert by_name["ace-train48-seed1"]["learning_rate"] == 1e-2
     assert by_name["ace-train48-seed1"]["network"]["layers"] == 2
     assert swept["network"]["layers"] == 1
-    assert swept["learning_rate"] == defaults("nbody", "segnn", "scheduled").training.learning_rate
+    # every row is trained as ace's recipe, which the study is about; what the study gives ace alone, ace alone has
+    ace = defaults("nbody", "segnn", "ace").training
+    assert (swept["learning_rate"], swept["augment"]) == (ace.learning_rate, ace.augment)
+    assert (swept["recipe"], swept["trained_as"]) == ("fair", "ace")
+    other = trials(read_study(study_file(methods=["strict", "ace"], as_published=True)))
+    assert {t.config.method: t.config.training.learning_rate for t in other} == {"strict": 5e-4, "ace": 9e-4}
+    named = study_file(methods=["strict", "scheduled", "ace"], about="scheduled", recipe="released")
+    assert {(t.config.recipe, t.config.trained_as) for t in trials(read_study(named))} == {
+        ("released", "scheduled released"), ("released", None), ("fair", "scheduled released"),
+    }  # fmt: skip
 
 
 def test_settings_may_be_swept_together_each_with_values_of_its_own(study_file: File) -> None:

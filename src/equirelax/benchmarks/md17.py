@@ -190,4 +190,3 @@ class MD17Task(Task):
     def _dataset(self) -> MD17Dataset:
         dataset: MD17Dataset = self.config.dataset  # type: ignore[assignment]
         return dataset
-

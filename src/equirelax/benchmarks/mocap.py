@@ -241,4 +241,3 @@ class FromMotion(nn.Module):
             "edge_features": torch.cat([hops, squared], 1),
         }
         return self._task.predict(self.model, {**self._batch, **made})
-

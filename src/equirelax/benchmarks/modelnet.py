@@ -295,4 +295,3 @@ def _corruption(name: str, severity: int) -> Callable[[Tensor, torch.Generator],
 def _contrast(logits: Tensor) -> Tensor:
     """Logits (b, classes) less their mean over the objects."""
     return logits - logits.mean(0)
-

@@ -187,4 +187,3 @@ class NBodyTask(Task):
     def _egnn(self) -> EGNNNetwork:
         network: EGNNNetwork = self.config.network  # type: ignore[assignment]
         return network
-

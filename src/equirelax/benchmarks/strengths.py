@@ -217,9 +217,7 @@ CHOICES: dict[str, Choice] = {
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)",
         ScheduledStrength,
     ),
-    "no-schedule": Choice(
-        "ablation of CR: gamma is 1 throughout; projected all the same", ScheduledStrength
-    ),
+    "no-schedule": Choice("ablation of CR: gamma is 1 throughout; projected all the same", ScheduledStrength),
     "no-lie": Choice("ablation of CR: no Lie term, the norm alone", ScheduledStrength),
     "no-penalty": Choice("ablation of CR: neither Lie term nor norm", ScheduledStrength),
     "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMULStrength, True),

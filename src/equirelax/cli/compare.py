@@ -106,7 +106,9 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
     )
     parser.add_argument(
-        "--recipe", default="published", help=f"variant of the recipes: {', '.join(VARIANTS)}; see equirelax recipe"
+        "--recipe",
+        default="published",
+        help=f"variant of the recipes: {', '.join(VARIANTS)}; see equirelax recipe",
     )
     parser.add_argument("--about", help="the relaxed method whose training settings and data all rows take")
     parser.add_argument(

@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("equirelax.cli.catalogue", "benchmarks, models, methods, placements, and which data is there"),
     "data": ("equirelax.cli.data", "make or fetch data sets"),
     "train": ("equirelax.cli.train", "train one model with one method"),
-    "recipe": ("equirelax.cli.recipe", "print the settings of a published experiment, and where they come from"),
+    "recipe": (
+        "equirelax.cli.recipe",
+        "print the settings of a published experiment, and where they come from",
+    ),
     "compare": (
         "equirelax.cli.compare",
         "train several methods over several seeds, and write table and picture",

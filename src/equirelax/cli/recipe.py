@@ -41,7 +41,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--model", help="model of the benchmark (default: its first)")
     parser.add_argument("--variant", default="published", help=f"one of {', '.join(VARIANTS)}")
     parser.add_argument(
-        "--trained_as", help="METHOD or 'METHOD VARIANT': with the training settings and the data of that recipe"
+        "--trained_as",
+        help="METHOD or 'METHOD VARIANT': with the training settings and the data of that recipe",
     )
     given = options.parse(parser, words[1:])
     if given.benchmark in CHOICES and given.method in TASKS:
@@ -62,7 +63,9 @@ def printed(recipe: Recipe, settings: Mapping[str, Any]) -> str:
     others = [
         name for name in variants(recipe.benchmark, recipe.model, recipe.method) if name != recipe.variant
     ]
-    head = [f"{recipe.benchmark}, {recipe.model}, {recipe.method}, {recipe.variant}: {VARIANTS[recipe.variant]}."]
+    head = [
+        f"{recipe.benchmark}, {recipe.model}, {recipe.method}, {recipe.variant}: {VARIANTS[recipe.variant]}."
+    ]
     if recipe.trained_as:
         head.append(f"Training settings and data are those of {recipe.trained_as}.")
     head += [f"Other variants: {', '.join(others)}."] if others else []

@@ -18,9 +18,10 @@ from equirelax.training.leash import follow_parent
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 
 The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows
-it); every flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt (resumable),
-best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run after the present epoch;
-the same command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
+it); every flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per
+epoch), last.ckpt (resumable), best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run
+after the present epoch; the same command with --resume goes on, on one CPU bit for bit as if it had not been
+interrupted.
 
 examples:
   equirelax train nbody --model segnn --method ace --seed 0
@@ -76,7 +77,9 @@ def add_names(parser: Any, config: RunConfig) -> None:
         "--seed", type=int, default=config.seed, help="seed of weights, order and augmentation"
     )
     parser.add_argument(
-        "--recipe", default=config.recipe, help=f"variant of the recipe: {', '.join(VARIANTS)}; see equirelax recipe"
+        "--recipe",
+        default=config.recipe,
+        help=f"variant of the recipe: {', '.join(VARIANTS)}; see equirelax recipe",
     )
     parser.add_argument(
         "--trained_as",

@@ -93,9 +93,7 @@ class ResilientACE(Lagrangian):
                 f"and their product below 2 for the slacks to settle"
             )
         if form not in FORMS:
-            raise MethodError(
-                f"no form {form!r}; there are {', '.join(FORMS)}.{did_you_mean(form, FORMS)}"
-            )
+            raise MethodError(f"no form {form!r}; there are {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
         if form != "algorithm" and (augmented or pi):
             raise MethodError(f"form is {form!r}, which has neither augmented ({augmented}) nor pi ({pi})")
         super().__init__(

@@ -81,7 +81,9 @@ class EquivariantInstanceNorm(nn.Module):
                 part = part - mean_rows(part, graph, rows).index_select(1, graph)
             channels = part.reshape(mul, ir.dim, rows)
             squares = mean_rows(channels.square().mean(1), graph, rows).index_select(1, graph)
-            scaled = channels * (self.weight[weight : weight + mul, None] * (squares + self.eps).rsqrt())[:, None]
+            scaled = (
+                channels * (self.weight[weight : weight + mul, None] * (squares + self.eps).rsqrt())[:, None]
+            )
             weight += mul
             if scalar:
                 scaled = scaled + self.bias[bias : bias + mul, None, None]

@@ -164,7 +164,9 @@ def _file(name: str) -> Branch:
     try:
         text = (files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"There are no recipes for '{name}'. There are: {', '.join(benchmarks())}.") from error
+        raise ConfigError(
+            f"There are no recipes for '{name}'. There are: {', '.join(benchmarks())}."
+        ) from error
     return parse(text, f"{name}.yaml")
 
 

@@ -26,7 +26,12 @@ class NormedPerceptronMap(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, hidden: int, out_dim: int, iterations: int, generator: torch.Generator | None = None
+        self,
+        in_dim: int,
+        hidden: int,
+        out_dim: int,
+        iterations: int,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(

@@ -207,9 +207,7 @@ class StreamMap(nn.Module):
         return linear.effective_weight()
 
 
-def linear(
-    in_dim: int, out_dim: int, iterations: int, generator: torch.Generator | None = None
-) -> nn.Linear:
+def linear(in_dim: int, out_dim: int, iterations: int, generator: torch.Generator | None = None) -> nn.Linear:
     """A linear map with PyTorch's initial weights; with `iterations` above 0 a `SpectralLinear`."""
     made = (
         SpectralLinear(in_dim, out_dim, generator, iterations) if iterations else nn.Linear(in_dim, out_dim)
@@ -251,9 +249,7 @@ class StreamStep(ResidualKind):
         """A `StreamMap` of width out_rep.dim."""
         starts = self.first and in_rep.dim != out_rep.dim
         start = in_rep.dim if starts else None
-        return StreamMap(
-            out_rep.dim, start, self.spectral, generator, self.iterations, self.plain_start
-        )
+        return StreamMap(out_rep.dim, start, self.spectral, generator, self.iterations, self.plain_start)
 
     def count(self, in_dim: int, out_dim: int) -> int:
         """Weights and biases of the linear map, of the normalisation, and of the start where there is one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from equirelax.benchmarks.registry import config_from_dict
+from equirelax.benchmarks.settings import EARLIER
 from equirelax.report.variants import by_label, settings
 
 TITLE = "Settings that differ between rows"
@@ -13,14 +15,15 @@ OF_THE_METHOD = ("residual", "strength")
 UNTOLD = ("benchmark", "model", "method", "checkpoint_every", "audit_every")
 """What the rows' names say, and what changes nothing in a run's result."""
 ONLY_WITH = {
-    "muon_momentum": ("optimizer", "muon"),
-    "muon_rms": ("optimizer", "muon"),
-    "momentum": ("optimizer", "sgd"),
-    "step_epochs": ("schedule", "step"),
-    "step_factor": ("schedule", "step"),
-    "final_learning_rate": ("schedule", "cosine"),
+    "muon_momentum": ("optimizer", ("muon",)),
+    "muon_rms": ("optimizer", ("muon",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "step_epochs": ("schedule", ("step",)),
+    "step_factor": ("schedule", ("step", "milestones")),
+    "milestones": ("schedule", ("milestones",)),
+    "final_learning_rate": ("schedule", ("cosine",)),
 }
-"""Setting -> the setting and its value without which it does nothing."""
+"""Setting -> the setting and its values without which it does nothing."""
 
 Result = Mapping[str, Any]
 
@@ -36,7 +39,7 @@ def training_settings(result: Result) -> dict[str, Any]:
         for key, value in own.items()
         if key not in UNTOLD
         and key.partition(".")[0] not in OF_THE_METHOD
-        and (key not in ONLY_WITH or own[ONLY_WITH[key][0]] == ONLY_WITH[key][1])
+        and (key not in ONLY_WITH or own[ONLY_WITH[key][0]] in ONLY_WITH[key][1])
     }
 
 
@@ -70,6 +73,23 @@ def differing_line(results: Sequence[Result]) -> str:
 def marked_line(results: Sequence[Result]) -> str:
     """`differing_line` as a paragraph of Markdown, its title in bold."""
     return differing_line(results).replace(TITLE, f"**{TITLE}**", 1)
+
+
+def recipes_line(results: Sequence[Result]) -> str:
+    """Which recipes the rows began with: "Recipes: fair, trained as ace (strict); published (ace)."; runs of version 0.1, which
+    had none, have "0.1 settings".
+    """
+    by_recipe: dict[str, list[str]] = {}
+    for label, (run, *_) in by_label(results).items():
+        config = config_from_dict(run["config"])
+        name = "0.1 settings" if config.recipe == EARLIER else config.recipe
+        trained_as = f", trained as {config.trained_as}" if config.trained_as else ""
+        by_recipe.setdefault(f"{name}{trained_as}", []).append(label)
+    if len(by_recipe) == 1:
+        return f"Recipe: {next(iter(by_recipe))}."
+    rows = list(by_label(results))
+    named = (f"{recipe} ({', '.join(_named(those, rows))})" for recipe, those in by_recipe.items())
+    return f"Recipes: {'; '.join(named)}."
 
 
 def in_words(key: str) -> str:

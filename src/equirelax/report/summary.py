@@ -11,7 +11,7 @@ from equirelax.benchmarks.registry import build_task, config_from_dict
 from equirelax.benchmarks.strengths import choice
 from equirelax.benchmarks.task import heading
 from equirelax.errors import ConfigError
-from equirelax.report.differing import marked_line, settings_that_differ
+from equirelax.report.differing import marked_line, recipes_line, settings_that_differ
 from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.statistics import paired, spread
 from equirelax.report.strengths import spikes_note, strengths_of, strengths_table
@@ -300,7 +300,7 @@ def _context(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: "
         f"difference{against}, with a 95 % t interval. Published: the papers' own numbers, on "
-        f"other data and hardware.{scale} "
+        f"other data and hardware.{scale} {recipes_line(summary['runs'])} "
         f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}; "
         f"made with the settings of equirelax {', '.join(made)}."
     )

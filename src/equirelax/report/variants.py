@@ -39,12 +39,14 @@ def method_of(label: str) -> str:
 
 
 def settings(result: Result) -> dict[str, Any]:
-    """All settings of a run but its seed, by dotted key; those that its version did not have are at their defaults."""
+    """All settings of a run but its seed, by dotted key; those that its version did not have are as they were then. Which recipe
+    they began with is none of them.
+    """
     flat: dict[str, Any] = {}
     for key, value in config_from_dict(result["config"]).to_dict().items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": each for inner, each in value.items()}
-        elif key != "seed":
+        elif key not in ("seed", "recipe", "trained_as"):
             flat[key] = value
     return flat
 
