@@ -213,7 +213,8 @@ def test_the_plain_network_has_nothing_to_relax(root: Path) -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
 def test_the_learning_rate_warms_up(schedule: str, root: Path) -> None:
     epochs, warm = 12, 4
-    assembly = assemble(config(schedule=schedule, epochs=epochs, warmup_epochs=warm, step_epochs=3), root)
+    values = {"schedule": schedule, "epochs": epochs, "warmup_epochs": warm, "step_epochs": 3}
+    assembly = assemble(config(**values, final_learning_rate=0.0), root)
     optimizer = build_optimizer(assembly)
     scheduler = build_scheduler(assembly.config, optimizer)
     assert scheduler is not None

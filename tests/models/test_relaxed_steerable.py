@@ -37,6 +37,16 @@ def vary(model: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
+def test_rsteer_as_released_starts_with_weights_that_vary(frames: Tensor) -> None:
+    tied, varied = PlaneRSteer(3, 3, 4, 3, "C4").eval(), PlaneRSteer(3, 3, 4, 3, "C4", varied=True).eval()
+    assert float(tied.regulariser().detach()) < 1e-9
+    assert float(varied.regulariser().detach()) > 1e-7
+    turned = torch.rot90(varied(frames), dims=(-2, -1))
+    assert turned.shape == varied(frames).shape
+    for one, other in zip(tied.relaxed(), varied.relaxed(), strict=True):
+        assert 0.5 < float(other.weight.detach().std() / one.weight.detach().std()) < 2
+
+
 @pytest.mark.parametrize("name", ["C4", "D4"])
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
 def test_it_begins_as_the_strict_layer(name: str, size: int) -> None:

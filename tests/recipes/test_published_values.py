@@ -117,7 +117,9 @@ VALUES: list[tuple[str, str, str, str, dict[str, Any]]] = [
         "dataset.horizon": 20, "dataset.loss": "sum", "network.layers": 5, "network.norm": False,
         "strength.lie_weight": 0.01, "strength.norm_weight": 0.01,
     }),
-    ("smoke", "rsteer", "scheduled", "released", {"epochs": 100, "select": "last", "strength.course_epochs": 1000}),
+    ("smoke", "rsteer", "scheduled", "released", {
+        "epochs": 100, "select": "last", "strength.course_epochs": 1000, "network.varied": True,
+    }),
 ]  # fmt: skip
 
 

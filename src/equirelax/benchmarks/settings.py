@@ -312,7 +312,7 @@ def _coerced(kind: type[Any], values: Any, prefix: str) -> dict[str, Any]:
         raise ConfigError(
             f"'{prefix.rstrip('.')}' should be a mapping of keys to values, not {shown(values)}."
         )
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # classes can be hashed
     for key in values:
         if key not in hints:
             raise ConfigError(f"Unknown key '{prefix}{key}'.{did_you_mean(str(key), list(hints))}")

@@ -66,6 +66,7 @@ class PlaneNetwork(Network):
         kernel: Their width; null takes the papers' 3, for scale 5.
         group: Of the rotation task's equivariant networks.
         norm: Normalise the fields of the hidden layers.
+        varied: Start rsteer with weights that differ from place to place of the kernel, and so not equivariant.
     """
 
     hidden: int | None = within(WIDTH, None)
@@ -73,6 +74,7 @@ class PlaneNetwork(Network):
     kernel: int | None = within(Range(1, 65), None)
     group: Literal["C4", "D4"] = "C4"
     norm: bool = True
+    varied: bool = False
 
 
 class SmokeTask(Task):
@@ -143,6 +145,7 @@ class SmokeTask(Task):
             kernel=network.kernel or kernel,
             group=network.group,
             norm=network.norm,
+            varied=network.varied,
             size=self._dataset.size // self._dataset.coarsen,
         )
 

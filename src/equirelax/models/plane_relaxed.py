@@ -149,10 +149,13 @@ class PlaneLift(PlaneForecaster):
 class PlaneRSteer(PlaneForecaster):
     """Relaxed steerable network: the weights of a steerable kernel may differ from place to place of the kernel.
 
-    Exactly equivariant at the start, and whenever the weights do not vary. `regulariser()` keeps them together.
+    Exactly equivariant at the start, unless `varied`, and whenever the weights do not vary. `regulariser()` keeps them
+    together.
 
     Args:
         alpha: strength of the regulariser; the paper's experiments use 1e-5 (turns) and 1e-6 (scale).
+        varied: start with weights that differ from place to place, normal with the deviation of the tied ones, as the
+            authors' code does: the network is not equivariant then.
         frames, hidden, layers, kernel, group, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
@@ -169,6 +172,7 @@ class PlaneRSteer(PlaneForecaster):
         norm: bool = True,
         increment: bool = False,
         alpha: float = 1e-5,
+        varied: bool = False,
     ) -> None:
         check_sizes("PlaneRSteer", frames, hidden, layers, kernel)
         super().__init__(frames, increment)
@@ -179,6 +183,10 @@ class PlaneRSteer(PlaneForecaster):
         for before, after in itertools.pairwise(fields[:-1]):
             modules += symmetry.block(before, after, kernel, norm=norm, relaxed=True)
         self.layers = nn.Sequential(*modules, symmetry.conv(fields[-2], fields[-1], kernel, relaxed=True))
+        if varied:
+            with torch.no_grad():
+                for layer in self.relaxed():
+                    layer.weight.normal_(0, float(layer.weight.std()))
 
     def relaxed(self) -> list[RelaxedGroupConv2d | ScaleConv2d]:
         """The relaxed convolutions, first to last."""

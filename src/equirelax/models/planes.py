@@ -50,6 +50,7 @@ def build(
     group: str = "C4",
     size: int = 64,
     norm: bool = True,
+    varied: bool = False,
 ) -> PlaneForecaster:
     """The forecaster of that name, for a symmetry.
 
@@ -57,6 +58,7 @@ def build(
         name: one of `MODELS`.
         symmetry: "rotation" takes the turns and flips of `group`; "scale" a ladder of scales.
         frames, hidden, layers, kernel, group, norm: as for `PlaneE2CNN`.
+        varied: of "rsteer", see `PlaneRSteer`.
         size: H = W of the grid; for "mlp" and "lift", which fit one grid alone.
 
     Raises:
@@ -75,5 +77,5 @@ def build(
         return PlaneLift(frames, hidden, layers, kernel, of, size, norm=norm)
     if name == "rsteer":
         alpha = 1e-6 if symmetry == "scale" else 1e-5
-        return PlaneRSteer(frames, hidden, layers, kernel, of, norm, alpha=alpha)
+        return PlaneRSteer(frames, hidden, layers, kernel, of, norm, alpha=alpha, varied=varied)
     raise RepresentationError(f"planes.build: unknown forecaster {name!r}; choose one of {', '.join(MODELS)}")
