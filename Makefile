@@ -29,8 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 # Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.
 demo: $(STAMP)
 	$(BIN)/equirelax data make nbody
-	$(BIN)/equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 2 --jobs $(JOBS) --out $(DEMO) \
-	  --epochs 120 --dataset.train 1000 --dataset.val 500 --dataset.test 1000
+	$(BIN)/equirelax compare nbody --recipe small --methods strict,scheduled,ace --seeds 2 --jobs $(JOBS) --out $(DEMO)
 
 # Every test that is not slow, on all cores; `make test BUDGET=500` fails where that costs more CPU seconds, at 55 GFLOP/s a core.
 test: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def test_random_frames_are_drawn_from_all_and_scaled_by_the_energies(monkeypatch
 
     parts = [load(split).energies.tolist() for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [5, 3, 12]
-    assert sorted(sum(parts, [])) == list(range(20))
+    assert sorted(itertools.chain(*parts)) == list(range(20))
     assert load("train", seed=1).energies.tolist() != parts[0]
     assert len(load("test", test=4)) == 4
     deviation = load("test").scaling.deviation
@@ -232,6 +233,7 @@ def test_biases_do_not_decay_and_the_rate_falls_at_milestones() -> None:
     assert set(decays) == {id(p) for p in assembly.model.parameters()}
     for name, parameter in assembly.model.named_parameters():
         assert (decays[id(parameter)] > 0) == (parameter.dim() > 1), name
+    optimizer = build_optimizer(assemble(defaults("nbody", "egnn", "strict").updated(changes)))
     scheduler = build_scheduler(config, optimizer)
     assert scheduler is not None
     rates = []

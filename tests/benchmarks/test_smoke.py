@@ -24,7 +24,8 @@ from equirelax.training.assembly import assemble, build_optimizer
 from equirelax.training.evaluation import totals
 
 DATASET = {"size": 8, "positions": 2, "steps": 30, "inputs": 3, "outputs": 2, "horizon": 2}
-NETWORK = {"hidden": 4, "layers": 4}
+DATASET |= {"val_horizon": None, "loss": "mean"}
+NETWORK = {"hidden": 4, "layers": 4, "norm": True}
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +251,7 @@ def test_the_papers_settings(
     config = defaults("smoke", "conv", "scheduled").updated({"dataset": {"symmetry": symmetry}})
     build_task(config).build_model()
     expected = {"hidden": hidden, "kernel": kernel, "layers": 5, "frames": 10, "size": 64, "group": "C4"}
+    expected |= {"norm": False, "varied": False}
     assert asked == {"name": "conv", "symmetry": symmetry, **expected}
     training = config.training
     assert (training.learning_rate, training.weight_decay, training.batch_size) == (1e-3, 4e-4, 16)

@@ -137,7 +137,7 @@ def test_methods_that_need_residuals_say_so(tiny_config: Callable[..., Any]) -> 
     assert isinstance(build_method(network, REMULStrength(), **length), REMUL)
     for name in ("scheduled", "ace", "resilient", "rpp", "no-lie"):
         with pytest.raises(ConfigError, match="needs residuals, and Linear has none"):
-            build_method(network, CHOICES[name].strength, **length)
+            build_method(network, defaults("nbody", "segnn", name).strength, **length)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_methods_that_need_residuals_say_so(tiny_config: Callable[..., Any]) -> 
     ],
 )
 def test_ablations_of_cr_leave_out_what_they_say(name: str, lie: float, norm: float, schedule: str) -> None:
-    strength = CHOICES[name].strength
+    strength = defaults("nbody", "segnn", name).strength
     assert isinstance(strength, ScheduledStrength)
     assert (strength.lie_weight, strength.norm_weight, strength.schedule) == (lie, norm, schedule)
     assert is_scheduled(name)
@@ -203,7 +203,7 @@ def test_scaled_down_says_what_is_smaller(tiny_config: Callable[..., Any]) -> No
     assert build_task(defaults("nbody", "segnn", "ace")).scaled_down() is None
     words = build_task(tiny_config("ace")).scaled_down()
     assert words is not None
-    for part in ("4 of 1000 epochs", "48 of 3000 train samples", "16 of 64 hidden", "1 of 4 layers"):
+    for part in ("4 of 2000 epochs", "48 of 3000 train samples", "16 of 64 hidden", "1 of 4 layers"):
         assert part in words
     larger = defaults("nbody", "segnn", "ace").updated({"epochs": 2000, "dataset": {"train": 10000}})
     assert build_task(larger).scaled_down() is None
