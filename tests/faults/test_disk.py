@@ -227,7 +227,8 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["train", "resume", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("compare", "study"))]
+    "kind",
+    ["train", "resume", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("compare", "study"))],
 )
 def test_a_folder_that_may_not_be_written_to(
     kind: str, forked: Forks, straight: Path, tiny_root: Path, tmp_path: Path, closed: Path, ledger: Ledger

@@ -27,7 +27,8 @@ class TwoMaps(torch.nn.Module):
 def relaxed() -> tuple[torch.nn.Module, er.relaxation.Relaxation]:
     torch.manual_seed(0)
     model = TwoMaps().double()
-    declared = (er.relaxation.VectorLinear("*", channel_axis=-1, vector_axis=-2),)
+    space = er.symmetry.vector(er.symmetry.SO(2))
+    declared = (er.relaxation.Linear("*", space, space),)
     return model, er.relax(model, er.Layers(declare=declared, residual=er.Dense(init="normal", std=0.3)))
 
 
