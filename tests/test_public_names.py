@@ -27,3 +27,31 @@ def test_nothing_public_is_missing_from_the_list() -> None:
     assert own <= {"errors", "files", "ranges", "zips"} | {
         n for n in own if isinstance(getattr(er, n), ModuleType)
     }
+
+
+def test_the_table_of_old_names_leads_to_names_that_are_there() -> None:
+    """Every `er.NAME` on its right exists, none of those that 0.2 took away does."""
+    text = (PAGE.parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = [
+        line.split(" | ")
+        for line in text.partition("| 0.1 | 0.2 |")[2].partition("\n## ")[0].splitlines()[2:]
+    ]
+    old, new = (
+        re.findall(r"\ber\.(\w+(?:\.\w+)*)", " ".join(cells))
+        for cells in zip(*filter(_two, rows), strict=True)
+    )
+    assert len(new) > 8
+    assert [name for name in new if not _there(name)] == []
+    kept = {"ACE"}
+    assert [name for name in old if name not in kept and _there(name)] == []
+
+
+def _two(cells: list[str]) -> bool:
+    return len(cells) == 2
+
+
+def _there(name: str) -> bool:
+    found: object = er
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None
