@@ -564,3 +564,15 @@ def test_the_html_of_a_method_is_a_table_of_its_logs() -> None:
     assert shown.count("<tr>") == 3
     assert "mixes.0" in shown
     assert "multiplier" in shown
+
+
+def test_two_phases_from_strict_to_learnt() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
+    before = {name: p.clone() for name, p in relaxation.residual_parameters().items()}
+    train(relaxation, er.Strict(relaxation).attach(optimizer), [optimizer], 2)
+    assert all(torch.equal(p, before[name]) for name, p in relaxation.residual_parameters().items())
+    method = ace(relaxation).attach(optimizer)
+    train(relaxation, method, [optimizer], 2)
+    assert not any(torch.equal(p, before[name]) for name, p in relaxation.residual_parameters().items())
+    assert multipliers(method) != [0.0, 0.0]

@@ -20,6 +20,7 @@ from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import IdleWatch, ParameterWatch
 from equirelax.relaxation.drivers import drivers_of, enrol
+from equirelax.relaxation.sharded import whole
 
 if TYPE_CHECKING:
     from equirelax.penalties import Regularizer
@@ -361,7 +362,7 @@ class Method(ABC):
 
     def _gammas(self) -> Tensor:
         """All strengths (n,), with gradients, in float32 or better, on the first residual's device."""
-        gammas = [residual.gamma for residual in self.relaxation.residuals.values()]
+        gammas = [whole(residual.gamma) for residual in self.relaxation.residuals.values()]
         if not gammas:
             return self.relaxation.gammas()
         dtype = torch.promote_types(gammas[0].dtype, torch.float32)

@@ -12,6 +12,7 @@ from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.relaxation import Relaxation
+from equirelax.relaxation.sharded import whole
 
 
 @register("rpp", "RPP: Gaussian priors on equivariant and residual weights; deployed relaxed")
@@ -88,5 +89,5 @@ class RPP(Method):
 
 def _squares(parameters: list[nn.Parameter], zero: Tensor) -> Tensor:
     """Sum of squares over parameters, each once, in the precision and on the device of `zero`."""
-    flat = [p.to(zero).flatten() for p in {id(p): p for p in parameters if p.requires_grad}.values()]
+    flat = [whole(p).to(zero).flatten() for p in {id(p): p for p in parameters if p.requires_grad}.values()]
     return torch.stack([torch.dot(v, v) for v in flat]).sum() if flat else zero

@@ -1,4 +1,4 @@
-"""Maps of residuals in the precision of their penalties: float32 or better, whatever the model trains in.
+"""Maps of residuals in the precision of their penalties, float32 or better, and whole, where they are sharded.
 
 Sums of squares over thousands of rows overflow in float16 and lose all small terms in bfloat16.
 """
@@ -9,7 +9,9 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from equirelax.relaxation.sharded import whole
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -22,21 +24,24 @@ def penalty_dtype(dtype: torch.dtype) -> torch.dtype:
 def promoted(module: _M) -> _M:
     """A module that computes in float32 or better, from the same parameters: gradients reach these.
 
-    It is the module itself where nothing is below float32, else a view of it, to be used at once.
+    It is the module itself where nothing is below float32 or sharded, else a view of it, to be used at once.
     """
     tensors = (*module.parameters(), *module.buffers())
-    if all(not t.is_floating_point() or penalty_dtype(t.dtype) == t.dtype for t in tensors):
+    if all(_promoted(tensor) is tensor for tensor in tensors):
         return module
     return _view(module)
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    tensor = whole(tensor)
+    return tensor.to(penalty_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
 
 
 def _view(module: _M) -> _M:
     view = copy.copy(module)
     for own in ("_parameters", "_buffers"):
         cast = {
-            name: tensor.to(penalty_dtype(tensor.dtype))
-            if tensor is not None and tensor.is_floating_point()
-            else tensor
+            name: None if tensor is None else _promoted(tensor)
             for name, tensor in getattr(module, own).items()
         }
         view.__dict__[own] = cast

@@ -92,7 +92,7 @@ class TermBatch:
         if not (residual.is_linear and residual.in_rep.linear):
             self._others.append((index, residual, [dense(x) for x in inputs]))
             return
-        map_ = residual.linear_map
+        map_ = promoted(residual.linear_map)
         if isinstance(map_, LowRankMap):
             self._low_rank.append((index, residual, map_, inputs))
             return

@@ -26,6 +26,7 @@ from equirelax.relaxation.placements.placement import Placement, own_modules
 from equirelax.relaxation.plot import figure
 from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.sharded import whole
 from equirelax.relaxation.summary import Summary
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class Relaxation:
 
     def gammas(self) -> Tensor:
         """The strengths, detached, of shape (residuals,)."""
-        return torch.cat([residual.gamma.detach() for residual in self.residuals.values()])
+        return torch.cat([whole(residual.gamma.detach()) for residual in self.residuals.values()])
 
     def residual_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the residuals' maps, without the strengths: `"<key>.<name>"` -> parameter."""
