@@ -84,6 +84,11 @@ def test_rows_that_share_everything_say_so() -> None:
     assert settings_that_differ(runs) == {}
 
 
+def test_rows_of_other_seeds_say_so() -> None:
+    runs = [*(alike("strict", s, 5.0) for s in range(3)), *(alike("ace", s, 4.0) for s in (0, 2))]
+    assert differing_line(runs) == f"{TITLE}: seeds 0 to 2 (strict), 0 and 2 (ace)."
+
+
 def test_settings_that_do_nothing_in_a_run_are_left_out() -> None:
     runs = [alike("strict", 0, 5.0), alike("ace", 0, 4.0, muon_rms=3.0, momentum=0.5, step_factor=0.1)]
     assert differing_line(runs) == f"{TITLE}: none."
@@ -102,6 +107,12 @@ def test_rows_are_named_in_few_words() -> None:
     )
     assert "epochs 90 (train=100), 30 (train=300), 10 (train=900)" in line
     assert "data train as the rows' names say" in line
+
+
+def test_of_many_rows_the_largest_group_is_all_others() -> None:
+    runs = [alike("strict", 0, 5.0, dataset__train=100 * n) for n in range(1, 14)]
+    runs += [alike("strict", 1, 5.0, dataset__train=1300)]
+    assert "seeds 0 (all other rows), 0 and 1 (train=1300)" in differing_line(runs)
 
 
 def test_networks_of_several_models_are_not_compared() -> None:

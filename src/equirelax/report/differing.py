@@ -25,6 +25,9 @@ ONLY_WITH = {
 }
 """Setting -> the setting and its values without which it does nothing."""
 
+MANY = 8
+"""Names of rows beyond which the largest group is that of all others."""
+
 Result = Mapping[str, Any]
 
 
@@ -44,11 +47,17 @@ def training_settings(result: Result) -> dict[str, Any]:
 
 
 def settings_that_differ(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Setting -> row (label) -> its value, for every setting in which two rows differ that both have it.
+    """Setting -> row (label) -> its value, for every setting in which two rows differ that both have it; so for "seeds".
 
     Networks are compared within one model: those of several differ by nature.
     """
-    rows = {label: (r["model"], training_settings(r)) for label, (r, *_) in by_label(results).items()}
+    rows = {
+        label: (
+            runs[0]["model"],
+            {**training_settings(runs[0]), "seeds": _seeds(run["seed"] for run in runs)},
+        )
+        for label, runs in by_label(results).items()
+    }
     found: dict[str, dict[str, Any]] = {}
     for key in dict.fromkeys(key for _, own in rows.values() for key in own):
         having = {label: (model, own[key]) for label, (model, own) in rows.items() if key in own}
@@ -106,6 +115,14 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _seeds(seeds: Iterable[int]) -> str:
+    """ "0 to 5", or "0, 2 and 5"."""
+    some = sorted(set(seeds))
+    if len(some) > 2 and some == list(range(some[0], some[-1] + 1)):
+        return f"{some[0]} to {some[-1]}"
+    return " and ".join(filter(None, (", ".join(map(str, some[:-1])), str(some[-1]))))
+
+
 def _part(key: str, by_row: Mapping[str, Any], rows: Sequence[str]) -> str:
     short = key.rpartition(".")[2]
     if all(f"{short}={value}" in _tags(row) for row, value in by_row.items()):
@@ -113,18 +130,25 @@ def _part(key: str, by_row: Mapping[str, Any], rows: Sequence[str]) -> str:
     by_value: dict[str, list[str]] = {}
     for row, value in by_row.items():
         by_value.setdefault(shown(value), []).append(row)
-    return f"{in_words(key)} " + ", ".join(
-        f"{value} ({', '.join(_named(those, rows))})" for value, those in by_value.items()
-    )
+    named = {value: _named(those, rows) for value, those in by_value.items()}
+    longest = max(named, key=lambda value: len(named[value]))
+    if len(named[longest]) > MANY:
+        named[longest] = ["all other rows"]
+    return f"{in_words(key)} " + ", ".join(f"{value} ({', '.join(names)})" for value, names in named.items())
 
 
 def _tags(row: str) -> list[str]:
     """ "strict train=300" -> "train=300", and of "lie_weight=norm_weight=0" both settings."""
     found = []
-    for word in row.split():
+    for word in _words(row):
         *names, value = word.split("=")
         found += [f"{name}={value}" for name in names]
     return found
+
+
+def _words(row: str) -> list[str]:
+    """What a row's name says of its settings."""
+    return [word for word in row.split() if "=" in word]
 
 
 def _kind(row: str) -> str:
@@ -135,13 +159,15 @@ def _kind(row: str) -> str:
 def _named(some: Sequence[str], rows: Sequence[str]) -> list[str]:
     """`some` of the `rows` in few words: what they alone share, or method by method."""
     several = len(set(map(_kind, some))) > 1 or len(set(map(_kind, rows))) == 1
-    for tag in dict.fromkeys(tag for row in some for tag in _tags(row)):
-        if several and _are(some, (row for row in rows if tag in _tags(row))):
-            return [tag]
+    for word in dict.fromkeys(word for row in some for word in _words(row)):
+        if several and _are(some, (row for row in rows if word in _words(row))):
+            return [word]
     names: list[str] = []
     for kind in dict.fromkeys(map(_kind, some)):
         those, its = ([row for row in given if _kind(row) == kind] for given in (some, rows))
-        shared = [tag for tag in _tags(those[0]) if _are(those, (row for row in its if tag in _tags(row)))]
+        shared = [
+            word for word in _words(those[0]) if _are(those, (row for row in its if word in _words(row)))
+        ]
         names += [kind] if _are(those, its) else [f"{kind} {shared[0]}"] if shared else those
     return names
 
