@@ -263,3 +263,13 @@ def test_n14_a_relaxed_segnn_in_strict_is_the_authors_to_the_bit(placement, trai
         with torch.set_grad_enabled(recorded), relaxation.strict():
             assert torch.equal(model(*sample), author(*sample))
     assert not torch.allclose(model(*sample), author(*sample))
+
+
+def test_the_summary_says_of_wrapped_products_that_they_are_inside_what_is_relaxed():
+    network = Theirs()
+    rows = {row.path: row for row in er.relax(network, "segnn-cr").summary().rows}
+    assert rows["embedding_layer"].reason == "is no node update of a SEGNN"
+    for path in ("layers.1.update_layer_1", "layers.1.update_layer_2"):
+        inner = [row for key, row in rows.items() if key.startswith(f"{path}.")]
+        assert inner
+        assert all(path in row.reason for row in inner)

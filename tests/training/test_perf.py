@@ -49,6 +49,9 @@ def test_the_report_names_hardware_and_settings() -> None:
     assert result["settings"]["warm_up"] >= 10
     counts = result["multiply_adds"]
     assert counts["strict"] < counts["relaxed, no penalty"] < counts["relaxed + exact penalty"]
+    added = counts["relaxed + exact penalty"] - counts["relaxed, no penalty"]
+    fourth = counts["relaxed + exact penalty every 4th step"] - counts["relaxed, no penalty"]
+    assert fourth == pytest.approx(added / 4, rel=1e-3)
     split = counts["relaxed, 4 groups, no penalty"]
     assert counts["strict"] < split < counts["relaxed, 4 groups + exact penalty"]
     assert split < counts["relaxed, no penalty"]

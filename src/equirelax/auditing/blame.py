@@ -33,7 +33,7 @@ def breaking_residual(
             own = [
                 residual
                 for residual in known.relaxed_at.get(path, ())
-                if on[residual] and float(residual.gamma)
+                if on[residual] and float(residual.gamma.detach())
             ]
             if not own:
                 continue

@@ -45,6 +45,7 @@ class ScheduledStrength(Strength):
         norm_weight: Weight of the residual-norm term (lambda_reg).
         rows: Input rows that the penalty is computed from; null takes all of them.
         scaling: Square roots of sums, as printed, or means that do not depend on the batch size.
+        every: The penalty is computed at every so many steps, times that number; published settings use 1.
         penalty_times_gamma: Multiply the penalty by gamma.
     """
 
@@ -56,6 +57,7 @@ class ScheduledStrength(Strength):
     norm_weight: float = within(NOT_NEGATIVE)
     rows: int | None = within(COUNT, None)
     scaling: Literal["root-sum", "mean"] = "root-sum"
+    every: int = within(COUNT, 1)
     penalty_times_gamma: bool = False
 
 
@@ -360,6 +362,7 @@ def _scheduled(
         norm_weight=s.norm_weight,
         rows=s.rows,
         scaling=s.scaling,
+        every=s.every,
         generator=torch.Generator().manual_seed(seed),
         penalty_times_gamma=s.penalty_times_gamma,
     )

@@ -53,8 +53,11 @@ class SEGNNUpdates(Placement):
                 "MolecularSEGNN whose `layers` have update_1 and update_2, or update_layer_1 and update_layer_2"
             )
         sites = {path: site for network in found for path, site in network.sites.items()}
+        inside = tuple(f"{path}." for path in sites)
         others = [
-            path for path, module in modules if path not in sites and family_site(path, module) is not None
+            path
+            for path, module in modules
+            if path not in sites and not path.startswith(inside) and family_site(path, module) is not None
         ]
         left = dict.fromkeys(others, (SKIPPED, "is no node update of a SEGNN"))
         return Survey(tuple(Placed(site, self._kind(site)) for site in sites.values()), left)
