@@ -280,15 +280,9 @@ def _paired(compared: Mapping[str, Any], digits: int) -> str:
     return difference_text(compared, digits) + (f" [{interval}]" if interval else "")
 
 
-def _release(version: str) -> str:
-    """ "0.1" of 0.1.0: what a version's placements and defaults are called by."""
-    return ".".join(version.split(".")[:2])
-
-
 def _context(summary: Mapping[str, Any]) -> str:
     hardware = summary["hardware"]
     device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread(s) a run"
-    made = sorted({_release(run["versions"].get("equirelax", "?")) for run in summary["runs"]})
     rows = by_label(summary["runs"])
     several = any(len(strict_rows(run, rows)) > 1 for run, *_ in rows.values())
     against = (
@@ -301,6 +295,5 @@ def _context(summary: Mapping[str, Any]) -> str:
         f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: "
         f"difference{against}, with a 95 % t interval. Published: the papers' own numbers, on "
         f"other data and hardware.{scale} {recipes_line(summary['runs'])} "
-        f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}; "
-        f"made with the settings of equirelax {', '.join(made)}."
+        f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}."
     )
