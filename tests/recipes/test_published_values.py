@@ -109,6 +109,7 @@ VALUES: list[tuple[str, str, str, str, dict[str, Any]]] = [
         "dataset.scale": "energies", "residual.layers": 2, "residual.scale": 0.01, "residual.hidden": 4 * 484,
         "strength.lie_weight": 0.01, "strength.norm_weight": 0.0, "strength.schedule": "triangle",
     }),
+    ("md17", "equiformer", "scheduled", "released", {"strength.schedule": "constant", "strength.degrees": 5.0}),
     ("md17", "equiformer", "scheduled", "printed", {"strength.norm_weight": 0.01}),
     # Smoke: CR, section 5.4 and code
     ("smoke", "rsteer", "scheduled", "published", {

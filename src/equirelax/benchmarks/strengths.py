@@ -15,18 +15,10 @@ from equirelax.files import did_you_mean
 from equirelax.methods.base import Method
 from equirelax.methods.schedules import Schedule, resolve
 from equirelax.models.canonical import VNCanonicalizer
+from equirelax.penalties import FiniteRotation
 from equirelax.ranges import (
-    COUNT,
-    COUNT_OR_NONE,
-    DEPTH,
-    FINITE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    WIDTH,
-    Range,
-    within,
-)
+    COUNT, COUNT_OR_NONE, DEPTH, FINITE, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, Range, within,
+)  # fmt: skip
 from equirelax.relaxation import Relaxation
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 
@@ -47,6 +39,8 @@ class ScheduledStrength(Strength):
         scaling: Square roots of sums, as printed, or means that do not depend on the batch size.
         every: The penalty is computed at every so many steps, times that number; published settings use 1.
         penalty_times_gamma: Multiply the penalty by gamma.
+        degrees: Penalise, in the place of both terms, the mean difference that a rotation by this angle makes (see
+            `FiniteRotation`), times lie_weight; 0 does not.
     """
 
     schedule: Literal["triangle", "linear", "cosine", "constant", "hold-then-decay"] = "triangle"
@@ -59,6 +53,7 @@ class ScheduledStrength(Strength):
     scaling: Literal["root-sum", "mean"] = "root-sum"
     every: int = within(COUNT, 1)
     penalty_times_gamma: bool = False
+    degrees: float = within(Range(0, 360, open_most=True), 0.0)
 
 
 @dataclass(kw_only=True)
@@ -353,7 +348,7 @@ def _rotations(group: Group) -> Group:
 def _scheduled(
     relaxation: Relaxation, s: ScheduledStrength, epochs: int, steps_per_epoch: int, seed: int
 ) -> Method:
-    return methods.Scheduled(
+    method = methods.Scheduled(
         relaxation,
         total_steps=(s.course_epochs or epochs) * steps_per_epoch,
         schedule=_course(s),
@@ -366,6 +361,10 @@ def _scheduled(
         generator=torch.Generator().manual_seed(seed),
         penalty_times_gamma=s.penalty_times_gamma,
     )
+    if s.degrees and s.lie_weight:
+        generator = torch.Generator().manual_seed(seed)
+        method.regularizer = FiniteRotation(relaxation, s.lie_weight, s.degrees, generator)
+    return method
 
 
 def _course(s: ScheduledStrength) -> Schedule:

@@ -136,8 +136,12 @@ class Regularizer:
             )
         device = self.relaxation[next(iter(kept))].gamma.device
         with torch.autocast(device_type=device.type, enabled=False):
-            lie, norm = self._sums(kept)
-            return self.every * (self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm))
+            return self.every * self._value(kept)
+
+    def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
+        """The penalty of what was kept, a 0-dimensional tensor."""
+        lie, norm = self._sums(kept)
+        return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
 
     def _sums(self, kept: dict[str, list[Columns]]) -> tuple[Tensor, Tensor]:
         """(Lie sum, norm sum) over all residuals and ranks, scaled; notes each one's terms."""

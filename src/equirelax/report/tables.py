@@ -10,6 +10,7 @@ from typing import Any
 from equirelax.benchmarks.registry import base_of, config_from_dict
 from equirelax.benchmarks.task import heading
 from equirelax.report.collect import Chapter, Run
+from equirelax.report.differing import recipes_line
 from equirelax.report.figures import Numbers, shown
 from equirelax.report.rounding import decimals, difference_text, interval_text, spread_text
 from equirelax.report.significance import holm, paired_test
@@ -165,6 +166,7 @@ def origin(chapter: Chapter, summary: Summary | None) -> Numbers:
             ", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in done
         )
         rows += [
+            ("recipes", recipes_line(done).partition(": ")[2].rstrip(".")),
             ("scaled down", summary["scaled_down"] or "no: the papers' size"),
             ("commits", ", ".join(summary["commits"])),
             ("machine", "; ".join(machines)),

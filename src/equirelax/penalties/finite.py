@@ -1,0 +1,80 @@
+"""A finite rotation in the place of the Lie derivative, as CR's released code penalises residuals on MD17."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import PenaltyError
+from equirelax.penalties.regularizer import Regularizer
+from equirelax.relaxation import Relaxation
+from equirelax.relaxation.columns import Columns, dense
+from equirelax.symmetry import Group
+
+
+class FiniteRotation(Regularizer):
+    """`weight * sum_i mean_x || rho_out(g) f_i(x) - f_i(rho_in(g) x) ||` over residuals i and their rows x, where g turns by a
+    given angle about an axis that is drawn anew for every residual and call.
+
+    No root is taken of a sum: for small angles this is about the angle times the mean length of one Lie derivative, and much
+    weaker than the root of all squares that `Regularizer` has.
+
+    Args:
+        relaxation: whose residuals to penalise; none of them a convolution.
+        weight: lambda_reg.
+        degrees: the angle.
+        generator: for the axes; on the CPU.
+
+    Raises:
+        PenaltyError: an angle that turns nothing, or a residual whose group has no rotations to turn by.
+    """
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        weight: float,
+        degrees: float = 5.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 < degrees < 360:
+            raise PenaltyError(f"degrees is {degrees}; expected an angle above 0 and below 360")
+        for key, residual in relaxation:
+            if residual.site.convolution is not None or not residual.in_rep.group.algebra_dim:
+                raise PenaltyError(
+                    f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take Regularizer"
+                )
+        super().__init__(relaxation, weight, 0.0, generator=generator)
+        self.degrees = degrees
+
+    def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
+        means = []
+        for key, inputs in kept.items():
+            residual = self.relaxation[key]
+            axis = residual.feature_axis
+            g = self._element(residual.in_rep.group)
+            lengths = []
+            for rows in inputs:
+                x = dense(rows).to(next(residual.map.parameters()).dtype)
+                turned = residual.out_rep.apply(g.to(x), residual.map(x), axis=axis)
+                moved = residual.map(residual.in_rep.apply(g.to(x), x, axis=axis))
+                lengths.append(_length(turned - moved, axis))
+            means.append(torch.cat(lengths).mean())
+            self.terms[key] = {"lie": means[-1].detach(), "norm": torch.zeros_like(means[-1])}
+        return self.lie_weight * torch.stack(means).sum()
+
+    def _element(self, group: Group) -> Tensor:
+        """A rotation by the angle about a random axis: an element of the group, float64."""
+        count = group.algebra_dim
+        direction = torch.randn(count, generator=self.generator, dtype=torch.float64)
+        if count > 3:  # of E(3) the translations come behind the rotations
+            direction[3:] = 0
+        return group.exp(math.radians(self.degrees) * direction / direction.norm())
+
+
+def _length(x: Tensor, axis: int) -> Tensor:
+    """Norms over the feature axis, flattened, with gradient 0 where they are 0."""
+    squares = x.square().sum(axis).flatten()
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, torch.ones_like(squares)).sqrt(), squares)

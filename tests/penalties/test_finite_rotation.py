@@ -1,0 +1,81 @@
+"""CR's released penalty on MD17, row by row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import equirelax as er
+from equirelax.errors import PenaltyError
+from equirelax.penalties import FiniteRotation, Regularizer
+from equirelax.symmetry import SO, Cyclic, regular, vector
+
+
+def relaxed(rep: object) -> er.relaxation.Relaxation:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)).double()
+    kind = er.MLP(layers=2, init="normal", std=0.3)
+    declared = (er.relaxation.Linear("Linear", rep, rep),)
+    return er.relax(model, er.Layers(residual=kind, declare=declared))
+
+
+def test_mean_over_rows_of_norms_at_five_degrees_summed_over_residuals() -> None:
+    rep = 2 * vector(SO(3))
+    relaxation = relaxed(rep)
+    relaxation.set_gamma(1.0)
+    penalty = FiniteRotation(relaxation, 0.01, 5.0, torch.Generator().manual_seed(3))
+    inputs: dict[str, torch.Tensor] = {}
+    for key, residual in relaxation.residuals.items():
+        residual.register_forward_pre_hook(lambda m, args, key=key: inputs.update({key: args[0].detach()}))
+    relaxation.model(torch.randn(7, 6, dtype=torch.float64))
+    found = penalty()
+
+    generator = torch.Generator().manual_seed(3)
+    expected = torch.zeros((), dtype=torch.float64)
+    for key, residual in relaxation.residuals.items():
+        axis = torch.randn(3, generator=generator, dtype=torch.float64)
+        turn = torch.linalg.matrix_exp(
+            math.radians(5) * torch.einsum("i,ijk->jk", axis / axis.norm(), SO(3).algebra())
+        )
+        both = torch.block_diag(turn, turn)
+        assert math.degrees(math.acos((float(turn.trace()) - 1) / 2)) == pytest.approx(5)
+        total = 0.0
+        for x in inputs[key]:
+            total = total + (both @ residual.map(x[None])[0] - residual.map((both @ x)[None])[0]).norm()
+        expected = expected + total / len(inputs[key])
+    torch.testing.assert_close(found, 0.01 * expected)
+    found.backward()
+    assert all(p.grad is not None for r in relaxation.residuals.values() for p in r.map.parameters())
+
+
+def test_it_is_weaker_than_the_root_of_the_sum_and_nothing_for_equivariant_maps() -> None:
+    rep = 2 * vector(SO(3))
+    relaxation = relaxed(rep)
+    relaxation.set_gamma(1.0)
+    x = torch.randn(200, 6, dtype=torch.float64)
+    values = []
+    for penalty in (FiniteRotation(relaxation, 0.01), Regularizer(relaxation, 0.01, 0.0)):
+        relaxation.model(x)
+        values.append(float(penalty().detach()))
+    assert values[0] < values[1] / 50
+    with torch.no_grad():
+        for residual in relaxation.residuals.values():
+            for parameter in residual.map.parameters():
+                parameter.zero_()
+    penalty = FiniteRotation(relaxation, 0.01)
+    relaxation.model(x)
+    value = penalty()
+    value.backward()  # the slope of a norm at 0 is taken as 0
+    assert float(value) == 0
+    assert all(
+        bool(torch.isfinite(p.grad).all()) for p in relaxation.model.parameters() if p.grad is not None
+    )
+
+
+def test_angles_and_groups_that_have_none_are_refused() -> None:
+    with pytest.raises(PenaltyError, match="degrees"):
+        FiniteRotation(relaxed(2 * vector(SO(3))), 0.01, 0.0)
+    with pytest.raises(PenaltyError, match="Cyclic|C3"):
+        FiniteRotation(relaxed(2 * regular(Cyclic(3))), 0.01)
