@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from equirelax.auditing import audit
+from equirelax.benchmarks.built import build_method, build_wrapper
 from equirelax.benchmarks.registry import build_task, defaults
 from equirelax.benchmarks.strengths import (
     CHOICES,
     REMULStrength,
     ScheduledStrength,
-    build_method,
-    build_wrapper,
     is_learnt,
     is_scheduled,
     is_strict,

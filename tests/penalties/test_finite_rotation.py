@@ -77,5 +77,5 @@ def test_it_is_weaker_than_the_root_of_the_sum_and_nothing_for_equivariant_maps(
 def test_angles_and_groups_that_have_none_are_refused() -> None:
     with pytest.raises(PenaltyError, match="degrees"):
         FiniteRotation(relaxed(2 * vector(SO(3))), 0.01, 0.0)
-    with pytest.raises(PenaltyError, match="Cyclic|C3"):
+    with pytest.raises(PenaltyError, match=r"Cyclic|C3"):
         FiniteRotation(relaxed(2 * regular(Cyclic(3))), 0.01)

@@ -95,13 +95,15 @@ class GraphSet:
         """The set with positions, velocities, targets and trajectories turned by rotations (3, 3), or (N, 3, 3) for one per
         system.
         """
-        vectors = {
+        vectors: dict[str, Tensor | None] = {
             "positions": self.positions,
             "velocities": self.velocities,
             "targets": self.targets,
             "trajectory": self.trajectory,
         }
-        moved = {name: _turn(each, rotations) for name, each in vectors.items() if each is not None}
+        moved: dict[str, Any] = {
+            name: _turn(each, rotations) for name, each in vectors.items() if each is not None
+        }
         return dataclasses.replace(self, **moved)
 
     def _features(self, index: Tensor) -> Tensor:

@@ -108,8 +108,8 @@ def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None)
     """All frames of a source."""
     one, other = (read(source, molecule, part, root) for part in ("train", "test"))
     _check_order(one, other, molecule)
-    joined = (np.concatenate([getattr(f, name) for f in (one, other)]) for name in ARRAYS)
-    return Frames(one.numbers, *joined, origin=one.origin)
+    joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ARRAYS}
+    return dataclasses.replace(one, **joined)
 
 
 def _drawn(everything: Frames, counts: tuple[int, int, int | None], seed: int) -> dict[str, Frames]:

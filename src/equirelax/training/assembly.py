@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from equirelax.benchmarks.built import build_method, build_wrapper
 from equirelax.benchmarks.registry import build_task, check_optimizer
 from equirelax.benchmarks.settings import RunConfig, Training
-from equirelax.benchmarks.strengths import build_method, build_wrapper, is_strict, is_wrapper
+from equirelax.benchmarks.strengths import is_strict, is_wrapper
 from equirelax.benchmarks.task import NO_PLACEMENT, Task
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
