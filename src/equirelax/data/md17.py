@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,9 @@ def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None)
     """All frames of a source."""
     one, other = (read(source, molecule, part, root) for part in ("train", "test"))
     _check_order(one, other, molecule)
-    joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ARRAYS}
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ARRAYS
+    }
     return dataclasses.replace(one, **joined)
 
 
