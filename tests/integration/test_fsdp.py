@@ -41,6 +41,7 @@ def run(method: str, shard: bool) -> tuple[list[float], list[float], nn.Module]:
 
 
 @pytest.mark.ddp
+@pytest.mark.serial
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("method", ["scheduled", "ace", "resilient", "rpp"])
 def test_sharded_training_is_plain_training(method: str) -> None:
