@@ -111,6 +111,7 @@ def describe(result: dict[str, Any], folder: Path) -> str:
         [
             f"{result['benchmark']} {result['model']} {result['method']} seed {result['seed']}: "
             f"epoch {result['selected_epoch']} of {result['epochs']} selected, {result['seconds']:.0f} s",
+            f"  recipe {_recipe(result['recipe'])}",
             line("val"),
             line("test"),
             "  equivariance error: n/a"
@@ -120,3 +121,10 @@ def describe(result: dict[str, Any], folder: Path) -> str:
             f"  {folder / 'result.json'}",
         ]
     )
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Which recipe a run began with, and what was changed."""
+    trained_as = f", trained as {recipe['trained_as']}" if recipe["trained_as"] else ""
+    changed = (f"{key} {own['here']} ({own['recipe']})" for key, own in recipe["changed"].items())
+    return f"{recipe['variant']}{trained_as}; changed: {', '.join(changed) or 'nothing'}"

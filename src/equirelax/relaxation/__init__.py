@@ -15,10 +15,12 @@ from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.memory import Memory
 from equirelax.relaxation.networks import Network, register_network
+from equirelax.relaxation.normed_perceptron import NormedPerceptron
 from equirelax.relaxation.placements import (
     Constant,
     CoordinateBlocks,
     EGNNBlocks,
+    EGNOLayers,
     EGNOStreams,
     Layers,
     Linear,
@@ -50,6 +52,7 @@ __all__ = [
     "CoordinateBlocks",
     "Dense",
     "EGNNBlocks",
+    "EGNOLayers",
     "EGNOStreams",
     "EquivariantDense",
     "FirstInput",
@@ -63,6 +66,7 @@ __all__ = [
     "LowRank",
     "Memory",
     "Network",
+    "NormedPerceptron",
     "Placed",
     "Placement",
     "ProjectionReport",
