@@ -11,7 +11,8 @@ from escnn_networks import SPACES, draw
 from torch import Tensor
 
 from equirelax.models import GroupConv2d
-from equirelax.symmetry.escnn import field_of, from_field_type
+from equirelax.symmetry import as_representation
+from equirelax.symmetry.escnn import from_field_type
 
 # Narrow rings through every pixel of a 3 x 3 kernel, with every frequency that its pixels can tell apart: then escnn
 # leaves no kernel out.
@@ -76,5 +77,5 @@ def test_the_same_output_with_the_same_kernel(name: str) -> None:
     expected = theirs(enn.GeometricTensor(x, in_type)).tensor
     assert torch.allclose(ours(x), expected, rtol=0, atol=1e-5)
     g = from_field_type(in_type).group.elements(torch.float32)[1]
-    turned = field_of(out_type).apply(g, ours(x))
-    assert torch.allclose(ours(field_of(in_type).apply(g, x)), turned, rtol=0, atol=1e-5)
+    turned = as_representation(out_type).apply(g, ours(x))
+    assert torch.allclose(ours(as_representation(in_type).apply(g, x)), turned, rtol=0, atol=1e-5)

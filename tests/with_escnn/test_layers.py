@@ -15,8 +15,8 @@ import equirelax as er
 from equirelax.errors import PlacementError
 from equirelax.relaxation.layers.escnn import EscnnConvolution, exact_bases
 from equirelax.relaxation.relaxation import derived_keys
-from equirelax.symmetry import On
-from equirelax.symmetry.escnn import field_of, from_field_type
+from equirelax.symmetry import On, as_representation
+from equirelax.symmetry.escnn import from_field_type
 from equirelax.testing import LayerFamilyConformance
 
 
@@ -51,7 +51,7 @@ class Convolution(EscnnConformance):
         fill(model)
         exact_bases(model)
         sample = enn.GeometricTensor(draw(self.samples, in_type.size, 7, 7), in_type)
-        field = field_of(in_type if self.on_grid is None else in_type.restrict(self.on_grid))
+        field = as_representation(in_type if self.on_grid is None else in_type.restrict(self.on_grid))
         return model, "1", sample, field, field
 
 

@@ -12,10 +12,19 @@ from escnn import nn as enn
 from escnn_networks import SPACES, draw
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry import SO, Cyclic, Dihedral, Group, O, Representation, regular, vector
+from equirelax.symmetry import (
+    SO,
+    Cyclic,
+    Dihedral,
+    Group,
+    O,
+    Representation,
+    as_representation,
+    regular,
+    vector,
+)
 from equirelax.symmetry.escnn import (
     element_matrix,
-    field_of,
     from_field_type,
     from_gspace,
     from_representation,
@@ -123,7 +132,7 @@ def test_fields_move_as_escnns() -> None:
         x = draw(2, field_type.size, 7, 7)
         for element in space.fibergroup.elements:
             moved = enn.GeometricTensor(x, field_type).transform(element).tensor
-            found = field_of(field_type).apply(element_matrix(space, element), x)
+            found = as_representation(field_type).apply(element_matrix(space, element), x)
             assert torch.allclose(found, moved.to(found), rtol=0, atol=1e-6)
 
 
