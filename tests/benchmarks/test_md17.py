@@ -244,6 +244,7 @@ def test_the_report_says_what_is_smaller_than_the_papers_setting(root: Path) -> 
 def test_the_command_compares_methods(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["compare", "md17", "--molecule", "ethanol", "--model", "equiformer", "--methods", "strict,ace"]
+    words += ["--source", "rmd17", "--frames", "first", "--dataset.scale", "forces"]
     words += [
         "--seeds",
         "1",

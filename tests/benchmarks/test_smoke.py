@@ -269,7 +269,7 @@ def test_compare_from_end_to_end(root: Path, tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "out"
     words = ["compare", "smoke", "--models", "e2cnn,conv", "--methods", "strict,scheduled", "--seeds", "1"]
     words += ["--jobs", "1", "--epochs", "2", "--batch_size", "16", "--tensorboard", "false"]
-    words += [f"--dataset.{key}={value}" for key, value in DATASET.items()]
+    words += [f"--dataset.{key}={'null' if value is None else value}" for key, value in DATASET.items()]
     words += ["--network.hidden", "4", "--network.layers", "3", "--dataset.every", "3"]
     assert main([*words, "--data", str(root), "--out", str(out)]) == 0
     text = capsys.readouterr().out
