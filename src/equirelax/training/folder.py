@@ -50,8 +50,17 @@ def changed_settings(config: RunConfig, folder: Path) -> list[str]:
     """Where `config` differs from that of the run in `folder`, in words.
 
     A setting that the run's version did not have yet counts as its recipe has it.
+
+    Raises:
+        ConfigError: the file is no run's settings.
     """
-    return differences(config_from_dict(read_yaml(folder / CONFIG)).to_dict(), config.to_dict())
+    path = folder / CONFIG
+    values = read_yaml(path)
+    try:
+        stored = config_from_dict(values)
+    except EquirelaxError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return differences(stored.to_dict(), config.to_dict())
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
