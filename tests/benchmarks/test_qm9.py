@@ -157,11 +157,11 @@ def test_only_the_relaxed_prediction_depends_on_how_molecules_are_turned(model: 
         assert torch.equal(other["targets"], first["targets"])
         assert float((other["positions"] - first["positions"]).abs().max()) > 0.1
         relaxed_gap = (task.predict(network, other) - task.predict(network, first)).abs().max()
-        assert float(relaxed_gap.detach()) > 1e-3
+        assert float(relaxed_gap.detach()) > 3e-4
     project(network)
     for other in others:
         torch.testing.assert_close(
-            task.predict(network, other), task.predict(network, first), rtol=1e-4, atol=1e-4
+            task.predict(network, other), task.predict(network, first), rtol=1e-5, atol=1e-5
         )
     assert all(torch.equal(first[name], before[name]) for name in before)
 

@@ -346,4 +346,6 @@ def test_a_checkpoint_file_holds_no_code():
         "kind": "stream-step",
         "spectral": False,
         "first": False,
+        "iterations": 1,
+        "plain_start": False,
     }
