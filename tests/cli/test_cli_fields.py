@@ -22,7 +22,16 @@ from equirelax.training.checkpoint import load_run
 from equirelax.training.run import train
 
 Runs = Callable[[str], Path]
-DATASET = {"size": 8, "positions": 2, "steps": 30, "inputs": 3, "outputs": 1, "horizon": 2, "val_horizon": 2, "every": 3}
+DATASET = {
+    "size": 8,
+    "positions": 2,
+    "steps": 30,
+    "inputs": 3,
+    "outputs": 1,
+    "horizon": 2,
+    "val_horizon": 2,
+    "every": 3,
+}
 
 
 @pytest.fixture(scope="module")
