@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,15 @@ LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path, top_level_only: bool) -> set[str]:
     """Full names of the modules that a file imports (not under `if TYPE_CHECKING`)."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     nodes = tree.body if top_level_only else [n for n in ast.walk(tree) if not _is_typing(n)]
     typing_only = {id(child) for n in ast.walk(tree) if _is_typing(n) for child in ast.walk(n)}
     found: set[str] = set()
@@ -40,7 +47,7 @@ def imports(path: Path, top_level_only: bool) -> set[str]:
 
 
 def _is_typing(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def room(path: Path) -> str:
