@@ -70,6 +70,8 @@ def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
+    # Ray notes a cluster's address here whatever the cluster's own folder is, and fails where nobody has used Ray before.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     cluster = Cluster()
     head = {"temp_dir": temporary, "include_dashboard": False, "_system_config": CONFIG}
     try:
