@@ -66,6 +66,7 @@ TINY: dict[str, Any] = {
     "batch_size": 20,
     "validate_every": 2,
     "checkpoint_every": 10,
+    "drop_last": False,  # a last batch of 8
     "dataset": {"train": 48, "val": 24, "test": 24},
 }
 

@@ -181,7 +181,7 @@ def test_without_a_look_at_every_step_the_epoch_end_notices(
 ) -> None:
     """As on accelerators and with several processes: nothing that is not finite is ever saved."""
     monkeypatch.setattr("equirelax.training.divergence._every_step", lambda *_: False)
-    config = tiny_config("ace", "egnn", validate_every=1, checkpoint_every=1, drop_last=False)
+    config = tiny_config("ace", "egnn", validate_every=1, checkpoint_every=1)
     words = ("nan in step 2 of epoch 2", "It begins in", "the state after epoch 1")
     with monkeypatch.context() as patch:
         plant(patch, "value", start=STEPS + 1)
