@@ -29,6 +29,8 @@ SMALL = {
     "schnet": {"hidden": 8, "layers": 2, "filters": 8},
     "segnn": {"hidden": 8, "layers": 1, "l_max": 1, "norm": "none", "harmonics": "integral"},
 }
+# a mean over atoms hides how large a molecule is, which a network learns first
+SUMMED: dict[str, dict[str, Any]] = {"schnet": {}, "segnn": {"pooling": "sum", "distances": "plain"}}
 RELAXING = ("scheduled", "ace", "resilient", "remul", "rpp")
 
 
@@ -51,9 +53,9 @@ def config(method: str = "strict", model: str = "schnet", **changes: Any) -> Any
     return defaults("qm9", model, method).updated(values)
 
 
-def relaxed(method: str, model: str, root: Path, gamma: float = 0.7) -> Assembly:
+def relaxed(method: str, model: str, root: Path, gamma: float = 0.7, **changes: Any) -> Assembly:
     """A run's objects with residuals that do something."""
-    assembly = assemble(config(method, model, augment=True), root, steps_per_epoch=2)
+    assembly = assemble(config(method, model, augment=True, **changes), root, steps_per_epoch=2)
     assert assembly.relaxation is not None
     assembly.relaxation.set_gamma(gamma)
     for parameter in assembly.relaxation.residual_parameters().values():
@@ -147,7 +149,7 @@ def test_strict_training_sees_molecules_as_they_are(root: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_only_the_relaxed_prediction_depends_on_how_molecules_are_turned(model: str, root: Path) -> None:
-    assembly = relaxed("ace", model, root)
+    assembly = relaxed("ace", model, root, network={**SMALL[model], **SUMMED[model]})
     task, network = assembly.task, assembly.model.eval()
     first, second = (batches(task, seed) for seed in (0, 1))
     moved = task.moved(first, torch.Generator().manual_seed(2))
@@ -157,7 +159,7 @@ def test_only_the_relaxed_prediction_depends_on_how_molecules_are_turned(model: 
         assert torch.equal(other["targets"], first["targets"])
         assert float((other["positions"] - first["positions"]).abs().max()) > 0.1
         relaxed_gap = (task.predict(network, other) - task.predict(network, first)).abs().max()
-        assert float(relaxed_gap.detach()) > 3e-4
+        assert float(relaxed_gap.detach()) > 1e-3
     project(network)
     for other in others:
         torch.testing.assert_close(
@@ -292,8 +294,8 @@ def test_real_molecules_train(model: str) -> None:
     if not (data_root() / qm9.SUBSET).is_file():
         pytest.skip(f"no {qm9.SUBSET} under the data root")
     small = {
-        "dataset": {"source": "subset", "train": 200},
-        "network": {**SMALL[model], "hidden": 16},
+        "dataset": {"source": "subset", "train": 200, "targets": "standardised"},
+        "network": {**SMALL[model], **SUMMED[model], "hidden": 16},
         "learning_rate": 3e-3,
     }
     assembly = assemble(defaults("qm9", model, "ace").updated(small), steps_per_epoch=1)
@@ -308,5 +310,4 @@ def test_real_molecules_train(model: str) -> None:
         assembly.method.objective(loss).backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    # the published SEGNN begins slowly: its instance norms and its mean over atoms hide a molecule's size
-    assert losses[-1] < {"schnet": 0.9, "segnn": 0.98}[model] * losses[0]
+    assert losses[-1] < 0.9 * losses[0]

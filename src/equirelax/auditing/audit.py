@@ -87,9 +87,8 @@ def audit(
         dtype: precision of the model's run. By default float64, or, where the model fails in float64 and runs in
             float32, since it casts inside, float32; the report then says so.
         tolerance: relative error that counts as equivariant. By default that of the coarsest of ``dtype``, of the model's
-            parameters and of what it returns: 1e-9 for float64, 1e-5 for float32 (rounded constants; 1e-4 where it runs in
-            float32), 1e-2 and 5e-2 for float16 and bfloat16. Buffers, and parameters among others that are finer, count as
-            float32 at most.
+            parameters and of what it returns: 1e-9 for float64, 1e-5 for float32 (rounded constants), 1e-2 and 5e-2 for
+            float16 and bfloat16. Buffers, and parameters among others that are finer, count as float32 at most.
         lie: whether to measure the Lie derivative along every generator.
         per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs
             in memory.

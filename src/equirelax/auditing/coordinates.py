@@ -51,10 +51,8 @@ def with_translations(group: Group, elements: Tensor, scale: float) -> Tensor:
 def size_of_positions(value: Tensor, action: TensorAction | None) -> float | None:
     """Frobenius norm of a tensor whose positions are taken from their mean; None where it holds none."""
     points = list(_positions(value, action))
-    if not points:
+    if not points or not isinstance(action, On) or not isinstance(action.axis, int):
         return None
-    assert isinstance(action, On)
-    assert isinstance(action.axis, int)
     rest = value.detach().double().movedim(action.axis, -1).clone()
     rep = action.representation
     for (copies, block), part in zip(rep.blocks, rep.slices(), strict=True):

@@ -11,9 +11,6 @@ from torch import nn
 # A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does
 # not undo.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# A run in float32 adds the rounding of every operation, which gradients such as forces amplify: networks that are equivariant by
-# construction reach some 1e-5, and defects begin near 1e-3.
-RUN_TOLERANCES = {**TOLERANCES, torch.float32: 1e-4}
 _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
 
 
@@ -50,10 +47,7 @@ def tolerance_of(
     own = parameters if all_half else frozenset(kind for kind in parameters if not _is_half(kind))
     constants = {torch.float32 if _is_half(kind) else kind for kind in buffers | (parameters - own)}
     outputs = {_REAL.get(kind, kind) for kind in returned}
-    tolerance = max(
-        [RUN_TOLERANCES.get(kind, 1e-4) for kind in {dtype} | outputs]
-        + [_tolerance(kind) for kind in own | constants]
-    )
+    tolerance = max(TOLERANCES.get(kind, 1e-5) for kind in {dtype} | own | constants | outputs)
     notes = []
     coarse = sorted(str(k).removeprefix("torch.") for k in (buffers | parameters) - own if _is_half(k))
     if coarse:

@@ -12,7 +12,7 @@ class Attachment:
     """Calls `advance` when every optimizer has stepped since the last time.
 
     A step that a `GradScaler` skips is no step: most optimizers are then not called at all; fused ones are, and
-    change nothing, and are told by `found_inf`.
+    change nothing; `found_inf` says so.
 
     Args:
         optimizers: different from each other.
