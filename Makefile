@@ -19,11 +19,11 @@ ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,ray,docs,test,lint,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples]" -e "lab[all,ray]"
 	@touch $@
 
 # Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.
@@ -69,12 +69,12 @@ $(ESCNN_STAMP): requirements-escnn.txt
 # Skipped, and said so, only where escnn cannot be installed.
 test-escnn:
 	@if $(MAKE) --no-print-directory $(ESCNN_STAMP); then \
-	  OMP_NUM_THREADS=1 PYTHONPATH=src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn; \
+	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn lab/tests/with_escnn; \
 	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into $(ESCNN_VENV) (see above)"; fi
 
-# Every fault of tests/faults, the slow ones too, counted in results/faults.
+# Every fault of lab/tests/faults, the slow ones too, counted in results/faults.
 faults: $(STAMP)
-	$(BIN)/python -m pytest -q tests/faults --faults-out results/faults
+	$(BIN)/python -m pytest -q lab/tests/faults --faults-out results/faults
 
 # The site, into site/: strictly, with the numbers that results/ holds. Needs no network.
 docs: $(STAMP)
@@ -82,7 +82,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(STAMP)
-	$(BIN)/python -m ruff check src tests examples docs/tools
+	$(BIN)/python -m ruff check src tests lab examples docs/tools conftest.py
 	$(BIN)/python -m mypy
 
 perf: $(STAMP)

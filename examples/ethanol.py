@@ -6,10 +6,10 @@ import ase
 import ase.io
 import numpy as np
 import torch
+from equirelax_lab.data.root import find
 from torch import Tensor
 
 from equirelax.auditing import AuditReport
-from equirelax.data.root import find
 
 HINT = "point EQUIRELAX_DATA at a folder that holds md17/rmd17_ethanol_train.xyz"
 

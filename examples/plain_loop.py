@@ -6,10 +6,10 @@ The task: of four bodies, their angular momentum over their mean squared distanc
 from __future__ import annotations
 
 import torch
+from equirelax_lab.models.vector_neurons import VNLinear
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.models.vector_neurons import VNLinear
 from equirelax.symmetry import SO, On, vector
 
 VECTORS, METHODS = On(vector(SO(3)), -1), ("strict", "scheduled", "ace")

@@ -23,7 +23,8 @@ import sys
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = [ROOT / "tests", ROOT / "lab" / "tests"]
 REFERENCE = 55.0
 """GFLOP/s of the core on which a budget counts."""
 MOST = "8"
@@ -58,7 +59,7 @@ def main() -> int:
         (
             "together",
             "not serial",
-            ["-n", chosen.workers, "--maxprocesses", MOST, "--dist", "worksteal", str(TESTS)],
+            ["-n", chosen.workers, "--maxprocesses", MOST, "--dist", "worksteal", *map(str, TESTS)],
         ),
         ("serial", "serial", ["-n", "0", *files_with_serial_tests()]),
     ):
@@ -68,7 +69,7 @@ def main() -> int:
         if chosen.times:
             chosen.times.mkdir(parents=True, exist_ok=True)
             command += ["--cpu-times", str(chosen.times / f"{name}.json")]
-        codes.append(subprocess.run(command, env=environment).returncode)
+        codes.append(subprocess.run(command, env=environment, cwd=ROOT).returncode)
         if codes[-1] == 2:  # interrupted
             return 2
     seconds = children_seconds() - before
@@ -88,9 +89,8 @@ def main() -> int:
 
 def files_with_serial_tests() -> list[str]:
     """Only these are collected for the serial tests: collecting all of them takes as long as running many."""
-    return [
-        str(path) for path in sorted(TESTS.rglob("test_*.py")) if "mark.serial" in path.read_text("utf-8")
-    ]
+    paths = sorted(path for folder in TESTS for path in folder.rglob("test_*.py"))
+    return [str(path) for path in paths if "mark.serial" in path.read_text("utf-8")]
 
 
 def speed_of_a_core(environment: dict[str, str]) -> float:

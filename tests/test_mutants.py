@@ -23,4 +23,4 @@ def test_it_can_be_made_and_its_tests_are_there(mutant: Mutant) -> None:
     compile(text.replace(mutant.old, mutant.new), mutant.file, "exec")
     assert mutant.old != mutant.new
     assert mutant.tests
-    assert all((TESTS / name).exists() for name in mutant.tests.split())
+    assert all((TESTS.parent / name).exists() for name in mutant.tests.split())

@@ -26,6 +26,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parent.parent
 SOURCES = TESTS.parent / "src" / "equirelax"
+LAB = TESTS.parent / "lab" / "src"
 sys.path.insert(0, str(TESTS))
 
 from mistakes import MUTANTS, Mutant  # noqa: E402
@@ -115,7 +116,7 @@ def mutated(mutant: Mutant, temporary: str) -> Path:
 
 
 def started(folder: Path, sources: Path, tests: list[str]) -> int:
-    """A process that runs tests on sources until the first failure: names below tests/, or pytest's own words."""
+    """A process that runs tests on sources until the first failure: names as pytest writes them, or pytest's own words."""
     number = os.fork()
     if number:
         return number
@@ -125,10 +126,9 @@ def started(folder: Path, sources: Path, tests: list[str]) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(TESTS.parent)
-        sys.path.insert(0, str(sources))
-        os.environ["PYTHONPATH"] = str(sources)
-        named = [name if name.startswith(("tests/", "--")) else f"tests/{name}" for name in tests]
-        words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not serial", *named]
+        sys.path[:0] = [str(sources), str(LAB)]
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(sources), str(LAB)])
+        words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not serial", *tests]
         code = int(pytest.main(words, plugins=[FirstFailure(folder / "failed")]))
     finally:
         os._exit(code)

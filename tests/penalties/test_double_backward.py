@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stream_toys import Net as StreamNet
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -20,9 +19,6 @@ from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, SchNetStream
 from equirelax.relaxation.columns import SharedColumns
 from equirelax.symmetry import SO, Cyclic, O, Representation, from_irreps, trivial, vector
-
-sys.path.append(str(Path(__file__).parent.parent / "relaxation"))
-from stream_toys import Net as StreamNet
 
 REPS: dict[str, Representation] = {
     "irreps": from_irreps("1x0e+1x1o"),

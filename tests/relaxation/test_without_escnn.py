@@ -19,7 +19,7 @@ SCRIPT = """
 import sys
 import equirelax as er, torch
 import equirelax.symmetry.escnn, equirelax.relaxation.layers.escnn
-from equirelax.models import GroupConv2d
+from equirelax_lab.models import GroupConv2d
 from equirelax.symmetry import Cyclic, regular
 model = GroupConv2d(regular(Cyclic(4)), regular(Cyclic(4)), 3)
 print(er.relax(model).summary())

@@ -6,7 +6,6 @@ from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.layers import Break, LayerRow, Localisation
 from equirelax.auditing.lie import LieReport
-from equirelax.auditing.non_finite import Gain, NonFinite, first_non_finite, largest_gain
 from equirelax.auditing.remul import LabelFree, label_free
 from equirelax.auditing.report import AuditReport
 from equirelax.auditing.tree import On
@@ -16,7 +15,6 @@ __all__ = [
     "AuditReport",
     "Break",
     "Breaking",
-    "Gain",
     "GridField",
     "LabelFree",
     "LayerRow",
@@ -24,13 +22,10 @@ __all__ = [
     "Localisation",
     "Measurement",
     "NetworkBounds",
-    "NonFinite",
     "On",
     "Worst",
     "audit",
     "breaking",
     "equivariance_bounds",
-    "first_non_finite",
     "label_free",
-    "largest_gain",
 ]

@@ -19,15 +19,11 @@ from equirelax.relaxation.normed_perceptron import NormedPerceptron
 from equirelax.relaxation.placements import (
     Constant,
     CoordinateBlocks,
-    EGNNBlocks,
-    EGNOLayers,
-    EGNOStreams,
     Layers,
     Linear,
     Placed,
     Placement,
     SchNetStream,
-    SEGNNUpdates,
     Survey,
 )
 from equirelax.relaxation.projected import ProjectionReport
@@ -51,9 +47,6 @@ __all__ = [
     "Convolution",
     "CoordinateBlocks",
     "Dense",
-    "EGNNBlocks",
-    "EGNOLayers",
-    "EGNOStreams",
     "EquivariantDense",
     "FirstInput",
     "Fold",
@@ -74,7 +67,6 @@ __all__ = [
     "Relaxation",
     "Residual",
     "ResidualKind",
-    "SEGNNUpdates",
     "SchNetStream",
     "Site",
     "Skip",

@@ -7,7 +7,7 @@ The first residual stands behind the gate, so it maps the update's 2d input feat
 sum, and so does its residual. The node attributes' 0e component is 1 by construction of the network, which lets dense
 residuals fold into the second update. The first ones fold into nothing, since a gate lies between.
 
-Two codes are known: `equirelax.models`, whose layers share one gate, so that the first residual is added to the input of
+Two codes are known: `equirelax_lab.models`, whose layers share one gate, so that the first residual is added to the input of
 the second update before that is called; and the authors' own, whose gate is a part of `update_layer_1`.
 """
 

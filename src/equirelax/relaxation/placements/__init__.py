@@ -1,19 +1,7 @@
-"""Placements: which modules get which residual; one file per architecture."""
+"""Placements: which modules get which residual."""
 
-from equirelax.relaxation.placements import (  # noqa: F401  (each registers its placements)
-    egnn,
-    egno,
-    egno_layers,
-    equiformer,
-    schnet,
-    segnn,
-)
 from equirelax.relaxation.placements.coordinates import CoordinateBlocks
 from equirelax.relaxation.placements.declarations import Constant, Declaration, Linear
-from equirelax.relaxation.placements.egnn import EGNNBlocks
-from equirelax.relaxation.placements.egno import EGNOStreams
-from equirelax.relaxation.placements.egno_layers import EGNOLayers
-from equirelax.relaxation.placements.equiformer import EquiformerBlocks
 from equirelax.relaxation.placements.layers import Layers
 from equirelax.relaxation.placements.placement import (
     Placed,
@@ -24,21 +12,15 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import SchNetStream
-from equirelax.relaxation.placements.segnn import SEGNNUpdates
 
 __all__ = [
     "Constant",
     "CoordinateBlocks",
     "Declaration",
-    "EGNNBlocks",
-    "EGNOLayers",
-    "EGNOStreams",
-    "EquiformerBlocks",
     "Layers",
     "Linear",
     "Placed",
     "Placement",
-    "SEGNNUpdates",
     "SchNetStream",
     "Survey",
     "get",

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError
 from equirelax.relaxation.maps import MLP, ResidualKind
 from equirelax.relaxation.placements.declarations import declared_paths
-from equirelax.relaxation.placements.egnn import neighbourhood_mean
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
 from equirelax.relaxation.placements.schnet import group_means, optional
 from equirelax.relaxation.site import AddToItem, Reader, Site, argument, parameters_of
@@ -32,6 +31,16 @@ from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 Argument = tuple[int, str]
+
+
+def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
+    """Mean of x (nodes, 3) over every node and the sources of its incoming edges;
+    edge_index (2, edges) is (source, target).
+    """
+    source, target = edge_index[0], edge_index[1]
+    total = x.index_add(0, target, x[source])
+    count = torch.ones_like(x[:, :1]).index_add(0, target, torch.ones_like(x[source][:, :1]))
+    return total / count
 
 
 @dataclass(frozen=True)

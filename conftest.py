@@ -1,0 +1,60 @@
+"""What the tests of both houses share: one thread, seeds, and which tests are slow."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from slow_share import listed_as_slow, share
+
+pytest_plugins = ["cpu_times"]
+HAS_ESCNN = importlib.util.find_spec("escnn") is not None
+torch.set_num_threads(1)  # in every worker of pytest-xdist too: there are as many of them as cores
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-share",
+        metavar="K/N",
+        help="of the slow tests, run every N-th, from the K-th on (K counts round)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that slow_tests.txt lists; leave out the slow ones that are not in the share that was asked for."""
+    listed = listed_as_slow()
+    for item in items:
+        if item.nodeid.partition("tests/")[2] in listed:
+            item.add_marker(pytest.mark.slow)
+    if text := config.getoption("--slow-share"):
+        slow = [item.nodeid for item in items if item.get_closest_marker("slow")]
+        left_out = set(slow) - share(slow, text)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave files that import escnn alone where it is not installed."""
+    return True if collection_path.name == "with_escnn" and not HAS_ESCNN else None
+
+
+def pytest_report_header() -> str | None:
+    """Say so at the head of a run."""
+    return (
+        None if HAS_ESCNN else "tests in with_escnn left out: escnn is not installed here (make test-escnn)"
+    )
+
+
+def pytest_collection_finish() -> None:
+    """Hide what was imported and collected from the garbage collector, each of whose rounds would walk through all of it."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers in every run: a failure can be repeated."""
+    torch.manual_seed(0)

@@ -1,0 +1,175 @@
+"""Which command was meant, and how errors are shown: one line and exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from equirelax.errors import EquirelaxError
+from equirelax.files import did_you_mean
+
+# name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "list": (
+        "equirelax_lab.cli.catalogue",
+        "benchmarks, models, methods, placements, and which data is there",
+    ),
+    "data": ("equirelax_lab.cli.data", "make or fetch data sets"),
+    "train": ("equirelax_lab.cli.train", "train one model with one method"),
+    "recipe": (
+        "equirelax_lab.cli.recipe",
+        "print the settings of a published experiment, and where they come from",
+    ),
+    "compare": (
+        "equirelax_lab.cli.compare",
+        "train several methods over several seeds, and write table and picture",
+    ),
+    "study": (
+        "equirelax_lab.cli.study",
+        "run a grid of benchmarks, models, methods, settings and seeds from a file",
+    ),
+    "reproduce": (
+        "equirelax_lab.cli.study",
+        "run or continue one of the papers' tables and figures, ours beside theirs",
+    ),
+    "search": (
+        "equirelax_lab.cli.search",
+        "search for settings of a method that are good on the validation set",
+    ),
+    "audit": (
+        "equirelax_lab.cli.inspect",
+        "measure the equivariance error of a trained model, layer by layer",
+    ),
+    "symmetry": (
+        "equirelax_lab.cli.symmetry",
+        "how much a run's data want to break the symmetry, residual by residual",
+    ),
+    "fields": ("equirelax_lab.cli.fields", "draw what a smoke run forecasts, as a picture and an animation"),
+    "summarise": (
+        "equirelax_lab.cli.summarise",
+        "table, sentence and pictures of comparisons anew, from their results",
+    ),
+    "report": ("equirelax_lab.cli.report", "one HTML page about runs and comparisons"),
+    "project": (
+        "equirelax_lab.cli.inspect",
+        "write a trained model without its relaxation, as the author's own state dict",
+    ),
+    "toy": ("equirelax_lab.cli.toy", "what every form of ACE does to gamma, on two toy problems"),
+    "perf": ("equirelax_lab.cli.perf", "time a training step, strict and relaxed, against its floor"),
+}
+
+# extra -> the modules that it brings
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "run": (
+        "e3nn",
+        "lightning",
+        "tensorboard",
+        "rich",
+        "jsonargparse",
+        "matplotlib",
+        "safetensors",
+        "yaml",
+        "pooch",
+        "h5py",
+    ),
+    "pyg": ("torch_geometric",),
+    "planes": ("phi", "PIL", "sklearn"),
+    "md17": ("ase",),
+    "report": ("plotly",),
+    "ray": ("ray",),
+    "search": ("optuna",),
+}
+
+USAGE = """usage: equirelax COMMAND ...
+
+Relax equivariance while training, project back exactly, and compare.
+
+commands:
+{commands}
+
+`equirelax COMMAND --help` explains a command. A first comparison, about five minutes on two cores:
+
+    equirelax data make nbody
+    equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 1 --epochs 40
+
+Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
+Exit codes: 0 done, 1 a run failed, 2 bad input or missing data, 130 interrupted (add --resume to go on)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {n:{width}}  {line}" for n, (_, line) in COMMANDS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"equirelax {version('equirelax')}")
+        return 0
+    if words[0] not in COMMANDS:
+        return complain(
+            f"Unknown command '{words[0]}'.{did_you_mean(words[0], list(COMMANDS))} See equirelax --help."
+        )
+    try:
+        with _terminable():
+            code: int = importlib.import_module(COMMANDS[words[0]][0]).main(words)
+    except EquirelaxError as error:
+        return complain(str(error))
+    except KeyboardInterrupt as interrupt:
+        # A command may say more exactly how to go on.
+        print(str(interrupt) or "Interrupted; the same command goes on, or begins anew.", file=sys.stderr)
+        # Python notes an interrupt within exec(text), as dataclasses use it while they are imported, and `python -m` then ends
+        # by SIGINT whatever the exit code; the next exec(text) clears the note.
+        exec("")
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "equirelax":
+            raise
+        package = error.name.split(".")[0]
+        extra = next((name for name, modules in EXTRAS.items() if package in modules), "all")
+        return complain(f"This command needs the package '{package}': pip install 'equirelax[{extra}]'.")
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        # a path that is no file, too long, or not ours to read: what was given on the command line is at fault
+        if error.filename is None:
+            raise
+        return complain(f"{error.filename} cannot be used: {error.strerror}.")
+    return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM, which schedulers and `kill` send, is answered as Ctrl-C is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def complain(message: str) -> int:
+    """Print an error as a line and return exit code 2."""
+    print(f"equirelax: error: {_presentable(message)}", file=sys.stderr)
+    return 2
+
+
+def _presentable(message: str) -> str:
+    """A message for a terminal: of what the user gave, endless words are cut and control characters are written out."""
+    short = re.sub(r"\S{400,}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", message)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in short)

@@ -1,0 +1,202 @@
+"""Typed settings as flags: parsers made from the dataclasses of a run, with friendly errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax_lab.ranges import Range, check, check_fields
+from equirelax_lab.tasks.from_recipe import is_earlier
+from equirelax_lab.tasks.registry import TASKS, config_from_dict, task_class
+from equirelax_lab.tasks.settings import NAMES, RunConfig, Training, read_yaml
+from equirelax_lab.tasks.strengths import CHOICES
+from equirelax_lab.training.machine import Machine
+
+
+def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
+    """A parser for the command `words`, which raises instead of exiting."""
+    return ArgumentParser(
+        prog=" ".join(["equirelax", *words]),
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=Formatter,
+    )
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help with descriptions as written, and the type and default of every flag."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+def parse(options: ArgumentParser, words: Sequence[str], **ranges: Range) -> Namespace:
+    """Parse `words`; flags may have - or _, and no section where only one section has such a key.
+
+    Args:
+        options: The parser.
+        words: What stands behind the command.
+        ranges: Of the parser's own flags that are numbers; settings have theirs declared with them.
+
+    Raises:
+        ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type or outside of its
+            range.
+    """
+    try:
+        parsed = options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
+    except argparse.ArgumentError as error:
+        raise ConfigError(explain(str(error), flags(options)) + f" See {options.prog} --help.") from error
+    for name, wanted in ranges.items():
+        check(parsed[name], wanted, f"--{name}")
+    return parsed
+
+
+def flags(options: ArgumentParser) -> list[str]:
+    """All flags of a parser."""
+    return [flag for action in options._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def explain(message: str, known: list[str]) -> str:
+    """A parser's message in one line, with a suggestion for an unknown flag."""
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: ?(.*)", message):
+        unknown = [word.split("=")[0] for word in match.group(1).split() if word.startswith("-")]
+        if unknown:
+            return f"Unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}"
+        return f"Unexpected argument '{match.group(1)}'."
+    if match := re.match(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)$', message):
+        return _wrong_value(*match.groups())
+    if match := re.match(
+        r'Parser key "(.+?)": Does not validate .* Subtypes: \[(.*?)\] .* Given value: (.*)$', message
+    ):
+        key, kinds, value = match.groups()
+        names = [name for name in re.findall(r"<class '(.*?)'>", kinds) if name != "NoneType"]
+        return f"--{key} is '{value.rstrip('.')}'; expected {' or '.join([*names, 'null'])}."
+    if match := re.match(r"the following arguments are required: (.*)", message):
+        # the parser names them without their dashes
+        missing = [f"--{name}" if f"--{name}" in known else name for name in match.group(1).split(", ")]
+        return f"Missing: {', '.join(missing)}."
+    return message.rstrip(".") + "."
+
+
+def _wrong_value(key: str, kind: str, value: str) -> str:
+    """What is wrong with a flag's value, from the parser's words for its type: typing.Literal['a', 'b'], <class 'int'>."""
+    value = value.rstrip(".")
+    if kind.startswith("typing.Literal["):
+        choices = re.findall(r"'([^']*)'", kind)
+        return f"--{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+    named = re.fullmatch(r"<class '(.*)'>", kind)
+    return f"--{key} is '{value}'; expected {named.group(1) if named else kind.removeprefix('typing.')}."
+
+
+def _underscored(word: str) -> str:
+    """--batch-size=8 -> --batch_size=8."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _in_full(word: str, known: list[str]) -> str:
+    """--subject=run -> --dataset.subject=run, where `subject` is a key of one section alone."""
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--") or flag in known:
+        return word
+    found = [full for full in known if full.endswith(f".{flag[2:]}")]
+    return found[0] + equals + value if len(found) == 1 else word
+
+
+def benchmark_of(command: str, words: Sequence[str]) -> str | None:
+    """The benchmark, which stands first; None when only help is wanted."""
+    if words and not words[0].startswith("-"):
+        task_class(words[0])
+        return words[0]
+    if {"-h", "--help"} & set(words):
+        return None
+    raise ConfigError(f"Name the benchmark first: equirelax {command} {{{','.join(TASKS)}}} ...")
+
+
+def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
+    """Values of some flags, before the parser that knows all flags can be made."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        first.add_argument(f"--{name}")
+    try:
+        found, _ = first.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}.") from error
+    return vars(found)
+
+
+def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
+    """The settings before flags: the recipe's, changed by the file of --config."""
+    given = peek(words, "config", "model", "method", "recipe", "trained_as")
+    stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
+    chosen = {key: given[key] for key in ("model", "recipe", "trained_as") if given[key]}
+    if wanted := method or given["method"]:
+        chosen["method"] = wanted
+    names = {"method": "strict", "model": next(iter(task_class(benchmark).models)), "benchmark": benchmark}
+    names |= {key: stored[key] for key in NAMES if stored.get(key) is not None}
+    begun = stored if is_earlier(stored) else {**names, **chosen, "benchmark": benchmark}
+    # names in the file that are not those of the command line are refused
+    return config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
+
+
+def add_settings(options: ArgumentParser, config: RunConfig) -> None:
+    """One flag for every setting of a run, with `config` as defaults."""
+    _add_group(options, type(config.training), config.training)
+    for name in config.sections:
+        section = getattr(config, name)
+        if type(section).__dataclass_fields__:
+            options.add_argument(f"--{name}", type=type(section), default=section)
+
+
+def add_machine(options: ArgumentParser) -> None:
+    """Flags for where a run executes."""
+    _add_group(options, Machine, Machine())
+
+
+def _add_group(options: ArgumentParser, cls: type, values: Any) -> None:
+    options.add_class_arguments(cls, None)
+    options.set_defaults({name: getattr(values, name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
+def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
+    """The settings with the parsed flags put in."""
+    values: dict[str, Any] = {name: parsed[name] for name in Training.__dataclass_fields__}
+    for name in config.sections:
+        if name in parsed:
+            section = parsed[name]
+            values[name] = section.as_dict() if isinstance(section, Namespace) else vars(section)
+    if parsed.get("seed") is not None:
+        values["seed"] = parsed["seed"]
+    return config.updated(values)
+
+
+def machine_from(parsed: Namespace) -> Machine:
+    """Where to run, from parsed flags. Raises `ConfigError` for a number outside of its range."""
+    machine = Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
+    check_fields(machine, "--{}")
+    return machine
+
+
+def methods_text() -> str:
+    """The methods with a line each, for help texts."""
+    width = max(map(len, CHOICES))
+    return "methods:\n" + "\n".join(
+        f"  {name:{width}}  {choice.description}" for name, choice in CHOICES.items()
+    )
+
+
+def optional_path(value: str | None) -> Path | None:
+    """A path, or None."""
+    return None if value is None else Path(value)

@@ -1,0 +1,52 @@
+"""`equirelax perf`: times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from equirelax.files import write_text
+from equirelax_lab.cli import options
+from equirelax_lab.ranges import COUNT, JOBS
+from equirelax_lab.training.perf import measure, simulation, table
+from equirelax_lab.training.perf_subjects import SUBJECTS
+
+DESCRIPTION = """\
+Time a training step at the papers' size, strict and relaxed, and inference before and after projection.
+
+Needs no data. Times are minima over repetitions, taken in turn in one process after a warm-up; beside each
+stands the arithmetic of its matrix products, and beside each ratio of times its floor, the same ratio in
+multiply-adds. Close other programs first."""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "perf"."""
+    parser = options.parser(["perf"], DESCRIPTION)
+    parser.add_argument("benchmark", nargs="?", default="nbody", help=" or ".join(SUBJECTS))
+    models = "; ".join(f"{name}: {', '.join(found.models)}" for name, found in SUBJECTS.items())
+    parser.add_argument("--model", default=None, help=f"the first, or another ({models})")
+    parser.add_argument("--batch_size", type=int, default=None, help="samples in a batch")
+    parser.add_argument("--rows", type=int, default=None, help="input rows of the subsampled penalty")
+    parser.add_argument(
+        "--repetitions", type=int, default=None, help="timed repetitions, after some that are not"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch")
+    parser.add_argument(
+        "--simulate", action="store_true", help="also time making the N-body set, on two threads"
+    )
+    parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
+    parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)
+    result = measure(
+        parsed.benchmark,
+        parsed.model,
+        batch_size=parsed.batch_size,
+        rows=parsed.rows,
+        repetitions=parsed.repetitions,
+        threads=parsed.threads,
+    )
+    if parsed.simulate:
+        result["simulation"] = simulation(threads=2)
+    write_text(parsed.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(table(result))
+    print(parsed.out)
+    return 0

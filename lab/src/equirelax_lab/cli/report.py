@@ -1,0 +1,71 @@
+"""`equirelax report`: one HTML page about runs and comparisons."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from equirelax.errors import ConfigError
+from equirelax_lab.cli import options
+
+PAGE = "report.html"
+
+DESCRIPTION = """\
+Write one HTML page about runs: tables with paired tests and published numbers, curves of training, strengths and Lie
+derivatives layer by layer, equivariance errors, costs, and what was run on what. The page holds everything it needs:
+it can be sent and opened without a network. Runs that are still going on are shown as far as they came.
+
+examples:
+  equirelax report runs/nbody/compare-segnn --open
+  equirelax report runs/nbody/segnn-ace-seed0 runs/nbody/segnn-strict-seed0 --out ace.html
+  equirelax report results --pictures pictures"""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "report"."""
+    parser = options.parser(["report"], DESCRIPTION)
+    parser.add_argument("paths", nargs="+", help="folders of runs, of comparisons, or folders that hold such")
+    parser.add_argument("-o", "--out", help=f"file to write (default: {PAGE} in the folder, if it is one)")
+    parser.add_argument("--title", default="", help="title of the page")
+    parser.add_argument("--pictures", help="folder for the main figures as PNG files")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parsed = options.parse(parser, words[1:])
+    paths = [Path(path) for path in parsed.paths]
+    out = _out(parsed.out, paths)
+
+    from equirelax_lab.report.collect import gather
+    from equirelax_lab.report.page import write_page
+
+    chapters = gather(paths)
+    for problem in (words for chapter in chapters for words in chapter.problems):
+        print(f"equirelax report: {problem}", file=sys.stderr)
+    try:
+        figures = write_page(out, chapters, parsed.title)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror}. Name another file with --out."
+        ) from error
+    count = sum(len(chapter.runs) for chapter in chapters)
+    print(f"{out}: {count} runs, {figures} figures, {out.stat().st_size / 1e6:.1f} MB")
+    if parsed.pictures:
+        from equirelax_lab.report.page_pictures import draw_pictures
+
+        for picture in draw_pictures(Path(parsed.pictures), chapters):
+            print(f"picture: {picture}")
+    if parsed.open and not webbrowser.open(out.resolve().as_uri()):
+        print(f"There is no browser here: open {out.resolve().as_uri()} in one.")
+    return 0
+
+
+def _out(given: str | None, paths: Sequence[Path]) -> Path:
+    """Where the page goes: as told; into the only folder; else into the current one."""
+    if given is None:
+        return (paths[0] if paths[0].is_dir() else paths[0].parent) / PAGE if len(paths) == 1 else Path(PAGE)
+    out = Path(given)
+    if out.is_dir():
+        return out / PAGE
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out is {out}; a page's name should end in .html.")
+    return out

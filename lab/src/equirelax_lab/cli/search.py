@@ -1,0 +1,157 @@
+"""`equirelax search`: good settings of a method, by trying."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax_lab.cli import options
+from equirelax_lab.cli.study import engine_of
+from equirelax_lab.ranges import COUNT, JOBS
+from equirelax_lab.studies.ready import find_search, ready_searches
+from equirelax_lab.studies.space import figures, read_search
+from equirelax_lab.tasks.registry import build_task
+from equirelax_lab.tasks.task import heading
+from equirelax_lab.training.folder import read_result
+
+DESCRIPTION = """Search for settings of a method that are good on the validation set, by trying.
+
+  equirelax search FILE           search, or go on with it; what is finished is kept, what was interrupted goes on
+  equirelax search FOLDER         the trials of a search, and what was best
+
+FILE is a YAML file, or the name of one that comes with equirelax (listed without FILE):
+
+  title: The dual step size of ACE on N-body
+  benchmark: nbody
+  model: segnn
+  method: ace
+  settings: {epochs: 60, dataset: {train: 1000}}       # of every run, as in config.yaml
+  search:
+    strength.dual_lr: {log: [1.0e-5, 1.0e-2]}          # or linear, integer: two ends; or choice: a list
+    lie_weight+norm_weight: {log: [1.0e-4, 1]}         # settings that take the same value
+  trials: 20
+  seed: 0                                              # of the suggestions; run_seed is the runs'
+  pruner: median                                       # or none
+  startup: 5                                           # first trials, at random and to the end
+  warmup: 20                                           # epochs before which no run is ended
+  small: {trials: 6, settings: {epochs: 20}}
+
+Optuna suggests the settings of each trial from how those before it went. A run whose validation value is worse than the
+median of the others' after as many epochs is ended early. Validation alone counts, projected (relaxed for methods that
+hand over the relaxed model); the test set plays no part. OUT receives a folder for every trial, search.json with all of
+them, and best.yaml, a study of the best settings over several seeds beside the strict network."""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "search"."""
+    rest = list(words[1:])
+    parser = _parser()
+    if not rest or {"-h", "--help"} & set(rest):
+        if rest:
+            parser.print_help()
+        for name in ready_searches():
+            print(f"  {name:26} {read_search(find_search(name)).title}")
+        return 0 if rest else 2
+    given = options.parse(parser, rest, jobs=JOBS, trials=COUNT)
+    found = Path(given.search)
+    if found.is_dir() or found.name == "search.json":
+        print(table(_read(found if found.name == "search.json" else found / "search.json")))
+        return 0
+    search = read_search(find_search(given.search), given.small)
+    from equirelax_lab.studies.search import FOUND, Searcher  # Optuna, which help can do without
+
+    if given.trials is not None:
+        search = dataclasses.replace(search, trials=given.trials)
+    out = (
+        Path(given.out) if given.out else Path("runs") / "searches" / (search.name + "-small" * search.small)
+    )
+    task = build_task(search.config, options.optional_path(given.data))
+    for split in ("train", "val", "test"):
+        task.load(split)  # fails before any process starts where data is missing
+    with engine_of(given.ray) as engine:
+        jobs = min(given.jobs or search.jobs or max(1, engine.slots(1, 1, False)), search.trials)
+        print(
+            f"{search.title}: {search.trials} trials, {jobs} at a time {engine.place}; in {out}.", flush=True
+        )
+        searcher = Searcher(search, task.metric, out, given.data, jobs, _say, engine)
+        code = searcher.run()
+    if code == 130:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        return code
+    print()
+    print(table(_read(out / FOUND)))
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """All trials, best first, and how to go on."""
+    metric, best = found["metric"], found["best"]
+    keys = list(found["search"]["search"])
+    kind = found["optimised"].removeprefix("val/")
+    lines = [
+        f"{found['title']}",
+        "",
+        f"| trial | {' | '.join(keys)} | validation {heading(metric)} ({kind}) | epochs | end |",
+        "| --- " * (len(keys) + 4) + "|",
+    ]
+    sign = -1 if metric["higher_is_better"] else 1
+    order = {"finished": 0, "pruned": 1, "running": 2, "failed": 3}
+    trials = sorted(
+        found["trials"],
+        key=lambda t: (order[t["status"]], float("inf") if t["value"] is None else sign * t["value"]),
+    )
+    for trial in trials:
+        values = " | ".join(figures(trial["values"].get(key)) for key in keys)
+        value = figures(trial["value"])
+        end = trial["status"] + (f": {trial['reason']}" if trial["reason"] else "")
+        lines.append(f"| {trial['number']} | {values} | {value} | {trial['epochs']} | {end} |")
+    lines.append("")
+    if best is None:
+        lines.append("No trial has worked.")
+    else:
+        settings = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
+        lines += [
+            f"Best: trial {best['number']}: {settings}",
+            "Its run again, as far as you like (one seed; best.yaml is a study of several beside strict):",
+            f"  {found['command']}",
+        ]
+    if found["left"]:
+        lines.append(f"{found['left']} trials are left; the same command goes on.")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ConfigError(f"{path.parent} is no search's folder: there is no {path.name} in it.")
+    found = read_result(path)
+    if not isinstance(found, dict) or not {"trials", "best", "metric", "search", "optimised", "left"} <= set(
+        found
+    ):
+        raise ConfigError(
+            f"{path} is not what a search writes. Remove it and search again; finished trials are kept."
+        )
+    return found
+
+
+def _parser() -> options.ArgumentParser:
+    parser = options.parser(["search"], DESCRIPTION)
+    parser.add_argument(
+        "search", metavar="FILE", help="search file, name of a ready one, or a search's folder"
+    )
+    parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
+    parser.add_argument("--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)")
+    parser.add_argument("--trials", type=int, help="trials in all (default: the file's)")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time (default: the file's, else one for every core)"
+    )
+    parser.add_argument("--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine")
+    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    return parser

@@ -1,0 +1,124 @@
+"""`equirelax symmetry`: how much does the data of a run want to break the symmetry, residual by residual?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
+from equirelax.auditing.breaking import Breaking, breaking
+from equirelax.errors import ConfigError
+from equirelax.files import write_text
+from equirelax_lab.cli import options
+from equirelax_lab.ranges import COUNT, SEED
+from equirelax_lab.tasks.registry import task_class
+from equirelax_lab.training.dynamics import read_metrics
+from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result
+
+TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
+
+DESCRIPTION = """\
+How much does the data want to break the symmetry? Of a finished run, for every residual: gamma, slack and
+multiplier, the size that gamma hides (abs(gamma) x norm of W, share of the output), the equivariance error that it
+adds, measured, the bound on it where the assumptions of one hold (n/a where not), and how gamma and the multipliers
+came about. Writes symmetry.md, symmetry.json and symmetry.png into the run's folder.
+
+example:
+  equirelax symmetry runs/mocap/egnn-resilient-seed0"""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "symmetry"."""
+    parser = options.parser(["symmetry"], DESCRIPTION)
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
+    parser.add_argument("--samples", type=int, default=8, help="random group elements")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
+    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
+    folder = run_folder(Path(parsed.run))
+    result = read_run_result(folder / RESULT)
+    if not result["gammas"]:
+        error = result["equivariance_error"]
+        print(
+            f"{folder}: method {result['method']} has no residuals, so that there is nothing to tell layer by layer. "
+            f"Equivariance error of the output: {'n/a' if error is None else format(error['before'], '.1e')}."
+        )
+        return 0
+    rows = read_metrics(folder / METRICS, result["epochs"])
+    if lacking := [key for key in result["gammas"] if f"gamma/{key}" not in rows[0]]:
+        raise ConfigError(
+            f"{folder / METRICS} is damaged: it has no column of gamma for {lacking[0]!r}. Train the run again."
+        )
+    measured, bounds = measure(folder, parsed.samples, parsed.seed, options.optional_path(parsed.data))
+
+    from equirelax_lab.report.symmetry import findings, page, symmetry_study, symmetry_table
+    from equirelax_lab.report.symmetry_picture import draw_symmetry
+
+    study = symmetry_study(result, rows, measured, bounds, parsed.samples)
+    out = Path(parsed.out) if parsed.out else folder
+    words_of = f"{result['model']}, {result['method']}, seed {result['seed']}"
+    title = f"{task_class(result['benchmark']).title} ({words_of})"
+    write_text(out / NUMBERS, json.dumps(study, indent=2) + "\n")
+    write_text(out / TABLE, page(study, title))
+    draw_symmetry(out / PICTURE, study, rows, title)
+    print(symmetry_table(study))
+    print("\n" + "\n".join(findings(study)))
+    print(f"\npicture: {out / PICTURE}")
+    return 0
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a finished run, given itself or a file in it.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir():
+        raise ConfigError(f"{path} is not there: name the folder of a finished run.")
+    if not (folder / CONFIG).exists() and not (folder / RESULT).exists():
+        inside = sorted(child.name for child in folder.iterdir() if (child / RESULT).exists())
+        if inside:
+            raise ConfigError(f"{folder} holds several runs: name one of them, such as {folder / inside[0]}.")
+        raise ConfigError(f"{folder} is no run: it has neither {CONFIG} nor {RESULT}.")
+    if not (folder / RESULT).exists():
+        raise ConfigError(
+            f"{folder} is not finished (it has no {RESULT}): go on with equirelax train ... --resume."
+        )
+    return folder
+
+
+def measure(
+    folder: Path, samples: int, seed: int, root: Path | None
+) -> tuple[tuple[Breaking, ...] | None, NetworkBounds | None]:
+    """What the selected weights do; (None, None) where they are not kept (best.ckpt).
+
+    Raises:
+        ConfigError: `samples` is below 1. CheckpointError: the file is damaged. DataError: the data is missing.
+    """
+    if samples < 1:
+        raise ConfigError(f"--samples is {samples}; at least one group element is needed.")
+    if not (folder / BEST).exists():
+        return None, None
+    from equirelax_lab.training.checkpoint import load_run
+
+    assembly = load_run(folder / BEST, root)
+    if assembly.relaxation is None:
+        raise ConfigError(
+            f"{folder / BEST} has no residuals, but {RESULT} lists some: files of two runs were mixed."
+        )
+    case, model = assembly.task.audit_case(), assembly.model
+    head = case.head
+    measured = breaking(
+        assembly.relaxation,
+        case.sample,
+        case.in_rep,
+        case.out_rep,
+        case.group,
+        model=model if head is None else lambda *inputs: head(model(*inputs)),
+        samples=samples,
+        seed=seed,
+    )
+    return measured, equivariance_bounds(assembly.relaxation)

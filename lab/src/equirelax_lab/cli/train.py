@@ -1,0 +1,130 @@
+"""`equirelax train`: one run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from equirelax_lab.cli import options
+from equirelax_lab.recipes import VARIANTS
+from equirelax_lab.tasks.registry import defaults
+from equirelax_lab.tasks.settings import RunConfig
+from equirelax_lab.tasks.task import heading
+from equirelax_lab.training.folder import CONFIG
+from equirelax_lab.training.leash import follow_parent
+
+DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
+
+The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows
+it); every flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per
+epoch), last.ckpt (resumable), best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run
+after the present epoch; the same command with --resume goes on, on one CPU bit for bit as if it had not been
+interrupted.
+
+examples:
+  equirelax train nbody --model segnn --method ace --seed 0
+  equirelax train nbody --model segnn --method ace --recipe printed     (multipliers by SGD, as ACE's text has it)
+  equirelax train nbody --config runs/nbody/segnn-ace-seed0/config.yaml --seed 1
+  equirelax train nbody --method scheduled --epochs 200 --dataset.train 1000 --out runs/quick"""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "train"."""
+    words = list(words[1:])
+    benchmark = options.benchmark_of("train", words)
+    rest = words[1:] if benchmark else words
+    config = options.starting_config(benchmark, rest) if benchmark else defaults("nbody", None, "strict")
+    parser = options.parser(["train", benchmark or "BENCHMARK"], DESCRIPTION, options.methods_text())
+    add_names(parser, config)
+    parser.add_argument(
+        "--out", type=str, help="the run's folder (default: runs/BENCHMARK/MODEL-METHOD-seedN)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, or start it")
+    options.add_settings(parser, config)
+    options.add_machine(parser)
+    parsed = options.parse(parser, rest)
+    config = options.config_from(parsed, config)
+    folder = Path(parsed.out) if parsed.out else default_folder(config)
+    machine = options.machine_from(parsed)
+    follow_parent()
+    # Lightning takes seconds to import: help and mistakes need not wait for it.
+    from equirelax_lab.training.run import train
+
+    if parsed.resume and not (folder / CONFIG).exists():
+        print(f"Nothing to go on with in {folder}: a new run begins there.", file=sys.stderr)
+    go_on = f"Interrupted; go on with the same command and --resume (run in {folder})."
+    try:
+        result = train(
+            config, folder, options.optional_path(parsed.data), resume=parsed.resume, machine=machine
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(go_on) from None
+    if result is None:
+        print(go_on, file=sys.stderr)
+        return 130
+    if result:
+        print(describe(result, folder))
+    return 0
+
+
+def add_names(parser: Any, config: RunConfig) -> None:
+    """Flags that say which run it is, and where settings and data come from."""
+    parser.add_argument("--model", default=config.model, help="model of the benchmark; see equirelax list")
+    parser.add_argument("--method", default=config.method, help="method; listed below")
+    parser.add_argument(
+        "--seed", type=int, default=config.seed, help="seed of weights, order and augmentation"
+    )
+    parser.add_argument(
+        "--recipe",
+        default=config.recipe,
+        help=f"variant of the recipe: {', '.join(VARIANTS)}; see equirelax recipe",
+    )
+    parser.add_argument(
+        "--trained_as",
+        default=config.trained_as,
+        help="METHOD or 'METHOD VARIANT': take the training settings and the data of that recipe",
+    )
+    parser.add_argument(
+        "--config", help="YAML file of settings, such as the config.yaml of a run; flags go before it"
+    )
+    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+
+
+def default_folder(config: RunConfig) -> Path:
+    """runs/BENCHMARK/MODEL-METHOD-seedN."""
+    return Path("runs") / config.benchmark / f"{config.model}-{config.method}-seed{config.seed}"
+
+
+def describe(result: dict[str, Any], folder: Path) -> str:
+    """The outcome in a few lines."""
+    error = result["equivariance_error"]
+
+    def line(split: str) -> str:
+        values = ", ".join(
+            f"{name} {'n/a' if value is None else f'{value:.3f}'}" for name, value in result[split].items()
+        )
+        return f"  {split:4}  {values}   ({heading(result['metric'])})"
+
+    return "\n".join(
+        [
+            f"{result['benchmark']} {result['model']} {result['method']} seed {result['seed']}: "
+            f"epoch {result['selected_epoch']} of {result['epochs']} selected, {result['seconds']:.0f} s",
+            f"  recipe {_recipe(result['recipe'])}",
+            line("val"),
+            line("test"),
+            "  equivariance error: n/a"
+            if error is None
+            else f"  equivariance error ({error['group']}, {error['dtype']}): "
+            f"{error['before']:.2g} relaxed, {error['after']:.2g} projected",
+            f"  {folder / 'result.json'}",
+        ]
+    )
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Which recipe a run began with, and what was changed."""
+    trained_as = f", trained as {recipe['trained_as']}" if recipe["trained_as"] else ""
+    changed = (f"{key} {own['here']} ({own['recipe']})" for key, own in recipe["changed"].items())
+    return f"{recipe['variant']}{trained_as}; changed: {', '.join(changed) or 'nothing'}"

@@ -1,0 +1,42 @@
+"""Data sets: find, make, verify, load and batch them. They know nothing of models."""
+
+from equirelax_lab.data import clouds, corruptions, digits, md17, mocap, modelnet, nbody, qm9, rotmnist, smoke
+from equirelax_lab.data.augment import random_rotation
+from equirelax_lab.data.fields import FieldSet
+from equirelax_lab.data.frames import MolecularFrames
+from equirelax_lab.data.graphs import GraphSet
+from equirelax_lab.data.mocap import MocapSet
+from equirelax_lab.data.modelnet import CloudSet
+from equirelax_lab.data.molecules import MoleculeSet
+from equirelax_lab.data.nbody import NBody, NBodySet
+from equirelax_lab.data.root import DataStatus, data_root, find, status
+from equirelax_lab.data.rotmnist import ImageSet
+from equirelax_lab.data.samples import Samples
+
+__all__ = [
+    "CloudSet",
+    "DataStatus",
+    "FieldSet",
+    "GraphSet",
+    "ImageSet",
+    "MocapSet",
+    "MolecularFrames",
+    "MoleculeSet",
+    "NBody",
+    "NBodySet",
+    "Samples",
+    "clouds",
+    "corruptions",
+    "data_root",
+    "digits",
+    "find",
+    "md17",
+    "mocap",
+    "modelnet",
+    "nbody",
+    "qm9",
+    "random_rotation",
+    "rotmnist",
+    "smoke",
+    "status",
+]

@@ -1,0 +1,176 @@
+"""Random changes of point clouds (b, n, 3): sampling, rotations, scale, shift, jitter, dropout of points.
+
+Every function takes an explicit generator, draws on the generator's device for every object anew, and returns
+a new tensor. Lengths are in units of the clouds, which in ModelNet40 fill the unit sphere; z is the vertical.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import DataError
+from equirelax_lab.data.augment import random_rotation
+
+RotationKind = Literal["none", "z", "so3"]
+ROTATIONS: tuple[RotationKind, ...] = get_args(RotationKind)
+
+
+def check_clouds(points: Tensor) -> None:
+    """Raise `DataError` unless `points` is floating point of shape (b, n, 3) with n >= 1."""
+    if points.ndim != 3 or points.shape[-1] != 3 or not points.shape[1] or not points.is_floating_point():
+        raise DataError(
+            f"Point clouds must be floating point of shape (batch, points, 3) with at least one point; "
+            f"got {points.dtype} {tuple(points.shape)}."
+        )
+
+
+def uniform(
+    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor
+) -> Tensor:
+    """Numbers of U(low, high) with device and dtype of `like`, drawn in float32 on the generator's device."""
+    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return drawn.to(like) * (high - low) + low
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Numbers of N(0, 1) with device and dtype of `like`, drawn in float32 on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(like)
+
+
+def choose(points: Tensor, index: Tensor) -> Tensor:
+    """The points `index` (b, m), long, of every object: (b, n, 3) -> (b, m, 3)."""
+    return points.gather(1, index[..., None].expand(-1, -1, points.shape[-1]))
+
+
+def sample_points(points: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """(b, count, 3): different points of every object at random, in random order; without a generator (for
+    evaluation) the first ones.
+
+    Raises:
+        DataError: `count` is not between 1 and the number of points.
+    """
+    check_clouds(points)
+    if not 1 <= count <= points.shape[1]:
+        raise DataError(f"{count} points were asked for; the clouds have {points.shape[1]}.")
+    if generator is None:
+        return points[:, :count].clone()
+    keys = torch.rand(points.shape[:2], generator=generator, device=generator.device)
+    return choose(points, keys.topk(count).indices.to(points.device))
+
+
+def normalise(points: Tensor) -> Tensor:
+    """Every object centred, then divided by its largest distance from the centre: it fills the unit ball."""
+    check_clouds(points)
+    centred = points - points.mean(1, keepdim=True)
+    largest = centred.square().sum(-1).amax(1).sqrt()
+    # an object of one place has no size
+    return centred / torch.where(largest > 0, largest, torch.ones_like(largest))[:, None, None]
+
+
+def rotations(
+    kind: str,
+    count: int,
+    generator: torch.Generator | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Tensor:
+    """(count, 3, 3) rotation matrices: the identity (`none`), about the vertical (`z`), or of Haar measure
+    (`so3`).
+
+    Raises:
+        DataError: another kind, or no generator where one is needed.
+    """
+    if kind not in ROTATIONS:
+        raise DataError(f"Unknown kind of rotation {kind!r}; choose one of {', '.join(ROTATIONS)}.")
+    if kind == "none":
+        return torch.eye(3, dtype=dtype, device=device).repeat(count, 1, 1)
+    if generator is None:
+        raise DataError(f"Rotations of kind {kind!r} are random: give a generator.")
+    if kind == "so3":
+        return random_rotation(generator, count=count, dtype=dtype, device=device)
+    angle = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64) * math.tau
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    rows = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], -1)
+    return rows.view(count, 3, 3).to(device=device, dtype=dtype)
+
+
+def rotate(points: Tensor, matrices: Tensor) -> Tensor:
+    """R x for points (b, n, 3) and matrices (b, 3, 3) or (3, 3).
+
+    Element by element and not as a matrix product, which reduced precision (TF32, autocast) would make
+    inexact.
+    """
+    check_clouds(points)
+    columns = matrices.to(points).expand(points.shape[0], 3, 3)[:, None].unbind(-1)  # 3 x (b, 1, 3)
+    out = points[..., 0:1] * columns[0]
+    return out.addcmul_(points[..., 1:2], columns[1]).addcmul_(points[..., 2:3], columns[2])
+
+
+def scale(
+    points: Tensor,
+    generator: torch.Generator,
+    *,
+    low: float = 2 / 3,
+    high: float = 3 / 2,
+    per_axis: bool = False,
+) -> Tensor:
+    """Every object times a factor of U(low, high) of its own; `per_axis`: one for x, y and z each, as DGCNN
+    trains (this one distorts shapes and does not commute with rotations).
+    """
+    check_clouds(points)
+    if not 0 < low <= high:
+        raise DataError(f"scale needs 0 < low <= high; got low {low} and high {high}.")
+    return points * uniform((points.shape[0], 1, 3 if per_axis else 1), low, high, generator, points)
+
+
+def shift(points: Tensor, generator: torch.Generator, *, limit: float = 0.2) -> Tensor:
+    """Every object moved by a vector of its own, each coordinate of U(-limit, limit)."""
+    check_clouds(points)
+    return points + uniform((points.shape[0], 1, 3), -limit, limit, generator, points)
+
+
+def jitter(points: Tensor, generator: torch.Generator, *, std: float = 0.01, clip: float = 0.05) -> Tensor:
+    """Every coordinate plus N(0, std^2), clipped to +-clip."""
+    check_clouds(points)
+    return points + (normal(tuple(points.shape), generator, points) * std).clamp_(-clip, clip)
+
+
+def point_dropout(points: Tensor, max_ratio: float, generator: torch.Generator) -> Tensor:
+    """Every object loses each of its points with a probability of U(0, max_ratio), drawn once per object.
+
+    Dropped points become copies of the object's first point, so that the shape stays (b, n, 3): with ratio r
+    a cloud keeps about (1 - r) n different points. CR and ACE train with max_ratio 0.875 (as PointNet++), and
+    ACE applies it to the test set too.
+    """
+    check_clouds(points)
+    _check_ratio(max_ratio)
+    ratio = uniform((points.shape[0], 1), 0.0, max_ratio, generator, points)
+    dropped = uniform(tuple(points.shape[:2]), 0.0, 1.0, generator, points) < ratio
+    return torch.where(dropped[..., None], points[:, :1], points)
+
+
+def drop_ratio(points: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """As `point_dropout`, with exactly round(ratio n) points of every object dropped (never the first one):
+    for accuracy against dropout.
+
+    Raises:
+        DataError: a ratio outside [0, 1).
+    """
+    check_clouds(points)
+    _check_ratio(ratio)
+    batch, n, _ = points.shape
+    count = min(round(ratio * n), n - 1)
+    keys = uniform((batch, n - 1), 0.0, 1.0, generator, points)
+    index = torch.arange(n, device=points.device).repeat(batch, 1)
+    index.scatter_(1, keys.topk(count).indices + 1, 0)
+    return choose(points, index)
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 <= ratio < 1:
+        raise DataError(f"The ratio of dropped points must be in [0, 1); got {ratio}.")

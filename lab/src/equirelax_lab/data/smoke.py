@@ -1,0 +1,302 @@
+"""Smoke plumes under turns or scalings that hold as far as one chooses: make them, verify them, load windows (CR section
+5.4; the data of Wang, Walters, Yu, arXiv 2201.11969, in our own version).
+
+Rotation: inflows on the four sides of a box, the force away from the side; buoyancy b (1 + a c_s) on side s with
+c = (-1, -1/3, 1/3, 1). With asymmetry a = 0 the set is exactly symmetric under C4, positions included.
+Scale: inflows on one side, sizes, positions, forces and so velocities multiplied by one of four factors, on one grid;
+buoyancy as above by factor, which with the walls of the box breaks the symmetry.
+
+Splits of runs with T frames: train 0 to 0.64 T - 1, validation to 0.8 T - 1, "future" to T - 1 (0-159, 160-199, 200-249 of
+250), and "domain" 0 to 0.4 T - 1 (0-99) of runs from other inflow positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from equirelax.errors import DataError
+from equirelax_lab.data.archive import read_archive, write_archive
+from equirelax_lab.data.fields import FieldSet, windows
+from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.data.smoke_simulation import phiflow, simulate
+from equirelax_lab.ranges import COUNT, POSITIVE, SHARE, Range, check_fields, within
+
+Split = Literal["train", "val", "future", "domain"]
+SPLITS: tuple[Split, ...] = ("train", "val", "future", "domain")
+SHARES = {"train": (0.0, 0.64), "val": (0.64, 0.8), "future": (0.8, 1.0), "domain": (0.0, 0.4)}
+"""First and last frame of a split as shares of a run."""
+SIDES = 4
+CONTRAST = (-1.0, -1 / 3, 1 / 3, 1.0)
+SCALES = (0.6, 0.75, 0.94, 1.17)
+"""Of the scale set: factors of 1.25 from one to the next."""
+SPREAD = 24.0
+"""Largest offset of an inflow along its side, of a box of width 100."""
+FORMAT = "smoke-1"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SmokeSettings:
+    """Everything that defines a set.
+
+    Attributes:
+        symmetry: rotation or scale.
+        size: grid points along each side of the box, 8 or more.
+        positions: inflow positions on every side (for every scale); there are 4 times as many runs, and one further
+            position on every side for every four of them (at least one) for the split Domain.
+        steps: frames of a run, one every `dt`.
+        asymmetry: a of the module's formula, 0 or more and below 1.
+        buoyancy: b, acceleration per density: 0.1 makes a typical velocity (root mean square) of 1 hundredth of the box
+            per unit of time after 100 of them.
+        dt: time from frame to frame.
+    """
+
+    symmetry: Literal["rotation", "scale"] = "rotation"
+    size: int = within(Range(8, 4_096), 64)
+    positions: int = within(COUNT, 10)
+    steps: int = within(COUNT, 250)
+    asymmetry: float = within(SHARE, 0.5)
+    buoyancy: float = within(POSITIVE, 0.1)
+    dt: float = within(POSITIVE, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.symmetry not in ("rotation", "scale"):
+            raise DataError(f"symmetry is {self.symmetry!r}; choose rotation or scale.")
+        check_fields(self, "{}", DataError)
+        for name in ("asymmetry", "buoyancy", "dt"):  # 0 and 0.0 are one setting, and so of one folder
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def folder(self) -> Path:
+        """Where the set stands below the data root: the hash is of all settings."""
+        text = json.dumps([FORMAT, dataclasses.asdict(self)], sort_keys=True)
+        name = f"{self.symmetry}-{self.size}-a{self.asymmetry:g}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return Path("smoke") / name
+
+    @property
+    def offsets(self) -> dict[bool, np.ndarray]:
+        """Inflow positions along a side: of the runs (False) and of Domain (True), which lie between them."""
+        if self.positions == 1:
+            return {False: np.zeros(1), True: np.array([SPREAD / 2])}
+        known = np.linspace(-SPREAD, SPREAD, self.positions)
+        others = max(1, self.positions // 4)
+        step = 2 * SPREAD / (self.positions - 1)
+        between = -SPREAD + step * (np.arange(others) * (self.positions - 1) // others + 0.5)
+        return {False: known, True: between}
+
+    @property
+    def command(self) -> str:
+        """What makes the set."""
+        words = ["equirelax data make smoke"]
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default:
+                words.append(f"--{field.name} {getattr(self, field.name)}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: its side, its offset, whether it is of Domain, and the name of its file."""
+
+    side: int
+    offset: float
+    domain: bool
+    name: str
+
+
+def _runs(settings: SmokeSettings) -> list[_Run]:
+    return [
+        _Run(side, float(offset), domain, f"{'domain' if domain else 'run'}-{side}-{i:02d}.npz")
+        for domain in (False, True)
+        for side in range(SIDES)
+        for i, offset in enumerate(settings.offsets[domain])
+    ]
+
+
+def make(
+    settings: SmokeSettings,
+    root: str | Path | None = None,
+    *,
+    jobs: int = 2,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Simulate the runs that are not there yet, in processes; returns the set's folder.
+
+    Every run is a file of its own, written to a temporary name and renamed, with a manifest that holds its SHA-256: an
+    interrupted call goes on with the runs that lack one.
+
+    Args:
+        settings: of the set.
+        root: see `equirelax_lab.data.root`; a read-only root means the user's cache.
+        jobs: processes; 1: none besides this one.
+        force: simulate everything anew.
+        progress: called as progress(runs done, runs in all).
+
+    Raises:
+        DataError: PhiFlow is missing, `jobs` is below 1, or a simulation broke off.
+    """
+    if jobs < 1:
+        raise DataError(f"jobs is {jobs}; expected 1 or more.")
+    runs = _runs(settings)
+    complete = None if force else _complete(settings, runs, root)
+    if complete is not None:
+        return complete
+    folder = writable_root(root) / settings.folder
+    missing = [run for run in runs if force or not _is_there(folder / run.name)]
+    phiflow()  # complain before any process is started
+    folder.mkdir(parents=True, exist_ok=True)
+    done = len(runs) - len(missing)
+    for finished in _simulated(settings, list(_parts(missing)), folder, jobs):
+        done += finished
+        if progress is not None:
+            progress(done, len(runs))
+    return folder
+
+
+def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, jobs: int) -> Iterator[int]:
+    """Simulate and write parts of a set, in this process if there is one job; the number of runs of each as it is done."""
+    if jobs == 1:
+        for part in parts:
+            yield _simulate(settings, part, folder)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
+    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=context, initializer=_one_thread) as pool:
+        waiting = [pool.submit(_simulate, settings, part, folder) for part in parts]
+        try:
+            for finished in as_completed(waiting):
+                yield finished.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A process that simulates smoke broke off: too little memory, or it was started from a script without "
+                "`if __name__ == '__main__':`. Call it again, for the finished runs are kept, or with jobs=1."
+            ) from error
+        finally:
+            for job in waiting:
+                job.cancel()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a run is finished: its manifest is written last."""
+    return path.exists() and path.with_suffix(".json").exists()
+
+
+def _complete(settings: SmokeSettings, runs: list[_Run], root: str | Path | None) -> Path | None:
+    """The first folder of the set, of those that are searched, in which all `runs` are finished."""
+    folders = (place / settings.folder for place in search_roots(root))
+    return next((folder for folder in folders if all(_is_there(folder / run.name) for run in runs)), None)
+
+
+def _parts(runs: list[_Run]) -> Iterator[list[_Run]]:
+    """Runs of one side, at most six: simulated together, which is several times quicker than one by one."""
+    for side in range(SIDES):
+        mine = [run for run in runs if run.side == side]
+        for start in range(0, len(mine), 6):
+            yield mine[start : start + 6]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _simulate(settings: SmokeSettings, runs: list[_Run], folder: Path) -> int:
+    """Simulate and write the runs of one side; returns their number."""
+    side = runs[0].side
+    rotation = settings.symmetry == "rotation"
+    found = simulate(
+        side if rotation else 0,
+        np.array([run.offset for run in runs]),
+        buoyancy=settings.buoyancy * (1 + settings.asymmetry * CONTRAST[side]),
+        size=settings.size,
+        steps=settings.steps,
+        dt=settings.dt,
+        scale=1.0 if rotation else SCALES[side],
+    )
+    for run, velocity in zip(runs, found, strict=True):
+        manifest = {"settings": dataclasses.asdict(settings), "run": dataclasses.asdict(run)}
+        write_archive(folder / run.name, {"velocity": velocity}, manifest)
+    return len(runs)
+
+
+def load(
+    split: Split,
+    settings: SmokeSettings | None = None,
+    *,
+    inputs: int = 10,
+    outputs: int = 6,
+    every: int = 1,
+    coarsen: int = 1,
+    root: str | Path | None = None,
+) -> FieldSet:
+    """Windows of a split, every file checked against its SHA-256.
+
+    Args:
+        split: train, val, future or domain.
+        settings: of the set.
+        inputs: frames to read. outputs: frames to forecast.
+        every: from one window's start to the next one's, in frames.
+        coarsen: width of the squares of pixels that are averaged into one, which keeps every symmetry of the square.
+        root: see `equirelax_lab.data.root`.
+
+    Raises:
+        DataError: the set was not made; a file is missing, damaged, of other settings, of another number of frames, or
+            holds NaN; no window fits into the split.
+    """
+    settings = settings or SmokeSettings()
+    if split not in SPLITS:
+        raise DataError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    low, high = (round(share * settings.steps) for share in SHARES[split])
+    runs = [run for run in _runs(settings) if run.domain == (split == "domain")]
+    chosen = windows(len(runs), low, high, inputs + outputs, every)
+    folder = _complete(settings, runs, root) or find(
+        settings.folder, root, hint=f"Make it: {settings.command}"
+    )
+    if coarsen < 1 or settings.size % coarsen:
+        raise DataError(f"coarsen is {coarsen}; expected a divisor of the grid's size {settings.size}.")
+    frames = torch.stack([torch.from_numpy(_velocity(folder, run, settings)) for run in runs])
+    if coarsen > 1:
+        frames = torch.nn.functional.avg_pool3d(frames, (1, coarsen, coarsen))
+    side = torch.tensor([run.side for run in runs])
+    return FieldSet(frames, chosen, torch.full((len(chosen),), split == "domain"), side, inputs, outputs)
+
+
+def _velocity(folder: Path, run: _Run, settings: SmokeSettings) -> np.ndarray:
+    """The verified velocities (steps, 2, size, size) of a run."""
+    path = folder / run.name
+    remedy = f"Make it again: {settings.command}"
+    if not path.exists():
+        raise DataError(f"{path} is missing: making the set was not finished. {remedy}")
+    arrays, manifest = read_archive(path, f"Remove it, then make it again: {settings.command}")
+    _check_settings(path, manifest, run, settings)
+    velocity, expected = arrays.get("velocity"), (settings.steps, 2, settings.size, settings.size)
+    if velocity is None or velocity.shape != expected:
+        shape = None if velocity is None else velocity.shape
+        raise DataError(
+            f"{path} should hold velocities of shape {expected} and holds {shape}. {remedy} --force"
+        )
+    if not np.isfinite(velocity).all():
+        frame = int(np.argwhere(~np.isfinite(velocity))[0][0])
+        raise DataError(f"{path} holds NaN or infinity in frame {frame}. {remedy} --force")
+    return velocity
+
+
+def _check_settings(path: Path, manifest: dict[str, Any], run: _Run, settings: SmokeSettings) -> None:
+    expected = {"settings": dataclasses.asdict(settings), "run": dataclasses.asdict(run)}
+    found = {key: manifest.get(key) for key in expected}
+    if found != expected:
+        raise DataError(
+            f"{path} is of other settings or another run ({found}). Make it again: {settings.command} --force"
+        )

@@ -1,0 +1,92 @@
+"""Layer norm and instance norm of steerable features."""
+
+from __future__ import annotations
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from equirelax_lab.models.join import join
+from equirelax_lab.models.stack import mean_rows
+
+
+class EquivariantLayerNorm(nn.Module):
+    """Every irrep's channels divided by their root mean square over channels and components, then scaled channel by channel.
+
+    Scalars (0e) lose their mean over the channels first and get a bias, as in an ordinary layer norm (Liao and Smidt, arXiv
+    2206.11990, section 4.1). The mean square is raised by eps, so that all derivatives are finite where features are 0.
+
+    Args:
+        irreps: of the features.
+        eps: above 0.
+    """
+
+    def __init__(self, irreps: str | o3.Irreps, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.irreps, self.eps = o3.Irreps(irreps), eps
+        self.scalar = [ir == o3.Irrep("0e") for _, ir in self.irreps]
+        self.slots = [(mul, ir.dim) for mul, ir in self.irreps]
+        self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
+        self.bias = nn.Parameter(torch.zeros(self.irreps.count("0e")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, irreps.dim) -> (rows, irreps.dim)."""
+        rows = x.shape[0]
+        parts = x.t().split_with_sizes([mul * dim for mul, dim in self.slots])
+        weights = self.weight.split_with_sizes([mul for mul, _ in self.slots])
+        biases = list(
+            self.bias.split_with_sizes(
+                [mul for (mul, _), s in zip(self.slots, self.scalar, strict=True) if s]
+            )
+        )
+        outs = []
+        for part, weight, (mul, dim), scalar in zip(parts, weights, self.slots, self.scalar, strict=True):
+            if scalar:
+                part = part - part.mean(0)
+            scale = (part.square().mean(0) + self.eps).rsqrt()
+            scaled = part.reshape(mul, dim, rows) * (weight[:, None] * scale)[:, None]
+            outs.append(
+                (scaled + biases.pop(0)[:, None, None] if scalar else scaled).reshape(mul * dim, rows)
+            )
+        return join(outs).t()
+
+
+class EquivariantInstanceNorm(nn.Module):
+    """Every channel of every irrep divided by its root mean square over the components and over the nodes of a graph, then
+    scaled.
+
+    Scalars (0e) lose their mean over the graph's nodes first and get a bias (Brandstetter et al., arXiv 2110.02905, code).
+    The mean square is raised by eps.
+
+    Args:
+        irreps: of the features.
+        eps: above 0.
+    """
+
+    def __init__(self, irreps: str | o3.Irreps, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.irreps, self.eps = o3.Irreps(irreps), eps
+        self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
+        self.bias = nn.Parameter(torch.zeros(self.irreps.count("0e")))
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        """(rows, irreps.dim), graph (rows,) long, numbers below the number of rows -> (rows, irreps.dim)."""
+        rows = x.shape[0]
+        outs, weight, bias = [], 0, 0
+        for part, (mul, ir) in zip(
+            x.t().split_with_sizes([mul * ir.dim for mul, ir in self.irreps]), self.irreps, strict=True
+        ):
+            scalar = ir == o3.Irrep("0e")
+            if scalar:
+                part = part - mean_rows(part, graph, rows).index_select(1, graph)
+            channels = part.reshape(mul, ir.dim, rows)
+            squares = mean_rows(channels.square().mean(1), graph, rows).index_select(1, graph)
+            scaled = (
+                channels * (self.weight[weight : weight + mul, None] * (squares + self.eps).rsqrt())[:, None]
+            )
+            weight += mul
+            if scalar:
+                scaled = scaled + self.bias[bias : bias + mul, None, None]
+                bias += mul
+            outs.append(scaled.reshape(mul * ir.dim, rows))
+        return join(outs).t()

@@ -1,0 +1,119 @@
+"""Nearest neighbours and graph features of clouds of points, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import NonFiniteError, RepresentationError
+
+# Up to so many features distances are taken from differences, which lose no digits between close points.
+_FEW = 8
+
+
+def check_points(points: Tensor, name: str) -> None:
+    """Refuse what is no batch of clouds.
+
+    Args:
+        points: (batch, n, 3), floating, batch and n >= 1, finite.
+        name: of the model, for the message.
+
+    Raises:
+        RepresentationError: for another shape or an integer dtype.
+        NonFiniteError: for NaN or infinity; not looked for under `torch.compile`, where it would break the graph.
+    """
+    if points.dim() != 3 or points.shape[2] != 3 or not points.numel() or not points.is_floating_point():
+        raise RepresentationError(
+            f"{name}: expected points of shape (batch, n, 3), floating, of at least one point each, got "
+            f"{tuple(points.shape)} of {points.dtype}; a cloud stored as (batch, 3, n) needs "
+            "points.transpose(1, 2)"
+        )
+    if not torch.compiler.is_compiling() and not torch.isfinite(points).all():
+        bad = (~torch.isfinite(points)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"{name}: NaN or infinite coordinates in {len(bad)} of {len(points)} clouds (the first is number "
+            f"{bad[0]}); remove those points or clouds first"
+        )
+
+
+def knn(features: Tensor, k: int) -> Tensor:
+    """The k nearest points of every point, itself included.
+
+    Args:
+        features: (batch, C, n); distances are Euclidean over C. No gradient passes.
+        k: >= 1; a cloud with fewer than k points gives all of them.
+
+    Returns:
+        (batch, n, min(k, n)) long. Equally distant points come in no particular order; copies of a point count
+        as points of their own.
+
+    Raises:
+        RepresentationError: k below 1, or features of another shape.
+    """
+    if features.dim() != 3 or k < 1:
+        raise RepresentationError(
+            f"knn: expected features (batch, C, n) and k >= 1, got {tuple(features.shape)} and k={k}"
+        )
+    # half precision would take points for equally distant
+    features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        if features.shape[1] <= _FEW:
+            closeness = features.new_zeros(features.shape[0], features.shape[2], features.shape[2])
+            for x in features.unbind(1):
+                difference = x[:, :, None] - x[:, None, :]
+                closeness = torch.addcmul(closeness, difference, difference, value=-1)
+        else:
+            # |x_i - x_j|^2 without |x_i|^2, which is the same for all j; centred, to lose fewer digits
+            features = features - features.mean(2, keepdim=True)
+            squares = features.square().sum(1, keepdim=True)
+            closeness = torch.baddbmm(squares, features.mT, features, beta=-1, alpha=2)
+    return closeness.topk(min(k, features.shape[2]), dim=2, sorted=False).indices
+
+
+def gather(x: Tensor, neighbours: Tensor) -> Tensor:
+    """Features of every point's neighbours: (batch, ..., n), (batch, n, k) -> (batch, ..., n, k)."""
+    batch, n, k = neighbours.shape
+    flat = x.reshape(batch, -1, x.shape[-1])
+    index = neighbours.reshape(batch, 1, n * k).expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).view(*x.shape[:-1], n, k)
+
+
+def edge_features(x: Tensor, neighbours: Tensor, cross: bool = False) -> Tensor:
+    """What an edge of the graph sees: [neighbour - centre, centre] and, if asked for, neighbour x centre.
+
+    The cross product is a pseudovector: with it, features keep to rotations but not to reflections.
+
+    Args:
+        x: (batch, C, 3, n).
+        neighbours: (batch, n, k) long.
+
+    Returns:
+        (batch, 2 C or 3 C, 3, n, k).
+    """
+    around = gather(x, neighbours)
+    centre = x.unsqueeze(-1).expand_as(around)
+    parts = [around - centre, centre]
+    if cross:
+        parts.append(torch.linalg.cross(around, centre, dim=2))
+    return torch.cat(parts, dim=1)
+
+
+def check_neighbours(neighbours: Tensor | None, points: Tensor, name: str) -> None:
+    """Refuse a precomputed graph that is not one of these points.
+
+    Raises:
+        RepresentationError: for another shape than (batch, n, k) or another dtype than long.
+    """
+    if neighbours is None:
+        return
+    if (
+        neighbours.dim() != 3
+        or neighbours.shape[:2] != points.shape[:2]
+        or neighbours.shape[2] < 1
+        or neighbours.dtype != torch.long
+    ):
+        raise RepresentationError(
+            f"{name}: expected neighbours of shape ({points.shape[0]}, {points.shape[1]}, k), long, got "
+            f"{tuple(neighbours.shape)} of {neighbours.dtype}; make them with "
+            "equirelax_lab.models.neighbours.knn(points.transpose(1, 2), k)"
+        )

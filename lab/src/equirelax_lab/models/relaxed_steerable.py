@@ -1,0 +1,92 @@
+"""Relaxed steerable convolution on the square grid: weights that may differ from place to place of the kernel.
+
+Wang, Walters, Yu: "Approximately equivariant networks for imperfectly symmetric dynamics", ICML 2022 (arXiv 2201.11969),
+section 4.3: K(y) = sum_b w_b(y) B_b(y), a steerable kernel when no w_b depends on y. The paper's B_b are harmonics on rings; here
+they are the orbits of the kernel's entries, which span all equivariant kernels of the grid, so w_b(y) is one number for every
+orbit and place. What shares a place, such as the centre, stays tied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.symmetry import Representation
+from equirelax_lab.models.group_conv import GroupConv2d, OrbitKernel
+
+
+class OffsetKernel(OrbitKernel):
+    """Kernels with one free number for every orbit and every place of the kernel that the orbit visits.
+
+    Args:
+        owner, name, in_rep, out_rep, size: as for `OrbitKernel`.
+    """
+
+    def __init__(
+        self, owner: nn.Module, name: str, in_rep: Representation, out_rep: Representation, size: int
+    ) -> None:
+        super().__init__(owner, name, in_rep, out_rep, size)
+        places = size * size
+        self._counts = []
+        for i, (m_out, _) in enumerate(out_rep.blocks):
+            for j, (m_in, _) in enumerate(in_rep.blocks):
+                index, sign, sizes = self._buffers_of(owner, i, j)
+                place = torch.arange(len(index), device=index.device) % places
+                kept = sign != 0
+                numbers, refined = torch.unique(index[kept] * places + place[kept], return_inverse=True)
+                split = torch.zeros_like(index)
+                split[kept] = refined
+                setattr(owner, f"{name}_index_{i}_{j}", split)
+                counted = torch.bincount(refined, minlength=len(numbers)).to(sizes)
+                setattr(owner, f"{name}_sizes_{i}_{j}", counted)
+                self._counts.append(m_out * m_in * len(numbers))
+        self.count = sum(self._counts)
+
+
+class RelaxedGroupConv2d(GroupConv2d):
+    """A `GroupConv2d` whose weights may vary over the kernel. At the start they do not: it begins as the strict layer,
+    with the same random numbers.
+
+    Args:
+        in_rep, out_rep, kernel_size, stride, padding, bias, padding_mode: as for `GroupConv2d`.
+
+    Attributes:
+        weight: (orbits and places,).
+
+    Raises:
+        RepresentationError: for other groups, blocks or sizes.
+    """
+
+    def __init__(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(in_rep, out_rep, kernel_size, stride, padding, bias, padding_mode)
+        start = self.kernel().detach()
+        self._strict = self._kernels
+        self._kernels = OffsetKernel(self, "_varying", in_rep, out_rep, kernel_size)
+        self.weight = nn.Parameter(self.coefficients(start))
+
+    def nearest(self) -> Tensor:
+        """The weights of the equivariant kernel that is nearest: a tensor like `weight`, its mean over every orbit."""
+        strict = self._strict.coefficients(self, self.kernel())
+        return self.coefficients(self._strict.expand(self, strict))
+
+    def deviation(self) -> Tensor:
+        """Mean distance of the weights from the nearest equivariant ones: a number, 0 exactly for an equivariant layer.
+
+        The paper's regulariser takes differences of neighbouring places instead, which for weights on orbits would compare
+        places that no symmetry connects.
+        """
+        return (self.weight - self.nearest()).abs().mean()
+
+    @torch.no_grad()
+    def symmetrise(self) -> None:
+        """Replace the weights by the nearest equivariant ones."""
+        self.weight.copy_(self.nearest())

@@ -1,0 +1,54 @@
+"""EGNO (Xu et al., arXiv 2401.11037): the residuals of ACE's code on h and on x of every layer.
+
+Those on h are a stream, as in `egno`, whose start is a plain linear map. Those on x are not chained from layer to layer: each
+is a perceptron of the x that its layer reads, at every time. As x is read as it is, they relax translations too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import nn
+
+from equirelax.relaxation.maps import ResidualKind
+from equirelax.relaxation.normed_perceptron import NormedPerceptron
+from equirelax.relaxation.placements.placement import Placed, Placement, Survey, register_placement
+from equirelax.relaxation.site import AddToItem, Arguments
+from equirelax.relaxation.spec import spec
+from equirelax.relaxation.stream_maps import StreamStep
+from equirelax_lab.placements.egno import EGNOStreams
+
+
+@spec("egno-ace")
+@dataclass(frozen=True)
+class EGNOLayers(Placement):
+    """A stream "h" over all layers, and a residual "x" on each, called as `layer(h, x, ...) -> (h, x)`: two gammas per layer.
+
+    Args:
+        residual: what the stream's steps are made of.
+        coordinates: what the residuals on x are made of.
+        root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.
+    """
+
+    residual: StreamStep = dataclasses.field(
+        default_factory=lambda: StreamStep(spectral=True, iterations=5, plain_start=True)
+    )
+    coordinates: ResidualKind = dataclasses.field(default_factory=NormedPerceptron)
+    root: str = ""
+
+    def survey(self, model: nn.Module) -> Survey:
+        """The sites of `EGNOStreams`, those on x with readers of their own."""
+        found = EGNOStreams(self.residual, centred=False, root=self.root).survey(model)
+        return Survey(tuple(self._current(one) for one in found.placed), found.left)
+
+    def _current(self, placed: Placed) -> Placed:
+        if placed.site.slot != "x":
+            return placed
+        site = dataclasses.replace(
+            placed.site, reader=Arguments(((1, "x"),)), writer=AddToItem(1), stream="", source=""
+        )
+        return Placed(site, self.coordinates)
+
+
+register_placement("egno-ace", EGNOLayers)

@@ -1,0 +1,20 @@
+"""The published experiments as data: one YAML file a benchmark, a section for each model, method and variant.
+
+`read` resolves one recipe; the benchmarks turn it into a run's settings. A file holds, for every model,
+
+    MODEL:                     # or `all`, which holds for every model
+      common:                  # every method
+        published: {...}       # settings, in the layout of config.yaml
+        small: {...}
+      METHOD:
+        published: {...}       # only what differs from `common`, and from the method that it begins with
+        released: {...}        # only what differs from `published`
+        refused: "..."         # why the model cannot be trained with the method
+
+`methods.yaml` says which method another one begins with, and the settings that make a method what it is. A comment behind
+a value, or in the lines above its key, belongs to it and is printed with it.
+"""
+
+from equirelax_lab.recipes.recipe import VARIANTS, Recipe, benchmarks, read, variants
+
+__all__ = ["VARIANTS", "Recipe", "benchmarks", "read", "variants"]

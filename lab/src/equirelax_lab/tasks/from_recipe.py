@@ -1,0 +1,106 @@
+"""A run's settings from a recipe, or from the full settings of a run of version 0.1, which had none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax_lab.recipes import Recipe
+from equirelax_lab.tasks.settings import (
+    EARLIER,
+    NAMES,
+    Dataset,
+    Network,
+    ResidualSettings,
+    RunConfig,
+    Training,
+    made,
+)
+from equirelax_lab.tasks.strengths import choice
+
+
+def from_recipe(recipe: Recipe, dataset: type[Dataset], network: type[Network]) -> RunConfig:
+    """The settings of a recipe, with seed 0.
+
+    Args:
+        recipe: what its file says.
+        dataset, network: the types of these sections.
+
+    Raises:
+        ConfigError: the recipe has a key or a value that the settings do not have.
+    """
+    try:
+        return _config(
+            recipe.benchmark,
+            recipe.model,
+            recipe.method,
+            recipe.settings,
+            (dataset, network),
+            recipe.variant,
+            recipe.trained_as,
+        )
+    except ConfigError as error:
+        where = f"{recipe.benchmark} {recipe.model} {recipe.method} {recipe.variant}"
+        raise ConfigError(f"The recipe {where}: {error}") from error
+
+
+def is_earlier(values: Mapping[str, Any]) -> bool:
+    """Whether `values` are all settings of a run, written by version 0.1."""
+    return "recipe" not in values and all(
+        key in values for key in ("seed", "epochs", "dataset", "network", "residual", "strength")
+    )
+
+
+def from_earlier(values: Mapping[str, Any], dataset: type[Dataset], network: type[Network]) -> RunConfig:
+    """The settings of a run of version 0.1: what it did not have yet is as it was then, which is every default."""
+    own = {key: value for key, value in values.items() if key not in (*NAMES, "seed")}
+    config = _config(
+        values["benchmark"], values["model"], values["method"], own, (dataset, network), EARLIER, None
+    )
+    return config.updated({"seed": values["seed"]})
+
+
+def _config(
+    benchmark: str,
+    model: str,
+    method: str,
+    values: Mapping[str, Any],
+    types: tuple[type[Dataset], type[Network]],
+    variant: str,
+    trained_as: str | None,
+) -> RunConfig:
+    kinds: dict[str, Any] = {
+        "dataset": types[0],
+        "network": types[1],
+        "residual": ResidualSettings,
+        "strength": choice(method).strength,
+    }
+    training = {key: value for key, value in values.items() if key not in kinds}
+    return RunConfig(
+        benchmark=benchmark,
+        model=model,
+        method=method,
+        seed=0,
+        training=made(Training, training, ""),
+        recipe=variant,
+        trained_as=trained_as,
+        **{name: made(kind, values.get(name) or {}, f"{name}.") for name, kind in kinds.items()},
+    )
+
+
+def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value of the recipe, value here) of every setting in which a run differs from its recipe."""
+    found: dict[str, tuple[Any, Any]] = {}
+    ours, theirs = config.to_dict(), base.to_dict()
+    for key, value in theirs.items():
+        if key in (*NAMES, "seed"):
+            continue
+        if not isinstance(value, dict):
+            if ours[key] != value:
+                found[key] = (value, ours[key])
+            continue
+        for inner, before in value.items():
+            if ours[key].get(inner) != before:
+                found[f"{key}.{inner}"] = (before, ours[key].get(inner))
+    return found

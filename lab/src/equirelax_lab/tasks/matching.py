@@ -1,0 +1,65 @@
+"""Comparisons that match: every row is trained as the relaxed method that the comparison is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equirelax.errors import ConfigError
+from equirelax_lab.recipes import variants
+from equirelax_lab.tasks.strengths import choice, is_learnt, needs_residuals
+
+CONTROLS = ("equivariant-control",)
+"""Methods with residuals that relax nothing."""
+
+
+def about(methods: Sequence[str], named: str | None = None) -> str | None:
+    """The method that a comparison of `methods` is about.
+
+    Args:
+        methods: of its rows.
+        named: by whoever asks for the comparison; None chooses: the first one whose strengths are learnt, else the first one
+            that relaxes, and None where none does.
+
+    Raises:
+        ConfigError: `named` is none of `methods`.
+    """
+    if named is not None:
+        choice(named)
+        if named not in methods:
+            raise ConfigError(
+                f"The comparison is to be about '{named}', which is none of its methods: {', '.join(methods)}."
+            )
+        return named
+    relaxing = [name for name in methods if needs_residuals(name) and name not in CONTROLS]
+    return next((name for name in relaxing if is_learnt(name)), next(iter(relaxing), None))
+
+
+def matched(
+    benchmark: str, model: str, method: str, about: str | None, variant: str = "published"
+) -> tuple[str, str | None]:
+    """(recipe, trained_as) of one row; see `equirelax_lab.recipes.read`.
+
+    Args:
+        benchmark, model, method: of the row.
+        about: whose training settings and data it takes; None: each row its own.
+        variant: the one wanted; where a method has none, the published one is taken.
+    """
+
+    def of(name: str) -> str:
+        return variant if variant in variants(benchmark, model, name) else "published"
+
+    own = of(method)
+    if about is None or about == method:
+        return own, None
+    theirs = of(about)
+    trained_as = about if theirs == "published" else f"{about} {theirs}"
+    return ("fair" if own == "published" else own), trained_as
+
+
+def check_variant(benchmark: str, pairs: Sequence[tuple[str, str]], variant: str) -> None:
+    """Raise `ConfigError` where none of the (model, method) has a variant."""
+    known = [name for model, method in pairs for name in variants(benchmark, model, method)]
+    if variant not in known:
+        raise ConfigError(
+            f"No method here has a recipe '{variant}'. There are: {', '.join(dict.fromkeys(known))}."
+        )

@@ -1,0 +1,189 @@
+"""N-body dynamics: where are five charged particles one time unit later? (EGNN's and SEGNN's benchmark; CR
+section 6.2, ACE section 5)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.symmetry import E, O, positions, vector
+from equirelax_lab.data import NBody, NBodySet
+from equirelax_lab.data.augment import random_rotation, turn_each
+from equirelax_lab.ranges import COUNT, DEGREE, DEPTH, WIDTH, Range, within
+from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
+from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
+
+AUDIT_SYSTEMS = 8
+EVALUATION_SEED = 0
+"""Of the rotations of validation and test systems."""
+
+
+@dataclass(kw_only=True)
+class NBodyDataset(Dataset):
+    """Which trajectories.
+
+    Attributes:
+        train: Training samples, the first ones of the set (at most 10,000; the papers use 3,000).
+        val: Validation samples (at most 2,000).
+        test: Test samples (at most 2,000).
+        system: Charged particles: 5 bodies.
+        clamp: The force rule: by component as in the public data, or by norm, which is equivariant.
+        rotations: What `augment` does: one rotation of a whole training batch, or one for each of its systems.
+        rotate_evaluation: Turn validation and test systems too, each by a rotation of its own, the same ones in every run.
+            An equivariant network cannot tell.
+    """
+
+    train: int = within(COUNT)
+    val: int = within(COUNT)
+    test: int = within(COUNT)
+    system: Literal["charged"] = "charged"
+    clamp: Literal["component", "norm"] = "component"
+    rotations: Literal["batch", "each"] = "batch"
+    rotate_evaluation: bool = False
+
+
+@dataclass(kw_only=True)
+class SEGNNNetwork(Network):
+    """Size of the SEGNN.
+
+    Attributes:
+        hidden: Width of the dense network whose number of weights the irreps match (64: 32x0e+32x1o at l_max
+            1).
+        layers: Rounds of message passing.
+        l_max: Largest degree of the features.
+        lmax_attributes: Largest degree of the edge and node attributes.
+        centre: Subtract each system's mean position: E(3) instead of O(3).
+        axis_centre: Subtract from every position its own mean over x, y and z, as the released code does. No rotation
+            respects that: the network is not equivariant then.
+    """
+
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+    l_max: int = within(DEGREE)
+    lmax_attributes: int = within(Range(1, 11))
+    centre: bool = False
+    axis_centre: bool = False
+
+
+@dataclass(kw_only=True)
+class EGNNNetwork(Network):
+    """Size of the EGNN.
+
+    Attributes:
+        hidden: Width of features and messages.
+        layers: Rounds of message passing.
+    """
+
+    hidden: int = within(WIDTH)
+    layers: int = within(DEPTH)
+
+
+class NBodyTask(Task):
+    """Positions at frame 40 from positions, velocities and charges at frame 30; MSE over bodies and
+    coordinates.
+    """
+
+    name: ClassVar[str] = "nbody"
+    title: ClassVar[str] = "N-body: five charged particles, positions after one time unit"
+    models: ClassVar[dict[str, str]] = {
+        "segnn": "steerable E(3) graph network on e3nn (4 layers, 32x0e+32x1o): predicts the displacement",
+        "egnn": "E(n) graph network (4 layers, 64 hidden)",
+    }
+    dataset_type = NBodyDataset
+    network_types: ClassVar[dict[str, type[Network]]] = {"segnn": SEGNNNetwork, "egnn": EGNNNetwork}
+    metric = Metric("MSE of the positions", "1e-3")
+    config: RunConfig
+
+    def load(self, split: Split) -> NBodySet:
+        """The first samples of a split, float32."""
+        dataset = self._dataset
+        count: int = getattr(dataset, split)
+        data = NBody(split, dataset.system, dataset.clamp, count, self.root)
+        if split == "train" or not dataset.rotate_evaluation:
+            return data
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        return data.turned(random_rotation(generator, count=len(data)))
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """The systems; with `augment` all of them turned by one rotation, or each by one of its own."""
+        if not self.config.training.augment or self._dataset.rotations == "batch":
+            return super().train_batch(data, indices, generator, share)
+        turns = random_rotation(generator, count=len(indices))[share]
+        batch: Batch = data.batch(indices[share], turns)
+        return batch
+
+    def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Every system turned about the origin by a rotation of its own, its target too."""
+        return turn_each(batch, ("positions", "velocities", "targets"), generator)
+
+    def build_model(self) -> nn.Module:
+        """A SEGNN or an EGNN."""
+        network = self.config.network
+        if isinstance(network, SEGNNNetwork):
+            from equirelax_lab.models import SEGNN
+
+            return SEGNN(
+                hidden=network.hidden,
+                l_max=network.l_max,
+                layers=network.layers,
+                lmax_attributes=network.lmax_attributes,
+                centre=network.centre,
+                axis_centre=network.axis_centre,
+            )
+        from equirelax_lab.models import EGNN
+
+        return EGNN(hidden=self._egnn.hidden, layers=self._egnn.layers, in_features=1, edge_features=2)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """SEGNN: positions, velocities, charges, edges, graph. EGNN: positions, velocities, speed, edges,
+        edge features.
+        """
+        b = batch
+        if self.config.model == "segnn":
+            return b["positions"], b["velocities"], b["charges"], b["edge_index"], b["graph"]
+        return b["positions"], b["velocities"], b["features"], b["edge_index"], b["edge_features"]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Positions (nodes, 3) at the target frame; SEGNN predicts what is added to the input's."""
+        output: Tensor = model(*self.inputs(batch))
+        return batch["positions"] + output if self.config.model == "segnn" else output
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error over systems, bodies and coordinates."""
+        return nn.functional.mse_loss(prediction, batch["targets"])
+
+    def error(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """The loss is the metric."""
+        return self.loss(prediction, batch)
+
+    def audit_case(self) -> AuditCase:
+        """Eight validation systems; O(3), or E(3) for EGNN and a centred SEGNN."""
+        inputs = self.inputs(self.load("val").batch(range(AUDIT_SYSTEMS)))
+        network = self.config.network
+        translates = not isinstance(network, SEGNNNetwork) or network.centre
+        group = E(3) if translates else O(3)
+        in_rep = (positions(group), vector(group), None, None, None)
+        out_rep = vector(group) if isinstance(network, SEGNNNetwork) else positions(group)
+        return AuditCase(inputs, in_rep, out_rep, group)
+
+    def published(self) -> dict[str, str]:
+        """ACE's table for SEGNN on 3,000 samples; EGNN's own number."""
+        if self.config.model == "segnn":
+            return {"strict": "5.6 ± 0.25", "scheduled": "4.9 ± 0.18", "ace": "3.8 ± 0.17"}
+        return {"strict": "7.1"}
+
+    @property
+    def _dataset(self) -> NBodyDataset:
+        dataset: NBodyDataset = self.config.dataset  # type: ignore[assignment]
+        return dataset
+
+    @property
+    def _egnn(self) -> EGNNNetwork:
+        network: EGNNNetwork = self.config.network  # type: ignore[assignment]
+        return network

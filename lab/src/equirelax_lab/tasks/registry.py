@@ -1,0 +1,118 @@
+"""The benchmarks by name, and the default settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax_lab.ranges import shown
+from equirelax_lab.tasks.from_recipe import changes, from_earlier, is_earlier
+from equirelax_lab.tasks.md17 import MD17Task
+from equirelax_lab.tasks.mocap import MocapTask
+from equirelax_lab.tasks.modelnet import ModelNetTask
+from equirelax_lab.tasks.nbody import NBodyTask
+from equirelax_lab.tasks.qm9 import QM9Task
+from equirelax_lab.tasks.rotmnist import RotMNISTTask
+from equirelax_lab.tasks.settings import EARLIER, RunConfig
+from equirelax_lab.tasks.smoke import SmokeTask
+from equirelax_lab.tasks.strengths import choice
+from equirelax_lab.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, MD17Task, SmokeTask, RotMNISTTask)
+}
+
+
+def task_class(benchmark: str) -> type[Task]:
+    """The benchmark called `benchmark`. Raises `ConfigError` with a suggestion if there is none."""
+    if benchmark not in TASKS:
+        raise ConfigError(
+            f"Unknown benchmark '{benchmark}'.{did_you_mean(benchmark, list(TASKS))} "
+            f"Known: {', '.join(TASKS)}."
+        )
+    return TASKS[benchmark]
+
+
+def defaults(
+    benchmark: str,
+    model: str | None,
+    method: str,
+    recipe: str = "published",
+    trained_as: str | None = None,
+) -> RunConfig:
+    """The settings of a recipe; `model` None takes the benchmark's first. See `equirelax_lab.recipes.read`.
+
+    Raises:
+        ConfigError: an unknown benchmark, model, method or variant.
+    """
+    task = task_class(benchmark)
+    model = model or next(iter(task.models))
+    _check_names(task, model, method)
+    if trained_as is not None:
+        choice(trained_as.partition(" ")[0])
+    return task.defaults(model, method, recipe, trained_as)
+
+
+def _check_names(task: type[Task], model: str, method: str) -> None:
+    choice(method)
+    if model not in task.models:
+        raise ConfigError(
+            f"Benchmark '{task.name}' has no model '{model}'.{did_you_mean(model, list(task.models))} "
+            f"Known: {', '.join(task.models)}."
+        )
+
+
+def base_of(config: RunConfig) -> RunConfig:
+    """The settings that a run's begin with: of its recipe; for a run of version 0.1 the published ones."""
+    recipe = "published" if config.recipe == EARLIER else config.recipe
+    return defaults(config.benchmark, config.model, config.method, recipe, config.trained_as)
+
+
+def named(config: RunConfig) -> dict[str, Any]:
+    """Which recipe a run began with, and where it differs from it, as result.json has it."""
+    differing = {} if config.recipe == EARLIER else changes(config, base_of(config))
+    return {
+        "variant": config.recipe,
+        "trained_as": config.trained_as,
+        "changed": {key: {"recipe": before, "here": here} for key, (before, here) in differing.items()},
+    }
+
+
+def check_optimizer(config: RunConfig) -> None:
+    """Raise `ConfigError` where a method that is an optimiser's (strict-muon) is to train with another one."""
+    own = choice(config.method).optimizer
+    if own not in (None, config.training.optimizer):
+        raise ConfigError(
+            f"'optimizer' is '{config.training.optimizer}', but {config.method} is strict training with '{own}': leave the "
+            f"key out, or take method strict; in a study's file, per_method: {{{config.method}: {{optimizer: {own}}}}}."
+        )
+
+
+def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `RunConfig.to_dict` gave.
+
+    Raises:
+        ConfigError: `benchmark` or `method` is missing, or a key or value is not known.
+    """
+    for key in ("benchmark", "model", "method"):
+        if not isinstance(values.get(key), str):
+            raise ConfigError(f"The configuration does not say which {key} it is for: add the key '{key}'.")
+    benchmark, model, method = values["benchmark"], values["model"], values["method"]
+    if is_earlier(values) or values.get("recipe") == EARLIER:
+        task = task_class(benchmark)
+        _check_names(task, model, method)
+        return from_earlier(values, task.dataset_type, task.network_types[model])
+    recipe, trained_as = values.get("recipe", "published"), values.get("trained_as")
+    for key, value in (("recipe", recipe), ("trained_as", trained_as)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"'{key}' is {shown(value)}; expected a name.")
+    return defaults(benchmark, model, method, recipe, trained_as).updated(values)
+
+
+def build_task(config: RunConfig, root: Path | None = None) -> Task:
+    """The benchmark of a configuration."""
+    return task_class(config.benchmark)(config, root)

@@ -1,0 +1,138 @@
+"""What a run's metrics.csv says of its course: do strengths, multipliers and slacks vanish or still move, did the loss
+jump?
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax_lab.training.folder import read_table
+
+COURSES = ("gamma", "multiplier", "slack")
+"""What is followed; columns are named KIND/RESIDUAL."""
+
+SPIKE, SPIKE_EPOCHS = 1000.0, 2
+"""A loss that is so many times larger than before, for so many epochs at least, is reported."""
+
+Courses = dict[str, dict[str, list[float]]]
+"""Kind -> residual -> value at the end of every epoch."""
+
+
+def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, checked.
+
+    Args:
+        path: of the file.
+        epochs: that the run trained for: the last row must be of the last one. None does not ask.
+
+    Raises:
+        ConfigError: the file is missing, cut short, or holds something that is no number.
+    """
+    try:
+        rows = read_table(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. {_ADVICE}") from error
+    if not rows or "epoch" not in rows[0]:
+        raise ConfigError(f"{path} is damaged: it has no row with an epoch. {_ADVICE}")
+    for row in rows:
+        for column, value in row.items():
+            if value and not _is_number(value):
+                raise ConfigError(
+                    f"{path} is damaged: column {column} holds '{value[:20]}' at epoch '{row['epoch'][:20]}'. {_ADVICE}"
+                )
+    if not all(row["epoch"].isdigit() for row in rows):
+        raise ConfigError(f"{path} is damaged: a row has no epoch. {_ADVICE}")
+    if epochs is not None and int(rows[-1]["epoch"]) + 1 != epochs:
+        raise ConfigError(
+            f"{path} is damaged: it ends at epoch {int(rows[-1]['epoch']) + 1} of {epochs}. {_ADVICE}"
+        )
+    return rows
+
+
+def courses(rows: Sequence[Mapping[str, str]]) -> Courses:
+    """The columns that are followed, empty cells as NaN; {} for a run without residuals."""
+    found: Courses = {}
+    for column in rows[0] if rows else ():
+        kind, slash, key = column.partition("/")
+        if slash and kind in COURSES:
+            found.setdefault(kind, {})[key] = [float(row[column] or "nan") for row in rows]
+    return found
+
+
+def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
+    """How strengths and multipliers ended.
+
+    Returns:
+        None for a run without residuals; else
+        ``max_abs_gamma``: {largest over residuals and epochs, end: largest over residuals after the last epoch};
+        ``window``: {first, last} epoch (from 1) of the last tenth of training;
+        ``drift``: kind (gamma, multiplier, slack) -> {change, swing, relative}: over that window, largest over the
+        residuals of the change from its first to its last value and of the range of its values; and the swing over
+        the largest value in the window (1 or more: it goes around zero; near 0: it hardly moved in the window).
+    """
+    found = courses(rows)
+    if "gamma" not in found:
+        return None
+    epochs = [int(row["epoch"]) + 1 for row in rows]
+    start = epochs[-1] - max(math.ceil(epochs[-1] / 10), 1)  # the end of this epoch begins the window
+    inside = [index for index, epoch in enumerate(epochs) if epoch >= start] or [0]
+    gammas = found["gamma"].values()
+    return {
+        "max_abs_gamma": {
+            "largest": max((abs(g) for course in gammas for g in course if math.isfinite(g)), default=0.0),
+            "end": max((abs(course[-1]) for course in gammas), default=0.0),
+        },
+        "window": {"first": epochs[inside[0]], "last": epochs[-1]},
+        "drift": {kind: _drift(several.values(), inside) for kind, several in found.items()},
+    }
+
+
+def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
+    """Where the mean training loss of an epoch was `SPIKE` times the smallest before it, for `SPIKE_EPOCHS` or longer.
+
+    Returns:
+        For each: ``first`` and ``last`` epoch (from 1), ``before``: the smallest loss until then, ``largest`` loss.
+    """
+    found: list[dict[str, float]] = []
+    lowest, current = math.inf, None
+    for row in rows:
+        if not row.get("train/loss"):
+            continue
+        epoch, loss = int(row["epoch"]) + 1, float(row["train/loss"])
+        if 0 < lowest < loss / SPIKE:
+            current = current or {"first": epoch, "last": epoch, "before": lowest, "largest": loss}
+            current["last"], current["largest"] = epoch, max(current["largest"], loss)
+        elif current is not None:
+            found.append(current)
+            current = None
+        lowest = min(lowest, loss)
+    found += [current] if current is not None else []
+    return [one for one in found if one["last"] - one["first"] + 1 >= SPIKE_EPOCHS]
+
+
+def _drift(several: Any, inside: Sequence[int]) -> dict[str, float]:
+    windows = [[v for v in (course[i] for i in inside) if math.isfinite(v)] for course in several]
+    windows = [window for window in windows if window]
+    swing = max((max(window) - min(window) for window in windows), default=0.0)
+    size = max((abs(v) for window in windows for v in window), default=0.0)
+    return {
+        "change": max((abs(window[-1] - window[0]) for window in windows), default=0.0),
+        "swing": swing,
+        "relative": swing / size if size > 0 else 0.0,
+    }
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_ADVICE = "Train the run again, or name another one."

@@ -1,0 +1,78 @@
+"""The equivariance error while a run trains: cheap enough for validations, and without a trace in the run itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from equirelax.auditing.coordinates import coordinates, with_translations
+from equirelax.auditing.error import measure
+from equirelax.auditing.state import measuring
+from equirelax.errors import NonFiniteError
+from equirelax.relaxation import relaxation_of
+from equirelax_lab.tasks.task import AuditCase
+from equirelax_lab.training.assembly import Assembly
+
+ELEMENTS = 2
+"""Group elements drawn, beside one of every further component (a reflection) or the generators of a finite group."""
+RELAXED, PROJECTED = "equivariance/relaxed", "equivariance/projected"
+"""Columns of metrics.csv."""
+
+
+class Gauge:
+    """Measures the present network of a run, again and again on the same samples and group elements.
+
+    What changes from one measurement to the next is the network alone. Weights, gradients, modes and random states
+    are left as they were, so that a run is the same with and without it.
+
+    Args:
+        assembly: The run's objects.
+    """
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self._case: AuditCase | None = None
+
+    def errors(self) -> dict[str, float]:
+        """Largest relative equivariance error in float64, as trained and without residuals; {} where the group does not
+        act exactly on samples. NaN where the network gives something that is not finite.
+        """
+        task = self.assembly.task
+        if not task.auditable:
+            return {}
+        model = self._model()
+        device = next(model.parameters()).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # that one has no float64
+        with torch.random.fork_rng(devices=[]):
+            case = self._case = self._case or task.audit_case()
+        sample = tuple(part.to(device) if isinstance(part, Tensor) else part for part in case.sample)
+        with case.headed(model), measuring(model, dtype):
+            relaxed = _error(model, case, sample, dtype)
+            if self.assembly.relaxation is None:
+                return {RELAXED: relaxed, PROJECTED: relaxed}
+            with relaxation_of(model).strict():
+                return {RELAXED: relaxed, PROJECTED: _error(model, case, sample, dtype)}
+
+    def _model(self) -> nn.Module:
+        """The network, or where several processes train it a copy: a parameter that is cast to another dtype and back
+        is no longer averaged over processes, for PyTorch drops the hooks on its gradient.
+        """
+        model = self.assembly.model
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return copy.deepcopy(model) if several else model
+
+
+def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:
+    group = case.group
+    drawn = group.sample(ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = with_translations(group, drawn, coordinates(sample, case.in_rep).largest or 1.0)
+    further = group.discrete(dtype=torch.float64)
+    try:
+        found = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
+    except NonFiniteError:
+        return float("nan")
+    return found.relative

@@ -1,0 +1,75 @@
+"""The metric of a model over a split: relaxed, projected and folded."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import DataError
+from equirelax.relaxation import cannot_fold, project
+from equirelax_lab.data import Samples
+from equirelax_lab.tasks.task import Task
+from equirelax_lab.training.assembly import Assembly
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; its mode is restored."""
+    before = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(before)
+
+
+def totals(task: Task, model: nn.Module, data: Samples) -> Tensor:
+    """(k,) float64 sums of the task's statistics over the samples of `data`."""
+    total: Tensor | None = None
+    with evaluating(model):
+        for start in range(0, len(data), task.chunk):
+            rows = range(start, min(start + task.chunk, len(data)))
+            batch = task.eval_batch(data, rows)
+            part = task.statistics(task.predict(model, batch), batch, len(rows)).double()
+            total = part if total is None else total + part
+    if total is None:
+        raise DataError(f"{task.name}: there are no samples to evaluate on.")
+    return total
+
+
+def mean_error(task: Task, model: nn.Module, data: Samples) -> float:
+    """The headline metric over the samples of `data`, in the metric's unit."""
+    return task.metrics(totals(task, model, data))[task.metric.name]
+
+
+def evaluate_all(assembly: Assembly, data: Samples) -> dict[str, dict[str, float] | None]:
+    """All metrics {relaxed, projected, folded}; folded is None where a residual cannot be folded. A model
+    without relaxation has the same values thrice.
+    """
+    task, model, relaxation = assembly.task, assembly.model, assembly.relaxation
+    relaxed = task.metrics(totals(task, model, data))
+    if relaxation is None:
+        return {"relaxed": relaxed, "projected": relaxed, "folded": relaxed}
+    with relaxation.strict():
+        projected = task.metrics(totals(task, model, data))
+    folded = None
+    if not cannot_fold(relaxation):
+        copied = copy.deepcopy(model)
+        project(copied, mode="fold")
+        folded = task.metrics(totals(task, copied, data))
+    return {"relaxed": relaxed, "projected": projected, "folded": folded}
+
+
+def evaluate(assembly: Assembly, data: Samples) -> dict[str, float | None]:
+    """The headline metric {relaxed, projected, folded}; see `evaluate_all`."""
+    return headline_of(assembly.task, evaluate_all(assembly, data))
+
+
+def headline_of(task: Task, values: dict[str, dict[str, float] | None]) -> dict[str, float | None]:
+    """The headline metric alone out of what `evaluate_all` gave."""
+    return {kind: None if found is None else found[task.metric.name] for kind, found in values.items()}

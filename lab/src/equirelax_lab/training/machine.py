@@ -1,0 +1,42 @@
+"""Where and how a run executes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from equirelax_lab.ranges import JOBS, within
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run executes; it does not change what is computed, beyond rounding.
+
+    Attributes:
+        accelerator: cpu, gpu, or auto.
+        devices: Number of devices (processes).
+        accumulate: Parts in which every batch is computed, one after the other, to need less memory. A last batch with
+            fewer samples than parts is left out; what looks at a whole batch (batch norm) sees a part.
+        precision: 32-true, or bf16-mixed: products of a training step in bfloat16. Weights, penalties, strengths,
+            validation and test stay in full precision.
+        strategy: Lightning's strategy: auto, ddp, ...
+        threads: Threads of torch in every process; small models are fastest with one.
+        progress: Show a bar or lines.
+        tensorboard: Write TensorBoard events beside metrics.csv.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = within(JOBS, 1)
+    accumulate: int = within(JOBS, 1)
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    strategy: str = "auto"
+    threads: int = within(JOBS, 1)
+    progress: bool = True
+    tensorboard: bool = True
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,62 @@
+"""What tests of several rooms of the laboratory share: tiny N-body data, made once, and settings of runs of seconds."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import equirelax_lab.placements  # noqa: F401  (registers them)
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with 48 / 24 / 24 charged systems."""
+    from equirelax_lab.data import nbody
+
+    root = tmp_path_factory.mktemp("data")
+    nbody.make(sizes={"train": 48, "val": 24, "test": 24}, root=root, threads=1)
+    return root
+
+
+TINY: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 20,
+    "validate_every": 2,
+    "checkpoint_every": 10,
+    "drop_last": False,  # a last batch of 8
+    "dataset": {"train": 48, "val": 24, "test": 24},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """A function (method, model="segnn", **changes) -> settings of a run of seconds on `tiny_root`."""
+    from equirelax_lab.tasks.registry import defaults
+
+    def config(method: str, model: str = "segnn", **changes: Any) -> Any:
+        network = {"layers": 1, "hidden": 16} if model == "segnn" else {"layers": 2, "hidden": 8}
+        return defaults("nbody", model, method).updated({**TINY, "network": network, **changes})
+
+    return config
+
+
+@pytest.fixture
+def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands start as processes, which would import everything first, is done in this one; a real one ends likewise."""
+    from equirelax_lab.cli import main
+    from equirelax_lab.training import jobs
+
+    def obeyed(words: list[str], *, stdout: IO[bytes], **_: Any) -> subprocess.Popen[bytes]:
+        threads = torch.get_num_threads()
+        with open(stdout.name, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            code = main(words[words.index("equirelax_lab.cli") + 1 :])
+        torch.set_num_threads(threads)
+        return subprocess.Popen(["sh", "-c", f"exit {code}"])
+
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=obeyed, STDOUT=subprocess.STDOUT))

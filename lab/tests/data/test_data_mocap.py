@@ -1,0 +1,350 @@
+"""The motion capture loader: against loops on made-up files, damaged files, and the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from equirelax_lab.data import data_root, mocap
+from equirelax_lab.data.mocap import skeleton_graph
+
+from equirelax.errors import DataError
+
+LENGTHS = [75, 80, 90, 77]
+BONES = np.array([[joint, (joint - 1) // 2] for joint in range(1, 31)])
+Arrays = dict[str, np.ndarray]
+
+
+def motion_arrays() -> Arrays:
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(1, 20, (sum(LENGTHS), 31, 3)).astype(np.float32)
+    names = np.array([f"joint{n}" for n in range(31)])
+    return {"pos": positions, "lengths": np.array(LENGTHS), "joints": names, "edges": BONES}
+
+
+def split_arrays() -> Arrays:
+    rng = np.random.default_rng(1)
+    arrays = {}
+    for split, trials in (("train", [2, 0]), ("val", [1]), ("test", [3])):
+        arrays[f"{split}_trial"] = np.array(trials)
+        arrays[f"{split}_start"] = np.stack([rng.permutation(45)[:42] for _ in trials])
+    return arrays
+
+
+def write(root: Path, motion: Arrays | None = None, split: Arrays | None = None) -> Path:
+    folder = root / "cmu_mocap"
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "cmu09_run.npz", **(motion_arrays() if motion is None else motion))
+    np.savez(folder / "egno_split_run.npz", **(split_arrays() if split is None else split))
+    return root
+
+
+def test_samples_follow_the_protocol(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    motion, split = motion_arrays(), split_arrays()
+    trials = np.split(motion["pos"], np.cumsum(LENGTHS)[:-1])
+    for name, used in (("train", 40), ("val", 42), ("test", 42)):
+        data = mocap.load(name, root=root)
+        expected = [
+            (trial, start)
+            for k, trial in enumerate(split[f"{name}_trial"])
+            for start in split[f"{name}_start"][k, :used]
+        ]
+        assert len(data) == len(expected)
+        for n, (trial, t) in enumerate(expected):
+            x = torch.from_numpy(trials[trial])
+            assert (data.trials[n], data.starts[n]) == (trial, t)
+            assert torch.equal(data.positions[n], x[t])
+            torch.testing.assert_close(data.velocities[n], x[t + 1] - x[t])
+            assert torch.equal(data.targets[n], x[t + 30])
+            assert torch.equal(data.trajectory[n], torch.stack([x[t + k] for k in (26, 27, 28, 29, 30)]))
+    assert data.joints[3] == "joint3"
+
+
+def test_starts_can_be_chosen(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    assert len(mocap.load("train", root=root, starts=3)) == 6
+    assert len(mocap.load("val", root=root, starts=42)) == 42
+    with pytest.raises(DataError, match="42 starts; 43"):
+        mocap.load("val", root=root, starts=43)
+
+
+def test_skeleton_graph_has_one_and_two_hops() -> None:
+    edges, hops = skeleton_graph(torch.from_numpy(BONES), 31)
+    near = {(a, b) for a, b in BONES.tolist()} | {(b, a) for a, b in BONES.tolist()}
+    two = {(a, c) for a, b in near for b2, c in near if b == b2 and a != c} - near
+    found = {tuple(e): h for e, h in zip(edges.T.tolist(), hops.tolist(), strict=True)}
+    assert found == {**dict.fromkeys(near, 1), **dict.fromkeys(two, 2)}
+    assert len(found) == edges.shape[1]
+
+
+def test_edge_features(tmp_path: Path) -> None:
+    data = mocap.load("val", root=write(tmp_path))
+    source, target = data.edge_index
+    lengths = (data.positions[:, source] - data.positions[:, target]).square().sum(-1)
+    torch.testing.assert_close(data.edge_features[..., 1], lengths)
+    assert set(data.edge_features[..., 0].unique().tolist()) == {1.0, 2.0}
+
+
+def test_published_height_depends_on_the_batch(tmp_path: Path) -> None:
+    data = mocap.load("train", root=write(tmp_path))
+    for chosen in ([0], [3, 8, 5]):
+        batch = data.batch(chosen)
+        y = data.positions[chosen][..., 1].flatten()
+        torch.testing.assert_close(batch["features"][:, 1], y / y.max())
+        speed = data.velocities[chosen].norm(dim=-1).flatten()
+        torch.testing.assert_close(batch["features"][:, 0], speed)
+    alone, together = data.batch([3])["features"], data.batch([3, 8, 5])["features"][:31]
+    assert not torch.equal(alone, together)
+
+
+def test_height_stays_when_the_pose_is_turned(tmp_path: Path) -> None:
+    data = mocap.load("train", root=write(tmp_path))
+    turn = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    plain, turned = data.batch([1, 2]), data.batch([1, 2], turn)
+    assert torch.equal(plain["features"], turned["features"])
+    torch.testing.assert_close(turned["positions"], plain["positions"] @ turn.T)
+    torch.testing.assert_close(turned["trajectory"], plain["trajectory"] @ turn.T)
+
+
+def test_fixed_height_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    data, train = (mocap.load(s, root=root, features="fixed-height") for s in ("test", "train"))
+    expected = data.positions[..., 1] / train.positions[..., 1].max()
+    torch.testing.assert_close(data.features[..., 1], expected)
+    assert torch.equal(data.batch([4])["features"], data.batch([4, 0])["features"][:31])
+    assert train.features[..., 1].max() == 1
+
+
+def test_invariant_features(tmp_path: Path) -> None:
+    data = mocap.load("test", root=write(tmp_path), features="invariant")
+    torch.testing.assert_close(data.features[..., 0], data.velocities.norm(dim=-1))
+    assert torch.equal(data.features[..., 1:], torch.eye(31).expand(len(data), -1, -1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    for name in ("cmu09_run.npz", "egno_split_run.npz"):
+        write(tmp_path)
+        cut(tmp_path / "cmu_mocap" / name)
+        with pytest.raises(DataError, match=rf"{name} is not a readable .npz"):
+            mocap.load("train", root=tmp_path)
+
+
+def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
+    write(tmp_path, motion={**motion_arrays(), "joints": np.array([None] * 31)})
+    with pytest.raises(DataError, match=r"cmu09_run\.npz is not a readable"):
+        mocap.load("train", root=tmp_path)
+
+
+def _nan(a: Arrays) -> None:
+    a["pos"][5, 3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_nan, "pos holds NaN"),
+        (lambda a: a.update(pos=a["pos"][:, :30]), "pos must be"),
+        (lambda a: a.update(lengths=a["lengths"] + 1), "lengths must be"),
+        (lambda a: a.update(edges=a["edges"] + 1), "edges must be"),
+        (lambda a: a.update(joints=a["joints"][:4]), "joints must be"),
+        (lambda a: a.pop("edges"), "arrays edges are missing"),
+    ],
+)
+def test_a_wrong_motion_file_is_named(
+    tmp_path: Path, spoil: Callable[[Arrays], object], message: str
+) -> None:
+    arrays = motion_arrays()
+    spoil(arrays)
+    write(tmp_path, motion=arrays)
+    with pytest.raises(DataError, match=rf"cmu09_run.npz: .*{message}"):
+        mocap.load("train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a.update(val_trial=np.array([9])), "not among the 4 trials"),
+        (lambda a: a.update(val_trial=np.array([0])), r"trials \[0\] are in more than one split"),
+        (lambda a: a.update(test_start=a["test_start"] + 30), "not 30 frames before the end"),
+        (lambda a: a.update(test_start=a["test_start"][0]), "must be integers"),
+        (lambda a: a.pop("train_start"), "arrays train_start are missing"),
+    ],
+)
+def test_a_wrong_split_file_is_named(tmp_path: Path, spoil: Callable[[Arrays], object], message: str) -> None:
+    arrays = split_arrays()
+    spoil(arrays)
+    write(tmp_path, split=arrays)
+    with pytest.raises(DataError, match=rf"egno_split_run.npz: .*{message}"):
+        mocap.load("train", root=tmp_path)
+
+
+def test_missing_files_and_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cmu35_walk.npz is missing.*equirelax list"):
+        mocap.load("train", case="walk", root=tmp_path)
+    for options in ({"split": "valid"}, {"case": "jump"}, {"features": "height"}):
+        with pytest.raises(DataError, match="choose one of"):
+            mocap.load(**{"split": "train", "root": tmp_path, **options})  # type: ignore[arg-type]
+
+
+def raw_files(folder: Path, trials: int = 4) -> tuple[Path, list[Path]]:
+    """A skeleton of 31 joints in a row, and trials of 40 + n frames in which the first bone turns."""
+    blocks = [
+        f"begin\nname b{n}\ndirection 0 1 0\nlength {n}\naxis 0 0 0 XYZ\n{'dof rx' if n == 1 else ''}\nend"
+        for n in range(1, 31)
+    ]
+    chain = "\n".join(f"{'root' if n == 1 else f'b{n - 1}'} b{n}" for n in range(1, 31))
+    asf = folder / "x.asf"
+    head = ":units\nangle deg\n:root\norder TX TY TZ RX RY RZ\n:bonedata\n"
+    asf.write_text(head + "\n".join(blocks) + f"\n:hierarchy\nbegin\n{chain}\nend\n")
+    paths = []
+    for trial in range(trials):
+        paths.append(folder / f"x_{trial + 1:02}.amc")
+        frames = [f"{t + 1}\nroot {t} 1 {trial} 0 0 0\nb1 {t}" for t in range(40 + trial)]
+        paths[-1].write_text(":DEGREES\n" + "\n".join(frames) + "\n")
+    return asf, paths
+
+
+def test_raw_files_in_the_layout_of_the_others(tmp_path: Path) -> None:
+    asf, amc = raw_files(tmp_path)
+    arrays = mocap.from_amc(asf, amc)
+    assert set(arrays) == {"pos", "lengths", "trials", "joints", "edges", "fps"}
+    assert arrays["pos"].shape == (40 + 41 + 42 + 43, 31, 3)
+    assert arrays["pos"].dtype == np.float32
+    assert arrays["lengths"].tolist() == [40, 41, 42, 43]
+    assert arrays["trials"].tolist() == ["x_01", "x_02", "x_03", "x_04"]
+    assert arrays["edges"].tolist() == [[n, n - 1] for n in range(1, 31)]
+    third = arrays["pos"][
+        40 + 41 + 10
+    ]  # frame 10: the root at (10, 1, 2), everything turned by 10 degrees about x
+    far = np.arange(31) * (np.arange(31) + 1) / 2
+    np.testing.assert_allclose(third[:, 0], 10, atol=1e-5)
+    np.testing.assert_allclose(third[:, 1], 1 + far * np.cos(np.radians(10)), rtol=1e-5)
+    np.testing.assert_allclose(third[:, 2], 2 + far * np.sin(np.radians(10)), rtol=1e-5)
+    with pytest.raises(DataError, match="No trial was named"):
+        mocap.from_amc(asf, [])
+
+
+def test_a_case_of_ones_own(tmp_path: Path) -> None:
+    asf, amc = raw_files(tmp_path)
+    motion, split = mocap.make("my-walk", asf, amc, seed=3, root=tmp_path)
+    assert (motion.name, split.name) == ("my-walk.npz", "my-walk_split.npz")
+    seen: dict[str, set[int]] = {}
+    for name, trials in zip(mocap.SPLITS, (2, 1, 1), strict=True):
+        data = mocap.load(name, case="my-walk", root=tmp_path)
+        assert len(data) == trials * 10  # the shortest trial has 40 frames
+        assert data.joints[:2] == ("root", "b1")
+        seen[name] = set(data.trials.tolist())
+        for n in range(len(data)):
+            t = float(data.starts[n])
+            assert data.positions[n, 0].tolist() == [t, 1, float(data.trials[n])]
+            assert data.targets[n, 0].tolist() == [t + 30, 1, float(data.trials[n])]
+        assert len({(int(a), int(b)) for a, b in zip(data.trials, data.starts, strict=True)}) == len(data)
+    assert sorted(trial for trials in seen.values() for trial in trials) == [0, 1, 2, 3]
+    before = motion.read_bytes(), split.read_bytes()
+    with pytest.raises(DataError, match="'my-walk' is there already"):
+        mocap.make("my-walk", asf, amc, root=tmp_path)
+    mocap.make("my-walk", asf, amc, seed=3, root=tmp_path, force=True)
+    assert (motion.read_bytes(), split.read_bytes()) == before
+    mocap.make("my-walk", asf, amc, seed=3, starts=4, root=tmp_path, force=True)
+    assert len(mocap.load("test", case="my-walk", root=tmp_path)) == 4
+
+
+def test_the_partition_of_the_protocol() -> None:
+    for count, sizes in ((11, [5, 3, 3]), (23, [11, 6, 6]), (3, [1, 1, 1])):
+        parts = mocap.make_split([200] * count, starts=80, seed=1)
+        assert [len(parts[f"{split}_trial"]) for split in mocap.SPLITS] == sizes
+        trials = np.concatenate([parts[f"{split}_trial"] for split in mocap.SPLITS])
+        assert sorted(trials.tolist()) == list(range(count))
+        for split in mocap.SPLITS:
+            starts = parts[f"{split}_start"]
+            assert starts.shape[1] == 80
+            assert 0 <= starts.min() <= starts.max() < 200 - 30
+            assert all(len(set(row.tolist())) == 80 for row in starts)
+    one, two = (mocap.make_split([200] * 11, starts=80, seed=seed) for seed in (1, 2))
+    assert any(not np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_training_samples_are_about_200(tmp_path: Path) -> None:
+    """The protocol's number: as many starts of every trial as make it up."""
+    write(tmp_path)
+    parts = {**split_arrays(), "train_trial": np.array([2, 0]), "val_trial": np.array([1])}
+    folder = tmp_path / "cmu_mocap"
+    np.savez(
+        folder / "many.npz",
+        **{**motion_arrays(), "pos": np.ones((800, 31, 3)), "lengths": np.array([200] * 4)},
+    )
+    parts.update({f"{s}_start": np.tile(np.arange(150), (len(parts[f"{s}_trial"]), 1)) for s in mocap.SPLITS})
+    np.savez(folder / "many_split.npz", **parts)
+    assert len(mocap.load("train", case="many", root=tmp_path)) == 200
+    assert len(mocap.load("test", case="many", root=tmp_path)) == 150
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "run"}, "not run or walk"),
+        ({"name": "../x"}, "use letters, digits"),
+        ({"amc": 2}, "Three trials or more are needed for train, val and test; got 2"),
+        ({"starts": 11}, "Trial 0 has 40 frames, which leave room for 10 starts; 11 were asked for"),
+        ({"starts": 0}, "0 were asked for"),
+    ],
+)
+def test_cases_that_cannot_be_made(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    asf, amc = raw_files(tmp_path)
+    name, count, starts = options.get("name", "new"), options.get("amc", 4), options.get("starts")
+    with pytest.raises(DataError, match=message):
+        mocap.make(name, asf, amc[:count], starts=starts, root=tmp_path)  # type: ignore[arg-type, misc]
+    assert not (tmp_path / "cmu_mocap").exists()
+
+
+def test_another_skeleton_is_refused_for_the_benchmark(tmp_path: Path) -> None:
+    """Its networks are for 31 joints; `from_amc` takes any skeleton."""
+    asf, amc = raw_files(tmp_path)
+    asf.write_text(asf.read_text().replace("b29 b30", "").replace("name b30", "name b30x"))
+    with pytest.raises(DataError, match="does not connect"):
+        mocap.make("new", asf, amc, root=tmp_path)
+    text = asf.read_text()
+    begin = text.rindex("begin\nname b30x")
+    asf.write_text(text[:begin] + text[text.index("end", begin) + 3 :])
+    assert mocap.from_amc(asf, amc)["pos"].shape[1] == 30
+    with pytest.raises(DataError, match=r"x\.asf: pos must be floating point of shape \(frames, 31, 3\)"):
+        mocap.make("new", asf, amc, root=tmp_path)
+
+
+def test_the_command_line_makes_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from equirelax_lab.cli import main
+
+    asf, amc = raw_files(tmp_path)
+    words = ["data", "make", "mocap", "--case", "dance", "--asf", str(asf), "--data", str(tmp_path)]
+    assert main([*words, "--amc", *map(str, amc), "--seed", "1"]) == 0
+    assert "dance_split.npz" in capsys.readouterr().out
+    assert len(mocap.load("train", case="dance", root=tmp_path)) == 20
+    assert main([*words, "--amc", *map(str, amc)]) != 0
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("case", "sizes"), [("run", (200, 240, 240)), ("walk", (198, 600, 600))])
+def test_the_real_files(case: str, sizes: tuple[int, int, int]) -> None:
+    files = mocap.CASES[case]
+    for name in (files.motion, files.split):
+        if not (data_root() / mocap.FOLDER / name).is_file():
+            pytest.skip(f"{name} is not under the data root {data_root()} (set EQUIRELAX_DATA)")
+    for split, size in zip(mocap.SPLITS, sizes, strict=True):
+        data = mocap.load(split, case=case)
+        assert len(data) == size
+        assert data.edge_index.shape == (2, 130)
+        assert 0.15 < data.velocities.norm(dim=-1).mean() < 0.6
+        # y is the height: feet near 0, head near 1.7 m (30 units); bones keep their length
+        assert 25 < data.positions[..., 1].max() < 35
+        hop = data.edge_features[..., 0] == 1
+        spread = data.edge_features[..., 1].sqrt().std(0)[hop[0]]
+        assert spread.max() < 0.02

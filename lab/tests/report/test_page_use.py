@@ -1,0 +1,140 @@
+"""A page in use: on a phone, with the keyboard alone, in light and dark, on paper."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+from devtools import Tab, browsing
+from equirelax_lab.report.collect import gather
+from equirelax_lab.report.page import write_page
+from test_html import Make, comparison, make
+
+__all__ = ["make"]  # the fixture
+
+DRAWN = "Array.from(document.querySelectorAll('figure.chart')).every(f => f.dataset.drawn === 'yes')"
+WIDER = """Array.from(document.querySelectorAll('body *')).filter(one => !one.closest('.wide') && !one.closest('.skip')
+  && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.tagName + '.' + one.getAttribute('class'))"""
+NEAR = """Array.from(document.querySelectorAll('figure.chart')).filter(f => f.checkVisibility() &&
+  f.getBoundingClientRect().top < innerHeight + 400 && f.getBoundingClientRect().bottom > -400)
+  .every(f => f.dataset.drawn === 'yes')"""
+FOCUSED = """(() => { const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
+  window.visited = window.visited || [];
+  const again = one === document.body || visited.includes(one);
+  if (!again) { visited.push(one); }
+  return {again: again, tag: one.tagName, name: one.className, seen: one.checkVisibility({opacityProperty: true}) &&
+    box.width > 0 && box.height > 0 && box.left > -2 && box.top > -2 && box.bottom < innerHeight + 2,
+    outline: style.outlineStyle !== 'none' ? parseFloat(style.outlineWidth) : 0}; })()"""
+MISSED = """(() => { const all = Array.from(document.querySelectorAll('a[href], button, summary, .wide'))
+  .filter(one => one.checkVisibility()); return [all.length, all.filter((one, i) => one !== visited[i]).length]; })()"""
+COLOURS = """Object.fromEntries(['ground', 'raised', 'ink', 'soft', 'link', 'warn'].map(
+  name => [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"""
+STRICT = "getComputedStyle(document.querySelectorAll('figure.chart')[2].querySelector('.js-line')).stroke"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.fixture
+def page(make: Make, tmp_path: Path) -> Path:
+    """A comparison's page."""
+    out = tmp_path / "report.html"
+    write_page(out, gather([comparison(make)]))
+    return out
+
+
+def test_on_a_phone_only_tables_are_wider_than_the_screen(page: Path, tmp_path: Path) -> None:
+    with browsing(tmp_path / "profile") as tab:
+        tab.size(390, 844, phone=True)
+        tab.open(page, "everything")
+        tab.wait(DRAWN)
+        assert tab.run("document.documentElement.scrollWidth") <= 390
+        assert tab.run(WIDER) == []
+        assert (
+            tab.run("Math.min(...Array.from(document.querySelectorAll('.plot')).map(p => p.clientWidth))")
+            > 300
+        )
+        legends = (
+            "Array.from(document.querySelectorAll('.legend')).map(one => one.getBoundingClientRect().bottom"
+        )
+        assert tab.run(f"Math.max(...{legends} - one.closest('.plot').getBoundingClientRect().bottom))") < 1
+
+
+def focused_by_tab(tab: Tab, most: int = 120) -> list[dict]:
+    """What has the focus after every press of Tab, until it leaves the page."""
+    found: list[dict] = []
+    for _ in range(most):
+        tab.wait(NEAR)
+        tab.press("Tab", 9)
+        now = tab.run(FOCUSED)
+        if now["again"]:
+            return found
+        found.append(now)
+    raise AssertionError("the focus does not come to an end")
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_every_control_in_order_and_is_seen_there(page: Path, tmp_path: Path) -> None:
+    with browsing(tmp_path / "profile") as tab:
+        tab.size(1000, 900)
+        tab.open(page)
+        found = focused_by_tab(tab)
+        assert tab.run(MISSED) == [len(found), 0]  # all of them, in the order of the page
+        assert [one for one in found if not one["seen"] or one["outline"] < 2] == []
+        assert {"A", "BUTTON", "SUMMARY", "DIV"} == {one["tag"] for one in found}
+        tab.open(page, "again")
+        tab.press("Tab", 9)
+        assert tab.run("document.activeElement.className") == "skip"
+        tab.press("Enter", 13, "\r")
+        tab.wait("document.activeElement.id === 'content'")
+        opened = "document.querySelectorAll('details[open]').length"
+        before = tab.run(opened)
+        tab.run(
+            "Array.from(document.querySelectorAll('summary')).find(one => !one.parentElement.open).focus()"
+        )
+        tab.press("Enter", 13, "\r")
+        tab.wait(f"{opened} === {before + 1}")
+        tab.run("document.getElementById('open-all').focus()")
+        tab.press(" ", 32, " ")
+        tab.wait(f"{opened} === document.querySelectorAll('details').length")
+        assert tab.run("document.getElementById('open-all').getAttribute('aria-pressed')") == "true"
+        tab.wait(DRAWN.replace(".every", ".filter(f => f.getBoundingClientRect().top < innerHeight).every"))
+
+
+@pytest.mark.slow
+def test_text_is_legible_in_light_and_dark_and_paper_is_white(page: Path, tmp_path: Path) -> None:
+    with browsing(tmp_path / "profile") as tab:
+        tab.prefers("dark")
+        tab.open(page, "everything")
+        tab.wait(DRAWN)
+        dark = tab.run(COLOURS)
+        assert tab.run(STRICT) == "rgb(242, 242, 242)"
+        tab.run("window.dispatchEvent(new Event('beforeprint'))")
+        paper = tab.run(COLOURS)
+        tab.wait(f"{STRICT} === 'rgb(0, 0, 0)'")
+        tab.run("window.dispatchEvent(new Event('afterprint'))")
+        assert tab.run(COLOURS) == dark
+        tab.wait(f"{STRICT} === 'rgb(242, 242, 242)'")
+        tab.prefers("light")
+        tab.wait(f"{STRICT} === 'rgb(0, 0, 0)'")
+        assert tab.run(COLOURS) == paper != dark
+        for colours in (dark, paper):
+            grounds = {colours["ground"], colours["raised"]}
+            assert all(
+                contrast(colours[name], g) >= 4.5 for name in ("soft", "link", "warn") for g in grounds
+            )
+            assert all(contrast(colours["ink"], g) >= 7 for g in grounds)
+        printed = base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 3

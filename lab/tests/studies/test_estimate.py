@@ -1,0 +1,122 @@
+"""How long a study will take: what is timed is what runs do, and the rest is arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from equirelax_lab.studies import estimate
+from equirelax_lab.studies.estimate import Cost, measure, overall
+from equirelax_lab.studies.live import duration
+from equirelax_lab.studies.spec import read_study
+from equirelax_lab.studies.state import states
+from equirelax_lab.studies.trials import trials
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["strict", "ace", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scheduled", "remul"))],
+)
+def test_a_run_of_every_kind_is_timed(method: str, tiny_config: Callable[..., Any], tiny_root: Path) -> None:
+    cost = measure(tiny_config(method), tiny_root)
+    assert min(cost.start, cost.epoch, cost.validation, cost.test) > 0
+    assert cost.forms == (1 if method == "strict" else 2)
+
+
+def test_steps_are_as_many_as_the_budget_allows(
+    tiny_config: Callable[..., Any], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    original = estimate.RelaxedModule.training_step
+
+    def counting(self: Any, batch: Any, index: int) -> Any:
+        counted.append(index)
+        return original(self, batch, index)
+
+    monkeypatch.setattr(estimate.RelaxedModule, "training_step", counting)
+    config = tiny_config("strict", batch_size=4)  # 12 steps an epoch
+    measure(config, tiny_root)
+    assert len(counted) == 12
+    counted.clear()
+    measure(config, tiny_root, budget=0.0)
+    assert len(counted) == estimate.LEAST_STEPS + 1
+
+
+def test_what_is_done_is_not_counted(tiny_config: Callable[..., Any]) -> None:
+    cost = Cost(start=5.0, epoch=2.0, validation=1.0, test=3.0, forms=1)
+    config = tiny_config("strict", epochs=10, validate_every=5)
+    assert cost.seconds(config) == 5 + 10 * 2 + 2 * 1 + (1 + 3)
+    assert cost.seconds(config, done=9) == 5 + 2 + 1 + 4
+    assert Cost(5.0, 2.0, 1.0, 3.0, forms=2).seconds(config) == 5 + 20 + 2 * 2 + 3 * 4
+
+
+def test_runs_side_by_side() -> None:
+    assert overall([], 2) == 0
+    assert overall([3, 3, 3], 1) == 9
+    assert overall([3, 3, 3], 2) == 6
+    assert overall([1, 1, 4], 2) == 5
+    assert overall([1, 5], 9) == 5
+
+
+def test_the_table_sums_up(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    found = states(trials(read_study(study_file(seeds=3, settings={"epochs": 60}))), tmp_path)
+    costs = {("tiny", kind): Cost(0.0, 60.0, 0.0, 0.0, 1) for kind in ("strict", "scheduled")}
+    found[0].status = "finished"
+    text = estimate.text(found, costs, jobs=2, threads=1)
+    assert "5 of 6 runs are left. They take about 3 h 0 min here, 2 at a time with 1 thread each." in text
+    lines = {line.split()[1]: line.split()[2:] for line in text.splitlines()[1:3]}
+    assert lines["strict"] == ["2", "60.00", "s", "1", "h", "0", "min", "2", "h", "0", "min"]
+    assert lines["scheduled"][0] == "3"
+
+
+def test_processes_share_batches_and_validation(
+    tiny_config: Callable[..., Any], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = estimate._evaluation_seconds
+
+    def evaluated(assembly: Any, data: Any) -> float:
+        sizes.append(len(data))
+        return original(assembly, data)
+
+    made: list[tuple[int, int]] = []
+
+    class Loader(estimate.EpochLoader):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append((self.world, len(self)))
+
+    monkeypatch.setattr(estimate, "_evaluation_seconds", evaluated)
+    monkeypatch.setattr(estimate, "EpochLoader", Loader)
+    measure(tiny_config("scheduled"), tiny_root, devices=2)
+    assert sizes == [12, 24]  # of 24 validation samples half; one process alone tests
+    assert made == [(2, 3)]
+
+
+def test_the_table_knows_processes_timeout_and_place(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    found = states(trials(read_study(study_file(seeds=2, settings={"epochs": 60}))), tmp_path)
+    costs = {
+        ("tiny", "strict"): Cost(0.0, 60.0, 0.0, 0.0, 1),
+        ("tiny", "scheduled"): Cost(0.0, 70.0, 0.0, 0.0, 1),
+    }
+    text = estimate.text(found, costs, 2, 1, devices=4, timeout=4000.0, place="elsewhere")
+    assert "They take about 2 h 20 min elsewhere, 2 at a time with 4 processes of 1 thread each." in text
+    assert text.endswith("Longer than the study's timeout, 1 h 7 min: scheduled. Raise it.")
+    assert "timeout" not in estimate.text(found, costs, 2, 1, timeout=4300.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (3570, "1 h 0 min"),
+        (12000, "3 h 20 min"),
+        (187200, "2 d 4 h"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,117 @@
+"""Settings: the unknown or ill-typed is refused with a suggestion; what is written is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from equirelax_lab.tasks.registry import TASKS, config_from_dict, defaults
+from equirelax_lab.tasks.settings import read_yaml
+from equirelax_lab.tasks.strengths import CHOICES, ACEStrength, ResilientStrength, ScheduledStrength
+
+from equirelax.errors import ConfigError
+
+
+@pytest.mark.parametrize("method", CHOICES)
+@pytest.mark.parametrize(
+    ("benchmark", "model"), [(name, model) for name, task in TASKS.items() for model in task.models]
+)
+def test_every_default_goes_through_yaml_and_back(
+    benchmark: str, model: str, method: str, tmp_path: Path
+) -> None:
+    if (benchmark, model, method) == ("qm9", "schnet", "equivariant-control"):
+        with pytest.raises(ConfigError, match="another method"):
+            defaults(benchmark, model, method)
+        return
+    config = defaults(benchmark, model, method)
+    config.write(tmp_path / "config.yaml")
+    assert config_from_dict(read_yaml(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epocks": 3}, r"Unknown key 'epocks'.*'epochs'"),
+        ({"dataset": {"trian": 3}}, r"Unknown key 'dataset.trian'.*'train'"),
+        ({"epochs": "many"}, r"'epochs' is 'many'; expected int"),
+        ({"epochs": True}, r"'epochs' is True; expected int"),
+        ({"learning_rate": [1]}, r"expected float"),
+        ({"optimizer": "adamm"}, r"'optimizer' is 'adamm'.*Did you mean 'adam'"),
+        ({"strength": {"rows": 1.5}}, r"'strength.rows' is 1.5; expected int or NoneType"),
+        ({"dataset": 3}, r"'dataset' should be a mapping"),
+        ({"method": "ace"}, r"for method 'ace', not 'scheduled'"),
+        ({"seed": -1}, r"'seed' is -1"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        defaults("nbody", "segnn", "scheduled").updated(values)
+
+
+def test_an_integer_is_taken_where_a_float_is_wanted() -> None:
+    config = defaults("nbody", "segnn", "ace").updated({"learning_rate": 1, "strength": {"dual_lr": 2}})
+    assert config.training.learning_rate == 1.0
+    assert dataclasses.asdict(config.strength)["dual_lr"] == 2.0
+
+
+def test_unknown_names_are_suggested() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'nbody'"):
+        defaults("nbdy", None, "strict")
+    with pytest.raises(ConfigError, match="Did you mean 'segnn'"):
+        defaults("nbody", "segn", "strict")
+    with pytest.raises(ConfigError, match="Did you mean 'resilient'"):
+        defaults("nbody", "segnn", "resilent")
+    with pytest.raises(ConfigError, match="which method"):
+        config_from_dict({"benchmark": "nbody", "model": "segnn"})
+
+
+def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "none.yaml")
+    for text in ("- 1\n- 2\n", "a: [", "!!python/object/apply:os.getcwd []"):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError):
+            read_yaml(path)
+    assert yaml.safe_load("a: 1") == {"a": 1}
+
+
+def test_the_papers_settings_of_nbody() -> None:
+    strict = defaults("nbody", "segnn", "strict")
+    assert (strict.training.learning_rate, strict.training.weight_decay, strict.training.batch_size) == (
+        5e-4,
+        1e-12,
+        100,
+    )
+    assert (strict.training.epochs, strict.training.augment) == (1000, True)
+    assert dataclasses.asdict(strict.dataset)["train"] == 3000
+    scheduled = defaults("nbody", "segnn", "scheduled")
+    assert isinstance(scheduled.strength, ScheduledStrength)
+    assert (scheduled.strength.lie_weight, scheduled.strength.norm_weight) == (0.01, 0.01)
+    assert scheduled.strength.scaling == "root-sum"
+    residual = scheduled.residual
+    assert (residual.kind, residual.init, residual.std, residual.bias) == ("dense", "normal", 1e-4, False)
+    ace = defaults("nbody", "segnn", "ace")
+    assert isinstance(ace.strength, ACEStrength)
+    assert (ace.training.learning_rate, ace.strength.dual_lr, ace.strength.dual_optimizer) == (
+        9e-4,
+        8e-4,
+        "adam",
+    )
+    assert (ace.residual.kind, ace.residual.layers, ace.residual.placement) == ("mlp", 3, "segnn-ace")
+    assert (ace.training.epochs, ace.training.augment, ace.training.drop_last) == (2000, False, True)
+    assert isinstance(defaults("nbody", "segnn", "resilient").strength, ResilientStrength)
+
+
+def test_the_papers_settings_of_mocap() -> None:
+    config = defaults("mocap", "egnn", "ace")
+    assert (config.training.epochs, config.training.batch_size, config.training.learning_rate) == (
+        3000,
+        12,
+        5e-4,
+    )
+    assert (config.training.weight_decay, config.training.gradient_clip) == (1e-10, 1.0)
+    assert isinstance(config.strength, ACEStrength)
+    assert (config.strength.dual_lr, config.strength.dual_eps) == (2e-4, 1e-4)

@@ -1,0 +1,81 @@
+"""Reading what a run wrote; refusing what it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equirelax_lab.training.assembly import assemble
+from equirelax_lab.training.checkpoint import load_run, read_run
+from equirelax_lab.training.folder import BEST, LAST
+from equirelax_lab.training.machine import Machine
+from equirelax_lab.training.run import train
+
+import equirelax
+from equirelax.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tiny_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a learnt relaxation."""
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny_config("ace"), folder, tiny_root, machine=Machine(progress=False, tensorboard=False))
+    return folder
+
+
+def test_a_run_is_rebuilt_from_either_file_or_its_folder(run: Path, tiny_root: Path) -> None:
+    for path in (run, run / BEST, run / LAST):
+        assembly = load_run(path, tiny_root)
+        assert assembly.relaxation is not None
+        assert len(assembly.relaxation.gamma_parameters()) == 2
+    stored = read_run(run / LAST)
+    assert stored.epochs == 4
+    for key, value in load_run(run / LAST).model.state_dict().items():
+        assert torch.equal(value, stored.weights[key]), key
+
+
+def test_files_hold_tensors_and_plain_data_only(run: Path) -> None:
+    for name in (BEST, LAST):
+        torch.load(run / name, weights_only=True)
+
+
+def test_other_files_are_refused_with_what_to_do(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_run(tmp_path / "nothing.ckpt")
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((run / BEST).read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt"):
+        read_run(damaged)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"weight": torch.zeros(2)}, foreign)
+    with pytest.raises(CheckpointError, match="equirelax train"):
+        read_run(foreign)
+    saved = tmp_path / "saved.pt"
+    equirelax.save(load_run(run).model, saved)
+    with pytest.raises(CheckpointError, match=r"equirelax\.load"):
+        read_run(saved)
+
+
+def test_weights_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
+    state = torch.load(run / BEST, weights_only=True)
+    state["config"]["network"]["hidden"] = 32
+    wrong = tmp_path / "wrong.ckpt"
+    torch.save(state, wrong)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_run(wrong)
+
+
+def test_runs_of_one_seed_start_from_the_same_strict_network(tiny_config: Callable[..., Any]) -> None:
+    strict = assemble(tiny_config("strict")).model.state_dict()
+    for method in ("scheduled", "ace", "resilient", "equivariant-control"):
+        relaxed = assemble(tiny_config(method))
+        assert relaxed.relaxation is not None
+        own = relaxed.relaxation.strict_state_dict()
+        assert own.keys() == strict.keys()
+        assert all(torch.equal(own[key], strict[key]) for key in strict)
+        assert relaxed.strict_parameters == sum(
+            p.numel() for p in assemble(tiny_config("strict")).model.parameters()
+        )

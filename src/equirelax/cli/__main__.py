@@ -1,7 +1,0 @@
-"""`python -m equirelax.cli`."""
-
-import sys
-
-from equirelax.cli.main import main
-
-sys.exit(main())
