@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from equirelax_lab.models import EGNO, EGNOLayer
 from equirelax_lab.models.egno import SHIFT_LIMIT, TemporalConvolution
 from equirelax_lab.models.exact import Exact
+from golden_files import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_inputs import batch_graphs, bodies, full_graph, random_orthogonal
@@ -36,20 +34,6 @@ PARTS = {
 }
 
 
-def golden_arrays() -> dict[str, Tensor]:
-    """The golden file's arrays, or a skip that says what is missing."""
-    folder = os.environ.get("EQUIRELAX_GOLDEN")
-    if folder is None and "EQUIRELAX_DATA" in os.environ:
-        folder = str(Path(os.environ["EQUIRELAX_DATA"]).resolve().parent / "golden")
-    if folder is None:
-        pytest.skip("neither EQUIRELAX_GOLDEN nor EQUIRELAX_DATA says where the golden outputs are")
-    path = Path(folder) / "egno.npz"
-    if not path.is_file():
-        pytest.skip(f"no golden outputs at {path}")
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(archive[key]) for key in archive.files}
-
-
 def published_weights(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The released network's weights under our names."""
     state = {}
@@ -66,11 +50,10 @@ def published_weights(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("watched", [True, False])
 def test_is_the_published_network(training: bool, watched: bool) -> None:
-    arrays = golden_arrays()
+    arrays = golden("egno")
     model = EGNO(hidden=64, layers=4, in_features=2, edge_features=2, steps=5, modes=2, time_features=32)
     model.load_state_dict(published_weights(arrays))  # strict: every published weight has its place
     model.train(training)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from e3nn import o3
 from equirelax_lab.models import SEGNN, SEGNNLayer
 from equirelax_lab.models.segnn import balanced_irreps
+from golden_files import golden
 from model_inputs import batch_graphs, bodies, full_graph, irregular_graph, random_orthogonal
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -27,19 +25,6 @@ SIZES = [
     {"hidden": 8, "l_max": 2, "lmax_attributes": 2},
     {"hidden": 8, "l_max": 1, "lmax_attributes": 2},
 ]
-
-
-def golden_path() -> Path:
-    """The golden file, or a skip that says what is missing."""
-    folder = os.environ.get("EQUIRELAX_GOLDEN")
-    if folder is None and "EQUIRELAX_DATA" in os.environ:
-        folder = str(Path(os.environ["EQUIRELAX_DATA"]).resolve().parent / "golden")
-    if folder is None:
-        pytest.skip("neither EQUIRELAX_GOLDEN nor EQUIRELAX_DATA says where the golden outputs are")
-    path = Path(folder) / "segnn_nbody.npz"
-    if not path.is_file():
-        pytest.skip(f"no golden outputs at {path}")
-    return path
 
 
 def released_names(model: SEGNN) -> dict[str, str]:
@@ -57,22 +42,21 @@ def released_names(model: SEGNN) -> dict[str, str]:
     return names
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("joint", [True, False])
 def test_is_the_published_network(training: bool, joint: bool) -> None:
     model = SEGNN(hidden=64, l_max=1, layers=4).train(training)
-    with np.load(golden_path(), allow_pickle=False) as golden, torch.no_grad():
+    arrays = golden("segnn_nbody")
+    with torch.no_grad():
         for own, released in released_names(model).items():
             parameter = model.get_parameter(own)
-            assert parameter.shape == golden[released].shape
-            parameter.copy_(torch.from_numpy(golden[released]))
+            assert parameter.shape == arrays[released].shape
+            parameter.copy_(arrays[released])
         for layer in model.layers:
             layer.joint_messages = joint
-        names = ("positions", "velocities", "charges", "edge_index")
-        displacement = model(*(torch.from_numpy(golden[name]) for name in names))
+        displacement = model(*(arrays[name] for name in ("positions", "velocities", "charges", "edge_index")))
         # e3nn's constants were rounded to float32 there
-        assert (displacement - torch.from_numpy(golden["displacement"])).abs().max() < 1e-7
+        assert (displacement - arrays["displacement"]).abs().max() < 1e-7
 
 
 def test_sizes_of_the_paper() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from equirelax_lab.models import VNDGCNN, VNPointNet
 from equirelax_lab.models.neighbours import knn
 from equirelax_lab.models.vector_neurons import VNLinear
+from golden_files import golden
 from model_inputs import random_orthogonal
 from torch import Tensor, nn
 
@@ -24,19 +22,6 @@ NETWORKS: dict[str, type[nn.Module]] = {"vn_pointnet": VNPointNet, "vn_dgcnn": V
 SMALL = {"classes": 7, "neighbours": 6, "width": 0.25}
 BOTH = pytest.mark.parametrize("network", [VNPointNet, VNDGCNN])
 POOLINGS = pytest.mark.parametrize("pooling", ["mean", "max"])
-
-
-def golden(name: str) -> Path:
-    """The golden file, or a skip that says what is missing."""
-    folder = os.environ.get("EQUIRELAX_GOLDEN")
-    if folder is None and "EQUIRELAX_DATA" in os.environ:
-        folder = str(Path(os.environ["EQUIRELAX_DATA"]).resolve().parent / "golden")
-    if folder is None:
-        pytest.skip("neither EQUIRELAX_GOLDEN nor EQUIRELAX_DATA says where the golden outputs are")
-    path = Path(folder) / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"no golden outputs at {path}")
-    return path
 
 
 def published(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,11 +36,9 @@ def published(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_is_the_published_network(name: str) -> None:
-    with np.load(golden(name), allow_pickle=False) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    arrays = golden(name)
     model = NETWORKS[name]().eval()
     weights = {k.removeprefix("weight:"): v for k, v in arrays.items() if k.startswith("weight:")}
     model.load_state_dict(published(model, weights))  # strict: every parameter and every statistic
@@ -63,7 +46,7 @@ def test_is_the_published_network(name: str) -> None:
     with torch.no_grad():
         found = model(arrays["points"])
         given = model(arrays["points"], knn(arrays["points"].transpose(1, 2), 20))
-    assert (expected - expected.mean(0)).abs().max() > 1e-5  # or any constant would do
+    assert (expected - expected.mean(0)).abs().max() > 1e-2  # or any constant would do
     assert (found - expected).abs().max() < 1e-12
     torch.testing.assert_close(given, found, rtol=0, atol=1e-14)
 
