@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import SE, SO, E, Group, O, Representation, from_irreps, vector
-from equirelax.symmetry.irreps import differences_of_turns, rotation_generators, rotation_vectors
+from equirelax.symmetry.exponential import rotation_vectors
+from equirelax.symmetry.irreps import differences_of_turns, rotation_generators
 
 o3 = pytest.importorskip("e3nn.o3", reason="needs e3nn")
 ALL = "3x0e+2x0o+2x1o+1x1e+2x2e+1x3o+1x6e"

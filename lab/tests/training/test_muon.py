@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import ConfigError
-from equirelax.relaxation.layers.matrices import matrices_of
+from equirelax.optim import matrices_of
 
 
 def slow_orthogonalised(gradient: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from equirelax.relaxation.linear_map import LinearMap
 from equirelax.relaxation.maps import DenseMap, ResidualKind, initialise
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import Representation
-from equirelax.symmetry.block import Block
+from equirelax.symmetry.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
 
-from equirelax.symmetry.block import Block
+from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
 from equirelax.symmetry.fields import GridField
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric

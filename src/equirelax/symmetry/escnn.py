@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.block import Block
-from equirelax.symmetry.blocks import Regular, Sign, Trivial, Vector
+from equirelax.symmetry.blocks import Block, Regular, Sign, Trivial, Vector
 from equirelax.symmetry.custom import Custom
 from equirelax.symmetry.exponential import matrix_exp
 from equirelax.symmetry.finite import Cyclic, Dihedral

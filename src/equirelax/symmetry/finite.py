@@ -55,7 +55,7 @@ def _check_n(name: str, n: int) -> int:
     return n
 
 
-class Cyclic(_FiniteGroup):
+class Cyclic(_FiniteGroup, names=["C(n)"]):
     """C_n, rotations of the plane by multiples of 2 pi / n: (2, 2) matrices. Elements in the order 1, r,
     r^2, ...
     """
@@ -70,7 +70,7 @@ class Cyclic(_FiniteGroup):
         return self._elements()[1:2]
 
 
-class Dihedral(_FiniteGroup):
+class Dihedral(_FiniteGroup, names=["D(n)"]):
     """D_n, the 2n symmetries of a regular n-gon: (2, 2) matrices.
 
     Elements in the order 1, r, ..., r^(n-1), s, r s, ..., where s = diag(1, -1) reflects y. Generators: r, s.
@@ -88,7 +88,7 @@ class Dihedral(_FiniteGroup):
         return elements[[self.n]] if self.n == 1 else elements[[1, self.n]]
 
 
-class Symmetric(_FiniteGroup):
+class Symmetric(_FiniteGroup, names=["S(n)"]):
     """S_n, permutations of n coordinates as (n, n) permutation matrices: (P x)_{p(i)} = x_i.
 
     Generators: the transposition of the first two, and the cycle of all n.

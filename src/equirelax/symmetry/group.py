@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from equirelax.files import did_you_mean
 from equirelax.symmetry.exponential import matrix_exp
 
 _TYPES: dict[str, Callable[..., Group]] = {}
+_NAMES: dict[str, Callable[..., Group]] = {}
 # Closing a set of generators under multiplication stops here: the group is then taken to be infinite.
 ELEMENT_LIMIT = 5_040
 
@@ -45,8 +47,14 @@ class Group(ABC):
     # What `contains` allows where no tolerance is given, by dtype of the element.
     tolerances: ClassVar[dict[torch.dtype, float]] = {torch.float64: 1e-9, torch.float32: 1e-4}
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, names: Sequence[str] = ()) -> None:
+        """Registers the class under its own name for `from_spec`, and under `names` for `from_name`.
+
+        Args:
+            names: written names, such as `SO(n)` where the constructor takes a size, else `Lorentz`.
+        """
         _TYPES[cls.__name__] = cls
+        _NAMES.update(dict.fromkeys(names, cls))
 
     @abstractmethod
     def _algebra(self) -> Tensor:
@@ -219,14 +227,20 @@ class Group(ABC):
 
     @staticmethod
     def from_name(name: str) -> Group:
-        """The group of a written name: `SO(3)`, `O(2)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`, `Lorentz`.
+        """The group called `name`: `SO(3)` or `SO3`, `O(2)`, `SE(3)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`, `Lorentz`.
 
         Raises:
-            RepresentationError: the name is unknown.
+            RepresentationError: no group has this name.
         """
-        from equirelax.symmetry.names import parse  # it needs every concrete group, which all need this file
-
-        return parse(name)
+        if name in _NAMES and "(n)" not in name:
+            return _NAMES[name]()
+        match = re.fullmatch(r"([A-Z]+)(?:\((\d+)\)|_?(\d+))", name)
+        if match and f"{match[1]}(n)" in _NAMES:
+            return _NAMES[f"{match[1]}(n)"](int(match[2] or match[3]))
+        examples = ["SO(2)", "O(2)", "SO(3)", "O(3)", "SE(3)", "E(3)", "C4", "D4", "S5", "Scaling", "Lorentz"]
+        raise RepresentationError(
+            f"Unknown group {name!r}.{did_you_mean(name, examples)} Known names look like {', '.join(examples)}."
+        )
 
     @cached_property
     def algebra_dim(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
-from equirelax.symmetry.block import Block
+from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.group import Group, constants
 from equirelax.symmetry.representation import Representation
 

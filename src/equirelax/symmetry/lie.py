@@ -116,13 +116,13 @@ class _RotationGroup(Group):
         return error
 
 
-class SO(_RotationGroup):
+class SO(_RotationGroup, names=["SO(n)"]):
     """Rotations of R^n, n >= 2. Sampled by Haar measure."""
 
     least_n = 2
 
 
-class O(_RotationGroup):  # noqa: E742
+class O(_RotationGroup, names=["O(n)"]):  # noqa: E742
     """Rotations and reflections of R^n, n >= 1. Sampled by Haar measure.
 
     The discrete generator is the inversion -1 for odd n, else the reflection of the first axis.
@@ -131,7 +131,7 @@ class O(_RotationGroup):  # noqa: E742
     has_reflections = True
 
 
-class SE(_RotationGroup):
+class SE(_RotationGroup, names=["SE(n)"]):
     """Rotations and translations of R^n, n >= 2, as homogeneous (n+1, n+1) matrices.
 
     Not compact. Sampled with Haar rotations and translations uniform in the cube [-1, 1]^n.
@@ -142,7 +142,7 @@ class SE(_RotationGroup):
     has_translations = True
 
 
-class E(_RotationGroup):
+class E(_RotationGroup, names=["E(n)"]):
     """Rotations, reflections and translations of R^n, n >= 1, as homogeneous (n+1, n+1) matrices.
 
     Not compact. Sampled with Haar rotations and reflections, and translations uniform in the cube [-1, 1]^n.
@@ -152,7 +152,7 @@ class E(_RotationGroup):
     has_translations = True
 
 
-class Scaling(Group):
+class Scaling(Group, names=["Scaling"]):
     """Multiplication by a positive number: elements are (1, 1) matrices [[s]], s > 0.
 
     Not compact. Sampled with log s uniform in [-log 2, log 2], so s lies between 1/2 and 2.
@@ -181,7 +181,7 @@ class Scaling(Group):
         return torch.where(s > 0, torch.zeros_like(s), torch.full_like(s, math.inf))
 
 
-class Lorentz(Group):
+class Lorentz(Group, names=["Lorentz", "SO+(1,3)"]):
     """The proper orthochronous Lorentz group SO+(1,3) on (t, x, y, z), with metric diag(1, -1, -1, -1), c =
     1.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equirelax.symmetry.block import Block, Kind
+from equirelax.symmetry.blocks import Block, Kind
 
 # Small matrices are slow to multiply: copies are grouped until a tile has about this many entries a side.
 TILE = 24

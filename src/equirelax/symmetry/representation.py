@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -12,8 +14,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import products
-from equirelax.symmetry.block import Block, Kind, block_from_spec
-from equirelax.symmetry.blocks import TensorProduct, Vector
+from equirelax.symmetry.blocks import Block, Kind, Vector, block_from_spec
 from equirelax.symmetry.group import Group
 
 
@@ -357,6 +358,50 @@ class Representation:
         if self.blocks and all(block.names_group for _, block in self.blocks):
             return self.label()
         return f"{self.label()}[{self.group.name}]"
+
+
+class TensorProduct(Block):
+    """rho_left (x) rho_right: entry (i, j) of the product is at index i * d_right + j."""
+
+    def __init__(self, left: Block, right: Representation) -> None:
+        if not (left.linear and right.linear):
+            raise RepresentationError(
+                f"The tensor product of {left!r} and {right!r} is not defined: positions are affine. Use "
+                "linear_part(), or vectors."
+            )
+        super().__init__(left.group, left.dim * right.dim, f"({left.name} x {right.label()})")
+        self.left = left
+        self.right = right
+
+    def matrix(self, g: Tensor) -> Tensor:
+        left, right = self.left.matrix(g), self.right.matrix(g)
+        product = left[..., :, None, :, None] * right[..., None, :, None, :]
+        return product.reshape(*g.shape[:-2], self.dim, self.dim)
+
+    def _generators(self) -> Tensor:
+        left, right = self.left.generators(), self.right.generators()
+        eye_left = torch.eye(self.left.dim, dtype=torch.float64)
+        eye_right = torch.eye(self.right.dim, dtype=torch.float64)
+        # d/dt of rho_left (x) rho_right: the product rule.
+        terms = [torch.kron(a, eye_right) + torch.kron(eye_left, b) for a, b in zip(left, right, strict=True)]
+        return torch.stack(terms) if terms else torch.zeros(0, self.dim, self.dim, dtype=torch.float64)
+
+    def _discrete(self) -> Tensor:
+        terms = [torch.kron(a, b) for a, b in zip(self.left.discrete(), self.right.discrete(), strict=True)]
+        return torch.stack(terms) if terms else torch.zeros(0, self.dim, self.dim, dtype=torch.float64)
+
+    @cached_property
+    def _key(self) -> str:
+        right = [(copies, block._key) for copies, block in self.right.blocks]
+        return json.dumps(["TensorProduct", self.left._key, right])
+
+    def arguments(self) -> dict[str, Any]:
+        return {"left": self.left.spec(), "right": self.right.block_specs()}
+
+    @classmethod
+    def from_arguments(cls, group: Group, arguments: dict[str, Any]) -> Block:
+        right = Representation.from_block_specs(group, arguments["right"])
+        return cls(block_from_spec(group, arguments["left"]), right)
 
 
 def _joined(parts: list[Tensor], axis: int, weight: Tensor, count: int) -> Tensor:

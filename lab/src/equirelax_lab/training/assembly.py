@@ -12,8 +12,8 @@ from torch import nn
 
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
+from equirelax.optim import matrices_of
 from equirelax.relaxation import Relaxation, Residual, relax
-from equirelax.relaxation.layers.matrices import matrices_of
 from equirelax_lab.tasks.built import build_method, build_wrapper
 from equirelax_lab.tasks.registry import build_task, check_optimizer
 from equirelax_lab.tasks.settings import RunConfig, Training

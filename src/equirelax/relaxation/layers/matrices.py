@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Matrices(NamedTuple):
@@ -54,25 +54,3 @@ def by_shape(parameter: Tensor) -> tuple[Matrices, ...]:
 def without_vectors(matrices: Sequence[Matrices]) -> tuple[Matrices, ...]:
     """Those with two rows and two columns at least."""
     return tuple(each for each in matrices if min(each.size) > 1)
-
-
-def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
-    """The matrices in every parameter of a model, relaxed or not; an empty tuple where a parameter holds none.
-
-    Layers of a registered family say it themselves (`LayerFamily.matrices`); for all other parameters `by_shape` does.
-    Tables of embeddings are rows to be looked up, and no matrices.
-    """
-    from equirelax.relaxation.layers.family import families  # families use what is above
-
-    found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
-    for module in model.modules():
-        family = next((each for each in families().values() if each.matches(module)), None)
-        told = {} if family is None else family.matrices(module)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter in found:
-                continue
-            if isinstance(module, nn.Embedding):
-                found[parameter] = ()
-            else:
-                found[parameter] = told[name] if name in told else by_shape(parameter)
-    return found
