@@ -23,7 +23,8 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples]" -e "lab[all,ray]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e "lab[all,ray]"
 	@touch $@
 
 # Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.

@@ -10,7 +10,7 @@ LIST = Path(__file__).parent / "slow_tests.txt"
 
 
 def listed_as_slow() -> frozenset[str]:
-    """The names in slow_tests.txt, as pytest writes them, below tests/."""
+    """The names in slow_tests.txt, as pytest writes them, below tests/ or lab/tests/."""
     lines = LIST.read_text("utf-8").splitlines()
     return frozenset(line for line in lines if line and not line.startswith("#"))
 

@@ -34,4 +34,5 @@ def test_the_list_of_slow_tests_names_tests_that_are_there() -> None:
 
 @functools.cache
 def text_of(file: str) -> str:
-    return (LIST.parent / file).read_text("utf-8")
+    houses = (LIST.parent, LIST.parents[1] / "lab" / "tests")
+    return next(house / file for house in houses if (house / file).exists()).read_text("utf-8")

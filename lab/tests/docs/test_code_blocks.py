@@ -55,7 +55,7 @@ def test_the_page_on_own_networks_names_what_is_broken() -> None:
 
 
 def test_the_tolerances_on_the_page_are_those_of_the_tests() -> None:
-    constants = runpy.run_path(str(ROOT / "tests" / "integration" / "tolerances.py"))
+    constants = runpy.run_path(str(ROOT / "lab" / "tests" / "integration" / "tolerances.py"))
     text = (ROOT / "docs" / "questions" / "compile_amp_ddp.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+?) \| (\d[\d.e-]*) \|$", text, flags=re.MULTILINE)
     names = ("ROUNDING", "SINGLE", "COMPILED", "BFLOAT16", "BFLOAT16_WEIGHTS")

@@ -145,7 +145,7 @@ def _obey(order: Order) -> int:
 
 def _serve() -> None:
     for name in ("cli.compare", "cli.data", "cli.study", "cli.train", "training.run"):
-        importlib.import_module(f"equirelax.{name}")
+        importlib.import_module(f"equirelax_lab.{name}")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -60,4 +60,4 @@ def test_the_wheel_takes_them_along() -> None:
     if not (root / "pyproject.toml").exists():
         pytest.skip("an installed package, not a checkout")
     wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {"studies": "equirelax/studies"}
+    assert wheel["force-include"] == {"studies": "equirelax_lab/ready"}

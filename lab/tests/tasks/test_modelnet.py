@@ -237,7 +237,7 @@ def test_the_command_audits_as_the_run_did(
     words = ["audit", str(tmp_path), "--data", str(root), "-o", str(tmp_path / "audit.json")]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("VNDGCNN under O(3): NOT equivariant")
+    assert printed.startswith("VNDGCNN under O(3), deployed projected: equivariant")
     assert "first break: conv1" in printed
     report = json.loads((tmp_path / "audit.json").read_text())
     assert report["before"]["relative"] == pytest.approx(result["equivariance_error"]["before"])
