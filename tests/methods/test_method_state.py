@@ -16,8 +16,10 @@ from equirelax.methods import Method
 from equirelax.relaxation import Relaxation
 
 
-def seeded_penalty(relaxation: Relaxation) -> er.penalties.Regularizer:
-    return er.penalties.Regularizer(relaxation, rows=3, generator=torch.Generator().manual_seed(5))
+def seeded_penalty(relaxation: Relaxation) -> er.relaxation.regularizers.Regularizer:
+    return er.relaxation.regularizers.LieDerivative(
+        relaxation, rows=3, generator=torch.Generator().manual_seed(5)
+    )
 
 
 METHODS: dict[str, Callable[[Relaxation], Method]] = {

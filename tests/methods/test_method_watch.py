@@ -138,7 +138,7 @@ def test_multipliers_move_by_the_gamma_that_penalty_saw() -> None:
 
 def test_penalty_without_gradients_leaves_no_trace() -> None:
     relaxation = chain(2)
-    method = er.ACE(relaxation, dual_lr=0.1, regularizer=er.penalties.Regularizer(relaxation))
+    method = er.ACE(relaxation, dual_lr=0.1, regularizer=er.relaxation.regularizers.LieDerivative(relaxation))
     method.multipliers.fill_(3.0)
     with torch.no_grad():
         assert float(method.penalty()) == pytest.approx(6.0)

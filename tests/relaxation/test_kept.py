@@ -10,7 +10,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.penalties import Regularizer
+from equirelax.relaxation.regularizers import LieDerivative
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,9 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def relaxed() -> tuple[nn.Module, Regularizer]:
+def relaxed() -> tuple[nn.Module, LieDerivative]:
     model = Part()
-    return model, Regularizer(fill(er.relax(model, DECLARED)))
+    return model, LieDerivative(fill(er.relax(model, DECLARED)))
 
 
 @pytest.mark.parametrize("buffer", ["tensor", "view", "numpy"])
@@ -55,7 +55,7 @@ def test_m16_an_activation_that_is_overwritten_is_an_error_that_names_the_residu
             return y
 
     model = InPlace()
-    regularizer = Regularizer(fill(er.relax(model, DECLARED)))
+    regularizer = LieDerivative(fill(er.relax(model, DECLARED)))
     model(X)
     with pytest.raises(PenaltyError, match=r"^b: .*overwritten"):
         regularizer()
@@ -77,7 +77,7 @@ def test_residuals_that_read_the_same_batch_share_a_copy():
 
     model = Fork()
     relaxation = fill(er.relax(model, DECLARED))
-    Regularizer(relaxation)
+    LieDerivative(relaxation)
     array = X.numpy().copy()
     batch = torch.from_numpy(array)
     model(batch)
@@ -123,7 +123,7 @@ def test_one_residual_reads_a_parameter():
 
     model = Learnt()
     relaxation = fill(er.relax(model, er.Layers(declare=(er.relaxation.Linear("a", VECTORS, VECTORS),))))
-    regularizer = Regularizer(relaxation)
+    regularizer = LieDerivative(relaxation)
     before = model.start.detach().clone()
     model()
     with torch.no_grad():

@@ -143,7 +143,7 @@ def test_the_lie_penalty_of_the_centred_stream_ignores_translations():
     found = []
     for shift in (0.0, 9.0):
         model, relaxation = relaxed("schnet-centred")
-        penalty = er.penalties.Regularizer(relaxation)
+        penalty = er.relaxation.regularizers.LieDerivative(relaxation)
         model(z, pos + shift, batch)
         penalty()
         found.append([float(terms["lie"]) for terms in penalty.terms.values()])

@@ -168,7 +168,7 @@ def test_two_forwards_before_a_backward(spectral):
 @pytest.mark.parametrize("spectral", [False, True])
 def test_checkpointing_the_whole_model_changes_nothing(spectral):
     model, relaxation = relaxed(residual=StreamStep(spectral=spectral))
-    er.penalties.Regularizer(relaxation)
+    er.relaxation.regularizers.LieDerivative(relaxation)
     other = copy.deepcopy(model)
     z, pos = atoms()
     for _ in range(2):

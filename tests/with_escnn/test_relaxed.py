@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.auditing import audit
-from equirelax.penalties import Regularizer
 from equirelax.relaxation.layers import get_family
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import Cyclic, as_representation
 from equirelax.symmetry.escnn import element_matrix
 from equirelax.symmetry.kernels import maps_grid
@@ -111,7 +111,7 @@ def test_off_the_grid_the_penalty_is_the_squared_distance_to_the_layers_basis(sp
 
 def test_penalties_need_no_inputs() -> None:
     relaxation = er.relax(network("C4"))
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     with torch.no_grad():
         for parameter in relaxation.residual_parameters().values():
             parameter.normal_()

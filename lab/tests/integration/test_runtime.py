@@ -103,7 +103,7 @@ def test_a_compiled_e3nn_model_is_the_eager_one():
         model = nn.Sequential(o3.Linear("4x0e+4x1o", "8x0e+4x1o"), o3.Linear("8x0e+4x1o", "1x1o"))
         relaxation = er.relax(model, residual=er.Dense("default"))
         relaxation.set_gamma(0.4)
-        penalty = er.penalties.Regularizer(relaxation)
+        penalty = er.relaxation.regularizers.LieDerivative(relaxation)
         x = torch.randn(7, 16)
         eager, first = model(x), penalty()
         torch.testing.assert_close(torch.compile(model)(x), eager, rtol=1e-10, atol=1e-12)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import PlacementError
-from equirelax.penalties import jacobian_terms, linear_terms, residual_terms
-from equirelax.penalties.grouped import GroupedInputs, grouped_terms
-from equirelax.penalties.terms import choose_rows
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.grouped import GroupedMap, split
 from equirelax.relaxation.maps import DenseMap
+from equirelax.relaxation.regularizers import jacobian_terms, linear_terms, residual_terms
+from equirelax.relaxation.regularizers.lie_derivative import choose_rows
+from equirelax.relaxation.terms.grouped import GroupedInputs, grouped_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -376,7 +376,7 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
                 else:
                     weights[key] = residual.linear_map.effective_weight().clone()
         relaxation.set_gamma(0.3)
-        penalty = er.penalties.Regularizer(relaxation, lie_weight=1.0, norm_weight=0.5)
+        penalty = er.relaxation.regularizers.LieDerivative(relaxation, lie_weight=1.0, norm_weight=0.5)
         torch.manual_seed(2)
         found.append((model.train()(points), penalty()))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import NonFiniteError, PlacementError
-from equirelax.penalties import jacobian_terms, linear_terms, residual_terms
-from equirelax.penalties.low_rank import low_rank_terms
-from equirelax.penalties.terms import choose_rows
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.maps import DenseMap, LowRankMap
+from equirelax.relaxation.regularizers import jacobian_terms, linear_terms, residual_terms
+from equirelax.relaxation.regularizers.lie_derivative import choose_rows
+from equirelax.relaxation.terms.low_rank import low_rank_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -341,7 +341,7 @@ def test_features_that_points_share_are_relaxed_alike() -> None:
                 else:
                     residual.map.weight.copy_(weights[key])
         relaxation.set_gamma(0.3)
-        penalty = er.penalties.Regularizer(relaxation, lie_weight=1.0, norm_weight=0.5)
+        penalty = er.relaxation.regularizers.LieDerivative(relaxation, lie_weight=1.0, norm_weight=0.5)
         torch.manual_seed(2)
         found.append((model.train()(points), penalty()))
         assert any(

@@ -12,11 +12,11 @@ from equirelax_lab.models.vector_neurons import VNLinear
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.penalties import low_rank
-from equirelax.penalties.quadratic import second_moment
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.grouped import GroupedMap
 from equirelax.relaxation.memory import readable
+from equirelax.relaxation.regularizers import low_rank
+from equirelax.relaxation.terms.linear import second_moment
 from equirelax.symmetry import Cyclic, trivial
 
 KINDS: dict[str, er.relaxation.ResidualKind] = {
@@ -74,7 +74,7 @@ def test_what_a_penalty_keeps_and_makes(kind: str) -> None:
     model = Two()
     relaxation = er.relax(model, residual=KINDS[kind])
     memory = relaxation.summary().memory
-    er.penalties.Regularizer(relaxation)
+    er.relaxation.regularizers.LieDerivative(relaxation)
     rows = 5 * 30
     model(torch.randn(5, 4, 3, 30))
     kept = {key: [dense(x) for x in residual.take_inputs()] for key, residual in relaxation}
@@ -98,7 +98,7 @@ def gram(residual: er.relaxation.Residual, inputs: list[Tensor]) -> int:
     total = 0
     for read in reads:
         moment = second_moment([x[:, read] for x in inputs], -2, torch.float32, len(read), bias)
-        assert isinstance(moment, er.penalties.quadratic.Moment)
+        assert isinstance(moment, er.relaxation.terms.linear.Moment)
         total += held([moment.dense()])
     return total
 
@@ -130,7 +130,7 @@ def test_bytes_in_words(count: int, words: str) -> None:
 def test_streams_keep_one_input_and_convolutions_none() -> None:
     _, relaxation = stream_toys.relaxed()
     relaxation.model.train()
-    er.penalties.Regularizer(relaxation)
+    er.relaxation.regularizers.LieDerivative(relaxation)
     _, pos = stream_toys.atoms(n=9)
     relaxation.model(*stream_toys.atoms(n=9))
     kept = {x.data_ptr(): x for _, residual in relaxation for x in map(dense, residual.take_inputs())}

@@ -195,7 +195,7 @@ def test_positions_are_moved_alike_at_all_times():
 
 def test_the_penalty_of_h_has_no_lie_term_and_that_of_x_has():
     model, relaxation = relaxed("egno")
-    penalty = er.penalties.Regularizer(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     model(*walkers())
     penalty().backward()
     for key, terms in penalty.terms.items():
@@ -216,7 +216,7 @@ def test_an_equivariant_stream_on_x_has_no_lie_term():
     model.eval()
     sample = walkers()
     for residual in of(relaxation, "x"):
-        lie, norm = er.penalties.residual_terms(residual, [sample[0]])
+        lie, norm = er.relaxation.regularizers.residual_terms(residual, [sample[0]])
         assert float(lie) <= 1e-20 * float(norm)
     assert er.audit(model, sample, IN, positions(E(3)), per_layer=False, lie=False).relative < 1e-10
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import UnfoldableError
-from equirelax.penalties import residual_terms
 from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.regularizers import residual_terms
 from equirelax.symmetry import E, O, positions, vector
 
 pytest.importorskip("e3nn")
@@ -151,7 +151,7 @@ def test_block_penalties_see_what_a_block_breaks():
     inputs, _, _ = egnn_case()
     relaxation = er.relax(model, "egnn-equivariant")
     randomise(relaxation)
-    er.penalties.Regularizer(relaxation)
+    er.relaxation.regularizers.LieDerivative(relaxation)
     model(*inputs)
     for _, residual in relaxation:
         lie, norm = residual_terms(residual, residual.take_inputs())
@@ -160,7 +160,7 @@ def test_block_penalties_see_what_a_block_breaks():
     er.project(model)
     relaxation = er.relax(model, "egnn")
     randomise(relaxation)
-    penalty = er.penalties.Regularizer(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     model(*inputs)
     penalty().backward()
     assert all(float(t["lie"]) > 0 for t in penalty.terms.values())

@@ -15,7 +15,6 @@ import equirelax as er
 from equirelax.auditing.lipschitz import residual_slope
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.methods import ACE, RPP, Method, ResilientACE, Scheduled
-from equirelax.penalties import Regularizer
 from equirelax.relaxation import (
     MLP,
     Dense,
@@ -27,6 +26,7 @@ from equirelax.relaxation import (
     ResidualKind,
 )
 from equirelax.relaxation.conv_maps import LowRankConvMap
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, Representation, regular, trivial, vector
 
 torch.set_num_threads(1)
@@ -125,7 +125,7 @@ def test_the_control_has_no_penalty_and_folds_without_loss() -> None:
     model, x = network(Cyclic(4)).eval(), draw(2, 2, 9, 9)
     relaxation = er.relax(model, residual=EquivariantDense("normal", std=0.1))
     relaxation.set_gamma(0.7)
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     penalty()
     assert all(float(term["lie"]) < 1e-25 * float(term["norm"]) for term in penalty.terms.values())
     before = model(x)

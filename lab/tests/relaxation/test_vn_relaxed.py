@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.auditing import On
 from equirelax.errors import RepresentationError
-from equirelax.penalties import linear_terms, residual_terms
-from equirelax.penalties.moments import moment_of
-from equirelax.penalties.terms import choose_rows
 from equirelax.relaxation.columns import SharedColumns, column_product, dense
+from equirelax.relaxation.regularizers import linear_terms, residual_terms
+from equirelax.relaxation.regularizers.lie_derivative import choose_rows
+from equirelax.relaxation.terms.linear import moment_of
 from equirelax.symmetry import O, vector
 from equirelax.testing import LayerFamilyConformance
 
@@ -121,7 +121,7 @@ def test_defect_1_an_exactly_equivariant_residual_has_no_lie_term() -> None:
     """CR's release split x with the wrong reshape. Through the network itself, all residuals at once."""
     model = VNPointNet(**SMALL).double().train()
     relaxation = er.relax(model)
-    penalty = er.penalties.Regularizer(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     for right in (True, False):
         for path, residual in relaxation:
             own = model.get_submodule(path).weight.detach()
@@ -147,7 +147,7 @@ def test_defect_2_feature_and_direction_maps_are_penalised_once_each(rows: int |
     randomise(relaxation)
     x = torch.randn(2, 4, 3, 9, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    penalty = er.penalties.Regularizer(
+    penalty = er.relaxation.regularizers.LieDerivative(
         relaxation, rows=rows, lie_weight=1.0, norm_weight=1.0, generator=generator
     )
     block(x)
@@ -169,15 +169,15 @@ def test_defect_2_feature_and_direction_maps_are_penalised_once_each(rows: int |
 
 def test_maps_that_read_the_same_share_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    from equirelax.penalties import quadratic
+    from equirelax.relaxation.terms import linear
 
     def counted(*args: Any) -> Any:
         calls.append(1)
         return moment_of(*args)
 
-    monkeypatch.setattr(quadratic, "moment_of", counted)
+    monkeypatch.setattr(linear, "moment_of", counted)
     block = VNBlock(4, 3).double().train()
-    penalty = er.penalties.Regularizer(er.relax(block))
+    penalty = er.relaxation.regularizers.LieDerivative(er.relax(block))
     block(torch.randn(2, 4, 3, 9, dtype=torch.float64))
     penalty()
     assert len(calls) == 1

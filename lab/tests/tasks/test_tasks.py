@@ -24,8 +24,8 @@ from equirelax_lab.training.assembly import assemble, build_optimizer
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError, DataError
 from equirelax.methods import REMUL
-from equirelax.penalties import Regularizer
 from equirelax.relaxation import relax
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import SO
 
 MODELS = ("segnn", "egnn")
@@ -236,7 +236,7 @@ def test_settings_reach_the_method(tiny_config: Callable[..., Any]) -> None:
     method = assemble(config, steps_per_epoch=3).method
     assert method is not None
     penalty = method.regularizer
-    assert isinstance(penalty, Regularizer)
+    assert isinstance(penalty, LieDerivative)
     assert (penalty.rows, penalty.lie_weight, penalty.scaling) == (7, 0.5, "mean")
     assert method.total_steps == 12  # type: ignore[attr-defined]
     assert method.steps_per_epoch is None  # type: ignore[attr-defined]

@@ -10,8 +10,8 @@ from equirelax_lab.models import EGNN
 from torch import Tensor, nn
 
 from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict
-from equirelax.penalties import Regularizer
 from equirelax.relaxation import Relaxation
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import E, O, positions, vector
 from equirelax.testing import MethodConformance, ModelConformance
 
@@ -37,7 +37,7 @@ class TestACE(MethodConformance):
 
 class TestACEWithAdamAndPenalty(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
-        penalty = Regularizer(relaxation, rows=5, generator=torch.Generator().manual_seed(3))
+        penalty = LieDerivative(relaxation, rows=5, generator=torch.Generator().manual_seed(3))
         return ACE(
             relaxation, dual_lr=1e-2, dual_optimizer="adam", augmented=0.5, pi=0.1, regularizer=penalty
         )

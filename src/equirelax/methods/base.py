@@ -20,11 +20,11 @@ from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import IdleWatch, ParameterWatch
 from equirelax.relaxation.drivers import drivers_of, enrol
-from equirelax.relaxation.sharded import whole
+from equirelax.relaxation.terms.precision import whole
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
+    from equirelax.relaxation.regularizers import Regularizer
 
 
 FORGOTTEN = 2  # changes of the weights without a step of the method before it is said

@@ -15,8 +15,8 @@ from equirelax.methods.base import Method
 from equirelax.methods.dual import DualAscent
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
+    from equirelax.relaxation.regularizers import Regularizer
 
 REDUCTIONS = ("sum", "mean")
 

@@ -14,8 +14,8 @@ from equirelax.methods.lagrangian import Lagrangian
 from equirelax.methods.registry import register
 
 if TYPE_CHECKING:
-    from equirelax.penalties import Regularizer
     from equirelax.relaxation import Relaxation
+    from equirelax.relaxation.regularizers import Regularizer
 
 
 FORMS = ("algorithm", "released", "clamped")

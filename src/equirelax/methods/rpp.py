@@ -12,7 +12,7 @@ from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.relaxation import Relaxation
-from equirelax.relaxation.sharded import whole
+from equirelax.relaxation.terms.precision import whole
 
 
 @register("rpp", "RPP: Gaussian priors on equivariant and residual weights; deployed relaxed")

@@ -13,7 +13,7 @@ from equirelax.errors import EquirelaxWarning, MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.methods.schedules import Schedule, resolve
-from equirelax.penalties import Regularizer
+from equirelax.relaxation.regularizers import LieDerivative
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
@@ -38,7 +38,7 @@ class Scheduled(Method):
             in [0, 1].
         steps_per_epoch: if given, gamma changes once per epoch.
         lie_weight, norm_weight: CR's lambda_reg for both terms, >= 0; with both 0 no inputs are kept.
-        rows, scaling, every, generator: see `penalties.Regularizer`.
+        rows, scaling, every, generator: see `regularizers.LieDerivative`.
         penalty_times_gamma: multiply the regulariser by gamma (CR on VN-DGCNN).
 
     Warns:
@@ -75,7 +75,7 @@ class Scheduled(Method):
         self.schedule = resolve(schedule)
         regularizer = None
         if lie_weight != 0.0 or norm_weight != 0.0:
-            regularizer = Regularizer(
+            regularizer = LieDerivative(
                 relaxation,
                 lie_weight,
                 norm_weight,

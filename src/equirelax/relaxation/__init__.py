@@ -36,6 +36,9 @@ from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.relaxation.streams import StreamResidual
 from equirelax.relaxation.summary import Summary
 
+# it needs what is above
+from equirelax.relaxation import regularizers  # isort: skip
+
 __all__ = [
     "MLP",
     "AddToItem",
@@ -83,6 +86,7 @@ __all__ = [
     "read_strict",
     "register",
     "register_network",
+    "regularizers",
     "relax",
     "relaxation_of",
     "relaxation_state",

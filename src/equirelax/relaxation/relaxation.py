@@ -26,8 +26,8 @@ from equirelax.relaxation.placements.placement import Placement, own_modules
 from equirelax.relaxation.plot import figure
 from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.sharded import whole
 from equirelax.relaxation.summary import Summary
+from equirelax.relaxation.terms.precision import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,9 +18,9 @@ from equirelax.auditing.audit import audit
 from equirelax.auditing.calling import call
 from equirelax.auditing.tree import leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
-from equirelax.penalties import Regularizer
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import equivariant_projection
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
 from equirelax.testing.span import applied, brute_force_span, call_of, flat, weight_shape, zeros
@@ -107,7 +107,7 @@ class LayerFamilyConformance(ABC):
         call.
         """
         relaxation, residual, built = self.relaxed()
-        penalty = Regularizer(relaxation)
+        penalty = LieDerivative(relaxation)
         made = weight(residual)
         if made is None:
             skip("there is no such weight for this layer")
@@ -210,7 +210,7 @@ class LayerFamilyConformance(ABC):
             for parameter in relaxation.residual_parameters().values():
                 parameter.zero_()
         relaxation.set_gamma(1.0)
-        penalty = Regularizer(relaxation)
+        penalty = LieDerivative(relaxation)
         built[0].train()
         optimizer = torch.optim.SGD(built[0].parameters(), lr=1e-3)
         errors = [(y - 1).square().sum() for y in self.outputs(built[0], built[2])]

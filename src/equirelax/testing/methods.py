@@ -38,7 +38,7 @@ class MethodConformance(ABC):
 
     class TestMine(MethodConformance):
         def build_method(self, relaxation):
-            return Mine(relaxation, regularizer=Regularizer(relaxation))
+            return Mine(relaxation, regularizer=LieDerivative(relaxation))
     """
 
     steps: int = 8

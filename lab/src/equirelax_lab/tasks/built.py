@@ -11,8 +11,8 @@ import equirelax.methods as methods
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.methods.schedules import Schedule, resolve
-from equirelax.penalties import FiniteRotation
 from equirelax.relaxation import Relaxation
+from equirelax.relaxation.regularizers import FiniteRotation
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 from equirelax_lab.models.canonical import VNCanonicalizer
 from equirelax_lab.tasks.settings import Strength

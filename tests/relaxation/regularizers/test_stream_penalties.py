@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.penalties import residual_terms
 from equirelax.relaxation import SchNetStream, StreamResidual, StreamStep
+from equirelax.relaxation.regularizers import residual_terms
 from equirelax.relaxation.stream_maps import SpectralLinear
 
 
@@ -139,7 +139,7 @@ def test_the_residual_alone_is_what_the_forward_adds():
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 0, 1), (0, 1, 0)])
 def test_the_penalty_sums_calls_of_every_block(order):
     model, relaxation = relaxed(order)
-    penalty = er.penalties.Regularizer(
+    penalty = er.relaxation.regularizers.LieDerivative(
         relaxation, lie_weight=1.0, norm_weight=0.0, rows=2
     )  # rows change nothing here
     clouds = [cloud(), cloud(5)]
@@ -161,7 +161,7 @@ def test_the_penalty_sums_calls_of_every_block(order):
 
 def test_the_penalty_moves_residuals_and_not_their_state():
     model, relaxation = relaxed(residual=StreamStep(spectral=True))
-    penalty = er.penalties.Regularizer(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     model(None, cloud())
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}
     penalty().backward()
@@ -172,7 +172,7 @@ def test_the_penalty_moves_residuals_and_not_their_state():
 
 def test_evaluation_and_no_grad_do_not_count():
     model, relaxation = relaxed()
-    er.penalties.Regularizer(relaxation)
+    er.relaxation.regularizers.LieDerivative(relaxation)
     with torch.no_grad():
         model(None, cloud())
     model.eval()(None, cloud())

@@ -11,7 +11,6 @@ from equirelax_lab.models import GroupConv2d
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.penalties import Regularizer, residual_terms
 from equirelax.relaxation import (
     EquivariantDense,
     Layers,
@@ -21,6 +20,7 @@ from equirelax.relaxation import (
     StreamResidual,
     StreamStep,
 )
+from equirelax.relaxation.regularizers import LieDerivative, residual_terms
 from equirelax.symmetry import SO, Cyclic, regular, vector
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,7 +103,7 @@ def exact_terms(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
 def test_terms_are_those_of_the_rounded_weights_in_float32(kind: str, dtype: str) -> None:
     relaxation, forward = make(kind)
     relaxation.model.to(HALF[dtype])
-    regularizer = Regularizer(relaxation)
+    regularizer = LieDerivative(relaxation)
     relaxation.set_gamma(0.5)
     forward()
     expected = exact_terms(relaxation)
@@ -129,7 +129,7 @@ def test_large_activations_in_float16_do_not_overflow(kind: str) -> None:
     """Squares above 65504 are infinite in float16."""
     relaxation, _ = make(kind)
     relaxation.model.half()
-    regularizer = Regularizer(relaxation)
+    regularizer = LieDerivative(relaxation)
     relaxation.model(1e3 * torch.ones(40, 9, dtype=torch.float16))
     value = regularizer()
     value.backward()

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import PenaltyError
-from equirelax.penalties.regularizer import Regularizer
-from equirelax.relaxation import Relaxation
 from equirelax.relaxation.columns import Columns, dense
+from equirelax.relaxation.regularizers.regularizer import Regularizer, register
+from equirelax.relaxation.relaxation import Relaxation
 from equirelax.symmetry import Group
 
 
+@register("finite-rotation")
 class FiniteRotation(Regularizer):
     """`weight * sum_i mean_x || rho_out(g) f_i(x) - f_i(rho_in(g) x) ||` over residuals i and their rows x, where g turns by a
     given angle about an axis that is drawn anew for every residual and call.
 
     No root is taken of a sum: for small angles this is about the angle times the mean length of one Lie derivative, and much
-    weaker than the root of all squares that `Regularizer` has.
+    weaker than the root of all squares of `LieDerivative`.
 
     Args:
         relaxation: whose residuals to penalise; none of them a convolution.
@@ -43,10 +44,10 @@ class FiniteRotation(Regularizer):
         for key, residual in relaxation:
             if residual.site.convolution is not None or not residual.in_rep.group.algebra_dim:
                 raise PenaltyError(
-                    f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take Regularizer"
+                    f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take LieDerivative"
                 )
-        super().__init__(relaxation, weight, 0.0, generator=generator)
-        self.degrees = degrees
+        super().__init__(relaxation, generator=generator)
+        self.weight, self.degrees = weight, degrees
 
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         means = []
@@ -62,7 +63,7 @@ class FiniteRotation(Regularizer):
                 lengths.append(_length(turned - moved, axis))
             means.append(torch.cat(lengths).mean())
             self.terms[key] = {"lie": means[-1].detach(), "norm": torch.zeros_like(means[-1])}
-        return self.lie_weight * torch.stack(means).sum()
+        return self.weight * torch.stack(means).sum()
 
     def _element(self, group: Group) -> Tensor:
         """A rotation by the angle about a random axis: an element of the group, float64."""

@@ -9,7 +9,7 @@ import torch
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.penalties import FiniteRotation, Regularizer
+from equirelax.relaxation.regularizers import FiniteRotation, LieDerivative
 from equirelax.symmetry import SO, Cyclic, regular, vector
 
 
@@ -56,7 +56,7 @@ def test_it_is_weaker_than_the_root_of_the_sum_and_nothing_for_equivariant_maps(
     relaxation.set_gamma(1.0)
     x = torch.randn(200, 6, dtype=torch.float64)
     values = []
-    for penalty in (FiniteRotation(relaxation, 0.01), Regularizer(relaxation, 0.01, 0.0)):
+    for penalty in (FiniteRotation(relaxation, 0.01), LieDerivative(relaxation, 0.01, 0.0)):
         relaxation.model(x)
         values.append(float(penalty().detach()))
     assert values[0] < values[1] / 50

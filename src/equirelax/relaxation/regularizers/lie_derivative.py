@@ -1,4 +1,7 @@
-"""The Lie and norm sums of single residuals, alike ones computed together."""
+"""The Lie derivative and the norm of every residual, on the inputs of the step: the regularizer of CR (section 4).
+
+Alike residuals are computed together, and linear ones in weight space: exact, without another pass through the model.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,121 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equirelax.penalties.grouped import GroupedInputs, grouped_terms
-from equirelax.penalties.jacobian import jacobian_terms
-from equirelax.penalties.kernels import kernel_terms
-from equirelax.penalties.low_rank import low_rank_terms
-from equirelax.penalties.moments import Moment
-from equirelax.penalties.precision import penalty_dtype, promoted
-from equirelax.penalties.quadratic import second_moment, stacked_terms
-from equirelax.penalties.streams import stream_terms
-from equirelax.relaxation import Residual, StreamResidual
+from equirelax.errors import PenaltyError
+from equirelax.files import did_you_mean
 from equirelax.relaxation.columns import Columns, SharedColumns, dense, identity
 from equirelax.relaxation.grouped import GroupedMap
 from equirelax.relaxation.maps import LowRankMap
+from equirelax.relaxation.regularizers.regularizer import Regularizer, over_ranks, ranks, register, safe_root
+from equirelax.relaxation.relaxation import Relaxation
+from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.streams import StreamResidual
+from equirelax.relaxation.terms.grouped import GroupedInputs, grouped_terms
+from equirelax.relaxation.terms.jacobian import jacobian_terms
+from equirelax.relaxation.terms.kernels import kernel_terms
+from equirelax.relaxation.terms.linear import Moment, second_moment, stacked_terms
+from equirelax.relaxation.terms.low_rank import low_rank_terms
+from equirelax.relaxation.terms.precision import penalty_dtype, promoted
+from equirelax.relaxation.terms.streams import stream_terms
 from equirelax.symmetry import Representation
+
+SCALINGS = ("root-sum", "mean")
+
+
+@register("lie-derivative")
+class LieDerivative(Regularizer):
+    """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, with LD and N summed over residuals,
+    samples, generators (CR section 4).
+
+        LD = sum || drho_out(A) f(x) - D f(x)[drho_in(A) x] ||^2        N = sum || f(x) ||^2
+
+    Inputs are those of every training-mode call with gradients since the last call of the penalty. Over the ranks of a
+    process group the sums are added before the root, and gradients are such that averaging them over ranks (as DDP does)
+    gives the gradient of the global penalty.
+
+    Args:
+        relaxation: The residuals to penalise.
+        lie_weight, norm_weight: lambda_reg of the paper, which has one for both (0.01 on N-body).
+        rows: Estimate the sums from this many randomly chosen rows per residual (None: all, exact).
+            The sums are unbiased; their roots, by Jensen's inequality, slightly low.
+        scaling: "root-sum", as printed, is the default, so that the papers' lambda_reg keep their meaning;
+            its size grows with the square root of the batch's rows. "mean" takes means before the root, so that its
+            size does not depend on the batch: the sums of the residuals that read rows are divided by these; the terms
+            of convolutions are means already; and residuals of both sorts count alike in the mean of all.
+        generator: For the choice of rows; on the inputs' device.
+        finite_difference: Approximate Jacobian-vector products of residuals that are not linear.
+        every: See `Regularizer`.
+
+    Attributes:
+        terms: key -> {"lie", "norm"}: the sums (over the rows of all ranks) when they were last computed, detached.
+
+    Raises:
+        PenaltyError: An unknown scaling, weights below 0, or rows below 1; see also `Regularizer`.
+    """
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        lie_weight: float = 0.01,
+        norm_weight: float = 0.01,
+        rows: int | None = None,
+        scaling: str = "root-sum",
+        generator: torch.Generator | None = None,
+        finite_difference: bool = False,
+        *,
+        every: int = 1,
+    ) -> None:
+        if scaling not in SCALINGS:
+            raise PenaltyError(
+                f"scaling is {scaling!r}; expected one of "
+                f"{', '.join(SCALINGS)}.{did_you_mean(scaling, SCALINGS)}"
+            )
+        if lie_weight < 0 or norm_weight < 0:
+            raise PenaltyError(
+                f"weights must not be below 0: lie_weight is {lie_weight}, norm_weight {norm_weight}"
+            )
+        if rows is not None and rows < 1:
+            raise PenaltyError(f"rows is {rows}; expected at least 1, or None for all")
+        super().__init__(relaxation, generator=generator, every=every)
+        self.lie_weight, self.norm_weight = lie_weight, norm_weight
+        self.rows, self.scaling = rows, scaling
+        self.finite_difference = finite_difference
+
+    def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
+        """The penalty of what was kept, a 0-dimensional tensor."""
+        lie, norm = self._sums(kept)
+        return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
+
+    def _sums(self, kept: dict[str, list[Columns]]) -> tuple[Tensor, Tensor]:
+        """(Lie sum, norm sum) over all residuals and ranks, scaled; notes each one's terms."""
+        batch = TermBatch(self.rows, self.generator, self.finite_difference)
+        for key, inputs in kept.items():
+            batch.add(key, self.relaxation[key], inputs)
+        keys, terms = batch.keys, torch.stack(batch.terms())  # (2, residuals)
+        rows = torch.tensor(batch.rows_of).to(terms)
+        if ranks() > 1:
+            # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
+            share = torch.tensor([1.0 if inputs else 1 / ranks() for inputs in kept.values()]).to(terms)
+            # a residual that read nothing here may have read something elsewhere: ranks exchange those of all
+            all_keys = list(self.relaxation.residuals)
+            places = torch.tensor([all_keys.index(key) for key in keys], device=terms.device)
+            here = torch.cat([share * terms, rows[None]])
+            there = over_ranks(terms.new_zeros(3, len(all_keys)).index_copy(1, places, here))
+            keys, terms, rows = all_keys, there[:2], there[2].detach()
+        for key, lie, norm in zip(keys, *terms.detach(), strict=True):
+            self.terms[key] = {"lie": lie, "norm": norm}
+        lie, norm = terms.sum(1) if self.scaling == "root-sum" else self._means(keys, terms, rows)
+        return lie, norm
+
+    def _means(self, keys: list[str], terms: Tensor, rows: Tensor) -> Tensor:
+        """Means over rows, and over the residuals that have read any and the convolutions: (2,) of terms (2, residuals)."""
+        convolution = torch.tensor([self.relaxation[key].site.convolution is not None for key in keys])
+        convolution = convolution.to(terms.device)
+        of_kernels = (terms * convolution).sum(1)
+        of_rows = (terms * ~convolution).sum(1) / rows.sum().clamp(min=1)
+        readers, kernels = (rows > 0).sum(), convolution.sum()
+        count = (readers + kernels).clamp(min=1)
+        return (readers / count) * of_rows + of_kernels / count
 
 
 @dataclass(frozen=True)

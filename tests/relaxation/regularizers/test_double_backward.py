@@ -13,11 +13,16 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import equirelax as er
-from equirelax.penalties import Regularizer, directional_derivative, jacobian_terms, linear_terms
-from equirelax.penalties.jacobian import directional_derivatives
-from equirelax.penalties.low_rank import low_rank_terms
 from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, SchNetStream
 from equirelax.relaxation.columns import SharedColumns
+from equirelax.relaxation.regularizers import (
+    LieDerivative,
+    directional_derivative,
+    jacobian_terms,
+    linear_terms,
+)
+from equirelax.relaxation.terms.jacobian import directional_derivatives
+from equirelax.relaxation.terms.low_rank import low_rank_terms
 from equirelax.symmetry import SO, Cyclic, O, Representation, from_irreps, trivial, vector
 
 REPS: dict[str, Representation] = {
@@ -184,7 +189,7 @@ def test_forces_of_a_relaxed_energy_are_its_gradient_and_can_be_trained(kind: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_with_forces_and_penalty_keeps_every_input_once(kind: str) -> None:
     model, relaxation = relaxed_energy(kind)
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     positions = weights(3, 3)
     loss = forces_of(model, positions).square().sum()
     kept = {key: len(residual._kept) for key, residual in relaxation}
@@ -200,7 +205,7 @@ def test_the_penalty_can_be_differentiated_twice(kind: str) -> None:
     """Its Hessian times a vector against finite differences of its gradient, inputs held fixed as the penalty takes them."""
     model, relaxation = relaxed_energy(kind)
     parameters = list(relaxation.residual_parameters().values())
-    penalty, positions = Regularizer(relaxation, 0.3, 0.2), draw(9, 3)
+    penalty, positions = LieDerivative(relaxation, 0.3, 0.2), draw(9, 3)
     direction = [draw(*p.shape, seed=7) for p in parameters]
 
     model(positions)
@@ -245,7 +250,7 @@ def test_streams(training: bool) -> None:
     both_orders(energy, positions)
     if training:
         parameters = list(relaxation.residual_parameters().values())
-        penalty = Regularizer(relaxation)
+        penalty = LieDerivative(relaxation)
         energy(positions)
         first = torch.autograd.grad(penalty(), parameters, create_graph=True, allow_unused=True)
         total = sum(g.square().sum() for g in first if g is not None)

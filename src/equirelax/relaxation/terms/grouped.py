@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equirelax.penalties.moments import Moment
-from equirelax.penalties.precision import penalty_dtype
-from equirelax.penalties.quadratic import linear_terms, stacked_terms
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.grouped import GroupedMap
+from equirelax.relaxation.terms.linear import Moment, linear_terms, stacked_terms
+from equirelax.relaxation.terms.precision import penalty_dtype
 from equirelax.symmetry import Representation
 
 

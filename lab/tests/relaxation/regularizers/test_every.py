@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.penalties import Regularizer
 from equirelax.relaxation import Layers, Linear, Relaxation
+from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import SO, Cyclic, regular, sign, trivial, vector
 
 
@@ -48,11 +48,11 @@ def rows(count: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_the_mean_over_k_steps_at_fixed_weights_is_the_exact_one(every: int) -> None:
     relaxation, x = relaxed(), rows(20)
-    exact = Regularizer(relaxation, 0.3, 0.2)
+    exact = LieDerivative(relaxation, 0.3, 0.2)
     relaxation.model(x)
     expected = exact()
     (gradient,) = torch.autograd.grad(expected, relaxation["first"].map.weight)
-    regularizer = Regularizer(relaxation, 0.3, 0.2, every=every)
+    regularizer = LieDerivative(relaxation, 0.3, 0.2, every=every)
     values, gradients = [], []
     for step in range(2 * every):
         assert regularizer.due is (step % every == 0)
@@ -92,7 +92,7 @@ def test_the_counter_is_in_the_state_and_a_run_goes_on_bit_for_bit() -> None:
         relaxation = relaxed()
         optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
         generator = torch.Generator().manual_seed(7)
-        regularizer = Regularizer(relaxation, rows=5, generator=generator, every=3)
+        regularizer = LieDerivative(relaxation, rows=5, generator=generator, every=3)
         return relaxation, optimizer, er.ACE(relaxation, 0.1, regularizer=regularizer).attach(optimizer)
 
     def train(run: tuple[Relaxation, torch.optim.Optimizer, er.ACE], first: int, last: int) -> list[float]:
@@ -120,7 +120,7 @@ def test_the_counter_is_in_the_state_and_a_run_goes_on_bit_for_bit() -> None:
 @pytest.mark.parametrize("every", [0, -2])
 def test_every_is_at_least_one(every: int) -> None:
     with pytest.raises(PenaltyError, match=f"every is {every}"):
-        Regularizer(relaxed(), every=every)
+        LieDerivative(relaxed(), every=every)
 
 
 class Pooled(nn.Module):
@@ -142,7 +142,7 @@ def test_the_mean_of_convolutions_and_maps_together_does_not_depend_on_the_batch
     model, group = Pooled().double(), Cyclic(4)
     declared = Linear("linear", sign(group), trivial(group, 2))
     relaxation = er.relax(model, Layers(declare=(declared,), residual=er.Dense("normal", std=0.3)))
-    regularizer = Regularizer(relaxation, scaling="mean")
+    regularizer = LieDerivative(relaxation, scaling="mean")
     images, values = torch.randn(10, 2, 5, 5, dtype=torch.float64), []
     for copies in (1, 10):
         model(images.repeat(copies, 1, 1, 1))
@@ -171,7 +171,7 @@ def test_a_batch_without_rows_gives_zero_and_finite_gradients(
 ) -> None:
     """Defect M15."""
     relaxation = relaxed(KINDS[kind])
-    regularizer = Regularizer(relaxation, rows=sampled, scaling=scaling)
+    regularizer = LieDerivative(relaxation, rows=sampled, scaling=scaling)
     loss = relaxation.model(rows(0)).sum() + regularizer()
     assert loss.item() == 0.0
     loss.backward()

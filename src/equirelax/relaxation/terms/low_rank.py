@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equirelax.penalties.quadratic import linear_images
 from equirelax.relaxation.columns import Columns, SharedColumns, column_product, dense
+from equirelax.relaxation.terms.linear import linear_images
 from equirelax.symmetry import Representation
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equirelax.penalties.precision import penalty_dtype, promoted
 from equirelax.relaxation import StreamResidual
 from equirelax.relaxation.stream_maps import Affine, Moments, moments
 from equirelax.relaxation.streams import stream_values
+from equirelax.relaxation.terms.precision import penalty_dtype, promoted
 from equirelax.symmetry import Representation
 
 Path = tuple[StreamResidual, ...]

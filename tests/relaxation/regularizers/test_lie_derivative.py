@@ -10,15 +10,15 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.penalties import (
-    Regularizer,
+from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.regularizers import (
+    LieDerivative,
     directional_derivative,
     jacobian_terms,
     linear_terms,
     residual_terms,
     safe_root,
 )
-from equirelax.relaxation import EquivariantDense
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -225,7 +225,7 @@ def Layers_(residual, declare):
 def test_the_penalty_as_printed():
     model, relaxation = relaxed()
     relaxation.set_gamma(0.3)
-    penalty = Regularizer(relaxation, lie_weight=0.2, norm_weight=0.05)
+    penalty = LieDerivative(relaxation, lie_weight=0.2, norm_weight=0.05)
     x = torch.randn(11, 6, dtype=torch.float64)
     model(x)
     total = penalty()
@@ -245,7 +245,7 @@ def test_the_penalty_as_printed():
 def test_inputs_are_detached_and_gamma_is_left_out():
     model, relaxation = relaxed()
     relaxation["first"].learn_gamma(0.5)
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     model(torch.randn(4, 6, dtype=torch.float64))
     penalty().backward()
     assert model.first.weight.grad is None
@@ -255,7 +255,7 @@ def test_inputs_are_detached_and_gamma_is_left_out():
 
 def test_micro_batches_add_up_before_the_root():
     model, relaxation = relaxed()
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     x = torch.randn(12, 6, dtype=torch.float64)
     model(x)
     whole = penalty()
@@ -266,7 +266,7 @@ def test_micro_batches_add_up_before_the_root():
 def test_the_mean_scaling_does_not_depend_on_the_batch():
     model, relaxation = relaxed()
     x = torch.randn(12, 6, dtype=torch.float64)
-    printed, mean = Regularizer(relaxation), Regularizer(relaxation, scaling="mean")
+    printed, mean = LieDerivative(relaxation), LieDerivative(relaxation, scaling="mean")
     values = {}
     for repeat in (1, 4):
         for name, penalty in (("printed", printed), ("mean", mean)):
@@ -303,7 +303,7 @@ def test_what_is_kept_and_what_is_not():
     x = torch.randn(4, 6, dtype=torch.float64)
     model(x)
     assert residual.take_inputs() == []  # no penalty has asked yet
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     with torch.no_grad():
         model(x)
     model.eval()(x)
@@ -330,7 +330,7 @@ def test_a_shared_module_counts_once_per_call():
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    Regularizer(relaxation)
+    LieDerivative(relaxation)
     model(torch.randn(2, 3, dtype=torch.float64))
     assert len(relaxation["0"].take_inputs()) == 2
 
@@ -338,7 +338,7 @@ def test_a_shared_module_counts_once_per_call():
 def test_zero_initialised_residuals_train_from_the_first_step():
     model, relaxation = relaxed(er.Dense())
     relaxation.set_gamma(1.0)
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = model(torch.randn(4, 6, dtype=torch.float64)).square().sum() + penalty()
     loss.backward()
@@ -352,7 +352,7 @@ def test_zero_initialised_residuals_train_from_the_first_step():
 def test_other_residuals(residual):
     model, relaxation = relaxed(residual)
     relaxation.set_gamma(1.0)
-    penalty = Regularizer(relaxation, norm_weight=0.0)
+    penalty = LieDerivative(relaxation, norm_weight=0.0)
     model(torch.randn(4, 6, dtype=torch.float64))
     value = penalty()
     if isinstance(residual, EquivariantDense):
@@ -365,7 +365,7 @@ def test_other_residuals(residual):
 def test_penalties_leave_autocast():
     model, relaxation = relaxed()
     model.float()
-    penalty = Regularizer(relaxation)
+    penalty = LieDerivative(relaxation)
     x = torch.randn(16, 6)
     model(x)
     exact = penalty()
@@ -383,4 +383,4 @@ def test_penalties_leave_autocast():
 def test_bad_settings(arguments, words):
     _, relaxation = relaxed()
     with pytest.raises(PenaltyError, match=words):
-        Regularizer(relaxation, **arguments)
+        LieDerivative(relaxation, **arguments)

@@ -11,8 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from equirelax.relaxation.sharded import whole
-
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -49,3 +47,16 @@ def _view(module: _M) -> _M:
         name: None if child is None else _view(child) for name, child in module._modules.items()
     }
     return view
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself; of one that `torch.distributed.fsdp.fully_shard` has split over processes, all of it.
+
+    Gradients are averaged over the processes, as FSDP does.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    full: Tensor = tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)  # type: ignore[attr-defined]
+    return full

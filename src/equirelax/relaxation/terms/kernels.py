@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from equirelax.errors import PenaltyError
-from equirelax.penalties.precision import promoted
 from equirelax.relaxation import Residual
+from equirelax.relaxation.terms.precision import promoted
 from equirelax.symmetry import Representation
 
 

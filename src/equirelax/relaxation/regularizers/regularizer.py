@@ -1,0 +1,202 @@
+"""What all regularizers share: which steps compute them, the inputs that they read, their state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equirelax.errors import PenaltyError
+from equirelax.files import did_you_mean
+from equirelax.relaxation.columns import Columns
+from equirelax.relaxation.relaxation import Relaxation
+from equirelax.relaxation.residual import Residual
+
+_NAMED: dict[str, type[Regularizer]] = {}
+_R = TypeVar("_R", bound="type[Regularizer]")
+
+
+class Regularizer(ABC):
+    """A penalty on the residuals of a relaxed model, which methods add to the loss (`regularizer=`).
+
+    It trains the residuals alone: the inputs that it reads are detached. It is computed outside autocast, in float32 or
+    better whatever the model's dtype.
+
+    Subclasses compute `_value`; one that needs no inputs sets `reads_inputs` to False.
+
+    Args:
+        relaxation: The residuals to penalise.
+        generator: For what is drawn at random.
+        every: k >= 1. The regularizer is computed at the first of every k steps, times k, and is 0 at the others, which
+            keep no inputs. At fixed weights its mean over k steps is the exact one. That is an approximation for
+            optimizers with moments, such as Adam: they see k times the gradient once and none k - 1 times, which
+            raises the second moment by k. Published settings use 1.
+
+    Attributes:
+        name: The name under which the class is registered.
+        reads_inputs: Whether it reads the inputs of the residuals.
+        terms: key -> name of a term -> its value when it was last computed, detached.
+        steps: The number of steps taken: calls of `advance`, which methods make after every step.
+
+    Raises:
+        PenaltyError: `every` is below 1; at a call, when no inputs were kept.
+    """
+
+    name: ClassVar[str] = ""
+    reads_inputs: ClassVar[bool] = True
+
+    def __init__(
+        self, relaxation: Relaxation, *, generator: torch.Generator | None = None, every: int = 1
+    ) -> None:
+        if every < 1:
+            raise PenaltyError(
+                f"every is {every}; expected at least 1: the regularizer is computed once in so many steps"
+            )
+        self.relaxation = relaxation
+        self.generator = generator
+        self.every, self.steps = every, 0
+        self.terms: dict[str, dict[str, Tensor]] = {}
+        self._keep()
+
+    @abstractmethod
+    def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
+        """The penalty, a 0-dimensional tensor.
+
+        Args:
+            kept: Key -> inputs of every residual that takes part, which may be empty where the penalty needs none.
+        """
+
+    @property
+    def due(self) -> bool:
+        """Whether it is computed in the next step."""
+        return self.steps % self.every == 0
+
+    def advance(self) -> None:
+        """Go on to the next step, after the optimizer's."""
+        self.steps += 1
+        self._keep()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps, and the generator's state where there is one."""
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"steps": self.steps, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.steps = int(state["steps"])
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+        self._keep()
+
+    def _keep(self) -> None:
+        """Make the residuals keep their inputs in the steps that need them, and in no other."""
+        for _, residual in self.relaxation:
+            residual.keep_inputs = self.reads_inputs and self.due
+
+    def __call__(self) -> Tensor:
+        """The penalty, a 0-dimensional tensor to add to the loss. Reads the inputs that were kept, and forgets them."""
+        if not self.due:
+            self.forget()
+            like = self.relaxation.gammas()
+            return like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32))
+        kept = self._take()
+        device = self.relaxation[next(iter(kept))].gamma.device
+        with torch.autocast(device_type=device.type, enabled=False):
+            return self.every * self._value(kept)
+
+    def _take(self) -> dict[str, list[Columns]]:
+        """The inputs of every residual that takes part."""
+        if not self.reads_inputs:
+            self.forget()
+            return {key: [] for key, _ in self.relaxation}
+        kept = {
+            key: inputs
+            for key, residual in self.relaxation
+            if (inputs := residual.take_inputs()) or _needs_no_inputs(residual)
+        }
+        others = any(residual.site.convolution is None for _, residual in self.relaxation)
+        if not kept or (others and not any(kept.values())):
+            raise PenaltyError(
+                "no inputs were kept since the last penalty: call it once after a forward of the relaxed "
+                "model in training mode (model.train()), with gradients, outside `relaxation.strict()`. "
+                "Reentrant gradient checkpointing hides the forward: use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+        return kept
+
+    def forget(self) -> None:
+        """Drop inputs that were kept and will not be used."""
+        for _, residual in self.relaxation:
+            residual.take_inputs()
+
+
+def _needs_no_inputs(residual: Residual) -> bool:
+    """Whether the penalty is of a kernel alone, and the residual is not switched off."""
+    return residual.site.convolution is not None and residual.active
+
+
+def register(name: str) -> Callable[[_R], _R]:
+    """Class decorator: make a regularizer known by name.
+
+    Raises:
+        PenaltyError: another one has the same name.
+    """
+
+    def add(cls: _R) -> _R:
+        known = _NAMED.get(name, cls)
+        # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise PenaltyError(f"two regularizers are registered as {name!r}: {known!r} and {cls!r}")
+        _NAMED[name] = cls
+        cls.name = name
+        return cls
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """The names of the registered regularizers."""
+    return tuple(sorted(_NAMED))
+
+
+def get(name: str) -> type[Regularizer]:
+    """The regularizer registered as `name`.
+
+    Raises:
+        PenaltyError: there is none.
+    """
+    if name not in _NAMED:
+        raise PenaltyError(
+            f"no regularizer {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}"
+        )
+    return _NAMED[name]
+
+
+def safe_root(total: Tensor) -> Tensor:
+    """sqrt(total), with gradient 0 where total is 0: the plain root's is infinite there,
+    where zero-initialised residuals start.
+    """
+    positive = total > 0
+    return torch.where(
+        positive, torch.where(positive, total, torch.ones_like(total)).sqrt(), torch.zeros_like(total)
+    )
+
+
+def over_ranks(local: Tensor) -> Tensor:
+    """Sum over the ranks of the default process group; the gradient is multiplied by their
+    number, which DDP's averaging undoes.
+    """
+    if ranks() == 1:
+        return local
+    total = local.detach().clone()
+    dist.all_reduce(total)
+    return total + ranks() * (local - local.detach())
+
+
+def ranks() -> int:
+    """The size of the default process group, 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
