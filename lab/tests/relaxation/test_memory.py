@@ -15,7 +15,7 @@ import equirelax as er
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.grouped import GroupedMap
 from equirelax.relaxation.memory import readable
-from equirelax.relaxation.regularizers import low_rank
+from equirelax.relaxation.terms import low_rank
 from equirelax.relaxation.terms.linear import second_moment
 from equirelax.symmetry import Cyclic, trivial
 
