@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from equirelax_lab.data import CloudSet, DataStatus, data_root, modelnet, modelnet_files, status
+from equirelax_lab.data import CloudSet, DataStatus, data_root, modelnet, status
 from equirelax_lab.data.modelnet import validation_mask
 
 from equirelax.errors import DataError
@@ -34,7 +34,7 @@ def npz_arrays() -> Arrays:
     return arrays
 
 
-def write_npz(root: Path, arrays: Arrays, path: Path = modelnet_files.NPZ) -> Path:
+def write_npz(root: Path, arrays: Arrays, path: Path = modelnet.NPZ) -> Path:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     np.savez(root / path, **arrays)  # type: ignore[arg-type]
     return root
@@ -45,7 +45,7 @@ def y_up(points: np.ndarray) -> np.ndarray:
     return points @ np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=points.dtype)
 
 
-def write_hdf5(root: Path, folder: str = modelnet_files.HDF5) -> Path:
+def write_hdf5(root: Path, folder: str = modelnet.HDF5) -> Path:
     h5py = pytest.importorskip("h5py")
     place = root / folder
     place.mkdir(parents=True)
@@ -60,7 +60,7 @@ def write_hdf5(root: Path, folder: str = modelnet_files.HDF5) -> Path:
 
 
 def write_text_archive(root: Path, n: int = 12) -> Path:
-    place = root / modelnet_files.FOLDER / modelnet_files.RESAMPLED
+    place = root / modelnet.FOLDER / modelnet.RESAMPLED
     place.mkdir(parents=True)
     (place / "modelnet40_shape_names.txt").write_text("\n".join(NAMES) + "\n")
     for part in COUNTS:
@@ -92,7 +92,7 @@ def test_the_npz_is_scaled(tmp_path: Path) -> None:
         assert (data.classes, data.origin) == (NAMES, "modelnet40_1024_int16")
 
 
-@pytest.mark.parametrize("folder", [modelnet_files.HDF5, f"{modelnet_files.FOLDER}/{modelnet_files.HDF5}"])
+@pytest.mark.parametrize("folder", [modelnet.HDF5, f"{modelnet.FOLDER}/{modelnet.HDF5}"])
 def test_the_official_archive_is_turned_upright(tmp_path: Path, folder: str) -> None:
     root = write_hdf5(tmp_path, folder)
     for part in COUNTS:
@@ -100,11 +100,11 @@ def test_the_official_archive_is_turned_upright(tmp_path: Path, folder: str) -> 
         data = every(root, part)
         torch.testing.assert_close(data.points, torch.from_numpy(points))
         assert data.labels.tolist() == labels.tolist()
-        assert (data.classes, data.origin) == (NAMES, modelnet_files.HDF5)
+        assert (data.classes, data.origin) == (NAMES, modelnet.HDF5)
 
 
 def test_the_text_archive_is_normalised_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelnet_files, "RESAMPLED_POINTS", 10)
+    monkeypatch.setattr(modelnet, "RESAMPLED_POINTS", 10)
     root = write_text_archive(tmp_path)
     points, labels = clouds_of("train", 12)
     points = points[:, :10] - points[:, :10].mean(1, keepdims=True)
@@ -115,7 +115,7 @@ def test_the_text_archive_is_normalised_and_kept(tmp_path: Path, monkeypatch: py
     assert first.points.norm(dim=-1).amax(1).allclose(torch.ones(len(first)))
     kept = tmp_path / "modelnet40" / "resampled_10_train.npz"
     assert kept.is_file()
-    (tmp_path / "modelnet40" / modelnet_files.RESAMPLED / "modelnet40_train.txt").unlink()
+    (tmp_path / "modelnet40" / modelnet.RESAMPLED / "modelnet40_train.txt").unlink()
     again = every(root, "train", source="modelnet40-resampled")
     assert torch.equal(first.points, again.points)
     kept.write_bytes(kept.read_bytes()[:-10])
@@ -127,10 +127,10 @@ def test_which_file_is_taken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ply_hdf5_2048 is missing.*equirelax data get modelnet40"):
         every(tmp_path, "test")
     write_hdf5(tmp_path)
-    assert every(tmp_path, "test").origin == modelnet_files.HDF5
+    assert every(tmp_path, "test").origin == modelnet.HDF5
     write_npz(tmp_path, npz_arrays())
     assert every(tmp_path, "test").origin == "modelnet40_1024_int16"
-    assert every(tmp_path, "test", source="modelnet40-hdf5").origin == modelnet_files.HDF5
+    assert every(tmp_path, "test", source="modelnet40-hdf5").origin == modelnet.HDF5
     with pytest.raises(DataError, match=r"normal_resampled is missing.*unpack"):
         every(tmp_path, "test", source="modelnet40-resampled")
     with pytest.raises(DataError, match=r"modelnet10_small_1024_f32.npz is missing"):
@@ -155,7 +155,7 @@ def test_the_small_file_has_only_the_classes_that_it_has(tmp_path: Path) -> None
     for part in COUNTS:
         keep = arrays[f"{part}_y"] != 1
         arrays[f"{part}_xyz"], arrays[f"{part}_y"] = arrays[f"{part}_xyz"][keep], arrays[f"{part}_y"][keep]
-    write_npz(tmp_path, arrays, modelnet_files.SMALL)
+    write_npz(tmp_path, arrays, modelnet.SMALL)
     data = every(tmp_path, "train", source="modelnet10-small")
     assert data.classes == ("bed", "lamp")
     assert data.labels.bincount().tolist() == [10, 3]
@@ -282,7 +282,7 @@ def test_a_wrong_npz_is_named(tmp_path: Path, spoil: Callable[[Arrays], object],
 
 
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
-    place = write_hdf5(tmp_path) / modelnet_files.HDF5
+    place = write_hdf5(tmp_path) / modelnet.HDF5
     file = place / "ply_data_train1.h5"
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DataError, match=r"ply_data_train1\.h5 cannot be read .*--force"):
@@ -298,7 +298,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     write_text_archive(tmp_path)
     with pytest.raises(DataError, match="holds 12 points, and 2048 are needed"):
         every(tmp_path, "train", source="modelnet40-resampled")
-    folder = tmp_path / modelnet_files.FOLDER / modelnet_files.RESAMPLED
+    folder = tmp_path / modelnet.FOLDER / modelnet.RESAMPLED
     for path in folder.glob("*/*.txt"):
         path.write_text("1,2,x\n")
     with pytest.raises(DataError, match=r"bed_\d+\.txt cannot be read|chair_\d+\.txt cannot|lamp_\d+"):
@@ -318,7 +318,7 @@ def real(path: Path) -> None:
 
 @pytest.mark.data
 def test_the_real_small_file() -> None:
-    real(modelnet_files.SMALL)
+    real(modelnet.SMALL)
     sets = {s: modelnet.load(s, source="modelnet10-small") for s in modelnet.SPLITS}
     assert {s: d.labels.bincount().tolist() for s, d in sets.items()} == {
         "train": [36] * 10, "val": [4] * 10, "test": [20] * 10
@@ -328,7 +328,7 @@ def test_the_real_small_file() -> None:
 
 @pytest.mark.data
 def test_the_real_whole_file() -> None:
-    real(modelnet_files.NPZ)
+    real(modelnet.NPZ)
     sets = {s: modelnet.load(s, source="modelnet40-npz") for s in modelnet.SPLITS}
     assert [len(d) for d in sets.values()] == [8858, 985, 2468]
     for data in sets.values():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from equirelax_lab.data import md17, mocap, modelnet, nbody, qm9, rotmnist, smoke
-from equirelax_lab.data.sums import write_sums
+from equirelax_lab.data.archive import write_sums
 from md17_files import original, write_revised, write_xyz
 from qm9_files import write_subset
 from smoke_files import SMALL, write_plumes

@@ -13,7 +13,7 @@ import pytest
 from damage import cut, flipped_at_random, note, outcomes, overwritten
 from equirelax_lab.cli import main
 from equirelax_lab.data import qm9, rotmnist
-from equirelax_lab.data.sums import SUMS, check_sum, write_sums
+from equirelax_lab.data.archive import SUMS, check_sum, write_sums
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, changed_settings, read_result
 from equirelax_lab.training.machine import Machine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from equirelax_lab.cli import main
-from equirelax_lab.data import clouds, corruptions, modelnet_files
+from equirelax_lab.data import clouds, corruptions, modelnet
 from equirelax_lab.tasks.modelnet import EVALUATION_SEED, ModelNetTask
 from equirelax_lab.tasks.registry import build_task, defaults
 from equirelax_lab.tasks.settings import RunConfig
@@ -32,7 +32,7 @@ FEW = {**DATASET, "per_class": 2, "test_per_class": 1}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 classes of ellipsoids with 10 training and 3 test objects each, in the layout of the .npz."""
     folder = tmp_path_factory.mktemp("modelnet")
-    path = folder / modelnet_files.NPZ
+    path = folder / modelnet.NPZ
     path.parent.mkdir(parents=True)
     random = np.random.default_rng(0)
     axes = random.uniform(0.2, 1.0, (40, 3))

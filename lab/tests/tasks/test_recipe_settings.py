@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from equirelax_lab.data import CloudSet, clouds, md17
-from equirelax_lab.data.md17_files import Frames
+from equirelax_lab.data.md17 import Frames
 from equirelax_lab.models import SEGNN
 from equirelax_lab.tasks.modelnet import ModelNetTask
 from equirelax_lab.tasks.registry import build_task, defaults

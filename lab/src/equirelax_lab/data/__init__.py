@@ -3,11 +3,10 @@
 from equirelax_lab.data import clouds, corruptions, digits, md17, mocap, modelnet, nbody, qm9, rotmnist, smoke
 from equirelax_lab.data.augment import random_rotation
 from equirelax_lab.data.fields import FieldSet
-from equirelax_lab.data.frames import MolecularFrames
 from equirelax_lab.data.graphs import GraphSet
 from equirelax_lab.data.mocap import MocapSet
 from equirelax_lab.data.modelnet import CloudSet
-from equirelax_lab.data.molecules import MoleculeSet
+from equirelax_lab.data.molecules import MolecularFrames, MoleculeSet
 from equirelax_lab.data.nbody import NBody, NBodySet
 from equirelax_lab.data.root import DataStatus, data_root, find, status
 from equirelax_lab.data.rotmnist import ImageSet

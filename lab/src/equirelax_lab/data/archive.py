@@ -1,23 +1,29 @@
-"""Data on disk: an .npz whose bytes depend on its arrays alone, and its SHA-256 in a JSON manifest."""
+"""Data on disk, with its checksums: .npz archives with a manifest, and SHA256SUMS for files that carry no checksum of their own.
+
+The bytes of an archive that is written here depend on its arrays alone. Its manifest (.json beside it) holds its SHA-256.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from equirelax.errors import DataError
-from equirelax.files import atomic_write, sha256
+from equirelax.files import atomic_write, sha256, write_text
 from equirelax.zips import check_complete
-from equirelax_lab.data.sums import check_sum
 
 FORMAT = 1
+SUMS = "SHA256SUMS"
+LEVELS = 4
+"""A file's own folder, and those above it, that are looked in: as deep as any data set lies below the data root."""
 
 
 def manifest_path(path: Path) -> Path:
@@ -92,7 +98,7 @@ def load_npz(
     """Every array of an .npz (with `keys`: those of them that it has), never unpickled.
 
     Compared with the CRC-32 of every array that is read; a file (not bytes in memory) also with SHA256SUMS, see
-    `equirelax_lab.data.sums`.
+    `equirelax_lab.data.archive`.
 
     Raises:
         DataError: naming `name`, if it is missing or damaged.
@@ -117,3 +123,53 @@ def load_npz(
 
 def _in_words(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_sum(path: Path) -> None:
+    """Compare a file with every SHA256SUMS that lists it, in its folder or one above; one that is listed nowhere passes.
+
+    Raises:
+        DataError: the file is missing or unreadable, or its SHA-256 is another one.
+    """
+    for folder in path.absolute().parents[:LEVELS]:
+        if (folder / SUMS).is_file():
+            expected = _listed(folder / SUMS).get(path.absolute().relative_to(folder).as_posix())
+            if expected is not None:
+                _compare(path, expected, folder / SUMS)
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA256SUMS of all files in `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Name below the folder -> hexadecimal sum; lines that are none are left out."""
+    try:
+        state = path.stat()
+        return _parsed(path, state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}). Remove it, or get it anew.") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(path: Path, changed: int, size: int) -> dict[str, str]:
+    """Parsed once as long as it stays as it is: a data set may be of thousands of files."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    words = (line.split(maxsplit=1) for line in lines)
+    # sha256sum puts a * before names of files that it read as binary
+    return {PurePosixPath(w[1].removeprefix("*")).as_posix(): w[0].lower() for w in words if len(w) == 2}
+
+
+def _compare(path: Path, expected: str, where: Path) -> None:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}). Get the file anew.") from error
+    if found != expected:
+        raise DataError(
+            f"{path} is damaged or was changed: its SHA-256 is {found}, {where} says {expected}. Get the file anew, or, if "
+            f"it was changed on purpose, take its line out of {where}."
+        )

@@ -30,7 +30,7 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("The digits come with scikit-learn: pip install 'equirelax[planes]'.") from error
+        raise DataError("The digits come with scikit-learn: pip install 'equirelax-lab[planes]'.") from error
     found = load_digits()
     images = torch.from_numpy(found.images).float()[:, None] / 16
     labels = torch.from_numpy(found.target).long()

@@ -1,57 +1,49 @@
-"""Fetching published archives: an interrupted download goes on where it stopped, content is verified, unpacking is safe.
+"""Download published archives: pooch fetches and verifies, the standard library unpacks.
 
-`get` does all of it. Nothing is put in its place before it was verified; what went wrong, and what a person can do
-about it, is said in one message.
+Two things that they do not do are here: a download that continues where an earlier one stopped, and a folder that is put in
+its place only after all its files were verified.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
+import contextlib
 import json
 import os
-import shutil
-import socket
-import ssl
+import tarfile
 import tempfile
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
-from equirelax.errors import DataError
-from equirelax.files import sha256, write_text
-from equirelax_lab.data.containers import UNREADABLE, Entry, opened
+from equirelax.errors import DataError, EquirelaxError
+from equirelax.files import sha256, storage_errors, write_text
+from equirelax_lab.data.archive import write_sums
 from equirelax_lab.data.root import search_roots, writable_root
-from equirelax_lab.data.sums import write_sums
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there, and all bytes if the server says how many."""
-
-_CHUNK = 1 << 20
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+ATTEMPTS = 4
+"""Tries at each address when the connection breaks."""
 LIMIT = 16 << 30
 """Most bytes that an archive may unpack to."""
-
-
-class _SpaceError(DataError):
-    """The disk is full: another address would not help, and what was downloaded is good."""
+_TIMEOUT = 30.0
+BLOCK = 1 << 20
+_TEMPORARY_ANSWERS = (408, 425, 429)
+"""HTTP status codes below 500 after which another try may succeed."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published .zip or .tar (compressed or not) with one folder in it.
+    """A published .zip or .tar (compressed or not) that holds one folder.
 
     Attributes:
-        name: of the data set, as `equirelax data get` takes it.
-        file: name of the archive.
-        folder: the one folder in it; it comes to lie below `parent` of the data root.
-        urls: where it is, in the order that they are tried.
-        md5: of files in the folder, by name, as published.
-        sha256: of the archive, or None if nobody published it.
+        name: The data set's name, as `equirelax data get` takes it.
+        file: File name of the archive.
+        folder: The one folder in it, which is unpacked below `parent` of the data root.
+        urls: Its addresses, in the order in which they are tried.
+        md5: Published MD5 sums of files in the folder, by name.
+        sha256: SHA-256 of the archive, or None where none was published.
     """
 
     name: str
@@ -64,17 +56,17 @@ class Archive:
 
     @property
     def relative(self) -> Path:
-        """The folder below the data root."""
+        """The folder's path below the data root."""
         return Path(self.parent) / self.folder
 
     def locate(self, root: str | os.PathLike[str] | None = None) -> Path | None:
-        """The folder, below `parent` or directly below a searched root; None if it is nowhere."""
+        """Find the folder, below `parent` or directly below a searched root; None if it is nowhere."""
         below = (self.relative, Path(self.folder))
         places = (base / name for base in search_roots(root) for name in below)
         return next((place for place in places if place.is_dir()), None)
 
 
-# The MD5 sums are those that several public loaders of this archive check; of the .zip no sum was published.
+# The MD5 sums are the ones that several public loaders of this archive check. No sum of the .zip itself was published.
 MODELNET40 = Archive(
     name="modelnet40",
     file="modelnet40_ply_hdf5_2048.zip",
@@ -95,7 +87,7 @@ MODELNET40 = Archive(
         "ply_data_test1.h5": "aba4b12a67c34391cc3c015a6f08ed4b",
     },
 )
-# No sum of it is known to us; what is read from its files is checked when it is loaded.
+# No checksum was published. What is read from the files is checked when it is loaded.
 RMD17 = Archive(
     name="rmd17",
     file="rmd17.tar.bz2",
@@ -115,224 +107,190 @@ def get(
     *,
     file: Path | None = None,
     force: bool = False,
-    progress: Progress | None = None,
-    attempts: int = 4,
-    pause: float = 2.0,
 ) -> Path:
-    """The archive's folder below the data root, fetched and unpacked unless it is there already.
+    """Download and unpack an archive below the data root, unless its folder is there already.
 
     Args:
-        archive: which one.
-        root: see `equirelax_lab.data.root`; if it is read-only, the cache takes what is fetched.
-        file: the archive, got in another way; nothing is downloaded then.
-        force: fetch again, over what is there.
-        progress: called after every megabyte.
-        attempts, pause: tries at each address when the connection breaks, and seconds before the second one,
-            doubled for each further one.
+        archive: The archive.
+        root: The data root, see `equirelax_lab.data.root`. If it is read-only, the cache folder is used.
+        file: The archive as a file, obtained in another way. Nothing is downloaded then.
+        force: Download again, and replace what is there.
+
+    Returns:
+        The unpacked folder.
 
     Raises:
-        DataError: none of the addresses gave the archive, or it is not what it should be; the message says what
-            to do. What was downloaded stays for the next try, unless it is wrong.
+        DataError: No address gave the archive, or it is not the right one. The message says what to do. A partial download
+            is kept for the next try.
+        StorageError: The disk is full. What was downloaded is kept.
     """
-    if not force and file is None:
-        found = archive.locate(root)
-        if found is not None:
-            _verify(found, archive.md5, remedy="Fetch it anew with --force")
-            return found
+    import filelock
+
+    if not force and file is None and (there := archive.locate(root)) is not None:
+        _verify(there, archive.md5, remedy="Download it again with --force")
+        return there
     folder = writable_root(root) / archive.relative
-    by_hand = (
-        f"Get {archive.file} in another way (a browser, a mirror, a colleague) and give it to the same command: "
-        f"equirelax data get {archive.name} --archive PATH; or unpack it yourself as {folder}"
-    )
     if file is not None:
         return _install(file, folder, archive, origin=str(file))
     target = folder.parent / archive.file
     failures = []
-    for url in archive.urls:
-        try:
-            if not target.is_file():  # a good one may be left from a try that found the disk full
-                fetch(
-                    url, target, sha256_sum=archive.sha256, progress=progress, attempts=attempts, pause=pause
-                )
-            _install(target, folder, archive, origin=url)
-        except _SpaceError:
-            raise
-        except DataError as error:
-            target.unlink(missing_ok=True)
-            failures.append(str(error).rstrip("."))
-        else:
-            target.unlink()
-            return folder
-    raise DataError(f"{archive.name} could not be downloaded. {'. '.join(failures)}. {by_hand}.")
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(
+        target.with_name(f".{target.name}.lock")
+    ):  # ranks, or runs of a study, may all need it at once
+        for url in archive.urls:
+            try:
+                fetch(url, target, known_sha256=archive.sha256)
+                _install(target, folder, archive, origin=url)
+            except DataError as error:
+                target.unlink(missing_ok=True)
+                failures.append(str(error).rstrip("."))
+            else:
+                target.unlink()
+                return folder
+    raise DataError(
+        f"{archive.name} could not be downloaded. {'. '.join(failures)}. Get {archive.file} in another way (with a browser, from "
+        f"a mirror or a colleague) and pass it to the same command: equirelax data get {archive.name} --archive PATH; or unpack "
+        f"it yourself as {folder}."
+    )
 
 
 def _install(path: Path, folder: Path, archive: Archive, origin: str) -> Path:
-    """Verify and unpack the archive `path` to `folder`, and note beside it where it came from."""
+    """Verify and unpack the archive `path` to `folder`, and write beside it where it came from."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
-    found = sha256(path)
-    if archive.sha256 is not None and found != archive.sha256:
-        raise DataError(f"{path} is not the archive: its SHA-256 is {found}, expected {archive.sha256}.")
+    actual = sha256(path)
+    if archive.sha256 is not None and actual != archive.sha256:
+        raise DataError(f"{path} is not the archive: its SHA-256 is {actual}, expected {archive.sha256}.")
     unpack(path, folder, archive.md5)
     write_sums(folder)
-    note = {"origin": origin, "file": archive.file, "sha256": found, "bytes": path.stat().st_size}
+    note = {"origin": origin, "file": archive.file, "sha256": actual, "bytes": path.stat().st_size}
     write_text(folder.with_name(folder.name + ".json"), json.dumps(note, indent=2) + "\n")
     return folder
 
 
-def fetch(
-    url: str,
-    target: Path,
-    *,
-    sha256_sum: str | None = None,
-    timeout: float = 30.0,
-    attempts: int = 4,
-    pause: float = 2.0,
-    progress: Progress | None = None,
-) -> Path:
-    """Download `url` to `target`, going on with `target`.part where an earlier try stopped.
-
-    It goes on only if the server still has the same file (entity tag or date); otherwise it begins anew.
+def fetch(url: str, target: Path, *, known_sha256: str | None = None) -> Path:
+    """Download `url` to `target` with pooch, unless it is there, and continue an earlier try that was interrupted.
 
     Raises:
-        DataError: the address is wrong or dead, the connection broke `attempts` times (what came stays), the
-            disk is full, or the SHA-256 is another one (what came is removed).
+        DataError: The address is wrong or dead, the connection broke `ATTEMPTS` times (what arrived is kept), or the SHA-256
+            is not the known one.
+        StorageError: The disk is full.
     """
+    import pooch
+    import requests
+
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{url} is not an http or https address.")
+    pooch.get_logger().setLevel("WARNING")
     part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(attempts):
-        try:
-            _transfer(url, part, timeout, progress)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            code = error.code if isinstance(error, urllib.error.HTTPError) else None
-            reason = getattr(error, "reason", None)
-            if code == 416:  # what is there does not fit the server's file
-                _forget(part)
-            elif code is not None and code not in _RETRIED:
-                raise DataError(f"{url} answers {code} {error.reason}.") from error  # type: ignore[union-attr]
-            hopeless = isinstance(reason, ssl.SSLCertVerificationError | socket.gaierror)
-            if hopeless or attempt + 1 == attempts:
-                kept = part.stat().st_size if part.exists() else 0
-                stays = f"; {kept} bytes are kept, and the same command goes on from there" if kept else ""
-                raise DataError(f"{url} cannot be read ({_reason(error)}){stays}.") from error
-            time.sleep(pause * 2**attempt)
-    if sha256_sum is not None and (found := sha256(part)) != sha256_sum:
-        _forget(part)
-        raise DataError(f"What {url} gave is damaged: its SHA-256 is {found}, expected {sha256_sum}.")
-    part.replace(target)
-    _forget(part)
+    fetcher = pooch.create(
+        target.parent,
+        "",
+        registry={target.name: known_sha256},
+        urls={target.name: url},
+        retry_if_failed=ATTEMPTS - 1,
+    )
+    try:
+        with storage_errors(target):
+            fetcher.fetch(target.name, downloader=ResumingDownloader(part))
+    except requests.exceptions.RequestException as error:
+        size = part.stat().st_size if part.exists() else 0
+        kept = f"; {size} bytes are kept, and the same command continues from there" if size else ""
+        raise DataError(f"{url} cannot be read ({' '.join(str(error).split())}){kept}.") from error
+    except ValueError as error:  # pooch's, for another hash
+        raise DataError(f"{url} gave a damaged file ({' '.join(str(error).split())}).") from error
     return target
 
 
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-    return " ".join(str(reason).split()).rstrip(".")
+class ResumingDownloader:
+    """A downloader for pooch that continues a partial file.
 
+    It continues only if the server still has the same file, by its strong entity tag or its date, and else starts again.
 
-def _note(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
+    Args:
+        part: The partial file, which is kept when the connection breaks. A note beside it (.json) holds address and tag.
+    """
 
+    def __init__(self, part: Path) -> None:
+        self.part, self.note = part, part.with_name(part.name + ".json")
 
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note(part).unlink(missing_ok=True)
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        """Download `url` to `output_file`, as pooch asks for it.
 
+        Raises:
+            requests.RequestException: Another try may succeed.
+            DataError: The server refuses.
+        """
+        import requests
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
-def _noted(part: Path, url: str) -> dict[str, str]:
-    """What is known of the file that `part` is the beginning of; empty: nothing, so begin anew."""
-    try:
-        noted = json.loads(_note(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    same = isinstance(noted, dict) and noted.get("url") == url and noted.get("validator")
-    return noted if same else {}
+        tag = self._tag(url)
+        have = self.part.stat().st_size if tag and self.part.exists() else 0
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers |= {"Range": f"bytes={have}-", "If-Range": tag}
+        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+            continues = response.status_code == 206
+            place = response.headers.get("Content-Range", "")
+            if response.status_code == 416 or (continues and not place.startswith(f"bytes {have}-")):
+                self._forget()
+                raise requests.exceptions.RequestException("the server cannot continue the partial file")
+            if 400 <= response.status_code < 500 and response.status_code not in _TEMPORARY_ANSWERS:
+                raise DataError(f"{url} answers {response.status_code} {response.reason}.")
+            response.raise_for_status()
+            if not continues:
+                have = 0
+                entity = response.headers.get("ETag", "")
+                tag = entity if entity.startswith('"') else response.headers.get("Last-Modified", "")
+                write_text(self.note, json.dumps({"url": url, "tag": tag}))
+            length = response.headers.get("Content-Length", "")
+            total = have + int(length) if length.isdigit() else None
+            bar = tqdm(
+                desc=self.part.stem, total=total, initial=have, unit="iB", unit_scale=True, unit_divisor=1024
+            )
+            with self.part.open("ab" if continues else "wb") as out, bar:
+                for block in response.iter_content(BLOCK):
+                    out.write(block)
+                    bar.update(len(block))
+        self.part.replace(output_file)
+        self._forget()
 
+    def _tag(self, url: str) -> str:
+        """The tag of the file whose beginning `part` is; empty if that is unknown."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            noted = json.loads(self.note.read_text(encoding="utf-8"))
+            if noted.get("url") == url:
+                return str(noted.get("tag", ""))
+        return ""
 
-def _transfer(url: str, part: Path, timeout: float, progress: Progress | None) -> None:
-    """One try. Raises OSError or HTTPException for what another try may mend, `DataError` for a full disk."""
-    noted = _noted(part, url)
-    have = part.stat().st_size if noted and part.exists() else 0
-    headers = {"User-Agent": "equirelax", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": noted["validator"]}
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # it was complete
-        raise
-    with response:
-        if response.status == 206:
-            start, _, size = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-            if start.partition("-")[0] != str(have):
-                _forget(part)
-                raise http.client.HTTPException("the server went on at another place than it was asked to")
-            total = int(size) if size.isdigit() else None
-        else:
-            have, length = 0, response.headers.get("Content-Length", "")
-            total = int(length) if length.isdigit() else None
-            # a weak tag says too little to go on from
-            tag = response.headers.get("ETag", "")
-            validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
-            write_text(_note(part), json.dumps({"url": url, "validator": validator}))
-        _check_space(part.parent, None if total is None else total - have)
-        with part.open("ab" if have else "wb") as out:
-            while block := response.read(_CHUNK):
-                _write(out, block, part)
-                have += len(block)
-                if progress is not None:
-                    progress(have, total)
-    if total is not None and have != total:
-        raise http.client.HTTPException(f"the connection ended after {have} of {total} bytes")
-
-
-def _write(out: object, block: bytes, part: Path) -> None:
-    try:
-        out.write(block)  # type: ignore[attr-defined]
-    except OSError as error:  # not to be taken for the network's
-        raise _SpaceError(f"{part} cannot be written ({error}).") from error
-
-
-def _check_space(folder: Path, needed: int | None) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed is not None and needed > free:
-        raise _SpaceError(
-            f"{folder} has {free} bytes of space left; {needed} are needed. Make room or use --data."
-        )
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
 
 
 def unpack(path: Path, folder: Path, md5: Mapping[str, str], *, limit: int = LIMIT) -> Path:
-    """Unpack the folder of that name out of the archive `path` as `folder`, which it replaces, after verifying it.
+    """Unpack the folder called `folder.name` out of the archive `path`, verify it, and replace `folder` by it.
 
-    Nothing is written outside `folder`; entries beside the wanted folder are left out.
+    Entries beside that folder are left out. `zipfile` and `tarfile`'s data filter let nothing be written outside.
 
     Raises:
-        DataError: not a readable archive, an entry whose name leads elsewhere or that is a link, more than `limit`
-            bytes, too little space, or files that are missing or have another MD5.
+        DataError: The archive is unreadable or another one, would unpack to more than `limit` bytes, or lacks files or holds
+            files with another MD5.
+        StorageError: The disk is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         fresh = Path(temporary) / folder.name
         try:
-            with opened(path) as container:
-                entries = [(entry, _safe(entry, path)) for entry in container.entries()]
-                wanted = [(e, p) for e, p in entries if p.parts[:1] == (folder.name,) and not e.directory]
-                size = sum(entry.size for entry, _ in wanted)
-                if size > limit:
-                    raise DataError(f"{path} would unpack to {size} bytes, more than {limit}.")
-                _check_space(folder.parent, size)
-                for entry, place in wanted:
-                    out = Path(temporary) / place
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    with container.read(entry) as source, out.open("wb") as written:
-                        shutil.copyfileobj(source, written, _CHUNK)
-        except DataError:
+            with storage_errors(folder):
+                _extract(path, Path(temporary), folder.name, limit)
+        except EquirelaxError:
             raise
-        except UNREADABLE as error:
-            raise DataError(f"{path} cannot be unpacked ({_reason(error)}).") from error
+        # A damaged archive raises errors of many types: BadZipFile, TarError, zlib.error, LZMAError, EOFError, RuntimeError, ...
+        except Exception as error:
+            raise DataError(f"{path} cannot be unpacked ({' '.join(str(error).split())}).") from error
         if not fresh.is_dir():
             raise DataError(f"{path} has no folder {folder.name}; it is another archive.")
         _verify(fresh, md5, remedy=f"{path} is damaged or another archive")
@@ -342,23 +300,34 @@ def unpack(path: Path, folder: Path, md5: Mapping[str, str], *, limit: int = LIM
     return folder
 
 
-def _safe(entry: Entry, path: Path) -> PurePosixPath:
-    """The entry's place. Raises `DataError` if that is outside the folder it is unpacked to, or a link."""
-    place = PurePosixPath(entry.name.replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts or ":" in str(place) or entry.special:
-        raise DataError(
-            f"{path} holds the entry {entry.name!r}, which may lead outside its folder: not unpacked."
-        )
-    return place
+def _extract(path: Path, place: Path, name: str, limit: int) -> None:
+    """Write the entries below the folder `name` of an archive to `place`."""
+
+    def check(size: int) -> None:
+        if size > limit:
+            raise DataError(f"{path} would unpack to {size} bytes, more than {limit}.")
+
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as tar:
+            members = [m for m in tar if m.name.removeprefix("./").startswith(f"{name}/")]
+            check(sum(member.size for member in members))
+            tar.extractall(place, members, filter="data")
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.startswith(f"{name}/")]
+            check(sum(entry.file_size for entry in entries))
+            archive.extractall(place, entries)
 
 
 def _verify(folder: Path, md5: Mapping[str, str], remedy: str) -> None:
     """Raise `DataError`, ending in `remedy`, unless all files are there with their published MD5."""
+    import pooch
+
     for name, expected in md5.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{folder} has no {name}. {remedy}.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != expected:
-            raise DataError(f"{path} is damaged: its MD5 is {found}, published is {expected}. {remedy}.")
+        if (actual := pooch.file_hash(str(path), alg="md5")) != expected:
+            raise DataError(
+                f"{path} is damaged: its MD5 is {actual}, the published one is {expected}. {remedy}."
+            )

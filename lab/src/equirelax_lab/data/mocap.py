@@ -1,17 +1,17 @@
 """CMU motion capture (mocap.cs.cmu.edu) by EGNO's protocol: where are 31 joints 30 frames (0.25 s) later?
 
-Input: positions x[t] and velocities v = x[t+1] - x[t] (per frame, at 120 frames a second); targets: x[t+26]
-... x[t+30]. Edges join joints that are one or two bones apart. Lengths are in the file's unit (CMU's, 5.6
-cm).
+Input: positions x[t] and velocities v = x[t+1] - x[t] (per frame, at 120 frames a second). Targets: x[t+26] ... x[t+30].
+Edges connect joints that are one or two bones apart. Lengths are in the files' unit (CMU's, 5.6 cm).
 
-Two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). The published partition of the
-runs is the one in the split file; of the walks the order of trials is unknown, so that the split is another
-one by the same protocol. `make` adds further cases from raw files.
+There are two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). For the runs, the split file holds the
+published partition. For the walks the published order of trials is unknown, so that file holds another partition made by
+the same protocol. `make` adds further cases from raw files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +20,242 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import DataError
+from equirelax_lab.data.archive import load_npz, write_archive
 from equirelax_lab.data.graphs import GraphSet, squared_distances
-from equirelax_lab.data.mocap_files import (
-    CASES,
-    FOLDER,
-    HORIZON,
-    JOINTS,
-    SPLITS,
-    check_motion,
-    check_split,
-    find_case,
-    read,
-    train_starts,
-)
-from equirelax_lab.data.mocap_raw import from_amc, make, make_split
+from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.data.skeleton import read_amc, read_asf
+
+FOLDER = Path("cmu_mocap")
+JOINTS = 31
+HORIZON = 30
+"""Frames from the input to the last target."""
+SPLITS = ("train", "val", "test")
+TRAIN_SAMPLES = 200
+"""About as many training samples the protocol has: as many starts of every training trial as make them up."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of a motion, and the number of starts of every training trial that the protocol uses (None: what makes up
+    `TRAIN_SAMPLES`).
+    """
+
+    motion: str
+    split: str
+    train_starts: int | None = None
+
+
+CASES: Mapping[str, Case] = {
+    "run": Case("cmu09_run.npz", "egno_split_run.npz", train_starts=40),
+    "walk": Case("cmu35_walk.npz", "egno_split.npz", train_starts=18),
+}
+
+
+def files_of(name: str) -> Case:
+    """Where a case stands that was made."""
+    return Case(f"{name}.npz", f"{name}_split.npz")
+
+
+def find_case(name: str, root: str | Path | None) -> Case:
+    """A published case, or one that was made. Raises `DataError` for any other name."""
+    if name in CASES:
+        return CASES[name]
+    files = files_of(name)
+    if not any((folder / FOLDER / files.motion).is_file() for folder in search_roots(root)):
+        raise DataError(
+            f"Unknown case {name!r} of the motion capture data; choose one of {', '.join(CASES)}, or make it from raw "
+            f"files: equirelax data make mocap --case {name} --asf ... --amc ..."
+        )
+    return files
+
+
+def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> int:
+    """Number of starts of every training trial that are used. Raises `DataError` where the split has fewer."""
+    trials, starts = parts["train_start"].shape
+    if files.train_starts is not None:
+        problem = f"train_start has {starts} starts of a trial, and {files.train_starts} are used"
+        _require(starts >= files.train_starts, path, problem)
+        return files.train_starts
+    return min(starts, max(1, TRAIN_SAMPLES // trials))
+
+
+def read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
+    hint = f"`equirelax list` says how to get it. Put it there as {FOLDER / name}"
+    path = find(FOLDER / name, root, hint=hint)
+    return load_npz(path, path, "Get the file anew."), path
+
+
+def _require(condition: bool, path: Path, problem: str) -> None:
+    if not condition:
+        raise DataError(f"{path}: {problem}. The file is not what is expected here; get it anew.")
+
+
+def check_motion(motion: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raise `DataError` unless pos (frames, 31, 3), lengths, joints and edges are there, finite and fit
+    together.
+    """
+    missing = [key for key in ("pos", "lengths", "joints", "edges") if key not in motion]
+    _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
+    positions, lengths, bones = motion["pos"], motion["lengths"], motion["edges"]
+    _require(
+        positions.ndim == 3 and positions.shape[1:] == (JOINTS, 3) and positions.dtype.kind == "f",
+        path,
+        f"pos must be floating point of shape (frames, {JOINTS}, 3), but is {positions.dtype} "
+        f"{positions.shape}",
+    )
+    _require(bool(np.isfinite(positions).all()), path, "pos holds NaN or infinity")
+    _require(
+        lengths.ndim == 1 and lengths.dtype.kind in "iu" and lengths.sum() == len(positions),
+        path,
+        f"lengths must be integers that add up to the {len(positions)} frames of pos",
+    )
+    _require(motion["joints"].shape == (JOINTS,), path, f"joints must be {JOINTS} names")
+    _require(
+        bones.shape == (JOINTS - 1, 2)
+        and bones.dtype.kind in "iu"
+        and bones.min() >= 0
+        and bones.max() < JOINTS,
+        path,
+        f"edges must be ({JOINTS - 1}, 2) joint numbers below {JOINTS}",
+    )
+
+
+def check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray) -> None:
+    """Raise `DataError` unless every start leaves room for the horizon and no trial is in two splits."""
+    seen: set[int] = set()
+    for split in SPLITS:
+        missing = [key for key in (f"{split}_trial", f"{split}_start") if key not in parts]
+        _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
+        trials, starts = parts[f"{split}_trial"], parts[f"{split}_start"]
+        integers = trials.dtype.kind in "iu" and starts.dtype.kind in "iu"
+        shapes = trials.ndim == 1 and starts.ndim == 2 and len(starts) == len(trials)
+        _require(
+            integers and shapes,
+            path,
+            f"{split}_trial and {split}_start must be integers (k,) and (k, starts)",
+        )
+        known = len(trials) > 0 and trials.min() >= 0 and trials.max() < len(lengths)
+        _require(
+            bool(known), path, f"{split}_trial names a trial that is not among the {len(lengths)} trials"
+        )
+        # not starts + HORIZON, which may be more than an integer holds
+        last = lengths.astype(np.int64)[trials][:, None] - HORIZON
+        room = starts.size > 0 and starts.min() >= 0 and (starts < last).all()
+        _require(
+            bool(room), path, f"a start of {split}_start is not {HORIZON} frames before the end of its trial"
+        )
+        both = seen & set(trials.tolist())
+        _require(not both, path, f"the trials {sorted(both)} are in more than one split")
+        seen |= set(trials.tolist())
+
+
+FRAMES_PER_SECOND = 120
+
+
+def from_amc(asf: str | Path, amc: Sequence[str | Path]) -> dict[str, np.ndarray]:
+    """A motion in the layout of the motion files, from raw files (mocap.cs.cmu.edu) of one subject.
+
+    Args:
+        asf: the subject's skeleton.
+        amc: trials, in the order in which they shall be numbered.
+
+    Returns:
+        pos (frames of all trials, joints, 3) float32, in the files' unit; lengths (trials,); trials, their names;
+        joints, their names; edges (joints - 1, 2); fps.
+
+    Raises:
+        DataError: a file that cannot be read, or does not fit the skeleton.
+    """
+    skeleton = read_asf(asf)
+    moving = [skeleton.positions(read_amc(path, skeleton)) for path in amc]
+    if not moving:
+        raise DataError(f"No trial was named for the skeleton {asf}: give one .amc file or more.")
+    return {
+        "pos": np.concatenate(moving).astype(np.float32),
+        "lengths": np.array([len(frames) for frames in moving]),
+        "trials": np.array([Path(path).stem for path in amc]),
+        "joints": np.array(skeleton.names),
+        "edges": skeleton.edges,
+        "fps": np.array(FRAMES_PER_SECOND),
+    }
+
+
+def make_split(lengths: Sequence[int], *, starts: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A partition of trials by the published protocol: a quarter each for validation and test (of 11: 5, 3, 3; of 23:
+    11, 6, 6), and `starts` random frames of every trial, in random order, that leave room for the horizon.
+
+    Raises:
+        DataError: fewer than three trials, or one that is too short.
+    """
+    count = len(lengths)
+    if count < 3:
+        raise DataError(f"Three trials or more are needed for train, val and test; got {count}.")
+    if short := [n for n, length in enumerate(lengths) if not 1 <= starts <= length - HORIZON]:
+        raise DataError(
+            f"Trial {short[0]} has {lengths[short[0]]} frames, which leave room for "
+            f"{max(lengths[short[0]] - HORIZON, 0)} starts; {starts} were asked for."
+        )
+    rng = np.random.default_rng(seed)
+    quarter = max(1, round(count / 4))
+    order, parts = rng.permutation(count), {}
+    bounds = {
+        "train": (0, count - 2 * quarter),
+        "val": (count - 2 * quarter, -quarter),
+        "test": (-quarter, None),
+    }
+    for split, (begin, end) in bounds.items():
+        trials = np.sort(order[begin:end])
+        parts[f"{split}_trial"] = trials
+        rows = [rng.permutation(lengths[trial] - HORIZON)[:starts] for trial in trials]
+        parts[f"{split}_start"] = np.stack(rows)
+    return parts
+
+
+def make(
+    name: str,
+    asf: str | Path,
+    amc: Sequence[str | Path],
+    *,
+    starts: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write a new case below the data root, for `load(case=name)`, from raw files of one subject of CMU's (31 joints).
+
+    Args:
+        name: letters, digits, - and _; not `run` or `walk`.
+        asf, amc: as `from_amc`.
+        starts: random starts of every trial; None: 100, or as many as the shortest trial has room for.
+        seed: of the partition.
+        root: see `equirelax_lab.data.root`.
+        force: write over a case of the same name.
+
+    Returns:
+        The files: motion and split.
+
+    Raises:
+        DataError: a name that is taken or not allowed, or files that cannot be used.
+    """
+    if name in CASES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise DataError(
+            f"{name!r} cannot be the name of a new case: use letters, digits, - and _, not run or walk."
+        )
+    files = files_of(name)
+    paths = [writable_root(root) / FOLDER / file for file in (files.motion, files.split)]
+    if not force and any(path.exists() for path in paths):
+        raise DataError(f"The case {name!r} is there already ({paths[0]}): choose another name, or force.")
+    motion = from_amc(asf, amc)
+    check_motion(motion, Path(asf))
+    lengths = motion["lengths"].tolist()
+    if starts is None:
+        starts = min(100, max(1, min(lengths) - HORIZON))
+    split = make_split(lengths, starts=starts, seed=seed)
+    about = {"asf": Path(asf).name, "amc": [Path(path).name for path in amc], "starts": starts, "seed": seed}
+    for path, arrays in zip(paths, (motion, split), strict=True):
+        write_archive(path, arrays, about)
+    return paths
+
 
 __all__ = [
     "CASES",

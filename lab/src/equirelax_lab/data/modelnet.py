@@ -1,8 +1,20 @@
-"""ModelNet40 (Wu et al., CVPR 2015): point clouds of 12,311 objects of 40 classes, 9843 to train, 2468 to test.
+"""ModelNet40 (Wu et al., CVPR 2015): point clouds of 12,311 objects of 40 classes, 9843 to train and 2468 to test.
 
-Clouds are centred and fill the unit sphere; z is up. Which files may hold them: `equirelax_lab.data.modelnet_files`.
-The validation split is taken from the training objects, stratified and seeded; the test objects are read by
-`load("test")` alone.
+Every cloud is centred and fills the unit sphere, with z up. The validation split is taken from the training objects, stratified
+and seeded; only `load("test")` reads the test objects.
+
+These files are read, in the folder modelnet40 of the data root (the two archives may also lie directly below the root):
+
+- `modelnet40_1024_int16.npz`: all objects, 1024 uniform surface samples each, as int16 times `scale`.
+- `modelnet10_small_1024_f32.npz`: 10 classes with 40 + 20 objects each.
+- `modelnet40_ply_hdf5_2048/`: PointNet's official archive: 2048 points, 9840 + 2468 objects, with y up in the file.
+  `equirelax data get modelnet40` downloads it. It needs h5py.
+- `modelnet40_normal_resampled/`: PointNet++'s text archive: 10,000 points with normals in one file per object, with y up in
+  the file. The first 2048 points are used, as released loaders do. The text is read once, and the result is kept below the
+  data root in `modelnet40/resampled_2048_*.npz`.
+
+The sources sample the same surfaces, but at different points. That y is up in the two archives follows from the released
+augmentations, which turn about y; the readers were tested on made-up archives of the same layout.
 """
 
 from __future__ import annotations
@@ -19,7 +31,210 @@ from torch import Tensor
 
 from equirelax.errors import DataError
 from equirelax.files import did_you_mean
-from equirelax_lab.data.modelnet_files import SOURCES, Objects, read
+from equirelax_lab.data.archive import check_sum, load_npz, manifest_path, read_archive, write_archive
+from equirelax_lab.data.root import find, search_roots, writable_root
+
+FOLDER = Path("modelnet40")
+NPZ = FOLDER / "modelnet40_1024_int16.npz"
+SMALL = FOLDER / "modelnet10_small_1024_f32.npz"
+HDF5 = "modelnet40_ply_hdf5_2048"
+RESAMPLED = "modelnet40_normal_resampled"
+SOURCES = ("modelnet40", "modelnet10-small", "modelnet40-npz", "modelnet40-hdf5", "modelnet40-resampled")
+RESAMPLED_POINTS = 2048
+
+_GET = "Get it: equirelax data get modelnet40"
+_RESAMPLED_GET = (
+    f"It is no longer at its old address everywhere: unpack {RESAMPLED}.zip (PointNet++'s) as a folder of "
+    "that name below modelnet40"
+)
+
+
+@dataclass
+class Objects:
+    """What a file holds: points (N, n, 3), to be multiplied by `scale`; labels (N,) int; class names."""
+
+    points: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    origin: str
+    scale: float = 1.0
+
+
+def read(source: str, part: str, root: str | Path | None = None) -> Objects:
+    """The `train` or `test` objects of one of `SOURCES`; of the other part nothing is read.
+
+    Raises `DataError` for files that are missing, damaged or not what they should be.
+    """
+    if source == "modelnet10-small":
+        return _present_classes(_read_npz(find(SMALL, root, hint="Put it there"), part))
+    if source == "modelnet40":
+        source = _first_there(root)
+    if source == "modelnet40-npz":
+        return _read_npz(find(NPZ, root, hint="Put it there, or get the official archive"), part)
+    if source == "modelnet40-hdf5":
+        return _read_hdf5(_archive_folder(HDF5, root, _GET), part)
+    return _read_resampled(part, root)
+
+
+def _first_there(root: str | Path | None) -> str:
+    """The first source of the whole data set that lies below the data root."""
+    for folder in search_roots(root):
+        if (folder / NPZ).is_file():
+            return "modelnet40-npz"
+    for name, source in ((HDF5, "modelnet40-hdf5"), (RESAMPLED, "modelnet40-resampled")):
+        if any(place.is_dir() for place in _places(name, root)):
+            return source
+    return "modelnet40-hdf5"  # reading it says that it is missing, and how to get it
+
+
+def _places(name: str, root: str | Path | None) -> list[Path]:
+    return [folder / below for folder in search_roots(root) for below in (FOLDER / name, Path(name))]
+
+
+def _archive_folder(name: str, root: str | Path | None, hint: str) -> Path:
+    for place in _places(name, root):
+        if place.is_dir():
+            return place
+    return find(FOLDER / name, root, hint=hint)
+
+
+def _require(condition: bool, path: Path, problem: str) -> None:
+    if not condition:
+        raise DataError(f"{path}: {problem}. The file is not the one that is expected; get it anew.")
+
+
+def _check(objects: Objects, path: Path) -> Objects:
+    """Raise `DataError` unless points, labels and classes are finite and fit together."""
+    points, labels = objects.points, objects.labels
+    _require(
+        points.ndim == 3 and points.shape[-1] == 3 and points.size > 0 and points.dtype.kind in "iuf",
+        path,
+        f"points must be (objects, points, 3) numbers, but are {points.dtype} {points.shape}",
+    )
+    _require(
+        labels.shape == (len(points),) and labels.dtype.kind in "iu",
+        path,
+        f"labels must be integers ({len(points)},), but are {labels.dtype} {labels.shape}",
+    )
+    _require(
+        int(labels.min()) >= 0 and int(labels.max()) < len(objects.classes),
+        path,
+        f"labels must be below the number of classes, {len(objects.classes)}",
+    )
+    finite = points.dtype.kind in "iu" or bool(np.isfinite(points).all())
+    _require(finite and bool(np.isfinite(objects.scale)), path, "points hold NaN or infinity")
+    return objects
+
+
+def _read_npz(path: Path, part: str) -> Objects:
+    keys = [f"{part}_xyz", f"{part}_y", "classes"]
+    arrays = load_npz(path, path, "Get the file anew.", keys=[*keys, "scale"])
+    missing = [key for key in keys if key not in arrays]
+    _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
+    scale = arrays.get("scale", np.ones(()))
+    number = scale.size == 1 and scale.dtype.kind in "iuf"
+    _require(number and scale.item() > 0, path, "scale must be one positive number")
+    classes = tuple(str(name) for name in arrays["classes"])
+    labels = arrays[f"{part}_y"]
+    labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+    return _check(Objects(arrays[f"{part}_xyz"], labels, classes, path.stem, float(scale.item())), path)
+
+
+def _present_classes(objects: Objects) -> Objects:
+    """The same with the classes alone that have objects."""
+    present, labels = np.unique(objects.labels, return_inverse=True)
+    objects.classes = tuple(objects.classes[n] for n in present)
+    objects.labels = labels.astype(np.int64)
+    return objects
+
+
+def z_up(points: np.ndarray) -> np.ndarray:
+    """(..., 3) with y up, turned by 90 degrees about x: (x, y, z) -> (x, -z, y)."""
+    return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
+
+
+def _read_hdf5(folder: Path, part: str) -> Objects:
+    """ply_data_{part}*.h5, each with data (N, 2048, 3) float32 and label (N, 1), in the order of their names."""
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise DataError(
+            f"Reading {folder} needs the package h5py: pip install h5py, or 'equirelax-lab[run]'."
+        ) from None
+    files = sorted(folder.glob(f"ply_data_{part}*.h5"))
+    _require(bool(files), folder, f"there are no files ply_data_{part}*.h5")
+    classes = _class_names(folder / "shape_names.txt")
+    points, labels = [], []
+    for path in files:
+        check_sum(path)
+        try:
+            with h5py.File(path, "r") as file:
+                points.append(np.asarray(file["data"], dtype=np.float32))
+                labels.append(np.asarray(file["label"]).reshape(-1).astype(np.int64))
+        # h5py reports damage, and other contents, by many types: OSError, KeyError, RuntimeError, TypeError, ...
+        except Exception as error:
+            raise DataError(f"{path} cannot be read ({error}). {_GET} --force.") from error
+        _check(Objects(points[-1], labels[-1], classes, folder.name), path)
+    _require(len({p.shape[1:] for p in points}) == 1, folder, "its files hold different numbers of points")
+    return Objects(z_up(np.concatenate(points)), np.concatenate(labels), classes, folder.name)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    check_sum(path)
+    try:
+        names = tuple(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, the names of the classes, cannot be read ({error}).") from error
+    _require(bool(names) and len(set(names)) == len(names), path, "it must hold different names")
+    return names
+
+
+def _read_resampled(part: str, root: str | Path | None) -> Objects:
+    """From the kept .npz if there is one, else from the text archive."""
+    kept = FOLDER / f"resampled_{RESAMPLED_POINTS}_{part}.npz"
+    for folder in search_roots(root):
+        if manifest_path(folder / kept).is_file():
+            path = folder / kept
+            arrays, _ = read_archive(path, f"Remove {path}, so that it is made anew from the text.")
+            classes = tuple(str(name) for name in arrays["classes"])
+            return _check(Objects(arrays["points"], arrays["labels"], classes, RESAMPLED), path)
+    objects = read_text_archive(_archive_folder(RESAMPLED, root, _RESAMPLED_GET), part, RESAMPLED_POINTS)
+    arrays = {"points": objects.points, "labels": objects.labels, "classes": np.array(objects.classes)}
+    write_archive(writable_root(root) / kept, arrays, {"made_from": RESAMPLED, "count": len(objects.labels)})
+    return objects
+
+
+def read_text_archive(folder: Path, part: str, points: int) -> Objects:
+    """The objects that modelnet40_{part}.txt lists (`chair_0001` is chair/chair_0001.txt), `points` of each.
+
+    Every cloud is centred and scaled to the unit sphere, after its points were chosen.
+    """
+    classes = _class_names(folder / "modelnet40_shape_names.txt")
+    clouds, labels = [], []
+    for name in _class_names(folder / f"modelnet40_{part}.txt"):
+        kind = name.rpartition("_")[0]
+        path = folder / kind / f"{name}.txt"
+        _require(kind in classes, folder / f"modelnet40_{part}.txt", f"{name} belongs to no known class")
+        check_sum(path)
+        try:
+            rows = np.loadtxt(
+                path, delimiter=",", dtype=np.float32, usecols=(0, 1, 2), max_rows=points, ndmin=2
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}). {_RESAMPLED_GET}.") from error
+        _require(len(rows) == points, path, f"it holds {len(rows)} points, and {points} are needed")
+        clouds.append(unit_sphere(rows))
+        labels.append(classes.index(kind))
+    objects = Objects(z_up(np.stack(clouds)), np.array(labels, dtype=np.int64), classes, folder.name)
+    return _check(objects, folder)
+
+
+def unit_sphere(points: np.ndarray) -> np.ndarray:
+    """(n, 3) minus its mean, divided by the largest distance from it."""
+    centred = points - points.mean(0, keepdims=True)
+    radius = np.linalg.norm(centred, axis=-1).max()
+    return centred / radius if radius > 0 else centred
+
 
 SPLITS = ("train", "val", "test")
 CLASSES = 40
@@ -89,7 +304,7 @@ def load(
     Args:
         split: `train`, `val` or `test`. `val` is taken from the training objects: of every class the share
             `val_fraction`, drawn with `val_seed` (the same objects whatever the other arguments are).
-        source: one of `modelnet_files.SOURCES`. `modelnet40` takes the first that is there of the .npz of
+        source: one of `SOURCES`. `modelnet40` takes the first that is there of the .npz of
             1024 points, the official hdf5 archive and the resampled text archive; `modelnet10-small` has 10
             classes with 40 + 20 objects each.
         classes: names; labels are positions in this sequence. None: all classes of the source.

@@ -252,7 +252,7 @@ def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
     try:
         from torch_geometric.datasets import QM9
     except ImportError as error:
-        raise DataError("QM9 from PyTorch Geometric needs it: pip install 'equirelax[pyg]'.") from error
+        raise DataError("QM9 from PyTorch Geometric needs it: pip install 'equirelax-lab[pyg]'.") from error
     homes = (folder / PYG for folder in search_roots(root))
     home = next((folder for folder in homes if (folder / "raw").is_dir()), writable_root(root) / PYG)
     try:

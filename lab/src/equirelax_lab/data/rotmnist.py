@@ -88,7 +88,7 @@ def get(root: str | Path | None = None) -> Path:
     try:
         from sklearn.datasets import fetch_openml
     except ImportError as error:
-        raise DataError("MNIST is fetched with scikit-learn: pip install 'equirelax[planes]'.") from error
+        raise DataError("MNIST is fetched with scikit-learn: pip install 'equirelax-lab[planes]'.") from error
     try:
         found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:

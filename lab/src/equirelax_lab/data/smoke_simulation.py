@@ -34,7 +34,7 @@ def phiflow() -> Any:
         from phi import flow
     except ImportError as error:
         raise DataError(
-            "Smoke is simulated with PhiFlow, which is not installed: pip install 'equirelax[planes]' (phiflow 3.4)."
+            "Smoke is simulated with PhiFlow, which is not installed: pip install 'equirelax-lab[planes]' (phiflow 3.4)."
         ) from error
     return flow
 
