@@ -1,7 +1,8 @@
-"""The built wheel in an environment that has torch, NumPy and what these need, and nothing else."""
+"""The built wheels, first the library's alone, in an environment that has torch, NumPy and what these need, and nothing else."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
@@ -10,7 +11,6 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,28 +68,56 @@ def closure(names: list[str]) -> list[importlib.metadata.Distribution]:
     return list(found.values())
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    words = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(REPOSITORY)]
+def built(project: Path, out: Path) -> Path:
+    """The wheel of a project."""
+    words = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(project)]
     if importlib.util.find_spec("hatchling") is not None:
         words.append("--no-isolation")
     done = subprocess.run(words, capture_output=True, text=True, timeout=250)
     if done.returncode and "--no-isolation" not in words:
         pytest.skip(f"hatchling is not installed, and could not be got: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
-    (built,) = out.glob("*.whl")
-    return built
+    (wheel,) = out.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
-def run(
-    wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function (*words) that runs one of the environment's programs."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(REPOSITORY, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def lab_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(REPOSITORY / "lab", tmp_path_factory.mktemp("lab-wheel"))
+
+
+@dataclasses.dataclass
+class Environment:
+    """A virtual environment with torch and NumPy."""
+
+    home: Path
+
+    def install(self, wheel: Path) -> None:
+        words = [sys.executable, "-m", "pip", "--python", str(self.home / "bin" / "python"), "install"]
+        subprocess.run([*words, "--no-deps", "--no-index", "--quiet", str(wheel)], check=True, timeout=120)
+
+    def __call__(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs."""
+        return subprocess.run(
+            [self.home / "bin" / name, *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.home,
+            env={"PATH": "/usr/bin"},
+        )
+
+
+@pytest.fixture(scope="module")
+def run(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with the library."""
     home = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(home, with_pip=False, symlinks=True)
-    python = home / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
     for distribution in closure(["torch", "numpy"]):
         for top in {
@@ -98,54 +126,48 @@ def run(
             source = Path(str(distribution.locate_file(top)))
             if source.exists() and not (site / top).exists():
                 (site / top).symlink_to(source)
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-    ]
-    subprocess.run([*install, str(wheel)], check=True, timeout=120)
-
-    def program(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [home / "bin" / name, *words],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=home,
-            env={"PATH": "/usr/bin"},
-        )
-
-    return program
+    environment = Environment(home)
+    environment.install(wheel)
+    return environment
 
 
-def test_what_is_in_the_wheel(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def lab(run: Environment, lab_wheel: Path) -> Environment:
+    """The same environment with the laboratory in it too."""
+    run.install(lab_wheel)
+    return run
+
+
+def test_what_is_in_the_library(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    top = {name.split("/")[0] for name in names}
-    assert top == {"equirelax", f"equirelax-{importlib.metadata.version('equirelax')}.dist-info"}
-    studies = {path.name for path in (REPOSITORY / "studies").glob("*.yaml")}
-    assert studies <= {Path(name).name for name in names if name.startswith("equirelax/studies/")}
-    sources = {
-        str(path.relative_to(REPOSITORY / "src"))
-        for path in (REPOSITORY / "src").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".css", ".js")
-    }
-    assert sources <= set(names)
+    version = importlib.metadata.version("equirelax")
+    assert {name.split("/")[0] for name in names} == {"equirelax", f"equirelax-{version}.dist-info"}
+    assert sources(REPOSITORY / "src") <= set(names)
+    assert not [name for name in names if name.endswith("entry_points.txt")]
 
 
-def test_the_environment_has_nothing_else(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_what_is_in_the_laboratory(lab_wheel: Path) -> None:
+    names = zipfile.ZipFile(lab_wheel).namelist()
+    version = importlib.metadata.version("equirelax-lab")
+    assert {name.split("/")[0] for name in names} == {"equirelax_lab", f"equirelax_lab-{version}.dist-info"}
+    assert sources(REPOSITORY / "lab" / "src") <= set(names)
+    studies = {path.name for path in (REPOSITORY / "lab" / "studies").glob("*.yaml")}
+    assert studies <= {Path(name).name for name in names if name.startswith("equirelax_lab/ready/")}
+
+
+def sources(folder: Path) -> set[str]:
+    kinds = (".py", ".css", ".js", ".yaml", ".html")
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in kinds}
+
+
+def test_the_environment_has_nothing_else(run: Environment) -> None:
     modules = sorted({module for extra in EXTRAS.values() for module in extra} - {"numpy"})
     code = f"import importlib.util as u; print([m for m in {modules} if u.find_spec(m) is not None])"
     done = run("python", "-c", code)
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_import_and_the_loop_of_the_readme(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_import_and_the_loop_of_the_readme(run: Environment) -> None:
     done = run("python", "-c", "import equirelax; print(equirelax.__file__, equirelax.__version__)")
     assert done.returncode == 0, done.stderr
     assert "site-packages" in done.stdout
@@ -155,9 +177,9 @@ def test_import_and_the_loop_of_the_readme(run: Callable[..., subprocess.Complet
     assert "relative" in done.stdout
 
 
-def test_commands_say_which_extra_they_need(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    assert run("equirelax", "--help").returncode == 0
-    assert run("equirelax", "--version").stdout.startswith("equirelax 0.")
+def test_commands_say_which_extra_they_need(lab: Environment) -> None:
+    assert lab("equirelax", "--help").returncode == 0
+    assert lab("equirelax", "--version").stdout.startswith("equirelax 0.")
     for words in (
         ["list"],
         ["train", "nbody"],
@@ -165,7 +187,7 @@ def test_commands_say_which_extra_they_need(run: Callable[..., subprocess.Comple
         ["study", "show", "cr-nbody"],
         ["audit", "x"],
     ):
-        done = run("equirelax", *words)
+        done = lab("equirelax", *words)
         assert done.returncode == 2, done.stderr
-        assert "pip install 'equirelax[run]'" in done.stderr, done.stderr
+        assert "pip install 'equirelax-lab[run]'" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
