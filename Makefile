@@ -73,11 +73,11 @@ test-escnn:
 	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn lab/tests/with_escnn; \
 	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into $(ESCNN_VENV) (see above)"; fi
 
-# Every fault of lab/tests/faults, the slow ones too, counted in results/faults.
+# Every fault of lab/tests/faults, the slow ones too, counted in lab/results/faults.
 faults: $(STAMP)
-	$(BIN)/python -m pytest -q lab/tests/faults --faults-out results/faults
+	$(BIN)/python -m pytest -q lab/tests/faults --faults-out lab/results/faults
 
-# The site, into site/: strictly, with the numbers that results/ holds. Needs no network.
+# The site, into site/: strictly, with the numbers that lab/results/ holds. Needs no network.
 docs: $(STAMP)
 	$(BIN)/python docs/tools/insert_results.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -1,16 +1,16 @@
-"""Copy tables and sentences of results/ into README.md and docs/, between markers; numbers there are never typed.
+"""Copy tables and sentences of lab/results/ into README.md and docs/, between markers; numbers there are never typed.
 
     python docs/tools/insert_results.py            rewrite what stands between markers
     python docs/tools/insert_results.py --check    exit code 1, and the pages' names, where something would change
 
 A marker names a file, and what of it:
 
-    <!-- from results/nbody/summary.md -->                               its first table, and in what its rows differ
-    <!-- from results/nbody/summary.md: method | projected -->           these columns of it, and the same
-    <!-- from results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
-    <!-- from results/nbody/summary.md: conclusion -->                   its last paragraph
-    <!-- from results/perf/one-thread.txt -->                            a text file, as it is
-    <!-- from results/faults/summary.md if there -->                     the same; nothing while there is no such file
+    <!-- from lab/results/nbody/summary.md -->                               its first table, and in what its rows differ
+    <!-- from lab/results/nbody/summary.md: method | projected -->           these columns of it, and the same
+    <!-- from lab/results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
+    <!-- from lab/results/nbody/summary.md: conclusion -->                   its last paragraph
+    <!-- from lab/results/perf/one-thread.txt -->                            a text file, as it is
+    <!-- from lab/results/faults/summary.md if there -->                     the same; nothing while there is no such file
 
 What was inserted ends at `<!-- end -->`.
 """
@@ -123,7 +123,7 @@ def main(words: Sequence[str]) -> int:
             if not words:
                 page.write_text(after, encoding="utf-8")
     for page in stale:
-        print(f"{page.relative_to(ROOT)} {'differs from results/' if words else 'rewritten'}")
+        print(f"{page.relative_to(ROOT)} {'differs from lab/results/' if words else 'rewritten'}")
     return 1 if words and stale else 0
 
 

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: what the site makes of things that the pages keep legible in the repository.
 
 Files outside docs/ that pages link to, such as pictures of results, become part of the site; pages link to them as they lie in
-the repository (`../results/nbody/curves.png`), so that the links work there too. What was inserted from results/ gets a
+the repository (`../lab/results/nbody/curves.png`), so that the links work there too. What was inserted from lab/results/ gets a
 class of its own, for the style sheet.
 """
 
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "repository"  # of the site, which receives them
-INSERTED = re.compile(r"(<!-- from results/[^\n]* -->)\n(.*?)<!-- end -->", flags=re.DOTALL)
+INSERTED = re.compile(r"(<!-- from lab/results/[^\n]* -->)\n(.*?)<!-- end -->", flags=re.DOTALL)
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
 
 

@@ -48,7 +48,7 @@ def test_help_of_the_program_lists_the_commands(capsys: pytest.CaptureFixture[st
             ["--strength.dual_lr", "eta_d", "default: 0.0008", "--dataset.train"],
         ),
         (["train", "mocap"], ["--dataset.subject", "default: 3000"]),
-        (["compare"], ["--seeds", "--jobs", "summary.json"]),
+        (["compare"], ["--seeds", "--jobs", "runs.json.gz"]),
         (["compare", "nbody"], ["--methods", "equivariant-control"]),
         (["data"], ["make", "get"]),
         (["data", "make"], ["--clamp", "SHA-256"]),

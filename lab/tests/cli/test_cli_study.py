@@ -54,7 +54,7 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path, capsys: pytest.Cap
     assert "1 failed; the same command tries again:\n  diverging/strict-seed0: " in text
     assert "learning_rate" in text.split("diverging/strict-seed0: ")[-1]
     out = tmp_path / "runs" / "studies" / "tiny"
-    assert (out / "small-net" / "summary.json").exists()
+    assert (out / "small-net" / "runs.json.gz").exists()
     assert (out / "small-net" / "curves.png").exists()
     assert (
         json.loads((out / "study.json").read_text())["runs"]["small-net/strict-seed0"]["status"] == "finished"

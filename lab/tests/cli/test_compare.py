@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from equirelax_lab.cli import main
+from equirelax_lab.report.archive import read_archive
+from equirelax_lab.report.runs import read_folder
+from equirelax_lab.report.summary import summarise
 from equirelax_lab.training.folder import read_table
 from PIL import Image
 
@@ -101,12 +104,13 @@ def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "which is no evidence of a difference. It was trained with" in text
     assert text.rstrip().endswith("learning rate 0.001 instead of 0.0009.")
 
-    summary = json.loads((out / "summary.json").read_text())
+    runs = [run.result for run in read_folder(out)[0]]
+    summary = summarise(runs)
     assert list(summary["methods"]) == ["strict", "ace"]
     assert summary["methods"]["ace"]["paired_with_strict"]["count"] == 1
     assert summary["methods"]["ace"]["published"] == "3.8 ± 0.17"
-    assert [run["config"]["learning_rate"] for run in summary["runs"]] == [9e-4, 1e-3]
-    assert [(run["recipe"]["variant"], run["recipe"]["trained_as"]) for run in summary["runs"]] == [
+    assert [run["config"]["learning_rate"] for run in runs] == [9e-4, 1e-3]
+    assert [(run["recipe"]["variant"], run["recipe"]["trained_as"]) for run in runs] == [
         ("fair", "ace"), ("published", None),
     ]  # fmt: skip
     assert summary["runs"][1]["recipe"]["changed"]["learning_rate"] == {"recipe": 9e-4, "here": 1e-3}
@@ -199,10 +203,10 @@ def test_ctrl_c_stops_a_comparison_which_then_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert not (out / "summary.json").exists()
+    assert not (out / "runs.json.gz").exists()
     assert not (out / "ace-seed0").exists()
     assert main(words) == 0
-    assert len(json.loads((out / "summary.json").read_text())["runs"]) == 2
+    assert len(read_archive(out).entries) == 2
 
 
 @pytest.mark.slow

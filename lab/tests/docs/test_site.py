@@ -94,7 +94,7 @@ def test_reading_it_needs_no_network(site: Path) -> None:
 @pytest.mark.slow
 def test_pages_show_pictures_and_tables_of_the_results(site: Path) -> None:
     benchmarks = pages(site)["benchmarks.html"]
-    assert sum("results/" in address for address in benchmarks.fetched) >= 8
+    assert sum("lab/results/" in address for address in benchmarks.fetched) >= 8
     assert (site / "benchmarks.html").read_text(encoding="utf-8").count("<table>") >= 12
 
 

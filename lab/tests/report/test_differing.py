@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.report.again import comparisons, summarise_again
-from equirelax_lab.report.collect import gather
-from equirelax_lab.report.comparison import write_comparison
+from equirelax_lab.report.comparison import comparisons, summarise_again
+from equirelax_lab.report.runs import gather, read_folder
+from equirelax_lab.report.comparison import compare_folders
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, NOTHING, conclusion
-from equirelax_lab.report.differing import (
+from equirelax_lab.report.rows import (
     TITLE,
     differing_line,
     marked_line,
@@ -26,7 +26,7 @@ from test_variants import changed, of_model
 
 from equirelax.errors import ConfigError
 
-RESULTS = Path(__file__).parents[3] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 CHANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("learning rate", 0.003),
     "optimizer": ("optimizer", "sgd"),
@@ -210,7 +210,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again(tmp_path: Path) -> None:
     out = tmp_path / "results"
     runs = [result("strict", 0, 5.0), result("ace", 0, 4.0)]
-    write_comparison(out, written(out, *runs))
+    compare_folders(out, written(out, *runs))
     before = (out / "summary.md").read_text()
     assert marked_line(runs) in before
     (chapter,) = gather([out])
@@ -234,10 +234,9 @@ def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
         comparisons([tmp_path])
     out = tmp_path / "results"
     first, second = written(out, result("strict", 0, 5.0), result("ace", 0, 4.0))
-    write_comparison(out, [first, second])
-    for file in second.iterdir():
-        file.unlink()
-    with pytest.raises(ConfigError, match="ace, seed 0"):
+    compare_folders(out, [first, second])
+    (second / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match=second.name):
         summarise_again(out)
 
 
@@ -245,13 +244,12 @@ def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
     "path",
     [
         pytest.param(path, marks=() if path.parent.name in ("nbody", "demo") else pytest.mark.slow)
-        for path in sorted(RESULTS.rglob("summary.json"))
-        if any(path.parent.glob("*/result.json"))
+        for path in sorted(RESULTS.rglob("runs.json.gz"))
     ],
     ids=lambda path: str(path.parent.relative_to(RESULTS)),
 )
 def test_committed_comparisons_say_what_their_results_say(path: Path) -> None:
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert marked_line(summary["runs"]) in text, "equirelax summarise results"
-    assert text.rstrip().endswith(conclusion(summarise(summary["runs"])))
+    results = [run.result for run in read_folder(path.parent)[0] if run.finished]
+    text = (path.parent / "summary.md").read_text(encoding="utf-8")
+    assert table(summarise(results)) in text, "equirelax summarise lab/results"
+    assert text.rstrip().endswith(conclusion(summarise(results)))

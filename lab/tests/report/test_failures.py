@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.report.collect import of_config
+from equirelax_lab.report.runs import of_config, read_run
+from equirelax_lab.report.archive import read_archive
 from equirelax_lab.report.comparison import write_comparison
 from equirelax_lab.report.failures import ALL, POOR, any_failed, asked, poor, share_rows, share_table, shares
 from equirelax_lab.report.figures import thinned
@@ -86,14 +87,20 @@ def test_without_a_failed_run_there_is_no_table() -> None:
 
 
 def test_a_comparison_counts_what_ended_without_a_result(make: Make, tmp_path: Path) -> None:
-    folders = [make("strict", 0, 5.0), make("ace", 0, 4.0)]
-    lost = of_config(defaults("nbody", "segnn", "ace").updated({"seed": 1}))
-    text = write_comparison(tmp_path / "out", folders, [lost])
+    runs = [read_run(folder) for folder in (make("strict", 0, 5.0), make("ace", 0, 4.0))]
+    unfinished = read_run(make("ace", 1, 4.0, finished=False))
+    failed = dataclasses.replace(unfinished, status="failed", reason="The loss is nan.")
+    text = write_comparison(tmp_path / "out", [*runs, failed])
     written = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     for one in (text, written):
         assert "| ace | 1 of 2 (50%) |" in one
-    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]) == 2
-    write_comparison(tmp_path / "out", folders)
+    kept = read_archive(tmp_path / "out").entries
+    assert [(entry.status, entry.reason) for entry in kept] == [
+        ("finished", ""),
+        ("finished", ""),
+        ("failed", "The loss is nan."),
+    ]
+    write_comparison(tmp_path / "out", runs)
     assert "failed" not in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 

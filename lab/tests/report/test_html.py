@@ -14,7 +14,7 @@ import yaml
 from browser import DARK, show
 from equirelax_lab.cli import main
 from equirelax_lab.report import tables
-from equirelax_lab.report.collect import gather
+from equirelax_lab.report.runs import gather
 from equirelax_lab.report.page import write_page
 from equirelax_lab.report.summary import summarise, table
 from test_report import result
@@ -295,23 +295,22 @@ def test_a_sweep_is_drawn_in_order_of_what_was_swept(make: Make, tmp_path: Path)
     assert swept["layout"]["xaxis"]["type"] == "log"
 
 
-def test_runs_whose_folders_are_gone_come_from_the_summary(make: Make, tmp_path: Path) -> None:
+def test_runs_whose_folders_are_gone_come_from_an_older_summary(make: Make, tmp_path: Path) -> None:
     folder = comparison(make)
     gone = changed(result("ace", 0, 4.0), seed=0)
     kept = json.loads((folder / "strict-seed0" / "result.json").read_text())
     (folder / "summary.json").write_text(json.dumps({"runs": [kept, gone, {"broken": True}]}))
     (chapter,) = gather([folder])
-    assert [run.name for run in chapter.runs if run.folder is None] == ["ace, seed 0 (only in the summary)"]
-    write_page(tmp_path / "report.html", [chapter])
+    assert [run.name for run in chapter.runs if not run.rows] == ["ace-seed0"]
     (folder / "summary.json").write_text("{")
     assert len(gather([folder])[0].runs) == 10
 
 
 def test_errors_say_what_to_name(tmp_path: Path, make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is not there: name a folder"):
+    with pytest.raises(ConfigError, match=r"nowhere does not exist: name the folder"):
         gather([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty holds no run: .*config.yaml or result.json"):
+    with pytest.raises(ConfigError, match=r"empty holds no run: .*config.yaml, result.json or"):
         gather([tmp_path / "empty"])
     folder = make("strict", 0, 4.0)
     (folder / "result.json").write_text("{}")

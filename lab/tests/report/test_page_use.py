@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from devtools import Tab, browsing
-from equirelax_lab.report.collect import gather
+from equirelax_lab.report.runs import gather
 from equirelax_lab.report.page import write_page
 from test_html import Make, comparison, make
 

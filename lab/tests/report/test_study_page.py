@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from equirelax_lab.report import tables
-from equirelax_lab.report.collect import gather
+from equirelax_lab.report.runs import gather, journal_inside, journal_of
 from equirelax_lab.report.failures import DEFINITION
-from equirelax_lab.report.journal import journal_of
 from equirelax_lab.report.page import page_title
 from test_html import Make, make, written
 
@@ -54,7 +53,7 @@ def test_a_study_says_how_far_it_is_and_what_failed_why(make: Make, tmp_path: Pa
     assert [chapter.name for chapter in chapters] == ["first", "second"]
     assert page_title(chapters) == "A <question> & its answer"
     first = chapters[0]
-    assert [(run.name, run.lost) for run in first.lost] == [("resilient-seed0", "The loss is nan.")]
+    assert [(run.name, run.reason) for run in first.failed] == [("resilient-seed0", "The loss is nan.")]
     assert first.problems == ("resilient-seed1 failed before it could begin: cutoff is <script>",)
     out = tmp_path / "report.html"
     page = written(chapters, out)
@@ -151,6 +150,6 @@ def test_a_journal_is_found_from_within_the_study(tmp_path: Path, depth: int) ->
     place = (tmp_path, tmp_path / "grid", folder)[depth]
     found = journal_of(place)
     assert found is not None
-    assert found.state(folder) == ("failed", "why")
-    assert found.state(tmp_path / "elsewhere") == ("", "")
+    assert journal_inside(found, folder.parent)["strict-seed0"]["reason"] == "why"
+    assert journal_inside(found, tmp_path / "elsewhere") == {}
     assert journal_of(tmp_path.parent) is None

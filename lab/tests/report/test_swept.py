@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from equirelax_lab.report.swept import draw_swept, final_size, swept_curves, swept_setting
-from equirelax_lab.report.variants import labels
-from equirelax_lab.training.folder import METRICS
+from equirelax_lab.report.rows import labels, swept_curves, swept_setting
+from equirelax_lab.report.runs import Run
+from equirelax_lab.report.swept import draw_swept, final_size
 from PIL import Image
 from test_report import result
 from test_variants import changed, of_model
@@ -104,17 +104,14 @@ def test_the_picture_has_a_panel_for_the_metric_and_one_each_for_multipliers_and
     tmp_path: Path,
 ) -> None:
     results = [*swept("strict", (1, 2, 3)), *swept("resilient", (1, 2, 3))]
-    folders = []
-    for index, one in enumerate(results):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        (folder / METRICS).write_text(
-            "epoch,gamma/a,multiplier/a\n0,1,0\n1,0.5,0.2\n" if one["method"] != "strict" else "epoch\n0\n"
-        )
-        folders.append(folder)
-    assert draw_swept(tmp_path / "all.png", results, folders, METRIC, "title")
-    assert draw_swept(tmp_path / "plain.png", results[:6], folders[:6], METRIC, "title")
+    rows = [
+        {"epoch": "0", "gamma/a": "1", "multiplier/a": "0"},
+        {"epoch": "1", "gamma/a": "0.5", "multiplier/a": "0.2"},
+    ]
+    runs = [Run("", one, rows if one["method"] != "strict" else (), "finished") for one in results]
+    assert draw_swept(tmp_path / "all.png", runs, METRIC, "title")
+    assert draw_swept(tmp_path / "plain.png", runs[:6], METRIC, "title")
     wide, narrow = (Image.open(tmp_path / name).size[0] for name in ("all.png", "plain.png"))
     assert wide > 2 * narrow
-    assert not draw_swept(tmp_path / "none.png", results[:1], folders[:1], METRIC, "title")
+    assert not draw_swept(tmp_path / "none.png", runs[:1], METRIC, "title")
     assert not (tmp_path / "none.png").exists()

@@ -11,7 +11,7 @@ from equirelax_lab.cli import options, sweep
 from equirelax_lab.cli.train import default_folder
 from equirelax_lab.ranges import JOBS, SEED, SEEDS, check
 from equirelax_lab.recipes import VARIANTS
-from equirelax_lab.report.comparison import write_comparison
+from equirelax_lab.report.comparison import compare_folders
 from equirelax_lab.studies.trials import check_known
 from equirelax_lab.tasks.from_recipe import is_earlier
 from equirelax_lab.tasks.matching import about, check_variant, matched
@@ -27,8 +27,8 @@ DESCRIPTION = """Train several methods over several seeds, and compare them.
 
 Every run is a process of its own with a folder of its own, OUT/METHOD-seedN (OUT/MODEL-METHOD-seedN with several
 models); finished runs are kept, so the same command goes on where an interrupted one stopped. At the end OUT
-receives summary.json, summary.md (the table) and curves.png; a sweep over one number also sweep.png. Settings as for
-equirelax train hold for all runs; with the name of a method or model in front they hold for that one.
+receives summary.md (the table), curves.png, and all results in runs.json.gz and curves.csv.gz; a sweep over one number also
+sweep.png. Settings as for equirelax train hold for all runs; with the name of a method or model in front for that one.
 
 All rows match: they take the learning rate, optimiser, epochs, augmentation and data (everything but what makes a method
 what it is) of the recipe of the relaxed method that the comparison is about, the first learnt one unless --about names
@@ -86,7 +86,7 @@ def main(words: Sequence[str]) -> int:
     code = run_jobs(jobs, known.data, known.jobs or cores())
     if code == 130:
         return code
-    print(write_comparison(out, [job.folder for job in jobs]))
+    print(compare_folders(out, [job.folder for job in jobs]))
     return code
 
 

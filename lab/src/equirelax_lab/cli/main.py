@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "equirelax_lab.cli.summarise",
         "table, sentence and pictures of comparisons anew, from their results",
     ),
+    "archive": ("equirelax_lab.cli.archive", "keep the results of runs in two small files a comparison"),
     "report": ("equirelax_lab.cli.report", "one HTML page about runs and comparisons"),
     "project": (
         "equirelax_lab.cli.inspect",

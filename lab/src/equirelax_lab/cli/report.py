@@ -20,7 +20,7 @@ it can be sent and opened without a network. Runs that are still going on are sh
 examples:
   equirelax report runs/nbody/compare-segnn --open
   equirelax report runs/nbody/segnn-ace-seed0 runs/nbody/segnn-strict-seed0 --out ace.html
-  equirelax report results --pictures pictures"""
+  equirelax report lab/results --pictures pictures"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -35,8 +35,8 @@ def main(words: Sequence[str]) -> int:
     paths = [Path(path) for path in parsed.paths]
     out = _out(parsed.out, paths)
 
-    from equirelax_lab.report.collect import gather
     from equirelax_lab.report.page import write_page
+    from equirelax_lab.report.runs import gather
 
     chapters = gather(paths)
     for problem in (words for chapter in chapters for words in chapter.problems):

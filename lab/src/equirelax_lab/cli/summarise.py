@@ -8,12 +8,12 @@ from pathlib import Path
 from equirelax_lab.cli import options
 
 DESCRIPTION = """\
-Write summary.json, summary.md and the pictures of comparisons anew, from the results of their runs; nothing is trained.
+Write the archive, summary.md and the pictures of comparisons anew, from the results of their runs; nothing is trained.
 For comparisons that an earlier version wrote, or whose folder has received runs.
 
 examples:
   equirelax summarise runs/nbody/compare-segnn
-  equirelax summarise results"""
+  equirelax summarise lab/results"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("paths", nargs="+", help="folders of comparisons, or folders that hold such")
     parsed = options.parse(parser, words[1:])
 
-    from equirelax_lab.report.again import comparisons, summarise_again
+    from equirelax_lab.report.comparison import comparisons, summarise_again
 
     for folder in comparisons([Path(path) for path in parsed.paths]):
         print(f"\n## {folder}\n{summarise_again(folder)}")

@@ -1,64 +1,237 @@
-"""Everything that a comparison leaves behind: summary.json, summary.md, curves.png; where one number was swept also
-sweep.png, where the test set was measured under further conditions also conditions.md and conditions.png.
-"""
+"""Everything that a comparison leaves behind: its archive, summary.md and pictures; also for studies, and anew from archives."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from equirelax.errors import ConfigError
 from equirelax.files import write_text
+from equirelax_lab.report.archive import RUNS, write_archive
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.conditions import conditions_table, curves, draw_conditions
-from equirelax_lab.report.differing import marked_line
 from equirelax_lab.report.failures import asked, share_table, shares
-from equirelax_lab.report.picture import Table, draw
+from equirelax_lab.report.picture import draw
+from equirelax_lab.report.rounding import spread_text
+from equirelax_lab.report.rows import differing_line, labels
+from equirelax_lab.report.runs import Run, archived, comparison_folders, read_folder, read_run
 from equirelax_lab.report.summary import summarise, table
 from equirelax_lab.report.swept import draw_swept
-from equirelax_lab.report.variants import labels
+from equirelax_lab.studies.spec import Study
+from equirelax_lab.studies.state import State
+from equirelax_lab.studies.trials import Trial, grid_folder, left_out
 from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.tasks.task import heading
-from equirelax_lab.training.folder import METRICS, RESULT, read_run_result, read_table
+from equirelax_lab.training.folder import CONFIG, RESULT
 
-SUMMARY, TABLE, PICTURE = "summary.json", "summary.md", "curves.png"
-CONDITIONS, CONDITIONS_PICTURE = "conditions.md", "conditions.png"
-SWEPT_PICTURE = "sweep.png"
+TABLE, PICTURE = "summary.md", "curves.png"
+CONDITIONS_PICTURE, SWEPT_PICTURE = "conditions.png", "sweep.png"
 
 
-def write_comparison(out: Path, folders: Sequence[Path], lost: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Summarise the finished runs in `folders` into `out`; returns the table, the picture's path and a
-    sentence.
-
-    Args:
-        out: Where to. folders: Of runs.
-        lost: Of runs that ended for good without a result: benchmark, model, method, seed and config.
+def compare_folders(out: Path, folders: Sequence[Path]) -> str:
+    """`write_comparison` of the finished runs in `folders`, in that order.
 
     Raises:
-        ConfigError: none of them is finished.
+        ConfigError: None of them is finished, or one cannot be read.
     """
-    done = [folder for folder in folders if (folder / RESULT).exists()]
-    summary = summarise([read_run_result(folder / RESULT) for folder in done])
-    runs: dict[str, list[Table]] = {}
-    for folder, label in zip(done, labels(summary["runs"]), strict=True):
-        runs.setdefault(label, []).append(read_table(folder / METRICS))
+    return write_comparison(out, [read_run(folder) for folder in folders if (folder / RESULT).exists()])
+
+
+def write_comparison(out: Path, runs: Sequence[Run], source: Path | None = None) -> str:
+    """Write what a comparison leaves behind into `out`.
+
+    Args:
+        out: A folder.
+        runs: Of one benchmark, in the order of the table. Those without a result are kept in the archive, and count as failed
+            where their status says so.
+        source: The folder that held them, where that is not `out`; the journal of their study is looked for there.
+
+    Returns:
+        The table, the path of the picture of curves and the concluding sentence.
+
+    Raises:
+        ConfigError: No run is finished.
+    """
+    done = [run for run in runs if run.finished]
+    results = [run.result for run in done]
+    failed = [run.result for run in runs if run.failed]
+    summary = summarise(results)
+    write_archive(out, archived(runs, source or out))
+    by_label: dict[str, list[Run]] = {}
+    for label, run in zip(labels(results), done, strict=True):
+        by_label.setdefault(label, []).append(run)
     title = task_class(summary["benchmark"]).title
-    metric = heading(summary["metric"])
-    scale = "linear" if summary["metric"].get("higher_is_better") else "log"
+    metric = summary["metric"]
     text = table(summary)
-    if asked(summary["runs"], lost):
-        text += share_table(shares(summary["runs"], lost))
-    sentence = conclusion(summary)
-    write_text(out / SUMMARY, json.dumps({**summary, "conclusion": sentence}, indent=2) + "\n")
-    write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
-    draw(out / PICTURE, runs, f"{title} ({summary['model']})", metric, scale)
-    draw_swept(out / SWEPT_PICTURE, summary["runs"], done, summary["metric"], title)
-    further = curves(summary["runs"])
+    if asked(results, failed):
+        text += share_table(shares(results, failed))
+    further = curves(results)
     if further:
-        write_text(
-            out / CONDITIONS,
-            f"# {title}\n\n{conditions_table(further, summary['metric'])}\n{marked_line(summary['runs'])}\n",
-        )
-        draw_conditions(out / CONDITIONS_PICTURE, further, summary["metric"], f"{title} ({summary['model']})")
+        text += f"\n{conditions_table(further, metric)}"
+    sentence = conclusion(summary)
+    write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
+    scale = "linear" if metric.get("higher_is_better") else "log"
+    titled = f"{title} ({summary['model']})"
+    tables = {label: [run.rows for run in several] for label, several in by_label.items()}
+    draw(out / PICTURE, tables, titled, heading(metric), scale)
+    draw_swept(out / SWEPT_PICTURE, done, metric, title)
+    if further:
+        draw_conditions(out / CONDITIONS_PICTURE, further, metric, titled)
     return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"
+
+
+def comparisons(paths: Sequence[Path]) -> list[Path]:
+    """The folders of comparisons in `paths`, at any depth.
+
+    Raises:
+        ConfigError: One of the paths holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        here = [folder for folder in comparison_folders(path) if _has_results(folder)]
+        if not here:
+            raise ConfigError(
+                f"{path} holds no comparison: no folder in it has finished runs or {RUNS}. Name a folder that "
+                "`equirelax compare`, `equirelax study run` or `equirelax archive` wrote."
+            )
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / RUNS).exists() or any(folder.glob(f"*/{RESULT}"))
+
+
+def summarise_again(folder: Path, out: Path | None = None) -> str:
+    """Write a comparison's archive, table and pictures anew; returns its table and sentence.
+
+    Args:
+        folder: Of the comparison: folders of runs, an archive, or both.
+        out: Where to; None: `folder` itself.
+
+    Raises:
+        ConfigError: A run cannot be read, or none is finished.
+    """
+    runs, problems, _ = read_folder(folder)
+    if damaged := [words for words in problems if words.startswith("Left out")]:
+        raise ConfigError(f"{folder} cannot be summarised. {' '.join(damaged)}")
+    return write_comparison(folder if out is None else out, runs, folder)
+
+
+def compare_grids(study: Study, states: Sequence[State], out: Path) -> str:
+    """Write the comparison of every grid that has finished runs; returns their tables and sentences.
+
+    Args:
+        study: The study.
+        states: Of all its runs.
+        out: Its folder.
+    """
+    parts = []
+    for grid in study.grids:
+        own = [
+            state for state in states if state.trial.grid == grid.name and (state.folder / CONFIG).exists()
+        ]
+        title = f"\n## {grid.name}\n" if len(study.grids) > 1 else ""
+        if not any(state.status == "finished" for state in own):
+            parts.append(f"{title}\nNo run is finished: there is nothing to compare.")
+            continue
+        # in the order of the file, not of the seeds: that is the order of the table's rows
+        kinds = list(dict.fromkeys(state.trial.kind for state in states if state.trial.grid == grid.name))
+        own.sort(key=lambda state: kinds.index(state.trial.kind))
+        runs = [_run_of(state) for state in own if state.status in ("finished", "failed")]
+        parts.append(title + write_comparison(out / grid_folder(study, grid), runs))
+    return "\n".join(parts)
+
+
+def _run_of(state: State) -> Run:
+    run = read_run(state.folder)
+    return run if run.finished else Run(run.name, run.result, run.rows, state.status, state.reason)
+
+
+def beside(study: Study, out: Path) -> str:
+    """Our numbers and the published ones in one table, what the papers say, and what was scaled down.
+
+    Reads the archives that `compare_grids` wrote.
+    """
+    rows, scales, differing = [], [], []
+    for grid in study.grids:
+        folder = out / grid_folder(study, grid)
+        results = (
+            [run.result for run in read_folder(folder)[0] if run.finished] if (folder / RUNS).exists() else []
+        )
+        if not results:
+            continue
+        summary = summarise(results)
+        rows += [(grid.name, *row) for row in _rows(summary)]
+        where = f"{grid.name}: " if len(study.grids) > 1 else ""
+        differing.append(where + differing_line(results))
+        if summary["scaled_down"]:
+            scales.append(where + summary["scaled_down"])
+    lines = ["\nOurs beside the published:"]
+    if rows:
+        lines += ["", "| grid | method | metric | ours | published |", "| --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", *differing]
+    else:
+        lines[0] += " no published number of these runs is known to us."
+    if study.published:
+        lines += ["", f"Published: {study.published}"]
+    scales += [f"the small variant: {change}" for change in study.changed]
+    lines += ["", "Scaled down: " + ("; ".join(dict.fromkeys(scales)) if scales else "nothing") + "."]
+    return "\n".join(lines)
+
+
+def described(study: Study, found: Sequence[Trial]) -> str:
+    """What a study would run, in words."""
+    lines = [study.title, ""]
+    if study.published:
+        lines += [f"Published: {study.published}", ""]
+    for grid in study.grids:
+        mine = [trial for trial in found if trial.grid == grid.name]
+        models = ", ".join(dict.fromkeys(trial.config.model for trial in mine))
+        lines += [
+            f"{grid.name}: {len(mine)} runs on {grid.benchmark}",
+            f"  models   {models}",
+            f"  methods  {', '.join(grid.methods)}",
+            f"  seeds    {', '.join(map(str, grid.seeds))}",
+        ]
+        lines += [f"  sweep    {key}: {', '.join(map(_point, values))}" for key, values in grid.sweep.items()]
+        lines += [f"  setting  {key} = {value}" for key, value in _flat(grid.settings).items()]
+        for names in (grid.per_model, grid.per_method):
+            lines += [
+                f"  {name}: {key} = {value}"
+                for name, own in names.items()
+                for key, value in _flat(own).items()
+            ]
+        if skipped := left_out(grid):
+            lines.append(f"  left out, for there is nothing to relax: {', '.join(skipped)}")
+    if study.changed:
+        lines += ["", f"The small variant: {'; '.join(study.changed)}."]
+    return "\n".join(
+        [*lines, "", f"{len(found)} runs in all; a run that breaks is tried {study.attempts} times."]
+    )
+
+
+def _point(value: Any) -> str:
+    """A swept value; of several settings that change together, 1/2/3."""
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(method, metric, ours, published) of those that have a published number."""
+    rows = []
+    for name, row in summary["methods"].items():
+        if row["published"]:
+            spread = row["test"][row["headline"]]
+            seeds = len(row["seeds"])
+            ours = f"{spread_text(spread)} ({row['headline']}, {seeds} seed{'s' if seeds > 1 else ''})"
+            rows.append((name, heading(summary["metric"]), ours, row["published"]))
+    return rows
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

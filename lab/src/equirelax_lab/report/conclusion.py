@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equirelax_lab.report.differing import in_words, shown, training_settings
+from equirelax_lab.report.rows import SHARED, by_label, in_words, shown, strict_rows, training_settings
 from equirelax_lab.report.statistics import Paired, paired
-from equirelax_lab.report.variants import SHARED, by_label, strict_rows
 
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of what is called exactly equivariant."""

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from equirelax.files import atomic_write
 from equirelax_lab.report.picture import look
 from equirelax_lab.report.rounding import spread_text
+from equirelax_lab.report.rows import labels, method_of
 from equirelax_lab.report.statistics import spread
 from equirelax_lab.report.summary import headline
-from equirelax_lab.report.variants import labels, method_of
 from equirelax_lab.tasks.task import heading
 
 Curves = dict[str, dict[str, dict[float, tuple[float, float]]]]

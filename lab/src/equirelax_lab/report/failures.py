@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equirelax_lab.report.rows import SHARED, settings, swept_setting
 from equirelax_lab.report.summary import headline
-from equirelax_lab.report.swept import swept_setting
-from equirelax_lab.report.variants import SHARED, settings
 
 POOR = 2.0
 DEFINITION = (

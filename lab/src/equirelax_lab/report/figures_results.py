@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equirelax_lab.report import conditions, failures, swept
-from equirelax_lab.report.collect import Chapter, Run
 from equirelax_lab.report.figures import (
     SYMBOLS,
     Figure,
@@ -23,6 +22,8 @@ from equirelax_lab.report.figures import (
     shown,
 )
 from equirelax_lab.report.rounding import spread_text
+from equirelax_lab.report.rows import Curves, swept_curves, swept_setting
+from equirelax_lab.report.runs import Chapter, Run
 from equirelax_lab.report.statistics import spread
 from equirelax_lab.report.summary import headline
 from equirelax_lab.tasks.strengths import is_learnt
@@ -107,7 +108,7 @@ def sweeps(chapter: Chapter) -> list[Figure]:
     """Where one number was swept: the deployed networks' metric against it, and how large strengths and multipliers ended."""
     runs = chapter.finished
     results = [run.result for run in runs]
-    key = swept.swept_setting(results)
+    key = swept_setting(results)
     if key is None:
         return []
     name = swept.in_words(key)
@@ -115,7 +116,7 @@ def sweeps(chapter: Chapter) -> list[Figure]:
     wanted = [(f"Test {heading(chapter.metric)}", errors)]
     for kind, words in (("multiplier", "Mean |multiplier| at the end"), ("gamma", "Mean |gamma| at the end")):
         wanted.append((words, [_final(run, kind) for run in runs]))
-    found = [(words, swept.swept_curves(results, numbers, key)) for words, numbers in wanted]
+    found = [(words, swept_curves(results, numbers, key)) for words, numbers in wanted]
     order = list(found[0][1])
     return [
         level_figure(f"{words} against {name}", name, words, _spreads(curves), order, _cell)
@@ -132,7 +133,7 @@ def _final(run: Run, kind: str) -> float | None:
     return swept.final_size(run.rows, kind) if is_learnt(run.result["method"]) else None
 
 
-def _spreads(curves: swept.Curves) -> dict[str, dict[float, tuple[float, float]]]:
+def _spreads(curves: Curves) -> dict[str, dict[float, tuple[float, float]]]:
     return {
         label: {
             value: (spread(several).mean, spread(several).std or 0.0)

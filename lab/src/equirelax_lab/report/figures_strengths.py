@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equirelax_lab.report.collect import Run
 from equirelax_lab.report.figures import (
     DIVERGING,
     Figure,
@@ -26,6 +25,7 @@ from equirelax_lab.report.figures import (
 )
 from equirelax_lab.report.figures_training import EPOCH, over_seeds
 from equirelax_lab.report.picture import sizes
+from equirelax_lab.report.runs import Run
 
 KINDS = {
     "gamma": "Strength gamma",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from equirelax_lab.report.collect import Chapter, Run
 from equirelax_lab.report.figures import (
     Figure,
     Points,
@@ -20,6 +19,7 @@ from equirelax_lab.report.figures import (
     scaled,
 )
 from equirelax_lab.report.picture import gamma_columns, series
+from equirelax_lab.report.runs import Chapter, Run
 from equirelax_lab.tasks.task import heading
 
 EPOCH = "epoch"

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write
-from equirelax_lab.report.collect import Run, read_run
 from equirelax_lab.report.picture import COLOURS, gamma_columns
+from equirelax_lab.report.runs import Run, read_run
 from equirelax_lab.tasks.orbit import describe, simulate
 from equirelax_lab.tasks.strengths import ACEStrength
 

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from equirelax.files import write_text
 from equirelax_lab.report import failures, figures_results, figures_strengths, figures_training, tables
-from equirelax_lab.report.collect import Chapter
 from equirelax_lab.report.conclusion import conclusion
-from equirelax_lab.report.differing import differing_line
 from equirelax_lab.report.figures import Figure, Numbers
 from equirelax_lab.report.html import details, escape, figure, table
-from equirelax_lab.report.journal import STATES, counted
 from equirelax_lab.report.picture import gamma_columns
+from equirelax_lab.report.rows import differing_line, swept_setting
+from equirelax_lab.report.runs import STATUSES, Chapter
 from equirelax_lab.report.summary import summarise
-from equirelax_lab.report.swept import in_words, swept_setting
+from equirelax_lab.report.swept import in_words
 
 # Nothing is fetched, and nothing could be: the page may only use what it holds.
 POLICY = (
@@ -101,17 +100,17 @@ def progress(chapters: Sequence[Chapter]) -> str:
         (
             chapter.name,
             study.title + (" (the small variant)" if study.small else ""),
-            *map(str, counted(study.inside(folder)).values()),
+            *map(str, study.counts.values()),
         )
         for chapter in chapters
-        if (study := chapter.study) is not None and (folder := chapter.folder) is not None
+        if (study := chapter.study) is not None
     ]
     if not rows:
         return ""
     if len({row[1] for row in rows}) > 1:
-        return table(Numbers(("grid", "study", *STATES), tuple(rows)), "How far the studies are")
+        return table(Numbers(("grid", "study", *STATUSES), tuple(rows)), "How far the studies are")
     short = tuple((name, *counts) for name, _, *counts in rows)
-    return table(Numbers(("grid", *STATES), short), f"How far the study is: {rows[0][1]}")
+    return table(Numbers(("grid", *STATUSES), short), f"How far the study is: {rows[0][1]}")
 
 
 def _contents(chapter: Chapter, name: str, count: int) -> str:
@@ -132,9 +131,10 @@ def chapter_html(chapter: Chapter, name: str) -> str:
     parts = [f'<h2 id="{name}">{escape(chapter_title(chapter))}</h2>\n']
     parts += [f'<p class="warn">{escape(words)}</p>\n' for words in chapter.problems]
     parts += [
-        f'<p class="warn">{escape(f"{run.name} failed for good: {run.lost}")}</p>\n' for run in chapter.lost
+        f'<p class="warn">{escape(f"{run.name} failed for good: {run.reason}")}</p>\n'
+        for run in chapter.failed
     ]
-    if unfinished := [run.name for run in chapter.runs if not run.finished and not run.lost]:
+    if unfinished := [run.name for run in chapter.runs if not run.finished and not run.failed]:
         words = f"Not finished yet, and so at most in the curves, where no seed is finished: {', '.join(unfinished)}."
         parts.append(f'<p class="warn">{escape(words)}</p>\n')
     summary = summarise([run.result for run in chapter.finished]) if chapter.finished else None
@@ -179,7 +179,7 @@ def results(chapter: Chapter, summary: tables.Summary | None) -> str:
 
 def failed(chapter: Chapter) -> str:
     """The share of failed runs by method, and what counts as one; empty where that is no question."""
-    done, lost = ([run.result for run in several] for several in (chapter.finished, chapter.lost))
+    done, lost = ([run.result for run in several] for several in (chapter.finished, chapter.failed))
     found = failures.shares(done, lost)
     if not failures.any_failed(found):
         return _soft(f"No run failed. {failures.DEFINITION}")

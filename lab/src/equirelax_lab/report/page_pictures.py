@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from equirelax.files import atomic_write
 from equirelax_lab.report import conditions
-from equirelax_lab.report.collect import Chapter
 from equirelax_lab.report.figures import common, spans
 from equirelax_lab.report.figures_strengths import KINDS, Courses, courses
 from equirelax_lab.report.picture import Table, draw, gamma_columns
+from equirelax_lab.report.runs import Chapter
 from equirelax_lab.report.swept import draw_swept
 from equirelax_lab.tasks.task import heading
 
@@ -48,10 +48,7 @@ def _draw_chapter(out: Path, name: str, chapter: Chapter) -> list[Path]:
             path = out / f"{name}-layers-{file_name(label)}.png"
             draw_layers(path, courses(several), f"{title}: {label}")
             written.append(path)
-    placed = [run for run in chapter.finished if run.folder is not None and run.rows]
-    results = [run.result for run in placed]
-    folders = [run.folder for run in placed if run.folder is not None]
-    if draw_swept(out / f"{name}-sweep.png", results, folders, metric, title):
+    if draw_swept(out / f"{name}-sweep.png", chapter.finished, metric, title):
         written.append(out / f"{name}-sweep.png")
     if further := conditions.curves([run.result for run in chapter.finished]):
         written.append(out / f"{name}-conditions.png")

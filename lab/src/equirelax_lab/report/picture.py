@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from equirelax.files import atomic_write
+from equirelax_lab.report.rows import method_of
 from equirelax_lab.report.summary import headline
-from equirelax_lab.report.variants import method_of
 
 # Okabe and Ito: told apart by colour-blind readers too; line styles differ besides.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")

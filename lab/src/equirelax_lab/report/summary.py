@@ -8,11 +8,20 @@ from dataclasses import asdict
 from typing import Any
 
 from equirelax.errors import ConfigError
-from equirelax_lab.report.differing import marked_line, recipes_line, settings_that_differ
 from equirelax_lab.report.rounding import decimals, difference_text, interval_text, spread_text
+from equirelax_lab.report.rows import (
+    BASELINE,
+    Result,
+    baseline_row,
+    by_label,
+    marked_line,
+    method_of,
+    recipes_line,
+    settings_that_differ,
+    strict_rows,
+)
 from equirelax_lab.report.statistics import paired, spread
 from equirelax_lab.report.strengths import spikes_note, strengths_of, strengths_table
-from equirelax_lab.report.variants import BASELINE, Result, baseline_row, by_label, method_of, strict_rows
 from equirelax_lab.tasks.registry import build_task, config_from_dict
 from equirelax_lab.tasks.strengths import choice
 from equirelax_lab.tasks.task import heading

@@ -15,61 +15,20 @@ from matplotlib.ticker import MaxNLocator
 
 from equirelax.files import atomic_write
 from equirelax_lab.report.picture import look
+from equirelax_lab.report.rows import Curves, swept_curves, swept_setting
+from equirelax_lab.report.runs import Run
 from equirelax_lab.report.statistics import spread
 from equirelax_lab.report.summary import headline
-from equirelax_lab.report.variants import is_number, labels_without, leading_first, linked, settings
 from equirelax_lab.tasks.strengths import is_learnt
 from equirelax_lab.tasks.task import heading
-from equirelax_lab.training.folder import METRICS, read_table
 
 LETTERS_PER_INCH = 13
 """Of a title, as large as it is drawn here."""
-
-Curves = dict[str, dict[float, list[float]]]
-"""Method (and model, and what else differs) -> value of the swept setting -> one number for every seed."""
-
-
-def swept_setting(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """The dotted key of the one number that differs between runs of one method and model and takes three values or more;
-    None if there is not exactly one.
-
-    Settings that change one to one count as one, under the name of a number of the data set or network if there is one
-    among them. Others may take two values: each then has a curve of its own.
-    """
-    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for result in results:
-        kinds.setdefault((result["method"], result["model"]), []).append(settings(result))
-    flat = [own for several in kinds.values() for own in several]
-    differing = [
-        key
-        for key in dict.fromkeys(key for own in flat for key in own)
-        if any(own.get(key) != several[0].get(key) for several in kinds.values() for own in several)
-    ]
-    values = {key: {repr(own[key]): own[key] for own in flat if key in own}.values() for key in differing}
-    for several in kinds.values():
-        if sum(any(len(values[key]) > 2 for key in group) for group in linked(differing, several)) > 1:
-            return None
-    for key in leading_first(differing, flat):
-        if len(values[key]) > 2 and all(map(is_number, values[key])):
-            return key
-    return None
 
 
 def in_words(key: str) -> str:
     """A setting's name on an axis."""
     return key.rpartition(".")[2].replace("_", " ")
-
-
-def swept_curves(results: Sequence[Mapping[str, Any]], numbers: Sequence[float | None], key: str) -> Curves:
-    """`numbers` (one for every result; None: none) by row (but for what it says of `key`) and value of the setting `key`;
-    methods that do not have the setting are left out.
-    """
-    found: Curves = {}
-    for label, result, number in zip(labels_without(results, key), results, numbers, strict=True):
-        own = settings(result)
-        if number is not None and key in own:
-            found.setdefault(label, {}).setdefault(own[key], []).append(number)
-    return found
 
 
 def final_size(table: Sequence[Mapping[str, str]], kind: str) -> float | None:
@@ -83,8 +42,7 @@ def final_size(table: Sequence[Mapping[str, str]], kind: str) -> float | None:
 
 def draw_swept(
     path: Path,
-    results: Sequence[Mapping[str, Any]],
-    folders: Sequence[Path],
+    runs: Sequence[Run],
     metric: Mapping[str, Any],
     title: str,
 ) -> bool:
@@ -93,18 +51,16 @@ def draw_swept(
 
     Args:
         path: Where to.
-        results: Contents of the runs' result.json. folders: theirs, for metrics.csv.
+        runs: Finished ones.
         metric: As result files hold it. title: Above everything.
     """
+    results = [run.result for run in runs]
     key = swept_setting(results)
     if key is None:
         return False
     errors = [r["test"][headline(r["method"])] for r in results]
     panels = [(heading(metric), swept_curves(results, errors, key))]
-    tables = [
-        read_table(folder / METRICS) if is_learnt(r["method"]) else []
-        for folder, r in zip(folders, results, strict=True)
-    ]
+    tables = [run.rows if is_learnt(run.result["method"]) else [] for run in runs]
     for kind, words in (("multiplier", "mean |multiplier| at the end"), ("gamma", "mean |gamma| at the end")):
         found = swept_curves(results, [final_size(table, kind) for table in tables], key)
         if found:

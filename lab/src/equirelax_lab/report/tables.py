@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from equirelax_lab.report.collect import Chapter, Run
-from equirelax_lab.report.differing import recipes_line
 from equirelax_lab.report.figures import Numbers, shown
 from equirelax_lab.report.rounding import decimals, difference_text, interval_text, spread_text
+from equirelax_lab.report.rows import BASELINE, recipes_line
+from equirelax_lab.report.runs import Chapter, Run
 from equirelax_lab.report.significance import holm, paired_test
 from equirelax_lab.report.summary import headline
-from equirelax_lab.report.variants import BASELINE
 from equirelax_lab.tasks.registry import base_of, config_from_dict
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import KINDS, differences

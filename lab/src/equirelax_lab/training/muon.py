@@ -7,7 +7,7 @@ For the gradient G of a matrix and the momentum M <- m M + (1 - m) G, the step i
 where NS, five Newton-Schulz steps, brings all singular values near 1, so that rms is about the root mean square of a
 step's entries over lr: what Adam's have decides whether its learning rates carry over. Adam's entries are at lr at the
 first step (its moments are one gradient's) and shrink as gradients disagree: Liu et al. (2025, arXiv 2502.16982, section 2.2)
-take 0.2 for language models. The default here is 1, Adam's first step; results/nbody-muon-rms has others. What is no matrix
+take 0.2 for language models. The default here is 1, Adam's first step; lab/results/nbody-muon-rms has others. What is no matrix
 (biases, scalars, vectors, norms, strengths) is moved by Adam with the same learning rate and decoupled weight decay.
 
 For parameters that are plain matrices the step with rms 0.2 is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which

@@ -1,0 +1,37 @@
+"""`equirelax archive`: the results of runs in two small files a comparison, to keep and to share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from equirelax.errors import ConfigError
+from equirelax_lab.cli import options
+
+DESCRIPTION = """\
+Keep the results of comparisons and studies without the folders of their runs. For every comparison below FOLDER, finished
+or not, OUT receives runs.json.gz (the result or the settings of every run, its status, and why it failed), curves.csv.gz
+(all their metrics.csv), summary.md and the pictures. `equirelax report` and `equirelax summarise` read them as they read
+folders of runs. FOLDER stays as it is; checkpoints and logs are not kept.
+
+examples:
+  equirelax archive runs/nbody/compare-segnn --out kept/nbody
+  equirelax archive runs/studies/sensitivity --out kept/sensitivity"""
+
+
+def main(words: Sequence[str]) -> int:
+    """`words` begins with "archive"."""
+    parser = options.parser(["archive"], DESCRIPTION)
+    parser.add_argument("folder", help="folder of a comparison or a study, or one that holds such")
+    parser.add_argument("-o", "--out", required=True, help="folder for what is kept")
+    parsed = options.parse(parser, words[1:])
+    folder, out = Path(parsed.folder), Path(parsed.out)
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out is {out}, the folder itself. Name another folder.")
+
+    from equirelax_lab.report.comparison import comparisons, summarise_again
+
+    for comparison in comparisons([folder]):
+        place = out / comparison.relative_to(folder)
+        print(f"\n## {place}\n{summarise_again(comparison, place)}")
+    return 0

@@ -1,0 +1,121 @@
+"""Results to keep: every run of a comparison in two small files, whatever became of it.
+
+runs.json.gz holds, run by run, the name of its folder, its status, why it failed, and the content of its result.json (without a
+result: of its config.yaml); also the study that the runs belong to. curves.csv.gz holds the rows of all metrics.csv files, each
+with its run's name in the first column. Checkpoints and logs are not kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equirelax.errors import ConfigError
+from equirelax.files import atomic_write
+
+RUNS, CURVES = "runs.json.gz", "curves.csv.gz"
+LAYOUT = 1
+"""Of the two files; another number is refused."""
+
+Table = Sequence[Mapping[str, str]]
+"""Rows of a metrics.csv."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in an archive.
+
+    Attributes:
+        name: Of its folder.
+        status: finished, failed, running or waiting.
+        reason: Why it failed; empty for all others.
+        result: Content of result.json; None without one.
+        config: Content of config.yaml; None where the result has the same, and for a run that never began.
+        rows: Of metrics.csv.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    result: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    rows: Table = ()
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The runs of a comparison, in the order of its table, and the study that they belong to: name, title, small (None: none)."""
+
+    entries: tuple[Entry, ...]
+    study: Mapping[str, Any] | None = None
+
+
+def write_archive(folder: Path, archive: Archive) -> None:
+    """Write the two files into `folder`."""
+    content = {
+        "layout": LAYOUT,
+        "study": archive.study,
+        "runs": [
+            {key: value for key, value in vars(entry).items() if key != "rows" and value not in (None, "")}
+            | {"columns": list(entry.rows[0]) if entry.rows else []}
+            for entry in archive.entries
+        ],
+    }
+    columns = dict.fromkeys(column for entry in archive.entries for row in entry.rows for column in row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["run", *columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    for entry in archive.entries:
+        writer.writerows({"run": entry.name, **row} for row in entry.rows)
+    _write(folder / RUNS, json.dumps(content, separators=(",", ":"), ensure_ascii=False))
+    _write(folder / CURVES, text.getvalue())
+
+
+def read_archive(folder: Path) -> Archive:
+    """Read the two files in `folder`.
+
+    Raises:
+        ConfigError: one of them is missing, damaged, or of another layout.
+    """
+    path = folder / RUNS
+    try:
+        content = json.loads(_read(path))
+        layout, listed, study = content["layout"], content["runs"], content["study"]
+        rows: dict[str, list[dict[str, str]]] = {}
+        for row in csv.DictReader(io.StringIO(_read(folder / CURVES))):
+            rows.setdefault(row.pop("run"), []).append(row)
+        entries = tuple(_entry(rows, **one) for one in listed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged: {error!r}. Write it again with `equirelax archive`."
+        ) from error
+    if layout != LAYOUT:
+        raise ConfigError(f"{path} has layout {layout}; this version of equirelax reads layout {LAYOUT}.")
+    return Archive(entries, study)
+
+
+def _entry(rows: Mapping[str, Table], *, name: str, columns: Sequence[str], **more: Any) -> Entry:
+    """A run of an archive; its rows have its own columns alone, in its own order."""
+    own = tuple({column: row[column] for column in columns} for row in rows.get(name, ()))
+    return Entry(name=name, rows=own, **more)
+
+
+def _write(path: Path, text: str) -> None:
+    """Compressed, without a time stamp: the same content gives the same file."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def _read(path: Path) -> str:
+    try:
+        return gzip.decompress(path.read_bytes()).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}. Write it again with `equirelax archive`."
+        ) from error

@@ -1,0 +1,480 @@
+"""The runs that a report is about: read from their folders or from archives, checked, and grouped into chapters."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equirelax.errors import ConfigError, EquirelaxError
+from equirelax_lab.report.archive import RUNS, Archive, Entry, Table, read_archive
+from equirelax_lab.report.rows import BASELINE, labels, settings, swept_setting
+from equirelax_lab.studies.state import JOURNAL, read_journal
+from equirelax_lab.tasks.registry import build_task, config_from_dict, task_class
+from equirelax_lab.tasks.settings import RunConfig, read_yaml
+from equirelax_lab.training.dynamics import read_metrics
+from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, check_result, read_run_result
+
+STATUSES = ("finished", "running", "waiting", "failed")
+OLDER = "summary.json"
+"""In which versions before archives kept the results of a comparison."""
+UP = 3
+"""Where a study's journal is looked for: in the run's folder, in that of its grid, in that of the study."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: Of its folder.
+        result: Content of result.json; of a run without one only benchmark, model, method, seed, config and metric.
+        rows: Of metrics.csv; empty where there is none.
+        status: finished, failed, running, waiting, or unfinished where no study says which.
+        reason: Why it failed; empty for all others.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+    rows: Table
+    status: str
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return self.status == "finished"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended for good without a result."""
+        return self.status == "failed"
+
+    def series(self, column: str) -> dict[int, float]:
+        """Epoch (from 1) -> value, where the column has a finite one."""
+        return series(self.rows, column)
+
+    @property
+    def residuals(self) -> list[str]:
+        """Keys of the residuals whose gamma was recorded, in the model's order."""
+        return [
+            key.removeprefix("gamma/")
+            for key in (self.rows[0] if self.rows else ())
+            if key.startswith("gamma/")
+        ]
+
+    def sizes(self) -> dict[str, dict[int, float]]:
+        """Residual -> epoch -> abs(gamma) times the norm of its weight, at the epochs that recorded both."""
+        return sizes(self.rows)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The study that runs belong to: title, whether it is the small variant, and how many of these runs have which status."""
+
+    title: str
+    small: bool
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Runs of one benchmark and metric, which one table compares.
+
+    Attributes:
+        name: Of the folder that holds them.
+        runs: In the order in which a page shows them.
+        labels: One for every run: its method, and its settings where runs of that method differ in them.
+        problems: What was left out and why, a sentence each.
+        study: None where the runs belong to none.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    study: Study | None = None
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that have a result."""
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def failed(self) -> list[Run]:
+        """The runs that ended for good without a result."""
+        return [run for run in self.runs if run.failed]
+
+    @property
+    def metric(self) -> Mapping[str, Any]:
+        """The headline metric, as result files hold it."""
+        metric: Mapping[str, Any] = self.runs[0].result["metric"]
+        return metric
+
+    @property
+    def title(self) -> str:
+        """The benchmark in words."""
+        return task_class(self.runs[0].result["benchmark"]).title
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the runs, each once."""
+        return list(dict.fromkeys(run.result["model"] for run in self.runs))
+
+    def by_label(self) -> dict[str, list[Run]]:
+        """Label -> its runs (seeds)."""
+        found: dict[str, list[Run]] = {}
+        for label, run in zip(self.labels, self.runs, strict=True):
+            found.setdefault(label, []).append(run)
+        return found
+
+    def in_curves(self) -> dict[str, list[Run]]:
+        """Label -> the runs whose mean its curves show: the finished ones, or all where none is finished.
+
+        A run that has only begun would cut the mean over all seeds to its own epochs.
+        """
+        return {
+            label: [run for run in several if run.finished] or several
+            for label, several in self.by_label().items()
+        }
+
+
+def gather(paths: Sequence[Path]) -> list[Chapter]:
+    """Chapters for all runs in `paths`: folders of runs, of comparisons, of studies, or folders that hold such, at any depth.
+
+    Runs in one folder make one chapter; so do runs that are named one by one. A run that cannot be read is left out and listed
+    among the problems of its chapter.
+
+    Raises:
+        ConfigError: A path is missing, or no run in it can be read.
+    """
+    single: dict[Path, None] = {}
+    groups: dict[Path, None] = {}
+    for path in paths:
+        given = path.parent if path.is_file() else path
+        if is_run(given):
+            single[given.resolve()] = None
+            continue
+        if not given.is_dir():
+            raise ConfigError(f"{path} does not exist: name the folder of a run or of a comparison.")
+        found = comparison_folders(given)
+        if not found:
+            raise ConfigError(
+                f"{path} holds no run: neither it nor a folder in it has {CONFIG}, {RESULT} or {RUNS}. Name the folder that "
+                "`equirelax train` or `equirelax compare` wrote."
+            )
+        groups |= dict.fromkeys(folder.resolve() for folder in found)
+    chapters = [chapter for folder in groups for chapter in _chapters(folder.name, *read_folder(folder))]
+    if single:
+        runs, problems = _each(single)
+        chapters += _chapters("runs", runs, problems, None)
+    if not any(chapter.runs for chapter in chapters):
+        raise ConfigError(" ".join(words for chapter in chapters for words in chapter.problems))
+    return [chapter for chapter in chapters if chapter.runs]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run's, or the name of a run in the archive of the folder that should hold it."""
+    if (folder / CONFIG).exists() or (folder / RESULT).exists():
+        return True
+    return (folder.parent / RUNS).exists() and any(
+        e.name == folder.name for e in read_archive(folder.parent).entries
+    )
+
+
+def comparison_folders(folder: Path) -> list[Path]:
+    """All folders at or below `folder` that hold runs or an archive of runs."""
+    runs = {file.parent.parent for name in (CONFIG, RESULT) for file in folder.rglob(name)}
+    return sorted(runs | {file.parent for file in folder.rglob(RUNS)})
+
+
+def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
+    """All runs of a comparison, in the order of its table where one was written; the problems met; the study.
+
+    A run's own folder counts more than its entry in the archive.
+    """
+    problems: list[str] = []
+    archive = Archive(())
+    if (folder / RUNS).exists():
+        try:
+            archive = read_archive(folder)
+        except ConfigError as error:
+            problems.append(f"Left out: {error}")
+    journal = _journal(folder, problems)
+    statuses = {} if journal is None else journal_inside(journal, folder)
+    present = sorted({file.parent for name in (CONFIG, RESULT) for file in folder.glob(f"*/{name}")})
+    own, found = {one.name for one in present}, []
+    entries = [entry for entry in archive.entries if entry.name not in own]
+    every: list[Path | Entry] = [*present, *entries]
+    for one in every:
+        try:
+            found.append(
+                _of_folder(one, statuses.get(one.name)) if isinstance(one, Path) else _of_entry(one, folder)
+            )
+        except _NeverBegan as error:
+            problems += [str(error)] if str(error) else []
+        except EquirelaxError as error:
+            problems.append(f"Left out: {error}")
+    problems += [
+        f"{name} failed before it could begin: {status.get('reason')}"
+        for name, status in statuses.items()
+        if status.get("status") == "failed" and name not in own
+    ]
+    found += _only_in_older(folder, found)
+    older = [result["config"] for result in _listed_by_older(folder)]
+    found = _in_order(found, [entry.name for entry in archive.entries], older)
+    return found, problems, _study(journal, statuses, archive)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`, or of that name in the archive of the folder above.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    if (folder / CONFIG).exists() or (folder / RESULT).exists():
+        return _of_folder(folder, None)
+    if (folder.parent / RUNS).exists():
+        for entry in read_archive(folder.parent).entries:
+            if entry.name == folder.name:
+                return _of_entry(entry, folder.parent)
+    raise ConfigError(
+        f"{folder} is no run: it has neither {CONFIG} nor {RESULT}, and no archive above it names it."
+    )
+
+
+class _NeverBegan(Exception):
+    """An archive lists a run of which nothing but its status is known."""
+
+
+def _of_folder(folder: Path, status: Mapping[str, Any] | None) -> Run:
+    if (folder / RESULT).exists():
+        result = read_run_result(folder / RESULT)
+        rows = read_metrics(folder / METRICS, result["epochs"]) if (folder / METRICS).exists() else []
+        return Run(folder.name, result, rows, "finished")
+    rows = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
+    name = str((status or {}).get("status", "unfinished"))
+    reason = str((status or {}).get("reason", "")) or "no reason is known"
+    return _unfinished(folder.name, read_yaml(folder / CONFIG), rows, name, reason, folder / CONFIG)
+
+
+def _of_entry(entry: Entry, folder: Path) -> Run:
+    if entry.result is not None:
+        check_result(entry.result, folder / RUNS)
+        return Run(entry.name, entry.result, entry.rows, "finished")
+    if entry.config is None:
+        failed = entry.status == "failed"
+        raise _NeverBegan(f"{entry.name} failed before it could begin: {entry.reason}" if failed else "")
+    return _unfinished(entry.name, dict(entry.config), entry.rows, entry.status, entry.reason, folder / RUNS)
+
+
+def _unfinished(name: str, stored: dict[str, Any], rows: Table, status: str, reason: str, where: Path) -> Run:
+    try:
+        config = config_from_dict(stored)
+    except EquirelaxError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    result = {**of_config(config), "config": stored, "metric": build_task(config).metric.to_dict()}
+    return Run(name, result, rows, status, reason if status == "failed" else "")
+
+
+def of_config(config: RunConfig) -> dict[str, Any]:
+    """What is known of a run without a result: benchmark, model, method, seed and config, as a result holds them."""
+    names = ("benchmark", "model", "method", "seed")
+    return {**{name: getattr(config, name) for name in names}, "config": config.to_dict()}
+
+
+def archived(runs: Iterable[Run], folder: Path) -> Archive:
+    """`runs` as an archive, with what the journal of their study in `folder` says of those that never began."""
+    journal = _journal(folder, [])
+    statuses = {} if journal is None else journal_inside(journal, folder)
+    entries = [
+        Entry(run.name, run.status, rows=run.rows, result=run.result)
+        if run.finished
+        else Entry(run.name, run.status, run.reason, config=run.result["config"], rows=run.rows)
+        for run in runs
+    ]
+    known = {entry.name for entry in entries}
+    if journal is not None:
+        entries += [
+            Entry(
+                name, str(one.get("status")), str(one.get("reason")) if one.get("status") == "failed" else ""
+            )
+            for name, one in statuses.items()
+            if name not in known
+        ]
+        study: Mapping[str, Any] | None = {key: journal[1].get(key) for key in ("name", "title", "small")}
+    elif (folder / RUNS).exists():
+        before = read_archive(folder)
+        entries += [
+            e for e in before.entries if e.name not in known and e.result is None and e.config is None
+        ]
+        study = before.study
+    else:
+        study = None
+    return Archive(tuple(entries), study)
+
+
+def journal_of(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The study's folder and the content of its journal, looked for in `folder` and up to two folders above it.
+
+    Raises:
+        ConfigError: The journal is damaged.
+    """
+    here = folder.resolve()
+    for place in (here, *here.parents)[:UP]:
+        if (place / JOURNAL).exists():
+            return place, read_journal(place)
+    return None
+
+
+def journal_inside(journal: tuple[Path, Mapping[str, Any]], folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The journal's runs directly in `folder`: name -> status and reason."""
+    root, content = journal
+    runs = {name: run for name, run in content["runs"].items() if (root / name).parent == folder.resolve()}
+    return {Path(name).name: run for name, run in runs.items()}
+
+
+def _journal(folder: Path, problems: list[str]) -> tuple[Path, Mapping[str, Any]] | None:
+    """The journal of the study that `folder` is in; a damaged one is a problem, not the end of the report."""
+    try:
+        return journal_of(folder)
+    except ConfigError as error:
+        problems.append(f"Left out: {error}")
+        return None
+
+
+def _study(journal: Any, statuses: Mapping[str, Mapping[str, Any]], archive: Archive) -> Study | None:
+    if journal is not None:
+        root, content = journal
+        every = [str(run.get("status")) for run in statuses.values()]
+        return Study(str(content.get("title", root.name)), bool(content.get("small")), _counted(every))
+    if archive.study is not None:
+        every = [entry.status for entry in archive.entries]
+        return Study(str(archive.study["title"]), bool(archive.study["small"]), _counted(every))
+    return None
+
+
+def _counted(statuses: Sequence[str]) -> dict[str, int]:
+    return {status: statuses.count(status) for status in STATUSES}
+
+
+def _each(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Runs that are named one by one."""
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            journal = _journal(folder, problems)
+            statuses = {} if journal is None else journal_inside(journal, folder.parent)
+            own = (folder / CONFIG).exists() or (folder / RESULT).exists()
+            runs.append(_of_folder(folder, statuses.get(folder.name)) if own else read_run(folder))
+        except EquirelaxError as error:
+            problems.append(f"Left out: {error}")
+    return runs, problems
+
+
+def _chapters(name: str, runs: Sequence[Run], problems: Sequence[str], study: Study | None) -> list[Chapter]:
+    """A chapter for every benchmark and metric; the first one carries the problems."""
+    kinds: dict[Any, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault((run.result["benchmark"], run.result["metric"]["name"]), []).append(run)
+    chapters = [
+        _chapter(name, own, problems if not index else (), study) for index, own in enumerate(kinds.values())
+    ]
+    return chapters or [Chapter(name, (), (), tuple(problems))]
+
+
+def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str], study: Study | None) -> Chapter:
+    """In the order: strict first, then by method as first met, by model, by the swept number, by seed."""
+    key = swept_setting([run.result for run in runs])
+    methods = list(dict.fromkeys(run.result["method"] for run in runs))
+    ordered = sorted(
+        runs,
+        key=lambda run: (
+            run.result["method"] != BASELINE,
+            methods.index(run.result["method"]),
+            run.result["model"],
+            float(settings(run.result).get(key, 0)) if key else 0.0,
+            run.result["seed"],
+        ),
+    )
+    return Chapter(
+        name, tuple(ordered), tuple(labels([run.result for run in ordered])), tuple(problems), study
+    )
+
+
+def _only_in_older(folder: Path, known: Sequence[Run]) -> list[Run]:
+    """Runs that an older version's summary holds and whose folders are gone."""
+    have = [run.result["config"] for run in known]
+    return [
+        Run(f"{result['method']}-seed{result['seed']}", result, (), "finished")
+        for result in _listed_by_older(folder)
+        if result["config"] not in have
+    ]
+
+
+def _listed_by_older(folder: Path) -> list[dict[str, Any]]:
+    path = folder / OLDER
+    if not path.exists():
+        return []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("runs", [])
+    except (OSError, ValueError, AttributeError):
+        return []  # every comparison writes it anew; the runs themselves are what counts
+    found = []
+    for result in listed:
+        try:
+            check_result(result, path)
+        except EquirelaxError:
+            continue
+        found.append(result)
+    return found
+
+
+def _in_order(runs: Sequence[Run], names: Sequence[str], configs: Sequence[Any]) -> list[Run]:
+    """As the table before had them, by name or else by settings; a new run follows those of its method."""
+    known: dict[str, float] = {}
+    for run in runs:
+        if run.name in names:
+            known[run.name] = names.index(run.name)
+        elif run.result["config"] in configs:
+            known[run.name] = configs.index(run.result["config"])
+    last: dict[str, float] = {}
+    for run in runs:
+        if run.name in known:
+            method = run.result["method"]
+            last[method] = max(last.get(method, -1.0), known[run.name])
+
+    def place(run: Run) -> tuple[float, list[tuple[float, str]]]:
+        if run.name in known:
+            return known[run.name], []
+        return last.get(run.result["method"], math.inf) + 0.5, natural(run.name)
+
+    return sorted(runs, key=place)
+
+
+def natural(name: str) -> list[tuple[float, str]]:
+    """A key that sorts the numbers in names by size: train200 before train1000."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
+
+
+def series(table: Table, column: str) -> dict[int, float]:
+    """Epoch (from 1) -> value, where the column has a finite one."""
+    found = {int(row["epoch"]) + 1: float(row[column]) for row in table if row.get(column)}
+    return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
+
+
+def sizes(table: Table) -> dict[str, dict[int, float]]:
+    """Residual -> epoch (from 1) -> abs(gamma) times the norm of its weight, at the epochs that recorded both."""
+    found = {}
+    for column in table[0] if table else ():
+        kind, _, key = column.partition("/")
+        if kind == "gamma" and (norms := series(table, f"weight/{key}")):
+            gammas = series(table, column)
+            found[key] = {epoch: abs(gammas[epoch]) * norms[epoch] for epoch in norms if epoch in gammas}
+    return found
