@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.report.comparison import comparisons, summarise_again
-from equirelax_lab.report.runs import gather, read_folder
-from equirelax_lab.report.comparison import compare_folders
+from equirelax_lab.report.comparison import compare_folders, comparisons, summarise_again
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, NOTHING, conclusion
+from equirelax_lab.report.page import chapter_html
 from equirelax_lab.report.rows import (
     TITLE,
     differing_line,
@@ -18,7 +17,7 @@ from equirelax_lab.report.rows import (
     recipes_line,
     settings_that_differ,
 )
-from equirelax_lab.report.page import chapter_html
+from equirelax_lab.report.runs import gather, read_folder
 from equirelax_lab.report.summary import summarise, table
 from equirelax_lab.tasks.registry import defaults
 from test_report import result

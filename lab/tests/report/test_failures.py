@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.report.runs import of_config, read_run
 from equirelax_lab.report.archive import read_archive
 from equirelax_lab.report.comparison import write_comparison
 from equirelax_lab.report.failures import ALL, POOR, any_failed, asked, poor, share_rows, share_table, shares
 from equirelax_lab.report.figures import thinned
+from equirelax_lab.report.runs import of_config, read_run
 from equirelax_lab.tasks.registry import defaults
 from test_html import Make, make
 from test_report import result

@@ -14,8 +14,8 @@ import yaml
 from browser import DARK, show
 from equirelax_lab.cli import main
 from equirelax_lab.report import tables
-from equirelax_lab.report.runs import gather
 from equirelax_lab.report.page import write_page
+from equirelax_lab.report.runs import gather
 from equirelax_lab.report.summary import summarise, table
 from test_report import result
 from test_variants import changed

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from devtools import Tab, browsing
-from equirelax_lab.report.runs import gather
 from equirelax_lab.report.page import write_page
+from equirelax_lab.report.runs import gather
 from test_html import Make, comparison, make
 
 __all__ = ["make"]  # the fixture

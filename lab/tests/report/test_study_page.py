@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from equirelax_lab.report import tables
-from equirelax_lab.report.runs import gather, journal_inside, journal_of
 from equirelax_lab.report.failures import DEFINITION
 from equirelax_lab.report.page import page_title
+from equirelax_lab.report.runs import gather, journal_inside, journal_of
 from test_html import Make, make, written
 
 __all__ = ["make"]  # the fixture

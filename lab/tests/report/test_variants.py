@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.conditions import conditions_table, curves, draw_conditions, split
-from equirelax_lab.report.summary import summarise, table
 from equirelax_lab.report.rows import baseline_row, by_label, labels, method_of
+from equirelax_lab.report.summary import summarise, table
 from equirelax_lab.tasks.registry import defaults
 from PIL import Image
 from test_report import result
