@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from qm9_files import write_subset
-from smoke_files import write_plumes
-
 from equirelax_lab.data import nbody, qm9
 from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.training.assembly import assemble, build_optimizer
+from qm9_files import write_subset
+from smoke_files import write_plumes
 
 GOLDEN = Path(__file__).parent / "golden" / "ten_steps.json"
 """The losses, penalties, strengths and norms of weights at commit 2e74af3."""
