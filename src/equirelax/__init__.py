@@ -13,11 +13,11 @@ The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13
 al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch and numpy alone; e3nn and PyTorch Geometric
 are imported when a model of theirs is met.
 
-What most people need is here; the rest is in the rooms `symmetry`, `relaxation`, `methods`, `auditing` and
-`testing`.
+What most people need is here; the rest is in the rooms `symmetry`, `relaxation`, `methods`, `auditing`,
+`optim` and `testing`.
 """
 
-from equirelax import auditing, methods, relaxation, symmetry, testing
+from equirelax import auditing, methods, optim, relaxation, symmetry, testing
 from equirelax.auditing import audit
 from equirelax.errors import EquirelaxError
 from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
@@ -54,6 +54,7 @@ __all__ = [
     "auditing",
     "load",
     "methods",
+    "optim",
     "project",
     "relax",
     "relaxation",

@@ -1,5 +1,7 @@
-"""Optimisers for equivariant networks."""
+"""Muon for equivariant networks, which knows the matrices in their layers' weights."""
 
 from equirelax.optim.matrices import matrices_of
+from equirelax.optim.muon import Muon
+from equirelax.relaxation.matrices import Matrices
 
-__all__ = ["matrices_of"]
+__all__ = ["Matrices", "Muon", "matrices_of"]

@@ -5,19 +5,39 @@ from __future__ import annotations
 from torch import nn
 
 from equirelax.relaxation.layers.family import families
-from equirelax.relaxation.layers.matrices import Matrices, by_shape
+from equirelax.relaxation.linear_map import LinearMap
+from equirelax.relaxation.matrices import Matrices, by_shape
 
 
 def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
-    """The matrices in every parameter of a model, relaxed or not; an empty tuple where a parameter holds none.
+    """Find the matrices in every parameter of a network, relaxed or not.
 
-    Layers of a registered family say it themselves (`LayerFamily.matrices`); for all other parameters `by_shape` does.
-    Tables of embeddings are rows to be looked up, and no matrices.
+    A layer of a registered family says which its parameters hold (`LayerFamily.matrices`): e3nn's linear maps and tensor
+    products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
+    every pair of representations. A residual's map says it too. For any other parameter its shape says it: two axes are a matrix;
+    of more axes, as in the kernel of a convolution, all but the first are columns. Tables of embeddings, whose rows are looked
+    up, are no matrices, and neither is what has one row or column alone.
+
+    Args:
+        model: The network.
+
+    Returns:
+        For every parameter its matrices; an empty tuple where it holds none.
+
+    Examples:
+        >>> import torch
+        >>> from equirelax.optim import matrices_of
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> [each.size for each in matrices_of(layer)[layer.weight]], matrices_of(layer)[layer.bias]
+        ([(3, 4)], ())
     """
     found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
     for module in model.modules():
-        family = next((each for each in families().values() if each.matches(module)), None)
-        told = {} if family is None else family.matrices(module)
+        told: dict[str, tuple[Matrices, ...]] = {}
+        if isinstance(module, LinearMap):
+            told = module.matrices()
+        elif family := next((each for each in families().values() if each.matches(module)), None):
+            told = family.matrices(module)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in found:
                 continue

@@ -25,6 +25,7 @@ from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.linear_map import LinearMap
 from equirelax.relaxation.maps import DenseMap, ResidualKind, initialise
+from equirelax.relaxation.matrices import Matrices, without_vectors
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import Representation
 from equirelax.symmetry.blocks import Block
@@ -111,6 +112,10 @@ class GroupedMap(LinearMap):
     def groups(self) -> int:
         """G."""
         return len(self.weight)
+
+    def matrices(self) -> dict[str, tuple[Matrices, ...]]:
+        """One matrix for every group."""
+        return {"weight": without_vectors([Matrices(0, tuple(self.weight.shape), (0, 1, 2))])}
 
     def effective_weight(self) -> Tensor:
         """W written out, of shape (out_dim, in_dim)."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from equirelax.relaxation.columns import Columns
+from equirelax.relaxation.matrices import Matrices
 
 
 class LinearMap(nn.Module, ABC):
@@ -28,6 +29,10 @@ class LinearMap(nn.Module, ABC):
     @abstractmethod
     def effective_bias(self) -> Tensor | None:
         """The bias that is added, of shape (out_dim,), or None."""
+
+    def matrices(self) -> dict[str, tuple[Matrices, ...]]:
+        """Which matrices the parameters hold, by name, where their shapes do not say it."""
+        return {}
 
     @abstractmethod
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:

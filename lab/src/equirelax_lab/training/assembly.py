@@ -12,7 +12,7 @@ from torch import nn
 
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
-from equirelax.optim import matrices_of
+from equirelax.optim import Muon
 from equirelax.relaxation import Relaxation, Residual, relax
 from equirelax_lab.tasks.built import build_method, build_wrapper
 from equirelax_lab.tasks.registry import build_task, check_optimizer
@@ -20,7 +20,6 @@ from equirelax_lab.tasks.settings import RunConfig, Training
 from equirelax_lab.tasks.strengths import is_strict, is_wrapper
 from equirelax_lab.tasks.task import NO_PLACEMENT, Task
 from equirelax_lab.training.memory import fitting
-from equirelax_lab.training.muon import Muon
 
 
 @dataclass
@@ -118,9 +117,9 @@ def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimi
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "muon":
         return Muon(
-            parameters,
+            model,
             rate,
-            matrices_of(model),
+            params=parameters,
             momentum=settings.muon_momentum,
             rms=settings.muon_rms,
             weight_decay=decay,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
-from equirelax.relaxation.layers.matrices import Matrices, without_vectors
+from equirelax.relaxation.matrices import Matrices, without_vectors
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of, second_input
 from equirelax.symmetry import from_irreps

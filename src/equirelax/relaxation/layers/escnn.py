@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError, RepresentationError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
+from equirelax.relaxation.matrices import Matrices, without_vectors
 from equirelax.relaxation.site import Reader, Site, Writer, argument, misfit
 from equirelax.symmetry import Dihedral, Group, Representation
 from equirelax.symmetry.escnn import from_field_type, from_gspace, from_representation, is_escnn
@@ -82,6 +83,18 @@ class _EscnnLayer(LayerFamily):
     """What the families share: bases, folding, and the buffers that evaluation mode keeps."""
 
     expanded: str
+
+    def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
+        """For every pair of representations the coefficients (output fields, input fields x basis), as a kernel's."""
+        layer: Any = module  # known by its attributes, of no class in particular
+        bases = getattr(layer, "basisexpansion", None) or getattr(layer, "basissampler", None)
+        if bases is None:
+            return {}
+        found = []
+        for (_, after), (start, stop) in bases._weights_ranges.items():
+            rows = bases._out_count[after]
+            found.append(Matrices(start, (rows, (stop - start) // rows), (0, 1)))
+        return {"weights": without_vectors(found)}
 
     def derived(self, module: nn.Module) -> tuple[str, ...]:
         """Buffers that are computed from the weights, and the basis' tables of channels.

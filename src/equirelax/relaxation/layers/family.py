@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, UnfoldableError
-from equirelax.relaxation.layers.matrices import Matrices
+from equirelax.relaxation.matrices import Matrices
 from equirelax.relaxation.site import Site
 
 _FAMILIES: dict[str, LayerFamily] = {}

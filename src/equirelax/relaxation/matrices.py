@@ -1,8 +1,4 @@
-"""Which matrices a network's parameters hold, for optimisers that treat matrices as such (Muon).
-
-A plain layer's weight is a matrix; e3nn's linear maps and tensor products keep one matrix for every path, and for every
-channel of the second input, in one flat vector, which their layer families know how to read.
-"""
+"""Where in a parameter matrices lie, for optimizers that treat matrices as such (`equirelax.optim.Muon`)."""
 
 from __future__ import annotations
 
@@ -17,9 +13,9 @@ class Matrices(NamedTuple):
     """Matrices of one size within a parameter.
 
     Attributes:
-        start: First entry, in the parameter's flat order.
-        shape: Sizes of the entries from there on.
-        order: Permutation of `shape`'s axes that puts rows and columns last; all axes before them count matrices.
+        start: The first entry, in the parameter's flat order.
+        shape: Sizes of the axes of the entries from there on.
+        order: Permutation of the axes of `shape` that puts rows and columns last; the axes before them count matrices.
     """
 
     start: int
@@ -33,17 +29,19 @@ class Matrices(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns of each."""
+        """Rows and columns of each matrix."""
         return self.shape[self.order[-2]], self.shape[self.order[-1]]
 
     def view(self, flat: Tensor) -> Tensor:
-        """The matrices (..., rows, columns) as a view of the flat parameter, or of anything of its size."""
+        """View the matrices, (..., rows, columns), in the flat parameter or in another tensor of its size."""
         return flat[self.start : self.stop].view(self.shape).permute(self.order)
 
 
 def by_shape(parameter: Tensor) -> tuple[Matrices, ...]:
-    """What a parameter's shape says: (rows, columns) is a matrix; of more axes, as in a convolution's kernel, all but
-    the first are columns; anything with one row or column alone is a vector, and no matrix.
+    """Read the matrices from a parameter's shape.
+
+    Two axes are rows and columns. Of more axes, as in the kernel of a convolution, all but the first are columns. What has
+    one row or one column alone is a vector, and no matrix.
     """
     if parameter.dim() < 2 or not parameter.numel():
         return ()
@@ -52,5 +50,5 @@ def by_shape(parameter: Tensor) -> tuple[Matrices, ...]:
 
 
 def without_vectors(matrices: Sequence[Matrices]) -> tuple[Matrices, ...]:
-    """Those with two rows and two columns at least."""
+    """Leave out matrices of one row or one column."""
     return tuple(each for each in matrices if min(each.size) > 1)
