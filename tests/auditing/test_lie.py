@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from equirelax.auditing.element import component, describe, describe_generator
+from equirelax.auditing.elements import component, describe, describe_generator
 from equirelax.auditing.lie import (
     DIFFERENCES,
     DOUBLE,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import AuditReport, audit, label_free
-from equirelax.auditing.norms import largest, norm, relative_error, root_of_squares
+from equirelax.auditing.error import largest, norm, relative_error, root_of_squares
 from equirelax.errors import AuditError, NonFiniteError
 from equirelax.symmetry import SE, SO, E, O, On, positions, vector
 

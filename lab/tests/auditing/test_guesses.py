@@ -11,7 +11,7 @@ from equirelax_lab.models.vector_neurons import VNLinear
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.auditing.actions import Atom, Seen, _cheapest, atoms_of, explain
+from equirelax.auditing.actions import Atom, Feature, _cheapest, atoms_of, explain
 from equirelax.symmetry import SO, O, Representation, Symmetric, trivial, vector
 
 torch.set_num_threads(1)
@@ -27,10 +27,10 @@ def elements(group=GROUP) -> Tensor:  # type: ignore[no-untyped-def]
     return torch.cat((drawn, group.discrete(dtype=torch.float64)))
 
 
-def seen(rep: Representation, x: Tensor, noise: float, axis: int = -1) -> Seen:
+def seen(rep: Representation, x: Tensor, noise: float, axis: int = -1) -> Feature:
     """Features x (2, ...) that transform by rep, and something else, `noise` times their size."""
     moved = torch.stack([rep.apply(g, x, axis=axis) for g in elements()])
-    return Seen(x, moved + noise * x.square().mean().sqrt() * draw(*moved.shape, seed=1), elements())
+    return Feature(x, moved + noise * x.square().mean().sqrt() * draw(*moved.shape, seed=1), elements())
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.5])
@@ -65,7 +65,7 @@ def test_what_fits_is_found_on_any_axis_and_in_any_number_of_blocks() -> None:
     x = draw(2, 4, 3)
     moved = torch.stack([vector(group).apply(g, x, axis=1) for g in elements(group)])
     assert (
-        explain(Seen(x, moved, elements(group)), atoms_of(group, []), 1e-9).action.name
+        explain(Feature(x, moved, elements(group)), atoms_of(group, []), 1e-9).action.name
         == "vector along axis -2"
     )
 

@@ -347,7 +347,7 @@ def test_the_command(
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert str(tmp_path / "root" / "parent" / "cloud") in out
-    assert "MiB" in err
+    assert "100%" in err
     assert main([*words, "--archive", str(tmp_path / "made.zip")]) == 0
     zipped.codes = [404]
     assert main([*words, "--url", zipped.url]) == 2

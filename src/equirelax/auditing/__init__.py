@@ -4,11 +4,10 @@ from equirelax.auditing.audit import audit
 from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.error import Measurement, Worst
-from equirelax.auditing.layers import Break, LayerRow, Localisation
 from equirelax.auditing.lie import LieReport
 from equirelax.auditing.remul import LabelFree, label_free
-from equirelax.auditing.report import AuditReport
-from equirelax.auditing.tree import On
+from equirelax.auditing.report import AuditReport, Break, LayerRow, Localisation
+from equirelax.auditing.samples import On
 from equirelax.symmetry import GridField
 
 __all__ = [

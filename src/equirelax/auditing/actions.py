@@ -1,21 +1,22 @@
-"""How does the group act on a hidden feature? Told by what the feature does when the input is transformed.
+"""Candidate actions of the group on a hidden feature, tried on what the feature does when the input is transformed.
 
-A feature is seen at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p)
-and Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. Candidates are tried along
-every axis:
+A feature is observed at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p) and
+Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. These candidates are tried along every axis:
 
-* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks
-  of the representations that the audit was given, small irreps where e3nn is loaded), in any order and
-  number: the segmentation of the axis with the least squared error, found by dynamic programming;
+* a direct sum of the group's known blocks (invariants, signs, vectors, pseudovectors, positions, the blocks of the
+  representations that the audit was given, small irreps where e3nn is loaded), in any order and number: the segmentation of the
+  axis with the least squared error, found by dynamic programming;
 * the same block with its components outermost (all x, then all y, then all z);
-* a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``.
+* a rank-two tensor on two axes, ``Y = rho(g) X rho(g)^T``;
+* a feature field on a grid, (g f)(p) = rho(g) f(g^-1 p) (``symmetry/fields.py``). Moving the pixels of Y_g back by g^-1 leaves
+  rho(g) f(p) at every pixel p: an action on the channels, with as many rows as there are pixels, which the candidates above
+  explain like any other. The grid may be the last two axes, the two before the last (channels last), or any single axis
+  into which it is flattened.
 
-The first that fits counts. Where none does, what is left is a guess, with which a module is called again on
-exactly transformed inputs: then the smallest error alone would take any patchwork of blocks that happens to
-follow the noise, on any axis. So a guess pays for every change of block along its axis, and for standing on
-the first axis, which holds the samples or the rows: it must explain that much more. Two weaker explanations
-are looked for where none fits: vectors *in another basis* (``P rho(g) P^-1`` with a fixed P, which a swapped
-axis gives), and *some* linear map for every g (least squares; says nothing with too few rows).
+The first candidate that fits is taken. Where none fits, the result is a guess, with which a module is called again on exactly
+transformed inputs. The smallest error alone would then favour any patchwork of blocks that happens to follow the noise, on any
+axis. A guess therefore pays for every change of block along its axis, and for acting on the first axis, which holds the samples
+or the rows: it must explain that much more.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from equirelax.errors import RepresentationError
 from equirelax.symmetry import GridField, Group, Representation, TensorAction
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
+from equirelax.symmetry.fields import Entries, grid_entries, move_grid
 
 MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
 CHANGE = 0.03  # of the squared norm: what a change of block has to be worth in a guess
@@ -78,8 +81,8 @@ class Action:
 
 
 @dataclasses.dataclass(frozen=True)
-class Explained:
-    """An action with how badly it explains what was seen.
+class Explanation:
+    """An action with how badly it explains what was feature.
 
     Attributes:
         action: the best candidate.
@@ -93,7 +96,7 @@ class Explained:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class Feature:
     """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y``
     (G, P, ...).
     """
@@ -144,44 +147,46 @@ def action_of(known: TensorAction, group: Group) -> Action:
     return Action(f"{known.representation!r}{known.where}", apply, known.invariant, channels=channels)
 
 
-def error_of(action: Action, seen: Seen) -> Explained:
+def error_of(action: Action, feature: Feature) -> Explanation:
     """How badly a given action explains a feature."""
     relative = absolute = 0.0
-    for g, y in zip(seen.elements, seen.y, strict=True):
-        expected = torch.stack([action.apply(g, x) for x in seen.x])
+    for g, y in zip(feature.elements, feature.y, strict=True):
+        expected = torch.stack([action.apply(g, x) for x in feature.x])
         gap = (y - expected).abs()
-        scale = max(float(y.norm()), float(seen.x.norm()))
+        scale = max(float(y.norm()), float(feature.x.norm()))
         relative = max(relative, float(gap.norm()) / scale if scale > 0 else 0.0)
         absolute = max(absolute, float(gap.max()))
-    return Explained(action, relative, absolute)
+    return Explanation(action, relative, absolute)
 
 
 INVARIANT = Action("invariant", lambda g, x: x.double(), True)
 
 
-def explain(seen: Seen, atoms: Sequence[Atom], tolerance: float) -> Explained:
-    """The best of the actions along the feature's axes: what `likeliest` takes."""
-    return likeliest(
-        seen, itertools.chain((INVARIANT,), _candidates(seen, atoms), _guesses(seen, atoms)), tolerance
+def explain(feature: Feature, atoms: Sequence[Atom], tolerance: float) -> Explanation:
+    """The best of the actions along the feature's axes: what `most_likely` takes."""
+    return most_likely(
+        feature,
+        itertools.chain((INVARIANT,), _candidates(feature, atoms), _guesses(feature, atoms)),
+        tolerance,
     )
 
 
-def likeliest(seen: Seen, actions: Iterable[Action], tolerance: float) -> Explained:
-    """The first of the actions within ``tolerance``; where there is none, the likeliest."""
+def most_likely(feature: Feature, actions: Iterable[Action], tolerance: float) -> Explanation:
+    """The first of the actions within ``tolerance``; where there is none, the most_likely."""
     tried = []
     for candidate in actions:
-        tried.append(error_of(candidate, seen))
+        tried.append(error_of(candidate, feature))
         if tried[-1].relative <= tolerance:
             return tried[-1]
     return min(tried, key=lambda found: found.relative * found.action.odds)
 
 
-def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
-    axes = range(seen.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
-    shape = seen.x.shape[1:]
+def _candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
+    axes = range(feature.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
+    shape = feature.x.shape[1:]
     for axis in axes:
         if shape[axis] <= (MAX_LAST if axis == axes[0] else MAX_OTHER):
-            yield segmentation(seen, atoms, axis)
+            yield segmentation(feature, atoms, axis)
     moving = [atom for atom in atoms if atom.dim > 1]
     for axis in axes:
         for atom in moving:
@@ -194,11 +199,11 @@ def _candidates(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
                     yield _rank_two(atom, b, a, len(shape))
 
 
-def _guesses(seen: Seen, atoms: Sequence[Atom]) -> Iterator[Action]:
+def _guesses(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
     """Segmentations into few runs of equal blocks, for features that nothing fits."""
-    for axis in range(seen.x.dim() - 2, -1, -1):
-        if seen.x.shape[axis + 1] <= MAX_OTHER:
-            yield segmentation(seen, atoms, axis, CHANGE)
+    for axis in range(feature.x.dim() - 2, -1, -1):
+        if feature.x.shape[axis + 1] <= MAX_OTHER:
+            yield segmentation(feature, atoms, axis, CHANGE)
 
 
 def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
@@ -208,14 +213,14 @@ def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
     return moved if offset is None else moved + offset.to(x)
 
 
-def segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
+def segmentation(feature: Feature, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
     """The direct sum of atoms along ``axis`` (of one feature) with the least squared error, plus ``change`` times the
-    squared norm of what is seen for every change from one atom to another.
+    squared norm of what is feature for every change from one atom to another.
     """
-    x = seen.x.movedim(axis + 1, -1)
-    y = seen.y.movedim(axis + 2, -1)
+    x = feature.x.movedim(axis + 1, -1)
+    y = feature.y.movedim(axis + 2, -1)
     size = x.shape[-1]
-    x, y = x.reshape(-1, size), y.reshape(len(seen.elements), -1, size)
+    x, y = x.reshape(-1, size), y.reshape(len(feature.elements), -1, size)
     if len(x) > MAX_ROWS:
         pick = torch.linspace(0, len(x) - 1, MAX_ROWS).long()
         x, y = x[pick], y[:, pick]
@@ -224,13 +229,13 @@ def segmentation(seen: Seen, atoms: Sequence[Atom], axis: int, change: float = 0
     costs = []
     for atom in atoms:
         cost = x.new_zeros(max(size - atom.dim + 1, 0))
-        for g, moved in zip(seen.elements, y, strict=True):
+        for g, moved in zip(feature.elements, y, strict=True):
             if len(cost):
                 gap = moved.unfold(1, atom.dim, 1) - _apply_atom(atom, g, x.unfold(1, atom.dim, 1))
                 cost = cost + gap.square().sum(dim=(0, 2))
         costs.append((cost / grain).round().tolist())
     price = change * float(y.square().sum()) / grain
-    return _sum_of(_cheapest(atoms, costs, size, price), axis, seen.x.dim() - 1)
+    return _sum_of(_cheapest(atoms, costs, size, price), axis, feature.x.dim() - 1)
 
 
 def _cheapest(atoms: Sequence[Atom], costs: list[list[float]], size: int, price: float) -> list[Atom]:
@@ -317,3 +322,151 @@ def _rank_two(atom: Atom, first: int, second: int, dims: int) -> Action:
 
 def _where(axis: int, dims: int) -> str:
     return "" if axis == dims - 1 else f" along axis {axis - dims}"
+
+
+CHANNELS = 4096  # longest channel axis that is cut into blocks
+ROWS = 8192  # pixels, at most, on which a weaker explanation is looked for
+TRIVIAL = Action("trivial", lambda g, x: x.double())
+SMALL = 16  # grids of so few pixels may as well be something else, such as a matrix
+# How much more a guess must explain: for a flattened grid, for channels not next to it, for a picture that stands still.
+FLAT, AWAY, STILL = 4.0, 2.0, 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a feature keeps its grid.
+
+    Attributes:
+        words: for the reader.
+        there: the feature (..., shape) with the grid last, (..., H, W).
+        back: the inverse.
+        odds, channels: as in :class:`~equirelax.auditing.actions.Action`.
+    """
+
+    words: str
+    there: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+    odds: float = 1.0
+    channels: int = 0
+
+
+def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
+    """Every way in which a feature of this shape may hold a grid; a square one if ``swaps``."""
+    dims = len(shape)
+    for last, words in ((-1, " on a grid"), (-2, " on a grid, channels last")):
+        if dims >= 1 - last and _is_grid(shape[last - 1], shape[last], swaps):
+            channels = shape[-3] if last == -1 and dims >= 3 else 0
+            yield dataclasses.replace(_plain(last, words), channels=channels)
+    for axis in range(dims - 1, -1, -1) if not is_large_grid(shape) else ():
+        for side in range(2, int(shape[axis] ** 0.5) + 1):
+            if shape[axis] % side**2 == 0:
+                yield _flat(axis - dims, side)
+
+
+def field_candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
+    """Actions on fields: first those that may fit, then guesses, at most from one layout."""
+    entries = grid_entries(feature.elements)
+    swaps = any(element[0] == 0 for element in entries)
+    guesses: list[Action] = []
+    for layout in layouts(feature.x.shape[1:], swaps):
+        yield _moved(TRIVIAL, layout)
+        pulled = pulled_back(feature, layout, entries)
+        dims = pulled.x.dim() - 1
+        axes = [axis for axis in range(dims - 3, -1, -1) if 1 < pulled.x.shape[axis + 1] <= CHANNELS]
+        for axis in axes:
+            yield _moved(segmentation(pulled, atoms, axis), layout, AWAY if axis != dims - 3 else 1.0)
+        if dims - 3 in axes:
+            size = pulled.x.shape[dims - 2]
+            whole = [atom for atom in atoms if 1 < atom.dim < size and size % atom.dim == 0]
+            yield from (
+                _moved(component_major(atom, size // atom.dim, dims - 3, dims), layout) for atom in whole
+            )
+            if not guesses and layout.odds == 1.0:
+                guesses.append(_moved(segmentation(pulled, atoms, dims - 3, CHANGE), layout))
+    yield from guesses
+
+
+def pixel_rows(feature: Feature) -> Feature | None:
+    """The feature at its pixels, moved back, as rows of channels (P', C); None where the last axes are no grid."""
+    entries = grid_entries(feature.elements)
+    swaps = any(element[0] == 0 for element in entries)
+    shape = feature.x.shape[1:]
+    if len(shape) < 3 or not _is_grid(shape[-2], shape[-1], swaps):
+        return None
+    pulled = pulled_back(feature, _plain(-1, ""), entries)
+    x = pulled.x.movedim(-3, -1).flatten(0, -2)
+    y = pulled.y.movedim(-3, -1).flatten(1, -2)
+    if len(x) > ROWS:
+        pick = torch.linspace(0, len(x) - 1, ROWS).long()
+        x, y = x[pick], y[:, pick]
+    return Feature(x, y, feature.elements)
+
+
+def is_large_grid(shape: Sequence[int]) -> bool:
+    """Whether a feature of this shape is a picture, or nothing else that is known."""
+    return len(shape) >= 3 and shape[-1] == shape[-2] and shape[-1] * shape[-2] > SMALL
+
+
+def grid_problem(feature: Feature) -> str:
+    """What is wrong with a feature's grid, where it cannot be turned as the group wants it; else empty."""
+    shape = feature.x.shape[1:]
+    swaps = any(element[0] == 0 for element in grid_entries(feature.elements))
+    if len(shape) < 3 or not swaps or shape[-1] == shape[-2] or min(shape[-2:]) < 2:
+        return ""
+    return f"like nothing known: no turn by 90 degrees maps its grid of {shape[-2]} x {shape[-1]} onto itself"
+
+
+def on_grid(elements: Tensor) -> bool:
+    """Whether every one of the elements (G, n, n) maps a grid of pixels onto itself."""
+    if elements.shape[-1] != 2:
+        return False
+    try:
+        grid_entries(elements)
+    except RepresentationError:
+        return False
+    return True
+
+
+def pulled_back(feature: Feature, layout: Layout, entries: Sequence[Entries]) -> Feature:
+    """The feature with the grid last, and the grid of every Y_g moved back."""
+    y = [
+        move_grid(_inverse(element), layout.there(value))
+        for element, value in zip(entries, feature.y, strict=True)
+    ]
+    return Feature(layout.there(feature.x), torch.stack(y), feature.elements)
+
+
+def _moved(inner: Action, layout: Layout, odds: float = 1.0) -> Action:
+    """An action on the channels, followed by that on the grid."""
+
+    def apply(g: Tensor, x: Tensor) -> Tensor:
+        return layout.back(move_grid(grid_entries(g)[0], inner.apply(g, layout.there(x))))
+
+    name = inner.name.removesuffix(" along axis -3") + layout.words
+    return Action(name, apply, odds=inner.odds * layout.odds * odds, channels=layout.channels)
+
+
+def _is_grid(height: int, width: int, swaps: bool) -> bool:
+    return height * width > 1 and (height == width or not swaps)
+
+
+def _plain(last: int, words: str) -> Layout:
+    if last == -1:
+        return Layout(words, lambda x: x, lambda x: x)
+    return Layout(words, lambda x: x.movedim(-1, -3), lambda x: x.movedim(-3, -1))
+
+
+def _flat(axis: int, side: int) -> Layout:
+    def there(x: Tensor) -> Tensor:
+        moved = x.movedim(axis, -1)
+        return moved.unflatten(-1, (-1, side, side))
+
+    def back(x: Tensor) -> Tensor:
+        return x.flatten(-3).movedim(-1, axis)
+
+    return Layout(f" on a {side} x {side} grid that is flattened into axis {axis}", there, back, FLAT)
+
+
+def _inverse(element: Entries) -> Entries:
+    a, b, c, d = element  # orthogonal: its transpose
+    return a, c, b, d

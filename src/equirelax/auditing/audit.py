@@ -13,18 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.breaking import Breaking, breaking
-from equirelax.auditing.calling import Function, call
-from equirelax.auditing.coordinates import coordinates, far_away, with_translations
-from equirelax.auditing.element import component as element_component
-from equirelax.auditing.error import Measurement, exact, measure, outputs_of
-from equirelax.auditing.given import FROM_MODEL, given_pair, group_of, only_present
+from equirelax.auditing.elements import component as element_component
+from equirelax.auditing.elements import contains
+from equirelax.auditing.error import (
+    Measurement,
+    Precision,
+    coordinates,
+    exact,
+    far_away,
+    measure,
+    outputs_of,
+    tolerance_of,
+    with_translations,
+)
 from equirelax.auditing.lie import LieReport, lie_derivative
 from equirelax.auditing.localise import localise
 from equirelax.auditing.report import AS_IT_IS, PROJECTED, RELAXED, AuditReport
+from equirelax.auditing.samples import (
+    FROM_MODEL,
+    Function,
+    Leaf,
+    call,
+    group_of,
+    leaves,
+    only_present,
+    read_representations,
+    representations,
+    transformed,
+)
 from equirelax.auditing.state import measuring
-from equirelax.auditing.subgroup import contains
-from equirelax.auditing.tolerance import Precision, tolerance_of
-from equirelax.auditing.tree import Leaf, leaves, representations, transformed
 from equirelax.errors import AuditError, RelaxationStateError
 from equirelax.methods import Method
 from equirelax.relaxation import Relaxation, relaxation_of
@@ -112,7 +129,7 @@ def audit(
         raise AuditError(f"deployed={deployed!r}: expected {PROJECTED!r} or {RELAXED!r}")
     module = model if isinstance(model, nn.Module) else Function(model)
     own_input, own_output = in_rep is FROM_MODEL, out_rep is FROM_MODEL
-    in_rep, out_rep = given_pair(in_rep, out_rep, group, model)
+    in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
     if own_input:
         in_rep = only_present(sample, in_rep)
     group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)

@@ -17,15 +17,12 @@ import torch
 from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
-from equirelax.auditing.coordinates import coordinates, with_translations
-from equirelax.auditing.error import gap, outputs_of
-from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
-from equirelax.auditing.known import placed
+from equirelax.auditing.declared import placed
+from equirelax.auditing.elements import acts_through
+from equirelax.auditing.error import coordinates, gap, largest, norm, outputs_of, with_translations
 from equirelax.auditing.lipschitz import residual_slope
-from equirelax.auditing.norms import largest, norm
+from equirelax.auditing.samples import FROM_MODEL, Leaf, group_of, leaves, read_representations, transformed
 from equirelax.auditing.state import measuring
-from equirelax.auditing.subgroup import acts_through
-from equirelax.auditing.tree import Leaf, leaves, transformed
 from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns, dense
@@ -102,7 +99,7 @@ def breaking(
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    in_rep, out_rep = given_pair(in_rep, out_rep, group, relaxation.model)
+    in_rep, out_rep = read_representations(in_rep, out_rep, group, relaxation.model)
     group = group or group_of(in_rep, out_rep)
     generator = torch.Generator().manual_seed(seed)
     elements = torch.cat(

@@ -1,23 +1,149 @@
-"""Equivariance errors: how far ``f(g x)`` is from ``rho(g) f(x)``."""
+"""Equivariance errors: how far ``f(g x)`` is from ``rho(g) f(x)``, in what norm, relative to what, and what counts as zero.
+
+Norms and maxima here neither overflow nor underflow, and keep NaN.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from equirelax.auditing import element as elements
-from equirelax.auditing.calling import call
-from equirelax.auditing.coordinates import coordinates, size_of_positions
-from equirelax.auditing.norms import largest, largest_entry, norm, relative_error
-from equirelax.auditing.tree import Leaf, act, map_tree, transformed
+from equirelax.auditing.elements import component, describe
+from equirelax.auditing.samples import Leaf, act, call, leaves, map_tree, transformed
 from equirelax.errors import AuditError, NonFiniteError, RepresentationError
-from equirelax.symmetry import Group, TensorAction
+from equirelax.symmetry import Group, On, TensorAction
+
+
+def norm(x: Tensor) -> float:
+    """Frobenius norm of a real or complex tensor: its entries are divided by the largest before they are squared."""
+    size = largest_entry(x)
+    if size == 0 or not math.isfinite(size):
+        return size
+    return size * float((x / size).norm())
+
+
+def largest_entry(x: Tensor) -> float:
+    """max |x|, 0 of an empty tensor, NaN where there is one."""
+    return float(x.abs().max()) if x.numel() else 0.0
+
+
+def relative_error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
+    """``||a - b|| / max(||a||, ||b||)``, 0 where both are 0: symmetric, at most 2. ``scale`` replaces the denominator."""
+    size = largest((largest_entry(found), largest_entry(expected)))
+    if size == 0:
+        return 0.0
+    a, b = found / size, expected / size  # the entries are at most 1, the largest is 1
+    bottom = max(float(a.norm()), float(b.norm())) if scale is None else scale / size
+    gap = float((a - b).norm())
+    return gap / bottom if bottom > 0 else (0.0 if gap == 0 else math.inf)
+
+
+def root_of_squares(values: Iterable[float]) -> float:
+    """``sqrt(sum v^2)``."""
+    return math.hypot(*values)
+
+
+def largest(values: Iterable[float], default: float = 0.0) -> float:
+    """The largest value, or NaN if one is: Python's ``max`` drops NaN or keeps it, as the order will have it."""
+    found = list(values)
+    if any(math.isnan(value) for value in found):
+        return math.nan
+    return max(found, default=default)
+
+
+FAR = 100.0
+"""Points count as far from the origin from so many times their spread on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """The positions of a sample.
+
+    Attributes:
+        largest: the largest |coordinate|; 0 where nothing is a position.
+        spread: the largest |coordinate| once the mean of the points is taken away.
+    """
+
+    largest: float
+    spread: float
+
+
+def coordinates(sample: Any, in_rep: Any) -> Coordinates:
+    """The positions of a sample, over all of its tensors."""
+    points = [p for leaf in leaves(sample, in_rep, "input") for p in _positions(leaf.value, leaf.action)]
+    return Coordinates(
+        max((largest_entry(p) for p in points), default=0.0),
+        max((largest_entry(p - p.mean(dim=0)) for p in points), default=0.0),
+    )
+
+
+def with_translations(group: Group, elements: Tensor, scale: float) -> Tensor:
+    """Elements (..., n+1, n+1) of SE(n) or E(n) with their translations times `scale`; of other groups as they are."""
+    n = group.linear_dim
+    if group.dim == n or scale in (0.0, 1.0):
+        return elements
+    scaled = elements.clone()
+    scaled[..., :n, n] *= scale
+    return scaled
+
+
+def size_of_positions(value: Tensor, action: TensorAction | None) -> float | None:
+    """Frobenius norm of a tensor whose positions are taken from their mean; None where it holds none."""
+    points = list(_positions(value, action))
+    if not points or not isinstance(action, On) or not isinstance(action.axis, int):
+        return None
+    rest = value.detach().double().movedim(action.axis, -1).clone()
+    rep = action.representation
+    for (copies, block), part in zip(rep.blocks, rep.slices(), strict=True):
+        if not block.linear:
+            split = rest[..., part].unflatten(-1, (copies, block.dim))
+            mean = split.reshape(-1, block.dim).mean(dim=0)
+            rest[..., part] = (split - mean).flatten(-2)
+    size = largest_entry(rest)
+    return size * float((rest / size).norm()) if size else 0.0
+
+
+def far_away(sample: Any, in_rep: Any) -> list[tuple[str, float, float]]:
+    """(path, distance of the mean from the origin, spread) of what moves and lies far from the origin."""
+    found = []
+    for leaf in leaves(sample, in_rep, "input"):
+        for points in _points(leaf):
+            middle = points.mean(dim=0)
+            away, spread = largest_entry(middle), largest_entry(points - middle)
+            if len(points) > 1 and away > FAR * spread > 0:
+                found.append((leaf.path, away, spread))
+    return found
+
+
+def _points(leaf: Leaf) -> Iterator[Tensor]:
+    """The rows (N, d) of every block of a leaf that may hold points: positions and vectors."""
+    action = leaf.action
+    if not leaf.measurable or not isinstance(action, On) or not isinstance(action.axis, int):
+        return
+    rows = leaf.value.detach().double().movedim(action.axis, -1)
+    rep = action.representation
+    for (copies, block), part in zip(rep.blocks, rep.slices(), strict=True):
+        if block.dim == action.group.linear_dim and not block.trivial:
+            yield rows[..., part].reshape(-1, copies, block.dim).flatten(0, 1)
+
+
+def _positions(value: Tensor, action: TensorAction | None) -> Iterator[Tensor]:
+    """The positions (N, n) in a tensor."""
+    if action is None or action.representation.linear or not isinstance(action, On):
+        return
+    if not isinstance(action.axis, int) or not value.is_floating_point() or not value.numel():
+        return
+    rows = value.detach().double().movedim(action.axis, -1)
+    rep = action.representation
+    for (copies, block), part in zip(rep.blocks, rep.slices(), strict=True):
+        if not block.linear:
+            yield rows[..., part].reshape(-1, copies, block.dim).flatten(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +357,7 @@ def measure(
         bytes, tuple[Leaf, ...]
     ] = {}  # of a finite group, whose few elements are drawn again and again
     for index, g in enumerate(torch.cat((sampled, discrete))):
-        words = elements.describe(group, g)
+        words = describe(group, g)
         key = g.numpy().tobytes()
         found = known.get(key)
         if found is None:
@@ -267,7 +393,7 @@ class _Tally:
         self.worst: Worst | None = None
 
     def add(self, group: Group, g: Tensor, words: str, found: Sequence[Leaf], mean: bool) -> None:
-        part = elements.component(group, g)
+        part = component(group, g)
         self.count += mean
         for i, (base, leaf) in enumerate(zip(self.reference, found, strict=True)):
             met = gap(g, words, base, leaf, self.spread)
@@ -323,3 +449,69 @@ def _mean_norm(difference: Tensor, leaf: Leaf) -> float:
         return size
     rows = difference.reshape(difference.shape[0], -1) if difference.dim() else difference.reshape(1, 1)
     return size * float((rows / size).norm(dim=1).mean())
+
+
+# A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does
+# not undo.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The floating dtypes of a model's parameters and buffers, as its author keeps them."""
+
+    parameters: frozenset[torch.dtype]
+    buffers: frozenset[torch.dtype]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Precision:
+        """Those of a model that is not being measured."""
+        return cls(
+            frozenset(p.dtype for p in model.parameters() if p.is_floating_point()),
+            frozenset(b.dtype for b in model.buffers() if b.is_floating_point()),
+        )
+
+
+def tolerance_of(
+    precision: Precision, dtype: torch.dtype, returned: Iterable[torch.dtype]
+) -> tuple[float, list[str]]:
+    """The tolerance for a model measured in ``dtype``, and what a reader should know about it.
+
+    It is that of the coarsest of: the dtype of the run; those of the parameters; those of what the model returned. Half
+    precision counts among the parameters only where all are of it, and not at all among buffers: a single coarse tensor
+    says nothing of the precision in which the others were made, and would let errors of 1e-2 pass.
+
+    Args:
+        returned: dtypes of the outputs that are floating or complex.
+    """
+    parameters, buffers = precision.parameters, precision.buffers
+    all_half = bool(parameters) and all(map(_is_half, parameters))
+    own = parameters if all_half else frozenset(kind for kind in parameters if not _is_half(kind))
+    constants = {torch.float32 if _is_half(kind) else kind for kind in buffers | (parameters - own)}
+    outputs = {_REAL.get(kind, kind) for kind in returned}
+    tolerance = max(TOLERANCES.get(kind, 1e-5) for kind in {dtype} | own | constants | outputs)
+    notes = []
+    coarse = sorted(str(k).removeprefix("torch.") for k in (buffers | parameters) - own if _is_half(k))
+    if coarse:
+        notes.append(
+            f"some of the model's tensors are {' and '.join(coarse)}, which the tolerance leaves out of account: give "
+            "tolerance= if the rounding of constants in them is to be allowed"
+        )
+    casts = sorted(
+        str(kind).removeprefix("torch.") for kind in outputs if _tolerance(kind) > _tolerance(dtype)
+    )
+    if casts:
+        notes.append(
+            f"the model returns {' and '.join(casts)} when it runs in {str(dtype).removeprefix('torch.')}: it casts "
+            "inside, so errors as large as that rounding are allowed"
+        )
+    return tolerance, notes
+
+
+def _is_half(kind: torch.dtype) -> bool:
+    return torch.finfo(kind).bits <= 16
+
+
+def _tolerance(kind: torch.dtype) -> float:
+    return TOLERANCES.get(kind, 1e-5)

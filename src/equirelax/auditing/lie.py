@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.functional import jvp as double_backward_jvp
 
-from equirelax.auditing.calling import call
-from equirelax.auditing.coordinates import with_translations
-from equirelax.auditing.element import describe_generator
-from equirelax.auditing.norms import largest, largest_entry, norm, root_of_squares
-from equirelax.auditing.tree import Leaf, leaves, map_tree, transformed
+from equirelax.auditing.elements import describe_generator
+from equirelax.auditing.error import largest, largest_entry, norm, root_of_squares, with_translations
+from equirelax.auditing.samples import Leaf, call, leaves, map_tree, transformed
 from equirelax.symmetry import Group, TensorAction
 
 FORWARD = "JVP (forward mode)"

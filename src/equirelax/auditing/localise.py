@@ -1,41 +1,39 @@
-"""Finding the module that breaks equivariance, without being told how hidden features transform.
+"""Find the module that breaks equivariance, without knowing how hidden features transform.
 
-The model is run on a sample x, on h x, and on g x, g h x for a few elements g. Every module's inputs and
-outputs are kept. A tensor is *explained* when one action of the group (``actions.py``), or the one that was
-declared for it (``known.py``), takes its value on x to its value on g x.
+The model is run on a sample x, on h x, and on g x and g h x for a few elements g. The inputs and outputs of every module are
+recorded. A tensor is *explained* when one action of the group (``actions.py``), or the one that was declared for it
+(``declared.py``), maps its value on x to its value on g x.
 
-* Inputs explained, output not: the module breaks equivariance, by the error of its output.
-* An input arrives unexplained: the module is called again, on inputs that are transformed exactly by the
-  declared action or the one that came closest, and what its output then lacks is what it adds.
-* The first unexplained tensor in the order of execution names the first break: a module's output accuses the
-  module; a module's input, if everything before it was explained, accuses the code of the module that called
-  it.
+* If the inputs are explained and the output is not, the module breaks equivariance, by the error of its output.
+* If an input arrives unexplained, the module is called again on inputs that are transformed exactly, by the declared action or
+  the closest one. The error of its output is then what the module itself adds.
+* The first unexplained tensor in the order of execution names the first break. If it is a module's output, that module breaks.
+  If it is a module's input, although everything before it was explained, the code of the module that called it breaks.
 
-An output that is explained only in another basis (a swapped axis) accuses its module too if its inputs were
-not.
-None of this is asked of a model that is equivariant as a whole: whatever its hidden features do is then its
-own affair.
+An output that is explained only in another basis (a swapped axis) counts as a break as well, unless its inputs were in another
+basis too. A model that is equivariant as a whole has no break, whatever its hidden features do. In a relaxed model, the
+layers whose residuals break the symmetry come first, and then what breaks the strict network too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.actions import INVARIANT, Action, action_of, atoms_of
-from equirelax.auditing.blame import acquitted, breaking_residual, relaxed_break
-from equirelax.auditing.calling import as_arguments, call
-from equirelax.auditing.judge import Judge, Told
-from equirelax.auditing.known import Known
-from equirelax.auditing.layers import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
+from equirelax.auditing.declared import Declarations
+from equirelax.auditing.elements import acts_through
+from equirelax.auditing.features import FeatureClassifier, Verdict
 from equirelax.auditing.record import Call, Recorder, tensors_of
-from equirelax.auditing.subgroup import acts_through
-from equirelax.auditing.tree import (
+from equirelax.auditing.report import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
+from equirelax.auditing.samples import (
     Leaf,
+    as_arguments,
+    call,
     field_representations,
     leaves,
     map_tree,
@@ -69,12 +67,12 @@ def localise(
         other: an element h, (n, n), for a second point h x.
         equivariant: whether the model as a whole is: then no first break is looked for.
         measured: measures the relative error of the model's output over a few elements.
-        layer_reps: see :class:`~equirelax.auditing.known.Known`.
+        layer_reps: see :class:`~equirelax.auditing.declared.Declarations`.
         strict_equivariant: of a relaxed model, whether it is equivariant without its residuals. What nothing explains
             there is then its own affair (a choice of frames, say), and no break here. Layers whose residuals alone break
             the symmetry are blamed first, another module only for what it breaks in the strict network too.
     """
-    known = Known(model, group, layer_reps)
+    declarations = Declarations(model, group, layer_reps)
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
     recorder = Recorder(model, frozenset(inner for residual in residuals for inner in residual.modules()))
 
@@ -86,7 +84,7 @@ def localise(
             call(model, value)
         return calls
 
-    judge = _judge(known, in_rep, out_rep, elements, tolerance)
+    classifier = _classifier(declarations, in_rep, out_rep, elements, tolerance)
     ends = _ends(model, sample, in_rep, out_rep, group, dtype)
     # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
@@ -99,9 +97,9 @@ def localise(
         every = [*base, *(calls for row in moved for calls in row)]
         if any([(c.path, c.index) for c in calls] != names for calls in every):
             return None
-        declared = [ends if c.parent < 0 else _declared(known, c, group) for c in base[0]]
+        declared = [ends if c.parent < 0 else _declared(declarations, c, group) for c in base[0]]
         return [
-            _trace(i, judge, declared[i], [c[i] for c in base], [[c[i] for c in row] for row in moved])
+            _trace(i, classifier, declared[i], [c[i] for c in base], [[c[i] for c in row] for row in moved])
             for i in range(len(names))
         ]
 
@@ -109,21 +107,24 @@ def localise(
     if trace is None:
         return Localisation((), None, "not localised: which modules are called depends on the group element")
     if equivariant or strict_equivariant is None:
-        first = None if equivariant else _first(trace, known)
+        first = None if equivariant else _first(trace, declarations)
         run()  # modules that remember something of a run are asked again below: it is to be that of the sample
-        return _sorted(_rows(trace, judge, known, dtype), first)
+        return _sorted(_rows(trace, classifier, declarations, dtype), first)
 
     order = [t.call.path for t in sorted(trace, key=lambda t: t.call.order[1])]
-    residual_at = breaking_residual(known, order, measured, tolerance)
+    residual_at = breaking_residual(declarations, order, measured, tolerance)
     with relaxation_of(model).strict():
         strict = observe() or []
     if strict_equivariant:
-        _excuse(trace, strict)
-    other_break = None if strict_equivariant else _first(strict, known)
-    first = relaxed_break(residual_at, known) or _first(trace, known)
+        _mark_unexplained_as_unknown(trace, strict)
+    other_break = None if strict_equivariant else _first(strict, declarations)
+    first = relaxed_break(residual_at, declarations) or _first(trace, declarations)
     run()
-    rows = acquitted(
-        _rows(trace, judge, known, dtype), known, residual_at, _breaking_paths(strict, other_break)
+    rows = without_false_breaks(
+        _rows(trace, classifier, declarations, dtype),
+        declarations,
+        residual_at,
+        _breaking_paths(strict, other_break),
     )
     return dataclasses.replace(_sorted(rows, first), strict=other_break)
 
@@ -134,27 +135,29 @@ def _sorted(rows: list[LayerRow], first: Break | None) -> Localisation:
 
 def _breaking_paths(strict: list[Trace], first: Break | None) -> set[str]:
     """Modules that break the strict network."""
-    bad = [t for t in strict if t.arrives and (t.turned or any(o.accuses for o in t.outputs.values()))]
+    bad = [t for t in strict if t.arrives and (t.turned or any(o.is_break for o in t.outputs.values()))]
     return {t.call.path for t in bad} | ({first.path} if first else set())
 
 
-def _judge(known: Known, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float) -> Judge:
-    """A judge that tries the blocks of all representations that are known."""
-    group = known.group
+def _classifier(
+    declarations: Declarations, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float
+) -> FeatureClassifier:
+    """A classifier that tries the blocks of all representations that are declarations."""
+    group = declarations.group
     given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
-    fields = [*field_representations((in_rep, out_rep)), *known.field_representations()]
+    fields = [*field_representations((in_rep, out_rep)), *declarations.field_representations()]
     # Fields of a larger group, C8 for C4, are of no sum of the smaller one's blocks in their order.
     larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
     own = [rep for rep in [*given, *fields] if rep.group == group]
-    return Judge(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
+    return FeatureClassifier(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
 
 
-def _excuse(trace: list[Trace], strict: list[Trace]) -> None:
+def _mark_unexplained_as_unknown(trace: list[Trace], strict: list[Trace]) -> None:
     """Make unknown what nothing explains in the strict network either, which is equivariant all the same."""
     for mine, theirs in zip(trace, strict, strict=False):
-        for told, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
-            for key in told.keys() & {key for key, one in before.items() if one.accuses}:
-                told[key] = Told("unknown", "nothing explains it in the strict network either")
+        for verdict, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
+            for key in verdict.keys() & {key for key, one in before.items() if one.is_break}:
+                verdict[key] = Verdict("unknown", "nothing explains it in the strict network either")
 
 
 def _worst_first(row: LayerRow) -> tuple[int, float]:
@@ -162,7 +165,7 @@ def _worst_first(row: LayerRow) -> tuple[int, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Declared:
+class DeclaredActions:
     """Actions that are known beforehand, by the path of the tensor."""
 
     inputs: dict[str, Action]
@@ -177,8 +180,8 @@ class Trace:
 
     number: int
     call: Call
-    inputs: dict[str, Told]
-    outputs: dict[str, Told]
+    inputs: dict[str, Verdict]
+    outputs: dict[str, Verdict]
     declared: dict[str, Action]
     moved: list[Call]
 
@@ -190,21 +193,21 @@ class Trace:
     @property
     def arrives(self) -> bool:
         """Whether every input is explained."""
-        return all(told.explained for told in self.inputs.values())
+        return all(verdict.explained for verdict in self.inputs.values())
 
 
-def _any(told: Mapping[str, Told], *kinds: str) -> bool:
-    return any(t.kind in kinds for t in told.values())
+def _any(verdict: Mapping[str, Verdict], *kinds: str) -> bool:
+    return any(t.kind in kinds for t in verdict.values())
 
 
 def _ends(
     model: nn.Module, sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
-) -> Declared:
+) -> DeclaredActions:
     """How the model's own inputs and outputs transform, by the paths that its recorded call uses."""
 
     output = call(model, transformed(sample, in_rep, None, dtype))
     given = leaves(as_arguments(model, sample, sample), as_arguments(model, sample, in_rep))
-    return Declared(_actions(given, group), _actions(leaves(output, out_rep), group))
+    return DeclaredActions(_actions(given, group), _actions(leaves(output, out_rep), group))
 
 
 def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:
@@ -215,55 +218,64 @@ def _action(axis: TensorAction | None, group: Group) -> Action:
     return INVARIANT if axis is None else action_of(axis, group)
 
 
-def _declared(known: Known, c: Call, group: Group) -> Declared:
-    inputs, outputs = known.inputs(c.path, c.module, c.inputs), known.outputs(c.path, c.module, c.outputs)
-    return Declared(
+def _declared(declarations: Declarations, c: Call, group: Group) -> DeclaredActions:
+    inputs, outputs = (
+        declarations.inputs(c.path, c.module, c.inputs),
+        declarations.outputs(c.path, c.module, c.outputs),
+    )
+    return DeclaredActions(
         {key: _action(axis, group) for key, axis in inputs.items()},
         {key: _action(axis, group) for key, axis in outputs.items()},
     )
 
 
-def _trace(number: int, judge: Judge, declared: Declared, base: list[Call], moved: list[list[Call]]) -> Trace:
-    def tell(which: str) -> dict[str, Told]:
+def _trace(
+    number: int,
+    classifier: FeatureClassifier,
+    declared: DeclaredActions,
+    base: list[Call],
+    moved: list[list[Call]],
+) -> Trace:
+    def verdicts(which: str) -> dict[str, Verdict]:
         actions: dict[str, Action] = getattr(declared, which)
-        told = {}
+        found = {}
         for key in getattr(base[0], which):
             every = [*base, *(c for row in moved for c in row)]
             if any(key not in getattr(c, which) for c in every):
-                told[key] = Told("unknown", "it is not there in every run")
+                found[key] = Verdict("unknown", "it is not there in every run")
                 continue
             x = [getattr(c, which)[key] for c in base]
             y = [[getattr(c, which)[key] for c in row] for row in moved]
-            told[key] = judge.tell(x, y, actions.get(key))
-        return told
+            found[key] = classifier.classify(x, y, actions.get(key))
+        return found
 
     return Trace(
-        number, base[0], tell("inputs"), tell("outputs"), declared.outputs, [row[0] for row in moved]
+        number, base[0], verdicts("inputs"), verdicts("outputs"), declared.outputs, [row[0] for row in moved]
     )
 
 
-def _first(trace: list[Trace], known: Known) -> Break | None:
+def _first(trace: list[Trace], declarations: Declarations) -> Break | None:
     """The first tensor in the order of execution that nothing explains, and whose code made it."""
     events = [(t.call.order[0], True, t) for t in trace] + [(t.call.order[1], False, t) for t in trace]
     for _, entering, t in sorted(events, key=lambda event: event[0]):
         path = t.call.path or "the model"
         if entering and t.call.parent >= 0:
-            for key, told in t.inputs.items():
-                if told.accuses:
+            for key, verdict in t.inputs.items():
+                if verdict.is_break:
                     caller = trace[t.call.parent].call
-                    what = f"{_short(key)} transforms {told.words}"
+                    what = f"{_short(key)} transforms {verdict.words}"
                     return Break(caller.path, caller.type, f"in its own code, before it calls {path}: {what}")
         if not entering:
-            bad = [(k, o) for k, o in t.outputs.items() if o.accuses or (t.turned and o.kind == "basis")]
+            bad = [(k, o) for k, o in t.outputs.items() if o.is_break or (t.turned and o.kind == "basis")]
             if bad:
-                key, told = bad[0]
+                key, verdict = bad[0]
                 own = any(other.call.parent == t.number for other in trace)
-                why = known.relaxed(t.call.path)
+                why = declarations.relaxed(t.call.path)
                 where = f"{why}: " if why else "in its own code, after the modules in it: " if own else ""
                 came = "; ".join(dict.fromkeys(i.words for i in t.inputs.values())) or "none"
                 name = f"output {key.strip('[]')}" if len(t.outputs) > 1 else "its output"
                 return Break(
-                    t.call.path, t.call.type, f"{where}{name} transforms {told.words}; its inputs: {came}"
+                    t.call.path, t.call.type, f"{where}{name} transforms {verdict.words}; its inputs: {came}"
                 )
     return None
 
@@ -275,45 +287,53 @@ def _short(key: str) -> str:
     return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
 
 
-def _rows(trace: list[Trace], judge: Judge, known: Known, dtype: torch.dtype) -> list[LayerRow]:
+def _rows(
+    trace: list[Trace], classifier: FeatureClassifier, declarations: Declarations, dtype: torch.dtype
+) -> list[LayerRow]:
     rows = []
     inside: set[int] = set()  # calls in which some module breaks
     for t in sorted(trace, key=lambda item: item.call.order[1]):
         if not t.outputs:
             continue
-        row = _row(t, t.number in inside, judge, known, dtype)
+        row = _row(t, t.number in inside, classifier, declarations, dtype)
         rows.append(row)
         if row.status in (BREAKS, INSIDE) and t.call.parent >= 0:
             inside.add(t.call.parent)
     return rows
 
 
-def _row(t: Trace, inside: bool, judge: Judge, known: Known, dtype: torch.dtype) -> LayerRow:
+def _row(
+    t: Trace, inside: bool, classifier: FeatureClassifier, declarations: Declarations, dtype: torch.dtype
+) -> LayerRow:
     outputs, note = t.outputs, ""
-    output = None if _any(outputs, "unknown") else max(told.relative for told in outputs.values())
+    output = None if _any(outputs, "unknown") else max(verdict.relative for verdict in outputs.values())
     arriving = (
         None if _any(t.inputs, "unknown") else max((i.relative for i in t.inputs.values()), default=0.0)
     )
     if not t.arrives and not _any(t.inputs, "unknown"):
-        outputs, note = _replay(t, judge, dtype)
-    guilty = [o for o in outputs.values() if o.accuses or (o.kind == "basis" and not _any(t.inputs, "basis"))]
+        outputs, note = _replay(t, classifier, dtype)
+    breaking = [
+        o for o in outputs.values() if o.is_break or (o.kind == "basis" and not _any(t.inputs, "basis"))
+    ]
     if _any(outputs, "unknown") or _any(t.inputs, "unknown"):
         status, relative, absolute = UNKNOWN, None, None
         note = note or "; ".join(
             o.words for o in [*t.inputs.values(), *outputs.values()] if o.kind == "unknown"
         )
-    elif guilty:
+    elif breaking:
         status = INSIDE if inside else BREAKS
-        relative, absolute = max(o.relative for o in guilty), max(o.absolute for o in guilty)
-        why = known.relaxed(t.call.path)
+        relative, absolute = max(o.relative for o in breaking), max(o.absolute for o in breaking)
+        why = declarations.relaxed(t.call.path)
         note = (
-            "" if inside else "; ".join(filter(None, [note, *([why] if why else [o.words for o in guilty])]))
+            ""
+            if inside
+            else "; ".join(filter(None, [note, *([why] if why else [o.words for o in breaking])]))
         )
     else:
         status = FINE if t.arrives else PASSES
-        told = [o for o in outputs.values() if o.kind != "basis"]
-        relative = max((o.relative for o in told), default=0.0)
-        absolute = max((o.absolute for o in told if o.kind != "linear"), default=0.0)
+        verdict = [o for o in outputs.values() if o.kind != "basis"]
+        relative = max((o.relative for o in verdict), default=0.0)
+        absolute = max((o.absolute for o in verdict if o.kind != "linear"), default=0.0)
     return LayerRow(
         path=t.call.path,
         type=t.call.type,
@@ -323,46 +343,110 @@ def _row(t: Trace, inside: bool, judge: Judge, known: Known, dtype: torch.dtype)
         relative=relative,
         absolute=absolute,
         output=output,
-        inputs=tuple(_named(told) for told in t.inputs.values()),
-        outputs=tuple(_named(told) for told in outputs.values()),
+        inputs=tuple(_named(verdict) for verdict in t.inputs.values()),
+        outputs=tuple(_named(verdict) for verdict in outputs.values()),
         note=note,
     )
 
 
-def _named(told: Told) -> str:
-    return told.action.name if told.action is not None and told.kind != "basis" else told.words
+def _named(verdict: Verdict) -> str:
+    return verdict.action.name if verdict.action is not None and verdict.kind != "basis" else verdict.words
 
 
-def _replay(t: Trace, judge: Judge, dtype: torch.dtype) -> tuple[dict[str, Told], str]:
+def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tuple[dict[str, Verdict], str]:
     """What the module makes of inputs that are transformed exactly, and what had to be assumed for that."""
 
-    def inputs(g: Tensor | None, seen: Call) -> Any:
+    def inputs(g: Tensor | None, recorded: Call) -> Any:
         def put(leaf: Leaf) -> Tensor:
-            told = t.inputs.get(leaf.path)
-            if told is not None and told.kind in ("basis", "linear"):
-                # some action takes it there, but its action is only the closest one that is known: as it arrived
-                return seen.inputs[leaf.path].to(leaf.value)
-            if g is None or told is None or told.action is None:
+            verdict = t.inputs.get(leaf.path)
+            if verdict is not None and verdict.kind in ("basis", "linear"):
+                # some action takes it there, but its action is only the closest one that is declarations: as it arrived
+                return recorded.inputs[leaf.path].to(leaf.value)
+            if g is None or verdict is None or verdict.action is None:
                 return leaf.value.clone()
-            return told.action.apply(g.to(leaf.value.device), leaf.value).to(dtype)
+            return verdict.action.apply(g.to(leaf.value.device), leaf.value).to(dtype)
 
         return map_tree(t.call.arguments, None, put)
 
-    def run(g: Tensor | None, seen: Call) -> dict[str, Tensor]:
-        args, kwargs = inputs(g, seen)
+    def run(g: Tensor | None, recorded: Call) -> dict[str, Tensor]:
+        args, kwargs = inputs(g, recorded)
         return tensors_of(t.call.module(*args, **kwargs))
 
     try:
         x = run(None, t.call)
-        y = [run(g, seen) for g, seen in zip(judge.elements, t.moved, strict=True)]
+        y = [run(g, recorded) for g, recorded in zip(classifier.elements, t.moved, strict=True)]
     except Exception as error:  # the user's module, called outside its model: anything may go wrong in it
         return {
-            "": Told("unknown", "")
+            "": Verdict("unknown", "")
         }, f"cannot be called by itself: {type(error).__name__}: {str(error)[:80]}"
-    told = {key: judge.tell([x[key]], [[row[key]] for row in y], t.declared.get(key)) for key in x}
+    verdict = {
+        key: classifier.classify([x[key]], [[row[key]] for row in y], t.declared.get(key)) for key in x
+    }
     guessed = [
         i.action.name
         for i in t.inputs.values()
         if i.kind == "broken" and i.action and "declared" not in i.words
     ]
-    return told, f"assuming its inputs are {' and '.join(dict.fromkeys(guessed))}" if guessed else ""
+    return verdict, f"assuming its inputs are {' and '.join(dict.fromkeys(guessed))}" if guessed else ""
+
+
+def breaking_residual(
+    declarations: Declarations, order: Iterable[str], error: Callable[[], float], tolerance: float
+) -> str | None:
+    """Path of the first relaxed layer, in the order of execution, whose residuals alone make the model's error larger
+    than the tolerance and than twice the error without any; ``None`` if none does.
+
+    Args:
+        order: paths of modules in the order in which they are left.
+        error: measures the model's relative error.
+    """
+    every = [residual for several in declarations.relaxed_at.values() for residual in several]
+    on = {
+        residual: residual.enabled for residual in every
+    }  # one that is suspended stays off whatever this says
+    try:
+        for residual in every:
+            residual.enabled = False
+        limit = max(tolerance, 2 * error())
+        for path in dict.fromkeys([*order, *declarations.relaxed_at]):
+            own = [
+                residual
+                for residual in declarations.relaxed_at.get(path, ())
+                if on[residual] and float(residual.gamma.detach())
+            ]
+            if not own:
+                continue
+            for residual in own:
+                residual.enabled = True
+            if not error() <= limit:
+                return path
+            for residual in own:
+                residual.enabled = False
+    finally:
+        for residual, before in on.items():
+            residual.enabled = before
+    return None
+
+
+def relaxed_break(path: str | None, declarations: Declarations) -> Break | None:
+    """The break at a relaxed layer."""
+    if path is None:
+        return None
+    words = f"{declarations.relaxed(path)}: what its residual adds, alone, breaks the symmetry of the model's output"
+    return Break(path, type(declarations.modules[path]).__name__, words)
+
+
+def without_false_breaks(
+    rows: list[LayerRow], declarations: Declarations, residual_at: str | None, breaking: set[str]
+) -> list[LayerRow]:
+    """Rows in which only relaxed modules, and those that break the strict network too, are to blame."""
+    done = []
+    for row in rows:
+        inside = any(path.startswith(f"{row.path}." if row.path else "") for path in declarations.relaxed_at)
+        if row.path == residual_at and row.status != BREAKS:
+            row = dataclasses.replace(row, status=BREAKS, note=declarations.relaxed(row.path))
+        elif row.status == BREAKS and row.path not in declarations.relaxed_at and row.path not in breaking:
+            note = "" if inside else "the strict network shows no break of its own here"
+            row = dataclasses.replace(row, status=INSIDE if inside else PASSES, note=note)
+        done.append(row)
+    return done

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.tree import leaves, map_tree
+from equirelax.auditing.samples import leaves, map_tree
 
 
 @dataclasses.dataclass

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.error import outputs_of
-from equirelax.auditing.given import FROM_MODEL, given_pair, group_of
+from equirelax.auditing.samples import FROM_MODEL, Leaf, act, group_of, read_representations, transformed
 from equirelax.auditing.state import measuring
-from equirelax.auditing.tree import Leaf, act, transformed
 from equirelax.errors import AuditError
 from equirelax.symmetry import Group
 
@@ -71,7 +70,7 @@ def label_free(
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
-    in_rep, out_rep = given_pair(in_rep, out_rep, group, model)
+    in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
     group = group or group_of(in_rep, out_rep)
     elements = group.sample(samples, generator=torch.Generator().manual_seed(seed))
     module = model if isinstance(model, nn.Module) else nn.Identity()

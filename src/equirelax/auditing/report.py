@@ -1,16 +1,218 @@
-"""What an audit found: numbers, a table to read, and a plain dictionary."""
+"""The result of an audit: its numbers, a text table, HTML for notebooks, and a plain dictionary."""
 
 from __future__ import annotations
 
 import dataclasses
+from html import escape
 from typing import Any
 
 from equirelax.auditing.breaking import Breaking
-from equirelax.auditing.error import Measurement, Worst
-from equirelax.auditing.layers import LayerRow, Localisation
+from equirelax.auditing.error import Measurement, Worst, largest
 from equirelax.auditing.lie import LieReport
-from equirelax.auditing.page import report_html
-from equirelax.auditing.table import Section, entry_text, folded, number, table
+
+
+def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None = None) -> str:
+    """A plain text table: titles, a rule, rows; the first column to the left, numbers to the right."""
+    right = frozenset(range(1, len(titles))) if right is None else right
+    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+    lines = []
+    for row in [titles, ["-" * w for w in widths], *rows]:
+        cells = [
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three significant digits; an exact zero as such."""
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+def entry_text(value: float | str) -> str:
+    """An entry of an output; complex ones are text already."""
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+@dataclasses.dataclass
+class Section:
+    """Lines that are always shown, rows that may be folded from the end, and lines after them.
+
+    Attributes:
+        what: the rows, in the words of the line that names how many were folded.
+        shown: how many rows are.
+        weight: how much longer than another section it stays where something must be folded.
+    """
+
+    head: list[str]
+    rows: list[str] = dataclasses.field(default_factory=list)
+    what: str = ""
+    tail: list[str] = dataclasses.field(default_factory=list)
+    shown: int = -1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shown < 0:
+            self.shown = len(self.rows)
+
+    @property
+    def lines(self) -> list[str]:
+        """The section as it is shown."""
+        folded = len(self.rows) - self.shown
+        more = [f"  ... {folded} more {self.what}"] if folded else []
+        return [*self.head, *self.rows[: self.shown], *more, *self.tail]
+
+
+def folded(sections: list[Section], most: int) -> str:
+    """The sections with a blank line between them, in at most ``most`` lines where folding rows reaches that: the longest
+    (over their weights) are folded first, down to one row each.
+    """
+    sections = [section for section in sections if section.lines]
+
+    def length() -> int:
+        return sum(len(section.lines) for section in sections) + len(sections) - 1
+
+    while length() > most:
+        # Folding the first row of all costs a line for its name, so two go at once.
+        foldable = [
+            section
+            for section in sections
+            if section.shown > (2 if section.shown == len(section.rows) else 1)
+        ]
+        if not foldable:
+            break
+        longest = max(foldable, key=lambda section: section.shown / section.weight)
+        longest.shown -= 2 if longest.shown == len(longest.rows) else 1
+    return "\n\n".join("\n".join(section.lines) for section in sections)
+
+
+BREAKS = "BREAKS"
+INSIDE = "breaks inside"
+PASSES = "passes on"
+FINE = "ok"
+UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """What one call of one module did.
+
+    Attributes:
+        path: the module's path, ``""`` for the model itself; type: its class; call: 0 for its first call.
+        status: ``ok``; ``BREAKS`` (its inputs transform, its output does not, through its own code);
+            ``breaks inside`` (a module in it does); ``passes on`` (what arrives is broken, it adds nothing);
+            ``unknown``.
+        arriving: relative error with which its worst input arrives; ``None`` where it cannot be told.
+        relative: error that the module adds, relative to its output: that of its output when its inputs are exactly
+            transformed; ``None`` where it cannot be told.
+        absolute: the same, absolute.
+        output: relative error of its output as it came in the run.
+        inputs: the action that explains each tensor, or comes closest.
+        outputs: likewise.
+        note: the evidence, an assumption that was made, or why something is unknown.
+    """
+
+    path: str
+    type: str
+    call: int
+    status: str
+    arriving: float | None
+    relative: float | None
+    absolute: float | None
+    output: float | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Path for people, with the number of the call where it is not the first."""
+        name = self.path or "(model)"
+        return f"{name} (call {self.call + 1})" if self.call else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Break:
+    """The first place where equivariance is lost: the module whose own code does it, and how that shows."""
+
+    path: str
+    type: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Localisation:
+    """Every call of every module, worst first, and the first break.
+
+    Attributes:
+        rows: those that break, those with such a one inside, those that pass a break on, unknown and fine
+            ones; among each by the relative error that they add.
+        first: the first break in the order of execution; ``None`` where the model is equivariant or none was
+            found.
+        note: why nothing could be localised, else empty.
+        strict: of a relaxed model that is not equivariant without its residuals either, the first break of that network;
+            else ``None``.
+    """
+
+    rows: tuple[LayerRow, ...]
+    first: Break | None
+    note: str = ""
+    strict: Break | None = None
+
+    def sections(self, broken: bool) -> list[Section]:
+        """What matters, for people; of an equivariant model one line."""
+        if self.note:
+            return [Section([f"layers: {self.note}"])]
+        if not broken:
+            told = [row for row in self.rows if row.status != UNKNOWN]
+            added = largest(row.relative for row in told if row.relative is not None)
+            odd = [row.name for row in self.rows if row.status in (BREAKS, UNKNOWN)]
+            tail = f"; not explained: {', '.join(odd[:6])}{' ...' if len(odd) > 6 else ''}" if odd else ""
+            return [Section([f"layers: {len(self.rows)} calls, largest error added {number(added)}{tail}"])]
+        found = [Section(self._first())]
+        shown = [row for row in self.rows if row.status != FINE]
+        fine = len(self.rows) - len(shown)
+        if shown:
+            title, rule, *rows = self._table(shown)
+            calls = f"  {fine} other {'call is' if fine == 1 else 'calls are'} fine"
+            found.append(Section([title, rule], rows, "calls of modules (.layers)", [calls], weight=4))
+        accused = {one.path for one in (self.first, self.strict) if one is not None}
+        notes = [f"  {row.name}: {row.note}" for row in shown if row.note and row.path not in accused]
+        if notes:
+            found.append(Section([], notes, "notes on modules (.layers)"))
+        return found
+
+    def _first(self) -> list[str]:
+        if self.first is None:
+            lines = ["first break: not found in any module (see the rows below)"]
+        else:
+            where = self.first.path or "the model itself"
+            lines = [f"first break: {where} ({self.first.type})", f"  {self.first.words}"]
+        if self.strict is not None:
+            where = self.strict.path or "the model itself"
+            lines += [
+                f"the strict network is not equivariant either: first break: {where} ({self.strict.type})",
+                f"  {self.strict.words}",
+            ]
+        return lines
+
+    @staticmethod
+    def _table(shown: list[LayerRow]) -> list[str]:
+        titles = ["module, worst first", "type", "status", "arrives", "adds", "adds (abs)", "output as"]
+        rows = [
+            [
+                row.name,
+                row.type,
+                row.status,
+                _maybe(row.arriving),
+                _maybe(row.relative),
+                _maybe(row.absolute),
+                "; ".join(row.outputs),
+            ]
+            for row in shown
+        ]
+        return table(titles, rows, right=frozenset((3, 4, 5))).splitlines()
+
 
 LINES = 40
 """What a printed report has at most; what is folded away is named."""
@@ -259,3 +461,88 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
+
+
+ROWS = 20
+"""Rows of a table that are shown."""
+
+_STYLE = """<style>
+.equirelax-audit{font:13px/1.45 system-ui,sans-serif;color:inherit;max-width:60rem}
+.equirelax-audit table{border-collapse:collapse;margin:.4em 0 .8em;color:inherit;background:none}
+.equirelax-audit th,.equirelax-audit td{padding:.15em .7em;border-bottom:1px solid #8885;text-align:left;
+background:none;color:inherit}
+.equirelax-audit .n{text-align:right;font-variant-numeric:tabular-nums}
+.equirelax-audit b.ok{color:#2a9d5c}.equirelax-audit b.no{color:#d9534f}
+.equirelax-audit p{margin:.3em 0}.equirelax-audit small{opacity:.75}
+</style>"""
+
+
+def report_html(report: AuditReport) -> str:
+    """One piece of HTML that needs nothing else, readable on light and dark grounds."""
+    first, *others = report.headline
+    deployed = report.after if report.after is not None and report.deployed == "projected" else report.before
+    kind = "ok" if deployed.relative <= report.tolerance else "no"
+    parts = [
+        _STYLE,
+        f'<p><b class="{kind}">{escape(first)}</b></p>',
+        *(f"<p>{escape(line)}</p>" for line in others),
+        f"<p><small>{escape(report.measured)}</small></p>",
+    ]
+    titles, rows = report.errors()
+    parts.append(_table(titles, rows, numbers=1))
+    if not report.equivariant:
+        worst = report.worst
+        entry = ", ".join(map(str, worst.entry))
+        parts.append(
+            f"<p>worst element: {escape(worst.description)}, at {escape(worst.output)}[{entry}]: "
+            f"{escape(entry_text(worst.expected))} became {escape(entry_text(worst.found))}</p>"
+        )
+    if report.lie is not None:
+        parts.append(f"<p>Lie derivative: relative {number(report.lie.relative)} at most</p>")
+    if report.modules:
+        titles, rows = report.residuals()
+        parts.append(_table(titles, rows, numbers=2))
+    parts += _layers(report)
+    parts += [f"<p><small>note: {escape(note)}</small></p>" for note in report.notes]
+    tensors = [[path, action] for path, action in (*report.inputs.items(), *report.outputs.items())]
+    folded = _table(["tensor", "transforms as"], tensors, numbers=2)
+    parts.append(f"<details><summary>inputs and outputs</summary>{folded}</details>")
+    return f'<div class="equirelax-audit">{"".join(parts)}</div>'
+
+
+def _layers(report: AuditReport) -> list[str]:
+    found = report.localisation
+    if found is None or report.equivariant:
+        return []
+    if found.note:
+        return [f"<p>layers: {escape(found.note)}</p>"]
+    parts = []
+    for words, first in (("first break", found.first), ("first break of the strict network", found.strict)):
+        if first is not None:
+            where = escape(f"{first.path or 'the model itself'} ({first.type})")
+            parts.append(f"<p>{words}: <b>{where}</b><br><small>{escape(first.words)}</small></p>")
+    rows = [
+        [
+            row.name,
+            row.type,
+            row.status,
+            *(("?" if v is None else number(v)) for v in (row.arriving, row.relative)),
+        ]
+        for row in found.rows
+        if row.status != "ok"
+    ]
+    return [*parts, _table(["module, worst first", "type", "status", "arrives", "adds"], rows, numbers=3)]
+
+
+def _table(titles: list[str], rows: list[list[str]], numbers: int) -> str:
+    """A table whose columns from ``numbers`` on are numbers."""
+
+    def line(cells: list[str], tag: str) -> str:
+        made = (
+            f'<{tag} class="n">{escape(cell)}</{tag}>' if i >= numbers else f"<{tag}>{escape(cell)}</{tag}>"
+            for i, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    more = f"<p><small>... {len(rows) - ROWS} more rows</small></p>" if len(rows) > ROWS else ""
+    return f"<table>{line(titles, 'th')}{''.join(line(row, 'td') for row in rows[:ROWS])}</table>{more}"

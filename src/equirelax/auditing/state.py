@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from equirelax.auditing.tree import complex_of
+from equirelax.auditing.samples import complex_of
 from equirelax.errors import AuditError
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from equirelax.auditing import AuditReport, audit
-from equirelax.auditing.given import FROM_MODEL
+from equirelax.auditing.samples import FROM_MODEL
 from equirelax.symmetry import Group
 
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import equirelax.relaxation as er
 from equirelax.auditing.audit import audit
-from equirelax.auditing.calling import call
-from equirelax.auditing.tree import leaves, map_tree
+from equirelax.auditing.samples import call, leaves, map_tree
 from equirelax.errors import NonFiniteError, UnfoldableError
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.calling import call
-from equirelax.auditing.tree import leaves, map_tree
+from equirelax.auditing.samples import call, leaves, map_tree
 from equirelax.testing.assertions import assert_equivariant
 from equirelax.testing.checks import check, close, equal, finite, skip
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.tree import leaves, map_tree
+from equirelax.auditing.samples import leaves, map_tree
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import dense
 

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equirelax.auditing.coordinates import coordinates, with_translations
-from equirelax.auditing.error import measure
+from equirelax.auditing.error import coordinates, measure, with_translations
 from equirelax.auditing.state import measuring
 from equirelax.errors import NonFiniteError
 from equirelax.relaxation import relaxation_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.record import Recorder
-from equirelax.auditing.tree import leaves
+from equirelax.auditing.samples import leaves
 from equirelax.errors import NonFiniteError
 
 

@@ -1,10 +1,10 @@
-"""Samples, outputs and their representations as trees that are walked together.
+"""Samples, outputs and their representations as trees that are walked together, and how a model is called with a sample.
 
-A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor``
-or anything nested from these; whatever else it holds (numbers, strings, ``None``, sparse adjacency objects)
-passes through untouched. A *tree of representations* has the same shape, with a
-:class:`~equirelax.symmetry.Representation`, an :class:`On`, a :class:`GridField` or ``None`` (invariant) at every
-tensor; ``None`` may also stand for a whole branch. Mappings and ``Data`` need to list only what transforms.
+A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor`` or anything nested
+from these. Everything else that it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A
+*tree of representations* has the same shape, with a :class:`~equirelax.symmetry.Representation`, an :class:`On`, a
+:class:`GridField` or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings and ``Data``
+need to list only what transforms.
 """
 
 from __future__ import annotations
@@ -12,16 +12,30 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from equirelax.errors import AuditError
-from equirelax.symmetry import GridField, On, Representation, TensorAction
+from equirelax.errors import AuditError, RepresentationError
+from equirelax.symmetry import (
+    SE,
+    SO,
+    E,
+    GridField,
+    Group,
+    O,
+    On,
+    Representation,
+    TensorAction,
+    as_representation,
+)
 from equirelax.symmetry.escnn import is_escnn
+from equirelax.symmetry.given import is_given
+from equirelax.symmetry.irreps import is_irreps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,3 +276,185 @@ def _name(path: str) -> str:
 
 def _show(reps: Any) -> str:
     return repr(reps) if isinstance(reps, (Representation, TensorAction)) else f"a {type(reps).__name__}"
+
+
+class Function(nn.Module):
+    """A plain function as a module without state of its model_representations (a bound method's module is cast with it)."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, nn.Module):
+            self.owner = owner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
+    """``model(*sample)`` for a tuple or list, ``model(**sample)`` for a mapping of keywords, else ``model(sample)``."""
+    if takes_keywords(model, sample):
+        return model(**sample)
+    if isinstance(sample, (tuple, list)):
+        return model(*sample)
+    return model(sample)
+
+
+def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
+    """Whether a sample is a mapping whose keys are parameters of the model's forward.
+
+    Any other mapping, and PyG ``Data``, is one argument. Keys that the forward does not name are taken for keywords only
+    where it has ``**kwargs``.
+    """
+    if not isinstance(sample, Mapping) or is_graph(sample) or not all(isinstance(key, str) for key in sample):
+        return False
+    try:
+        parameters = inspect.signature(_forward(model)).parameters.values()
+    except (TypeError, ValueError):  # functions written in C, none of which takes a mapping
+        return True
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
+    rest = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return needed <= set(sample) and (rest or set(sample) <= named)
+
+
+def as_arguments(model: nn.Module | Callable[..., Any], sample: Any, tree: Any) -> tuple[Any, Any]:
+    """(args, kwargs) of a tree that is shaped like the sample: the sample itself, or its representations."""
+    if takes_keywords(model, sample):
+        return ((), tree or {})
+    if isinstance(sample, (tuple, list)):
+        return (tuple(tree) if tree is not None else (None,) * len(sample), {})
+    return ((tree,), {})
+
+
+def _forward(model: Any) -> Callable[..., Any]:
+    """What the arguments reach: of wrappers that pass everything on, the forward of the model inside."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        elif isinstance(model, nn.Sequential) and len(model):
+            model = model[0]
+        elif isinstance(model, Function):
+            model = model.function
+        else:
+            return model.forward if isinstance(model, nn.Module) else model
+
+
+class _FromModel:
+    """Stands for a representation that was not given."""
+
+    def __repr__(self) -> str:
+        return "FROM_MODEL"
+
+
+FROM_MODEL: Final[Any] = _FromModel()
+"""Take the representation from the model's model_representations attributes; None would say that nothing transforms."""
+
+_ATTRIBUTES = {
+    "in_rep": (("irreps_in",), ("irreps_in1", "irreps_in2"), ("in_type",), ("in_rep",)),
+    "out_rep": (("irreps_out",), ("out_type",), ("out_rep",)),
+}
+
+
+def read_representations(
+    in_rep: Any, out_rep: Any, group: Group | None, model: Any = None
+) -> tuple[Any, Any]:
+    """Both trees with every entry as a `Representation`, `On`, `GridField` or None.
+
+    Irreps are of `group` where that is SO(3), O(3), SE(3) or E(3), else of the first such group that another entry has,
+    else of O(3).
+
+    Raises:
+        AuditError: an entry is nothing of the kind, or was not given and `model` says nothing of it.
+    """
+    trees = {
+        name: model_representations(model, name) if tree is FROM_MODEL else tree
+        for name, tree in (("in_rep", in_rep), ("out_rep", out_rep))
+    }
+    groups = [group, *(found for tree in trees.values() for found in _groups(tree))]
+    spatial = next((found for found in groups if isinstance(found, (SO, O, SE, E)) and found.n == 3), None)
+    return tuple(_read(tree, spatial, name) for name, tree in trees.items())  # type: ignore[return-value]
+
+
+def model_representations(model: Any, name: str) -> Any:
+    """The tree that a model's attributes tell of: ``irreps_in``, ``in_type`` or ``in_rep``, and likewise for the output;
+    a mapping from names to irreps for a network that takes a dict.
+
+    Raises:
+        AuditError: it has none of them.
+    """
+    bare = model
+    while isinstance(bare, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(
+        bare, "_orig_mod"
+    ):
+        bare = bare.module if hasattr(bare, "module") else bare._orig_mod
+    for attributes in _ATTRIBUTES[name]:
+        values = [getattr(bare, attribute, None) for attribute in attributes]
+        if all(map(_is_representation, values)):
+            return tuple(values) if len(values) > 1 else values[0]
+    what = "input" if name == "in_rep" else "output"
+    looked = ", ".join("/".join(attributes) for attributes in _ATTRIBUTES[name])
+    raise AuditError(
+        f"{name} is not given, and {type(bare).__name__} has no attribute that tells of it ({looked}): give the {what}'s "
+        "representation, such as '2x0e+1x1o' or vector(O(3)), or None for what no group element changes"
+    )
+
+
+def only_present(tree: Any, reps: Any) -> Any:
+    """A model's model_representations mapping of names to representations, restricted to the names that are there."""
+    if isinstance(reps, Mapping) and isinstance(tree, Mapping):
+        return {key: rep for key, rep in reps.items() if key in tree}
+    return reps
+
+
+def group_of(in_rep: Any, out_rep: Any) -> Group:
+    """The group of the first representation in the two trees.
+
+    Raises:
+        AuditError: there is none.
+    """
+    for rep in (*representations(in_rep), *representations(out_rep)):
+        return rep.group
+    raise AuditError("nothing transforms: in_rep and out_rep hold no representation, and no group is given")
+
+
+def _is_representation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(item is None or is_irreps(item) for item in value.values())
+    return (
+        isinstance(value, (Representation, TensorAction)) or is_irreps(value) or is_escnn(value, "FieldType")
+    )
+
+
+def _read(tree: Any, group: Group | None, path: str) -> Any:
+    if tree is None:
+        return None
+    if is_given(tree):
+        try:
+            return as_representation(tree, group)
+        except RepresentationError as error:
+            raise AuditError(f"{path}: {error}") from error
+    if isinstance(tree, Mapping):
+        return {key: _read(value, group, f"{path}[{key!r}]") for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        items = [_read(value, group, f"{path}[{i}]") for i, value in enumerate(tree)]
+        return items if isinstance(tree, list) else tuple(items)
+    try:
+        return as_representation(tree, group)  # whose message lists what is accepted
+    except RepresentationError as error:
+        raise AuditError(f"{path}: {error} None stands for what no group element changes.") from error
+
+
+def _groups(tree: Any) -> Iterator[Group]:
+    """The groups of the entries that have one of their model_representations."""
+    if isinstance(tree, (Representation, TensorAction)):
+        yield tree.group
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _groups(value)
+    elif isinstance(tree, (tuple, list)) and not is_irreps(tree):
+        for value in tree:
+            yield from _groups(value)

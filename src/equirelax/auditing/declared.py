@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equirelax.auditing.subgroup import acts_through
-from equirelax.auditing.tree import as_action
+from equirelax.auditing.elements import acts_through
+from equirelax.auditing.samples import as_action
 from equirelax.errors import AuditError, RepresentationError
 from equirelax.files import did_you_mean
 from equirelax.relaxation import Residual, relaxation_of
@@ -30,10 +30,10 @@ from equirelax.symmetry.irreps import is_irreps
 
 SPATIAL = ("SO(3)", "SE(3)", "O(3)", "E(3)")
 
-Declared = dict[str, TensorAction]
+Actions = dict[str, TensorAction]
 
 
-class Known:
+class Declarations:
     """What is declared about the modules of one model.
 
     Args:
@@ -48,7 +48,7 @@ class Known:
 
     def __init__(self, model: nn.Module, group: Group, layer_reps: Mapping[str, Any] | None = None) -> None:
         self.group = group
-        self.given: dict[str, tuple[list[TensorAction | None], TensorAction | None]] = {}
+        self.by_user: dict[str, tuple[list[TensorAction | None], TensorAction | None]] = {}
         self.modules = dict(model.named_modules())
         paths = list(self.modules)
         for pattern, value in (layer_reps or {}).items():
@@ -56,7 +56,7 @@ class Known:
             if not matched:
                 raise AuditError(f"layer_reps: {pattern!r} matches no module.{did_you_mean(pattern, paths)}")
             for path in matched:
-                self.given[path] = _parse(pattern, value, group)
+                self.by_user[path] = _parse(pattern, value, group)
         # By the path of the layer in this model, whoever relaxed which part of it.
         self.relaxed_at: dict[str, list[Residual]] = {}
         if any(isinstance(module, Residual) for module in model.modules()):
@@ -71,7 +71,7 @@ class Known:
 
     def field_representations(self) -> list[Representation]:
         """Representations of the fields that are declared: by the user, by residuals, by convolutions."""
-        given = [action for inputs, output in self.given.values() for action in (*inputs, output)]
+        given = [action for inputs, output in self.by_user.values() for action in (*inputs, output)]
         own = [
             action
             for path, module in self.modules.items()
@@ -89,10 +89,10 @@ class Known:
         where = f", added to the input of {', '.join(sorted(ahead))}" if ahead else ""
         return f"relaxed, gamma = {', '.join(f'{residual.gamma.item():.3g}' for residual in found)}{where}"
 
-    def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
-        """Declared actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
-        if path in self.given:
-            return {f"[0][{i}]": axis for i, axis in enumerate(self.given[path][0]) if axis is not None}
+    def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Actions:
+        """Actions actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
+        if path in self.by_user:
+            return {f"[0][{i}]": axis for i, axis in enumerate(self.by_user[path][0]) if axis is not None}
         first = (
             self._site(path, "in_rep")
             or self._convolution(module, "in_rep")
@@ -103,10 +103,10 @@ class Known:
             axes = [self._irreps(module, "irreps_in")]
         return _fitting({f"[0][{i}]": axis for i, axis in enumerate(axes)}, tensors)
 
-    def outputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Declared:
-        """Declared actions of a call's outputs, by the path of the tensor in the output."""
-        if path in self.given:
-            axis = self.given[path][1]
+    def outputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Actions:
+        """Actions actions of a call's outputs, by the path of the tensor in the output."""
+        if path in self.by_user:
+            axis = self.by_user[path][1]
             return {} if axis is None else {"": axis}
         found = (
             self._site(path, "out_rep")
@@ -163,7 +163,7 @@ def _field(rep: Representation) -> GridField | None:
         return None
 
 
-def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, Tensor]) -> Declared:
+def _fitting(declared: Mapping[str, TensorAction | None], tensors: Mapping[str, Tensor]) -> Actions:
     return {
         key: action
         for key, action in declared.items()
