@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from plain_loop import VECTORS, Network, data
+from plain_loop import PLACEMENT, VECTORS, Network, data
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +20,7 @@ class AngularMomentum(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.model = Network()
-        self.relaxation = er.relax(self.model)  # before there is an optimizer, and before DDP
+        self.relaxation = er.relax(self.model, PLACEMENT)  # before there is an optimizer, and before DDP
         self.method = er.ACE(self.relaxation, dual_lr=1e-2, augmented=0.5)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
