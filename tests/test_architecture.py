@@ -15,7 +15,7 @@ import equirelax
 LIBRARY = Path(equirelax.__file__).parent
 LAB = Path(__file__).parents[1] / "lab" / "src" / "equirelax_lab"
 ROOMS = {
-    "equirelax": ["errors", "files", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing"],
+    "equirelax": ["errors", "files", "zips", "settings", "symmetry", "relaxation", "methods", "auditing", "optim", "testing"],
     "equirelax_lab": ["ranges", "models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],
 }  # fmt: skip
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}

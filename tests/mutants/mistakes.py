@@ -93,9 +93,9 @@ MUTANTS = (
     ),
     Mutant(
         "gamma scales the weight and not the bias",
-        "relaxation/maps.py",
-        "bias = None if bias is None else scale * bias",
-        "bias = None if bias is None else bias",
+        "relaxation/kinds/kind.py",
+        "None if bias is None else scale * bias",
+        "None if bias is None else bias",
         "lab/tests/relaxation/test_maps.py",
     ),
     Mutant(
@@ -228,7 +228,7 @@ MUTANTS = (
     Mutant(
         "sampled rows are not scaled up",
         "relaxation/regularizers/lie_derivative.py",
-        "count / self.rows",
+        "count / rows",
         "1.0",
         "tests/relaxation/regularizers/test_lie_derivative.py",
     ),

@@ -10,7 +10,7 @@ from stream_toys import Rows, atoms, close, reference, relaxed
 from torch import nn
 
 from equirelax.relaxation import StreamStep
-from equirelax.relaxation.stream_maps import SpectralLinear, StreamMap, moments
+from equirelax.relaxation.kinds.stream import SpectralLinear, StreamMap, moments
 
 
 @pytest.fixture(autouse=True)

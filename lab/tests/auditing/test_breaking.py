@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.auditing.breaking import Breaking, breaking
-from equirelax.auditing.lipschitz import residual_slope
 from equirelax.errors import AuditError, NonFiniteError
 from equirelax.relaxation import Dense, EquivariantDense, Layers, Linear, Relaxation, relax
 from equirelax.symmetry import SO, E, O, positions, trivial, vector
@@ -268,7 +267,7 @@ def test_the_slope_of_a_stream_is_that_of_its_jacobian() -> None:
             residual.set_gamma(1.0)
             jacobian = torch.autograd.functional.jacobian(residual, point).reshape(3, 3)
             expected = float(torch.linalg.matrix_norm(jacobian, 2))
-            assert residual_slope(residual).constant == pytest.approx(expected, rel=1e-9), key
+            assert residual.slope().constant == pytest.approx(expected, rel=1e-9), key
 
 
 def test_a_group_that_does_not_act_on_what_is_added() -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
-from equirelax.relaxation.grouped import GroupedMap, split
-from equirelax.relaxation.maps import DenseMap
+from equirelax.relaxation.kinds.dense import DenseMap
+from equirelax.relaxation.kinds.grouped import GroupedMap, grouped_sums, split
+from equirelax.relaxation.kinds.kind import Penalised
 from equirelax.relaxation.regularizers import jacobian_terms, linear_terms, residual_terms
 from equirelax.relaxation.regularizers.lie_derivative import choose_rows
-from equirelax.relaxation.terms.grouped import GroupedInputs, grouped_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -74,16 +74,16 @@ def grouped(name: str, groups: int = 2, axis: int = -1) -> GroupedMap:
 
 def terms(map_: GroupedMap, inputs: list[Columns], in_rep: Representation) -> tuple[Tensor, Tensor]:
     """The sums of one map."""
-    return grouped_terms([GroupedInputs(map_, inputs, in_rep)])[0]
+    return grouped_sums([Penalised(map_, inputs, map_.feature_axis, in_rep, in_rep)])[0]
 
 
 def test_maps_that_are_alike_and_maps_that_are_not_are_computed_together() -> None:
     names = ["vectors", "irreps", "vectors", "irreps", "vectors"]
     members = [
-        GroupedInputs(grouped(n), [random(rows, reps()[n][0].dim)], reps()[n][0])
+        Penalised(grouped(n), [random(rows, reps()[n][0].dim)], -1, *reps()[n])
         for n, rows in zip(names, (40, 30, 50, 3, 2), strict=True)
     ]
-    for found, member in zip(grouped_terms(members), members, strict=True):
+    for found, member in zip(grouped_sums(members), members, strict=True):
         torch.testing.assert_close(
             found, terms(member.map, list(member.inputs), member.in_rep), rtol=1e-12, atol=0
         )
@@ -317,7 +317,6 @@ def test_the_summary_counts_the_parameters_of_every_layer() -> None:
     assert counts == {"first": 4 * 6 * 3 + 3 * 12, "last": 27 * 6}
     own = sum(p.numel() for p in relaxation.residual_parameters().values())
     assert relaxation.summary().parameters == own
-    assert er.relaxation.Grouped(4).count(10, 9) == 4 * 2 * (2 + 2) + 1 * 10
 
 
 @pytest.mark.parametrize("init", ["zeros", "normal", "default"])
@@ -334,15 +333,6 @@ def test_inits(init: str) -> None:
         else:  # a group reads 5 channels of 3, and the one that is left over
             bound = {"zeros": 0.0, "default": (18 if name == "weight" else 63) ** -0.5}[init]
             assert float(ours.detach().abs().max()) == pytest.approx(bound, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [(er.relaxation.Grouped(0), "at least 1"), (er.relaxation.Grouped(2, "zero"), "zeros, normal, default")],
-)
-def test_bad_settings(kind: er.relaxation.Grouped, words: str) -> None:
-    with pytest.raises(PlacementError, match=words):
-        er.relax(Two(), er.Layers(residual=kind))
 
 
 def test_checkpoints_pickles_and_state_dicts_carry_it(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from equirelax_lab.training.perf import products
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.errors import NonFiniteError, PlacementError
+from equirelax.errors import NonFiniteError
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
-from equirelax.relaxation.maps import DenseMap, LowRankMap
+from equirelax.relaxation.kinds.dense import DenseMap
+from equirelax.relaxation.kinds.low_rank import LowRankMap, low_rank_terms
 from equirelax.relaxation.regularizers import jacobian_terms, linear_terms, residual_terms
 from equirelax.relaxation.regularizers.lie_derivative import choose_rows
-from equirelax.relaxation.terms.low_rank import low_rank_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -303,14 +303,6 @@ def test_inits(init: str) -> None:
         assert float(up.std()) == pytest.approx(1e-2, rel=0.15)
     else:
         assert float(up.abs().max()) == pytest.approx({"zeros": 0.0, "default": 8**-0.5}[init], rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"), [(er.LowRank(0), "at least 1"), (er.LowRank(4, "zero"), "zeros, normal, default")]
-)
-def test_bad_settings(kind: er.LowRank, words: str) -> None:
-    with pytest.raises(PlacementError, match=words):
-        er.relax(Two(), er.Layers(residual=kind))
 
 
 def test_checkpoints_and_pickles_carry_it(tmp_path: Path) -> None:

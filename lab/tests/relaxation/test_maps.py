@@ -9,7 +9,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.relaxation import Grouped
-from equirelax.relaxation.maps import EquivariantDense, ResidualKind
+from equirelax.relaxation.kinds import EquivariantDense, ResidualKind
 from equirelax.symmetry import SO, Cyclic, regular, vector
 
 KINDS: dict[str, ResidualKind] = {

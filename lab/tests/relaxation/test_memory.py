@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.relaxation.columns import dense
-from equirelax.relaxation.grouped import GroupedMap
+from equirelax.relaxation.kinds import low_rank
+from equirelax.relaxation.kinds.grouped import GroupedMap
 from equirelax.relaxation.memory import readable
-from equirelax.relaxation.terms import low_rank
 from equirelax.relaxation.terms.linear import second_moment
 from equirelax.symmetry import Cyclic, trivial
 
@@ -88,7 +88,7 @@ def gram(residual: er.relaxation.Residual, inputs: list[Tensor]) -> int:
     if not residual.is_linear:
         return 0
     map_ = residual.linear_map
-    if isinstance(map_, er.relaxation.maps.LowRankMap):
+    if isinstance(map_, low_rank.LowRankMap):
         moved = low_rank._moved(map_.down, residual.in_rep)
         return held([low_rank._representatives(moved, inputs, -2)])
     bias = map_.effective_bias() is not None

@@ -8,7 +8,7 @@ from equirelax_lab.placements import EGNOLayers
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation.stream_maps import RowNorm, SpectralLinear
+from equirelax.relaxation.kinds.stream import RowNorm, SpectralLinear
 
 NODES, STEPS, HIDDEN, LAYERS, EPS = 4, 3, 8, 2, 1e-5
 EDGES = torch.tensor([[0, 1, 1, 2, 3, 0], [1, 0, 2, 1, 0, 3]])

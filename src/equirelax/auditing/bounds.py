@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing.lipschitz import residual_slope, spectral_norm
 from equirelax.auditing.state import measuring
 from equirelax.relaxation import Relaxation, Residual, relaxation_of
+from equirelax.relaxation.kinds.kind import spectral_norm
 from equirelax.relaxation.site import AddToOutput, FirstInput
 from equirelax.symmetry import Representation
 
@@ -114,7 +114,7 @@ def _layer(
 ) -> tuple[float, float]:
     loose = 0.0
     for residual in residuals:
-        site, slope = residual.site, residual_slope(residual)
+        site, slope = residual.site, residual.slope()
         plain = type(site.reader) is FirstInput and type(site.writer) is AddToOutput
         if (
             not plain

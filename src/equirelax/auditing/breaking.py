@@ -20,7 +20,6 @@ from equirelax.auditing.actions import Action, action_of
 from equirelax.auditing.declared import placed
 from equirelax.auditing.elements import acts_through
 from equirelax.auditing.error import coordinates, gap, largest, norm, outputs_of, with_translations
-from equirelax.auditing.lipschitz import residual_slope
 from equirelax.auditing.samples import FROM_MODEL, Leaf, group_of, leaves, read_representations, transformed
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError
@@ -145,7 +144,7 @@ class _Run:
                 if action is not None and len(moved) == len(calls):
                     pairs = zip(calls, moved, strict=True)
                     added = largest([added, *(_added(action, g, a, b) for a, b in pairs)])
-        found = residual_slope(residual)
+        found = residual.slope()
         return Breaking(
             key=key,
             type=type(self.relaxation.module(key)).__name__,
@@ -193,7 +192,7 @@ class _Run:
         return None if found is None else action_of(found, self.group)
 
     def bound(self, residual: Residual, calls: list[_Call]) -> tuple[float | None, str]:
-        found = residual_slope(residual)
+        found = residual.slope()
         if found.constant is None or found.reason:
             return None, found.reason
         for rep in (residual.in_rep, residual.out_rep):

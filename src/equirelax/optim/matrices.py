@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.layers.family import families
-from equirelax.relaxation.linear_map import LinearMap
 from equirelax.relaxation.matrices import Matrices, by_shape
 
 
@@ -34,7 +34,7 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
     for module in model.modules():
         told: dict[str, tuple[Matrices, ...]] = {}
-        if isinstance(module, LinearMap):
+        if isinstance(module, ResidualMap):
             told = module.matrices()
         elif family := next((each for each in families().values() if each.matches(module)), None):
             told = family.matrices(module)

@@ -9,13 +9,22 @@ from equirelax.relaxation.checkpoint import (
     relaxation_state,
     save,
 )
-from equirelax.relaxation.grouped import Grouped
-from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
+from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
+from equirelax.relaxation.kinds import (
+    MLP,
+    Convolution,
+    Dense,
+    EquivariantDense,
+    Grouped,
+    LowRank,
+    NormedPerceptron,
+    ResidualKind,
+    ResidualMap,
+    StreamStep,
+)
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, LowRank, ResidualKind
 from equirelax.relaxation.memory import Memory
 from equirelax.relaxation.networks import Network, register_network
-from equirelax.relaxation.normed_perceptron import NormedPerceptron
 from equirelax.relaxation.placements import (
     Constant,
     CoordinateBlocks,
@@ -32,12 +41,11 @@ from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import AddToItem, AddToOutput, Arguments, FirstInput, Reader, Site, Writer
 from equirelax.relaxation.spec import spec
-from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.relaxation.streams import StreamResidual
 from equirelax.relaxation.summary import Summary
 
 # it needs what is above
-from equirelax.relaxation import regularizers  # isort: skip
+from equirelax.relaxation import kinds, regularizers  # isort: skip
 
 __all__ = [
     "MLP",
@@ -70,6 +78,7 @@ __all__ = [
     "Relaxation",
     "Residual",
     "ResidualKind",
+    "ResidualMap",
     "SchNetStream",
     "Site",
     "Skip",
@@ -79,6 +88,7 @@ __all__ = [
     "Survey",
     "Writer",
     "cannot_fold",
+    "kinds",
     "load",
     "load_relaxation_state",
     "project",

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import RelaxationStateError
+from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site, first_parameter
 
@@ -20,7 +21,7 @@ from equirelax.relaxation.site import Site, first_parameter
 class AheadResidual(Residual):
     """A residual of the module at `site.path`, added to the first argument of the one at `site.adds_to`."""
 
-    def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
+    def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__(site, map, reference)
         self._waiting: Tensor | None = None
 

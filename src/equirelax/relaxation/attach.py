@@ -14,12 +14,12 @@ from equirelax.relaxation.ahead import AheadResidual
 from equirelax.relaxation.captured import CapturingResidual, capture_inputs
 from equirelax.relaxation.found import CHILD, PLACEMENT, roots
 from equirelax.relaxation.hooks import guard_hooks
-from equirelax.relaxation.maps import Dense, ResidualKind
+from equirelax.relaxation.kinds import Dense, ResidualKind
+from equirelax.relaxation.kinds.stream import StreamMap
 from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
 from equirelax.relaxation.relaxation import Relaxation, unwrapped
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.stream_maps import StreamMap
 from equirelax.relaxation.streams import StreamResidual, link
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)

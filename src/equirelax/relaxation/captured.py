@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from equirelax.errors import RelaxationStateError
 from equirelax.relaxation.columns import dense
-from equirelax.relaxation.maps import in_backward
+from equirelax.relaxation.kept import in_backward
+from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.residual import Residual, Shared
 from equirelax.relaxation.site import Site
 
@@ -53,7 +54,7 @@ class CapturingResidual(Residual):
         capture: shared by the residuals that read the same; not a submodule.
     """
 
-    def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
+    def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__(site, map, reference)
         self.capture = Capture()
 

@@ -86,3 +86,12 @@ def in_transform() -> bool:
     if torch.compiler.is_compiling():
         return not torch.compiler.is_dynamo_compiling()
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_backward() -> bool:
+    """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
+    # Under torch.compile checkpointed regions are recomputed inside the compiled
+    # backward, where no Python runs.
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from equirelax.relaxation.grouped import GroupedMap
-from equirelax.relaxation.maps import LowRankMap
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.streams import StreamResidual
+from equirelax.relaxation.terms.precision import penalty_dtype
 
 MOMENTS = 2
 """Tensors like its parameter that Adam keeps for each."""
@@ -77,34 +74,11 @@ def memory_of(strict: Iterable[nn.Parameter], residuals: Iterable[Residual]) -> 
         residual=sum(p.nbytes for p in added),
         trained=sum(p.nbytes for p in (*own, *added) if p.requires_grad),
         input_row=_input_row(residuals),
-        gram=sum(_gram(residual) for residual in residuals),
+        gram=sum(r.map.penalty_entries(r.in_rep) * penalty_dtype(r.gamma.dtype).itemsize for r in residuals),
     )
 
 
 def _input_row(residuals: list[Residual]) -> int:
-    """Residuals of a stream keep the same tensor; those of convolutions keep nothing."""
-    total, streams = 0, set()
-    for residual in residuals:
-        if residual.site.convolution is not None:
-            continue
-        if isinstance(residual, StreamResidual):
-            if residual.site.stream in streams:
-                continue
-            streams.add(residual.site.stream)
-        total += residual.in_rep.dim * residual.gamma.element_size()
-    return total
-
-
-def _gram(residual: Residual) -> int:
-    """Of one residual; only linear ones have their penalty in weight space."""
-    if residual.site.convolution is not None or not (residual.is_linear and residual.in_rep.linear):
-        return 0
-    map_, dim = residual.linear_map, residual.in_rep.dim
-    if isinstance(map_, LowRankMap):
-        group = residual.in_rep.group
-        entries = dim * len(map_.down) * (1 + group.algebra_dim + group.discrete_count)
-    elif isinstance(map_, GroupedMap):
-        entries = map_.groups * map_.part_in.dim**2 + (0 if map_.rest is None else dim**2)
-    else:
-        entries = (dim + int(map_.effective_bias() is not None)) ** 2
-    return entries * torch.promote_types(residual.gamma.dtype, torch.float32).itemsize
+    """What a penalty keeps of one row of input."""
+    kept = {id(r.keeper): r.in_rep.dim * r.gamma.element_size() for r in residuals if r.map.reads_inputs}
+    return sum(kept.values())

@@ -262,6 +262,13 @@ class Relaxation:
         """The strengths, detached, of shape (residuals,)."""
         return torch.cat([whole(residual.gamma.detach()) for residual in self.residuals.values()])
 
+    def norms(self) -> dict[str, float]:
+        """Key -> Lipschitz constant of the residual's map without its strength, of those of which one is known: the largest
+        singular value of a linear map, and an upper bound of others.
+        """
+        slopes = {key: residual.slope().constant for key, residual in self}
+        return {key: value for key, value in slopes.items() if value is not None}
+
     def residual_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the residuals' maps, without the strengths: `"<key>.<name>"` -> parameter."""
         return {f"{key}.{name}": p for key, residual in self for name, p in residual.map.named_parameters()}

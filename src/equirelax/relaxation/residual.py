@@ -17,9 +17,10 @@ from equirelax.errors import EquirelaxWarning, PenaltyError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.constants import Seen
 from equirelax.relaxation.hooks import HookOwner
-from equirelax.relaxation.kept import Kept, in_transform, keep
-from equirelax.relaxation.maps import LinearMap, in_backward
+from equirelax.relaxation.kept import Kept, in_backward, in_transform, keep
+from equirelax.relaxation.kinds.kind import LinearMap, Penalised, ResidualMap, Rule, Slope
 from equirelax.relaxation.site import Site
+from equirelax.relaxation.terms.precision import promoted
 from equirelax.symmetry import Representation
 
 
@@ -52,7 +53,7 @@ class Residual(nn.Module, HookOwner):
             methods that need them set it.
     """
 
-    def __init__(self, site: Site, map: nn.Module, reference: Tensor | None = None) -> None:
+    def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__()
         self.site = site
         self.map = map
@@ -202,8 +203,8 @@ class Residual(nn.Module, HookOwner):
         )
 
     def _keeps(self) -> bool:
-        """Whether the call under way counts for penalties; those of kernels need no inputs."""
-        if self.site.convolution is not None:
+        """Whether the call under way counts for penalties."""
+        if not self.map.reads_inputs:
             return False
         if not (self.keep_inputs and self.training and torch.is_grad_enabled()):
             return False
@@ -224,6 +225,31 @@ class Residual(nn.Module, HookOwner):
                 f"not write into what the module was called with"
             )
         return [one.value for one in kept]
+
+    @property
+    def keeper(self) -> object:
+        """What holds the inputs that are kept: residuals with the same keeper hold the same tensors."""
+        return self
+
+    @property
+    def penalty_rule(self) -> Rule:
+        """How the terms of its penalties are computed, together with those of other residuals with the same rule."""
+        return self.map.penalty_rule(self.in_rep)
+
+    def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> Penalised:
+        """What `penalty_rule` needs of it.
+
+        Args:
+            inputs: From `take_inputs`, or some rows of them.
+            finite_difference: See `Penalised`.
+        """
+        return Penalised(
+            promoted(self.map), inputs, self.feature_axis, self.in_rep, self.out_rep, finite_difference
+        )
+
+    def slope(self) -> Slope:
+        """The Lipschitz constant of the map, without gamma."""
+        return self.map.slope()
 
     def set_gamma(self, value: float) -> None:
         """Set the strength in place."""

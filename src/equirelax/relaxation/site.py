@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns
-from equirelax.relaxation.kernels import Convolution
+from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.symmetry import Representation
 
 

@@ -7,11 +7,20 @@ during a forward, and nothing between two forwards.
 
 Gradient checkpointing works around the whole relaxed model (`checkpoint(model, ..., use_reentrant=False)`). Around
 single blocks it cannot work, for a recomputed block has no forward of the model around it: that is an error.
+
+Penalties are in closed form. Given the statistics of its batch normalisations a stream is affine in a row x of the model's
+input, s(x) = A x + c, and so are all its differences by the group,
+
+    (L_a s)(x) = drho_out(a) s(x) - A [d/dt x under a]        rho_out(g) s(x) - s(g x),
+
+positions included, which the group moves affinely. The sum over rows of the squared norm of an affine function follows
+from the rows' mean and covariance, so that all blocks of a stream cost a few small products, however many rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +28,16 @@ from torch import Tensor, nn
 
 from equirelax.errors import RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, dense
-from equirelax.relaxation.kept import Kept, keep
-from equirelax.relaxation.maps import in_backward
+from equirelax.relaxation.kept import Kept, in_backward, keep
+from equirelax.relaxation.kinds.kind import Penalised, Rule, Slope, Terms, spectral_norm
+from equirelax.relaxation.kinds.stream import Affine, Moments, SpectralLinear, StreamMap, moments
 from equirelax.relaxation.residual import Residual, Shared
 from equirelax.relaxation.site import Site
-from equirelax.relaxation.stream_maps import Affine, Moments, StreamMap, moments
+from equirelax.relaxation.terms.precision import penalty_dtype, promoted
+from equirelax.symmetry import Representation
+
+Path = tuple["StreamResidual", ...]
+"""The residuals that a stream passes, in order."""
 
 
 class Stream(Shared):
@@ -42,7 +56,7 @@ class Stream(Shared):
         self._forget()
 
     def _forget(self) -> None:
-        self.path: tuple[StreamResidual, ...] = ()
+        self.path: Path = ()
         self.source: Tensor | None = None
         self._kept: Kept | None = None
         self._moments: Moments | None = None
@@ -133,8 +147,8 @@ class StreamResidual(Residual):
     def __init__(self, site: Site, map: StreamMap, reference: Tensor | None = None) -> None:
         super().__init__(site, map, reference)
         self.stream = Stream(site.stream)
-        self.paths: list[tuple[StreamResidual, ...]] = []
-        self._kept_paths: list[tuple[StreamResidual, ...]] = []
+        self.paths: list[Path] = []
+        self._kept_paths: list[Path] = []
 
     @property
     def shared(self) -> Stream:
@@ -164,7 +178,35 @@ class StreamResidual(Residual):
         self.paths, self._kept_paths = self._kept_paths, []
         return super().take_inputs()
 
-    def default_path(self) -> tuple[StreamResidual, ...]:
+    @property
+    def keeper(self) -> object:
+        """The stream."""
+        return self.stream
+
+    @property
+    def penalty_rule(self) -> Rule:
+        """In closed form, for a whole stream at once."""
+        return stream_sums
+
+    def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> StreamPenalised:
+        """The rows with the residuals that the stream had passed: those of the last `take_inputs`, else `default_path`."""
+        known = len(self.paths) == len(inputs)
+        paths = self.paths if known else [self.default_path()] * len(inputs)
+        rows = [dense(x) for x in inputs]
+        return StreamPenalised(self.map, rows, -1, self.in_rep, self.out_rep, finite_difference, tuple(paths))
+
+    def slope(self) -> Slope:
+        """The norm of the affine map, in evaluation, from the model's input to what is added here."""
+        start = self.default_path()[0].map.start
+        matrix = torch.eye(self.in_rep.dim, dtype=torch.float64) if start is None else _weight(start)
+        for member in self.default_path():
+            norm = member.map.norm
+            scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
+            matrix = _weight(member.map.linear) @ (scale[:, None] * matrix)
+        reason = "batch norm: its scale and shift are those of the batches it was trained on"
+        return Slope(spectral_norm(matrix), reason)
+
+    def default_path(self) -> Path:
         """The stream's residuals up to this one, as in a model that calls each block once and in order."""
         members = self.stream.members
         return tuple(members[: members.index(self) + 1])
@@ -179,7 +221,7 @@ class StreamResidual(Residual):
 
 
 def stream_values(
-    path: tuple[StreamResidual, ...], rows: Moments, of: Callable[[StreamMap], StreamMap] | None = None
+    path: Path, rows: Moments, of: Callable[[StreamMap], StreamMap] | None = None
 ) -> list[Affine]:
     """The stream at every residual of `path`, as maps of the model's input; without side effects.
 
@@ -211,3 +253,76 @@ def link(model: nn.Module, residuals: Iterable[Residual]) -> None:
         source.register_forward_pre_hook(stream.begin, with_kwargs=True)
         # also when the forward raises, so that nothing of it is left
         model.register_forward_hook(stream.end, with_kwargs=True, always_call=True)
+
+
+@dataclass(frozen=True)
+class StreamPenalised(Penalised):
+    """A residual of a stream with the model's inputs (rows, dim).
+
+    Args:
+        paths: For each of the inputs the residuals that the stream had passed, this one last.
+    """
+
+    inputs: Sequence[Tensor]
+    paths: tuple[Path, ...] = ()
+
+
+def stream_sums(calls: Sequence[StreamPenalised]) -> list[Terms]:
+    """The terms of residuals of streams, exact, differentiable by the parameters."""
+    pairs = [list(zip(call.inputs, call.paths, strict=True)) for call in calls]
+    # the longest paths first: those of the others are their beginnings
+    known: dict[tuple[int, Path], Terms] = {}
+    for x, path in sorted((pair for of_one in pairs for pair in of_one), key=lambda pair: -len(pair[1])):
+        if (id(x), path) not in known:
+            lie, norm = _along(path, x)
+            for i in range(len(path)):
+                known[id(x), path[: i + 1]] = lie[i], norm[i]
+    found = []
+    for of_one in pairs:
+        lies, norms = zip(*(known[id(x), path] for x, path in of_one), strict=True)
+        found.append((torch.stack(lies).sum(), torch.stack(norms).sum()))
+    return found
+
+
+def _along(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(Lie sums, norm sums), each (residuals of the path,), over the rows x (rows, dim)."""
+    x = x.to(penalty_dtype(path[0].map.norm.weight.dtype))
+    rows = moments(x)
+    values = stream_values(path, rows, promoted)
+    maps = Affine(torch.stack([v.weight for v in values]), torch.stack([v.offset for v in values]))
+    in_rep, out_rep = path[0].in_rep, path[0].out_rep
+    norm = _total(maps, rows)
+    lie = torch.zeros_like(norm)
+    if in_rep.invariant and out_rep.invariant:
+        return lie, norm
+    for difference in _differences(maps, in_rep, out_rep):
+        lie = lie + _total(difference, rows)
+    return lie, norm
+
+
+def _total(maps: Affine, rows: Moments) -> Tensor:
+    """sum over rows of |A x + c|^2 for A (n, out, dim), c (n, out): (n,)."""
+    mean = maps.weight @ rows.mean + maps.offset
+    spread = ((maps.weight @ rows.covariance) * maps.weight).sum(dim=(1, 2)).clamp(min=0)
+    return rows.size * (mean.square().sum(dim=1) + spread)
+
+
+def _differences(maps: Affine, in_rep: Representation, out_rep: Representation) -> list[Affine]:
+    """The affine maps whose squares are the Lie terms: one for every generator, one for every discrete element."""
+    dim = in_rep.dim
+    origin = maps.weight.new_zeros(1, dim)
+    probes = torch.cat([origin, torch.eye(dim, dtype=origin.dtype, device=origin.device)])  # (dim + 1, dim)
+    images = maps.offset[:, None] + probes @ maps.weight.transpose(1, 2)  # (n, dim + 1, out)
+    found = []
+    for direction, moved in zip(in_rep.derivative(probes), out_rep.derivative(images), strict=True):
+        found.append(moved - direction @ maps.weight.transpose(1, 2))
+    for g in in_rep.group.discrete(origin.dtype, origin.device):
+        shifted = in_rep.apply(g, probes) @ maps.weight.transpose(1, 2) + maps.offset[:, None]
+        found.append(out_rep.apply(g, images) - shifted)
+    # from values at the probes back to weights and offsets
+    return [Affine((f[:, 1:] - f[:, :1]).transpose(1, 2), f[:, 0]) for f in found]
+
+
+def _weight(linear: nn.Linear) -> Tensor:
+    weight = linear.effective_weight() if isinstance(linear, SpectralLinear) else linear.weight
+    return weight.detach().double()

@@ -15,6 +15,7 @@ from torch.func import functional_call
 import equirelax as er
 from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, SchNetStream
 from equirelax.relaxation.columns import SharedColumns
+from equirelax.relaxation.kinds.low_rank import low_rank_terms
 from equirelax.relaxation.regularizers import (
     LieDerivative,
     directional_derivative,
@@ -22,7 +23,6 @@ from equirelax.relaxation.regularizers import (
     linear_terms,
 )
 from equirelax.relaxation.terms.jacobian import directional_derivatives
-from equirelax.relaxation.terms.low_rank import low_rank_terms
 from equirelax.symmetry import SO, Cyclic, O, Representation, from_irreps, trivial, vector
 
 REPS: dict[str, Representation] = {

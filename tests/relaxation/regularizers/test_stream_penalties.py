@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.relaxation import SchNetStream, StreamResidual, StreamStep
+from equirelax.relaxation.kinds.stream import SpectralLinear
 from equirelax.relaxation.regularizers import residual_terms
-from equirelax.relaxation.stream_maps import SpectralLinear
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.maps import MLP, EquivariantDense, ResidualKind
+from equirelax.relaxation.kinds import MLP, EquivariantDense, ResidualKind
 from equirelax.relaxation.placements.coordinates import neighbourhood_mean
 from equirelax.relaxation.placements.placement import (
     Placed,

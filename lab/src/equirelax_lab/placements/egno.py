@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements.placement import (
     Placement,
     Survey,
@@ -26,7 +27,6 @@ from equirelax.relaxation.placements.placement import (
 from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites
 from equirelax.relaxation.site import FirstInput, Site, Writer, misfit
 from equirelax.relaxation.spec import spec
-from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 GRAPH = "graph"

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from equirelax.relaxation.maps import ResidualKind
-from equirelax.relaxation.normed_perceptron import NormedPerceptron
+from equirelax.relaxation.kinds import NormedPerceptron, ResidualKind, StreamStep
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, register_placement
 from equirelax.relaxation.site import AddToItem, Arguments
 from equirelax.relaxation.spec import spec
-from equirelax.relaxation.stream_maps import StreamStep
 from equirelax_lab.placements.egno import EGNOStreams
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.maps import MLP, ResidualKind
+from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.maps import MLP, Dense, EquivariantDense, ResidualKind
+from equirelax.relaxation.kinds import MLP, Dense, EquivariantDense, ResidualKind
 from equirelax.relaxation.networks import recognised
 from equirelax.relaxation.placements.layers import family_site
 from equirelax.relaxation.placements.placement import (

@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
-from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution
+from equirelax.relaxation.kernels import BasisBlock, BasisKernels
+from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.symmetry import Cyclic, trivial

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.errors import ConfigError
 from equirelax.relaxation import MLP, Dense, EquivariantDense, Grouped, LowRank, StreamStep, placements
-from equirelax.relaxation.maps import ResidualKind
+from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.placements import Layers, Placement
 from equirelax.symmetry import Group
 from equirelax_lab.data import GraphSet, Samples, random_rotation
@@ -342,4 +342,5 @@ def residual_kind(settings: ResidualSettings) -> ResidualKind:
         return LowRank(rank=settings.rank, init=settings.init, std=settings.std)
     if settings.kind == "grouped":
         return Grouped(groups=settings.groups, init=settings.init, std=settings.std)
-    return MLP(settings.layers, settings.hidden, settings.init, settings.std, settings.scale)
+    hidden = tuple(settings.hidden) if isinstance(settings.hidden, list) else settings.hidden
+    return MLP(settings.layers, hidden, settings.init, settings.std, settings.scale)

@@ -20,7 +20,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from equirelax.auditing.lipschitz import residual_norms
 from equirelax.errors import CheckpointError
 from equirelax.relaxation import relaxation_of
 from equirelax_lab.data import Samples
@@ -118,7 +117,7 @@ class EpochEnd(Callback):
             if trainer.is_global_zero and self._audits(epoch, last):
                 metrics.update(self.gauge.errors())
             if self.assembly.relaxation is not None:
-                norms = residual_norms(self.assembly.relaxation)
+                norms = self.assembly.relaxation.norms()
                 metrics.update({f"weight/{key}": norm for key, norm in norms.items()})
         if self.assembly.method is not None:
             for path, values in self.assembly.method.logs().items():

@@ -23,8 +23,7 @@ from equirelax.relaxation import (
     Layers,
     Linear,
 )
-from equirelax.relaxation.regularizers import LieDerivative
-from equirelax.relaxation.terms.kernels import kernel_terms
+from equirelax.relaxation.regularizers import LieDerivative, residual_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -196,7 +195,7 @@ def test_no_inputs_are_needed_nor_kept() -> None:
     before = penalty()
     model(draw(4, 2, 7, 7))
     assert all(residual.take_inputs() == [] for _, residual in relaxation)
-    terms = [kernel_terms(residual) for _, residual in relaxation]
+    terms = [residual_terms(residual, []) for _, residual in relaxation]
     lie, norm = (sum(float(term[i]) for term in terms) for i in (0, 1))
     for value in (before, penalty(), penalty()):
         torch.testing.assert_close(float(value), 0.3 * math.sqrt(lie) + 0.2 * math.sqrt(norm))
@@ -211,16 +210,16 @@ def test_the_bias_is_penalised_where_it_moves() -> None:
     with torch.no_grad():
         residual.map.weight.zero_()
         residual.map.bias.copy_(torch.tensor([1.0, 0.0]))
-    lie, norm = kernel_terms(residual)
+    lie, norm = residual_terms(residual, [])
     assert (float(lie), float(norm)) == pytest.approx((2.0, 1.0))  # (1, 0) goes to (0, 1)
     first = relaxation["0"]  # to regular fields: equal entries are invariant
     with torch.no_grad():
         first.map.weight.zero_()
         first.map.bias.copy_(torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2]))
-    assert float(kernel_terms(first)[0]) == 0
+    assert float(residual_terms(first, [])[0]) == 0
     with torch.no_grad():
         first.map.bias[0] = 0
-    assert float(kernel_terms(first)[0]) == pytest.approx(2.0)
+    assert float(residual_terms(first, [])[0]) == pytest.approx(2.0)
 
 
 def test_what_is_switched_off_does_not_count() -> None:
@@ -262,7 +261,7 @@ def test_residuals_with_and_without_inputs_together() -> None:
     relaxation["linear"].take_inputs()
     model(x)
     value = penalty()
-    lie, norm = kernel_terms(relaxation["conv"])
+    lie, norm = residual_terms(relaxation["conv"], [])
     norm = norm + (read @ relaxation["linear"].map.weight.T).square().sum()
     torch.testing.assert_close(value.detach(), (lie.sqrt() + norm.sqrt()).detach())
 
@@ -280,7 +279,7 @@ def test_every_rank_gives_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = torch.autograd.grad(together, relaxation["0"].map.weight)
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(found, expected)  # DDP averages equal gradients
-    assert float(penalty.terms["0"]["norm"]) == pytest.approx(float(kernel_terms(relaxation["0"])[1]))
+    assert float(penalty.terms["0"]["norm"]) == pytest.approx(float(residual_terms(relaxation["0"], [])[1]))
 
 
 def test_in_float32_outside_autocast() -> None:
@@ -333,12 +332,6 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         Convolution((), symmetry, (), (), ())
     with pytest.raises(PlacementError, match="pads with zeros"):
         Convolution((3, 3), symmetry, (1, 1), (1, 1), (1, 1), "reflect", transposed=True)
-
-
-def test_terms_of_kernels_are_of_convolutions_only() -> None:
-    _, relaxation = mixed()
-    with pytest.raises(PenaltyError, match="linear: its residual is no convolution"):
-        kernel_terms(relaxation["linear"])
 
 
 def test_one_and_three_axes() -> None:

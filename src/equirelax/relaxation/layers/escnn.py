@@ -37,7 +37,8 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, RepresentationError
-from equirelax.relaxation.kernels import BasisBlock, BasisKernels, Convolution, GridKernels, KernelSymmetry
+from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
+from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.matrices import Matrices, without_vectors
 from equirelax.relaxation.site import Reader, Site, Writer, argument, misfit

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
-from equirelax.relaxation.kernels import Convolution, GridKernels
+from equirelax.relaxation.kernels import GridKernels
+from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.site import AddToOutput, FirstInput, Site
 from equirelax.symmetry import Representation, equivariant_projection, trivial

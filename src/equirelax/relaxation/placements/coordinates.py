@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.maps import MLP, ResidualKind
+from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.declarations import declared_paths
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
 from equirelax.relaxation.placements.schnet import group_means, optional

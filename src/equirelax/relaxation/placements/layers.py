@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.kinds import Dense, ResidualKind
 from equirelax.relaxation.layers import Skip, families
-from equirelax.relaxation.maps import Dense, ResidualKind
 from equirelax.relaxation.networks import recognised
 from equirelax.relaxation.placements.declarations import Constant, Declaration, declared_paths
 from equirelax.relaxation.placements.placement import (

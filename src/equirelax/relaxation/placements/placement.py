@@ -11,7 +11,7 @@ from torch import nn
 
 from equirelax.errors import PlacementError
 from equirelax.files import did_you_mean
-from equirelax.relaxation.maps import ResidualKind
+from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.site import Site
 

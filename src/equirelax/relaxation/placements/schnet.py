@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
@@ -26,7 +27,6 @@ from equirelax.relaxation.placements.placement import (
 )
 from equirelax.relaxation.site import AddToOutput, Reader, Site, argument
 from equirelax.relaxation.spec import spec
-from equirelax.relaxation.stream_maps import StreamStep
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 

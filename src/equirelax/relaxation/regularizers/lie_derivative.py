@@ -5,29 +5,19 @@ Alike residuals are computed together, and linear ones in weight space: exact, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
-from equirelax.relaxation.columns import Columns, SharedColumns, dense, identity
-from equirelax.relaxation.grouped import GroupedMap
-from equirelax.relaxation.maps import LowRankMap
+from equirelax.relaxation.columns import Columns, SharedColumns
+from equirelax.relaxation.kinds.kind import Penalised, Rule, Terms
 from equirelax.relaxation.regularizers.regularizer import Regularizer, over_ranks, ranks, register, safe_root
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.streams import StreamResidual
-from equirelax.relaxation.terms.grouped import GroupedInputs, grouped_terms
-from equirelax.relaxation.terms.jacobian import jacobian_terms
-from equirelax.relaxation.terms.kernels import kernel_terms
-from equirelax.relaxation.terms.linear import Moment, second_moment, stacked_terms
-from equirelax.relaxation.terms.low_rank import low_rank_terms
-from equirelax.relaxation.terms.precision import penalty_dtype, promoted
-from equirelax.relaxation.terms.streams import stream_terms
-from equirelax.symmetry import Representation
+from equirelax.relaxation.terms.precision import penalty_dtype
 
 SCALINGS = ("root-sum", "mean")
 
@@ -98,11 +88,10 @@ class LieDerivative(Regularizer):
 
     def _sums(self, kept: dict[str, list[Columns]]) -> tuple[Tensor, Tensor]:
         """(Lie sum, norm sum) over all residuals and ranks, scaled; notes each one's terms."""
-        batch = TermBatch(self.rows, self.generator, self.finite_difference)
-        for key, inputs in kept.items():
-            batch.add(key, self.relaxation[key], inputs)
-        keys, terms = batch.keys, torch.stack(batch.terms())  # (2, residuals)
-        rows = torch.tensor(batch.rows_of).to(terms)
+        keys = list(kept)
+        members = [(self.relaxation[key], inputs) for key, inputs in kept.items()]
+        terms, counts = term_sums(members, self.rows, self.generator, self.finite_difference)
+        rows = torch.tensor(counts).to(terms)
         if ranks() > 1:
             # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
             share = torch.tensor([1.0 if inputs else 1 / ranks() for inputs in kept.values()]).to(terms)
@@ -119,8 +108,8 @@ class LieDerivative(Regularizer):
 
     def _means(self, keys: list[str], terms: Tensor, rows: Tensor) -> Tensor:
         """Means over rows, and over the residuals that have read any and the convolutions: (2,) of terms (2, residuals)."""
-        convolution = torch.tensor([self.relaxation[key].site.convolution is not None for key in keys])
-        convolution = convolution.to(terms.device)
+        without_rows = [not self.relaxation[key].map.reads_inputs for key in keys]
+        convolution = torch.tensor(without_rows, device=terms.device)
         of_kernels = (terms * convolution).sum(1)
         of_rows = (terms * ~convolution).sum(1) / rows.sum().clamp(min=1)
         readers, kernels = (rows > 0).sum(), convolution.sum()
@@ -128,148 +117,47 @@ class LieDerivative(Regularizer):
         return (readers / count) * of_rows + of_kernels / count
 
 
-@dataclass(frozen=True)
-class _Group:
-    """What linear residuals must share to be computed in one stack."""
+def term_sums(
+    members: Sequence[tuple[Residual, list[Columns]]],
+    rows: int | None = None,
+    generator: torch.Generator | None = None,
+    finite_difference: bool = False,
+) -> tuple[Tensor, list[int]]:
+    """The Lie sums and norm sums of residuals, without gamma, of shape (2, residuals), and the rows of each one's inputs.
 
-    in_rep: Representation
-    out_rep: Representation
-    bias: bool
-    rows: int | None
-    dtype: torch.dtype
-    device: torch.device
-
-
-class TermBatch:
-    """Collects residuals with their inputs; linear ones between the same
-    representations are computed in one stack.
+    Every residual says by which rule its terms are computed, and those with the same rule are computed together.
 
     Args:
-        rows: use this many random rows of every residual, drawn without replacement,
-            and scale the sums up (None: all rows). Residual streams always count all of them. Convolutions need no
-            inputs: their terms are those of one row of white inputs (see `kernel_terms`).
-        generator: for the choice of rows; on the inputs' device.
-        finite_difference: approximate Jacobian-vector products of residuals that are not linear.
-
-    Attributes:
-        keys: of the residuals, in the order of `terms`.
-        rows_of: rows of each one's inputs, sampled or not; 0 for a convolution, which needs none.
+        members: Residuals with what `Residual.take_inputs` gave: at least one tensor, or none for a map that needs none
+            (a convolution, of which the number of rows is 0).
+        rows: Use this many random rows of every residual, drawn without replacement, and scale the sums up (None: all
+            rows). Residual streams always count all of them.
+        generator: For the choice of rows; on the inputs' device.
+        finite_difference: Approximate Jacobian-vector products of residuals that are not linear.
     """
-
-    def __init__(
-        self,
-        rows: int | None = None,
-        generator: torch.Generator | None = None,
-        finite_difference: bool = False,
-    ) -> None:
-        self.rows, self.generator, self.finite_difference = rows, generator, finite_difference
-        self.keys: list[str] = []
-        self.rows_of: list[int] = []
-        self._factors: list[float] = []
-        self._groups: dict[_Group, list[tuple[int, Residual, Moment | Tensor]]] = {}
-        self._moments: dict[tuple[Any, ...], Moment | Tensor] = {}
-        self._others: list[tuple[int, Residual, list[Tensor]]] = []
-        self._low_rank: list[tuple[int, Residual, LowRankMap, list[Columns]]] = []
-        self._grouped: list[tuple[int, GroupedInputs]] = []
-        self._streams: list[tuple[int, StreamResidual, list[Tensor]]] = []
-        self._kernels: list[tuple[int, Residual]] = []
-
-    def add(self, key: str, residual: Residual, inputs: list[Columns]) -> None:
-        """One residual and what `Residual.take_inputs` gave, at least one tensor (of a convolution none)."""
-        if residual.site.convolution is not None:
-            self._kernels.append((len(self.keys), residual))
-            self.keys.append(key)
-            self.rows_of.append(0)
-            self._factors.append(1.0)
-            return
+    calls: dict[Rule, list[tuple[int, Penalised]]] = {}
+    counts, factors = [], []
+    for index, (residual, inputs) in enumerate(members):
         axis = residual.feature_axis
-        count = sum(x.numel() // x.shape[axis] for x in inputs)
-        index, factor = len(self.keys), 1.0
-        self.keys.append(key)
-        self.rows_of.append(count)
-        if isinstance(residual, StreamResidual):  # exact at less than the cost of choosing rows
-            self._factors.append(factor)
-            self._streams.append((index, residual, [dense(x) for x in inputs]))
-            return
-        if self.rows is not None and self.rows < count:
-            inputs, factor = [choose_rows(inputs, axis, self.rows, self.generator)], count / self.rows
-        self._factors.append(factor)
-        if not (residual.is_linear and residual.in_rep.linear):
-            self._others.append((index, residual, [dense(x) for x in inputs]))
-            return
-        map_ = promoted(residual.linear_map)
-        if isinstance(map_, LowRankMap):
-            self._low_rank.append((index, residual, map_, inputs))
-            return
-        if isinstance(map_, GroupedMap):
-            self._grouped.append((index, GroupedInputs(map_, inputs, residual.in_rep)))
-            return
-        weight, bias = next(map_.parameters()), map_.effective_bias() is not None
-        dtype = penalty_dtype(weight.dtype)
-        # maps that read the same tensors (a block's feature and direction map) share their moment
-        same = (axis, dtype, bias, *(identity(x) for x in inputs))
-        if same not in self._moments:
-            self._moments[same] = second_moment(inputs, axis, dtype, residual.in_rep.dim, bias)
-        data = self._moments[same]
-        rows = None if isinstance(data, Moment) else len(data)
-        group = _Group(residual.in_rep, residual.out_rep, bias, rows, dtype, weight.device)
-        self._groups.setdefault(group, []).append((index, residual, data))
-
-    def terms(self) -> tuple[Tensor, Tensor]:
-        """(Lie sums, norm sums), each (residuals,) in the order of `keys`, their gamma left out."""
-        lie: list[Tensor] = [torch.empty(0)] * len(self.keys)
-        norm = list(lie)
-        for group, members in self._groups.items():
-            for (index, _, _), one_lie, one_norm in zip(members, *_linear(members, group.dtype), strict=True):
-                lie[index], norm[index] = one_lie, one_norm
-        for index, residual, map_, inputs in self._low_rank:
-            dtype = penalty_dtype(map_.up.dtype)
-            lie[index], norm[index] = low_rank_terms(
-                map_.up.to(dtype),
-                map_.down.to(dtype),
-                inputs,
-                residual.feature_axis,
-                residual.in_rep,
-                residual.out_rep,
-            )
-        parts = grouped_terms([member for _, member in self._grouped])
-        for (index, _), (one_lie, one_norm) in zip(self._grouped, parts, strict=True):
-            lie[index], norm[index] = one_lie, one_norm
-        found = stream_terms([(residual, inputs) for _, residual, inputs in self._streams])
-        for (index, _, _), (one_lie, one_norm) in zip(self._streams, found, strict=True):
-            lie[index], norm[index] = one_lie, one_norm
-        for index, residual in self._kernels:
-            lie[index], norm[index] = kernel_terms(residual)
-        for index, residual, points in self._others:
-            dtype = penalty_dtype(next(residual.map.parameters()).dtype)
-            lie[index], norm[index] = jacobian_terms(
-                promoted(residual.map),
-                [x.to(dtype) for x in points],
-                residual.feature_axis,
-                residual.in_rep,
-                residual.out_rep,
-                self.finite_difference,
-            )
-        device, dtype = lie[0].device, penalty_dtype(lie[0].dtype)
-        factors = torch.tensor(self._factors, dtype=dtype, device=device)
-        together = [
-            torch.stack([term.to(device=device, dtype=dtype) for term in terms]) for terms in (lie, norm)
-        ]
-        return factors * together[0], factors * together[1]
-
-
-def _linear(
-    members: list[tuple[int, Residual, Moment | Tensor]], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Terms of linear residuals between the same representations."""
-    first = members[0][1]
-    maps = [promoted(residual.linear_map) for _, residual, _ in members]
-    weights = [map_.effective_weight().to(dtype) for map_ in maps]
-    # all of them have a bias, or none has: see `_Group`
-    biases = [bias.to(dtype) for map_ in maps if (bias := map_.effective_bias()) is not None] or None
-    data = [d for _, _, d in members]
-    lie, norm = stacked_terms(weights, biases, data, first.in_rep, first.out_rep)
-    return list(lie.unbind()), list(norm.unbind())
+        count = sum(x.numel() // x.shape[axis] for x in inputs) if residual.map.reads_inputs else 0
+        factor = 1.0
+        if rows is not None and rows < count and residual.map.takes_rows:
+            inputs, factor = [choose_rows(inputs, axis, rows, generator)], count / rows
+        counts.append(count)
+        factors.append(factor)
+        calls.setdefault(residual.penalty_rule, []).append(
+            (index, residual.penalised(inputs, finite_difference))
+        )
+    found: dict[int, Terms] = {}
+    for rule, numbered in calls.items():
+        terms = rule([call for _, call in numbered])
+        found.update((index, of_one) for (index, _), of_one in zip(numbered, terms, strict=True))
+    device, dtype = found[0][0].device, penalty_dtype(found[0][0].dtype)
+    together = [
+        torch.stack([found[i][which].to(device=device, dtype=dtype) for i in range(len(members))])
+        for which in (0, 1)
+    ]
+    return torch.tensor(factors, dtype=dtype, device=device) * torch.stack(together), counts
 
 
 def residual_terms(
@@ -278,11 +166,9 @@ def residual_terms(
     rows: int | None = None,
     generator: torch.Generator | None = None,
     finite_difference: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(Lie sum, norm sum) of `f_neq` of one residual; see `TermBatch`."""
-    batch = TermBatch(rows, generator, finite_difference)
-    batch.add("", residual, inputs)
-    lie, norm = batch.terms()
+) -> Terms:
+    """(Lie sum, norm sum) of one residual, without gamma; see `term_sums`."""
+    (lie, norm), _ = term_sums([(residual, inputs)], rows, generator, finite_difference)
     return lie[0], norm[0]
 
 

@@ -118,7 +118,7 @@ class Regularizer(ABC):
             for key, residual in self.relaxation
             if (inputs := residual.take_inputs()) or _needs_no_inputs(residual)
         }
-        others = any(residual.site.convolution is None for _, residual in self.relaxation)
+        others = any(residual.map.reads_inputs for _, residual in self.relaxation)
         if not kept or (others and not any(kept.values())):
             raise PenaltyError(
                 "no inputs were kept since the last penalty: call it once after a forward of the relaxed "
@@ -136,7 +136,7 @@ class Regularizer(ABC):
 
 def _needs_no_inputs(residual: Residual) -> bool:
     """Whether the penalty is of a kernel alone, and the residual is not switched off."""
-    return residual.site.convolution is not None and residual.active
+    return not residual.map.reads_inputs and residual.active
 
 
 def register(name: str) -> Callable[[_R], _R]:

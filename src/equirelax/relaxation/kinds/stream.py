@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.relaxation.maps import ResidualKind, in_backward
-from equirelax.relaxation.spec import spec
+from equirelax.relaxation.kept import in_backward
+from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap, register
+from equirelax.settings import COUNT, within
 from equirelax.symmetry import Representation
 
 WARM_UP = 15
@@ -143,7 +144,7 @@ class RowNorm(nn.Module):
         self.running_var.lerp_(variance * (size / max(size - 1, 1)), self.momentum)
 
 
-class StreamMap(nn.Module):
+class StreamMap(ResidualMap):
     """One step of a stream, `s -> W batchnorm(s) + b`, and the stream's start.
 
     Args:
@@ -153,6 +154,8 @@ class StreamMap(nn.Module):
         generator: for the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
         iterations, plain_start: see `StreamStep`.
     """
+
+    takes_rows: ClassVar[bool] = False  # all of them cost less than choosing some
 
     def __init__(
         self,
@@ -164,6 +167,7 @@ class StreamMap(nn.Module):
         plain_start: bool = False,
     ) -> None:
         super().__init__()
+        self.feature_axis = -1
         steps = iterations if spectral else 0
         self.start = None if in_dim is None else linear(in_dim, width, 0 if plain_start else steps, generator)
         self.norm = RowNorm(width)
@@ -221,21 +225,21 @@ def linear(in_dim: int, out_dim: int, iterations: int, generator: torch.Generato
     return made
 
 
-@spec("stream-step")
+@register("stream-step")
 @dataclass(frozen=True)
 class StreamStep(ResidualKind):
-    """A `StreamMap`, for sites that are in a stream.
+    """A step of a residual stream, batch normalisation and a linear map, for sites that are in a stream.
 
-    Args:
-        spectral: divide every weight by its largest singular value (ACE on EGNO).
-        iterations: steps of the power iteration of every training-mode call that estimate it (ACE's code: 5).
-        plain_start: leave the start's weight as it is (ACE's code).
-        first: whether this is the stream's first step, which brings the model's input to the stream's width
+    Attributes:
+        spectral: Whether every weight is divided by its largest singular value (ACE on EGNO).
+        iterations: Steps of the power iteration of every training-mode call that estimate it (ACE's code: 5).
+        plain_start: Whether the start's weight is left as it is (ACE's code).
+        first: Whether this is the stream's first step, which brings the model's input to the stream's width
             where they differ; placements set it.
     """
 
     spectral: bool = False
-    iterations: int = 1
+    iterations: int = within(COUNT, 1)
     plain_start: bool = False
     first: bool = False
 
@@ -250,8 +254,3 @@ class StreamStep(ResidualKind):
         starts = self.first and in_rep.dim != out_rep.dim
         start = in_rep.dim if starts else None
         return StreamMap(out_rep.dim, start, self.spectral, generator, self.iterations, self.plain_start)
-
-    def count(self, in_dim: int, out_dim: int) -> int:
-        """Weights and biases of the linear map, of the normalisation, and of the start where there is one."""
-        start = (in_dim + 1) * out_dim if self.first and in_dim != out_dim else 0
-        return start + 2 * out_dim + (out_dim + 1) * out_dim

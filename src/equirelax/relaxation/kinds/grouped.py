@@ -10,23 +10,35 @@ output: no number of channels is refused, and a map that has fewer channels than
         [             W_G    S_G ]
         [           R            ]        (up to the order of the features)
 
-A group's channels are a representation, the same for every group. So the group acts within the blocks, and the penalties
-of W are the sums of theirs, exact (`penalties.grouped`).
+A group's channels are a representation, the same for every group. So the group acts within the blocks: the commutators K of W
+with it have the pattern of W, and the penalties of W are the sums of its blocks', each on the features that it reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns, dense
-from equirelax.relaxation.linear_map import LinearMap
-from equirelax.relaxation.maps import DenseMap, ResidualKind, initialise
+from equirelax.relaxation.kinds.dense import DenseMap
+from equirelax.relaxation.kinds.kind import (
+    Init,
+    LinearMap,
+    Penalised,
+    ResidualKind,
+    Rule,
+    Terms,
+    initialise,
+    register,
+)
 from equirelax.relaxation.matrices import Matrices, without_vectors
-from equirelax.relaxation.spec import spec
+from equirelax.relaxation.terms.linear import Moment, linear_terms, stacked_terms
+from equirelax.relaxation.terms.precision import penalty_dtype
+from equirelax.settings import COUNT, NOT_NEGATIVE, within
 from equirelax.symmetry import Representation
 from equirelax.symmetry.blocks import Block
 
@@ -76,7 +88,7 @@ class GroupedMap(LinearMap):
     Args:
         in_rep, out_rep: of the features; both have at least G channels of some kind.
         groups: G.
-        feature_axis: as for `DenseMap`.
+        feature_axis: see `ResidualMap`.
 
     Attributes:
         weight: (G, out, in), one matrix for every group: from its channels and those that every group reads.
@@ -123,9 +135,14 @@ class GroupedMap(LinearMap):
         rows = rows.scatter(2, self.read[:, None].expand_as(self.weight), self.weight).flatten(0, 1)
         return (rows if self.rest is None else torch.cat([rows, self.rest]))[self._order]
 
-    def effective_bias(self) -> None:
-        """None."""
-        return None
+    def linear_rule(self) -> Rule:
+        """Group by group."""
+        return grouped_sums
+
+    def penalty_entries(self, in_rep: Representation) -> int:
+        """Of one Gram matrix for every group, and one of all inputs for the outputs that are left over."""
+        rest = 0 if self.rest is None else self.in_dim**2
+        return self.groups * self.part_in.dim**2 + rest if in_rep.linear else 0
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
         """`scale * W x`, G products of thin matrices; the scale goes into these."""
@@ -150,7 +167,7 @@ class GroupedMap(LinearMap):
         return x.index_select(-2, self.read.flatten()).unflatten(-2, self.read.shape)
 
 
-@spec("grouped")
+@register("grouped")
 @dataclass(frozen=True)
 class Grouped(ResidualKind):
     """A linear map that is dense within each of `groups` groups of channels, and does not mix these.
@@ -158,15 +175,15 @@ class Grouped(ResidualKind):
     It has a G-th of a dense map's weights, optimizer states and arithmetic, in its exact penalties too, and unlike
     a map of low rank it has full rank. Convolutions are refused.
 
-    Args:
+    Attributes:
         groups: G, at least 1. Where a layer has fewer channels than that, reading or writing, its map is dense. Channels
             that are left over when those of a kind are dealt to the groups are mixed with all.
-        init, std: as for `Dense`.
+        init, std: As for `Dense`.
     """
 
-    groups: int = 4
-    init: str = "zeros"
-    std: float = 1e-4
+    groups: int = within(COUNT, 4)
+    init: Init = "zeros"
+    std: float = within(NOT_NEGATIVE, 1e-4)
 
     def build(
         self,
@@ -175,38 +192,61 @@ class Grouped(ResidualKind):
         feature_axis: int,
         generator: torch.Generator | None = None,
     ) -> GroupedMap | DenseMap:
-        """A `GroupedMap`, or a `DenseMap` where nothing can be split.
-
-        Raises:
-            PlacementError: the number of groups is below 1, or the init is unknown.
-        """
-        ins, outs = self._split(in_rep), self._split(out_rep)
-        if not (ins.own_rep.dim and outs.own_rep.dim) or self.groups == 1:
+        """A `GroupedMap`, or a `DenseMap` where nothing can be split."""
+        whole = [split(rep, self.groups).own_rep.dim == 0 for rep in (in_rep, out_rep)]
+        if any(whole) or self.groups == 1:
             plain = DenseMap(in_rep.dim, out_rep.dim, feature_axis)
-            initialise([plain.weight], self.init, self.std, generator, "Grouped")
+            initialise([plain.weight], self.init, self.std, generator)
             return plain
         map_ = GroupedMap(in_rep, out_rep, self.groups, feature_axis)
-        matrices = [*map_.weight.detach(), *([] if map_.rest is None else [map_.rest])]
-        for matrix in matrices:
-            initialise([matrix], self.init, self.std, generator, "Grouped")
+        for matrix in [*map_.weight.detach(), *([] if map_.rest is None else [map_.rest])]:
+            initialise([matrix], self.init, self.std, generator)
         return map_
 
-    def count(self, in_dim: int, out_dim: int) -> int:
-        """As if every feature were a channel of one kind; see `count_between`."""
-        each_in, each_out = in_dim // self.groups, out_dim // self.groups
-        left_in, left_out = in_dim % self.groups, out_dim % self.groups
-        return self._weights(each_in, left_in, each_out, left_out)
 
-    def count_between(self, in_rep: Representation, out_rep: Representation) -> int:
-        """Weights of the groups, and of what is left over."""
-        ins, outs = self._split(in_rep), self._split(out_rep)
-        return self._weights(ins.own_rep.dim, len(ins.shared), outs.own_rep.dim, len(outs.shared))
+def grouped_sums(calls: Sequence[Penalised]) -> list[Terms]:
+    """The terms of grouped maps, differentiable by the weights any number of times.
 
-    def _weights(self, each_in: int, left_in: int, each_out: int, left_out: int) -> int:
-        in_dim = self.groups * each_in + left_in
-        return self.groups * each_out * (each_in + left_in) + left_out * in_dim
+    Matrices between the same representations, of all groups of all residuals, are computed in one stack.
+    """
+    found: list[Terms] = []
+    stacks: dict[tuple[Any, ...], list[tuple[int, Sequence[Tensor], Sequence[Moment | Tensor]]]] = {}
+    for index, call in enumerate(calls):
+        map_, dtype = call.map, penalty_dtype(call.map.weight.dtype)
+        points = [dense(x).detach().to(dtype) for x in call.inputs]
+        data = _of_groups(map_, points)
+        found.append(_of_the_rest(map_, points, call.in_rep, dtype))
+        rows = None if isinstance(data[0], Moment) else len(data[0])
+        alike = (map_.part_in, map_.part_out, rows, dtype, map_.weight.device)
+        stacks.setdefault(alike, []).append((index, map_.weight.to(dtype).unbind(), data))
+    for (part_in, part_out, *_), stack in stacks.items():
+        weights = [weight for _, of_one, _ in stack for weight in of_one]
+        lie, norm = stacked_terms(
+            weights, None, [d for _, _, of_one in stack for d in of_one], part_in, part_out
+        )
+        sizes = [len(of_one) for _, of_one, _ in stack]
+        for (index, _, _), of_lie, of_norm in zip(stack, lie.split(sizes), norm.split(sizes), strict=True):
+            rest_lie, rest_norm = found[index]
+            found[index] = (of_lie.sum() + rest_lie, of_norm.sum() + rest_norm)
+    return found
 
-    def _split(self, rep: Representation) -> Split:
-        if self.groups < 1:
-            raise PlacementError(f"Grouped: groups is {self.groups}; expected at least 1")
-        return split(rep, self.groups)
+
+def _of_the_rest(map_: GroupedMap, points: list[Tensor], in_rep: Representation, dtype: torch.dtype) -> Terms:
+    """The sums of what writes the outputs that are left over, from all inputs."""
+    if map_.rest is None:
+        return map_.weight.new_zeros((), dtype=dtype), map_.weight.new_zeros((), dtype=dtype)
+    return linear_terms(map_.rest.to(dtype), None, points, map_.feature_axis, in_rep, map_.rest_out)
+
+
+def _of_groups(map_: GroupedMap, points: list[Tensor]) -> Sequence[Moment | Tensor]:
+    """For every group the second moment of what it reads, (in, in), or the rows (n, in) where those are fewer."""
+    groups, size = map_.read.shape
+    if map_.feature_axis == -1:
+        columns = [x.reshape(-1, x.shape[-1]).T[None] for x in points]
+    else:
+        columns = [x.reshape(-1, *x.shape[-2:]) for x in points]  # (batch, dim, points)
+    read = [x.index_select(1, map_.read.flatten()).unflatten(1, (groups, size)) for x in columns]
+    if sum(x.shape[0] * x.shape[-1] for x in read) <= size:
+        return torch.cat([x.permute(1, 0, 3, 2).flatten(1, 2) for x in read], dim=1).unbind()
+    total = torch.stack([torch.matmul(x, x.mT).sum(0) for x in read]).sum(0)  # (groups, size, size)
+    return [Moment(gram) for gram in total]

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from equirelax.errors import PlacementError
 from equirelax.relaxation.columns import Columns, dense
-from equirelax.relaxation.maps import ResidualKind
-from equirelax.relaxation.spec import spec
-from equirelax.relaxation.stream_maps import RowNorm, linear
+from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap, register
+from equirelax.relaxation.kinds.stream import RowNorm, linear
+from equirelax.settings import COUNT, WIDTH, within
 from equirelax.symmetry import Representation
 
 
-class NormedPerceptronMap(nn.Module):
+class NormedPerceptronMap(ResidualMap):
     """`W_2 norm_2(silu(W_1 norm_1(W_0 x + b_0) + b_1)) + b_2`, W_1 and W_2 divided by their largest singular values.
 
     Args:
@@ -34,6 +35,7 @@ class NormedPerceptronMap(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.feature_axis = -1
         self.layers = nn.Sequential(
             linear(in_dim, in_dim, 0, generator),
             RowNorm(in_dim),
@@ -51,18 +53,18 @@ class NormedPerceptronMap(nn.Module):
         return y if scale is None else scale * y
 
 
-@spec("normed-perceptron")
+@register("normed-perceptron")
 @dataclass(frozen=True)
 class NormedPerceptron(ResidualKind):
-    """A `NormedPerceptronMap`.
+    """A perceptron of three linear maps, two batch normalisations and spectral norms; see `NormedPerceptronMap`.
 
-    Args:
-        hidden: width of its hidden layer.
-        iterations: steps of the power iteration of every training-mode call.
+    Attributes:
+        hidden: Width of its hidden layer.
+        iterations: Steps of the power iteration in every training-mode call.
     """
 
-    hidden: int = 128
-    iterations: int = 5
+    hidden: int = within(WIDTH, 128)
+    iterations: int = within(COUNT, 5)
 
     def build(
         self,
@@ -71,10 +73,14 @@ class NormedPerceptron(ResidualKind):
         feature_axis: int,
         generator: torch.Generator | None = None,
     ) -> NormedPerceptronMap:
-        """A `NormedPerceptronMap` from in_rep.dim to out_rep.dim."""
-        return NormedPerceptronMap(in_rep.dim, self.hidden, out_rep.dim, self.iterations, generator)
+        """A `NormedPerceptronMap` from in_rep.dim to out_rep.dim.
 
-    def count(self, in_dim: int, out_dim: int) -> int:
-        """Weights and biases of the three linear maps and of the two normalisations."""
-        maps = (in_dim + 1) * in_dim + (in_dim + 1) * self.hidden + (self.hidden + 1) * out_dim
-        return maps + 2 * (in_dim + self.hidden)
+        Raises:
+            PlacementError: The features are not on the last axis.
+        """
+        if feature_axis != -1:
+            raise PlacementError(
+                f"NormedPerceptron reads features on the last axis, and this layer's are on axis {feature_axis}: use MLP, or "
+                "exclude the layer"
+            )
+        return NormedPerceptronMap(in_rep.dim, self.hidden, out_rep.dim, self.iterations, generator)

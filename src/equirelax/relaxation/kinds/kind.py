@@ -1,0 +1,305 @@
+"""What a residual is made of: a kind, which is the user's settings, makes a map, which knows the rest.
+
+A new kind is one file in this folder, with its settings (a `ResidualKind` under `@register`) and its map (a `ResidualMap`), one
+import in `__init__`, and one test that subclasses `equirelax.testing.KindConformance`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import EquirelaxError, PlacementError
+from equirelax.files import did_you_mean
+from equirelax.relaxation.columns import Columns, dense, identity
+from equirelax.relaxation.matrices import Matrices
+from equirelax.relaxation.spec import spec
+from equirelax.relaxation.terms.jacobian import jacobian_terms
+from equirelax.relaxation.terms.linear import Moment, second_moment, stacked_terms
+from equirelax.relaxation.terms.precision import penalty_dtype
+from equirelax.settings import Settings
+from equirelax.symmetry import Representation
+
+Init = Literal["zeros", "normal", "default"]
+Terms = tuple[Tensor, Tensor]
+"""The Lie sum and the norm sum of one residual, without gamma: two tensors of shape ()."""
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """A residual's map with the inputs on which it is penalised.
+
+    Args:
+        map: in float32 or better.
+        inputs: features on `feature_axis`, detached; none for a map that needs none.
+        feature_axis: see `ResidualMap`.
+        in_rep, out_rep: how the group acts on what the map reads and gives.
+        finite_difference: approximate the Jacobian-vector products of maps that are not linear.
+    """
+
+    map: Any
+    inputs: Sequence[Columns]
+    feature_axis: int
+    in_rep: Representation
+    out_rep: Representation
+    finite_difference: bool = False
+
+
+Rule = Callable[[Sequence[Any]], list[Terms]]
+"""Computes the terms of several residuals, given as `Penalised`, together."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A Lipschitz constant: `|f(x) - f(y)| <= constant |x - y|`.
+
+    Args:
+        constant: None where none is known.
+        reason: why ACE's bounds (section 4) may not use it; empty where they may.
+    """
+
+    constant: float | None
+    reason: str = ""
+
+
+class ResidualMap(nn.Module):
+    """The unconstrained map f of a residual `gamma f(x)`: a module that is called as `map(x, scale)` and gives `scale * f(x)`,
+    features on the feature axis, or f(x) where the scale is left out.
+
+    Attributes:
+        feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points); of a convolution the axis of the
+            channels, such as -3 for (..., in_dim, H, W).
+        reads_inputs: Whether penalties of the map need its inputs.
+        takes_rows: Whether penalties may be estimated from some rows of its inputs.
+    """
+
+    feature_axis: int
+    reads_inputs: ClassVar[bool] = True
+    takes_rows: ClassVar[bool] = True
+
+    def matrices(self) -> dict[str, tuple[Matrices, ...]]:
+        """Which matrices its own parameters hold, by name, where their shapes do not say it."""
+        return {}
+
+    def penalty_rule(self, in_rep: Representation) -> Rule:
+        """How its penalties are computed; residuals with the same rule are computed together.
+
+        By default with Jacobian-vector products, for any map.
+        """
+        return jacobian_sums
+
+    def penalty_entries(self, in_rep: Representation) -> int:
+        """How many numbers the matrices have that its exact penalties make, at most."""
+        return 0
+
+    def slope(self) -> Slope:
+        """Its Lipschitz constant."""
+        return Slope(None, f"no Lipschitz constant is known of {type(self).__name__}")
+
+
+class LinearMap(ResidualMap, ABC):
+    """A map that one matrix (and bias) describes, however it is kept: it has penalties in weight space, and folds."""
+
+    @abstractmethod
+    def effective_weight(self) -> Tensor:
+        """The matrix that is applied, of shape (out_dim, in_dim), or the dense kernel of a convolution;
+        differentiable in the parameters.
+        """
+
+    def effective_bias(self) -> Tensor | None:
+        """The bias that is added, of shape (out_dim,), or None."""
+        return None
+
+    def scaled(self, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias times `scale`, which goes into these since they are smaller than the output."""
+        weight, bias = self.effective_weight(), self.effective_bias()
+        if scale is None:
+            return weight, bias
+        return scale * weight, None if bias is None else scale * bias
+
+    @abstractmethod
+    def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
+        """`scale * (W x + b)`."""
+
+    def penalty_rule(self, in_rep: Representation) -> Rule:
+        """In weight space, where the group acts linearly on the input."""
+        return self.linear_rule() if in_rep.linear else jacobian_sums
+
+    def linear_rule(self) -> Rule:
+        """The rule for inputs on which the group acts linearly."""
+        return linear_sums
+
+    def penalty_entries(self, in_rep: Representation) -> int:
+        """Of the Gram matrix."""
+        return (in_rep.dim + int(self.effective_bias() is not None)) ** 2 if in_rep.linear else 0
+
+    def slope(self) -> Slope:
+        """The largest singular value of the matrix."""
+        return with_biases(spectral_norm(self.effective_weight()), [self.effective_bias()])
+
+
+class ResidualKind(Settings, ABC):
+    """What a residual is made of. Subclasses are frozen dataclasses under `@register("name")`, and check themselves.
+
+    Attributes:
+        name: The name under which the class is registered.
+    """
+
+    name: ClassVar[str] = ""
+    error: ClassVar[type[EquirelaxError]] = PlacementError
+
+    @abstractmethod
+    def build(
+        self,
+        in_rep: Representation,
+        out_rep: Representation,
+        feature_axis: int,
+        generator: torch.Generator | None = None,
+    ) -> ResidualMap:
+        """The map, initialised, in the default dtype on the CPU."""
+
+    def build_convolution(
+        self, in_dim: int, out_dim: int, convolution: Any, generator: torch.Generator | None = None
+    ) -> ResidualMap:
+        """The map of a layer that is a convolution, between channels of feature fields.
+
+        Args:
+            in_dim, out_dim: Channels.
+            convolution: A `Convolution`: how the layer applies its kernel.
+
+        Raises:
+            PlacementError: This kind makes no convolutions, which is the default.
+        """
+        raise PlacementError(
+            f"{type(self).__name__} makes no convolution, and the relaxed layer is one: use Dense, EquivariantDense or "
+            "LowRank, or exclude the layer"
+        )
+
+
+_KINDS: dict[str, type[ResidualKind]] = {}
+_K = TypeVar("_K", bound="type[ResidualKind]")
+
+
+def register(name: str) -> Callable[[_K], _K]:
+    """Class decorator: make a kind known by name, to checkpoints too.
+
+    Raises:
+        PlacementError: Another class has the name.
+    """
+
+    def add(cls: _K) -> _K:
+        spec(name)(cls)
+        _KINDS[name] = cls
+        cls.name = name
+        return cls
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """The names of the registered kinds, in the order of their registration."""
+    return tuple(_KINDS)
+
+
+def get(name: str) -> type[ResidualKind]:
+    """The kind registered as `name`.
+
+    Raises:
+        PlacementError: There is none.
+    """
+    if name not in _KINDS:
+        raise PlacementError(
+            f"no kind of residual {name!r}.{did_you_mean(name, names())} There are {', '.join(names())}"
+        )
+    return _KINDS[name]
+
+
+def initialise(
+    parameters: Sequence[Tensor], init: Init, std: float, generator: torch.Generator | None
+) -> None:
+    """Fill a weight (and bias): zeros, normal with deviation `std`, or PyTorch's default, uniform within 1/sqrt(fan-in)."""
+    bound = 1 / math.sqrt(max(parameters[0].shape[1:].numel(), 1))
+    with torch.no_grad():
+        for parameter in parameters:
+            if init == "zeros":
+                parameter.zero_()
+            elif init == "normal":
+                parameter.normal_(0, std, generator=generator)
+            else:
+                parameter.uniform_(-bound, bound, generator=generator)
+
+
+def jacobian_sums(calls: Sequence[Penalised]) -> list[Terms]:
+    """The terms of any map, by Jacobian-vector products."""
+    found = []
+    for call in calls:
+        dtype = penalty_dtype(next(call.map.parameters()).dtype)
+        inputs = [dense(x).to(dtype) for x in call.inputs]
+        found.append(
+            jacobian_terms(
+                call.map, inputs, call.feature_axis, call.in_rep, call.out_rep, call.finite_difference
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What linear maps must share to be computed in one stack."""
+
+    in_rep: Representation
+    out_rep: Representation
+    bias: bool
+    rows: int | None
+    dtype: torch.dtype
+    device: torch.device
+
+
+def linear_sums(calls: Sequence[Penalised]) -> list[Terms]:
+    """The terms of linear maps in weight space; those between the same representations are computed in one stack."""
+    stacks: dict[_Stack, list[tuple[int, Moment | Tensor]]] = {}
+    moments: dict[tuple[Any, ...], Moment | Tensor] = {}
+    for index, call in enumerate(calls):
+        weight, bias = next(call.map.parameters()), call.map.effective_bias() is not None
+        dtype = penalty_dtype(weight.dtype)
+        # maps that read the same tensors (a block's feature and direction map) share their moment
+        same = (call.feature_axis, dtype, bias, *(identity(x) for x in call.inputs))
+        if same not in moments:
+            moments[same] = second_moment(list(call.inputs), call.feature_axis, dtype, call.in_rep.dim, bias)
+        data = moments[same]
+        rows = None if isinstance(data, Moment) else len(data)
+        stack = _Stack(call.in_rep, call.out_rep, bias, rows, dtype, weight.device)
+        stacks.setdefault(stack, []).append((index, data))
+    found: dict[int, Terms] = {}
+    for stack, members in stacks.items():
+        maps = [calls[index].map for index, _ in members]
+        weights = [map_.effective_weight().to(stack.dtype) for map_ in maps]
+        # all of them have a bias, or none has
+        biases = [map_.effective_bias().to(stack.dtype) for map_ in maps] if stack.bias else None
+        data_of_all = [data for _, data in members]
+        lie, norm = stacked_terms(weights, biases, data_of_all, stack.in_rep, stack.out_rep)
+        found.update((index, (lie[i], norm[i])) for i, (index, _) in enumerate(members))
+    return [found[index] for index in range(len(calls))]
+
+
+def spectral_norm(weight: Tensor) -> float:
+    """The largest singular value of a matrix, in float64; 0 of an empty one, NaN where it is not finite."""
+    weight = weight.detach().double()
+    if not weight.numel() or not bool(torch.isfinite(weight).all()):
+        return float("nan") if weight.numel() else 0.0
+    # the root of the largest eigenvalue of the smaller Gram matrix: as exact, and many times faster than an SVD
+    scale = weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+    weight = (weight if weight.shape[0] <= weight.shape[1] else weight.T) / scale
+    return float(scale * torch.linalg.eigvalsh(weight @ weight.T)[-1].clamp_min(0).sqrt())
+
+
+def with_biases(constant: float, biases: Sequence[Tensor | None]) -> Slope:
+    """The slope of a map with these biases: ACE's bounds need f(0) = 0."""
+    zero = not any(bias is not None and bool(bias.detach().any()) for bias in biases)
+    return Slope(constant, "" if zero else "it has a bias, so that f(0) is not 0")
