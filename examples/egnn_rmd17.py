@@ -1,7 +1,7 @@
 """EGNN (Satorras et al., 2021) as in egnn-pytorch, unedited: its weights mix invariant numbers only, so there is no
 equivariant layer to relax, and a placement says what its blocks take and return.
 
-Forces are how far the last block moves the atoms. Needs `pip install "equirelax[examples]"`.
+Forces are how far the last block moves the atoms. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 which is a layer family of the library, so all of it is automatic.
 
 The package computes its rotations without gradients: forces are the type-1 output here, as the gradient of its
-energy would be wrong. Its network is equivariant to SE(3), not to reflections. Needs `pip install "equirelax[examples]"`.
+energy would be wrong. Its network is equivariant to SE(3), not to reflections. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NequIP (Batzner et al., 2022) from its own package, unedited: its layers are e3nn's, so all of it is automatic.
 
-Its forces are the gradient of its energy, relaxed or not. Needs `pip install "equirelax[examples]"`.
+Its forces are the gradient of its energy, relaxed or not. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations
