@@ -16,7 +16,6 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from equirelax.errors import ConfigError, EquirelaxError
@@ -24,6 +23,7 @@ from equirelax.files import did_you_mean
 
 T = TypeVar("T")
 _KEY = "range"
+_TYPES: dict[type, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -211,16 +211,17 @@ def checked(
         label = key.format(name)
         if name not in fields:
             raise error(f"Unknown key {_quoted(label)}.{did_you_mean(str(name), list(fields))}")
-        found[name] = _fitting(value, types_of(kind)[name], label, error)  # type: ignore[arg-type]
+        found[name] = _fitting(value, types_of(kind)[name], label, error)
         if (wanted := range_of(fields[name])) is not None:
             check(found[name], wanted, label, error)
     return found
 
 
-@cache
-def types_of(kind: type[Any]) -> dict[str, Any]:
-    """The types of the fields."""
-    return typing.get_type_hints(kind)
+def types_of(kind: type[Settings]) -> dict[str, Any]:
+    """Field -> its type."""
+    if kind not in _TYPES:
+        _TYPES[kind] = typing.get_type_hints(kind)
+    return _TYPES[kind]
 
 
 def signature_of(init: Callable[..., Any], kind: type[Settings]) -> inspect.Signature:
@@ -233,8 +234,7 @@ def signature_of(init: Callable[..., Any], kind: type[Settings]) -> inspect.Sign
     return inspect.Signature([*own[:-1], *(f.replace(kind=inspect.Parameter.KEYWORD_ONLY) for f in fields)])
 
 
-@cache
-def documentation(kind: type[Any]) -> dict[str, str]:
+def documentation(kind: type[Settings]) -> dict[str, str]:
     """Field -> what the docstrings of the class and its bases say about it under "Attributes:"."""
     found: dict[str, str] = {}
     for cls in reversed(kind.__mro__):

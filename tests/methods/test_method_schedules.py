@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from method_toys import batch, chain
 import equirelax as er
 from equirelax.errors import EquirelaxWarning, MethodError
 from equirelax.methods.schedules import SCHEDULES, resolve
+from equirelax.settings import documentation, range_of, types_of
 
 
 def strengths(method: er.Scheduled) -> list[float]:
@@ -20,7 +24,7 @@ def strengths(method: er.Scheduled) -> list[float]:
 
 
 def scheduled(total_steps: int, schedule: object = "triangle", **settings: object) -> er.Scheduled:
-    return er.Scheduled(chain(2), total_steps, schedule, lie_weight=0.0, norm_weight=0.0, **settings)  # type: ignore[arg-type]
+    return er.Scheduled(chain(2), total_steps, schedule=schedule, lie_weight=0.0, norm_weight=0.0, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:Scheduled")
@@ -128,7 +132,7 @@ def test_regulariser_times_gamma() -> None:
     values = {}
     for times in (False, True):
         relaxation = chain(2)
-        method = er.Scheduled(relaxation, 5, "constant", penalty_times_gamma=times)
+        method = er.Scheduled(relaxation, 5, schedule="constant", penalty_times_gamma=times)
         method.schedule = lambda p: 0.25
         relaxation.model(x)
         values[times] = method.penalty().item()
@@ -167,9 +171,40 @@ def test_errors_say_what_to_do() -> None:
         er.ACE(chain(2), dual_lr=0.1, dual_optimizer="sdg")
     with pytest.raises(MethodError, match="dual_lr is 0"):
         er.ACE(chain(2), dual_lr=0.0)
-    with pytest.raises(MethodError, match="product below 2"):
+    with pytest.raises(MethodError, match=r"primal_lr is 1\.0 and rho is 2\.5"):
         er.ResilientACE(chain(2), dual_lr=0.1, primal_lr=1.0, rho=2.5)
     with pytest.raises(MethodError, match="augmented is -1"):
         er.ACE(chain(2), dual_lr=0.1, augmented=-1.0)
     with pytest.raises(MethodError, match="Did you mean 'mean'"):
         er.ACE(chain(2), dual_lr=0.1, reduction="meen")
+    with pytest.raises(MethodError, match="primal_lr"):
+        er.ResilientACE(chain(2), dual_lr=0.1)
+
+
+def test_settings_are_given_by_name_or_as_an_object() -> None:
+    relaxation = chain(2)
+    settings = er.ACE.Settings(dual_lr=1, augmented=0.5)
+    assert settings.dual_lr == 1.0
+    assert er.ACE(relaxation, settings).settings == er.ACE(relaxation, dual_lr=1.0, augmented=0.5).settings
+    assert er.ACE(relaxation, settings, pi=0.25).settings == er.ACE.Settings(
+        dual_lr=1, augmented=0.5, pi=0.25
+    )
+    assert {"dual_lr", "augmented", "regularizer"} <= inspect.signature(er.ACE).parameters.keys()
+    assert "fields" not in inspect.signature(er.ResilientACE).parameters
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.dual_lr = 2.0  # type: ignore[misc]
+    for wrong in ({}, {"dual_lrr": 0.1}, {"dual_lr": "0.1"}, {"dual_lr": True}, {"dual_lr": math.nan}):
+        with pytest.raises(MethodError, match="dual_lr"):
+            er.ACE(relaxation, **wrong)
+    for other in (0.1, er.Scheduled.Settings()):
+        with pytest.raises(MethodError, match=r"ACE\.Settings"):
+            er.ACE(relaxation, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [er.ACE, er.ResilientACE, er.Scheduled, er.methods.REMUL, er.methods.RPP])
+def test_every_field_has_a_docstring_and_every_number_a_range(method: type[er.methods.Method]) -> None:
+    hints = types_of(method.Settings)
+    for field in dataclasses.fields(method.Settings):
+        assert documentation(method.Settings)[field.name]
+        numbers = {"int", "float"} & set(re.findall(r"\w+", str(hints[field.name]).partition("Callable")[0]))
+        assert (range_of(field) is not None) == bool(numbers), field.name

@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
         r, dual_lr=0.1, dual_optimizer="adam", pi=0.3, regularizer=seeded_penalty(r)
     ),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
-    "rpp": lambda r: er.methods.RPP(r, 1e-3, 1e-2),
+    "rpp": lambda r: er.methods.RPP(r, eq_weight=1e-3, residual_weight=1e-2),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,

@@ -119,6 +119,6 @@ def test_a_released_run_goes_on_from_its_state() -> None:
 def test_unknown_forms_and_options_they_do_not_have_are_refused() -> None:
     _, relaxation = relaxed()
     with pytest.raises(MethodError, match="released"):
-        er.ResilientACE(relaxation, 0.1, 0.1, form="relased")
+        er.ResilientACE(relaxation, dual_lr=0.1, primal_lr=0.1, form="relased")
     with pytest.raises(MethodError, match="augmented"):
-        er.ResilientACE(relaxation, 0.1, 0.1, form="clamped", augmented=1.0)
+        er.ResilientACE(relaxation, dual_lr=0.1, primal_lr=0.1, form="clamped", augmented=1.0)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from equirelax_lab.tasks.methods import CHOICES, is_wrapper, needs_residuals
 from equirelax_lab.tasks.registry import TASKS, defaults
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.tasks.strengths import CHOICES, is_wrapper, needs_residuals
 from equirelax_lab.tasks.task import NO_PLACEMENT
 
 ODD: tuple[Any, ...] = (

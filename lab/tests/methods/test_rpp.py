@@ -39,7 +39,7 @@ def test_the_penalty_is_a_sum_of_squares_over_named_parameters() -> None:
 def test_gradients_are_those_of_weight_decay() -> None:
     """2 weight W: the L2 term of torch's optimizers, which they add to the gradient, is weight_decay W."""
     relaxation = chain(2)
-    RPP(relaxation, 0.2, 3.0).penalty().backward()
+    RPP(relaxation, eq_weight=0.2, residual_weight=3.0).penalty().backward()
     residuals = {id(p) for p in relaxation.residual_parameters().values()}
     assert all(residual.gamma.grad is None for _, residual in relaxation)
     for parameter in (*relaxation.strict_parameters().values(), *relaxation.residual_parameters().values()):
@@ -66,7 +66,7 @@ def test_training_ends_in_the_closed_form(eq_weight: float, residual_weight: flo
     """mean |y - (A + B) x|^2 + a |A|^2 + b |B|^2 has A : B = b : a, and A + B the ridge solution for a b / (a + b)."""
     torch.manual_seed(0)
     relaxation = er.relax(Linear(), er.Layers(declare=(er.relaxation.Linear("mix", SPACE, SPACE),)))
-    method = RPP(relaxation, eq_weight, residual_weight)
+    method = RPP(relaxation, eq_weight=eq_weight, residual_weight=residual_weight)
     x, y = batch(20)
     optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.1)
     for _ in range(3000):
@@ -87,10 +87,10 @@ def test_what_does_not_train_has_no_prior_and_what_is_shared_has_one() -> None:
     relaxation = chain(2)
     mixes = relaxation.model.mixes  # type: ignore[union-attr]
     mixes[1].weight = mixes[0].weight  # type: ignore[index]
-    before = RPP(relaxation, 1.0, 0.0).penalty().item()
+    before = RPP(relaxation, eq_weight=1.0, residual_weight=0.0).penalty().item()
     assert before == pytest.approx(float(mixes[0].weight.detach().square().sum()), rel=1e-12)  # type: ignore[index]
     mixes[0].weight.requires_grad_(False)  # type: ignore[index]
-    assert RPP(relaxation, 1.0, 0.0).penalty().item() == 0.0
+    assert RPP(relaxation, eq_weight=1.0, residual_weight=0.0).penalty().item() == 0.0
 
 
 def test_a_narrower_prior_on_the_residuals_brings_the_network_nearer_to_equivariance() -> None:
@@ -99,7 +99,7 @@ def test_a_narrower_prior_on_the_residuals_brings_the_network_nearer_to_equivari
     for weight in (1e-4, 1.0):
         torch.manual_seed(0)
         relaxation = er.relax(VNLinear(2, 2).double())
-        method = RPP(relaxation, 0.0, weight)
+        method = RPP(relaxation, eq_weight=0.0, residual_weight=weight)
         optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.02)
         for step in range(150):
             x = batch(16, seed=step)[0].view(16, 2, 3)
@@ -126,8 +126,8 @@ def test_half_precision_is_summed_in_float32() -> None:
     ("settings", "words"),
     [
         ({"eq_weight": -1.0}, "eq_weight is -1.0"),
-        ({"residual_weight": float("inf")}, "must be >= 0 and finite"),
-        ({"gamma": float("inf")}, "finite strength"),
+        ({"residual_weight": float("inf")}, "residual_weight is inf"),
+        ({"gamma": float("inf")}, "gamma is inf"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], words: str) -> None:

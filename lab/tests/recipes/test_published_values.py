@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from equirelax_lab.recipes import variants
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, defaults
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.tasks.strengths import CHOICES
 
 from equirelax.errors import ConfigError
 

@@ -6,20 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from equirelax_lab.tasks.registry import defaults
-from equirelax_lab.tasks.strengths import (
+from equirelax_lab.tasks.methods import (
     CHOICES,
-    REMULStrength,
-    RPPStrength,
     is_learnt,
     is_strict,
     is_wrapper,
 )
+from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError
-from equirelax.methods import EquiAdapted, EquiTuned
+from equirelax.methods import REMUL, RPP, EquiAdapted, EquiTuned
 
 MODELS = ("vn-pointnet", "vn-dgcnn", "pointnet", "dgcnn")
 ANY_NETWORK = {"strict", "strict-muon", "remul", "equi-tuning", "equi-adapt"}
@@ -109,13 +107,13 @@ def test_tuning_leaves_reflections_out_unless_told() -> None:
 
 def test_settings_of_the_methods_that_are_compared() -> None:
     rpp = defaults("modelnet40", "vn-pointnet", "rpp")
-    assert isinstance(rpp.strength, RPPStrength)
+    assert isinstance(rpp.strength, RPP.Settings)
     # the gradient of eq_weight ||W||^2 is 2 eq_weight W, that of a weight decay wd is wd W
     strict = defaults("modelnet40", "vn-pointnet", "strict")
     assert rpp.training.weight_decay == 0.0
     assert 2 * rpp.strength.eq_weight == pytest.approx(strict.training.weight_decay)
     remul = defaults("modelnet40", "vn-pointnet", "remul")
-    assert isinstance(remul.strength, REMULStrength)
+    assert isinstance(remul.strength, REMUL.Settings)
     assert remul.training == strict.training
     assert [name for name in CHOICES if is_learnt(name)] == ["ace", "resilient", "ace-augmented", "ace-pi"]
     deployed = [name for name, choice in CHOICES.items() if choice.deploys_relaxed]

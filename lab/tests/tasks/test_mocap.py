@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from equirelax_lab.data import data_root
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.mocap import MocapTask
 from equirelax_lab.tasks.registry import build_task, defaults
-from equirelax_lab.tasks.strengths import choice
 from equirelax_lab.training.assembly import assemble, build_optimizer
 from torch import Tensor, nn
 

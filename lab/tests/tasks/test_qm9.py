@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from equirelax_lab.data import data_root, qm9
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.qm9 import QM9Task
 from equirelax_lab.tasks.registry import build_task, defaults
-from equirelax_lab.tasks.strengths import CHOICES, ACEStrength, ResilientStrength
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 from equirelax_lab.training.evaluation import mean_error
 from interruption import assert_goes_on_bit_for_bit
@@ -20,6 +20,7 @@ from torch import nn
 
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError
+from equirelax.methods import ACE, ResilientACE
 from equirelax.relaxation import project
 
 pytest.importorskip("torch_geometric")
@@ -232,13 +233,13 @@ def test_papers_settings() -> None:
         6e-4,
     )
     for found, dual in ((schnet, 1e-3), (segnn, 1e-2)):
-        assert isinstance(found.strength, ACEStrength)
+        assert isinstance(found.strength, ACE.Settings)
         assert found.strength.dual_lr == dual
         assert found.strength.dual_optimizer == "adam"
         assert not found.training.augment
         assert (found.training.validate_every, found.dataset.partition) == (1, "seeded")  # type: ignore[attr-defined]
     assert (schnet.dataset.targets, segnn.dataset.targets) == ("raw", "mad")  # type: ignore[attr-defined]
-    assert isinstance(defaults("qm9", "segnn", "resilient").strength, ResilientStrength)
+    assert isinstance(defaults("qm9", "segnn", "resilient").strength, ResilientACE.Settings)
     assert len(assemble(config("ace")).relaxation.residuals) == 2  # type: ignore[union-attr]
 
 

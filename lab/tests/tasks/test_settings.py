@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, config_from_dict, defaults
 from equirelax_lab.tasks.settings import read_yaml
-from equirelax_lab.tasks.strengths import CHOICES, ACEStrength, ResilientStrength, ScheduledStrength
 
 from equirelax.errors import ConfigError
+from equirelax.methods import ACE, ResilientACE, Scheduled
 
 
 @pytest.mark.parametrize("method", CHOICES)
@@ -88,13 +89,13 @@ def test_the_papers_settings_of_nbody() -> None:
     assert (strict.training.epochs, strict.training.augment) == (1000, True)
     assert dataclasses.asdict(strict.dataset)["train"] == 3000
     scheduled = defaults("nbody", "segnn", "scheduled")
-    assert isinstance(scheduled.strength, ScheduledStrength)
+    assert isinstance(scheduled.strength, Scheduled.Settings)
     assert (scheduled.strength.lie_weight, scheduled.strength.norm_weight) == (0.01, 0.01)
     assert scheduled.strength.scaling == "root-sum"
     residual = scheduled.residual
     assert (residual.kind, residual.init, residual.std, residual.bias) == ("dense", "normal", 1e-4, False)
     ace = defaults("nbody", "segnn", "ace")
-    assert isinstance(ace.strength, ACEStrength)
+    assert isinstance(ace.strength, ACE.Settings)
     assert (ace.training.learning_rate, ace.strength.dual_lr, ace.strength.dual_optimizer) == (
         9e-4,
         8e-4,
@@ -102,7 +103,7 @@ def test_the_papers_settings_of_nbody() -> None:
     )
     assert (ace.residual.kind, ace.residual.layers, ace.residual.placement) == ("mlp", 3, "segnn-ace")
     assert (ace.training.epochs, ace.training.augment, ace.training.drop_last) == (2000, False, True)
-    assert isinstance(defaults("nbody", "segnn", "resilient").strength, ResilientStrength)
+    assert isinstance(defaults("nbody", "segnn", "resilient").strength, ResilientACE.Settings)
 
 
 def test_the_papers_settings_of_mocap() -> None:
@@ -113,5 +114,5 @@ def test_the_papers_settings_of_mocap() -> None:
         5e-4,
     )
     assert (config.training.weight_decay, config.training.gradient_clip) == (1e-10, 1.0)
-    assert isinstance(config.strength, ACEStrength)
+    assert isinstance(config.strength, ACE.Settings)
     assert (config.strength.dual_lr, config.strength.dual_eps) == (2e-4, 1e-4)

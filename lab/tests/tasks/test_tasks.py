@@ -8,22 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from equirelax_lab.tasks.built import build_method, build_wrapper
-from equirelax_lab.tasks.registry import build_task, defaults
-from equirelax_lab.tasks.strengths import (
+from equirelax_lab.tasks.methods import (
     CHOICES,
-    REMULStrength,
-    ScheduledStrength,
+    build_method,
+    build_wrapper,
     is_learnt,
     is_scheduled,
     is_strict,
     is_wrapper,
 )
+from equirelax_lab.tasks.registry import build_task, defaults
 from equirelax_lab.training.assembly import assemble, build_optimizer
 
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError, DataError
-from equirelax.methods import REMUL
+from equirelax.methods import REMUL, Scheduled
 from equirelax.relaxation import relax
 from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import SO
@@ -126,17 +125,16 @@ def test_wrappers_stand_around_the_strict_network(tiny_root: Path, tiny_config: 
     )  # the mean over rotations of an equivariant network is itself
     with pytest.raises(ConfigError, match="equi-adapt turns point clouds"):
         assemble(tiny_config("equi-adapt", "egnn"), tiny_root)
-    with pytest.raises(ConfigError, match="REMULStrength describes no module"):
-        build_wrapper(strict.model, REMULStrength(), (None,), None, SO(3))
+    with pytest.raises(ConfigError, match="describes no module"):
+        build_wrapper(strict.model, REMUL.Settings(), (None,), None, SO(3))
 
 
 def test_methods_that_need_residuals_say_so(tiny_config: Callable[..., Any]) -> None:
     network = torch.nn.Linear(3, 3)
-    length: dict[str, Any] = {"epochs": 1, "steps_per_epoch": 1, "learning_rate": 0.1, "seed": 0}
-    assert isinstance(build_method(network, REMULStrength(), **length), REMUL)
+    assert isinstance(build_method(network, defaults("nbody", "segnn", "remul"), 1), REMUL)
     for name in ("scheduled", "ace", "resilient", "rpp", "no-lie"):
         with pytest.raises(ConfigError, match="needs residuals, and Linear has none"):
-            build_method(network, defaults("nbody", "segnn", name).strength, **length)
+            build_method(network, defaults("nbody", "segnn", name), 1)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_methods_that_need_residuals_say_so(tiny_config: Callable[..., Any]) -> 
 )
 def test_ablations_of_cr_leave_out_what_they_say(name: str, lie: float, norm: float, schedule: str) -> None:
     strength = defaults("nbody", "segnn", name).strength
-    assert isinstance(strength, ScheduledStrength)
+    assert isinstance(strength, Scheduled.Settings)
     assert (strength.lie_weight, strength.norm_weight, strength.schedule) == (lie, norm, schedule)
     assert is_scheduled(name)
     assert not is_learnt(name)
@@ -216,23 +214,21 @@ def test_published_numbers_are_those_of_the_papers() -> None:
 
 
 def test_placements_and_strengths_that_do_not_fit_are_refused(tiny_config: Callable[..., Any]) -> None:
-    from equirelax_lab.tasks.settings import Strength
-
     from equirelax.errors import PlacementError
 
     wrong = tiny_config("scheduled", residual={"placement": "segnn-rc"})
     with pytest.raises(PlacementError, match="segnn-cr"):
         assemble(wrong)
     relaxation = relax(torch.nn.Sequential(build_task(tiny_config("strict")).build_model()))
-    with pytest.raises(ConfigError, match="describes no method"):
-        build_method(relaxation, Strength(), epochs=1, steps_per_epoch=1, learning_rate=0.1, seed=0)
+    with pytest.raises(ConfigError, match="drives no residuals"):
+        build_method(relaxation, tiny_config("strict"), 1)
 
 
 def test_settings_reach_the_method(tiny_config: Callable[..., Any]) -> None:
     config = tiny_config(
         "scheduled", strength={"rows": 7, "lie_weight": 0.5, "scaling": "mean", "per": "step"}
     )
-    assert isinstance(config.strength, ScheduledStrength)
+    assert isinstance(config.strength, Scheduled.Settings)
     method = assemble(config, steps_per_epoch=3).method
     assert method is not None
     penalty = method.regularizer

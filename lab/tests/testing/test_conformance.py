@@ -66,7 +66,7 @@ class TestREMULWithGradNormBySGD(MethodConformance):
 
 class TestRPP(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
-        return RPP(relaxation, 1e-3, 1e-2)
+        return RPP(relaxation, eq_weight=1e-3, residual_weight=1e-2)
 
 
 def seeded(build: Any) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from equirelax.methods.lagrangian import Lagrangian
@@ -30,15 +32,21 @@ class ACE(Lagrangian):
     eta_p c < 2).
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Lagrangian.Settings):
+        """Settings of Algorithm 1: those that both algorithms share."""
+
+    settings: Settings
+
     def constraint(self) -> Tensor:
         """h_i = gamma_i, (n,)."""
         return self._gammas()
 
     def effective_multipliers(self) -> Tensor:
         """lambda_i + kappa_p gamma_i(t-1) + c gamma_i, (n,)."""
-        return self.base_multipliers() + self.augmented * self._gammas()
+        return self.base_multipliers() + self.settings.augmented * self._gammas()
 
     def _lagrangian_terms(self) -> Tensor:
         gammas = self._gammas()
         terms = self.base_multipliers() * gammas
-        return terms + 0.5 * self.augmented * gammas.square() if self.augmented else terms
+        return terms + 0.5 * self.settings.augmented * gammas.square() if self.settings.augmented else terms

@@ -8,13 +8,15 @@ import html
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from equirelax.errors import EquirelaxWarning, MethodError
+from equirelax import settings as checking
+from equirelax.errors import EquirelaxError, EquirelaxWarning, MethodError
 from equirelax.methods.attachment import Attachment
 from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
@@ -49,26 +51,53 @@ class Method(ABC):
     multiplier, no slack and no schedule, so that a schedule over T steps ends late by as many steps as were skipped.
     (With the triangle and s skipped steps the last one has gamma = 2 s / (T - 1) in place of 0, which `project` takes off.)
 
+    Every method has a dataclass of settings, `Settings`, and takes either its fields by name or an object of it:
+
+        er.ACE(relaxation, dual_lr=8e-4)
+        er.ACE(relaxation, er.ACE.Settings(dual_lr=8e-4))
+
+    A residual that `Strict` switched off is switched on again, and its weights train.
+
     Args:
-        relaxation: the relaxed model. Another method that was attached to it is replaced.
-        regularizer: optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
+        relaxation: The relaxed model. The method replaces another one that was attached to it.
+        settings: The method's settings; None takes them from `fields`.
+        regularizer: Optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
+        fields: Settings by name; they replace those of `settings`.
 
     Attributes:
-        name: as registered.
-        description: in a line, as registered.
-        deploys_relaxed: whether the model is used with its residuals (True) or projected (False).
-
-    A residual that was switched off (by `Strict`) is switched on again, its weights trainable.
+        settings: The method's settings.
+        name: The name under which the method is registered.
+        description: One line about the method.
+        deploys_relaxed: Whether the model is used with its residuals (True) or projected (False).
 
     Raises:
-        MethodError: the model was projected.
+        MethodError: The model was projected, or a setting is unknown, missing or out of range.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(checking.Settings):
+        """The settings of a method that has none; other methods derive theirs from it."""
+
+        error: ClassVar[type[EquirelaxError]] = MethodError
 
     name: ClassVar[str] = ""
     description: ClassVar[str] = ""
     deploys_relaxed: ClassVar[bool] = False
+    settings: Settings
 
-    def __init__(self, relaxation: Relaxation, regularizer: Regularizer | None = None) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__signature__ = checking.signature_of(cls.__init__, cls.Settings)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        settings: Settings | None = None,
+        *,
+        regularizer: Regularizer | None = None,
+        **fields: Any,
+    ) -> None:
+        self.settings = type(self).Settings.given(settings, fields)
         self.relaxation = relaxation
         self._check_present()
         self.regularizer = regularizer

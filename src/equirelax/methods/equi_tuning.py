@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import MethodError
+from equirelax import settings as checking
+from equirelax.errors import EquirelaxError, MethodError
 from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_of
+from equirelax.settings import COUNT, COUNT_OR_NONE, SEED, within
 from equirelax.symmetry import Group
 
 
@@ -27,15 +30,29 @@ class EquiTuned(nn.Module):
         out_rep: the same for what f returns.
         group: elements are drawn from it; by default that of the representations. Of SE(n) and E(n) only rotations
             and reflections are averaged over, about the origin: centre the input.
-        samples: M. A finite group with no more elements than that is taken whole.
-        seed: of the sampled elements, which are the same in every prediction.
-        training_samples: in training mode, elements drawn anew in every call (torch's global generator; the whole
-            of a finite group with no more); 0 trains f as it is.
+        settings: `Settings`, or None to give them by name.
+        fields: Settings by name.
 
     Raises:
         RepresentationError: in_rep or out_rep is something else.
-        MethodError: a number out of range, or a group over which no mean exists.
+        MethodError: A setting is unknown or out of range, or no mean exists over the group.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(checking.Settings):
+        """How many elements are averaged over.
+
+        Attributes:
+            samples: Elements M that a prediction is averaged over; a finite group with no more is taken whole.
+            seed: Seed of the elements, which are the same in every prediction.
+            training_samples: Elements drawn anew in every call in training mode (from torch's global generator; the whole of a
+                finite group with no more); 0 trains the network as it is.
+        """
+
+        error: ClassVar[type[EquirelaxError]] = MethodError
+        samples: int = within(COUNT, 16)
+        seed: int = within(SEED, 0)
+        training_samples: int = within(COUNT_OR_NONE, 0)
 
     def __init__(
         self,
@@ -43,26 +60,20 @@ class EquiTuned(nn.Module):
         in_rep: Any,
         out_rep: Any,
         group: Group | None = None,
-        samples: int = 16,
-        seed: int = 0,
-        *,
-        training_samples: int = 0,
+        settings: Settings | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__()
         self.in_kinds, self.out_kinds = as_kinds(in_rep, "in_rep"), as_kinds(out_rep, "out_rep")
         self.group = group_of(*self.in_kinds, *self.out_kinds) if group is None else group
-        if samples < 1 or training_samples < 0:
-            raise MethodError(
-                f"samples is {samples} and training_samples is {training_samples}; expected at least 1 and 0"
-            )
+        self.settings = self.Settings.given(settings, fields)
         if not self.group.compact and self.group.dim == self.group.linear_dim:
             raise MethodError(
                 f"{self.group.name} is not compact: there is no uniform mean over it; give a compact subgroup"
             )
         self.model = model
-        self.samples, self.training_samples, self.seed = samples, training_samples, seed
         # No buffer: in a buffer a cast of the model would round the elements, and keys would change.
-        self._elements = self._draw(samples, torch.Generator().manual_seed(seed))
+        self._elements = self._draw(self.settings.samples, torch.Generator().manual_seed(self.settings.seed))
 
     @property
     def elements(self) -> Tensor:
@@ -72,7 +83,7 @@ class EquiTuned(nn.Module):
     @property
     def exact(self) -> bool:
         """Whether the whole group is averaged over."""
-        return self._covered(self.samples)
+        return self._covered(self.settings.samples)
 
     def forward(self, *args: Any) -> Any:
         """What the model returns, averaged; in training mode over `training_samples` elements.
@@ -82,9 +93,9 @@ class EquiTuned(nn.Module):
         """
         elements = self._elements
         if self.training:
-            if not self.training_samples:
+            if not self.settings.training_samples:
                 return self.model(*args)
-            elements = self._draw(self.training_samples, None)
+            elements = self._draw(self.settings.training_samples, None)
         total: Any = None
         for g in elements:
             turned = act_on_all(g, args, self.in_kinds)
@@ -107,9 +118,12 @@ class EquiTuned(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
-        how = "all" if self.exact else f"{self.samples} sampled"
-        return f"{how} elements of {self.group.name}, training_samples={self.training_samples}"
+        how = "all" if self.exact else f"{self.settings.samples} sampled"
+        return f"{how} elements of {self.group.name}, training_samples={self.settings.training_samples}"
 
 
 def _sum(a: Any, b: Any) -> Any:
     return tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
+
+
+EquiTuned.__signature__ = checking.signature_of(EquiTuned.__init__, EquiTuned.Settings)  # type: ignore[attr-defined]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equirelax.errors import MethodError
+from equirelax import settings as checking
+from equirelax.errors import EquirelaxError, MethodError
 from equirelax.methods.dual import DualAscent
+from equirelax.settings import NOT_NEGATIVE, POSITIVE, within
 
 LEAST = 1e-3  # a weight stays above this share of the sum: at 0 its task would never come back
 
@@ -30,40 +33,51 @@ class GradNorm:
         weights: at the start, each > 0; their sum is kept.
         parameters: W, such as the last shared layer's (the paper's choice, and cheap).
         last: take as W only the last of `parameters` that the losses depend on.
-        asymmetry: the exponent a >= 0; 0 makes the gradients equal (the paper uses 0.12 to 1.5).
-        lr: step size > 0 (0.025 in the paper).
-        optimizer: "adam" or "sgd".
+        settings: `Settings`, or None to give them by name.
+        fields: Settings by name.
 
     Raises:
-        MethodError: no parameters, or a number out of range.
+        MethodError: No parameters, or a setting is unknown or out of range.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(checking.Settings):
+        """How the weights move.
+
+        Attributes:
+            asymmetry: GradNorm's exponent a of the relative training rate; 0 makes the gradients equal (the paper uses 0.12
+                to 1.5).
+            weights_lr: Step size of the losses' weights (0.025 in the paper).
+            weights_optimizer: The optimiser of the losses' weights.
+        """
+
+        error: ClassVar[type[EquirelaxError]] = MethodError
+        asymmetry: float = within(NOT_NEGATIVE, 1.5)
+        weights_lr: float = within(POSITIVE, 0.025)
+        weights_optimizer: Literal["adam", "sgd"] = "adam"
 
     def __init__(
         self,
         weights: Sequence[float],
         parameters: Sequence[nn.Parameter],
+        settings: Settings | None = None,
         *,
         last: bool = False,
-        asymmetry: float = 1.5,
-        lr: float = 0.025,
-        optimizer: str = "adam",
+        **fields: Any,
     ) -> None:
-        if not all(weight > 0.0 for weight in weights) or not asymmetry >= 0.0:
-            raise MethodError(
-                f"GradNorm: the weights are {list(weights)} and asymmetry is {asymmetry}; expected weights > 0 "
-                f"and asymmetry >= 0"
-            )
+        self.settings = self.Settings.given(settings, fields)
+        if not all(weight > 0.0 for weight in weights):
+            raise MethodError(f"GradNorm: the weights are {list(weights)}; all must be above 0")
         if not parameters:
             raise MethodError("GradNorm: no parameters to compare gradients on; give the last shared layer's")
         self.parameters = list(parameters)
         self._last = last
-        self.asymmetry = asymmetry
         like = self.parameters[0]
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.weights = torch.tensor(list(weights), dtype=dtype, device=like.device)
         self.total = float(sum(weights))
         self.initial: Tensor | None = None
-        self._ascent = DualAscent(optimizer, lr)
+        self._ascent = DualAscent(self.settings.weights_optimizer, self.settings.weights_lr)
         self._losses: Tensor | None = None
         self._gradients: list[Tensor] = []
 
@@ -121,7 +135,7 @@ class GradNorm:
         mean = progress.mean()
         rates = progress / mean if bool(mean > 0) else torch.ones_like(progress)
         scaled = self.weights * norms
-        return torch.sign(scaled - scaled.mean() * rates**self.asymmetry) * norms
+        return torch.sign(scaled - scaled.mean() * rates**self.settings.asymmetry) * norms
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, initial losses (None before the first step) and the optimizer's state."""
@@ -174,6 +188,9 @@ class GradNorm:
             for p, part in zip(self.parameters, parts, strict=True)
         ]
         return torch.cat(flat).to(self.weights)
+
+
+GradNorm.__signature__ = checking.signature_of(GradNorm.__init__, GradNorm.Settings)  # type: ignore[attr-defined]
 
 
 def _mean_over_ranks(local: Tensor) -> Tensor:

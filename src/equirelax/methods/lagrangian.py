@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import MethodError
-from equirelax.files import did_you_mean
 from equirelax.methods.base import Method
 from equirelax.methods.dual import DualAscent
+from equirelax.settings import FINITE, NOT_NEGATIVE, POSITIVE, within
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
     from equirelax.relaxation.regularizers import Regularizer
-
-REDUCTIONS = ("sum", "mean")
 
 
 class Lagrangian(Method):
@@ -39,49 +37,57 @@ class Lagrangian(Method):
     equal on all ranks, so they are equal too.
 
     Args:
-        relaxation: the relaxed model; every gamma is learnt from here on.
-        dual_lr: eta_d > 0, learning rate of the multipliers. Also as `dual.lr`, to be scheduled.
-        dual_optimizer: "sgd" (as printed) or "adam" (as in the released code; the update is then not the
-            printed one).
-        dual_eps: Adam's epsilon.
-        augmented: coefficient c >= 0 of the quadratic term.
-        pi: proportional gain kappa_p >= 0.
-        initial: gamma at the start; None keeps what the residuals have.
-        reduction: "sum" over residuals as printed, or "mean": the whole term is divided by their number, the
-            multipliers still move by the undivided constraint.
-        regularizer: optional regulariser of the residuals.
+        relaxation: The relaxed model; every gamma is learnt from here on.
+        settings: `Settings`, or None to give them by name.
+        regularizer: Optional regulariser of the residuals.
+        fields: Settings by name.
+
+    Attributes:
+        dual: The ascent on the multipliers. A learning-rate schedule may change `dual.lr`.
+        multipliers: lambda, (n,).
 
     Raises:
-        MethodError: unknown name, or a number out of range.
+        MethodError: A setting is unknown, missing or out of range.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Method.Settings):
+        """What ACE's two algorithms share.
+
+        Attributes:
+            dual_lr: Step size of the multipliers (eta_d).
+            dual_optimizer: sgd as printed in the paper, adam as in the released code.
+            dual_eps: Epsilon of adam.
+            augmented: Weight c of the augmented term (c/2) gamma^2; 0 is the printed algorithm.
+            pi: Proportional gain kappa_p of the multipliers' PI update; 0 is the printed algorithm.
+            initial: Strength at the start; null keeps what the residuals have.
+            reduction: Sum over the residuals (as printed) or mean of the multipliers' terms; the multipliers move by the
+                undivided constraint in both cases.
+        """
+
+        dual_lr: float = within(POSITIVE)
+        dual_optimizer: Literal["sgd", "adam"] = "sgd"
+        dual_eps: float = within(POSITIVE, 1e-8)
+        augmented: float = within(NOT_NEGATIVE, 0.0)
+        pi: float = within(NOT_NEGATIVE, 0.0)
+        initial: float | None = within(FINITE, 1.0)
+        reduction: Literal["sum", "mean"] = "sum"
+
+    settings: Settings
 
     def __init__(
         self,
         relaxation: Relaxation,
-        dual_lr: float,
+        settings: Settings | None = None,
         *,
-        dual_optimizer: str = "sgd",
-        dual_eps: float = 1e-8,
-        augmented: float = 0.0,
-        pi: float = 0.0,
-        initial: float | None = 1.0,
-        reduction: str = "sum",
         regularizer: Regularizer | None = None,
+        **fields: Any,
     ) -> None:
-        self.dual = DualAscent(dual_optimizer, dual_lr, dual_eps)
-        if not (0.0 <= augmented < math.inf and 0.0 <= pi < math.inf):
-            raise MethodError(f"augmented is {augmented} and pi is {pi}; both must be >= 0 and finite")
-        if initial is not None and not math.isfinite(initial):
-            raise MethodError(
-                f"initial is {initial}; give a finite strength, or None to keep what the residuals have"
-            )
-        if reduction not in REDUCTIONS:
-            hint = did_you_mean(reduction, REDUCTIONS)
-            raise MethodError(f"no reduction {reduction!r}; there are {', '.join(REDUCTIONS)}.{hint}")
-        super().__init__(relaxation, regularizer)
-        self.augmented, self.pi, self.reduction = augmented, pi, reduction
+        super().__init__(relaxation, settings, regularizer=regularizer, **fields)
+        own = self.settings
+        self.dual = DualAscent(own.dual_optimizer, own.dual_lr, own.dual_eps)
         for residual in relaxation.residuals.values():
-            residual.learn_gamma(float(residual.gamma.detach()) if initial is None else initial)
+            residual.learn_gamma(float(residual.gamma.detach()) if own.initial is None else own.initial)
         self.multipliers = torch.zeros_like(self._gammas().detach())
         self.proportional = torch.zeros_like(self.multipliers)
         self._seen: Tensor | None = None
@@ -115,7 +121,7 @@ class Lagrangian(Method):
     def _term(self) -> Tensor:
         self._align()
         terms = self._lagrangian_terms()
-        return terms.sum() if self.reduction == "sum" else terms.mean()
+        return terms.sum() if self.settings.reduction == "sum" else terms.mean()
 
     def _observe(self) -> None:
         self._align()
@@ -133,7 +139,7 @@ class Lagrangian(Method):
         self._step_primal(seen)
         self.dual.step(self.multipliers, seen)
         self._project()
-        self.proportional = self.pi * seen
+        self.proportional = self.settings.pi * seen
 
     def _align(self) -> None:
         """Follow a model that was moved to another device or dtype after the method was made."""

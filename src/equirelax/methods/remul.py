@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.errors import MethodError
-from equirelax.files import did_you_mean
 from equirelax.methods.base import Method
 from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.registry import register
 from equirelax.methods.unrelaxed import handle_of
 from equirelax.relaxation import Relaxation
-
-WEIGHTINGS = ("constant", "gradnorm")
+from equirelax.settings import FINITE, NOT_NEGATIVE, within
 
 
 @register(
@@ -38,70 +36,72 @@ class REMUL(Method):
     `GradNorm`, whose gradients are taken in `shared`.
 
     Args:
-        relaxation: a relaxed model's handle, or a model that is not relaxed.
-        alpha, beta: weights of the loss on samples and on moved samples, >= 0 and not both 0; with
-            "gradnorm" those at the start, both > 0.
-        weighting: "constant" or "gradnorm".
-        gamma: the fixed strength of every residual.
-        shared: parameters in which GradNorm compares the gradients; None takes the model's last weight that
-            the loss depends on.
-        asymmetry, weights_lr, weights_optimizer: of `GradNorm`.
+        relaxation: A relaxed model's handle, or a model that is not relaxed.
+        settings: `Settings`, or None to give them by name.
+        shared: Parameters in which GradNorm compares the gradients; None takes the model's last weight that the loss depends
+            on.
+        fields: Settings by name.
 
     Attributes:
         weights: alpha and beta of the next step.
 
     Raises:
-        MethodError: unknown name, or a number out of range.
+        MethodError: A setting is unknown or out of range.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(GradNorm.Settings, Method.Settings):
+        """Weights of the two losses.
+
+        Attributes:
+            alpha: Weight of the loss on samples as they are.
+            beta: Weight of the loss on moved samples; not both are 0, and with gradnorm none is.
+            weighting: Constant weights, or GradNorm's, which start there and keep their sum.
+            gamma: The fixed strength of the residuals, where the model has any.
+        """
+
+        alpha: float = within(NOT_NEGATIVE, 1.0)
+        beta: float = within(NOT_NEGATIVE, 1.0)
+        weighting: Literal["constant", "gradnorm"] = "constant"
+        gamma: float = within(FINITE, 1.0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.alpha + self.beta > 0.0:
+                raise MethodError(f"alpha is {self.alpha} and beta is {self.beta}; they cannot both be 0")
+            if self.weighting == "gradnorm" and not min(self.alpha, self.beta) > 0.0:
+                raise MethodError(
+                    f"alpha is {self.alpha} and beta is {self.beta}; gradnorm needs both above 0"
+                )
+
+    settings: Settings
     deploys_relaxed: ClassVar[bool] = True
 
     def __init__(
         self,
         relaxation: Relaxation | nn.Module,
-        alpha: float = 1.0,
-        beta: float = 1.0,
+        settings: Settings | None = None,
         *,
-        weighting: str = "constant",
-        gamma: float = 1.0,
         shared: Iterable[nn.Parameter] | None = None,
-        asymmetry: float = 1.5,
-        weights_lr: float = 0.025,
-        weights_optimizer: str = "adam",
+        **fields: Any,
     ) -> None:
-        if not (0.0 <= alpha < math.inf and 0.0 <= beta < math.inf and alpha + beta > 0.0):
-            raise MethodError(
-                f"alpha is {alpha} and beta is {beta}; expected finite weights >= 0, not both 0"
-            )
-        if not math.isfinite(gamma):
-            raise MethodError(f"gamma is {gamma}; give a finite strength")
-        if weighting not in WEIGHTINGS:
-            hint = did_you_mean(weighting, WEIGHTINGS)
-            raise MethodError(f"no weighting {weighting!r}; there are {', '.join(WEIGHTINGS)}.{hint}")
-        super().__init__(handle_of(relaxation))
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        super().__init__(handle_of(relaxation), settings, **fields)
+        own = self.settings
         for residual in self.relaxation.residuals.values():
             residual.fix_gamma()
-            residual.set_gamma(gamma)
+            residual.set_gamma(own.gamma)
         self._losses: tuple[Tensor, Tensor] | None = None
         self._adding = False  # a micro-batch before has noted its losses, and more follow
         self._gradnorm: GradNorm | None = None
-        if weighting == "gradnorm":
+        if own.weighting == "gradnorm":
             chosen = _weights_of(self.relaxation) if shared is None else list(shared)
-            self._gradnorm = GradNorm(
-                (alpha, beta),
-                chosen,
-                last=shared is None,
-                asymmetry=asymmetry,
-                lr=weights_lr,
-                optimizer=weights_optimizer,
-            )
+            self._gradnorm = GradNorm((own.alpha, own.beta), chosen, own, last=shared is None)
 
     @property
     def weights(self) -> tuple[float, float]:
         """alpha and beta of the next step; waits for the device where they are learnt."""
         if self._gradnorm is None:
-            return self.alpha, self.beta
+            return self.settings.alpha, self.settings.beta
         alpha, beta = self._gradnorm.weights.tolist()
         return alpha, beta
 
@@ -125,13 +125,13 @@ class REMUL(Method):
                 "method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))"
             )
         penalty = self.penalty()
-        if self._gradnorm is None and self.beta == 0.0:
-            return self.alpha * task + penalty
+        if self._gradnorm is None and self.settings.beta == 0.0:
+            return self.settings.alpha * task + penalty
         other = moved()
         if torch.is_grad_enabled():
             self._note(task.detach(), other.detach(), last)
         if self._gradnorm is None:
-            return self.alpha * task + self.beta * other + penalty
+            return self.settings.alpha * task + self.settings.beta * other + penalty
         self._gradnorm.follow()
         if task.requires_grad:
             self._gradnorm.observe((task, other))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from equirelax.errors import MethodError
-from equirelax.files import did_you_mean
 from equirelax.methods.dual import DualAscent
 from equirelax.methods.lagrangian import Lagrangian
 from equirelax.methods.registry import register
+from equirelax.settings import POSITIVE, within
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
     from equirelax.relaxation.regularizers import Regularizer
-
-
-FORMS = ("algorithm", "released", "clamped")
 
 
 @register(
@@ -58,66 +56,69 @@ class ResilientACE(Lagrangian):
     alone is left out.
 
     Args:
-        relaxation, dual_lr, dual_optimizer, dual_eps, augmented, pi, initial, reduction, regularizer: see
-            `Lagrangian`.
-        primal_lr: learning rate of u, > 0: the paper's eta_p, so the same as gamma's. primal_lr * rho must be
-            below 2.
-        rho: price of the slacks, > 0.
-        form: see above. Only "algorithm" has the options `augmented` and `pi`.
+        relaxation: The relaxed model; every gamma is learnt from here on.
+        settings: `Settings`, or None to give them by name.
+        regularizer: Optional regulariser of the residuals.
+        fields: Settings by name. `primal_lr` is required here.
 
     Raises:
-        MethodError: unknown name, or a number out of range.
+        MethodError: A setting is unknown, missing or out of range.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Lagrangian.Settings):
+        """Settings of Algorithm 2.
+
+        Attributes:
+            primal_lr: Step size of the slacks (eta_p), which in the paper is that of gamma; null takes the learning rate of
+                the run. Its product with rho is below 2, so that the slacks settle.
+            rho: Weight of the slacks' cost (rho/2) ||u||^2.
+            form: Algorithm 2 as printed (algorithm), or what the released code does in its place on N-body (released) and on
+                motion capture (clamped); see `ResilientACE`. Only algorithm has `augmented` and `pi`.
+        """
+
+        primal_lr: float | None = within(POSITIVE, None)
+        rho: float = within(POSITIVE, 1.0)
+        form: Literal["algorithm", "released", "clamped"] = "algorithm"
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.primal_lr is not None and not self.primal_lr * self.rho < 2.0:
+                raise MethodError(
+                    f"primal_lr is {self.primal_lr} and rho is {self.rho}; their product must be below 2 for the slacks "
+                    f"to settle"
+                )
+            if self.form != "algorithm" and (self.augmented or self.pi):
+                raise MethodError(
+                    f"form is {self.form!r}, which has neither augmented ({self.augmented}) nor pi ({self.pi})"
+                )
+
+    settings: Settings
     deploys_relaxed: ClassVar[bool] = True
 
     def __init__(
         self,
         relaxation: Relaxation,
-        dual_lr: float,
-        primal_lr: float,
+        settings: Settings | None = None,
         *,
-        rho: float = 1.0,
-        form: str = "algorithm",
-        dual_optimizer: str = "sgd",
-        dual_eps: float = 1e-8,
-        augmented: float = 0.0,
-        pi: float = 0.0,
-        initial: float | None = 1.0,
-        reduction: str = "sum",
         regularizer: Regularizer | None = None,
+        **fields: Any,
     ) -> None:
-        if not primal_lr > 0.0 or not rho > 0.0 or not primal_lr * rho < 2.0:
-            raise MethodError(
-                f"primal_lr is {primal_lr} and rho is {rho}; both must be > 0, "
-                f"and their product below 2 for the slacks to settle"
-            )
-        if form not in FORMS:
-            raise MethodError(f"no form {form!r}; there are {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
-        if form != "algorithm" and (augmented or pi):
-            raise MethodError(f"form is {form!r}, which has neither augmented ({augmented}) nor pi ({pi})")
-        super().__init__(
-            relaxation,
-            dual_lr,
-            dual_optimizer=dual_optimizer,
-            dual_eps=dual_eps,
-            augmented=augmented,
-            pi=pi,
-            initial=initial,
-            reduction=reduction,
-            regularizer=regularizer,
-        )
-        self.primal_lr, self.rho, self.form = primal_lr, rho, form
-        self.slack_descent = DualAscent("adam", primal_lr)
+        own = self.Settings.given(settings, fields)
+        if own.primal_lr is None:
+            raise MethodError("primal_lr must be given: the learning rate of the optimizer that trains gamma")
+        super().__init__(relaxation, own, regularizer=regularizer)
+        self.primal_lr = own.primal_lr
+        self.slack_descent = DualAscent("adam", own.primal_lr)
         self.slacks = torch.zeros_like(self.multipliers)
         self._force: Tensor | None = None
 
     def constraint(self) -> Tensor:
         """h_i = |gamma_i| - u_i, (n,); see `form` for others."""
         gammas = self._gammas()
-        if self.form == "clamped":
+        if self.settings.form == "clamped":
             return gammas
-        return gammas.abs() - (2.0 if self.form == "released" else 1.0) * self.slacks
+        return gammas.abs() - (2.0 if self.settings.form == "released" else 1.0) * self.slacks
 
     def base_multipliers(self) -> Tensor:
         """mu_i = [lambda_i + kappa_p h_i(t-1)]_+, (n,)."""
@@ -125,44 +126,44 @@ class ResilientACE(Lagrangian):
 
     def effective_multipliers(self) -> Tensor:
         """m_i = [mu_i + c h_i]_+, (n,)."""
-        return (self.base_multipliers() + self.augmented * self.constraint()).clamp_min(0.0)
+        return (self.base_multipliers() + self.settings.augmented * self.constraint()).clamp_min(0.0)
 
     def _lagrangian_terms(self) -> Tensor:
         mu = self.base_multipliers()
-        if self.form == "clamped":
+        if self.settings.form == "clamped":
             return mu * self._gammas()
-        if self.form == "released":
+        if self.settings.form == "released":
             return (mu - self.slacks) * self._gammas().abs()
-        if not self.augmented:
+        if not self.settings.augmented:
             return mu * self._gammas().abs()
-        quadratic = (mu + self.augmented * self.constraint()).clamp_min(0.0).square() - mu.square()
-        return quadratic / (2.0 * self.augmented) + mu * self.slacks
+        quadratic = (mu + self.settings.augmented * self.constraint()).clamp_min(0.0).square() - mu.square()
+        return quadratic / (2.0 * self.settings.augmented) + mu * self.slacks
 
     def _observe_primal(self) -> None:
         self._force = self.effective_multipliers().detach().clone()
 
     def _step_primal(self, seen: Tensor) -> None:
         force, self._force = self._force, None
-        if force is None or self.form == "clamped":
+        if force is None or self.settings.form == "clamped":
             return
-        if self.form == "released":  # seen is |gamma| - 2 u
-            gradient = 2.0 * (self.rho + 1.0) * self.slacks - force - (seen + 2.0 * self.slacks)
+        if self.settings.form == "released":  # seen is |gamma| - 2 u
+            gradient = 2.0 * (self.settings.rho + 1.0) * self.slacks - force - (seen + 2.0 * self.slacks)
             self.slack_descent.step(self.slacks, -gradient)
         else:
-            self.slacks = self.slacks - self.primal_lr * (self.rho * self.slacks - force)
+            self.slacks = self.slacks - self.primal_lr * (self.settings.rho * self.slacks - force)
 
     def _project(self) -> None:
         self.multipliers.clamp_(min=0.0)
 
     def _state(self) -> dict[str, Any]:
-        own = {"slack_descent": self.slack_descent.state_dict()} if self.form == "released" else {}
+        own = {"slack_descent": self.slack_descent.state_dict()} if self.settings.form == "released" else {}
         return {**super()._state(), **own}
 
     def _load(self, state: dict[str, Any]) -> None:
-        if self.form == "released":
+        if self.settings.form == "released":
             self.slack_descent.check_state(state["slack_descent"], len(self.paths))
         super()._load(state)
-        if self.form == "released":
+        if self.settings.form == "released":
             self.slack_descent.load_state_dict(state["slack_descent"], self.slacks)
 
     def _state_vectors(self) -> dict[str, Tensor]:

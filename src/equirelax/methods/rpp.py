@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.terms.precision import whole
+from equirelax.settings import FINITE, NOT_NEGATIVE, within
 
 
 @register("rpp", "RPP: Gaussian priors on equivariant and residual weights; deployed relaxed")
@@ -30,35 +30,36 @@ class RPP(Method):
     of its own: it would be a second prior.
 
     Args:
-        relaxation: the relaxed model; a gamma that was learnt is fixed again.
-        eq_weight, residual_weight: >= 0. The authors' sweeps go from 1e-6 to 1e-1.
-        gamma: the fixed strength of every residual.
+        relaxation: The relaxed model; a gamma that was learnt is fixed again.
+        settings: `Settings`, or None to give them by name.
+        fields: Settings by name.
 
     Raises:
-        MethodError: a number out of range.
+        MethodError: A setting is unknown or out of range.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Method.Settings):
+        """Weights of the two priors.
+
+        Attributes:
+            eq_weight: Factor of the squared norm of the author's weights. The authors' sweeps go from 1e-6 to 1e-1.
+            residual_weight: Factor of the squared norm of the residuals' weights.
+            gamma: The fixed strength of every residual.
+        """
+
+        eq_weight: float = within(NOT_NEGATIVE, 1e-5)
+        residual_weight: float = within(NOT_NEGATIVE, 1e-3)
+        gamma: float = within(FINITE, 1.0)
+
+    settings: Settings
     deploys_relaxed: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        relaxation: Relaxation,
-        eq_weight: float = 1e-5,
-        residual_weight: float = 1e-3,
-        *,
-        gamma: float = 1.0,
-    ) -> None:
-        if not (0.0 <= eq_weight < math.inf and 0.0 <= residual_weight < math.inf):
-            raise MethodError(
-                f"eq_weight is {eq_weight} and residual_weight is {residual_weight}; both must be >= 0 and finite"
-            )
-        if not math.isfinite(gamma):
-            raise MethodError(f"gamma is {gamma}; give a finite strength")
-        super().__init__(relaxation)
-        self.eq_weight, self.residual_weight = eq_weight, residual_weight
+    def __init__(self, relaxation: Relaxation, settings: Settings | None = None, **fields: Any) -> None:
+        super().__init__(relaxation, settings, **fields)
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
-            residual.set_gamma(gamma)
+            residual.set_gamma(self.settings.gamma)
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """||W_eq||^2 and ||W_res||^2 with gradients; parameters that do not train are left out."""
@@ -75,7 +76,7 @@ class RPP(Method):
 
     def _term(self) -> Tensor:
         strict, residual = self.squares()
-        return self.eq_weight * strict + self.residual_weight * residual
+        return self.settings.eq_weight * strict + self.settings.residual_weight * residual
 
     def _advance(self) -> None:
         pass

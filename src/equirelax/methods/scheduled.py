@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.methods.schedules import Schedule, resolve
 from equirelax.relaxation.regularizers import LieDerivative
+from equirelax.settings import COUNT, FINITE, NOT_NEGATIVE, check, within
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
@@ -23,70 +25,85 @@ if TYPE_CHECKING:
 class Scheduled(Method):
     """gamma follows a schedule; the residuals are kept small and near equivariance by CR's regulariser.
 
-        gamma(t) = schedule(t / (total_steps - 1)),   t = 0, 1, ... counts the optimizer's steps
+        gamma(t) = peak * schedule(t / (total_steps - 1)),   t = 0, 1, ... counts the optimizer's steps
         loss     = task + lie_weight * sqrt(LD) + norm_weight * sqrt(N)
 
     so that the triangle is 0 at the first step and exactly 0 at the last, where the printed `2 (1 - t/T)`
-    ends at 2/T. Per epoch: gamma(e) = schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the
+    ends at 2/T. Per epoch: gamma(e) = peak * schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the
     whole last epoch. After `total_steps` gamma stays at the schedule's end. A step that a GradScaler skips is none:
     see `Method`.
 
     Args:
-        relaxation: the relaxed model; a gamma that was learnt is fixed again.
-        total_steps: number of optimizer steps of the whole training, >= 1.
-        schedule: "triangle", "linear", "cosine", "constant", "hold-then-decay", or a callable from progress
-            in [0, 1].
-        steps_per_epoch: if given, gamma changes once per epoch.
-        lie_weight, norm_weight: CR's lambda_reg for both terms, >= 0; with both 0 no inputs are kept.
-        rows, scaling, every, generator: see `regularizers.LieDerivative`.
-        penalty_times_gamma: multiply the regulariser by gamma (CR on VN-DGCNN).
+        relaxation: The relaxed model; a gamma that was learnt is fixed again.
+        total_steps: Number of optimizer steps of the whole training, at least 1.
+        settings: `Settings`, or None to give them by name.
+        steps_per_epoch: Steps of an epoch, at least 1: gamma changes once per epoch. None: it changes at every step.
+        generator: Random numbers that choose the rows of the regulariser.
+        fields: Settings by name.
 
     Warns:
         EquirelaxWarning: the training is too short for its schedule: one step, which has gamma = 1 where a schedule
             begins there, or two for a triangle, which is 0 at both.
 
     Raises:
-        MethodError: unknown schedule, or a number out of range.
+        MethodError: A setting is unknown or out of range.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Method.Settings):
+        """The course of gamma, and CR's regulariser; with both weights 0 there is none, and no inputs are kept.
+
+        Attributes:
+            schedule: Course of gamma over the run; in Python also a function from progress in [0, 1] to gamma.
+            peak: Factor on the course, which reaches 1.
+            lie_weight: Weight of the Lie-derivative term (lambda_reg).
+            norm_weight: Weight of the residual-norm term (lambda_reg).
+            rows: Input rows that the regulariser is computed from; null takes all of them.
+            scaling: Square roots of sums, as printed, or means that do not depend on the batch size.
+            every: The regulariser is computed at every so many steps, times that number; published settings use 1.
+            penalty_times_gamma: Multiply the regulariser by gamma (CR on VN-DGCNN).
+        """
+
+        schedule: Literal["triangle", "linear", "cosine", "constant", "hold-then-decay"] | Schedule = (
+            "triangle"
+        )
+        peak: float = within(FINITE, 1.0)
+        lie_weight: float = within(NOT_NEGATIVE, 0.01)
+        norm_weight: float = within(NOT_NEGATIVE, 0.01)
+        rows: int | None = within(COUNT, None)
+        scaling: Literal["root-sum", "mean"] = "root-sum"
+        every: int = within(COUNT, 1)
+        penalty_times_gamma: bool = False
+
+    settings: Settings
 
     def __init__(
         self,
         relaxation: Relaxation,
         total_steps: int,
-        schedule: str | Schedule = "triangle",
+        settings: Settings | None = None,
         *,
         steps_per_epoch: int | None = None,
-        lie_weight: float = 0.01,
-        norm_weight: float = 0.01,
-        rows: int | None = None,
-        scaling: str = "root-sum",
-        every: int = 1,
         generator: torch.Generator | None = None,
-        penalty_times_gamma: bool = False,
+        **fields: Any,
     ) -> None:
-        if total_steps < 1:
-            raise MethodError(
-                f"total_steps is {total_steps}; give the number of optimizer steps of the training, >= 1"
-            )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise MethodError(
-                f"steps_per_epoch is {steps_per_epoch}; give a number >= 1, or None to change every step"
-            )
-        self.schedule = resolve(schedule)
+        check(total_steps, COUNT, "total_steps", MethodError)
+        check(steps_per_epoch, COUNT, "steps_per_epoch", MethodError)
+        own = self.Settings.given(settings, fields)
+        self.schedule = resolve(own.schedule)
         regularizer = None
-        if lie_weight != 0.0 or norm_weight != 0.0:
+        if own.lie_weight != 0.0 or own.norm_weight != 0.0:
             regularizer = LieDerivative(
                 relaxation,
-                lie_weight,
-                norm_weight,
-                rows=rows,
-                scaling=scaling,
+                own.lie_weight,
+                own.norm_weight,
+                rows=own.rows,
+                scaling=own.scaling,
                 generator=generator,
-                every=every,
+                every=own.every,
             )
-        super().__init__(relaxation, regularizer)
+        super().__init__(relaxation, own, regularizer=regularizer)
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
-        self.penalty_times_gamma = penalty_times_gamma
         self.steps = 0
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
@@ -94,7 +111,7 @@ class Scheduled(Method):
         self._warn_if_too_short()
 
     def _points(self) -> int:
-        """How many values the schedule is asked for: steps, or epochs."""
+        """Number of values that the schedule takes: steps, or epochs."""
         return (
             self.total_steps if self.steps_per_epoch is None else -(-self.total_steps // self.steps_per_epoch)
         )
@@ -103,10 +120,10 @@ class Scheduled(Method):
         points, unit = self._points(), "steps" if self.steps_per_epoch is None else "epochs"
         if points > 2:
             return
-        values = [float(self.schedule(float(i))) for i in range(points)]
-        if points == 1 and values[0] != 0.0 and float(self.schedule(1.0)) != values[0]:
+        values = [self._strength(float(i)) for i in range(points)]
+        if points == 1 and values[0] != 0.0 and self._strength(1.0) != values[0]:
             what = f"its whole training has gamma = {values[0]:g}, and the network is projected from there"
-        elif not any(values) and float(self.schedule(0.5)) != 0.0:
+        elif not any(values) and self._strength(0.5) != 0.0:
             what = "gamma is 0 throughout: this trains the strict network"
         else:
             return
@@ -122,17 +139,20 @@ class Scheduled(Method):
             stacklevel=3,
         )
 
+    def _strength(self, progress: float) -> float:
+        return self.settings.peak * float(self.schedule(progress))
+
     def gamma_at(self, step: int) -> float:
         """The strength of step `step` (0-based).
 
         Raises:
-            MethodError: the schedule gave something else than a finite number.
+            MethodError: The schedule gave no finite number.
         """
         done, last = step, self.total_steps - 1
         if self.steps_per_epoch is not None:
             done, last = step // self.steps_per_epoch, self._points() - 1
         progress = min(done / last, 1.0) if last > 0 else float(done > 0)
-        value = float(self.schedule(progress))
+        value = self._strength(progress)
         if not math.isfinite(value):
             raise MethodError(
                 f"the schedule gave {value} at progress {progress}; it must give a finite strength"
@@ -151,7 +171,7 @@ class Scheduled(Method):
         return self._gammas().new_zeros(())
 
     def _regularizer_weight(self) -> float:
-        return self.gamma if self.penalty_times_gamma else 1.0
+        return self.gamma if self.settings.penalty_times_gamma else 1.0
 
     def _advance(self) -> None:
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Doing nothing is a method too: the strict network, trained as its author would."""
+"""The strict network, trained as its author would: the method that does nothing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 @register("strict", "no relaxation: residuals switched off, their weights frozen")
 class Strict(Method):
-    """The baseline: residuals switched off, gamma 0, their weights frozen (DDP would wait for them).
+    """The baseline: the residuals are switched off, their gamma is 0, and their weights are frozen, since DDP would wait
+    for their gradients otherwise.
 
     Args:
-        relaxation: the relaxed model; its outputs are those of the strict model.
+        relaxation: The relaxed model; its outputs are those of the strict model.
+        settings: `Strict` has none.
     """
 
-    def __init__(self, relaxation: Relaxation) -> None:
-        super().__init__(relaxation)
+    def __init__(self, relaxation: Relaxation, settings: Method.Settings | None = None) -> None:
+        super().__init__(relaxation, settings)
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
             residual.set_gamma(0.0)
@@ -34,7 +36,7 @@ class Strict(Method):
         return self._term()
 
     def step(self) -> None:
-        """Nothing, unless the method is attached: then it is an error, as for every method."""
+        """Do nothing; raise where the method is attached, as every method does."""
         if self._attachment is not None:
             super().step()
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equirelax.errors import ConfigError
+from equirelax.settings import JOBS, SEED, SEEDS, check
 from equirelax_lab.cli import options, sweep
 from equirelax_lab.cli.train import default_folder
-from equirelax_lab.ranges import JOBS, SEED, SEEDS, check
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.report.comparison import compare_folders
 from equirelax_lab.studies.trials import check_known
 from equirelax_lab.tasks.from_recipe import is_earlier
 from equirelax_lab.tasks.matching import about, check_variant, matched
+from equirelax_lab.tasks.methods import CHOICES, choice, needs_residuals
 from equirelax_lab.tasks.registry import build_task, defaults, task_class
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
-from equirelax_lab.tasks.strengths import CHOICES, choice, needs_residuals
 from equirelax_lab.tasks.task import NO_PLACEMENT
 from equirelax_lab.training.folder import CONFIG, changed_settings
 from equirelax_lab.training.jobs import Job, run_jobs

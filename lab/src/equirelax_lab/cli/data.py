@@ -10,11 +10,11 @@ from jsonargparse import Namespace
 
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
+from equirelax.settings import COUNT, JOBS, SEED
 from equirelax_lab.cli import options
 from equirelax_lab.data import download, md17, mocap, nbody, rotmnist, smoke, status
 from equirelax_lab.data.download import ARCHIVES
 from equirelax_lab.data.root import find
-from equirelax_lab.ranges import COUNT, JOBS, SEED
 
 DESCRIPTION = {
     "make": """Simulate a data set and write it below the data root, with a SHA-256 that is checked whenever it is loaded.

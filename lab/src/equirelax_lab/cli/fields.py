@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from equirelax.errors import ConfigError
+from equirelax.settings import COUNT_OR_NONE
 from equirelax_lab.cli import options
 from equirelax_lab.cli.symmetry import run_folder
 from equirelax_lab.data import FieldSet
 from equirelax_lab.data.smoke import SCALES
 from equirelax_lab.data.smoke_simulation import BOX
-from equirelax_lab.ranges import COUNT_OR_NONE
 from equirelax_lab.tasks.smoke import SmokeTask
 from equirelax_lab.training.assembly import Assembly
 from equirelax_lab.training.checkpoint import load_run

@@ -13,8 +13,8 @@ from equirelax.auditing import audit
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text
 from equirelax.relaxation import project
+from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.ranges import COUNT, SEED
 from equirelax_lab.training.checkpoint import load_run
 
 AUDIT = """\

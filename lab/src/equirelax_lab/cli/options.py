@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import operator
 import re
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax_lab.ranges import Range, check, check_fields
+from equirelax.settings import Range, Settings, check, documentation, types_of
 from equirelax_lab.tasks.from_recipe import is_earlier
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, config_from_dict, task_class
-from equirelax_lab.tasks.settings import NAMES, RunConfig, Training, read_yaml
-from equirelax_lab.tasks.strengths import CHOICES
+from equirelax_lab.tasks.settings import NAMES, RunConfig, read_yaml
 from equirelax_lab.training.machine import Machine
 
 
@@ -153,30 +158,46 @@ def starting_config(benchmark: str, words: Sequence[str], method: str | None = N
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
     """One flag for every setting of a run, with `config` as defaults."""
-    _add_group(options, type(config.training), config.training)
+    _add_flags(options, config.training, "")
     for name in config.sections:
-        section = getattr(config, name)
-        if type(section).__dataclass_fields__:
-            options.add_argument(f"--{name}", type=type(section), default=section)
+        _add_flags(options, getattr(config, name), f"{name}.")
 
 
 def add_machine(options: ArgumentParser) -> None:
     """Flags for where a run executes."""
-    _add_group(options, Machine, Machine())
+    _add_flags(options, Machine(), "")
 
 
-def _add_group(options: ArgumentParser, cls: type, values: Any) -> None:
-    options.add_class_arguments(cls, None)
-    options.set_defaults({name: getattr(values, name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+def _add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None:
+    """A flag for every field, with the field's documentation as its help."""
+    words = documentation(type(settings))
+    if not (names := [field.name for field in dataclasses.fields(settings)]):
+        return
+    summary = (type(settings).__doc__ or "").partition("\n")[0]
+    group = options.add_argument_group(summary.rstrip(".:"))
+    for name in names:
+        group.add_argument(
+            f"--{prefix}{name}",
+            type=_in_text(types_of(type(settings))[name]),
+            default=getattr(settings, name),
+            help=words.get(name, ""),
+        )
+
+
+def _in_text(hint: Any) -> Any:
+    """The part of a type that can be written on a command line: no functions."""
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint
+    kinds = [kind for kind in typing.get_args(hint) if typing.get_origin(kind) is not Callable]
+    return functools.reduce(operator.or_, kinds)
 
 
 def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
     """The settings with the parsed flags put in."""
-    values: dict[str, Any] = {name: parsed[name] for name in Training.__dataclass_fields__}
+    values: dict[str, Any] = {f.name: parsed[f.name] for f in dataclasses.fields(config.training)}
     for name in config.sections:
-        if name in parsed:
-            section = parsed[name]
-            values[name] = section.as_dict() if isinstance(section, Namespace) else vars(section)
+        fields = dataclasses.fields(getattr(config, name))
+        values[name] = {field.name: parsed[f"{name}.{field.name}"] for field in fields}
     if parsed.get("seed") is not None:
         values["seed"] = parsed["seed"]
     return config.updated(values)
@@ -184,9 +205,7 @@ def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
 
 def machine_from(parsed: Namespace) -> Machine:
     """Where to run, from parsed flags. Raises `ConfigError` for a number outside of its range."""
-    machine = Machine(**{name: parsed[name] for name in Machine.__dataclass_fields__})
-    check_fields(machine, "--{}")
-    return machine
+    return Machine.of({field.name: parsed[field.name] for field in dataclasses.fields(Machine)}, "--{}")
 
 
 def methods_text() -> str:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from equirelax.files import write_text
+from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.ranges import COUNT, JOBS
 from equirelax_lab.training.perf import measure, simulation, table
 from equirelax_lab.training.perf_subjects import SUBJECTS
 

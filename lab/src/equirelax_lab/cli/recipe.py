@@ -11,8 +11,8 @@ import yaml
 from equirelax.errors import ConfigError
 from equirelax_lab.cli import options
 from equirelax_lab.recipes import VARIANTS, Recipe, read, variants
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, defaults
-from equirelax_lab.tasks.strengths import CHOICES
 
 DESCRIPTION = """Print a recipe: all settings of a run, and behind each that a paper or its code states, where it does.
 

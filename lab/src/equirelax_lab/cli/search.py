@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
+from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.study import engine_of
-from equirelax_lab.ranges import COUNT, JOBS
 from equirelax_lab.studies.ready import find_search, ready_searches
 from equirelax_lab.studies.space import figures, read_search
 from equirelax_lab.tasks.registry import build_task

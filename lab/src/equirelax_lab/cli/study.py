@@ -14,8 +14,8 @@ import torch
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
+from equirelax.settings import JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.ranges import JOBS
 from equirelax_lab.report.comparison import TABLE, beside, compare_grids, described
 from equirelax_lab.studies import estimate
 from equirelax_lab.studies.cluster import connected

@@ -10,8 +10,8 @@ from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
+from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.ranges import COUNT, SEED
 from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result

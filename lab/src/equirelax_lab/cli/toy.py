@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from equirelax.files import write_text
+from equirelax.settings import COUNT, POSITIVE, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.ranges import COUNT, POSITIVE, SEED
 from equirelax_lab.report.forms import draw_forms, forms_table
 from equirelax_lab.report.orbit import draw_orbit, of_run, orbit_table
 from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate

@@ -21,17 +21,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from equirelax.errors import DataError
+from equirelax.errors import DataError, EquirelaxError
+from equirelax.settings import COUNT, POSITIVE, SHARE, Range, Settings, within
 from equirelax_lab.data.archive import read_archive, write_archive
 from equirelax_lab.data.fields import FieldSet, windows
 from equirelax_lab.data.root import find, search_roots, writable_root
 from equirelax_lab.data.smoke_simulation import phiflow, simulate
-from equirelax_lab.ranges import COUNT, POSITIVE, SHARE, Range, check_fields, within
 
 Split = Literal["train", "val", "future", "domain"]
 SPLITS: tuple[Split, ...] = ("train", "val", "future", "domain")
@@ -49,7 +49,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class SmokeSettings:
+class SmokeSettings(Settings):
     """Everything that defines a set.
 
     Attributes:
@@ -64,6 +64,7 @@ class SmokeSettings:
         dt: time from frame to frame.
     """
 
+    error: ClassVar[type[EquirelaxError]] = DataError
     symmetry: Literal["rotation", "scale"] = "rotation"
     size: int = within(Range(8, 4_096), 64)
     positions: int = within(COUNT, 10)
@@ -71,13 +72,6 @@ class SmokeSettings:
     asymmetry: float = within(SHARE, 0.5)
     buoyancy: float = within(POSITIVE, 0.1)
     dt: float = within(POSITIVE, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.symmetry not in ("rotation", "scale"):
-            raise DataError(f"symmetry is {self.symmetry!r}; choose rotation or scale.")
-        check_fields(self, "{}", DataError)
-        for name in ("asymmetry", "buoyancy", "dt"):  # 0 and 0.0 are one setting, and so of one folder
-            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def folder(self) -> Path:

@@ -26,7 +26,7 @@ from equirelax_lab.report.rows import Curves, swept_curves, swept_setting
 from equirelax_lab.report.runs import Chapter, Run
 from equirelax_lab.report.statistics import spread
 from equirelax_lab.report.summary import headline
-from equirelax_lab.tasks.strengths import is_learnt
+from equirelax_lab.tasks.methods import is_learnt
 from equirelax_lab.tasks.task import heading
 
 

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write
+from equirelax.methods import ACE
 from equirelax_lab.report.picture import COLOURS, gamma_columns
 from equirelax_lab.report.runs import Run, read_run
 from equirelax_lab.tasks.orbit import describe, simulate
-from equirelax_lab.tasks.strengths import ACEStrength
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def of_run(folder: Path) -> RunOrbit:
     """
     run: Run = read_run(folder)
     config = run.result["config"]
-    strength, needed = config.get("strength", {}), ACEStrength.__dataclass_fields__.keys()
+    strength, needed = config.get("strength", {}), ACE.Settings.__dataclass_fields__.keys()
     if not needed <= strength.keys() or config["optimizer"] not in ("adam", "adamw"):
         raise ConfigError(
             f"{folder} is no run of ACE with Adam: gamma of {run.result['method']} has no such orbit."

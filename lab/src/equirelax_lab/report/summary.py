@@ -22,8 +22,8 @@ from equirelax_lab.report.rows import (
 )
 from equirelax_lab.report.statistics import paired, spread
 from equirelax_lab.report.strengths import spikes_note, strengths_of, strengths_table
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.registry import build_task, config_from_dict
-from equirelax_lab.tasks.strengths import choice
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import KINDS
 

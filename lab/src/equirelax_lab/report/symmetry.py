@@ -7,7 +7,7 @@ from typing import Any
 
 from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
-from equirelax_lab.tasks.strengths import choice
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics
 
 STILL = 0.05

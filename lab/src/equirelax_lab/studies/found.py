@@ -11,9 +11,9 @@ import yaml
 from equirelax_lab.studies.space import Search, figures
 from equirelax_lab.studies.spec import merged
 from equirelax_lab.studies.suggestions import Record
+from equirelax_lab.tasks.methods import is_strict
 from equirelax_lab.tasks.registry import base_of
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.tasks.strengths import is_strict
 from equirelax_lab.tasks.task import Metric
 
 SEEDS = 3

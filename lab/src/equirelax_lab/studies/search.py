@@ -19,8 +19,8 @@ from equirelax_lab.studies.found import best_of, described, final_study, outcome
 from equirelax_lab.studies.run import BAD_INPUT, LOCAL, reason, threads_each
 from equirelax_lab.studies.space import Search, figures
 from equirelax_lab.studies.suggestions import HISTORY, Record, Status, Suggestions
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.tasks.strengths import choice
 from equirelax_lab.tasks.task import Metric
 from equirelax_lab.training.folder import METRICS, RESULT, read_table
 from equirelax_lab.training.jobs import LOG, Interrupts, Job, Queue

@@ -10,7 +10,7 @@ from typing import Any
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax_lab.ranges import COUNT, COUNT_OR_NONE, JOBS, SEED, shown
+from equirelax.settings import COUNT, COUNT_OR_NONE, JOBS, SEED, shown
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.studies.spec import (
     _changes,

@@ -11,7 +11,7 @@ from typing import Any
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax_lab.ranges import JOBS, SEED, SEEDS, Range, shown
+from equirelax.settings import JOBS, SEED, SEEDS, Range, shown
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.tasks.settings import read_yaml
 

@@ -13,9 +13,9 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax_lab.studies.spec import Grid, Study, merged, nested
 from equirelax_lab.tasks.matching import about, check_variant, matched
+from equirelax_lab.tasks.methods import choice, needs_residuals
 from equirelax_lab.tasks.registry import check_optimizer, defaults, task_class
 from equirelax_lab.tasks.settings import NAMES, RunConfig
-from equirelax_lab.tasks.strengths import choice, needs_residuals
 from equirelax_lab.tasks.task import NO_PLACEMENT
 
 NOT_SWEPT = (*NAMES, "seed")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from equirelax.errors import ConfigError
+from equirelax.settings import Settings
 from equirelax_lab.recipes import Recipe
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.settings import (
     EARLIER,
     NAMES,
@@ -15,9 +17,8 @@ from equirelax_lab.tasks.settings import (
     ResidualSettings,
     RunConfig,
     Training,
-    made,
+    section,
 )
-from equirelax_lab.tasks.strengths import choice
 
 
 def from_recipe(recipe: Recipe, dataset: type[Dataset], network: type[Network]) -> RunConfig:
@@ -70,22 +71,24 @@ def _config(
     variant: str,
     trained_as: str | None,
 ) -> RunConfig:
-    kinds: dict[str, Any] = {
+    kinds: dict[str, type[Settings]] = {
         "dataset": types[0],
         "network": types[1],
         "residual": ResidualSettings,
-        "strength": choice(method).strength,
+        "strength": choice(method).settings,
     }
     training = {key: value for key, value in values.items() if key not in kinds}
+    sections: dict[str, Any] = {
+        name: kind.of(section(values, name), f"'{name}.{{}}'", ConfigError) for name, kind in kinds.items()
+    }
     return RunConfig(
         benchmark=benchmark,
         model=model,
         method=method,
-        seed=0,
-        training=made(Training, training, ""),
+        training=Training.of(training, "'{}'"),
         recipe=variant,
         trained_as=trained_as,
-        **{name: made(kind, values.get(name) or {}, f"{name}.") for name, kind in kinds.items()},
+        **sections,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from equirelax.errors import ConfigError
 from equirelax_lab.recipes import variants
-from equirelax_lab.tasks.strengths import choice, is_learnt, needs_residuals
+from equirelax_lab.tasks.methods import choice, is_learnt, needs_residuals
 
 CONTROLS = ("equivariant-control",)
 """Methods with residuals that relax nothing."""

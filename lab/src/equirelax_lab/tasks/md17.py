@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, POSITIVE, within
 from equirelax.symmetry import E, O, positions, trivial, vector
 from equirelax_lab.data import MolecularFrames, md17
 from equirelax_lab.data.molecules import turn
-from equirelax_lab.ranges import COUNT, POSITIVE, within
 from equirelax_lab.tasks.settings import Dataset, Network
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 
@@ -20,7 +20,7 @@ ENERGY_WEIGHT, FORCE_WEIGHT = 1.0, 80.0
 THOUSANDTHS = 1e-3
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MD17Dataset(Dataset):
     """Which molecule, and how many frames of it.
 
@@ -48,7 +48,7 @@ class MD17Dataset(Dataset):
     scale: Literal["forces", "energies"] = "forces"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ForceNetwork(Network):
     """Size of a network of energies.
 

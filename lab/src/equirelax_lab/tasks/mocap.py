@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, vector
 from equirelax_lab.data import MocapSet, mocap
 from equirelax_lab.data.augment import turn_each
 from equirelax_lab.models import EGNN, EGNO, Transformer
 from equirelax_lab.models.stack import centres
-from equirelax_lab.ranges import COUNT, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax_lab.tasks.nbody import EGNNNetwork
 from equirelax_lab.tasks.settings import Dataset, Network
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
@@ -21,7 +21,7 @@ from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 AUDIT_SAMPLES = 4
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MocapDataset(Dataset):
     """Which motion.
 
@@ -39,7 +39,7 @@ class MocapDataset(Dataset):
     starts: int | None = within(COUNT, None)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EGNONetwork(Network):
     """Size of the EGNO.
 
@@ -58,7 +58,7 @@ class EGNONetwork(Network):
     vector_init: float = within(POSITIVE, 0.25)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerNetwork(Network):
     """Size of the Transformer.
 

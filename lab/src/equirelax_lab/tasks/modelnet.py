@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, SHARE, Range, within
 from equirelax.symmetry import SO, Group, O, vector
 from equirelax_lab.data import CloudSet, clouds, corruptions, modelnet
 from equirelax_lab.models import DGCNN, VNDGCNN, PointNet, VNPointNet
-from equirelax_lab.ranges import COUNT, SHARE, Range, within
 from equirelax_lab.tasks.settings import Dataset, Network
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Representations, Split, Task
 
@@ -28,7 +28,7 @@ TEN = (
 """The classes of ModelNet10."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelNetDataset(Dataset):
     """Which objects, and what is done to their points.
 
@@ -69,7 +69,7 @@ class ModelNetDataset(Dataset):
     conditions_per_class: int | None = within(COUNT, None)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CloudNetwork(Network):
     """Size of a network on point clouds.
 

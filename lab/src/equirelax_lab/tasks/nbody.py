@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, DEGREE, DEPTH, WIDTH, Range, within
 from equirelax.symmetry import E, O, positions, vector
 from equirelax_lab.data import NBody, NBodySet
 from equirelax_lab.data.augment import random_rotation, turn_each
-from equirelax_lab.ranges import COUNT, DEGREE, DEPTH, WIDTH, Range, within
 from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
@@ -22,7 +22,7 @@ EVALUATION_SEED = 0
 """Of the rotations of validation and test systems."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NBodyDataset(Dataset):
     """Which trajectories.
 
@@ -46,7 +46,7 @@ class NBodyDataset(Dataset):
     rotate_evaluation: bool = False
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SEGNNNetwork(Network):
     """Size of the SEGNN.
 
@@ -69,7 +69,7 @@ class SEGNNNetwork(Network):
     axis_centre: bool = False
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EGNNNetwork(Network):
     """Size of the EGNN.
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, trivial
 from equirelax_lab.data import MoleculeSet, qm9
 from equirelax_lab.data.molecules import turn
 from equirelax_lab.models.radius import radius_graph
-from equirelax_lab.ranges import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
 from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 
@@ -21,7 +21,7 @@ AUDIT_MOLECULES = 4
 PAPERS_TRAIN = 100_000
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class QM9Dataset(Dataset):
     """Which molecules, and what is learnt about them.
 
@@ -46,7 +46,7 @@ class QM9Dataset(Dataset):
     test: int | None = within(COUNT, None)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SchNetNetwork(Network):
     """Size of the SchNet.
 
@@ -65,7 +65,7 @@ class SchNetNetwork(Network):
     cutoff: float = within(POSITIVE)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MolecularSEGNNNetwork(Network):
     """Size of the SEGNN.
 

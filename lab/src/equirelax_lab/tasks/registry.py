@@ -8,9 +8,10 @@ from typing import Any
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax_lab.ranges import shown
+from equirelax.settings import shown
 from equirelax_lab.tasks.from_recipe import changes, from_earlier, is_earlier
 from equirelax_lab.tasks.md17 import MD17Task
+from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.mocap import MocapTask
 from equirelax_lab.tasks.modelnet import ModelNetTask
 from equirelax_lab.tasks.nbody import NBodyTask
@@ -18,7 +19,6 @@ from equirelax_lab.tasks.qm9 import QM9Task
 from equirelax_lab.tasks.rotmnist import RotMNISTTask
 from equirelax_lab.tasks.settings import EARLIER, RunConfig
 from equirelax_lab.tasks.smoke import SmokeTask
-from equirelax_lab.tasks.strengths import choice
 from equirelax_lab.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = {

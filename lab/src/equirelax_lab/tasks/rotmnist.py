@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from equirelax.settings import COUNT, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, trivial
 from equirelax_lab.data import ImageSet, digits, rotmnist
 from equirelax_lab.models import PlainClassifier, PlaneClassifier
-from equirelax_lab.ranges import COUNT, WIDTH, Range, within
 from equirelax_lab.tasks.settings import Dataset, Network
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
@@ -19,7 +19,7 @@ AUDIT_SAMPLES = 8
 CLASSES = 10
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DigitsDataset(Dataset):
     """Which images.
 
@@ -37,7 +37,7 @@ class DigitsDataset(Dataset):
     test: int | None = within(COUNT, None)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierNetwork(Network):
     """Size of a convolutional classifier.
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import ConfigError
+from equirelax.settings import COUNT, DEPTH, SHARE, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, vector
 from equirelax_lab.data import FieldSet, smoke
 from equirelax_lab.models import planes
-from equirelax_lab.ranges import COUNT, DEPTH, SHARE, WIDTH, Range, within
 from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SAMPLES = 4
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SmokeDataset(Dataset):
     """Which simulated plumes, and which windows of them. `equirelax data make smoke` makes them.
 
@@ -56,7 +56,7 @@ class SmokeDataset(Dataset):
     loss: Literal["mean", "sum"] = "mean"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlaneNetwork(Network):
     """Size of a forecasting network.
 

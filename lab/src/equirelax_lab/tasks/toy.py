@@ -102,8 +102,8 @@ def _build(relaxation: Relaxation, form: str, lr: float, dual_lr: float, rho: fl
     settings = FORMS[form]
     augmented, pi = settings.get("augmented", 0.0), settings.get("pi", 0.0)
     if settings["method"] == "ace":
-        return ACE(relaxation, dual_lr, augmented=augmented, pi=pi)
-    return ResilientACE(relaxation, dual_lr, lr, rho=rho, augmented=augmented, pi=pi)
+        return ACE(relaxation, dual_lr=dual_lr, augmented=augmented, pi=pi)
+    return ResilientACE(relaxation, dual_lr=dual_lr, primal_lr=lr, rho=rho, augmented=augmented, pi=pi)
 
 
 def run_form(

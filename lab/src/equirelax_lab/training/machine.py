@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from equirelax_lab.ranges import JOBS, within
+from equirelax.settings import JOBS, Settings, within
 
 
-@dataclass(frozen=True)
-class Machine:
+@dataclass(frozen=True, kw_only=True)
+class Machine(Settings):
     """Where and how a run executes; it does not change what is computed, beyond rounding.
 
     Attributes:

@@ -20,7 +20,6 @@ from equirelax.errors import ConfigError, NonFiniteError
 from equirelax.files import remove_left, write_text
 from equirelax.relaxation import project
 from equirelax_lab.data import Samples
-from equirelax_lab.ranges import check_fields
 from equirelax_lab.tasks.registry import build_task, named
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training import provenance
@@ -104,7 +103,6 @@ def _build(
 ) -> tuple[Assembly, RelaxedModule, EpochEnd]:
     """The run's objects, data loaded."""
     training = config.training
-    check_fields(training, "'{}'")  # of settings that were made in Python
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
     steps = EpochLoader(

@@ -93,7 +93,11 @@ def test_the_counter_is_in_the_state_and_a_run_goes_on_bit_for_bit() -> None:
         optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
         generator = torch.Generator().manual_seed(7)
         regularizer = LieDerivative(relaxation, rows=5, generator=generator, every=3)
-        return relaxation, optimizer, er.ACE(relaxation, 0.1, regularizer=regularizer).attach(optimizer)
+        return (
+            relaxation,
+            optimizer,
+            er.ACE(relaxation, dual_lr=0.1, regularizer=regularizer).attach(optimizer),
+        )
 
     def train(run: tuple[Relaxation, torch.optim.Optimizer, er.ACE], first: int, last: int) -> list[float]:
         losses = []

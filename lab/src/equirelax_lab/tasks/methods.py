@@ -1,0 +1,237 @@
+"""The methods by the name that recipes and command line use: their settings, and how a run builds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import equirelax.methods as methods
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax.methods import ACE, REMUL, RPP, EquiTuned, Method, ResilientACE, Scheduled, Strict
+from equirelax.methods.lagrangian import Lagrangian
+from equirelax.relaxation import Relaxation
+from equirelax.relaxation.regularizers import FiniteRotation
+from equirelax.settings import COUNT, DEPTH, WIDTH, Range, Settings, within
+from equirelax.symmetry import SE, SO, E, Group, O, vector
+from equirelax_lab.tasks.settings import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course(Scheduled.Settings):
+    """CR: gamma follows a schedule and the residuals are penalised.
+
+    Attributes:
+        per: Whether gamma changes at every step or only from epoch to epoch.
+        course_epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
+            shorter one gamma stays at its end.
+        degrees: Penalise, in the place of both terms, the mean difference that a rotation by this angle makes (see
+            `FiniteRotation`), times lie_weight; 0 does not.
+    """
+
+    per: Literal["step", "epoch"] = "epoch"
+    course_epochs: int | None = within(COUNT, None)
+    degrees: float = within(Range(0, 360, open_most=True), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(EquiTuned.Settings):
+    """Equi-Tuning: the network's predictions averaged over group elements.
+
+    Attributes:
+        reflections: Average over reflections too, where the group has them.
+    """
+
+    reflections: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canonicalizer(Settings):
+    """Equi-Adapt: a small equivariant network turns every sample into a pose of its own before the network.
+
+    Attributes:
+        hidden: Channels of vectors of the canonicalising network.
+        layers: Its hidden layers.
+        neighbours: Nearest neighbours whose mean is its second input.
+    """
+
+    hidden: int = within(WIDTH, 21)
+    layers: int = within(DEPTH, 2)
+    neighbours: int = within(Range(2, 1024), 20)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method on the command line. The settings that make it what it is are in `recipes/methods.yaml`.
+
+    Attributes:
+        description: What it is, in a sentence.
+        settings: The class of its settings.
+        deploys_relaxed: Whether the trained model is used with its residuals.
+        optimizer: The optimiser that makes the method what it is; None takes the benchmark's.
+    """
+
+    description: str
+    settings: type[Settings]
+    deploys_relaxed: bool = False
+    optimizer: str | None = None
+
+
+CHOICES: dict[str, Choice] = {
+    "strict": Choice("no relaxation: the network as its author wrote it", Strict.Settings),
+    "strict-muon": Choice(
+        "control: no relaxation, a better optimiser (Muon on matrices, Adam on the rest)",
+        Strict.Settings,
+        optimizer="muon",
+    ),
+    "scheduled": Choice("CR: gamma rises from 0 to 1 and falls to 0 again; Lie penalty", Course),
+    "ace": Choice("ACE, Algorithm 1: gamma learnt under gamma = 0", ACE.Settings),
+    "resilient": Choice(
+        "ACE, Algorithm 2: learnt slacks, the relaxed model is kept", ResilientACE.Settings, True
+    ),
+    "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACE.Settings),
+    "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACE.Settings),
+    "equivariant-control": Choice(
+        "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)", Course
+    ),
+    "no-schedule": Choice("ablation of CR: gamma is 1 throughout; projected all the same", Course),
+    "no-lie": Choice("ablation of CR: no Lie term, the norm alone", Course),
+    "no-penalty": Choice("ablation of CR: neither Lie term nor norm", Course),
+    "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMUL.Settings, True),
+    "rpp": Choice("RPP: Gaussian priors on equivariant and residual weights", RPP.Settings, True),
+    "equi-tuning": Choice("Equi-Tuning: predictions averaged over group elements; any network", Tuning),
+    "equi-adapt": Choice(
+        "Equi-Adapt: a canonicalising network in front of any network for point clouds", Canonicalizer
+    ),
+}
+
+
+def choice(name: str) -> Choice:
+    """The method called `name`. Raises `ConfigError` with a suggestion if there is none."""
+    if name not in CHOICES:
+        raise ConfigError(
+            f"Unknown method '{name}'.{did_you_mean(name, list(CHOICES))} Known: {', '.join(CHOICES)}."
+        )
+    return CHOICES[name]
+
+
+def is_scheduled(name: str) -> bool:
+    """Whether the method follows a schedule (CR, its ablations and its control)."""
+    return issubclass(choice(name).settings, Course)
+
+
+def is_learnt(name: str) -> bool:
+    """Whether the strengths are learnt (ACE in all its forms)."""
+    return issubclass(choice(name).settings, Lagrangian.Settings)
+
+
+def is_strict(name: str) -> bool:
+    """Whether the network is trained as its author wrote it, with nothing added (strict, strict-muon)."""
+    return choice(name).settings is Strict.Settings
+
+
+def needs_residuals(name: str) -> bool:
+    """Whether the method drives residuals, so that it is for networks that have any."""
+    return not (is_strict(name) or is_wrapper(name) or issubclass(choice(name).settings, REMUL.Settings))
+
+
+def is_wrapper(name: str) -> bool:
+    """Whether the method is a module around the network, without residuals and without steps."""
+    return issubclass(choice(name).settings, (Tuning, Canonicalizer))
+
+
+def build_method(relaxation: Relaxation | nn.Module, config: RunConfig, steps_per_epoch: int) -> Method:
+    """The method of a run.
+
+    Args:
+        relaxation: A relaxed model's handle; for REMUL also a model that is not relaxed.
+        config: The run's settings.
+        steps_per_epoch: Optimiser steps of one epoch, for schedules.
+
+    Raises:
+        ConfigError: The method is a module around the network, or it needs residuals and there are none.
+    """
+    settings = config.strength
+    if isinstance(settings, REMUL.Settings):
+        return REMUL(relaxation, settings)
+    if not isinstance(relaxation, Relaxation):
+        raise ConfigError(
+            f"{config.method} needs residuals, and {type(relaxation).__name__} has none: choose another model, or a "
+            f"method that works on any network (remul, equi-tuning, equi-adapt)."
+        )
+    if isinstance(settings, Course):
+        return _scheduled(relaxation, settings, config, steps_per_epoch)
+    if isinstance(settings, ResilientACE.Settings):
+        return _resilient(relaxation, settings, config.training.learning_rate)
+    if isinstance(settings, ACE.Settings):
+        return ACE(relaxation, settings)
+    if isinstance(settings, RPP.Settings):
+        return RPP(relaxation, settings)
+    raise ConfigError(f"{config.method} drives no residuals: there is no method to build.")
+
+
+def build_wrapper(
+    model: nn.Module, settings: Settings, inputs: tuple[Any, ...], output: Any, group: Group
+) -> nn.Module:
+    """A module around `model` from the settings of Equi-Tuning or Equi-Adapt.
+
+    Args:
+        model: A strict network; it becomes a child of the module.
+        settings: The settings.
+        inputs, output: How the group acts on the model's arguments and on its output.
+        group: The benchmark's group.
+
+    Raises:
+        ConfigError: The settings are of another method, or Equi-Adapt is to turn something else than point clouds.
+    """
+    if isinstance(settings, Tuning):
+        return EquiTuned(
+            model, inputs, output, group if settings.reflections else _rotations(group), settings
+        )
+    if not isinstance(settings, Canonicalizer):
+        raise ConfigError(f"{type(settings).__qualname__} describes no module around a network.")
+    if len(inputs) != 1 or inputs[0] != vector(inputs[0].group) or inputs[0].dim != 3:
+        raise ConfigError(
+            "equi-adapt turns point clouds, (batch, points, 3) as the one argument of the model; this model takes "
+            f"{', '.join(map(repr, inputs))}. With a canonicaliser of your own use equirelax.methods.EquiAdapted."
+        )
+    from equirelax_lab.models.canonical import VNCanonicalizer
+
+    canonicalizer = VNCanonicalizer(settings.hidden, settings.layers, settings.neighbours)
+    return methods.EquiAdapted(model, canonicalizer, inputs, output)
+
+
+def _rotations(group: Group) -> Group:
+    """The part of a group of space that has no reflections."""
+    if isinstance(group, E):
+        return SE(group.n)
+    return SO(group.n) if isinstance(group, O) else group
+
+
+def _scheduled(relaxation: Relaxation, settings: Course, config: RunConfig, steps_per_epoch: int) -> Method:
+    method = Scheduled(
+        relaxation,
+        (settings.course_epochs or config.training.epochs) * steps_per_epoch,
+        settings,
+        steps_per_epoch=steps_per_epoch if settings.per == "epoch" else None,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    if settings.degrees and settings.lie_weight:
+        generator = torch.Generator().manual_seed(config.seed)
+        method.regularizer = FiniteRotation(relaxation, settings.lie_weight, settings.degrees, generator)
+    return method
+
+
+def _resilient(relaxation: Relaxation, settings: ResilientACE.Settings, learning_rate: float) -> Method:
+    if settings.primal_lr is not None:
+        return ResilientACE(relaxation, settings)
+    if not learning_rate * settings.rho < 2.0:
+        raise ConfigError(
+            f"'learning_rate' is {learning_rate}, and the slacks' steps are as large: times 'strength.rho' ({settings.rho}) it "
+            f"must be below 2. Make one of them smaller, or set 'strength.primal_lr'."
+        )
+    return ResilientACE(relaxation, dataclasses.replace(settings, primal_lr=learning_rate))
