@@ -27,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     What killed writers of `path` left is removed: a temporary file is locked as long as its writer lives.
 
     Raises:
-        StorageError: no room, or no right to write there; a file that stood at `path` before is whole.
+        StorageError: No room, or no right to write there; a file that stood at `path` before is whole.
     """
     target = Path(path)
     with storage_errors(target):

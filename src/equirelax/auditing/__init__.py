@@ -1,4 +1,4 @@
-"""Measuring: equivariance errors, Lie derivatives of whole models, which layer is to blame, ACE's bounds."""
+"""Measure equivariance: errors, Lie derivatives of whole models, the layers that break it, and ACE's bounds."""
 
 from equirelax.auditing.audit import audit
 from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds

@@ -34,17 +34,18 @@ from equirelax.symmetry import GridField, Group, Representation, TensorAction
 from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, Sign, Trivial, Vector
 from equirelax.symmetry.fields import Entries, grid_entries, move_grid
 
-MAX_LAST, MAX_OTHER = 4096, 256  # longest last axis, and longest other one, that is cut into blocks
-CHANGE = 0.03  # of the squared norm: what a change of block has to be worth in a guess
-PER_CHANGE, ROWS_AXIS = (
-    1.25,
-    2.0,
-)  # how much more a guess must explain for a change of block, and on the first axis
-MAX_ROWS = 256  # rows that take part in choosing a segmentation; the error reported is over all of them
+MAX_LAST, MAX_OTHER = 4096, 256
+"""Longest last axis, and longest other axis, that is cut into blocks."""
+MAX_ROWS = 256
+"""Most rows that take part in choosing a segmentation. Its error is computed over all rows."""
+CHANGE = 0.03
+"""Share of the squared norm that a change of block must explain in a guess."""
+PER_CHANGE, ROWS_AXIS = 1.25, 2.0
+"""Factors on the error of a guess for every change of block, and for acting on the first axis."""
 
 
 class Atom:
-    """One block as an affine map, computed once for each of the few elements of an audit."""
+    """A block as an affine map, computed once for each of the few elements of an audit."""
 
     def __init__(self, block: Block) -> None:
         self.name, self.dim = block.name, block.dim
@@ -56,7 +57,7 @@ class Atom:
         return self._at(g)[0]
 
     def offset(self, g: Tensor) -> Tensor | None:
-        """What is added after it, (d,); ``None`` for a linear block."""
+        """The translation after it, (d,); ``None`` for a linear block."""
         return self._at(g)[1]
 
     def _at(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -68,9 +69,14 @@ class Atom:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A group action on tensors of one shape: ``apply(g, x)``, its name, and whether it is the trivial
-    one. ``odds`` multiply its error where actions that do not fit are compared. ``channels``: of an action on
-    pictures (..., channels, H, W) of any size, how many it takes; else 0.
+    """A group action on tensors of one shape.
+
+    Attributes:
+        name: The action in words.
+        apply: Computes rho(g) x from g and x.
+        invariant: Whether it is the trivial action.
+        odds: Factor on its error where actions that do not fit are compared.
+        channels: Number of channels of an action on fields (..., channels, H, W) of any size; 0 for other actions.
     """
 
     name: str
@@ -82,12 +88,12 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """An action with how badly it explains what was feature.
+    """An action and its error on a feature.
 
     Attributes:
-        action: the best candidate.
-        relative: worst over g of ``||Y_g - rho(g) X|| / max(||Y_g||, ||X||)``.
-        absolute: largest entry of ``|Y_g - rho(g) X|``.
+        action: The action.
+        relative: Largest ``||Y_g - rho(g) X|| / max(||Y_g||, ||X||)`` over g.
+        absolute: Largest entry of ``|Y_g - rho(g) X|``.
     """
 
     action: Action
@@ -97,19 +103,21 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """A feature at P inputs, ``x`` (P, ...), and at the same inputs transformed by each of G elements, ``y``
-    (G, P, ...).
+    """What was observed of a hidden feature.
+
+    Attributes:
+        x: Its values at P inputs, (P, ...).
+        y: Its values at the same inputs transformed by each of G elements, (G, P, ...).
+        elements: The elements, (G, n, n).
     """
 
     x: Tensor
     y: Tensor
-    elements: Tensor  # (G, n, n)
+    elements: Tensor
 
 
 def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
-    """The blocks to try for a group: its own small representations, and those of the representations
-    given.
-    """
+    """Return the blocks to try for a group: its own small representations, and the blocks of the given representations."""
     blocks: list[Block] = [Trivial(group)]
     if group.order is not None or not group.connected:
         blocks.append(Sign(group))
@@ -127,7 +135,7 @@ def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
 
 
 def _irreps(group: Group) -> list[Block]:
-    """e3nn's irreps with l = 2 and 3, where e3nn is already in use and the group rotates space."""
+    """e3nn's irreps with l = 2 and 3, if e3nn is already imported and the group rotates space."""
     if "e3nn" not in sys.modules or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
         return []
     from equirelax.symmetry import from_irreps
@@ -136,19 +144,21 @@ def _irreps(group: Group) -> list[Block]:
     return [from_irreps(name, group).blocks[0][1] for name in names]
 
 
-def action_of(known: TensorAction, group: Group) -> Action:
-    """A known action, for elements of ``group``."""
-    linear = known.group.dim != group.dim
+def action_of(declared: TensorAction, group: Group) -> Action:
+    """Turn a declared action into one for elements of ``group``."""
+    linear = declared.group.dim != group.dim
 
     def apply(g: Tensor, x: Tensor) -> Tensor:
-        return known.apply((group.linear_part(g) if linear else g).to(x.device), x.double())
+        return declared.apply((group.linear_part(g) if linear else g).to(x.device), x.double())
 
-    channels = known.dim if isinstance(known, GridField) else 0
-    return Action(f"{known.representation!r}{known.where}", apply, known.invariant, channels=channels)
+    channels = declared.dim if isinstance(declared, GridField) else 0
+    return Action(
+        f"{declared.representation!r}{declared.where}", apply, declared.invariant, channels=channels
+    )
 
 
 def error_of(action: Action, feature: Feature) -> Explanation:
-    """How badly a given action explains a feature."""
+    """Measure how well a given action explains a feature."""
     relative = absolute = 0.0
     for g, y in zip(feature.elements, feature.y, strict=True):
         expected = torch.stack([action.apply(g, x) for x in feature.x])
@@ -163,7 +173,7 @@ INVARIANT = Action("invariant", lambda g, x: x.double(), True)
 
 
 def explain(feature: Feature, atoms: Sequence[Atom], tolerance: float) -> Explanation:
-    """The best of the actions along the feature's axes: what `most_likely` takes."""
+    """Return the most likely action along the feature's axes, see `most_likely`."""
     return most_likely(
         feature,
         itertools.chain((INVARIANT,), _candidates(feature, atoms), _guesses(feature, atoms)),
@@ -172,7 +182,7 @@ def explain(feature: Feature, atoms: Sequence[Atom], tolerance: float) -> Explan
 
 
 def most_likely(feature: Feature, actions: Iterable[Action], tolerance: float) -> Explanation:
-    """The first of the actions within ``tolerance``; where there is none, the most_likely."""
+    """Return the first action within ``tolerance``, else the one with the smallest error times its odds."""
     tried = []
     for candidate in actions:
         tried.append(error_of(candidate, feature))
@@ -182,7 +192,7 @@ def most_likely(feature: Feature, actions: Iterable[Action], tolerance: float) -
 
 
 def _candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
-    axes = range(feature.x.dim() - 2, -1, -1)  # of one feature, without the axis P; the last one first
+    axes = range(feature.x.dim() - 2, -1, -1)  # without the axis P, from the last axis on
     shape = feature.x.shape[1:]
     for axis in axes:
         if shape[axis] <= (MAX_LAST if axis == axes[0] else MAX_OTHER):
@@ -200,22 +210,23 @@ def _candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
 
 
 def _guesses(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
-    """Segmentations into few runs of equal blocks, for features that nothing fits."""
+    """Segmentations into few runs of equal blocks, for features that no candidate fits."""
     for axis in range(feature.x.dim() - 2, -1, -1):
         if feature.x.shape[axis + 1] <= MAX_OTHER:
             yield segmentation(feature, atoms, axis, CHANGE)
 
 
 def _apply_atom(atom: Atom, g: Tensor, x: Tensor) -> Tensor:
-    """The atom on the last axis of ``x`` (..., d)."""
+    """Apply an atom to the last axis of ``x`` (..., d)."""
     moved = x @ atom.matrix(g).to(x).transpose(-1, -2)
     offset = atom.offset(g)
     return moved if offset is None else moved + offset.to(x)
 
 
 def segmentation(feature: Feature, atoms: Sequence[Atom], axis: int, change: float = 0.0) -> Action:
-    """The direct sum of atoms along ``axis`` (of one feature) with the least squared error, plus ``change`` times the
-    squared norm of what is feature for every change from one atom to another.
+    """Find the direct sum of atoms along ``axis`` (without the axis P) with the least squared error.
+
+    Every change from one atom to another adds ``change`` times the squared norm of ``feature.y`` to that error.
     """
     x = feature.x.movedim(axis + 1, -1)
     y = feature.y.movedim(axis + 2, -1)
@@ -224,7 +235,7 @@ def segmentation(feature: Feature, atoms: Sequence[Atom], axis: int, change: flo
     if len(x) > MAX_ROWS:
         pick = torch.linspace(0, len(x) - 1, MAX_ROWS).long()
         x, y = x[pick], y[:, pick]
-    # Rounding must not decide between blocks that fit equally well: the first in the list is to win.
+    # Rounding must not decide between blocks that fit equally well: the first in the list wins.
     grain = 1e-24 * float(y.square().sum()) + 1e-300
     costs = []
     for atom in atoms:
@@ -239,12 +250,12 @@ def segmentation(feature: Feature, atoms: Sequence[Atom], axis: int, change: flo
 
 
 def _cheapest(atoms: Sequence[Atom], costs: list[list[float]], size: int, price: float) -> list[Atom]:
-    """The sequence of atoms of total length ``size`` with the least sum of costs and of a price for every change.
+    """Return the sequence of atoms of total length ``size`` with the least sum of costs and of a price for every change.
 
     Args:
-        costs: of atom k from position i on, ``costs[k][i]``.
+        costs: ``costs[k][i]`` is the cost of atom k at position i.
     """
-    # By end and last atom: the least sum, and the atom before that one. The first atom in the list wins a tie.
+    # best[end][k]: the least sum up to `end` with atom k last, and the atom before it. The first atom in the list wins a tie.
     best: list[list[tuple[float, int]]] = [[(0.0, -1)] * len(atoms)]
     lowest = [0]
     for end in range(1, size + 1):
@@ -327,20 +338,20 @@ def _where(axis: int, dims: int) -> str:
 CHANNELS = 4096  # longest channel axis that is cut into blocks
 ROWS = 8192  # pixels, at most, on which a weaker explanation is looked for
 TRIVIAL = Action("trivial", lambda g, x: x.double())
-SMALL = 16  # grids of so few pixels may as well be something else, such as a matrix
-# How much more a guess must explain: for a flattened grid, for channels not next to it, for a picture that stands still.
+SMALL = 16  # a grid of at most so many pixels may be something else, such as a matrix
+# Factors on the error of a guess: for a flattened grid, for channels not next to the grid, for a field that does not move.
 FLAT, AWAY, STILL = 4.0, 2.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a feature keeps its grid.
+    """Which axes of a feature are its grid.
 
     Attributes:
-        words: for the reader.
-        there: the feature (..., shape) with the grid last, (..., H, W).
-        back: the inverse.
-        odds, channels: as in :class:`~equirelax.auditing.actions.Action`.
+        words: The layout for the reader.
+        there: Moves the grid of a feature (..., shape) to the end, (..., H, W).
+        back: The inverse of ``there``.
+        odds, channels: As in :class:`Action`.
     """
 
     words: str
@@ -351,7 +362,7 @@ class Layout:
 
 
 def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
-    """Every way in which a feature of this shape may hold a grid; a square one if ``swaps``."""
+    """Yield every way in which a feature of this shape may hold a grid, which must be square if ``swaps``."""
     dims = len(shape)
     for last, words in ((-1, " on a grid"), (-2, " on a grid, channels last")):
         if dims >= 1 - last and _is_grid(shape[last - 1], shape[last], swaps):
@@ -364,7 +375,7 @@ def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
 
 
 def field_candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
-    """Actions on fields: first those that may fit, then guesses, at most from one layout."""
+    """Yield actions on fields: first those that may fit, then guesses from at most one layout."""
     entries = grid_entries(feature.elements)
     swaps = any(element[0] == 0 for element in entries)
     guesses: list[Action] = []
@@ -387,7 +398,7 @@ def field_candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action
 
 
 def pixel_rows(feature: Feature) -> Feature | None:
-    """The feature at its pixels, moved back, as rows of channels (P', C); None where the last axes are no grid."""
+    """Return the pixels of the feature, moved back, as rows of channels (P', C); None if the last axes are no grid."""
     entries = grid_entries(feature.elements)
     swaps = any(element[0] == 0 for element in entries)
     shape = feature.x.shape[1:]
@@ -403,12 +414,12 @@ def pixel_rows(feature: Feature) -> Feature | None:
 
 
 def is_large_grid(shape: Sequence[int]) -> bool:
-    """Whether a feature of this shape is a picture, or nothing else that is known."""
+    """Whether a feature of this shape can only be a field."""
     return len(shape) >= 3 and shape[-1] == shape[-2] and shape[-1] * shape[-2] > SMALL
 
 
 def grid_problem(feature: Feature) -> str:
-    """What is wrong with a feature's grid, where it cannot be turned as the group wants it; else empty."""
+    """Say why the group cannot turn a feature's grid; empty if it can."""
     shape = feature.x.shape[1:]
     swaps = any(element[0] == 0 for element in grid_entries(feature.elements))
     if len(shape) < 3 or not swaps or shape[-1] == shape[-2] or min(shape[-2:]) < 2:
@@ -417,7 +428,7 @@ def grid_problem(feature: Feature) -> str:
 
 
 def on_grid(elements: Tensor) -> bool:
-    """Whether every one of the elements (G, n, n) maps a grid of pixels onto itself."""
+    """Whether every element (G, n, n) maps a grid of pixels onto itself."""
     if elements.shape[-1] != 2:
         return False
     try:
@@ -428,7 +439,7 @@ def on_grid(elements: Tensor) -> bool:
 
 
 def pulled_back(feature: Feature, layout: Layout, entries: Sequence[Entries]) -> Feature:
-    """The feature with the grid last, and the grid of every Y_g moved back."""
+    """Move the grid to the end, and the grid of every Y_g back."""
     y = [
         move_grid(_inverse(element), layout.there(value))
         for element, value in zip(entries, feature.y, strict=True)
@@ -437,7 +448,7 @@ def pulled_back(feature: Feature, layout: Layout, entries: Sequence[Entries]) ->
 
 
 def _moved(inner: Action, layout: Layout, odds: float = 1.0) -> Action:
-    """An action on the channels, followed by that on the grid."""
+    """Compose an action on the channels with the action on the grid."""
 
     def apply(g: Tensor, x: Tensor) -> Tensor:
         return layout.back(move_grid(grid_entries(g)[0], inner.apply(g, layout.there(x))))

@@ -1,6 +1,4 @@
-"""The audit of a model: is it equivariant, by how much not, under which element, and which layer is to
-blame.
-"""
+"""Audit a model: is it equivariant, how far not, under which element, and which layer breaks it?"""
 
 from __future__ import annotations
 
@@ -48,9 +46,8 @@ from equirelax.relaxation import Relaxation, relaxation_of
 from equirelax.relaxation.drivers import drivers_of
 from equirelax.symmetry import Group
 
-# A module is blamed where it adds more than this share of the model's own error: rounded constants are not
-# the cause.
 NEGLIGIBLE = 1e-5
+"""A module breaks equivariance if it adds more than this share of the model's error. Rounded constants add less."""
 
 
 def audit(
@@ -71,57 +68,55 @@ def audit(
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
-    The model runs in evaluation mode in ``dtype``, without autocast, TF32 and compiled code, and is given back exactly as it
-    was, also after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules keep as
-    attributes, random states. The sample is never written to. Transforms are computed here, in float64. While
+    The model runs in evaluation mode in ``dtype``, without autocast, TF32 and compiled code. It is restored exactly, also
+    after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules hold as
+    attributes, and random states. The sample is never written to. Transforms are computed in float64. While
     ``DistributedDataParallel`` trains a model, audit a ``copy.deepcopy`` of it: casting a parameter to ``dtype`` and back
     makes PyTorch drop DDP's hooks on its gradient.
 
-    Outputs are compared as what they are: floating and complex tensors by norms, whole numbers and truth values exactly
-    (one entry that differs is a relative error of 1), Python's numbers as tensors. What cannot be compared (strings,
-    foreign objects) is named in the report.
+    Floating and complex outputs are compared by norms, whole numbers and truth values exactly (one entry that differs is a
+    relative error of 1), and Python's numbers as tensors. The report names what cannot be compared (strings, foreign
+    objects).
 
-    Translations of SE(n) and E(n) are drawn up to the largest coordinate of the sample's positions, and the report says
-    how far that is.
+    Translations of SE(n) and E(n) are sampled up to the largest coordinate of the sample's positions, which the report states.
 
     Args:
-        model: a module, or a function (then nothing is cast).
-        sample: one input, on the model's device, nested as the model needs: a tensor or PyG ``Data``, called as
-            ``model(sample)``; a tuple or list, called as ``model(*sample)``; a mapping, called as ``model(**sample)``
-            where its keys are the names of ``forward``'s parameters, and else as ``model(sample)``, as NequIP's, MACE's
-            and SevenNet's networks want it. A few molecules or graphs are enough, and quicker than a batch of training.
-        in_rep: how the sample transforms, as a tree shaped like it. For every tensor what
+        model: A module, or a function (then nothing is cast).
+        sample: One input on the model's device, nested as the model needs it. A tensor or PyG ``Data`` is passed as
+            ``model(sample)``, a tuple or list as ``model(*sample)``, and a mapping as ``model(**sample)`` if its keys are the
+            names of ``forward``'s parameters, else as ``model(sample)``, as NequIP's, MACE's and SevenNet's networks expect
+            it. A few molecules or graphs are enough, and faster than a training batch.
+        in_rep: How the sample transforms, as a tree with its shape. Every tensor gets what
             `equirelax.symmetry.as_representation` takes (``"2x0e+1x1o"`` or a ``Representation`` for the last axis,
-            ``On(representation, axis)``, ``GridField(representation)`` for pictures, e3nn's ``Irreps``, an escnn
-            ``FieldType``) or ``None`` (invariant); for mappings and ``Data`` a mapping that lists what transforms. Left
-            out, it is the model's ``irreps_in``, ``in_type`` or ``in_rep``.
-        out_rep: the same for the output; left out, the model's ``irreps_out``, ``out_type`` or ``out_rep``.
-        group: elements are drawn from it; by default the group of the representations. It may be a subgroup
+            ``On(representation, axis)``, ``GridField(representation)`` for images, e3nn's ``Irreps``, an escnn
+            ``FieldType``) or ``None`` (invariant); mappings and ``Data`` get a mapping that lists what transforms. By
+            default the model's ``irreps_in``, ``in_type`` or ``in_rep``.
+        out_rep: The same for the output. By default the model's ``irreps_out``, ``out_type`` or ``out_rep``.
+        group: Elements are drawn from it; by default the group of the representations. It may be a subgroup
             of theirs, such as SO(3) for representations of O(3).
-        samples: number of elements drawn (Haar measure for compact groups). One element of every other
+        samples: Number of elements drawn (Haar measure for compact groups). One element of every other
             component of a Lie group, or the generators of a finite one, are tried in addition.
-        seed: of the elements, and of the model's own random numbers if it draws any.
-        dtype: precision of the model's run. By default float64, or, where the model fails in float64 and runs in
-            float32, since it casts inside, float32; the report then says so.
-        tolerance: relative error that counts as equivariant. By default that of the coarsest of ``dtype``, of the model's
-            parameters and of what it returns: 1e-9 for float64, 1e-5 for float32 (rounded constants), 1e-2 and 5e-2 for
-            float16 and bfloat16. Buffers, and parameters among others that are finer, count as float32 at most.
-        lie: whether to measure the Lie derivative along every generator.
-        per_layer: whether to look for the layer that breaks equivariance. Keeps the activations of a few runs
-            in memory.
-        layer_reps: representations inside the model where they are known: path pattern (``fnmatch``) -> the
-            output's, in any of the forms above, or a pair (inputs, output).
-        deployed: the form in which a relaxed model will be used, which the report leads with: ``"projected"`` or
-            ``"relaxed"``. By default what its method says, ``"projected"`` where none is attached. Of a network that is
-            deployed relaxed the report also says how far from equivariant each of its relaxed modules is.
+        seed: Seed of the elements, and of any random numbers that the model draws.
+        dtype: Precision in which the model runs. By default float64, or float32 for a model that fails in float64 because it
+            casts inside; the report then says so.
+        tolerance: Relative error that counts as equivariant. By default that of the coarsest of ``dtype``, the model's
+            parameters and its outputs: 1e-9 for float64, 1e-5 for float32 (rounded constants), 1e-2 for float16 and 5e-2 for
+            bfloat16. Buffers, and single parameters that are coarser than the others, count as float32 at most.
+        lie: Whether to measure the Lie derivative along every generator.
+        per_layer: Whether to look for the layer that breaks equivariance. This keeps the activations of a few runs in memory.
+        layer_reps: Known representations inside the model: a path pattern (``fnmatch``) -> the representation of the output, in
+            any of the forms above, or a pair (inputs, output).
+        deployed: The form in which a relaxed model will be used, ``"projected"`` or ``"relaxed"``; the report leads with it. By
+            default what the attached method deploys, ``"projected"`` if no method is attached. For a network that is deployed
+            relaxed, the report also says how far each relaxed module is from equivariance.
 
     Returns:
-        The report; ``print(report)`` shows it.
+        The report, which ``print(report)`` shows.
 
     Raises:
-        AuditError: sample, representations and group do not fit each other; the model fails in the ``dtype`` that was
-            asked for, and runs in float32.
-        NonFiniteError: the model returns NaN or infinity.
+        AuditError: Sample, representations and group do not fit each other, or the model fails in the given ``dtype`` but runs
+            in float32.
+        NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
@@ -133,7 +128,7 @@ def audit(
     if own_input:
         in_rep = only_present(sample, in_rep)
     group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
-    job = _Job(
+    job = _Audit(
         module, sample, in_rep, out_rep, group, samples, seed, torch.float64 if dtype is None else dtype
     )
     notes = []
@@ -170,7 +165,7 @@ class _FirstCallError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class _Audit:
     """What is measured, with which elements and in which precision."""
 
     module: nn.Module
@@ -183,11 +178,11 @@ class _Job:
     dtype: torch.dtype
 
     def first_call(self) -> Any:
-        """What the model returns on the sample.
+        """Call the model with the sample and return its output.
 
         Raises:
-            AuditError: the representations do not fit the sample.
-            _FirstCallError: the model fails.
+            AuditError: The representations do not fit the sample.
+            _FirstCallError: The model fails.
         """
         leaves(self.sample, self.in_rep, "input")
         try:
@@ -195,7 +190,7 @@ class _Job:
                 return call(self.module, transformed(self.sample, self.in_rep, None, self.dtype))
         except AuditError:
             raise
-        except Exception as error:  # of the user's model: any may come of its dtype
+        except Exception as error:  # any error of the user's model may come from its dtype
             raise _FirstCallError(error) from error
 
     def runs(self) -> bool:
@@ -221,7 +216,7 @@ class _Job:
         deployed: str | None,
         notes: list[str],
     ) -> AuditReport:
-        """The whole audit."""
+        """Measure everything."""
         module, group, dtype = self.module, self.group, self.dtype
         relaxation, precision = _relaxation(module), Precision.of(module)
         where = coordinates(self.sample, self.in_rep)
@@ -300,7 +295,7 @@ class _Job:
 
 
 def _checked(group: Group, in_rep: Any, out_rep: Any) -> Group:
-    """The group to sample from, if it is contained in that of every representation."""
+    """Check that every representation's group contains the group that is sampled, and return the latter."""
     for rep in itertools.chain(representations(in_rep), representations(out_rep)):
         if not contains(rep.group, group):
             raise AuditError(
@@ -311,19 +306,17 @@ def _checked(group: Group, in_rep: Any, out_rep: Any) -> Group:
 
 
 def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> Tensor:
-    """A few elements that tell actions apart: the worst, one drawn of each component, a discrete
-    generator.
-    """
+    """Choose a few elements that distinguish actions: the worst, one sample of each component, and a discrete generator."""
     drawn = {element_component(group, g): g for g in reversed(sampled)}
     chosen: list[Tensor] = []
     for g in (worst, *drawn.values(), *discrete[:1]):
-        if not any(torch.equal(g, other) for other in chosen):  # a finite group's come again
+        if not any(torch.equal(g, other) for other in chosen):  # samples of a finite group repeat
             chosen.append(g)
     return torch.stack(chosen)
 
 
 def _relaxation(model: nn.Module) -> Relaxation | None:
-    """The relaxation of a relaxed model."""
+    """The relaxation of a model, None if it is not relaxed."""
     try:
         return relaxation_of(model)
     except RelaxationStateError:
@@ -331,7 +324,7 @@ def _relaxation(model: nn.Module) -> Relaxation | None:
 
 
 def _deployed(relaxation: Relaxation) -> str:
-    """The form that the method which drives a model's residuals is for."""
+    """The form that is deployed by the method which drives the residuals."""
     drivers = drivers_of(relaxation.residuals.values())
     relaxed = any(isinstance(driver, Method) and driver.deploys_relaxed for driver in drivers)
     return RELAXED if relaxed else PROJECTED
@@ -363,7 +356,7 @@ def _notes(
     lie: LieReport | None,
     tolerance: float,
     differentiated: Group | None,
-    job: _Job,
+    job: _Audit,
     unlisted: set[str],
 ) -> list[str]:
     notes = []
@@ -385,7 +378,7 @@ def _notes(
         )
     if before.relative > tolerance and isinstance(job.out_rep, Mapping) and before.worst.output in unlisted:
         notes.append(
-            f"{before.worst.output} was taken as invariant, for out_rep does not list it: list every output that transforms"
+            f"{before.worst.output} was taken as invariant, because out_rep does not list it: list every output that transforms"
         )
     unit = torch.finfo(job.dtype).eps
     for path, away, spread in far_away(job.sample, job.in_rep):

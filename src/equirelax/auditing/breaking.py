@@ -1,8 +1,8 @@
-"""How much each residual of a relaxed model breaks the symmetry: its strength, its size, and its measured error.
+"""How much each residual of a relaxed model breaks the symmetry: its strength, its size and its measured error.
 
-gamma alone misleads: a residual may trade gamma for the size of its weights. What it does is measured: one residual
-at a time is left on, all others off. Whatever arrives at it is then transformed exactly, so that the error of what
-it adds is its own, and so is the error of the model's output.
+gamma alone misleads, because a residual may trade gamma for the size of its weights. So the effect of each residual is measured
+with all others switched off. Its input is then transformed exactly, and the errors of what it adds and of the model's output
+are its own.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from equirelax.symmetry import Group, Representation
 
 @dataclasses.dataclass(frozen=True)
 class Breaking:
-    """What one residual does to the symmetry, at a sample.
+    """How one residual breaks the symmetry at a sample.
 
     Attributes:
-        key: of the residual.
-        type: class of its module.
-        relaxes: what it can break, in words.
-        gamma: its strength.
-        weight: ||W||: largest singular value of a dense residual, Lipschitz constant (product over the layers) of
-            others; ``None`` where none is known.
-        share: ``||gamma f_neq(x)|| / ||output of the module||``; ``None`` where the output cannot be told.
-        added: largest over g of ``||rho(g) gamma f_neq(x) - gamma f_neq(rho(g) x)||`` over the size of the module's
-            output, the other residuals off; ``None`` where the residual did not run or its action is unknown.
-        bound: upper bound on ``added``, ``2 |gamma| b ||x||`` over the same size (the paper's, for this one layer);
-            ``None`` where its assumptions fail: `reason` says which.
-        alone: relative equivariance error of the model's output with this residual alone.
+        key: The residual's key.
+        type: Class of its module.
+        relaxes: What it can break, in words.
+        gamma: Its strength.
+        weight: ||W||: the largest singular value of a dense residual, the Lipschitz constant (product over the layers) of
+            others; ``None`` if no constant is known.
+        share: ``||gamma f_neq(x)|| / ||output of the module||``; ``None`` if the output is unknown.
+        added: Maximum over g of ``||rho(g) gamma f_neq(x) - gamma f_neq(rho(g) x)||`` divided by the norm of the module's
+            output, with the other residuals off; ``None`` if the residual did not run or its action is unknown.
+        bound: Upper bound on ``added``: ``2 |gamma| b ||x||`` divided by the same norm (ACE's bound for this layer); ``None``
+            if its assumptions fail.
+        reason: The assumption that fails, else empty.
+        alone: Relative equivariance error of the model's output with this residual alone.
     """
 
     key: str
@@ -61,11 +62,11 @@ class Breaking:
 
     @property
     def size(self) -> float | None:
-        """``|gamma| ||W||``, which does not change when gamma and W are traded for each other."""
+        """``|gamma| ||W||``, which does not change when gamma and W are rescaled against each other."""
         return None if self.weight is None else abs(self.gamma) * self.weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain python, with `size`."""
+        """Convert to a plain dictionary, with `size`."""
         return {**dataclasses.asdict(self), "size": self.size}
 
 
@@ -81,20 +82,20 @@ def breaking(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Breaking, ...]:
-    """Measure every residual by itself, in the model's order. The model is given back as it was.
+    """Measure every residual by itself, in the model's order. The model is restored afterwards.
 
     Args:
-        relaxation: of the model.
-        sample, in_rep, out_rep, group: as for :func:`equirelax.auditing.audit`.
-        model: what is run, where that is not the relaxed model itself but a function that calls it.
-        samples: number of group elements drawn, >= 1; generators of a finite group and one element of every other
-            component are tried too. Translations reach as far as the largest coordinate of the sample.
-        seed: of the elements.
-        dtype: precision of the model's run.
+        relaxation: The model's relaxation.
+        sample, in_rep, out_rep, group: As for :func:`equirelax.auditing.audit`.
+        model: A function that calls the relaxed model, if not the relaxed model itself is run.
+        samples: Number of sampled group elements, >= 1. Generators of a finite group and one element of every other component
+            are tried too. Translations are sampled up to the largest coordinate of the sample.
+        seed: Seed of the elements.
+        dtype: Precision in which the model runs.
 
     Raises:
-        AuditError: sample, representations and group do not fit each other, or `samples` is below 1.
-        NonFiniteError: the model returns NaN or infinity.
+        AuditError: Sample, representations and group do not fit each other, or `samples` is below 1.
+        NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
@@ -112,7 +113,7 @@ def breaking(
 
 @dataclasses.dataclass
 class _Call:
-    """What one call of a residual read (its norm) and added, and the norm of the output that it was added to."""
+    """One call of a residual: the norm of its input, what it added, and the norm of the output that this was added to."""
 
     read: float | None
     added: Tensor
@@ -160,7 +161,7 @@ class _Run:
 
     @contextlib.contextmanager
     def only(self, chosen: Residual) -> Iterator[None]:
-        """All residuals off but one, which stays off if it was."""
+        """Switch all other residuals off; a residual that was off stays off."""
         before = {residual: residual.enabled for _, residual in self.relaxation}
         try:
             for residual in before:
@@ -171,7 +172,7 @@ class _Run:
                 residual.enabled = enabled
 
     def call(self, residual: Residual, g: Tensor | None) -> tuple[list[_Call], tuple[Leaf, ...]]:
-        """The residual's calls, and the model's outputs, on the sample transformed by g."""
+        """Run the model on the sample transformed by g; return the residual's calls and the model's outputs."""
         calls: list[_Call] = []
         site = residual.site
         reader = _Read(site.reader)
@@ -185,7 +186,7 @@ class _Run:
             residual.site = site
 
     def action(self, residual: Residual) -> Action | None:
-        """How the group acts on what the residual adds."""
+        """The action of the group on what the residual adds; None if it is unknown."""
         if not acts_through(self.group, residual.out_rep.group):
             return None
         found = placed(residual, residual.out_rep)
@@ -208,7 +209,7 @@ class _Run:
 
 
 def _orthogonal(rep: Representation) -> bool:
-    """Whether drawn elements keep lengths; never for positions, which translations move."""
+    """Whether sampled elements keep lengths; False for positions, which translations move."""
     if not rep.linear:
         return False
     drawn = rep.group.sample(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -224,7 +225,7 @@ def _share(calls: list[_Call]) -> float | None:
 
 
 def _added(action: Action, g: Tensor, base: _Call, moved: _Call) -> float:
-    """``||rho(g) d(x) - d(g x)||`` over the size of the module's output (of d, where that is unknown)."""
+    """``||rho(g) d(x) - d(g x)||`` divided by the norm of the module's output, or of d(x) if that is unknown."""
     difference = norm(action.apply(g, base.added) - moved.added)
     size = norm(base.added) if base.output is None else base.output
     return difference / size if size > 0 else 0.0
@@ -236,7 +237,7 @@ def _output_error(g: Tensor, reference: Sequence[Leaf], found: Sequence[Leaf]) -
 
 
 class _Read(Reader):
-    """Notes the size of what a residual reads."""
+    """Records the norm of what a residual reads."""
 
     def __init__(self, own: Reader) -> None:
         self.own = own
@@ -249,7 +250,7 @@ class _Read(Reader):
 
 
 class _Written(Writer):
-    """Notes what a residual adds, and the size of what comes out."""
+    """Records what a residual adds, and the norm of the result."""
 
     def __init__(self, own: Writer, reader: _Read, calls: list[_Call]) -> None:
         self.own, self.reader, self.calls = own, reader, calls
@@ -265,7 +266,7 @@ class _Written(Writer):
 
 
 def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
-    """Norm of the tensor that the residual was added to; of its mean copy, where it is added to several."""
+    """Norm of the tensor that the residual was added to, divided by sqrt(copies) if it was added to several copies."""
     index = getattr(writer, "index", None)
     if isinstance(output, (tuple, list)) and isinstance(index, int):
         output = output[index]

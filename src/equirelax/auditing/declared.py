@@ -1,6 +1,4 @@
-"""Representations inside a model that somebody has declared: the user, an e3nn module's irreps, a relaxed
-layer's site.
-"""
+"""Representations that are declared inside a model: by the user, by the irreps of an e3nn module, or by a residual."""
 
 from __future__ import annotations
 
@@ -37,13 +35,13 @@ class Declarations:
     """What is declared about the modules of one model.
 
     Args:
-        model: the audited model.
-        group: the group of the audit; declarations for groups that it does not act through are ignored.
-        layer_reps: path pattern -> what ``as_representation`` takes for the output, or (inputs, output), inputs being
+        model: The audited model.
+        group: The group of the audit; declarations for groups that it does not act through are ignored.
+        layer_reps: Path pattern -> what ``as_representation`` takes for the output, or (inputs, output), inputs being
             one of these (first argument) or a sequence with one of these or ``None`` for each positional argument.
 
     Raises:
-        AuditError: a pattern matches no module, or a value is not of this form.
+        AuditError: A pattern matches no module, or a value is not of this form.
     """
 
     def __init__(self, model: nn.Module, group: Group, layer_reps: Mapping[str, Any] | None = None) -> None:
@@ -57,7 +55,7 @@ class Declarations:
                 raise AuditError(f"layer_reps: {pattern!r} matches no module.{did_you_mean(pattern, paths)}")
             for path in matched:
                 self.by_user[path] = _parse(pattern, value, group)
-        # By the path of the layer in this model, whoever relaxed which part of it.
+        # By the path of the layer in this model, whichever part of it was relaxed.
         self.relaxed_at: dict[str, list[Residual]] = {}
         if any(isinstance(module, Residual) for module in model.modules()):
             for one in relaxation_of(model).found():
@@ -70,7 +68,7 @@ class Declarations:
         }
 
     def field_representations(self) -> list[Representation]:
-        """Representations of the fields that are declared: by the user, by residuals, by convolutions."""
+        """Representations of fields that are declared by the user, residuals or convolutions."""
         given = [action for inputs, output in self.by_user.values() for action in (*inputs, output)]
         own = [
             action
@@ -81,7 +79,7 @@ class Declarations:
         return [action.representation for action in (*given, *own) if isinstance(action, GridField)]
 
     def relaxed(self, path: str) -> str:
-        """``relaxed, gamma = 0.3`` for a module with residuals, else nothing."""
+        """Return ``relaxed, gamma = 0.3`` for a module with residuals, else an empty string."""
         found = [residual for residual in self.relaxed_at.get(path, ()) if residual.active]
         if not found:
             return ""
@@ -90,7 +88,7 @@ class Declarations:
         return f"relaxed, gamma = {', '.join(f'{residual.gamma.item():.3g}' for residual in found)}{where}"
 
     def inputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Actions:
-        """Actions actions of a call's inputs, by the path of the tensor in (args, kwargs)."""
+        """Actions declared for a call's inputs, by the path of the tensor in (args, kwargs)."""
         if path in self.by_user:
             return {f"[0][{i}]": axis for i, axis in enumerate(self.by_user[path][0]) if axis is not None}
         first = (
@@ -104,7 +102,7 @@ class Declarations:
         return _fitting({f"[0][{i}]": axis for i, axis in enumerate(axes)}, tensors)
 
     def outputs(self, path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Actions:
-        """Actions actions of a call's outputs, by the path of the tensor in the output."""
+        """Actions declared for a call's outputs, by the path of the tensor in the output."""
         if path in self.by_user:
             axis = self.by_user[path][1]
             return {} if axis is None else {"": axis}
@@ -123,20 +121,20 @@ class Declarations:
         return placed(residual, rep) if acts_through(self.group, rep.group) else None
 
     def _convolution(self, module: nn.Module, which: str) -> TensorAction | None:
-        """The fields of a group convolution, known by its attributes in_rep, out_rep and kernel_size."""
+        """The fields of a group convolution, recognised by its attributes in_rep, out_rep and kernel_size."""
         rep = getattr(module, which, None)
         if not isinstance(rep, Representation) or not hasattr(module, "kernel_size"):
             return None
         return _field(rep) if acts_through(self.group, rep.group) else None
 
     def _escnn(self, module: nn.Module, name: str) -> TensorAction | None:
-        """The fields of an escnn module, by its in_type and out_type; of those over the plane or over nothing."""
+        """The fields of an escnn module over the plane or over a point, by its in_type and out_type."""
         field_type: Any = getattr(module, name, None)
         if not is_escnn(field_type, "FieldType"):
             return None
         try:
             rep = from_field_type(field_type)
-        except RepresentationError:  # of a group that has no counterpart
+        except RepresentationError:  # its group has no counterpart here
             return None
         if not acts_through(self.group, rep.group):
             return None
@@ -150,7 +148,7 @@ class Declarations:
 
 
 def placed(residual: Residual, rep: Representation) -> TensorAction | None:
-    """How a representation of a residual's site acts on the tensors there; None where that is not known."""
+    """The action of a representation on the tensors at a residual's site; None if it is unknown."""
     if residual.site.convolution is None:
         return On(rep, residual.feature_axis)
     return _field(rep) if residual.feature_axis == -3 else None
@@ -159,7 +157,7 @@ def placed(residual: Residual, rep: Representation) -> TensorAction | None:
 def _field(rep: Representation) -> GridField | None:
     try:
         return GridField(rep)
-    except RepresentationError:  # of no group of the plane
+    except RepresentationError:  # not a group of the plane
         return None
 
 

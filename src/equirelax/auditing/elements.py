@@ -14,12 +14,11 @@ _TOLERANCE = 1e-6
 
 
 def describe(group: Group, element: Tensor) -> str:
-    """One element in words, e.g. ``rotation by 37.2 deg about (0.10, -0.31, 0.95), then translation by (1.20,
-    0.00, -0.43)``.
+    """Describe an element, e.g. ``rotation by 37.2 deg about (0.10, -0.31, 0.95), then translation by (1.20, 0.00, -0.43)``.
 
     Args:
-        group: the group that the element is of.
-        element: its matrix in the defining representation, (n, n).
+        group: The element's group.
+        element: Its matrix in the defining representation, (n, n).
     """
     matrix = element.detach().double().cpu()
     linear, shift = group.linear_part(matrix), group.translation_part(matrix)
@@ -31,15 +30,13 @@ def describe(group: Group, element: Tensor) -> str:
 
 
 def component(group: Group, element: Tensor) -> str:
-    """The connected component of an element as far as the determinant tells: ``proper`` or ``with
-    reflection``.
-    """
+    """Name the component of an element by the sign of its determinant: ``proper`` or ``with reflection``."""
     linear = group.linear_part(element.detach().double().cpu())
     return "with reflection" if float(torch.linalg.det(linear)) < 0 else "proper"
 
 
 def describe_generator(group: Group, generator: Tensor, index: int) -> str:
-    """One element of the Lie algebra in words, e.g. ``rotation about z``, ``translation z``, ``boost tx``."""
+    """Describe an element of the Lie algebra, e.g. ``rotation about z``, ``translation z``, ``boost tx``."""
     matrix = generator.detach().double().cpu()
     linear, shift = group.linear_part(matrix), group.translation_part(matrix)
     n = linear.shape[0]
@@ -90,16 +87,13 @@ def _planar(m: Tensor) -> str:
 
 
 def _spatial(m: Tensor) -> str:
-    """Rotations by angle and axis; an improper element as the rotation -m followed by the inversion, or as a
-    mirror.
-    """
+    """Describe a rotation by angle and axis; an improper element as a mirror, or as the rotation -m and the inversion."""
     improper = float(torch.linalg.det(m)) < 0
     r = -m if improper else m
     angle = math.acos(max(-1.0, min(1.0, (float(r.trace()) - 1) / 2)))
     if improper and angle < _TOLERANCE:
         return "inversion"
-    # The axis is the eigenvector of eigenvalue 1: the null space of r - 1, its sign fixed by the
-    # antisymmetric part.
+    # The axis is the eigenvector of eigenvalue 1, the null space of r - 1. The antisymmetric part fixes its sign.
     axis = torch.linalg.svd(r - torch.eye(3, dtype=m.dtype)).Vh[-1]
     twist = torch.stack((r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]))
     if float(axis @ twist) < 0:
@@ -111,7 +105,7 @@ def _spatial(m: Tensor) -> str:
 
 
 def _permutation(m: Tensor) -> str:
-    """Cycle notation: column j of the matrix says where j goes."""
+    """Write a permutation in cycle notation. Column j of the matrix says where j goes."""
     target = m.argmax(dim=0).tolist()
     left, cycles = set(range(len(target))), []
     while left:
@@ -131,7 +125,7 @@ def _lorentz(m: Tensor) -> str:
         return _linear(m[1:, 1:])
     rapidity = math.acosh(max(1.0, float(m[0, 0])))
     boost = f"boost of rapidity {rapidity:.2f} along {_vector(m[1:, 0] / m[1:, 0].norm())}"
-    # m = boost @ rotation, with the boost fixed by the image of the time axis.
+    # m = boost @ rotation; the image of the time axis determines the boost.
     v = m[1:, 0]
     pure = torch.eye(4, dtype=m.dtype)
     pure[0, 0], pure[0, 1:], pure[1:, 0] = m[0, 0], v, v
@@ -156,11 +150,11 @@ CLOSE = 1e-6
 
 
 def acts_through(group: Group, other: Group) -> bool:
-    """Whether elements of ``group``, or their linear parts, are elements of ``other``.
+    """Whether the elements of ``group``, or their linear parts, are elements of ``other``.
 
-    Checked on a few drawn ones and on the discrete generators. Where ``other`` is given by generators alone, so that
-    membership cannot be decided, the generators of ``group`` have to be among its own: the Lie algebra of ``group`` in
-    the span of that of ``other``, each discrete generator one of ``other``'s, or their linear parts.
+    This is checked on a few sampled elements and on the discrete generators. If ``other`` is given by generators only, so that
+    membership cannot be decided, the Lie algebra of ``group`` must lie in the span of that of ``other``, and each discrete
+    generator must be one of ``other``'s.
     """
     if other == group:
         return True
@@ -181,12 +175,12 @@ def acts_through(group: Group, other: Group) -> bool:
 
 
 def contains(group: Group, subgroup: Group) -> bool:
-    """Whether the elements of ``subgroup``, as they are, are elements of ``group``; see `acts_through`."""
+    """Whether the elements of ``subgroup`` themselves are elements of ``group``; see `acts_through`."""
     return group.dim == subgroup.dim and acts_through(subgroup, group)
 
 
 def _decides(group: Group) -> bool:
-    """Whether a group can tell its elements from other matrices."""
+    """Whether a group can decide which matrices are its elements."""
     return not isinstance(group, MatrixGroup) or group.order is not None
 
 

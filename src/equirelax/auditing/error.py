@@ -21,7 +21,7 @@ from equirelax.symmetry import Group, On, TensorAction
 
 
 def norm(x: Tensor) -> float:
-    """Frobenius norm of a real or complex tensor: its entries are divided by the largest before they are squared."""
+    """Frobenius norm of a real or complex tensor, whose entries are divided by the largest before they are squared."""
     size = largest_entry(x)
     if size == 0 or not math.isfinite(size):
         return size
@@ -29,12 +29,12 @@ def norm(x: Tensor) -> float:
 
 
 def largest_entry(x: Tensor) -> float:
-    """max |x|, 0 of an empty tensor, NaN where there is one."""
+    """max |x|: 0 for an empty tensor, NaN if any entry is NaN."""
     return float(x.abs().max()) if x.numel() else 0.0
 
 
 def relative_error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
-    """``||a - b|| / max(||a||, ||b||)``, 0 where both are 0: symmetric, at most 2. ``scale`` replaces the denominator."""
+    """``||a - b|| / max(||a||, ||b||)``: symmetric, at most 2, and 0 if both are 0. ``scale`` replaces the denominator."""
     size = largest((largest_entry(found), largest_entry(expected)))
     if size == 0:
         return 0.0
@@ -50,7 +50,7 @@ def root_of_squares(values: Iterable[float]) -> float:
 
 
 def largest(values: Iterable[float], default: float = 0.0) -> float:
-    """The largest value, or NaN if one is: Python's ``max`` drops NaN or keeps it, as the order will have it."""
+    """The largest value, or NaN if any is NaN: Python's ``max`` drops or keeps NaN depending on the order."""
     found = list(values)
     if any(math.isnan(value) for value in found):
         return math.nan
@@ -58,7 +58,7 @@ def largest(values: Iterable[float], default: float = 0.0) -> float:
 
 
 FAR = 100.0
-"""Points count as far from the origin from so many times their spread on."""
+"""Points farther from the origin than this many times their spread count as far away."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Coordinates:
     """The positions of a sample.
 
     Attributes:
-        largest: the largest |coordinate|; 0 where nothing is a position.
-        spread: the largest |coordinate| once the mean of the points is taken away.
+        largest: Largest |coordinate|; 0 if nothing is a position.
+        spread: Largest |coordinate| after the mean of the points is subtracted.
     """
 
     largest: float
@@ -75,7 +75,7 @@ class Coordinates:
 
 
 def coordinates(sample: Any, in_rep: Any) -> Coordinates:
-    """The positions of a sample, over all of its tensors."""
+    """Measure the positions of a sample, over all of its tensors."""
     points = [p for leaf in leaves(sample, in_rep, "input") for p in _positions(leaf.value, leaf.action)]
     return Coordinates(
         max((largest_entry(p) for p in points), default=0.0),
@@ -84,7 +84,7 @@ def coordinates(sample: Any, in_rep: Any) -> Coordinates:
 
 
 def with_translations(group: Group, elements: Tensor, scale: float) -> Tensor:
-    """Elements (..., n+1, n+1) of SE(n) or E(n) with their translations times `scale`; of other groups as they are."""
+    """Scale the translations of elements (..., n+1, n+1) of SE(n) or E(n); elements of other groups are returned unchanged."""
     n = group.linear_dim
     if group.dim == n or scale in (0.0, 1.0):
         return elements
@@ -94,7 +94,7 @@ def with_translations(group: Group, elements: Tensor, scale: float) -> Tensor:
 
 
 def size_of_positions(value: Tensor, action: TensorAction | None) -> float | None:
-    """Frobenius norm of a tensor whose positions are taken from their mean; None where it holds none."""
+    """Frobenius norm of a tensor after the mean of its positions is subtracted; None if it holds no positions."""
     points = list(_positions(value, action))
     if not points or not isinstance(action, On) or not isinstance(action.axis, int):
         return None
@@ -110,7 +110,7 @@ def size_of_positions(value: Tensor, action: TensorAction | None) -> float | Non
 
 
 def far_away(sample: Any, in_rep: Any) -> list[tuple[str, float, float]]:
-    """(path, distance of the mean from the origin, spread) of what moves and lies far from the origin."""
+    """List (path, distance of the mean from the origin, spread) for transforming tensors that lie far from the origin."""
     found = []
     for leaf in leaves(sample, in_rep, "input"):
         for points in _points(leaf):
@@ -122,7 +122,7 @@ def far_away(sample: Any, in_rep: Any) -> list[tuple[str, float, float]]:
 
 
 def _points(leaf: Leaf) -> Iterator[Tensor]:
-    """The rows (N, d) of every block of a leaf that may hold points: positions and vectors."""
+    """Yield the rows (N, d) of every block that may hold points: positions and vectors."""
     action = leaf.action
     if not leaf.measurable or not isinstance(action, On) or not isinstance(action.axis, int):
         return
@@ -134,7 +134,7 @@ def _points(leaf: Leaf) -> Iterator[Tensor]:
 
 
 def _positions(value: Tensor, action: TensorAction | None) -> Iterator[Tensor]:
-    """The positions (N, n) in a tensor."""
+    """Yield the positions (N, n) in a tensor."""
     if action is None or action.representation.linear or not isinstance(action, On):
         return
     if not isinstance(action.axis, int) or not value.is_floating_point() or not value.numel():
@@ -148,7 +148,7 @@ def _positions(value: Tensor, action: TensorAction | None) -> Iterator[Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Worst:
-    """Where the largest relative error was met: the group element, the output, and the entry in it."""
+    """Where the relative error is largest: the group element, the output, and the entry in it."""
 
     element: tuple[tuple[float, ...], ...]
     description: str
@@ -163,20 +163,18 @@ class Measurement:
     """Equivariance errors of one function over sampled elements g_1..g_M.
 
     Attributes:
-        absolute: max over g, outputs and entries of ``|f(g x) - rho(g) f(x)|``.
-        relative: max over g and outputs of ``||f(g x) - rho(g) f(x)|| / max(||f(g x)||, ||f(x)||)``,
-            Frobenius norms; of positions the sizes below are of their distances from their mean. 1 where an output of
-            whole numbers or truth values differs in any entry.
+        absolute: Max over g, outputs and entries of ``|f(g x) - rho(g) f(x)|``.
+        relative: Max over g and outputs of ``||f(g x) - rho(g) f(x)|| / max(||f(g x)||, ||f(x)||)`` in Frobenius norms. The
+            denominator of positions is the norm of their distances from their mean. 1 if an output of whole numbers or truth
+            values differs in any entry.
         e: REMUL's E, ``mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||`` (arXiv 2410.17878).
-        e_prime: REMUL's E', ``mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||``. In both x runs over the leading
-            axis of the output (samples, nodes); of several outputs the worst counts.
-        outputs: the relative error of every output.
-        components: the relative error over each component of the group that was met ("proper", "with
-            reflection").
-        repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws
-            random numbers.
-        worst: the element with the largest relative error.
-        not_compared: path and class of outputs that no error was measured on (strings, empty tensors, foreign objects).
+        e_prime: REMUL's E', ``mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||``. In both, x runs over the leading
+            axis of the output (samples, nodes), and the worst of several outputs counts.
+        outputs: The relative error of every output.
+        components: The relative error over each sampled component of the group ("proper", "with reflection").
+        repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws random numbers.
+        worst: The element with the largest relative error.
+        not_compared: Path and class of outputs without an error (strings, empty tensors, foreign objects).
     """
 
     absolute: float
@@ -192,13 +190,13 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a model returned.
+    """The outputs of a model.
 
     Attributes:
-        leaves: what can be compared, detached: float64, complex128, or int64 for whole numbers and truth values. Python's
+        leaves: What can be compared, detached: float64, complex128, or int64 for whole numbers and truth values. Python's
             and numpy's numbers are tensors here.
-        rest: path and class of what cannot.
-        dtypes: of the floating and complex tensors as they were returned.
+        rest: Path and class of what cannot be compared.
+        dtypes: Dtypes of the floating and complex tensors that were returned.
     """
 
     leaves: tuple[Leaf, ...]
@@ -210,8 +208,8 @@ def outputs_of(model: Callable[..., Any], sample: Any, out_rep: Any, words: str)
     """Call the model and return its outputs.
 
     Raises:
-        AuditError: it returns nothing that can be compared.
-        NonFiniteError: an output holds NaN or infinity; ``words`` says on which input.
+        AuditError: The model returns nothing that can be compared.
+        NonFiniteError: An output holds NaN or infinity; ``words`` names the input in the message.
     """
     found, rest, dtypes = [], [], set()
 
@@ -246,7 +244,7 @@ def outputs_of(model: Callable[..., Any], sample: Any, out_rep: Any, words: str)
 
 
 def _comparable(value: Tensor) -> Tensor | None:
-    """A copy in the widest dtype of its kind; None for what has no entries that could be compared."""
+    """Copy a tensor in the widest dtype of its kind; None if it has no entries that could be compared."""
     if value.is_nested or not value.numel():
         return None
     if value.is_quantized:
@@ -263,17 +261,17 @@ def _is_number(value: Any) -> bool:
 
 
 def exact(value: Tensor) -> bool:
-    """Whether a tensor is of whole numbers or truth values, which are right or wrong."""
+    """Whether a tensor holds whole numbers or truth values, which are compared exactly."""
     return not (value.is_floating_point() or value.is_complex())
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """One output on g x beside what it should be.
+    """The error of one output on g x.
 
     Attributes:
         expected: ``rho(g) f(x)``; difference: ``f(g x)`` minus that.
-        relative: see :class:`Measurement`.
+        relative: See :class:`Measurement`.
     """
 
     expected: Tensor
@@ -285,12 +283,14 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
     """Compare an output on g x with that on x.
 
     Args:
-        g: the element; words: the same for people.
-        base: the output on x; found: on g x.
-        spread: of the sample's coordinates: what the error of a single position is relative to.
+        g: The element.
+        words: The element in words.
+        base: The output on x.
+        found: The output on g x.
+        spread: Spread of the sample's coordinates, to which the error of a single position is relative.
 
     Raises:
-        AuditError: the output's size depends on the group element.
+        AuditError: The output's size depends on the group element.
         NonFiniteError: rho(g) f(x) overflows.
     """
     if found.value.shape != base.value.shape:
@@ -304,7 +304,7 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
         return Gap(base.value, difference, float(bool((difference != 0).any())))
     try:
         expected = act(g, base.value, base.action)
-    except RepresentationError as error:  # a grid that came out with another height than width
+    except RepresentationError as error:  # the height and the width of a grid differ
         raise AuditError(f"`{found.path}`: {error}") from error
     if not bool(torch.isfinite(expected).all()):
         raise NonFiniteError(
@@ -318,7 +318,7 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
 
 
 def _scale(found: Tensor, expected: Tensor, action: TensorAction | None, spread: float) -> float | None:
-    """The size of positions does not depend on where the origin is: it is taken from their mean."""
+    """The norm of positions after their mean is subtracted, so that it does not depend on the origin; None for others."""
     sizes = [size_of_positions(value, action) for value in (found, expected)]
     if None in sizes:
         return None
@@ -340,9 +340,7 @@ def measure(
     discrete: Tensor,
     dtype: torch.dtype,
 ) -> Measurement:
-    """Equivariance errors over ``sampled`` (M, n, n); ``discrete`` (c, n, n) elements join in all but E and
-    E'.
-    """
+    """Measure equivariance errors over ``sampled`` elements (M, n, n) and, except for E and E', ``discrete`` ones (c, n, n)."""
     whole = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
     reference = whole.leaves
     again = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given").leaves
@@ -353,9 +351,7 @@ def measure(
     )
 
     tally = _Tally(reference, coordinates(sample, in_rep).spread)
-    known: dict[
-        bytes, tuple[Leaf, ...]
-    ] = {}  # of a finite group, whose few elements are drawn again and again
+    known: dict[bytes, tuple[Leaf, ...]] = {}  # the few elements of a finite group are drawn repeatedly
     for index, g in enumerate(torch.cat((sampled, discrete))):
         words = describe(group, g)
         key = g.numpy().tobytes()
@@ -441,7 +437,7 @@ def _number(entry: Tensor) -> float | str:
 
 
 def _mean_norm(difference: Tensor, leaf: Leaf) -> float:
-    """Mean over x of the norm of the rest: x is the leading axis, unless the group acts on that one."""
+    """Mean over x of the norm over the other axes; x is the leading axis, unless the group acts on that axis."""
     if leaf.action is not None and difference.dim() and leaf.action.moves(0, difference.dim()):
         return norm(difference)
     size = largest_entry(difference)
@@ -451,22 +447,21 @@ def _mean_norm(difference: Tensor, leaf: Leaf) -> float:
     return size * float((rows / size).norm(dim=1).mean())
 
 
-# A model built in float32 has its constants rounded there (e3nn's reach 1e-7), which casting to float64 does
-# not undo.
+# Casting a float32 model to float64 does not undo the rounding of its constants (1e-7 in e3nn).
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The floating dtypes of a model's parameters and buffers, as its author keeps them."""
+    """The floating dtypes of a model's parameters and buffers."""
 
     parameters: frozenset[torch.dtype]
     buffers: frozenset[torch.dtype]
 
     @classmethod
     def of(cls, model: nn.Module) -> Precision:
-        """Those of a model that is not being measured."""
+        """Read the dtypes of a model outside of `measuring`."""
         return cls(
             frozenset(p.dtype for p in model.parameters() if p.is_floating_point()),
             frozenset(b.dtype for b in model.buffers() if b.is_floating_point()),
@@ -476,14 +471,14 @@ class Precision:
 def tolerance_of(
     precision: Precision, dtype: torch.dtype, returned: Iterable[torch.dtype]
 ) -> tuple[float, list[str]]:
-    """The tolerance for a model measured in ``dtype``, and what a reader should know about it.
+    """Choose the tolerance for a model measured in ``dtype``, with notes for the reader.
 
-    It is that of the coarsest of: the dtype of the run; those of the parameters; those of what the model returned. Half
-    precision counts among the parameters only where all are of it, and not at all among buffers: a single coarse tensor
-    says nothing of the precision in which the others were made, and would let errors of 1e-2 pass.
+    It is the tolerance of the coarsest dtype among the run, the parameters and the outputs. Half precision counts for parameters
+    only if all of them have it, and never for buffers: a single coarse tensor says nothing about the precision of the others,
+    and would let errors of 1e-2 pass.
 
     Args:
-        returned: dtypes of the outputs that are floating or complex.
+        returned: Dtypes of the floating and complex outputs.
     """
     parameters, buffers = precision.parameters, precision.buffers
     all_half = bool(parameters) and all(map(_is_half, parameters))
@@ -495,7 +490,7 @@ def tolerance_of(
     coarse = sorted(str(k).removeprefix("torch.") for k in (buffers | parameters) - own if _is_half(k))
     if coarse:
         notes.append(
-            f"some of the model's tensors are {' and '.join(coarse)}, which the tolerance leaves out of account: give "
+            f"some of the model's tensors are {' and '.join(coarse)}, which the tolerance ignores: give "
             "tolerance= if the rounding of constants in them is to be allowed"
         )
     casts = sorted(

@@ -1,4 +1,4 @@
-"""The Lie derivative of a whole model, one number for every generator of the group."""
+"""The Lie derivative of a whole model along every generator of the group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorRow:
-    """``||L_A f(x)||`` (Frobenius, over all outputs) and the same over ``||f(x)||``, for one generator A."""
+    """``||L_A f(x)||`` (Frobenius norm over all outputs), absolute and divided by ``||f(x)||``, for one generator A."""
 
     name: str
     absolute: float
@@ -34,11 +34,12 @@ class GeneratorRow:
 
 @dataclasses.dataclass(frozen=True)
 class LieReport:
-    """Lie derivatives ``(L_A f)(x) = drho_out(A) f(x) - D f(x)[drho_in(A) x]`` at the sample, for every
-    generator A.
+    """Lie derivatives ``(L_A f)(x) = drho_out(A) f(x) - D f(x)[drho_in(A) x]`` at the sample, for every generator A.
 
-    ``method`` says how the directional derivative was computed, ``reason`` why a faster way was not used
-    (empty if it was).
+    Attributes:
+        method: How the directional derivative was computed.
+        reason: Why a faster method was not used; empty if it was.
+        generators: One row per generator.
     """
 
     method: str
@@ -65,16 +66,17 @@ def lie_derivative(
     dtype: torch.dtype,
     reach: float = 1.0,
 ) -> LieReport | None:
-    """Lie derivative of ``model`` at ``sample``; ``None`` for a group without a Lie algebra, or for outputs that are whole
-    numbers.
+    """Measure the Lie derivative of ``model`` at ``sample``.
 
     Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use), then central
-    differences: some operations have no derivative rule. A derivative from autograd is compared once with a finite
-    difference: a model that detaches or computes without gradients hides part of its derivative, and then the
-    differences count.
+    differences, since some operations have no derivative rule. A derivative from autograd is compared once with a finite
+    difference. A model that detaches tensors or disables gradients hides part of its derivative; then the differences are used.
 
     Args:
-        reach: length of the generators of translations.
+        reach: Length of the generators of translations.
+
+    Returns:
+        The report; ``None`` for a group without a Lie algebra, or if all outputs are whole numbers.
     """
     algebra = with_translations(group, group.algebra(), reach)
     if len(algebra) == 0:
@@ -113,10 +115,10 @@ def lie_derivative(
 
 
 def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
-    """``drho(A_i) x`` for every A_i of ``algebra`` (k, n, n): (k, *x.shape), float64.
+    """Compute ``drho(A_i) x`` for every A_i of ``algebra`` (k, n, n): (k, *x.shape), float64.
 
-    The representation's group may be larger than the audit's: its derivative is linear in the algebra, so A_i
-    is written in the basis of the larger one.
+    The representation's group may be larger than the audit's. The derivative is linear in the algebra, so A_i is written in the
+    basis of the larger one.
     """
     if value.is_complex():
         return torch.stack([_derivative(part, action, algebra) for part in (value.real, value.imag)], dim=-1)
@@ -127,7 +129,7 @@ def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
 
 
 def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -> Function:
-    """The model as a function of its transforming inputs alone, returning its measurable outputs."""
+    """Turn the model into a function from its transforming inputs to its differentiable outputs."""
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         queue = list(values)
@@ -147,12 +149,12 @@ def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -
 
 
 def differentiable(value: Tensor) -> bool:
-    """Whether a tensor changes by a little when the input does."""
+    """Whether a tensor can change continuously with the input."""
     return (value.is_floating_point() or value.is_complex()) and not value.is_nested and value.numel() > 0
 
 
 def _real(value: Tensor) -> Tensor:
-    """Real and imaginary parts of a complex tensor on a last axis of their own; a real one as it is."""
+    """Put real and imaginary parts of a complex tensor on a new last axis; return a real tensor unchanged."""
     return torch.view_as_real(_dense(value)) if value.is_complex() else _dense(value)
 
 
@@ -163,9 +165,7 @@ def _dense(value: Tensor) -> Tensor:
 def forward_mode(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by forward-mode automatic differentiation, for what cannot be differentiated
-    twice.
-    """
+    """Directional derivative by forward-mode automatic differentiation, for models that cannot be differentiated twice."""
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x.clone(), t) for x, t in zip(points, tangents, strict=True)]
         found = []
@@ -178,7 +178,7 @@ def forward_mode(
 def double_backward(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by differentiating the vector-Jacobian product with respect to its vector."""
+    """Directional derivative by differentiating the vector-Jacobian product with respect to the vector."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     _, moved = double_backward_jvp(lambda *xs: function(*(x.clone() for x in xs)), points, tangents)
@@ -188,7 +188,7 @@ def double_backward(
 def finite_differences(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``(f(x + h t) - f(x - h t)) / 2h``, where h t is the cube root of the rounding unit times the size of x."""
+    """Compute ``(f(x + h t) - f(x - h t)) / 2h``, where h t is the cube root of the rounding unit times the size of x."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     unit = torch.finfo(points[0].dtype).eps ** (1 / 3)
@@ -202,7 +202,7 @@ def finite_differences(
 def _choose(
     function: Function, points: tuple[Tensor, ...], tangents: list[Tensor], dtype: torch.dtype, size: float
 ) -> tuple[Callable[..., tuple[Tensor, ...]], str, str]:
-    """The first of the three ways that runs and agrees with finite differences along one mixed direction."""
+    """Choose the first method that runs and agrees with finite differences along one mixed direction."""
     mixed = tuple(torch.stack([(-0.7) ** i * t[i] for i in range(len(t))]).sum(0).to(dtype) for t in tangents)
     measured = finite_differences(function, points, mixed)
     scale = max([norm(m) for m in measured] + [size])

@@ -59,18 +59,18 @@ def localise(
     layer_reps: Mapping[str, Any] | None,
     strict_equivariant: bool | None = None,
 ) -> Localisation:
-    """Rows for every call of every module; ``model`` must be in its measuring state.
+    """Measure every call of every module. ``model`` must be in its measuring state.
 
     Args:
-        elements: group elements g to compare at, (G, n, n); with a reflection among them where the group has
-            any.
-        other: an element h, (n, n), for a second point h x.
-        equivariant: whether the model as a whole is: then no first break is looked for.
-        measured: measures the relative error of the model's output over a few elements.
-        layer_reps: see :class:`~equirelax.auditing.declared.Declarations`.
-        strict_equivariant: of a relaxed model, whether it is equivariant without its residuals. What nothing explains
-            there is then its own affair (a choice of frames, say), and no break here. Layers whose residuals alone break
-            the symmetry are blamed first, another module only for what it breaks in the strict network too.
+        elements: Group elements g, (G, n, n), including a reflection if the group has any.
+        other: An element h, (n, n), for a second point h x.
+        equivariant: Whether the model as a whole is equivariant. Then no first break is looked for.
+        measured: Measures the relative error of the model's output over a few elements.
+        layer_reps: See :class:`~equirelax.auditing.declared.Declarations`.
+        strict_equivariant: Whether a relaxed model is equivariant without its residuals; None for other models. A tensor
+            that nothing explains in an equivariant strict network (a choice of frames, for instance) is then no break. Layers
+            whose residuals alone break the symmetry come first, and another module breaks it only if it breaks the strict
+            network too.
     """
     declarations = Declarations(model, group, layer_reps)
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
@@ -86,11 +86,11 @@ def localise(
 
     classifier = _classifier(declarations, in_rep, out_rep, elements, tolerance)
     ends = _ends(model, sample, in_rep, out_rep, group, dtype)
-    # A second point tells apart what one might confuse; nobody is to be blamed in an equivariant model.
+    # A second point distinguishes actions that agree at one. It is not needed if no break is looked for.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
 
     def observe() -> list[Trace] | None:
-        """Every call with what is known about its tensors; None where the calls depend on the element."""
+        """Classify the tensors of every call; None if the calls depend on the element."""
         base = [run(*point) for point in points]
         moved = [[run(*point, g) for point in points] for g in elements]
         names = [(c.path, c.index) for c in base[0]]
@@ -108,7 +108,7 @@ def localise(
         return Localisation((), None, "not localised: which modules are called depends on the group element")
     if equivariant or strict_equivariant is None:
         first = None if equivariant else _first(trace, declarations)
-        run()  # modules that remember something of a run are asked again below: it is to be that of the sample
+        run()  # modules that keep something of a run are called again below: they must have that of the sample
         return _sorted(_rows(trace, classifier, declarations, dtype), first)
 
     order = [t.call.path for t in sorted(trace, key=lambda t: t.call.order[1])]
@@ -142,18 +142,18 @@ def _breaking_paths(strict: list[Trace], first: Break | None) -> set[str]:
 def _classifier(
     declarations: Declarations, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float
 ) -> FeatureClassifier:
-    """A classifier that tries the blocks of all representations that are declarations."""
+    """Make a classifier that tries the blocks of all known representations."""
     group = declarations.group
     given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
     fields = [*field_representations((in_rep, out_rep)), *declarations.field_representations()]
-    # Fields of a larger group, C8 for C4, are of no sum of the smaller one's blocks in their order.
+    # A field of a larger group (C8 for C4) is not a sum of the smaller group's blocks in their order.
     larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
     own = [rep for rep in [*given, *fields] if rep.group == group]
     return FeatureClassifier(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
 
 
 def _mark_unexplained_as_unknown(trace: list[Trace], strict: list[Trace]) -> None:
-    """Make unknown what nothing explains in the strict network either, which is equivariant all the same."""
+    """Mark tensors as unknown that nothing explains in the strict network either, although that is equivariant."""
     for mine, theirs in zip(trace, strict, strict=False):
         for verdict, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
             for key in verdict.keys() & {key for key, one in before.items() if one.is_break}:
@@ -166,7 +166,7 @@ def _worst_first(row: LayerRow) -> tuple[int, float]:
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredActions:
-    """Actions that are known beforehand, by the path of the tensor."""
+    """The actions declared for a call, by the path of the tensor."""
 
     inputs: dict[str, Action]
     outputs: dict[str, Action]
@@ -174,8 +174,14 @@ class DeclaredActions:
 
 @dataclasses.dataclass
 class Trace:
-    """One call with what is known about its tensors, the actions declared for its outputs, and the same call where the
-    model's input is transformed by each of the group elements.
+    """One call, classified.
+
+    Attributes:
+        number: Number of the call.
+        call: What was recorded on the sample.
+        inputs, outputs: How its tensors transform.
+        declared: The actions declared for its outputs.
+        moved: The same call with the model's input transformed by each group element.
     """
 
     number: int
@@ -187,7 +193,7 @@ class Trace:
 
     @property
     def turned(self) -> bool:
-        """Whether its output is in another basis, and none of its inputs is."""
+        """Whether an output, but no input, is in another basis."""
         return _any(self.outputs, "basis") and not _any(self.inputs, "basis")
 
     @property
@@ -203,7 +209,7 @@ def _any(verdict: Mapping[str, Verdict], *kinds: str) -> bool:
 def _ends(
     model: nn.Module, sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
 ) -> DeclaredActions:
-    """How the model's own inputs and outputs transform, by the paths that its recorded call uses."""
+    """The actions on the model's own inputs and outputs, by the paths that its recorded call uses."""
 
     output = call(model, transformed(sample, in_rep, None, dtype))
     given = leaves(as_arguments(model, sample, sample), as_arguments(model, sample, in_rep))
@@ -255,7 +261,7 @@ def _trace(
 
 
 def _first(trace: list[Trace], declarations: Declarations) -> Break | None:
-    """The first tensor in the order of execution that nothing explains, and whose code made it."""
+    """Find the first tensor in the order of execution that nothing explains, and the module whose code made it."""
     events = [(t.call.order[0], True, t) for t in trace] + [(t.call.order[1], False, t) for t in trace]
     for _, entering, t in sorted(events, key=lambda event: event[0]):
         path = t.call.path or "the model"
@@ -281,7 +287,7 @@ def _first(trace: list[Trace], declarations: Declarations) -> Break | None:
 
 
 def _short(key: str) -> str:
-    """A path in (args, kwargs) as the reader knows it: ``argument 1`` or a name; of an output, its path."""
+    """A path in (args, kwargs) for the reader: ``argument 1`` or a name."""
     name = key.removeprefix("[0]").removeprefix("[1].")
     position = name.strip("[]")
     return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
@@ -291,7 +297,7 @@ def _rows(
     trace: list[Trace], classifier: FeatureClassifier, declarations: Declarations, dtype: torch.dtype
 ) -> list[LayerRow]:
     rows = []
-    inside: set[int] = set()  # calls in which some module breaks
+    inside: set[int] = set()  # calls with a module inside that breaks
     for t in sorted(trace, key=lambda item: item.call.order[1]):
         if not t.outputs:
             continue
@@ -354,13 +360,13 @@ def _named(verdict: Verdict) -> str:
 
 
 def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tuple[dict[str, Verdict], str]:
-    """What the module makes of inputs that are transformed exactly, and what had to be assumed for that."""
+    """Call the module on exactly transformed inputs; return how its outputs transform, and what was assumed about its inputs."""
 
     def inputs(g: Tensor | None, recorded: Call) -> Any:
         def put(leaf: Leaf) -> Tensor:
             verdict = t.inputs.get(leaf.path)
             if verdict is not None and verdict.kind in ("basis", "linear"):
-                # some action takes it there, but its action is only the closest one that is declarations: as it arrived
+                # some action maps it, but only the closest one is known: use the recorded input
                 return recorded.inputs[leaf.path].to(leaf.value)
             if g is None or verdict is None or verdict.action is None:
                 return leaf.value.clone()
@@ -375,7 +381,7 @@ def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tupl
     try:
         x = run(None, t.call)
         y = [run(g, recorded) for g, recorded in zip(classifier.elements, t.moved, strict=True)]
-    except Exception as error:  # the user's module, called outside its model: anything may go wrong in it
+    except Exception as error:  # anything may go wrong in a user's module that is called outside its model
         return {
             "": Verdict("unknown", "")
         }, f"cannot be called by itself: {type(error).__name__}: {str(error)[:80]}"
@@ -393,17 +399,19 @@ def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tupl
 def breaking_residual(
     declarations: Declarations, order: Iterable[str], error: Callable[[], float], tolerance: float
 ) -> str | None:
-    """Path of the first relaxed layer, in the order of execution, whose residuals alone make the model's error larger
-    than the tolerance and than twice the error without any; ``None`` if none does.
+    """Find the first relaxed layer whose residuals alone break the symmetry of the output.
+
+    They break it if the error exceeds both the tolerance and twice the error without any residual.
 
     Args:
-        order: paths of modules in the order in which they are left.
-        error: measures the model's relative error.
+        order: Paths of modules in the order in which their calls end.
+        error: Measures the model's relative error.
+
+    Returns:
+        The layer's path, or ``None``.
     """
     every = [residual for several in declarations.relaxed_at.values() for residual in several]
-    on = {
-        residual: residual.enabled for residual in every
-    }  # one that is suspended stays off whatever this says
+    on = {residual: residual.enabled for residual in every}  # a suspended residual stays off in any case
     try:
         for residual in every:
             residual.enabled = False
@@ -439,7 +447,7 @@ def relaxed_break(path: str | None, declarations: Declarations) -> Break | None:
 def without_false_breaks(
     rows: list[LayerRow], declarations: Declarations, residual_at: str | None, breaking: set[str]
 ) -> list[LayerRow]:
-    """Rows in which only relaxed modules, and those that break the strict network too, are to blame."""
+    """Keep as breaks only relaxed modules, and modules that break the strict network too."""
     done = []
     for row in rows:
         inside = any(path.startswith(f"{row.path}." if row.path else "") for path in declarations.relaxed_at)

@@ -1,4 +1,4 @@
-"""What every module of a model is given and returns, in order, during one call."""
+"""Record the inputs and outputs of every module during one call of a model, in order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Call:
     """One call of one module.
 
     Attributes:
-        path, type: of the module; index: 0 for its first call; parent: number of the call that it was made
-            in, -1 for the model.
-        arguments: (args, kwargs), detached copies.
-        inputs, outputs: the floating tensors in them by path, detached copies in float64. Input paths begin
-            with ``[0]`` for positional and ``[1]`` for keyword arguments.
-        order: when it was entered and left, counted over all calls.
+        module, path, type: The module, its path and the name of its class.
+        index: Number of the module's call, 0 for the first.
+        parent: Number of the call in which it was made, -1 for the model.
+        arguments: Detached copies of (args, kwargs).
+        inputs, outputs: Their floating tensors by path, as detached copies in float64. Paths of inputs begin with ``[0]`` for
+            positional and ``[1]`` for keyword arguments.
+        order: When the call began and ended, counted over all calls.
     """
 
     module: nn.Module
@@ -38,13 +39,13 @@ class Call:
 
 
 def tensors_of(tree: Any, copy: bool = True) -> dict[str, Tensor]:
-    """The measurable tensors of a tree by path, copied, in float64; without ``copy`` only where they are not yet."""
+    """The measurable tensors of a tree by path, in float64; without ``copy`` float64 tensors are not copied."""
     found = leaves(tree, None)
     return {leaf.path: leaf.value.detach().to(torch.float64, copy=copy) for leaf in found if leaf.measurable}
 
 
 class Recorder:
-    """Hooks on every module of a model; :meth:`recording` collects the calls made inside it."""
+    """Hooks for every module of a model. :meth:`recording` collects the calls made inside it."""
 
     def __init__(self, model: nn.Module, skip: frozenset[nn.Module] = frozenset()) -> None:
         # Generated code (e3nn's kernels) is part of the module that owns it.
@@ -63,7 +64,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[list[Call]]:
-        """The list of calls, filled as they are made."""
+        """Yield the list of calls, which is filled as they are made."""
         self.calls, self.open, self.counts, self.clock = [], [], {}, 0
         handles = []
         try:
@@ -80,7 +81,7 @@ class Recorder:
         index = self.counts.get(module, 0)
         self.counts[module] = index + 1
         copied = map_tree((args, dict(kwargs)), None, lambda leaf: leaf.value.detach().clone())
-        inputs = tensors_of(copied, copy=False)  # pictures are large, and the copy is never written to
+        inputs = tensors_of(copied, copy=False)  # fields are large, and the copy is never written to
         parent = self.open[-1] if self.open else -1
         self.open.append(len(self.calls))
         self.calls.append(

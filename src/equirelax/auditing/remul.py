@@ -18,15 +18,15 @@ from equirelax.symmetry import Group
 
 @dataclasses.dataclass(frozen=True)
 class LabelFree:
-    """How far a model is from equivariance on average over samples x and elements g_1..g_M.
+    """Mean equivariance errors of a model over samples x and elements g_1..g_M.
 
     Attributes:
-        e: E = mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||. Of an invariant output the two means are f(x) and
-            the mean of f over the orbit. Errors of opposite sign cancel: it is at most `e_prime`.
+        e: E = mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||. For an invariant output the two means are f(x) and the mean
+            of f over the orbit. Errors of opposite sign cancel, so E is at most `e_prime`.
         e_prime: E' = mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||.
-        size: mean_x || f(x) ||, in whose units the two are to be read.
-        rows: number of x: entries of the output's first axis (objects, nodes), over all batches.
-        elements: M.
+        size: mean_x || f(x) ||, the unit of both.
+        rows: Number of samples x: entries of the output's first axis (objects, nodes) over all batches.
+        elements: Number of elements M.
     """
 
     e: float
@@ -37,7 +37,7 @@ class LabelFree:
 
     @property
     def relative(self) -> float:
-        """E' / mean ||f||; 0 where both are 0."""
+        """E' / mean ||f||; 0 if both are 0."""
         return self.e_prime / self.size if self.size > 0 else 0.0
 
 
@@ -52,21 +52,21 @@ def label_free(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> LabelFree:
-    """E and E' of a model over batches, with the same elements g_1..g_M for all.
+    """Measure E and E' of a model over batches, with the same elements g_1..g_M for all batches.
 
-    The model runs in evaluation mode in `dtype`, and is given back as it was; batches are not written to.
+    The model runs in evaluation mode in `dtype` and is restored afterwards. Batches are not written to.
 
     Args:
-        model: a module, or a function (then nothing is cast).
-        batches: inputs, each as for `audit`: a tensor, a tuple, a mapping, PyG data.
-        in_rep, out_rep: how the group acts on an input and on the one output tensor; as for `audit`.
-        group: elements are drawn from it; by default the group of the representations.
-        samples: M >= 1. Translations are drawn as the group does it, up to 1, whatever the size of coordinates.
-        seed: of the elements.
+        model: A module, or a function (then nothing is cast).
+        batches: Inputs, each as for `audit`: a tensor, a tuple, a mapping or PyG data.
+        in_rep, out_rep: How the group acts on an input and on the one output tensor, as for `audit`.
+        group: The group that elements are sampled from; by default the group of the representations.
+        samples: Number of elements M >= 1. Translations are sampled up to 1, whatever the size of the coordinates.
+        seed: Seed of the elements.
 
     Raises:
-        AuditError: no batch, more than one output, or representations that do not fit.
-        NonFiniteError: the model returns NaN or infinity.
+        AuditError: No batch, more than one output, or representations that do not fit.
+        NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
@@ -96,7 +96,7 @@ def _batch(
     elements: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, int]:
-    """Sums over x of (E's norm, E's mean norm, ||f||), and how many x there are."""
+    """Sum the terms of E, of E' and of the size over x, and count the samples x."""
     drift = torch.zeros_like(base.value)
     each = base.value.new_zeros(len(base.value))
     for g in elements:
@@ -109,7 +109,7 @@ def _batch(
 
 
 def _output(model: Callable[..., Any], sample: Any, out_rep: Any) -> Leaf:
-    """The model's one output, detached, in float64."""
+    """The model's single output, detached, in float64."""
     every = outputs_of(model, sample, out_rep, "a sample or a moved sample").leaves
     found = [leaf for leaf in every if leaf.measurable]
     if len(found) != 1 or found[0].value.dim() == 0:
@@ -122,5 +122,5 @@ def _output(model: Callable[..., Any], sample: Any, out_rep: Any) -> Leaf:
 
 
 def _norms(x: Tensor) -> Tensor:
-    """Norm of every entry of the first axis."""
+    """Norms of the entries of the first axis."""
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)

@@ -12,7 +12,7 @@ from equirelax.auditing.lie import LieReport
 
 
 def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None = None) -> str:
-    """A plain text table: titles, a rule, rows; the first column to the left, numbers to the right."""
+    """Format a plain text table: titles, a rule, rows; columns in ``right`` (by default all but the first) right-aligned."""
     right = frozenset(range(1, len(titles))) if right is None else right
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     lines = []
@@ -25,23 +25,26 @@ def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None
 
 
 def number(value: float) -> str:
-    """Three significant digits; an exact zero as such."""
+    """Format a number with three significant digits, an exact zero as 0."""
     return "0" if value == 0 else f"{value:.2e}"
 
 
 def entry_text(value: float | str) -> str:
-    """An entry of an output; complex ones are text already."""
+    """Format an entry of an output. Complex entries are text already."""
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
 @dataclasses.dataclass
 class Section:
-    """Lines that are always shown, rows that may be folded from the end, and lines after them.
+    """A section of a report: lines that are always shown, rows that may be folded from the end, and lines after them.
 
     Attributes:
-        what: the rows, in the words of the line that names how many were folded.
-        shown: how many rows are.
-        weight: how much longer than another section it stays where something must be folded.
+        head: The lines before the rows.
+        rows: The rows.
+        what: The name of the rows in the line that says how many were folded.
+        tail: The lines after the rows.
+        shown: Number of rows that are shown; all by default.
+        weight: How much longer than other sections it stays when something must be folded.
     """
 
     head: list[str]
@@ -57,15 +60,16 @@ class Section:
 
     @property
     def lines(self) -> list[str]:
-        """The section as it is shown."""
+        """The lines that are shown."""
         folded = len(self.rows) - self.shown
         more = [f"  ... {folded} more {self.what}"] if folded else []
         return [*self.head, *self.rows[: self.shown], *more, *self.tail]
 
 
 def folded(sections: list[Section], most: int) -> str:
-    """The sections with a blank line between them, in at most ``most`` lines where folding rows reaches that: the longest
-    (over their weights) are folded first, down to one row each.
+    """Join the sections by blank lines and fold rows until at most ``most`` lines are left, if that is possible.
+
+    The longest sections, relative to their weights, are folded first, down to one row each.
     """
     sections = [section for section in sections if section.lines]
 
@@ -73,7 +77,7 @@ def folded(sections: list[Section], most: int) -> str:
         return sum(len(section.lines) for section in sections) + len(sections) - 1
 
     while length() > most:
-        # Folding the first row of all costs a line for its name, so two go at once.
+        # The first fold adds a line that names it, so it takes two rows.
         foldable = [
             section
             for section in sections
@@ -95,21 +99,22 @@ UNKNOWN = "unknown"
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """What one call of one module did.
+    """One call of one module.
 
     Attributes:
-        path: the module's path, ``""`` for the model itself; type: its class; call: 0 for its first call.
-        status: ``ok``; ``BREAKS`` (its inputs transform, its output does not, through its own code);
-            ``breaks inside`` (a module in it does); ``passes on`` (what arrives is broken, it adds nothing);
-            ``unknown``.
-        arriving: relative error with which its worst input arrives; ``None`` where it cannot be told.
-        relative: error that the module adds, relative to its output: that of its output when its inputs are exactly
-            transformed; ``None`` where it cannot be told.
-        absolute: the same, absolute.
-        output: relative error of its output as it came in the run.
-        inputs: the action that explains each tensor, or comes closest.
-        outputs: likewise.
-        note: the evidence, an assumption that was made, or why something is unknown.
+        path: The module's path, ``""`` for the model itself.
+        type: The module's class.
+        call: Number of the call, 0 for the first.
+        status: ``ok``; ``BREAKS`` (its inputs transform and its output does not, because of its own code); ``breaks inside`` (a
+            module in it breaks); ``passes on`` (its input is broken, it adds nothing); ``unknown``.
+        arriving: Relative error of its worst input; ``None`` if unknown.
+        relative: Relative error that the module adds: the error of its output when its inputs are transformed exactly; ``None``
+            if unknown.
+        absolute: The same as an absolute error.
+        output: Relative error of its output in the run.
+        inputs: The action that explains each input, or the closest one.
+        outputs: The same for each output.
+        note: The evidence, an assumption that was made, or why something is unknown.
     """
 
     path: str
@@ -126,14 +131,14 @@ class LayerRow:
 
     @property
     def name(self) -> str:
-        """Path for people, with the number of the call where it is not the first."""
+        """The path for the reader, with the number of the call from the second on."""
         name = self.path or "(model)"
         return f"{name} (call {self.call + 1})" if self.call else name
 
 
 @dataclasses.dataclass(frozen=True)
 class Break:
-    """The first place where equivariance is lost: the module whose own code does it, and how that shows."""
+    """The first place where equivariance is lost: the module whose own code breaks it, and the evidence in words."""
 
     path: str
     type: str
@@ -145,13 +150,12 @@ class Localisation:
     """Every call of every module, worst first, and the first break.
 
     Attributes:
-        rows: those that break, those with such a one inside, those that pass a break on, unknown and fine
-            ones; among each by the relative error that they add.
-        first: the first break in the order of execution; ``None`` where the model is equivariant or none was
-            found.
-        note: why nothing could be localised, else empty.
-        strict: of a relaxed model that is not equivariant without its residuals either, the first break of that network;
-            else ``None``.
+        rows: The calls: first those that break, then those with a break inside, those that pass a break on, unknown ones, and
+            the rest; within each status by the relative error that they add.
+        first: The first break in the order of execution; ``None`` if the model is equivariant or no break was found.
+        note: Why nothing could be localised, else empty.
+        strict: The first break of the strict network, for a relaxed model that is not equivariant without its residuals
+            either; else ``None``.
     """
 
     rows: tuple[LayerRow, ...]
@@ -160,12 +164,12 @@ class Localisation:
     strict: Break | None = None
 
     def sections(self, broken: bool) -> list[Section]:
-        """What matters, for people; of an equivariant model one line."""
+        """The sections for the printed report; one line for an equivariant model."""
         if self.note:
             return [Section([f"layers: {self.note}"])]
         if not broken:
-            told = [row for row in self.rows if row.status != UNKNOWN]
-            added = largest(row.relative for row in told if row.relative is not None)
+            known = [row for row in self.rows if row.status != UNKNOWN]
+            added = largest(row.relative for row in known if row.relative is not None)
             odd = [row.name for row in self.rows if row.status in (BREAKS, UNKNOWN)]
             tail = f"; not explained: {', '.join(odd[:6])}{' ...' if len(odd) > 6 else ''}" if odd else ""
             return [Section([f"layers: {len(self.rows)} calls, largest error added {number(added)}{tail}"])]
@@ -215,7 +219,7 @@ class Localisation:
 
 
 LINES = 40
-"""What a printed report has at most; what is folded away is named."""
+"""Most lines of a printed report; folded rows are counted in a line of their own."""
 AS_IT_IS, PROJECTED, RELAXED = "as it is", "projected", "relaxed"
 
 
@@ -224,25 +228,23 @@ class AuditReport:
     """Result of :func:`equirelax.auditing.audit`. ``str(report)`` is a table; ``to_dict()`` goes into JSON.
 
     Attributes:
-        model: class name of the audited model.
-        group: name of the group, e.g. ``SO(3)``.
-        dtype: precision that the model ran in, e.g. ``float64``.
-        samples: number of sampled elements (elements of other components are measured in addition).
-        seed: seed of the sampling.
-        tolerance: relative error up to which the model counts as equivariant.
-        before: errors of the model as it is: for a relaxed model, with its residuals.
-        after: errors of a relaxed model with its residuals switched off (what projection by dropping leaves);
-            else ``None``.
-        lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or where not
-            asked for.
-        localisation: the layers of the model as it is; ``None`` where not asked for.
-        inputs: how every tensor of the sample was taken to transform.
-        outputs: how every tensor of the output was.
-        notes: what a reader should know: randomness in the model, tensors left out, and the like.
-        deployed: the form that will be used and that the printed report leads with: ``projected``, ``relaxed``, or
+        model: Class name of the audited model.
+        group: Name of the group, e.g. ``SO(3)``.
+        dtype: Precision in which the model ran, e.g. ``float64``.
+        samples: Number of sampled elements (elements of other components are measured in addition).
+        seed: Seed of the sampling.
+        tolerance: Relative error up to which the model counts as equivariant.
+        before: Errors of the model as it is, which for a relaxed model includes its residuals.
+        after: Errors of a relaxed model without its residuals (what projection by dropping leaves); else ``None``.
+        lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or if ``lie=False``.
+        localisation: The layers of the model as it is; ``None`` if ``per_layer=False``.
+        inputs: How every tensor of the sample was assumed to transform.
+        outputs: How every tensor of the output was assumed to transform.
+        notes: Remarks, such as randomness in the model or tensors that were not compared.
+        deployed: The form that will be used and that the printed report leads with: ``projected``, ``relaxed``, or
             ``as it is`` for a model that is not relaxed.
-        modules: what each residual does to the symmetry, for a model that is deployed relaxed; else empty.
-        translations: how far translations were drawn; ``None`` where there are none.
+        modules: How each residual breaks the symmetry, for a model that is deployed relaxed; else empty.
+        translations: Largest sampled translation; ``None`` if there are no translations.
     """
 
     model: str
@@ -294,16 +296,16 @@ class AuditReport:
 
     @property
     def layers(self) -> tuple[LayerRow, ...]:
-        """The layers, worst first; empty where they were not measured."""
+        """The layers, worst first; empty if they were not measured."""
         return self.localisation.rows if self.localisation else ()
 
     @property
     def first_break(self) -> str | None:
-        """Path of the first module whose own code breaks equivariance; ``None`` where none was found."""
+        """Path of the first module whose own code breaks equivariance; ``None`` if none was found."""
         return self.localisation.first.path if self.localisation and self.localisation.first else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain dictionaries, lists, numbers and strings (JSON-able)."""
+        """Convert everything to plain dictionaries, lists, numbers and strings, which JSON can hold."""
         result = dataclasses.asdict(self)
         result["equivariant"] = self.equivariant
         result["first_break"] = self.first_break
@@ -321,12 +323,12 @@ class AuditReport:
         return folded(self._sections(), LINES)
 
     def _repr_html_(self) -> str:
-        """The report for notebooks: one self-contained piece of HTML."""
+        """The report as self-contained HTML, for notebooks."""
         return report_html(self)
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """The verdict, on the form that is deployed first."""
+        """The verdict, first on the form that is deployed."""
         name = f"{self.model} under {self.group}"
         if self.after is None:
             return (f"{name}: {self._verdict(self.before)}, tolerance {number(self.tolerance)})",)
@@ -346,7 +348,7 @@ class AuditReport:
 
     @property
     def measured(self) -> str:
-        """How it was measured, in words."""
+        """How the errors were measured, in words."""
         far = (
             f", translations up to {self.translations:.3g} (the largest coordinate)"
             if self.translations
@@ -374,7 +376,7 @@ class AuditReport:
         return found
 
     def errors(self) -> tuple[list[str], list[list[str]]]:
-        """The table of errors: titles and rows, a column for each form."""
+        """The table of errors: titles and rows, with a column for each form."""
         columns = [self.before]
         titles = ["error", "value"]
         if self.after is not None:
@@ -427,7 +429,7 @@ class AuditReport:
         return Section([title, rule], lines, "generators (.lie)", [f"  {how}"])
 
     def residuals(self) -> tuple[list[str], list[list[str]]]:
-        """The table of relaxed modules, the one that breaks most first: titles and rows."""
+        """The table of relaxed modules, worst first: titles and rows."""
         titles = ["relaxed module", "type", "gamma", "adds", "breaks by", "output alone"]
         rows = [
             [
@@ -464,7 +466,7 @@ def _plain(value: Any) -> Any:
 
 
 ROWS = 20
-"""Rows of a table that are shown."""
+"""Most rows of a table in HTML."""
 
 _STYLE = """<style>
 .equirelax-audit{font:13px/1.45 system-ui,sans-serif;color:inherit;max-width:60rem}
@@ -478,7 +480,7 @@ background:none;color:inherit}
 
 
 def report_html(report: AuditReport) -> str:
-    """One piece of HTML that needs nothing else, readable on light and dark grounds."""
+    """Format a report as self-contained HTML, readable on light and dark backgrounds."""
     first, *others = report.headline
     deployed = report.after if report.after is not None and report.deployed == "projected" else report.before
     kind = "ok" if deployed.relative <= report.tolerance else "no"
@@ -535,7 +537,7 @@ def _layers(report: AuditReport) -> list[str]:
 
 
 def _table(titles: list[str], rows: list[list[str]], numbers: int) -> str:
-    """A table whose columns from ``numbers`` on are numbers."""
+    """Format a table whose columns from ``numbers`` on are numbers."""
 
     def line(cells: list[str], tag: str) -> str:
         made = (

@@ -59,15 +59,14 @@ def map_tree(
     path: str = "",
     other: Callable[[str, Any], None] | None = None,
 ) -> Any:
-    """A tree of the same shape with ``function`` applied to every tensor; ``other`` is told of the path and value of
-    everything else at its ends.
+    """Apply ``function`` to every tensor of a tree and ``other`` to the path and value of every other leaf.
 
-    The containers are new ones (a ``Data`` is copied), so that a model that writes into its input leaves the
-    caller's sample alone; the tensors are whatever ``function`` returns.
+    The returned tree has new containers (a ``Data`` is copied), so that a model that writes into its input does not change the
+    caller's sample. Its tensors are what ``function`` returns.
 
     Raises:
-        AuditError: ``reps`` does not have the shape of ``tree``, lists a name that the tree lacks, or gives a
-            representation to something it cannot act on.
+        AuditError: ``reps`` does not have the shape of ``tree``, lists a name that the tree lacks, or gives a representation to
+            something that it cannot act on.
     """
     if isinstance(tree, Tensor):
         return function(Leaf(path, tree, _action(tree, reps, path)))
@@ -112,21 +111,19 @@ def map_tree(
 
 
 def leaves(tree: Any, reps: Any, what: str = "") -> list[Leaf]:
-    """All tensors of a tree in order, each with its action. ``what`` begins the paths in messages ("input",
-    "output").
-    """
+    """List all tensors of a tree in order, each with its action. Paths begin with ``what`` ("input", "output")."""
     found: list[Leaf] = []
     map_tree(tree, reps, found.append, what)
     return found
 
 
 def representations(reps: Any) -> Iterator[Representation]:
-    """Every representation in a tree of representations, in order, repetitions included."""
+    """Yield every representation in a tree of representations, in order and with repetitions."""
     return (action.representation for action in _actions(reps))
 
 
 def field_representations(reps: Any) -> Iterator[Representation]:
-    """The representations of the fields in a tree of representations."""
+    """Yield the representations of the fields in a tree of representations."""
     return (action.representation for action in _actions(reps) if isinstance(action, GridField))
 
 
@@ -142,17 +139,16 @@ def _actions(reps: Any) -> Iterator[TensorAction]:
 
 
 def as_action(rep: Representation | TensorAction) -> TensorAction:
-    """A representation alone acts on the last axis."""
+    """Let a bare representation act on the last axis."""
     return On(rep) if isinstance(rep, Representation) else rep
 
 
 def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
-    """``rho(g) x`` in float64 (complex128) whatever the dtype of ``value``; ``value`` itself where nothing acts.
+    """Compute ``rho(g) x`` in float64 (complex128), whatever the dtype of ``value``; return ``value`` if nothing acts.
 
     Args:
-        element: matrix of a group element, (n, n), float64.
-        value: floating or complex tensor of a shape that ``action`` acts on; of a complex one real and imaginary part
-            transform alike.
+        element: Matrix of a group element, (n, n), float64.
+        value: Floating or complex tensor of a shape that ``action`` acts on. Real and imaginary part transform alike.
     """
     if action is None:
         return value
@@ -164,8 +160,7 @@ def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
 
 
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
-    """A fresh copy of a sample: floating tensors transformed by ``element`` (``None``: the identity) and cast
-    to ``dtype``.
+    """Copy a sample, with its floating tensors transformed by ``element`` (``None``: the identity) and cast to ``dtype``.
 
     The action is computed in float64 and rounded once. Integer and boolean tensors are copied as they are.
     """
@@ -243,9 +238,7 @@ def _same_mapping(tree: Mapping[str, Any], values: dict[str, Any]) -> Any:
 
 
 def is_graph(value: Any) -> bool:
-    """Whether ``value`` is a PyG ``Data`` (or ``Batch``). PyG is never imported for it: a sample can be one
-    only if it was.
-    """
+    """Whether ``value`` is a PyG ``Data`` or ``Batch``. PyG is not imported for this: without it no sample can be one."""
     if "torch_geometric.data" not in sys.modules:
         return False
     from torch_geometric.data import Data
@@ -262,7 +255,7 @@ def is_graph(value: Any) -> bool:
 
 
 def complex_of(dtype: torch.dtype) -> torch.dtype:
-    """The complex dtype that goes with a floating one; complex64 for the half-precision ones."""
+    """The complex dtype that corresponds to a floating dtype; complex64 for half precision."""
     return torch.complex128 if dtype == torch.float64 else torch.complex64
 
 
@@ -279,7 +272,7 @@ def _show(reps: Any) -> str:
 
 
 class Function(nn.Module):
-    """A plain function as a module without state of its model_representations (a bound method's module is cast with it)."""
+    """A plain function as a module without state of its own. The module of a bound method is cast with it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -293,7 +286,7 @@ class Function(nn.Module):
 
 
 def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
-    """``model(*sample)`` for a tuple or list, ``model(**sample)`` for a mapping of keywords, else ``model(sample)``."""
+    """Call ``model(*sample)`` for a tuple or list, ``model(**sample)`` for a mapping of keywords, else ``model(sample)``."""
     if takes_keywords(model, sample):
         return model(**sample)
     if isinstance(sample, (tuple, list)):
@@ -304,8 +297,8 @@ def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
 def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
     """Whether a sample is a mapping whose keys are parameters of the model's forward.
 
-    Any other mapping, and PyG ``Data``, is one argument. Keys that the forward does not name are taken for keywords only
-    where it has ``**kwargs``.
+    Any other mapping, and PyG ``Data``, is one argument. Keys that the forward does not name count as keywords only if it has
+    ``**kwargs``.
     """
     if not isinstance(sample, Mapping) or is_graph(sample) or not all(isinstance(key, str) for key in sample):
         return False
@@ -320,7 +313,7 @@ def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
 
 
 def as_arguments(model: nn.Module | Callable[..., Any], sample: Any, tree: Any) -> tuple[Any, Any]:
-    """(args, kwargs) of a tree that is shaped like the sample: the sample itself, or its representations."""
+    """Split a tree with the shape of the sample (the sample or its representations) into (args, kwargs)."""
     if takes_keywords(model, sample):
         return ((), tree or {})
     if isinstance(sample, (tuple, list)):
@@ -329,7 +322,7 @@ def as_arguments(model: nn.Module | Callable[..., Any], sample: Any, tree: Any) 
 
 
 def _forward(model: Any) -> Callable[..., Any]:
-    """What the arguments reach: of wrappers that pass everything on, the forward of the model inside."""
+    """The forward that the arguments reach, inside wrappers that pass everything on."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
@@ -344,14 +337,14 @@ def _forward(model: Any) -> Callable[..., Any]:
 
 
 class _FromModel:
-    """Stands for a representation that was not given."""
+    """The type of `FROM_MODEL`, the default for representations."""
 
     def __repr__(self) -> str:
         return "FROM_MODEL"
 
 
 FROM_MODEL: Final[Any] = _FromModel()
-"""Take the representation from the model's model_representations attributes; None would say that nothing transforms."""
+"""Take the representation from the model's own attributes. None would mean that nothing transforms."""
 
 _ATTRIBUTES = {
     "in_rep": (("irreps_in",), ("irreps_in1", "irreps_in2"), ("in_type",), ("in_rep",)),
@@ -362,13 +355,12 @@ _ATTRIBUTES = {
 def read_representations(
     in_rep: Any, out_rep: Any, group: Group | None, model: Any = None
 ) -> tuple[Any, Any]:
-    """Both trees with every entry as a `Representation`, `On`, `GridField` or None.
+    """Convert every entry of both trees to a `Representation`, `On`, `GridField` or None.
 
-    Irreps are of `group` where that is SO(3), O(3), SE(3) or E(3), else of the first such group that another entry has,
-    else of O(3).
+    Irreps belong to `group` if that is SO(3), O(3), SE(3) or E(3), else to the first such group of another entry, else to O(3).
 
     Raises:
-        AuditError: an entry is nothing of the kind, or was not given and `model` says nothing of it.
+        AuditError: An entry is not a representation, or a tree is `FROM_MODEL` and `model` has no attribute for it.
     """
     trees = {
         name: model_representations(model, name) if tree is FROM_MODEL else tree
@@ -380,11 +372,12 @@ def read_representations(
 
 
 def model_representations(model: Any, name: str) -> Any:
-    """The tree that a model's attributes tell of: ``irreps_in``, ``in_type`` or ``in_rep``, and likewise for the output;
-    a mapping from names to irreps for a network that takes a dict.
+    """Read the tree from a model's attributes: ``irreps_in``, ``in_type`` or ``in_rep``, and likewise for the output.
+
+    A network that takes a dict has a mapping from names to irreps.
 
     Raises:
-        AuditError: it has none of them.
+        AuditError: The model has none of these attributes.
     """
     bare = model
     while isinstance(bare, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(
@@ -398,13 +391,13 @@ def model_representations(model: Any, name: str) -> Any:
     what = "input" if name == "in_rep" else "output"
     looked = ", ".join("/".join(attributes) for attributes in _ATTRIBUTES[name])
     raise AuditError(
-        f"{name} is not given, and {type(bare).__name__} has no attribute that tells of it ({looked}): give the {what}'s "
+        f"{name} is not given, and {type(bare).__name__} has no attribute for it ({looked}): give the {what}'s "
         "representation, such as '2x0e+1x1o' or vector(O(3)), or None for what no group element changes"
     )
 
 
 def only_present(tree: Any, reps: Any) -> Any:
-    """A model's model_representations mapping of names to representations, restricted to the names that are there."""
+    """Restrict a model's own mapping of names to representations to the names that are there."""
     if isinstance(reps, Mapping) and isinstance(tree, Mapping):
         return {key: rep for key, rep in reps.items() if key in tree}
     return reps
@@ -414,7 +407,7 @@ def group_of(in_rep: Any, out_rep: Any) -> Group:
     """The group of the first representation in the two trees.
 
     Raises:
-        AuditError: there is none.
+        AuditError: There is no representation.
     """
     for rep in (*representations(in_rep), *representations(out_rep)):
         return rep.group
@@ -443,13 +436,13 @@ def _read(tree: Any, group: Group | None, path: str) -> Any:
         items = [_read(value, group, f"{path}[{i}]") for i, value in enumerate(tree)]
         return items if isinstance(tree, list) else tuple(items)
     try:
-        return as_representation(tree, group)  # whose message lists what is accepted
+        return as_representation(tree, group)  # its message lists what is accepted
     except RepresentationError as error:
-        raise AuditError(f"{path}: {error} None stands for what no group element changes.") from error
+        raise AuditError(f"{path}: {error} Use None for what no group element changes.") from error
 
 
 def _groups(tree: Any) -> Iterator[Group]:
-    """The groups of the entries that have one of their model_representations."""
+    """The groups of the entries that have a group of their own."""
     if isinstance(tree, (Representation, TensorAction)):
         yield tree.group
     elif isinstance(tree, Mapping):

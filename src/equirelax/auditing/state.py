@@ -1,4 +1,4 @@
-"""A model and PyTorch's global switches, put into a measuring state and given back exactly as they were."""
+"""Put a model and PyTorch's global switches into a measuring state, and restore both exactly."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from equirelax.auditing.samples import complex_of
 from equirelax.errors import AuditError
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-# What torch keeps in every module: switches and hooks, among which handles must find their own dictionaries.
+# Attributes that torch sets in every module. Handles of hooks must find their own dictionaries again.
 _TORCH_OWN = frozenset(nn.Module().__dict__) | {"training"}
 
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Inside: evaluation mode, parameters and buffers in ``dtype``, no autocast, no TF32, no compiled code, a private random
-    state.
+    """Run the body with the model in evaluation mode and in ``dtype``, without autocast, TF32 and compiled code.
 
-    Parameters are handed a cast *copy* as data. In the place of every other tensor that a module holds, as a buffer or
-    as a plain attribute, and of every list, dict, tuple, set or deque among its attributes, stands a copy, cast where it
-    holds floating tensors. On leaving, also through an error, parameters get their own storage back and the modules the
-    very objects that they had: whatever a forward wrote, cached, added, replaced or recorded a gradient for is gone.
-    ``Parameter`` objects, their version counters, gradients and every module's training flag are untouched. Attributes
-    that name the dtype of the model's own tensors (the dtype that a forward casts to) name ``dtype`` inside. What other
-    objects hold (a cache that is no built-in container, a closure, a global) is neither cast nor restored.
+    Random states are private to the body. Parameters get a cast *copy* as data. Every other tensor that a module holds as a
+    buffer or a plain attribute, and every list, dict, tuple, set or deque among its attributes, is replaced by a copy, cast if
+    it holds floating tensors. On exit, also after an error, parameters get their own storage back and the modules the very
+    objects that they had: whatever a forward wrote, cached, added, replaced or recorded a gradient for is gone. ``Parameter``
+    objects, their version counters, gradients and every module's training flag stay untouched. Attributes that name the dtype
+    of the model's own tensors (the dtype to which a forward casts) name ``dtype`` in the body. What other objects hold (a
+    cache that is not a built-in container, a closure, a global) is neither cast nor restored.
 
     Raises:
-        AuditError: a lazy module has not been called yet.
+        AuditError: A lazy module has not been called yet.
     """
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
@@ -47,10 +46,10 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_other_generators(seed))
         stack.enter_context(full_precision())
-        # Compiled code would be made anew for the dtype and for every hook.
+        # Compiled code would be recompiled for the dtype and for every hook.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
-        # Gradients stay on: a model that derives forces from an energy needs them in its own forward.
+        # Gradients stay on: a model that derives forces from an energy needs them in its forward.
         stack.enter_context(torch.enable_grad())
         copies = _Copies(dtype)
         for tensor in (*model.parameters(), *_outside_python(modules)):
@@ -66,15 +65,13 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
                 tensor.data = original.to(copies.target(original), copy=True)
             for one, inside in zip(held, insides, strict=True):
                 one.put(inside, copies)
-            model.eval()  # after the casts: what eval() computes and keeps is then of the wanted dtype
+            model.eval()  # after the casts, so that what eval() computes and keeps has the right dtype
             yield
         finally:
             torch.set_default_dtype(default)
-            with contextlib.suppress(
-                Exception
-            ):  # a forward that failed may have left what train() trips over
+            with contextlib.suppress(Exception):  # train() may fail after a forward that failed
                 if flags[0][1]:
-                    # Some layers undo what eval() did only here, such as a merge into weights: on the copies still.
+                    # Some layers undo here what eval() did, such as a merge into weights. The copies are still in place.
                     model.train()
             for tensor, original in copies.kept:
                 tensor.data = original
@@ -90,7 +87,7 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch autocast, TF32 and bfloat16 products off, on every backend, and restore all of them."""
+    """Switch autocast, TF32 and bfloat16 products off on every backend, and restore them afterwards."""
     backends: Any = torch.backends
     name: str
     off: Any
@@ -115,7 +112,7 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _other_generators(seed: int) -> Iterator[None]:
-    """Python's and numpy's global random numbers, seeded and put back."""
+    """Seed Python's and NumPy's global random generators, and restore them afterwards."""
     own, of_numpy = random.getstate(), np.random.get_state()
     try:
         random.seed(seed)
@@ -127,17 +124,17 @@ def _other_generators(seed: int) -> Iterator[None]:
 
 
 class _Copies:
-    """What stands for a model's tensors and containers while it is measured; equal objects have one copy."""
+    """Copies of a model's tensors and containers for the measurement, one per object."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.kept: list[tuple[Tensor, Tensor]] = []  # objects that stay in their places, with their own data
+        self.kept: list[tuple[Tensor, Tensor]] = []  # objects that stay in place, with their original data
         self.own_dtypes: set[torch.dtype] = set()
         self._known: dict[int, Any] = {}
-        self._alive: list[Any] = []  # an id means an object only while that lives
+        self._alive: list[Any] = []  # keeps the objects alive, so that their ids stay unique
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Leave a tensor in its place: its data will be cast."""
+        """Keep a tensor in place; its data will be cast."""
         if is_lazy(tensor):
             raise AuditError(
                 "the model has lazy modules whose parameters do not exist yet: call it once on the sample before the audit"
@@ -149,7 +146,7 @@ class _Copies:
         return tensor
 
     def of(self, value: Any) -> Any:
-        """The copy of a tensor or container; anything else itself."""
+        """Copy a tensor or container; return anything else itself."""
         if id(value) in self._known:
             return self._known[id(value)]
         if isinstance(value, nn.Parameter):
@@ -170,7 +167,7 @@ class _Copies:
             made = (
                 collections.defaultdict(value.default_factory) if kind is collections.defaultdict else kind()
             )
-            self._remember(value, made)  # before its items, among which it may be itself
+            self._remember(value, made)  # before its items, since it may contain itself
             made.update({key: self.of(item) for key, item in value.items()})
             return made
         if kind in (list, collections.deque):
@@ -183,7 +180,7 @@ class _Copies:
         return value
 
     def buffer(self, value: Tensor | None) -> Tensor | None:
-        """The copy of a buffer; one of a kind that cannot be copied plainly (sparse, distributed) stays in its place."""
+        """Copy a buffer; a buffer that cannot simply be copied (sparse, distributed) stays in place with cast data."""
         plain = value is None or (type(value) is Tensor and value.layout == torch.strided)
         return self.of(value) if plain or value is None else self.keep(value)
 
@@ -204,7 +201,7 @@ class _Copies:
 
 
 class _Held:
-    """What one module holds: its registries, and its plain attributes."""
+    """What one module holds: its registries and its plain attributes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -212,13 +209,13 @@ class _Held:
         self.attributes = {key: value for key, value in module.__dict__.items() if key not in _REGISTRIES}
 
     def inside(self, copies: _Copies) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Buffers and attributes for the time of the measurement; attributes that do not change are left out."""
+        """Return the buffers and attributes for the measurement, without attributes that stay the same."""
         buffers = {key: copies.buffer(value) for key, value in self.registries["_buffers"].items()}
         own = {key: value for key, value in self.attributes.items() if key not in _TORCH_OWN}
         return buffers, {key: copies.of(value) for key, value in own.items()}
 
     def put(self, inside: tuple[dict[str, Any], dict[str, Any]], copies: _Copies) -> None:
-        """Put them in place; of attributes that name a dtype those that name one of the model's own tensors."""
+        """Put them in place. Attributes that name a dtype of the model's own tensors name the new dtype."""
         self.module._buffers.update(inside[0])
         self.module.__dict__.update(
             {
@@ -228,7 +225,7 @@ class _Held:
         )
 
     def give_back(self) -> None:
-        """Undo all that was done to the module since."""
+        """Undo everything that was done to the module since."""
         for name, saved in self.registries.items():
             registry = self.module.__dict__[name]
             registry.clear()
@@ -241,7 +238,7 @@ class _Held:
 
 
 def _outside_python(modules: list[nn.Module]) -> Iterator[Tensor]:
-    """Buffers of scripted modules, which keep them elsewhere."""
+    """Yield the buffers of scripted modules, which are not Python attributes."""
     for module in modules:
         if not isinstance(module.__dict__.get("_buffers"), dict):
             yield from module.buffers(recurse=False)

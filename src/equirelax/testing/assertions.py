@@ -28,14 +28,14 @@ def assert_equivariant(
     """Fail unless ``f(rho_in(g) x) = rho_out(g) f(x)`` for sampled g; the message is the audit's report.
 
     Args:
-        model, sample, in_rep, out_rep, group, dtype, samples, seed: as for :func:`equirelax.auditing.audit`.
-        tolerance: largest relative error; by default the audit's, 1e-9 for a model built in float64, 1e-5 in float32.
+        model, sample, in_rep, out_rep, group, dtype, samples, seed: As for :func:`equirelax.auditing.audit`.
+        tolerance: Largest relative error; by default the audit's, 1e-9 for a model built in float64, 1e-5 in float32.
 
     Returns:
         The report of a model that passed.
 
     Raises:
-        AssertionError: the relative error is larger; the message names the group element and the module to
+        AssertionError: The relative error is larger; the message names the group element and the module to
             blame.
 
     Examples:

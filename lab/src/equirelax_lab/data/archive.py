@@ -101,7 +101,7 @@ def load_npz(
     `equirelax_lab.data.archive`.
 
     Raises:
-        DataError: naming `name`, if it is missing or damaged.
+        DataError: Naming `name`, if it is missing or damaged.
     """
     if isinstance(source, Path):
         check_sum(source)
@@ -129,7 +129,7 @@ def check_sum(path: Path) -> None:
     """Compare a file with every SHA256SUMS that lists it, in its folder or one above; one that is listed nowhere passes.
 
     Raises:
-        DataError: the file is missing or unreadable, or its SHA-256 is another one.
+        DataError: The file is missing or unreadable, or its SHA-256 is another one.
     """
     for folder in path.absolute().parents[:LEVELS]:
         if (folder / SUMS).is_file():

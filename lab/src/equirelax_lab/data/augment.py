@@ -37,11 +37,11 @@ def turn_each(
     """A batch of graphs, each turned about the origin by a Haar-distributed rotation of its own.
 
     Args:
-        batch: as `GraphSet.batch` gives it: `graph` (nodes,) tells the nodes' graphs, in order.
-        names: the entries of vectors, (nodes, ..., 3); the others stay as they are. Names that the batch lacks are
+        batch: As `GraphSet.batch` gives it: `graph` (nodes,) tells the nodes' graphs, in order.
+        names: The entries of vectors, (nodes, ..., 3); the others stay as they are. Names that the batch lacks are
             passed over.
-        generator: of the rotations.
-        reflections: draw from O(3) rather than SO(3).
+        generator: Of the rotations.
+        reflections: Draw from O(3) rather than SO(3).
     """
     graph = batch["graph"]
     count = int(graph[-1]) + 1 if len(graph) else 0

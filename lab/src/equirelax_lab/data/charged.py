@@ -118,13 +118,13 @@ def simulate(
 
     Args:
         positions: (N, bodies, 3). velocities: (N, bodies, 3). charges: (N, bodies). Computed in float64.
-        frames: increasing frame numbers k >= 0; frame k is the state after steps_per_frame * (k + 1) drifts.
-        clamp: see `CLAMPS`.
-        threads: blocks simulated at the same time.
-        progress: called as progress(trajectories finished, N) after every block, in the caller's thread.
+        frames: Increasing frame numbers k >= 0; frame k is the state after steps_per_frame * (k + 1) drifts.
+        clamp: See `CLAMPS`.
+        threads: Blocks simulated at the same time.
+        progress: Called as progress(trajectories finished, N) after every block, in the caller's thread.
 
     Raises:
-        DataError: shapes, frames or clamp that do not fit.
+        DataError: Shapes, frames or clamp that do not fit.
     """
     check_states(positions, velocities, frames)
     if charges.shape != positions.shape[:2]:

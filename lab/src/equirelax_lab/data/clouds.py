@@ -83,7 +83,7 @@ def rotations(
     (`so3`).
 
     Raises:
-        DataError: another kind, or no generator where one is needed.
+        DataError: Another kind, or no generator where one is needed.
     """
     if kind not in ROTATIONS:
         raise DataError(f"Unknown kind of rotation {kind!r}; choose one of {', '.join(ROTATIONS)}.")
@@ -159,7 +159,7 @@ def drop_ratio(points: Tensor, ratio: float, generator: torch.Generator) -> Tens
     for accuracy against dropout.
 
     Raises:
-        DataError: a ratio outside [0, 1).
+        DataError: A ratio outside [0, 1).
     """
     check_clouds(points)
     _check_ratio(ratio)

@@ -36,7 +36,7 @@ def corrupt(points: Tensor, name: str, severity: int, generator: torch.Generator
     """`points` (b, n, 3) with one of `CORRUPTIONS` applied, as a new tensor.
 
     Raises:
-        DataError: an unknown name, a severity that is not 1 .. 5, points of another shape, NaN or infinity.
+        DataError: An unknown name, a severity that is not 1 .. 5, points of another shape, NaN or infinity.
     """
     check_clouds(points)
     if not torch.isfinite(points).all():

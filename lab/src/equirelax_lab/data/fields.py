@@ -22,7 +22,7 @@ class FieldSet:
         windows: (N, 2) long: run, and the first frame that is read.
         domain: (N,) bool: the window is of the test split Domain.
         side: (R,) long: side of the inflow (or, of the scale set, number of the scale).
-        inputs: frames that are read. outputs: frames that are forecast after them.
+        inputs: Frames that are read. outputs: frames that are forecast after them.
     """
 
     frames: Tensor
@@ -74,7 +74,7 @@ class FieldSet:
         """The windows of several sets with fields and windows of equal shape, in that order.
 
         Raises:
-            DataError: there are none, or the shapes differ.
+            DataError: There are none, or the shapes differ.
         """
         shapes = {(tuple(p.frames.shape[1:]), p.inputs, p.outputs) for p in parts}
         if len(shapes) != 1:
@@ -99,7 +99,7 @@ def windows(runs: int, first: int, last: int, length: int, every: int) -> Tensor
     """(N, 2) long: every window of `length` frames inside frames first..last-1 of every run, `every` frames apart.
 
     Raises:
-        DataError: none fits, or `every` is below 1.
+        DataError: None fits, or `every` is below 1.
     """
     if every < 1:
         raise DataError(f"Windows start every 1 frame or more; got {every}.")

@@ -73,12 +73,12 @@ def simulate(
 
     Args:
         positions: (N, bodies, 3). velocities: (N, bodies, 3). Computed in float64.
-        frames: increasing frame numbers k >= 0; frame k is the state after steps_per_frame * k steps.
-        threads: blocks simulated at the same time.
-        progress: called as progress(trajectories finished, N) after every block, in the caller's thread.
+        frames: Increasing frame numbers k >= 0; frame k is the state after steps_per_frame * k steps.
+        threads: Blocks simulated at the same time.
+        progress: Called as progress(trajectories finished, N) after every block, in the caller's thread.
 
     Raises:
-        DataError: shapes or frames that do not fit.
+        DataError: Shapes or frames that do not fit.
     """
     check_states(positions, velocities, frames)
     count, n, _ = positions.shape

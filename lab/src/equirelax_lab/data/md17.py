@@ -94,7 +94,7 @@ def read(source: str, molecule: str, part: str, root: str | os.PathLike[str] | N
     """All frames that training and validation ("train") or testing ("test") may take; no frame is in both.
 
     Raises:
-        DataError: unknown names, files that are missing or damaged, other atoms, or values that are not finite.
+        DataError: Unknown names, files that are missing or damaged, other atoms, or values that are not finite.
     """
     if source not in SOURCES:
         raise DataError(f"Unknown source '{source}' of MD17; choose one of {', '.join(SOURCES)}.")
@@ -121,11 +121,11 @@ def get_original(
     """The original set's file of a molecule, downloaded unless it is there; it is read once before it is put in its place.
 
     Args:
-        url: another address, tried instead of the known ones.
-        force: download, also where the file is there.
+        url: Another address, tried instead of the known ones.
+        force: Download, also where the file is there.
 
     Raises:
-        DataError: no address gave it; the message says what to do by hand.
+        DataError: No address gave it; the message says what to do by hand.
     """
     name = _known(molecule).original
     if not force and (found := _anywhere(FOLDER / name, root)) is not None:
@@ -307,20 +307,20 @@ def load(
 
     Args:
         split: `train`, `val` or `test`.
-        molecule: one of `MOLECULES`; of rMD17 without its archive aspirin and ethanol are usual.
+        molecule: One of `MOLECULES`; of rMD17 without its archive aspirin and ethanol are usual.
         source: `rmd17` or `md17`.
-        root: see `equirelax_lab.data.root`.
-        counts: frames of train, val and test: the first of the source's training frames; those from number 950 on (or the
+        root: See `equirelax_lab.data.root`.
+        counts: Frames of train, val and test: the first of the source's training frames; those from number 950 on (or the
             first that training leaves), so that fewer training frames do not change them; the first of its test frames, None:
             all.
-        dtype: of positions and forces.
+        dtype: Of positions and forces.
         frames: `first`, see `counts`; or `random`: training, validation and test frames are drawn, in this order, from all
             frames of the source by `seed`.
         scale: `forces`, by the training forces' root mean square (`force_scaling`), or `energies`, by the training energies'
             standard deviation.
 
     Raises:
-        DataError: unknown names, counts below 1, more frames than there are, or files that are missing or damaged.
+        DataError: Unknown names, counts below 1, more frames than there are, or files that are missing or damaged.
     """
     if split not in SPLITS:
         raise DataError(f"Unknown split '{split}' of MD17; choose one of {', '.join(SPLITS)}.")

@@ -156,15 +156,15 @@ def from_amc(asf: str | Path, amc: Sequence[str | Path]) -> dict[str, np.ndarray
     """A motion in the layout of the motion files, from raw files (mocap.cs.cmu.edu) of one subject.
 
     Args:
-        asf: the subject's skeleton.
-        amc: trials, in the order in which they shall be numbered.
+        asf: The subject's skeleton.
+        amc: Trials, in the order in which they shall be numbered.
 
     Returns:
         pos (frames of all trials, joints, 3) float32, in the files' unit; lengths (trials,); trials, their names;
         joints, their names; edges (joints - 1, 2); fps.
 
     Raises:
-        DataError: a file that cannot be read, or does not fit the skeleton.
+        DataError: A file that cannot be read, or does not fit the skeleton.
     """
     skeleton = read_asf(asf)
     moving = [skeleton.positions(read_amc(path, skeleton)) for path in amc]
@@ -185,7 +185,7 @@ def make_split(lengths: Sequence[int], *, starts: int, seed: int = 0) -> dict[st
     11, 6, 6), and `starts` random frames of every trial, in random order, that leave room for the horizon.
 
     Raises:
-        DataError: fewer than three trials, or one that is too short.
+        DataError: Fewer than three trials, or one that is too short.
     """
     count = len(lengths)
     if count < 3:
@@ -224,18 +224,18 @@ def make(
     """Write a new case below the data root, for `load(case=name)`, from raw files of one subject of CMU's (31 joints).
 
     Args:
-        name: letters, digits, - and _; not `run` or `walk`.
-        asf, amc: as `from_amc`.
-        starts: random starts of every trial; None: 100, or as many as the shortest trial has room for.
-        seed: of the partition.
-        root: see `equirelax_lab.data.root`.
-        force: write over a case of the same name.
+        name: Letters, digits, - and _; not `run` or `walk`.
+        asf, amc: As `from_amc`.
+        starts: Random starts of every trial; None: 100, or as many as the shortest trial has room for.
+        seed: Of the partition.
+        root: See `equirelax_lab.data.root`.
+        force: Write over a case of the same name.
 
     Returns:
         The files: motion and split.
 
     Raises:
-        DataError: a name that is taken or not allowed, or files that cannot be used.
+        DataError: A name that is taken or not allowed, or files that cannot be used.
     """
     if name in CASES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(
@@ -302,10 +302,10 @@ class MocapSet(GraphSet):
 
     Attributes:
         heights: (N, 31, 1) y of the input positions.
-        highest: the largest height of the training inputs.
-        kind: which features, one of `FEATURES`.
+        highest: The largest height of the training inputs.
+        kind: Which features, one of `FEATURES`.
         trials, starts: (N,) trial number and frame t of every sample.
-        joints: names of the joints.
+        joints: Names of the joints.
     """
 
     heights: Tensor | None = None
@@ -338,13 +338,13 @@ def load(
     Args:
         split: `train` (run: 200 samples, walk: 198), `val` or `test` (run: 240, walk: 600).
         case: `run`, `walk`, or a name given to `make`.
-        features: one of `FEATURES`, see `MocapSet`.
-        starts: how many starts of every trial, the first ones; None: the protocol's number.
-        root: see `equirelax_lab.data.root`.
-        dtype: of the floating point tensors; the files hold float32.
+        features: One of `FEATURES`, see `MocapSet`.
+        starts: How many starts of every trial, the first ones; None: the protocol's number.
+        root: See `equirelax_lab.data.root`.
+        dtype: Of the floating point tensors; the files hold float32.
 
     Raises:
-        DataError: unknown names, or a file that is missing, damaged or not what it should be.
+        DataError: Unknown names, or a file that is missing, damaged or not what it should be.
     """
     for word, known, what in ((split, SPLITS, "split"), (features, FEATURES, "features")):
         if word not in known:
@@ -412,8 +412,8 @@ def node_features(velocities: Tensor, heights: Tensor, highest: float, kind: str
     Args:
         velocities: (N, joints, 3).
         heights: (N, joints, 1).
-        highest: the largest height of the training inputs; read for `fixed-height`.
-        kind: one of `FEATURES`.
+        highest: The largest height of the training inputs; read for `fixed-height`.
+        kind: One of `FEATURES`.
     """
     speed = velocities.norm(dim=-1, keepdim=True)
     if kind == "invariant":

@@ -248,8 +248,8 @@ class CloudSet:
     Attributes:
         points: (N, n, 3) float32.
         labels: (N,) long, positions in `classes`.
-        classes: names of the classes.
-        origin: which file the clouds came from; sources are comparable, not identical.
+        classes: Names of the classes.
+        origin: Which file the clouds came from; sources are comparable, not identical.
     """
 
     points: Tensor
@@ -304,16 +304,16 @@ def load(
     Args:
         split: `train`, `val` or `test`. `val` is taken from the training objects: of every class the share
             `val_fraction`, drawn with `val_seed` (the same objects whatever the other arguments are).
-        source: one of `SOURCES`. `modelnet40` takes the first that is there of the .npz of
+        source: One of `SOURCES`. `modelnet40` takes the first that is there of the .npz of
             1024 points, the official hdf5 archive and the resampled text archive; `modelnet10-small` has 10
             classes with 40 + 20 objects each.
         classes: names; labels are positions in this sequence. None: all classes of the source.
-        per_class: of every class at most so many objects, the first ones of the split.
-        val_fraction: in [0, 1).
-        root: see `equirelax_lab.data.root`.
+        per_class: Of every class at most so many objects, the first ones of the split.
+        val_fraction: In [0, 1).
+        root: See `equirelax_lab.data.root`.
 
     Raises:
-        DataError: unknown names, numbers out of range, or files that are missing or damaged; the message says
+        DataError: Unknown names, numbers out of range, or files that are missing or damaged; the message says
             how to get them.
     """
     if split not in SPLITS:

@@ -24,7 +24,7 @@ class Scaling:
 
     Attributes:
         references: (ELEMENTS,) float64 contribution of an atom by atomic number, in the property's unit; 0: none.
-        mean, deviation: in the property's unit; the deviation is above 0.
+        mean, deviation: In the property's unit; the deviation is above 0.
     """
 
     references: Tensor
@@ -48,7 +48,7 @@ class Scaling:
             absolute: Whether the deviation is the mean absolute one, and not the root mean square.
 
         Raises:
-            DataError: no molecules.
+            DataError: No molecules.
         """
         if len(values) == 0:
             raise DataError("A scaling cannot be fitted to no molecules; take at least one.")
@@ -85,7 +85,7 @@ class MoleculeSet:
         sizes: (N,) long, atoms of every molecule, at least 1.
         targets: (N,) float64, what is learnt: the property scaled by `scaling`.
         identifiers: (N,) long, the molecules' numbers in their source.
-        scaling: how `targets` came from the property.
+        scaling: How `targets` came from the property.
         edge_index: (2, E) long [source, target], numbers of atoms within their molecule, molecule by molecule; None
             where a network looks for its neighbours itself. See `with_edges`.
         edge_counts: (N,) long, edges of every molecule, or None.
@@ -245,7 +245,7 @@ class MolecularFrames:
         positions: (N, n, 3), Angstrom.
         energies: (N,) float64, eV.
         forces: (N, n, 3), eV/Angstrom: minus the gradient of the energy.
-        scaling: between eV and what a network learns. Its one deviation divides energies and forces alike, so that scaled
+        scaling: Between eV and what a network learns. Its one deviation divides energies and forces alike, so that scaled
             forces stay the gradient of scaled energies. See `force_scaling`.
     """
 
@@ -338,10 +338,10 @@ def force_scaling(frames: MolecularFrames) -> Scaling:
     mean square of the forces' components, in eV/Angstrom, taken as eV too: a scaled network's length unit stays the Angstrom.
 
     Args:
-        frames: of training, and no others.
+        frames: Of training, and no others.
 
     Raises:
-        DataError: no frames.
+        DataError: No frames.
     """
     fitted = Scaling.fit(frames.energies, frames.composition().expand(len(frames), -1), references=True)
     size = float(frames.forces.double().square().mean().sqrt())

@@ -48,7 +48,7 @@ class NBodySet(GraphSet):
 
     Attributes:
         clamped: (N,) bool: a force of the trajectory was clamped on the way to the target.
-        manifest: settings, seed, versions and SHA-256 of the file that the split was read from.
+        manifest: Settings, seed, versions and SHA-256 of the file that the split was read from.
     """
 
     clamped: Tensor | None = None
@@ -114,16 +114,16 @@ def make(
 
     Args:
         system: `charged` or `gravity`.
-        clamp: see `settings`.
-        sizes: split -> number of trajectories (default `DEFAULT_SIZES[system]`).
-        seed: of the data, 0 or more.
-        root: see `equirelax_lab.data.root`; a read-only root means the user's cache.
-        force: make everything anew, also over damaged or good files.
-        threads: blocks simulated at the same time.
-        progress: called as progress(split, trajectories done, trajectories to do).
+        clamp: See `settings`.
+        sizes: Split -> number of trajectories (default `DEFAULT_SIZES[system]`).
+        seed: Of the data, 0 or more.
+        root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
+        force: Make everything anew, also over damaged or good files.
+        threads: Blocks simulated at the same time.
+        progress: Called as progress(split, trajectories done, trajectories to do).
 
     Raises:
-        DataError: unknown names, sizes below 1, or a damaged file where `force` is not set (it is kept).
+        DataError: Unknown names, sizes below 1, or a damaged file where `force` is not set (it is kept).
     """
     sizes = DEFAULT_SIZES[settings(system, clamp)["system"]] if sizes is None else sizes
     paths = {}
@@ -260,7 +260,7 @@ def load(
     Args: as for `make`; `dtype` is what the file's float64 is cast to.
 
     Raises:
-        DataError: missing, damaged or too small; the message says which command makes it.
+        DataError: Missing, damaged or too small; the message says which command makes it.
     """
     path = _find(split, system, clamp, seed, root)
     arrays, manifest = _read(path, system, clamp, seed)

@@ -92,20 +92,20 @@ def load(
 
     Args:
         split: `train`, `val` or `test`.
-        target: one of `TARGETS`.
+        target: One of `TARGETS`.
         targets: `standardised`: atomic references (extensive properties only) and the mean are subtracted, then divided
             by the standard deviation; `mad`: the mean is subtracted, then divided by the mean absolute deviation; all from
             the training molecules; or `raw`: the property itself.
         source: `subset` or `pyg`, see above.
         partition: `ordered`, `shuffled`, or `seeded`: shuffled by `seed`; `pyg` is never `ordered`.
-        seed: of the partition `seeded`.
-        train: how many training molecules, in a fixed random order, so that fewer are among more; None: all.
-        count: how many molecules of `val` or `test`, in the same way; None: all.
-        root: see `equirelax_lab.data.root`.
-        dtype: of the positions.
+        seed: Of the partition `seeded`.
+        train: How many training molecules, in a fixed random order, so that fewer are among more; None: all.
+        count: How many molecules of `val` or `test`, in the same way; None: all.
+        root: See `equirelax_lab.data.root`.
+        dtype: Of the positions.
 
     Raises:
-        DataError: unknown names or counts, a file that is missing, damaged or not what it should be, or an element of
+        DataError: Unknown names or counts, a file that is missing, damaged or not what it should be, or an element of
             this split that no training molecule has (its reference is not known).
     """
     for word, known, what in (
@@ -138,7 +138,7 @@ def split_indices(molecules: int, source: str, partition: str, seed: int = 0) ->
     """Indices of every split into the source's molecules; `seed` is that of the partition `seeded`.
 
     Raises:
-        DataError: too few molecules for the subset's sizes.
+        DataError: Too few molecules for the subset's sizes.
     """
     if source == "subset":
         first, second = SUBSET_TRAIN, SUBSET_VAL

@@ -59,7 +59,7 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     """A split: training and validation images are MNIST's first 12,000, test images its next 50,000.
 
     Raises:
-        DataError: the file is missing or damaged, or the split is unknown.
+        DataError: The file is missing or damaged, or the split is unknown.
     """
     if split not in SIZES:
         raise DataError(f"Unknown split {split!r}; choose one of {', '.join(SIZES)}.")
@@ -80,7 +80,7 @@ def get(root: str | Path | None = None) -> Path:
     """Fetch MNIST from openml.org with scikit-learn, and write it as the file that `load` reads; returns its path.
 
     Args:
-        root: see `equirelax_lab.data.root`; a read-only root means the user's cache.
+        root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
 
     Raises:
         DataError: scikit-learn is not installed, the server cannot be reached, or what it sends is not MNIST.

@@ -33,11 +33,11 @@ class Bone:
     """One bone, or the root.
 
     Attributes:
-        name: as in the file.
-        parent: number of the parent among the skeleton's bones, -1 for the root.
+        name: As in the file.
+        parent: Number of the parent among the skeleton's bones, -1 for the root.
         offset: (3,) from the parent's end to its own in the rest pose, in the file's unit of length.
         axes: (3, 3) rotation C, whose columns are the axes that the bone turns about.
-        channels: names of its degrees of freedom in the order of the motion file: of `ROTATIONS`, and for the
+        channels: Names of its degrees of freedom in the order of the motion file: of `ROTATIONS`, and for the
             root of `TRANSLATIONS` too.
     """
 
@@ -155,7 +155,7 @@ def read_asf(path: str | Path) -> Skeleton:
     are passed over.
 
     Raises:
-        DataError: a file that cannot be read or understood (with the line), or that holds what is not supported:
+        DataError: A file that cannot be read or understood (with the line), or that holds what is not supported:
             bones that change their length or are displaced, a root that is turned in the rest pose.
     """
     path = Path(path)
@@ -267,7 +267,7 @@ def read_amc(path: str | Path, skeleton: Skeleton) -> dict[str, np.ndarray]:
     float64, angles in radians.
 
     Raises:
-        DataError: a file that cannot be read or understood, or does not fit the skeleton; with the line.
+        DataError: A file that cannot be read or understood, or does not fit the skeleton; with the line.
     """
     path = Path(path)
     channels = {bone.name: bone.channels for bone in skeleton.bones if bone.channels}

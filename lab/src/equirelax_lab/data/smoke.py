@@ -53,15 +53,15 @@ class SmokeSettings(Settings):
     """Everything that defines a set.
 
     Attributes:
-        symmetry: rotation or scale.
-        size: grid points along each side of the box, 8 or more.
-        positions: inflow positions on every side (for every scale); there are 4 times as many runs, and one further
+        symmetry: Rotation or scale.
+        size: Grid points along each side of the box, 8 or more.
+        positions: Inflow positions on every side (for every scale); there are 4 times as many runs, and one further
             position on every side for every four of them (at least one) for the split Domain.
-        steps: frames of a run, one every `dt`.
-        asymmetry: a of the module's formula, 0 or more and below 1.
-        buoyancy: b, acceleration per density: 0.1 makes a typical velocity (root mean square) of 1 hundredth of the box
+        steps: Frames of a run, one every `dt`.
+        asymmetry: A of the module's formula, 0 or more and below 1.
+        buoyancy: B, acceleration per density: 0.1 makes a typical velocity (root mean square) of 1 hundredth of the box
             per unit of time after 100 of them.
-        dt: time from frame to frame.
+        dt: Time from frame to frame.
     """
 
     error: ClassVar[type[EquirelaxError]] = DataError
@@ -134,11 +134,11 @@ def make(
     interrupted call goes on with the runs that lack one.
 
     Args:
-        settings: of the set.
-        root: see `equirelax_lab.data.root`; a read-only root means the user's cache.
+        settings: Of the set.
+        root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
         jobs: processes; 1: none besides this one.
-        force: simulate everything anew.
-        progress: called as progress(runs done, runs in all).
+        force: Simulate everything anew.
+        progress: Called as progress(runs done, runs in all).
 
     Raises:
         DataError: PhiFlow is missing, `jobs` is below 1, or a simulation broke off.
@@ -238,15 +238,15 @@ def load(
     """Windows of a split, every file checked against its SHA-256.
 
     Args:
-        split: train, val, future or domain.
-        settings: of the set.
-        inputs: frames to read. outputs: frames to forecast.
-        every: from one window's start to the next one's, in frames.
-        coarsen: width of the squares of pixels that are averaged into one, which keeps every symmetry of the square.
-        root: see `equirelax_lab.data.root`.
+        split: Train, val, future or domain.
+        settings: Of the set.
+        inputs: Frames to read. outputs: frames to forecast.
+        every: From one window's start to the next one's, in frames.
+        coarsen: Width of the squares of pixels that are averaged into one, which keeps every symmetry of the square.
+        root: See `equirelax_lab.data.root`.
 
     Raises:
-        DataError: the set was not made; a file is missing, damaged, of other settings, of another number of frames, or
+        DataError: The set was not made; a file is missing, damaged, of other settings, of another number of frames, or
             holds NaN; no window fits into the split.
     """
     settings = settings or SmokeSettings()

@@ -52,11 +52,11 @@ def simulate(
     """Velocities of several runs from inflows near one side, computed together.
 
     Args:
-        side: of the inflow: 0 bottom, 1 right, 2 top, 3 left.
+        side: Of the inflow: 0 bottom, 1 right, 2 top, 3 left.
         offsets: (R,) of the inflow along its side, turned with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
-        buoyancy: b, acceleration per density.
-        size: grid points along each side. steps: frames, one every `dt`.
-        scale: factor on the inflow's radius, distance and offsets and on the force: velocities grow by it.
+        buoyancy: B, acceleration per density.
+        size: Grid points along each side. steps: frames, one every `dt`.
+        scale: Factor on the inflow's radius, distance and offsets and on the force: velocities grow by it.
 
     Returns:
         (R, steps, 2, size, size) float32: velocities at the centres of the cells, after steps 1, 2, ...; row 0 is the
