@@ -1,6 +1,4 @@
-"""What can go wrong, as a small hierarchy: every message names the place,
-what was expected, and what to do next.
-"""
+"""The errors of equirelax. Every message names the place, what was expected, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ class EquirelaxError(Exception):
 
 
 class RepresentationError(EquirelaxError, ValueError):
-    """A group, representation or feature size that does not fit."""
+    """A group, representation or feature size does not fit."""
 
 
 class PlacementError(EquirelaxError, ValueError):
@@ -22,7 +20,7 @@ class RelaxationStateError(EquirelaxError, RuntimeError):
 
 
 class UnfoldableError(EquirelaxError, RuntimeError):
-    """A residual whose equivariant part cannot be written into its layer's own weights."""
+    """The equivariant part of a residual cannot be written into its layer's own weights."""
 
 
 class NonFiniteError(EquirelaxError, FloatingPointError):
@@ -30,11 +28,11 @@ class NonFiniteError(EquirelaxError, FloatingPointError):
 
 
 class PenaltyError(EquirelaxError, RuntimeError):
-    """A penalty was asked for where it cannot be computed."""
+    """A penalty cannot be computed here."""
 
 
 class MethodError(EquirelaxError, ValueError):
-    """A method was given settings or a state that it cannot use."""
+    """A method cannot use its settings or a state."""
 
 
 class StaleOptimizerError(EquirelaxError, RuntimeError):
@@ -42,11 +40,11 @@ class StaleOptimizerError(EquirelaxError, RuntimeError):
 
 
 class AuditError(EquirelaxError, ValueError):
-    """A sample, representation or group that an audit cannot use."""
+    """An audit cannot use a sample, representation or group."""
 
 
 class DataError(EquirelaxError, RuntimeError):
-    """Data that is missing, damaged, or not what its description says."""
+    """Data is missing, damaged, or does not match its description."""
 
 
 class ConfigError(EquirelaxError, ValueError):
@@ -54,11 +52,11 @@ class ConfigError(EquirelaxError, ValueError):
 
 
 class FolderInUseError(EquirelaxError, RuntimeError):
-    """A folder that another process is writing to."""
+    """Another process is writing to a folder."""
 
 
 class StorageError(EquirelaxError, OSError):
-    """A file that cannot be written: no room, or no right to. `errno` and `strerror` are the operating system's."""
+    """A file cannot be written: the disk is full, or permission is missing. `errno` and `strerror` are the system's."""
 
     def __init__(self, message: str, cause: OSError | None = None) -> None:
         super().__init__(message)
@@ -66,12 +64,12 @@ class StorageError(EquirelaxError, OSError):
             self.errno, self.strerror = cause.errno, cause.strerror
 
     def __str__(self) -> str:
-        return str(self.args[0])  # OSError's own would say number and reason alone
+        return str(self.args[0])  # OSError would print only number and reason
 
 
 class CheckpointError(EquirelaxError, RuntimeError):
-    """A checkpoint that is missing, damaged, or belongs to another model."""
+    """A checkpoint is missing, damaged, or belongs to another model."""
 
 
 class EquirelaxWarning(UserWarning):
-    """Something was probably forgotten or will not do what its name says; the message tells what to do about it."""
+    """Something was probably forgotten, or will not have the expected effect. The message says what to do."""

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old file or the new one, never half of one."""
+"""Write files so that a crash leaves either the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from equirelax.errors import EquirelaxError, StorageError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Error numbers of file systems without locks."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
+    """Yield a temporary path beside `path`, which is renamed to `path` on success and removed after an error.
 
-    The temporary name keeps the suffix of `path`, for writers that choose a format by it. Parent folders are made.
-    What killed writers of `path` left is removed: a temporary file is locked as long as its writer lives.
+    The temporary name keeps the suffix of `path`, for writers that choose a format by it. Parent folders are created. Temporary
+    files of killed writers are removed: a temporary file is locked as long as its writer lives.
 
     Raises:
-        StorageError: No room, or no right to write there; a file that stood at `path` before is whole.
+        StorageError: The disk is full or the place may not be written to. An older file at `path` is untouched.
     """
     target = Path(path)
     with storage_errors(target):
@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         handle, temporary = _temporary(target)
         try:
             yield temporary
-            # mkstemp makes files that only their owner can read; a result is meant to be read by others.
+            # mkstemp makes files that only their owner can read, but others should be able to read a result.
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
@@ -50,7 +50,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _temporary(target: Path) -> tuple[int | None, Path]:
-    """A new file beside `target`, and the descriptor that locks it; None where there are no locks."""
+    """Create a file beside `target`; return the descriptor that locks it (None without locks) and its path."""
     while True:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}"
@@ -61,19 +61,19 @@ def _temporary(target: Path) -> tuple[int | None, Path]:
             return None, Path(name)
         if held and is_at(handle, Path(name)):
             return handle, Path(name)
-        os.close(handle)  # taken for a dead writer's between its making and its locking: another one
+        os.close(handle)  # another writer took it for a dead one's before it was locked: try again
 
 
 def _remove_temporaries(target: Path) -> None:
-    """Remove the temporary files of writers of `target` that are dead."""
+    """Remove the temporary files of dead writers of `target`."""
     left = re.compile(rf"\.{re.escape(target.stem)}-[a-z0-9_]{{8}}\.tmp{re.escape(target.suffix)}")
     for path in [entry for entry in target.parent.iterdir() if left.fullmatch(entry.name)]:
         remove_left(path)
 
 
 def remove_left(path: Path) -> None:
-    """Remove a file that its process locks as long as it lives, if that process is dead; else do nothing."""
-    with contextlib.suppress(OSError):  # gone, or another user's
+    """Remove a file if the process that locks it while it lives is dead; else do nothing."""
+    with contextlib.suppress(OSError):  # it is gone, or belongs to another user
         handle = os.open(path, os.O_RDWR)
         try:
             if try_lock(handle) and is_at(handle, path):
@@ -86,10 +86,10 @@ def try_lock(handle: int) -> bool | None:
     """Lock an open file, without waiting, until it is closed or this process ends.
 
     Returns:
-        Whether it is ours; False: another has it. None: this system or file system has no locks.
+        True if it is locked now, False if another process holds it, None if the system or file system has no locks.
     """
     try:
-        import fcntl  # Unix has it
+        import fcntl  # on Unix
     except ImportError:
         return None
     try:
@@ -104,7 +104,7 @@ def try_lock(handle: int) -> bool | None:
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether `path` still leads to the open file."""
+    """Whether `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def is_at(handle: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it, a full disk or a place that may not be written to is a `StorageError` that names `path`."""
+    """Turn errors of a full disk or a place without write permission into a `StorageError` that names `path`."""
     try:
         yield
     except EquirelaxError:
@@ -123,15 +123,17 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         if refused is None:
             raise
         if refused.errno in _NO_ROOM:
-            remedy = "Make room there and repeat the command; a run goes on with --resume, a study by itself."
+            remedy = (
+                "Free some space and repeat the command; a run continues with --resume, a study by itself."
+            )
         else:
-            remedy = "Name another place, or get the right to write to this one."
+            remedy = "Choose another place, or get permission to write to this one."
         message = f"{os.fspath(path)} could not be written: {refused.strerror}. {remedy}"
         raise StorageError(message, refused) from error
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    """The answer of the operating system behind an error: torch.save hides it behind one of its own."""
+    """The operating system's error behind an error: torch.save hides it behind one of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_REFUSED):
             return error
@@ -140,7 +142,7 @@ def _refusal(error: BaseException | None) -> OSError | None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` (UTF-8) to `path` by way of a temporary file."""
+    """Write `text` (UTF-8) to `path` through a temporary file."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -152,7 +154,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """A sentence such as ` Did you mean 'gamma'?`, or an empty string when nothing is near."""
+    """Return a sentence such as ` Did you mean 'gamma'?`, or an empty string if no known word is similar."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""For users' own tests: an assertion, and classes to subclass for a new layer family, method or model."""
+"""For users' own tests: an assertion, and conformance classes to subclass for a new layer family, method or model."""
 
 from equirelax.testing.assertions import assert_equivariant
 from equirelax.testing.layers import LayerFamilyConformance

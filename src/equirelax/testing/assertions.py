@@ -25,18 +25,17 @@ def assert_equivariant(
     samples: int = 8,
     seed: int = 0,
 ) -> AuditReport:
-    """Fail unless ``f(rho_in(g) x) = rho_out(g) f(x)`` for sampled g; the message is the audit's report.
+    """Fail unless ``f(rho_in(g) x) = rho_out(g) f(x)`` for sampled g, with the audit's report as the message.
 
     Args:
         model, sample, in_rep, out_rep, group, dtype, samples, seed: As for :func:`equirelax.auditing.audit`.
-        tolerance: Largest relative error; by default the audit's, 1e-9 for a model built in float64, 1e-5 in float32.
+        tolerance: Largest relative error. By default the audit's: 1e-9 for a model built in float64, 1e-5 in float32.
 
     Returns:
         The report of a model that passed.
 
     Raises:
-        AssertionError: The relative error is larger; the message names the group element and the module to
-            blame.
+        AssertionError: The relative error is larger. The message names the group element and the module that breaks equivariance.
 
     Examples:
         >>> import torch
@@ -45,7 +44,7 @@ def assert_equivariant(
         >>> report.equivariant
         True
     """
-    # Layers are looked for only where there is something to find.
+    # The layers are measured only if the assertion fails.
     report = audit(
         model,
         sample,

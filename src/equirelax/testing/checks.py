@@ -1,6 +1,4 @@
-"""Checks with messages, and skipping: what conformance classes are made of, without pytest being needed to
-import them.
-"""
+"""Checks with messages, and skipping, for conformance classes: they need no pytest to be imported."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 
 def skip(reason: str) -> NoReturn:
-    """Skip the running test; pytest and unittest both understand it."""
+    """Skip the running test, under pytest and unittest."""
     raise unittest.SkipTest(reason)
 
 
@@ -24,7 +22,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def same(found: Any, expected: Any, what: str) -> None:
-    """``found == expected``; tensors, also inside dictionaries, are compared with ``torch.equal``."""
+    """Check ``found == expected``. Tensors, also inside dictionaries, are compared with ``torch.equal``."""
     if isinstance(found, Tensor) and isinstance(expected, Tensor):
         equal([found], [expected], what)
     elif isinstance(found, dict) and isinstance(expected, dict):
@@ -36,7 +34,7 @@ def same(found: Any, expected: Any, what: str) -> None:
 
 
 def equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> None:
-    """Tensors that are ``torch.equal``, one by one."""
+    """Check tensors one by one with ``torch.equal``."""
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         if not torch.equal(a, b):
             gap = (
@@ -48,7 +46,7 @@ def equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> Non
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """``|a - b| <= tolerance (1 + |b|)``, entry by entry."""
+    """Check ``|a - b| <= tolerance (1 + |b|)`` for every entry."""
     torch.testing.assert_close(
         found.detach(),
         expected.detach(),
@@ -59,7 +57,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
 
 
 def finite(named: Iterable[tuple[str, Tensor | None]], what: str) -> None:
-    """Neither NaN nor infinity in any tensor; ``None`` passes."""
+    """Check that no tensor holds NaN or infinity. ``None`` passes."""
     for name, tensor in named:
         check(tensor is None or bool(torch.isfinite(tensor).all()), f"{what} of {name} holds NaN or infinity")
 
@@ -67,7 +65,7 @@ def finite(named: Iterable[tuple[str, Tensor | None]], what: str) -> None:
 def refused(
     error: type[Exception] | tuple[type[Exception], ...], action: Callable[[], Any], what: str
 ) -> str:
-    """The message of the error that ``action`` must raise."""
+    """Check that ``action`` raises ``error``, and return its message."""
     try:
         action()
     except error as raised:

@@ -1,4 +1,4 @@
-"""What every layer family of a relaxation must do, as a class that its test subclasses."""
+"""The conformance class of layer families."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ Built = tuple[nn.Module, str, Any, Any, Any]
 
 
 class LayerFamilyConformance(ABC):
-    """Tests for one family of relaxed layers. A test file holds
+    """Tests for a family of relaxed layers. A test file holds
 
         class TestMyLayer(LayerFamilyConformance):
             def build(self):
                 return model, "path.of.the.layer", sample, in_rep, out_rep
 
-    and may override ``placement`` (how the layer is declared, where no attribute tells),
-    ``equivariant_residual``
+    and may override ``placement`` (a declaration of the layer, if its attributes do not describe it), ``equivariant_residual``
     and ``foldable``.
     """
 
@@ -46,28 +45,31 @@ class LayerFamilyConformance(ABC):
 
     @abstractmethod
     def build(self) -> Built:
-        """A new model in float64, equal at every call; the path of a layer of the family in it; a sample with
-        more rows than that layer has input features; the representations of sample and output.
+        """Build a model with a layer of the family.
+
+        Returns:
+            A new model in float64, the same at every call; the path of the layer; a sample with more rows than the layer has
+            input features; the representations of sample and output.
         """
 
     def placement(self) -> er.Placement:
-        """How the model is relaxed; by default the registered families find it."""
+        """The placement that relaxes the model; by default the registered families find the layer."""
         return er.Layers()
 
     def equivariant_residual(self, residual: er.Residual) -> Tensor:
-        """An equivariant weight, shaped as the residual's, that is not zero."""
+        """A nonzero equivariant weight with the shape of the residual's."""
         if residual.site.convolution is not None:
             return residual.site.convolution.symmetry.project(self.random_weight(residual))
         return equivariant_projection(self.random_weight(residual), residual.in_rep, residual.out_rep)
 
     def load_state(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Load a state dict of the relaxed model into another one; override where torch's way is not enough."""
+        """Load a state dict of the relaxed model into another one. Override it if ``load_state_dict`` is not enough."""
         model.load_state_dict(state)
 
     # Tools
 
     def relaxed(self) -> tuple[er.Relaxation, er.Residual, Built]:
-        """The built model, relaxed, with the residual in question."""
+        """Build and relax the model; return the relaxation, the layer's residual and what ``build`` returned."""
         built = self.build()
         relaxation = er.relax(built[0], self.placement())
         check(built[1] in relaxation.residuals, f"{built[1]!r} was not relaxed:\n{relaxation.summary()}")
@@ -81,7 +83,7 @@ class LayerFamilyConformance(ABC):
 
     @staticmethod
     def random_weight(residual: er.Residual) -> Tensor:
-        """A random dense weight, (out_dim, in_dim) or a kernel, always the same."""
+        """A random dense weight, (out_dim, in_dim) or a kernel, the same at every call."""
         return torch.randn(weight_shape(residual), generator=_generator(), dtype=torch.float64)
 
     @staticmethod
@@ -92,7 +94,7 @@ class LayerFamilyConformance(ABC):
         residual.set_gamma(gamma)
 
     def randomise(self, relaxation: er.Relaxation, gamma: float) -> None:
-        """Random weights for every residual."""
+        """Give every residual random weights."""
         generator = _generator()
         with torch.no_grad():
             for parameter in relaxation.residual_parameters().values():
@@ -102,9 +104,7 @@ class LayerFamilyConformance(ABC):
         relaxation.set_gamma(gamma)
 
     def terms_of(self, weight: Callable[[er.Residual], Tensor | None]) -> tuple[float, float]:
-        """The penalty's Lie and norm terms for the layer's residual with this weight, after one training
-        call.
-        """
+        """The penalty's Lie and norm terms for the layer's residual with this weight, after one training call."""
         relaxation, residual, built = self.relaxed()
         penalty = LieDerivative(relaxation)
         made = weight(residual)
@@ -301,7 +301,7 @@ class LayerFamilyConformance(ABC):
         check(built[1] in words, f"the message does not name {built[1]!r}: {words}")
 
     def _fold_case(self) -> tuple[er.Relaxation, er.Residual, Built, Tensor]:
-        """The relaxed model and the layer's span; skips families that do not fold."""
+        """The relaxed model and the layer's span. Skips the test for families that do not fold."""
         relaxation, residual, built = self.relaxed()
         if not self.foldable:
             skip("this family does not fold")
@@ -312,9 +312,9 @@ class LayerFamilyConformance(ABC):
 
 
 def forbidden_by_components(residual: er.Residual) -> Tensor | None:
-    """A weight that commutes with the Lie algebra and is orthogonal to all equivariant ones, by null spaces;
-    ``None`` where
-    there is none, the group has no Lie algebra or one component only, or the residual is a convolution.
+    """A weight that commutes with the Lie algebra and is orthogonal to all equivariant weights, by null spaces.
+
+    ``None`` if there is no such weight, if the group has no Lie algebra or a single component, or for a convolution.
     """
     if residual.site.convolution is not None:
         return None

@@ -1,4 +1,4 @@
-"""What every method must do, as a class that its test subclasses."""
+"""The conformance class of methods."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from equirelax.testing.checks import check, equal, finite, refused, same, skip
 
 
 class Toy(nn.Module):
-    """Two plain linear maps between numbers and vectors of the plane, (batch, 5) -> (batch, 4): enough for a
-    method.
-    """
+    """Two plain linear maps between numbers and vectors of the plane, (batch, 5) -> (batch, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +32,7 @@ class Toy(nn.Module):
 
 
 class MethodConformance(ABC):
-    """Tests for one method. A test file holds
+    """Tests for a method. A test file holds
 
     class TestMine(MethodConformance):
         def build_method(self, relaxation):
@@ -42,7 +40,7 @@ class MethodConformance(ABC):
     """
 
     steps: int = 8
-    """Steps of the training runs in the tests; a schedule must not end before."""
+    """Steps of the training runs in the tests. A schedule must not end before."""
 
     needs_penalty: bool = True
     """Whether a step without ``penalty()`` before it is an error."""
@@ -57,16 +55,16 @@ class MethodConformance(ABC):
 
     @abstractmethod
     def build_method(self, relaxation: Relaxation) -> Method:
-        """The method on a freshly relaxed model, equal at every call."""
+        """Build the method on a freshly relaxed model, the same at every call."""
 
     def build_model(self) -> nn.Module:
-        """A model in float64 that ``relaxed`` can relax, equal at every call."""
+        """Build a model in float64 that ``relaxed`` can relax, the same at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return Toy()
 
     def relaxed(self) -> Relaxation:
-        """The model, relaxed, with small random residuals."""
+        """Build and relax the model, with small random residuals."""
         reps = self._reps
         declared = (Linear("first", reps[0], reps[1]), Linear("second", reps[1], reps[2]))
         relaxation = relax(self.build_model(), Layers(declare=declared))
@@ -77,14 +75,15 @@ class MethodConformance(ABC):
         return relaxation
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one step."""
+        """The inputs and targets of one step."""
         generator = torch.Generator().manual_seed(100 + step)
         draw = [torch.randn(16, n, generator=generator, dtype=torch.float64) for n in (5, 4)]
         return draw[0], draw[1]
 
     def move(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Every sample and its target moved by a group element of its own, equal at every call; override it
-        where `relaxed` or `batch` are overridden.
+        """Transform every sample and its target by a group element of its own, the same at every call.
+
+        Override it together with `relaxed` or `batch`.
         """
         g = self._group.sample(len(x), generator=torch.Generator().manual_seed(200 + step))
         return self._reps[0].apply(g, x), self._reps[2].apply(g, y)
@@ -102,7 +101,7 @@ class MethodConformance(ABC):
         return method.objective(loss(x, y), lambda: loss(*self.move(x, y, step)))
 
     def start(self, attach: bool = True) -> tuple[Relaxation, Method, torch.optim.Optimizer]:
-        """Relax, make the optimizer, the method, and attach it, in this order."""
+        """Relax the model, make the optimizer and the method, and attach it."""
         relaxation = self.relaxed()
         optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=1e-2)
         method = self.build_method(relaxation)
@@ -115,7 +114,7 @@ class MethodConformance(ABC):
         last: int,
         by_hand: bool = False,
     ) -> list[float]:
-        """Steps ``first`` to ``last``; the objectives. by_hand: call ``method.step()``, for a method that is not attached."""
+        """Train from step ``first`` to ``last``; return the objectives. ``by_hand`` steps a method that is not attached."""
         relaxation, method, optimizer = run
         relaxation.model.train()
         losses = []
@@ -131,13 +130,13 @@ class MethodConformance(ABC):
 
     @staticmethod
     def through_file(state: Any) -> Any:
-        """What comes back from a file that is read with ``weights_only=True``."""
+        """Save a state, and load it with ``weights_only=True``."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         buffer.seek(0)
         return torch.load(buffer, weights_only=True)
 
-    # What it must do
+    # Tests
 
     def test_has_a_name_and_a_description(self) -> None:
         _, method, _ = self.start()
@@ -276,7 +275,7 @@ class MethodConformance(ABC):
 
     @staticmethod
     def _driven(method: Method) -> dict[str, Any]:
-        """The state that steps move: without random numbers, which a penalty draws."""
+        """The state that steps change, without random numbers, which a penalty draws."""
         state = method.state_dict()
         return {**state, "regularizer": state.get("regularizer", {}).get("steps")}
 
@@ -293,4 +292,4 @@ class MethodConformance(ABC):
         relaxation, _, optimizer = run = self.start()
         self.train(run, 0, 2)
         project(relaxation.model)
-        optimizer.step()  # without a penalty: nobody asks for one any more
+        optimizer.step()  # needs no penalty any more

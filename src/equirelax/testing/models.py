@@ -1,4 +1,4 @@
-"""What every equivariant model must do, as a class that its test subclasses."""
+"""The conformance class of equivariant models."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from equirelax.testing.checks import check, close, equal, finite, skip
 
 
 class ModelConformance(ABC):
-    """Tests for one model. A test file holds
+    """Tests for a model. A test file holds
 
         class TestMyModel(ModelConformance):
             def build(self):
                 return model, sample, in_rep, out_rep
 
-    and overrides ``permute`` where the model acts on a set or a graph.
+    and overrides ``permute`` if the model acts on a set or a graph.
     """
 
     tolerance: float = 1e-10
     """Largest relative equivariance error in float64."""
 
     unused: tuple[str, ...] = ()
-    """Path patterns (``fnmatch``) of parameters that the output is known not to depend on."""
+    """Path patterns (``fnmatch``) of parameters that do not affect the output."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, Any, Any, Any]:
-        """A new model in float64, equal at every call, a sample, and the representations of sample and
-        output.
-        """
+        """Build a model in float64, the same at every call; return it, a sample, and the representations of both."""
 
     def permute(
         self, sample: Any, generator: torch.Generator
     ) -> tuple[Any, Callable[[Tensor], Tensor]] | None:
-        """The sample with its nodes in another order, and a function that brings an output back into the old
-        order; ``None`` where there is nothing to permute.
+        """Permute the nodes of the sample.
+
+        Returns:
+            The permuted sample, and a function that restores the order of an output; ``None`` if nothing can be permuted.
         """
         return None
 
@@ -57,7 +57,7 @@ class ModelConformance(ABC):
         assert_equivariant(model, sample, in_rep, out_rep, tolerance=self.tolerance)
 
     def test_equivariant_in_float32(self) -> None:
-        """To the precision of float32: nothing is amplified by a division by something small."""
+        """To the precision of float32: no division by a small number amplifies rounding."""
         model, sample, in_rep, out_rep = self.build()
         assert_equivariant(model, sample, in_rep, out_rep, dtype=torch.float32, tolerance=1e-4)
 

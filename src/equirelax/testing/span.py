@@ -1,4 +1,4 @@
-"""What a layer can express, found by brute force: the slow reference for every family's fold."""
+"""The span of the maps that a layer can express, by brute force: the slow reference for every family's fold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from equirelax.relaxation.columns import dense
 
 
 def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which the residual's module is called while ``run()`` runs."""
+    """The arguments of the first call of the residual's module while ``run()`` runs."""
     module = relaxation.module(key)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     handle = module.register_forward_pre_hook(
@@ -30,14 +30,16 @@ def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...]
 def brute_force_span(
     module: nn.Module, residual: Residual, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    """Orthonormal basis (b, out_dim, in_dim) of the dense maps that the module's parameters can make of its
-    first input; of a convolution that of kernels, (b, out_dim, in_dim, k, k).
+    """Compute an orthonormal basis of the dense maps of its first input that the module's parameters can express.
 
-    One parameter entry after the other is set to 1 and all others to 0; the module's output on the given call
-    is then a combination of the outputs that the residual gives with one entry of its weight set to 1.
-    Nothing is known here about layouts, path weights or coefficients. It needs a call with more rows than the
-    input has features, and a module that is linear in its parameters and, given the call's other arguments,
-    in its first positional input. That input is replaced by random numbers: the call's own may be dependent.
+    One parameter entry after the other is set to 1 and all others to 0. The module's output on the given call is then a
+    combination of the outputs that the residual gives with one entry of its weight set to 1. This assumes nothing about
+    layouts, path weights or coefficients. It needs a call with more rows than the input has features, and a module that is
+    linear in its parameters and, given the call's other arguments, in its first positional input. That input is replaced by
+    random numbers, since the rows of the call may be linearly dependent.
+
+    Returns:
+        (b, out_dim, in_dim); for a convolution a basis of kernels, (b, out_dim, in_dim, k, k).
     """
     generator = torch.Generator().manual_seed(3)
     drawn = map_tree(
@@ -63,7 +65,7 @@ def brute_force_span(
         probes = _probes(residual, zero, args, kwargs)
     columns = torch.stack(made, dim=1)  # (entries, parameters)
     weights = torch.linalg.lstsq(probes, columns, driver="gelsd").solution
-    # A bias is no map of the input: what the probes cannot make is left out.
+    # A bias is not a map of the input. What the probes cannot express is left out.
     fits = (probes @ weights - columns).norm(dim=0) < 1e-9 * columns.norm(dim=0).clamp_min(1e-12)
     u, values, _ = torch.linalg.svd(weights[:, fits], full_matrices=False)
     rank = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
@@ -77,7 +79,7 @@ def _with(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """The module's output, a tensor or a tree of them, with all parameters 0 but one entry."""
+    """The module's output, a tensor or a tree of tensors, with all parameters 0 except one entry."""
     for parameter in own:
         parameter.zero_()
     if entry is not None:
@@ -86,7 +88,7 @@ def _with(
 
 
 def _probes(residual: Residual, zero: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What each entry of a dense residual adds to the output: (output entries, entries of its weight)."""
+    """The output that each entry of a dense residual's weight adds: (output entries, entries of the weight)."""
     x = dense(residual.site.reader(args, kwargs))
     shape = weight_shape(residual)
     columns = []
@@ -99,24 +101,24 @@ def _probes(residual: Residual, zero: Any, args: tuple[Any, ...], kwargs: dict[s
 
 
 def weight_shape(residual: Residual) -> torch.Size:
-    """Of a dense residual's weight: (out_dim, in_dim), of a convolution (out_dim, in_dim, k, k)."""
+    """The shape of a dense residual's weight: (out_dim, in_dim), or (out_dim, in_dim, k, k) for a convolution."""
     out_dim, in_dim = residual.out_rep.dim, residual.in_rep.dim
     convolution = residual.site.convolution
     return torch.Size((out_dim, in_dim) if convolution is None else convolution.weight_shape(in_dim, out_dim))
 
 
 def applied(residual: Residual, weight: Tensor, x: Tensor) -> Tensor:
-    """A dense weight applied to what the residual reads."""
+    """Apply a dense weight to the input of the residual."""
     if residual.site.convolution is not None:
         return residual.site.convolution(x, weight)
     return nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
 
 
 def flat(tree: Any) -> Tensor:
-    """Every entry of every floating tensor of a tree, in order, (entries,)."""
+    """Concatenate the entries of all floating tensors of a tree, in order: (entries,)."""
     return torch.cat([leaf.value.flatten() for leaf in leaves(tree, None) if leaf.measurable])
 
 
 def zeros(tree: Any) -> Any:
-    """A tree of the same shape whose tensors are zero."""
+    """A tree of the same shape with zero tensors."""
     return map_tree(tree, None, lambda leaf: torch.zeros_like(leaf.value))
