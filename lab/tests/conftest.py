@@ -50,7 +50,7 @@ def tiny_config() -> Callable[..., Any]:
 def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What commands start as processes, which would import everything first, is done in this one; a real one ends likewise."""
     from equirelax_lab.cli import main
-    from equirelax_lab.training import jobs
+    from equirelax_lab.studies import machines
 
     def obeyed(words: list[str], *, stdout: IO[bytes], **_: Any) -> subprocess.Popen[bytes]:
         threads = torch.get_num_threads()
@@ -59,4 +59,4 @@ def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(threads)
         return subprocess.Popen(["sh", "-c", f"exit {code}"])
 
-    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=obeyed, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(machines, "subprocess", SimpleNamespace(Popen=obeyed, STDOUT=subprocess.STDOUT))

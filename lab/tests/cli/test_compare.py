@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from equirelax_lab.cli import main
 from equirelax_lab.report.archive import read_archive
 from equirelax_lab.report.runs import read_folder
 from equirelax_lab.report.summary import summarise
+from equirelax_lab.studies.study import Study
+from equirelax_lab.studies.trials import trials
 from equirelax_lab.training.folder import read_table
 from PIL import Image
 
@@ -75,9 +79,91 @@ def test_models_that_do_not_go_with_the_methods(capsys: pytest.CaptureFixture[st
     assert main(["compare", "modelnet40", "--models", "pointnet,dgcnn", "--methods", "scheduled"]) == 2
     found = capsys.readouterr()
     assert "Left out, for there is nothing to relax: scheduled on pointnet, scheduled on dgcnn." in found.out
-    assert "None of --models" in found.err
+    assert "anything to relax" in found.err
     assert main(["compare", "nbody", "--models", "segnn", "--egnn.epochs", "1"]) == 2
     assert "not among --models" in capsys.readouterr().err
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, Any]]]:
+    """A function (words of a command line after `compare`) -> settings of its runs by label; nothing is run."""
+    studies: list[Study] = []
+
+    def noted(study: Study, *_: Any) -> int:
+        studies.append(study)
+        return 0
+
+    monkeypatch.setattr("equirelax_lab.cli.compare.run_study", noted)
+
+    def compare(*words: str) -> dict[str, dict[str, Any]]:
+        assert main(["compare", *words]) == 0
+        return {trial.label: trial.config.to_dict() for trial in trials(studies[-1])}
+
+    compare.studies = studies  # type: ignore[attr-defined]
+    return compare
+
+
+def test_a_sweep_is_over_the_methods_that_have_the_settings(compared: Any) -> None:
+    runs = compared(
+        "modelnet40",
+        "--methods",
+        "strict,scheduled",
+        "--seeds",
+        "1",
+        "--sweep",
+        "lie_weight+norm_weight=0,1e-2",
+    )
+    assert list(runs) == ["strict-seed0", "scheduled-lie_weight0-seed0", "scheduled-lie_weight0.01-seed0"]
+    strength = runs["scheduled-lie_weight0.01-seed0"]["strength"]
+    assert (strength["lie_weight"], strength["norm_weight"]) == (0.01, 0.01)
+    runs = compared("nbody", "--methods", "strict,ace", "--seeds", "4,1", "--sweep", "train=9,19")
+    assert [(label, run["dataset"]["train"]) for label, run in runs.items()] == [
+        (f"{method}-train{n}-seed{seed}", n)
+        for seed in (1, 4)
+        for method in ("strict", "ace")
+        for n in (9, 19)
+    ]
+
+
+def test_flags_are_settings_of_all_runs_of_one_method_or_of_the_machine(compared: Any) -> None:
+    words = ["nbody", "--methods", "strict,ace", "--seeds", "1", "--batch-size=20"]
+    words += ["--ace.strength.dual_lr", "1e-3", "--threads", "2", "--tensorboard", "false", "--jobs", "3"]
+    runs = compared(*words)
+    assert {run["batch_size"] for run in runs.values()} == {20}
+    assert runs["ace-seed0"]["strength"]["dual_lr"] == 1e-3
+    (study,) = compared.studies
+    assert (study.machine.threads, study.machine.tensorboard, study.jobs) == (2, False, 3)
+    assert not study.share_cores
+
+
+def test_a_file_of_settings_may_name_the_recipe(compared: Any, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("epochs: 12\n")
+    words = ["nbody", "--methods", "strict,ace", "--seeds", "1", "--config", str(path), "--batch_size", "9"]
+    runs = compared(*words)
+    assert {(run["epochs"], run["batch_size"]) for run in runs.values()} == {(12, 9)}
+    assert (runs["strict-seed0"]["recipe"], runs["strict-seed0"]["trained_as"]) == ("fair", "ace")
+    path.write_text("epochs: 12\nrecipe: published\n")
+    assert {(run["recipe"], run["trained_as"]) for run in compared(*words).values()} == {("published", None)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *((["--sweep", text], "KEY=VALUE") for text in ("", "=1", "lie_weight", "lie_weight=", "+=1")),
+        (["--sweep", "lie_wieght=1"], "'lie_wieght'"),
+        (["--methods", "ace", "--sweep", "hidden=3"], "write one of them in full"),
+        (["--methods", "scheduled,ace", "--sweep", "lie_weight+dual_lr=1"], "all of the settings"),
+        (["--sweep", "epochs=[,3"], "'['"),
+        (["--epochz", "3"], "--epochz"),
+        (["--seed", "3"], "--seed"),
+        (["--seeds", "0"], "--seeds is '0'"),
+        (["--methods", ","], "--methods"),
+    ],
+)
+def test_mistakes_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "nbody", "--seeds", "1", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_tiny_data", "runs_here")
@@ -123,7 +209,7 @@ def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     before = (out / "ace-seed0" / "result.json").stat().st_mtime_ns
     assert main(words) == 0
-    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+    assert "2 of 2 runs finished" in capsys.readouterr().out
     assert (out / "ace-seed0" / "result.json").stat().st_mtime_ns == before
 
     assert main([word if word != "1e-3" else "2e-3" for word in words]) == 2
@@ -218,7 +304,8 @@ def test_a_failed_run_is_reported_and_the_others_count(
     words = ["compare", "nbody", "--methods", "strict,ace", "--seeds", "1", "--out", str(out), *SMALL]
     assert main([*words, "--epochs", "1", "--ace.learning_rate", "1e30"]) == 1
     text = capsys.readouterr()
-    assert "ace-seed0: failed with exit code 2" in text.err
+    assert "ace-seed0: failed (" in text.out
+    assert f"the end of {out / 'ace-seed0' / 'log.txt'}" in text.out
     assert "| strict |" in text.out
     assert "| ace |" not in text.out
 

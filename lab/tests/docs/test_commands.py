@@ -14,7 +14,7 @@ from doc_pages import PAGES, ROOT, commands, name_of
 pytest.importorskip("jsonargparse")
 from equirelax_lab.cli import main, options
 from equirelax_lab.cli.main import COMMANDS
-from equirelax_lab.studies.ready import ready_names, ready_searches
+from equirelax_lab.studies.study import ready_names
 
 # line -> the first page that has it
 FOUND = {line: name_of(page) for page in reversed(PAGES) for line in commands(page)}
@@ -42,7 +42,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "parse", parse_and_stop)
     # Every run of a comparison is parsed: one seed will do.
     monkeypatch.setattr("equirelax_lab.cli.compare._seeds", lambda text: [int(text.split(",")[0])])
-    monkeypatch.setattr("equirelax_lab.cli.compare._check_data", stop)
+    monkeypatch.setattr("equirelax_lab.cli.study.check_data", stop)
     monkeypatch.setattr("equirelax_lab.training.run.train", stop)
 
 
@@ -77,7 +77,7 @@ def test_ready_studies_that_pages_name_are_there() -> None:
     )
     named = {match[1] for line in FOUND if (match := pattern.match(line))}
     assert len(named) >= 4
-    assert named <= {*ready_names(), *ready_searches()}
+    assert named <= {*ready_names(), *ready_names(searches=True)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

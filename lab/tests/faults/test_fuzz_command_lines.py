@@ -131,9 +131,7 @@ def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
 
     found = SimpleNamespace(to_dict=dict)
     patch.setattr("equirelax_lab.training.run.train", train)
-    patch.setattr("equirelax_lab.cli.compare.run_jobs", lambda *_: 0)
-    patch.setattr("equirelax_lab.cli.compare.write_comparison", lambda *_: "table")
-    patch.setattr("equirelax_lab.cli.study.Runner", lambda *_, **__: SimpleNamespace(run=lambda: 0))
+    patch.setattr("equirelax_lab.cli.study.Scheduler", lambda *_, **__: SimpleNamespace(run=lambda: 0))
     patch.setattr("equirelax_lab.cli.study.compare_grids", lambda *_: "table")
     patch.setattr("equirelax_lab.cli.study.beside", lambda *_: "table")
     patch.setattr("equirelax_lab.cli.study.estimate.measure", lambda *_, **__: Cost(1.0, 1.0, 1.0, 1.0, 1))

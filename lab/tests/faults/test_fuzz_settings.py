@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.studies.spec import read_study
+from equirelax_lab.studies.study import read_study
 from equirelax_lab.studies.trials import trials
 from equirelax_lab.tasks.registry import config_from_dict, defaults
 from equirelax_lab.tasks.settings import RunConfig, read_yaml

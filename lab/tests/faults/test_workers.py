@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from equirelax_lab.studies.state import read_journal
-from equirelax_lab.training.jobs import Queue
+from equirelax_lab.studies.trials import read_journal
 from equirelax_lab.training.lock import LOCK, Owner, holder, locked
 from fault_ledger import Ledger
 from forked_runs import Forks
@@ -71,21 +69,6 @@ def test_a_killed_study_leaves_runs_that_do_not_collide(
     assert code == 0, log
     assert good, log
     assert sum(run["status"] == "finished" for run in read_journal(out)["runs"].values()) == 3
-
-
-def test_runs_that_others_work_on_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [SimpleNamespace(folder=tmp_path / name) for name in "abcd"]
-    queue = Queue(runs)
-    with locked(tmp_path / "a"):
-        assert queue.take(0) == []
-        assert queue.take(1) == [], "the one that goes on uses a core"
-        assert queue.take(2) == [runs[1]]
-        assert f"a: process {os.getpid()} on" in capsys.readouterr().err
-        assert len(queue) == 3
-    assert queue.take(2) == [runs[0], runs[2]]
-    queue.append(runs[1])
-    assert queue.take(5) == [runs[3], runs[1]]
-    assert capsys.readouterr().err == "", "it was said once"
 
 
 def test_who_holds_a_folder(tmp_path: Path) -> None:

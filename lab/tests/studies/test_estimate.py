@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from equirelax_lab.studies import estimate
+from equirelax_lab.studies.board import duration
 from equirelax_lab.studies.estimate import Cost, measure, overall
-from equirelax_lab.studies.live import duration
-from equirelax_lab.studies.spec import read_study
-from equirelax_lab.studies.state import states
+from equirelax_lab.studies.study import read_study
 from equirelax_lab.studies.trials import trials
 
 
@@ -61,10 +61,11 @@ def test_runs_side_by_side() -> None:
 
 
 def test_the_table_sums_up(study_file: Callable[..., Path], tmp_path: Path) -> None:
-    found = states(trials(read_study(study_file(seeds=3, settings={"epochs": 60}))), tmp_path)
+    study = read_study(study_file(seeds=3, settings={"epochs": 60}))
+    found = trials(study, tmp_path)
     costs = {("tiny", kind): Cost(0.0, 60.0, 0.0, 0.0, 1) for kind in ("strict", "scheduled")}
     found[0].status = "finished"
-    text = estimate.text(found, costs, jobs=2, threads=1)
+    text = estimate.text(found, costs, study, jobs=2, threads=1)
     assert "5 of 6 runs are left. They take about 3 h 0 min here, 2 at a time with 1 thread each." in text
     lines = {line.split()[1]: line.split()[2:] for line in text.splitlines()[1:3]}
     assert lines["strict"] == ["2", "60.00", "s", "1", "h", "0", "min", "2", "h", "0", "min"]
@@ -96,15 +97,17 @@ def test_processes_share_batches_and_validation(
 
 
 def test_the_table_knows_processes_timeout_and_place(study_file: Callable[..., Path], tmp_path: Path) -> None:
-    found = states(trials(read_study(study_file(seeds=2, settings={"epochs": 60}))), tmp_path)
+    path = study_file(seeds=2, settings={"epochs": 60}, devices=4, timeout="4000 s")
+    study = read_study(path)
+    found = trials(study, tmp_path)
     costs = {
         ("tiny", "strict"): Cost(0.0, 60.0, 0.0, 0.0, 1),
         ("tiny", "scheduled"): Cost(0.0, 70.0, 0.0, 0.0, 1),
     }
-    text = estimate.text(found, costs, 2, 1, devices=4, timeout=4000.0, place="elsewhere")
+    text = estimate.text(found, costs, study, 2, 1, "elsewhere")
     assert "They take about 2 h 20 min elsewhere, 2 at a time with 4 processes of 1 thread each." in text
     assert text.endswith("Longer than the study's timeout, 1 h 7 min: scheduled. Raise it.")
-    assert "timeout" not in estimate.text(found, costs, 2, 1, timeout=4300.0)
+    assert "timeout" not in estimate.text(found, costs, dataclasses.replace(study, timeout=4300.0), 2, 1)
 
 
 @pytest.mark.parametrize(

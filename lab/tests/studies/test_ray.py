@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from equirelax_lab.cli import main
-from equirelax_lab.studies.cluster import Node, RayEngine, RemoteAttempt, connected, look, unblocked
-from equirelax_lab.studies.engine import Ending
-from equirelax_lab.studies.spec import read_study
-from equirelax_lab.studies.state import JOURNAL
-from equirelax_lab.studies.trials import trials
+from equirelax_lab.studies.cluster import Node, RayCluster, RemoteAttempt, connected, look, unblocked
+from equirelax_lab.studies.machines import Ending
+from equirelax_lab.studies.study import read_study
+from equirelax_lab.studies.trials import JOURNAL, trials
 from equirelax_lab.training.folder import RESULT
 from equirelax_lab.training.machine import Machine
 from ray_cluster import Nodes, nodes
@@ -166,7 +165,7 @@ def test_addresses_where_no_cluster_is(address: str, monkeypatch: pytest.MonkeyP
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ConfigError, match=r"pip install 'equirelax\[ray\]'"),
+        pytest.raises(ConfigError, match=r"pip install 'equirelax-lab\[ray\]'"),
         connected("auto"),
     ):
         pytest.fail("there is no Ray")
@@ -202,18 +201,18 @@ def test_runs_hear_signals_that_their_starter_blocks() -> None:
 
 def test_runs_fit_whole_on_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Node("1", "x", 3, 1), Node("2", "y", 8, 0), Node("3", "z", 4, 4)]
-    monkeypatch.setattr(RayEngine, "nodes", lambda self: found)
-    engine = RayEngine(None, "auto")
-    assert engine.slots(1, 1, False) == 15
-    assert engine.slots(2, 1, False) == 7
-    assert engine.slots(2, 2, False) == 3
-    assert engine.slots(1, 1, True) == 5
-    assert engine.slots(2, 1, True) == 2
-    assert engine.slots(8, 2, False) == 0
+    monkeypatch.setattr(RayCluster, "nodes", lambda self: found)
+    cluster = RayCluster(None, "auto")
+    assert cluster.slots(1, 1, False) == 15
+    assert cluster.slots(2, 1, False) == 7
+    assert cluster.slots(2, 2, False) == 3
+    assert cluster.slots(1, 1, True) == 5
+    assert cluster.slots(2, 1, True) == 2
+    assert cluster.slots(8, 2, False) == 0
     with pytest.raises(ConfigError, match=r"'devices: 9'.*x: 3 cores, 1 GPUs; y"):
-        engine.slots(9, 1, False)
+        cluster.slots(9, 1, False)
     with pytest.raises(ConfigError, match="5 cores and 5 GPUs"):
-        engine.slots(5, 1, True)
+        cluster.slots(5, 1, True)
 
 
 class FakeRay:

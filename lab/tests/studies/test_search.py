@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -15,16 +16,17 @@ from typing import Any
 import pytest
 import yaml
 from equirelax_lab.cli import main
-from equirelax_lab.studies.engine import Ending
-from equirelax_lab.studies.ready import find_search, ready_names, ready_searches
-from equirelax_lab.studies.search import Searcher, validations
-from equirelax_lab.studies.space import Search, read_search
-from equirelax_lab.studies.spec import read_study
-from equirelax_lab.studies.suggestions import HISTORY
-from equirelax_lab.studies.trials import trials
+from equirelax_lab.studies import scheduler as scheduler_module
+from equirelax_lab.studies.board import Board
+from equirelax_lab.studies.machines import Ending, Job
+from equirelax_lab.studies.scheduler import Scheduler
+from equirelax_lab.studies.search import Search, read_search
+from equirelax_lab.studies.study import find_file, read_study, ready_names
+from equirelax_lab.studies.suggestions import HISTORY, Suggestions, validations
+from equirelax_lab.studies.trials import recorded, trials
 from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.training.jobs import Job
+from rich.console import Console
 
 from equirelax.errors import ConfigError
 
@@ -88,7 +90,12 @@ class Killed(BaseException):
 
 @dataclass(eq=False)
 class Stubs:
-    """An engine of stubbed runs. `codes`: number of a start -> exit code; `kill_at`: the start at which the search dies."""
+    """A machine with stubbed runs.
+
+    Attributes:
+        codes: Number of a start -> exit code.
+        kill_at: The start at which the search dies.
+    """
 
     codes: dict[int, int] = field(default_factory=dict)
     kill_at: int | None = None
@@ -126,12 +133,15 @@ def search_file(tmp_path: Path) -> Write:
     return write
 
 
-def searcher(
-    search: Search, out: Path, engine: Stubs, said: list[str] | None = None, jobs: int = 1
-) -> Searcher:
-    lines = [] if said is None else said
-    metric = build_task(search.config).metric
-    return Searcher(search, metric, out, None, jobs, lines.append, engine, poll=0.0)
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "POLL", 0.0)
+
+
+def searcher(search: Search, out: Path, machines: Stubs, jobs: int = 1) -> Scheduler:
+    source = Suggestions(search, build_task(search.config).metric)
+    board = Board(search.title, search.trials, Console(file=io.StringIO()))
+    return Scheduler(search, out, source, None, jobs, board.show, machines)
 
 
 def found(out: Path) -> dict[str, Any]:
@@ -144,10 +154,11 @@ def history(out: Path) -> list[tuple[float, str, float]]:
     return [(t["values"]["strength.dual_lr"], t["status"], t["value"]) for t in found(out)["trials"]]
 
 
-def test_the_minimum_is_found_and_those_behind_end_early(search_file: Write, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_the_minimum_is_found_and_those_behind_end_early(
+    search_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     search, engine = read_search(search_file(trials=30)), Stubs()
-    assert searcher(search, tmp_path, engine, said).run() == 0
+    assert searcher(search, tmp_path, engine).run() == 0
     result = found(tmp_path)
     assert len(engine.started) == len(result["trials"]) == 30
     assert 0.7 * BEST_RATE < result["best"]["values"]["strength.dual_lr"] < 1.4 * BEST_RATE
@@ -162,8 +173,10 @@ def test_the_minimum_is_found_and_those_behind_end_early(search_file: Write, tmp
     assert all(t["epochs"] == 6 for t in finished)
     # numbers drawn at random from these four decades are one decade from their middle in the mean
     assert sum(distance(job.config) for job in engine.started[-15:]) / 15 < 0.7
-    assert any("ended after epoch" in line for line in said)
-    assert "best so far: trial" in said[-1]
+    said = capsys.readouterr().out
+    assert "ended after epoch" in said
+    assert "best so far: trial" in said.splitlines()[-1]
+    assert [each.status for each in recorded(tmp_path)] == [t["status"] for t in result["trials"]]
 
 
 def test_without_pruner_every_trial_goes_to_its_end(search_file: Write, tmp_path: Path) -> None:
@@ -221,30 +234,34 @@ def test_an_interrupted_trial_goes_on_where_it_was(search_file: Write, tmp_path:
 
 
 def test_broken_runs_are_tried_again_and_those_that_cannot_work_are_not(
-    search_file: Write, tmp_path: Path
+    search_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # starts: trial 0, trial 0 again; trial 1 cannot work; trial 2 breaks twice; trial 3
-    said: list[str] = []
     search = read_search(search_file(trials=4))
     engine = Stubs(codes={0: -9, 2: 2, 3: 1, 4: 1})
-    assert searcher(search, tmp_path, engine, said).run() == 0
+    assert searcher(search, tmp_path, engine).run() == 1, "some have failed"
     names = [job.folder.name[-1] for job in engine.started]
     assert names == ["0", "0", "1", "2", "2", "3"]
     assert [t["status"] for t in found(tmp_path)["trials"]] == ["finished", "failed", "failed", "finished"]
-    assert any("to be tried again (it broke)" in line for line in said)
+    assert "trial-0000: broken, to be tried again (it broke)" in capsys.readouterr().out
     assert found(tmp_path)["trials"][1]["reason"] == "it broke"
 
 
-def test_it_gives_up_when_nothing_works(search_file: Write, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_it_gives_up_when_nothing_works(
+    search_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = read_search(search_file())
     engine = Stubs(codes=dict.fromkeys(range(20), 2))
-    assert searcher(search, tmp_path, engine, said).run() == 1
+    mine = searcher(search, tmp_path, engine)
+    assert mine.run() == 1
     assert len(engine.started) == 3
-    assert "3 trials have failed one after the other" in said[-1]
+    assert "3 trials have failed in a row" in capsys.readouterr().out
     assert found(tmp_path)["best"] is None
+    assert not mine.source.succeeded  # type: ignore[attr-defined]
     assert not (tmp_path / "best.yaml").exists()
-    assert searcher(search, tmp_path, again := Stubs()).run() == 0  # mended: it goes on
+    mended = searcher(search, tmp_path, again := Stubs())
+    mended.run()
+    assert mended.source.succeeded  # type: ignore[attr-defined]
     assert len(again.started) == 12
 
 
@@ -390,9 +407,9 @@ def test_settings_joined_by_plus_take_one_value(search_file: Write) -> None:
 
 @pytest.mark.parametrize("name", ["search-nbody-lambda", "search-nbody-dual-rate"])
 def test_ready_searches_are_valid_and_have_a_smaller_variant(name: str) -> None:
-    assert name in ready_searches()
+    assert name in ready_names(searches=True)
     assert name not in ready_names()
-    full, small = (read_search(find_search(name), small) for small in (False, True))
+    full, small = (read_search(find_file(name, searches=True), small) for small in (False, True))
     assert small.changed
     assert small.trials * small.config.training.epochs < full.trials * full.config.training.epochs / 5
     assert build_task(full.config).scaled_down() is None

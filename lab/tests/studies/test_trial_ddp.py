@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from equirelax_lab.studies.spec import read_study
-from equirelax_lab.studies.state import JOURNAL
-from equirelax_lab.studies.trials import trials
+from equirelax_lab.studies.study import read_study
+from equirelax_lab.studies.trials import JOURNAL, trials
 from equirelax_lab.training.folder import RESULT
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train

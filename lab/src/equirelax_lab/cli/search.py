@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
+from equirelax.files import storage_errors
 from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.cli.study import engine_of
-from equirelax_lab.studies.ready import find_search, ready_searches
-from equirelax_lab.studies.space import figures, read_search
+from equirelax_lab.cli.study import INTERRUPTED, add_execution, machines_of
+from equirelax_lab.studies.board import Board
+from equirelax_lab.studies.scheduler import Scheduler, fair_jobs
+from equirelax_lab.studies.search import figures, read_search
+from equirelax_lab.studies.study import find_file, ready_names
 from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import read_result
@@ -40,59 +43,58 @@ FILE is a YAML file, or the name of one that comes with equirelax (listed withou
   warmup: 20                                           # epochs before which no run is ended
   small: {trials: 6, settings: {epochs: 20}}
 
-Optuna suggests the settings of each trial from how those before it went. A run whose validation value is worse than the
-median of the others' after as many epochs is ended early. Validation alone counts, projected (relaxed for methods that
-hand over the relaxed model); the test set plays no part. OUT receives a folder for every trial, search.json with all of
+Optuna suggests the settings of each trial from the results of those before it. A run whose validation value is worse than
+the median of the others after as many epochs is ended early. Only validation counts, of projected models (of relaxed ones
+for methods that deploy them); the test set plays no part. OUT receives a folder for every trial, search.json with all of
 them, and best.yaml, a study of the best settings over several seeds beside the strict network."""
 
 
 def main(words: Sequence[str]) -> int:
-    """`words` begins with "search"."""
+    """Run the command line `words`, which begins with "search"; returns the exit code."""
     rest = list(words[1:])
     parser = _parser()
     if not rest or {"-h", "--help"} & set(rest):
         if rest:
             parser.print_help()
-        for name in ready_searches():
-            print(f"  {name:26} {read_search(find_search(name)).title}")
+        for name in ready_names(searches=True):
+            print(f"  {name:26} {read_search(find_file(name, searches=True)).title}")
         return 0 if rest else 2
     given = options.parse(parser, rest, jobs=JOBS, trials=COUNT)
-    found = Path(given.search)
-    if found.is_dir() or found.name == "search.json":
-        print(table(_read(found if found.name == "search.json" else found / "search.json")))
+    path = Path(given.search)
+    if path.is_dir() or path.name == "search.json":
+        print(table(_read(path if path.name == "search.json" else path / "search.json")))
         return 0
-    search = read_search(find_search(given.search), given.small)
-    from equirelax_lab.studies.search import FOUND, Searcher  # Optuna, which help can do without
+    search = read_search(find_file(given.search, searches=True), given.small)
+    from equirelax_lab.studies.suggestions import (
+        HISTORY,
+        OUTCOME,
+        Suggestions,
+    )  # needs Optuna, which help does not
 
     if given.trials is not None:
         search = dataclasses.replace(search, trials=given.trials)
-    out = (
-        Path(given.out) if given.out else Path("runs") / "searches" / (search.name + "-small" * search.small)
-    )
+    name = f"{search.name}-small" if search.small else search.name
+    out = Path(given.out) if given.out else Path("runs") / "searches" / name
     task = build_task(search.config, options.optional_path(given.data))
     for split in ("train", "val", "test"):
-        task.load(split)  # fails before any process starts where data is missing
-    with engine_of(given.ray) as engine:
-        jobs = min(given.jobs or search.jobs or max(1, engine.slots(1, 1, False)), search.trials)
-        print(
-            f"{search.title}: {search.trials} trials, {jobs} at a time {engine.place}; in {out}.", flush=True
-        )
-        searcher = Searcher(search, task.metric, out, given.data, jobs, _say, engine)
-        code = searcher.run()
+        task.load(split)  # missing data is an error before any process starts
+    source = Suggestions(search, task.metric)
+    with machines_of(given.ray) as machines, storage_errors(out / HISTORY):
+        jobs = fair_jobs(search, given.jobs, search.trials, machines)
+        place = machines.place
+        print(f"{search.title}: {search.trials} trials, {jobs} at a time {place}; in {out}.", flush=True)
+        with Board(search.title, search.trials) as board:
+            code = Scheduler(search, out, source, given.data, jobs, board.show, machines).run()
     if code == 130:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return code
     print()
-    print(table(_read(out / FOUND)))
-    return code
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    print(table(_read(out / OUTCOME)))
+    return 0 if source.succeeded else 1
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """All trials, best first, and how to go on."""
+    """The content of search.json as a table of all trials, the best ones first, with how to go on."""
     metric, best = found["metric"], found["best"]
     keys = list(found["search"]["search"])
     kind = found["optimised"].removeprefix("val/")
@@ -144,14 +146,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _parser() -> options.ArgumentParser:
     parser = options.parser(["search"], DESCRIPTION)
     parser.add_argument(
-        "search", metavar="FILE", help="search file, name of a ready one, or a search's folder"
+        "search",
+        metavar="FILE",
+        help="search file, name of one that comes with equirelax, or a search's folder",
     )
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
     parser.add_argument("--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)")
     parser.add_argument("--trials", type=int, help="trials in all (default: the file's)")
-    parser.add_argument(
-        "--jobs", type=int, help="runs at the same time (default: the file's, else one for every core)"
-    )
-    parser.add_argument("--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    add_execution(parser)
     return parser

@@ -18,23 +18,20 @@ from equirelax.settings import JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.report.comparison import TABLE, beside, compare_grids, described
 from equirelax_lab.studies import estimate
+from equirelax_lab.studies.board import Board, counts, duration
 from equirelax_lab.studies.cluster import connected
-from equirelax_lab.studies.engine import Engine, LocalEngine
-from equirelax_lab.studies.live import Board, counts, duration
-from equirelax_lab.studies.ready import find_study, ready_file, ready_names
-from equirelax_lab.studies.run import Runner, fair_jobs, threads_each
-from equirelax_lab.studies.spec import Study, read_study
-from equirelax_lab.studies.state import JOURNAL, State, read_journal, states
-from equirelax_lab.studies.trials import trials
-from equirelax_lab.tasks.registry import build_task
+from equirelax_lab.studies.machines import LocalMachine, Machines
+from equirelax_lab.studies.scheduler import Listed, Scheduler, failures, fair_jobs, threads_each
+from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
+from equirelax_lab.studies.trials import JOURNAL, check_data, read_journal, recorded, trials
 
 DESCRIPTION = """Run a grid of benchmarks, models, methods, settings and seeds that a file describes.
 
   equirelax study run FILE        run it, or go on with it; finished runs are kept, broken ones tried again
-  equirelax study estimate FILE   time a little of every kind of run, and say how long all takes here
-  equirelax study show FILE       what would be run
-  equirelax study show FOLDER     how far it is, what failed and why, and the tables
-  equirelax reproduce NAME        run or continue one of the papers' tables and figures, ours beside theirs
+  equirelax study estimate FILE   time a little of every kind of run, and say how long the study takes here
+  equirelax study show FILE       say what would be run
+  equirelax study show FOLDER     say how far it is and what failed, with the tables
+  equirelax reproduce NAME        run or continue one of the papers' tables and figures, our numbers beside theirs
 
 FILE is a YAML file, or the name of a study that comes with equirelax (`equirelax reproduce` lists them):
 
@@ -52,14 +49,15 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   small: {seeds: 1, settings: {epochs: 20}}
 
 Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures.
-With --ray the runs go to the machines of a Ray cluster (extra `ray`), which share the file system that OUT and the data are
-on. What a lost machine ran is tried again on another, from its last checkpoint."""
+With --ray the runs go to the machines of a Ray cluster (extra `ray`), which must share the file system that holds OUT and
+the data. The runs of a machine that is lost are tried again on another one, from their last checkpoints."""
 
 VERBS = ("run", "estimate", "show")
+INTERRUPTED = "Interrupted; the same command goes on."
 
 
 def main(words: Sequence[str]) -> int:
-    """`words` begins with "study" or "reproduce"."""
+    """Run the command line `words`, which begins with "study" or "reproduce"; returns the exit code."""
     rest = list(words[1:])
     if words[0] == "reproduce":
         return _reproduce(rest)
@@ -78,30 +76,32 @@ def main(words: Sequence[str]) -> int:
     given = options.parse(parser, rest, jobs=JOBS)
     if verb == "show" and (Path(given.study).is_dir() or Path(given.study).name == JOURNAL):
         return _show_folder(Path(given.study))
-    study = read_study(find_study(given.study), given.small)
+    study = read_study(find_file(given.study), given.small)
     if verb == "show":
         print(described(study, trials(study)) + _terms(study))
         return 0
-    return (_run if verb == "run" else _estimate)(study, given)
+    return run_study(study, _folder(study, given), given) if verb == "run" else _estimate(study, given)
 
 
 def _parser(command: str, verb: str, what: str) -> options.ArgumentParser:
-    words = [command] if command == "reproduce" else [command, verb]
-    parser = options.parser(words, DESCRIPTION)
-    parser.add_argument(
-        "study", metavar=what, help="study file, or name of a ready one" if what != "NAME" else "which"
-    )
+    parser = options.parser([command] if command == "reproduce" else [command, verb], DESCRIPTION)
+    parser.add_argument("study", metavar=what, help="study file, or name of one that comes with equirelax")
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
     parser.add_argument("--out", help="folder of the study (default: runs/studies/NAME, or NAME-small)")
+    add_execution(parser, ray=verb != "show")
+    return parser
+
+
+def add_execution(parser: argparse.ArgumentParser, ray: bool = True) -> None:
+    """Add the flags that say where many runs execute, and on which data: --jobs, --ray (unless False), --data."""
     parser.add_argument(
-        "--jobs", type=int, help="runs at the same time (default: the study's, else one for every core)"
+        "--jobs", type=int, help="runs at the same time (default: the file's, else one for every core)"
     )
-    if verb != "show":
+    if ray:
         parser.add_argument(
             "--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine"
         )
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
-    return parser
 
 
 def _reproduce(rest: list[str]) -> int:
@@ -111,104 +111,90 @@ def _reproduce(rest: list[str]) -> int:
             print(f"  {name:26} {read_study(ready_file(name)).title}")
         return 0 if rest else 2
     given = options.parse(_parser("reproduce", "", "NAME"), rest, jobs=JOBS)
-    return _run(read_study(ready_file(given.study), given.small), given)
+    study = read_study(ready_file(given.study), given.small)
+    return run_study(study, _folder(study, given), given)
 
 
-def _run(study: Study, given: argparse.Namespace) -> int:
-    """Run or continue, then compare; ours beside the papers'."""
-    out, found = _found(study, given)
-    left = sum(state.status == "waiting" for state in found)
-    _check_data(found, given.data)
-    with engine_of(given.ray) as engine:
-        jobs = fair_jobs(study, given.jobs, left, engine)
+def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
+    """Run what is left of a study, print its comparisons, our numbers beside the published ones, and the failed runs.
+
+    Args:
+        study: The study, from a file or made by a comparison, which is not put beside published numbers.
+        out: Its folder.
+        given: The parsed flags of `add_execution`.
+
+    Returns:
+        The exit code: 0; 1 if a run failed; 130 if interrupted, in which case nothing is compared.
+    """
+    found = trials(study, out)
+    check_data(found, options.optional_path(given.data))
+    left = sum(trial.status == "waiting" for trial in found)
+    with machines_of(given.ray) as machines:
+        jobs = fair_jobs(study, given.jobs, left, machines)
         print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
         with Board(f"{study.title}{_terms(study)}") as board:
-            code = Runner(study, out, found, given.data, jobs, board.show, engine).run()
+            code = Scheduler(study, out, Listed(found), given.data, jobs, board.show, machines).run()
     if code == 130:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return code
     print(compare_grids(study, found, out))
-    print(beside(study, out))
-    _list_failed([(state.trial.label, state.reason) for state in found if state.status == "failed"])
+    if study.name:
+        print(beside(study, out))
+    print(failures(found), end="")
     return code
 
 
+def machines_of(ray: str | None) -> contextlib.AbstractContextManager[Machines]:
+    """Where runs execute: on this machine, or on the Ray cluster at an address."""
+    return contextlib.nullcontext(LocalMachine()) if ray is None else connected(ray)
+
+
 def _estimate(study: Study, given: argparse.Namespace) -> int:
-    """Time a little of every kind that has runs left."""
-    out, found = _found(study, given)
-    waiting = [state for state in found if state.status == "waiting"]
+    """Time a little of every kind of run that has runs left."""
+    out = _folder(study, given)
+    found = trials(study, out)
+    waiting = [trial for trial in found if trial.status == "waiting"]
     if not waiting:
         print(f"Nothing is left to do: {counts(found)}; in {out}.")
         return 0
-    with engine_of(given.ray) as engine:
-        jobs, place = fair_jobs(study, given.jobs, len(waiting), engine), engine.place
-        threads = threads_each(jobs, study.devices, study.on_gpu, engine)
+    with machines_of(given.ray) as machines:
+        jobs, place = fair_jobs(study, given.jobs, len(waiting), machines), machines.place
+        threads = threads_each(jobs, study.machine.devices, study.on_gpu, machines)
     torch.set_num_threads(threads)
-    imports = time.process_time()  # what this process has needed so far, every run's process needs too
+    imports = time.process_time()  # every run's process needs what this process has needed so far
     costs: dict[tuple[str, str], estimate.Cost] = {}
-    for state in waiting:
-        key = (state.trial.grid, state.trial.kind)
-        if key not in costs:
-            print(f"timing {state.trial.kind} ({len(costs) + 1})", file=sys.stderr, flush=True)
-            cost = estimate.measure(
-                state.trial.config, options.optional_path(given.data), devices=study.devices
-            )
+    for trial in waiting:
+        if (key := (trial.grid, trial.kind)) not in costs:
+            print(f"timing {trial.kind} ({len(costs) + 1})", file=sys.stderr, flush=True)
+            root = options.optional_path(given.data)
+            cost = estimate.measure(trial.config, root, devices=study.machine.devices)
             costs[key] = dataclasses.replace(cost, start=cost.start + imports)
-    print(
-        estimate.text(found, costs, jobs, threads, devices=study.devices, timeout=study.timeout, place=place)
-    )
+    print(estimate.text(found, costs, study, jobs, threads, place))
     return 0
 
 
-def engine_of(ray: str | None) -> contextlib.AbstractContextManager[Engine]:
-    """Where runs execute: here, or on the Ray cluster at an address."""
-    return contextlib.nullcontext(LocalEngine()) if ray is None else connected(ray)
+def _folder(study: Study, given: argparse.Namespace) -> Path:
+    name = f"{study.name}-small" if study.small else study.name
+    return Path(given.out) if given.out else Path("runs") / "studies" / name
 
 
 def _terms(study: Study) -> str:
-    """What holds for every run, for the heading of the live table."""
-    terms = [f"{study.devices} processes each"] if study.devices > 1 else []
+    """What holds for every run, in brackets; empty for runs of one process on CPUs without a timeout."""
+    devices = study.machine.devices
+    terms = [f"{devices} processes each"] if devices > 1 else []
     terms += ["on GPUs"] if study.on_gpu else []
     terms += [f"at most {duration(study.timeout)} a try"] if study.timeout is not None else []
     return f" ({', '.join(terms)})" if terms else ""
 
 
-def _found(study: Study, given: argparse.Namespace) -> tuple[Path, list[State]]:
-    """The study's folder and what stands there."""
-    name = f"{study.name}-small" if study.small else study.name
-    out = Path(given.out) if given.out else Path("runs") / "studies" / name
-    return out, states(trials(study), out)
-
-
 def _show_folder(path: Path) -> int:
-    """The journal of a study in words, and its tables."""
+    """Print the state of the study in a folder, and its tables."""
     out = path.parent if path.name == JOURNAL else path
     journal = read_journal(out)
-    runs = journal["runs"]
-    total = {
-        status: sum(run["status"] == status for run in runs.values()) for status in ("finished", "failed")
-    }
-    print(
-        f"{journal['title']}: {total['finished']} of {len(runs)} runs finished, {total['failed']} failed.\n"
-    )
+    runs = recorded(out)
+    finished, failed = (sum(run.status == status for run in runs) for status in ("finished", "failed"))
+    print(f"{journal['title']}: {finished} of {len(runs)} runs finished, {failed} failed.\n")
     for table in sorted(out.glob(f"**/{TABLE}")):
         print(table.read_text(encoding="utf-8"))
-    _list_failed([(name, run["reason"]) for name, run in runs.items() if run["status"] == "failed"])
+    print(failures(runs), end="")
     return 0
-
-
-def _list_failed(failed: Sequence[tuple[str, str]]) -> None:
-    if failed:
-        print(f"\n{len(failed)} failed; the same command tries again:")
-        print("\n".join(f"  {name}: {reason}" for name, reason in failed))
-
-
-def _check_data(found: Sequence[State], root: str | None) -> None:
-    """Fail before any process starts when the data of a grid's first run is missing."""
-    seen: set[str] = set()
-    for state in found:
-        if state.status == "waiting" and state.trial.grid not in seen:
-            seen.add(state.trial.grid)
-            task = build_task(state.trial.config, options.optional_path(root))
-            for split in ("train", "val", "test"):
-                task.load(split)

@@ -13,7 +13,7 @@ from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import CONFIG
-from equirelax_lab.training.leash import follow_parent
+from equirelax_lab.training.parent import follow_parent
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 

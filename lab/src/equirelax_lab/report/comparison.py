@@ -18,8 +18,7 @@ from equirelax_lab.report.rows import differing_line, labels
 from equirelax_lab.report.runs import Run, archived, comparison_folders, read_folder, read_run
 from equirelax_lab.report.summary import summarise, table
 from equirelax_lab.report.swept import draw_swept
-from equirelax_lab.studies.spec import Study
-from equirelax_lab.studies.state import State
+from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Trial, grid_folder, left_out
 from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.tasks.task import heading
@@ -119,34 +118,32 @@ def summarise_again(folder: Path, out: Path | None = None) -> str:
     return write_comparison(folder if out is None else out, runs, folder)
 
 
-def compare_grids(study: Study, states: Sequence[State], out: Path) -> str:
+def compare_grids(study: Study, trials: Sequence[Trial], out: Path) -> str:
     """Write the comparison of every grid that has finished runs; returns their tables and sentences.
 
     Args:
         study: The study.
-        states: Of all its runs.
+        trials: Of all its runs.
         out: Its folder.
     """
     parts = []
     for grid in study.grids:
-        own = [
-            state for state in states if state.trial.grid == grid.name and (state.folder / CONFIG).exists()
-        ]
+        own = [trial for trial in trials if trial.grid == grid.name and (trial.folder / CONFIG).exists()]
         title = f"\n## {grid.name}\n" if len(study.grids) > 1 else ""
-        if not any(state.status == "finished" for state in own):
+        if not any(trial.status == "finished" for trial in own):
             parts.append(f"{title}\nNo run is finished: there is nothing to compare.")
             continue
         # in the order of the file, not of the seeds: that is the order of the table's rows
-        kinds = list(dict.fromkeys(state.trial.kind for state in states if state.trial.grid == grid.name))
-        own.sort(key=lambda state: kinds.index(state.trial.kind))
-        runs = [_run_of(state) for state in own if state.status in ("finished", "failed")]
+        kinds = list(dict.fromkeys(trial.kind for trial in trials if trial.grid == grid.name))
+        own.sort(key=lambda trial: kinds.index(trial.kind))
+        runs = [_run_of(trial) for trial in own if trial.status in ("finished", "failed")]
         parts.append(title + write_comparison(out / grid_folder(study, grid), runs))
     return "\n".join(parts)
 
 
-def _run_of(state: State) -> Run:
-    run = read_run(state.folder)
-    return run if run.finished else Run(run.name, run.result, run.rows, state.status, state.reason)
+def _run_of(trial: Trial) -> Run:
+    run = read_run(trial.folder)
+    return run if run.finished else Run(run.name, run.result, run.rows, trial.status, trial.reason)
 
 
 def beside(study: Study, out: Path) -> str:

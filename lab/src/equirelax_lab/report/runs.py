@@ -13,7 +13,7 @@ from typing import Any
 from equirelax.errors import ConfigError, EquirelaxError
 from equirelax_lab.report.archive import RUNS, Archive, Entry, Table, read_archive
 from equirelax_lab.report.rows import BASELINE, labels, settings, swept_setting
-from equirelax_lab.studies.state import JOURNAL, read_journal
+from equirelax_lab.studies.trials import JOURNAL, read_journal
 from equirelax_lab.tasks.registry import build_task, config_from_dict, task_class
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
 from equirelax_lab.training.dynamics import read_metrics

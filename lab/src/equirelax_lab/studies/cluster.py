@@ -1,4 +1,4 @@
-"""Runs of a study on the machines of a Ray cluster, which share the file system that the study's folder is on."""
+"""The machines of a Ray cluster, which share the file system that holds the study's folder."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from typing import Any
 import equirelax
 from equirelax.errors import ConfigError
 from equirelax_lab.data.root import ENVIRONMENT
-from equirelax_lab.studies.engine import LOCK, Ending, Process
-from equirelax_lab.training.jobs import Job
-from equirelax_lab.training.leash import leash
+from equirelax_lab.studies.machines import LOCK, Ending, Job, Process
+from equirelax_lab.training.parent import end_with_this_process
 
 SECONDS_TO_SEE = 15.0
-"""Network file systems show other machines a new file after some seconds."""
+"""How long a node may take to see a new file: network file systems show it to other machines after some seconds."""
 SECONDS_TO_ANSWER = 120.0
 SECONDS_TO_CONNECT = 5.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster: Ray's number and name of it, and what of it Ray gives out."""
+    """A machine of the cluster.
+
+    Attributes:
+        number: Ray's identifier of it.
+        name: Ray's name of it.
+        cores, gpus: What Ray may use of it.
+    """
 
     number: str
     name: str
@@ -42,8 +47,10 @@ def look(out: Path, token: str, version: str, patience: float = SECONDS_TO_SEE) 
     """What keeps this machine from working in the study's folder, in words; empty if nothing does.
 
     Args:
-        out: The folder, absolute. token: What stands in its lock. version: Of the equirelax that runs the study.
-        patience: Seconds until the folder must be seen.
+        out: The folder, an absolute path.
+        token: The content of its lock file.
+        version: The version of equirelax that runs the study.
+        patience: Seconds within which this machine must see that content.
     """
     if equirelax.__version__ != version:
         return f"has equirelax {equirelax.__version__}, and this machine {version}"
@@ -59,7 +66,7 @@ def look(out: Path, token: str, version: str, patience: float = SECONDS_TO_SEE) 
 
 @contextlib.contextmanager
 def unblocked(*signals: signal.Signals) -> Iterator[None]:
-    """Within it, processes are started that hear these signals. Ray blocks some in its workers, and children inherit that."""
+    """Unblock `signals` within the context. Ray blocks some in its workers, and processes started there would inherit that."""
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield
@@ -68,7 +75,7 @@ def unblocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 class Attempt:
-    """One try of a run, on the node that Ray found for it: an actor, which lives as long as the try."""
+    """One try of a run on the node that Ray chose for it: an actor, which lives as long as the try."""
 
     def __init__(self, job: Job, data: str | None, token: str, out: Path, version: str) -> None:
         import ray
@@ -79,9 +86,9 @@ class Attempt:
         if self.problem:
             return
         try:
-            # it ends with this actor: a run whose study, or node, is lost must not hold its folder any longer
+            # The run ends with this actor: one whose study is lost must not hold its folder any longer.
             with unblocked(signal.SIGINT, signal.SIGTERM):
-                self.process = Process(replace(job, environment=leash()).start(data))
+                self.process = Process(replace(job, environment=end_with_this_process()).start(data))
         except OSError as error:
             self.problem = f"could not start it: {error}"
 
@@ -104,7 +111,7 @@ class Attempt:
 
 @dataclass(eq=False)
 class RemoteAttempt:
-    """The handle of an `Attempt`: asks it how it is, and never waits for the answer."""
+    """The handle of an `Attempt`, which asks it for its state without ever waiting for the answer."""
 
     ray: Any
     actor: Any
@@ -114,7 +121,7 @@ class RemoteAttempt:
     _ending: Ending | None = None
 
     def poll(self) -> Ending | None:
-        """See `Handle`. A try whose node is lost has ended."""
+        """See `Handle`. A try whose node was lost has ended."""
         if self._ending is not None:
             return self._ending
         if self._question is None:
@@ -125,7 +132,7 @@ class RemoteAttempt:
         try:
             number, ending = self.ray.get(question)
         except self.ray.exceptions.ActorUnavailableError:
-            return None  # out of reach just now; Ray decides whether it is lost
+            return None  # it cannot be reached just now; Ray decides whether it is lost
         except self.ray.exceptions.RayError as error:
             return self._end(Ending(None, f"{self._place()} was lost ({_first_line(error)})"))
         if self.where is None:
@@ -135,7 +142,7 @@ class RemoteAttempt:
         return self._end(replace(ending, why=f"{self._place()} {ending.why}") if ending.why else ending)
 
     def interrupt(self) -> None:
-        """See `Handle`. One that still waits for a place is given up."""
+        """See `Handle`. A try that still waits for a node is given up."""
         if self.where is None:
             self._end(Ending(-signal.SIGINT))
         else:
@@ -155,11 +162,12 @@ class RemoteAttempt:
 
 
 @dataclass(eq=False)
-class RayEngine:
-    """Runs are actors of a Ray cluster, as many at a time as have the cores, and GPUs, that they ask for.
+class RayCluster:
+    """A Ray cluster: runs are actors, and as many execute at a time as there are cores, and GPUs, for.
 
     Attributes:
-        ray: The package, connected. address: As the user named the cluster.
+        ray: The package `ray`, connected to the cluster.
+        address: The address as the user gave it.
     """
 
     ray: Any
@@ -169,7 +177,7 @@ class RayEngine:
     _token: str = ""
 
     def nodes(self) -> list[Node]:
-        """Living machines that have cores to give, by name."""
+        """The living machines that have cores for runs, ordered by name."""
         found = [
             Node(
                 each["NodeID"],
@@ -183,7 +191,7 @@ class RayEngine:
         return sorted(found, key=lambda node: node.name)
 
     def prepare(self, out: Path) -> None:
-        """Every node must see the folder, may write to it, and has the same equirelax. See `Engine`."""
+        """Check that every node sees the folder, may write to it, and has the same equirelax. See `Machines`."""
         self._out = out.resolve()
         self._token = (out / LOCK).read_text(encoding="utf-8")
         pin = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -212,7 +220,7 @@ class RayEngine:
         return found
 
     def slots(self, devices: int, threads: int, gpu: bool) -> int:
-        """See `Engine`."""
+        """See `Machines`."""
         nodes = self.nodes()
         if not any(_fit(node, devices, 1, gpu) for node in nodes):
             many = "s" if devices > 1 else ""
@@ -225,7 +233,7 @@ class RayEngine:
         return sum(_fit(node, devices, threads, gpu) for node in nodes)
 
     def start(self, job: Job, data: str | None) -> RemoteAttempt:
-        """See `Engine`. Without `data`, runs take this machine's EQUIRELAX_DATA, or else what is usual on their node."""
+        """See `Machines`. Without `data`, runs use this machine's EQUIRELAX_DATA, or else what is usual on their node."""
         machine = job.machine
         root = data or os.environ.get(ENVIRONMENT)
         job = replace(job, folder=job.folder.resolve())
@@ -245,27 +253,27 @@ class RayEngine:
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[RayEngine]:
-    """A cluster, as long as the context is open.
+def connected(address: str) -> Iterator[RayCluster]:
+    """A Ray cluster, connected while the context is open.
 
     Args:
-        address: "auto" for the one that this machine belongs to, or HOST:PORT, or ray://HOST:PORT.
+        address: "auto" for the cluster that this machine belongs to, or HOST:PORT, or ray://HOST:PORT.
 
     Raises:
-        ConfigError: Ray is not installed, no cluster answers there, or its Ray or Python is another version.
+        ConfigError: Ray is not installed, no cluster answers there, or its version of Ray or Python is another one.
     """
     try:
         import ray
         import ray.util.scheduling_strategies
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"--ray needs the package '{error.name}': pip install 'equirelax[ray]', on every machine of the cluster."
+            f"--ray needs the package '{error.name}': pip install 'equirelax-lab[ray]', on every machine of the cluster."
         ) from error
     before = signal.getsignal(signal.SIGTERM)
     try:
         _reach(ray, address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        yield RayEngine(ray, address)
+        yield RayCluster(ray, address)
     except (OSError, RuntimeError, ValueError) as error:
         if ray.is_initialized():
             raise
@@ -276,19 +284,16 @@ def connected(address: str) -> Iterator[RayEngine]:
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray leaves a handler of its own
+            signal.signal(signal.SIGTERM, before)  # Ray installs a handler of its own
 
 
 def _reach(ray: Any, address: str) -> None:
-    """Fail within seconds where nobody listens: Ray itself tries for minutes. Raises `OSError`."""
+    """Raise `OSError` within seconds where nobody listens; Ray itself would try for minutes."""
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d{1,5})", address)
     if match is None:
         return
     host, port = match.group(1), int(match.group(2))
-    if host in (
-        "localhost",
-        "127.0.0.1",
-    ):  # which Ray takes for the address that other machines know this one by
+    if host in ("localhost", "127.0.0.1"):  # Ray listens at the address that other machines use for this one
         host = ray.util.get_node_ip_address()
     try:
         socket.create_connection((host, port), SECONDS_TO_CONNECT).close()
@@ -297,12 +302,12 @@ def _reach(ray: Any, address: str) -> None:
 
 
 def _fit(node: Node, devices: int, threads: int, gpu: bool) -> int:
-    """How many runs a node can take at the same time."""
+    """How many runs fit on a node at the same time."""
     by_cores = node.cores // (devices * threads)
     return min(by_cores, node.gpus // devices) if gpu else by_cores
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line that says something."""
+    """The first line of an error's message that is not blank, or else its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

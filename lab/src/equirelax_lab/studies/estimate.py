@@ -1,11 +1,11 @@
-"""How long a study will take here: a part of one epoch of one run of every kind is timed, the rest is arithmetic."""
+"""How long a study will take: part of an epoch of one run of every kind is timed, and the rest is computed from that."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import torch
 
 from equirelax.errors import ConfigError
 from equirelax_lab.data import Samples
-from equirelax_lab.studies.live import duration
-from equirelax_lab.studies.state import State
+from equirelax_lab.studies.board import duration
+from equirelax_lab.studies.study import Study
+from equirelax_lab.studies.trials import Trial
 from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
@@ -23,18 +24,20 @@ from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.module import RelaxedModule
 
 BUDGET = 20.0
-"""Seconds that are spent on the training steps of one kind; a shorter epoch is timed whole."""
+"""Seconds to spend on the training steps of one kind; a shorter epoch is timed as a whole."""
 LEAST_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run of one kind costs.
+    """The cost of a run of one kind.
 
     Attributes:
-        start: Seconds until the first step: imports, data, model. epoch: Seconds of an epoch's training steps.
-        validation: Seconds of one validation. test: Seconds to evaluate the test set once.
-        forms: Times that an evaluation is done: of relaxed networks in several forms.
+        start: Seconds until the first step: imports, data and model.
+        epoch: Seconds of an epoch's training steps.
+        validation: Seconds to evaluate the validation set once.
+        test: Seconds to evaluate the test set once.
+        forms: Forms in which a network is evaluated: relaxed networks in two.
     """
 
     start: float
@@ -44,7 +47,7 @@ class Cost:
     forms: int
 
     def seconds(self, config: RunConfig, done: int = 0) -> float:
-        """Of a run of which `done` epochs are done."""
+        """Seconds that a run takes of which `done` epochs are done."""
         training = config.training
         left = max(training.epochs - done, 0)
         validations = self.forms * self.validation * math.ceil(left / training.validate_every)
@@ -57,15 +60,18 @@ class Cost:
 
 
 def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET, devices: int = 1) -> Cost:
-    """Time steps, a validation batch and a test batch of one run, with as many threads as torch has now.
+    """Time training steps, a validation batch and a test batch of one run, with the threads that torch has now.
 
     Args:
-        config: The run's settings. root: Data root. budget: Seconds for training steps; at least two are timed.
-        devices: Processes that share every batch and the validation samples: the first one's share is timed, without what
-            they then tell each other.
+        config: The run's settings.
+        root: The data root; None stands for the usual one.
+        budget: Seconds to spend on training steps; at least two are timed after the first.
+        devices: Processes that share every batch and the validation samples. The share of the first one is timed, without
+            their communication.
 
     Raises:
-        DataError: data is missing. ConfigError: settings that do not work.
+        DataError: Data is missing.
+        ConfigError: The settings do not work.
     """
     begun = time.perf_counter()
     task = build_task(config, root)
@@ -87,7 +93,7 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
 
 
 def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:
-    """Seconds to evaluate all of `data` once, from its first batch."""
+    """Seconds to evaluate all of `data` once, extrapolated from its first batch."""
     chunk = data.subset(slice(0, assembly.task.chunk))
     begun = time.perf_counter()
     totals(assembly.task, assembly.model, chunk)
@@ -95,7 +101,7 @@ def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:
 
 
 def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> float:
-    """Mean seconds of a training step, its batch included; the first, which warms up, counts only where there is no other."""
+    """Mean seconds of a training step with its batch; the first one, which is slower, counts only if it is the only one."""
     assembly = module.assembly
     optimizer = build_optimizer(assembly)
     clip = assembly.config.training.gradient_clip
@@ -118,7 +124,7 @@ def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> 
 
 
 def overall(seconds: Sequence[float], jobs: int) -> float:
-    """Seconds until the last of several runs has ended, started in their order, `jobs` at a time."""
+    """Seconds until the last run has ended when runs of these `seconds` start in their order, `jobs` at a time."""
     free = [0.0] * jobs
     for each in seconds:
         heapq.heappush(free, heapq.heappop(free) + each)
@@ -126,52 +132,45 @@ def overall(seconds: Sequence[float], jobs: int) -> float:
 
 
 def text(
-    states: Sequence[State],
-    costs: dict[tuple[str, str], Cost],
+    trials: Sequence[Trial],
+    costs: Mapping[tuple[str, str], Cost],
+    study: Study,
     jobs: int,
     threads: int,
-    *,
-    devices: int = 1,
-    timeout: float | None = None,
     place: str = "here",
 ) -> str:
-    """A table of kinds, and how long all that is left takes.
+    """A table of the kinds of runs, and how long all runs that are left take.
 
     Args:
-        states: Of all runs. costs: By (grid, kind), of those that have runs left. jobs, threads: How they will run.
-        devices: Processes of a run. timeout: Seconds of a try; kinds that take longer are named. place: Where, in words.
+        trials: All runs.
+        costs: (grid, kind) -> cost, of the kinds that have runs left.
+        study: The study, for the processes of its runs, and its timeout: kinds that take longer are named.
+        jobs: Runs at the same time.
+        threads: Threads of each process.
+        place: Where the runs execute, in words.
     """
     lines = [f"{'kind':44} {'runs left':>9} {'an epoch':>10} {'a run':>12} {'all of them':>12}"]
-    left = [
-        state
-        for state in states
-        if (state.trial.grid, state.trial.kind) in costs and state.status == "waiting"
-    ]
-    spent: list[float] = []
+    left = [t for t in trials if t.status == "waiting" and (t.grid, t.kind) in costs]
+    spent = [costs[t.grid, t.kind].seconds(t.config, t.epochs) for t in left]
     for (grid, kind), cost in costs.items():
-        mine = [s for s in left if (s.trial.grid, s.trial.kind) == (grid, kind)]
-        each = [cost.seconds(s.trial.config, s.epochs) for s in mine]
+        mine = {
+            t: seconds for t, seconds in zip(left, spent, strict=True) if (t.grid, t.kind) == (grid, kind)
+        }
         epoch = f"{cost.epoch:.2f} s" if cost.epoch < 100 else duration(cost.epoch)
-        whole = duration(cost.seconds(mine[0].trial.config))
-        lines.append(
-            f"{f'{grid}: {kind}':44} {len(mine):9} {epoch:>10} {whole:>12} {duration(sum(each)):>12}"
-        )
-    for state in left:
-        cost = costs[state.trial.grid, state.trial.kind]
-        spent.append(cost.seconds(state.trial.config, state.epochs))
+        whole = duration(cost.seconds(next(iter(mine)).config))
+        total = duration(sum(mine.values()))
+        lines.append(f"{f'{grid}: {kind}':44} {len(mine):9} {epoch:>10} {whole:>12} {total:>12}")
+    devices = study.machine.devices
     processes = f"{devices} processes of " if devices > 1 else ""
     at_a_time = f"{jobs} at a time with {processes}{threads} thread{'s' if threads > 1 else ''} each"
     lines += [
         "",
-        f"{len(left)} of {len(states)} runs are left. They take about {duration(overall(spent, jobs))} {place}, {at_a_time}.",
-        "Timed one by one: runs that share memory and caches are slower, and measurements of the test set under further "
-        "conditions come on top.",
+        f"{len(left)} of {len(trials)} runs are left. They take about {duration(overall(spent, jobs))} {place}, {at_a_time}.",
+        "Each kind was timed alone: runs that share memory and caches are slower. Measurements of the test set under "
+        "further conditions are not included.",
     ]
-    slow = dict.fromkeys(
-        state.trial.kind
-        for state, seconds in zip(left, spent, strict=True)
-        if timeout is not None and seconds > timeout
-    )
-    if slow and timeout is not None:
-        lines.append(f"Longer than the study's timeout, {duration(timeout)}: {', '.join(slow)}. Raise it.")
+    limit = study.timeout
+    if limit is not None and (slow := [t.kind for t, s in zip(left, spent, strict=True) if s > limit]):
+        kinds = ", ".join(dict.fromkeys(slow))
+        lines.append(f"Longer than the study's timeout, {duration(limit)}: {kinds}. Raise it.")
     return "\n".join(lines)

@@ -1,255 +1,239 @@
-"""Running a search: suggested settings as processes that share the cores, those that are behind ended early."""
+"""What a search is: a study that chooses its next trials, read from a YAML file that names the ranges of some settings."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import signal
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equirelax.errors import StorageError
-from equirelax.files import storage_errors, write_text
-from equirelax_lab.studies.engine import LOCK, Ending, Engine, Handle
-from equirelax_lab.studies.found import best_of, described, final_study, outcome, trial_folder
-from equirelax_lab.studies.run import BAD_INPUT, LOCAL, reason, threads_each
-from equirelax_lab.studies.space import Search, figures
-from equirelax_lab.studies.suggestions import HISTORY, Record, Status, Suggestions
+from equirelax.errors import ConfigError
+from equirelax.files import did_you_mean
+from equirelax.settings import COUNT, COUNT_OR_NONE, SEED, shown
+from equirelax_lab.recipes import VARIANTS
+from equirelax_lab.studies.keys import Keys, merged, nested, read_file
+from equirelax_lab.studies.study import Study
+from equirelax_lab.studies.trials import NOT_SWEPT, full_keys, setting_names
 from equirelax_lab.tasks.methods import choice
+from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.tasks.task import Metric
-from equirelax_lab.training.folder import METRICS, RESULT, read_table
-from equirelax_lab.training.jobs import LOG, Interrupts, Job, Queue
-from equirelax_lab.training.lock import holder, locked
 from equirelax_lab.training.machine import Machine
 
-FOUND, BEST = "search.json", "best.yaml"
-SECONDS_BETWEEN_LINES = 30.0
-GIVE_UP = 3
-"""Failed trials one after the other, after which something else than their settings is likely to be wrong."""
+KEYS = (
+    "title", "benchmark", "model", "method", "recipe", "settings", "search", "trials", "seed", "run_seed", "pruner", "startup",
+    "warmup", "attempts", "timeout", "jobs", "small",
+)  # fmt: skip
+KINDS = ("log", "linear", "integer", "choice")
+PRUNERS = ("median", "none")
+STARTUP = 5
+"""The default of `startup`. It does not depend on the number of trials, which may be raised later."""
 
 
-@dataclass(eq=False)
-class _Entry:
-    """A trial that runs or will.
+@dataclass(frozen=True)
+class Axis:
+    """A setting that is searched for.
 
     Attributes:
-        number: Its number. values: Its settings by the keys of the axes. config, folder: Its run.
-        attempts: How often it was started. handle: Its run, started. position: Where this start's log begins.
-        asked: How often the run was asked to stop. ended: Whether its end is noted, though its run may still go on.
+        key: The setting as in the file, or several joined by +.
+        names: The dotted names of these settings, which all take the same value.
+        kind: log or linear (floats between two ends), integer (between two ends), or choice.
+        values: The two ends, or the choices.
     """
 
-    number: int
-    values: dict[str, Any]
+    key: str
+    names: tuple[str, ...]
+    kind: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Study):
+    """A study of one model and method whose trials are chosen one after the other.
+
+    Attributes:
+        config: The settings of every run, except for those that are searched for.
+        settings: The part of them that the file changes.
+        axes: The settings that are searched for.
+        trials: How many runs in all.
+        seed: Seed of the suggestions; the runs' own is in `config`.
+        pruner: median ends a run whose validation value is worse than the median of those before it at the same epoch; none
+            ends no run.
+        startup: Runs at the beginning whose settings are drawn at random, and which are never ended early.
+        warmup: Epochs before which no run is ended.
+    """
+
     config: RunConfig
-    folder: Path
-    attempts: int = 0
-    handle: Handle | None = None
-    position: int = 0
-    asked: int = 0
-    ended: bool = False
-
-
-@dataclass(eq=False)
-class Searcher:
-    """Runs the trials of a search, at most `jobs` at a time, each with its share of the cores.
-
-    What is optimised is the best validation value of a run, projected, or relaxed for methods that hand over the relaxed
-    model. The test set plays no part.
-
-    Attributes:
-        search: What is searched for. metric: Of its benchmark. out: Its folder. data: Data root as a run's --data takes it;
-            None: as usual. jobs: Runs at the same time. say: Called with a line now and then.
-        engine: Where runs execute. poll: Seconds between two looks at them.
-    """
-
-    search: Search
-    metric: Metric
-    out: Path
-    data: str | None
-    jobs: int
-    say: Callable[[str], None]
-    engine: Engine = LOCAL
-    poll: float = 0.2
-    interrupts: Interrupts = field(default_factory=Interrupts)
-    _running: list[_Entry] = field(default_factory=list)
-    _failures: int = 0
+    settings: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+    trials: int
+    seed: int
+    pruner: str
+    startup: int
+    warmup: int
 
     @property
     def column(self) -> str:
-        """Where metrics.csv has what is optimised."""
-        return "val/relaxed" if choice(self.search.config.method).deploys_relaxed else "val/projected"
+        """The column of metrics.csv that is optimised: of projected models, or relaxed ones if the method deploys them."""
+        return "val/relaxed" if choice(self.config.method).deploys_relaxed else "val/projected"
 
-    def run(self) -> int:
-        """Run what is left, and write search.json and best.yaml.
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What must stay the same for a search to go on, as plain JSON. More trials, jobs or attempts change nothing."""
+        config = self.config
+        return {
+            "benchmark": config.benchmark,
+            "model": config.model,
+            "method": config.method,
+            "recipe": config.recipe,
+            "settings": dict(self.settings),
+            "run_seed": config.seed,
+            "search": {axis.key: {axis.kind: list(axis.values)} for axis in self.axes},
+            "seed": self.seed,
+            "pruner": self.pruner,
+            "startup": self.startup,
+            "warmup": self.warmup,
+        }
 
-        Returns:
-            0; 1 when no trial has worked, or too many failed one after the other; 130 when interrupted (the same
-            command goes on).
+    def changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that `values` (axis key -> value) stand for, in the layout of config.yaml."""
+        found: dict[str, Any] = {}
+        for axis in self.axes:
+            for name in axis.names:
+                found = merged(found, nested(name, values[axis.key]))
+        return found
 
-        Raises:
-            FolderInUseError: another process searches in this folder.
-            ConfigError: the folder holds another search. StorageError: nothing can be written there.
-        """
-        with locked(self.out, LOCK), storage_errors(self.out / HISTORY):
-            memory = Suggestions(self.out, self.search, self.metric.higher_is_better)
-            before = {n: signal.signal(n, self.interrupts) for n in (signal.SIGINT, signal.SIGTERM)}
+    def run(self, values: Mapping[str, Any]) -> RunConfig:
+        """The settings of a run with `values`."""
+        return self.config.updated(self.changes(values))
+
+
+def read_search(path: Path, small: bool = False) -> Search:
+    """The search in a YAML file.
+
+    Its keys are those of `Search`, with `benchmark`, `model`, `method`, `recipe` and `run_seed` for every run; `search`
+    holds the settings that are searched for, as in {strength.dual_lr: {log: [1e-5, 1e-2]}}. Several settings that take
+    the same value are joined by +. Keys under `small` change the others for a quick variant.
+
+    Raises:
+        ConfigError: The file cannot be read; a key is unknown (with a suggestion) or missing, or a value is of the wrong
+            kind or outside of its range; or `small` is asked for, and there is no small variant.
+    """
+    return read_file(path, small, lambda values, *variant: _search(path.stem, values, *variant))
+
+
+def _search(name: str, values: Mapping[str, Any], small: bool, changed: tuple[str, ...]) -> Search:
+    keys = Keys(values, KEYS)
+    keys.need("benchmark", "method", "search")
+    settings = keys.mapping("settings")
+    config = _config(keys, settings)
+    axes = tuple(_axis(config, str(key), found) for key, found in keys.mapping("search").items())
+    if not axes:
+        raise ConfigError("'search' holds no setting.")
+    _check_apart(axes)
+    search = Search(
+        name=name,
+        title=keys.text("title", name),
+        attempts=keys.count("attempts", 2, COUNT),
+        timeout=keys.seconds("timeout"),
+        jobs=keys.count_or_none("jobs"),
+        machine=Machine(progress=False, tensorboard=False),
+        small=small,
+        changed=changed,
+        config=config,
+        settings=settings,
+        axes=axes,
+        trials=keys.count("trials", 20, COUNT),
+        seed=keys.count("seed", 0, SEED),
+        pruner=keys.one_of("pruner", PRUNERS, "median"),
+        startup=keys.count("startup", STARTUP, COUNT),
+        warmup=keys.count("warmup", config.training.epochs // 3, COUNT_OR_NONE),
+    )
+    for axis in axes:  # every end and every choice must be a value that the setting may have
+        others = {other.key: other.values[0] for other in axes}
+        for value in axis.values:
             try:
-                self.engine.prepare(self.out)
-                self._work(memory)
-            finally:
-                for each in self._running:  # only after an error of our own
-                    if each.handle is not None:
-                        each.handle.interrupt()
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-            best = self._write(memory)
-        if self.interrupts.count:
-            return 130
-        return 1 if best is None or self._failures >= GIVE_UP else 0
+                search.run({**others, axis.key: value})
+            except ConfigError as error:
+                raise ConfigError(f"'search.{axis.key}': {error}") from error
+    return search
 
-    def _work(self, memory: Suggestions) -> None:
-        machine = Machine(
-            threads=threads_each(self.jobs, engine=self.engine), progress=False, tensorboard=False
-        )
-        waiting = Queue(self._entry(memory, number) for number in memory.unfinished())
-        told = time.monotonic()
-        while self._running or self._may_go_on(memory, waiting):
-            if self._may_go_on(memory, waiting):
-                self._start(memory, waiting, machine)
-            time.sleep(self.poll)
-            for each in list(self._running):
-                ending = self._watch(memory, each)
-                if ending is not None:
-                    self._running.remove(each)
-                    if self._again(memory, each, ending):
-                        waiting.append(each)
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                self.say(self._line(memory))
 
-    def _may_go_on(self, memory: Suggestions, waiting: Queue[_Entry]) -> bool:
-        if self.interrupts.count or self._failures >= GIVE_UP:
-            return False
-        return bool(waiting) or memory.count() < self.search.trials
+def _config(keys: Keys, settings: Mapping[str, Any]) -> RunConfig:
+    """The settings of every run."""
+    for key in NOT_SWEPT:
+        if key in settings:
+            theirs = "run_seed" if key == "seed" else key
+            raise ConfigError(f"'settings' holds '{key}': that is a key of the file, '{theirs}'.")
+    recipe = keys.one_of("recipe", tuple(VARIANTS), "published")
+    config = defaults(str(keys.name("benchmark")), keys.name("model"), str(keys.name("method")), recipe)
+    return config.updated(settings).updated({"seed": keys.count("run_seed", 0, SEED)})
 
-    def _entry(self, memory: Suggestions, number: int) -> _Entry:
-        values = memory.values(number)
-        return _Entry(number, values, self.search.run(values), self.out / trial_folder(number))
 
-    def _start(self, memory: Suggestions, waiting: Queue[_Entry], machine: Machine) -> None:
-        """Fill the free places: trials that were begun first."""
-        starting = waiting.take(self.jobs - len(self._running))
-        while (
-            len(self._running) + len(starting) + len(waiting) < self.jobs
-            and memory.count() < self.search.trials
-        ):
-            starting.append(self._entry(memory, memory.begin()))
-        for each in starting:
-            each.attempts += 1
-            each.folder.mkdir(parents=True, exist_ok=True)
-            log = each.folder / LOG
-            each.position = log.stat().st_size if log.exists() else 0
-            try:
-                each.handle = self.engine.start(Job(each.config, each.folder, machine), self.data)
-            except StorageError:
-                raise
-            except OSError as error:
-                self._end(memory, each, "failed", reason=f"it could not be started: {error}")
-                continue
-            self._running.append(each)
-
-    def _watch(self, memory: Suggestions, each: _Entry) -> Ending | None:
-        """How a trial's run ended, if it has; one that is behind is asked to end."""
-        if each.handle is None:
-            return None
-        ending = each.handle.poll()  # before its table is read, which is then whole
-        if not each.ended and memory.report(each.number, validations(each.folder, self.column)):
-            self._end(memory, each, "pruned")
-            if ending is None:
-                each.handle.interrupt()
-        if ending is None:
-            for _ in range(self.interrupts.count - each.asked):
-                each.handle.interrupt()
-            each.asked = self.interrupts.count
-        return ending
-
-    def _again(self, memory: Suggestions, each: _Entry, ending: Ending) -> bool:
-        """Note how a trial ended; returns whether it is to be started again."""
-        if each.ended:
-            return False
-        if (each.folder / RESULT).exists():
-            value = self._best(validations(each.folder, self.column).values())
-            if value is None:
-                self._end(memory, each, "pruned", reason="no validation had a finite value")
-            else:
-                self._end(memory, each, "finished", value)
-            return False
-        if self.interrupts.count:
-            return False
-        if ending.code == BAD_INPUT and holder(each.folder) is not None:
-            each.attempts -= 1  # another process was quicker, between our look and our start
-            return True
-        why = ending.why or reason(ending.code, each.folder / LOG, each.position)
-        if ending.code != BAD_INPUT and each.attempts < self.search.attempts:
-            self.say(f"trial {each.number}: broken, to be tried again ({why})")
-            return True
-        self._end(memory, each, "pruned" if ending.code == BAD_INPUT else "failed", reason=why)
-        return False
-
-    def _best(self, values: Any) -> float | None:
-        best = None
-        for value in values:
-            if self.metric.better(value, self.metric.worst if best is None else best):
-                best = value
-        return best
-
-    def _end(
-        self, memory: Suggestions, each: _Entry, status: Status, value: float | None = None, reason: str = ""
-    ) -> None:
-        """Note the end of a trial, and say so."""
-        each.ended = True
-        memory.end(each.number, status, value, reason)
-        self._failures = self._failures + 1 if reason else 0
-        records = memory.records()
-        best = best_of(records, self.metric)
-        so_far = "" if best is None else f"; best so far: trial {best.number}, {figures(best.value)}"
-        self.say(f"trial {each.number}: {described(records[each.number], self.search)}{so_far}")
-        if self._failures == GIVE_UP:
-            self.say(
-                f"{GIVE_UP} trials have failed one after the other: no more are begun. The same command goes on."
+def _axis(config: RunConfig, key: str, found: Any) -> Axis:
+    where = f"search.{key}"
+    names = []
+    for part in (part.strip() for part in key.split("+")):
+        full = full_keys(config, part)
+        if len(full) > 1:
+            raise ConfigError(f"'{where}': '{part}' may be {' or '.join(full)}; write one of them in full.")
+        if not full or full[0] in NOT_SWEPT:
+            known = [*setting_names(config), *(name.rpartition(".")[2] for name in setting_names(config))]
+            raise ConfigError(
+                f"'{where}': {config.method} has no setting '{part}' to search for.{did_you_mean(part, known)}"
             )
-        self._write(memory)
-
-    def _write(self, memory: Suggestions) -> Record | None:
-        """search.json and best.yaml; returns the best trial so far."""
-        records = memory.records()
-        best = best_of(records, self.metric)
-        found = outcome(self.search, self.metric, self.column, records)
-        write_text(self.out / FOUND, json.dumps(found, indent=2) + "\n")
-        if best is not None:
-            write_text(self.out / BEST, final_study(self.search, best, len(records)))
-        return best
-
-    def _line(self, memory: Suggestions) -> str:
-        total = self.search.config.training.epochs
-        parts = [f"{memory.count() - len(memory.unfinished())} of {self.search.trials} trials done"]
-        for each in self._running:
-            with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
-                epoch = int(read_table(each.folder / METRICS)[-1]["epoch"]) + 1
-                parts.append(f"trial {each.number}: epoch {epoch}/{total}")
-        return "; ".join(parts)
+        names.append(full[0])
+    if not isinstance(found, Mapping) or len(found) != 1:
+        raise ConfigError(
+            f"'{where}' is {shown(found)}; expected one of {', '.join(KINDS)}, as in {{log: [1e-4, 1]}}."
+        )
+    ((kind, values),) = Keys(found, KINDS, f"{where}.").values.items()
+    where = f"{where}.{kind}"
+    read = _choices(values, where) if kind == "choice" else _ends(kind, values, where)
+    return Axis(key, tuple(names), kind, read)
 
 
-def validations(folder: Path, column: str) -> dict[int, float]:
-    """The finite validation values of a run by epoch, from 0 on; none before the first."""
-    try:
-        rows = read_table(folder / METRICS)
-        found = {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
-    except (OSError, KeyError, ValueError):
-        return {}
-    return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
+def _ends(kind: str, values: Any, where: str) -> tuple[Any, ...]:
+    """The two ends of a range, the smaller one first."""
+    number = int if kind == "integer" else (int, float)
+    if (
+        not isinstance(values, list)
+        or len(values) != 2
+        or any(isinstance(v, bool) or not isinstance(v, number) or not math.isfinite(v) for v in values)
+    ):
+        whole = "whole numbers" if kind == "integer" else "numbers"
+        raise ConfigError(f"'{where}' is {shown(values)}; expected two {whole}, the least and the most.")
+    least, most = values if kind == "integer" else map(float, values)
+    if not least < most:
+        raise ConfigError(f"'{where}' is {shown(values)}; the second must be larger than the first.")
+    if kind == "log" and least <= 0:
+        raise ConfigError(f"'{where}' is {shown(values)}; a logarithmic range starts above 0.")
+    return least, most
+
+
+def _choices(values: Any, where: str) -> tuple[Any, ...]:
+    single = (bool, int, float, str, type(None))
+    if not isinstance(values, list) or not values or not all(isinstance(v, single) for v in values):
+        raise ConfigError(
+            f"'{where}' is {shown(values)}; expected a list of numbers, words, true, false or null."
+        )
+    if any(v in values[:i] for i, v in enumerate(values)):
+        raise ConfigError(f"'{where}' is {shown(values)}; every choice stands there once.")
+    return tuple(values)
+
+
+def _check_apart(axes: tuple[Axis, ...]) -> None:
+    """Raise `ConfigError` if a setting is searched for twice."""
+    owner: dict[str, str] = {}
+    for axis in axes:
+        for name in axis.names:
+            if name in owner:
+                raise ConfigError(f"'search': {name} is searched for by '{owner[name]}' and by '{axis.key}'.")
+            owner[name] = axis.key
+
+
+def figures(value: Any) -> str:
+    """A setting or a result as tables show it: floats with four significant figures."""
+    if value is None:
+        return "n/a"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

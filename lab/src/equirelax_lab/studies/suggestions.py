@@ -1,28 +1,46 @@
-"""The memory of a search, and where its suggestions come from: Optuna (Akiba et al., KDD 2019), kept in one file.
+"""The trials of a search: Optuna (Akiba et al., KDD 2019) chooses them, and one file remembers them.
 
-Suggestions are those of its tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), with a seed of its own for
-every trial: what trial n is given depends on what is known of those before it alone, not on whether the search was
-interrupted meanwhile.
+Suggestions come from Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), with a seed of its own for
+every trial: what trial n is given depends only on what is known of those before it, not on whether the search was
+interrupted meanwhile. What is optimised is the best validation value of a run. The test set plays no part.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
+import yaml
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from equirelax.errors import ConfigError
-from equirelax_lab.studies.space import Axis, Search
-from equirelax_lab.training.folder import differences
+from equirelax.files import write_text
+from equirelax_lab.studies.keys import merged
+from equirelax_lab.studies.search import Axis, Search, figures
+from equirelax_lab.studies.trials import Status, Trial
+from equirelax_lab.tasks.methods import is_strict
+from equirelax_lab.tasks.registry import base_of
+from equirelax_lab.tasks.settings import RunConfig
+from equirelax_lab.tasks.task import Metric
+from equirelax_lab.training.folder import METRICS, differences, read_table
 
-HISTORY = "search.journal"
+HISTORY, OUTCOME, BEST = "search.journal", "search.json", "best.yaml"
+"""Optuna's memory, all trials for readers, and a study of the best settings."""
 NAME = "search"
-Status = Literal["running", "finished", "pruned", "failed"]
+GIVE_UP = 3
+"""Trials that fail in a row, after which something else than their settings is likely to be wrong."""
+SEEDS = 3
+"""Seeds of the final runs in best.yaml."""
+SHARED, OWN = ("dataset", "network"), ("strength", "residual")
+"""Sections of settings that the strict runs in best.yaml take over where they were searched for, and those that they do not
+have."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +48,12 @@ class Record:
     """A trial as it is remembered.
 
     Attributes:
-        number: From 0 on. values: Its settings by the keys of the axes. status: How it ended, if it did.
-        value: What was optimised; of a pruned trial the last measured. epochs: Epochs after which it was measured last.
-        reason: Why it failed, or "".
+        number: Its number, from 0 on.
+        values: Its settings by the keys of the axes.
+        status: How it ended; running if it has not.
+        value: The optimised value; of a pruned trial the last one that was measured.
+        epochs: Epochs after which it was last measured.
+        reason: Why it failed; empty if it did not.
     """
 
     number: int
@@ -44,7 +65,7 @@ class Record:
 
 
 class _Held(JournalFileOpenLock):
-    """The folder is held already: no lock file that would outlive a killed search."""
+    """No lock of Optuna's, which would outlive a killed search: the process holds the whole folder already."""
 
     def acquire(self) -> bool:
         return True
@@ -54,68 +75,157 @@ class _Held(JournalFileOpenLock):
 
 
 class Suggestions:
-    """Trials of one search: what to try, how it went.
+    """The trials of a search; see `scheduler.Source`.
 
     Args:
-        folder: Of the search, which this process holds. search: What is searched for.
-        maximise: Whether larger values are better.
-
-    Raises:
-        ConfigError: the folder holds another search, or its memory is damaged.
+        search: What is searched for.
+        metric: The metric of its benchmark.
     """
 
-    def __init__(self, folder: Path, search: Search, maximise: bool) -> None:
-        self.search = search
-        path = folder / HISTORY
+    def __init__(self, search: Search, metric: Metric) -> None:
+        self.search, self.metric = search, metric
+        self.trials: list[Trial] = []
+        self._asked: dict[int, optuna.Trial] = {}
+        self._failures = 0
+
+    def open(self, out: Path) -> None:
+        """Read what the search's folder remembers. See `Source`.
+
+        Raises:
+            ConfigError: The folder holds another search, or its memory is damaged.
+        """
+        self.out, path = out, out / HISTORY
         _end_with_a_whole_line(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        definition = self.search.definition
         try:
-            self._storage = optuna.storages.JournalStorage(
-                JournalFileBackend(str(path), lock_obj=_Held(str(path)))
-            )
+            backend = JournalFileBackend(str(path), lock_obj=_Held(str(path)))
+            self._storage = optuna.storages.JournalStorage(backend)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=NAME,
-                direction="maximize" if maximise else "minimize",
-                pruner=_pruner(search),
+                direction="maximize" if self.metric.higher_is_better else "minimize",
+                pruner=_pruner(self.search),
                 load_if_exists=True,
             )
             stored = self._study.user_attrs.get("definition")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ConfigError(
-                f"{path} is damaged: {error}. Remove {folder} to search anew, or name another folder with --out."
+                f"{path} is damaged: {error}. Remove {out} to search anew, or name another folder with --out."
             ) from error
         if stored is None:
-            self._study.set_user_attr("definition", dict(search.definition))
-        elif differing := differences(stored, dict(search.definition)):
+            self._study.set_user_attr("definition", definition)
+        elif differing := differences(stored, definition):
             raise ConfigError(
-                f"{folder} holds another search: {'; '.join(differing)}. Name another folder with --out, or remove it."
+                f"{out} holds another search: {'; '.join(differing)}. Name another folder with --out, or remove it."
             )
-        self._trials: dict[int, optuna.Trial] = {}
+        for record in self.records():
+            if record.status == "running":
+                self._add(record.number, self._reopened(record.number))
+            else:
+                self._append(record.number, record.values, record.status, record.reason)
+        self.write()
 
-    def count(self) -> int:
-        """Trials that were begun."""
-        return len(self._study.get_trials(deepcopy=False))
-
-    def unfinished(self) -> list[int]:
-        """Trials that an earlier command began and did not end."""
-        return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-
-    def begin(self) -> int:
-        """A new trial: its number."""
-        self._draw_as(self.count())
-        trial = self._study.ask()
-        self._trials[trial.number] = trial
-        return trial.number
-
-    def values(self, number: int) -> dict[str, Any]:
-        """The settings of a trial, by the keys of the axes."""
-        trial = self._trial(number)
+    def next(self) -> Trial | None:
+        """See `Source`."""
+        number = len(self.trials)
+        if number >= self.search.trials:
+            return None
         self._draw_as(number)
-        return {axis.key: _suggested(trial, axis) for axis in self.search.axes}
+        trial = self._add(number, self._study.ask())
+        self.write()
+        return trial
+
+    def watch(self, trial: Trial) -> bool:
+        """Remember what a run has measured; returns whether it is behind the others and should end. See `Source`."""
+        number = self.trials.index(trial)
+        known = self._frozen()[number].intermediate_values
+        for epoch, value in sorted(validations(trial.folder, self.search.column).items()):
+            if epoch not in known:
+                self._asked[number].report(value, epoch)
+            latest = max(self._frozen()[number].intermediate_values)
+            if epoch == latest and self._asked[number].should_prune():
+                return True
+        return False
+
+    def ended(self, trial: Trial, broken: bool) -> bool:
+        """Remember how a trial ended; too many failures in a row end the search. See `Source`."""
+        number, value = self.trials.index(trial), None
+        if trial.status == "finished":
+            value = self._best_value(trial)
+            if value is None:
+                trial.status, trial.reason = "failed", "no validation had a finite value"
+        if trial.reason:
+            self._asked[number].set_user_attr("reason", trial.reason)
+        if trial.status == "finished":
+            self._study.tell(number, value)
+        else:
+            # Settings that do not work teach the suggestions as much as settings that are behind; a broken run does not.
+            self._study.tell(number, state=TrialState.FAIL if broken else TrialState.PRUNED)
+        self._failures = self._failures + 1 if trial.reason else 0
+        best, record = self.best(), self.records()[number]
+        so_far = "" if best is None else f"; best so far: trial {best.number}, {figures(best.value)}"
+        trial.note = f"{self._described(record)}{so_far}"
+        self.write()
+        if self._failures == GIVE_UP:
+            print(
+                f"{GIVE_UP} trials have failed in a row: no more are begun. The same command goes on.",
+                flush=True,
+            )
+        return self._failures >= GIVE_UP
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether a trial has finished, and the search was not given up."""
+        return self.best() is not None and self._failures < GIVE_UP
+
+    def records(self) -> list[Record]:
+        """All trials by number."""
+        return [_record(frozen) for frozen in self._frozen()]
+
+    def best(self) -> Record | None:
+        """The best of the finished trials."""
+        best: Record | None = None
+        for record in self.records():
+            if record.status == "finished" and record.value is not None:
+                than = self.metric.worst if best is None or best.value is None else best.value
+                best = record if self.metric.better(record.value, than) else best
+        return best
+
+    def write(self) -> None:
+        """Write search.json, and best.yaml if a trial has finished."""
+        search, records, best = self.search, self.records(), self.best()
+        content = {
+            "title": search.title,
+            "search": search.definition,
+            "small": search.small,
+            "metric": self.metric.to_dict(),
+            "optimised": search.column,
+            "trials": [{**vars(record), "folder": label(record.number)} for record in records],
+            "best": None if best is None else {**vars(best), "folder": label(best.number)},
+            "command": None if best is None else command(search.run(best.values)),
+            "left": max(0, search.trials - sum(record.status != "running" for record in records)),
+        }
+        write_text(self.out / OUTCOME, json.dumps(content, indent=2) + "\n")
+        if best is not None:
+            write_text(self.out / BEST, final_study(search, best, len(records)))
+
+    def _add(self, number: int, asked: optuna.Trial) -> Trial:
+        """Append a trial that is to be run, with the settings that it was given before, or is given now."""
+        self._asked[number] = asked
+        self._draw_as(number)
+        return self._append(number, {axis.key: _suggested(asked, axis) for axis in self.search.axes})
+
+    def _append(
+        self, number: int, values: dict[str, Any], status: Status = "waiting", reason: str = ""
+    ) -> Trial:
+        name = label(number)
+        trial = Trial(name, "", name, self.search.run(values), self.out / name, status, reason=reason)
+        self.trials.append(trial)
+        return trial
 
     def _draw_as(self, number: int) -> None:
-        """Draw with the seed of a trial, and not of the command: an interrupted search suggests what it would have."""
+        """Draw with the seed of a trial, not of the command: an interrupted search suggests what it would have."""
         seed = (self.search.seed * 1_000_003 + number) % 2**32
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -123,45 +233,86 @@ class Suggestions:
                 n_startup_trials=self.search.startup, seed=seed, constant_liar=True
             )
 
-    def report(self, number: int, measured: dict[int, float]) -> bool:
-        """Note what was measured after some epochs (epoch, from 0 on -> value).
+    def _reopened(self, number: int) -> optuna.Trial:
+        study = self._storage.get_study_id_from_name(NAME)
+        identity = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        return optuna.Trial(self._study, identity)
 
-        Returns:
-            Whether the trial is behind and should end.
-        """
-        trial = self._trial(number)
-        known = self._frozen(number).intermediate_values
-        for epoch, value in sorted(measured.items()):
-            if epoch not in known:
-                trial.report(value, epoch)
-            if epoch == max(self._frozen(number).intermediate_values) and trial.should_prune():
-                return True
-        return False
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
 
-    def end(self, number: int, status: Status, value: float | None = None, reason: str = "") -> None:
-        """Note how a trial ended. One whose settings do not work teaches as much as one that is behind: it counts as
-        pruned, for the suggestions; one that broke teaches nothing.
-        """
-        if reason:
-            self._trial(number).set_user_attr("reason", reason)
-        if status == "finished":
-            self._study.tell(number, value)
-        else:
-            self._study.tell(number, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+    def _best_value(self, trial: Trial) -> float | None:
+        best = None
+        for value in validations(trial.folder, self.search.column).values():
+            if self.metric.better(value, self.metric.worst if best is None else best):
+                best = value
+        return best
 
-    def records(self) -> list[Record]:
-        """All trials by number."""
-        return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+    def _described(self, record: Record) -> str:
+        """The result of a trial that has ended, and its settings."""
+        value = figures(record.value)
+        if record.status == "pruned":
+            value += f", ended after epoch {record.epochs} of {self.search.config.training.epochs}"
+        values = ", ".join(f"{key} {figures(found)}" for key, found in record.values.items())
+        return f"{value} ({values})"
 
-    def _trial(self, number: int) -> optuna.Trial:
-        if number not in self._trials:
-            study = self._storage.get_study_id_from_name(NAME)
-            identity = self._storage.get_trial_id_from_study_id_trial_number(study, number)
-            self._trials[number] = optuna.Trial(self._study, identity)
-        return self._trials[number]
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+def label(number: int) -> str:
+    """The name of a trial and of its folder."""
+    return f"trial-{number:04d}"
+
+
+def validations(folder: Path, column: str) -> dict[int, float]:
+    """The finite validation values of a run by epoch, counted from 0; none before the first validation."""
+    try:
+        rows = read_table(folder / METRICS)
+        found = {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
+    except (OSError, KeyError, ValueError):
+        return {}
+    return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
+
+
+def command(config: RunConfig) -> str:
+    """The command line of a run: `equirelax train` with every setting that is not its recipe's."""
+    usual = base_of(config).to_dict()
+    words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
+    words += [f"--recipe {config.recipe}"] if config.recipe != "published" else []
+    words += [f"--trained_as {shlex.quote(config.trained_as)}"] if config.trained_as else []
+    for key, value in config.to_dict().items():
+        inside = value if isinstance(value, dict) else {"": value}
+        before = usual[key] if isinstance(value, dict) else {"": usual[key]}
+        for inner, own in inside.items():
+            if own != before[inner]:
+                words.append(f"--{key}{'.' if inner else ''}{inner} {_word(own)}")
+    return " ".join(words)
+
+
+def final_study(search: Search, best: Record, trials: int) -> str:
+    """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
+    config, changes = search.config, search.changes(best.values)
+    settings = merged(search.settings, {key: value for key, value in changes.items() if key in SHARED})
+    # The strict runs have no strength, and take nothing else that was searched for.
+    shared = {key: value for key, value in settings.items() if key not in OWN}
+    own = {key: value for key, value in settings.items() if key in OWN}
+    own = merged(own, {key: value for key, value in changes.items() if key not in SHARED})
+    content = {
+        "title": f"{search.title}: the best of {trials} trials",
+        "benchmark": config.benchmark,
+        "models": [config.model],
+        "methods": [config.method] if is_strict(config.method) else ["strict", config.method],
+        "seeds": SEEDS,
+        "recipe": config.recipe,
+        "settings": shared,
+        "per_method": {config.method: own},
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _word(value: Any) -> str:
+    """A value as a shell and the command line read it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else shlex.quote(str(value))
 
 
 def _record(trial: FrozenTrial) -> Record:
@@ -188,12 +339,12 @@ def _suggested(trial: optuna.Trial, axis: Axis) -> Any:
 def _pruner(search: Search) -> optuna.pruners.BasePruner:
     if search.pruner == "none":
         return optuna.pruners.NopPruner()
-    # epochs before the warm-up's end have numbers below it
+    # Optuna's steps are our epochs, counted from 0: those before the end of the warm-up have smaller numbers.
     return optuna.pruners.MedianPruner(n_startup_trials=search.startup, n_warmup_steps=search.warmup)
 
 
 def _end_with_a_whole_line(path: Path) -> None:
-    """Take away what a killed search had written of a line: what comes after it would not be read."""
+    """Cut off the part of a line that a killed search had written: Optuna would not read what comes after it."""
     if path.exists():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1

@@ -11,7 +11,7 @@ from equirelax.errors import ConfigError, EquirelaxError
 from equirelax_lab.tasks.registry import config_from_dict
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
 
-CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
+CONFIG, RESULT, METRICS, LOG = "config.yaml", "result.json", "metrics.csv", "log.txt"
 LAST, BEST, BEST_AVERAGE = "last.ckpt", "best.ckpt", "best_average.ckpt"
 """The resumable checkpoint, and the weights and the averaged weights that validation selected."""
 

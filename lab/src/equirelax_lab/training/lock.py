@@ -1,4 +1,9 @@
-"""One process at a time in a folder: a lock that says who holds it, and that does not outlive its holder."""
+"""One process at a time in a folder: a lock that names its owner and ends with it.
+
+It is written by hand on the lock of open files that atomic writes use as well (`equirelax.files.try_lock`). The package
+filelock would not shorten it: its lock files stay behind when they are released, asking who holds a folder would create one,
+and errors of file systems without locks would have to be told apart here all the same.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +25,12 @@ LOCK = "run.lock"
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds, or held, a folder.
+    """The process that holds, or held, a folder.
 
     Attributes:
-        pid: Process number. host: Of which machine. since: Local time, to the second.
+        pid: Its number.
+        host: The name of its machine.
+        since: Local time at which it took the folder, to the second.
     """
 
     pid: int
@@ -37,7 +44,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
-        """The owner that a lock file names; None where it does not (it is written after it is taken)."""
+        """The owner that a lock file names; None if it names none, as between its locking and the writing of the name."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(found["pid"]), str(found["host"]), str(found["since"]))
@@ -52,15 +59,16 @@ class Owner:
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold `folder`, which is made if needed, while the context is open.
 
-    The operating system frees the lock of a process that ends, however it ends: what a dead process left is taken over,
-    and said so. On a file system without locks a warning is printed instead.
+    The operating system frees the lock of a process however it ends. The lock file of a dead process is taken over, with a
+    message. On a file system without locks a warning is printed instead.
 
     Args:
-        folder: What to hold. name: Of the lock file in it.
+        folder: The folder to hold.
+        name: The name of the lock file in it.
 
     Raises:
-        FolderInUseError: another process holds it; names that process.
-        ConfigError: the folder cannot be made or written to.
+        FolderInUseError: Another process holds the folder; names that process.
+        ConfigError: The folder cannot be made or written to.
     """
     path = folder / name
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -75,21 +83,21 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is still held: whoever opened this file meanwhile sees that the path no longer leads to it
+        # Removed while it is locked: a process that has opened it meanwhile sees that the path leads elsewhere.
         path.unlink(missing_ok=True)
         os.close(handle)
         _remove_empty(made)
 
 
 def _remove_empty(made: list[Path]) -> None:
-    """Remove folders that were made and left empty, as by settings that cannot be used."""
+    """Remove the folders among `made` that are empty, as after settings that cannot be used."""
     with contextlib.suppress(OSError):
         for place in made:
             place.rmdir()
 
 
 def _take(path: Path) -> int:
-    """Open and lock the file; returns its descriptor, which children do not inherit."""
+    """Open and lock the file; returns its descriptor, which child processes do not inherit."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -104,11 +112,11 @@ def _take(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder removed it between our opening and our locking: begin again
+        os.close(handle)  # its owner removed it between our opening and our locking: try again
 
 
 def _name_owner(handle: int, path: Path) -> None:
-    """Write this process into its lock file, which goes where there is no room for that."""
+    """Write this process into its lock file; remove the file if there is no room for that."""
     try:
         os.write(handle, json.dumps(asdict(Owner.here())).encode())
     except OSError:
@@ -117,7 +125,7 @@ def _name_owner(handle: int, path: Path) -> None:
 
 
 def _lock(handle: int, path: Path) -> None:
-    """Lock an open file. Raises `FolderInUseError` if another process has done so."""
+    """Lock an open file. Raises `FolderInUseError` if another process has locked it."""
     held = try_lock(handle)
     if held is None:
         print(
@@ -135,10 +143,11 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def holder(folder: Path, name: str = LOCK) -> Owner | None:
-    """The living process that holds `folder`; None where nobody does, or where that cannot be known.
+    """The living process that holds `folder`; None if there is none, or that cannot be known.
 
     Args:
-        folder: Which one. name: Of the lock file in it.
+        folder: The folder.
+        name: The name of the lock file in it.
     """
     path = folder / name
     try:

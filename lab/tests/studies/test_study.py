@@ -1,15 +1,17 @@
-"""Study files: what they say becomes runs; what they should not say is named, with a suggestion."""
+"""Study files, own and ready ones: they become runs; mistakes in them are named, with a suggestion."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.studies.spec import merged, read_study
-from equirelax_lab.studies.trials import left_out, trials
-from equirelax_lab.tasks.registry import defaults
+from equirelax_lab.studies.keys import merged
+from equirelax_lab.studies.study import find_file, read_study, ready_file, ready_folder, ready_names
+from equirelax_lab.studies.trials import Trial, left_out, trials
+from equirelax_lab.tasks.registry import build_task, defaults
 
 from equirelax.errors import ConfigError
 
@@ -150,6 +152,17 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ({"seeds": [-1]}, "0 or more"),
         ({"seeds": True}, "'seeds' is True"),
         ({"attempts": 0}, "'attempts' is 0"),
+        ({"timeout": 2}, "'timeout' is 2; expected a time with its unit"),
+        ({"timeout": "2"}, "'timeout' is '2'"),
+        ({"timeout": "0 h"}, "'timeout' is '0 h'"),
+        ({"timeout": "2 hours"}, "'timeout' is '2 hours'"),
+        ({"timeout": "-2 h"}, "'timeout' is '-2 h'"),
+        ({"timeout": "9" * 400 + " d"}, "'timeout' is '9"),
+        ({"timeout": [1]}, "'timeout'"),
+        ({"devices": 0}, "'devices' is 0"),
+        ({"devices": "two"}, "'devices' is 'two'"),
+        ({"accelerator": "gpus"}, "'accelerator' is 'gpus'.*'gpu'"),
+        ({"accelerator": ["gpu"]}, "'accelerator'"),
         ({"jobs": "two"}, "'jobs' is 'two'"),
         ({"title": 3}, "'title' is 3"),
         ({"settings": {"epoch": 3}}, "'epoch'.*'epochs'"),
@@ -170,7 +183,7 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ({"sweep": {"epochs": [[3]]}}, "'sweep.epochs' holds .3.; expected a single value"),
         (
             {"sweep": {"epochs+dataset.train": [[3, 48, 1]]}},
-            "expected of 2, one for each of epochs.dataset.train",
+            "expected a list of 2, one for each of epochs.dataset.train",
         ),
         ({"sweep": {"epochs+dataset.train": [[3, [48]]]}}, "expected numbers"),
         ({"sweep": {"epochs": [{"a": 1}]}}, "'sweep.epochs' holds .*expected numbers"),
@@ -192,6 +205,14 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str, study_file: F
         trials(read_study(study_file(**changes)))
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90 s", 90), ("30min", 1800), ("1.5 h", 5400), ("1 d 12 h", 129600), ("2h 30 min", 9000)],
+)
+def test_timeouts_are_times_with_units(text: str, seconds: float, study_file: File) -> None:
+    assert read_study(study_file(timeout=text)).timeout == seconds
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", "a: [", "\x00"])
 def test_files_that_are_no_study(content: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
@@ -206,3 +227,53 @@ def test_merging_leaves_its_arguments_alone() -> None:
     a, b = {"x": {"y": 1, "z": 2}, "l": [1]}, {"x": {"z": 3}, "l": [2]}
     assert merged(a, b) == {"x": {"y": 1, "z": 3}, "l": [2]}
     assert a == {"x": {"y": 1, "z": 2}, "l": [1]}
+
+
+PAPERS = {
+    "cr-nbody", "cr-nbody-samples", "cr-nbody-layers", "cr-modelnet40-pointnet", "cr-modelnet40-dgcnn",
+    "cr-modelnet40-ablations", "cr-lambda", "cr-md17", "cr-smoke-rotation", "cr-smoke-scale", "ace-nbody",
+    "ace-mocap-run", "ace-mocap-walk", "ace-qm9-schnet", "ace-qm9-segnn", "ace-modelnet40",
+}  # fmt: skip
+QUESTIONS = {"sensitivity", "sample-efficiency", "size"}
+FEWER_ON_PURPOSE = {"cr-nbody-samples", "cr-nbody-layers", *QUESTIONS}
+"""They sweep over fewer samples or layers than the papers' table has, or over ten classes of forty."""
+
+
+def epochs(found: list[Trial]) -> int:
+    return sum(trial.config.training.epochs for trial in found)
+
+
+def test_there_is_one_for_every_table_and_figure() -> None:
+    assert set(ready_names()) == PAPERS | QUESTIONS
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS | QUESTIONS))
+def test_it_is_at_the_papers_settings_and_has_a_smaller_variant(name: str) -> None:
+    full, small = read_study(ready_file(name)), read_study(ready_file(name), small=True)
+    assert full.title == small.title
+    assert full.published
+    assert small.changed
+    assert epochs(trials(small)) < epochs(trials(full)) / 5
+    scales = [build_task(trial.config).scaled_down() for trial in trials(full)]
+    assert name in FEWER_ON_PURPOSE or scales == [None] * len(scales)
+    assert all(build_task(trial.config).scaled_down() for trial in trials(small))
+
+
+def test_files_are_found_by_path_and_by_name(tmp_path: Path) -> None:
+    own = tmp_path / "cr_nbody.yaml"
+    own.write_text("")
+    assert find_file(str(own)) == own
+    for name in ("cr-nbody", "cr_nbody"):
+        assert find_file(name) == ready_folder() / "cr_nbody.yaml"
+    with pytest.raises(ConfigError, match=r"'cr-nbdy'.*'cr-nbody'"):
+        find_file("cr-nbdy")
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_study(find_file(str(tmp_path / "none.yaml")))
+
+
+def test_the_wheel_takes_them_along() -> None:
+    root = ready_folder().parent
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("an installed package, not a checkout")
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"studies": "equirelax_lab/ready"}

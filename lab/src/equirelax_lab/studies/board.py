@@ -1,0 +1,137 @@
+"""How a study goes on: a live table on a terminal, elsewhere a line for each change and one now and then."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from equirelax_lab.studies.trials import Status, Trial
+
+SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_TABLES = 2.0
+STYLE: dict[Status, str] = {
+    "running": "bold", "failed": "red", "waiting": "dim", "pruned": "yellow", "finished": "green",
+}  # fmt: skip
+"""The states in the order of the table, and their styles."""
+LEAST_ROWS = 4
+
+
+class Board:
+    """A context whose `show` may be called as often as one likes.
+
+    Args:
+        title: What stands above the table.
+        total: How many trials there will be; None stands for those that are shown.
+        console: Where the table goes; by default standard error.
+    """
+
+    def __init__(self, title: str, total: int | None = None, console: Console | None = None) -> None:
+        self.title, self.total = title, total
+        self.console = console or Console(stderr=True)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self._last = 0.0
+        self._shown: dict[Trial, tuple[Status, int]] | None = None
+
+    def __enter__(self) -> Board:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, trials: Sequence[Trial]) -> None:
+        """Draw the table anew, or print what has changed since the last call."""
+        current = {trial: (trial.status, trial.attempts) for trial in trials}
+        before = current if self._shown is None else self._shown
+        changed = [trial for trial in trials if before.get(trial) != current[trial]]
+        self._shown, now = current, time.monotonic()
+        if self.live is not None:
+            if changed or now - self._last > SECONDS_BETWEEN_TABLES:
+                self._last = now
+                rows = max(self.console.height - 8, LEAST_ROWS)
+                self.live.update(table(trials, self.title, rows, self.total), refresh=True)
+            return
+        for trial in changed:
+            again = trial.status == "waiting" and trial.reason
+            if again or trial.status in ("finished", "pruned", "failed"):
+                words = f" ({trial.reason})" if trial.reason else ""
+                note = f": {trial.note}" if trial.note else ""
+                status = "broken, to be tried again" if again else trial.status
+                print(f"{trial.label}: {status}{words}{note}", flush=True)
+        if now - self._last > SECONDS_BETWEEN_LINES:
+            if self._last:
+                print(line(trials, self.total), flush=True)
+            self._last = now
+
+
+def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = None) -> Table:
+    """The first `rows` trials, running and failed ones first, and below how many are in each state."""
+    drawn = Table(title=escape(title), caption=counts(trials, total), show_edge=False)
+    for heading in ("run", "state", "epoch", "best on validation", "left"):
+        drawn.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    order = list(STYLE)
+    for trial in sorted(trials, key=lambda trial: order.index(trial.status))[:rows]:
+        style = STYLE[trial.status]
+        if trial.status == "running":
+            where = f" on {trial.where}" if trial.where else ""
+            attempt = f", attempt {trial.attempts}" if trial.attempts > 1 else ""
+            drawn.add_row(trial.label, f"running{where}{attempt}", *_progress(trial), style=style)
+        else:
+            what = f"failed: {trial.reason}" if trial.status == "failed" else trial.status
+            drawn.add_row(trial.label, escape(what), "", "", "", style=style)
+    return drawn
+
+
+def counts(trials: Sequence[Trial], total: int | None = None) -> str:
+    """How many of `total` trials are in each state, in a line."""
+    number = Counter(trial.status for trial in trials)
+    parts = [f"{number['finished']} of {len(trials) if total is None else total} runs finished"]
+    parts += [
+        f"{number[status]} {status}"
+        for status in ("pruned", "running", "waiting", "failed")
+        if number[status]
+    ]
+    return ", ".join(parts)
+
+
+def line(trials: Sequence[Trial], total: int | None = None) -> str:
+    """How many trials are in each state, and the epochs of those that run."""
+    running = [trial for trial in trials if trial.status == "running"]
+    epochs = [f"{t.label}: epoch {t.epochs}/{t.config.training.epochs}" for t in running]
+    return "; ".join([counts(trials, total), *epochs])
+
+
+def duration(seconds: float) -> str:
+    """A rounded duration in at most two units: 40 s, 5 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours + round(minutes / 60), 24)
+    return f"{days} d {hours} h"
+
+
+def _progress(trial: Trial) -> tuple[str, str, str]:
+    """The epoch, the best validation value, and the time that is left at the present pace."""
+    row, epochs = trial.progress(), trial.config.training.epochs
+    try:
+        done, spent = int(row["epoch"]) + 1, float(row["seconds"])
+    except (KeyError, ValueError):
+        return f"0/{epochs}", "", ""
+    best = row.get("val/best") or ""
+    return f"{done}/{epochs}", f"{float(best):.4g}" if best else "", duration((epochs - done) * spent / done)

@@ -1,0 +1,367 @@
+"""The scheduler of all runs: `compare`, `study` and `search` start, watch, retry, resume and end their runs through it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from equirelax.errors import ConfigError, StorageError
+from equirelax_lab.studies.board import duration
+from equirelax_lab.studies.machines import LOCK, Ending, Handle, Job, LocalMachine, Machines
+from equirelax_lab.studies.study import Study
+from equirelax_lab.studies.trials import Recorded, Status, Trial, write_journal
+from equirelax_lab.training.folder import LOG, RESULT
+from equirelax_lab.training.lock import holder, locked
+
+BAD_INPUT = 2
+"""Exit code of a run that cannot work: missing data, impossible settings, a diverged loss. It would fail again."""
+POLL = 0.2
+"""Seconds between two looks at the runs."""
+TAIL = 5
+"""Lines of a failed run's log that are shown."""
+LOCAL = LocalMachine()
+
+
+class Source(Protocol):
+    """Where the trials of a study come from."""
+
+    trials: list[Trial]
+    """All trials so far. Those that wait when the scheduler begins are started first."""
+
+    def open(self, out: Path) -> None:
+        """Called once, when this process holds the study's folder."""
+
+    def next(self) -> Trial | None:
+        """A further trial, which is now among `trials`; None if there is none."""
+
+    def watch(self, trial: Trial) -> bool:
+        """Called at each look at a running trial; returns whether it should be ended early."""
+
+    def ended(self, trial: Trial, broken: bool) -> bool:
+        """Called when a trial has finished, failed for good or been pruned.
+
+        Args:
+            trial: The trial.
+            broken: Whether it failed for a reason that does not lie in its settings.
+
+        Returns:
+            Whether no more trials are to be started.
+        """
+
+
+@dataclass(eq=False)
+class Listed:
+    """The trials of a study that were all listed beforehand."""
+
+    trials: list[Trial]
+
+    def open(self, out: Path) -> None:
+        """See `Source`."""
+
+    def next(self) -> Trial | None:
+        """See `Source`."""
+        return None
+
+    def watch(self, trial: Trial) -> bool:
+        """See `Source`."""
+        return False
+
+    def ended(self, trial: Trial, broken: bool) -> bool:
+        """See `Source`."""
+        return False
+
+
+class Interrupts:
+    """A signal handler that counts Ctrl-C and SIGTERM.
+
+    It is installed even where these are ignored, as in a shell's background jobs: `kill -INT` must reach the runs.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Count a signal, and say what it does."""
+        self.count += 1
+        if self.count == 1:
+            text = "\nStopping: runs end after their present epoch (again: at once)."
+            print(text, file=sys.stderr, flush=True)
+
+
+class Queue:
+    """Trials to be started.
+
+    A trial on which another process works waits until that process has ended: a run that outlived an earlier, killed
+    command would refuse a second process in its folder, and it uses cores.
+    """
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials = list(trials)
+        self._named: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def append(self, trial: Trial) -> None:
+        """Add a trial at the end."""
+        self.trials.append(trial)
+
+    def take(self, room: int) -> list[Trial]:
+        """Remove and return the trials to start now, where there is room for `room` more runs."""
+        if room < 1:
+            return []
+        owners = {t.folder: owner for t in self.trials if (owner := holder(t.folder)) is not None}
+        for folder, owner in owners.items():
+            if folder not in self._named:
+                self._named.add(folder)
+                text = f"{folder.name}: {owner} works on it; waiting for its end."
+                print(text, file=sys.stderr, flush=True)
+        free = [trial for trial in self.trials if trial.folder not in owners]
+        taken = free[: max(0, room - len(owners))]
+        self.trials = [trial for trial in self.trials if trial not in taken]
+        return taken
+
+
+@dataclass(eq=False)
+class _Try:
+    """One start of a run.
+
+    Attributes:
+        trial: The run.
+        handle: The started process.
+        position: Where its part of the run's log begins.
+        since: When it got a machine.
+        asked: How often it was asked to end.
+        overdue: Whether it was killed because it took too long.
+    """
+
+    trial: Trial
+    handle: Handle
+    position: int
+    since: float | None = None
+    asked: int = 0
+    overdue: bool = False
+
+
+@dataclass(eq=False)
+class Scheduler:
+    """Runs the trials of a study, at most `jobs` at a time.
+
+    Attributes:
+        study: The study, for its attempts, timeout, machine and journal.
+        out: The study's folder.
+        source: Where the trials come from.
+        data: The data root as a run's --data takes it; None stands for the usual one.
+        jobs: Runs at the same time.
+        show: Called at every look with all trials.
+        machines: Where the runs execute.
+    """
+
+    study: Study
+    out: Path
+    source: Source
+    data: str | None
+    jobs: int
+    show: Callable[[Sequence[Trial]], None]
+    machines: Machines = LOCAL
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    _running: list[_Try] = field(default_factory=list)
+    _closed: bool = False
+
+    def run(self) -> int:
+        """Run all trials that are left.
+
+        Returns:
+            0 when no trial has failed, 1 when some have, 130 when interrupted (the same command goes on).
+
+        Raises:
+            FolderInUseError: Another process runs a study in this folder.
+            ConfigError: The machines cannot work in this folder, or the source refuses what the folder holds.
+            StorageError: The folder cannot be written to.
+        """
+        with locked(self.out, LOCK):
+            self.source.open(self.out)
+            before = {n: signal.signal(n, self.interrupts) for n in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                self.machines.prepare(self.out)
+                self._work()
+            finally:
+                for each in self._running:  # there are some only after an error in this process
+                    each.handle.interrupt()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        if self.interrupts.count:
+            return 130
+        return 1 if any(trial.status == "failed" for trial in self.source.trials) else 0
+
+    def _work(self) -> None:
+        machine = self.study.machine
+        if self.study.share_cores:
+            threads = threads_each(self.jobs, machine.devices, self.study.on_gpu, self.machines)
+            machine = replace(machine, threads=threads)
+        waiting = Queue([trial for trial in self.source.trials if trial.status == "waiting"])
+        self._note()
+        while True:
+            starting = [] if self._stopping() else self._next(waiting)
+            for trial in starting:
+                self._start(Job(trial.config, trial.folder, machine), trial)
+            if not (self._running or starting or (waiting and not self._stopping())):
+                break
+            self.show(self.source.trials)
+            time.sleep(POLL)
+            for each in list(self._running):
+                ending = self._watch(each)
+                if ending is None:
+                    continue
+                self._running.remove(each)
+                self._end(each, ending)
+                if each.trial.status == "waiting" and not self.interrupts.count:
+                    waiting.append(each.trial)
+                self._note()
+                self.show(self.source.trials)  # before a broken run is started again
+        self.show(self.source.trials)
+
+    def _stopping(self) -> bool:
+        return bool(self.interrupts.count) or self._closed
+
+    def _note(self) -> None:
+        write_journal(self.out, self.study, self.source.trials)
+
+    def _next(self, waiting: Queue) -> list[Trial]:
+        """The trials that fill the free places: those that wait first, then further ones of the source."""
+        room = self.jobs - len(self._running)
+        starting = waiting.take(room)
+        while len(starting) + len(waiting) < room and (trial := self.source.next()) is not None:
+            starting.append(trial)
+        return starting
+
+    def _start(self, job: Job, trial: Trial) -> None:
+        """Start a run; one that cannot be started has failed."""
+        trial.attempts += 1
+        try:
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            log = trial.folder / LOG
+            position = log.stat().st_size if log.exists() else 0
+            handle = self.machines.start(job, self.data)
+        except StorageError:
+            raise
+        except OSError as error:
+            self._settle(trial, "failed", f"it could not be started: {error}", broken=True)
+            return
+        self._running.append(_Try(trial, handle, position))
+        self._place(self._running[-1])
+
+    def _place(self, each: _Try) -> None:
+        """Note that a run has got a machine; its time starts now."""
+        where = each.handle.where
+        if where is not None and each.since is None:
+            each.since, each.trial.status, each.trial.where = time.monotonic(), "running", where
+            self._note()
+
+    def _watch(self, each: _Try) -> Ending | None:
+        """How a run ended; while it runs, pass interrupts on, and end it if its source or its timeout asks for that."""
+        ending = (
+            each.handle.poll()
+        )  # before the source reads the run's table, which is whole if the run has ended
+        self._place(each)
+        if each.trial.status != "pruned" and self.source.watch(each.trial):
+            self._settle(each.trial, "pruned")
+            if ending is None:
+                each.handle.interrupt()
+        if ending is not None:
+            return ending
+        for _ in range(self.interrupts.count - each.asked):
+            each.handle.interrupt()
+        each.asked = self.interrupts.count
+        limit = self.study.timeout
+        if limit is not None and each.since is not None and time.monotonic() - each.since > limit:
+            each.overdue = True
+            each.handle.kill()
+        return None
+
+    def _end(self, each: _Try, ending: Ending) -> None:
+        """Note how a run ended: finished, interrupted, to be tried again, or failed for good."""
+        trial, code = each.trial, ending.code
+        if trial.status == "pruned":
+            return
+        # The result is the last thing that a run writes; what goes wrong when its processes part does no harm.
+        if (trial.folder / RESULT).exists():
+            self._settle(trial, "finished")
+            return
+        if self.interrupts.count:
+            trial.status = "waiting"
+            return
+        if code == BAD_INPUT and holder(trial.folder) is not None:
+            # another process took the folder between our look and our start
+            trial.status, trial.attempts = "waiting", trial.attempts - 1
+            return
+        why = ending.why or reason(code, trial.folder / LOG, each.position)
+        if each.overdue and self.study.timeout is not None:
+            why = f"not finished after {duration(self.study.timeout)}, the study's timeout"
+        if code != BAD_INPUT and trial.attempts < self.study.attempts:
+            trial.status, trial.reason = "waiting", why
+        else:
+            self._settle(trial, "failed", why, broken=code != BAD_INPUT)
+
+    def _settle(self, trial: Trial, status: Status, why: str = "", broken: bool = False) -> None:
+        trial.status, trial.reason = status, why
+        self._closed = self.source.ended(trial, broken) or self._closed
+
+
+def fair_jobs(study: Study, wanted: int | None, left: int, machines: Machines = LOCAL) -> int:
+    """The number of runs at the same time: the number that is wanted, else the study's, else as many as have a core for
+    each of their processes; never more than are left.
+
+    Raises:
+        ConfigError: Fewer than one are wanted, or no machine can take a run.
+    """
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"--jobs is {wanted}; at least one run at a time is needed.")
+    fit = machines.slots(study.machine.devices, 1, study.on_gpu)
+    return max(1, min(wanted or study.jobs or fit, left))
+
+
+def threads_each(jobs: int, devices: int = 1, gpu: bool = False, machines: Machines = LOCAL) -> int:
+    """Threads for each process when `jobs` runs of `devices` processes share the cores."""
+    threads = 1
+    while machines.slots(devices, threads + 1, gpu) >= jobs:
+        threads += 1
+    return threads
+
+
+def reason(code: int | None, log: Path, position: int) -> str:
+    """Why a run ended, in a line: the last line of its log after `position`, or the signal that ended it."""
+    if code is None:
+        return "nobody knows how it ended"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        memory = ", as for want of memory" if -code == signal.SIGKILL else ""
+        return f"ended by {name}{memory}"
+    try:
+        with log.open("rb") as file:
+            file.seek(position)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return f"exit code {code}; {log} cannot be read: {error.strerror}"
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1].removeprefix("equirelax: error: ") if said else f"exit code {code}, and nothing in {log}"
+
+
+def failures(trials: Sequence[Trial | Recorded]) -> str:
+    """The failed trials, each with its reason and the end of its log; empty if none has failed."""
+    failed = [trial for trial in trials if trial.status == "failed"]
+    lines = ["", f"{len(failed)} failed; the same command tries again:"] if failed else []
+    for trial in failed:
+        lines.append(f"  {trial.label}: {trial.reason}")
+        log = trial.folder / LOG
+        if log.is_file():
+            lines.append(f"    the end of {log}:")
+            tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+            lines += [f"      {line}" for line in tail]
+    return "".join(f"{line}\n" for line in lines)
