@@ -41,7 +41,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(options, "parse", parse_and_stop)
     # Every run of a comparison is parsed: one seed will do.
-    monkeypatch.setattr("equirelax_lab.cli.compare._seeds", lambda text: [int(text.split(",")[0])])
+    monkeypatch.setattr("equirelax_lab.cli.compare._seeds", lambda text: (int(text.split(",")[0]),))
     monkeypatch.setattr("equirelax_lab.cli.study.check_data", stop)
     monkeypatch.setattr("equirelax_lab.training.run.train", stop)
 

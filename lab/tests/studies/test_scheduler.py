@@ -22,9 +22,9 @@ from equirelax_lab.studies import scheduler as scheduler_module
 from equirelax_lab.studies.board import Board, counts, line
 from equirelax_lab.studies.machines import Ending, Job, LocalMachine, Process
 from equirelax_lab.studies.scheduler import (
-    Listed,
     Queue,
     Scheduler,
+    Source,
     failures,
     fair_jobs,
     reason,
@@ -79,7 +79,7 @@ def scheduler(
     show: Callable[[Sequence[Trial]], None] = lambda _: None,
 ) -> Scheduler:
     study = read_study(path)
-    return Scheduler(study, out, Listed(trials(study, out)), None, jobs, show, machines)
+    return Scheduler(study, out, Source(trials(study, out)), None, jobs, show, machines)
 
 
 def statuses(found: Scheduler) -> dict[str, str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
-from equirelax.settings import JOBS, SEED, SEEDS, check
+from equirelax.settings import JOBS, check
 from equirelax_lab.cli import options
 from equirelax_lab.cli.study import add_execution, run_study
 from equirelax_lab.cli.train import default_folder
 from equirelax_lab.recipes import VARIANTS
-from equirelax_lab.studies.keys import merged, nested, read_value
+from equirelax_lab.studies.keys import Keys, merged, nested, read_value
 from equirelax_lab.studies.study import Grid, Study
 from equirelax_lab.studies.trials import full_keys, left_out
 from equirelax_lab.tasks.from_recipe import is_earlier
@@ -78,7 +78,7 @@ def main(words: Sequence[str]) -> int:
         benchmark=benchmark,
         models=tuple(models),
         methods=tuple(methods),
-        seeds=tuple(_seeds(known.seeds)),
+        seeds=_seeds(known.seeds),
         recipe=known.recipe,
         about=known.about,
         as_published=known.as_published,
@@ -218,21 +218,10 @@ def _names(text: str, flag: str) -> list[str]:
     return names
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise ConfigError(
-            f"--seeds is '{text}'; give a number of seeds, or seeds separated by commas."
-        ) from error
-    if not numbers or numbers == [0]:
-        raise ConfigError(f"--seeds is '{text}'; at least one seed is needed.")
-    if "," not in text:
-        check(numbers[0], SEEDS, "--seeds")
-        return list(range(numbers[0]))
-    for number in numbers:
-        check(number, SEED, "--seeds")
-    return numbers
+def _seeds(text: str) -> tuple[int, ...]:
+    """How many seeds, or seeds separated by commas."""
+    parts = [read_value(part) for part in text.split(",") if part.strip()]
+    return Keys({"--seeds": parts if "," in text else (parts or [text])[0]}, ("--seeds",)).seeds("--seeds")
 
 
 def _models(known: argparse.Namespace, benchmark: str) -> list[str]:

@@ -21,7 +21,7 @@ from equirelax_lab.studies import estimate
 from equirelax_lab.studies.board import Board, counts, duration
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
-from equirelax_lab.studies.scheduler import Listed, Scheduler, failures, fair_jobs, threads_each
+from equirelax_lab.studies.scheduler import Scheduler, Source, failures, fair_jobs, threads_each
 from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
 from equirelax_lab.studies.trials import JOURNAL, check_data, read_journal, recorded, trials
 
@@ -133,7 +133,7 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
         jobs = fair_jobs(study, given.jobs, left, machines)
         print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
         with Board(f"{study.title}{_terms(study)}") as board:
-            code = Scheduler(study, out, Listed(found), given.data, jobs, board.show, machines).run()
+            code = Scheduler(study, out, Source(found), given.data, jobs, board.show, machines).run()
     if code == 130:
         print(INTERRUPTED, file=sys.stderr)
         return code

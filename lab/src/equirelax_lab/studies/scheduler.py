@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from equirelax.errors import ConfigError, StorageError
 from equirelax_lab.studies.board import duration
@@ -28,23 +27,29 @@ TAIL = 5
 LOCAL = LocalMachine()
 
 
-class Source(Protocol):
-    """Where the trials of a study come from."""
+@dataclass(eq=False)
+class Source:
+    """Where the trials of a study come from; this one has them all from the beginning.
+
+    Attributes:
+        trials: All trials so far. Those that wait when the scheduler begins are started first.
+    """
 
     trials: list[Trial]
-    """All trials so far. Those that wait when the scheduler begins are started first."""
 
     def open(self, out: Path) -> None:
-        """Called once, when this process holds the study's folder."""
+        """Read what the study's folder remembers; called once, when this process holds it."""
 
     def next(self) -> Trial | None:
         """A further trial, which is now among `trials`; None if there is none."""
+        return None
 
     def watch(self, trial: Trial) -> bool:
-        """Called at each look at a running trial; returns whether it should be ended early."""
+        """Whether a running trial should be ended early; called at each look at it."""
+        return False
 
     def ended(self, trial: Trial, broken: bool) -> bool:
-        """Called when a trial has finished, failed for good or been pruned.
+        """Note that a trial has finished, failed for good or been pruned.
 
         Args:
             trial: The trial.
@@ -53,27 +58,6 @@ class Source(Protocol):
         Returns:
             Whether no more trials are to be started.
         """
-
-
-@dataclass(eq=False)
-class Listed:
-    """The trials of a study that were all listed beforehand."""
-
-    trials: list[Trial]
-
-    def open(self, out: Path) -> None:
-        """See `Source`."""
-
-    def next(self) -> Trial | None:
-        """See `Source`."""
-        return None
-
-    def watch(self, trial: Trial) -> bool:
-        """See `Source`."""
-        return False
-
-    def ended(self, trial: Trial, broken: bool) -> bool:
-        """See `Source`."""
         return False
 
 

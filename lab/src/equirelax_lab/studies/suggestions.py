@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax_lab.studies.keys import merged
+from equirelax_lab.studies.scheduler import Source
 from equirelax_lab.studies.search import Axis, Search, figures
 from equirelax_lab.studies.trials import Status, Trial
 from equirelax_lab.tasks.methods import is_strict
@@ -43,27 +43,6 @@ SHARED, OWN = ("dataset", "network"), ("strength", "residual")
 have."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A trial as it is remembered.
-
-    Attributes:
-        number: Its number, from 0 on.
-        values: Its settings by the keys of the axes.
-        status: How it ended; running if it has not.
-        value: The optimised value; of a pruned trial the last one that was measured.
-        epochs: Epochs after which it was last measured.
-        reason: Why it failed; empty if it did not.
-    """
-
-    number: int
-    values: dict[str, Any]
-    status: Status
-    value: float | None
-    epochs: int
-    reason: str
-
-
 class _Held(JournalFileOpenLock):
     """No lock of Optuna's, which would outlive a killed search: the process holds the whole folder already."""
 
@@ -74,8 +53,8 @@ class _Held(JournalFileOpenLock):
         return
 
 
-class Suggestions:
-    """The trials of a search; see `scheduler.Source`.
+class Suggestions(Source):
+    """The trials of a search, which Optuna chooses.
 
     Args:
         search: What is searched for.
@@ -83,13 +62,13 @@ class Suggestions:
     """
 
     def __init__(self, search: Search, metric: Metric) -> None:
+        super().__init__([])
         self.search, self.metric = search, metric
-        self.trials: list[Trial] = []
         self._asked: dict[int, optuna.Trial] = {}
         self._failures = 0
 
     def open(self, out: Path) -> None:
-        """Read what the search's folder remembers. See `Source`.
+        """Read what the search's folder remembers.
 
         Raises:
             ConfigError: The folder holds another search, or its memory is damaged.
@@ -119,15 +98,15 @@ class Suggestions:
             raise ConfigError(
                 f"{out} holds another search: {'; '.join(differing)}. Name another folder with --out, or remove it."
             )
-        for record in self.records():
-            if record.status == "running":
-                self._add(record.number, self._reopened(record.number))
+        for entry in self.entries():
+            if entry["status"] == "running":
+                self._add(entry["number"], self._reopened(entry["number"]))
             else:
-                self._append(record.number, record.values, record.status, record.reason)
+                self._append(entry["number"], entry["values"], entry["status"], entry["reason"])
         self.write()
 
     def next(self) -> Trial | None:
-        """See `Source`."""
+        """The next trial, with the settings that Optuna suggests; None if there are as many as wanted."""
         number = len(self.trials)
         if number >= self.search.trials:
             return None
@@ -137,7 +116,7 @@ class Suggestions:
         return trial
 
     def watch(self, trial: Trial) -> bool:
-        """Remember what a run has measured; returns whether it is behind the others and should end. See `Source`."""
+        """Remember what a run has measured; returns whether it is behind the others and should end."""
         number = self.trials.index(trial)
         known = self._frozen()[number].intermediate_values
         for epoch, value in sorted(validations(trial.folder, self.search.column).items()):
@@ -149,7 +128,7 @@ class Suggestions:
         return False
 
     def ended(self, trial: Trial, broken: bool) -> bool:
-        """Remember how a trial ended; too many failures in a row end the search. See `Source`."""
+        """Remember how a trial ended; returns whether too many in a row have failed."""
         number, value = self.trials.index(trial), None
         if trial.status == "finished":
             value = self._best_value(trial)
@@ -163,9 +142,9 @@ class Suggestions:
             # Settings that do not work teach the suggestions as much as settings that are behind; a broken run does not.
             self._study.tell(number, state=TrialState.FAIL if broken else TrialState.PRUNED)
         self._failures = self._failures + 1 if trial.reason else 0
-        best, record = self.best(), self.records()[number]
-        so_far = "" if best is None else f"; best so far: trial {best.number}, {figures(best.value)}"
-        trial.note = f"{self._described(record)}{so_far}"
+        best = self.best()
+        so_far = "" if best is None else f"; best so far: trial {best['number']}, {figures(best['value'])}"
+        trial.note = f"{self._described(self.entries()[number])}{so_far}"
         self.write()
         if self._failures == GIVE_UP:
             print(
@@ -179,36 +158,38 @@ class Suggestions:
         """Whether a trial has finished, and the search was not given up."""
         return self.best() is not None and self._failures < GIVE_UP
 
-    def records(self) -> list[Record]:
-        """All trials by number."""
-        return [_record(frozen) for frozen in self._frozen()]
+    def entries(self) -> list[dict[str, Any]]:
+        """All trials by number, as search.json has them: `values` are the settings by the keys of the axes, `value` is the
+        optimised one, of a pruned trial the last that was measured, and `epochs` those after which it was measured last.
+        """
+        return [_entry(frozen) for frozen in self._frozen()]
 
-    def best(self) -> Record | None:
-        """The best of the finished trials."""
-        best: Record | None = None
-        for record in self.records():
-            if record.status == "finished" and record.value is not None:
-                than = self.metric.worst if best is None or best.value is None else best.value
-                best = record if self.metric.better(record.value, than) else best
+    def best(self) -> dict[str, Any] | None:
+        """The entry of the best finished trial."""
+        best: dict[str, Any] | None = None
+        for entry in self.entries():
+            if entry["status"] == "finished":
+                than = self.metric.worst if best is None else best["value"]
+                best = entry if self.metric.better(entry["value"], than) else best
         return best
 
     def write(self) -> None:
         """Write search.json, and best.yaml if a trial has finished."""
-        search, records, best = self.search, self.records(), self.best()
+        search, entries, best = self.search, self.entries(), self.best()
         content = {
             "title": search.title,
             "search": search.definition,
             "small": search.small,
             "metric": self.metric.to_dict(),
             "optimised": search.column,
-            "trials": [{**vars(record), "folder": label(record.number)} for record in records],
-            "best": None if best is None else {**vars(best), "folder": label(best.number)},
-            "command": None if best is None else command(search.run(best.values)),
-            "left": max(0, search.trials - sum(record.status != "running" for record in records)),
+            "trials": entries,
+            "best": best,
+            "command": None if best is None else command(search.run(best["values"])),
+            "left": max(0, search.trials - sum(entry["status"] != "running" for entry in entries)),
         }
         write_text(self.out / OUTCOME, json.dumps(content, indent=2) + "\n")
         if best is not None:
-            write_text(self.out / BEST, final_study(search, best, len(records)))
+            write_text(self.out / BEST, final_study(search, best["values"], len(entries)))
 
     def _add(self, number: int, asked: optuna.Trial) -> Trial:
         """Append a trial that is to be run, with the settings that it was given before, or is given now."""
@@ -248,12 +229,12 @@ class Suggestions:
                 best = value
         return best
 
-    def _described(self, record: Record) -> str:
+    def _described(self, entry: dict[str, Any]) -> str:
         """The result of a trial that has ended, and its settings."""
-        value = figures(record.value)
-        if record.status == "pruned":
-            value += f", ended after epoch {record.epochs} of {self.search.config.training.epochs}"
-        values = ", ".join(f"{key} {figures(found)}" for key, found in record.values.items())
+        value = figures(entry["value"])
+        if entry["status"] == "pruned":
+            value += f", ended after epoch {entry['epochs']} of {self.search.config.training.epochs}"
+        values = ", ".join(f"{key} {figures(own)}" for key, own in entry["values"].items())
         return f"{value} ({values})"
 
 
@@ -287,9 +268,9 @@ def command(config: RunConfig) -> str:
     return " ".join(words)
 
 
-def final_study(search: Search, best: Record, trials: int) -> str:
+def final_study(search: Search, values: dict[str, Any], trials: int) -> str:
     """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
-    config, changes = search.config, search.changes(best.values)
+    config, changes = search.config, search.changes(values)
     settings = merged(search.settings, {key: value for key, value in changes.items() if key in SHARED})
     # The strict runs have no strength, and take nothing else that was searched for.
     shared = {key: value for key, value in settings.items() if key not in OWN}
@@ -315,16 +296,18 @@ def _word(value: Any) -> str:
     return "null" if value is None else shlex.quote(str(value))
 
 
-def _record(trial: FrozenTrial) -> Record:
-    names: dict[TrialState, Status] = {
-        TrialState.RUNNING: "running",
-        TrialState.COMPLETE: "finished",
-        TrialState.PRUNED: "pruned",
-    }
+def _entry(trial: FrozenTrial) -> dict[str, Any]:
+    names = {TrialState.RUNNING: "running", TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
     reason = str(trial.user_attrs.get("reason", ""))
-    status = "failed" if reason else names.get(trial.state, "failed")
-    epochs = max(trial.intermediate_values, default=-1) + 1
-    return Record(trial.number, dict(trial.params), status, trial.value, epochs, reason)
+    return {
+        "number": trial.number,
+        "values": dict(trial.params),
+        "status": "failed" if reason else names.get(trial.state, "failed"),
+        "value": trial.value,
+        "epochs": max(trial.intermediate_values, default=-1) + 1,
+        "reason": reason,
+        "folder": label(trial.number),
+    }
 
 
 def _suggested(trial: optuna.Trial, axis: Axis) -> Any:
