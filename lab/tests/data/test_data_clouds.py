@@ -153,7 +153,7 @@ def test_drop_ratio_drops_exactly_so_many(points: Tensor, ratio: float) -> None:
 def test_any_shape(batch: int, n: int, name: str) -> None:
     x = torch.randn(batch, n, 3, generator=seeded())
     if name == "sample" and n < 20:
-        with pytest.raises(DataError, match=f"20 points were asked for; the clouds have {n}"):
+        with pytest.raises(DataError, match=f"20 points were requested; the clouds have {n}"):
             CHANGES[name](x, seeded())
         return
     out = CHANGES[name](x, seeded())
@@ -172,7 +172,7 @@ def test_a_wrong_shape_is_refused(name: str, wrong: Tensor) -> None:
 
 def test_numbers_out_of_range_are_refused(points: Tensor) -> None:
     for count in (0, 65):
-        with pytest.raises(DataError, match=f"{count} points were asked for"):
+        with pytest.raises(DataError, match=f"{count} points were requested"):
             clouds.sample_points(points, count)
     for ratio in (-0.1, 1.0):
         with pytest.raises(DataError, match="ratio of dropped points"):

@@ -74,7 +74,7 @@ def test_subsets_and_joined_sets_hold_the_same_windows(data: Any) -> None:
 
 def test_sets_of_other_shapes_are_not_joined() -> None:
     for other in (made(1, 7, 2, 1), made(1, 6, 1, 2), made(1, 6, 2, 2)):
-        with pytest.raises(DataError, match="where runs and windows have one shape"):
+        with pytest.raises(DataError, match="one shape"):
             FieldSet.joined([made(1, 6, 2, 1), other])
 
 
@@ -119,7 +119,7 @@ def test_whole_numbers_are_the_same_settings() -> None:
     ],
 )
 def test_sets_that_were_made_are_still_found(settings: SmokeSettings, name: str) -> None:
-    """A changed name means that data must be made anew: change FORMAT where that is meant."""
+    """A changed name means that data must be made again: change FORMAT where that is meant."""
     assert settings.folder == Path("smoke") / name
 
 

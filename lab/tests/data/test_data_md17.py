@@ -177,9 +177,9 @@ def damaged(text: str, kind: str) -> str:
         ("other order", "frame 1 has other atoms, or in another order"),
         ("no forces", "frame 0 has no forces"),
         ("no energy", "frame 1 has no energy"),
-        ("energy that is none", "after 1 frames it is no extended XYZ"),
-        ("html", "no extended XYZ"),
-        ("empty", "no frames|no extended XYZ"),
+        ("energy that is none", "after 1 frames it is not extended XYZ"),
+        ("html", "not extended XYZ"),
+        ("empty", "no frames|not extended XYZ"),
     ],
 )
 def test_damaged_frames_are_named(kind: str, message: str, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_damaged_frames_are_named(kind: str, message: str, tmp_path: Path) -> No
     with pytest.raises(DataError, match=message) as caught:
         load("train", tmp_path, (1, 1, 1))
     assert str(path) in str(caught.value)
-    assert "Get the file anew" in str(caught.value)
+    assert "Get the file again" in str(caught.value)
 
 
 def test_test_frames_with_another_order_of_atoms_are_refused(tmp_path: Path) -> None:

@@ -293,8 +293,8 @@ def test_training_samples_are_about_200(tmp_path: Path) -> None:
         ({"name": "run"}, "not run or walk"),
         ({"name": "../x"}, "use letters, digits"),
         ({"amc": 2}, "Three trials or more are needed for train, val and test; got 2"),
-        ({"starts": 11}, "Trial 0 has 40 frames, which leave room for 10 starts; 11 were asked for"),
-        ({"starts": 0}, "0 were asked for"),
+        ({"starts": 11}, "Trial 0 has 40 frames, which leave room for 10 starts; 11 were requested"),
+        ({"starts": 0}, "0 were requested"),
     ],
 )
 def test_cases_that_cannot_be_made(options: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_messages_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Make it: equirelax data make nbody --clamp norm --seed 2,"):
         nbody.load("train", clamp="norm", seed=2, root=tmp_path)
     make(tmp_path)
-    with pytest.raises(DataError, match="holds 12 systems; 13 were asked for"):
+    with pytest.raises(DataError, match="holds 12 systems; 13 were requested"):
         nbody.load("train", count=13, root=tmp_path)
     for options in ({"system": "springs"}, {"clamp": "hard"}, {"system": "gravity", "clamp": "norm"}):
         with pytest.raises(DataError, match="choose one of"):

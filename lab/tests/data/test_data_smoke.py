@@ -217,7 +217,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
 
 def test_without_phiflow_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "phi", None)
-    with pytest.raises(DataError, match=r"pip install 'equirelax\[planes\]'"):
+    with pytest.raises(DataError, match=r"pip install 'equirelax-lab\[planes\]'"):
         smoke.make(TINY, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_without_phiflow_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"symmetry": "shift"}, "choose rotation or scale"),
+        ({"symmetry": "shift"}, "rotation, scale"),
         ({"size": 7}, "size is 7; expected at least 8 and at most 4,096"),
         ({"positions": 0}, "positions is 0"),
         ({"steps": 0}, "steps is 0"),

@@ -294,7 +294,7 @@ def test_a_smaller_training_set_takes_the_first_starts_of_every_trial(root: Path
     assert torch.equal(mine["positions"], chosen["positions"])
     assert all(len(few.load(split)) == len(full.load(split)) for split in ("val", "test"))
     assert "starts 3" in (few.scaled_down() or "")
-    with pytest.raises(DataError, match="99 were asked for"):
+    with pytest.raises(DataError, match="99 were requested"):
         build_task(settings("egno").updated({"dataset": {"starts": 99}}), root).load("train")
 
 

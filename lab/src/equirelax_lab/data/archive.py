@@ -23,25 +23,25 @@ from equirelax.zips import check_complete
 FORMAT = 1
 SUMS = "SHA256SUMS"
 LEVELS = 4
-"""A file's own folder, and those above it, that are looked in: as deep as any data set lies below the data root."""
+"""How many folders are searched for sums, from the file's own upwards: as deep as data sets lie below the data root."""
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of the archive `path` (.npz) stands: the same name with .json."""
+    """The manifest of the archive `path` (.npz): the same name with .json."""
     return path.with_suffix(".json")
 
 
 def write_archive(
     path: Path, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write `arrays` to `path` (.npz) and then `manifest` beside it; returns the manifest as written.
+    """Write `arrays` to `path` (.npz) and then `manifest` beside it; return the manifest as written.
 
-    Equal arrays give equal bytes (fixed time stamps, order of the mapping). `format`, `file` and `sha256`
-    are added to the manifest. The manifest is written last: an archive without one is unfinished. An older one is
-    removed before the archive is replaced: with it, the new archive would pass for a damaged one.
+    Equal arrays give equal bytes (fixed time stamps, in the order of the mapping). `format`, `file` and `sha256` are added to the
+    manifest. The manifest is written last, so an archive without one is unfinished. An older manifest is removed before the
+    archive is replaced, since the new archive would look damaged beside it.
     """
     beside = manifest_path(path)
-    # Both are complete before either is renamed, for the disk may be full.
+    # Both are complete before either is renamed, because the disk may be full.
     with atomic_write(beside) as note, atomic_write(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, array in arrays.items():
@@ -58,7 +58,7 @@ def write_archive(
 
 
 def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
-    """The manifest of the archive `path`. Raises `DataError`, ending in `remedy`, if it is damaged."""
+    """Read the manifest of the archive `path`. Raise `DataError`, ending in `remedy`, if it is damaged."""
     beside = manifest_path(path)
     try:
         manifest = json.loads(beside.read_text(encoding="utf-8"))
@@ -74,9 +74,13 @@ def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_archive(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and manifest of the archive `path`, after its SHA-256 was compared with the manifest's.
+    """Read the arrays and the manifest of the archive `path`, and compare its SHA-256 with the manifest's.
 
-    `remedy` ends every error message: what to do next. Raises `DataError` for a missing or damaged file.
+    Args:
+        remedy: What to do next, at the end of every error message.
+
+    Raises:
+        DataError: The file is missing or damaged.
     """
     manifest = read_manifest(path, remedy)
     try:
@@ -95,13 +99,12 @@ def read_archive(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[s
 def load_npz(
     source: Path | io.BytesIO, name: Path, remedy: str = "", keys: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Every array of an .npz (with `keys`: those of them that it has), never unpickled.
+    """Read the arrays of an .npz (with `keys`: only these) without unpickling anything.
 
-    Compared with the CRC-32 of every array that is read; a file (not bytes in memory) also with SHA256SUMS, see
-    `equirelax_lab.data.archive`.
+    Every array that is read is compared with its CRC-32, and a file (not bytes in memory) with SHA256SUMS, see `check_sum`.
 
     Raises:
-        DataError: Naming `name`, if it is missing or damaged.
+        DataError: The file, which the message calls `name`, is missing or damaged.
     """
     if isinstance(source, Path):
         check_sum(source)
@@ -126,10 +129,10 @@ def _in_words(error: Exception) -> str:
 
 
 def check_sum(path: Path) -> None:
-    """Compare a file with every SHA256SUMS that lists it, in its folder or one above; one that is listed nowhere passes.
+    """Compare a file with every SHA256SUMS that lists it, in its folder or one above. An unlisted file passes.
 
     Raises:
-        DataError: The file is missing or unreadable, or its SHA-256 is another one.
+        DataError: The file is missing or unreadable, or its SHA-256 differs.
     """
     for folder in path.absolute().parents[:LEVELS]:
         if (folder / SUMS).is_file():
@@ -139,27 +142,27 @@ def check_sum(path: Path) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the SHA256SUMS of all files in `folder`."""
+    """Write SHA256SUMS for all files in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(folder / SUMS, "".join(lines))
 
 
 def _listed(path: Path) -> dict[str, str]:
-    """Name below the folder -> hexadecimal sum; lines that are none are left out."""
+    """Map names below the folder to hexadecimal sums. Other lines are ignored."""
     try:
         state = path.stat()
         return _parsed(path, state.st_mtime_ns, state.st_size)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}). Remove it, or get it anew.") from error
+        raise DataError(f"{path} cannot be read ({error}). Remove it, or get it again.") from error
 
 
 @functools.lru_cache(maxsize=16)
 def _parsed(path: Path, changed: int, size: int) -> dict[str, str]:
-    """Parsed once as long as it stays as it is: a data set may be of thousands of files."""
+    """Parse SHA256SUMS once while it does not change: a data set may have thousands of files."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     words = (line.split(maxsplit=1) for line in lines)
-    # sha256sum puts a * before names of files that it read as binary
+    # sha256sum puts a * before the names of files that it read as binary
     return {PurePosixPath(w[1].removeprefix("*")).as_posix(): w[0].lower() for w in words if len(w) == 2}
 
 
@@ -167,9 +170,9 @@ def _compare(path: Path, expected: str, where: Path) -> None:
     try:
         found = sha256(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}). Get the file anew.") from error
+        raise DataError(f"{path} cannot be read ({error}). Get the file again.") from error
     if found != expected:
         raise DataError(
-            f"{path} is damaged or was changed: its SHA-256 is {found}, {where} says {expected}. Get the file anew, or, if "
+            f"{path} is damaged or was changed: its SHA-256 is {found}, {where} says {expected}. Get the file again, or, if "
             f"it was changed on purpose, take its line out of {where}."
         )

@@ -1,4 +1,4 @@
-"""Random rotations for augmenting a batch, and for moving every graph of it by one of its own."""
+"""Random rotations that augment a batch, as a whole or graph by graph."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def random_rotation(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
-    """A Haar-distributed (3, 3) matrix of SO(3), or of O(3) with `reflections`; (count, 3, 3) with `count`.
+    """Draw a Haar-distributed matrix of SO(3), or of O(3) with `reflections`: (3, 3), or (count, 3, 3) with `count`.
 
-    CR turns every batch by one rotation of its own: `data.batch(indices, random_rotation(generator))`. It is
-    drawn on the generator's device and then moved to `device`.
+    CR turns every batch by one rotation: `data.batch(indices, random_rotation(generator))`. The matrix is drawn on the
+    generator's device and then moved to `device`.
     """
     group = O(3) if reflections else SO(3)
     drawn = group.sample(
@@ -34,13 +34,13 @@ def random_rotation(
 def turn_each(
     batch: dict[str, Tensor], names: Sequence[str], generator: torch.Generator, *, reflections: bool = False
 ) -> dict[str, Tensor]:
-    """A batch of graphs, each turned about the origin by a Haar-distributed rotation of its own.
+    """Turn each graph of a batch about the origin by its own Haar-distributed rotation.
 
     Args:
-        batch: As `GraphSet.batch` gives it: `graph` (nodes,) tells the nodes' graphs, in order.
-        names: The entries of vectors, (nodes, ..., 3); the others stay as they are. Names that the batch lacks are
-            passed over.
-        generator: Of the rotations.
+        batch: A batch of `GraphSet.batch`, in which `graph` (nodes,) holds the graph of every node, in order.
+        names: The entries that hold vectors, (nodes, ..., 3). Other entries stay as they are; names that the batch lacks are
+            ignored.
+        generator: Generator of the rotations.
         reflections: Draw from O(3) rather than SO(3).
     """
     graph = batch["graph"]

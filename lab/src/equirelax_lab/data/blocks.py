@@ -1,4 +1,4 @@
-"""Running a simulation block by block: what the charged and the gravity simulator share."""
+"""Simulate trajectories block by block: the part that the charged and the gravity simulator share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS_PER_FRAME = 100
 
 @dataclass
 class Trajectories:
-    """Saved positions, velocities (N, frames, bodies, 3) float64; clamped (N,) bool: a force was clamped."""
+    """Saved positions and velocities (N, frames, bodies, 3) float64, and whether a force was clamped, (N,) bool."""
 
     positions: Tensor
     velocities: Tensor
@@ -26,7 +26,7 @@ class Trajectories:
 
     @classmethod
     def empty(cls, count: int, frames: int, bodies: int) -> Trajectories:
-        """Uninitialised states, to be filled block by block; clamped starts as False."""
+        """Allocate states that are filled block by block; clamped starts as False."""
         positions, velocities = torch.empty((2, count, frames, bodies, 3), dtype=torch.float64)
         return cls(positions, velocities, torch.zeros(count, dtype=torch.bool))
 
@@ -52,9 +52,8 @@ def run_blocks(
 ) -> None:
     """Call work(rows, stop) for blocks of at most `size` of `count` rows, `threads` at a time.
 
-    `progress(rows finished, count)` is called in the caller's thread. On an error or an interrupt there,
-    blocks that have not begun are dropped and `stop` is set: running work should look at it now and then
-    and return.
+    `progress(rows finished, count)` is called in the caller's thread. After an error or an interrupt there, blocks that have not
+    started are dropped and `stop` is set, which running work should check now and then.
     """
     blocks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     stop = Event()

@@ -1,12 +1,11 @@
-"""Charged particles: the simulator of the EGNN/SEGNN N-body benchmark, for many trajectories at once.
+"""Simulate charged particles, as in the EGNN/SEGNN N-body benchmark, for many trajectories at once.
 
 n bodies of unit mass and charge q_i = +-1 interact by F_i = sum_j q_i q_j (x_i - x_j) / |x_i - x_j|^3. The
-integrator is symplectic Euler with a full kick first, as the public generator of the benchmark has it:
+integrator is symplectic Euler with a full kick first, as in the benchmark's public generator:
 
     v += dt F(x);   then repeat:  x += dt v;  (every 100 steps: save x, v);  v += dt F(x)
 
-so frame k is the state after 100 (k + 1) drifts and before the kick that follows them. Forces are clamped:
-see `CLAMPS`.
+Frame k is the state after 100 (k + 1) drifts and before the next kick. Forces are clamped, see `CLAMPS`.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ BODIES = 5
 SPEED = 0.5
 CLAMP_LIMIT = 100.0
 CLAMPS = ("component", "norm")
-"""`component`: every component of the total force on a body is cut to +-100, as in the public data (it acts
-in about half of all trajectories and breaks rotation symmetry there). `norm`: forces above norm 100 are
-scaled down to it, which is equivariant."""
+"""`component`: every component of the total force on a body is clamped to +-100, as in the public data. This happens in about
+half of all trajectories and breaks their rotation symmetry. `norm`: forces above norm 100 are scaled down to it, which is
+equivariant."""
 
 CHUNK = 1024
-"""Trajectories per block: the workspace of about 1 MB stays in a core's cache. Part of the data's
-definition: initial states are drawn block by block and blocks are simulated whole, so that results do not
-depend on how many are made."""
+"""Trajectories per block. The workspace of about 1 MB stays in a core's cache. This is part of the data's definition: initial
+states are drawn block by block and blocks are simulated whole, so that results do not depend on the number of
+trajectories."""
 
 
 def initial_states(rng: np.random.Generator, count: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions (count, 5, 3) ~ N(0, 1), velocities (count, 5, 3) of norm 0.5, charges (count, 5) of +-1."""
+    """Draw positions (count, 5, 3) from N(0, 1), velocities (count, 5, 3) of norm 0.5, and charges (count, 5) of +-1."""
     positions = rng.standard_normal((count, BODIES, 3))
     velocities = rng.standard_normal((count, BODIES, 3))
     velocities *= SPEED / np.linalg.norm(velocities, axis=-1, keepdims=True)
@@ -45,7 +44,7 @@ def initial_states(rng: np.random.Generator, count: int = CHUNK) -> tuple[Tensor
 
 
 class _Forces:
-    """In-place forces on a block of trajectories, the contiguous axis; nothing is allocated per step."""
+    """Computes the forces on a block of trajectories, the contiguous axis, in place without allocating memory."""
 
     def __init__(self, positions: Tensor, charges: Tensor, clamp: str) -> None:
         _, n, count = positions.shape  # (3, n, count)
@@ -55,7 +54,7 @@ class _Forces:
         self.difference = new(3, pairs, count)
         self.weight, self.scratch, self.total = new(pairs, count), new(pairs, count), new(3, count)
         self.charge_products = new(pairs, count)
-        self.blocks = []  # for every body i: the pairs (i, j), j > i, as views of the workspace
+        self.blocks = []  # for every body i the pairs (i, j), j > i, as views of the workspace
         start = 0
         for i in range(n - 1):
             rows = slice(start, start + n - 1 - i)
@@ -69,7 +68,7 @@ class _Forces:
         self.norm = new(n, count)
 
     def update(self) -> Tensor:
-        """The clamped forces (3, n, count) of the present positions; notes where the clamp acted."""
+        """Compute the clamped forces (3, n, count) at the present positions, and record where the clamp acted."""
         difference, weight = self.difference, self.weight
         for later, own, out, _, _ in self.blocks:
             torch.sub(later, own, out=out)  # x_j - x_i
@@ -98,7 +97,7 @@ class _Forces:
         return force.mul_(norm)
 
     def clamped(self) -> Tensor:
-        """(count,) bool: the clamp has acted on some body of the trajectory in some step so far."""
+        """Whether the clamp has acted on a body of the trajectory so far, (count,) bool."""
         acted = (self.high > CLAMP_LIMIT) | (self.low < -CLAMP_LIMIT)
         return acted.flatten(0, -2).any(0)
 
@@ -117,14 +116,15 @@ def simulate(
     """Simulate N trajectories at once and keep some frames.
 
     Args:
-        positions: (N, bodies, 3). velocities: (N, bodies, 3). charges: (N, bodies). Computed in float64.
-        frames: Increasing frame numbers k >= 0; frame k is the state after steps_per_frame * (k + 1) drifts.
+        positions, velocities: (N, bodies, 3); the computation is in float64.
+        charges: (N, bodies).
+        frames: Increasing frame numbers k >= 0. Frame k is the state after steps_per_frame * (k + 1) drifts.
         clamp: See `CLAMPS`.
-        threads: Blocks simulated at the same time.
+        threads: Number of blocks that are simulated in parallel.
         progress: Called as progress(trajectories finished, N) after every block, in the caller's thread.
 
     Raises:
-        DataError: Shapes, frames or clamp that do not fit.
+        DataError: Shapes, frames or clamp do not fit.
     """
     check_states(positions, velocities, frames)
     if charges.shape != positions.shape[:2]:

@@ -1,7 +1,7 @@
 """Random changes of point clouds (b, n, 3): sampling, rotations, scale, shift, jitter, dropout of points.
 
-Every function takes an explicit generator, draws on the generator's device for every object anew, and returns
-a new tensor. Lengths are in units of the clouds, which in ModelNet40 fill the unit sphere; z is the vertical.
+Every function takes an explicit generator, draws separately for every object on the generator's device, and returns a new
+tensor. Lengths are in units of the clouds, which fill the unit sphere in ModelNet40; z is the vertical.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ def check_clouds(points: Tensor) -> None:
 def uniform(
     shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor
 ) -> Tensor:
-    """Numbers of U(low, high) with device and dtype of `like`, drawn in float32 on the generator's device."""
+    """Draw from U(low, high) in float32 on the generator's device; the result has the device and dtype of `like`."""
     drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
     return drawn.to(like) * (high - low) + low
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Numbers of N(0, 1) with device and dtype of `like`, drawn in float32 on the generator's device."""
+    """Draw from N(0, 1) in float32 on the generator's device; the result has the device and dtype of `like`."""
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(like)
 
 
 def choose(points: Tensor, index: Tensor) -> Tensor:
-    """The points `index` (b, m), long, of every object: (b, n, 3) -> (b, m, 3)."""
+    """Select the points `index` (b, m), long, of every object: (b, n, 3) -> (b, m, 3)."""
     return points.gather(1, index[..., None].expand(-1, -1, points.shape[-1]))
 
 
 def sample_points(points: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """(b, count, 3): different points of every object at random, in random order; without a generator (for
-    evaluation) the first ones.
+    """Choose `count` different points of every object at random, in random order: (b, count, 3).
+
+    Without a generator (for evaluation) the first points are taken.
 
     Raises:
         DataError: `count` is not between 1 and the number of points.
     """
     check_clouds(points)
     if not 1 <= count <= points.shape[1]:
-        raise DataError(f"{count} points were asked for; the clouds have {points.shape[1]}.")
+        raise DataError(f"{count} points were requested; the clouds have {points.shape[1]}.")
     if generator is None:
         return points[:, :count].clone()
     keys = torch.rand(points.shape[:2], generator=generator, device=generator.device)
@@ -63,11 +64,11 @@ def sample_points(points: Tensor, count: int, generator: torch.Generator | None 
 
 
 def normalise(points: Tensor) -> Tensor:
-    """Every object centred, then divided by its largest distance from the centre: it fills the unit ball."""
+    """Centre every object and divide it by the largest distance from its centre, so that it fills the unit ball."""
     check_clouds(points)
     centred = points - points.mean(1, keepdim=True)
     largest = centred.square().sum(-1).amax(1).sqrt()
-    # an object of one place has no size
+    # an object whose points coincide has no size
     return centred / torch.where(largest > 0, largest, torch.ones_like(largest))[:, None, None]
 
 
@@ -79,11 +80,10 @@ def rotations(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
-    """(count, 3, 3) rotation matrices: the identity (`none`), about the vertical (`z`), or of Haar measure
-    (`so3`).
+    """Draw rotation matrices (count, 3, 3): the identity (`none`), about the vertical (`z`), or Haar-distributed (`so3`).
 
     Raises:
-        DataError: Another kind, or no generator where one is needed.
+        DataError: The kind is unknown, or a random kind has no generator.
     """
     if kind not in ROTATIONS:
         raise DataError(f"Unknown kind of rotation {kind!r}; choose one of {', '.join(ROTATIONS)}.")
@@ -100,10 +100,9 @@ def rotations(
 
 
 def rotate(points: Tensor, matrices: Tensor) -> Tensor:
-    """R x for points (b, n, 3) and matrices (b, 3, 3) or (3, 3).
+    """Compute R x for points (b, n, 3) and matrices (b, 3, 3) or (3, 3).
 
-    Element by element and not as a matrix product, which reduced precision (TF32, autocast) would make
-    inexact.
+    It is computed element by element, because reduced precision (TF32, autocast) would make a matrix product inexact.
     """
     check_clouds(points)
     columns = matrices.to(points).expand(points.shape[0], 3, 3)[:, None].unbind(-1)  # 3 x (b, 1, 3)
@@ -119,8 +118,10 @@ def scale(
     high: float = 3 / 2,
     per_axis: bool = False,
 ) -> Tensor:
-    """Every object times a factor of U(low, high) of its own; `per_axis`: one for x, y and z each, as DGCNN
-    trains (this one distorts shapes and does not commute with rotations).
+    """Multiply every object by its own factor from U(low, high).
+
+    With `per_axis`, x, y and z have factors of their own, as in DGCNN's training. This distorts shapes and does not commute
+    with rotations.
     """
     check_clouds(points)
     if not 0 < low <= high:
@@ -129,23 +130,23 @@ def scale(
 
 
 def shift(points: Tensor, generator: torch.Generator, *, limit: float = 0.2) -> Tensor:
-    """Every object moved by a vector of its own, each coordinate of U(-limit, limit)."""
+    """Move every object by its own vector, with coordinates from U(-limit, limit)."""
     check_clouds(points)
     return points + uniform((points.shape[0], 1, 3), -limit, limit, generator, points)
 
 
 def jitter(points: Tensor, generator: torch.Generator, *, std: float = 0.01, clip: float = 0.05) -> Tensor:
-    """Every coordinate plus N(0, std^2), clipped to +-clip."""
+    """Add N(0, std^2), clipped to +-clip, to every coordinate."""
     check_clouds(points)
     return points + (normal(tuple(points.shape), generator, points) * std).clamp_(-clip, clip)
 
 
 def point_dropout(points: Tensor, max_ratio: float, generator: torch.Generator) -> Tensor:
-    """Every object loses each of its points with a probability of U(0, max_ratio), drawn once per object.
+    """Drop each point of an object with a probability from U(0, max_ratio), which is drawn once per object.
 
-    Dropped points become copies of the object's first point, so that the shape stays (b, n, 3): with ratio r
-    a cloud keeps about (1 - r) n different points. CR and ACE train with max_ratio 0.875 (as PointNet++), and
-    ACE applies it to the test set too.
+    Dropped points become copies of the object's first point, so that the shape stays (b, n, 3): with ratio r a cloud keeps
+    about (1 - r) n different points. CR and ACE train with max_ratio 0.875, as PointNet++ does, and ACE applies it to the test
+    set too.
     """
     check_clouds(points)
     _check_ratio(max_ratio)
@@ -155,11 +156,10 @@ def point_dropout(points: Tensor, max_ratio: float, generator: torch.Generator) 
 
 
 def drop_ratio(points: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """As `point_dropout`, with exactly round(ratio n) points of every object dropped (never the first one):
-    for accuracy against dropout.
+    """Drop exactly round(ratio n) points of every object, never the first one, for accuracy against dropout.
 
     Raises:
-        DataError: A ratio outside [0, 1).
+        DataError: The ratio is outside [0, 1).
     """
     check_clouds(points)
     _check_ratio(ratio)

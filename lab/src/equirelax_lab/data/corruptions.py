@@ -1,10 +1,10 @@
 """Corruptions of point clouds in five severities, in the manner of ModelNet40-C (Sun et al., arXiv 2201.12296).
 
-Written anew, on clouds (b, n, 3) that fill the unit sphere with z up, with every object drawing its own random
-numbers. The number of points is kept, so that networks see shapes of one size: where points vanish, copies of
-remaining ones (at random) take their places, and where points are added, as many others go. Severities follow
-the published ones where those are lengths or shares; counts became shares of n. So accuracies under these
-corruptions compare methods with each other, not with that benchmark's table.
+This is an implementation of our own for clouds (b, n, 3) that fill the unit sphere with z up. Every object draws its own random
+numbers. The number of points is kept, so that networks see shapes of one size: removed points are replaced by copies of random
+remaining ones, and where points are added, as many others are removed. Severities follow the published ones if those are lengths
+or shares; counts became shares of n. Accuracies under these corruptions therefore compare methods with each other, not with that
+benchmark's table.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 CLUSTER = 0.1
-"""Share of the points that a place of changed density has."""
+"""Share of the points in a place of changed density."""
 THINNED = 0.75
-"""Share of a place's points that go where density decreases."""
+"""Share of a place's points that are removed when its density decreases."""
 HOLE = 0.03
-"""Share of the points that one hole takes."""
+"""Share of the points in one hole."""
 
 
 def corrupt(points: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
-    """`points` (b, n, 3) with one of `CORRUPTIONS` applied, as a new tensor.
+    """Apply one of `CORRUPTIONS` to `points` (b, n, 3); return a new tensor.
 
     Raises:
-        DataError: An unknown name, a severity that is not 1 .. 5, points of another shape, NaN or infinity.
+        DataError: The name is unknown, the severity is not 1 .. 5, or the points have another shape, NaN or infinity.
     """
     check_clouds(points)
     if not torch.isfinite(points).all():
@@ -52,9 +52,9 @@ def corrupt(points: Tensor, name: str, severity: int, generator: torch.Generator
 
 
 def refill(points: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace every point that is not `kept` (b, n) bool by a copy of a kept one of its object, at random.
+    """Replace every point that is not `kept` (b, n) bool by a copy of a random kept point of its object.
 
-    An object of which nothing is kept stays as it is.
+    An object without kept points stays as it is.
     """
     kept = kept | ~kept.any(1, keepdim=True)
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept ones first
@@ -65,9 +65,10 @@ def refill(points: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """What cannot be seen from a random direction goes: an orthographic depth buffer with cells of 0.04
-    .. 0.12, whose points survive if they are at most 0.1 behind the nearest one. Wide cells are what hides the
-    far side of a sparse cloud; of ModelNet40's at 300 points 86 .. 53 % remain, at 1024 points 72 .. 40 %.
+    """Remove points that cannot be seen from a random direction.
+
+    An orthographic depth buffer with cells of 0.04 .. 0.12 keeps the points that are at most 0.1 behind the nearest one. Wide
+    cells hide the far side of a sparse cloud: of ModelNet40's clouds 86 .. 53 % of 300 points and 72 .. 40 % of 1024 remain.
     """
     cell = (0.04, 0.06, 0.08, 0.1, 0.12)[severity - 1]
     turn = rotations("so3", points.shape[0], generator, dtype=points.dtype, device=points.device)
@@ -81,7 +82,7 @@ def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def density_decrease(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """One to five places, each a tenth of the points around a random one, lose three quarters of them."""
+    """Remove three quarters of the points in one to five places, each the tenth of the points nearest to a random one."""
     gone = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for near in _places(points, severity, CLUSTER, generator):
         gone |= near & (uniform(tuple(gone.shape), 0.0, 1.0, generator, points) < THINNED)
@@ -89,8 +90,9 @@ def density_decrease(points: Tensor, severity: int, generator: torch.Generator) 
 
 
 def density_increase(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """One to five places, each a tenth of the points around a random one, get denser: of the other points an
-    eighth per place goes to them, as copies of their points moved by N(0, 0.01^2).
+    """Increase the density in one to five places, each the tenth of the points nearest to a random one.
+
+    For each place an eighth of the other points become copies of its points, moved by N(0, 0.01^2).
     """
     dense = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for near in _places(points, severity, CLUSTER, generator):
@@ -101,7 +103,7 @@ def density_increase(points: Tensor, severity: int, generator: torch.Generator) 
 
 
 def cutout(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """2, 3, 5, 7 or 10 holes, each of the 3 % of the points around a random one."""
+    """Cut 2, 3, 5, 7 or 10 holes, each the 3 % of the points nearest to a random one."""
     gone = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for near in _places(points, (2, 3, 5, 7, 10)[severity - 1], HOLE, generator):
         gone |= near
@@ -109,7 +111,7 @@ def cutout(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def _places(points: Tensor, count: int, share: float, generator: torch.Generator) -> list[Tensor]:
-    """`count` masks (b, n): of every object the round(share n) points (at least one) nearest to a random one."""
+    """Choose `count` masks (b, n): for every object the round(share n), at least one, points nearest to a random one."""
     batch, n, _ = points.shape
     near = max(1, round(share * n))
     masks = []
@@ -122,32 +124,33 @@ def _places(points: Tensor, count: int, share: float, generator: torch.Generator
 
 
 def uniform_noise(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Every coordinate plus U(-c, c), c = 0.01 .. 0.05."""
+    """Add U(-c, c), c = 0.01 .. 0.05, to every coordinate."""
     limit = 0.01 * severity
     return points + uniform(tuple(points.shape), -limit, limit, generator, points)
 
 
 def gaussian_noise(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Every coordinate plus N(0, s^2), s = 0.01 .. 0.03."""
+    """Add N(0, s^2), s = 0.01 .. 0.03, to every coordinate."""
     return points + 0.005 * (severity + 1) * normal(tuple(points.shape), generator, points)
 
 
 def impulse_noise(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """A share of 1/30 .. 1/10 of the points is moved by 0.1 up or down in every coordinate."""
+    """Move a share of 1/30 .. 1/10 of the points by +-0.1 in every coordinate."""
     hit = _some(points, 1 / (30, 25, 20, 15, 10)[severity - 1], generator)
     sign = uniform(tuple(points.shape), -1.0, 1.0, generator, points).sign()
     return torch.where(hit[..., None], points + 0.1 * sign, points)
 
 
 def background_noise(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """A share of 1/45 .. 1/20 of the points becomes uniform in the cube [-1, 1]^3."""
+    """Replace a share of 1/45 .. 1/20 of the points by uniform ones in the cube [-1, 1]^3."""
     hit = _some(points, 1 / (45, 40, 35, 30, 20)[severity - 1], generator)
     return torch.where(hit[..., None], uniform(tuple(points.shape), -1.0, 1.0, generator, points), points)
 
 
 def upsampling(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """n/5 .. n points are added, copies of others moved by U(-0.05, 0.05) per coordinate, and of all n remain:
-    a share of 1/6 .. 1/2 are such copies.
+    """Add n/5 .. n copies of points, moved by U(-0.05, 0.05) per coordinate, and keep n of all points.
+
+    A share of 1/6 .. 1/2 are then such copies.
     """
     added = 1 / (5, 4, 3, 2, 1)[severity - 1]
     hit = _some(points, added / (1 + added), generator)
@@ -156,15 +159,16 @@ def upsampling(points: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 
 def _some(points: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """(b, n) bool: round(share n) points of every object, at least one."""
+    """Choose round(share n) points of every object, at least one: (b, n) bool."""
     keys = uniform(tuple(points.shape[:2]), 0.0, 1.0, generator, points)
     index = keys.topk(max(1, round(share * points.shape[1]))).indices
     return torch.zeros_like(keys, dtype=torch.bool).scatter_(1, index, True)
 
 
 def shear(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """x += a y + b z, y += c z, with a, b, c of random sign and size U(s - 0.05, s), s = 0.05 .. 0.25: the
-    volume is kept.
+    """Shear by x += a y + b z, y += c z, with a, b, c of random sign and size U(s - 0.05, s), s = 0.05 .. 0.25.
+
+    The volume is kept.
     """
     sizes = _signed((points.shape[0], 3), 0.05 * severity, 0.05, generator, points)
     matrix = torch.eye(3, dtype=points.dtype, device=points.device).repeat(points.shape[0], 1, 1)
@@ -173,7 +177,7 @@ def shear(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def rotation(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Turned by 2.5, 5, 7.5, 10 or 15 degrees about a random axis."""
+    """Rotate by 2.5, 5, 7.5, 10 or 15 degrees about a random axis."""
     angle = math.radians((2.5, 5.0, 7.5, 10.0, 15.0)[severity - 1])
     axis = normal((points.shape[0], 3), generator, points)
     axis = axis / axis.norm(dim=-1, keepdim=True)
@@ -185,8 +189,9 @@ def rotation(points: Tensor, severity: int, generator: torch.Generator) -> Tenso
 
 
 def free_form(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Free-form deformation: a lattice of 5^3 control points over [-1, 1]^3, each moved per coordinate by a
-    random sign times U(c - 0.1, c), c = 0.1 .. 0.5, interpolated by Bernstein polynomials of degree 4.
+    """Deform by a lattice of 5^3 control points over [-1, 1]^3, interpolated by Bernstein polynomials of degree 4.
+
+    Each point is moved per coordinate by a random sign times U(c - 0.1, c), c = 0.1 .. 0.5.
     """
     nodes, degree = 5, 4
     moved = _signed((points.shape[0], nodes, nodes, nodes, 3), 0.1 * severity, 0.1, generator, points)
@@ -199,8 +204,10 @@ def free_form(points: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def radial_basis(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Dents and bumps: the corners, face centres and centre of [-1, 1]^3 (15 places) are moved per coordinate
-    by a random sign times U(c - 0.05, c), c = 0.05 .. 0.25, spread by the Gaussian exp(-|x - p|^2 / 0.5).
+    """Deform by dents and bumps at the corners, face centres and centre of [-1, 1]^3 (15 places p).
+
+    Each place is moved per coordinate by a random sign times U(c - 0.05, c), c = 0.05 .. 0.25, spread by the Gaussian
+    exp(-|x - p|^2 / 0.5).
     """
     corners = list(itertools.product((-1.0, 1.0), repeat=3))
     faces = [tuple(s if a == axis else 0.0 for a in range(3)) for axis in range(3) for s in (-1.0, 1.0)]
@@ -213,7 +220,7 @@ def radial_basis(points: Tensor, severity: int, generator: torch.Generator) -> T
 def _signed(
     shape: tuple[int, ...], high: float, width: float, generator: torch.Generator, like: Tensor
 ) -> Tensor:
-    """Numbers of random sign and of size U(high - width, high)."""
+    """Draw numbers of random sign and of size U(high - width, high)."""
     size = uniform(shape, high - width, high, generator, like)
     return size * uniform(shape, -1.0, 1.0, generator, like).sign()
 

@@ -1,5 +1,6 @@
-"""scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, each turned by a multiple of 90 degrees: a quick task for which C4
-is exact. No file is needed.
+"""scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, each turned by a multiple of 90 degrees.
+
+This is a quick task for which C4 is an exact symmetry. It needs no file.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ SEED = 0
 
 
 def load(split: Literal["train", "val", "test"], root: str | Path | None = None) -> ImageSet:
-    """A split of the digits in a fixed random order: 1,000 for training, 200 for validation, 597 for the test.
+    """Load a split of the digits in a fixed random order: 1,000 for training, 200 for validation, 597 for testing.
 
     Args:
-        split: which. root: not looked at: scikit-learn brings the data along.
+        split: The split.
+        root: Ignored, since scikit-learn ships the data.
 
     Raises:
         DataError: scikit-learn is not installed, or the split is unknown.

@@ -1,4 +1,4 @@
-"""Vector fields on a grid over time, cut into windows: some frames to read, the next ones to forecast."""
+"""Vector fields on a grid over time, cut into windows of frames to read and frames to forecast."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class FieldSet:
 
     Attributes:
         frames: (R, T, 2, H, W) velocities.
-        windows: (N, 2) long: run, and the first frame that is read.
-        domain: (N,) bool: the window is of the test split Domain.
-        side: (R,) long: side of the inflow (or, of the scale set, number of the scale).
+        windows: (N, 2) long: the run, and the first frame that is read.
+        domain: (N,) bool: whether the window belongs to the test split Domain.
+        side: (R,) long: side of the inflow or, in the scale set, number of the scale.
         inputs: Frames that are read. outputs: frames that are forecast after them.
     """
 
@@ -37,7 +37,7 @@ class FieldSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.frames.device
 
     def to(self, device: torch.device | str | None = None) -> Self:
@@ -71,15 +71,15 @@ class FieldSet:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The windows of several sets with fields and windows of equal shape, in that order.
+        """Join the windows of several sets whose fields and windows have equal shapes.
 
         Raises:
-            DataError: There are none, or the shapes differ.
+            DataError: There are no sets, or their shapes differ.
         """
         shapes = {(tuple(p.frames.shape[1:]), p.inputs, p.outputs) for p in parts}
         if len(shapes) != 1:
             raise DataError(
-                f"Sets of fields are joined only where runs and windows have one shape; got {sorted(shapes)}."
+                f"Sets of fields can be joined only if their runs and windows have one shape; got {sorted(shapes)}."
             )
         first, offset, windows = parts[0], 0, []
         for part in parts:
@@ -96,10 +96,10 @@ class FieldSet:
 
 
 def windows(runs: int, first: int, last: int, length: int, every: int) -> Tensor:
-    """(N, 2) long: every window of `length` frames inside frames first..last-1 of every run, `every` frames apart.
+    """List the windows of `length` frames inside frames first..last-1 of every run, `every` frames apart: (N, 2) long.
 
     Raises:
-        DataError: None fits, or `every` is below 1.
+        DataError: No window fits, or `every` is below 1.
     """
     if every < 1:
         raise DataError(f"Windows start every 1 frame or more; got {every}.")

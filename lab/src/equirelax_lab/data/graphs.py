@@ -20,13 +20,12 @@ class GraphSet:
     Attributes:
         positions: (N, n, 3) input positions.
         velocities: (N, n, 3) input velocities.
-        features: (N, n, f) further node features, not transformed by rotations.
+        features: (N, n, f) further node features, which rotations do not change.
         targets: (N, n, 3) positions to predict.
-        edge_index: (2, e) one directed graph for all systems, or (N, 2, e); rows are (source, target), 0 ..
-        n-1.
-        edge_features: (N, e, k), not transformed by rotations.
+        edge_index: (2, e) for one directed graph of all systems, or (N, 2, e); rows are (source, target), 0 .. n-1.
+        edge_features: (N, e, k), which rotations do not change.
         charges: (N, n, 1) or None.
-        trajectory: (N, steps, n, 3) positions at several later times, the last of them the targets, or None.
+        trajectory: (N, steps, n, 3) positions at several later times, of which the last are the targets, or None.
     """
 
     positions: Tensor
@@ -37,7 +36,7 @@ class GraphSet:
     edge_features: Tensor
     charges: Tensor | None = None
     trajectory: Tensor | None = None
-    # batch size -> (edge_index of a batch, or node offsets where every system has its own graph; graph)
+    # batch size -> (edge_index of a batch, or node offsets if every system has its own graph; graph)
     _cache: dict[int, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -47,7 +46,7 @@ class GraphSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.positions.device
 
     @property
@@ -56,19 +55,16 @@ class GraphSet:
         return self.positions.shape[1]
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """The systems `indices` (b of them) as one big graph of b * n nodes.
+        """Join the systems `indices` (b of them) to one graph of b * n nodes.
 
         Args:
             indices: (b,) long tensor or a sequence of integers.
-            rotation: (3, 3), or (b, 3, 3) for one per system; acts on positions, velocities, targets,
-            trajectory.
+            rotation: (3, 3), or (b, 3, 3) for one per system; acts on positions, velocities, targets and trajectory.
 
         Returns:
             positions, velocities, targets (b*n, 3), features (b*n, f), edge_index (2, b*e),
-            edge_features (b*e, k), graph (b*n,) long: the number 0 .. b-1 of each node's system; and where
-            the set has them charges (b*n, 1), trajectory (b*n, steps, 3). edge_index and graph may be
-            shared between
-            batches: do not change them in place.
+            edge_features (b*e, k), graph (b*n,) long: the number 0 .. b-1 of each node's system; and, if the set has them,
+            charges (b*n, 1), trajectory (b*n, steps, 3). Batches may share edge_index and graph: do not change them in place.
         """
         index = torch.as_tensor(indices, dtype=torch.long, device=self.positions.device)
         edge_index, graph = self._topology(index)
@@ -92,9 +88,7 @@ class GraphSet:
         return out
 
     def turned(self, rotations: Tensor) -> Self:
-        """The set with positions, velocities, targets and trajectories turned by rotations (3, 3), or (N, 3, 3) for one per
-        system.
-        """
+        """Turn positions, velocities, targets and trajectories by rotations (3, 3), or (N, 3, 3) for one per system."""
         vectors: dict[str, Tensor | None] = {
             "positions": self.positions,
             "velocities": self.velocities,
@@ -107,9 +101,7 @@ class GraphSet:
         return dataclasses.replace(self, **moved)
 
     def _features(self, index: Tensor) -> Tensor:
-        """(b, n, f) node features of the systems `index` (b,); a set whose features depend on the batch
-        overrides it.
-        """
+        """Node features (b, n, f) of the systems `index` (b,). A set whose features depend on the batch overrides this."""
         return self.features.index_select(0, index)
 
     def _topology(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +120,7 @@ class GraphSet:
         return edges, graph
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The set of the systems `indices` alone."""
+        """The systems `indices` alone, in that order."""
         return self._map(lambda tensor: tensor[indices])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -139,7 +131,7 @@ class GraphSet:
         return moved
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """A copy in which `change` was applied to every tensor whose first axis is the systems."""
+        """Copy the set with `change` applied to every tensor whose first axis is the systems."""
         changed: dict[str, Any] = {}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
@@ -166,11 +158,10 @@ class GraphSet:
 
 
 def _turn(vectors: Tensor, rotation: Tensor) -> Tensor:
-    """R x for vectors (b, ..., 3) and a rotation (3, 3) or (b, 3, 3).
+    """Compute R x for vectors (b, ..., 3) and a rotation (3, 3) or (b, 3, 3).
 
-    Element by element and not as a matrix product, which starts the thread pool: on a busy machine waking it
-    takes far longer than the 1500 products of a batch. `index_select` is used above, and not indexing, for
-    the same reason.
+    It is computed element by element, because a matrix product starts the thread pool, and waking that on a busy machine takes
+    far longer than the 1500 products of a batch. For the same reason `index_select` is used above instead of indexing.
     """
     columns = rotation.to(vectors).unbind(-1)  # 3 x (3,) or (b, 3)
     if rotation.ndim == 3:
@@ -180,13 +171,13 @@ def _turn(vectors: Tensor, rotation: Tensor) -> Tensor:
 
 
 def complete_graph(bodies: int) -> Tensor:
-    """(2, n (n-1)) every ordered pair of different bodies, rows (source, target), ordered by target."""
+    """List every ordered pair of different bodies, (2, n (n-1)): rows (source, target), ordered by target."""
     target, source = (~torch.eye(bodies, dtype=torch.bool)).nonzero(as_tuple=True)
     return torch.stack([source, target])
 
 
 def nearest_neighbours(positions: Tensor, neighbours: int) -> Tensor:
-    """(N, 2, n * neighbours): for every body (target) its nearest others (sources); positions (N, n, 3)."""
+    """Connect every body (target) to its nearest others (sources): (N, 2, n * neighbours) for positions (N, n, 3)."""
     count, n, _ = positions.shape
     distance = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
     distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
@@ -196,7 +187,7 @@ def nearest_neighbours(positions: Tensor, neighbours: int) -> Tensor:
 
 
 def squared_distances(positions: Tensor, edge_index: Tensor) -> Tensor:
-    """(N, e) squared lengths of the edges, for positions (N, n, 3) and edge_index (2, e) or (N, 2, e)."""
+    """Squared lengths of the edges, (N, e), for positions (N, n, 3) and edge_index (2, e) or (N, 2, e)."""
     source, target = gather(positions, edge_index)
     return (source - target).square().sum(-1)
 

@@ -1,4 +1,4 @@
-"""Gravity: the simulator of SEGNN's gravity benchmark, for many trajectories at once.
+"""Simulate gravity, as in SEGNN's gravity benchmark, for many trajectories at once.
 
 100 bodies of unit mass attract each other with softening eps = 0.1 and G = 1, without any clamp,
 
@@ -22,11 +22,11 @@ from equirelax_lab.data.blocks import STEPS_PER_FRAME, TIME_STEP, Trajectories, 
 BODIES = 100
 SOFTENING = 0.1
 CHUNK = 16
-"""Trajectories per block (two pair matrices of 1.3 MB each); part of the data's definition."""
+"""Trajectories per block (two pair matrices of 1.3 MB each). This is part of the data's definition."""
 
 
 def initial_states(rng: np.random.Generator, count: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Positions ~ N(0, 1), velocities ~ N(0, 1) minus their mean over the bodies: (count, 100, 3) each."""
+    """Draw positions from N(0, 1), and velocities from N(0, 1) minus their mean over the bodies: (count, 100, 3) each."""
     positions = rng.standard_normal((count, BODIES, 3))
     velocities = rng.standard_normal((count, BODIES, 3))
     velocities -= velocities.mean(1, keepdims=True)
@@ -34,7 +34,7 @@ def initial_states(rng: np.random.Generator, count: int = CHUNK) -> tuple[Tensor
 
 
 class _Accelerations:
-    """In-place accelerations of one block of trajectories; nothing is allocated per step."""
+    """Computes the accelerations of a block of trajectories in place without allocating memory."""
 
     def __init__(self, positions: Tensor) -> None:
         count, n, _ = positions.shape
@@ -45,7 +45,7 @@ class _Accelerations:
         self.out = positions.new_empty(count, n, 3)
 
     def update(self) -> Tensor:
-        """Accelerations (count, n, 3) of the present positions."""
+        """Compute the accelerations (count, n, 3) at the present positions."""
         x, weight, difference = self.positions, self.weight, self.difference
         weight.fill_(SOFTENING**2)
         for axis in range(3):
@@ -72,13 +72,13 @@ def simulate(
     """Simulate N trajectories at once and keep some frames.
 
     Args:
-        positions: (N, bodies, 3). velocities: (N, bodies, 3). Computed in float64.
-        frames: Increasing frame numbers k >= 0; frame k is the state after steps_per_frame * k steps.
-        threads: Blocks simulated at the same time.
+        positions, velocities: (N, bodies, 3); the computation is in float64.
+        frames: Increasing frame numbers k >= 0. Frame k is the state after steps_per_frame * k steps.
+        threads: Number of blocks that are simulated in parallel.
         progress: Called as progress(trajectories finished, N) after every block, in the caller's thread.
 
     Raises:
-        DataError: Shapes or frames that do not fit.
+        DataError: Shapes or frames do not fit.
     """
     check_states(positions, velocities, frames)
     count, n, _ = positions.shape

@@ -38,7 +38,7 @@ SOURCES = ("rmd17", "md17")
 EV_PER_KCAL_MOL = 4184 / 96485.33212331
 """A thermochemical kilocalorie per mole; CODATA 2018."""
 SHUFFLE_SEED = 0
-"""Of the original trajectories' order."""
+"""Seed of the order of the original trajectories."""
 MD17_URLS = (
     "http://www.quantum-machine.org/gdml/data/npz/{}",
     "http://quantum-machine.org/gdml/data/npz/{}",
@@ -47,7 +47,7 @@ MD17_URLS = (
 
 @dataclass(frozen=True)
 class Molecule:
-    """Formula {atomic number: atoms}, and the names of its files in the two official sets."""
+    """A molecule's formula {atomic number: atoms}, and the names of its files in the two official sets."""
 
     formula: Mapping[int, int]
     revised: str
@@ -75,8 +75,15 @@ MOLECULES: Mapping[str, Molecule] = {
 
 @dataclass
 class Frames:
-    """What files hold: numbers (n,) int, positions (N, n, 3) Angstrom, energies (N,) eV, forces (N, n, 3) eV/Angstrom, all
-    float64; and where they came from."""
+    """The content of files, in float64.
+
+    Attributes:
+        numbers: (n,) int, atomic numbers.
+        positions: (N, n, 3), Angstrom.
+        energies: (N,), eV.
+        forces: (N, n, 3), eV/Angstrom.
+        origin: Where the frames came from.
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -91,10 +98,10 @@ class Frames:
 
 
 def read(source: str, molecule: str, part: str, root: str | os.PathLike[str] | None = None) -> Frames:
-    """All frames that training and validation ("train") or testing ("test") may take; no frame is in both.
+    """Read all frames for training and validation ("train") or for testing ("test"). No frame is in both.
 
     Raises:
-        DataError: Unknown names, files that are missing or damaged, other atoms, or values that are not finite.
+        DataError: A name is unknown, files are missing or damaged, or they hold other atoms or NaN.
     """
     if source not in SOURCES:
         raise DataError(f"Unknown source '{source}' of MD17; choose one of {', '.join(SOURCES)}.")
@@ -118,14 +125,14 @@ def get_original(
     url: str | None = None,
     force: bool = False,
 ) -> Path:
-    """The original set's file of a molecule, downloaded unless it is there; it is read once before it is put in its place.
+    """Return the original set's file of a molecule. It is downloaded if it is missing, and checked before it is kept.
 
     Args:
-        url: Another address, tried instead of the known ones.
-        force: Download, also where the file is there.
+        url: Another address, used instead of the known ones.
+        force: Download even if the file is there.
 
     Raises:
-        DataError: No address gave it; the message says what to do by hand.
+        DataError: No address gave the file. The message says what to do by hand.
     """
     name = _known(molecule).original
     if not force and (found := _anywhere(FOLDER / name, root)) is not None:
@@ -144,8 +151,8 @@ def get_original(
         finally:
             fresh.unlink(missing_ok=True)
     raise DataError(
-        f"{name} could not be downloaded. {'. '.join(failures)}. Get it in another way (a browser, a colleague) and put it "
-        f"there as {target}."
+        f"{name} could not be downloaded. {'. '.join(failures)}. Get it in another way (with a browser, from a colleague) and "
+        f"save it as {target}."
     )
 
 
@@ -169,7 +176,7 @@ def _read_original(molecule: str, root: str | os.PathLike[str] | None) -> Frames
 
 
 def _read_revised(folder: Path, molecule: str, part: str) -> Frames:
-    """The first official split's frames."""
+    """Read the frames of the first official split."""
     keys = ("nuclear_charges", "coords", "energies", "forces")
     frames = _checked_npz(folder / "npz_data" / MOLECULES[molecule].revised, molecule, keys)
     path = folder / "splits" / f"index_{part}_01.csv"
@@ -183,11 +190,11 @@ def _read_revised(folder: Path, molecule: str, part: str) -> Frames:
     return frames.take(index)
 
 
-_ANEW = "Get the file anew"
+_ANEW = "Get the file again"
 
 
 def _checked_npz(path: Path, molecule: str, keys: tuple[str, str, str, str]) -> Frames:
-    """Arrays of an official file: numbers, positions, energies, forces by name; kcal/mol."""
+    """Read an official file in kcal/mol; `keys` name its numbers, positions, energies and forces."""
     arrays = load_npz(path, path, f"{_ANEW}.", keys)
     missing = [key for key in keys if key not in arrays]
     if missing:
@@ -212,7 +219,7 @@ def _checked_npz(path: Path, molecule: str, keys: tuple[str, str, str, str]) -> 
 
 
 def _read_xyz(path: Path, molecule: str) -> Frames:
-    """Extended XYZ: the properties pos and forces of every atom, energy in every frame's second line; eV."""
+    """Read extended XYZ in eV: the properties pos and forces of every atom, and the energy in every frame's second line."""
     try:
         from ase.io import iread
     except ImportError as error:
@@ -234,16 +241,16 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
                 raise DataError(
                     f"{path}: frame {k} has other atoms, or in another order, than the first. {_ANEW}."
                 )
-            energies.append(float(results["energy"]))  # first, for it may be no number
+            energies.append(float(results["energy"]))  # first, because it may not be a number
             numbers.append(atoms.numbers)
             positions.append(atoms.positions)
             forces.append(results["forces"])
     except DataError:
         raise
-    # What ASE meets in a damaged file is of many types: ValueError, KeyError, OverflowError, MemoryError, ...
+    # A damaged file raises errors of many types in ASE: ValueError, KeyError, OverflowError, MemoryError, ...
     except Exception as error:
         raise DataError(
-            f"{path}: after {len(numbers)} frames it is no extended XYZ, or it ends too early ({error}). {_ANEW}."
+            f"{path}: after {len(numbers)} frames it is not extended XYZ, or it ends too early ({error}). {_ANEW}."
         ) from error
     if not numbers:
         raise DataError(f"{path} has no frames. {_ANEW}.")
@@ -259,7 +266,7 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
 
 
 def _check(frames: Frames, molecule: str) -> None:
-    """Raise `DataError` unless the frames are of the molecule, fit together and are finite."""
+    """Raise `DataError` unless the frames belong to the molecule, fit together and are finite."""
     for problem in _problems(frames, molecule):
         raise DataError(f"{frames.origin}: {problem}. {_ANEW}.")
 
@@ -287,7 +294,7 @@ __all__ = ["COUNTS", "MOLECULES", "SOURCES", "SPLITS", "get_original", "load"]
 SPLITS = ("train", "val", "test")
 COUNTS = (950, 50, 1000)
 DRAW_SEED = 17
-"""Of the random splits, beside that of a run."""
+"""Seed of the random splits, together with the seed of a run."""
 ARRAYS = ("positions", "energies", "forces")
 
 
@@ -303,24 +310,24 @@ def load(
     seed: int = 0,
     scale: str = "forces",
 ) -> MolecularFrames:
-    """Load a split, scaled by the frames that training takes.
+    """Load a split, scaled by the training frames.
 
     Args:
         split: `train`, `val` or `test`.
-        molecule: One of `MOLECULES`; of rMD17 without its archive aspirin and ethanol are usual.
+        molecule: One of `MOLECULES`.
         source: `rmd17` or `md17`.
         root: See `equirelax_lab.data.root`.
-        counts: Frames of train, val and test: the first of the source's training frames; those from number 950 on (or the
-            first that training leaves), so that fewer training frames do not change them; the first of its test frames, None:
-            all.
-        dtype: Of positions and forces.
-        frames: `first`, see `counts`; or `random`: training, validation and test frames are drawn, in this order, from all
-            frames of the source by `seed`.
-        scale: `forces`, by the training forces' root mean square (`force_scaling`), or `energies`, by the training energies'
-            standard deviation.
+        counts: Numbers of training, validation and test frames. Training takes the source's first training frames; validation
+            takes those from number 950 on (or after the training frames), so that fewer training frames do not change
+            them; testing takes the first test frames, or all (None).
+        dtype: Dtype of positions and forces.
+        frames: `first`, see `counts`; or `random`, which draws training, validation and test frames, in this order, from all
+            frames of the source with `seed`.
+        scale: `forces` scales by the root mean square of the training forces (`force_scaling`), `energies` by the standard
+            deviation of the training energies.
 
     Raises:
-        DataError: Unknown names, counts below 1, more frames than there are, or files that are missing or damaged.
+        DataError: A name is unknown, a count is below 1 or too large, or files are missing or damaged.
     """
     if split not in SPLITS:
         raise DataError(f"Unknown split '{split}' of MD17; choose one of {', '.join(SPLITS)}.")
@@ -354,7 +361,7 @@ def _first(
     counts: tuple[int, int, int | None],
     split: str,
 ) -> dict[str, Frames]:
-    """The training frames and, where it is another one, the split."""
+    """Take the training frames and, if it is another one, the split."""
     train, val, test = counts
     fitted = read(source, molecule, "train", root)
     parts = {"train": _part(fitted, 0, train, "train")}
@@ -368,7 +375,7 @@ def _first(
 
 
 def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None) -> Frames:
-    """All frames of a source."""
+    """Read all frames of a source."""
     one, other = (read(source, molecule, part, root) for part in ("train", "test"))
     _check_order(one, other, molecule)
     joined: dict[str, Any] = {
@@ -378,13 +385,13 @@ def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None)
 
 
 def _drawn(everything: Frames, counts: tuple[int, int, int | None], seed: int) -> dict[str, Frames]:
-    """Three parts of a random order."""
+    """Draw the three splits in a random order."""
     train, val, test = counts
     there = len(everything.energies)
     wanted = train + val + (1 if test is None else test)
     if wanted > there:
         raise DataError(
-            f"{everything.origin} has {there} frames; {wanted} or more were asked for: ask for fewer."
+            f"{everything.origin} has {there} frames; {wanted} or more were requested: ask for fewer."
         )
     order = np.random.default_rng([DRAW_SEED, seed]).permutation(there)
     last = there if test is None else wanted
@@ -395,7 +402,7 @@ def _drawn(everything: Frames, counts: tuple[int, int, int | None], seed: int) -
 def _check_order(one: Frames, other: Frames, molecule: str) -> None:
     if not np.array_equal(one.numbers, other.numbers):
         raise DataError(
-            f"The test frames of {molecule} have their atoms in another order than those of training. Get the files anew."
+            f"The test frames of {molecule} have their atoms in another order than those of training. Get the files again."
         )
 
 

@@ -31,14 +31,12 @@ HORIZON = 30
 """Frames from the input to the last target."""
 SPLITS = ("train", "val", "test")
 TRAIN_SAMPLES = 200
-"""About as many training samples the protocol has: as many starts of every training trial as make them up."""
+"""Number of training samples in the protocol, which decides how many starts of every training trial are used."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of a motion, and the number of starts of every training trial that the protocol uses (None: what makes up
-    `TRAIN_SAMPLES`).
-    """
+    """Files of a motion, and the number of starts per training trial (None: enough for `TRAIN_SAMPLES`)."""
 
     motion: str
     split: str
@@ -52,12 +50,12 @@ CASES: Mapping[str, Case] = {
 
 
 def files_of(name: str) -> Case:
-    """Where a case stands that was made."""
+    """The files of a case that was made from raw files."""
     return Case(f"{name}.npz", f"{name}_split.npz")
 
 
 def find_case(name: str, root: str | Path | None) -> Case:
-    """A published case, or one that was made. Raises `DataError` for any other name."""
+    """Find a published case, or one that was made from raw files. Raise `DataError` for any other name."""
     if name in CASES:
         return CASES[name]
     files = files_of(name)
@@ -70,7 +68,7 @@ def find_case(name: str, root: str | Path | None) -> Case:
 
 
 def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> int:
-    """Number of starts of every training trial that are used. Raises `DataError` where the split has fewer."""
+    """Number of starts per training trial that are used. Raise `DataError` if the split has fewer."""
     trials, starts = parts["train_start"].shape
     if files.train_starts is not None:
         problem = f"train_start has {starts} starts of a trial, and {files.train_starts} are used"
@@ -82,18 +80,16 @@ def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> in
 def read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
     hint = f"`equirelax list` says how to get it. Put it there as {FOLDER / name}"
     path = find(FOLDER / name, root, hint=hint)
-    return load_npz(path, path, "Get the file anew."), path
+    return load_npz(path, path, "Get the file again."), path
 
 
 def _require(condition: bool, path: Path, problem: str) -> None:
     if not condition:
-        raise DataError(f"{path}: {problem}. The file is not what is expected here; get it anew.")
+        raise DataError(f"{path}: {problem}. The file is not what is expected here; get it again.")
 
 
 def check_motion(motion: Mapping[str, np.ndarray], path: Path) -> None:
-    """Raise `DataError` unless pos (frames, 31, 3), lengths, joints and edges are there, finite and fit
-    together.
-    """
+    """Raise `DataError` unless pos (frames, 31, 3), lengths, joints and edges exist, are finite and fit together."""
     missing = [key for key in ("pos", "lengths", "joints", "edges") if key not in motion]
     _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
     positions, lengths, bones = motion["pos"], motion["lengths"], motion["edges"]
@@ -138,7 +134,7 @@ def check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray
         _require(
             bool(known), path, f"{split}_trial names a trial that is not among the {len(lengths)} trials"
         )
-        # not starts + HORIZON, which may be more than an integer holds
+        # not starts + HORIZON, which may overflow
         last = lengths.astype(np.int64)[trials][:, None] - HORIZON
         room = starts.size > 0 and starts.min() >= 0 and (starts < last).all()
         _require(
@@ -153,18 +149,18 @@ FRAMES_PER_SECOND = 120
 
 
 def from_amc(asf: str | Path, amc: Sequence[str | Path]) -> dict[str, np.ndarray]:
-    """A motion in the layout of the motion files, from raw files (mocap.cs.cmu.edu) of one subject.
+    """Convert raw files (mocap.cs.cmu.edu) of one subject to the layout of the motion files.
 
     Args:
         asf: The subject's skeleton.
-        amc: Trials, in the order in which they shall be numbered.
+        amc: The trials, in the order in which they are numbered.
 
     Returns:
-        pos (frames of all trials, joints, 3) float32, in the files' unit; lengths (trials,); trials, their names;
-        joints, their names; edges (joints - 1, 2); fps.
+        pos (frames of all trials, joints, 3) float32, in the files' unit; lengths (trials,); names of trials; names of joints;
+        edges (joints - 1, 2); fps.
 
     Raises:
-        DataError: A file that cannot be read, or does not fit the skeleton.
+        DataError: A file cannot be read, or does not fit the skeleton.
     """
     skeleton = read_asf(asf)
     moving = [skeleton.positions(read_amc(path, skeleton)) for path in amc]
@@ -181,11 +177,12 @@ def from_amc(asf: str | Path, amc: Sequence[str | Path]) -> dict[str, np.ndarray
 
 
 def make_split(lengths: Sequence[int], *, starts: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A partition of trials by the published protocol: a quarter each for validation and test (of 11: 5, 3, 3; of 23:
-    11, 6, 6), and `starts` random frames of every trial, in random order, that leave room for the horizon.
+    """Partition trials by the published protocol, and draw `starts` random frames of every trial that leave room for the horizon.
+
+    A quarter of the trials each is for validation and test (11 trials give 5, 3, 3; 23 trials 11, 6, 6).
 
     Raises:
-        DataError: Fewer than three trials, or one that is too short.
+        DataError: There are fewer than three trials, or one is too short.
     """
     count = len(lengths)
     if count < 3:
@@ -193,7 +190,7 @@ def make_split(lengths: Sequence[int], *, starts: int, seed: int = 0) -> dict[st
     if short := [n for n, length in enumerate(lengths) if not 1 <= starts <= length - HORIZON]:
         raise DataError(
             f"Trial {short[0]} has {lengths[short[0]]} frames, which leave room for "
-            f"{max(lengths[short[0]] - HORIZON, 0)} starts; {starts} were asked for."
+            f"{max(lengths[short[0]] - HORIZON, 0)} starts; {starts} were requested."
         )
     rng = np.random.default_rng(seed)
     quarter = max(1, round(count / 4))
@@ -221,21 +218,21 @@ def make(
     root: str | Path | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Write a new case below the data root, for `load(case=name)`, from raw files of one subject of CMU's (31 joints).
+    """Write a new case below the data root, for `load(case=name)`, from the raw files of one CMU subject (31 joints).
 
     Args:
         name: Letters, digits, - and _; not `run` or `walk`.
         asf, amc: As `from_amc`.
-        starts: Random starts of every trial; None: 100, or as many as the shortest trial has room for.
-        seed: Of the partition.
+        starts: Random starts per trial; None: 100, or as many as the shortest trial has room for.
+        seed: Seed of the partition.
         root: See `equirelax_lab.data.root`.
-        force: Write over a case of the same name.
+        force: Overwrite a case of the same name.
 
     Returns:
         The files: motion and split.
 
     Raises:
-        DataError: A name that is taken or not allowed, or files that cannot be used.
+        DataError: The name is taken or not allowed, or the files cannot be used.
     """
     if name in CASES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(
@@ -276,9 +273,9 @@ __all__ = [
 ]
 
 STEPS = 5
-"""Number of targets of a trajectory: the frames t + HORIZON - STEPS + 1 ... t + HORIZON."""
+"""Number of targets in a trajectory: the frames t + HORIZON - STEPS + 1 ... t + HORIZON."""
 UP = 1
-"""Coordinate that is the height: y."""
+"""The coordinate that is the height: y."""
 FEATURES = ("published", "fixed-height", "invariant")
 
 
@@ -289,21 +286,18 @@ class MocapSet(GraphSet):
     edge_features (N, e, 2): [1 or 2 bones apart, |r_ij|^2]. trajectory (N, 5, 31, 3). features by
     `load(features=...)`:
 
-    - `published`: [|v|, y / max y], the maximum over all joints of the *batch*, as EGNO has it. So a
-      prediction depends on the other samples of its batch, also when it is evaluated. In the whole tensor
-      `features` the split is the batch.
-    - `fixed-height`: [|v|, y / max y], the maximum over the training inputs: the same feature without that
-    dependence.
-    - `invariant`: [|v|, one-hot joint number] (32 features): the only ones that keep a network
-      E(3)-equivariant end to end; height tells up from down (left: rotations about the vertical, horizontal
-      translations).
+    - `published`: [|v|, y / max y] with the maximum over all joints of the *batch*, as in EGNO. A prediction then depends on
+      the other samples of its batch, also in evaluation. In the tensor `features` the whole split is the batch.
+    - `fixed-height`: [|v|, y / max y] with the maximum over the training inputs: the same feature without that dependence.
+    - `invariant`: [|v|, one-hot joint number] (32 features), the only ones that keep a network E(3)-equivariant end to end. With
+      heights, only rotations about the vertical and horizontal translations remain symmetries.
 
-    `batch` with a rotation turns the vectors; heights stay those of the recorded pose, as up turns along.
+    `batch` with a rotation turns the vectors. Heights stay those of the recorded pose, because up turns with them.
 
     Attributes:
         heights: (N, 31, 1) y of the input positions.
-        highest: The largest height of the training inputs.
-        kind: Which features, one of `FEATURES`.
+        highest: Largest height of the training inputs.
+        kind: The kind of features, one of `FEATURES`.
         trials, starts: (N,) trial number and frame t of every sample.
         joints: Names of the joints.
     """
@@ -316,7 +310,7 @@ class MocapSet(GraphSet):
     joints: tuple[str, ...] = ()
 
     def _features(self, index: Tensor) -> Tensor:
-        """(b, 31, f) features of the samples `index` (b,) as a batch of their own."""
+        """The features (b, 31, f) of the samples `index` (b,) as a batch of their own."""
         chosen = super()._features(index)
         if self.kind != "published" or self.heights is None:
             return chosen
@@ -339,12 +333,12 @@ def load(
         split: `train` (run: 200 samples, walk: 198), `val` or `test` (run: 240, walk: 600).
         case: `run`, `walk`, or a name given to `make`.
         features: One of `FEATURES`, see `MocapSet`.
-        starts: How many starts of every trial, the first ones; None: the protocol's number.
+        starts: Number of starts per trial, from the first on; None: the protocol's number.
         root: See `equirelax_lab.data.root`.
-        dtype: Of the floating point tensors; the files hold float32.
+        dtype: Dtype of the floating tensors; the files hold float32.
 
     Raises:
-        DataError: Unknown names, or a file that is missing, damaged or not what it should be.
+        DataError: A name is unknown, or a file is missing, damaged or of another kind.
     """
     for word, known, what in ((split, SPLITS, "split"), (features, FEATURES, "features")):
         if word not in known:
@@ -391,10 +385,11 @@ def load(
 
 
 def skeleton_graph(bones: Tensor, joints: int) -> tuple[Tensor, Tensor]:
-    """Edges between joints one or two bones apart, for bones (joints - 1, 2) of a tree.
+    """Connect joints one or two bones apart, for the bones (joints - 1, 2) of a tree.
 
-    Returns edge_index (2, e), both directions of every pair, rows (source, target), and hops (e,): 1 or 2.
-    All edges of one bone come first.
+    Returns:
+        edge_index (2, e) with both directions of every pair, rows (source, target), and hops (e,), 1 or 2. All edges of one bone
+        come first.
     """
     near = torch.zeros(joints, joints, dtype=torch.bool)
     near[bones[:, 0], bones[:, 1]] = True
@@ -407,12 +402,12 @@ def skeleton_graph(bones: Tensor, joints: int) -> tuple[Tensor, Tensor]:
 
 
 def node_features(velocities: Tensor, heights: Tensor, highest: float, kind: str) -> Tensor:
-    """(N, joints, f) features of a whole split or batch, see `MocapSet`.
+    """Compute the features (N, joints, f) of a whole split or batch, see `MocapSet`.
 
     Args:
         velocities: (N, joints, 3).
         heights: (N, joints, 1).
-        highest: The largest height of the training inputs; read for `fixed-height`.
+        highest: Largest height of the training inputs, used by `fixed-height`.
         kind: One of `FEATURES`.
     """
     speed = velocities.norm(dim=-1, keepdim=True)
@@ -423,11 +418,11 @@ def node_features(velocities: Tensor, heights: Tensor, highest: float, kind: str
 
 
 def _samples(parts: Mapping[str, np.ndarray], split: str, starts: int | None) -> tuple[Tensor, Tensor]:
-    """Trial and frame, (N,) each, of the first `starts` starts (None: all) of every trial of a split."""
+    """Trial and frame, (N,) each, of the first `starts` starts (None: all) of every trial in a split."""
     frames = torch.from_numpy(parts[f"{split}_start"].astype(np.int64))
     if starts is not None and not 1 <= starts <= frames.shape[1]:
         raise DataError(
-            f"A trial of the {split} split has {frames.shape[1]} starts; {starts} were asked for."
+            f"A trial of the {split} split has {frames.shape[1]} starts; {starts} were requested."
         )
     frames = frames[:, :starts]
     trials = torch.from_numpy(parts[f"{split}_trial"].astype(np.int64))

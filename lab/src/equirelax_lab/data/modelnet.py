@@ -51,7 +51,7 @@ _RESAMPLED_GET = (
 
 @dataclass
 class Objects:
-    """What a file holds: points (N, n, 3), to be multiplied by `scale`; labels (N,) int; class names."""
+    """The content of a file: points (N, n, 3), which `scale` multiplies, labels (N,) int, and the names of classes."""
 
     points: np.ndarray
     labels: np.ndarray
@@ -61,9 +61,10 @@ class Objects:
 
 
 def read(source: str, part: str, root: str | Path | None = None) -> Objects:
-    """The `train` or `test` objects of one of `SOURCES`; of the other part nothing is read.
+    """Read the `train` or `test` objects of one of `SOURCES`, and nothing of the other part.
 
-    Raises `DataError` for files that are missing, damaged or not what they should be.
+    Raises:
+        DataError: A file is missing, damaged or of another kind.
     """
     if source == "modelnet10-small":
         return _present_classes(_read_npz(find(SMALL, root, hint="Put it there"), part))
@@ -77,7 +78,7 @@ def read(source: str, part: str, root: str | Path | None = None) -> Objects:
 
 
 def _first_there(root: str | Path | None) -> str:
-    """The first source of the whole data set that lies below the data root."""
+    """The first source of the whole data set that is below the data root."""
     for folder in search_roots(root):
         if (folder / NPZ).is_file():
             return "modelnet40-npz"
@@ -100,7 +101,7 @@ def _archive_folder(name: str, root: str | Path | None, hint: str) -> Path:
 
 def _require(condition: bool, path: Path, problem: str) -> None:
     if not condition:
-        raise DataError(f"{path}: {problem}. The file is not the one that is expected; get it anew.")
+        raise DataError(f"{path}: {problem}. The file is not the one that is expected; get it again.")
 
 
 def _check(objects: Objects, path: Path) -> Objects:
@@ -128,7 +129,7 @@ def _check(objects: Objects, path: Path) -> Objects:
 
 def _read_npz(path: Path, part: str) -> Objects:
     keys = [f"{part}_xyz", f"{part}_y", "classes"]
-    arrays = load_npz(path, path, "Get the file anew.", keys=[*keys, "scale"])
+    arrays = load_npz(path, path, "Get the file again.", keys=[*keys, "scale"])
     missing = [key for key in keys if key not in arrays]
     _require(not missing, path, f"the arrays {', '.join(missing)} are missing")
     scale = arrays.get("scale", np.ones(()))
@@ -141,7 +142,7 @@ def _read_npz(path: Path, part: str) -> Objects:
 
 
 def _present_classes(objects: Objects) -> Objects:
-    """The same with the classes alone that have objects."""
+    """Keep only the classes that have objects."""
     present, labels = np.unique(objects.labels, return_inverse=True)
     objects.classes = tuple(objects.classes[n] for n in present)
     objects.labels = labels.astype(np.int64)
@@ -149,12 +150,12 @@ def _present_classes(objects: Objects) -> Objects:
 
 
 def z_up(points: np.ndarray) -> np.ndarray:
-    """(..., 3) with y up, turned by 90 degrees about x: (x, y, z) -> (x, -z, y)."""
+    """Turn points (..., 3) with y up by 90 degrees about x: (x, y, z) -> (x, -z, y)."""
     return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
 
 
 def _read_hdf5(folder: Path, part: str) -> Objects:
-    """ply_data_{part}*.h5, each with data (N, 2048, 3) float32 and label (N, 1), in the order of their names."""
+    """Read ply_data_{part}*.h5, each with data (N, 2048, 3) float32 and label (N, 1), in the order of their names."""
     try:
         import h5py
     except ModuleNotFoundError:
@@ -171,7 +172,7 @@ def _read_hdf5(folder: Path, part: str) -> Objects:
             with h5py.File(path, "r") as file:
                 points.append(np.asarray(file["data"], dtype=np.float32))
                 labels.append(np.asarray(file["label"]).reshape(-1).astype(np.int64))
-        # h5py reports damage, and other contents, by many types: OSError, KeyError, RuntimeError, TypeError, ...
+        # Damage and other contents raise errors of many types in h5py: OSError, KeyError, RuntimeError, TypeError, ...
         except Exception as error:
             raise DataError(f"{path} cannot be read ({error}). {_GET} --force.") from error
         _check(Objects(points[-1], labels[-1], classes, folder.name), path)
@@ -190,12 +191,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 
 def _read_resampled(part: str, root: str | Path | None) -> Objects:
-    """From the kept .npz if there is one, else from the text archive."""
+    """Read the kept .npz if it exists, else the text archive."""
     kept = FOLDER / f"resampled_{RESAMPLED_POINTS}_{part}.npz"
     for folder in search_roots(root):
         if manifest_path(folder / kept).is_file():
             path = folder / kept
-            arrays, _ = read_archive(path, f"Remove {path}, so that it is made anew from the text.")
+            arrays, _ = read_archive(path, f"Remove {path}, so that it is made again from the text.")
             classes = tuple(str(name) for name in arrays["classes"])
             return _check(Objects(arrays["points"], arrays["labels"], classes, RESAMPLED), path)
     objects = read_text_archive(_archive_folder(RESAMPLED, root, _RESAMPLED_GET), part, RESAMPLED_POINTS)
@@ -205,9 +206,9 @@ def _read_resampled(part: str, root: str | Path | None) -> Objects:
 
 
 def read_text_archive(folder: Path, part: str, points: int) -> Objects:
-    """The objects that modelnet40_{part}.txt lists (`chair_0001` is chair/chair_0001.txt), `points` of each.
+    """Read `points` of every object that modelnet40_{part}.txt lists (`chair_0001` is chair/chair_0001.txt).
 
-    Every cloud is centred and scaled to the unit sphere, after its points were chosen.
+    Every cloud is centred and scaled to the unit sphere after its points were chosen.
     """
     classes = _class_names(folder / "modelnet40_shape_names.txt")
     clouds, labels = [], []
@@ -230,7 +231,7 @@ def read_text_archive(folder: Path, part: str, points: int) -> Objects:
 
 
 def unit_sphere(points: np.ndarray) -> np.ndarray:
-    """(n, 3) minus its mean, divided by the largest distance from it."""
+    """Centre points (n, 3) and divide them by the largest distance from the centre."""
     centred = points - points.mean(0, keepdims=True)
     radius = np.linalg.norm(centred, axis=-1).max()
     return centred / radius if radius > 0 else centred
@@ -249,7 +250,7 @@ class CloudSet:
         points: (N, n, 3) float32.
         labels: (N,) long, positions in `classes`.
         classes: Names of the classes.
-        origin: Which file the clouds came from; sources are comparable, not identical.
+        origin: The file from which the clouds came. Sources are comparable, but not identical.
     """
 
     points: Tensor
@@ -271,7 +272,7 @@ class CloudSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.points.device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -302,19 +303,19 @@ def load(
     """Load a split, in the order of the file.
 
     Args:
-        split: `train`, `val` or `test`. `val` is taken from the training objects: of every class the share
-            `val_fraction`, drawn with `val_seed` (the same objects whatever the other arguments are).
-        source: One of `SOURCES`. `modelnet40` takes the first that is there of the .npz of
-            1024 points, the official hdf5 archive and the resampled text archive; `modelnet10-small` has 10
-            classes with 40 + 20 objects each.
-        classes: names; labels are positions in this sequence. None: all classes of the source.
-        per_class: Of every class at most so many objects, the first ones of the split.
-        val_fraction: In [0, 1).
+        split: `train`, `val` or `test`. `val` takes the share `val_fraction` of the training objects of every class, drawn with
+            `val_seed` (the same objects whatever the other arguments are).
+        source: One of `SOURCES`. `modelnet40` takes the first of the .npz with 1024 points, the official hdf5 archive and the
+            resampled text archive that exists. `modelnet10-small` has 10 classes with 40 + 20 objects each.
+        classes: Names of classes; labels are positions in this sequence. None: all classes of the source.
+        per_class: Largest number of objects per class, from the first of the split on; None: all.
+        val_fraction: Share of the training objects for validation, in [0, 1).
+        val_seed: Seed of that draw.
         root: See `equirelax_lab.data.root`.
 
     Raises:
-        DataError: Unknown names, numbers out of range, or files that are missing or damaged; the message says
-            how to get them.
+        DataError: A name is unknown, a number is out of range, or files are missing or damaged. The message says how to get
+            them.
     """
     if split not in SPLITS:
         raise DataError(f"Unknown split {split!r} of ModelNet40; choose one of {', '.join(SPLITS)}.")
@@ -341,10 +342,10 @@ def load(
 
 
 def validation_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """(N,) bool: of every class round(fraction count) objects, drawn without replacement.
+    """Draw round(fraction count) objects of every class without replacement: (N,) bool.
 
-    A fraction above 0 takes at least one object of every class and leaves at least one. Each class has a
-    generator of its own, so that what is drawn of one does not depend on the others.
+    A fraction above 0 takes at least one object of every class and leaves at least one. Each class has its own generator, so that
+    its draw does not depend on the other classes.
     """
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -355,7 +356,7 @@ def validation_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
 
 
 def _numbers(known: tuple[str, ...], wanted: Sequence[str] | None) -> np.ndarray:
-    """The file's numbers of the wanted classes, in their order."""
+    """The numbers of the requested classes in the file, in their order."""
     if wanted is None:
         return np.arange(len(known))
     for name in wanted:
@@ -367,7 +368,7 @@ def _numbers(known: tuple[str, ...], wanted: Sequence[str] | None) -> np.ndarray
 
 
 def _first_of_class(labels: np.ndarray, keep: np.ndarray, count: int) -> np.ndarray:
-    """(N,) bool: the first `count` kept objects of every class."""
+    """Select the first `count` kept objects of every class: (N,) bool."""
     first = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         first[np.flatnonzero(keep & (labels == label))[:count]] = True
@@ -375,7 +376,7 @@ def _first_of_class(labels: np.ndarray, keep: np.ndarray, count: int) -> np.ndar
 
 
 def _assemble(objects: Objects, keep: np.ndarray, numbers: np.ndarray) -> CloudSet:
-    """The kept objects as tensors, labelled 0 .. k-1 in the order of `numbers`."""
+    """Convert the kept objects to tensors, labelled 0 .. k-1 in the order of `numbers`."""
     position = np.full(len(objects.classes), -1)
     position[numbers] = np.arange(len(numbers))
     points = objects.points[keep].astype(np.float32) * np.float32(objects.scale)

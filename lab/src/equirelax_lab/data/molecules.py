@@ -13,18 +13,19 @@ from torch import Tensor
 from equirelax.errors import DataError
 
 ELEMENTS = 100
-"""Atomic numbers are below this."""
+"""Atomic numbers are below this number."""
 CHUNK = 2048
-"""Molecules whose edges are looked for at once."""
+"""Number of molecules whose edges are computed at once."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """From a property to what a network learns: (property - sum of atomic references - mean) / deviation.
+    """The map from a property to a network's target: (property - sum of atomic references - mean) / deviation.
 
     Attributes:
-        references: (ELEMENTS,) float64 contribution of an atom by atomic number, in the property's unit; 0: none.
-        mean, deviation: In the property's unit; the deviation is above 0.
+        references: (ELEMENTS,) float64 contribution of an atom by atomic number, in the property's unit; 0 for no reference.
+        mean: The mean, in the property's unit.
+        deviation: The deviation, in the property's unit, above 0.
     """
 
     references: Tensor
@@ -33,22 +34,22 @@ class Scaling:
 
     @classmethod
     def identity(cls) -> Scaling:
-        """Nothing is changed."""
+        """The identity."""
         return cls(torch.zeros(ELEMENTS, dtype=torch.float64))
 
     @classmethod
     def fit(cls, values: Tensor, composition: Tensor, references: bool, absolute: bool = False) -> Scaling:
-        """From training molecules alone.
+        """Fit a scaling to training molecules.
 
         Args:
             values: (N,) the property.
             composition: (N, ELEMENTS) numbers of atoms by element.
-            references: Whether to subtract atomic references: the least-squares solution, of the smallest norm
-                where molecules do not tell elements apart; elements that do not occur have none.
-            absolute: Whether the deviation is the mean absolute one, and not the root mean square.
+            references: Whether to subtract atomic references: the least-squares solution of the smallest norm. Elements that do
+                not occur have none.
+            absolute: Whether the deviation is the mean absolute deviation instead of the root mean square.
 
         Raises:
-            DataError: No molecules.
+            DataError: There are no molecules.
         """
         if len(values) == 0:
             raise DataError("A scaling cannot be fitted to no molecules; take at least one.")
@@ -56,22 +57,22 @@ class Scaling:
         atoms = values.new_zeros(ELEMENTS)
         present = composition.sum(0) > 0
         if references:
-            # gelsd: the matrix need not have full rank
+            # gelsd, because the matrix may lack full rank
             solution = torch.linalg.lstsq(composition[:, present], values[:, None], driver="gelsd").solution
             atoms[present] = solution[:, 0]
         rest = values - composition @ atoms
-        # where nothing is left but rounding, dividing by it would blow that up
+        # if only rounding is left, dividing by it would amplify it
         noise = 1e-12 * float(values.abs().max())
         away = rest - rest.mean()
         deviation = float(away.abs().mean() if absolute else away.square().mean().sqrt())
         return cls(atoms, float(rest.mean()), deviation if deviation > noise else 1.0)
 
     def apply(self, values: Tensor, composition: Tensor) -> Tensor:
-        """(N,) float64 scaled values of a property (N,) of molecules of a composition (N, ELEMENTS)."""
+        """Scale a property (N,) of molecules with a composition (N, ELEMENTS): (N,) float64."""
         return (values.double() - composition.double() @ self.references - self.mean) / self.deviation
 
     def invert(self, scaled: Tensor, composition: Tensor) -> Tensor:
-        """(N,) float64 values in the property's unit."""
+        """Convert scaled values back to the property's unit: (N,) float64."""
         return scaled.double() * self.deviation + self.mean + composition.double() @ self.references
 
 
@@ -83,11 +84,11 @@ class MoleculeSet:
         numbers: (A,) long, atomic numbers 1 .. 99, molecule by molecule.
         positions: (A, 3), Angstrom.
         sizes: (N,) long, atoms of every molecule, at least 1.
-        targets: (N,) float64, what is learnt: the property scaled by `scaling`.
+        targets: (N,) float64, the property scaled by `scaling`.
         identifiers: (N,) long, the molecules' numbers in their source.
-        scaling: How `targets` came from the property.
-        edge_index: (2, E) long [source, target], numbers of atoms within their molecule, molecule by molecule; None
-            where a network looks for its neighbours itself. See `with_edges`.
+        scaling: The map from the property to `targets`.
+        edge_index: (2, E) long [source, target], numbers of atoms within their molecule, molecule by molecule; None if the
+            network finds neighbours itself. See `with_edges`.
         edge_counts: (N,) long, edges of every molecule, or None.
     """
 
@@ -105,20 +106,20 @@ class MoleculeSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.positions.device
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """The molecules `indices` (b of them, n atoms in all) as one graph.
+        """Join the molecules `indices` (b of them, n atoms in all) to one graph.
 
         Args:
             indices: (b,) long tensor or a sequence of integers, 0 .. N-1.
             rotation: (3, 3), or (b, 3, 3) for one per molecule; turns the positions about the origin.
 
         Returns:
-            numbers (n,), positions (n, 3), graph (n,) long: the number 0 .. b-1 of each atom's molecule; targets
-            (b, 1) float64; deviation () float64, what a difference of targets is to be multiplied by; and where the
-            set has edges edge_index (2, e) long.
+            numbers (n,), positions (n, 3), graph (n,) long: the number 0 .. b-1 of each atom's molecule; targets (b, 1)
+            float64; deviation () float64, the property's units per unit of the targets; and edge_index (2, e) long if the
+            set has edges.
         """
         index = torch.as_tensor(indices, dtype=torch.long, device=self.device)
         atoms, graph = _rows(self._atom_starts, self.sizes, index)
@@ -140,15 +141,13 @@ class MoleculeSet:
         return out
 
     def composition(self) -> Tensor:
-        """(N, ELEMENTS) float64 numbers of atoms of every element."""
+        """Numbers of atoms of every element, (N, ELEMENTS) float64."""
         owner = torch.arange(len(self), device=self.device).repeat_interleave(self.sizes)
         counts = (owner * ELEMENTS + self.numbers).bincount(minlength=len(self) * ELEMENTS)
         return counts.view(-1, ELEMENTS).double()
 
     def with_edges(self, find: Callable[[Tensor, Tensor], Tensor]) -> Self:
-        """The set with the edges that `find(positions (n, 3), graph (n,))` gives: (2, e) [source, target], ordered by
-        graph.
-        """
+        """Add the edges that `find(positions (n, 3), graph (n,))` returns: (2, e) [source, target], ordered by graph."""
         found, counts = [], []
         for start in range(0, len(self), CHUNK):
             part = torch.arange(start, min(start + CHUNK, len(self)), device=self.device)
@@ -181,7 +180,7 @@ class MoleculeSet:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The set on `device`, its positions as `dtype`; targets stay float64, which the largest energies need."""
+        """The set on `device` with positions as `dtype`. Targets stay float64, which the largest energies need."""
         moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in dataclasses.fields(self)
@@ -216,9 +215,9 @@ class MoleculeSet:
 
 
 def turn(positions: Tensor, rotation: Tensor, graph: Tensor) -> Tensor:
-    """R x for positions (n, 3) and a rotation (3, 3), or one per molecule (b, 3, 3); graph (n,) as in a batch.
+    """Compute R x for positions (n, 3) and a rotation (3, 3), or one per molecule (b, 3, 3), with graph (n,) as in a batch.
 
-    Element by element and not as a matrix product, as in `GraphSet`.
+    It is computed element by element and not as a matrix product, as in `GraphSet`.
     """
     rotation = rotation.to(positions)
     rows = rotation.index_select(0, graph) if rotation.ndim == 3 else rotation[None]
@@ -226,9 +225,10 @@ def turn(positions: Tensor, rotation: Tensor, graph: Tensor) -> Tensor:
 
 
 def _rows(starts: Tensor, counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the molecules `index` (b,) where molecule k has the rows starts[k] .. starts[k] + counts[k] - 1.
+    """List the rows of the molecules `index` (b,), if molecule k has the rows starts[k] .. starts[k] + counts[k] - 1.
 
-    Returns the rows (r,), and for each the place 0 .. b-1 of its molecule in `index`.
+    Returns:
+        The rows (r,), and for each row the position 0 .. b-1 of its molecule in `index`.
     """
     chosen = counts.index_select(0, index)
     owner = torch.arange(index.shape[0], device=index.device).repeat_interleave(chosen)
@@ -245,7 +245,7 @@ class MolecularFrames:
         positions: (N, n, 3), Angstrom.
         energies: (N,) float64, eV.
         forces: (N, n, 3), eV/Angstrom: minus the gradient of the energy.
-        scaling: Between eV and what a network learns. Its one deviation divides energies and forces alike, so that scaled
+        scaling: The map from eV to a network's targets. The deviation divides both energies and forces, so that scaled
             forces stay the gradient of scaled energies. See `force_scaling`.
     """
 
@@ -260,7 +260,7 @@ class MolecularFrames:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.positions.device
 
     @property
@@ -269,7 +269,7 @@ class MolecularFrames:
         return self.numbers.shape[0]
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """The frames `indices` (b of them) as one graph of b n atoms.
+        """Join the frames `indices` (b of them) to one graph of b n atoms.
 
         Args:
             indices: (b,) long tensor or a sequence of integers, 0 .. N-1.
@@ -295,7 +295,7 @@ class MolecularFrames:
         }
 
     def composition(self) -> Tensor:
-        """(ELEMENTS,) float64 numbers of atoms of every element."""
+        """Numbers of atoms of every element, (ELEMENTS,) float64."""
         return self.numbers.bincount(minlength=ELEMENTS).double()
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
@@ -308,7 +308,7 @@ class MolecularFrames:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The set on `device`, positions and forces as `dtype`; energies stay float64, which their size needs."""
+        """The set on `device` with positions and forces as `dtype`. Energies stay float64, which their size needs."""
         return dataclasses.replace(
             self,
             numbers=self.numbers.to(device),
@@ -334,11 +334,13 @@ class MolecularFrames:
 
 
 def force_scaling(frames: MolecularFrames) -> Scaling:
-    """Atomic references by least squares of the smallest norm, which make the mean scaled energy 0; the deviation is the root
-    mean square of the forces' components, in eV/Angstrom, taken as eV too: a scaled network's length unit stays the Angstrom.
+    """Fit a scaling to training frames by their forces.
+
+    The atomic references are the least-squares solution of the smallest norm, so that the mean scaled energy is 0. The deviation
+    is the root mean square of the forces' components in eV/Angstrom, used for eV too: the length unit stays the Angstrom.
 
     Args:
-        frames: Of training, and no others.
+        frames: The training frames only.
 
     Raises:
         DataError: No frames.

@@ -1,8 +1,7 @@
-"""The N-body benchmark of EGNN and SEGNN: make it, verify it, load it.
+"""The N-body benchmark of EGNN and SEGNN: simulate, verify and load it.
 
-Input: positions and velocities of frame 30; target: positions of frame 40, 1.0 time units later. Splits are
-drawn from independent seeded generators, block by block, so that the first rows of a split do not depend on
-how many are made.
+Input: positions and velocities of frame 30. Target: positions of frame 40, 1.0 time units later. Splits are drawn from
+independent seeded generators, block by block, so that the first rows of a split do not depend on its size.
 """
 
 from __future__ import annotations
@@ -31,24 +30,23 @@ DEFAULT_SIZES: Mapping[str, Mapping[str, int]] = {
     "charged": {"train": 10_000, "val": 2_000, "test": 2_000},
     "gravity": {"train": 3_000, "val": 2_000, "test": 2_000},
 }
-"""Systems made by default: seconds for charged, a quarter of an hour on two cores for gravity."""
+"""Default numbers of systems, which take seconds for charged and a quarter of an hour on two cores for gravity."""
 INPUT_FRAME, TARGET_FRAME = 30, 40
-# The first frame of 100 steps is kept too: chaos has not grown yet, other machines can compare it (`replay`).
+# The first frame of 100 steps is kept too. Chaos has not grown yet, so other machines can reproduce it (`replay`).
 _FIRST_FRAME = {"charged": 0, "gravity": 1}
 NEIGHBOURS = 6
-"""Nearest neighbours that a body of the gravity system receives messages from."""
+"""Number of nearest neighbours that send messages to a body of the gravity system."""
 
 
 @dataclass
 class NBodySet(GraphSet):
     """A split of the N-body data. See `GraphSet` for the tensors.
 
-    features (N, n, 1): |v|. edge_features (N, e, 2): [q_i q_j, |r_ij|^2]. charges (N, n, 1): +-1; for
-    gravity the masses, 1.
+    features (N, n, 1): |v|. edge_features (N, e, 2): [q_i q_j, |r_ij|^2]. charges (N, n, 1): +-1, or for gravity the masses, 1.
 
     Attributes:
-        clamped: (N,) bool: a force of the trajectory was clamped on the way to the target.
-        manifest: Settings, seed, versions and SHA-256 of the file that the split was read from.
+        clamped: (N,) bool: whether a force of the trajectory was clamped before the target.
+        manifest: Settings, seed, versions and SHA-256 of the file from which the split was read.
     """
 
     clamped: Tensor | None = None
@@ -56,9 +54,11 @@ class NBodySet(GraphSet):
 
 
 def settings(system: str = "charged", clamp: str | None = None) -> dict[str, Any]:
-    """Everything but seed and size that defines the data, as plain values; it is written into the file.
+    """Everything except seed and size that defines the data, as plain values. It is written into the file.
 
-    `clamp` None means the system's own: `component` for charged (see `charged.CLAMPS`), `none` for gravity.
+    Args:
+        system: One of `SYSTEMS`.
+        clamp: One of `charged.CLAMPS` for charged, `none` for gravity; None: the system's default.
     """
     if system not in SYSTEMS:
         raise DataError(f"Unknown N-body system {system!r}; choose one of {', '.join(SYSTEMS)}.")
@@ -80,7 +80,7 @@ def settings(system: str = "charged", clamp: str | None = None) -> dict[str, Any
 
 
 def relative_path(split: str, system: str = "charged", clamp: str | None = None, seed: int = 0) -> Path:
-    """Where a split stands below the data root."""
+    """The path of a split below the data root."""
     if split not in SPLITS:
         raise DataError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
     if seed < 0:
@@ -89,7 +89,7 @@ def relative_path(split: str, system: str = "charged", clamp: str | None = None,
 
 
 def _command(system: str, clamp: str | None, seed: int, extra: str = "") -> str:
-    """The command that makes the data, for messages."""
+    """The command that simulates the data, for messages."""
     words = ["equirelax data make nbody"]
     words += [f"--system {system}"] if system != "charged" else []
     words += [f"--clamp {clamp}"] if clamp not in (None, "component", "none") else []
@@ -108,22 +108,22 @@ def make(
     threads: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Simulate and write the splits that are not there yet; returns split -> file.
+    """Simulate and write the splits that are missing; return split -> file.
 
-    A split that is there, verified and large enough is left alone; a smaller one is extended, its rows kept.
+    A verified split that is large enough is kept. A smaller one is extended, and its rows are kept.
 
     Args:
         system: `charged` or `gravity`.
         clamp: See `settings`.
         sizes: Split -> number of trajectories (default `DEFAULT_SIZES[system]`).
-        seed: Of the data, 0 or more.
+        seed: Seed of the data, 0 or more.
         root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
-        force: Make everything anew, also over damaged or good files.
-        threads: Blocks simulated at the same time.
+        force: Simulate everything again, and overwrite existing files.
+        threads: Number of blocks that are simulated in parallel.
         progress: Called as progress(split, trajectories done, trajectories to do).
 
     Raises:
-        DataError: Unknown names, sizes below 1, or a damaged file where `force` is not set (it is kept).
+        DataError: A name is unknown, a size is below 1, or a file is damaged and `force` is not set (it is kept).
     """
     sizes = DEFAULT_SIZES[settings(system, clamp)["system"]] if sizes is None else sizes
     paths = {}
@@ -131,7 +131,7 @@ def make(
         relative = relative_path(split, system, clamp, seed)
         if count < 1:
             raise DataError(f"The size of the split {split!r} must be 1 or more; got {count}.")
-        # The cache counts only for a root that cannot be written: a root that was named is filled.
+        # The cache is used only if the root cannot be written to.
         places = (data_root(root) / relative, writable_root(root) / relative)
         path = next((place for place in places if place.exists()), None)
         kept = _verified(path, system, clamp, seed) if path is not None and not force else None
@@ -155,7 +155,7 @@ def make(
 
 
 def _verified(path: Path, system: str, clamp: str | None, seed: int) -> dict[str, np.ndarray] | None:
-    """The arrays of a good file; None if writing was not finished. Raises `DataError` for a damaged one."""
+    """Read the arrays of a file; None if writing was not finished. Raise `DataError` if it is damaged."""
     if not manifest_path(path).exists():
         return None
     arrays, _ = _read(path, system, clamp, seed)
@@ -165,7 +165,7 @@ def _verified(path: Path, system: str, clamp: str | None, seed: int) -> dict[str
 def _read(
     path: Path, system: str, clamp: str | None, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    remedy = f"Make it anew: {_command(system, clamp, seed, '--force')}"
+    remedy = f"Make it again: {_command(system, clamp, seed, '--force')}"
     arrays, manifest = read_archive(path, remedy)
     expected = settings(system, clamp)
     if manifest.get("settings") != expected or json.loads(str(arrays.pop("settings", "{}"))) != expected:
@@ -174,7 +174,7 @@ def _read(
 
 
 def _states(system: str, seed: int, split: str, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Initial states of the blocks start .. stop-1: every block has a generator of its own."""
+    """Draw the initial states of the blocks start .. stop-1. Every block has its own generator."""
     draw = charged.initial_states if system == "charged" else gravity.initial_states
     keys = ([seed, SYSTEMS.index(system), SPLITS.index(split), block] for block in range(start, stop))
     blocks = [draw(np.random.default_rng(key)) for key in keys]
@@ -207,7 +207,7 @@ def _simulate(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, np.ndarray]:
-    """Arrays of the rows have .. count-1. Blocks are simulated whole: a tail may round differently."""
+    """Simulate the rows have .. count-1. Blocks are simulated whole, because a part of one may round differently."""
     chunk = charged.CHUNK if system == "charged" else gravity.CHUNK
     first = have // chunk
     states = _states(system, seed, split, first, -(-count // chunk))
@@ -257,10 +257,13 @@ def load(
 ) -> NBodySet:
     """Load the first `count` systems of a split (default: all), after checking the file's SHA-256.
 
-    Args: as for `make`; `dtype` is what the file's float64 is cast to.
+    Args:
+        split, system, clamp, seed, root: As for `make`.
+        count: Number of systems; None: all.
+        dtype: Dtype to which the file's float64 is cast.
 
     Raises:
-        DataError: Missing, damaged or too small; the message says which command makes it.
+        DataError: The file is missing, damaged or too small. The message contains the command that makes it.
     """
     path = _find(split, system, clamp, seed, root)
     arrays, manifest = _read(path, system, clamp, seed)
@@ -268,7 +271,7 @@ def load(
     count = available if count is None else count
     if not 1 <= count <= available:
         command = _command(system, clamp, seed, f"--{split} {count}")
-        raise DataError(f"{path} holds {available} systems; {count} were asked for. Make more: {command}")
+        raise DataError(f"{path} holds {available} systems; {count} were requested. Make more: {command}")
     frames = settings(system, clamp)["frames"]
     given, wanted = frames.index(INPUT_FRAME), frames.index(TARGET_FRAME)
     positions = torch.from_numpy(arrays["positions"][:count])  # (count, frames, n, 3) float64
@@ -299,7 +302,7 @@ def NBody(
     count: int | None = None,
     root: str | Path | None = None,
 ) -> NBodySet:
-    """`load` of the data with seed 0, by the name that the benchmarks use."""
+    """Load the data with seed 0, by the name that the tasks use."""
     return load(split, system=system, clamp=clamp, count=count, root=root)
 
 
@@ -318,10 +321,9 @@ def replay(
     seed: int = 0,
     root: str | Path | None = None,
 ) -> Tensor:
-    """(count,) largest difference in position between the file and a new simulation of the first 100 steps.
+    """Compare the file with a new simulation of the first 100 steps: largest difference in position, (count,).
 
-    Trajectories are chaotic: another machine gives other frames 30 and 40, but the same first 100 steps to
-    about 1e-9.
+    Trajectories are chaotic: another machine gives other frames 30 and 40, but the same first 100 steps to about 1e-9.
     """
     path = _find(split, system, clamp, seed, root)
     arrays, _ = _read(path, system, clamp, seed)

@@ -2,12 +2,12 @@
 
 Two sources:
 
-- `subset`: 16,771 of its molecules, all without fluorine, in `qm9/qm9_subset.npz` of the data root. The split is 13,000 /
-  1,800 / 1,971 (`PARTITIONS`). The file is ordered by the molecules' number in QM9, which follows their size and
-  chemistry: in that order (`ordered`) validation and test molecules are of other kinds than those of training;
-  `shuffled` draws parts of the same sizes from all of them; `seeded` draws others for every seed, as the papers do.
-- `pyg`: all of PyTorch Geometric's QM9 (130,831 molecules) in `qm9/pyg` of the data root, downloaded there on first use;
-  shuffled or seeded, 80 / 10 / 10 %. Its numbers are single precision: the largest energies are good to about 1 meV.
+- `subset`: 16,771 of its molecules without fluorine, in `qm9/qm9_subset.npz` of the data root. The split is 13,000 / 1,800 /
+  1,971. The file is ordered by the molecules' number in QM9, which follows their size and chemistry: in that order
+  (`ordered`) validation and test molecules differ in kind from those of training. `shuffled` draws parts of the same sizes from
+  all molecules, and `seeded` draws other parts for every seed, as the papers do.
+- `pyg`: all of PyTorch Geometric's QM9 (130,831 molecules) in `qm9/pyg` of the data root, downloaded there on first use,
+  shuffled or seeded, 80 / 10 / 10 %. Its numbers have single precision: the largest energies are accurate to about 1 meV.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PARTITIONS = ("ordered", "shuffled", "seeded")
 SUBSET_TRAIN, SUBSET_VAL = 13_000, 1_800
 PYG_SHARES = (0.8, 0.1)
 PARTITION_SEED = 0
-"""Of the shuffled partitions, and of the order in which `train` molecules are taken."""
+"""Seed of the shuffled partitions, and of the order in which training molecules are taken."""
 EV_PER_HARTREE = 27.211386245988
 """CODATA 2018."""
-REMEDY = "The file is not the one that is expected; get it anew"
+REMEDY = "The file is not the one that is expected; get it again"
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Target:
     """One of the twelve properties.
 
     Attributes:
-        description: In words.
+        description: The property in words.
         column: Its name in the subset's file.
         number: Its number in PyTorch Geometric's QM9.
-        unit: Of the values that `load` gives; the subset's file has the same, or hartree where this is eV.
-        extensive: Whether it is about a sum over atoms, so that atomic references make sense.
+        unit: The unit of what `load` returns. The subset's file has the same unit, or hartree instead of eV.
+        extensive: Whether it is approximately a sum over atoms, so that atomic references make sense.
     """
 
     description: str
@@ -93,20 +93,20 @@ def load(
     Args:
         split: `train`, `val` or `test`.
         target: One of `TARGETS`.
-        targets: `standardised`: atomic references (extensive properties only) and the mean are subtracted, then divided
-            by the standard deviation; `mad`: the mean is subtracted, then divided by the mean absolute deviation; all from
-            the training molecules; or `raw`: the property itself.
+        targets: `standardised` subtracts atomic references (for extensive properties) and the mean, and divides by the
+            standard deviation; `mad` subtracts the mean and divides by the mean absolute deviation, both of the training
+            molecules; `raw` is the property itself.
         source: `subset` or `pyg`, see above.
-        partition: `ordered`, `shuffled`, or `seeded`: shuffled by `seed`; `pyg` is never `ordered`.
-        seed: Of the partition `seeded`.
-        train: How many training molecules, in a fixed random order, so that fewer are among more; None: all.
-        count: How many molecules of `val` or `test`, in the same way; None: all.
+        partition: `ordered` (not for `pyg`), `shuffled`, or `seeded`, which shuffles with `seed`.
+        seed: Seed of the partition `seeded`.
+        train: Number of training molecules in a fixed random order, so that a smaller set is part of a larger one; None: all.
+        count: Number of molecules of `val` or `test`, chosen in the same way; None: all.
         root: See `equirelax_lab.data.root`.
-        dtype: Of the positions.
+        dtype: Dtype of the positions.
 
     Raises:
-        DataError: Unknown names or counts, a file that is missing, damaged or not what it should be, or an element of
-            this split that no training molecule has (its reference is not known).
+        DataError: A name or count is invalid, a file is missing, damaged or of another kind, or the split has an element that no
+            training molecule has, so that its reference is unknown.
     """
     for word, known, what in (
         (split, SPLITS, "split"),
@@ -135,10 +135,10 @@ def load(
 
 
 def split_indices(molecules: int, source: str, partition: str, seed: int = 0) -> dict[str, Tensor]:
-    """Indices of every split into the source's molecules; `seed` is that of the partition `seeded`.
+    """List the indices of every split into the source's molecules. `seed` is the seed of the partition `seeded`.
 
     Raises:
-        DataError: Too few molecules for the subset's sizes.
+        DataError: There are too few molecules for the subset's sizes.
     """
     if source == "subset":
         first, second = SUBSET_TRAIN, SUBSET_VAL
@@ -154,22 +154,22 @@ def split_indices(molecules: int, source: str, partition: str, seed: int = 0) ->
     elif partition == "seeded":
         order = np.random.default_rng([PARTITION_SEED, seed]).permutation(molecules)
     bounds = np.split(order, [first, first + second])
-    # sorted: the order of a random draw is no order
+    # sorted, because the order of a random draw means nothing
     return {name: torch.from_numpy(np.sort(part)) for name, part in zip(SPLITS, bounds, strict=True)}
 
 
 def _first(indices: Tensor, count: int | None, split: str) -> Tensor:
-    """The first `count` indices in a fixed random order, sorted: the file's first ones would be the smallest molecules."""
+    """The first `count` indices in a fixed random order, sorted. The file's first molecules would be the smallest."""
     if count is None:
         return indices
     if not 1 <= count <= len(indices):
-        raise DataError(f"The {split} split of QM9 has {len(indices)} molecules; {count} were asked for.")
+        raise DataError(f"The {split} split of QM9 has {len(indices)} molecules; {count} were requested.")
     order = np.random.default_rng(PARTITION_SEED + 1).permutation(len(indices))
     return indices[torch.from_numpy(np.sort(order[:count]))]
 
 
 def _scaling(fitted: MoleculeSet, chosen: MoleculeSet, target: str, split: str) -> Scaling:
-    """The scaling from the training molecules, if they say all that is needed for the chosen ones."""
+    """Fit the scaling to the training molecules, if they have all elements of the chosen ones."""
     composition, extensive = fitted.composition(), TARGETS[target].extensive
     unknown = (chosen.composition().sum(0) > 0) & (composition.sum(0) == 0)
     if extensive and bool(unknown.any()):
@@ -182,10 +182,10 @@ def _scaling(fitted: MoleculeSet, chosen: MoleculeSet, target: str, split: str) 
 
 
 def _read_subset(target: str, root: str | Path | None) -> MoleculeSet:
-    """All molecules of the subset's file, with a raw target."""
+    """Read all molecules of the subset's file, with a raw target."""
     hint = f"`equirelax list` says how to get it. Put it there as {SUBSET}, or take source 'pyg'"
     path = find(SUBSET, root, hint=hint)
-    arrays = load_npz(path, path, "Get the file anew.")
+    arrays = load_npz(path, path, "Get the file again.")
     _check_subset(arrays, path)
     chosen = TARGETS[target]
     names = arrays["target_names"].tolist()
@@ -202,7 +202,7 @@ def _read_subset(target: str, root: str | Path | None) -> MoleculeSet:
 
 
 def _check_subset(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Raise `DataError` unless all arrays are there, finite and fit together."""
+    """Raise `DataError` unless all arrays exist, are finite and fit together."""
 
     def require(condition: object, problem: str) -> None:
         if not condition:
@@ -232,9 +232,7 @@ def _check_subset(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 @contextlib.contextmanager
 def _nothing_unpickled() -> Iterator[None]:
-    """Within it torch.load runs no code out of any file, whatever it is asked for: PyTorch Geometric asks it to read some of
-    its files with `weights_only=False`.
-    """
+    """Let torch.load run no code from any file in the body, although PyTorch Geometric reads some with `weights_only=False`."""
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = "1"
@@ -248,7 +246,7 @@ def _nothing_unpickled() -> Iterator[None]:
 
 
 def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
-    """All molecules of PyTorch Geometric's QM9, with a raw target; downloads it where it is not there."""
+    """Read all molecules of PyTorch Geometric's QM9, with a raw target; download them if they are missing."""
     try:
         from torch_geometric.datasets import QM9
     except ImportError as error:
@@ -258,17 +256,17 @@ def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
     try:
         with _nothing_unpickled():
             dataset = QM9(str(home))
-    # What PyTorch Geometric meets in damaged files is of many types: OSError, RuntimeError, UnpicklingError, KeyError, ...
+    # Damaged files raise errors of many types in PyTorch Geometric: OSError, RuntimeError, UnpicklingError, KeyError, ...
     except Exception as error:
         raise DataError(
             f"PyTorch Geometric's QM9 could not be read from or downloaded to {home} ({error}). Without a connection, put "
             f"the unpacked qm9_v3.pt of data.pyg.org/datasets/qm9_v3.zip there as raw/qm9_v3.pt, or remove the folder if "
             f"it is damaged, or take source 'subset'."
         ) from error
-    # the whole set as one object; item by item it takes a quarter of a minute
+    # the whole set at once; item by item it takes a quarter of a minute
     whole, sizes = dataset._data, dataset.slices["z"].diff()
     if not bool(torch.isfinite(whole.pos).all()) or not bool(torch.isfinite(whole.y).all()):
-        raise DataError(f"{home} holds NaN or infinity; remove the folder and get it anew.")
+        raise DataError(f"{home} holds NaN or infinity; remove the folder and get it again.")
     return MoleculeSet(
         numbers=whole.z.long(),
         positions=whole.pos.double(),

@@ -32,7 +32,7 @@ def data_root(explicit: str | os.PathLike[str] | None = None) -> Path:
 
 
 def search_roots(explicit: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Folders that are searched for data, in order: the data root, then the cache, where made data may be."""
+    """Folders that are searched for data, in order: the data root, then the cache, which may hold simulated data."""
     roots = [data_root(explicit)]
     if roots[0].resolve() != cache_root().resolve():
         roots.append(cache_root())
@@ -40,17 +40,17 @@ def search_roots(explicit: str | os.PathLike[str] | None = None) -> list[Path]:
 
 
 def writable_root(explicit: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that made data is written to: the data root, or the cache when the root is read-only."""
+    """The folder to which data is written: the data root, or the cache if the root is read-only."""
     root = data_root(explicit)
     return root if _is_writable(root) else cache_root()
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files may be made in `folder` or, where it is missing, in its nearest existing parent."""
+    """Whether files may be created in `folder` or, if it is missing, in its nearest existing parent."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    # os.access lets the superuser write anywhere; a folder that nobody may write is meant to stay as it is.
+    # os.access lets the superuser write anywhere, but a folder without write permission is meant to stay as it is.
     anybody = existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     return bool(anybody) and os.access(existing, os.W_OK | os.X_OK)
 
@@ -58,10 +58,13 @@ def _is_writable(folder: Path) -> bool:
 def find(
     relative: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, hint: str = ""
 ) -> Path:
-    """The first existing `folder / relative` of `search_roots(root)`.
+    """Return the first existing `folder / relative` of `search_roots(root)`.
 
-    `hint` says how to get the file. Raises `DataError`, naming every place that was looked at, if it is
-    nowhere.
+    Args:
+        hint: How to get the file, for the message.
+
+    Raises:
+        DataError: The file is in none of the folders, which the message names.
     """
     candidates = [folder / relative for folder in search_roots(root)]
     for candidate in candidates:
@@ -76,7 +79,7 @@ def find(
 
 @dataclass(frozen=True)
 class DataStatus:
-    """One data set as `equirelax list` shows it: what it is, where it is (None: missing), how to get it."""
+    """A data set in `equirelax list`: what it is, where it is (None: missing), and how to get it."""
 
     name: str
     description: str
@@ -85,7 +88,7 @@ class DataStatus:
 
     @property
     def available(self) -> bool:
-        """Whether every file of the data set was found (they are verified when they are loaded, not here)."""
+        """Whether every file of the data set was found. Files are verified when they are loaded, not here."""
         return self.location is not None
 
 
@@ -167,7 +170,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "equirelax data get mnist, or put mnist.npz in the folder mnist of the data root",
     ),
 )
-# name -> other files, any of which is the same data set in another form
+# name -> other files, each of which is the same data set in another form
 _ALSO: dict[str, tuple[str, ...]] = {
     "rmd17": ("md17/rmd17_ethanol_train.xyz", "md17/rmd17/npz_data/rmd17_aspirin.npz"),
     "modelnet40": tuple(
@@ -182,7 +185,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
 
 
 def status(root: str | os.PathLike[str] | None = None) -> list[DataStatus]:
-    """Every data set that equirelax knows, whether it is there, where, and how to get it."""
+    """List every known data set: whether it is there, where, and how to get it."""
     rows = []
     for name, description, files, how in _KNOWN:
         forms = (files, *((file,) for file in _ALSO.get(name, ())))

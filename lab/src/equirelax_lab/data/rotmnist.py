@@ -1,5 +1,6 @@
-"""Rotated MNIST: every image turned by its own angle, uniform and seeded; 10,000 training, 2,000 validation and 50,000 test
-images. The published set was drawn once and is not at hand: same protocol, other angles.
+"""Rotated MNIST: every image is turned by its own uniform, seeded angle; 10,000 training, 2,000 validation, 50,000 test images.
+
+The published set was drawn once and is not available: the protocol is the same, the angles differ.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SEED = 0
 
 @dataclass
 class ImageSet:
-    """N images with a class each. images (N, 1, H, W) float32 in [0, 1], row 0 on top; labels (N,) long."""
+    """N labelled images: images (N, 1, H, W) float32 in [0, 1] with row 0 on top, labels (N,) long."""
 
     images: Tensor
     labels: Tensor
@@ -37,7 +38,7 @@ class ImageSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.labels.device
 
     def to(self, device: torch.device | str | None = None) -> Self:
@@ -56,7 +57,7 @@ class ImageSet:
 
 
 def load(split: Literal["train", "val", "test"], root: str | Path | None = None) -> ImageSet:
-    """A split: training and validation images are MNIST's first 12,000, test images its next 50,000.
+    """Load a split. Training and validation images are MNIST's first 12,000, test images its next 50,000.
 
     Raises:
         DataError: The file is missing or damaged, or the split is unknown.
@@ -69,7 +70,7 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     names = list(SIZES)
     start = sum(SIZES[name] for name in names[: names.index(split)])
     rows = slice(start, start + SIZES[split])
-    # one stream of angles for all splits, so that a split's do not depend on which was loaded first
+    # one stream of angles for all splits, so that they do not depend on which split is loaded first
     generator = torch.Generator().manual_seed(SEED)
     angles = 2 * math.pi * torch.rand(sum(SIZES.values()), generator=generator, dtype=torch.float64)
     plain = torch.from_numpy(images[rows]).float()[:, None] / 255
@@ -77,13 +78,13 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
 
 
 def get(root: str | Path | None = None) -> Path:
-    """Fetch MNIST from openml.org with scikit-learn, and write it as the file that `load` reads; returns its path.
+    """Download MNIST from openml.org with scikit-learn, write the file that `load` reads, and return its path.
 
     Args:
-        root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
+        root: See `equirelax_lab.data.root`; the user's cache is used for a read-only root.
 
     Raises:
-        DataError: scikit-learn is not installed, the server cannot be reached, or what it sends is not MNIST.
+        DataError: scikit-learn is not installed, the server cannot be reached, or it sends something else.
     """
     try:
         from sklearn.datasets import fetch_openml
@@ -111,9 +112,9 @@ def get(root: str | Path | None = None) -> Path:
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Images (N, C, H, W) turned counter-clockwise by `angles` (N,), radians: bilinear, zeros from outside."""
+    """Turn images (N, C, H, W) counter-clockwise by `angles` (N,), radians: bilinear, with zeros outside."""
     c, s = angles.cos().to(images.dtype), angles.sin().to(images.dtype)
-    # grid_sample asks where each new pixel comes from, in coordinates x right and y down
+    # grid_sample needs the origin of each new pixel, in coordinates x right and y down
     back = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
     theta = torch.cat([back, torch.zeros(len(images), 2, 1, dtype=images.dtype)], dim=2)
     parts = []
@@ -124,7 +125,7 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 28, 28) and labels (n,) of both halves of MNIST."""
+    """Check both halves of MNIST and join them: images (n, 28, 28) and labels (n,)."""
     missing = [key for key in ("train_x", "train_y", "test_x", "test_y") if key not in arrays]
     if missing:
         raise DataError(f"{path} has no array {', '.join(missing)}. {HINT}.")

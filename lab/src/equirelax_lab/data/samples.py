@@ -1,4 +1,4 @@
-"""What training needs of a data set: a number of samples that can be moved, cut and told their device."""
+"""What training needs of a data set: a length, a device, and copies on other devices or of some samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Samples(Protocol):
-    """N samples held in memory as whole tensors; how they become a batch is the benchmark's or their own affair."""
+    """N samples that are held in memory as whole tensors."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
 
     def to(self, device: torch.device | str | None = None) -> Self:
         """The set on another device."""

@@ -1,14 +1,14 @@
-"""Skeletons and their motion in Acclaim's ASF and AMC files (those of mocap.cs.cmu.edu), and where the joints are.
+"""Read skeletons and motions in Acclaim's ASF and AMC files (as on mocap.cs.cmu.edu), and compute where the joints are.
 
-A bone is a vector o from its parent's end to its own, given for the rest pose in the axes of the room, and turns about axes
-C of its own (a rotation, `axis` in the file) by the angles of its degrees of freedom. With M the product of those turns, the
-first named applied first,
+A bone is a vector o from its parent's end to its own, given for the rest pose in the axes of the room. It turns about its own
+axes C (a rotation, `axis` in the file) by the angles of its degrees of freedom. With M the product of those turns, of which the
+first named is applied first,
 
     G_bone = G_parent C M C^-1,      end_bone = end_parent + G_bone o,      G_root = M_root,      end_root = translation.
 
-Joints are the root and the ends of all bones. Checked against positions that others computed, as far as that goes without the
-raw files: bones keep their lengths, and bones without degrees of freedom (the hip joints) the angles between them
-(see the tests).
+Joints are the root and the ends of all bones. The tests compare this with positions that others computed, as far as that is
+possible without the raw files: bones keep their lengths, and bones without degrees of freedom (the hip joints) the angles
+between them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Bone:
     """One bone, or the root.
 
     Attributes:
-        name: As in the file.
+        name: The name in the file.
         parent: Number of the parent among the skeleton's bones, -1 for the root.
-        offset: (3,) from the parent's end to its own in the rest pose, in the file's unit of length.
-        axes: (3, 3) rotation C, whose columns are the axes that the bone turns about.
-        channels: Names of its degrees of freedom in the order of the motion file: of `ROTATIONS`, and for the
-            root of `TRANSLATIONS` too.
+        offset: (3,) vector from the parent's end to its own in the rest pose, in the file's unit of length.
+        axes: (3, 3) rotation C, whose columns are the axes about which the bone turns.
+        channels: Names of its degrees of freedom in the order of the motion file: some of `ROTATIONS`, and for the root also of
+            `TRANSLATIONS`.
     """
 
     name: str
@@ -50,8 +50,11 @@ class Bone:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """Bones, the root first and the others in the file's order; `degrees`: motion files are in degrees unless they say
-    otherwise.
+    """A skeleton.
+
+    Attributes:
+        bones: The root, and then the other bones in the file's order.
+        degrees: Whether motion files are in degrees, unless they say otherwise.
     """
 
     bones: tuple[Bone, ...]
@@ -64,12 +67,12 @@ class Skeleton:
 
     @property
     def edges(self) -> np.ndarray:
-        """(joints - 1, 2) every joint but the root and its parent."""
+        """Every joint except the root, and its parent: (joints - 1, 2)."""
         pairs = [(joint, bone.parent) for joint, bone in enumerate(self.bones) if joint]
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
     def positions(self, motion: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(frames, joints, 3) float64 positions, in the file's unit of length, for what `read_amc` gives."""
+        """Compute positions from the result of `read_amc`: (frames, joints, 3) float64, in the file's unit of length."""
         frames = len(motion[ROOT])
         turned: dict[int, np.ndarray] = {}
         ends = np.zeros((frames, len(self.bones), 3))
@@ -91,15 +94,15 @@ class Skeleton:
         return ends
 
     def _from_the_root(self) -> list[int]:
-        """Joints, every one after its parent (files may name them in any order)."""
+        """List the joints, each after its parent (files may name them in any order)."""
         order = [0]
-        for parent in order:  # grows while it is walked
+        for parent in order:  # grows during the loop
             order += [joint for joint, bone in enumerate(self.bones) if joint and bone.parent == parent]
         return order
 
 
 def rotation(order: Sequence[str], angles: np.ndarray) -> np.ndarray:
-    """(frames, 3, 3) turns about fixed axes, the first of `order` ("rx", ...) applied first; angles (frames, k), rad."""
+    """Compose turns about fixed axes, the first of `order` ("rx", ...) first, by angles (frames, k), rad: (frames, 3, 3)."""
     total = np.broadcast_to(np.eye(3), (len(angles), 3, 3))
     for n, name in enumerate(order):
         cos, sin = np.cos(angles[:, n]), np.sin(angles[:, n])
@@ -115,18 +118,18 @@ def rotation(order: Sequence[str], angles: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a file with anything on it, without comment, split into words."""
+    """A line of a file that is not empty, without its comment and split into words."""
 
     path: Path
     number: int
     words: tuple[str, ...]
 
     def fail(self, problem: str, hint: str = "") -> DataError:
-        """The error to raise, with its place; the hint is a sentence that begins with a space."""
+        """Make the error for a problem in this line. The hint is a sentence that begins with a space."""
         return DataError(f"{self.path}, line {self.number}: {problem}.{hint}")
 
     def numbers(self, words: Sequence[str], count: int, what: str) -> list[float]:
-        """`count` finite numbers."""
+        """Convert words to `count` finite numbers."""
         try:
             values = [float(word) for word in words]
         except ValueError:
@@ -138,7 +141,7 @@ class _Line:
 
 def _lines(path: Path) -> Iterator[_Line]:
     try:
-        # every byte is a character of latin-1: what is not a number or a name is found and named below
+        # every byte is a character of latin-1; what is not a number or a name is reported below
         text = path.read_text(encoding="latin-1")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
@@ -149,14 +152,14 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 def read_asf(path: str | Path) -> Skeleton:
-    """The skeleton in an ASF file.
+    """Read the skeleton in an ASF file.
 
-    Lengths stay in the file's unit (CMU's: 5.64 cm). Limits, masses and everything else that positions do not depend on
-    are passed over.
+    Lengths stay in the file's unit (CMU's: 5.64 cm). Limits, masses and everything else that does not affect positions are
+    ignored.
 
     Raises:
-        DataError: A file that cannot be read or understood (with the line), or that holds what is not supported:
-            bones that change their length or are displaced, a root that is turned in the rest pose.
+        DataError: The file cannot be read or parsed (the message names the line), or contains what is not supported: bones that
+            change their length or are displaced, or a root that is turned in the rest pose.
     """
     path = Path(path)
     sections: dict[str, list[_Line]] = {}
@@ -216,7 +219,7 @@ def _bone(lines: Sequence[_Line], end: _Line, scale: float) -> Bone:
     name, line = keys["name"].words[-1], keys["direction"]
     direction = np.array(line.numbers(line.words[1:], 3, f"the direction of {name}"))
     norm = np.linalg.norm(direction)
-    if abs(norm - 1) > 1e-2:  # written with few digits; lengths hold for unit vectors
+    if abs(norm - 1) > 1e-2:  # written with few digits
         raise line.fail(f"the direction of {name} should have length 1, but has {norm:.4g}")
     (length,) = keys["length"].numbers(keys["length"].words[1:], 1, f"the length of {name}")
     line = keys["axis"]
@@ -233,7 +236,7 @@ def _bone(lines: Sequence[_Line], end: _Line, scale: float) -> Bone:
 
 
 def _parents(lines: Sequence[_Line], bones: Sequence[Bone], path: Path) -> dict[str, int]:
-    """Number of the parent of every bone."""
+    """The number of the parent of every bone."""
     numbers = {bone.name: number for number, bone in enumerate(bones)}
     if len(numbers) != len(bones):
         raise DataError(f"{path}: two bones have the same name, or one is called {ROOT!r}.")
@@ -263,11 +266,13 @@ def _parents(lines: Sequence[_Line], bones: Sequence[Bone], path: Path) -> dict[
 
 
 def read_amc(path: str | Path, skeleton: Skeleton) -> dict[str, np.ndarray]:
-    """The motion in an AMC file: for the root and every bone with degrees of freedom their values (frames, channels),
-    float64, angles in radians.
+    """Read the motion in an AMC file.
+
+    Returns:
+        Values (frames, channels), float64 with angles in radians, for the root and every bone with degrees of freedom.
 
     Raises:
-        DataError: A file that cannot be read or understood, or does not fit the skeleton; with the line.
+        DataError: The file cannot be read or parsed, or does not fit the skeleton. The message names the line.
     """
     path = Path(path)
     channels = {bone.name: bone.channels for bone in skeleton.bones if bone.channels}

@@ -1,10 +1,11 @@
-"""Smoke plumes under turns or scalings that hold as far as one chooses: make them, verify them, load windows (CR section
-5.4; the data of Wang, Walters, Yu, arXiv 2201.11969, in our own version).
+"""Smoke plumes that are symmetric under turns or scalings up to a chosen asymmetry: simulate, verify and load windows.
 
-Rotation: inflows on the four sides of a box, the force away from the side; buoyancy b (1 + a c_s) on side s with
-c = (-1, -1/3, 1/3, 1). With asymmetry a = 0 the set is exactly symmetric under C4, positions included.
-Scale: inflows on one side, sizes, positions, forces and so velocities multiplied by one of four factors, on one grid;
-buoyancy as above by factor, which with the walls of the box breaks the symmetry.
+This is our own version of the data of Wang, Walters and Yu (arXiv 2201.11969), which CR uses in section 5.4.
+
+Rotation: inflows are on the four sides of a box, and the force points away from the side. The buoyancy is b (1 + a c_s) on side s
+with c = (-1, -1/3, 1/3, 1). With asymmetry a = 0 the set is exactly symmetric under C4, positions included.
+Scale: inflows are on one side. Sizes, positions, forces and therefore velocities are multiplied by one of four factors, on one
+grid. The buoyancy depends on the factor as above, which breaks the symmetry together with the walls of the box.
 
 Splits of runs with T frames: train 0 to 0.64 T - 1, validation to 0.8 T - 1, "future" to T - 1 (0-159, 160-199, 200-249 of
 250), and "domain" 0 to 0.4 T - 1 (0-99) of runs from other inflow positions.
@@ -40,9 +41,9 @@ SHARES = {"train": (0.0, 0.64), "val": (0.64, 0.8), "future": (0.8, 1.0), "domai
 SIDES = 4
 CONTRAST = (-1.0, -1 / 3, 1 / 3, 1.0)
 SCALES = (0.6, 0.75, 0.94, 1.17)
-"""Of the scale set: factors of 1.25 from one to the next."""
+"""Factors of the scale set, each 1.25 times the one before."""
 SPREAD = 24.0
-"""Largest offset of an inflow along its side, of a box of width 100."""
+"""Largest offset of an inflow along its side, in a box of width 100."""
 FORMAT = "smoke-1"
 
 Progress = Callable[[int, int], None]
@@ -53,14 +54,14 @@ class SmokeSettings(Settings):
     """Everything that defines a set.
 
     Attributes:
-        symmetry: Rotation or scale.
+        symmetry: `rotation` or `scale`.
         size: Grid points along each side of the box, 8 or more.
-        positions: Inflow positions on every side (for every scale); there are 4 times as many runs, and one further
-            position on every side for every four of them (at least one) for the split Domain.
+        positions: Number of inflow positions on every side (for every scale). There are 4 times as many runs, and on every side
+            one further position per four of them (at least one) for the split Domain.
         steps: Frames of a run, one every `dt`.
-        asymmetry: A of the module's formula, 0 or more and below 1.
-        buoyancy: B, acceleration per density: 0.1 makes a typical velocity (root mean square) of 1 hundredth of the box
-            per unit of time after 100 of them.
+        asymmetry: The factor a in the module's formula, 0 <= a < 1.
+        buoyancy: The factor b, acceleration per density. With 0.1 the root mean square velocity is 1 hundredth of the box per
+            unit of time after 100 units.
         dt: Time from frame to frame.
     """
 
@@ -75,14 +76,14 @@ class SmokeSettings(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where the set stands below the data root: the hash is of all settings."""
+        """The set's folder below the data root, with a hash of all settings in its name."""
         text = json.dumps([FORMAT, dataclasses.asdict(self)], sort_keys=True)
         name = f"{self.symmetry}-{self.size}-a{self.asymmetry:g}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         return Path("smoke") / name
 
     @property
     def offsets(self) -> dict[bool, np.ndarray]:
-        """Inflow positions along a side: of the runs (False) and of Domain (True), which lie between them."""
+        """Inflow positions along a side: those of the runs (False), and those of Domain between them (True)."""
         if self.positions == 1:
             return {False: np.zeros(1), True: np.array([SPREAD / 2])}
         known = np.linspace(-SPREAD, SPREAD, self.positions)
@@ -93,7 +94,7 @@ class SmokeSettings(Settings):
 
     @property
     def command(self) -> str:
-        """What makes the set."""
+        """The command that makes the set."""
         words = ["equirelax data make smoke"]
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default:
@@ -103,7 +104,7 @@ class SmokeSettings(Settings):
 
 @dataclass(frozen=True)
 class _Run:
-    """One run: its side, its offset, whether it is of Domain, and the name of its file."""
+    """A run: its side, its offset, whether it belongs to Domain, and the name of its file."""
 
     side: int
     offset: float
@@ -128,16 +129,16 @@ def make(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Simulate the runs that are not there yet, in processes; returns the set's folder.
+    """Simulate the runs that are missing, in several processes; return the set's folder.
 
-    Every run is a file of its own, written to a temporary name and renamed, with a manifest that holds its SHA-256: an
-    interrupted call goes on with the runs that lack one.
+    Every run is a file of its own, written under a temporary name and then renamed, with a manifest that holds its SHA-256. An
+    interrupted call continues with the runs that have no manifest.
 
     Args:
-        settings: Of the set.
-        root: See `equirelax_lab.data.root`; a read-only root means the user's cache.
-        jobs: processes; 1: none besides this one.
-        force: Simulate everything anew.
+        settings: The set's settings.
+        root: See `equirelax_lab.data.root`; the user's cache is used for a read-only root.
+        jobs: Number of processes; 1: only this one.
+        force: Simulate everything again.
         progress: Called as progress(runs done, runs in all).
 
     Raises:
@@ -151,7 +152,7 @@ def make(
         return complete
     folder = writable_root(root) / settings.folder
     missing = [run for run in runs if force or not _is_there(folder / run.name)]
-    phiflow()  # complain before any process is started
+    phiflow()  # raises before any process is started
     folder.mkdir(parents=True, exist_ok=True)
     done = len(runs) - len(missing)
     for finished in _simulated(settings, list(_parts(missing)), folder, jobs):
@@ -162,12 +163,12 @@ def make(
 
 
 def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, jobs: int) -> Iterator[int]:
-    """Simulate and write parts of a set, in this process if there is one job; the number of runs of each as it is done."""
+    """Simulate and write the parts of a set, in this process if `jobs` is 1; yield the number of runs in each finished part."""
     if jobs == 1:
         for part in parts:
             yield _simulate(settings, part, folder)
         return
-    context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=context, initializer=_one_thread) as pool:
         waiting = [pool.submit(_simulate, settings, part, folder) for part in parts]
         try:
@@ -184,18 +185,18 @@ def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, j
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a run is finished: its manifest is written last."""
+    """Whether a run is finished. Its manifest is written last."""
     return path.exists() and path.with_suffix(".json").exists()
 
 
 def _complete(settings: SmokeSettings, runs: list[_Run], root: str | Path | None) -> Path | None:
-    """The first folder of the set, of those that are searched, in which all `runs` are finished."""
+    """The first searched folder of the set in which all `runs` are finished."""
     folders = (place / settings.folder for place in search_roots(root))
     return next((folder for folder in folders if all(_is_there(folder / run.name) for run in runs)), None)
 
 
 def _parts(runs: list[_Run]) -> Iterator[list[_Run]]:
-    """Runs of one side, at most six: simulated together, which is several times quicker than one by one."""
+    """Split runs by side into parts of at most six, which are simulated together, several times faster than one by one."""
     for side in range(SIDES):
         mine = [run for run in runs if run.side == side]
         for start in range(0, len(mine), 6):
@@ -207,7 +208,7 @@ def _one_thread() -> None:
 
 
 def _simulate(settings: SmokeSettings, runs: list[_Run], folder: Path) -> int:
-    """Simulate and write the runs of one side; returns their number."""
+    """Simulate and write the runs of one side; return their number."""
     side = runs[0].side
     rotation = settings.symmetry == "rotation"
     found = simulate(
@@ -235,19 +236,20 @@ def load(
     coarsen: int = 1,
     root: str | Path | None = None,
 ) -> FieldSet:
-    """Windows of a split, every file checked against its SHA-256.
+    """Load the windows of a split. Every file is compared with its SHA-256.
 
     Args:
         split: Train, val, future or domain.
-        settings: Of the set.
-        inputs: Frames to read. outputs: frames to forecast.
-        every: From one window's start to the next one's, in frames.
-        coarsen: Width of the squares of pixels that are averaged into one, which keeps every symmetry of the square.
+        settings: The set's settings.
+        inputs: Number of frames to read.
+        outputs: Number of frames to forecast.
+        every: Frames from the start of one window to that of the next.
+        coarsen: Width of the squares of pixels that are averaged into one pixel, which keeps every symmetry of the square.
         root: See `equirelax_lab.data.root`.
 
     Raises:
-        DataError: The set was not made; a file is missing, damaged, of other settings, of another number of frames, or
-            holds NaN; no window fits into the split.
+        DataError: The set was not made; a file is missing or damaged, has other settings or another number of frames, or holds
+            NaN; or no window fits into the split.
     """
     settings = settings or SmokeSettings()
     if split not in SPLITS:
@@ -268,7 +270,7 @@ def load(
 
 
 def _velocity(folder: Path, run: _Run, settings: SmokeSettings) -> np.ndarray:
-    """The verified velocities (steps, 2, size, size) of a run."""
+    """Read and verify the velocities (steps, 2, size, size) of a run."""
     path = folder / run.name
     remedy = f"Make it again: {settings.command}"
     if not path.exists():
@@ -292,5 +294,5 @@ def _check_settings(path: Path, manifest: dict[str, Any], run: _Run, settings: S
     found = {key: manifest.get(key) for key in expected}
     if found != expected:
         raise DataError(
-            f"{path} is of other settings or another run ({found}). Make it again: {settings.command} --force"
+            f"{path} has other settings or belongs to another run ({found}). Make it again: {settings.command} --force"
         )

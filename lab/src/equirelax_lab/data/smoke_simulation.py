@@ -1,10 +1,10 @@
-"""Smoke plumes in a closed square box, simulated with PhiFlow 3: a passive density that rises, and the air that it moves.
+"""Simulate smoke plumes in a closed square box with PhiFlow 3: a passive density that rises, and the air that it moves.
 
     d rho/dt + u . grad rho = inflow        du/dt + u . grad u + grad p = b rho e        div u = 0
 
-Semi-Lagrangian advection on a staggered grid, the pressure by conjugate gradients in 64 bits. The inflow is a disc near one
-side and the force e points away from that side: the run of the next side is the same run turned by 90 degrees. Nothing in
-the discretisation prefers a direction, so that this holds to the pressure solver's tolerance.
+Advection is semi-Lagrangian on a staggered grid, and conjugate gradients in 64 bits solve for the pressure. The inflow is a disc
+near one side, and the force e points away from that side, so that the run of the next side is the same run turned by 90 degrees.
+Nothing in the discretisation prefers a direction: this holds to the pressure solver's tolerance.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from equirelax.errors import DataError
 
 BOX = 100.0
-"""Width of the box; its centre is the origin."""
+"""Width of the box. Its centre is the origin."""
 INFLOW_DISTANCE = 40.0
-"""From the centre of the box to the inflow's."""
+"""Distance between the centres of the box and of the inflow."""
 INFLOW_RADIUS = 8.0
 INFLOW_RATE = 0.2
-"""Density that flows in per unit of time."""
+"""Density that enters per unit of time."""
 SOLVER_TOLERANCE = 1e-9
 SOLVER_ITERATIONS = 5_000
-# e of the sides bottom, right, top, left: each the one before turned by 90 degrees
+# e for the sides bottom, right, top, left: each is the one before turned by 90 degrees
 DIRECTIONS = ((0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0))
 
 
 def phiflow() -> Any:
-    """PhiFlow's names. Raises `DataError` where it is not installed."""
+    """Import PhiFlow. Raise `DataError` if it is not installed."""
     try:
         from phi import flow
     except ImportError as error:
@@ -49,21 +49,23 @@ def simulate(
     dt: float = 1.0,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Velocities of several runs from inflows near one side, computed together.
+    """Simulate several runs from inflows near one side together.
 
     Args:
-        side: Of the inflow: 0 bottom, 1 right, 2 top, 3 left.
-        offsets: (R,) of the inflow along its side, turned with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
-        buoyancy: B, acceleration per density.
-        size: Grid points along each side. steps: frames, one every `dt`.
-        scale: Factor on the inflow's radius, distance and offsets and on the force: velocities grow by it.
+        side: Side of the inflow: 0 bottom, 1 right, 2 top, 3 left.
+        offsets: (R,) offsets of the inflow along its side, which turn with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
+        buoyancy: The factor b, acceleration per density.
+        size: Grid points along each side.
+        steps: Number of frames, one every `dt`.
+        dt: Time between frames.
+        scale: Factor on the inflow's radius, distance and offsets and on the force, and so on the velocities.
 
     Returns:
-        (R, steps, 2, size, size) float32: velocities at the centres of the cells, after steps 1, 2, ...; row 0 is the
-        top, components are (x, y).
+        Velocities at the centres of the cells after steps 1, 2, ...: (R, steps, 2, size, size) float32. Row 0 is the top, and
+        components are (x, y).
 
     Raises:
-        DataError: PhiFlow is missing, the pressure cannot be solved for, or a velocity is not finite.
+        DataError: PhiFlow is missing, the pressure does not converge, or a velocity is not finite.
     """
     flow = phiflow()
     math, batch, channel = flow.math, flow.batch, flow.channel
@@ -112,7 +114,7 @@ def _broken_off(side: int, buoyancy: float, why: str) -> DataError:
 
 
 def _turned(side: int, offsets: np.ndarray, distance: float) -> np.ndarray:
-    """Points (offset, distance) turned by 90 degrees `side` times: (R, 2). Whole-number turns: nothing is rounded."""
+    """Turn points (offset, distance) by 90 degrees `side` times, without rounding: (R, 2)."""
     points = np.stack([offsets, np.full_like(offsets, distance)], axis=1)
     for _ in range(side):
         points = np.stack([-points[:, 1], points[:, 0]], axis=1)
