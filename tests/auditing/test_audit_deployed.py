@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.auditing import AuditReport, audit
 from equirelax.errors import AuditError
-from equirelax.relaxation.drivers import enrol
+from equirelax.relaxation.residual import enrol
 from equirelax.symmetry import SO, Group, MatrixGroup, Representation, vector
 
 torch.set_num_threads(1)

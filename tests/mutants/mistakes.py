@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     Mutant(
         "a delta is added without a cast to the output's dtype",
-        "relaxation/site.py",
+        "relaxation/sites.py",
         "return output + delta.to(output.dtype)",
         "return output + delta",
         "lab/tests/relaxation/test_maps.py",
@@ -164,7 +164,7 @@ MUTANTS = (
     Mutant(
         "residuals stay in training mode",
         "relaxation/attach.py",
-        "residual.train(model.get_submodule(site.path).training)",
+        "residual.train(module.training)",
         "residual.train()",
         "lab/tests/relaxation/test_maps.py",
     ),

@@ -13,8 +13,8 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import RelaxationStateError
-from equirelax.relaxation.drivers import enrol
 from equirelax.relaxation.history import LIMIT, History
+from equirelax.relaxation.residual import enrol
 
 
 @pytest.fixture(autouse=True)

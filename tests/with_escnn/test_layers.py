@@ -197,7 +197,7 @@ def test_grouped_convolutions_are_left_alone_and_the_summary_says_why() -> None:
 def test_a_plain_tensor_is_refused_by_the_residual_as_by_escnn() -> None:
     residual = er.relax(volume(gspaces.rot3dOnR3(maximum_frequency=2))[0])[""]
     with pytest.raises(PlacementError, match="GeometricTensor"):
-        residual.site.reader((draw(2, 4, 5, 5, 5),), {})
+        residual.site.read((draw(2, 4, 5, 5, 5),), {})
 
 
 def test_folding_a_bias_keeps_its_invariant_part() -> None:

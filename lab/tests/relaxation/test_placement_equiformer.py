@@ -182,9 +182,9 @@ def test_copies_and_pickles_capture_for_themselves() -> None:
     er.relaxation_of(model).set_gamma(0.0)
     for twin in (copied, restored):
         torch.testing.assert_close(twin(*inputs), expected)
-        captures = {id(r.capture) for r in twin.modules() if isinstance(r, Residual)}  # type: ignore[attr-defined]
+        captures = {id(r.shared) for r in twin.modules() if isinstance(r, Residual)}  # type: ignore[attr-defined]
         assert len(captures) == 1
-        assert next(r for r in twin.modules() if isinstance(r, Residual)).capture.value is None  # type: ignore[attr-defined]
+        assert next(r for r in twin.modules() if isinstance(r, Residual)).shared.value is None  # type: ignore[attr-defined]
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_no_hook_is_left_after_projection_and_none_of_a_forward_that_failed() ->
     with pytest.raises(RepresentationError, match="99"):
         model(torch.full_like(numbers, 99), where, batch)
     residual = next(iter(relaxation))[1]
-    assert residual.capture.value is None  # type: ignore[attr-defined]
+    assert residual.shared.value is None  # type: ignore[attr-defined]
     er.project(model, mode="drop")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

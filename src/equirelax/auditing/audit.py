@@ -43,7 +43,7 @@ from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError, RelaxationStateError
 from equirelax.methods import Method
 from equirelax.relaxation import Relaxation, relaxation_of
-from equirelax.relaxation.drivers import drivers_of
+from equirelax.relaxation.residual import drivers_of
 from equirelax.symmetry import Group
 
 NEGLIGIBLE = 1e-5

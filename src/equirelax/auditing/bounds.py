@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from equirelax.auditing.state import measuring
 from equirelax.relaxation import Relaxation, Residual, relaxation_of
 from equirelax.relaxation.kinds.kind import spectral_norm
-from equirelax.relaxation.site import AddToOutput, FirstInput
 from equirelax.symmetry import Representation
 
 SLOPES = dict.fromkeys(("Identity", "Dropout", "ReLU", "Tanh", "Softsign"), 1.0) | {
@@ -115,13 +114,7 @@ def _layer(
     loose = 0.0
     for residual in residuals:
         site, slope = residual.site, residual.slope()
-        plain = type(site.reader) is FirstInput and type(site.writer) is AddToOutput
-        if (
-            not plain
-            or site.feature_axis != -1
-            or site.convolution is not None
-            or not (site.in_rep.linear and site.out_rep.linear)
-        ):
+        if not site.by_rows or not (site.in_rep.linear and site.out_rep.linear):
             raise _NoBound(f"{name}: its residual does not map features to features, row by row")
         if slope.constant is None or slope.reason:
             raise _NoBound(f"the residual of {name}: {slope.reason}")

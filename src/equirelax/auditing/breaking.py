@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
-from equirelax.auditing.declared import placed
 from equirelax.auditing.elements import acts_through
 from equirelax.auditing.error import coordinates, gap, largest, norm, outputs_of, with_translations
 from equirelax.auditing.samples import FROM_MODEL, Leaf, group_of, leaves, read_representations, transformed
@@ -25,7 +24,7 @@ from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns, dense
-from equirelax.relaxation.site import Reader, Writer
+from equirelax.relaxation.sites import Site
 from equirelax.symmetry import Group, Representation
 
 
@@ -175,9 +174,8 @@ class _Run:
         """Run the model on the sample transformed by g; return the residual's calls and the model's outputs."""
         calls: list[_Call] = []
         site = residual.site
-        reader = _Read(site.reader)
-        writer = _Written(site.writer, reader, calls)
-        residual.site = dataclasses.replace(site, reader=reader, writer=writer)
+        watched: Any = _Watched(site, calls)
+        residual.site = watched
         try:
             words = "the sample" if g is None else "the transformed sample"
             moved = transformed(self.sample, self.in_rep, g, self.dtype)
@@ -189,7 +187,7 @@ class _Run:
         """The action of the group on what the residual adds; None if it is unknown."""
         if not acts_through(self.group, residual.out_rep.group):
             return None
-        found = placed(residual, residual.out_rep)
+        found = residual.site.action(residual.out_rep)
         return None if found is None else action_of(found, self.group)
 
     def bound(self, residual: Residual, calls: list[_Call]) -> tuple[float | None, str]:
@@ -236,38 +234,31 @@ def _output_error(g: Tensor, reference: Sequence[Leaf], found: Sequence[Leaf]) -
     return largest(gap(g, "group element", a, b).relative for a, b in pairs)
 
 
-class _Read(Reader):
-    """Records the norm of what a residual reads."""
+class _Watched:
+    """A site that records the norm of what its residual reads, what it adds, and the norm of the result."""
 
-    def __init__(self, own: Reader) -> None:
-        self.own = own
+    def __init__(self, own: Site, calls: list[_Call]) -> None:
+        self.own, self.calls = own, calls
         self.norm: float | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        x = self.own(args, kwargs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        x = self.own.read(args, kwargs)
         self.norm = norm(dense(x).detach().double())
         return x
 
-
-class _Written(Writer):
-    """Records what a residual adds, and the norm of the result."""
-
-    def __init__(self, own: Writer, reader: _Read, calls: list[_Call]) -> None:
-        self.own, self.reader, self.calls = own, reader, calls
-
-    def __call__(self, output: Any, delta: Tensor) -> Any:
-        result = self.own(output, delta)
+    def add(self, output: Any, delta: Tensor) -> Any:
+        result = self.own.add(output, delta)
         added = delta.detach().double().clone()
-        self.calls.append(_Call(self.reader.norm, added, _size(self.own, result, added)))
+        self.calls.append(_Call(self.norm, added, _size(self.own, result, added)))
         return result
 
-    def misfit(self, output: Any, delta: Tensor) -> str:
-        return self.own.misfit(output, delta)
 
-
-def _size(writer: Writer, output: Any, added: Tensor) -> float | None:
+def _size(site: Site, output: Any, added: Tensor) -> float | None:
     """Norm of the tensor that the residual was added to, divided by sqrt(copies) if it was added to several copies."""
-    index = getattr(writer, "index", None)
+    index = getattr(site, "item", None)
     if isinstance(output, (tuple, list)) and isinstance(index, int):
         output = output[index]
     if not isinstance(output, Tensor):

@@ -58,13 +58,13 @@ class Declarations:
         # By the path of the layer in this model, whichever part of it was relaxed.
         self.relaxed_at: dict[str, list[Residual]] = {}
         if any(isinstance(module, Residual) for module in model.modules()):
-            for one in relaxation_of(model).found():
+            for one in relaxation_of(model).entries():
                 self.relaxed_at.setdefault(one.path, []).append(one.residual)
         self.residuals = {
             path: residual
             for path, several in self.relaxed_at.items()
             for residual in several
-            if residual.active and residual.is_linear and not (residual.site.slot or residual.site.adds_to)
+            if residual.active and residual.is_linear and not (residual.site.slot or residual.adds_to)
         }
 
     def field_representations(self) -> list[Representation]:
@@ -83,7 +83,7 @@ class Declarations:
         found = [residual for residual in self.relaxed_at.get(path, ()) if residual.active]
         if not found:
             return ""
-        ahead = {residual.site.adds_to for residual in found if residual.site.adds_to}
+        ahead = {residual.adds_to for residual in found if residual.adds_to}
         where = f", added to the input of {', '.join(sorted(ahead))}" if ahead else ""
         return f"relaxed, gamma = {', '.join(f'{residual.gamma.item():.3g}' for residual in found)}{where}"
 
@@ -118,7 +118,7 @@ class Declarations:
         if residual is None:
             return None
         rep: Representation = getattr(residual, which)
-        return placed(residual, rep) if acts_through(self.group, rep.group) else None
+        return residual.site.action(rep) if acts_through(self.group, rep.group) else None
 
     def _convolution(self, module: nn.Module, which: str) -> TensorAction | None:
         """The fields of a group convolution, recognised by its attributes in_rep, out_rep and kernel_size."""
@@ -145,13 +145,6 @@ class Declarations:
         if not is_irreps(irreps) or self.group.name not in SPATIAL:
             return None
         return On(from_irreps(str(irreps), self.group))
-
-
-def placed(residual: Residual, rep: Representation) -> TensorAction | None:
-    """The action of a representation on the tensors at a residual's site; None if it is unknown."""
-    if residual.site.convolution is None:
-        return On(rep, residual.feature_axis)
-    return _field(rep) if residual.feature_axis == -3 else None
 
 
 def _field(rep: Representation) -> GridField | None:

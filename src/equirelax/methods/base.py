@@ -21,7 +21,7 @@ from equirelax.methods.attachment import Attachment
 from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import IdleWatch, ParameterWatch
-from equirelax.relaxation.drivers import drivers_of, enrol
+from equirelax.relaxation.residual import drivers_of, enrol
 from equirelax.relaxation.terms.precision import whole
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Relaxing: residual branches, their strengths, where they go, and how they are taken away again."""
 
+from equirelax.relaxation.across import AheadSite, CapturedSite
 from equirelax.relaxation.attach import relax, relaxation_of
 from equirelax.relaxation.checkpoint import (
     load,
@@ -9,6 +10,7 @@ from equirelax.relaxation.checkpoint import (
     relaxation_state,
     save,
 )
+from equirelax.relaxation.entries import Entry
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
 from equirelax.relaxation.kinds import (
     MLP,
@@ -35,13 +37,22 @@ from equirelax.relaxation.placements import (
     SchNetStream,
     Survey,
 )
+from equirelax.relaxation.products import ProductSite
 from equirelax.relaxation.projected import ProjectionReport
 from equirelax.relaxation.projection import cannot_fold, project
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.site import AddToItem, AddToOutput, Arguments, FirstInput, Reader, Site, Writer
+from equirelax.relaxation.sites import (
+    Arguments,
+    BlockSite,
+    FirstInput,
+    GridSite,
+    Reader,
+    RowSite,
+    Site,
+)
 from equirelax.relaxation.spec import spec
-from equirelax.relaxation.streams import StreamResidual
+from equirelax.relaxation.streams import StreamResidual, StreamSite
 from equirelax.relaxation.summary import Summary
 
 # it needs what is above
@@ -49,19 +60,22 @@ from equirelax.relaxation import kinds, regularizers  # isort: skip
 
 __all__ = [
     "MLP",
-    "AddToItem",
-    "AddToOutput",
+    "AheadSite",
     "Arguments",
     "BasisBlock",
     "BasisKernels",
+    "BlockSite",
+    "CapturedSite",
     "Constant",
     "Convolution",
     "CoordinateBlocks",
     "Dense",
+    "Entry",
     "EquivariantDense",
     "FirstInput",
     "Fold",
     "GridKernels",
+    "GridSite",
     "Grouped",
     "KernelSymmetry",
     "LayerFamily",
@@ -73,20 +87,22 @@ __all__ = [
     "NormedPerceptron",
     "Placed",
     "Placement",
+    "ProductSite",
     "ProjectionReport",
     "Reader",
     "Relaxation",
     "Residual",
     "ResidualKind",
     "ResidualMap",
+    "RowSite",
     "SchNetStream",
     "Site",
     "Skip",
     "StreamResidual",
+    "StreamSite",
     "StreamStep",
     "Summary",
     "Survey",
-    "Writer",
     "cannot_fold",
     "kinds",
     "load",

@@ -10,17 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import PlacementError, RelaxationStateError
-from equirelax.relaxation.ahead import AheadResidual
-from equirelax.relaxation.captured import CapturingResidual, capture_inputs
-from equirelax.relaxation.found import CHILD, PLACEMENT, roots
+from equirelax.relaxation.across import share
+from equirelax.relaxation.entries import CHILD, PLACEMENT, roots
 from equirelax.relaxation.hooks import guard_hooks
 from equirelax.relaxation.kinds import Dense, ResidualKind
-from equirelax.relaxation.kinds.stream import StreamMap
 from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
 from equirelax.relaxation.relaxation import Relaxation, unwrapped
-from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.streams import StreamResidual, link
+from equirelax.relaxation.residual import Residual, make_residual
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 """They run all of their children, and so must not have residuals among them."""
@@ -99,8 +96,7 @@ def attach(
     ]
     for placed, built in made:
         _attach(model, placed, built)
-    link(model, [built for _, built in made])
-    capture_inputs(model, [built for _, built in made])
+    share(model, [built for _, built in made])
     model.__dict__[PLACEMENT] = placement
     # importing what torch.compile is made of takes seconds, and an optimizer imports it anyway
     importlib.import_module("torch._dynamo")
@@ -172,25 +168,9 @@ def _build(model: nn.Module, placed: Placed, generator: torch.Generator | None) 
             f"{site.key}: a residual from {site.in_rep.dim} to {site.out_rep.dim} features makes no sense; "
             f"exclude it"
         )
-    if site.convolution is None:
-        built = placed.kind.build(site.in_rep, site.out_rep, site.feature_axis, generator)
-    else:
-        built = placed.kind.build_convolution(site.in_rep.dim, site.out_rep.dim, site.convolution, generator)
-    reference = _reference(model, model.get_submodule(site.path))
-    if bool(site.stream) is not isinstance(built, StreamMap):
-        raise PlacementError(
-            f"{site.key}: a {type(placed.kind).__name__} makes a {type(built).__name__}; a residual stream is made "
-            f"of StreamStep, and nothing else is"
-        )
-    if isinstance(built, StreamMap):
-        residual: Residual = StreamResidual(site, built, reference)
-    elif site.adds_to is not None:
-        residual = AheadResidual(site, built, reference)
-    elif site.captured is not None:
-        residual = CapturingResidual(site, built, reference)
-    else:
-        residual = Residual(site, built, reference)
-    residual.train(model.get_submodule(site.path).training)
+    module = model.get_submodule(site.path)
+    residual = make_residual(site, site.build(placed.kind, generator), _reference(model, module))
+    residual.train(module.training)
     return residual
 
 
@@ -239,8 +219,4 @@ def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
     while hasattr(host, name):
         name += "_"
     host.add_module(name, residual)
-    module.register_forward_hook(residual.hook, with_kwargs=True)
-    if isinstance(residual, AheadResidual):
-        model.get_submodule(str(residual.site.adds_to)).register_forward_pre_hook(
-            residual.add_ahead, with_kwargs=True
-        )
+    residual.hook_up(model)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from equirelax.errors import CheckpointError, PlacementError
 from equirelax.files import atomic_write
 from equirelax.relaxation.attach import attach
-from equirelax.relaxation.detach import detach
-from equirelax.relaxation.found import find, join, of_residual
+from equirelax.relaxation.entries import detach, find, of_residual
 from equirelax.relaxation.placements import Placement
 from equirelax.relaxation.relaxation import Relaxation, derived_keys, refresh
 from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.sites import join
 from equirelax.relaxation.spec import decode, encode
 from equirelax.zips import check_complete
 
@@ -46,7 +46,7 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
         CheckpointError: a residual belongs to a module outside, with its placement.
     """
     model = relaxation.model
-    for one in relaxation.found():
+    for one in relaxation.entries():
         if one.root is None:
             raise CheckpointError(
                 f"{one.key or type(model).__name__}: its placement is with a module around this {type(model).__name__}, "

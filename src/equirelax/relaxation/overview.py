@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from equirelax.relaxation.found import Found, join, roots
+from equirelax.relaxation.entries import Entry, roots
 from equirelax.relaxation.placements.placement import own_modules
+from equirelax.relaxation.sites import join
 from equirelax.relaxation.summary import RELAXED, SKIPPED, UNKNOWN, Row
 
 
-def rows(model: nn.Module, found: Sequence[Found]) -> tuple[Row, ...]:
+def rows(model: nn.Module, found: Sequence[Entry]) -> tuple[Row, ...]:
     """One row for every module of the model, one more for every further residual of a module."""
-    relaxed: dict[int, list[Found]] = {}
+    relaxed: dict[int, list[Entry]] = {}
     for one in found:
         relaxed.setdefault(id(one.module), []).append(one)
     left = _left(model, found)
@@ -42,23 +43,15 @@ def rows(model: nn.Module, found: Sequence[Found]) -> tuple[Row, ...]:
     return tuple(result)
 
 
-def _row(one: Found, kind: str, also: str) -> Row:
+def _row(one: Entry, kind: str, also: str) -> Row:
     site = one.residual.site
-    why = f"layer family {site.family}" if site.family else "block of the placement"
-    if site.adds_to is not None:
-        why = f"added to the input of {join(one.root or '', site.adds_to)}"
-    if site.stream:
-        source = "the model" if not site.source else join(one.root or "", site.source)
-        why = f"step of the stream {site.stream!r}, from an input of {source}"
-    if site.convolution is not None:
-        size = " x ".join(map(str, site.convolution.kernel_size))
-        why += f", kernels of {size}; penalty: {site.convolution.symmetry.measures}"
+    why = site.why(one.root or "")
     shape = (site.out_rep.dim, site.in_rep.dim)
     count = sum(parameter.numel() for parameter in one.residual.map.parameters())
     return Row(one.key, kind, RELAXED, why + also, shape, count, site.relaxes)
 
 
-def _left(model: nn.Module, found: Sequence[Found]) -> dict[int, tuple[str, str]]:
+def _left(model: nn.Module, found: Sequence[Entry]) -> dict[int, tuple[str, str]]:
     """What the placements left alone, and what was removed since: id of the module -> (status, reason)."""
     present = {one.key for one in found}
     placements = roots(model)

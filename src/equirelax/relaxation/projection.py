@@ -18,14 +18,12 @@ from equirelax.errors import (
     UnfoldableError,
 )
 from equirelax.files import did_you_mean
-from equirelax.relaxation.detach import check_detachable, detach
-from equirelax.relaxation.drivers import drivers_of
-from equirelax.relaxation.found import Found
+from equirelax.relaxation.entries import Entry, check_detachable, detach
 from equirelax.relaxation.layers import Fold, get_family
 from equirelax.relaxation.placements.placement import own_modules
 from equirelax.relaxation.projected import ProjectionReport, record, scaled
 from equirelax.relaxation.relaxation import Relaxation
-from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.residual import Residual, drivers_of
 
 MODES = ("drop", "fold")
 
@@ -60,7 +58,7 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
     if isinstance(model, Relaxation) and not any(isinstance(m, Residual) for m in given.modules()):
         raise RelaxationStateError(f"{type(given).__name__} is not relaxed any more: it was projected before")
     relaxation = Relaxation(given)  # parts may have been projected since a handle was made
-    found = relaxation.found()
+    found = relaxation.entries()
     check_detachable(relaxation.model, found)
     _check_finite(relaxation)
     records, folds = [], []
@@ -107,7 +105,7 @@ def _holders(model: nn.Module) -> dict[Hashable, dict[nn.Module, str]]:
     return holders
 
 
-def _check_untied(one: Found, fold: Fold, holders: Mapping[Hashable, Mapping[nn.Module, str]]) -> None:
+def _check_untied(one: Entry, fold: Fold, holders: Mapping[Hashable, Mapping[nn.Module, str]]) -> None:
     """Two layers with one weight cannot each have their own correction, which is for one place in the network."""
     inside = set(one.module.modules())
     for parameter, _ in fold.writes:
@@ -121,45 +119,31 @@ def _check_untied(one: Found, fold: Fold, holders: Mapping[Hashable, Mapping[nn.
 
 
 def _fold(
-    one: Found, holders: Mapping[Hashable, Mapping[nn.Module, str]], unfoldable: str
+    one: Entry, holders: Mapping[Hashable, Mapping[nn.Module, str]], unfoldable: str
 ) -> tuple[Fold | None, str]:
     # what a family says of a site is about the module through which one looks
     key, module, residual = one.key, one.module, one.residual
     site = dataclasses.replace(residual.site, path=one.path)
     try:
-        if site.family is None or not residual.is_linear:
-            what = (
-                f"a step of the residual stream {site.stream!r}, which starts from the model's inputs and"
-                if site.stream
-                else "a block-level residual,"
-                if site.family is None
-                else f"a residual that is not linear ({type(residual.map).__name__}),"
-            )
+        what = site.inexpressible
+        if not what and not residual.is_linear:
+            what = f"a residual that is not linear ({type(residual.map).__name__}),"
+        if what:
             raise UnfoldableError(
                 f"{key} ({type(module).__name__}) has {what} which no layer can express; "
                 f'project with mode="drop" or unfoldable="drop"'
             )
-        seen = residual.second_seen
-        if site.constants and seen is not None and (wrong := seen.contradicts(site.constants)):
+        if wrong := residual.why_not_folded():
             raise UnfoldableError(
-                f"{key} ({type(module).__name__}): {wrong} in some call. Correct its Constant in the placement, or project "
-                f'with mode="drop" or unfoldable="drop"'
+                f'{key} ({type(module).__name__}): {wrong}, or project with mode="drop" or unfoldable="drop"'
             )
         with torch.no_grad():
             fold = get_family(site.family, site.path).fold(module, site, *scaled(residual))
         _check_untied(one, fold, holders)
     except UnfoldableError as error:
         if unfoldable == "raise":
-            if (
-                residual.second_seen is not None
-                and not site.constants
-                and (found := residual.second_seen.constants())
-            ):
-                channel, value = next(iter(found.items()))
-                raise UnfoldableError(
-                    f"{error}. In the first call channel {channel} was {value:.6g} in every row: "
-                    f"Constant({site.path!r}, {channel}, {value:.6g}) if it always is"
-                ) from error
+            if hint := residual.fold_hint():
+                raise UnfoldableError(f"{error}. {hint}") from error
             raise
         return None, f"not folded: {error}"
     if not all(bool(torch.isfinite(parameter).all()) for parameter, _ in fold.writes):
@@ -167,15 +151,14 @@ def _fold(
             f"{key} ({type(module).__name__}): the layer's own weights hold NaN or infinity; go back to an "
             f"earlier checkpoint"
         )
-    unseen = site.constants and residual.second_seen is None
-    return fold, "its declared constant was not seen in any call" if unseen else ""
+    return fold, residual.fold_note()
 
 
 def cannot_fold(relaxation: Relaxation) -> dict[str, str]:
     """Residuals that `mode="fold"` would refuse: key -> reason. Changes nothing."""
     refused = {}
     holders = _holders(relaxation.model)
-    for one in relaxation.found():
+    for one in relaxation.entries():
         try:
             _fold(one, holders, "raise")
         except EquirelaxError as error:

@@ -14,9 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import CheckpointError, EquirelaxWarning, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
-from equirelax.relaxation.detach import detach
-from equirelax.relaxation.drivers import drivers_of
-from equirelax.relaxation.found import Found, find, of_residual, roots
+from equirelax.relaxation.entries import Entry, detach, find, of_residual, roots
 from equirelax.relaxation.history import History
 from equirelax.relaxation.hooks import guard_hooks, park, unpark
 from equirelax.relaxation.layers import families
@@ -25,7 +23,7 @@ from equirelax.relaxation.overview import rows
 from equirelax.relaxation.placements.placement import Placement, own_modules
 from equirelax.relaxation.plot import figure
 from equirelax.relaxation.projected import ProjectionReport, record
-from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.residual import Residual, drivers_of
 from equirelax.relaxation.summary import Summary
 from equirelax.relaxation.terms.precision import whole
 
@@ -80,7 +78,7 @@ class Relaxation:
     def __init__(self, model: nn.Module) -> None:
         guard_hooks()
         self.model = unwrapped(model)
-        self._found: dict[str, Found] = {}
+        self._entries: dict[str, Entry] = {}
         self.residuals: dict[str, Residual] = {}
         self.placements: dict[str, Placement] = {}
         self.history = History()
@@ -92,8 +90,8 @@ class Relaxation:
             )
 
     def _look(self) -> None:
-        self._found = {one.key: one for one in find(self.model)}
-        self.residuals = {key: one.residual for key, one in self._found.items()}
+        self._entries = {one.key: one for one in find(self.model)}
+        self.residuals = {key: one.residual for key, one in self._entries.items()}
         self.placements = roots(self.model)
 
     def __iter__(self) -> Iterator[tuple[str, Residual]]:
@@ -105,13 +103,13 @@ class Relaxation:
     def __getitem__(self, key: str) -> Residual:
         return self._one(key).residual
 
-    def _one(self, key: str) -> Found:
-        if key not in self._found:
+    def _one(self, key: str) -> Entry:
+        if key not in self._entries:
             raise PlacementError(
                 f"no residual {key!r}.{did_you_mean(key, list(self.residuals))} There are "
                 f"{', '.join(self.residuals)}"
             )
-        return self._found[key]
+        return self._entries[key]
 
     def __repr__(self) -> str:
         names = [key or "(model)" for key in self.residuals]
@@ -129,14 +127,14 @@ class Relaxation:
         """The module that a residual relaxes."""
         return self._one(key).module
 
-    def found(self) -> tuple[Found, ...]:
+    def entries(self) -> tuple[Entry, ...]:
         """Every residual with its key, module and the relaxed part of the model that it belongs to."""
-        return tuple(self._found.values())
+        return tuple(self._entries.values())
 
     def summary(self) -> Summary:
         """Every module of the model: relaxed, skipped or unknown, and why; and the memory that training takes."""
         memory = memory_of(self.strict_parameters().values(), self.residuals.values())
-        return Summary(rows(self.model, self.found()), memory)
+        return Summary(rows(self.model, self.entries()), memory)
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[nn.Module]:
@@ -185,23 +183,21 @@ class Relaxation:
         """
         if not threshold >= 0:
             raise PlacementError(f"prune: threshold is {threshold}; expected a number of at least 0")
-        gone: dict[str, Found] = {}
-        staying: set[int] = set()  # streams of which a later residual stays
-        for key, one in reversed(self._found.items()):
+        gone: dict[str, Entry] = {}
+        going: set[Residual] = set()
+        for key, one in reversed(self._entries.items()):
             residual = one.residual
             small = abs(float(residual.gamma.detach())) <= threshold
-            stream = id(residual.shared) if residual.site.stream else None
-            if small and stream not in staying:
+            if small and all(later in going for later in residual.dependents):
                 gone[key] = one
-            elif stream is not None:
-                staying.add(stream)
+                going.add(residual)
         report = ProjectionReport(
-            "drop", tuple(record(key, one.residual) for key, one in self._found.items() if key in gone)
+            "drop", tuple(record(key, one.residual) for key, one in self._entries.items() if key in gone)
         )
         if gone:
             for driver in drivers_of(self.residuals.values()):
                 driver.detach()
-            self.history.keep([i for i, key in enumerate(self._found) if key not in gone])
+            self.history.keep([i for i, key in enumerate(self._entries) if key not in gone])
             detach(self.model, gone.values())
             self._look()
         return report

@@ -7,31 +7,24 @@ hook along, bound to the copy.
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import EquirelaxWarning, PenaltyError, RepresentationError
-from equirelax.relaxation.columns import Columns, SharedColumns, dense
-from equirelax.relaxation.constants import Seen
+from equirelax.errors import PenaltyError, RepresentationError
+from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.hooks import HookOwner
 from equirelax.relaxation.kept import Kept, in_backward, in_transform, keep
 from equirelax.relaxation.kinds.kind import LinearMap, Penalised, ResidualMap, Rule, Slope
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 from equirelax.relaxation.terms.precision import promoted
 from equirelax.symmetry import Representation
 
-
-class Shared(HookOwner):
-    """What several residuals of a model share, such as an input that is captured for all of them.
-
-    Attributes:
-        members: those residuals, in the model's order.
-    """
-
-    members: list[Any]
+if TYPE_CHECKING:
+    from equirelax.relaxation.across import Shared
 
 
 class Residual(nn.Module, HookOwner):
@@ -48,10 +41,12 @@ class Residual(nn.Module, HookOwner):
         enabled: False switches the residual off; the module's output is then untouched.
         suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
         called: whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
-        second_seen: values of the second input of a tensor product in calls so far.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
+
+    shared: Shared | None = None
+    """What it shares with other residuals, with hooks of its own; None for a residual that stands alone."""
 
     def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__()
@@ -63,8 +58,6 @@ class Residual(nn.Module, HookOwner):
         self.called = False
         self.keep_inputs = False
         self._kept: list[Kept] = []
-        self.second_seen: Seen | None = None
-        self._calls = 0
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -74,8 +67,13 @@ class Residual(nn.Module, HookOwner):
         return self.enabled and not self.suspended
 
     @property
-    def shared(self) -> Shared | None:
-        """What it shares with other residuals, hooks of its own and all; None for a residual that stands alone."""
+    def dependents(self) -> Sequence[Residual]:
+        """Residuals that build on this one, so that it cannot be removed without them."""
+        return ()
+
+    @property
+    def adds_to(self) -> str | None:
+        """Path of the module to whose input it is added; None where that is the output of its own module."""
         return None
 
     @property
@@ -125,7 +123,11 @@ class Residual(nn.Module, HookOwner):
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         """What the residual reads out of its module's call."""
-        return self.site.reader(args, kwargs)
+        return self.site.read(args, kwargs)
+
+    def hook_up(self, model: nn.Module) -> None:
+        """Put its hooks on the modules of the relaxed model."""
+        model.get_submodule(self.site.path).register_forward_hook(self.hook, with_kwargs=True)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the relaxed module."""
@@ -141,14 +143,13 @@ class Residual(nn.Module, HookOwner):
             RepresentationError: the call does not have the features that the residual was placed for.
         """
         self.called = True
-        self._look_at_second(module, args, kwargs)
         x = self.read(args, kwargs)
         shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
         size = shape[self.feature_axis] if len(shape) >= -self.feature_axis else None
         if size != self.in_rep.dim:
             got = f"{size} in shape {shape}" if shape else f"a {type(x).__name__}"
             raise RepresentationError(
-                f"{self._name(module)}: its residual was placed for {self.in_rep.dim} input features "
+                f"{self.name_of(module)}: its residual was placed for {self.in_rep.dim} input features "
                 f"({self.in_rep!r}) on axis {self.feature_axis}, the call has {got}. {self._mend()}"
             )
         if x.dtype != self.gamma.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -157,43 +158,21 @@ class Residual(nn.Module, HookOwner):
             self._kept.append(keep(x))
         return x
 
-    def _look_at_second(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compare declared constants with the first call, and note the calls 1, 2, 4, 8, ... for `project`; where none are
-        declared, note the first call, for a hint there.
-        """
-        site = self.site
-        if site.second is None or torch.compiler.is_compiling() or in_transform():
-            return
-        first = self.second_seen is None
-        self._calls += 1
-        if not first and (not site.constants or self._calls & (self._calls - 1)):
-            return
-        y = dense(site.second(args, kwargs))
-        if not y.numel():
-            return
-        self.second_seen = Seen.of(y) if self.second_seen is None else self.second_seen.and_of(y)
-        if first and site.constants and (wrong := self.second_seen.contradicts(site.constants)):
-            warnings.warn(
-                f"{self._name(module)}: {wrong}. Its residual trains all the same, but cannot be folded: correct the Constant "
-                f"in the placement, or leave it out",
-                EquirelaxWarning,
-                stacklevel=2,
-            )
-
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
         """The module's output with `delta` added, in the output's own shape and dtype.
 
         Raises:
             RepresentationError: they do not fit; nothing is ever broadcast.
         """
-        wrong = self.site.writer.misfit(output, delta)
+        wrong = self.site.misfit(output, delta)
         if wrong:
             raise RepresentationError(
-                f"{self._name(module)}: what its residual adds does not fit what the module gave: {wrong}. {self._mend()}"
+                f"{self.name_of(module)}: what its residual adds does not fit what the module gave: {wrong}. {self._mend()}"
             )
-        return self.site.writer(output, delta)
+        return self.site.add(output, delta)
 
-    def _name(self, module: nn.Module) -> str:
+    def name_of(self, module: nn.Module) -> str:
+        """Its key, and the class of its module, for messages."""
         return f"{self.site.key or 'the model'} ({type(module).__name__})"
 
     def _mend(self) -> str:
@@ -251,6 +230,18 @@ class Residual(nn.Module, HookOwner):
         """The Lipschitz constant of the map, without gamma."""
         return self.map.slope()
 
+    def why_not_folded(self) -> str:
+        """Why it must not be folded, in words, known from its calls so far; empty where nothing is known."""
+        return ""
+
+    def fold_hint(self) -> str:
+        """What would let it be folded, in words, known from its calls so far; empty where nothing is known."""
+        return ""
+
+    def fold_note(self) -> str:
+        """A remark on its fold, for the report; empty where there is none."""
+        return ""
+
     def set_gamma(self, value: float) -> None:
         """Set the strength in place."""
         with torch.no_grad():
@@ -275,3 +266,53 @@ class Residual(nn.Module, HookOwner):
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"{self.in_rep!r} -> {self.out_rep!r}"
+
+
+_TYPES: dict[type[Site], type[Residual]] = {}
+_R = TypeVar("_R", bound="type[Residual]")
+
+
+def residual_for(site: type[Site]) -> Callable[[_R], _R]:
+    """Class decorator: residuals at sites of this class, and of those derived from it, are of the decorated class."""
+
+    def add(cls: _R) -> _R:
+        _TYPES[site] = cls
+        return cls
+
+    return add
+
+
+def make_residual(site: Site, map: ResidualMap, reference: Tensor | None = None) -> Residual:
+    """The residual of a site; arguments as for `Residual`."""
+    cls = next((_TYPES[each] for each in type(site).__mro__ if each in _TYPES), Residual)
+    return cls(site, map, reference)
+
+
+class Driver(Protocol):
+    """What `project` and `Relaxation.prune` need of a method."""
+
+    def forgotten(self) -> str:
+        """What was forgotten, in words: that the weights moved and the method never stepped; empty where nothing was."""
+
+    def detach(self) -> None:
+        """Let go of the optimizers: take the method's hooks off them."""
+
+
+_DRIVERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Driver]] = weakref.WeakKeyDictionary()
+
+
+def enrol(driver: Driver, residuals: Iterable[Residual]) -> None:
+    """Make `driver` the one that drives these residuals; it replaces an earlier one, and is not kept alive by this."""
+    for residual in residuals:
+        _DRIVERS[residual] = weakref.ref(driver)
+
+
+def drivers_of(residuals: Iterable[Residual]) -> list[Driver]:
+    """Those that drive any of the residuals, each once."""
+    found: list[Driver] = []
+    for residual in residuals:
+        reference = _DRIVERS.get(residual)
+        driver = None if reference is None else reference()
+        if driver is not None and driver not in found:
+            found.append(driver)
+    return found

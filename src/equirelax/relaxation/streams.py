@@ -19,20 +19,22 @@ from the rows' mean and covariance, so that all blocks of a stream cost a few sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import RelaxationStateError, RepresentationError
+from equirelax.errors import PlacementError, RelaxationStateError, RepresentationError
+from equirelax.relaxation.across import Shared
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.kept import Kept, in_backward, keep
+from equirelax.relaxation.kinds import ResidualKind, ResidualMap
 from equirelax.relaxation.kinds.kind import Penalised, Rule, Slope, Terms, spectral_norm
 from equirelax.relaxation.kinds.stream import Affine, Moments, SpectralLinear, StreamMap, moments
-from equirelax.relaxation.residual import Residual, Shared
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.residual import Residual, residual_for
+from equirelax.relaxation.sites import BlockSite, join
 from equirelax.relaxation.terms.precision import penalty_dtype, promoted
 from equirelax.symmetry import Representation
 
@@ -41,18 +43,17 @@ Path = tuple["StreamResidual", ...]
 
 
 class Stream(Shared):
-    """Where a stream is: hooks of the module whose call it starts from, and of the relaxed model.
+    """Where a stream is during a forward; the first member's map owns the start.
 
     Attributes:
-        name: of the stream, as in `Site.stream`.
-        members: the residuals, in the model's order; the first one's map owns the start.
+        name: of the stream, as in `StreamSite.stream`.
         source: the input (rows, dim) of the forward under way; None between forwards.
         path: the residuals that this forward's stream has passed so far.
     """
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self.members: list[StreamResidual] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -63,12 +64,12 @@ class Stream(Shared):
         self._value: Affine | None = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the module whose call is read: start anew."""
+        """Start anew."""
         self._forget()
         if not any(member.active for member in self.members):
             return
         head = self.members[0]
-        x = dense(head.site.reader(args, kwargs))
+        x = dense(head.site.read(args, kwargs))
         if x.shape[-1] != head.in_rep.dim:
             raise RepresentationError(
                 f"{head.site.source or 'the model'} ({type(module).__name__}): the stream {self.name!r} was "
@@ -108,7 +109,7 @@ class Stream(Shared):
         return self._kept
 
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Hook of the relaxed model, called also when its forward raises: forget."""
+        """Forget the forward."""
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,40 +134,87 @@ def _outside(key: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class StreamSite(BlockSite):
+    """One block's part of a stream, which starts from the call of another module.
+
+    The reader gets the call of that module, and `in_rep` is of what it reads there; reader, source and in_rep are the same for
+    every site of a stream.
+
+    Args:
+        stream: Name of the stream.
+        source: Path of the module from whose input the stream starts ("" is the relaxed model).
+    """
+
+    stream: str = field(kw_only=True)
+    source: str = field(default="", kw_only=True)
+
+    @property
+    def shares(self) -> str:
+        """Residuals for which it is equal are one stream."""
+        return self.stream
+
+    def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
+        """A step of the stream.
+
+        Raises:
+            PlacementError: The kind is none for streams.
+        """
+        if not kind.for_streams:
+            raise PlacementError(
+                f"{self.key}: a residual stream is made of StreamStep, and not of {type(kind).__name__}"
+            )
+        return kind.build(self.in_rep, self.out_rep, self.feature_axis, generator)
+
+    def why(self, root: str = "") -> str:
+        """The stream and its source."""
+        source = "the model" if not self.source else join(root, self.source)
+        return f"step of the stream {self.stream!r}, from an input of {source}"
+
+    @property
+    def inexpressible(self) -> str:
+        """A step of a stream."""
+        return f"a step of the residual stream {self.stream!r}, which starts from the model's inputs and"
+
+
+@residual_for(StreamSite)
 class StreamResidual(Residual):
     """One block's part of a stream: its step, and the strength with which the stream is added there.
 
     Attributes:
-        stream: shared by the residuals of the stream; not a submodule.
+        shared: The stream, of all its residuals; not a submodule.
         paths: for each of the inputs that `take_inputs` gave last, the residuals that the stream had passed, this
             one last.
     """
 
     map: StreamMap
+    site: StreamSite
+    shared: Stream
 
-    def __init__(self, site: Site, map: StreamMap, reference: Tensor | None = None) -> None:
+    def __init__(self, site: StreamSite, map: StreamMap, reference: Tensor | None = None) -> None:
         super().__init__(site, map, reference)
-        self.stream = Stream(site.stream)
+        self.shared = Stream(site.stream)
         self.paths: list[Path] = []
         self._kept_paths: list[Path] = []
 
     @property
-    def shared(self) -> Stream:
-        """The stream."""
-        return self.stream
+    def dependents(self) -> list[StreamResidual]:
+        """The later residuals of the stream."""
+        members = self.shared.members
+        return members[members.index(self) + 1 :]
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the block: the stream advances, and is added if this residual is active."""
-        source = self.stream.source
+        source = self.shared.source
         if not self.active and source is None:
             return None
         self.called = True
-        value = self.stream.advance(self)
+        value = self.shared.advance(self)
         if not self.active or source is None:
             return None
         if self._keeps():
-            self._kept.append(self.stream.kept)
-            self._kept_paths.append(self.stream.path)
+            self._kept.append(self.shared.kept)
+            self._kept_paths.append(self.shared.path)
         return self.add(module, output, self._delta(source, value))
 
     def _delta(self, x: Tensor, value: Affine) -> Tensor:
@@ -181,7 +229,7 @@ class StreamResidual(Residual):
     @property
     def keeper(self) -> object:
         """The stream."""
-        return self.stream
+        return self.shared
 
     @property
     def penalty_rule(self) -> Rule:
@@ -208,7 +256,7 @@ class StreamResidual(Residual):
 
     def default_path(self) -> Path:
         """The stream's residuals up to this one, as in a model that calls each block once and in order."""
-        members = self.stream.members
+        members = self.shared.members
         return tuple(members[: members.index(self) + 1])
 
     def forward(self, x: Columns) -> Tensor:
@@ -232,27 +280,13 @@ def stream_values(
         rows: moments of the model's input; used in training mode, else the running statistics are.
         of: gives what to compute with in the place of each step's map, such as the same in another precision.
     """
-    head = path[0].stream.members[0].map
+    head = path[0].shared.members[0].map
     value, values = (head if of is None else of(head)).begin(count=False), []
     for member in path:
         step = member.map if of is None else of(member.map)
         value = step(value, rows, count=False)
         values.append(value)
     return values
-
-
-def link(model: nn.Module, residuals: Iterable[Residual]) -> None:
-    """Make one `Stream` of the residuals of every stream, in their order, and put its hooks on the model."""
-    streams: dict[str, Stream] = {}
-    for residual in residuals:
-        if isinstance(residual, StreamResidual):
-            residual.stream = streams.setdefault(residual.site.stream, residual.stream)
-            residual.stream.members.append(residual)
-    for stream in streams.values():
-        source = model.get_submodule(stream.members[0].site.source)
-        source.register_forward_pre_hook(stream.begin, with_kwargs=True)
-        # also when the forward raises, so that nothing of it is left
-        model.register_forward_hook(stream.end, with_kwargs=True, always_call=True)
 
 
 @dataclass(frozen=True)

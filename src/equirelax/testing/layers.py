@@ -20,6 +20,7 @@ from equirelax.errors import NonFiniteError, UnfoldableError
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.layers import get_family
 from equirelax.relaxation.regularizers import LieDerivative
+from equirelax.relaxation.sites import GridSite
 from equirelax.symmetry import equivariant_projection
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
 from equirelax.testing.span import applied, brute_force_span, call_of, flat, weight_shape, zeros
@@ -58,7 +59,7 @@ class LayerFamilyConformance(ABC):
 
     def equivariant_residual(self, residual: er.Residual) -> Tensor:
         """A nonzero equivariant weight with the shape of the residual's."""
-        if residual.site.convolution is not None:
+        if isinstance(residual.site, GridSite):
             return residual.site.convolution.symmetry.project(self.random_weight(residual))
         return equivariant_projection(self.random_weight(residual), residual.in_rep, residual.out_rep)
 
@@ -150,9 +151,9 @@ class LayerFamilyConformance(ABC):
             plain = module(*args, **kwargs)
             residual.set_gamma(0.7)
             found = flat(module(*args, **kwargs)) - flat(plain)
-            x = dense(residual.site.reader(args, kwargs))
+            x = dense(residual.site.read(args, kwargs))
             delta = applied(residual, 0.7 * weight_of(residual), x)
-            expected = flat(residual.site.writer(zeros(plain), delta))
+            expected = flat(residual.site.add(zeros(plain), delta))
         close(found, expected, 1e-12, "what the residual adds")
 
     def test_switching_off_shows_the_strict_model(self) -> None:
@@ -193,7 +194,7 @@ class LayerFamilyConformance(ABC):
 
     def test_any_other_residual_is_penalised(self) -> None:
         residual = self.relaxed()[1]
-        if residual.in_rep.invariant and residual.out_rep.invariant and residual.site.convolution is None:
+        if not residual.site.can_break:
             skip("the layer maps invariants to invariants: every map is equivariant")
         lie, norm = self.terms_of(self.random_weight)
         check(lie > 1e-6 * norm, f"Lie term {lie:.3g}, norm term {norm:.3g}")
@@ -316,7 +317,7 @@ def forbidden_by_components(residual: er.Residual) -> Tensor | None:
 
     ``None`` if there is no such weight, if the group has no Lie algebra or a single component, or for a convolution.
     """
-    if residual.site.convolution is not None:
+    if isinstance(residual.site, GridSite):
         return None
     in_rep, out_rep = residual.in_rep, residual.out_rep
     group = in_rep.group

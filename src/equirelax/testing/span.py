@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equirelax.auditing.samples import leaves, map_tree
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import dense
+from equirelax.relaxation.sites import GridSite
 
 
 def call_of(relaxation: Relaxation, key: str, run: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -89,27 +90,28 @@ def _with(
 
 def _probes(residual: Residual, zero: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The output that each entry of a dense residual's weight adds: (output entries, entries of the weight)."""
-    x = dense(residual.site.reader(args, kwargs))
+    x = dense(residual.site.read(args, kwargs))
     shape = weight_shape(residual)
     columns = []
     for entry in range(shape.numel()):
         weight = x.new_zeros(shape.numel())
         weight[entry] = 1.0
         delta = applied(residual, weight.view(shape), x)
-        columns.append(flat(residual.site.writer(zeros(zero), delta)))
+        columns.append(flat(residual.site.add(zeros(zero), delta)))
     return torch.stack(columns, dim=1)
 
 
 def weight_shape(residual: Residual) -> torch.Size:
     """The shape of a dense residual's weight: (out_dim, in_dim), or (out_dim, in_dim, k, k) for a convolution."""
     out_dim, in_dim = residual.out_rep.dim, residual.in_rep.dim
-    convolution = residual.site.convolution
-    return torch.Size((out_dim, in_dim) if convolution is None else convolution.weight_shape(in_dim, out_dim))
+    if isinstance(residual.site, GridSite):
+        return torch.Size(residual.site.convolution.weight_shape(in_dim, out_dim))
+    return torch.Size((out_dim, in_dim))
 
 
 def applied(residual: Residual, weight: Tensor, x: Tensor) -> Tensor:
     """Apply a dense weight to the input of the residual."""
-    if residual.site.convolution is not None:
+    if isinstance(residual.site, GridSite):
         return residual.site.convolution(x, weight)
     return nn.functional.linear(x, weight) if residual.feature_axis == -1 else torch.matmul(weight, x)
 

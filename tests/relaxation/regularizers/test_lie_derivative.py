@@ -11,6 +11,7 @@ from torch import nn
 import equirelax as er
 from equirelax.errors import PenaltyError
 from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.layers.vector import VectorSite
 from equirelax.relaxation.regularizers import (
     LieDerivative,
     directional_derivative,
@@ -280,9 +281,8 @@ def test_the_mean_scaling_does_not_depend_on_the_batch():
 def test_sampled_rows_are_unbiased(axis):
     _, relaxation = relaxed()
     residual = relaxation["first"]
-    residual.site = er.relaxation.Site(
-        "first", None, residual.in_rep, residual.out_rep, residual.site.reader, residual.site.writer, axis
-    )
+    if axis == -2:
+        residual.site = VectorSite("first", residual.in_rep, residual.out_rep, channel_axis=1, vector_axis=2)
     shape = (5, 8, 6) if axis == -1 else (5, 6, 8)
     inputs = [torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)]
     generator = torch.Generator().manual_seed(1)

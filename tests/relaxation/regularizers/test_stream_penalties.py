@@ -58,7 +58,7 @@ def plain_weight(linear: nn.Linear) -> Tensor:
 
 def one_row(path: list[StreamResidual], x: Tensor):
     """The stream after `path` as a function of one row, its statistics those of the rows x."""
-    first = path[0].stream.members[0].map.start
+    first = path[0].shared.members[0].map.start
 
     def start(row):
         return row @ plain_weight(first).T + first.bias

@@ -26,7 +26,7 @@ from equirelax.relaxation.placements.placement import (
     own_modules,
     register_placement,
 )
-from equirelax.relaxation.site import AddToItem, Reader, Site, argument
+from equirelax.relaxation.sites import BlockSite, Reader, argument
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
 
@@ -90,15 +90,15 @@ class EGNNBlocks(Placement):
             )
         return Survey(tuple(placed), {})
 
-    def _sites(self, path: str, hidden: int) -> tuple[Site, Site]:
+    def _sites(self, path: str, hidden: int) -> tuple[BlockSite, BlockSite]:
         group = O(3) if self.centred else E(3)
         scalars, where = trivial(group, hidden), vector(group) if self.centred else positions(group)
         inputs = scalars + where + vector(group)
         reader = NodeState(self.centred)
         relaxes = "O(3)" if self.centred else "E(3), translations too"
         return (
-            Site(path, None, inputs, scalars, reader, AddToItem(0), slot="h", relaxes=relaxes),
-            Site(path, None, inputs, vector(group), reader, AddToItem(1), slot="x", relaxes=relaxes),
+            BlockSite(path, inputs, scalars, reader=reader, item=0, slot="h", relaxes=relaxes),
+            BlockSite(path, inputs, vector(group), reader=reader, item=1, slot="x", relaxes=relaxes),
         )
 
 

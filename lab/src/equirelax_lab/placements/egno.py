@@ -25,8 +25,9 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites
-from equirelax.relaxation.site import FirstInput, Site, Writer, misfit
+from equirelax.relaxation.sites import FirstInput, misfit
 from equirelax.relaxation.spec import spec
+from equirelax.relaxation.streams import StreamSite
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 GRAPH = "graph"
@@ -34,22 +35,24 @@ GRAPH = "graph"
 
 
 @dataclass(frozen=True)
-class AddAtAllTimes(Writer):
-    """Adds to one entry of an output tuple, whose rows are those of the residual repeated for every time step."""
+class TimesSite(StreamSite):
+    """A stream that is added to an entry of an output whose rows are the nodes once for every time step."""
 
-    index: int
+    item: int = dataclasses.field(kw_only=True)
 
-    def __call__(self, output: Any, delta: Tensor) -> Any:
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The output with `delta` (nodes, dim) added alike at all times."""
         items = list(output)
-        target = items[self.index]  # (times * nodes, dim), all nodes of a time together
+        target = items[self.item]  # (times * nodes, dim), all nodes of a time together
         tiled = target.view(-1, *delta.shape) + delta.to(target.dtype)
-        items[self.index] = tiled.view_as(target)
+        items[self.item] = tiled.view_as(target)
         return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        if not isinstance(output, (tuple, list)) or not isinstance(output[self.index], Tensor):
-            return f"the module gave a {type(output).__name__}, and no tuple with a tensor at {self.index}"
-        target = output[self.index]
+        """As in `Site.misfit`."""
+        if not isinstance(output, (tuple, list)) or not isinstance(output[self.item], Tensor):
+            return f"the module gave a {type(output).__name__}, and no tuple with a tensor at {self.item}"
+        target = output[self.item]
         if target.shape[1:] != delta.shape[1:] or target.shape[0] % delta.shape[0]:
             return (
                 f"shape {tuple(delta.shape)}, (nodes, dim), does not match the output's {tuple(target.shape)}, whose rows are "
@@ -106,28 +109,26 @@ class EGNOStreams(Placement):
     def _group(self) -> O | E:
         return O(3) if self.centred else E(3)
 
-    def _h(self, embedding: nn.Linear) -> Site:
-        return Site(
+    def _h(self, embedding: nn.Linear) -> TimesSite:
+        return TimesSite(
             "",
-            None,
             trivial(self._group, embedding.in_features),
             trivial(self._group, embedding.out_features),
-            FirstInput(),
-            AddAtAllTimes(0),
+            reader=FirstInput(),
+            item=0,
             slot="h",
             relaxes="nothing, if the scalar inputs are invariant",
             stream="h",
             source=f"{self.root}embedding",
         )
 
-    def _x(self, source: str, graph: int) -> Site:
-        return Site(
+    def _x(self, source: str, graph: int) -> TimesSite:
+        return TimesSite(
             "",
-            None,
             vector(self._group) if self.centred else positions(self._group),
             vector(self._group),
-            ModelPositions(self.centred, (0, "positions"), (graph, GRAPH)),
-            AddAtAllTimes(1),
+            reader=ModelPositions(self.centred, (0, "positions"), (graph, GRAPH)),
+            item=1,
             slot="x",
             relaxes="O(3)" if self.centred else "E(3), translations too",
             stream="x",

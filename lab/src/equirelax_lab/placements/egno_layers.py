@@ -13,7 +13,7 @@ from torch import nn
 
 from equirelax.relaxation.kinds import NormedPerceptron, ResidualKind, StreamStep
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, register_placement
-from equirelax.relaxation.site import AddToItem, Arguments
+from equirelax.relaxation.sites import Arguments, BlockSite
 from equirelax.relaxation.spec import spec
 from equirelax_lab.placements.egno import EGNOStreams
 
@@ -43,10 +43,17 @@ class EGNOLayers(Placement):
     def _current(self, placed: Placed) -> Placed:
         if placed.site.slot != "x":
             return placed
-        site = dataclasses.replace(
-            placed.site, reader=Arguments(((1, "x"),)), writer=AddToItem(1), stream="", source=""
+        site, reader = placed.site, Arguments(((1, "x"),))
+        current = BlockSite(
+            site.path,
+            site.in_rep,
+            site.out_rep,
+            reader=reader,
+            item=1,
+            slot=site.slot,
+            relaxes=site.relaxes,
         )
-        return Placed(site, self.coordinates)
+        return Placed(current, self.coordinates)
 
 
 register_placement("egno-ace", EGNOLayers)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.across import CapturedSite
 from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.placement import (
     Placed,
@@ -23,7 +24,7 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import ModelPositions
-from equirelax.relaxation.site import AddToOutput, Arguments, Site
+from equirelax.relaxation.sites import Arguments
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import O, Representation, from_irreps, vector
 
@@ -60,13 +61,11 @@ class EquiformerBlocks(Placement):
             )
         group = O(3)
         hidden = _representation(root, "hidden_irreps", group)
-        site = Site(
+        site = CapturedSite(
             "",
-            None,
             hidden + _representation(root, "attribute_irreps", group) + vector(group),
             hidden,
-            Arguments(((0, "features"), (1, "attributes"))),
-            AddToOutput(),
+            reader=Arguments(((0, "features"), (1, "attributes"))),
             relaxes="O(3)",
             source=source,
             captured=ModelPositions(True, (1, "positions"), (2, "batch")),

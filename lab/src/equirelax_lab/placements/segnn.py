@@ -22,7 +22,7 @@ from equirelax.relaxation.placements.placement import (
     own_modules,
     register_placement,
 )
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED
 

@@ -23,7 +23,7 @@ from equirelax.errors import UnfoldableError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels
 from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.sites import GridSite, Site, first_parameter
 from equirelax.symmetry import Cyclic, trivial
 
 ATTRIBUTES = ("rows", "columns", "span", "coefficients", "constant_coefficients", "kernel_size", "padding")
@@ -45,14 +45,12 @@ class SpannedConvolution(LayerFamily):
         size = int(layer.kernel_size)
         rows, columns = layer.rows, layer.columns
         kernels = BasisKernels.from_spans([BasisBlock(rows, columns, layer.span)])
-        return Site(
+        return GridSite(
             path,
-            self.name,
             trivial(Cyclic(1), columns.numel()),
             trivial(Cyclic(1), rows.numel()),
-            FirstInput.of(module),
-            AddToOutput(),
-            feature_axis=-3,
+            family=self.name,
+            name=first_parameter(module),
             relaxes=str(getattr(layer, "symmetry", "its basis")),
             convolution=Convolution(
                 (size, size), kernels, stride=(1, 1), padding=(int(layer.padding),) * 2, dilation=(1, 1)
@@ -62,7 +60,7 @@ class SpannedConvolution(LayerFamily):
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """The projection onto the span, written as the module's own numbers."""
         layer: Any = module
-        if site.convolution is None or not isinstance(getattr(module, "weight", None), nn.Parameter):
+        if not isinstance(site, GridSite) or not isinstance(getattr(module, "weight", None), nn.Parameter):
             raise UnfoldableError(
                 f'{site.path} ({type(module).__name__}) has no parameter "weight" of coefficients to fold into; project '
                 'with mode="drop" or unfoldable="drop"'

@@ -92,7 +92,7 @@ def exact_terms(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
         inputs = [one.value.double() for one in residual._kept]
         twin = copy.deepcopy(residual)
         if isinstance(twin, StreamResidual):
-            for member in twin.stream.members:
+            for member in twin.shared.members:
                 member.double()
         found.append(residual_terms(twin.double(), inputs))
     return found

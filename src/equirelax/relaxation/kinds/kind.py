@@ -149,9 +149,11 @@ class ResidualKind(Settings, ABC):
 
     Attributes:
         name: The name under which the class is registered.
+        for_streams: Whether its maps are steps of residual streams.
     """
 
     name: ClassVar[str] = ""
+    for_streams: ClassVar[bool] = False
     error: ClassVar[type[EquirelaxError]] = PlacementError
 
     @abstractmethod

@@ -238,6 +238,8 @@ class StreamStep(ResidualKind):
             where they differ; placements set it.
     """
 
+    for_streams: ClassVar[bool] = True
+
     spectral: bool = False
     iterations: int = within(COUNT, 1)
     plain_start: bool = False

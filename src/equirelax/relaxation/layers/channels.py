@@ -14,7 +14,7 @@ Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is the mean o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
+from equirelax.relaxation.sites import Site, argument, first_parameter, misfit
 from equirelax.symmetry import On, Representation
 
 
@@ -91,48 +91,48 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class ReadAxes(Reader):
-    """The first argument as rows (..., features).
+class AxisSite(Site):
+    """Features that stand on one axis or on two (a tensor), channels on a further one, as rows (..., features).
 
     Args:
-        layout: of the argument.
-        path: of the module, for messages.
-        name: of the argument, for calls by keyword.
+        in_layout, out_layout: Where they stand in the first argument, and in the output.
+        name: Of the argument, for calls by keyword.
     """
 
-    layout: Layout
-    path: str
-    name: str | None = None
+    in_layout: Layout = field(kw_only=True)
+    out_layout: Layout = field(kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The rows.
+
+        Raises:
+            RepresentationError: The argument does not have the declared axes.
+        """
         x = argument(args, kwargs, 0, self.name)
         wrong = (
-            self.layout.mismatch(tuple(x.shape)) if isinstance(x, Tensor) else f"it is a {type(x).__name__}"
+            self.in_layout.mismatch(tuple(x.shape))
+            if isinstance(x, Tensor)
+            else f"it is a {type(x).__name__}"
         )
         if wrong:
             raise RepresentationError(
                 f"{self.path}: the input does not stand as declared: {wrong}. Name the axes of the tensor that this very "
                 "module is called with, after any transpose in front of it: On(representation, axis) and channel_axis"
             )
-        return self.layout.rows(x)
+        return self.in_layout.rows(x)
 
-
-@dataclass(frozen=True)
-class AddOnAxes(Writer):
-    """Adds rows (..., features) to an output whose features stand on other axes."""
-
-    layout: Layout
-
-    def __call__(self, output: Tensor, delta: Tensor) -> Tensor:
-        return output + self.layout.back(delta, tuple(output.shape)).to(output.dtype)
+    def add(self, output: Tensor, delta: Tensor) -> Tensor:
+        """The output with the rows added where they stand in it."""
+        return output + self.out_layout.back(delta, tuple(output.shape)).to(output.dtype)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        if isinstance(output, Tensor):
-            wrong = self.layout.mismatch(tuple(output.shape))
-            if wrong:
-                return f"of the output, {wrong}"
-            return misfit(output, delta, self.layout.row_shape(tuple(output.shape)))
-        return misfit(output, delta)
+        """As in `Site.misfit`."""
+        if not isinstance(output, Tensor):
+            return misfit(output, delta)
+        if wrong := self.out_layout.mismatch(tuple(output.shape)):
+            return f"of the output, {wrong}"
+        return misfit(output, delta, self.out_layout.row_shape(tuple(output.shape)))
 
 
 @register
@@ -249,12 +249,13 @@ def channel_site(
     sizes = tuple(copies * block.dim for copies, block in rep.blocks)
     reps = [Representation(rep.group, [(c * copies, block) for copies, block in rep.blocks]) for c in counts]
     layouts = [Layout(c, channel_axis, axes, sizes, action.representation.dim, ranks) for c in counts]
-    return Site(
+    return AxisSite(
         path,
-        ChannelLinear.name,
         reps[0],
         reps[1],
-        ReadAxes(layouts[0], path, first_parameter(module)),
-        AddOnAxes(layouts[1]),
+        family=ChannelLinear.name,
         relaxes=rep.group.name,
+        in_layout=layouts[0],
+        out_layout=layouts[1],
+        name=first_parameter(module),
     )

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.matrices import Matrices, without_vectors
+from equirelax.relaxation.products import ProductSite, second_input
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site, parameters_of, second_input
+from equirelax.relaxation.sites import RowSite, Site, first_parameter, parameters_of
 from equirelax.symmetry import from_irreps
 
 _LOOK = 'project with mode="drop" or unfoldable="drop" to leave it out'
@@ -205,13 +206,12 @@ class E3nnLinear(LayerFamily):
                 f"maps channels of irreps (f_in, f_out): its weight has shape {tuple(weight.shape)}; only one flat weight is "
                 "supported"
             )
-        return Site(
+        return RowSite(
             path,
-            self.name,
             from_irreps(layer.irreps_in),
             from_irreps(layer.irreps_out),
-            FirstInput.of(module),
-            AddToOutput(),
+            family=self.name,
+            name=first_parameter(module),
             relaxes=broken_group(layer.irreps_in, layer.irreps_out),
         )
 
@@ -260,13 +260,12 @@ class E3nnTensorProduct(LayerFamily):
             return Skip("has no weights")
         if _is_e3nn(product, "TensorSquare"):
             return Skip("is quadratic in its input, and no linear map of it")
-        return Site(
+        return ProductSite(
             path,
-            self.name,
             from_irreps(layer.irreps_in1),
             from_irreps(layer.irreps_out),
-            FirstInput.of(module),
-            AddToOutput(),
+            family=self.name,
+            name=first_parameter(module),
             relaxes=broken_group(layer.irreps_in1, layer.irreps_out),
             second=second_input(module),
         )
@@ -277,7 +276,8 @@ class E3nnTensorProduct(LayerFamily):
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
-        if not site.constants:
+        constants = site.constants if isinstance(site, ProductSite) else ()
+        if not constants:
             raise UnfoldableError(
                 f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a "
                 f"0e channel of the second input is constant, and none is declared; declare it with "
@@ -297,7 +297,7 @@ class E3nnTensorProduct(LayerFamily):
         ins, seconds, outs = (i.slices() for i in (layer.irreps_in1, layer.irreps_in2, layer.irreps_out))
         done = set()
         for instruction, where in zip(instructions, _weight_slices(module, instructions), strict=True):
-            channel = _constant_channel(module, site, seconds, instruction)
+            channel = _constant_channel(module, constants, seconds, instruction)
             pair = (instruction.i_in1, instruction.i_out)
             if channel is None or where is None or pair in done or not instruction.path_weight:
                 continue
@@ -349,7 +349,7 @@ def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tens
 
 
 def _constant_channel(
-    module: Any, site: Site, seconds: list[slice], instruction: Any
+    module: Any, constants: tuple[tuple[int, float], ...], seconds: list[slice], instruction: Any
 ) -> tuple[int, float] | None:
     """(index within the second slot, value) of a declared constant 0e channel that the instruction reads,
     if any.
@@ -358,7 +358,7 @@ def _constant_channel(
     if instruction.connection_mode != "uvw" or ir2.l != 0 or ir2.p != 1:
         return None
     where = seconds[instruction.i_in2]
-    for channel, value in site.constants:
+    for channel, value in constants:
         if where.start <= channel < where.stop and value != 0:
             return channel - where.start, value
     return None

@@ -41,7 +41,7 @@ from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, 
 from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
 from equirelax.relaxation.matrices import Matrices, without_vectors
-from equirelax.relaxation.site import Reader, Site, Writer, argument, misfit
+from equirelax.relaxation.sites import GridSite, Site, argument, misfit
 from equirelax.symmetry import Dihedral, Group, Representation
 from equirelax.symmetry.escnn import from_field_type, from_gspace, from_representation, is_escnn
 from equirelax.symmetry.kernels import check_planar, offset_permutation
@@ -52,32 +52,38 @@ _TABLES = ("_basisexpansion.in_indices_", "_basisexpansion.out_indices_")
 
 
 @dataclass(frozen=True)
-class GeometricInput(Reader):
-    """The tensor (batch, channels, ...) of the GeometricTensor that a module is called with."""
+class GeometricSite(Site):
+    """The tensor (batch, channels, ...) of the GeometricTensors that a module is called with and gives."""
 
-    path: str
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The tensor of the first argument.
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        Raises:
+            PlacementError: It is no GeometricTensor.
+        """
         value = argument(args, kwargs, 0, "input")
         if not is_escnn(value, "GeometricTensor"):
             raise PlacementError(
                 f"{self.path}: an escnn layer is called with a GeometricTensor, got a {type(value).__name__}; wrap it: "
                 "GeometricTensor(x, layer.in_type)"
             )
-        return value.tensor
+        tensor: Tensor = value.tensor
+        return tensor
 
-
-@dataclass(frozen=True)
-class AddToGeometric(Writer):
-    """A GeometricTensor of the same type and coordinates, with `delta` added."""
-
-    def __call__(self, output: Any, delta: Tensor) -> Any:
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """A GeometricTensor of the same type and coordinates, with `delta` added."""
         return type(output)(output.tensor + delta.to(output.tensor.dtype), output.type, output.coords)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
+        """As in `Site.misfit`."""
         if not is_escnn(output, "GeometricTensor"):
             return f"the module gave a {type(output).__name__}, and no GeometricTensor"
         return misfit(output.tensor, delta)
+
+
+@dataclass(frozen=True)
+class GeometricGridSite(GeometricSite, GridSite):
+    """The fields on a grid of an escnn convolution."""
 
 
 class _EscnnLayer(LayerFamily):
@@ -121,7 +127,7 @@ class _EscnnLayer(LayerFamily):
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Each block onto the span of its basis; a bias onto the layer's trivial irreps."""
         layer: Any = module
-        transposed = site.convolution is not None and site.convolution.transposed
+        transposed = isinstance(site, GridSite) and site.convolution.transposed
         kernel = (weight.transpose(0, 1) if transposed else weight).reshape(*_dims(site), -1)
         amount, folded = (
             layer.weights.new_zeros(layer.weights.shape, dtype=weight.dtype),
@@ -238,14 +244,11 @@ class EscnnConvolution(_EscnnLayer):
             transposed=transposed,
             output_padding=_per_axis(layer.output_padding, axes) if transposed else (),
         )
-        return Site(
+        return GeometricGridSite(
             path,
-            self.name,
             in_rep,
             out_rep,
-            GeometricInput(path),
-            AddToGeometric(),
-            feature_axis=-1 - axes,
+            family=self.name,
             relaxes=in_rep.group.name,
             convolution=convolution,
         )
@@ -296,15 +299,7 @@ class EscnnLinear(_EscnnLayer):
             in_rep, out_rep = from_field_type(layer.in_type), from_field_type(layer.out_type)
         except RepresentationError as error:
             return Skip(str(error))
-        return Site(
-            path,
-            self.name,
-            in_rep,
-            out_rep,
-            GeometricInput(path),
-            AddToGeometric(),
-            relaxes=in_rep.group.name,
-        )
+        return GeometricSite(path, in_rep, out_rep, family=self.name, relaxes=in_rep.group.name)
 
 
 def exact_bases(model: nn.Module) -> float:

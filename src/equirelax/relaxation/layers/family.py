@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.matrices import Matrices
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 
 _FAMILIES: dict[str, LayerFamily] = {}
 

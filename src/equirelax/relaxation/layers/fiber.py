@@ -11,7 +11,7 @@ Folding: the orthogonal projection of a dense block B of degree l onto `W^T (x) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,27 +19,30 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
+from equirelax.relaxation.sites import Site, argument, first_parameter, misfit
 from equirelax.symmetry import SO, Representation, from_irreps, trivial, vector
 
 Key = int | str
 
 
 @dataclass(frozen=True)
-class ByDegree(Reader):
-    """The features of some degrees side by side: (..., sum of channels (2l+1)), channel after channel.
+class DegreeSite(Site):
+    """The features of some degrees side by side, (..., sum of channels (2l+1)), channel after channel.
 
     Args:
-        keys: of the mapping that is the first argument.
-        path: of the module, for messages.
-        name: of the argument, for calls by keyword.
+        keys: Of the mappings that are the first argument and the output.
+        name: Of the argument, for calls by keyword.
     """
 
-    keys: tuple[Key, ...]
-    path: str
-    name: str | None = None
+    keys: tuple[Key, ...] = field(kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The features, side by side.
+
+        Raises:
+            PlacementError: The argument is no mapping with these keys.
+        """
         features = argument(args, kwargs, 0, self.name)
         if not isinstance(features, Mapping) or any(key not in features for key in self.keys):
             raise PlacementError(
@@ -50,14 +53,8 @@ class ByDegree(Reader):
             )
         return torch.cat([features[key].flatten(-2) for key in self.keys], dim=-1)
 
-
-@dataclass(frozen=True)
-class AddByDegree(Writer):
-    """Adds (..., sum of channels (2l+1)) to an output that is a mapping, degree by degree."""
-
-    keys: tuple[Key, ...]
-
-    def __call__(self, output: Any, delta: Tensor) -> Any:
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The mapping with the features added, degree by degree."""
         sizes = [output[key].shape[-2:].numel() for key in self.keys]
         added = {
             key: output[key] + part.reshape(output[key].shape).to(output[key].dtype)
@@ -66,6 +63,7 @@ class AddByDegree(Writer):
         return {**output, **added}
 
     def misfit(self, output: Any, delta: Tensor) -> str:
+        """As in `Site.misfit`."""
         if not isinstance(output, Mapping) or any(key not in output for key in self.keys):
             return (
                 f"the module gave a {type(output).__name__}, and no mapping with the keys {list(self.keys)}"
@@ -126,8 +124,8 @@ class FiberLinear(LayerFamily):
         in_rep = sum((w.shape[0] * _of_degree(int(key)) for key, w in weights.items()), none)
         out_rep = sum((w.shape[1] * _of_degree(int(key)) for key, w in weights.items()), none)
         keys = tuple(weights)
-        reader = ByDegree(keys, path, first_parameter(module))
-        return Site(path, self.name, in_rep, out_rep, reader, AddByDegree(keys), relaxes="SO(3)")
+        name = first_parameter(module)
+        return DegreeSite(path, in_rep, out_rep, family=self.name, relaxes="SO(3)", keys=keys, name=name)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Mean diagonal of every block between equal degrees. Of a bias only degree 0 could be kept, and the layer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import UnfoldableError
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 from equirelax.symmetry import equivariant_projection, trivial
 
 

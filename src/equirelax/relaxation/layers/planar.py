@@ -20,7 +20,7 @@ from equirelax.errors import UnfoldableError
 from equirelax.relaxation.kernels import GridKernels
 from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.sites import GridSite, Site, first_parameter
 from equirelax.symmetry import Representation, equivariant_projection, trivial
 
 
@@ -50,7 +50,7 @@ class PlanarFamily(LayerFamily):
         own = getattr(module, "weight", None)
         told = callable(getattr(module, "coefficients", None))
         dense = isinstance(own, nn.Parameter) and own.shape == weight.shape
-        if site.convolution is None or not isinstance(own, nn.Parameter) or not (told or dense):
+        if not isinstance(site, GridSite) or not isinstance(own, nn.Parameter) or not (told or dense):
             raise UnfoldableError(
                 f'{site.path} ({type(module).__name__}) has no parameter "weight" to fold into, with coefficients() or of '
                 f'shape {tuple(weight.shape)}; project with mode="drop" or unfoldable="drop"'
@@ -78,14 +78,12 @@ def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: R
         return Skip("it is a grouped convolution")
     if isinstance(padding, str):
         return Skip(f"its padding is {padding!r}, not a number of pixels")
-    return Site(
+    return GridSite(
         path,
-        PlanarFamily.name,
         in_rep,
         out_rep,
-        FirstInput.of(module),
-        AddToOutput(),
-        feature_axis=-3,
+        family=PlanarFamily.name,
+        name=first_parameter(module),
         relaxes=in_rep.group.name,
         convolution=Convolution(
             size,

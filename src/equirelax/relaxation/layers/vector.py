@@ -10,7 +10,7 @@ residual is a dense map 3C -> 3C'. With an attribute `takes_common = True` the m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,48 +19,48 @@ from equirelax.errors import RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.layers.channels import channels_of, fold_channels
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.site import Reader, Site, Writer, argument, first_parameter, misfit
+from equirelax.relaxation.sites import Site, argument, first_parameter, misfit
 from equirelax.symmetry import O, vector
 
 
 @dataclass(frozen=True)
-class VectorReader(Reader):
+class VectorSite(Site):
     """Channels and vector components of the first argument as columns (batch, channels * n, points).
 
-    With the vector axis right behind the channel axis this is a view: no element moves.
+    With the vector axis right behind the channel axis reading them is a view: no element moves.
 
     Args:
-        common: whether the module may get, as its second argument `common`, channels (batch, c, n) that all
+        channel_axis, vector_axis: Where they stand, in input and output.
+        common: Whether the module may get, as its second argument `common`, channels (batch, c, n) that all
             points share.
-        name: of the first argument, for calls by keyword.
+        name: Of the first argument, for calls by keyword.
     """
 
-    channel_axis: int
-    vector_axis: int
-    path: str
-    common: bool = False
-    name: str | None = None
+    channel_axis: int = field(kw_only=True)
+    vector_axis: int = field(kw_only=True)
+    common: bool = field(default=False, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+    @property
+    def feature_axis(self) -> int:
+        """-2, of columns."""
+        return -2
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """The columns, in two parts where there are channels that points share."""
         own = to_columns(argument(args, kwargs, 0, self.name), self.channel_axis, self.vector_axis, self.path)
         shared = (args[1] if len(args) > 1 else kwargs.get("common")) if self.common else None
         return own if shared is None else SharedColumns(own, shared.flatten(1))
 
-
-@dataclass(frozen=True)
-class AddVectors(Writer):
-    """Adds columns (batch, channels * n, points) to an output with the given axes."""
-
-    channel_axis: int
-    vector_axis: int
-
-    def __call__(self, output: Tensor, delta: Tensor) -> Tensor:
+    def add(self, output: Tensor, delta: Tensor) -> Tensor:
+        """The output with the columns added where they stand in it."""
         channel, vector_ = self.channel_axis % output.dim(), self.vector_axis % output.dim()
         moved = output.movedim((channel, vector_), (1, 2)) if (channel, vector_) != (1, 2) else output
         delta = delta.reshape(moved.shape).to(output.dtype)
         return output + (delta.movedim((1, 2), (channel, vector_)) if moved is not output else delta)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
+        """As in `Site.misfit`."""
         if not isinstance(output, Tensor) or output.dim() < 3:
             return misfit(output, delta)
         channel, vector_ = self.channel_axis % output.dim(), self.vector_axis % output.dim()
@@ -101,17 +101,16 @@ class VectorNeuronLinear(LayerFamily):
         layer: Any = module  # known by its attributes, of no class in particular
         base = vector(O(int(getattr(layer, "vector_size", 3))))
         ins, outs = channels_of(path, module)
-        axes = (int(layer.channel_axis), int(layer.vector_axis))
-        common = bool(getattr(layer, "takes_common", False))
-        return Site(
+        return VectorSite(
             path,
-            self.name,
             ins * base,
             outs * base,
-            VectorReader(*axes, path, common, first_parameter(module)),
-            AddVectors(*axes),
-            feature_axis=-2,
+            family=self.name,
             relaxes=base.group.name,
+            channel_axis=int(layer.channel_axis),
+            vector_axis=int(layer.vector_axis),
+            common=bool(getattr(layer, "takes_common", False)),
+            name=first_parameter(module),
         )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:

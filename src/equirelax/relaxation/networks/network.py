@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from equirelax.errors import PlacementError
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 
 _NETWORKS: dict[str, Network] = {}
 

@@ -13,16 +13,17 @@ the second update before that is called; and the authors' own, whose gate is a p
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.across import AheadSite
 from equirelax.relaxation.layers import Skip, get_family
 from equirelax.relaxation.layers.e3nn import broken_group, product_of
 from equirelax.relaxation.networks.network import Network, register_network
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site
+from equirelax.relaxation.products import ProductSite
+from equirelax.relaxation.sites import RowSite, Site, first_parameter
 from equirelax.symmetry import from_irreps
 
 # First and second update of a layer, and whether the gate lies outside of the first.
@@ -74,20 +75,16 @@ def _behind_the_gate(path: str, layer: nn.Module, first: str, second: str, share
     one: Any = getattr(layer, first)
     two: Any = getattr(layer, second)
     group = broken_group(one.irreps_in1, two.irreps_in1)
-    return Site(
-        f"{path}.{first}",
-        None,
-        from_irreps(one.irreps_in1),
-        from_irreps(two.irreps_in1),
-        FirstInput.of(one),
-        AddToOutput(),
-        relaxes=group,
-        adds_to=f"{path}.{second}" if shared else None,
-    )
+    ends = (from_irreps(one.irreps_in1), from_irreps(two.irreps_in1))
+    name = first_parameter(one)
+    if shared:
+        return AheadSite(f"{path}.{first}", *ends, relaxes=group, name=name, adds_to=f"{path}.{second}")
+    return RowSite(f"{path}.{first}", *ends, relaxes=group, name=name)
 
 
 def _second_update(path: str, module: nn.Module) -> Site:
     site = get_family("e3nn-tensor-product", path).site(path, module)
-    if isinstance(site, Skip):
-        raise PlacementError(f"{path} ({type(module).__name__}): the second update of a SEGNN {site.reason}")
-    return dataclasses.replace(site, constants=((0, 1.0),))
+    if not isinstance(site, ProductSite):
+        reason = site.reason if isinstance(site, Skip) else "is no tensor product"
+        raise PlacementError(f"{path} ({type(module).__name__}): the second update of a SEGNN {reason}")
+    return site.with_constants(((0, 1.0),))

@@ -13,7 +13,7 @@ from torch import nn
 
 from equirelax.relaxation.layers.channels import channel_site
 from equirelax.relaxation.networks.network import Network, register_network
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 from equirelax.symmetry import O, On, vector
 
 MAPS = ("map_to_feat", "map_to_dir")

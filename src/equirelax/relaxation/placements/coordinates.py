@@ -26,7 +26,7 @@ from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.declarations import declared_paths
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
 from equirelax.relaxation.placements.schnet import group_means, optional
-from equirelax.relaxation.site import AddToItem, Reader, Site, argument, parameters_of
+from equirelax.relaxation.sites import BlockSite, Reader, Site, argument, parameters_of
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
 
@@ -158,6 +158,6 @@ class CoordinateBlocks(Placement):
         relaxes = f"O({self.size})" if self.centred else f"E({self.size}), translations too"
         h, x = self.outputs
         return (
-            Site(path, None, inputs, scalars, reader, AddToItem(h), slot="h", relaxes=relaxes),
-            Site(path, None, inputs, vector(group), reader, AddToItem(x), slot="x", relaxes=relaxes),
+            BlockSite(path, inputs, scalars, reader=reader, item=h, slot="h", relaxes=relaxes),
+            BlockSite(path, inputs, vector(group), reader=reader, item=x, slot="x", relaxes=relaxes),
         )

@@ -12,10 +12,10 @@ from torch import nn
 from equirelax.errors import PlacementError, RepresentationError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.layers import Skip
-from equirelax.relaxation.layers.channels import AddOnAxes, Layout, ReadAxes, channel_site
+from equirelax.relaxation.layers.channels import AxisSite, Layout, channel_site
 from equirelax.relaxation.layers.plain import PlainLinearFamily
 from equirelax.relaxation.layers.planar import planar_site
-from equirelax.relaxation.site import AddToOutput, FirstInput, Site, first_parameter
+from equirelax.relaxation.sites import RowSite, Site, first_parameter
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import GridField, On, Representation, as_representation
 
@@ -118,27 +118,30 @@ def _matrix(path: str, module: nn.Module, in_on: On, out_on: On) -> Site:
     """The site of a matrix from all features to all features."""
     in_rep, out_rep = in_on.full, out_on.full
     own, shape = getattr(module, "weight", None), (out_rep.dim, in_rep.dim)
-    name = f"{path} ({type(module).__name__})"
+    where = f"{path} ({type(module).__name__})"
     if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
         raise PlacementError(
-            f"{name}: its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in); channels beside "
+            f"{where}: its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in); channels beside "
             "the representation are declared with channel_axis"
         )
     if isinstance(module, nn.Linear) and (in_on.axis, out_on.axis) != (-1, -1):
         raise PlacementError(
-            f"{name} mixes the last axis of its input, the representation is declared on axis {in_on.axis}: give "
+            f"{where} mixes the last axis of its input, the representation is declared on axis {in_on.axis}: give "
             "channel_axis=-1 if it mixes channels"
         )
-    plain = in_on.axis == out_on.axis == -1
-    ends = [Layout(0, 0, on.axes, (on.full.dim,), on.representation.dim) for on in (in_on, out_on)]
-    return Site(
+    ends, name = (in_rep, out_rep), first_parameter(module)
+    family, group = PlainLinearFamily.name, in_rep.group.name
+    if in_on.axis == out_on.axis == -1:
+        return RowSite(path, *ends, family=family, relaxes=group, name=name)
+    layouts = [Layout(0, 0, on.axes, (on.full.dim,), on.representation.dim) for on in (in_on, out_on)]
+    return AxisSite(
         path,
-        PlainLinearFamily.name,
-        in_rep,
-        out_rep,
-        FirstInput.of(module) if plain else ReadAxes(ends[0], path, first_parameter(module)),
-        AddToOutput() if plain else AddOnAxes(ends[1]),
-        relaxes=in_rep.group.name,
+        *ends,
+        family=family,
+        relaxes=group,
+        in_layout=layouts[0],
+        out_layout=layouts[1],
+        name=name,
     )
 
 

@@ -21,7 +21,8 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
 )
 from equirelax.relaxation.placements.suggestions import suggestions
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.products import ProductSite
+from equirelax.relaxation.sites import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
 
@@ -104,7 +105,9 @@ class Layers(Placement):
             else:
                 known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
                 kind = next((residual for where, residual in overrides if path in where), self.residual)
-                placed.append(Placed(dataclasses.replace(site, constants=known or site.constants), kind))
+                if known and isinstance(site, ProductSite):
+                    site = site.with_constants(known)
+                placed.append(Placed(site, kind))
                 taken.append(inside)
         self._check_exclusions(modules, [each.site.path for each in placed], left)
         if not placed:
@@ -149,12 +152,7 @@ def family_site(path: str, module: nn.Module) -> Site | Skip | None:
     for family in families().values():
         if family.matches(module):
             site = family.site(path, module)
-            if (
-                isinstance(site, Site)
-                and site.convolution is None
-                and site.in_rep.invariant
-                and site.out_rep.invariant
-            ):
+            if isinstance(site, Site) and not site.can_break:
                 return Skip("maps invariants to invariants, where there is no equivariance to relax")
             return site
     return None

@@ -13,7 +13,7 @@ from equirelax.errors import PlacementError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.site import Site
+from equirelax.relaxation.sites import Site
 
 
 @dataclass(frozen=True)

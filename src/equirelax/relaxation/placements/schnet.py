@@ -25,8 +25,9 @@ from equirelax.relaxation.placements.placement import (
     own_modules,
     register_placement,
 )
-from equirelax.relaxation.site import AddToOutput, Reader, Site, argument
+from equirelax.relaxation.sites import Reader, argument
 from equirelax.relaxation.spec import spec
+from equirelax.relaxation.streams import StreamSite
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 
@@ -93,13 +94,11 @@ class SchNetStream(Placement):
         found = matching([f"{self.root}interactions.*"], modules, "SchNetStream")
         blocks = [path for path in modules if path in found and path.count(".") == self.root.count(".") + 1]
         group = O(3) if self.centred else E(3)
-        site = Site(
+        site = StreamSite(
             "",
-            None,
             vector(group) if self.centred else positions(group),
             trivial(group, width),
-            ModelPositions(self.centred, (1, "pos"), (2, "batch")),
-            AddToOutput(),
+            reader=ModelPositions(self.centred, (1, "pos"), (2, "batch")),
             relaxes="O(3)" if self.centred else "E(3), translations too",
             stream="positions",
             source=source,
@@ -107,7 +106,7 @@ class SchNetStream(Placement):
         return Survey(stream_sites(site, blocks, self.residual), {})
 
 
-def stream_sites(site: Site, blocks: list[str], step: StreamStep) -> tuple[Placed, ...]:
+def stream_sites(site: StreamSite, blocks: list[str], step: StreamStep) -> tuple[Placed, ...]:
     """The site repeated for every block, the first one with the stream's start.
 
     Raises:

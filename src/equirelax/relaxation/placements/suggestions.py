@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from equirelax.relaxation.site import parameters_of
+from equirelax.relaxation.sites import parameters_of
 
 _COORDINATES = ("coors", "coord", "coords", "coordinates", "pos", "positions", "x")
 _FEATURES = ("feats", "features", "h", "node_feats", "node_features", "s", "x")

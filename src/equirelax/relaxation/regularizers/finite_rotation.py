@@ -42,7 +42,7 @@ class FiniteRotation(Regularizer):
         if not 0 < degrees < 360:
             raise PenaltyError(f"degrees is {degrees}; expected an angle above 0 and below 360")
         for key, residual in relaxation:
-            if residual.site.convolution is not None or not residual.in_rep.group.algebra_dim:
+            if not residual.map.reads_inputs or not residual.in_rep.group.algebra_dim:
                 raise PenaltyError(
                     f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take LieDerivative"
                 )

@@ -1,15 +1,18 @@
-"""Which residuals a module holds, which of its submodules they relax, and which placements put them there."""
+"""The residuals inside a module: finding them with the placements that put them there, and taking them off again."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from equirelax.errors import RelaxationStateError
-from equirelax.relaxation.hooks import owners
+from equirelax.relaxation.hooks import owners, unhook
 from equirelax.relaxation.placements.placement import Placement
 from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.sites import join
 
 CHILD = "equirelax_residual"
 """Beginning of the name that a residual has in the module that holds it, and so in a state dict."""
@@ -18,7 +21,7 @@ PLACEMENT = "_equirelax_placement"
 
 
 @dataclass(frozen=True)
-class Found:
+class Entry:
     """One residual, as seen from the module through which one looks.
 
     Args:
@@ -36,11 +39,6 @@ class Found:
     root: str | None
 
 
-def join(path: str, inner: str) -> str:
-    """The path of `inner` as seen from above `path`; either may be ""."""
-    return f"{path}.{inner}" if path and inner else path or inner
-
-
 def of_residual(key: str) -> bool:
     """Whether an entry of a state dict belongs to a residual, and not to the author's model."""
     return any(part.startswith(CHILD) for part in key.split("."))
@@ -55,7 +53,7 @@ def roots(model: nn.Module) -> dict[str, Placement]:
     }
 
 
-def find(model: nn.Module) -> list[Found]:
+def find(model: nn.Module) -> list[Entry]:
     """Every residual inside a model once, in the model's order, whoever relaxed which part of it.
 
     Raises:
@@ -78,7 +76,7 @@ def find(model: nn.Module) -> list[Found]:
                 f"the model that was relaxed): look through that one, or through the whole model"
             )
         key = f"{path}:{site.slot}" if site.slot else path
-        found.append(Found(key, path, model.get_submodule(path), residual, root))
+        found.append(Entry(key, path, model.get_submodule(path), residual, root))
     return found
 
 
@@ -117,3 +115,44 @@ def _from_inside(path: str, hooked: list[str]) -> str | None:
     """The relaxed module among those that have the hooks, where the module to which its site's path leads is outside."""
     same = [own for own in hooked if own in ("", path) or path.endswith(f".{own}")]
     return next(iter(same or hooked), None)
+
+
+def check_detachable(model: nn.Module, gone: Collection[Entry]) -> None:
+    """Check that these residuals can be taken off alone.
+
+    Raises:
+        RelaxationStateError: one of them shares hooks with residuals outside the model, or a later step of its residual
+            stream stays.
+    """
+    going = {one.residual for one in gone}
+    for one in gone:
+        residual = one.residual
+        if one.root is None and (residual.shared is not None or residual.adds_to is not None):
+            raise RelaxationStateError(
+                f"{one.key or type(model).__name__}: its residual also has a part in calls of modules around this "
+                f"{type(model).__name__}: project the whole model instead"
+            )
+        if any(later not in going for later in residual.dependents):
+            raise RelaxationStateError(f"{one.key}: later residuals build on it; remove these as well")
+
+
+def detach(model: nn.Module, gone: Collection[Entry]) -> None:
+    """Remove these residuals of a model with their hooks; where all are removed the model is the author's own again."""
+    check_detachable(model, gone)
+    residuals = {one.residual for one in gone}
+    owners: set[Any] = set(residuals)
+    for residual in residuals:
+        if residual.shared is not None:
+            residual.shared.members.remove(residual)
+            if not residual.shared.members:
+                owners.add(residual.shared)
+    marked = {path: model.get_submodule(path) for path in roots(model)}
+    for module in list(model.modules()):
+        unhook(module, owners)
+        for name, child in list(module.named_children()):
+            if child in residuals:
+                delattr(module, name)
+    left = {one.root for one in find(model)}
+    for path, module in marked.items():
+        if path not in left:
+            del module.__dict__[PLACEMENT]

@@ -1,0 +1,296 @@
+"""Where a residual attaches: which module, what it reads from the call, and where it adds its output.
+
+A site is one of a few small classes; families of layers whose tensors stand otherwise have sites of their own. A site that
+needs more of its residual than a forward hook has a class of residuals too, see `residual.residual_for`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError, RepresentationError
+from equirelax.relaxation.columns import Columns
+from equirelax.relaxation.kinds.convolution import Convolution
+from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap
+from equirelax.symmetry import GridField, On, Representation, TensorAction
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str | None) -> Any:
+    """The call's argument at `index`, or the keyword `name`; the only keyword argument when no name is known."""
+    if index < len(args):
+        return args[index]
+    if name is not None and name in kwargs:
+        return kwargs[name]
+    if name is None and index == 0 and not args and len(kwargs) == 1:
+        return next(iter(kwargs.values()))
+    raise PlacementError(
+        f"the relaxed module was called without its argument {index}{f' ({name})' if name else ''}; it got "
+        f"{len(args)} positional arguments and the keywords {sorted(kwargs)}. Pass it by position"
+    )
+
+
+def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
+    """The parameters of a module's forward, in order; none where Python cannot tell (script modules)."""
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def first_parameter(module: nn.Module) -> str | None:
+    """The name of the first parameter of a module's forward; None where it has no name (`*args`, script modules)."""
+    found = parameters_of(module)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return found[0].name if found and found[0].kind in named else None
+
+
+def second_input(module: nn.Module) -> Reader:
+    """Reads the second argument of a module's forward, by position or by its name."""
+    found = parameters_of(module)
+    named = len(found) > 1 and found[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return Arguments(((1, found[1].name if named else ""),))
+
+
+def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> str:
+    """Why `delta` cannot be added to `output`, in words; empty where it can.
+
+    The shapes must be equal, for adding never broadcasts, and so must the devices. The dtypes may differ, as they do under
+    autocast, but both must be floating point: `delta` is cast to the output's dtype.
+
+    Args:
+        shape: that `delta` must have, where the site lays it out anew before adding; None: the output's.
+    """
+    if not isinstance(output, Tensor):
+        return f"the module gave a {type(output).__name__}, and no tensor to add to"
+    if not output.is_floating_point() or not delta.is_floating_point():
+        return f"dtype {delta.dtype} cannot be added to {output.dtype}"
+    wanted = tuple(output.shape) if shape is None else shape
+    if tuple(delta.shape) != wanted:
+        laid_out = "" if shape is None else f", as {wanted}"
+        return f"shape {tuple(delta.shape)} does not match the output's {tuple(output.shape)}{laid_out}"
+    if delta.device != output.device:
+        return f"it is on {delta.device}, the output on {output.device}"
+    return ""
+
+
+class Reader(ABC):
+    """Takes features out of a module's call. Readers are frozen dataclasses, copied and pickled with the model."""
+
+    @abstractmethod
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """The features, on the last axis unless the site says otherwise."""
+
+
+@dataclass(frozen=True)
+class FirstInput(Reader):
+    """The first argument, features last: x of shape (..., dim).
+
+    Args:
+        name: of the argument, for calls by keyword; None where it has none.
+    """
+
+    name: str | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> FirstInput:
+        """The first argument of the module's forward."""
+        return cls(first_parameter(module))
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return argument(args, kwargs, 0, self.name)
+
+
+@dataclass(frozen=True)
+class Arguments(Reader):
+    """Several arguments concatenated on the last axis.
+
+    Args:
+        names: (position, keyword) of each argument.
+    """
+
+    names: tuple[tuple[int, str], ...]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return torch.cat([argument(args, kwargs, index, name) for index, name in self.names], dim=-1)
+
+
+def join(path: str, inner: str) -> str:
+    """The path of `inner` as seen from above `path`; either may be ""."""
+    return f"{path}.{inner}" if path and inner else path or inner
+
+
+@dataclass(frozen=True)
+class Site(ABC):
+    """One place for one residual. Sites are frozen dataclasses, copied and pickled with the model.
+
+    Args:
+        path: Path of the module that is relaxed, from the relaxed model ("" is the model itself).
+        in_rep, out_rep: How the group acts on what is read and on what is added.
+        family: Name of the layer family, which knows how to fold; None where nothing can be folded.
+        relaxes: The subgroup that the residual breaks, in words ("O(3)", "rotations and translations", "nothing").
+        slot: Tells several residuals of one module apart; a part of the residual's key.
+    """
+
+    path: str
+    in_rep: Representation
+    out_rep: Representation
+    family: str | None = field(default=None, kw_only=True)
+    relaxes: str = field(default="", kw_only=True)
+    slot: str = field(default="", kw_only=True)
+
+    by_rows: ClassVar[bool] = False
+    """Whether it reads all features of the first argument, on the last axis, and adds to the output as it is."""
+
+    @abstractmethod
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """What the residual reads of a call of the module, features on `feature_axis`."""
+
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The module's output with what the residual gives added, of the output's type, shape and dtype."""
+        return output + delta.to(output.dtype)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
+        return misfit(output, delta)
+
+    @property
+    def feature_axis(self) -> int:
+        """The axis of the features in what is read: -1 for (..., dim), -2 for (batch, dim, points), -3 for (batch, dim, H, W)."""
+        return -1
+
+    @property
+    def key(self) -> str:
+        """The name of the residual: the module's path, and the slot where there are several."""
+        return f"{self.path}:{self.slot}" if self.slot else self.path
+
+    @property
+    def can_break(self) -> bool:
+        """Whether a map here can break the symmetry: one of invariants to invariants cannot."""
+        return not (self.in_rep.invariant and self.out_rep.invariant)
+
+    def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
+        """The map of a residual of this kind.
+
+        Raises:
+            PlacementError: The kind makes none for this site.
+        """
+        if kind.for_streams:
+            raise PlacementError(
+                f"{self.key}: a {type(kind).__name__} is a step of a residual stream, and this is none: take another kind"
+            )
+        return kind.build(self.in_rep, self.out_rep, self.feature_axis, generator)
+
+    def action(self, rep: Representation) -> TensorAction | None:
+        """How the group acts on the tensors that are read or added; None where that is not known."""
+        return On(rep, self.feature_axis)
+
+    def why(self, root: str = "") -> str:
+        """Why there is a residual, for the summary; paths as seen from above `root`."""
+        return f"layer family {self.family}" if self.family else "block of the placement"
+
+    @property
+    def inexpressible(self) -> str:
+        """What kind of residual no layer can express, in words; empty where a family knows how to fold."""
+        return "" if self.family else "a block-level residual,"
+
+
+@dataclass(frozen=True)
+class RowSite(Site):
+    """All features of the first argument, on its last axis, to all features of the output.
+
+    Args:
+        name: The argument's name, for calls by keyword; None where it has none.
+    """
+
+    name: str | None = field(default=None, kw_only=True)
+
+    by_rows: ClassVar[bool] = True
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The first argument."""
+        return argument(args, kwargs, 0, self.name)
+
+
+@dataclass(frozen=True)
+class GridSite(Site):
+    """All channels of fields on a grid, (batch, channels, ...), by a convolution that is applied as the layer's.
+
+    Args:
+        convolution: Kernel size, stride, padding and so on, and which kernels are equivariant.
+        name: As for `RowSite`.
+    """
+
+    convolution: Convolution = field(kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The first argument."""
+        return argument(args, kwargs, 0, self.name)
+
+    @property
+    def feature_axis(self) -> int:
+        """The axis of the channels."""
+        return -1 - len(self.convolution.kernel_size)
+
+    @property
+    def can_break(self) -> bool:
+        """True: a kernel that is not symmetric breaks the symmetry of invariant fields too."""
+        return True
+
+    def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
+        """A convolution."""
+        return kind.build_convolution(self.in_rep.dim, self.out_rep.dim, self.convolution, generator)
+
+    def action(self, rep: Representation) -> TensorAction | None:
+        """Fields on the plane; None for others."""
+        if self.feature_axis != -3:
+            return None
+        try:
+            return GridField(rep)
+        except RepresentationError:  # of no group of the plane
+            return None
+
+    def why(self, root: str = "") -> str:
+        """With the kernel's size, and what its penalty is."""
+        size = " x ".join(map(str, self.convolution.kernel_size))
+        return f"{super().why(root)}, kernels of {size}; penalty: {self.convolution.symmetry.measures}"
+
+
+@dataclass(frozen=True)
+class BlockSite(Site):
+    """Some arguments of a block of the network, to its output or to one entry of it.
+
+    Args:
+        reader: What is read.
+        item: Which entry of an output that is a tuple or a list is added to; None: the output is a tensor.
+    """
+
+    reader: Reader = field(kw_only=True)
+    item: int | None = field(default=None, kw_only=True)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
+        """What the reader gives."""
+        return self.reader(args, kwargs)
+
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The output with `delta` added to it, or to its entry."""
+        if self.item is None:
+            return super().add(output, delta)
+        items = list(output)
+        items[self.item] = super().add(items[self.item], delta)
+        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        """As in `Site.misfit`."""
+        if self.item is None:
+            return super().misfit(output, delta)
+        if not isinstance(output, (tuple, list)) or not -len(output) <= self.item < len(output):
+            size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
+            return f"the module gave a {type(output).__name__}{size}, and no tuple with an entry {self.item}"
+        return super().misfit(output[self.item], delta)
