@@ -191,6 +191,14 @@ class Settings:
         given = checked(type(self), values, key, error)
         return _made(lambda: dataclasses.replace(self, **given), key, error)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain Python, for files; tuples become lists."""
+        return {f.name: _listed(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
 
 def _made(make: Callable[[], T], key: str, error: type[EquirelaxError]) -> T:
     """What `make` gives; an error about several fields names the section that they are in."""

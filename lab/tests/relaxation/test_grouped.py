@@ -11,7 +11,6 @@ from e3nn import o3
 from equirelax_lab.models import GroupConv2d, VNPointNet
 from equirelax_lab.models.vector_neurons import VNLinear
 from equirelax_lab.tasks.registry import defaults
-from equirelax_lab.tasks.task import residual_kind
 from equirelax_lab.training.perf import products
 from torch import Tensor, nn
 
@@ -381,5 +380,5 @@ def test_convolutions_refuse_it() -> None:
 def test_settings_choose_it() -> None:
     config = defaults("modelnet40", "vn-pointnet", "scheduled")
     thin = config.updated({"residual": {"kind": "grouped", "groups": 5, "init": "normal", "std": 1e-3}})
-    assert residual_kind(thin.residual) == er.relaxation.Grouped(groups=5, init="normal", std=1e-3)
+    assert thin.residual.kind == er.relaxation.Grouped(groups=5, init="normal", std=1e-3)
     assert config.updated(thin.to_dict()) == thin

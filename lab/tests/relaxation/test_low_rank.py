@@ -10,7 +10,6 @@ import torch
 from equirelax_lab.models import VNPointNet
 from equirelax_lab.models.vector_neurons import VNLinear
 from equirelax_lab.tasks.registry import defaults
-from equirelax_lab.tasks.task import residual_kind
 from equirelax_lab.training.perf import products
 from torch import Tensor, nn
 
@@ -353,5 +352,5 @@ def _inputs(model: nn.Module, residual: er.relaxation.Residual, points: Tensor) 
 def test_settings_choose_it() -> None:
     config = defaults("modelnet40", "vn-pointnet", "scheduled")
     thin = config.updated({"residual": {"kind": "low-rank", "rank": 5, "init": "normal", "std": 1e-3}})
-    assert residual_kind(thin.residual) == er.LowRank(rank=5, init="normal", std=1e-3)
+    assert thin.residual.kind == er.LowRank(rank=5, init="normal", std=1e-3)
     assert config.updated(thin.to_dict()) == thin

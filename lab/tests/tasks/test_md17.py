@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError
-from equirelax.relaxation import project
+from equirelax.relaxation import MLP, project
 
 pytest.importorskip("ase")
 pytest.importorskip("e3nn")
@@ -61,13 +61,8 @@ def test_the_papers_settings() -> None:
         1e-6,
     )
     assert (t.schedule, t.warmup_epochs, t.augment, strict.training.augment) == ("cosine", 10, True, False)
-    assert (scheduled.residual.placement, scheduled.residual.kind, scheduled.residual.layers) == (
-        "equiformer",
-        "mlp",
-        2,
-    )
-    assert scheduled.residual.scale == 0.01
-    assert scheduled.residual.hidden == 4 * 484  # 4 d_in
+    assert scheduled.residual.placement == "equiformer"
+    assert scheduled.residual.kind == MLP(layers=2, hidden=4 * 484, init="default", scale=0.01)  # 4 d_in
     data = scheduled.dataset
     assert (data.train, data.val, data.test) == (950, 50, None)  # type: ignore[attr-defined]
     assert (data.source, data.frames, data.scale) == ("md17", "random", "energies")  # type: ignore[attr-defined]

@@ -168,12 +168,12 @@ def test_settings_are_the_papers() -> None:
         1e-4,
     )
     assert (t.schedule, t.step_epochs, t.step_factor) == ("step", 20, 0.7)
-    assert pointnet.residual.init == "zeros"
+    assert pointnet.residual.kind.init == "zeros"
     assert pointnet.strength.lie_weight == pointnet.strength.norm_weight == 0.01  # type: ignore[attr-defined]
     t = dgcnn.training
     assert (t.epochs, t.batch_size, t.optimizer, t.learning_rate, t.momentum) == (250, 32, "sgd", 0.1, 0.9)
     assert (t.schedule, t.final_learning_rate) == ("cosine", 1e-3)
-    assert dgcnn.residual.init == "default"
+    assert dgcnn.residual.kind.init == "default"
     assert dgcnn.strength.lie_weight == 5e-4  # type: ignore[attr-defined]
     assert dgcnn.strength.penalty_times_gamma  # type: ignore[attr-defined]
     assert dgcnn.dataset.label_smoothing == 0.2  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from equirelax_lab.tasks.settings import read_yaml
 
 from equirelax.errors import ConfigError
 from equirelax.methods import ACE, ResilientACE, Scheduled
+from equirelax.relaxation import MLP, Dense, LowRank
+from equirelax.settings import Settings
 
 
 @pytest.mark.parametrize("method", CHOICES)
@@ -49,6 +52,52 @@ def test_every_default_goes_through_yaml_and_back(
 def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         defaults("nbody", "segnn", "scheduled").updated(values)
+
+
+def test_the_settings_of_a_residual_are_those_of_its_kind() -> None:
+    config = defaults("nbody", "segnn", "scheduled")
+    thin = config.updated({"residual": {"kind": "low-rank", "rank": 3}})
+    assert thin.residual.kind == LowRank(
+        rank=3, init="normal", std=1e-4
+    )  # what both kinds have is taken over
+    assert config_from_dict(thin.to_dict()) == thin
+    for wrong, key in (
+        ({"rank": 3}, r"residual\.rank.*of kind dense"),
+        ({"kind": "dens"}, r"residual\.kind.*'dense'"),
+        ({"kind": "stream", "std": 1.0}, r"residual\.std.*stream"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            config.updated({"residual": wrong})
+    # files of earlier versions have the settings of all kinds
+    earlier = {
+        "init": "zeros",
+        "std": 1e-4,
+        "scale": 1.0,
+        "bias": True,
+        "hidden": None,
+        "layers": 3,
+        "rank": 8,
+        "groups": 4,
+    }
+    assert config.updated({"residual": earlier}).residual.kind == Dense(bias=True)
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind}.union(*(subclasses(other) for other in kind.__subclasses__()))
+
+
+def test_every_setting_is_declared_once() -> None:
+    """No two classes that describe the same part of a run declare the same field."""
+    declared: dict[tuple[str, str], list[str]] = {}
+    for kind in subclasses(Settings):
+        own = [name for name in inspect.get_annotations(kind) if name in kind.__dataclass_fields__]
+        for name in own:
+            field = kind.__dataclass_fields__[name]  # type: ignore[attr-defined]
+            if field.name in own and "ClassVar" not in str(field.type):
+                declared.setdefault((name, str(field.type)), []).append(
+                    f"{kind.__module__}.{kind.__qualname__}"
+                )
+    print({key: found for key, found in declared.items() if len(found) > 1})
 
 
 def test_an_integer_is_taken_where_a_float_is_wanted() -> None:
@@ -92,8 +141,7 @@ def test_the_papers_settings_of_nbody() -> None:
     assert isinstance(scheduled.strength, Scheduled.Settings)
     assert (scheduled.strength.lie_weight, scheduled.strength.norm_weight) == (0.01, 0.01)
     assert scheduled.strength.scaling == "root-sum"
-    residual = scheduled.residual
-    assert (residual.kind, residual.init, residual.std, residual.bias) == ("dense", "normal", 1e-4, False)
+    assert scheduled.residual.kind == Dense(init="normal", std=1e-4, bias=False)
     ace = defaults("nbody", "segnn", "ace")
     assert isinstance(ace.strength, ACE.Settings)
     assert (ace.training.learning_rate, ace.strength.dual_lr, ace.strength.dual_optimizer) == (
@@ -101,7 +149,7 @@ def test_the_papers_settings_of_nbody() -> None:
         8e-4,
         "adam",
     )
-    assert (ace.residual.kind, ace.residual.layers, ace.residual.placement) == ("mlp", 3, "segnn-ace")
+    assert (ace.residual.kind, ace.residual.placement) == (MLP(layers=3), "segnn-ace")
     assert (ace.training.epochs, ace.training.augment, ace.training.drop_last) == (2000, False, True)
     assert isinstance(defaults("nbody", "segnn", "resilient").strength, ResilientACE.Settings)
 

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -21,8 +21,11 @@ from equirelax.settings import Range, Settings, check, documentation, types_of
 from equirelax_lab.tasks.from_recipe import is_earlier
 from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, config_from_dict, task_class
-from equirelax_lab.tasks.settings import NAMES, RunConfig, read_yaml
+from equirelax_lab.tasks.settings import KIND_NAMES, NAMES, RunConfig, read_yaml
 from equirelax_lab.training.machine import Machine
+
+KIND = Literal[KIND_NAMES]  # type: ignore[valid-type]
+"""The names of kinds of residuals, as a type of flags."""
 
 
 def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
@@ -144,7 +147,7 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
     """The settings before flags: the recipe's, changed by the file of --config."""
-    given = peek(words, "config", "model", "method", "recipe", "trained_as")
+    given = peek(words, "config", "model", "method", "recipe", "trained_as", "residual.kind", "kind")
     stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
     chosen = {key: given[key] for key in ("model", "recipe", "trained_as") if given[key]}
     if wanted := method or given["method"]:
@@ -153,7 +156,9 @@ def starting_config(benchmark: str, words: Sequence[str], method: str | None = N
     names |= {key: stored[key] for key in NAMES if stored.get(key) is not None}
     begun = stored if is_earlier(stored) else {**names, **chosen, "benchmark": benchmark}
     # names in the file that are not those of the command line are refused
-    return config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
+    config = config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
+    kind = given["residual.kind"] or given["kind"]
+    return config if kind is None else config.updated({"residual": {"kind": kind}})  # its settings are flags
 
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
@@ -161,6 +166,8 @@ def add_settings(options: ArgumentParser, config: RunConfig) -> None:
     _add_flags(options, config.training, "")
     for name in config.sections:
         _add_flags(options, getattr(config, name), f"{name}.")
+    if config.residual.kind is not None:
+        _add_flags(options, config.residual.kind, "residual.")
 
 
 def add_machine(options: ArgumentParser) -> None:
@@ -176,12 +183,9 @@ def _add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None
     summary = (type(settings).__doc__ or "").partition("\n")[0]
     group = options.add_argument_group(summary.rstrip(".:"))
     for name in names:
-        group.add_argument(
-            f"--{prefix}{name}",
-            type=_in_text(types_of(type(settings))[name]),
-            default=getattr(settings, name),
-            help=words.get(name, ""),
-        )
+        hint = KIND if name == "kind" else _in_text(types_of(type(settings))[name])
+        default = settings.to_dict()[name]
+        group.add_argument(f"--{prefix}{name}", type=hint, default=default, help=words.get(name, ""))
 
 
 def _in_text(hint: Any) -> Any:
@@ -196,8 +200,7 @@ def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
     """The settings with the parsed flags put in."""
     values: dict[str, Any] = {f.name: parsed[f.name] for f in dataclasses.fields(config.training)}
     for name in config.sections:
-        fields = dataclasses.fields(getattr(config, name))
-        values[name] = {field.name: parsed[f"{name}.{field.name}"] for field in fields}
+        values[name] = {key: parsed[f"{name}.{key}"] for key in getattr(config, name).to_dict()}
     if parsed.get("seed") is not None:
         values["seed"] = parsed["seed"]
     return config.updated(values)

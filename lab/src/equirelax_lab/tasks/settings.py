@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
 
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxError
 from equirelax.files import did_you_mean, write_text
+from equirelax.relaxation import kinds
+from equirelax.relaxation.kinds import Dense, ResidualKind
 from equirelax.settings import (
     COUNT,
     COUNT_OR_NONE,
-    DEPTH,
     FACTOR,
-    FINITE,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SHARE,
-    WIDTH,
     Settings,
     shown,
     within,
@@ -131,39 +130,102 @@ class Training(Protocol, Muon, LearningRate):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualSettings(Settings):
-    """The unconstrained residual branches, and where they stand.
+    """Where the residuals stand, and what they are made of.
+
+    In files and on the command line the settings of the kind stand beside the others, `kind` is its name, and the name
+    stream stands for the residual stream of a placement, which has no settings.
 
     Attributes:
         placement: Name of a placement; it says which modules get a residual and what the residual reads. none for
             networks that have nothing to relax.
-        kind: A dense map, a multi-layer perceptron, (a control) a dense map that is itself equivariant, a linear map
-            of low rank, one in groups of channels, or what the placement's residual stream is made of, which none of
-            the settings below change.
-        init: Initial weights: zeros, normal (of `std`), or PyTorch's default; of a low-rank map, its second factor.
-        std: Standard deviation of the normal initialisation.
-        scale: Factor on the initial weights of a perceptron's last layer.
-        bias: Whether a dense map has a bias.
-        unbiased: Path patterns of layers whose dense map has none all the same.
         exclude: Path patterns of layers that get no residual.
-        hidden: Hidden width of the perceptron, or a list of the widths of all its hidden layers; null takes the
-            placement's own choice.
-        layers: Linear layers of the perceptron.
-        rank: Rank of a low-rank map; smaller layers take their own size.
-        groups: Groups of channels of a grouped map, which does not mix them; layers with fewer channels get a dense map.
+        unbiased: Path patterns of layers whose residual has no bias, whatever the kind's `bias` says.
+        kind: What the residuals are made of; a new kind takes over the settings that it shares with the one before.
     """
 
     placement: str
-    kind: Literal["dense", "mlp", "equivariant-dense", "low-rank", "grouped", "stream"] = "dense"
-    init: Literal["zeros", "normal", "default"] = "zeros"
-    std: float = within(NOT_NEGATIVE, 1e-4)
-    scale: float = within(FINITE, 1.0)
-    bias: bool = False
-    unbiased: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
-    hidden: int | list[int] | None = within(WIDTH, None)
-    layers: int = within(DEPTH, 3)
-    rank: int = within(WIDTH, 8)
-    groups: int = within(WIDTH, 4)
+    unbiased: list[str] = field(default_factory=list)
+    kind: ResidualKind | None = field(default_factory=Dense)
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, Any], key: str = "{}", error: type[EquirelaxError] | None = None
+    ) -> ResidualSettings:
+        """Settings from values in the layout of files. What only other kinds know is left out: recipes begin with the settings
+        of another method, and so perhaps of another kind.
+        """
+        known = [name for name in values if name in KIND_FIELDS]
+        kind = _kind_of(values, Dense(), key, drop=known, error=error or cls.error)
+        return super().of({**_without_kind(values), "kind": kind}, key, error)
+
+    def changed(
+        self, values: Mapping[str, Any], key: str = "{}", error: type[EquirelaxError] | None = None
+    ) -> ResidualSettings:
+        """A copy with some values replaced, in the layout of files.
+
+        Raises:
+            ConfigError: A value does not fit, or only another kind has the setting.
+        """
+        earlier = values.keys() >= EARLIER_KIND
+        kind = _kind_of(
+            values, self.kind, key, drop=list(KIND_FIELDS) if earlier else [], error=error or self.error
+        )
+        return super().changed({**_without_kind(values), "kind": kind}, key, error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout of files: the kind's name, and its settings beside the others."""
+        own = {"placement": self.placement, "kind": STREAM if self.kind is None else self.kind.name}
+        rest = {"exclude": list(self.exclude), "unbiased": list(self.unbiased)}
+        return {**own, **({} if self.kind is None else self.kind.to_dict()), **rest}
+
+
+STREAM = "stream"
+KIND_NAMES = (*(name for name in kinds.names() if name != kinds.StreamStep.name), STREAM)
+KIND_FIELDS = {f.name for name in KIND_NAMES if name != STREAM for f in dataclasses.fields(kinds.get(name))}
+EARLIER_KIND = {"init", "std", "scale", "bias", "hidden", "layers"}
+"""Settings that stand together only in files of earlier versions, which have those of all kinds."""
+
+
+def _without_kind(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "kind" and name not in KIND_FIELDS}
+
+
+def _kind_of(
+    values: Mapping[str, Any],
+    before: ResidualKind | None,
+    key: str,
+    *,
+    drop: Collection[str],
+    error: type[EquirelaxError],
+) -> ResidualKind | None:
+    """The kind that `values` name, with its settings in them.
+
+    Args:
+        values: In the layout of files.
+        before: The kind that is changed.
+        key: See `Settings.of`.
+        drop: Settings that are left out where the kind does not have them.
+        error: The class to raise.
+    """
+    name = values.get("kind", STREAM if before is None else before.name)
+    if not isinstance(name, str) or name not in KIND_NAMES:
+        hint = did_you_mean(str(name), KIND_NAMES)
+        raise error(f"{key.format('kind')} is {shown(name)}; choose one of {', '.join(KIND_NAMES)}.{hint}")
+    made = None if name == STREAM else kinds.get(name)
+    names = set() if made is None else {f.name for f in dataclasses.fields(made)}
+    given = {n: v for n, v in values.items() if n in KIND_FIELDS and (n in names or n not in drop)}
+    if foreign := [n for n in given if n not in names]:
+        raise error(
+            f"{key.format(foreign[0])} is no setting of residuals of kind {name}"
+            + (f", which have {', '.join(sorted(names))}." if names else ".")
+        )
+    if made is None:
+        return None
+    if isinstance(before, made):
+        return before.changed(given, key, error)
+    shared = {n: getattr(before, n) for n in names if hasattr(before, n)}
+    return made.of({**shared, **given}, key, error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +264,8 @@ class RunConfig(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Plain Python in the layout of `config.yaml`: training settings at the top, then the sections."""
         top: dict[str, Any] = {name: getattr(self, name) for name in (*NAMES, "seed")}
-        top.update(dataclasses.asdict(self.training))
-        top.update({name: dataclasses.asdict(getattr(self, name)) for name in self.sections})
+        top.update(self.training.to_dict())
+        top.update({name: getattr(self, name).to_dict() for name in self.sections})
         return top
 
     def updated(self, values: Mapping[str, Any]) -> RunConfig:

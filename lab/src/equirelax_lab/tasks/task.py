@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.errors import ConfigError
-from equirelax.relaxation import MLP, Dense, EquivariantDense, Grouped, LowRank, StreamStep, placements
-from equirelax.relaxation.kinds import ResidualKind
+from equirelax.relaxation import Dense, StreamStep, placements
 from equirelax.relaxation.placements import Layers, Placement
 from equirelax.symmetry import Group
 from equirelax_lab.data import GraphSet, Samples, random_rotation
 from equirelax_lab.recipes import read
 from equirelax_lab.tasks.from_recipe import from_recipe
-from equirelax_lab.tasks.settings import Dataset, Network, ResidualSettings, RunConfig
+from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
 
 NO_PLACEMENT = "none"
 """Name of the placement of networks that have nothing to relax."""
@@ -265,19 +264,20 @@ class Task(ABC):
             raise ConfigError(
                 f"The placement '{self.config.residual.placement}' chooses its residuals itself."
             )
+        settings = self.config.residual
         stream = isinstance(placement.residual, StreamStep)
-        if stream != (self.config.residual.kind == "stream"):
+        if stream != (settings.kind is None):
             raise ConfigError(
-                f"residual.kind is '{self.config.residual.kind}', but the placement "
+                f"residual.kind is '{settings.to_dict()['kind']}', but the placement "
                 f"'{self.config.residual.placement}' {'is a' if stream else 'has no'} residual stream: "
                 f"{'set residual.kind to stream' if stream else 'choose another kind'}, or another placement."
             )
         if stream:
             return placement  # type: ignore[no-any-return]
-        settings = self.config.residual
-        chosen: dict[str, Any] = {"residual": residual_kind(settings)}
+        kind = settings.kind
+        chosen: dict[str, Any] = {"residual": kind}
         if isinstance(placement, Layers):
-            plain = residual_kind(dataclasses.replace(settings, bias=False))
+            plain = dataclasses.replace(kind, bias=False) if isinstance(kind, Dense) else kind
             chosen["exclude"] = tuple(settings.exclude)
             chosen["overrides"] = tuple((pattern, plain) for pattern in settings.unbiased)
         elif settings.exclude or settings.unbiased:
@@ -330,17 +330,3 @@ def molecule_batch(
     turns = random_rotation(generator, count=len(indices))[share] if rotate else None
     batch: Batch = data.batch(indices[share], turns)
     return batch
-
-
-def residual_kind(settings: ResidualSettings) -> ResidualKind:
-    """What the residuals are made of, from settings."""
-    if settings.kind == "dense":
-        return Dense(init=settings.init, std=settings.std, bias=settings.bias)
-    if settings.kind == "equivariant-dense":
-        return EquivariantDense(init=settings.init, std=settings.std)
-    if settings.kind == "low-rank":
-        return LowRank(rank=settings.rank, init=settings.init, std=settings.std)
-    if settings.kind == "grouped":
-        return Grouped(groups=settings.groups, init=settings.init, std=settings.std)
-    hidden = tuple(settings.hidden) if isinstance(settings.hidden, list) else settings.hidden
-    return MLP(settings.layers, hidden, settings.init, settings.std, settings.scale)
