@@ -200,7 +200,7 @@ def test_settings_that_a_run_did_not_have_yet_count_as_their_defaults(
     tiny_root: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
     """A run of a version whose residuals had no rank resumes, unless another rank than the default is wanted."""
-    config = tiny_config("scheduled", epochs=1)
+    config = tiny_config("scheduled", epochs=1, residual={"kind": "low-rank"})
     first = train(config, tmp_path, tiny_root, machine=QUIET)
     stored = config.to_dict()
     del stored["residual"]["rank"]

@@ -23,6 +23,7 @@ from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import IdleWatch, ParameterWatch
 from equirelax.relaxation.residual import drivers_of, enrol
 from equirelax.relaxation.terms.precision import whole
+from equirelax.settings import FINITE, within
 
 if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
@@ -79,6 +80,16 @@ class Method(ABC):
         """The settings of a method that has none; other methods derive theirs from it."""
 
         error: ClassVar[type[EquirelaxError]] = MethodError
+
+    @dataclass(frozen=True, kw_only=True)
+    class FixedStrength(Settings):
+        """Settings of methods that leave the strengths where they are.
+
+        Attributes:
+            gamma: The fixed strength of every residual.
+        """
+
+        gamma: float = within(FINITE, 1.0)
 
     name: ClassVar[str] = ""
     description: ClassVar[str] = ""

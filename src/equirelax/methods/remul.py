@@ -15,7 +15,7 @@ from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.registry import register
 from equirelax.methods.unrelaxed import handle_of
 from equirelax.relaxation import Relaxation
-from equirelax.settings import FINITE, NOT_NEGATIVE, within
+from equirelax.settings import NOT_NEGATIVE, within
 
 
 @register(
@@ -50,7 +50,7 @@ class REMUL(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(GradNorm.Settings, Method.Settings):
+    class Settings(GradNorm.Settings, Method.FixedStrength):
         """Weights of the two losses.
 
         Attributes:
@@ -63,7 +63,6 @@ class REMUL(Method):
         alpha: float = within(NOT_NEGATIVE, 1.0)
         beta: float = within(NOT_NEGATIVE, 1.0)
         weighting: Literal["constant", "gradnorm"] = "constant"
-        gamma: float = within(FINITE, 1.0)
 
         def __post_init__(self) -> None:
             super().__post_init__()

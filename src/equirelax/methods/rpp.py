@@ -12,7 +12,7 @@ from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.terms.precision import whole
-from equirelax.settings import FINITE, NOT_NEGATIVE, within
+from equirelax.settings import NOT_NEGATIVE, within
 
 
 @register("rpp", "RPP: Gaussian priors on equivariant and residual weights; deployed relaxed")
@@ -39,18 +39,16 @@ class RPP(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(Method.Settings):
+    class Settings(Method.FixedStrength):
         """Weights of the two priors.
 
         Attributes:
             eq_weight: Factor of the squared norm of the author's weights. The authors' sweeps go from 1e-6 to 1e-1.
             residual_weight: Factor of the squared norm of the residuals' weights.
-            gamma: The fixed strength of every residual.
         """
 
         eq_weight: float = within(NOT_NEGATIVE, 1e-5)
         residual_weight: float = within(NOT_NEGATIVE, 1e-3)
-        gamma: float = within(FINITE, 1.0)
 
     settings: Settings
     deploys_relaxed: ClassVar[bool] = True

@@ -50,27 +50,37 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class SmokeSettings(Settings):
-    """Everything that defines a set.
+class Plumes(Settings):
+    """Which plumes are simulated.
 
     Attributes:
-        symmetry: `rotation` or `scale`.
+        symmetry: rotation: inflow on one of four sides; scale: plumes at several spatial and temporal scales.
         size: Grid points along each side of the box, 8 or more.
-        positions: Number of inflow positions on every side (for every scale). There are 4 times as many runs, and on every side
-            one further position per four of them (at least one) for the split Domain.
-        steps: Frames of a run, one every `dt`.
-        asymmetry: The factor a in the module's formula, 0 <= a < 1.
-        buoyancy: The factor b, acceleration per density. With 0.1 the root mean square velocity is 1 hundredth of the box per
-            unit of time after 100 units.
-        dt: Time from frame to frame.
+        positions: Inflow positions on every side (for every scale); there are 4 times as many runs, and one further
+            position on every side for every four of them (at least one) for the split Domain.
+        steps: Frames of a run.
+        asymmetry: By how much the buoyancy differs by side, a of the module's formula, 0 or more and below 1; 0 is exactly
+            symmetric under turns by 90 degrees.
     """
 
-    error: ClassVar[type[EquirelaxError]] = DataError
     symmetry: Literal["rotation", "scale"] = "rotation"
     size: int = within(Range(8, 4_096), 64)
     positions: int = within(COUNT, 10)
     steps: int = within(COUNT, 250)
     asymmetry: float = within(SHARE, 0.5)
+
+
+@dataclass(frozen=True)
+class SmokeSettings(Plumes):
+    """Everything that defines a set.
+
+    Attributes:
+        buoyancy: b, acceleration per density: 0.1 makes a typical velocity (root mean square) of 1 hundredth of the box
+            per unit of time after 100 of them.
+        dt: Time from frame to frame.
+    """
+
+    error: ClassVar[type[EquirelaxError]] = DataError
     buoyancy: float = within(POSITIVE, 0.1)
     dt: float = within(POSITIVE, 1.0)
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.settings import COUNT, POSITIVE, within
+from equirelax.errors import ConfigError
 from equirelax.symmetry import E, O, positions, trivial, vector
 from equirelax_lab.data import MolecularFrames, md17
 from equirelax_lab.data.molecules import turn
-from equirelax_lab.tasks.settings import Dataset, Network
+from equirelax_lab.tasks.settings import Near, Network, Splits
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 
 AUDIT_FRAMES = 4
@@ -21,7 +21,7 @@ THOUSANDTHS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class MD17Dataset(Dataset):
+class MD17Dataset(Splits):
     """Which molecule, and how many frames of it.
 
     Attributes:
@@ -41,15 +41,21 @@ class MD17Dataset(Dataset):
         "toluene", "uracil"
     ]  # fmt: skip
     source: Literal["rmd17", "md17"]
-    train: int = within(COUNT)
-    val: int = within(COUNT)
-    test: int | None = within(COUNT)
     frames: Literal["first", "random"] = "first"
     scale: Literal["forces", "energies"] = "forces"
 
+    @property
+    def counts(self) -> tuple[int, int, int | None]:
+        """Frames of every split. Raises `ConfigError` where those of training or validation are not given."""
+        if self.train is None or self.val is None:
+            raise ConfigError(
+                "'dataset.train' and 'dataset.val' must be numbers: the test set takes the other frames."
+            )
+        return self.train, self.val, self.test
+
 
 @dataclass(frozen=True, kw_only=True)
-class ForceNetwork(Network):
+class ForceNetwork(Near):
     """Size of a network of energies.
 
     Attributes:
@@ -58,10 +64,9 @@ class ForceNetwork(Network):
     """
 
     size: Literal["paper", "small"]
-    cutoff: float = within(POSITIVE)
 
 
-class MD17Task(Task):
+class MD17Task(Task[MD17Dataset]):
     """Energy and forces, the exact gradient of the energy. Loss: L1 of the energy plus 80 times the mean length of the
     forces' errors, both in units of the training forces' size. Selected by the forces.
     """
@@ -85,12 +90,12 @@ class MD17Task(Task):
 
     def load(self, split: Split) -> MolecularFrames:
         """The split's frames."""
-        d = self._dataset
+        d = self.dataset
         return md17.load(
             split,
             d.molecule,
             source=d.source,
-            counts=(d.train, d.val, d.test),
+            counts=d.counts,
             root=self.root,
             frames=d.frames,
             seed=self.config.seed,
@@ -185,8 +190,3 @@ class MD17Task(Task):
     def _force_errors(prediction: Tensor, batch: Batch) -> Tensor:
         """(b n, 3), scaled."""
         return prediction[:, 1:].reshape(-1, 3) - batch["forces"]
-
-    @property
-    def _dataset(self) -> MD17Dataset:
-        dataset: MD17Dataset = self.config.dataset  # type: ignore[assignment]
-        return dataset

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.settings import COUNT, DEPTH, POSITIVE, WIDTH, Range, within
+from equirelax.settings import COUNT, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, vector
 from equirelax_lab.data import MocapSet, mocap
 from equirelax_lab.data.augment import turn_each
 from equirelax_lab.models import EGNN, EGNO, Transformer
 from equirelax_lab.models.stack import centres
 from equirelax_lab.tasks.nbody import EGNNNetwork
-from equirelax_lab.tasks.settings import Dataset, Network
+from equirelax_lab.tasks.settings import Dataset, Network, Wide
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SAMPLES = 4
@@ -40,26 +40,23 @@ class MocapDataset(Dataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EGNONetwork(Network):
+class EGNONetwork(Wide):
     """Size of the EGNO.
 
     Attributes:
-        hidden: Width of features and messages.
         layers: Layers, each a temporal convolution and a round of message passing.
         modes: Frequencies that the temporal convolutions keep, 1 to 3.
         time_features: Size of the time embedding.
         vector_init: Initial weights of the temporal convolutions of vectors are of U(0, vector_init).
     """
 
-    hidden: int = within(WIDTH)
-    layers: int = within(DEPTH)
     modes: int = within(Range(1, 3))
     time_features: int = within(WIDTH)
     vector_init: float = within(POSITIVE, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerNetwork(Network):
+class TransformerNetwork(Wide):
     """Size of the Transformer.
 
     Attributes:
@@ -68,12 +65,10 @@ class TransformerNetwork(Network):
         heads: Attention heads.
     """
 
-    hidden: int = within(WIDTH)
-    layers: int = within(DEPTH)
     heads: int = within(WIDTH)
 
 
-class MocapTask(Task):
+class MocapTask(Task[MocapDataset]):
     """Joint positions 26 to 30 frames ahead from positions and velocities. The loss is the mean over these five
     times, the metric the MSE of the last.
 
@@ -100,14 +95,14 @@ class MocapTask(Task):
 
     def load(self, split: Split) -> MocapSet:
         """The split of the configured subject, float32."""
-        d = self._dataset
+        d = self.dataset
         starts = d.starts if split == "train" else None
         return mocap.load(split, case=d.subject, features=d.features, starts=starts, root=self.root)
 
     def build_model(self) -> nn.Module:
         """A network on 2 node features (32 for `invariant`) and 2 edge features."""
         network = self.config.network
-        features = 1 + mocap.JOINTS if self._dataset.features == "invariant" else 2
+        features = 1 + mocap.JOINTS if self.dataset.features == "invariant" else 2
         if isinstance(network, EGNONetwork):
             return EGNO(
                 network.hidden,
@@ -186,12 +181,7 @@ class MocapTask(Task):
         """EGNO as ACE has it, whose figures are those of relaxed networks; EGNN as EGNO's paper, the Transformer
         as REMUL's.
         """
-        return PUBLISHED.get((self.config.model, self._dataset.subject), {})
-
-    @property
-    def _dataset(self) -> MocapDataset:
-        dataset: MocapDataset = self.config.dataset  # type: ignore[assignment]
-        return dataset
+        return PUBLISHED.get((self.config.model, self.dataset.subject), {})
 
 
 PUBLISHED: dict[tuple[str, str], dict[str, str]] = {

@@ -84,7 +84,7 @@ class CloudNetwork(Network):
     dropout: float = within(SHARE)
 
 
-class ModelNetTask(Task):
+class ModelNetTask(Task[ModelNetDataset]):
     """Class of an object from points (n, 3) on its surface, rotated at random in training and test; accuracy."""
 
     name: ClassVar[str] = "modelnet40"
@@ -110,7 +110,7 @@ class ModelNetTask(Task):
 
     def load(self, split: Split) -> CloudSet:
         """The split; validation and test objects are rotated and thinned out as configured, once and for all."""
-        d = self._dataset
+        d = self.dataset
         data = modelnet.load(
             split,
             classes=None if d.classes == "all" else TEN,
@@ -132,7 +132,7 @@ class ModelNetTask(Task):
         """Points, dropout, scale, shift and rotation for every object (the order of CR's training); with the scaling
         `twice` the rotation comes before the dropout, as there.
         """
-        d = self._dataset
+        d = self.dataset
         batch = self.eval_batch(data, indices)
         points = self._chosen_points(batch["points"], generator)
         augmented = self.config.training.augment
@@ -153,7 +153,7 @@ class ModelNetTask(Task):
 
     def _chosen_points(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The points of a cloud that are used, normalised where that is configured."""
-        d = self._dataset
+        d = self.dataset
         drawn = generator if d.sampling == "random" else None
         chosen = clouds.sample_points(points, d.points, drawn)
         return clouds.normalise(chosen) if d.normalise else chosen
@@ -171,7 +171,7 @@ class ModelNetTask(Task):
             RepresentationError: sizes that make no network.
         """
         network: CloudNetwork = self.config.network  # type: ignore[assignment]
-        classes = len(TEN) if self._dataset.classes == "ten" else modelnet.CLASSES
+        classes = len(TEN) if self.dataset.classes == "ten" else modelnet.CLASSES
         neighbours, width, dropout = network.neighbours, network.width, network.dropout
         builders: dict[str, Callable[[], nn.Module]] = {
             "vn-pointnet": partial(VNPointNet, classes, neighbours, width, dropout=dropout),
@@ -193,7 +193,7 @@ class ModelNetTask(Task):
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Cross entropy; for logarithms of probabilities that is the negative log-likelihood."""
         return nn.functional.cross_entropy(
-            prediction, batch["labels"], label_smoothing=self._dataset.label_smoothing
+            prediction, batch["labels"], label_smoothing=self.dataset.label_smoothing
         )
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
@@ -222,12 +222,12 @@ class ModelNetTask(Task):
     def conditions(self) -> dict[str, Callable[[Any], Any]]:
         """Point dropout of a fixed share, and every corruption at every severity, as configured."""
         found: dict[str, Callable[[Any], Any]] = {}
-        if self._dataset.conditions != "none":
+        if self.dataset.conditions != "none":
             found |= {
                 f"point dropout {ratio:g}": partial(self._changed, change=_dropout(ratio))
                 for ratio in DROPOUTS
             }
-        if self._dataset.conditions == "all":
+        if self.dataset.conditions == "all":
             found |= {
                 f"{name} {severity}": partial(self._changed, change=_corruption(name, severity))
                 for name in corruptions.CORRUPTIONS
@@ -243,7 +243,7 @@ class ModelNetTask(Task):
 
     def _chosen(self, data: CloudSet) -> CloudSet:
         """The first objects of every class, as many as are configured."""
-        count = self._dataset.conditions_per_class
+        count = self.dataset.conditions_per_class
         if count is None:
             return data
         rank = torch.zeros_like(data.labels)
@@ -271,17 +271,12 @@ class ModelNetTask(Task):
 
     def scaled_down(self) -> str | None:
         """Also that there are ten classes."""
-        ten = "10 of 40 classes" if self._dataset.classes == "ten" else None
+        ten = "10 of 40 classes" if self.dataset.classes == "ten" else None
         return "; ".join(filter(None, (ten, super().scaled_down()))) or None
 
     def published(self) -> dict[str, str]:
         """ACE gives gains over its strict network alone: +1.77 (instance), +2.78 (class)."""
         return {"ace": "strict + 1.77"} if self.config.model == "vn-dgcnn" else {}
-
-    @property
-    def _dataset(self) -> ModelNetDataset:
-        dataset: ModelNetDataset = self.config.dataset  # type: ignore[assignment]
-        return dataset
 
 
 def _dropout(ratio: float) -> Callable[[Tensor, torch.Generator], Tensor]:

@@ -5,16 +5,15 @@ section 6.2, ACE section 5)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from equirelax.settings import COUNT, DEGREE, DEPTH, WIDTH, Range, within
 from equirelax.symmetry import E, O, positions, vector
 from equirelax_lab.data import NBody, NBodySet
 from equirelax_lab.data.augment import random_rotation, turn_each
-from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
+from equirelax_lab.tasks.settings import Network, RunConfig, Splits, Steerable, Wide
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SYSTEMS = 8
@@ -23,7 +22,7 @@ EVALUATION_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBodyDataset(Dataset):
+class NBodyDataset(Splits):
     """Which trajectories.
 
     Attributes:
@@ -37,9 +36,6 @@ class NBodyDataset(Dataset):
             An equivariant network cannot tell.
     """
 
-    train: int = within(COUNT)
-    val: int = within(COUNT)
-    test: int = within(COUNT)
     system: Literal["charged"] = "charged"
     clamp: Literal["component", "norm"] = "component"
     rotations: Literal["batch", "each"] = "batch"
@@ -47,42 +43,29 @@ class NBodyDataset(Dataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SEGNNNetwork(Network):
+class SEGNNNetwork(Steerable):
     """Size of the SEGNN.
 
     Attributes:
-        hidden: Width of the dense network whose number of weights the irreps match (64: 32x0e+32x1o at l_max
-            1).
-        layers: Rounds of message passing.
-        l_max: Largest degree of the features.
-        lmax_attributes: Largest degree of the edge and node attributes.
         centre: Subtract each system's mean position: E(3) instead of O(3).
         axis_centre: Subtract from every position its own mean over x, y and z, as the released code does. No rotation
             respects that: the network is not equivariant then.
     """
 
-    hidden: int = within(WIDTH)
-    layers: int = within(DEPTH)
-    l_max: int = within(DEGREE)
-    lmax_attributes: int = within(Range(1, 11))
     centre: bool = False
     axis_centre: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class EGNNNetwork(Network):
+class EGNNNetwork(Wide):
     """Size of the EGNN.
 
     Attributes:
-        hidden: Width of features and messages.
         layers: Rounds of message passing.
     """
 
-    hidden: int = within(WIDTH)
-    layers: int = within(DEPTH)
 
-
-class NBodyTask(Task):
+class NBodyTask(Task[NBodyDataset]):
     """Positions at frame 40 from positions, velocities and charges at frame 30; MSE over bodies and
     coordinates.
     """
@@ -100,7 +83,7 @@ class NBodyTask(Task):
 
     def load(self, split: Split) -> NBodySet:
         """The first samples of a split, float32."""
-        dataset = self._dataset
+        dataset = self.dataset
         count: int = getattr(dataset, split)
         data = NBody(split, dataset.system, dataset.clamp, count, self.root)
         if split == "train" or not dataset.rotate_evaluation:
@@ -112,7 +95,7 @@ class NBodyTask(Task):
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
         """The systems; with `augment` all of them turned by one rotation, or each by one of its own."""
-        if not self.config.training.augment or self._dataset.rotations == "batch":
+        if not self.config.training.augment or self.dataset.rotations == "batch":
             return super().train_batch(data, indices, generator, share)
         turns = random_rotation(generator, count=len(indices))[share]
         batch: Batch = data.batch(indices[share], turns)
@@ -138,7 +121,8 @@ class NBodyTask(Task):
             )
         from equirelax_lab.models import EGNN
 
-        return EGNN(hidden=self._egnn.hidden, layers=self._egnn.layers, in_features=1, edge_features=2)
+        egnn = cast(EGNNNetwork, network)
+        return EGNN(hidden=egnn.hidden, layers=egnn.layers, in_features=1, edge_features=2)
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
         """SEGNN: positions, velocities, charges, edges, graph. EGNN: positions, velocities, speed, edges,
@@ -177,13 +161,3 @@ class NBodyTask(Task):
         if self.config.model == "segnn":
             return {"strict": "5.6 ± 0.25", "scheduled": "4.9 ± 0.18", "ace": "3.8 ± 0.17"}
         return {"strict": "7.1"}
-
-    @property
-    def _dataset(self) -> NBodyDataset:
-        dataset: NBodyDataset = self.config.dataset  # type: ignore[assignment]
-        return dataset
-
-    @property
-    def _egnn(self) -> EGNNNetwork:
-        network: EGNNNetwork = self.config.network  # type: ignore[assignment]
-        return network

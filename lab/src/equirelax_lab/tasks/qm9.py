@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.settings import COUNT, DEGREE, DEPTH, POSITIVE, WIDTH, Range, within
+from equirelax.settings import WIDTH, Range, check, within
 from equirelax.symmetry import E, positions, trivial
 from equirelax_lab.data import MoleculeSet, qm9
 from equirelax_lab.data.molecules import turn
 from equirelax_lab.models.radius import radius_graph
-from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
+from equirelax_lab.tasks.settings import Near, Network, RunConfig, Splits, Steerable, Wide
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task, molecule_batch
 
 AUDIT_MOLECULES = 4
@@ -22,7 +22,7 @@ PAPERS_TRAIN = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class QM9Dataset(Dataset):
+class QM9Dataset(Splits):
     """Which molecules, and what is learnt about them.
 
     Attributes:
@@ -41,13 +41,10 @@ class QM9Dataset(Dataset):
     targets: Literal["standardised", "mad", "raw"]
     source: Literal["subset", "pyg"] = "subset"
     partition: Literal["ordered", "shuffled", "seeded"] = "shuffled"
-    train: int | None = within(COUNT, None)
-    val: int | None = within(COUNT, None)
-    test: int | None = within(COUNT, None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchNetNetwork(Network):
+class SchNetNetwork(Near, Wide):
     """Size of the SchNet.
 
     Attributes:
@@ -58,41 +55,32 @@ class SchNetNetwork(Network):
         cutoff: Largest distance of an interaction, Angstrom.
     """
 
-    hidden: int = within(Range(2, 16_384))
-    layers: int = within(DEPTH)
     filters: int = within(WIDTH)
     gaussians: int = within(Range(2, 16_384))
-    cutoff: float = within(POSITIVE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.hidden, Range(2), "'network.hidden'")  # half of it is the width of the last layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class MolecularSEGNNNetwork(Network):
+class MolecularSEGNNNetwork(Near, Steerable):
     """Size of the SEGNN.
 
     Attributes:
-        hidden: Width of the dense network whose number of weights the irreps match.
-        layers: Rounds of message passing.
-        l_max: Largest degree of the features.
-        lmax_attributes: Largest degree of the edge and node attributes.
-        cutoff: Largest distance of neighbours, Angstrom.
         norm: Normalise the features of every layer over the atoms of a molecule, or not at all.
         pooling: How the atoms' features become the molecule's.
         distances: What messages read of a distance: itself, or its square.
         harmonics: Normalisation of the spherical harmonics (of e3nn).
     """
 
-    hidden: int = within(WIDTH)
-    layers: int = within(DEPTH)
-    l_max: int = within(DEGREE)
-    lmax_attributes: int = within(Range(1, 11))
-    cutoff: float = within(POSITIVE)
     norm: Literal["none", "instance"] = "none"
     pooling: Literal["sum", "mean"] = "sum"
     distances: Literal["plain", "squared"] = "plain"
     harmonics: Literal["integral", "component"] = "integral"
 
 
-class QM9Task(Task):
+class QM9Task(Task[QM9Dataset]):
     """One of twelve properties; L1 loss; mean absolute error in the property's usual unit. All are E(3)-invariant."""
 
     name: ClassVar[str] = "qm9"
@@ -111,7 +99,7 @@ class QM9Task(Task):
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         super().__init__(config, root)
-        name = self._dataset.target
+        name = self.dataset.target
         unit = qm9.TARGETS[name].unit
         # energies are reported in thousandths of an electron volt
         thousandths = unit == "eV"
@@ -119,7 +107,7 @@ class QM9Task(Task):
 
     def load(self, split: Split) -> MoleculeSet:
         """The split, with the edges of a SEGNN, which are the same in every batch."""
-        d = self._dataset
+        d = self.dataset
         data = qm9.load(
             split,
             target=d.target,
@@ -207,19 +195,14 @@ class QM9Task(Task):
 
     def published(self) -> dict[str, str]:
         """SchNet on U0, in ACE; the unit is not stated in our source, the training set was all of QM9."""
-        if self.config.model == "schnet" and self._dataset.target == "U0":
+        if self.config.model == "schnet" and self.dataset.target == "U0":
             return {"strict": "9.64 (unit unknown)", "ace": "3.40 (unit unknown)"}
         return {}
 
     def scaled_down(self) -> str | None:
         """As for every benchmark, and where there are fewer training molecules than in the papers."""
-        d = self._dataset
+        d = self.dataset
         words = [super().scaled_down()]
         if d.train is None and d.source == "subset":
             words.append(f"{qm9.SUBSET_TRAIN} training molecules of the papers' {PAPERS_TRAIN} and more")
         return "; ".join(filter(None, words)) or None
-
-    @property
-    def _dataset(self) -> QM9Dataset:
-        dataset: QM9Dataset = self.config.dataset  # type: ignore[assignment]
-        return dataset

@@ -21,13 +21,13 @@ from equirelax_lab.tasks.settings import EARLIER, RunConfig
 from equirelax_lab.tasks.smoke import SmokeTask
 from equirelax_lab.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
     for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, MD17Task, SmokeTask, RotMNISTTask)
 }
 
 
-def task_class(benchmark: str) -> type[Task]:
+def task_class(benchmark: str) -> type[Task[Any]]:
     """The benchmark called `benchmark`. Raises `ConfigError` with a suggestion if there is none."""
     if benchmark not in TASKS:
         raise ConfigError(
@@ -57,7 +57,7 @@ def defaults(
     return task.defaults(model, method, recipe, trained_as)
 
 
-def _check_names(task: type[Task], model: str, method: str) -> None:
+def _check_names(task: type[Task[Any]], model: str, method: str) -> None:
     choice(method)
     if model not in task.models:
         raise ConfigError(
@@ -113,6 +113,6 @@ def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     return defaults(benchmark, model, method, recipe, trained_as).updated(values)
 
 
-def build_task(config: RunConfig, root: Path | None = None) -> Task:
+def build_task(config: RunConfig, root: Path | None = None) -> Task[Any]:
     """The benchmark of a configuration."""
     return task_class(config.benchmark)(config, root)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equirelax.settings import COUNT, WIDTH, Range, within
+from equirelax.settings import WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, trivial
 from equirelax_lab.data import ImageSet, digits, rotmnist
 from equirelax_lab.models import PlainClassifier, PlaneClassifier
-from equirelax_lab.tasks.settings import Dataset, Network
+from equirelax_lab.tasks.settings import Network, Splits
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SAMPLES = 8
@@ -20,7 +20,7 @@ CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitsDataset(Dataset):
+class DigitsDataset(Splits):
     """Which images.
 
     Attributes:
@@ -32,9 +32,6 @@ class DigitsDataset(Dataset):
     """
 
     source: Literal["mnist", "digits"] = "mnist"
-    train: int | None = within(COUNT, None)
-    val: int | None = within(COUNT, None)
-    test: int | None = within(COUNT, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class ClassifierNetwork(Network):
     stages: int = within(Range(1, 16))
 
 
-class RotMNISTTask(Task):
+class RotMNISTTask(Task[DigitsDataset]):
     """Class of an image of a digit, rotated at random in training and test; accuracy."""
 
     name: ClassVar[str] = "rotmnist"
@@ -70,9 +67,9 @@ class RotMNISTTask(Task):
 
     def load(self, split: Split) -> ImageSet:
         """The split's images, as many as are configured, the first ones."""
-        source = digits if self._dataset.source == "digits" else rotmnist
+        source = digits if self.dataset.source == "digits" else rotmnist
         data: ImageSet = source.load(split, root=self.root)
-        return data.subset(slice(getattr(self._dataset, split)))
+        return data.subset(slice(getattr(self.dataset, split)))
 
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
@@ -133,8 +130,3 @@ class RotMNISTTask(Task):
     @property
     def _group(self) -> Group:
         return Dihedral(4) if self.config.model == "d4" else Cyclic(4)
-
-    @property
-    def _dataset(self) -> DigitsDataset:
-        dataset: DigitsDataset = self.config.dataset  # type: ignore[assignment]
-        return dataset

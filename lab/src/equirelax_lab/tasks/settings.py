@@ -22,13 +22,18 @@ from equirelax.relaxation.kinds import Dense, ResidualKind
 from equirelax.settings import (
     COUNT,
     COUNT_OR_NONE,
+    DEGREE,
+    DEPTH,
     FACTOR,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SHARE,
+    WIDTH,
+    Range,
     Settings,
     shown,
+    types_of,
     within,
 )
 from equirelax_lab.recipes.recipe import SECTIONS
@@ -224,7 +229,8 @@ def _kind_of(
         return None
     if isinstance(before, made):
         return before.changed(given, key, error)
-    shared = {n: getattr(before, n) for n in names if hasattr(before, n)}
+    types = {} if before is None else types_of(type(before))
+    shared = {n: getattr(before, n) for n in names if types.get(n) == types_of(made)[n]}
     return made.of({**shared, **given}, key, error)
 
 
@@ -234,8 +240,71 @@ class Dataset(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Splits(Dataset):
+    """How many samples.
+
+    Attributes:
+        train: Training samples; null takes all.
+        val: Validation samples; null takes all.
+        test: Test samples; null takes all.
+    """
+
+    train: int | None = within(COUNT, None)
+    val: int | None = within(COUNT, None)
+    test: int | None = within(COUNT, None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network(Settings):
     """The strict network's size: one subclass for every model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layered(Network):
+    """A network of layers, one after the other.
+
+    Attributes:
+        layers: Number of layers.
+    """
+
+    layers: int = within(DEPTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(Layered):
+    """Layers of one width.
+
+    Attributes:
+        hidden: Width of features and messages.
+    """
+
+    hidden: int = within(WIDTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steerable(Wide):
+    """A SEGNN.
+
+    Attributes:
+        hidden: Width of the dense network whose number of weights the irreps match (64: 32x0e+32x1o at l_max 1).
+        layers: Rounds of message passing.
+        l_max: Largest degree of the features.
+        lmax_attributes: Largest degree of the edge and node attributes.
+    """
+
+    l_max: int = within(DEGREE)
+    lmax_attributes: int = within(Range(1, DEGREE.most))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near(Network):
+    """A network whose atoms interact with those nearby.
+
+    Attributes:
+        cutoff: Largest distance of neighbours, Angstrom.
+    """
+
+    cutoff: float = within(POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)

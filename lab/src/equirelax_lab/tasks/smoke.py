@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import ConfigError
-from equirelax.settings import COUNT, DEPTH, SHARE, WIDTH, Range, within
+from equirelax.settings import COUNT, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, vector
 from equirelax_lab.data import FieldSet, smoke
 from equirelax_lab.models import planes
-from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
+from equirelax_lab.tasks.settings import Dataset, Layered, Network, RunConfig
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmokeDataset(Dataset):
+class SmokeDataset(Dataset, smoke.Plumes):
     """Which simulated plumes, and which windows of them. `equirelax data make smoke` makes them.
 
     Attributes:
@@ -42,11 +42,6 @@ class SmokeDataset(Dataset):
         loss: Mean squared error over the frames of the roll-out, or the sum of those of its frames.
     """
 
-    symmetry: Literal["rotation", "scale"]
-    size: int = within(Range(8, 4_096))
-    positions: int = within(COUNT)
-    steps: int = within(COUNT)
-    asymmetry: float = within(SHARE)
     inputs: int = within(COUNT)
     outputs: int = within(COUNT)
     horizon: int = within(COUNT)
@@ -57,7 +52,7 @@ class SmokeDataset(Dataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaneNetwork(Network):
+class PlaneNetwork(Layered):
     """Size of a forecasting network.
 
     Attributes:
@@ -70,14 +65,13 @@ class PlaneNetwork(Network):
     """
 
     hidden: int | None = within(WIDTH, None)
-    layers: int = within(DEPTH)
     kernel: int | None = within(Range(1, 65), None)
     group: Literal["C4", "D4"] = "C4"
     norm: bool = True
     varied: bool = False
 
 
-class SmokeTask(Task):
+class SmokeTask(Task[SmokeDataset]):
     """Velocity (2, H, W) of the next frame from ten frames, rolled out; root of the mean squared error of the roll-out
     on later frames of the training runs (Future) and on runs from other inflow positions (Domain).
     """
@@ -99,7 +93,7 @@ class SmokeTask(Task):
 
     def windows(self, split: smoke.Split) -> FieldSet:
         """Windows of one of the data's own splits, as long as training or test need them."""
-        d = self._dataset
+        d = self.dataset
         return smoke.load(
             split,
             self.settings,
@@ -113,10 +107,8 @@ class SmokeTask(Task):
     @property
     def settings(self) -> smoke.SmokeSettings:
         """Of the simulation."""
-        d = self._dataset
-        return smoke.SmokeSettings(
-            symmetry=d.symmetry, size=d.size, positions=d.positions, steps=d.steps, asymmetry=d.asymmetry
-        )
+        fields = dataclasses.fields(smoke.Plumes)
+        return smoke.SmokeSettings(**{field.name: getattr(self.dataset, field.name) for field in fields})
 
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
@@ -138,15 +130,15 @@ class SmokeTask(Task):
         hidden, kernel = self._papers_size
         return planes.build(
             self.config.model,
-            symmetry=self._dataset.symmetry,
-            frames=self._dataset.inputs,
+            symmetry=self.dataset.symmetry,
+            frames=self.dataset.inputs,
             hidden=network.hidden or hidden,
             layers=network.layers,
             kernel=network.kernel or kernel,
             group=network.group,
             norm=network.norm,
             varied=network.varied,
-            size=self._dataset.size // self._dataset.coarsen,
+            size=self.dataset.size // self.dataset.coarsen,
         )
 
     def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
@@ -159,7 +151,7 @@ class SmokeTask(Task):
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Mean squared error over the roll-out, or summed over its frames."""
-        frames = prediction.shape[1] if self._dataset.loss == "sum" else 1
+        frames = prediction.shape[1] if self.dataset.loss == "sum" else 1
         return frames * nn.functional.mse_loss(prediction, batch["target"])
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
@@ -195,12 +187,12 @@ class SmokeTask(Task):
     @property
     def _papers_size(self) -> tuple[int, int]:
         """Hidden fields and width of the kernels."""
-        return (92, 3) if self._dataset.symmetry == "rotation" else (64, 5)
+        return (92, 3) if self.dataset.symmetry == "rotation" else (64, 5)
 
     @property
     def auditable(self) -> bool:
         """Scalings have no exact action on a grid."""
-        return self._dataset.symmetry == "rotation"
+        return self.dataset.symmetry == "rotation"
 
     def audit_case(self) -> AuditCase:
         """A few validation windows, turned by multiples of 90 degrees (and reflected, for D4)."""
@@ -230,11 +222,6 @@ class SmokeTask(Task):
     @property
     def _group(self) -> Group:
         return Dihedral(4) if self.config.network.group == "D4" else Cyclic(4)  # type: ignore[attr-defined]
-
-    @property
-    def _dataset(self) -> SmokeDataset:
-        dataset: SmokeDataset = self.config.dataset  # type: ignore[assignment]
-        return dataset
 
 
 def rollout(model: nn.Module, frames: Tensor, outputs: int) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from equirelax_lab.recipes import read
 from equirelax_lab.tasks.from_recipe import from_recipe
 from equirelax_lab.tasks.settings import Dataset, Network, RunConfig
 
+D = TypeVar("D", bound=Dataset)
 NO_PLACEMENT = "none"
 """Name of the placement of networks that have nothing to relax."""
 Split = Literal["train", "val", "test"]
@@ -116,8 +117,8 @@ class AuditCase:
             handle.remove()
 
 
-class Task(ABC):
-    """One benchmark with one configuration.
+class Task(ABC, Generic[D]):
+    """One benchmark with one configuration; `D` is the class of its data set's settings.
 
     Args:
         config: The run's settings.
@@ -141,6 +142,11 @@ class Task(ABC):
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         self.config = config
         self.root = root
+
+    @property
+    def dataset(self) -> D:
+        """The settings of the data set."""
+        return cast(D, self.config.dataset)
 
     @classmethod
     def defaults(
