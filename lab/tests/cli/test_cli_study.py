@@ -41,7 +41,7 @@ def study(tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.mark.usefixtures("runs_here")
 def test_a_study_from_end_to_end(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One grid finishes; in the other the loss diverges, which is listed with its reason and does not stop the first."""
+    """One grid finishes; the loss of the other diverges, which is listed with its reason and does not stop the first."""
     assert main(["study", "estimate", str(study), "--jobs", "2"]) == 0
     assert "2 of 2 runs are left" in capsys.readouterr().out
 

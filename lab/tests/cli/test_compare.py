@@ -1,4 +1,4 @@
-"""A comparison from the command line to table and picture; interruption and going on, in processes."""
+"""Comparisons from the command line to table and picture; interrupted and resumed ones as processes."""
 
 from __future__ import annotations
 

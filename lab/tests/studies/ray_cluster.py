@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine's loopback, for tests; ended whatever happens."""
+"""A Ray cluster of several nodes on this machine's loopback interface, for tests; it is always shut down."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.2"
-"""Ray takes 127.0.0.1 for a word for the machine's outer address; this it leaves as it is."""
+"""Ray replaces 127.0.0.1 by the machine's outer address, but not this one."""
 PATIENCE, TRIES = 120.0, 5
 STORE = 80 * 2**20
 CONFIG = {
     "health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 8000,
     "worker_niceness": 0,
 }  # fmt: skip
-"""A lost node is noticed within seconds, a slow one is not taken for lost, and runs are no less urgent than other processes."""
+"""A lost node is noticed within seconds, a slow node is not taken for lost, and runs have the priority of other processes."""
 
 
 @dataclass
 class Nodes:
-    """The cluster's address, and its nodes by name; the first is the head."""
+    """The address of a cluster, and its nodes by name; the first one is the head."""
 
     address: str
     cluster: Any
     made: dict[str, Any]
 
     def lose(self, name: str) -> None:
-        """Kill what runs on a node as a machine does that loses its power: nothing can say farewell."""
+        """Kill all processes of a node at once, as a power failure does."""
         self.cluster.remove_node(self.made.pop(name), allow_graceful=False)
 
     @contextlib.contextmanager
     def without(self, name: str, folder: Path) -> Iterator[None]:
-        """A further node of a core, for which `folder` is another one. Its processes are a namespace, which ends as one."""
+        """Add a node with one core that sees an empty folder at `folder`. Its processes share a namespace, which ends as a whole."""
         start = [
             str(Path(sys.executable).parent / "ray"), "start", f"--address={self.address}", "--block", "--num-cpus=1",
             f"--node-name={name}", f"--node-ip-address={HOST}", f"--object-store-memory={STORE}",
@@ -58,19 +58,19 @@ class Nodes:
 
 
 def _line(stream: Any) -> str | None:
-    """The next line; None after the one that says that a node is up."""
+    """The next line of a node's output; None after the one that says that it is up."""
     line: str = stream.readline()
     return line if line and "--block" not in line else None
 
 
 @contextlib.contextmanager
 def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
-    """Nodes of `cores` cores; the first is the head."""
+    """A cluster of nodes with `cores` cores each; the first one is the head."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
-    # Ray notes a cluster's address here whatever the cluster's own folder is, and fails where nobody has used Ray before.
+    # Ray writes a cluster's address into this folder, wherever the cluster's own folder is, and does not make it.
     Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     cluster = Cluster()
     head = {"temp_dir": temporary, "include_dashboard": False, "_system_config": CONFIG}
@@ -83,7 +83,7 @@ def nodes(*names: str, cores: int = 1) -> Iterator[Nodes]:
 
 
 def _add(cluster: Any, name: str, cores: int, options: dict[str, Any]) -> Any:
-    """Add a node. Ray gives one 30 seconds to start, which a busy machine may need longer for: then once more."""
+    """Add a node. Ray gives it 30 seconds to start, which may not do on a busy machine: then it is tried again."""
     for _ in range(TRIES):
         try:
             node = cluster.add_node(

@@ -1,4 +1,4 @@
-"""`equirelax study run` as a process, for tests: ended whatever happens."""
+"""`equirelax study run` as a process, for tests; it is always ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from equirelax_lab.training.folder import METRICS, read_table
 
 PATIENCE = 600.0
-"""Seconds; a machine that does other things as well is slow."""
+"""Seconds to wait; a busy machine is slow."""
 
 
 @contextmanager
 def study_run(path: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, with its output in one pipe."""
+    """Start the command, with its output in one pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", "equirelax_lab.cli", "study", "run", str(path), "--out", str(out), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -30,13 +30,13 @@ def study_run(path: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[s
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and output, when it has ended by itself."""
+    """Wait for the command to end by itself; returns its exit code and output."""
     text = process.communicate(timeout=PATIENCE)[0]
     return process.returncode, text
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait for something that happens while the command goes on."""
+    """Wait until `condition` holds while the command runs."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -45,7 +45,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without what times differ in; empty where there is none yet."""
+    """The rows of a run's metrics.csv without times; none where there is no file yet."""
     try:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in read_table(run / METRICS)]
     except OSError:
@@ -53,7 +53,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def processes_of(run: Path) -> list[int]:
-    """Numbers of living processes whose command line names a run's folder, in their order."""
+    """The numbers of the living processes whose command line names a run's folder, in ascending order."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,4 +1,4 @@
-"""How long a study will take: what is timed is what runs do, and the rest is arithmetic."""
+"""Estimates of a study's time: the timed work is that of runs, and the rest is computed from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies on a Ray cluster: real nodes (on loopback), real runs, a node that is lost, one that does not see the folder."""
+"""Studies on a Ray cluster of real nodes (on loopback): real runs, a lost node, and a node that does not see the folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DATA = {"train": 48, "val": 24, "test": 24}
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Nodes]:
-    """Nodes a and b of one core each."""
+    """A cluster of the nodes a and b with one core each."""
     with nodes("a", "b") as cluster:
         yield cluster
 
@@ -53,7 +53,7 @@ def journal(out: Path) -> dict[str, Any]:
 
 
 def trained_here(path: Path, run: str, out: Path) -> list[dict[str, str]]:
-    """What a run of a study gives in this process."""
+    """The rows of metrics.csv of a study's run, trained in this process."""
     from equirelax_lab.training.run import train
 
     (trial,) = (trial for trial in trials(read_study(path)) if trial.label == run)
@@ -123,7 +123,7 @@ def test_what_a_lost_node_ran_is_run_elsewhere(study_file: File, tmp_path: Path)
 def test_a_node_that_does_not_see_the_folder_is_named(
     two_nodes: Nodes, study_file: File, tmp_path: Path
 ) -> None:
-    """A third node, in which something else is mounted where the study's folder is."""
+    """A third node has something else mounted at the study's folder."""
     out = tmp_path / "out"
     out.mkdir()
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(out)], check=False).returncode:
@@ -216,7 +216,7 @@ def test_runs_fit_whole_on_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeRay:
-    """Gives an actor's answers one by one; exceptions are raised."""
+    """A stand-in for Ray that gives an actor's answers one after the other, or raises them."""
 
     class exceptions:
         class RayError(Exception): ...

@@ -1,4 +1,4 @@
-"""Searches: what a file may say, suggestions, early ends, and going on after kills, with runs that are written and not made."""
+"""Searches with stubbed runs: files, suggestions, pruning, and resuming after kills; one search with real runs."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ BEST_RATE = 1e-3
 
 
 def distance(config: RunConfig) -> float:
-    """Of the dual rate from the best one, in decades: what the stubbed runs reach."""
+    """The distance of the dual rate from the best one in decades, which is the result of a stubbed run."""
     rate: float = config.strength.dual_lr  # type: ignore[attr-defined]
     return abs(math.log10(rate / BEST_RATE))
 
 
 @dataclass(eq=False)
 class Stub:
-    """A run that writes a row of metrics whenever it is looked at."""
+    """A run that writes a row of metrics whenever it is polled."""
 
     job: Job
     goal: float
@@ -85,7 +85,7 @@ class Stub:
 
 
 class Killed(BaseException):
-    """As kill -9 of the search: nothing after it is done."""
+    """Stands for kill -9 of the search: no code handles it."""
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ def found(out: Path) -> dict[str, Any]:
 
 
 def history(out: Path) -> list[tuple[float, str, float]]:
-    """Setting, end and value of every trial."""
+    """Setting, status and value of every trial."""
     return [(t["values"]["strength.dual_lr"], t["status"], t["value"]) for t in found(out)["trials"]]
 
 
@@ -275,7 +275,7 @@ def test_runs_share_the_cores(search_file: Write, tmp_path: Path) -> None:
 
 
 def test_the_method_says_which_form_is_optimised(search_file: Write, tmp_path: Path) -> None:
-    """Algorithm 2 hands over the relaxed model: the stubbed runs' relaxed value is the smaller the farther they are."""
+    """Algorithm 2 deploys the relaxed model; the relaxed value of a stubbed run falls with its distance."""
     search = read_search(search_file(method="resilient"))
     assert searcher(search, tmp_path, Stubs()).run() == 0
     result = found(tmp_path)
@@ -419,7 +419,7 @@ def test_ready_searches_are_valid_and_have_a_smaller_variant(name: str) -> None:
 def test_from_the_command_line(
     search_file: Write, tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two runs; then what was found, from the folder."""
+    """Two runs, then the same table from the folder."""
     settings = {
         "epochs": 2,
         "validate_every": 1,
@@ -452,7 +452,7 @@ def test_from_the_command_line(
 def test_killed_for_good_it_goes_on_with_what_it_had(
     search_file: Write, tmp_path: Path, tiny_root: Path
 ) -> None:
-    """kill -9 of a search with real runs: the run that outlived it is waited for, and counts once."""
+    """After kill -9 of a search with real runs, the run that outlived it is waited for, and counts once."""
     settings = {
         "epochs": 8,
         "validate_every": 1,

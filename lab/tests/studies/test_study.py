@@ -1,4 +1,4 @@
-"""Study files, own and ready ones: they become runs; mistakes in them are named, with a suggestion."""
+"""Study files, and those that come with the laboratory: the runs that they describe, and the errors for mistakes in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of a study with several processes each: they train as one process does, end with Ctrl-C, and go on."""
+"""Runs of a study with two processes each train as one process does, end with Ctrl-C, and resume."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_two_processes_a_run_train_as_one(study_file: File, tmp_path: Path) -> N
 @pytest.mark.ddp
 @pytest.mark.timeout(900)
 def test_two_processes_a_run_are_interrupted_lost_and_resumed(study_file: File, tmp_path: Path) -> None:
-    """Ctrl-C ends both after the same epoch; kill -9 of one of them costs a try, and leaves none behind."""
+    """Ctrl-C ends both processes after the same epoch; kill -9 of one costs a try, and leaves no process behind."""
     settings = {**SETTINGS, "epochs": 400, "checkpoint_every": 5}
     path, out = study_file(methods=["scheduled"], devices=2, settings=settings), tmp_path / "out"
     run = out / "scheduled-seed0"
