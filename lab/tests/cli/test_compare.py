@@ -305,7 +305,7 @@ def test_a_failed_run_is_reported_and_the_others_count(
     assert main([*words, "--epochs", "1", "--ace.learning_rate", "1e30"]) == 1
     text = capsys.readouterr()
     assert "ace-seed0: failed (" in text.out
-    assert f"the end of {out / 'ace-seed0' / 'log.txt'}" in text.out
+    assert "1 failed; the same command tries again:\n  ace-seed0: " in text.out
     assert "| strict |" in text.out
     assert "| ace |" not in text.out
 

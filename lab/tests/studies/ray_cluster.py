@@ -39,7 +39,7 @@ class Nodes:
 
     @contextlib.contextmanager
     def without(self, name: str, folder: Path) -> Iterator[None]:
-        """Add a node with one core that sees an empty folder at `folder`. Its processes share a namespace, which ends as a whole."""
+        """Add a node with one core that sees an empty folder at `folder`. Its processes end together."""
         start = [
             str(Path(sys.executable).parent / "ray"), "start", f"--address={self.address}", "--block", "--num-cpus=1",
             f"--node-name={name}", f"--node-ip-address={HOST}", f"--object-store-memory={STORE}",

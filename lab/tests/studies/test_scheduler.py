@@ -110,7 +110,7 @@ def test_broken_runs_are_tried_again_and_hopeless_ones_listed(study_file: File, 
     ends = {
         "strict-seed0": ["echo 'RuntimeError: flaky' >&2; exit 1", DONE],
         "scheduled-seed0": ["kill -KILL $$", "exit 3", "echo 'ValueError: always' >&2; exit 1", DONE],
-        "strict-seed1": ["echo 'equirelax: error: no such data' >&2; exit 2", DONE],
+        "strict-seed1": ["echo begun; echo 'equirelax: error: no such data' >&2; exit 2", DONE],
         "scheduled-seed1": [DONE],
     }
     machines = Scripts(lambda label, n: ends[label][n - 1])

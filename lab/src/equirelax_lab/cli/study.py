@@ -16,8 +16,6 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.report.comparison import TABLE, beside, compare_grids, described
-from equirelax_lab.studies import estimate
 from equirelax_lab.studies.board import Board, counts, duration
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
@@ -78,6 +76,8 @@ def main(words: Sequence[str]) -> int:
         return _show_folder(Path(given.study))
     study = read_study(find_file(given.study), given.small)
     if verb == "show":
+        from equirelax_lab.report.comparison import described  # draws, which help does not need
+
         print(described(study, trials(study)) + _terms(study))
         return 0
     return run_study(study, _folder(study, given), given) if verb == "run" else _estimate(study, given)
@@ -137,6 +137,8 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     if code == 130:
         print(INTERRUPTED, file=sys.stderr)
         return code
+    from equirelax_lab.report.comparison import beside, compare_grids
+
     print(compare_grids(study, found, out))
     if study.name:
         print(beside(study, out))
@@ -151,6 +153,8 @@ def machines_of(ray: str | None) -> contextlib.AbstractContextManager[Machines]:
 
 def _estimate(study: Study, given: argparse.Namespace) -> int:
     """Time a little of every kind of run that has runs left."""
+    from equirelax_lab.studies import estimate  # trains, which help does not need
+
     out = _folder(study, given)
     found = trials(study, out)
     waiting = [trial for trial in found if trial.status == "waiting"]
@@ -189,6 +193,8 @@ def _terms(study: Study) -> str:
 
 def _show_folder(path: Path) -> int:
     """Print the state of the study in a folder, and its tables."""
+    from equirelax_lab.report.comparison import TABLE
+
     out = path.parent if path.name == JOURNAL else path
     journal = read_journal(out)
     runs = recorded(out)

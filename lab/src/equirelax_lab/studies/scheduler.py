@@ -344,8 +344,7 @@ def failures(trials: Sequence[Trial | Recorded]) -> str:
     for trial in failed:
         lines.append(f"  {trial.label}: {trial.reason}")
         log = trial.folder / LOG
-        if log.is_file():
-            lines.append(f"    the end of {log}:")
-            tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-            lines += [f"      {line}" for line in tail]
+        tail = log.read_text("utf-8", "replace").splitlines()[-TAIL:] if log.is_file() else []
+        if len(tail) > 1:  # a single line is the reason
+            lines += [f"    the end of {log}:", *(f"      {line}" for line in tail)]
     return "".join(f"{line}\n" for line in lines)
