@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 from e3nn import o3
-from equirelax_lab.models.coupling_form import A, G, Partial, R, X
-from equirelax_lab.models.depthwise import DepthwiseProduct
 from equirelax_lab.models.equivariant_norm import EquivariantLayerNorm
-from equirelax_lab.models.join import join
+from equirelax_lab.models.fast import set_enabled
+from equirelax_lab.models.fast.depthwise import A, DepthwiseProduct, G, R, X, partial
+from equirelax_lab.models.fast.join import join
+from equirelax_lab.models.fast.linear import SteerableLinear
 from equirelax_lab.models.norm_activation import NormActivation
-from equirelax_lab.models.steerable_linear import SteerableLinear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -72,15 +72,13 @@ def test_equals_e3nn(settings: tuple[str, int, str]) -> None:
 
 
 @pytest.mark.parametrize("settings", PRODUCTS)
-def test_the_compiler_s_form_is_the_same(
-    settings: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_form_in_ordinary_operations_is_the_same(settings: tuple[str, int, str]) -> None:
     product = make(*settings)
     x, y, weights = inputs(product)
     couplings = product.couplings(y.t())
     expected = [product(x, couplings, weights), product(x, couplings)]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close([product(x, couplings, weights), product(x, couplings)], expected)
+    with set_enabled(False):
+        torch.testing.assert_close([product(x, couplings, weights), product(x, couplings)], expected)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -121,7 +119,7 @@ def test_partials_are_derivatives_of_the_form(which: int) -> None:
             couplings = couplings + torch.einsum("ume,mke,ue,uke->", *of)
     (expected,) = torch.autograd.grad(couplings, arguments[which])
     given = [None if i == which else t.detach() for i, t in enumerate(arguments)]
-    torch.testing.assert_close(Partial.apply(which, product.form, *given), expected)
+    torch.testing.assert_close(partial(which, product.form, *given), expected)
 
 
 def test_refusals_and_copies() -> None:
@@ -138,7 +136,7 @@ def test_refusals_and_copies() -> None:
     for copied in (copy.deepcopy(product), pickle.loads(pickle.dumps(product))):
         assert torch.equal(copied(x, copied.couplings(y.t()), weights), product(x, couplings, weights))
     with pytest.raises(ValueError, match="missing"):
-        Partial.apply(G, product.form, None, couplings, None, None)
+        partial(G, product.form, None, couplings, None, None)
 
 
 LINEAR = [

@@ -9,7 +9,6 @@ from math import sqrt
 import pytest
 import torch
 from e3nn import o3
-from equirelax_lab.models.coupling import CoupleByHand, couple
 from equirelax_lab.models.tensor_product import TensorProduct
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,12 +85,12 @@ def test_instructions_are_those_of_e3nn(irreps: tuple[str, str, str]) -> None:
 def test_fast_equals_general(slots: list[tuple[int, str]], out: tuple[int, int], rows: int) -> None:
     irreps_out = "+".join(f"{mul}x{ir}" for mul, ir in zip(out, ("0e", "1o"), strict=True) if mul)
     product = TensorProduct(o3.Irreps(slots), "1x0e+1x1o", irreps_out)
-    assert product.slots is not None
+    assert product.coupling is not None
     x, a = (t.t().clone().requires_grad_() for t in inputs(product, rows))
     weights = [product.weight, product.bias]
-    by_hand = CoupleByHand.apply(x, a.detach(), *weights, product.slots, product.layout)
+    by_hand = product.coupling(product, x, a.detach(), *weights)
     general = product.general(x, a)
-    plain = couple(x, a, product.weight, product.bias, product.slots)
+    plain = product.coupling.formula(x, a, *weights)
     torch.testing.assert_close(by_hand, general, rtol=0, atol=1e-12)
     torch.testing.assert_close(plain, general, rtol=0, atol=1e-12)
     grad = torch.randn_like(general)
@@ -104,24 +103,18 @@ def test_fast_equals_general(slots: list[tuple[int, str]], out: tuple[int, int],
 @pytest.mark.parametrize("irreps", [IRREPS[1], IRREPS[2], IRREPS[4]])
 def test_all_derivatives_of_the_fast_form(irreps: tuple[str, str, str]) -> None:
     product = TensorProduct(*irreps)
+    assert product.coupling is not None
+    coupling = product.coupling
     x, a = (t.requires_grad_() for t in inputs(product, rows=2))
 
     def run(x: Tensor, a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return CoupleByHand.apply(x.t(), a.t(), weight, bias, product.slots, product.layout).t()
+        return coupling(product, x.t(), a.t(), weight, bias).t()
 
     tensors = (x, a, product.weight.detach().requires_grad_(), product.bias.detach().requires_grad_())
     assert gradcheck(run, tensors)
     assert gradgradcheck(run, tensors)
     # the derivative that is written out does without that of the attributes
     assert gradcheck(lambda x, w, b: run(x, a.detach(), w, b), (x, *tensors[2:]))
-
-
-def test_hand_written_derivative_is_the_one_used_in_training() -> None:
-    product = TensorProduct(*FAST[0])
-    x, a = inputs(product)
-    x.requires_grad_()
-    assert "CoupleByHand" in str(product.train()(x, a).grad_fn.next_functions[0][0])
-    assert "CoupleByHand" not in str(product.eval()(x, a).grad_fn.next_functions[0][0])
 
 
 @pytest.mark.parametrize("irreps", IRREPS)

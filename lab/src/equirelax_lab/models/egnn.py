@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax_lab.models.mode import is_hooked
+from equirelax_lab.models.fast.switch import is_hooked
 
 
 class EGNNLayer(nn.Module):

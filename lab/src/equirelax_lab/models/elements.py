@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax_lab.models.exact import Exact
+from equirelax_lab.models.readable import values_are_readable
 
 LARGEST_ELEMENT = 118
 
@@ -45,7 +46,7 @@ class Elements:
             RepresentationError: an element that is not known.
         """
         features = self.table.like(like).index_select(0, numbers.clamp(0, LARGEST_ELEMENT))
-        if not torch.compiler.is_compiling() and not bool(features.any(dim=1).all()):
+        if values_are_readable() and not bool(features.any(dim=1).all()):
             unknown = sorted(set(numbers.tolist()) - set(self.numbers))
             raise RepresentationError(
                 f"{self.name}: the elements {unknown} are not among the model's {list(self.numbers)}; "

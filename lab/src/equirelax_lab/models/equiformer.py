@@ -18,11 +18,12 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax_lab.models.depthwise import DepthwiseProduct
 from equirelax_lab.models.elements import Elements
 from equirelax_lab.models.equivariant_norm import EquivariantLayerNorm
+from equirelax_lab.models.fast.depthwise import DepthwiseProduct
+from equirelax_lab.models.fast.join import join
+from equirelax_lab.models.fast.linear import SteerableLinear
 from equirelax_lab.models.gate import Gate
-from equirelax_lab.models.join import join
 from equirelax_lab.models.molecular import (
     MD17_ELEMENTS,
     EdgeGeometry,
@@ -34,7 +35,6 @@ from equirelax_lab.models.molecular import (
 )
 from equirelax_lab.models.radial import RadialWeights
 from equirelax_lab.models.stack import sum_rows
-from equirelax_lab.models.steerable_linear import SteerableLinear
 
 LEAK = 0.2  # slope of the attention's leaky ReLU on the far negative side
 

@@ -6,7 +6,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from equirelax_lab.models.join import join
+from equirelax_lab.models.fast.join import join
 from equirelax_lab.models.stack import mean_rows
 
 

@@ -9,7 +9,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax_lab.models.depthwise import DepthwiseProduct
+from equirelax_lab.models.fast.depthwise import DepthwiseProduct
 from equirelax_lab.models.radial import GaussianBasis, pairs
 from equirelax_lab.models.stack import sum_rows
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import NonFiniteError, RepresentationError
+from equirelax_lab.models.readable import values_are_readable
 
 # Up to so many features distances are taken from differences, which lose no digits between close points.
 _FEW = 8
@@ -20,7 +21,7 @@ def check_points(points: Tensor, name: str) -> None:
 
     Raises:
         RepresentationError: for another shape or an integer dtype.
-        NonFiniteError: for NaN or infinity; not looked for under `torch.compile`, where it would break the graph.
+        NonFiniteError: for NaN or infinity; not looked for under `torch.compile` and `torch.func.vmap`.
     """
     if points.dim() != 3 or points.shape[2] != 3 or not points.numel() or not points.is_floating_point():
         raise RepresentationError(
@@ -28,7 +29,7 @@ def check_points(points: Tensor, name: str) -> None:
             f"{tuple(points.shape)} of {points.dtype}; a cloud stored as (batch, 3, n) needs "
             "points.transpose(1, 2)"
         )
-    if not torch.compiler.is_compiling() and not torch.isfinite(points).all():
+    if values_are_readable() and not torch.isfinite(points).all():
         bad = (~torch.isfinite(points)).flatten(1).any(1).nonzero().flatten().tolist()
         raise NonFiniteError(
             f"{name}: NaN or infinite coordinates in {len(bad)} of {len(points)} clouds (the first is number "

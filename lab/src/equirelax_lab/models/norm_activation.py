@@ -7,7 +7,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax_lab.models.equivariant_norm import EquivariantLayerNorm
-from equirelax_lab.models.join import join
+from equirelax_lab.models.fast.join import join
 
 SMALL = 1e-4  # added to squared norms, so that all derivatives are finite where features are 0
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equirelax.errors import NonFiniteError, RepresentationError
+from equirelax_lab.models.readable import values_are_readable
 
 
 def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> None:
@@ -31,12 +32,12 @@ def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> No
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Refuse NaN and infinity; not looked for under `torch.compile`, where it would break the graph.
+    """Refuse NaN and infinity; not looked for under `torch.compile` and `torch.func.vmap`.
 
     Raises:
         NonFiniteError: says in how many samples, and in which first.
     """
-    if torch.compiler.is_compiling() or torch.isfinite(x).all():
+    if not values_are_readable() or torch.isfinite(x).all():
         return
     bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
     raise NonFiniteError(

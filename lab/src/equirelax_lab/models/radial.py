@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from equirelax.errors import NonFiniteError
 from equirelax_lab.models.exact import Exact
 from equirelax_lab.models.radius import radius_graph
+from equirelax_lab.models.readable import values_are_readable
 
 
 class Pairs(NamedTuple):
@@ -40,14 +41,14 @@ def pairs(positions: Tensor, batch: Tensor, cutoff: float, name: str) -> Pairs:
 
     Raises:
         NonFiniteError: two atoms of one molecule at the same place: their direction, and so the forces, are undefined. Not
-            looked for under `torch.compile`.
+            looked for under `torch.compile` and `torch.func.vmap`.
     """
     edge_index = radius_graph(positions, batch, cutoff)
     source, target = edge_index[0], edge_index[1]
     columns = positions.t()
     relative = columns.index_select(1, source) - columns.index_select(1, target)  # (3, e)
     squares = relative.square().sum(0)
-    if not torch.compiler.is_compiling() and bool((squares == 0).any()):
+    if values_are_readable() and bool((squares == 0).any()):
         first = int((squares == 0).nonzero()[0])
         raise NonFiniteError(
             f"{name}: atoms {int(target[first])} and {int(source[first])} of one molecule are at the same place, so that "

@@ -17,9 +17,10 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax_lab.models.depthwise import DepthwiseProduct
 from equirelax_lab.models.elements import Elements
-from equirelax_lab.models.join import join
+from equirelax_lab.models.fast.depthwise import DepthwiseProduct
+from equirelax_lab.models.fast.join import join
+from equirelax_lab.models.fast.linear import SteerableLinear
 from equirelax_lab.models.molecular import (
     MD17_ELEMENTS,
     EdgeGeometry,
@@ -32,7 +33,6 @@ from equirelax_lab.models.molecular import (
 from equirelax_lab.models.norm_activation import NormActivation
 from equirelax_lab.models.radial import RadialWeights
 from equirelax_lab.models.stack import sum_rows
-from equirelax_lab.models.steerable_linear import SteerableLinear
 
 
 class SE3Attention(nn.Module):

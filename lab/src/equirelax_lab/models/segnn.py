@@ -15,9 +15,10 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
+from equirelax_lab.models.fast import is_enabled
+from equirelax_lab.models.fast.messages import Messages, Plan
+from equirelax_lab.models.fast.switch import is_hooked
 from equirelax_lab.models.gate import Gate
-from equirelax_lab.models.message import MessagesByHand, Plan, messages
-from equirelax_lab.models.mode import by_hand, is_hooked
 from equirelax_lab.models.stack import Stack, centres, mean_rows, sum_rows
 from equirelax_lab.models.tensor_product import TensorProduct, fully_connected_instructions
 
@@ -76,9 +77,8 @@ class SEGNNLayer(nn.Module):
     m_ij = gate(message_2(gate(message_1([x_i, x_j, scalars_ij], a_ij)), a_ij))
     x_i' = x_i + update_2(gate(update_1([x_i, sum_j m_ij], a_i)), a_i)
 
-    Messages are computed with `message_product` where the features are of l <= 1 and no hook sits on the message's
-    modules; a hooked module is called as it stands, on the rows of all edges. The two differ by rounding only. Set
-    ``joint_messages`` to False to have the modules called always.
+    All messages are computed at once (`fast.messages`) where the features are of l <= 1 and no hook sits on the message's
+    modules; a hooked module is called as it stands, on the rows of all edges. The two differ by rounding only.
 
     Args:
         features: irreps of the nodes' features.
@@ -95,16 +95,15 @@ class SEGNNLayer(nn.Module):
         constant: float = CONSTANTS["integral"],
     ) -> None:
         super().__init__()
-        self.joint_messages = True
         self.gate = Gate(features)
         self.message_1 = TensorProduct(features + features + message_scalars, attributes, self.gate.irreps_in)
         self.message_2 = TensorProduct(features, attributes, self.gate.irreps_in)
         self.update_1 = TensorProduct(features + features, attributes, self.gate.irreps_in)
         self.update_2 = TensorProduct(features, attributes, features)
-        first, second = self.message_1.slots, self.message_2.slots
+        first, second = self.message_1.coupling, self.message_2.coupling
         self.plan: Plan | None = None
-        if first is not None and second is not None and [dim for _, dim in second.inputs] == [1, 3]:
-            self.plan = Plan.of(first, second, self.gate, constant)
+        if first is not None and second is not None and [dim for _, dim in second.slots.inputs] == [1, 3]:
+            self.plan = Plan.of(first.slots, second.slots, self.gate.gating, constant)
 
     def forward(self, x: Tensor, edges: Edges, node_attributes: Tensor) -> Tensor:
         """x (n, features.dim), node_attributes (n, attributes.dim) -> (n, features.dim)."""
@@ -128,14 +127,12 @@ class SEGNNLayer(nn.Module):
         first, second = self.message_1, self.message_2
         weights = (first.weight, first.bias, second.weight, second.bias)
         geometry = (edges.stacked_scalars, edges.stacked_attributes)
-        if by_hand(self, x):
-            return MessagesByHand.apply(x, *geometry, *weights, edges.stack, plan)
-        return messages(x, *geometry, weights, edges.stack, plan)
+        return Messages(plan, edges.stack)(self, x, *geometry, *weights)
 
     def _joins(self, x: Tensor) -> bool:
         """Whether nothing watches the message's modules, and they still are what `messages` computes."""
         products = (self.message_1, self.message_2)
-        if not self.joint_messages or torch.is_autocast_enabled(x.device.type):
+        if not is_enabled() or torch.is_autocast_enabled(x.device.type):
             return False
         return not any(type(m) is not TensorProduct or is_hooked(m) for m in products) and not is_hooked(
             self.gate

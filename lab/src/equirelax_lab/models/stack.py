@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from equirelax_lab.models.readable import values_are_readable
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -25,11 +27,11 @@ class Stack:
     def of(cls, edge_index: Tensor, count: int) -> Stack:
         """The stack with the most copies for edges (2, e) between ``count`` nodes.
 
-        Graphs must follow one another in nodes and edges alike. Only looked for on the CPU and outside compilation, since
-        the answer depends on values; elsewhere it is one graph.
+        Graphs must follow one another in nodes and edges alike. Only looked for on the CPU and outside compilation and
+        `torch.func.vmap`, since the answer depends on values; elsewhere it is one graph.
         """
         edges = edge_index.shape[1]
-        if edge_index.device.type == "cpu" and not torch.compiler.is_compiling() and edges > 0:
+        if edge_index.device.type == "cpu" and values_are_readable() and edges > 0:
             for nodes in range(1, count // 2 + 1):
                 if count % nodes == 0 and (edges * nodes) % count == 0:
                     size = edges * nodes // count

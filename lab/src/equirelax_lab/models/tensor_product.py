@@ -21,8 +21,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
-from equirelax_lab.models.coupling import CoupleByHand, Slots, couple, couple_layout
-from equirelax_lab.models.mode import by_hand
+from equirelax_lab.models.fast import is_enabled
+from equirelax_lab.models.fast.coupling import Coupling, Slots
 
 SCALAR, VECTOR = o3.Irrep("0e"), o3.Irrep("1o")
 
@@ -104,8 +104,8 @@ class TensorProduct(nn.Module):
             for _ in range(ins.path_shape[1])
         ]
         self.bias_slots = [(k, out.mul) for k, out in enumerate(self.irreps_out) if out.ir == SCALAR]
-        self.slots = vector_slots(self.irreps_in1, self.irreps_in2, self.irreps_out)
-        self.layout = None if self.slots is None else couple_layout(self.slots)
+        slots = vector_slots(self.irreps_in1, self.irreps_in2, self.irreps_out)
+        self.coupling = None if slots is None else Coupling(slots)
         self.weight_numel = sum(prod(ins.path_shape) for ins in self.instructions)
         self.weight = nn.Parameter(torch.empty(self.weight_numel))
         self.bias = nn.Parameter(torch.empty(sum(out.mul for out in self.irreps_out if out.ir == SCALAR)))
@@ -142,13 +142,9 @@ class TensorProduct(nn.Module):
                 f"TensorProduct: got features {tuple(x.shape)} and attributes {tuple(attributes.shape)}, expected "
                 f"(rows, {self.dims[0]}) for {self.irreps_in1} and (rows, {self.dims[1]}) for {self.irreps_in2}"
             )
-        if self.slots is None:
+        if self.coupling is None or not is_enabled():
             return self.general(x.t(), attributes.t()).t()
-        if by_hand(self, x):
-            return CoupleByHand.apply(
-                x.t(), attributes.t(), self.weight, self.bias, self.slots, self.layout
-            ).t()
-        return couple(x.t(), attributes.t(), self.weight, self.bias, self.slots).t()
+        return self.coupling(self, x.t(), attributes.t(), self.weight, self.bias).t()
 
     def general(self, x: Tensor, attributes: Tensor) -> Tensor:
         """The product path by path for any irreps, transposed: x (dim, rows), attributes (dim, rows) -> (dim, rows)."""

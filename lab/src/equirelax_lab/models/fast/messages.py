@@ -5,19 +5,22 @@
 The first product is linear in x_i and in x_j, so that channels are mixed once per node instead of once per edge, and only
 the sum of the two and its coupling to the edge's vector are left to do per edge.
 
-`messages` is the formula in ordinary operations, `MessagesByHand` the same with its derivative written out.
+`messages` is the formula in ordinary operations, `Messages` the same with its derivative written out.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from equirelax_lab.models.coupling import (
+from equirelax_lab.models.fast.by_hand import ByHand
+from equirelax_lab.models.fast.coupling import (
     ROOT_3,
     Slots,
+    WeightLayout,
     couple,
     couple_backward,
     couple_forward,
@@ -25,9 +28,7 @@ from equirelax_lab.models.coupling import (
     dot_into,
     mix,
 )
-from equirelax_lab.models.exact import WeightLayout
-from equirelax_lab.models.gate import Gate, gate_backward, gate_forward
-from equirelax_lab.models.mode import gradients
+from equirelax_lab.models.fast.gating import Gating, gate_backward, gate_forward
 from equirelax_lab.models.stack import Stack
 
 
@@ -39,11 +40,11 @@ class Plan(NamedTuple):
     second: Slots
     first_layout: WeightLayout
     second_layout: WeightLayout
-    gate: Gate
+    gate: Gating
     constant: float
 
     @classmethod
-    def of(cls, first: Slots, second: Slots, gate: Gate, constant: float) -> Plan:
+    def of(cls, first: Slots, second: Slots, gate: Gating, constant: float) -> Plan:
         """For a first product of slots [x_target, x_source, edge scalars], x of one slot of scalars and one of vectors."""
         return cls(
             first, second, ends_layout(first, constant), couple_layout(second, constant), gate, constant
@@ -71,8 +72,8 @@ def messages(
     weight_1, bias_1, weight_2, bias_2 = weights
     rows = attributes.flatten(1)
     hidden = message_product(stack.stack(x), edge_scalars, rows[1:], weight_1, bias_1, stack, plan)
-    hidden = couple(plan.gate.transposed(hidden), rows, weight_2, bias_2, plan.second)
-    hidden = plan.gate.transposed(hidden).unflatten(1, attributes.shape[1:])
+    hidden = couple(plan.gate.formula(hidden), rows, weight_2, bias_2, plan.second)
+    hidden = plan.gate.formula(hidden).unflatten(1, attributes.shape[1:])
     return stack.unstack(stack.sum_at_targets(hidden))
 
 
@@ -222,27 +223,30 @@ def product_backward(
     return grad_x, grad_weight, grad_s.sum(1)
 
 
-class MessagesByHand(torch.autograd.Function):
-    """`messages` with its derivative with respect to features, weights and biases written out, for training.
+class Messages(ByHand):
+    """`messages`, with its derivative with respect to features, weights and biases written out.
 
-    Derivatives with respect to the geometry, and derivatives of derivatives, are taken from `messages`; forward mode is
-    not supported.
+    Inputs are those of `messages`, the four weights one by one.
+
+    Args:
+        plan: What does not change with the input.
+        stack: The graphs.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        edge_scalars: Tensor,
-        attributes: Tensor,
-        weight_1: Tensor,
-        bias_1: Tensor,
-        weight_2: Tensor,
-        bias_2: Tensor,
-        stack: Stack,
-        plan: Plan,
-    ) -> Tensor:
-        size = _Sizes.of(plan, stack)
+    unwritten = (1, 2)
+
+    def __init__(self, plan: Plan, stack: Stack) -> None:
+        self.plan, self.stack = plan, stack
+        self.size = _Sizes.of(plan, stack)
+
+    def formula(self, *inputs: Tensor) -> Tensor:
+        x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2 = inputs
+        weights = (weight_1, bias_1, weight_2, bias_2)
+        return messages(x, edge_scalars, attributes, weights, self.stack, self.plan)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2 = inputs
+        plan, stack, size = self.plan, self.stack, self.size
         scalars, vector = edge_scalars.flatten(1), attributes[None, 1:].flatten(2)
         arranged = plan.first_layout.arrange(weight_1), plan.second_layout.arrange(weight_2)
         stacked = stack.stack(x)
@@ -250,39 +254,26 @@ class MessagesByHand(torch.autograd.Function):
         hidden, factors_1 = gate_forward(first, plan.gate)
         second, z = couple_forward(hidden, None, vector, arranged[1], bias_2, plan.second)
         out, factors_2 = gate_forward(second, plan.gate)
-        inputs = (x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2)
-        # inputs as they came, for the derivative of the derivative; what was made of them, for the derivative
-        ctx.save_for_backward(*inputs, stacked, *arranged, first, factors_1, hidden, z, second, factors_2)
-        ctx.stack, ctx.plan = stack, plan
-        out = out.unflatten(1, (size.edges, size.copies))
-        return stack.unstack(stack.sum_at_targets(out))
+        out = stack.unstack(stack.sum_at_targets(out.unflatten(1, (size.edges, size.copies))))
+        return out, (stacked, *arranged, first, factors_1, hidden, z, second, factors_2)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stack, plan = ctx.stack, ctx.plan
-        # read once: non-reentrant checkpointing lets saved tensors be unpacked a single time
-        tensors = ctx.saved_tensors
-        inputs, saved = tensors[:7], tensors[7:]
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-
-            def formula(x: Tensor, scalars: Tensor, attributes: Tensor, *weights: Tensor) -> Tensor:
-                return messages(
-                    x, scalars, attributes, (weights[0], weights[1], weights[2], weights[3]), stack, plan
-                )
-
-            return *gradients(formula, inputs, ctx.needs_input_grad, grad), None, None
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        plan, stack = self.plan, self.stack
         scalars, vector = inputs[1].flatten(1), inputs[2][None, 1:].flatten(2)
         stacked, arranged_1, arranged_2, first, factors_1, hidden, z, second, factors_2 = saved
         grad = stack.stack(grad).index_select(1, stack.target).flatten(1)
         grad = gate_backward(grad, second, factors_2, plan.gate)
         grad, grad_2, grad_bias_2 = couple_backward(grad, hidden, z, None, vector, arranged_2, plan.second)
         grad = gate_backward(grad, first, factors_1, plan.gate)
-        size = _Sizes.of(plan, stack)
-        grad, grad_1, grad_bias_1 = product_backward(grad, stacked, scalars, vector, arranged_1, stack, size)
+        grad, grad_1, grad_bias_1 = product_backward(
+            grad, stacked, scalars, vector, arranged_1, stack, self.size
+        )
         weights = (
             plan.first_layout.restore(grad_1),
             grad_bias_1,
             plan.second_layout.restore(grad_2),
             grad_bias_2,
         )
-        return stack.unstack(grad), None, None, *weights, None, None
+        return stack.unstack(grad), None, None, *weights

@@ -6,7 +6,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from equirelax_lab.models.join import join
+from equirelax_lab.models.fast.join import join
+from equirelax_lab.models.fast.switch import is_enabled
 
 
 class SteerableLinear(o3.Linear):
@@ -38,7 +39,8 @@ class SteerableLinear(o3.Linear):
 
     def forward(self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """(rows, irreps_in.dim) -> (rows, irreps_out.dim); weight and bias from outside as in e3nn."""
-        if not self.single or weight is not None or bias is not None or features.dim() != 2:
+        given = weight is not None or bias is not None
+        if not self.single or given or features.dim() != 2 or not is_enabled():
             out: Tensor = super().forward(features, weight, bias)
             return out
         rows = features.shape[0]

@@ -9,20 +9,21 @@ only four paths exist, and with their Wigner symbols and path weights written ou
 Features are transposed, (dim, rows): a slot of vectors (mul, 3, rows) then is a matrix (mul, 3 rows), so that
 channels are mixed by one matrix product, without a copy, and everything else runs along contiguous rows.
 
-`couple` is the formula in ordinary operations. `CoupleByHand` has the same values and derivatives with a third of
-the operations: results are written where they belong, and what autograd would add up is accumulated in place.
+`couple` is the formula in ordinary operations. `Coupling` has the same values and derivatives with a third of the
+operations: results are written where they belong, and what autograd would add up is accumulated in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from equirelax_lab.models.exact import WeightLayout
-from equirelax_lab.models.mode import gradients
+from equirelax_lab.models.exact import Exact
+from equirelax_lab.models.fast.by_hand import ByHand
 
 ROOT_3 = sqrt(3)
 
@@ -59,6 +60,31 @@ class Slots(NamedTuple):
                 start += mul * size
             views.append((parts[0], parts[1]) if dim == 1 else (parts[1], parts[0]))
         return views
+
+
+class WeightLayout:
+    """A flat weight in another order and with factors: what a product needs as few whole matrices, made by one gather.
+
+    Args:
+        order: (numel,) long, which weight stands at each place of the arranged one.
+        factors: (numel,) float64, what it is multiplied by there.
+    """
+
+    def __init__(self, order: Tensor, factors: Tensor) -> None:
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel())
+        self._order, self._factors = Exact(order), Exact(factors)
+        self._inverse, self._inverse_factors = Exact(inverse), Exact(factors[inverse])
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """The arranged weight (numel,)."""
+        return weight.index_select(0, self._order.like(weight)).mul_(self._factors.like(weight))
+
+    def restore(self, gradient: Tensor) -> Tensor:
+        """From the gradient of the arranged weight to that of the weight."""
+        return gradient.index_select(0, self._inverse.like(gradient)).mul_(
+            self._inverse_factors.like(gradient)
+        )
 
 
 def couple(x: Tensor, attributes: Tensor, weight: Tensor, bias: Tensor, slots: Slots) -> Tensor:
@@ -187,43 +213,35 @@ def couple_backward(
     return grad_x, grad_weight, grad_s.sum(1)
 
 
-class CoupleByHand(torch.autograd.Function):
-    """`couple` with its derivative with respect to features, weight and bias written out, for training.
+class Coupling(ByHand):
+    """`couple`, with its derivative with respect to features, weight and bias written out.
 
-    Derivatives with respect to the attributes, and derivatives of derivatives, are taken from `couple`; forward mode
-    is not supported.
+    Args:
+        slots: The product's sizes.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        attributes: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        slots: Slots,
-        layout: WeightLayout,
-    ) -> Tensor:
-        features, arranged = x.contiguous(), layout.arrange(weight)
-        out, z = couple_forward(features, attributes[0], attributes[None, 1:], arranged, bias, slots)
-        # inputs as they came, for the derivative of the derivative; what was made of them, for the derivative
-        ctx.save_for_backward(x, attributes, weight, bias, features, z, arranged)
-        ctx.slots, ctx.layout = slots, layout
-        return out
+    unwritten = (1,)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, attributes, weight, bias, features, z, arranged = ctx.saved_tensors
-        slots, layout = ctx.slots, ctx.layout
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.layout = couple_layout(slots)
 
-            def formula(x: Tensor, attributes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return couple(x, attributes, weight, bias, slots)
+    def formula(self, *inputs: Tensor) -> Tensor:
+        x, attributes, weight, bias = inputs
+        return couple(x, attributes, weight, bias, self.slots)
 
-            found = gradients(formula, (x, attributes, weight, bias), ctx.needs_input_grad, grad)
-            return *found, None, None
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, attributes, weight, bias = inputs
+        features, arranged = x.contiguous(), self.layout.arrange(weight)
+        out, z = couple_forward(features, attributes[0], attributes[None, 1:], arranged, bias, self.slots)
+        return out, (features, z, arranged)
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        (_, attributes, _, _), (features, z, arranged) = inputs, saved
         a0, a1 = attributes[0], attributes[None, 1:]
         grad_x, grad_weight, grad_bias = couple_backward(
-            grad.contiguous(), features, z, a0, a1, arranged, slots
+            grad.contiguous(), features, z, a0, a1, arranged, self.slots
         )
-        return grad_x, None, layout.restore(grad_weight), grad_bias, None, None
+        return grad_x, None, self.layout.restore(grad_weight), grad_bias

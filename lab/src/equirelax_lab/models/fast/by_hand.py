@@ -1,0 +1,93 @@
+"""Formulas whose derivative is written out by hand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax_lab.models.fast.switch import may_use_hand_written, needs_ordinary
+
+
+class ByHand(ABC):
+    """A formula, the same computed with fewer operations, and its derivative.
+
+    Attributes:
+        unwritten: Numbers of the inputs of which no derivative is written out; it is then taken from the formula.
+    """
+
+    unwritten: tuple[int, ...] = ()
+
+    @abstractmethod
+    def formula(self, *inputs: Tensor) -> Tensor:
+        """Compute the output in ordinary operations."""
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Compute the output, and what `backward` reads."""
+
+    @abstractmethod
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor], saved: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of all inputs from that of the output; None for the unwritten ones."""
+
+    def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """Compute the output, within a call of `module`, by hand where that may be done and by the formula elsewhere."""
+        if not may_use_hand_written(module, inputs[0]):
+            return self.formula(*inputs)
+        out: Tensor = _Function.apply(self, *inputs)
+        return out
+
+
+class _Function(torch.autograd.Function):
+    """A `ByHand` for autograd. Derivatives of derivatives, and of unwritten inputs, are those of the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: ByHand, *inputs: Tensor) -> Tensor:
+        out, saved = rule.forward(*inputs)
+        # inputs as they came, for the derivative of the derivative
+        ctx.save_for_backward(*inputs, *saved)
+        ctx.rule, ctx.count = rule, len(inputs)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # read once: non-reentrant checkpointing lets saved tensors be unpacked a single time
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[: ctx.count], tensors[ctx.count :]
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or needs_ordinary(grad) or any(needed[i] for i in ctx.rule.unwritten):
+            return None, *gradients(ctx.rule.formula, inputs, needed, grad)
+        return None, *ctx.rule.backward(grad, inputs, saved)
+
+
+def gradients(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Compute the vector-Jacobian product of a formula by autograd, differentiable again where gradients are recorded.
+
+    The formula is evaluated at fresh aliases of the inputs. Where one input was computed from another (features from the
+    attributes or the weight that the next product shares), autograd would otherwise walk from the one through its history
+    to the other and count that contribution, which the caller adds itself, a second time.
+
+    Args:
+        formula: Of the inputs.
+        inputs: Where it is differentiated.
+        needed: For each input whether its gradient is wanted.
+        grad: Gradient of the formula's output.
+
+    Returns:
+        The gradient of each input; None where it is not wanted.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [x.view_as(x) if create_graph else x.detach().requires_grad_() for x in inputs]
+        wanted = [x for x, need in zip(aliases, needed, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(formula(*aliases), wanted, grad, create_graph=create_graph, allow_unused=True)
+        )
+    return tuple(next(found) if need else None for need in needed)

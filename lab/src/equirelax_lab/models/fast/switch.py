@@ -1,0 +1,78 @@
+"""When fast products may be used: the one setting that turns them off, and the surroundings that need ordinary operations."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_enabled = True
+
+
+class set_enabled:
+    """Turn fast products on or off in this process, as a call or for the length of a `with` block.
+
+    Results differ by rounding only; `with set_enabled(False):` is for comparing, and where something is to see through all
+    operations.
+
+    Args:
+        enabled: Whether networks may use them.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        global _enabled
+        self._previous, _enabled = _enabled, enabled
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _enabled
+        _enabled = self._previous
+
+
+def is_enabled() -> bool:
+    """Whether networks may use fast products; they may unless `set_enabled(False)` was called."""
+    return _enabled
+
+
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` runs: vmap, grad, jvp, ..."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def needs_ordinary(*tensors: Tensor | None) -> bool:
+    """Whether everything must be made of operations that torch knows.
+
+    That is so where fast products are turned off, and where torch looks through operations: compilation, tracing,
+    `torch.func`, forward mode, and batches of gradients (`is_grads_batched`), which show in the tensors alone.
+    """
+    if not _enabled or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+
+
+def may_use_hand_written(module: nn.Module, x: Tensor) -> bool:
+    """Whether to use derivatives that are written out: in training, and wherever no gradients are recorded.
+
+    Evaluation with gradients uses ordinary operations, and so does autocast, which chooses a precision for each of them.
+    """
+    if needs_ordinary() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return module.training or not torch.is_grad_enabled()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward: then it must be called, and nothing may go around it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
