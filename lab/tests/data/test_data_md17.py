@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from equirelax_lab.cli import main
-from equirelax_lab.data import MolecularFrames, data_root, md17
+from equirelax_lab.data import MolecularFrames, md17
 from equirelax_lab.data.molecules import force_scaling
 from equirelax_lab.data.root import status
 from file_server import Server
 from md17_files import ETHANOL, frames, original, write_revised, write_xyz, xyz_text
+from real_data import SAMPLES
 
 from equirelax.errors import DataError
 
@@ -304,16 +305,14 @@ def test_status_knows_every_form(tmp_path: Path) -> None:
     assert there("md17")
 
 
-@pytest.mark.data
-@pytest.mark.parametrize(("molecule", "atoms"), [("ethanol", 9), ("aspirin", 21)])
-def test_real_frames(molecule: str, atoms: int) -> None:
-    if not (data_root() / "md17" / f"rmd17_{molecule}_train.xyz").exists():
-        pytest.skip(f"rmd17_{molecule}_train.xyz is not below the data root")
-    train, test = (md17.load(split, molecule) for split in ("train", "test"))
-    assert (len(train), len(test), train.atoms) == (950, 1000, atoms)
+def test_real_frames() -> None:
+    train, test = (
+        md17.load(split, "ethanol", root=SAMPLES, counts=(64, 1, None), dtype=torch.float64)
+        for split in ("train", "test")
+    )
+    assert (len(train), len(test), train.atoms) == (64, 32, 9)
     assert 0.9 < train.scaling.deviation < 1.5
-    # forces of a molecule alone add up to nothing
+    # the forces of an isolated molecule add up to nothing
     assert float(train.forces.sum(1).abs().max()) < 1e-2
-    # no frame of training is tested
-    nearest = torch.cdist(train.positions.flatten(1), test.positions.flatten(1)).min()
-    assert float(nearest) > 1e-3
+    # no training frame is tested
+    assert float(torch.cdist(train.positions.flatten(1), test.positions.flatten(1)).min()) > 1e-3

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from equirelax_lab.data import data_root, mocap
+from equirelax_lab.data import mocap
 from equirelax_lab.data.mocap import skeleton_graph
+from real_data import SAMPLES
 
 from equirelax.errors import DataError
 
@@ -331,15 +332,9 @@ def test_the_command_line_makes_a_case(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.mark.data
-@pytest.mark.parametrize(("case", "sizes"), [("run", (200, 240, 240)), ("walk", (198, 600, 600))])
-def test_the_real_files(case: str, sizes: tuple[int, int, int]) -> None:
-    files = mocap.CASES[case]
-    for name in (files.motion, files.split):
-        if not (data_root() / mocap.FOLDER / name).is_file():
-            pytest.skip(f"{name} is not under the data root {data_root()} (set EQUIRELAX_DATA)")
-    for split, size in zip(mocap.SPLITS, sizes, strict=True):
-        data = mocap.load(split, case=case)
+def test_the_real_files() -> None:
+    for split, size in zip(mocap.SPLITS, (200, 240, 240), strict=True):
+        data = mocap.load(split, case="run", root=SAMPLES)
         assert len(data) == size
         assert data.edge_index.shape == (2, 130)
         assert 0.15 < data.velocities.norm(dim=-1).mean() < 0.6

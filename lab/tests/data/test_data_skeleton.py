@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equirelax_lab.data import data_root, mocap
+from equirelax_lab.data import mocap
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.skeleton import Skeleton, read_amc, read_asf, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import SAMPLES
 
 from equirelax.errors import DataError
 
@@ -267,16 +268,13 @@ def test_random_motions_come_back(tmp_path_factory: pytest.TempPathFactory, seed
     np.testing.assert_allclose(came, positions, atol=1e-9)
 
 
-@pytest.fixture(params=["cmu09_run.npz", "cmu35_walk.npz"])
-def recorded(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+@pytest.fixture
+def recorded() -> dict[str, np.ndarray]:
     """A motion whose positions others computed."""
-    path = data_root() / mocap.FOLDER / request.param
-    if not path.is_file():
-        pytest.skip(f"{request.param} is not under the data root {data_root()} (set EQUIRELAX_DATA)")
+    path = SAMPLES / mocap.FOLDER / "cmu09_run.npz"
     return load_npz(path, path)
 
 
-@pytest.mark.data
 def test_recorded_motions_come_back(recorded: dict[str, np.ndarray], tmp_path: Path) -> None:
     """CMU's skeleton, bone lengths and poses go through files of ours unchanged (to the float32 of the record)."""
     names, edges = recorded["joints"].tolist(), recorded["edges"]
@@ -292,7 +290,6 @@ def test_recorded_motions_come_back(recorded: dict[str, np.ndarray], tmp_path: P
     assert skeleton.edges.tolist() == edges.tolist()  # the same order of joints and of edges
 
 
-@pytest.mark.data
 def test_recorded_motions_agree_with_the_model_of_a_skeleton(recorded: dict[str, np.ndarray]) -> None:
     """What can be seen without CMU's raw files: bones are rigid, and the two hip joints, which have no degrees of
     freedom in CMU's skeletons, are fixed to each other, while bones that have some are not."""

@@ -13,19 +13,14 @@ import sys
 
 import pytest
 import torch
-from equirelax_lab.data.root import search_roots
 from other_networks import EXAMPLES, example, undisturbed
+from real_data import SAMPLES
 from torch import nn
 
 import equirelax as er
 from equirelax.auditing import AuditReport
 
 torch.set_num_threads(1)
-HERE = any((root / "md17/rmd17_ethanol_train.xyz").exists() for root in search_roots())
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(not HERE, reason="needs md17/rmd17_ethanol_train.xyz under EQUIRELAX_DATA"),
-]
 
 Result = tuple[nn.Module, AuditReport, AuditReport]
 # name of the example, package, number of residuals, group, part of the first module that breaks while relaxed
@@ -45,7 +40,8 @@ QUICK = ("egnn_rmd17",)
 def ran(request: pytest.FixtureRequest) -> tuple[str, Result, str]:
     """One example, run for four steps: its name, what it returned and what it printed."""
     printed = io.StringIO()
-    with undisturbed(), contextlib.redirect_stdout(printed):
+    with undisturbed(), contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUIRELAX_DATA", str(SAMPLES))
         torch.manual_seed(0)
         result = example(request.param, CASES[request.param][0]).main(steps=4)
     return request.param, result, printed.getvalue()
@@ -96,7 +92,7 @@ def test_mace() -> None:
         )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", str(EXAMPLES / "mace_rmd17.py")],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "EQUIRELAX_DATA": str(SAMPLES)},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1].endswith("none")

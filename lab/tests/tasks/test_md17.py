@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from equirelax_lab.cli import main
-from equirelax_lab.data import data_root
 from equirelax_lab.tasks.md17 import MD17Task
 from equirelax_lab.tasks.registry import build_task, defaults
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer, build_scheduler
 from equirelax_lab.training.evaluation import evaluate_all, totals
 from md17_files import write_xyz
+from real_data import SAMPLES
 from torch import Tensor, nn
 
 from equirelax.auditing import audit
@@ -270,11 +270,9 @@ def test_the_command_compares_methods(tmp_path: Path, root: Path, capsys: pytest
         assert part in text
 
 
-@pytest.mark.data
 @pytest.mark.slow
-def test_a_network_learns_real_frames() -> None:
-    if not (data_root() / "md17" / "rmd17_ethanol_train.xyz").exists():
-        pytest.skip("rmd17_ethanol_train.xyz is not below the data root")
+def test_a_network_learns_real_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIRELAX_DATA", str(SAMPLES))
     assembly = assemble(config(dataset={**DATA, "train": 4}))
     task, batch = assembly.task, assembly.task.eval_batch(assembly.task.load("train"), range(4))
     optimizer = torch.optim.Adam(assembly.model.parameters(), 3e-3)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from equirelax_lab.data import data_root, qm9
+from equirelax_lab.data import qm9
 from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.qm9 import QM9Task
 from equirelax_lab.tasks.registry import build_task, defaults
@@ -16,6 +16,7 @@ from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 from equirelax_lab.training.evaluation import mean_error
 from interruption import assert_goes_on_bit_for_bit
 from qm9_files import write_subset
+from real_data import QM9_SIZES, SAMPLES
 from torch import nn
 
 from equirelax.auditing import audit
@@ -288,12 +289,12 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert_goes_on_bit_for_bit(config(method, epochs=3, validate_every=1), tmp_path, root, monkeypatch)
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("model", MODELS)
-def test_real_molecules_train(model: str) -> None:
+def test_real_molecules_train(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten steps on 200 real molecules bring the loss down."""
-    if not (data_root() / qm9.SUBSET).is_file():
-        pytest.skip(f"no {qm9.SUBSET} under the data root")
+    monkeypatch.setenv("EQUIRELAX_DATA", str(SAMPLES))
+    monkeypatch.setattr(qm9, "SUBSET_TRAIN", QM9_SIZES["train"])
+    monkeypatch.setattr(qm9, "SUBSET_VAL", QM9_SIZES["val"])
     small = {
         "dataset": {"source": "subset", "train": 200, "targets": "standardised"},
         "network": {**SMALL[model], **SUMMED[model], "hidden": 16},
