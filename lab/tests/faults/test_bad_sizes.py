@@ -62,7 +62,10 @@ def test_every_benchmarks_own_settings_are_within_their_ranges(config: RunConfig
         ({"network": {"hidden": 0}}, "'network.hidden' is 0; expected at least 1 and at most 16,384."),
         ({"network": {"layers": -3}}, "'network.layers' is -3; expected at least 1 and at most 1,000."),
         ({"residual": {"kind": "low-rank", "rank": 0}}, "'residual.rank' is 0"),
-        ({"residual": {"kind": "mlp", "scale": math.inf}}, "'residual.scale' is inf; expected a finite number."),
+        (
+            {"residual": {"kind": "mlp", "scale": math.inf}},
+            "'residual.scale' is inf; expected a finite number.",
+        ),
         ({"strength": {"rows": 0}}, "'strength.rows' is 0"),
         ({"seed": 2**32}, "'seed' is 4294967296; expected at least 0 and at most 4,294,967,295."),
     ],

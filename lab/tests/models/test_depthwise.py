@@ -8,12 +8,11 @@ import pickle
 import pytest
 import torch
 from e3nn import o3
-from equirelax_lab.models.equivariant_norm import EquivariantLayerNorm
 from equirelax_lab.models.fast import set_enabled
 from equirelax_lab.models.fast.depthwise import A, DepthwiseProduct, G, R, X, partial
 from equirelax_lab.models.fast.join import join
 from equirelax_lab.models.fast.linear import SteerableLinear
-from equirelax_lab.models.norm_activation import NormActivation
+from equirelax_lab.models.norms import EquivariantLayerNorm, NormActivation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

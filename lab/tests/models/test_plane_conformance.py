@@ -15,7 +15,7 @@ from equirelax_lab.models import (
     PlaneRPP,
     PlaneRSteer,
 )
-from equirelax_lab.models.plane_relaxed import ResidualPathway
+from equirelax_lab.models.planes import ResidualPathway
 from plane_inputs import turned
 from torch import Tensor, nn
 

@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 from equirelax_lab.models import PlaneConv, PlaneE2CNN, PlaneLift, PlaneMLP, PlaneRPP, PlaneRSteer, planes
-from equirelax_lab.models.plane_blocks import PlaneForecaster, PlanePool
+from equirelax_lab.models.plane_blocks import PlanePool
+from equirelax_lab.models.planes import PlaneForecaster
 from equirelax_lab.models.scale_conv import ScaleConv2d
 from hypothesis import given, settings
 from hypothesis import strategies as st

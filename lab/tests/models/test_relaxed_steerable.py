@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from equirelax_lab.models import GroupConv2d, PlaneE2CNN, PlaneLift, PlaneRPP, PlaneRSteer
-from equirelax_lab.models.plane_relaxed import ResidualPathway
+from equirelax_lab.models.planes import ResidualPathway
 from equirelax_lab.models.relaxed_steerable import RelaxedGroupConv2d
 from plane_inputs import ACTIONS, asymmetry
 from torch import Tensor, nn

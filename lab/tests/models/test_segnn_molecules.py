@@ -9,7 +9,7 @@ import pytest
 import torch
 from e3nn import o3
 from equirelax_lab.models import MolecularSEGNN, fast
-from equirelax_lab.models.equivariant_norm import EquivariantInstanceNorm
+from equirelax_lab.models.norms import EquivariantInstanceNorm
 from equirelax_lab.models.radius import radius_graph
 from torch import Tensor, nn
 

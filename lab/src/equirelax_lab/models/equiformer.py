@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax_lab.models.elements import Elements
-from equirelax_lab.models.equivariant_norm import EquivariantLayerNorm
 from equirelax_lab.models.fast.depthwise import DepthwiseProduct
 from equirelax_lab.models.fast.join import join
 from equirelax_lab.models.fast.linear import SteerableLinear
@@ -33,6 +32,7 @@ from equirelax_lab.models.molecular import (
     molecule_sums,
     smooth_softmax,
 )
+from equirelax_lab.models.norms import EquivariantLayerNorm
 from equirelax_lab.models.radial import RadialWeights
 from equirelax_lab.models.stack import sum_rows
 

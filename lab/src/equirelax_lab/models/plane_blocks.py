@@ -1,4 +1,4 @@
-"""What the networks on the plane share: checks, pooling that keeps the symmetry of the square, the frame of a forecaster.
+"""What the networks on the plane share: checks, pooling that keeps the symmetry of the square, plain blocks.
 
 Arrays are (batch, ..., channels, H, W): row 0 is the top, W is x to the right. Components of vectors are (x, y), y up.
 """
@@ -46,26 +46,6 @@ def check_finite(x: Tensor, name: str) -> None:
     )
 
 
-def check_fields(x: Tensor, frames: int, name: str) -> None:
-    """Refuse what is no batch of sequences of vector fields.
-
-    Args:
-        x: (batch, frames, 2, H, W), floating, finite.
-        frames: that the network was built for.
-        name: of the network, for the message.
-
-    Raises:
-        RepresentationError: another shape or an integer dtype.
-        NonFiniteError: NaN or infinity.
-    """
-    if x.dim() != 5 or tuple(x.shape[1:3]) != (frames, 2) or not x.numel() or not x.is_floating_point():
-        raise RepresentationError(
-            f"{name}: expected vector fields of shape (batch, {frames}, 2, H, W), floating, got {tuple(x.shape)} of "
-            f"{x.dtype}; the frames are the second axis, the components (x, y) the third"
-        )
-    check_finite(x, name)
-
-
 class PlanePool(nn.Module):
     """Maximum over windows, to half the size, exactly equivariant under turns and flips of every square grid.
 
@@ -79,44 +59,7 @@ class PlanePool(nn.Module):
         return F.max_pool2d(x, (2 + odd[0], 2 + odd[1]), stride=2, padding=odd)
 
 
-class PlaneForecaster(nn.Module):
-    """Predicts the next frame of a vector field from the last ones. What all networks for that share.
-
-    A subclass sets `layers`, which takes the frames' components as channels, or overrides `predict`.
-
-    Args:
-        frames: how many frames it sees.
-        increment: predict the change since the last frame, not the frame itself as published. Equivariant either way.
-
-    Raises:
-        RepresentationError: for sizes that make no network.
-    """
-
-    layers: nn.Module
-
-    def __init__(self, frames: int, increment: bool) -> None:
-        super().__init__()
-        self.frames = frames
-        self.increment = increment
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The next frame (batch, 2, H, W).
-
-        Args:
-            x: (batch, frames, 2, H, W), oldest frame first, components (x, y); finite.
-
-        Raises:
-            RepresentationError: another shape.
-            NonFiniteError: NaN or infinity.
-        """
-        check_fields(x, self.frames, type(self).__name__)
-        y = self.predict(x.flatten(1, 2))
-        return x[:, -1] + y if self.increment else y
-
-    def predict(self, x: Tensor) -> Tensor:
-        """(batch, 2 frames, H, W) -> (batch, 2, H, W)."""
-        return self.layers(x)
-
-    def regulariser(self) -> Tensor:
-        """What the network's own paper adds to the loss: a number, 0 for most."""
-        return next(self.parameters()).new_zeros(())
+def plain_block(before: int, after: int, kernel: int, norm: bool) -> list[nn.Module]:
+    """Convolution, batch norm, ReLU. No bias where the norm would take it away."""
+    conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=not norm)
+    return [conv, nn.BatchNorm2d(after), nn.ReLU()] if norm else [conv, nn.ReLU()]

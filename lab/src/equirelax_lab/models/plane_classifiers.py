@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import regular, trivial
 from equirelax_lab.models.group_conv import FieldBatchNorm, GroupConv2d, GroupPool
-from equirelax_lab.models.plane_blocks import PlanePool, check_finite, check_numbers
-from equirelax_lab.models.plane_networks import plain_block
+from equirelax_lab.models.plane_blocks import PlanePool, check_finite, check_numbers, plain_block
 from equirelax_lab.models.plane_symmetry import grid_group
 
 

@@ -30,7 +30,7 @@ from equirelax_lab.models.molecular import (
     molecule_sums,
     smooth_softmax,
 )
-from equirelax_lab.models.norm_activation import NormActivation
+from equirelax_lab.models.norms import NormActivation
 from equirelax_lab.models.radial import RadialWeights
 from equirelax_lab.models.stack import sum_rows
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax_lab.models.elements import Elements
-from equirelax_lab.models.equivariant_norm import EquivariantInstanceNorm
 from equirelax_lab.models.gate import Gate
+from equirelax_lab.models.norms import EquivariantInstanceNorm
 from equirelax_lab.models.segnn import CONSTANTS, Edges, SEGNNLayer, balanced_irreps, spherical_harmonics
 from equirelax_lab.models.stack import Stack, mean_rows
 from equirelax_lab.models.tensor_product import TensorProduct
