@@ -131,9 +131,11 @@ def test_flags_are_settings_of_all_runs_of_one_method_or_of_the_machine(compared
     runs = compared(*words)
     assert {run["batch_size"] for run in runs.values()} == {20}
     assert runs["ace-seed0"]["strength"]["dual_lr"] == 1e-3
-    (study,) = compared.studies
+    study = compared.studies[-1]
     assert (study.machine.threads, study.machine.tensorboard, study.jobs) == (2, False, 3)
     assert not study.share_cores
+    (run,) = compared("nbody", "--methods", "scheduled", "--seeds", "1", "--schedule", "cosine").values()
+    assert run["schedule"] == "cosine", "not that of gamma, strength.schedule"
 
 
 def test_a_file_of_settings_may_name_the_recipe(compared: Any, tmp_path: Path) -> None:

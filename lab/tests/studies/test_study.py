@@ -175,7 +175,7 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ({"sweep": {"lie_wight": [1]}}, "lie_wight.*lie_weight"),
         ({"sweep": {"dataset": [1]}}, "no method here has the setting 'dataset'"),
         ({"sweep": {"seed": [1]}}, "setting 'seed'"),
-        ({"sweep": {"hidden": [8, 16]}}, "network.hidden or residual.hidden"),
+        ({"methods": ["ace"], "sweep": {"hidden": [8, 16]}}, "network.hidden or residual.hidden"),
         ({"sweep": {"epochs": 3}}, "'sweep.epochs' is 3"),
         ({"sweep": {"epochs": []}}, "sweep.epochs"),
         ({"sweep": {"epochs": [3, 3]}}, "swept twice"),

@@ -127,8 +127,9 @@ def left_out(grid: Grid) -> list[str]:
 
 
 def full_keys(config: RunConfig, key: str) -> list[str]:
-    """The dotted names of the settings that `key` may stand for: itself, or those of any section that end with it."""
-    return [name for name in setting_names(config) if name == key or name.endswith(f".{key}")]
+    """The dotted names of the settings that `key` may stand for: its own, or else those of all sections that end with it."""
+    names = setting_names(config)
+    return [key] if key in names else [name for name in names if name.endswith(f".{key}")]
 
 
 def setting_names(config: RunConfig) -> list[str]:
