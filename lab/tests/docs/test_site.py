@@ -19,7 +19,7 @@ PUBLIC = (
     "equirelax",
     *(
         f"equirelax.{room}"
-        for room in ("relaxation", "methods", "penalties", "auditing", "symmetry", "testing")
+        for room in ("relaxation", "relaxation.regularizers", "methods", "auditing", "symmetry", "testing")
     ),
 )
 ENTRY = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)

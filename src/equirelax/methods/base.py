@@ -122,7 +122,7 @@ class Method(ABC):
             if not residual.enabled:
                 residual.enabled = True
                 residual.map.requires_grad_(True)
-            residual.keep_inputs = regularizer is not None
+            residual.keep_inputs = regularizer is not None and regularizer.reads_inputs
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
         """Step with an optimizer, or with several: whenever all of them have stepped.

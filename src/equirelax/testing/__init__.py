@@ -1,12 +1,14 @@
-"""For users' own tests: an assertion, and conformance classes to subclass for a new layer family, method or model."""
+"""For users' own tests: an assertion, and conformance classes to subclass for a new kind, layer family, method or model."""
 
 from equirelax.testing.assertions import assert_equivariant
+from equirelax.testing.kinds import KindConformance
 from equirelax.testing.layers import LayerFamilyConformance
 from equirelax.testing.methods import MethodConformance
 from equirelax.testing.models import ModelConformance
 from equirelax.testing.span import brute_force_span
 
 __all__ = [
+    "KindConformance",
     "LayerFamilyConformance",
     "MethodConformance",
     "ModelConformance",

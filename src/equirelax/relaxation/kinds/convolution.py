@@ -112,6 +112,9 @@ class KernelMap(LinearMap):
         """0: no matrices of inputs are made."""
         return 0
 
+    def _nearest(self, weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
+        return self.convolution.symmetry.project(weight)
+
     def slope(self) -> Slope:
         """The sum of the largest singular values at all offsets of the kernel, an upper bound."""
         if self.convolution.padding_mode not in ("zeros", "circular"):

@@ -48,7 +48,8 @@ class EquivariantDense(ResidualKind):
     """The control: as many weights as `Dense`, projected onto the equivariant maps in every forward.
 
     Attributes:
-        init, std: As for `Dense`.
+        init: As for `Dense`.
+        std: Standard deviation for "normal".
     """
 
     init: Init = "zeros"

@@ -178,7 +178,8 @@ class Grouped(ResidualKind):
     Attributes:
         groups: G, at least 1. Where a layer has fewer channels than that, reading or writing, its map is dense. Channels
             that are left over when those of a kind are dealt to the groups are mixed with all.
-        init, std: As for `Dense`.
+        init: As for `Dense`.
+        std: Standard deviation for "normal".
     """
 
     groups: int = within(COUNT, 4)

@@ -24,7 +24,7 @@ from equirelax.relaxation.terms.jacobian import jacobian_terms
 from equirelax.relaxation.terms.linear import Moment, second_moment, stacked_terms
 from equirelax.relaxation.terms.precision import penalty_dtype
 from equirelax.settings import Settings
-from equirelax.symmetry import Representation
+from equirelax.symmetry import Representation, equivariant_projection, trivial
 
 Init = Literal["zeros", "normal", "default"]
 Terms = tuple[Tensor, Tensor]
@@ -122,6 +122,16 @@ class LinearMap(ResidualMap, ABC):
         if scale is None:
             return weight, bias
         return scale * weight, None if bias is None else scale * bias
+
+    def projected(self, in_rep: Representation, out_rep: Representation) -> tuple[Tensor, Tensor | None]:
+        """The nearest equivariant weight and the nearest invariant bias, in the Frobenius norm; differentiable."""
+        bias = self.effective_bias()
+        if bias is not None:
+            bias = equivariant_projection(bias[:, None], trivial(out_rep.group), out_rep)[:, 0]
+        return self._nearest(self.effective_weight(), in_rep, out_rep), bias
+
+    def _nearest(self, weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
+        return equivariant_projection(weight, in_rep, out_rep)
 
     @abstractmethod
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from equirelax.relaxation.regularizers.finite_rotation import FiniteRotation
 from equirelax.relaxation.regularizers.lie_derivative import LieDerivative, residual_terms
+from equirelax.relaxation.regularizers.projection import ProjectionNorms
 from equirelax.relaxation.regularizers.regularizer import (
     Regularizer,
     get,
@@ -14,6 +15,7 @@ from equirelax.relaxation.terms import directional_derivative, jacobian_terms, l
 __all__ = [
     "FiniteRotation",
     "LieDerivative",
+    "ProjectionNorms",
     "Regularizer",
     "directional_derivative",
     "get",
