@@ -178,9 +178,7 @@ def test_pyg_data() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(
-    shape=st.lists(st.integers(1, 4), min_size=0, max_size=3),
-    place=st.integers(0, 3),
-    n=st.integers(2, 4),
+    shape=st.lists(st.integers(1, 4), min_size=0, max_size=3), place=st.integers(0, 3), n=st.integers(2, 4)
 )
 def test_axes(shape: list[int], place: int, n: int) -> None:
     axis = min(place, len(shape))

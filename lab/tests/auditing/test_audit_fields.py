@@ -12,18 +12,7 @@ from equirelax.auditing import AuditReport, GridField, audit
 from equirelax.auditing.breaking import breaking
 from equirelax.errors import AuditError, RepresentationError
 from equirelax.methods.equi_tuning import EquiTuned
-from equirelax.symmetry import (
-    SO,
-    Cyclic,
-    Dihedral,
-    Group,
-    On,
-    Representation,
-    regular,
-    sign,
-    trivial,
-    vector,
-)
+from equirelax.symmetry import SO, Cyclic, Dihedral, Group, On, Representation, regular, sign, trivial, vector
 from equirelax.testing import assert_equivariant
 
 torch.set_num_threads(1)

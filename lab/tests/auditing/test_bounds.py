@@ -219,21 +219,14 @@ CASES: dict[str, tuple[Callable[[], Relaxation], str]] = {
     "no equivariant layer": (lambda: declared(nn.Linear(6, 6, bias=False)), "not equivariant"),
     "no equivariant activation": (lambda: declared(equivariant(), nn.ReLU()), "1 (ReLU) is not equivariant"),
     "unknown map": (lambda: declared(equivariant(), Shrink(3)), "1 (Shrink): no Lipschitz constant is known"),
-    "another size": (
-        lambda: declared(equivariant(), nn.Flatten(0)),
-        "known of it",
-    ),
+    "another size": (lambda: declared(equivariant(), nn.Flatten(0)), "known of it"),
     "inside a module": (
         lambda: relax(
-            nn.Sequential(Twice()),
-            Layers(declare=(Linear("0.mix", 2 * vector(SO(3)), 2 * vector(SO(3))),)),
+            nn.Sequential(Twice()), Layers(declare=(Linear("0.mix", 2 * vector(SO(3)), 2 * vector(SO(3))),))
         ),
         "is not a chain of layers",
     ),
-    "positions": (
-        lambda: declared(nn.Identity(), rep=positions(SE(3)) + vector(SE(3))),
-        "row by row",
-    ),
+    "positions": (lambda: declared(nn.Identity(), rep=positions(SE(3)) + vector(SE(3))), "row by row"),
     "convolution": (
         lambda: relax(nn.Sequential(GroupConv2d(vector(Cyclic(4)), vector(Cyclic(4)), 3))),
         "row by row",

@@ -168,11 +168,7 @@ PLACES: dict[str, tuple[Callable[[], Case], str, Callable[[nn.Module, Defect], n
     "EGNN": (egnn, "layers.1", OnShift),
     "SEGNN": (segnn, "layers.0", lambda m, defect: OnFeatures(m, defect, 6, 18)),
     "Equiformer": (equiformer, "blocks.0.attention", lambda m, defect: OnFeatures(m, defect, 8, 20)),
-    "NequIP": (
-        nequip,
-        "0.model.func.layer0_convnet",
-        lambda m, defect: OnFeatures(m, defect, 4, 16, NODES),
-    ),
+    "NequIP": (nequip, "0.model.func.layer0_convnet", lambda m, defect: OnFeatures(m, defect, 4, 16, NODES)),
 }
 
 

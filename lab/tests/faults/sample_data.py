@@ -147,9 +147,7 @@ SAMPLES: dict[str, Sample] = {
         sums=True,
     ),
     "qm9": Sample(
-        write_subset,
-        lambda root: qm9.load("train", partition="ordered", root=root),
-        ("qm9/qm9_subset.npz",),
+        write_subset, lambda root: qm9.load("train", partition="ordered", root=root), ("qm9/qm9_subset.npz",)
     ),
     "mnist": Sample(_digits, lambda root: rotmnist.load("train", root), ("mnist/mnist.npz",)),
     "md17": Sample(

@@ -22,29 +22,9 @@ from fuzzing import Fuzzed, spoil_words
 from test_fuzz_settings import STUDY, everything, settle, shares
 
 TINY = [
-    *(
-        "--epochs",
-        "2",
-        "--batch-size",
-        "20",
-        "--learning_rate=1e-3",
-        "--validate_every",
-        "1",
-        "--threads",
-        "1",
-    ),
-    *(
-        "--dataset.train",
-        "8",
-        "--dataset.val",
-        "8",
-        "--dataset.test=8",
-        "--network.layers",
-        "1",
-        "--network.hidden",
-        "8",
-    ),
-]
+    "--epochs", "2", "--batch-size", "20", "--learning_rate=1e-3", "--validate_every", "1", "--threads", "1",
+    "--dataset.train", "8", "--dataset.val", "8", "--dataset.test=8", "--network.layers", "1", "--network.hidden", "8",
+]  # fmt: skip
 DATA = ["--dataset.train", "8", "--dataset.val", "8", "--dataset.test", "8"]
 NETWORK = ["--network.layers", "1", "--network.hidden", "8", *DATA]
 GOOD: tuple[list[str], ...] = (

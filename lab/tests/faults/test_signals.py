@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 from fault_ledger import Ledger
 from forked_runs import Forks
-from real_runs import (
-    FLAGS,
-    PATIENCE,
-    STUDY,
-    differences,
-    epochs_done,
-    leftovers,
-    start,
-    wait_until,
-    words,
-)
+from real_runs import FLAGS, PATIENCE, STUDY, differences, epochs_done, leftovers, start, wait_until, words
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 

@@ -1,12 +1,12 @@
-"""ACE's bounds (section 4): how far a relaxed network is from its projection and from equivariance, at most.
+"""ACE's upper bounds (section 4) on the distance of a relaxed network from its projection and from equivariance.
 
-For layers f_i^eq + gamma_i f_i^neq with Lipschitz constants m_i and b_i, one after the other, f(0) = 0, orthogonal actions:
+For a chain of layers f_i^eq + gamma_i f_i^neq with Lipschitz constants m_i and b_i, f(0) = 0 and orthogonal actions:
 
     || f_gamma(x) - f_0(x) ||                      <= [ prod_i (m_i + |gamma_i| b_i) - prod_i m_i ] ||x||
     || rho_Y(h) f_gamma(x) - f_gamma(rho_X(h) x) || <= sum_i 2 |gamma_i| b_i prod_{j != i} (m_j + |gamma_j| b_j) ||x||
 
-which with the same m, b and gamma in all L layers are the paper's (m + g b)^L - m^L and 2 g b L (m + g b)^(L-1). An
-equivariant map with constant c between layers is one with m = c and b = 0. A module that is called twice is two layers.
+With the same m, b and gamma in all L layers these are the paper's (m + g b)^L - m^L and 2 g b L (m + g b)^(L-1). An
+equivariant map with constant c between layers is a layer with m = c and b = 0. A module that is called twice is two layers.
 """
 
 from __future__ import annotations
@@ -31,20 +31,25 @@ SLOPES = dict.fromkeys(("Identity", "Dropout", "ReLU", "Tanh", "Softsign"), 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class NetworkBounds:
-    """Both bounds, over ``||x||`` of a row, from (m_i, |gamma_i| b_i) of every layer; or why there is none."""
+    """Both bounds, per ``||x||`` of a row.
+
+    Attributes:
+        reason: Why there are no bounds, else empty.
+        layers: (m_i, |gamma_i| b_i) of every layer.
+    """
 
     reason: str
     layers: tuple[tuple[float, float], ...] = ()
 
     @property
     def projection(self) -> float | None:
-        """The distance to the projected network, at most."""
+        """Upper bound on the distance from the projected network; None if there is none."""
         whole, strict = (math.prod(m + k * b for m, b in self.layers) for k in (1, 0))
         return None if self.reason else whole - strict
 
     @property
     def equivariance(self) -> float | None:
-        """The equivariance error, at most."""
+        """Upper bound on the equivariance error; None if there is none."""
         if self.reason:
             return None
         others = (self.layers[:i] + self.layers[i + 1 :] for i in range(len(self.layers)))
@@ -54,17 +59,20 @@ class NetworkBounds:
 
 
 class _NoBound(Exception):
-    """An assumption that does not hold, in words."""
+    """An assumption does not hold."""
 
 
 def equivariance_bounds(
     model: nn.Module | Relaxation, constants: Mapping[str, float] | None = None
 ) -> NetworkBounds:
-    """ACE's bounds of a relaxed ``nn.Sequential`` (also nested) of linear layers and equivariant maps; else why it has none.
+    """Compute ACE's bounds for a relaxed, possibly nested ``nn.Sequential`` of linear layers and equivariant maps.
 
     Args:
-        model: relaxed; its present strengths count.
+        model: The relaxed model, with its present strengths.
         constants: Lipschitz constants of maps between the layers, by class name: ``{"NormGate": 1.0}``.
+
+    Returns:
+        The bounds, or the reason why there are none.
     """
     relaxation = model if isinstance(model, Relaxation) else relaxation_of(model)
     with measuring(relaxation.model, torch.float64), relaxation.strict(), torch.no_grad():
@@ -99,7 +107,7 @@ def _layers(relaxation: Relaxation, constants: Mapping[str, float]) -> list[tupl
 def _calls(
     module: nn.Module, path: str, relaxed: Mapping[nn.Module, object]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """What a chain calls, one after the other and as often as it does; a relaxed module is never taken apart."""
+    """Yield the modules that a chain calls, in order and with repetitions. A relaxed module is never split."""
     if module in relaxed or type(module).forward is not nn.Sequential.forward:
         yield path, module
     else:

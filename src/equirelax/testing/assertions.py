@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +45,8 @@ def assert_equivariant(
         >>> report.equivariant
         True
     """
-    # The layers are measured only if the assertion fails.
-    report = audit(
+    measure = functools.partial(
+        audit,
         model,
         sample,
         in_rep,
@@ -55,24 +56,8 @@ def assert_equivariant(
         seed=seed,
         dtype=dtype,
         tolerance=tolerance,
-        lie=False,
-        per_layer=False,
     )
+    report = measure(lie=False, per_layer=False)
     if report.equivariant:
         return report
-    raise AssertionError(
-        "\n"
-        + str(
-            audit(
-                model,
-                sample,
-                in_rep,
-                out_rep,
-                group,
-                samples=samples,
-                seed=seed,
-                dtype=dtype,
-                tolerance=tolerance,
-            )
-        )
-    )
+    raise AssertionError(f"\n{measure()}")  # the layers are measured only if the assertion fails

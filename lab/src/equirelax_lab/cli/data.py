@@ -204,12 +204,7 @@ def get(words: Sequence[str]) -> int:
         raise DataError(f"{row.name} is not there. To get it: {row.how_to_get}.")
     if parsed.url is not None:
         archive = dataclasses.replace(archive, urls=(parsed.url,))
-    folder = download.get(
-        archive,
-        parsed.data,
-        file=options.optional_path(parsed.archive),
-        force=wanted,
-    )
+    folder = download.get(archive, parsed.data, file=options.optional_path(parsed.archive), force=wanted)
     print(f"{row.name}  {folder}")
     return 0
 

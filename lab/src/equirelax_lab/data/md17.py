@@ -39,10 +39,7 @@ EV_PER_KCAL_MOL = 4184 / 96485.33212331
 """A thermochemical kilocalorie per mole; CODATA 2018."""
 SHUFFLE_SEED = 0
 """Seed of the order of the original trajectories."""
-MD17_URLS = (
-    "http://www.quantum-machine.org/gdml/data/npz/{}",
-    "http://quantum-machine.org/gdml/data/npz/{}",
-)
+MD17_URLS = ("http://www.quantum-machine.org/gdml/data/npz/{}", "http://quantum-machine.org/gdml/data/npz/{}")
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,7 @@ def read(source: str, molecule: str, part: str, root: str | os.PathLike[str] | N
 
 
 def get_original(
-    molecule: str,
-    root: str | os.PathLike[str] | None = None,
-    *,
-    url: str | None = None,
-    force: bool = False,
+    molecule: str, root: str | os.PathLike[str] | None = None, *, url: str | None = None, force: bool = False
 ) -> Path:
     """Return the original set's file of a molecule. It is downloaded if it is missing, and checked before it is kept.
 

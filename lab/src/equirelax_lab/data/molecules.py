@@ -191,11 +191,7 @@ class MoleculeSet:
 
     def __post_init__(self) -> None:
         count, atoms = self.sizes.shape[0], self.numbers.shape[0]
-        for name, shape in (
-            ("positions", (atoms, 3)),
-            ("targets", (count,)),
-            ("identifiers", (count,)),
-        ):
+        for name, shape in (("positions", (atoms, 3)), ("targets", (count,)), ("identifiers", (count,))):
             if tuple(getattr(self, name).shape) != shape:
                 raise DataError(
                     f"{name} must have the shape {shape}; got {tuple(getattr(self, name).shape)}."
