@@ -89,7 +89,9 @@ def test_the_order_of_an_older_summary_is_kept(make: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "content", [b"{}", gzip.compress(b"{}"), gzip.compress(b'{"layout": 2, "runs": [], "study": null}')]
+    "content",
+    [b"{}", gzip.compress(b"{}"), gzip.compress(b'{"layout": 2, "runs": [], "study": null}')],
+    ids=["not compressed", "empty", "another layout"],
 )
 def test_a_damaged_archive_is_named(make: Make, tmp_path: Path, content: bytes) -> None:
     folder = make("strict", 0, 5.0).parent
