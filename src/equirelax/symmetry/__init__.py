@@ -1,4 +1,4 @@
-"""What a symmetry is: groups, representations, sampling, Lie algebras, equivariant maps. torch only."""
+"""Groups, their representations and Lie algebras, sampling, and equivariant maps. Needs torch only."""
 
 from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector

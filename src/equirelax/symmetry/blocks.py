@@ -1,4 +1,4 @@
-"""Blocks: how a group acts on one small vector. Representations are direct sums of multiples of blocks."""
+"""Blocks: how a group acts on one small vector. Representations are direct sums of blocks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Kind = Literal["generators", "discrete"]
 class Block(ABC):
     """An action of `group` on vectors with `dim` entries.
 
-    A linear block acts by x -> rho(g) x; an affine one (positions) by x -> rho(g) x + offset(g).
-    Constants are made once in float64 and kept per dtype and device; pickles and copies leave them out.
+    A linear block acts by x -> rho(g) x, an affine one (positions) by x -> rho(g) x + offset(g). Its constants are
+    computed once in float64 and cached for every dtype and device; pickles and copies leave the cache out.
 
     Attributes:
         group: the group that acts.
         dim: d, the length of a vector.
         name: for tables and messages, such as `vector` or `1o`.
-        linear: False where the action has an offset.
-        trivial: whether no element moves any vector.
+        linear: whether the action has no offset.
+        trivial: whether every element leaves every vector as it is.
         names_group: whether `name` alone says which group acts, as `1o` does for O(3).
     """
 
@@ -52,58 +52,58 @@ class Block(ABC):
 
     @abstractmethod
     def matrix(self, g: Tensor) -> Tensor:
-        """rho(g), (..., d, d), for elements g (..., n, n). Of an affine block: its linear part."""
+        """Compute rho(g), (..., d, d), for elements g (..., n, n); for an affine block its linear part."""
 
     @abstractmethod
     def _generators(self) -> Tensor:
-        """drho(A_i), (k, d, d) in float64."""
+        """Compute drho(A_i), (k, d, d), in float64."""
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """What, beside the group, the block is made of, in plain Python."""
+        """Return the constructor's arguments, without the group, as plain Python values."""
 
     @classmethod
     def from_arguments(cls, group: Group, arguments: dict[str, Any]) -> Block:
-        """The block that `arguments()` described."""
+        """Build the block of `group` that `arguments()` describes."""
         return cls(group, **arguments)
 
     def _discrete(self) -> Tensor:
         return self.matrix(self.group.discrete())
 
     def offset(self, g: Tensor) -> Tensor | None:
-        """What is added after rho(g): (..., d), or None for a linear block."""
+        """Compute what is added to rho(g) x, (..., d); None for a linear block."""
         return None
 
     def generators(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """drho(A_i) for the basis A of the group's Lie algebra, (k, d, d). Do not write into it."""
+        """Return drho(A_i) for the basis A of the group's Lie algebra, (k, d, d). It is cached: do not write into it."""
         return self._constant("generators", self._generators, dtype, device)
 
     def discrete(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """rho of the group's discrete generators, (c, d, d). Do not write into it."""
+        """Return rho of the group's discrete generators, (c, d, d). It is cached: do not write into it."""
         return self._constant("discrete", self._discrete, dtype, device)
 
     def generator_offsets(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor | None:
-        """Derivative of `offset` along the basis, (k, d); None for a linear block."""
+        """Return the derivative of `offset` along the basis, (k, d); None for a linear block."""
         return None
 
     def known_hom(self, other: Block) -> Tensor | None:
-        """Orthonormal basis (b, d_other, d) of the equivariant maps to `other`, or None if not known."""
+        """Return an orthonormal basis (b, d_other, d) of the equivariant maps to `other`; None where it has to be computed."""
         return None
 
     def stacked(self, kind: Kind, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The matrices of `kind` above each other, (count d, d). Do not write into it."""
+        """Return the matrices of `kind` above each other, (count d, d). It is cached: do not write into it."""
         return self._constant(
             f"{kind} stacked", lambda: self._matrices(kind).reshape(-1, self.dim), dtype, device
         )
 
     def tiled(self, kind: Kind, tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`tile` copies of each matrix of `kind` on a diagonal, (count, tile d, tile d). Read only."""
+        """Return `tile` copies of each matrix of `kind` on a diagonal, (count, tile d, tile d); also cached."""
 
         def build() -> Tensor:
             matrices = self._matrices(kind)
@@ -130,7 +130,7 @@ class Block(ABC):
         return self._cache[key]
 
     def spec(self) -> dict[str, Any]:
-        """Plain Python (without the group) from which `block_from_spec` makes the block again."""
+        """Return plain Python values, without the group, from which `block_from_spec` rebuilds the block."""
         return {"type": type(self).__name__, **self.arguments()}
 
     @cached_property
@@ -153,7 +153,7 @@ class Block(ABC):
 
 
 def block_from_spec(group: Group, spec: dict[str, Any]) -> Block:
-    """The block of `group` that `Block.spec()` described.
+    """Build the block of `group` that `Block.spec()` describes.
 
     Raises:
         RepresentationError: the type is unknown or the arguments do not fit.
@@ -171,7 +171,7 @@ def block_from_spec(group: Group, spec: dict[str, Any]) -> Block:
 
 
 class Trivial(Block):
-    """A number that no element changes."""
+    """A number that every element leaves as it is."""
 
     trivial = True
 
@@ -190,7 +190,7 @@ class Trivial(Block):
 
 
 class Vector(Block):
-    """The defining representation; of SE(n) and E(n) its linear part: translations leave a vector alone."""
+    """The defining representation; for SE(n) and E(n) its linear part, so that translations leave a vector as it is."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group, group.linear_dim, "vector")

@@ -1,4 +1,4 @@
-"""The usual representations, by name."""
+"""The usual representations."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ from equirelax.symmetry.representation import Representation
 
 
 def trivial(group: Group, n: int = 1) -> Representation:
-    """`n` invariant numbers."""
+    """Build `n` invariant numbers."""
     return Representation(group, [(n, Trivial(group))])
 
 
 def vector(group: Group) -> Representation:
-    """The defining representation; of SE(n) and E(n) the linear part: velocities, forces, differences."""
+    """Build the defining representation; for SE(n) and E(n) its linear part, as of velocities, forces and differences."""
     return Representation(group, [(1, Vector(group))])
 
 
 def positions(group: Group) -> Representation:
-    """Points in space: x -> R x + t under SE(n) and E(n), which is affine; `vector` for other groups."""
+    """Build points in space: x -> R x + t for SE(n) and E(n), which is affine; for other groups `vector`."""
     return vector(group) if group.dim == group.linear_dim else Representation(group, [(1, Positions(group))])
 
 
 def sign(group: Group) -> Representation:
-    """A number multiplied by the sign of the determinant of the linear part: a pseudoscalar, the parity of a
-    permutation.
-    """
+    """Build a number that is multiplied by the sign of the linear part's determinant: a pseudoscalar, a permutation's parity."""
     return Representation(group, [(1, Sign(group))])
 
 
 def pseudovector(group: Group) -> Representation:
-    """det(R) R for a group that acts on R^3.
+    """Build det(R) R for a group that acts on R^3, as of angular momenta.
 
     Raises:
         RepresentationError: the group does not act on R^3.
@@ -45,7 +43,7 @@ def pseudovector(group: Group) -> Representation:
 
 
 def regular(group: Group) -> Representation:
-    """The regular representation of a finite group, of size `group.order`.
+    """Build the regular representation of a finite group, of size `group.order`.
 
     Raises:
         RepresentationError: the group is infinite.
@@ -60,7 +58,5 @@ def custom(
     matrix_fn: Callable[[Tensor], Tensor] | None = None,
     name: str = "custom",
 ) -> Representation:
-    """A representation by the user's own matrices; see `equirelax.symmetry.custom.Custom` for arguments and
-    errors.
-    """
+    """Build a representation from your own matrices; `equirelax.symmetry.custom.Custom` has the arguments and errors."""
     return Representation(group, [(1, Custom(group, generators, discrete, matrix_fn, name))])

@@ -1,4 +1,4 @@
-"""Blocks given by the user's own matrices: of the generators alone where rho of every element follows from them."""
+"""Blocks of the user's own matrices. Where rho of every element follows from that of the generators, these are enough."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from equirelax.symmetry.matrix_group import structure_constants
 
 
 class Custom(Block):
-    """A representation by the user's own matrices.
+    """A block of the user's own matrices.
 
     Args:
         group: the group that acts.
@@ -144,7 +144,7 @@ def _is_rotations(group: Group) -> bool:
 
 
 def _element_table(group: Group, discrete: Tensor) -> Tensor:
-    """rho of all elements of a finite group in the order of `group.elements()`: (order, d, d) in float64.
+    """Compute rho of all elements of a finite group, in the order of `group.elements()`: (order, d, d) in float64.
 
     Args:
         discrete: rho of `group.discrete()`, (c, d, d).
@@ -172,7 +172,7 @@ def _element_table(group: Group, discrete: Tensor) -> Tensor:
 
 
 def _looked_up(group: Group, table: Tensor, g: Tensor) -> Tensor:
-    """rho(g), (..., d, d), for elements (..., n, n) of a finite group, from `_element_table`."""
+    """Look up rho(g), (..., d, d), for elements (..., n, n) of a finite group, in `_element_table`."""
     group.check_shape(g)
     elements = group.elements(g.dtype, g.device).flatten(1)
     index = torch.cdist(g.flatten(-2).reshape(-1, elements.shape[1]), elements).argmin(dim=-1)
@@ -180,7 +180,7 @@ def _looked_up(group: Group, table: Tensor, g: Tensor) -> Tensor:
 
 
 def _exponentials(group: Group, generators: Tensor, discrete: Tensor, g: Tensor) -> Tensor:
-    """rho(g), (..., d, d) in the dtype of g, for SO(n) and O(n) with n = 2, 3.
+    """Compute rho(g), (..., d, d) in the dtype of g, for SO(n) and O(n) with n = 2, 3.
 
     A rotation exp(sum c_i A_i) acts by exp(sum c_i drho(A_i)); a reflection is the discrete generator times a rotation.
 
@@ -202,7 +202,7 @@ def _exponentials(group: Group, generators: Tensor, discrete: Tensor, g: Tensor)
 
 
 def _coordinates(group: Group, rotation: Tensor) -> Tensor:
-    """c (..., k) with R = exp(sum c_i A_i), for rotations (..., n, n) of the plane or of space."""
+    """Compute c (..., k) with R = exp(sum c_i A_i), for rotations (..., n, n) of the plane or of space."""
     if group.linear_dim == 2:
         return torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])[..., None] / group.algebra()[0, 1, 0]
     return rotation_vectors(rotation)

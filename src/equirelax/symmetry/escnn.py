@@ -1,4 +1,4 @@
-"""escnn's groups, elements and field types, converted. Nothing here imports escnn: its objects are met, or not.
+"""Convert escnn's groups, elements and field types. Nothing here imports escnn; objects are recognised by their classes.
 
 A gspace's fiber group becomes the group of matrices by which it acts on the base space: (2, 2) on the plane,
 coordinates x right, y up, origin at the centre of the grid, as everywhere in equirelax. escnn's default reflection is
@@ -33,18 +33,18 @@ def is_escnn(value: Any, name: str) -> bool:
 
 
 def element_matrix(space: Any, element: Any) -> Tensor:
-    """The matrix (n, n) by which an element, in escnn's own parametrisation, acts on the base space.
+    """Compute the matrix (n, n) by which an element, in escnn's own parametrisation, acts on the base space.
 
     Args:
-        space: a gspace. One without a base space lends its fiber group's defining action: turns and reflections
-            of the plane for cyclic and dihedral groups, of space for the others.
-        element: of the gspace's fiber group.
+        space: A gspace. Without a base space the fiber group's defining action is taken: rotations and reflections of
+            the plane for cyclic and dihedral groups, of space for the others.
+        element: An element of the gspace's fiber group.
     """
     return torch.as_tensor(_action(space)(element), dtype=torch.float64)
 
 
 def from_gspace(space: Any) -> Group:
-    """The group of matrices by which a gspace's fiber group acts on its base space.
+    """Convert a gspace's fiber group to the group of matrices by which it acts on the base space.
 
     Returns:
         Cyclic, Dihedral (where a reflection keeps the x axis), SO, O, or a finite MatrixGroup.
@@ -56,10 +56,10 @@ def from_gspace(space: Any) -> Group:
 
 
 def from_field_type(field_type: Any) -> Representation:
-    """How the fiber group of a field type acts on its channels, in escnn's channel order.
+    """Convert a field type to the representation of its fiber group on the channels, in escnn's order.
 
     Raises:
-        RepresentationError: as `from_gspace`, or where a representation's derivative is not found.
+        RepresentationError: as for `from_gspace`, or the derivative of a representation cannot be determined.
     """
     space = field_type.gspace
     conversion = _converted(space)
@@ -67,7 +67,7 @@ def from_field_type(field_type: Any) -> Representation:
 
 
 def from_representation(space: Any, representation: Any) -> Representation:
-    """One representation of a gspace's fiber group."""
+    """Convert one representation of a gspace's fiber group."""
     conversion = _converted(space)
     return Representation(conversion.group, [conversion.block(representation)])
 
@@ -76,7 +76,7 @@ _CONVERSIONS: dict[tuple[str, int], _Conversion] = {}
 
 
 def _converted(space: Any) -> _Conversion:
-    """The conversion of a gspace, made once. Not all of escnn's groups can be hashed, but each is made once only."""
+    """Return the conversion of a gspace, which is made once. Not all of escnn's groups can be hashed, but each exists once."""
     key = (str(space.name), id(space.fibergroup))
     if key not in _CONVERSIONS:
         _CONVERSIONS[key] = _Conversion(space)
@@ -84,7 +84,7 @@ def _converted(space: Any) -> _Conversion:
 
 
 def _action(space: Any) -> Any:
-    """The representation of the fiber group by which elements become matrices."""
+    """Return the representation of the fiber group by which elements become matrices."""
     if space.basespace_action is not None:
         return space.basespace_action
     fiber = space.fibergroup
@@ -111,7 +111,7 @@ def _turn(angle: float) -> Tensor:
 
 
 class _Conversion:
-    """A gspace's group as ours, with escnn's elements that stand for our elements or generators."""
+    """A gspace's group as one of ours, with the elements of escnn that stand for our elements or generators."""
 
     def __init__(self, space: Any) -> None:
         self.space, self.fiber = space, space.fibergroup
@@ -156,7 +156,7 @@ class _Conversion:
         return torch.as_tensor(self.action(element), dtype=torch.float64)
 
     def block(self, representation: Any) -> tuple[int, Block]:
-        """(copies, block) of a representation: a named block where it is one, else a `Custom`."""
+        """Convert a representation to (copies, block): a named block where it is one, else a `Custom`."""
         name = representation.name
         if name not in self._blocks:
             made = self._finite_block if self.group.order is not None else self._continuous_block
@@ -166,7 +166,7 @@ class _Conversion:
     # ---- finite groups --------------------------------------------------------------------------------------
 
     def _of(self, wanted: Tensor, representation: Any) -> Tensor:
-        """rho (count, d, d) of elements that are given as matrices (count, n, n)."""
+        """Compute rho (count, d, d) of elements that are given as matrices (count, n, n)."""
         index = torch.cdist(wanted.flatten(1), self.matrices.flatten(1)).argmin(dim=1)
         found = [
             torch.as_tensor(representation(self.elements[i]), dtype=torch.float64) for i in index.tolist()
@@ -192,7 +192,7 @@ class _Conversion:
     # ---- SO(n), O(n) ----------------------------------------------------------------------------------------
 
     def _element(self, matrix: Tensor) -> Any:
-        """escnn's element that acts by a given matrix (n, n)."""
+        """Return escnn's element that acts by a given matrix (n, n)."""
         flipped = float(torch.linalg.det(matrix)) < 0
         if matrix.shape[-1] == 3:
             rotation = (-matrix if flipped else matrix).numpy()
@@ -223,7 +223,7 @@ class _Conversion:
         return 1, Custom(self.group, drho, discrete if len(discrete) else None, name=_label(representation))
 
     def _derivative(self, representation: Any, basis: Tensor) -> Tensor:
-        """drho(A) = d/dt rho(exp(tA)) at t = 0, (d, d), exact to rounding.
+        """Compute drho(A) = d/dt rho(exp(tA)) at t = 0, (d, d), exactly to rounding.
 
         rho(exp(tA)) is a trigonometric polynomial; at n > 2 frequencies points its derivative is a sum of its values,
         `sum_j (-1)^j / (2 sin(t_j / 2)) rho(t_j)` up to sign, for odd n.
@@ -249,12 +249,12 @@ def _angle(rotation: Tensor) -> float:
 
 
 def _clean(matrices: Tensor) -> Tensor:
-    """Matrices with entries that are whole numbers up to rounding made whole: permutations then stay exact."""
+    """Round entries that are whole numbers up to rounding, so that permutations are exact."""
     whole = matrices.round()
     return torch.where((matrices - whole).abs() < 1e-12 * max(1, matrices.shape[-1]), whole, matrices)
 
 
 def _label(representation: Any) -> str:
-    """A name for tables and messages; escnn's names of sums list every summand."""
+    """Make a short name for tables and messages; escnn's names of sums list every summand."""
     name = str(representation.name)
     return f"escnn {name}" if len(name) <= 24 else f"escnn {name[:21]}..."

@@ -29,7 +29,7 @@ Entries = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class GridField(TensorAction):
-    """How a group of the plane acts on a tensor (..., channels, H, W), the feature field of a picture.
+    """How a group of the plane acts on a feature field (..., channels, H, W).
 
     Row 0 is the top, columns run to the right; coordinates have x to the right and y up, their origin is the centre of
     the grid. Turning by +90 degrees is ``torch.rot90(f, 1, (-2, -1))``, s = diag(1, -1) flips axis -2; the channels go
@@ -59,10 +59,13 @@ class GridField(TensorAction):
         return self.representation.dim
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
-        """g acting on fields x (..., dim, H, W): a tensor like x. Exact: pixels are moved, signs turned.
+        """Let g act on fields x (..., dim, H, W). It is exact: pixels are moved and signs are changed.
 
-        A single g is (2, 2). A batch (*b, 2, 2) acts element by element on the first axes of x, which must be of sizes
-        b (or b may hold ones). Any order of differentiation passes through.
+        A single g is (2, 2). A batch (*b, 2, 2) acts element by element on the first axes of x, which must have the sizes
+        b, where b may also hold ones. It can be differentiated any number of times.
+
+        Returns:
+            A tensor of the shape and dtype of x.
 
         Raises:
             RepresentationError: shapes do not fit; an element is not of the group, does not map the grid onto itself
@@ -96,7 +99,7 @@ class GridField(TensorAction):
         return moved[order.argsort()].reshape(x.shape)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """Nothing: (0, *x.shape). A grid can be moved by finitely many elements only, so there is no Lie derivative.
+        """Return an empty tensor (0, *x.shape): finitely many elements alone map a grid onto itself.
 
         Raises:
             RepresentationError: the group has a Lie algebra (SO(2), O(2)).
@@ -118,7 +121,7 @@ class GridField(TensorAction):
 
     @property
     def invariant(self) -> bool:
-        """Whether no element changes any field: only of the trivial group, as all others move the grid."""
+        """Whether every element leaves every field as it is: for the trivial group alone, as all others move the grid."""
         return self.group.order == 1
 
     @property
@@ -126,12 +129,12 @@ class GridField(TensorAction):
         return " on a grid"
 
     def spec(self) -> dict[str, Any]:
-        """Plain Python from which `from_spec` makes the field again (it can be written as JSON)."""
+        """Return plain Python values, fit for JSON, from which `from_spec` rebuilds the field."""
         return {"representation": self.representation.spec()}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> GridField:
-        """The field that `spec()` described.
+        """Build the field that `spec()` describes.
 
         Raises:
             RepresentationError: a key, group or block is unknown.
@@ -160,7 +163,7 @@ class GridField(TensorAction):
 
 
 def grid_entries(g: Tensor) -> list[Entries]:
-    """The elements (..., 2, 2) one after the other as whole numbers.
+    """Read the elements (..., 2, 2), one after the other, as whole numbers.
 
     Raises:
         RepresentationError: one does not map the square grid onto itself.
@@ -176,7 +179,7 @@ def grid_entries(g: Tensor) -> list[Entries]:
 
 
 def move_grid(element: Entries, x: Tensor) -> Tensor:
-    """f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`.
+    """Compute f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`.
 
     Raises:
         RepresentationError: g swaps x and y, and H != W.
@@ -225,7 +228,7 @@ def _channels(representation: Representation, element: Entries) -> tuple[Tensor 
 
 
 def _signed_permutation(block: Block, g: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(source, sign), both (d,) long, of rho(g) where it is one."""
+    """Read rho(g) as (source, sign), both (d,) long; None where it is no signed permutation."""
     matrix = block.matrix(g)
     if not bool(move_entries(matrix)):
         return None

@@ -14,7 +14,7 @@ from equirelax.symmetry.group import ELEMENT_LIMIT, Group, draw_device, empty
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Rotations of the plane by `angle` (...), in radians, counter-clockwise: (..., 2, 2)."""
+    """Build counter-clockwise rotations of the plane by `angle` (...), in radians: (..., 2, 2)."""
     c, s = angle.cos(), angle.sin()
     return torch.stack([torch.stack([c, -s], dim=-1), torch.stack([s, c], dim=-1)], dim=-2)
 
@@ -56,8 +56,9 @@ def _check_n(name: str, n: int) -> int:
 
 
 class Cyclic(_FiniteGroup, names=["C(n)"]):
-    """C_n, rotations of the plane by multiples of 2 pi / n: (2, 2) matrices. Elements in the order 1, r,
-    r^2, ...
+    """C_n, rotations of the plane by multiples of 2 pi / n: (2, 2) matrices.
+
+    Elements are in the order 1, r, r^2, ...
     """
 
     def __init__(self, n: int) -> None:
@@ -73,7 +74,7 @@ class Cyclic(_FiniteGroup, names=["C(n)"]):
 class Dihedral(_FiniteGroup, names=["D(n)"]):
     """D_n, the 2n symmetries of a regular n-gon: (2, 2) matrices.
 
-    Elements in the order 1, r, ..., r^(n-1), s, r s, ..., where s = diag(1, -1) reflects y. Generators: r, s.
+    Elements are in the order 1, r, ..., r^(n-1), s, r s, ..., where s = diag(1, -1) reflects y. Generators: r, s.
     """
 
     def __init__(self, n: int) -> None:
@@ -99,7 +100,7 @@ class Symmetric(_FiniteGroup, names=["S(n)"]):
         super().__init__(n, "S", n, math.factorial(n))
 
     def _matrices(self, images: Tensor) -> Tensor:
-        """Permutation matrices (..., n, n) of `images` (..., n): column i has its 1 in row images[i]."""
+        """Build permutation matrices (..., n, n) of `images` (..., n): column i has its 1 in row images[i]."""
         return torch.nn.functional.one_hot(images, self.n).to(torch.float64).mT
 
     def _elements(self) -> Tensor:

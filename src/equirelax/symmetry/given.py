@@ -1,4 +1,4 @@
-"""How a whole tensor transforms, in every form in which people give it."""
+"""Read how a whole tensor transforms, in every form in which it may be given."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ACCEPTED = f"{READABLE}, On(representation, axis) or GridField(representation)"
 
 
 def as_representation(value: Any, group: Group | None = None) -> Representation | TensorAction:
-    """What `value` says about how a tensor transforms.
+    """Read how a tensor transforms.
 
     Args:
         value: a `Representation`, an `On` or a `GridField`, which are returned as they are; irreps as text
             (`"2x0e+1x1o"`) or as e3nn's `Irreps`; or an escnn `FieldType`, which becomes a `GridField` where its group
             acts on the plane, and a `Representation` otherwise.
-        group: SO(3), O(3), SE(3) or E(3), of which irreps are to be; by default O(3). Other values have a group.
+        group: The group of irreps: SO(3), O(3), SE(3) or E(3); by default O(3). Other values have a group of their own.
 
     Raises:
         RepresentationError: `value` is something else, text that cannot be read, or irreps of another group.

@@ -1,4 +1,4 @@
-"""What a symmetry group is here: matrices, a Lie algebra, discrete generators, a way to draw elements."""
+"""Symmetry groups as matrices with a Lie algebra, discrete generators, and a way to draw elements."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Group(ABC):
     """A matrix group, given by its defining representation on column vectors.
 
     Elements are `(..., dim, dim)` float tensors. For SE(n) and E(n) they are homogeneous `(n+1, n+1)`
-    matrices `[[R, t], [0, 1]]`. Two groups are equal when their `spec()` is.
+    matrices `[[R, t], [0, 1]]`. Two groups are equal when their `spec()` are.
 
     Attributes:
-        name: as it is written, such as `SO(3)`.
+        name: the usual notation, such as `SO(3)`.
         dim: rows of an element.
         linear_dim: size of the linear part of an element: n for SE(n) and E(n), else `dim`.
         compact: whether `sample` draws from the Haar measure.
@@ -58,36 +58,36 @@ class Group(ABC):
 
     @abstractmethod
     def _algebra(self) -> Tensor:
-        """Basis (k, dim, dim) of the Lie algebra in float64."""
+        """Compute a basis (k, dim, dim) of the Lie algebra in float64."""
 
     @abstractmethod
     def _discrete(self) -> Tensor:
-        """Discrete generators (c, dim, dim) in float64."""
+        """Compute discrete generators (c, dim, dim) in float64."""
 
     @abstractmethod
     def _sample(self, count: int, generator: torch.Generator | None) -> Tensor:
-        """`count` elements in float64, on the generator's device."""
+        """Draw `count` elements in float64, on the generator's device."""
 
     @abstractmethod
     def _distance(self, g: Tensor) -> Tensor:
-        """How far float64 matrices (..., dim, dim) are from the group's equations: (...), 0 in the group."""
+        """Compute by how much float64 matrices (..., dim, dim) miss the group's equations: (...), 0 for elements."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Plain Python from which `Group.from_spec` makes the group again (it can be written as JSON)."""
+        """Return plain Python values, fit for JSON, from which `Group.from_spec` rebuilds the group."""
 
     def algebra(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
-        """Basis A_1..A_k of the Lie algebra, (k, dim, dim); k = 0 for a finite group."""
+        """Return a basis A_1..A_k of the Lie algebra, (k, dim, dim); k = 0 for a finite group."""
         with constants():
             return self._algebra().to(dtype=dtype, device=device)
 
     def discrete(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """What the Lie algebra cannot reach, (c, dim, dim).
+        """Return the discrete generators, which the Lie algebra does not reach, (c, dim, dim).
 
-        Generators of a finite group; for O(n) and E(n) one element of the component with determinant -1;
-        empty for a connected group. A map is equivariant exactly when it is to the algebra and to these.
+        A finite group's generators; for O(n) and E(n) one element with determinant -1; none for a connected group. A map
+        is equivariant exactly when it commutes with the Lie algebra and with these.
         """
         with constants():
             return self._discrete().to(dtype=dtype, device=device)
@@ -95,14 +95,14 @@ class Group(ABC):
     def identity(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """The neutral element, (dim, dim)."""
+        """Return the identity element, (dim, dim)."""
         return torch.eye(self.dim, dtype=dtype, device=device)
 
     def exp(self, coefficients: Tensor) -> Tensor:
-        """exp(sum_i c_i A_i), elements (..., dim, dim) near the identity, for coefficients (..., k).
+        """Compute the elements exp(sum_i c_i A_i), (..., dim, dim), for coefficients (..., k).
 
         Raises:
-            RepresentationError: the last axis is not k long.
+            RepresentationError: the last axis does not have length k.
         """
         basis = self.algebra(coefficients.dtype, coefficients.device)
         if coefficients.shape[-1] != len(basis):
@@ -122,8 +122,8 @@ class Group(ABC):
     ) -> Tensor:
         """Draw `count` independent elements, (count, dim, dim).
 
-        Compact groups: by Haar measure (uniform). The others from a bounded distribution that the class
-        describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
+        Elements of compact groups follow the Haar measure, which is uniform; those of other groups a bounded distribution
+        that the class describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
         elements in every dtype.
 
         Raises:
@@ -135,9 +135,9 @@ class Group(ABC):
             return self._sample(count, generator).to(dtype=dtype, device=device)
 
     def contains(self, g: Tensor, atol: float | None = None) -> Tensor:
-        """Which of the matrices `g` (..., dim, dim) are elements, within `atol`: bool (...).
+        """Check which of the matrices `g` (..., dim, dim) are elements of the group, within `atol`: bool (...).
 
-        The default tolerance is 1e-9 in float64 and 1e-4 in float32, on the entries of the group's equations.
+        The default tolerance for the entries of the group's equations is 1e-9 in float64 and 1e-4 in float32.
         """
         self.check_shape(g)
         tolerance = self.tolerances.get(g.dtype, 1e-2) if atol is None else atol
@@ -168,24 +168,24 @@ class Group(ABC):
             )
 
     def linear_part(self, g: Tensor) -> Tensor:
-        """How `g` acts on differences of positions: its first linear_dim rows and columns."""
+        """Return how `g` acts on differences of positions: its first linear_dim rows and columns."""
         self.check_shape(g)
         return g[..., : self.linear_dim, : self.linear_dim]
 
     def translation_part(self, g: Tensor) -> Tensor | None:
-        """The translation (..., n) of an element of SE(n) or E(n); None for a group that has none."""
+        """Return the translation (..., n) of an element of SE(n) or E(n); None for a group without translations."""
         self.check_shape(g)
         return None if self.dim == self.linear_dim else g[..., : self.linear_dim, self.linear_dim]
 
     def inverse(self, g: Tensor) -> Tensor:
-        """g^-1 for elements (..., dim, dim), differentiable."""
+        """Compute g^-1 for elements (..., dim, dim), differentiably."""
         self.check_shape(g)
         return torch.linalg.inv(g)
 
     def elements(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """All elements of a finite group, identity first, (order, dim, dim).
+        """Return all elements of a finite group, identity first, (order, dim, dim).
 
         Raises:
             RepresentationError: the group is infinite.
@@ -205,7 +205,7 @@ class Group(ABC):
 
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> Group:
-        """The group that `spec()` described.
+        """Build the group that `spec()` describes.
 
         Raises:
             RepresentationError: the type is unknown or the arguments do not fit it.
@@ -227,7 +227,7 @@ class Group(ABC):
 
     @staticmethod
     def from_name(name: str) -> Group:
-        """The group called `name`: `SO(3)` or `SO3`, `O(2)`, `SE(3)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`, `Lorentz`.
+        """Build the group called `name`: `SO(3)` or `SO3`, `O(2)`, `SE(3)`, `E(3)`, `C4`, `D4`, `S5`, `Scaling`, `Lorentz`.
 
         Raises:
             RepresentationError: no group has this name.
@@ -244,12 +244,12 @@ class Group(ABC):
 
     @cached_property
     def algebra_dim(self) -> int:
-        """k, the dimension of the Lie algebra."""
+        """The dimension k of the Lie algebra."""
         return len(self.algebra())
 
     @cached_property
     def discrete_count(self) -> int:
-        """c, how many discrete generators there are."""
+        """The number c of discrete generators."""
         return len(self.discrete())
 
     @cached_property
@@ -268,7 +268,7 @@ class Group(ABC):
 
 @contextlib.contextmanager
 def constants() -> Iterator[None]:
-    """For making constants that outlive the call: plain tensors on the CPU, whatever the surroundings.
+    """Make tensors within this block that outlive the call: plain ones on the CPU, whatever the surroundings.
 
     A tensor made in inference mode could never again take part in a backward pass, and one made under
     `with torch.device("meta")` would hold no numbers.
@@ -278,9 +278,9 @@ def constants() -> Iterator[None]:
 
 
 def closure(generators: Tensor, limit: int) -> Tensor | None:
-    """All products of the `generators` (c, n, n), identity first: (order, n, n), or None past `limit`.
+    """Compute all products of the `generators` (c, n, n), identity first: (order, n, n), or None for more than `limit`.
 
-    Breadth-first, so that one generator r gives 1, r, r^2, ... in this order.
+    The search is breadth-first, so that one generator r gives 1, r, r^2, ... in this order.
     """
     size = generators.shape[-1]
     found = torch.zeros(limit + 1, size, size, dtype=torch.float64)
@@ -300,29 +300,29 @@ def closure(generators: Tensor, limit: int) -> Tensor | None:
 
 
 def empty(dim: int) -> Tensor:
-    """No matrices of size `dim`: (0, dim, dim) in float64."""
+    """Make an empty stack of matrices, (0, dim, dim), in float64."""
     return torch.zeros(0, dim, dim, dtype=torch.float64)
 
 
 def orthogonality_error(r: Tensor) -> Tensor:
-    """Largest entry of |R^T R - 1| for matrices (..., n, n): (...)."""
+    """Compute the largest entry of |R^T R - 1| for matrices (..., n, n): (...)."""
     identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
     return (r.mT @ r - identity).abs().amax(dim=(-2, -1))
 
 
 def draw_device(generator: torch.Generator | None) -> torch.device:
-    """Where numbers of `generator` are drawn."""
+    """Return the device on which numbers of `generator` are drawn."""
     return torch.device("cpu") if generator is None else generator.device
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    """Uniform float64 numbers in [low, high)."""
+    """Draw uniform float64 numbers in [low, high)."""
     device = draw_device(generator)
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=device) * (high - low) + low
 
 
 def haar_orthogonal(count: int, n: int, generator: torch.Generator | None, *, special: bool) -> Tensor:
-    """Haar-distributed elements of O(n), or of SO(n) if `special`: (count, n, n) in float64.
+    """Draw Haar-distributed elements of O(n), or of SO(n) if `special`: (count, n, n) in float64.
 
     QR of a Gaussian matrix with the diagonal of R made positive (Mezzadri 2007); for SO(n) the first column
     of a matrix with determinant -1 is negated, which maps the Haar measure of that component onto SO(n)'s.

@@ -17,9 +17,9 @@ RANK_TOLERANCE = 1e-8
 
 
 def hom_basis(block_in: Block, block_out: Block) -> Tensor:
-    """Orthonormal (Frobenius) basis of the equivariant maps between two blocks, (b, d_out, d_in), float64.
+    """Compute an orthonormal (Frobenius) basis of the equivariant maps between two blocks, (b, d_out, d_in), float64.
 
-    The null space of W -> drho_out(A_i) W - W drho_in(A_i) and of W -> rho_out(g_j) W - W rho_in(g_j) for the
+    It spans the null space of W -> drho_out(A_i) W - W drho_in(A_i) and of W -> rho_out(g_j) W - W rho_in(g_j) for the
     discrete generators g_j. This holds for any group, compact or not, and needs no invariant inner product.
 
     Raises:
@@ -68,7 +68,7 @@ def _null_space(block_in: Block, block_out: Block) -> Tensor:
 
 
 def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
-    """The equivariant map nearest to W (out_rep.dim, in_rep.dim) in the Frobenius norm: the same shape.
+    """Project W (out_rep.dim, in_rep.dim) to the nearest equivariant map in the Frobenius norm, of the same shape.
 
     Block by block: W between copy u of an input block and copy v of an output block is replaced by
     sum_b <W_vu, Q_b> Q_b with Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.

@@ -74,7 +74,7 @@ _ROTATION_GENERATORS: dict[int, Tensor] = {}
 
 
 def rotation_generators(l: int) -> Tensor:  # noqa: E741
-    """drho^l of the rotations about x, y, z in e3nn's real basis, (3, 2l+1, 2l+1) in float64.
+    """Compute drho^l of the rotations about x, y, z in e3nn's real basis, (3, 2l+1, 2l+1), in float64.
 
     e3nn gives them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in
     exact arithmetic (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m =
@@ -94,7 +94,7 @@ def rotation_generators(l: int) -> Tensor:  # noqa: E741
 
 
 def differences_of_turns(l: int, angle: float = 1e-3) -> Tensor:  # noqa: E741
-    """The same to a few digits by central differences, for e3nn 0.4, which gives no generators: (3, 2l+1, 2l+1)."""
+    """Compute `rotation_generators` to a few digits by central differences, for e3nn 0.4, which has no generators."""
     from e3nn import o3
 
     ahead, back = torch.tensor(angle, dtype=torch.float64), torch.tensor(-angle, dtype=torch.float64)
@@ -113,12 +113,12 @@ def is_irreps(value: Any) -> bool:
 
 
 def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representation:
-    """The representation of `irreps` such as `32x0e+32x1o`; degrees above 1 need e3nn.
+    """Build the representation of `irreps` such as `32x0e+32x1o`; degrees above 1 need e3nn.
 
     Args:
         irreps: terms `<multiplicity>x<degree><parity>` joined by `+`, with parity `e` (even), `o` (odd) or `y` (that of
             the spherical harmonics, (-1)^degree), the multiplicity 1 where it is left out; or e3nn's `Irreps`.
-        group: O(3) by default; parity does nothing under SO(3) and SE(3), translations never do anything.
+        group: O(3) by default, SO(3), SE(3) or E(3). Parity has no effect under SO(3) and SE(3); translations never have one.
 
     Raises:
         RepresentationError: the irreps cannot be read, the group has no such irreps, or e3nn is missing for a degree
@@ -137,7 +137,7 @@ _TERM = re.compile(r"(?:(\d+)\s*x\s*)?(\d+)\s*([eoy])")
 
 
 def _terms(irreps: str | Irreps) -> list[tuple[int, int, int]]:
-    """(multiplicity, degree, parity) of every term."""
+    """Read (multiplicity, degree, parity) of every term."""
     text = str(irreps)
     found = [] if not text.strip() else [_TERM.fullmatch(term.strip()) for term in text.split("+")]
     terms = []

@@ -27,7 +27,7 @@ TOLERANCE = 1e-9
 
 
 def move_entries(matrices: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """Which matrices (..., n, n) move entries up to sign: of 0, 1 and -1, one in each row and column. bool (...)."""
+    """Check which matrices (..., n, n) are signed permutations, with one 1 or -1 in each row and column: bool (...)."""
     rounded = matrices.round()
     one_each = ((rounded.abs().sum(dim=axis) == 1).all(dim=-1) for axis in (-2, -1))
     close = (matrices - rounded).abs().amax(dim=(-2, -1)) <= tolerance
@@ -40,7 +40,7 @@ def maps_grid(g: Tensor) -> bool:
 
 
 def offset_permutation(g: Tensor, size: int) -> Tensor:
-    """Where `g` (2, 2) moves each of the size^2 offsets of a kernel: entry d holds the index of g d (row by row), long.
+    """Compute where `g` (2, 2) moves each of the size^2 offsets of a kernel: entry d holds the index of g d, row by row.
 
     Raises:
         RepresentationError: g does not map the grid onto itself.
@@ -71,7 +71,7 @@ def check_planar(group: Group, what: str) -> None:
 
 
 def signed_permutations(block: Block) -> tuple[Tensor, Tensor]:
-    """For every element g and entry i of a block: (image, sign) with rho(g) e_i = sign e_image, (order, d) long each.
+    """Compute (image, sign) with rho(g) e_i = sign e_image for every element g and entry i of a block, (order, d) long each.
 
     Raises:
         RepresentationError: some rho(g) is not such a matrix (the vectors of C8, irreps of other bases).
@@ -102,7 +102,7 @@ class Orbits:
 
 
 def kernel_orbits(block_in: Block, block_out: Block, size: int) -> Orbits:
-    """The orbits of the entries of a kernel (d_out, d_in, size, size) under the group.
+    """Compute the orbits of the entries of a kernel (d_out, d_in, size, size) under the group.
 
     Raises:
         RepresentationError: the blocks are of different groups, or do not move entries up to sign, or the group does
@@ -133,7 +133,7 @@ def kernel_orbits(block_in: Block, block_out: Block, size: int) -> Orbits:
 
 
 def is_permutation(representation: Representation) -> bool:
-    """Whether every element only moves entries, without signs: trivial and regular blocks."""
+    """Whether every element permutes entries without signs, as of trivial and regular blocks."""
     try:
         return all(bool((signed_permutations(block)[1] > 0).all()) for _, block in representation.blocks)
     except RepresentationError:

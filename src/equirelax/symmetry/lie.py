@@ -14,7 +14,7 @@ from equirelax.symmetry.group import Group, empty, haar_orthogonal, orthogonalit
 
 
 def rotation_algebra(n: int) -> Tensor:
-    """Basis of so(n), (n(n-1)/2, n, n) in float64.
+    """Compute a basis of so(n), (n(n-1)/2, n, n), in float64.
 
     n = 3: rotations about x, y, z, with [A_x, A_y] = A_z. Otherwise one rotation of axis i towards axis j
     for every i < j.
@@ -29,8 +29,9 @@ def rotation_algebra(n: int) -> Tensor:
 
 
 def reflection(n: int) -> Tensor:
-    """An element of O(n) with determinant -1, (n, n): the inversion -1 for odd n, else the first axis
-    negated.
+    """Return an element of O(n) with determinant -1, (n, n).
+
+    This is the inversion -1 for odd n, else the reflection that negates the first axis.
     """
     if n % 2:
         return -torch.eye(n, dtype=torch.float64)
@@ -40,7 +41,7 @@ def reflection(n: int) -> Tensor:
 
 
 def homogeneous(linear: Tensor, translation: Tensor | None = None, corner: float = 1.0) -> Tensor:
-    """(..., n+1, n+1) matrices [[linear, translation], [0, corner]] from (..., n, n) and (..., n)."""
+    """Build (..., n+1, n+1) matrices [[linear, translation], [0, corner]] from (..., n, n) and (..., n)."""
     n = linear.shape[-1]
     out = linear.new_zeros((*linear.shape[:-2], n + 1, n + 1))
     out[..., :n, :n] = linear
@@ -57,7 +58,7 @@ def _check_size(name: str, n: int, least: int) -> int:
 
 
 class _RotationGroup(Group):
-    """What SO(n), O(n), SE(n) and E(n) share."""
+    """Base class of SO(n), O(n), SE(n) and E(n)."""
 
     least_n = 1
     has_reflections = False

@@ -22,14 +22,13 @@ class MatrixGroup(Group):
         generators: basis (k, n, n) of the Lie algebra, linearly independent; k = 0 (or None) for a discrete
         group.
         discrete: (c, n, n) invertible elements that the algebra does not reach, or None.
-        name: as it should be written in reports.
-        compact: whether the group is compact. This is believed, not checked.
+        name: for tables and messages.
+        compact: whether the group is compact. This is not checked.
 
-    Sampling: a finite group uniformly. A group with an algebra: the product of exponentials exp(sum c_i
-    A_i), with a random power of a discrete generator between them. `compact=False`: one exponential, c
-    uniform in [-1, 1], and at most one discrete factor. `compact=True`: a walk of 24 such steps with c
-    uniform in [-pi, pi]; its distribution tends to the Haar measure geometrically but is not exactly it. Use
-    SO(n) or O(n), which are exact, where they apply.
+    A finite group is sampled uniformly. For a group with a Lie algebra a sample is a product of exponentials
+    exp(sum c_i A_i), each after the identity or a random discrete element: one exponential with c uniform in [-1, 1] where
+    `compact` is False, and 24 with c uniform in [-pi, pi] where it is True. The latter's distribution tends to the Haar
+    measure geometrically, but is not exactly it. Use SO(n) and O(n), which are exact, where they apply.
 
     Raises:
         RepresentationError: shapes do not fit, entries are not finite, the algebra's basis is dependent or
@@ -147,7 +146,7 @@ def _matrices(value: Matrices | None, label: str) -> Tensor | None:
 
 
 def structure_constants(basis: Tensor, name: str) -> Tensor:
-    """c (k, k, k) with [A_i, A_j] = sum_m c_ijm A_m, for a basis (k, n, n) in float64.
+    """Compute c (k, k, k) with [A_i, A_j] = sum_m c_ijm A_m, for a basis (k, n, n) in float64.
 
     Raises:
         RepresentationError: the span of `basis` is not closed under the commutator.

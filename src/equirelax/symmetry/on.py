@@ -1,4 +1,4 @@
-"""How a whole tensor transforms: a representation on one of its axes, or (``fields.py``) on a grid of pixels."""
+"""How a whole tensor transforms: by a representation on one of its axes or on two, or (`fields.py`) on a grid of pixels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from equirelax.symmetry.representation import Representation
 
 
 class TensorAction(ABC):
-    """What a `Representation` does to a tensor with more axes than its own.
+    """How a group acts on a tensor that has more axes than its representation.
 
     Attributes:
-        representation: what acts on one feature vector.
+        representation: how the group acts on one feature vector.
     """
 
     representation: Representation
@@ -30,7 +30,7 @@ class TensorAction(ABC):
 
     @abstractmethod
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
-        """rho(g) x, like x: for one g (n, n), or a batch (b, n, n) along the first axis of x.
+        """Compute rho(g) x, of the shape of x, for one g (n, n) or a batch (b, n, n) along the first axis of x.
 
         Raises:
             RepresentationError: shapes do not fit.
@@ -38,11 +38,11 @@ class TensorAction(ABC):
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
-        """d/dt of exp(t A_i) acting on x, at t = 0, for the basis A_1..A_k of the Lie algebra: (k, *x.shape)."""
+        """Compute d/dt of exp(t A_i) acting on x, at t = 0, for the basis A_1..A_k of the Lie algebra: (k, *x.shape)."""
 
     @abstractmethod
     def mismatch(self, shape: Sequence[int]) -> str:
-        """What is wrong with a tensor of this shape, in words, and what to do; empty where it fits."""
+        """Say what is wrong with a tensor of this shape, and what to do; empty where the shape fits."""
 
     @abstractmethod
     def moves(self, axis: int, dims: int) -> bool:
@@ -50,12 +50,12 @@ class TensorAction(ABC):
 
     @property
     def invariant(self) -> bool:
-        """Whether no element changes any tensor."""
+        """Whether every element leaves every tensor as it is."""
         return self.representation.invariant
 
     @property
     def where(self) -> str:
-        """Where in the tensor, for people: a phrase with a blank before it, or nothing for the last axis."""
+        """Where in the tensor it acts, for messages: a phrase with a blank before it; empty for the last axis."""
         return ""
 
 
@@ -95,7 +95,7 @@ class On(TensorAction):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axis, or both."""
+        """The axis as a tuple of one, or both axes."""
         return tuple(self.axis) if isinstance(self.axis, tuple) else (self.axis,)
 
     @property

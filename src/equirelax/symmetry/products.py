@@ -1,8 +1,7 @@
-"""Products of a block's generators or discrete elements with wide matrices, for all multiplicities at once.
+"""Products of a block's generators or discrete elements with wide matrices, for all copies at once.
 
-Everywhere M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and a feature has index u d
-+ i. These run in every training step, so each is one batched product without a Python loop over copies or
-matrices.
+M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and entry i of copy u has index u d + i. These run in
+every training step, so each is one batched product without a Python loop over copies or matrices.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ TILE = 24
 
 
 def _tile(mul: int, dim: int) -> int:
-    """The largest number of copies that divides `mul` and keeps a tile at most TILE wide (at least 1)."""
+    """Choose the largest number of copies that divides `mul` and keeps a tile at most TILE wide (at least 1)."""
     return max((t for t in range(1, min(mul, TILE // dim) + 1) if mul % t == 0), default=1)
 
 
 def columns(block: Block, mul: int, x: Tensor, kind: Kind) -> Tensor:
-    """(1 (x) M_c) x for x (mul d, m): (c, mul d, m)."""
+    """Compute (1 (x) M_c) x for x (mul d, m): (c, mul d, m)."""
     d, m = block.dim, x.shape[-1]
     if d == 1:
         return block.stacked(kind, x.dtype, x.device).unsqueeze(-1) * x
@@ -33,7 +32,7 @@ def columns(block: Block, mul: int, x: Tensor, kind: Kind) -> Tensor:
 
 
 def columns_adjoint(block: Block, mul: int, y: Tensor, kind: Kind) -> Tensor:
-    """sum_c (1 (x) M_c)^T y_c for y (c, mul d, m): (mul d, m)."""
+    """Compute sum_c (1 (x) M_c)^T y_c for y (c, mul d, m): (mul d, m)."""
     count, d, m = y.shape[0], block.dim, y.shape[-1]
     stack = block.stacked(kind, y.dtype, y.device)
     if d == 1:
@@ -43,7 +42,7 @@ def columns_adjoint(block: Block, mul: int, y: Tensor, kind: Kind) -> Tensor:
 
 
 def rows(block: Block, mul: int, x: Tensor, kind: Kind, *, transposed: bool) -> Tensor:
-    """x (1 (x) M_c), or with M_c^T if `transposed`, for x (m, mul d): (c, m, mul d)."""
+    """Compute x (1 (x) M_c), or with M_c^T if `transposed`, for x (m, mul d): (c, m, mul d)."""
     d = block.dim
     if d == 1:
         return block.stacked(kind, x.dtype, x.device).unsqueeze(-1) * x
@@ -54,7 +53,7 @@ def rows(block: Block, mul: int, x: Tensor, kind: Kind, *, transposed: bool) -> 
 
 
 def rows_adjoint(block: Block, mul: int, y: Tensor, kind: Kind) -> Tensor:
-    """sum_c y_c (1 (x) M_c)^T for y (c, m, mul d): (m, mul d)."""
+    """Compute sum_c y_c (1 (x) M_c)^T for y (c, m, mul d): (m, mul d)."""
     d = block.dim
     if d == 1:
         return (block.stacked(kind, y.dtype, y.device).unsqueeze(-1) * y).sum(dim=0)

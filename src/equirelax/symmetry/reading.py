@@ -1,6 +1,4 @@
-"""Representations of one feature vector as people have them at hand: ours, irreps as text or of e3nn, field types of
-escnn.
-"""
+"""Read representations of one feature vector: ours, irreps as text or of e3nn, field types of escnn."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ READABLE = "a Representation, irreps as text such as '2x0e+1x1o', e3nn Irreps or
 
 
 def read_representation(value: Any, group: Group | None = None, accepted: str = READABLE) -> Representation:
-    """The representation that `value` stands for; irreps are of `group`, by default O(3).
+    """Read the representation that `value` stands for; irreps are of `group`, by default O(3).
 
     Raises:
-        RepresentationError: it is something else, or cannot be read; the message lists what is `accepted`.
+        RepresentationError: it is none of these, or cannot be read; the message lists what is `accepted`.
     """
     if isinstance(value, Representation):
         return value

@@ -1,4 +1,4 @@
-"""How a group acts on a feature vector: direct sums of multiples of blocks, kept as blocks."""
+"""How a group acts on a feature vector: direct sums of blocks with multiplicities, and their tensor products."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Representation:
         group: the group that acts.
         blocks: pairs (multiplicity, block).
         dim: length of a feature vector.
-        linear: False if a block is affine (positions).
-        invariant: whether no element moves any vector.
+        linear: whether no block is affine (positions).
+        invariant: whether every element leaves every vector as it is.
     """
 
     def __init__(self, group: Group, blocks: Sequence[tuple[int, Block]]) -> None:
-        """Put `blocks` one after the other.
+        """Build the direct sum of `blocks`, in this order.
 
         Raises:
             RepresentationError: a multiplicity is not a whole number >= 0, or a block is of another group.
@@ -63,19 +63,19 @@ class Representation:
         self._slices = tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
 
     def slices(self) -> tuple[slice, ...]:
-        """Where each block lies in the feature vector, in the order of `blocks`."""
+        """Return where each block lies in the feature vector, in the order of `blocks`."""
         return self._slices
 
     # ---- making new ones -----------------------------------------------------------------------------------
 
     def __add__(self, other: Representation) -> Representation:
-        """Direct sum: the features of self, then those of `other`."""
+        """Build the direct sum: the features of self, then those of `other`."""
         if not isinstance(other, Representation):
             return NotImplemented
         return Representation(self.group, self.blocks + other.blocks)
 
     def __rmul__(self, copies: int) -> Representation:
-        """`copies` of the whole feature vector, one after the other."""
+        """Build `copies` of the whole feature vector, one after the other."""
         if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
             raise RepresentationError(
                 f"A representation is multiplied by a whole number >= 0, got {copies!r}."
@@ -85,7 +85,7 @@ class Representation:
         return Representation(self.group, self.blocks * copies)
 
     def tensor(self, other: Representation) -> Representation:
-        """Tensor product; entry (i, j) lies at i * other.dim + j (row-major Kronecker product).
+        """Build the tensor product, whose entry (i, j) lies at i * other.dim + j (row-major Kronecker product).
 
         Raises:
             RepresentationError: the groups differ, or one of the two is affine.
@@ -112,14 +112,14 @@ class Representation:
         return Representation(self.group, out)
 
     def linear_part(self) -> Representation:
-        """The same with positions replaced by vectors: how differences of such features transform."""
+        """Replace positions by vectors: the result is how differences of such features transform."""
         blocks = [(copies, b if b.linear else Vector(self.group)) for copies, b in self.blocks]
         return Representation(self.group, blocks)
 
     # ---- elements ------------------------------------------------------------------------------------------
 
     def matrix(self, g: Tensor) -> Tensor:
-        """rho(g), (..., dim, dim), for elements g (..., n, n).
+        """Compute rho(g), (..., dim, dim), for elements g (..., n, n).
 
         Raises:
             RepresentationError: g has the wrong shape, or the representation is affine (use `apply`).
@@ -129,10 +129,13 @@ class Representation:
         return self._dense(lambda block: block.matrix(g), g.new_zeros((*g.shape[:-2], self.dim, self.dim)))
 
     def apply(self, g: Tensor, x: Tensor, axis: int = -1) -> Tensor:
-        """g acting on features x whose `axis` has length dim: a tensor like x. Affine representations too.
+        """Let g act on features x whose `axis` has length dim; affine representations are allowed.
 
-        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x (with `axis`
-        left out), which must be of sizes b (or b may hold ones).
+        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x, `axis` not counted; these
+        must have the sizes b, where b may also hold ones.
+
+        Returns:
+            A tensor of the shape and dtype of x.
 
         Raises:
             RepresentationError: shapes do not fit, or x is not floating point although it changes.
@@ -171,14 +174,14 @@ class Representation:
     def generators(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """drho(A_i) as dense matrices, (k, dim, dim); of an affine representation its linear part."""
+        """Compute drho(A_i) as dense matrices, (k, dim, dim); for an affine representation its linear part."""
         out = torch.zeros(self.group.algebra_dim, self.dim, self.dim, dtype=dtype, device=device)
         return self._dense(lambda block: block.generators(dtype, out.device), out)
 
     def discrete(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """rho of the discrete generators as dense matrices, (c, dim, dim); affine: the linear part."""
+        """Compute rho of the discrete generators as dense matrices, (c, dim, dim); for an affine one its linear part."""
         out = torch.zeros(self.group.discrete_count, self.dim, self.dim, dtype=dtype, device=device)
         return self._dense(lambda block: block.discrete(dtype, out.device), out)
 
@@ -192,9 +195,9 @@ class Representation:
     # ---- products with the Lie algebra and the discrete elements -------------------------------------------
 
     def derivative(self, x: Tensor, axis: int = -1) -> Tensor:
-        """d/dt of exp(t A_i) acting on x, at t = 0, for every basis element: (k, *x.shape).
+        """Compute d/dt of exp(t A_i) acting on x, at t = 0, for every basis element: (k, *x.shape).
 
-        drho(A_i) x for a linear block, drho(A_i) x + a_i for an affine one, whose a_i is the velocity of the
+        This is drho(A_i) x for a linear block, and drho(A_i) x + a_i for an affine one, where a_i is the velocity of the
         translation.
         """
         features = self._features_last(x, axis)
@@ -211,35 +214,35 @@ class Representation:
         return out.reshape(k, *features.shape).movedim(-1, axis if axis < 0 else axis + 1)
 
     def left(self, weight: Tensor) -> Tensor:
-        """drho(A_i) @ W for W (dim, m): (k, dim, m)."""
+        """Compute drho(A_i) @ W for W (dim, m): (k, dim, m)."""
         return self._left(weight, "generators")
 
     def right(self, weight: Tensor) -> Tensor:
-        """W @ drho(A_i) for W (m, dim): (k, m, dim)."""
+        """Compute W @ drho(A_i) for W (m, dim): (k, m, dim)."""
         return self._right(weight, "generators")
 
     def left_transposed(self, stack: Tensor) -> Tensor:
-        """sum_i drho(A_i)^T @ M_i for M (k, dim, m): (dim, m), the adjoint of `left`."""
+        """Compute sum_i drho(A_i)^T @ M_i for M (k, dim, m): (dim, m), the adjoint of `left`."""
         return self._left_transposed(stack, "generators")
 
     def right_transposed(self, stack: Tensor) -> Tensor:
-        """sum_i M_i @ drho(A_i)^T for M (k, m, dim): (m, dim), the adjoint of `right`."""
+        """Compute sum_i M_i @ drho(A_i)^T for M (k, m, dim): (m, dim), the adjoint of `right`."""
         return self._right_transposed(stack, "generators")
 
     def discrete_left(self, weight: Tensor) -> Tensor:
-        """rho(g_j) @ W for the discrete generators g_j and W (dim, m): (c, dim, m)."""
+        """Compute rho(g_j) @ W for the discrete generators g_j and W (dim, m): (c, dim, m)."""
         return self._left(weight, "discrete")
 
     def discrete_right(self, weight: Tensor) -> Tensor:
-        """W @ rho(g_j) for W (m, dim): (c, m, dim)."""
+        """Compute W @ rho(g_j) for the discrete generators g_j and W (m, dim): (c, m, dim)."""
         return self._right(weight, "discrete")
 
     def discrete_left_transposed(self, stack: Tensor) -> Tensor:
-        """sum_j rho(g_j)^T @ M_j for M (c, dim, m): (dim, m), the adjoint of `discrete_left`."""
+        """Compute sum_j rho(g_j)^T @ M_j for M (c, dim, m): (dim, m), the adjoint of `discrete_left`."""
         return self._left_transposed(stack, "discrete")
 
     def discrete_right_transposed(self, stack: Tensor) -> Tensor:
-        """sum_j M_j @ rho(g_j)^T for M (c, m, dim): (m, dim), the adjoint of `discrete_right`."""
+        """Compute sum_j M_j @ rho(g_j)^T for M (c, m, dim): (m, dim), the adjoint of `discrete_right`."""
         return self._right_transposed(stack, "discrete")
 
     def _left(self, weight: Tensor, kind: Kind) -> Tensor:
@@ -289,8 +292,8 @@ class Representation:
     def _check_linear(self, what: str) -> None:
         if not self.linear:
             raise RepresentationError(
-                f"{self} holds positions, on which translations act by adding: there is no such thing as "
-                f"{what} of it. Use apply() and derivative(), or linear_part() for differences of positions."
+                f"{self} holds positions, on which translations act by adding, so {what} of it does not exist. "
+                "Use apply() and derivative(), or linear_part() for differences of positions."
             )
 
     def _check_weight(
@@ -317,16 +320,16 @@ class Representation:
     # ---- plain data ----------------------------------------------------------------------------------------
 
     def block_specs(self) -> list[list[Any]]:
-        """[multiplicity, spec of the block], in plain Python."""
+        """Return [multiplicity, spec of the block] for every block, as plain Python values."""
         return [[multiplicity, block.spec()] for multiplicity, block in self.blocks]
 
     def spec(self) -> dict[str, Any]:
-        """Plain Python from which `from_spec` makes the representation again (it can be written as JSON)."""
+        """Return plain Python values, fit for JSON, from which `from_spec` rebuilds the representation."""
         return {"group": self.group.spec(), "blocks": self.block_specs()}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Representation:
-        """The representation that `spec()` described.
+        """Build the representation that `spec()` describes.
 
         Raises:
             RepresentationError: a key, group or block is unknown.
@@ -339,11 +342,11 @@ class Representation:
 
     @classmethod
     def from_block_specs(cls, group: Group, specs: Sequence[Sequence[Any]]) -> Representation:
-        """The representation of `group` that `block_specs()` described."""
+        """Build the representation of `group` that `block_specs()` describes."""
         return cls(group, [(multiplicity, block_from_spec(group, spec)) for multiplicity, spec in specs])
 
     def label(self) -> str:
-        """The blocks without the group: `32x0e+32x1o`."""
+        """Return the blocks without the group, such as `32x0e+32x1o`."""
         return "+".join(f"{multiplicity}x{block.name}" for multiplicity, block in self.blocks) or "0"
 
     def __eq__(self, other: object) -> bool:
@@ -405,7 +408,7 @@ class TensorProduct(Block):
 
 
 def _joined(parts: list[Tensor], axis: int, weight: Tensor, count: int) -> Tensor:
-    """The blocks' products put together; empty, with the right shape, for a representation of size 0."""
+    """Concatenate the blocks' products; empty, with the right shape, for a representation of size 0."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, dim=axis) if parts else weight.new_zeros(count, *weight.shape)
