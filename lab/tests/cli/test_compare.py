@@ -136,6 +136,19 @@ def test_flags_are_settings_of_all_runs_of_one_method_or_of_the_machine(compared
     assert not study.share_cores
     (run,) = compared("nbody", "--methods", "scheduled", "--seeds", "1", "--schedule", "cosine").values()
     assert run["schedule"] == "cosine", "not that of gamma, strength.schedule"
+    words = [
+        "nbody",
+        "--methods",
+        "strict,scheduled",
+        "--seeds",
+        "1",
+        "--residual.kind",
+        "mlp",
+        "--scheduled.residual.hidden=8",
+    ]
+    kinds = {run["method"]: run["residual"] for run in compared(*words).values()}
+    assert [kinds[method]["kind"] for method in ("strict", "scheduled")] == ["mlp", "mlp"]
+    assert kinds["scheduled"]["hidden"] == 8
 
 
 def test_a_file_of_settings_may_name_the_recipe(compared: Any, tmp_path: Path) -> None:

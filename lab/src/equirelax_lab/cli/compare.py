@@ -68,7 +68,9 @@ def main(words: Sequence[str]) -> int:
     begun = _begun(benchmark, models, methods, known) if known.config else {}
     # Flags are read with the settings of the first run that they concern; that all others have them is checked later.
     configs = {
-        (model, method): begun.get((model, method)) or defaults(benchmark, model, method)
+        (model, method): options.with_kind(
+            begun.get((model, method)) or defaults(benchmark, model, method), common
+        )
         for model in models
         for method in methods
     }
@@ -163,6 +165,7 @@ def _given(config: RunConfig, words: Sequence[str]) -> tuple[dict[str, Any], Mac
         config: A run that has the settings.
         words: Flags of settings and of the machine.
     """
+    config = options.with_kind(config, words)
     parser = options.parser(["compare", config.benchmark], "")
     options.add_settings(parser, config)
     options.add_machine(parser)

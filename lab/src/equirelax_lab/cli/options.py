@@ -147,7 +147,7 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
     """The settings before flags: the recipe's, changed by the file of --config."""
-    given = peek(words, "config", "model", "method", "recipe", "trained_as", "residual.kind", "kind")
+    given = peek(words, "config", "model", "method", "recipe", "trained_as")
     stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
     chosen = {key: given[key] for key in ("model", "recipe", "trained_as") if given[key]}
     if wanted := method or given["method"]:
@@ -157,8 +157,14 @@ def starting_config(benchmark: str, words: Sequence[str], method: str | None = N
     begun = stored if is_earlier(stored) else {**names, **chosen, "benchmark": benchmark}
     # names in the file that are not those of the command line are refused
     config = config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
+    return with_kind(config, words)
+
+
+def with_kind(config: RunConfig, words: Sequence[str]) -> RunConfig:
+    """The settings with the kind of residuals that the flags name: the kind's own settings are flags, too."""
+    given = peek(words, "residual.kind", "kind")
     kind = given["residual.kind"] or given["kind"]
-    return config if kind is None else config.updated({"residual": {"kind": kind}})  # its settings are flags
+    return config if kind is None else config.updated({"residual": {"kind": kind}})
 
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
