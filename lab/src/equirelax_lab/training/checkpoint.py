@@ -1,7 +1,8 @@
-"""A run's files: resumable checkpoints, selected weights, and reading both back without running code."""
+"""A run's checkpoints: selected weights, the state that a run resumes from, and reading both without running code."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,39 +14,90 @@ from equirelax.errors import CheckpointError
 from equirelax.relaxation.checkpoint import read, write
 from equirelax_lab.tasks.registry import config_from_dict
 from equirelax_lab.tasks.settings import RunConfig
+from equirelax_lab.tasks.task import Metric
 from equirelax_lab.training.assembly import Assembly, assemble
 from equirelax_lab.training.folder import BEST, LAST
 
-FORMAT = "equirelax-run-2"
-KEY = "equirelax"
+SELECTED, STATE = "equirelax-run-2", "equirelax-state-3"
+"""Formats of `best.ckpt` and of `last.ckpt`."""
+OLDER = "equirelax"
+"""Key of an older version's `last.ckpt`."""
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Weights chosen on validation: of which epoch, and with which value."""
+    """Weights chosen on validation, the epoch (from 0) that they are of, and their validation value."""
 
     epoch: int
     value: float
     weights: dict[str, Tensor]
 
-    def to_dict(self) -> dict[str, Any]:
+
+class Selection:
+    """Keeps the weights that are best on validation, or the last ones.
+
+    Args:
+        metric: What weights are compared by.
+        rule: "best", or "last" for the latest weights whose value is finite.
+
+    Attributes:
+        selected: None before the first finite value.
+    """
+
+    def __init__(self, metric: Metric, rule: str) -> None:
+        self.metric, self.rule = metric, rule
+        self.selected: Selected | None = None
+
+    def consider(self, epoch: int, value: float, model: nn.Module) -> float | None:
+        """Take the model's weights if they are better; returns the value of those that are selected now."""
+        best = self.metric.worst if self.selected is None else self.selected.value
+        if self.metric.better(value, best) or (self.rule == "last" and math.isfinite(value)):
+            self.selected = Selected(epoch, value, copy_weights(model))
+        return None if self.selected is None else self.selected.value
+
+    def state_dict(self) -> dict[str, Any] | None:
         """Plain data and tensors."""
-        return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
+        return None if self.selected is None else _as_dict(self.selected)
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue from `state_dict()`."""
+        self.selected = None if state is None else Selected(**state)
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict, copied to the CPU."""
+    """A copy of the model's state dict on the CPU."""
     return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+
+
+def _as_dict(selected: Selected) -> dict[str, Any]:
+    return {"epoch": selected.epoch, "value": selected.value, "weights": selected.weights}
 
 
 def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:
     """Write the selected weights with the settings that rebuild their model."""
-    write({"format": FORMAT, "config": config.to_dict(), **selected.to_dict()}, path)
+    write({"format": SELECTED, "config": config.to_dict(), **_as_dict(selected)}, path)
+
+
+def write_state(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
+    """Write what a run resumes from, with its settings."""
+    write({"format": STATE, "config": config.to_dict(), **state}, path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `write_state` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or another version or program wrote it.
+    """
+    state = read(path)
+    if isinstance(state, dict) and state.get("format") == STATE:
+        return state
+    raise CheckpointError(_refusal(path, state))
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a checkpoint file holds: settings, weights, and how many epochs these weights were trained for."""
+    """The content of a checkpoint: settings, weights, and the number of epochs that these were trained for."""
 
     config: RunConfig
     weights: Mapping[str, Tensor]
@@ -53,18 +105,26 @@ class StoredRun:
 
 
 def read_run(path: Path) -> StoredRun:
-    """Settings and weights from `best.ckpt` or `last.ckpt` of a run.
+    """Read settings and weights from a run's `best.ckpt` or `last.ckpt`, or from its folder.
 
     Raises:
-        CheckpointError: missing, damaged, or not written by `equirelax train`.
+        CheckpointError: The file is missing or damaged, or `equirelax train` did not write it.
     """
-    state = read(path / BEST if path.is_dir() else path)
-    if isinstance(state, dict) and state.get("format") == FORMAT:
-        return StoredRun(config_from_dict(state["config"]), state["weights"], state["epoch"] + 1)
-    if isinstance(state, dict) and isinstance(own := state.get(KEY), dict) and own.get("format") == FORMAT:
-        weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items()}
-        return StoredRun(config_from_dict(own["config"]), weights, own["completed"])
-    raise CheckpointError(
+    path = path / BEST if path.is_dir() else path
+    state = read(path)
+    if not isinstance(state, dict) or state.get("format") not in (SELECTED, STATE):
+        raise CheckpointError(_refusal(path, state))
+    epochs = state["epoch"] + 1 if state["format"] == SELECTED else state["completed"]
+    return StoredRun(config_from_dict(state["config"]), state["weights"], epochs)
+
+
+def _refusal(path: Path, state: Any) -> str:
+    if isinstance(state, dict) and OLDER in state:
+        return (
+            f"{path} was written by an older version of `equirelax train`, and cannot be read any more. Start the run anew "
+            f"in another folder (--out); {BEST} beside it can still be read."
+        )
+    return (
         f"{path} is a file of tensors, but not one that `equirelax train` wrote. "
         f"Give the {BEST} or {LAST} of a run; equirelax.load(model, path) reads what equirelax.save wrote."
     )
@@ -74,7 +134,7 @@ def load_run(path: Path, root: Path | None = None) -> Assembly:
     """Rebuild the model of a run and load its weights, residuals and strengths.
 
     Raises:
-        CheckpointError: the file cannot be read, or its weights do not fit its own settings.
+        CheckpointError: The file cannot be read, or its weights do not fit its own settings.
     """
     stored = read_run(path)
     assembly = assemble(stored.config, root)
@@ -83,7 +143,7 @@ def load_run(path: Path, root: Path | None = None) -> Assembly:
 
 
 def load_weights(assembly: Assembly, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict into the model. Raises `CheckpointError` naming `where` if it does not fit."""
+    """Load a state dict into the model. Raises `CheckpointError`, which names `where`, if it does not fit."""
     try:
         assembly.model.load_state_dict(dict(weights))
     except RuntimeError as error:

@@ -1,158 +1,142 @@
-"""NaN, infinity and explosions while a run trains: noticed before they reach the weights, and traced to a module."""
+"""NaN, infinity and explosions during training: noticed before they are saved, and traced to a module."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from equirelax.errors import EquirelaxError, NonFiniteError
-from equirelax_lab.training.assembly import Assembly
+from equirelax_lab.tasks.task import Batch
 from equirelax_lab.training.non_finite import first_non_finite, largest_gain
+from equirelax_lab.training.objective import Objective
 
 EXPLODED = 1e6
-"""A mean loss of an epoch above so many times the loss at the start ends a run as infinity does."""
+"""A mean loss of an epoch that is more than this multiple of the loss at the start ends a run, as infinity does."""
 
 
-class Divergence(Callback):
+class Divergence:
     """Ends a run whose numbers are no longer finite, or explode.
 
-    A single process on the CPU looks at every step's loss before its backward pass and at its gradients before the
-    optimiser's step, so that the weights are still those that were good before. Elsewhere that would wait for the
-    device, or leave other processes waiting: there the means of an epoch are looked at, with the weights, at its end,
-    before anything is saved.
+    A single process on the CPU checks the loss of every step before its backward pass, and the gradients before the
+    optimizer's step, so that the weights stay finite. On a GPU this would wait for the device, and with several
+    processes the others would wait: there the means of an epoch and the weights are checked at its end, before anything
+    is saved.
 
     Args:
-        assembly: The run's objects.
+        objective: What is minimised; a failure is traced by computing it again on the last batch.
+        every_step: Whether every step is checked.
 
     Attributes:
-        where: What was found when the run ended, in words; None as long as nothing was.
+        first_loss: The loss at the start, the measure of an explosion: the first step's, or, where steps are not checked,
+            the first epoch's mean, which all processes share. None before.
     """
 
-    def __init__(self, assembly: Assembly) -> None:
-        self.assembly = assembly
-        self.where: str | None = None
-        self._reference: float | None = None
-        self._batch: tuple[Any, int] | None = None
+    def __init__(self, objective: Objective, every_step: bool) -> None:
+        self.objective, self.every_step = objective, every_step
+        self.first_loss: float | None = None
+        self._last: tuple[Batch, int, int] | None = None
+        self._epoch = 0
         self._losses: list[Tensor] = []
         self._exploded = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """The loss at the start."""
-        return {"reference": self._reference}
+    def begin(self, batch: Batch, index: int, step: int, epoch: int) -> None:
+        """Remember part `index` of epoch `epoch` (both from 0), which is computed next."""
+        self._last, self._epoch = (batch, index, step), epoch
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self._reference = state_dict["reference"]
-
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the batch: it is what a failure is traced with."""
-        self._batch = (batch, batch_idx)
-
-    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss, or, where that would wait for the device, put it aside."""
-        if not _every_step(trainer, module):
+    def check_loss(self, loss: Tensor) -> None:
+        """Check the loss of a part, or keep it until the end of the epoch where steps are not checked."""
+        if not self.every_step:
             self._losses.append(loss.detach())
             return
         if not math.isfinite(value := float(loss.detach())):
-            raise NonFiniteError(f"The training loss is {value} in {self._step(trainer)}.")
-        if self._reference is None:
-            self._reference = value
+            raise NonFiniteError(f"The training loss is {value} in {self._step()}.")
+        if self.first_loss is None:
+            self.first_loss = self.objective.loader.parts * value
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        """Look at the gradients."""
-        if not _every_step(trainer, module):
+    def check_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Check the gradients, where steps are checked."""
+        if not self.every_step:
             return
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        # One sum over all of them; entries one by one only if it overflows.
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # One sum over all of them; the entries are looked at one by one only if it overflows.
         total = torch.nn.utils.get_total_norm(gradients, 1.0)
         if not math.isfinite(float(total)) and not all(bool(torch.isfinite(g).all()) for g in gradients):
-            raise NonFiniteError(f"A gradient is not finite in {self._step(trainer)}, though the loss is.")
+            raise NonFiniteError(f"A gradient is not finite in {self._step()}, though the loss is.")
 
-    def check_epoch(self, trainer: Trainer, means: Mapping[str, float]) -> None:
-        """Look at an epoch's means and at the weights that it ended with.
+    def check_epoch(self, means: Mapping[str, float]) -> None:
+        """Check the means of the epoch and the weights at its end.
 
         Raises:
-            NonFiniteError: a mean or a weight is not finite, or the loss is `EXPLODED` times that at the start: the first
-                step's, or, where steps are not looked at, the first epoch's mean, which all processes share.
+            NonFiniteError: A mean or a weight is not finite, or the loss is more than `EXPLODED` times that at the start.
         """
         losses, self._losses = self._losses, []
-        epoch = f"epoch {trainer.current_epoch + 1}"
+        epoch = f"epoch {self._epoch + 1}"
         for name, value in means.items():
             if not math.isfinite(value):
-                bad = [k for k, each in enumerate(losses) if not math.isfinite(float(each))]
-                first = f"step {bad[0] // trainer.accumulate_grad_batches + 1} of " if bad else ""
+                bad = [k for k, loss in enumerate(losses) if not math.isfinite(float(loss))]
+                first = f"step {bad[0] // self.objective.loader.parts + 1} of " if bad else ""
                 raise NonFiniteError(f"The training {name.rpartition('/')[2]} is {value} in {first}{epoch}.")
-        if not finite_weights(self.assembly.model):
+        if not finite_weights(self.objective.model):
             raise NonFiniteError(f"A weight is not finite at the end of {epoch}.")
-        loss = means.get("train/loss")
-        if loss is None:
-            return
-        if self._reference is None:
-            self._reference = loss
-        if self._reference > 0 and loss > EXPLODED * self._reference:
+        loss = means["train/loss"]
+        if self.first_loss is None:
+            self.first_loss = loss
+        if self.first_loss > 0 and loss > EXPLODED * self.first_loss:
             self._exploded = True
             raise NonFiniteError(
-                f"The training loss exploded: its mean is {loss:.3g} in {epoch}, and was {self._reference:.3g} at the start "
-                f"(the limit is {EXPLODED:.0e} times that)."
+                f"The training loss exploded: its mean is {loss:.3g} in {epoch}, and was {self.first_loss:.3g} at the "
+                f"start (the limit is {EXPLODED:.0e} times that)."
             )
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Trace a failure, while the model is still on its device; other errors are none of its business."""
-        numbers = isinstance(exception, NonFiniteError)
-        if numbers or (isinstance(exception, RuntimeError) and not finite_weights(self.assembly.model)):
-            self.where = self._traced(module)
+    def explains(self, error: Exception) -> bool:
+        """Whether numbers that are not finite, or exploded, are the cause of an error."""
+        numbers = isinstance(error, NonFiniteError)
+        return numbers or (isinstance(error, RuntimeError) and not finite_weights(self.objective.model))
 
-    def _traced(self, module: LightningModule) -> str:
-        """Where it began, as a sentence that follows the error's; empty where the last batch does not show it."""
-        if self._batch is None:
+    def origin(self) -> str:
+        """Where it began, as a sentence that follows the error's; empty where the last batch does not show it.
+
+        Call it while the network is still on its device.
+        """
+        if self._last is None:
             return ""
-        batch, index = self._batch
-        model = self.assembly.model
+        last, model = self._last, self.objective.model
 
         def objective() -> Tensor:
-            return cast(Tensor, module.training_step(batch, index))
+            return self.objective(*last)[0]
 
         try:
             if self._exploded:
                 gain = largest_gain(model, objective)
                 return "" if gain is None else f" The layer that amplifies most: {gain}."
-            found = first_non_finite(model, objective)
+            origin = first_non_finite(model, objective)
         except EquirelaxError:  # the model refuses this batch, and has said why
             return ""
-        if found is None or found.what == "loss":
-            found_in_method = self._of_method()
-            return found_in_method or ("" if found is None else f" It begins in {found}.")
-        if found.what == "weight":
-            return f" It begins in {found}{_further(model)}."
-        if found.what == "input" and not found.path:
-            return f" It begins in {found}: look at the data."
-        return f" It begins in {found}."
+        if origin is None or origin.what == "loss":
+            return self._in_method() or ("" if origin is None else f" It begins in {origin}.")
+        if origin.what == "weight":
+            return f" It begins in {origin}{_further(model)}."
+        if origin.what == "input" and not origin.path:
+            return f" It begins in {origin}: check the data."
+        return f" It begins in {origin}."
 
-    def _of_method(self) -> str:
-        """Strengths, multipliers and penalties that are not finite."""
-        if self.assembly.method is None:
+    def _in_method(self) -> str:
+        """The first strength, multiplier or penalty that is not finite, in a sentence; empty where all are."""
+        assembly = self.objective.assembly
+        if assembly.method is None:
             return ""
-        rows = {"method": self.assembly.method.scalars(), **self.assembly.method.logs()}
+        rows = {"method": assembly.method.scalars(), **assembly.method.logs()}
         bad = [
-            f"{key} of '{path}'"
-            for path, row in rows.items()
-            for key, v in row.items()
-            if not math.isfinite(v)
+            f"{k} of '{path}'" for path, row in rows.items() for k, v in row.items() if not math.isfinite(v)
         ]
-        return (
-            f" It begins in the method {self.assembly.config.method}: {bad[0]} is not finite." if bad else ""
-        )
+        return f" It begins in the method {assembly.config.method}: {bad[0]} is not finite." if bad else ""
 
-    def _step(self, trainer: Trainer) -> str:
-        part = 0 if self._batch is None else self._batch[1]
-        return f"step {part // trainer.accumulate_grad_batches + 1} of epoch {trainer.current_epoch + 1}"
+    def _step(self) -> str:
+        part = 0 if self._last is None else self._last[1]
+        return f"step {part // self.objective.loader.parts + 1} of epoch {self._epoch + 1}"
 
 
 def finite_weights(model: nn.Module) -> bool:
@@ -162,13 +146,8 @@ def finite_weights(model: nn.Module) -> bool:
 
 
 def _further(model: nn.Module) -> str:
-    """How many other modules have weights that are not finite."""
+    """How many more modules have weights that are not finite, in words."""
     bad = sum(
         not all(bool(torch.isfinite(p).all()) for p in m.parameters(recurse=False)) for m in model.modules()
     )
     return f" (and {bad - 1} modules more)" if bad > 1 else ""
-
-
-def _every_step(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether a look at a number is free: nothing to wait for, and nobody who waits."""
-    return trainer.world_size == 1 and module.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""The equivariance error while a run trains: cheap enough for validations, and without a trace in the run itself."""
+"""The equivariance error during training: cheap enough for every validation, and without a trace in the run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from equirelax_lab.tasks.task import AuditCase
 from equirelax_lab.training.assembly import Assembly
 
 ELEMENTS = 2
-"""Group elements drawn, beside one of every further component (a reflection) or the generators of a finite group."""
+"""Number of group elements drawn, besides a reflection of every further component or the generators of a finite group."""
 RELAXED, PROJECTED = "equivariance/relaxed", "equivariance/projected"
 """Columns of metrics.csv."""
 
 
-class Gauge:
-    """Measures the present network of a run, again and again on the same samples and group elements.
+class EquivarianceErrors:
+    """Measures a run's network repeatedly, always on the same samples and group elements.
 
-    What changes from one measurement to the next is the network alone. Weights, gradients, modes and random states
-    are left as they were, so that a run is the same with and without it.
+    Only the network changes from one measurement to the next. Weights, gradients, modes and random states are left as
+    they were, so that a run is the same with and without it.
 
     Args:
         assembly: The run's objects.
@@ -36,16 +36,19 @@ class Gauge:
         self.assembly = assembly
         self._case: AuditCase | None = None
 
-    def errors(self) -> dict[str, float]:
-        """Largest relative equivariance error in float64, as trained and without residuals; {} where the group does not
-        act exactly on samples. NaN where the network gives something that is not finite.
+    def columns(self) -> dict[str, float]:
+        """The largest relative equivariance errors in float64, as trained and without residuals.
+
+        Returns:
+            `RELAXED` and `PROJECTED`, NaN where the network's output is not finite; {} where the group does not act
+            exactly on the task's samples.
         """
         task = self.assembly.task
         if not task.auditable:
             return {}
         model = self._model()
         device = next(model.parameters()).device
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # that one has no float64
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         with torch.random.fork_rng(devices=[]):
             case = self._case = self._case or task.audit_case()
         sample = tuple(part.to(device) if isinstance(part, Tensor) else part for part in case.sample)
@@ -57,8 +60,10 @@ class Gauge:
                 return {RELAXED: relaxed, PROJECTED: _error(model, case, sample, dtype)}
 
     def _model(self) -> nn.Module:
-        """The network, or where several processes train it a copy: a parameter that is cast to another dtype and back
-        is no longer averaged over processes, for PyTorch drops the hooks on its gradient.
+        """The network, or a copy of it where several processes train it.
+
+        PyTorch drops the hooks on the gradient of a parameter that is cast to another dtype and back, so that it would no
+        longer be averaged over the processes.
         """
         model = self.assembly.model
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -71,7 +76,7 @@ def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: to
     drawn = with_translations(group, drawn, coordinates(sample, case.in_rep).largest or 1.0)
     further = group.discrete(dtype=torch.float64)
     try:
-        found = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
+        error = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
     except NonFiniteError:
         return float("nan")
-    return found.relative
+    return error.relative

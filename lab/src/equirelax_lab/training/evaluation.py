@@ -1,4 +1,4 @@
-"""The metric of a model over a split: relaxed, projected and folded."""
+"""A model's metric and loss over samples: relaxed, projected and folded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equirelax_lab.training.assembly import Assembly
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; its mode is restored."""
+    """Put the model in evaluation mode, without gradients, and restore its mode afterwards."""
     before = model.training
     model.eval()
     try:
@@ -29,7 +29,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def totals(task: Task, model: nn.Module, data: Samples) -> Tensor:
-    """(k,) float64 sums of the task's statistics over the samples of `data`."""
+    """Sums of the task's statistics over the samples of `data`, (k,) in float64.
+
+    Raises:
+        DataError: There are no samples.
+    """
     total: Tensor | None = None
     with evaluating(model):
         for start in range(0, len(data), task.chunk):
@@ -42,14 +46,26 @@ def totals(task: Task, model: nn.Module, data: Samples) -> Tensor:
     return total
 
 
+def loss_sum(task: Task, model: nn.Module, data: Samples) -> Tensor:
+    """The sum of the task's loss over the samples of `data`, 0-dimensional, in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    with evaluating(model):
+        for start in range(0, len(data), task.chunk):
+            rows = range(start, min(start + task.chunk, len(data)))
+            batch = task.eval_batch(data, rows)
+            total += len(rows) * task.loss(task.predict(model, batch), batch).double()
+    return total
+
+
 def mean_error(task: Task, model: nn.Module, data: Samples) -> float:
     """The headline metric over the samples of `data`, in the metric's unit."""
     return task.metrics(totals(task, model, data))[task.metric.name]
 
 
 def evaluate_all(assembly: Assembly, data: Samples) -> dict[str, dict[str, float] | None]:
-    """All metrics {relaxed, projected, folded}; folded is None where a residual cannot be folded. A model
-    without relaxation has the same values thrice.
+    """All metrics of the model in three forms: {relaxed, projected, folded}.
+
+    `folded` is None where a residual cannot be folded. A model without relaxation has the same values three times.
     """
     task, model, relaxation = assembly.task, assembly.model, assembly.relaxation
     relaxed = task.metrics(totals(task, model, data))
@@ -65,11 +81,6 @@ def evaluate_all(assembly: Assembly, data: Samples) -> dict[str, dict[str, float
     return {"relaxed": relaxed, "projected": projected, "folded": folded}
 
 
-def evaluate(assembly: Assembly, data: Samples) -> dict[str, float | None]:
-    """The headline metric {relaxed, projected, folded}; see `evaluate_all`."""
-    return headline_of(assembly.task, evaluate_all(assembly, data))
-
-
 def headline_of(task: Task, values: dict[str, dict[str, float] | None]) -> dict[str, float | None]:
-    """The headline metric alone out of what `evaluate_all` gave."""
-    return {kind: None if found is None else found[task.metric.name] for kind, found in values.items()}
+    """The headline metric alone, out of the result of `evaluate_all`."""
+    return {form: None if all_of is None else all_of[task.metric.name] for form, all_of in values.items()}

@@ -1,6 +1,4 @@
-"""Batches of a data set that lies in memory: an order and random group elements that depend on seed and epoch
-alone.
-"""
+"""Batches of a data set in memory, whose order and augmentation depend on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -13,25 +11,27 @@ from equirelax_lab.data import Samples
 from equirelax_lab.tasks.task import Batch
 
 MakeBatch = Callable[[Samples, torch.Tensor, torch.Generator, slice], Batch]
-"""See `Task.train_batch`."""
+"""The signature of `Task.train_batch`."""
 
 
 class EpochLoader:
     """Iterates over shuffled batches.
 
-    All randomness of an epoch comes from a generator seeded with (seed, epoch), so that a resumed run sees
-    the same batches in the same order. With several ranks every batch is split between them.
+    All randomness of an epoch comes from a generator that is seeded with (seed, epoch), so that a resumed run sees
+    the same batches in the same order. Several ranks share every batch.
 
     Args:
-        data: The samples; moved to `device` once.
-        make: Makes a batch (`Task.train_batch`): of the data, the batch's samples, a generator, this rank's share.
-        batch_size: Samples of a batch, over all ranks; the last batch of an epoch may be smaller.
-        seed: Seed of order and augmentation.
-        rank, world: This process and the number of processes.
-        device: Where batches are wanted.
-        smallest: Samples that every rank must have of a batch, and of every part; batches with fewer are left out.
-        parts: Give every batch in so many parts, one after the other.
-        drop_last: Leave out the last batch of an epoch where it is smaller.
+        data: The samples; they are moved to `device` once.
+        make: Makes a batch out of the data, the batch's samples, a generator and this rank's share, as
+            `Task.train_batch` does.
+        batch_size: Samples in a batch, over all ranks; the last batch of an epoch may be smaller.
+        seed: Seed of the order and the augmentation.
+        rank: Number of this process.
+        world: Number of processes.
+        device: Where the batches are needed.
+        smallest: Samples that every rank needs in every part of a batch; batches with fewer are left out.
+        parts: Number of parts in which every batch is given, one after the other.
+        drop_last: Whether the last batch of an epoch is left out where it is smaller than the others.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class EpochLoader:
         parts: int = 1,
         drop_last: bool = False,
     ) -> None:
-        self.data, self.make = data.to(device), make
+        self.device = torch.device(device)
+        self.data, self.make = data.to(self.device), make
         self.count = len(data)
         self.batch_size = min(batch_size, self.count)
         self.seed, self.rank, self.world = seed, rank, world
@@ -55,41 +56,40 @@ class EpochLoader:
         self.least = smallest * world * parts
         self.epoch = 0
 
-    @property
-    def sampler(self) -> EpochLoader:
-        """Lightning calls `sampler.set_epoch` before every epoch."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration belongs to."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch: the optimiser's steps."""
-        # A last batch with fewer samples than ranks would leave a rank without work, the others waiting; batch norm
-        # of a single sample is an error.
+        """Number of batches in an epoch, which is the number of optimizer steps."""
+        # A last batch with fewer samples than ranks would leave a rank without work and the others waiting for it, and
+        # batch norm of a single sample is an error.
         full, rest = divmod(self.count, self.batch_size)
         return full * (self.batch_size >= self.least) + (rest >= self.least and not self.drop_last)
 
     def __len__(self) -> int:
-        """Parts of all batches."""
+        """Number of parts of all batches."""
         return self.batches * self.parts
 
+    def begins(self, index: int) -> bool:
+        """Whether part `index` of the epoch is the first of its batch."""
+        return index % self.parts == 0
+
     def completes(self, index: int) -> bool:
-        """Whether part `index` of the epoch is the last of its batch, so that the optimiser steps after it."""
+        """Whether part `index` of the epoch is the last of its batch, so that the optimizer steps after it."""
         return (index + 1) % self.parts == 0
 
     def share(self, index: int) -> float:
-        """The weight of part `index` of the epoch in its batch's mean, times the number of ranks, whose gradients are
-        averaged: its samples over those of the batch. 1 where a batch is neither split nor shared.
+        """The weight of part `index` in the mean over its batch, times the number of ranks, over which gradients are
+        averaged: its share of the batch's samples. It is 1 where a batch is neither split nor shared.
         """
         batch, part = divmod(index, self.parts)
         size = min(self.batch_size, self.count - batch * self.batch_size)
         return self.world * len(range(size)[self._slice(part)]) / size
 
     def _slice(self, part: int) -> slice:
-        """This rank's samples of a part, among the batch's."""
+        """Where this rank's samples of a part stand in the batch."""
         return slice(self.rank + self.world * part, None, self.world * self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -99,13 +99,13 @@ class EpochLoader:
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             before = generator.get_state()
             for part in range(self.parts):
-                generator.set_state(before)  # what is random is drawn for the whole batch
+                generator.set_state(before)  # all parts share what is drawn for the whole batch
                 yield self.make(self.data, chosen, generator, self._slice(part))
 
 
 def epoch_seed(seed: int, *numbers: int) -> int:
-    """A seed for one epoch (or another numbered part) of one run.
+    """A seed for one epoch, or another numbered part, of one run.
 
-    torch's CPU generator looks at the low 32 bits of a seed alone, so the numbers are mixed into 32 bits.
+    torch's CPU generator reads the low 32 bits of a seed alone, so the numbers are mixed into 32 bits.
     """
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])

@@ -1,15 +1,16 @@
-"""metrics.csv: one row for every epoch, appended to as the run goes and cut back when it is resumed.
+"""Where the metrics of every epoch go: metrics.csv, TensorBoard's events, and a bar or lines on the terminal.
 
-Columns: epoch (from 0), step, train/loss and train/penalty (means over the epoch), seconds (since the start),
-and, as they are after the epoch's last step, val/projected, val/relaxed, val/best (in epochs that validate),
-for every residual gamma/..., multiplier/..., slack/..., lie/..., norm/... where the method has them, and, in epochs
-that validate, weight/...: the norm of its map, so that gamma times it tells what gamma alone does not;
-averaged/projected, averaged/relaxed, averaged/best: the same of the averaged weights, where `ema` keeps them;
-fit/projected and fit/relaxed: the task's loss on a fixed part of the training data, in epochs that validate;
-update/strict and update/residual: root mean square of the change of a weight in an optimiser step;
-equivariance/relaxed and equivariance/projected: relative equivariance errors in float64, in the validations that
-`audit_every` chooses;
-method/... for the method as a whole (REMUL's weights and losses, RPP's sums of squares).
+metrics.csv has one row for every epoch. It is appended to while the run goes on, and cut back when it is resumed. Columns:
+
+- epoch (from 0) and step: number of optimizer steps so far;
+- train/loss and train/penalty: means over the epoch; seconds: since the start;
+- update/strict and update/residual: root mean square of the change of a weight in an optimizer step;
+- in epochs that validate: val/projected, val/relaxed, val/best; the same with averaged/ of the averaged weights, where `ema`
+  keeps them; fit/projected and fit/relaxed: the task's loss on a fixed part of the training data; equivariance/relaxed and
+  equivariance/projected: relative equivariance errors in float64, in the validations that `audit_every` chooses;
+  weight/RESIDUAL: the norm of the residual's map, to be multiplied by its gamma;
+- gamma/RESIDUAL and, where the method has them, multiplier/, slack/, lie/, norm/RESIDUAL, after the epoch's last step;
+- method/...: numbers of the method as a whole (REMUL's weights and losses, RPP's sums of squares).
 """
 
 from __future__ import annotations
@@ -19,10 +20,7 @@ import csv
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from typing import Any, Protocol
 
 from equirelax.files import atomic_write, storage_errors
 from equirelax_lab.training.folder import METRICS, read_table
@@ -31,50 +29,64 @@ EVENTS = "tensorboard"
 """The folder of TensorBoard's events."""
 
 
-class EpochTable(Logger):
-    """A Lightning logger that writes `metrics.csv`; the `step` of a row is its epoch.
+class Logger(Protocol):
+    """Something that receives a row of metrics for every epoch."""
+
+    def log(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Take the row of epoch `epoch` (from 0)."""
+
+    def close(self) -> None:
+        """End the run's log."""
+
+
+class Loggers:
+    """Several loggers as one; none in ranks but the first."""
+
+    def __init__(self, *loggers: Logger) -> None:
+        self.loggers = loggers
+
+    def log(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Pass a row on to every logger."""
+        for logger in self.loggers:
+            logger.log(epoch, row)
+
+    def close(self) -> None:
+        """Close every logger."""
+        for logger in self.loggers:
+            logger.close()
+
+
+class EpochTable:
+    """Writes `metrics.csv`.
 
     Args:
         folder: Where the file goes.
-        resume_from: Rows of this epoch and later are dropped: the run will write them again. 0 starts a new
-            file.
+        resume_from: Rows of this epoch and later are dropped, since the run will write them again. 0 starts a new file.
     """
 
     def __init__(self, folder: Path, resume_from: int = 0) -> None:
-        super().__init__()
         self.path = folder / METRICS
         self.columns: list[str] = []
-        self._keep_before(resume_from)
+        if self.path.exists():
+            self._cut(resume_from)
 
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "metrics"
+    def log(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Append the row of an epoch; a column that is new is added to the rows before it, empty.
 
-    @property
-    def version(self) -> str:
-        """There is one file, without versions."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run's folder."""
-        return str(self.path.parent)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Settings are in config.yaml; nothing is written here."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append the row of epoch `step`."""
-        row = {"epoch": step, **metrics}
-        if new := [key for key in row if key not in self.columns]:
+        Raises:
+            StorageError: The disk is full, or the place may not be written to.
+        """
+        cells: dict[str, Any] = {"epoch": epoch, **row}
+        if new := [key for key in cells if key not in self.columns]:
             rows = read_table(self.path) if self.path.exists() else []
             self.columns += new
-            self._rewrite([*rows, row])
+            self._rewrite([*rows, cells])
             return
         with storage_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(cells)
+
+    def close(self) -> None:
+        """Every row is written already."""
 
     def _rewrite(self, rows: list[Any]) -> None:
         with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -82,10 +94,7 @@ class EpochTable(Logger):
             writer.writeheader()
             writer.writerows(rows)
 
-    @rank_zero_only
-    def _keep_before(self, epoch: int) -> None:
-        if not self.path.exists():
-            return
+    def _cut(self, epoch: int) -> None:
         rows = [row for row in read_table(self.path) if row["epoch"].isdigit() and int(row["epoch"]) < epoch]
         self.columns = list(rows[0]) if rows else []
         if rows:
@@ -94,27 +103,44 @@ class EpochTable(Logger):
             self.path.unlink()
 
 
-class Events(TensorBoardLogger):
-    """TensorBoard's events alone: settings are in config.yaml."""
+class Events:
+    """Writes TensorBoard's events.
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Lightning would write hparams.yaml here, and not at once."""
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # imports tensorboard, which help texts need not wait for
+
+        self.writer = SummaryWriter(str(folder / EVENTS))
+
+    def log(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Add a scalar for every column, at step `epoch`."""
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
 
 
 @contextlib.contextmanager
 def room_for_events(folder: Path) -> Iterator[None]:
-    """Within it a disk that has no room for events is a `StorageError` that names their folder in `folder`.
+    """Within it a disk that has no room for events raises a `StorageError` that names their folder in `folder`.
 
-    Events are written by a thread. What it meets it tells whoever logs next; its own traceback is left out.
+    A thread writes the events. The errors that it meets are raised by the next call that logs, so its own traceback is
+    left out.
     """
     before = threading.excepthook
 
-    def tell(failure: threading.ExceptHookArgs) -> None:
+    def hook(failure: threading.ExceptHookArgs) -> None:
         if not isinstance(failure.exc_value, OSError):
             before(failure)
 
-    threading.excepthook = tell
+    threading.excepthook = hook
     try:
         with storage_errors(folder / EVENTS):
             yield

@@ -1,19 +1,17 @@
-"""One run from settings to result.json."""
+"""One run, from settings to result.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from equirelax.auditing import audit
 from equirelax.errors import ConfigError, NonFiniteError
@@ -24,19 +22,22 @@ from equirelax_lab.tasks.registry import build_task, named
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training import provenance
 from equirelax_lab.training.assembly import Assembly, assemble
-from equirelax_lab.training.atomic_io import AtomicCheckpointIO
-from equirelax_lab.training.callbacks import EpochEnd, graceful_interrupt
-from equirelax_lab.training.checkpoint import load_weights, read_run, write_selected
+from equirelax_lab.training.checkpoint import Selected, load_weights, read_state, write_selected
 from equirelax_lab.training.cost import inference_cost
 from equirelax_lab.training.dynamics import dynamics, loss_spikes, read_metrics
+from equirelax_lab.training.epoch_end import EpochEnd
 from equirelax_lab.training.evaluation import evaluate_all, headline_of
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, check_folder
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.lock import LOCK, locked
-from equirelax_lab.training.loggers import EVENTS, EpochTable, Events, room_for_events
+from equirelax_lab.training.loggers import EpochTable, Events, Logger, Loggers, room_for_events
+from equirelax_lab.training.loop import Loop
 from equirelax_lab.training.machine import Machine
-from equirelax_lab.training.module import RelaxedModule
 from equirelax_lab.training.progress import EpochProgress
+from equirelax_lab.training.stopping import StopRequest, graceful_interrupt
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def train(
@@ -85,23 +86,22 @@ def _train(
     finished = check_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished
-    # Noted now: the source tree may change while the run goes on, what was imported does not.
+    # Noted now: the source tree may change while the run goes on; what was imported does not.
     commit = provenance.commit()
     torch.set_num_threads(machine.threads)
-    assembly, module, last = _build(config, folder, root, machine)
+    assembly, train_data, val = _build(config, root, machine)
     if global_rank() == 0:
         config.write(folder / CONFIG)
-    with graceful_interrupt(last):
-        _fit(assembly, module, last, folder, machine)
-    if last.completed < config.training.epochs:
+    with graceful_interrupt() as request, _fabric(machine) as fabric:
+        loop = Loop(assembly, train_data, fabric, machine)
+        end = _fit(loop, train_data, val, folder, machine, request)
+    if loop.completed < config.training.epochs:
         return None
-    return _conclude(assembly, last, folder, commit) if global_rank() == 0 else {}
+    return _conclude(assembly, end, val, folder, commit) if global_rank() == 0 else {}
 
 
-def _build(
-    config: RunConfig, folder: Path, root: Path | None, machine: Machine
-) -> tuple[Assembly, RelaxedModule, EpochEnd]:
-    """The run's objects, data loaded."""
+def _build(config: RunConfig, root: Path | None, machine: Machine) -> tuple[Assembly, Samples, Samples]:
+    """The run's objects, training samples and validation samples."""
     training = config.training
     task = build_task(config, root)
     train_data, val = task.load("train"), task.load("val")
@@ -121,98 +121,118 @@ def _build(
             f"A training step of {config.model} needs {least} samples or more; "
             f"batch_size is {training.batch_size}, and there are {len(train_data)} training samples."
         )
-    assembly = assemble(config, root, steps_per_epoch=steps)
-    return assembly, RelaxedModule(assembly, train_data), EpochEnd(assembly, train_data, val, folder)
+    return assemble(config, root, steps_per_epoch=steps), train_data, val
 
 
-def _fit(assembly: Assembly, module: RelaxedModule, last: EpochEnd, folder: Path, machine: Machine) -> None:
-    """Lightning's Trainer over the epochs that are left."""
-    config = assembly.config
-    checkpoint = folder / LAST
-    start = 0
-    if checkpoint.exists():
-        start = read_run(checkpoint).epochs
-    loggers: list[Logger] = [EpochTable(folder, start)]
-    if machine.tensorboard:
-        loggers.append(Events(folder, name="", version=EVENTS, default_hp_metric=False))
-    label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
-    bar = (
-        [EpochProgress(last, config.training.epochs, label, assembly.task.metric.heading)]
-        if machine.progress
-        else []
-    )
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings(), room_for_events(folder):
-        # Our loader is no DataLoader: what Lightning says about workers and logging intervals does not apply.
-        warnings.filterwarnings("ignore", module="lightning.*")
-        further = [last.divergence, last.sizes, *([last.averages] if last.averages is not None else [])]
-        trainer = _trainer(config, folder, machine, [last, *further, *bar], loggers)
-        try:
-            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-        except (NonFiniteError, RuntimeError) as error:
-            if last.divergence.where is None:
-                raise
-            if global_rank() == 0:
-                last.write_best()
-            raise NonFiniteError(
-                f"{error}{last.divergence.where} {last.kept()} Lower learning_rate, or set gradient_clip, and name "
-                "another folder with --out."
-            ) from error
-
-
-def _trainer(
-    config: RunConfig, folder: Path, machine: Machine, callbacks: list[Callback], loggers: list[Logger]
-) -> lightning.Trainer:
-    """A Trainer that leaves validation, checkpoints and progress to our callbacks.
+@contextlib.contextmanager
+def _fabric(machine: Machine) -> Iterator[Fabric]:
+    """Lightning Fabric with every process started; the further ones end with this one's errors.
 
     Raises:
-        ConfigError: an accelerator, number of devices or strategy that is not to be had here.
+        ConfigError: The accelerator, number of devices or strategy is not available here.
     """
-    try:
-        return lightning.Trainer(
-            accelerator=machine.accelerator,
-            devices=machine.devices,
-            strategy=machine.strategy,
-            accumulate_grad_batches=machine.accumulate,
-            precision=machine.precision,
-            max_epochs=config.training.epochs,
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[AtomicCheckpointIO()],
-            gradient_clip_val=config.training.gradient_clip or None,
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=10**9,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise ConfigError(
-            f"--accelerator {machine.accelerator} --devices {machine.devices} --strategy {machine.strategy} does not "
-            f"work here: {' '.join(str(error).split())}"
-        ) from error
+    from lightning.fabric import Fabric  # takes seconds to import
+
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")  # about the data loaders that we do not use
+        try:
+            fabric = Fabric(
+                accelerator=machine.accelerator,
+                devices=machine.devices,
+                strategy=machine.strategy,
+            )
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ConfigError(
+                f"--accelerator {machine.accelerator} --devices {machine.devices} --strategy {machine.strategy} does not "
+                f"work here: {' '.join(str(error).split())}"
+            ) from error
+        fabric.launch()
+        try:
+            yield fabric
+        except BaseException:
+            for process in getattr(fabric.strategy.launcher, "procs", ()):
+                process.kill()  # it may wait for this one for ever
+            raise
+
+
+def _fit(
+    loop: Loop, train: Samples, val: Samples, folder: Path, machine: Machine, request: StopRequest
+) -> EpochEnd:
+    """Train the epochs that are left, or until a stop is requested.
+
+    Raises:
+        NonFiniteError: A number is not finite or the loss exploded; says where it began, and what was kept.
+    """
+    config, checkpoint = loop.assembly.config, folder / LAST
+    state = read_state(checkpoint) if checkpoint.exists() else None
+    loggers = _loggers(loop.assembly, folder, machine, 0 if state is None else state["completed"])
+    with room_for_events(folder), contextlib.closing(loggers):
+        end = EpochEnd(loop, train, val, folder, loggers)
+        if state is not None:
+            end.load_state_dict(state)
+            loop.load_state_dict(state)
+        try:
+            stopping = _any_rank(loop.fabric, request.made)
+            while loop.completed < config.training.epochs and not stopping:
+                columns = loop.epoch()
+                stopping = _any_rank(loop.fabric, request.made)
+                end(columns, stopping)
+        except (NonFiniteError, RuntimeError) as error:
+            if not loop.divergence.explains(error):
+                raise
+            origin = loop.divergence.origin()
+            if global_rank() == 0:
+                end.write_best()
+            raise NonFiniteError(
+                f"{error}{origin} {end.kept()} Lower learning_rate, or set gradient_clip, and name another folder "
+                "with --out."
+            ) from error
+    return end
+
+
+def _loggers(assembly: Assembly, folder: Path, machine: Machine, start: int) -> Loggers:
+    """What receives the metrics of the epochs from `start` on: in the first rank alone."""
+    if global_rank():
+        return Loggers()
+    config = assembly.config
+    loggers: list[Logger] = [EpochTable(folder, start)]
+    if machine.tensorboard:
+        loggers.append(Events(folder))
+    if machine.progress:
+        label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
+        loggers.append(EpochProgress(start, config.training.epochs, label, assembly.task.metric.heading))
+    return Loggers(*loggers)
+
+
+def _any_rank(fabric: Fabric, flag: bool) -> bool:
+    """Whether the flag is set in any rank."""
+    if fabric.world_size == 1:
+        return flag
+    return bool(fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum"))
 
 
 def global_rank() -> int:
-    """This process's number among those of a distributed run; 0 in every other."""
+    """The number of this process in a distributed run; 0 in any other run."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | None) -> dict[str, Any]:
+def _conclude(
+    assembly: Assembly, end: EpochEnd, val: Samples, folder: Path, commit: str | None
+) -> dict[str, Any]:
     """Take the selected weights, read the test set once, audit, and write the result."""
     config, task = assembly.config, assembly.task
-    selected = last.selected
+    selected = end.selection.selected
     if selected is None:
         raise NonFiniteError(
             "No validation had a finite value: there is nothing to select. Lower learning_rate."
         )
-    write_selected(folder / BEST, config, selected)
     assembly.model.to("cpu")
     test = task.load("test")
-    averaged = _averaged(assembly, last, test, folder)
-    load_weights(assembly, selected.weights, str(folder / BEST))
-    val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
+    average = end.average_selection.selected
+    averaged = average and _tested(assembly, average, val, test, folder / BEST_AVERAGE)
+    tested = _tested(assembly, selected, val, test, folder / BEST)
     rows = read_metrics(folder / METRICS, config.training.epochs)
     result = {
         "benchmark": config.benchmark,
@@ -221,10 +241,10 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "seed": config.seed,
         "recipe": named(config),
         "metric": task.metric.to_dict(),
-        "val": headline_of(task, val_values),
-        "test": headline_of(task, test_values),
-        "metrics": {"val": val_values, "test": test_values},
-        "averaged": averaged,
+        "val": tested["val"],
+        "test": tested["test"],
+        "metrics": tested["metrics"],
+        "averaged": averaged and {"decay": config.training.ema, **averaged},
         "conditions": {
             name: evaluate_all(assembly, change(test)) for name, change in task.conditions().items()
         },
@@ -232,12 +252,12 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
         "equivariance_error": equivariance_error(assembly),
         "parameters": {"strict": assembly.strict_parameters, "relaxed": assembly.relaxed_parameters},
         "epochs": config.training.epochs,
-        "selected_epoch": selected.epoch + 1,
-        "gammas": strengths(assembly),
+        "selected_epoch": tested["selected_epoch"],
+        "gammas": tested["gammas"],
         "dynamics": dynamics(rows),
         "loss_spikes": loss_spikes(rows),
         "scaled_down": task.scaled_down(),
-        "seconds": round(last.seconds, 1),
+        "seconds": round(end.seconds, 1),
         "commit": commit,
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
@@ -247,16 +267,14 @@ def _conclude(assembly: Assembly, last: EpochEnd, folder: Path, commit: str | No
     return result
 
 
-def _averaged(assembly: Assembly, last: EpochEnd, test: Samples, folder: Path) -> dict[str, Any] | None:
-    """What the averaged weights that validation selected reach; None where none are kept."""
-    selected = last.selected_average
-    if selected is None:
-        return None
-    write_selected(folder / BEST_AVERAGE, assembly.config, selected)
-    load_weights(assembly, selected.weights, str(folder / BEST_AVERAGE))
-    val_values, test_values = evaluate_all(assembly, last.val), evaluate_all(assembly, test)
+def _tested(
+    assembly: Assembly, selected: Selected, val: Samples, test: Samples, path: Path
+) -> dict[str, Any]:
+    """Write the selected weights to `path`, load them, and measure them on both sets."""
+    write_selected(path, assembly.config, selected)
+    load_weights(assembly, selected.weights, str(path))
+    val_values, test_values = evaluate_all(assembly, val), evaluate_all(assembly, test)
     return {
-        "decay": assembly.config.training.ema,
         "val": headline_of(assembly.task, val_values),
         "test": headline_of(assembly.task, test_values),
         "metrics": {"val": val_values, "test": test_values},
@@ -266,15 +284,17 @@ def _averaged(assembly: Assembly, last: EpochEnd, test: Samples, folder: Path) -
 
 
 def strengths(assembly: Assembly) -> dict[str, float]:
-    """gamma of every residual."""
+    """Residual -> gamma."""
     if assembly.relaxation is None:
         return {}
     return dict(zip(assembly.relaxation.residuals, assembly.relaxation.gammas().tolist(), strict=True))
 
 
 def equivariance_error(assembly: Assembly) -> dict[str, Any] | None:
-    """Relative equivariance error in float64 before (relaxed) and after projection; None where the task's group has
-    no exact action. Leaves the model projected.
+    """The relative equivariance error in float64 before and after projection; the model is projected by it.
+
+    Returns:
+        {before, after, group, dtype}; None where the task's group does not act exactly on its samples.
     """
     if not assembly.task.auditable:
         return None
