@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -44,6 +44,29 @@ def tiny_config() -> Callable[..., Any]:
         return defaults("nbody", model, method).updated({**TINY, "network": network, **changes})
 
     return config
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """A function (epochs) -> context in which runs end after so many epochs, as if Ctrl-C had been pressed in the last."""
+    from equirelax_lab.training import run
+    from equirelax_lab.training.loop import Loop
+    from equirelax_lab.training.stopping import StopRequest
+
+    @contextmanager
+    def stopped(epochs: int) -> Iterator[None]:
+        request, epoch = StopRequest(), Loop.epoch
+
+        def interrupted(loop: Loop) -> dict[str, float]:
+            request.made = loop.completed + 1 == epochs
+            return epoch(loop)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "epoch", interrupted)
+            patch.setattr(run, "graceful_interrupt", lambda: nullcontext(request))
+            yield
+
+    return stopped
 
 
 @pytest.fixture

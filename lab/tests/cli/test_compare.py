@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_bit_for_bit(tmp_path: Path) -> None:
     a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("stopped", "straight"))
     assert a["test"] == b["test"]
     assert a["gammas"] == b["gammas"]
-    weights = [read(tmp_path / name / "last.ckpt")["state_dict"] for name in ("stopped", "straight")]
+    weights = [read(tmp_path / name / "last.ckpt")["weights"] for name in ("stopped", "straight")]
     assert all(bool((weights[0][key] == weights[1][key]).all()) for key in weights[0])
 
 

@@ -105,16 +105,16 @@ def _die_in_append(nth: int) -> None:
     """Make the row of epoch `nth` of metrics.csv fatal, half-written."""
     from equirelax_lab.training.loggers import EpochTable
 
-    log = EpochTable.log_metrics
+    log = EpochTable.log
 
-    def half(self: EpochTable, metrics: Any, step: int | None = None) -> None:
-        before = self.path.stat().st_size if step == nth else 0
-        log(self, metrics, step)
-        if step == nth:
+    def half(self: EpochTable, epoch: int, row: Any) -> None:
+        before = self.path.stat().st_size if epoch == nth else 0
+        log(self, epoch, row)
+        if epoch == nth:
             os.truncate(self.path, (before + self.path.stat().st_size) // 2)
             _die()
 
-    EpochTable.log_metrics = half  # type: ignore[method-assign]
+    EpochTable.log = half  # type: ignore[method-assign]
 
 
 def _give_up_privileges() -> None:

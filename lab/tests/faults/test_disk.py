@@ -200,13 +200,13 @@ def test_a_row_that_does_not_fit_is_not_taken_for_one(tmp_path: Path, disk: Disk
 
     table = EpochTable(disk(64 * 1024))
     for epoch in range(3):
-        table.log_metrics({"loss": 1.0 / 3.0}, epoch)
+        table.log(epoch, {"loss": 1.0 / 3.0})
     before = read_table(table.path)
     fill(table.path.parent)
     refusals = []
     for epoch in range(3, 400):
         try:
-            table.log_metrics({"loss": 1.0 / 3.0}, epoch)
+            table.log(epoch, {"loss": 1.0 / 3.0})
         except StorageError as error:
             refusals.append(str(error))
             break

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from equirelax_lab.tasks.nbody import NBodyTask
-from equirelax_lab.training.checkpoint import load_run, read_run
-from equirelax_lab.training.divergence import EXPLODED, finite_weights
+from equirelax_lab.training.checkpoint import load_run, read_run, read_state
+from equirelax_lab.training.divergence import EXPLODED, Divergence, finite_weights
 from equirelax_lab.training.folder import BEST, LAST, METRICS, RESULT, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.non_finite import first_non_finite, largest_gain
+from equirelax_lab.training.objective import Objective
 from equirelax_lab.training.run import train
 from fault_ledger import Ledger
 from torch import Tensor, nn
@@ -62,6 +63,12 @@ def plant(monkeypatch: pytest.MonkeyPatch, kind: str, start: int) -> None:
     monkeypatch.setattr(NBodyTask, "build_model", planted)
 
 
+def check_steps(monkeypatch: pytest.MonkeyPatch, every_step: bool) -> None:
+    """Check every step, or, as on a GPU or with several processes, none."""
+    init = Divergence.__init__
+    monkeypatch.setattr(Divergence, "__init__", lambda self, objective, _: init(self, objective, every_step))
+
+
 def failure(ledger: Ledger, fault: str, config: Any, folder: Path, root: Path, words: tuple[str, ...]) -> str:
     """The message of a run that must fail, in words that must be in it; noted."""
     message = ""
@@ -101,7 +108,7 @@ def test_the_layer_and_the_step_are_named(
 def test_steps_are_counted_and_not_the_parts_of_their_batches(
     every_step: bool, tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("equirelax_lab.training.divergence._every_step", lambda *_: every_step)
+    check_steps(monkeypatch, every_step)
     plant(monkeypatch, "value", start=2 * 2)  # calls in both parts of the first two steps
     with pytest.raises(NonFiniteError, match="step 3 of epoch 1"):
         train(tiny_config("strict", "egnn"), tmp_path, tiny_root, machine=replace(QUIET, accumulate=2))
@@ -157,30 +164,26 @@ def test_the_loss_at_the_start_is_remembered_by_a_resumed_run(
     tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a run that is resumed after its loss has grown would take the large loss for its measure."""
-    from equirelax_lab.training.divergence import Divergence
-    from equirelax_lab.training.module import RelaxedModule
-
     losses: list[float] = []
-    step = RelaxedModule.training_step
+    forward = Objective.forward
 
-    def noted(self: RelaxedModule, *arguments: Any) -> torch.Tensor:
-        loss = step(self, *arguments)
+    def noted(self: Objective, *arguments: Any) -> tuple[Tensor, Tensor]:
+        loss, terms = forward(self, *arguments)
         losses.append(float(loss.detach()))
-        return loss
+        return loss, terms
 
-    monkeypatch.setattr(RelaxedModule, "training_step", noted)
+    monkeypatch.setattr(Objective, "forward", noted)
     config = tiny_config("strict", "egnn", epochs=2, validate_every=1, checkpoint_every=1)
     train(config, tmp_path, tiny_root, machine=QUIET)
-    stored = torch.load(tmp_path / LAST, weights_only=True)["callbacks"]
     assert len(losses) == 2 * STEPS
-    assert stored[Divergence.__name__]["reference"] == losses[0]
+    assert read_state(tmp_path / LAST)["first_loss"] == losses[0]
 
 
 def test_without_a_look_at_every_step_the_epoch_end_notices(
     tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Ledger
 ) -> None:
     """As on accelerators and with several processes: nothing that is not finite is ever saved."""
-    monkeypatch.setattr("equirelax_lab.training.divergence._every_step", lambda *_: False)
+    check_steps(monkeypatch, False)
     config = tiny_config("ace", "egnn", validate_every=1, checkpoint_every=1)
     words = ("nan in step 2 of epoch 2", "It begins in", "the state after epoch 1")
     with monkeypatch.context() as patch:
@@ -204,7 +207,7 @@ def test_data_that_is_not_finite_is_told_from_a_layer(
         return found
 
     monkeypatch.setattr(NBodyTask, "load", spoilt)
-    words = ("the model itself", "look at the data")
+    words = ("the model itself", "check the data")
     failure(ledger, NAN, tiny_config("strict", "egnn"), tmp_path, tiny_root, words)
 
 

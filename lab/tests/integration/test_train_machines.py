@@ -70,12 +70,12 @@ def differences(found: Path, expected: Path) -> dict[str, float]:
         a, b = torch.tensor(pairs, dtype=torch.float64).unbind(1)
         note(name.split("/")[0], a, b)
     states = [read(folder / LAST) for folder in (found, expected)]
-    weights = [state["state_dict"] for state in states]
+    weights = [state["weights"] for state in states]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[1].items():
         if value.is_floating_point():
             note("weights", weights[0][name], value)
-    methods = [state["equirelax"]["method"] or {} for state in states]
+    methods = [state["method"] or {} for state in states]
     for name, value in methods[1].items():
         if isinstance(value, Tensor) and value.is_floating_point():
             note(f"method.{name}", methods[0][name], value)
@@ -122,7 +122,7 @@ def test_bfloat16(method: str, tiny_root: Path, tiny_config: Config, tmp_path: P
     compared = {k: v for k, v in found.items() if k not in ("weights", "weight", "equivariance")}
     within(compared, BFLOAT16, "train", "val", "gamma")
     assert found["train"] > 1e-6  # it was cast
-    assert all(v.dtype == torch.float32 for k, v in read(cast / LAST)["state_dict"].items() if "weight" in k)
+    assert all(v.dtype == torch.float32 for k, v in read(cast / LAST)["weights"].items() if "weight" in k)
 
 
 def test_more_parts_than_samples_are_refused(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ def test_steps_are_as_many_as_the_budget_allows(
     tiny_config: Callable[..., Any], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    original = estimate.RelaxedModule.training_step
+    original = estimate.Objective.forward
 
-    def counting(self: Any, batch: Any, index: int) -> Any:
+    def counting(self: Any, batch: Any, index: int, step: int) -> Any:
         counted.append(index)
-        return original(self, batch, index)
+        return original(self, batch, index, step)
 
-    monkeypatch.setattr(estimate.RelaxedModule, "training_step", counting)
+    monkeypatch.setattr(estimate.Objective, "forward", counting)
     config = tiny_config("strict", batch_size=4)  # 12 steps an epoch
     measure(config, tiny_root)
     assert len(counted) == 12

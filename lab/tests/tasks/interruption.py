@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import pytest
 from equirelax_lab.tasks.settings import RunConfig
-from equirelax_lab.training.callbacks import EpochEnd
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
 
@@ -15,18 +14,11 @@ QUIET = Machine(progress=False, tensorboard=False)
 
 
 def assert_goes_on_bit_for_bit(
-    settings: RunConfig, folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    settings: RunConfig, folder: Path, root: Path, stop_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     """The resumed run ends in the same numbers as the uninterrupted one."""
     whole = train(settings, folder / "whole", root, machine=QUIET)
-    original = EpochEnd.on_train_epoch_end
-
-    def interrupted(self: EpochEnd, trainer: Any, module: Any) -> None:
-        self.stop_requested = trainer.current_epoch == 0
-        original(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochEnd, "on_train_epoch_end", interrupted)
+    with stop_after(1):
         assert train(settings, folder / "cut", root, machine=QUIET) is None
     resumed = train(settings, folder / "cut", root, resume=True, machine=QUIET)
     assert whole is not None

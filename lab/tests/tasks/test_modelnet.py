@@ -264,11 +264,9 @@ def test_shares_that_are_none_are_named(root: Path, changes: dict[str, Any], key
         build_task(defaults("modelnet40", "vn-dgcnn", "strict").updated(changes), root).build_model()
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(root: Path, tmp_path: Path, stop_after: Any) -> None:
     assert_goes_on_bit_for_bit(
-        config("ace", model="vn-dgcnn", epochs=2, dataset=FEW), tmp_path, root, monkeypatch
+        config("ace", model="vn-dgcnn", epochs=2, dataset=FEW), tmp_path, root, stop_after
     )
 
 

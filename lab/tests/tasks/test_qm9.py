@@ -283,10 +283,10 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ["scheduled", "ace"])
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    method: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, root: Path, tmp_path: Path, stop_after: Any
 ) -> None:
     """Streams have running statistics and estimates of singular vectors, rotations are drawn anew in every epoch."""
-    assert_goes_on_bit_for_bit(config(method, epochs=3, validate_every=1), tmp_path, root, monkeypatch)
+    assert_goes_on_bit_for_bit(config(method, epochs=3, validate_every=1), tmp_path, root, stop_after)
 
 
 @pytest.mark.parametrize("model", MODELS)

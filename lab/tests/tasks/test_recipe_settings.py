@@ -271,18 +271,3 @@ def test_residuals_are_left_out_and_without_bias_where_a_recipe_says_so() -> Non
         assert not any("vn_lin" in key for key in relaxation.residuals)
         if method == "scheduled":
             assert not any("map_to_dir" in key for key in with_bias)
-
-
-def test_select_last_takes_the_last_weights(tiny_root: Path, tiny_config: Callable[..., Any]) -> None:
-    from equirelax_lab.training.callbacks import EpochEnd
-
-    config = tiny_config("strict", "egnn")
-    for select, epoch in (("best", 0), ("last", 1)):
-        chosen = assemble(config.updated({"select": select}), tiny_root)
-        task = build_task(config, tiny_root)
-        end = EpochEnd(chosen, task.load("train"), task.load("val"), tiny_root)
-        kept = None
-        for number, value in enumerate((1.0, 2.0)):
-            kept = end._select(number, {"val/projected": value}, "val", kept, chosen.model)
-        assert kept is not None
-        assert kept.epoch == epoch

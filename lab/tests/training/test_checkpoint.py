@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from equirelax_lab.tasks.task import Metric
 from equirelax_lab.training.assembly import assemble
-from equirelax_lab.training.checkpoint import load_run, read_run
+from equirelax_lab.training.checkpoint import Selection, load_run, read_run, read_state
 from equirelax_lab.training.folder import BEST, LAST
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
@@ -57,6 +59,38 @@ def test_other_files_are_refused_with_what_to_do(run: Path, tmp_path: Path) -> N
     equirelax.save(load_run(run).model, saved)
     with pytest.raises(CheckpointError, match=r"equirelax\.load"):
         read_run(saved)
+
+
+def test_the_state_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    torch.save(
+        {"state_dict": {"model.weight": torch.zeros(2)}, "equirelax": {"format": "equirelax-run-2"}}, path
+    )
+    for reader in (read_run, read_state):
+        with pytest.raises(CheckpointError, match=r"last\.ckpt .*older version.*anew"):
+            reader(path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "higher", "epoch"), [("best", False, 0), ("best", True, 2), ("last", False, 3)]
+)
+def test_selection(rule: str, higher: bool, epoch: int) -> None:
+    """The best value, or the last one that is finite; nothing is selected before the first."""
+    selection = Selection(Metric("error", higher_is_better=higher), rule)
+    model = torch.nn.Linear(1, 1)
+    assert selection.consider(0, math.nan, model) is None
+    assert selection.state_dict() is None
+    values = [1.0, 2.0, 3.0, 2.0, math.nan]
+    for number, value in enumerate(values):
+        found = selection.consider(number, value, model)
+    assert selection.selected is not None
+    assert (selection.selected.epoch, found) == (epoch, values[epoch])
+    with torch.no_grad():
+        model.weight.fill_(7.0)
+    assert selection.selected.weights["weight"] != model.weight
+    again = Selection(selection.metric, rule)
+    again.load_state_dict(selection.state_dict())
+    assert again.selected == selection.selected
 
 
 def test_weights_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:

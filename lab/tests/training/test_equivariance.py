@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from equirelax_lab.training.assembly import assemble
-from equirelax_lab.training.equivariance import ELEMENTS, PROJECTED, RELAXED, Gauge
+from equirelax_lab.training.equivariance import ELEMENTS, PROJECTED, RELAXED, EquivarianceErrors
 from equirelax_lab.training.folder import LAST, METRICS, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
@@ -39,7 +39,7 @@ def test_it_is_what_an_audit_with_the_same_elements_finds(
 ) -> None:
     assembly = assemble(tiny_config("ace", model), tiny_root)
     opened(assembly)
-    found = Gauge(assembly).errors()
+    found = EquivarianceErrors(assembly).columns()
     case = assembly.task.audit_case()
     report = audit(
         assembly.model, case.sample, case.in_rep, case.out_rep, case.group,
@@ -49,7 +49,7 @@ def test_it_is_what_an_audit_with_the_same_elements_finds(
     assert found == {RELAXED: report.before.relative, PROJECTED: report.after.relative}
     assert found[RELAXED] > 1e-4
     assert found[PROJECTED] < 1e-6
-    strict = Gauge(assemble(tiny_config("strict", model), tiny_root)).errors()
+    strict = EquivarianceErrors(assemble(tiny_config("strict", model), tiny_root)).columns()
     assert strict[RELAXED] == strict[PROJECTED] < 1e-6
 
 
@@ -76,10 +76,10 @@ def test_a_run_is_the_same_with_and_without_it(
         config = tiny_config(method, epochs=3, validate_every=1, audit_every=every, **changes)
         train(config, tmp_path / str(every), tiny_root, machine=QUIET)
     without, measured = (read(tmp_path / name / LAST) for name in ("0", "1"))
-    assert without["state_dict"].keys() == measured["state_dict"].keys()
-    for key, value in without["state_dict"].items():
-        assert torch.equal(value, measured["state_dict"][key]), key
-    assert torch.equal(without["equirelax"]["rng"], measured["equirelax"]["rng"])
+    assert without["weights"].keys() == measured["weights"].keys()
+    for key, value in without["weights"].items():
+        assert torch.equal(value, measured["weights"][key]), key
+    assert torch.equal(without["rng"], measured["rng"])
     assert rows(tmp_path / "0") == rows(tmp_path / "1")
     assert RELAXED not in read_table(tmp_path / "0" / METRICS)[0]
     assert all(float(row[PROJECTED]) < 1e-6 for row in read_table(tmp_path / "1" / METRICS))
@@ -98,7 +98,7 @@ def test_a_network_that_gives_nothing_finite_has_no_error(tiny_root: Path, tiny_
     assembly = assemble(tiny_config("ace"), tiny_root)
     with torch.no_grad():
         next(assembly.model.parameters()).fill_(math.nan)
-    assert all(math.isnan(value) for value in Gauge(assembly).errors().values())
+    assert all(math.isnan(value) for value in EquivarianceErrors(assembly).columns().values())
 
 
 def test_where_the_group_does_not_act_exactly_nothing_is_measured(
@@ -112,7 +112,7 @@ def test_where_the_group_does_not_act_exactly_nothing_is_measured(
         auditable = False
 
     task = Inexact(assembly.config, tiny_root)
-    assert Gauge(dataclasses.replace(assembly, task=task)).errors() == {}
+    assert EquivarianceErrors(dataclasses.replace(assembly, task=task)).columns() == {}
 
 
 def test_tensorboard_shows_the_same_scalars_as_the_table(
@@ -123,10 +123,7 @@ def test_tensorboard_shows_the_same_scalars_as_the_table(
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0})
     events.Reload()
     shown = {
-        (name, event.step): event.value
-        for name in events.Tags()["scalars"]
-        if name != "epoch"  # Lightning's own: the table has it as its first column
-        for event in events.Scalars(name)
+        (name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)
     }
     written = {
         (name, int(row["epoch"])): float(value)

@@ -20,7 +20,7 @@ def data(tiny_root: Path) -> NBodySet:
 
 
 def batches(loader: EpochLoader, epoch: int) -> list[dict[str, torch.Tensor]]:
-    loader.sampler.set_epoch(epoch)
+    loader.set_epoch(epoch)
     return list(loader)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from equirelax_lab.training.callbacks import EpochEnd
 from equirelax_lab.training.folder import BEST, CONFIG, LAST, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
@@ -21,17 +20,6 @@ from equirelax.relaxation import read
 
 QUIET = Machine(progress=False, tensorboard=False)
 Config = Callable[..., Any]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """Make runs behave as if Ctrl-C had been pressed in epoch number `epochs`."""
-    original = EpochEnd.on_train_epoch_end
-
-    def interrupted(self: EpochEnd, trainer: Any, module: Any) -> None:
-        self.stop_requested = trainer.current_epoch + 1 == epochs
-        original(self, trainer, module)
-
-    monkeypatch.setattr(EpochEnd, "on_train_epoch_end", interrupted)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -73,12 +61,11 @@ def test_resuming_goes_on_bit_for_bit(
     tiny_root: Path,
     tiny_config: Config,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Any,
 ) -> None:
     config = tiny_config(method, **changes)
     straight = train(config, tmp_path / "straight", tiny_root, machine=QUIET)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+    with stop_after(3):
         assert train(config, tmp_path / "resumed", tiny_root, machine=QUIET) is None
     assert len(rows(tmp_path / "resumed")) == 3
     assert not (tmp_path / "resumed" / "result.json").exists()
@@ -91,10 +78,9 @@ def test_resuming_goes_on_bit_for_bit(
     for key in ("val", "test", "gammas", "selected_epoch"):
         assert straight[key] == resumed[key]
     a, b = (read(tmp_path / name / LAST) for name in ("straight", "resumed"))
-    for key in ("state_dict", "optimizer_states"):
-        same(a[key], b[key], key)
-    same(a["equirelax"]["method"], b["equirelax"]["method"], "method")
-    same(a["equirelax"]["rng"], b["equirelax"]["rng"], "rng")
+    for state in (a, b):
+        del state["seconds"]
+    same(a, b)
     same(*(read(tmp_path / name / BEST)["weights"] for name in ("straight", "resumed")), "best")
 
 
@@ -212,11 +198,10 @@ def test_settings_that_a_run_did_not_have_yet_count_as_their_defaults(
 
 
 def test_damaged_checkpoint_is_an_error_that_names_it(
-    tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_root: Path, tiny_config: Config, tmp_path: Path, stop_after: Any
 ) -> None:
     config = tiny_config("strict")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
+    with stop_after(2):
         train(config, tmp_path, tiny_root, machine=QUIET)
     path = tmp_path / LAST
     path.write_bytes(path.read_bytes()[:1000])

@@ -21,7 +21,7 @@ from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 from equirelax_lab.training.evaluation import totals
 from equirelax_lab.training.loader import EpochLoader
-from equirelax_lab.training.module import RelaxedModule
+from equirelax_lab.training.objective import Objective
 
 BUDGET = 20.0
 """Seconds to spend on the training steps of one kind; a shorter epoch is timed as a whole."""
@@ -81,10 +81,8 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
     if not len(loader):
         raise ConfigError(f"A training step needs {least * devices} samples or more; there are {len(train)}.")
     assembly = assemble(config, root, steps_per_epoch=len(loader))
-    module = RelaxedModule(assembly, train)
-    module.loader = loader
     start = time.perf_counter() - begun
-    step = _step_seconds(module, loader, budget)
+    step = _step_seconds(Objective(assembly, loader), loader, budget)
     forms = 1 if assembly.relaxation is None else 2
     evaluations = (
         _evaluation_seconds(assembly, data) for data in (val.subset(slice(None, None, devices)), test)
@@ -100,9 +98,9 @@ def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:
     return (time.perf_counter() - begun) / len(chunk) * len(data)
 
 
-def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> float:
+def _step_seconds(objective: Objective, loader: EpochLoader, budget: float) -> float:
     """Mean seconds of a training step with its batch; the first one, which is slower, counts only if it is the only one."""
-    assembly = module.assembly
+    assembly = objective.assembly
     optimizer = build_optimizer(assembly)
     clip = assembly.config.training.gradient_clip
     assembly.model.train()
@@ -110,7 +108,7 @@ def _step_seconds(module: RelaxedModule, loader: EpochLoader, budget: float) -> 
     begun = time.perf_counter()
     for index, batch in enumerate(loader):
         optimizer.zero_grad()
-        module.training_step(batch, index).backward()
+        objective(batch, index, 0)[0].backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(assembly.model.parameters(), clip)
         optimizer.step()
