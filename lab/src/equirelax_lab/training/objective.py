@@ -16,15 +16,15 @@ class Objective(nn.Module):
     Args:
         assembly: The run's task, network and method.
         loader: Whose batches are passed to `forward`.
-        bfloat16: Whether autocast computes products in bfloat16. Fabric's own mixed precision is not used: it rounds the
+        autocast: Whether autocast computes products in bfloat16. Fabric's own mixed precision is not used: it rounds the
             batch, positions and targets too, to bfloat16, and it casts a weight once for all its uses, so that their
             gradients add up in bfloat16.
     """
 
-    def __init__(self, assembly: Assembly, loader: EpochLoader, bfloat16: bool = False) -> None:
+    def __init__(self, assembly: Assembly, loader: EpochLoader, autocast: bool = False) -> None:
         super().__init__()
         self.model = assembly.model
-        self.assembly, self.loader, self.bfloat16 = assembly, loader, bfloat16
+        self.assembly, self.loader, self.autocast = assembly, loader, autocast
 
     def forward(self, batch: Batch, index: int, step: int) -> tuple[Tensor, Tensor]:
         """Compute the objective of a batch, or of one part of it.
@@ -38,7 +38,7 @@ class Objective(nn.Module):
             The objective, a scalar with gradients, and (2,) the task's loss and what the method added, detached.
         """
         device = self.loader.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+        with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
             return self._terms(batch, index, step)
 
     def _terms(self, batch: Batch, index: int, step: int) -> tuple[Tensor, Tensor]:
