@@ -47,7 +47,9 @@ class EpochEnd:
         self.train = train.subset(slice(0, FITTED)).subset(share).to(self.fabric.device)
         metric, rule = self.assembly.task.metric, self.assembly.config.training.select
         self.selection, self.average_selection = Selection(metric, rule), Selection(metric, rule)
-        self.equivariance = EquivarianceErrors(self.assembly)
+        self.equivariance = EquivarianceErrors(
+            self.assembly, copied=self.fabric.world_size > 1 or loop.graphed
+        )
         self.seconds, self.saved = 0.0, 0
         self._since = time.perf_counter()
 

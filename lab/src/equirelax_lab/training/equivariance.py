@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from equirelax.auditing.error import coordinates, measure, with_translations
@@ -30,10 +29,13 @@ class EquivarianceErrors:
 
     Args:
         assembly: The run's objects.
+        copied: Whether a copy of the network is measured. It must be where a parameter cannot be cast to another dtype and
+            back: PyTorch then drops the hooks by which DDP averages its gradient, and its memory moves, which a CUDA
+            graph goes on reading.
     """
 
-    def __init__(self, assembly: Assembly) -> None:
-        self.assembly = assembly
+    def __init__(self, assembly: Assembly, copied: bool = False) -> None:
+        self.assembly, self.copied = assembly, copied
         self._case: AuditCase | None = None
 
     def columns(self) -> dict[str, float]:
@@ -46,7 +48,7 @@ class EquivarianceErrors:
         task = self.assembly.task
         if not task.auditable:
             return {}
-        model = self._model()
+        model = copy.deepcopy(self.assembly.model) if self.copied else self.assembly.model
         device = next(model.parameters()).device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         with torch.random.fork_rng(devices=[]):
@@ -58,16 +60,6 @@ class EquivarianceErrors:
                 return {RELAXED: relaxed, PROJECTED: relaxed}
             with relaxation_of(model).strict():
                 return {RELAXED: relaxed, PROJECTED: _error(model, case, sample, dtype)}
-
-    def _model(self) -> nn.Module:
-        """The network, or a copy of it where several processes train it.
-
-        PyTorch drops the hooks on the gradient of a parameter that is cast to another dtype and back, so that it would no
-        longer be averaged over the processes.
-        """
-        model = self.assembly.model
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return copy.deepcopy(model) if several else model
 
 
 def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: torch.dtype) -> float:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from equirelax_lab.data import Samples
+from equirelax_lab.tasks.task import Batch
 from equirelax_lab.training.assembly import Assembly, build_optimizer, build_scheduler
 from equirelax_lab.training.averages import Averages
 from equirelax_lab.training.divergence import Divergence
+from equirelax_lab.training.graph import Gradients, graphed
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.objective import Objective
@@ -27,7 +29,7 @@ class Loop:
         assembly: The run's objects; the network moves to the device of `fabric`.
         train: Training samples.
         fabric: Lightning Fabric, launched: devices and ranks.
-        machine: How it executes: the parts of a batch, and the precision.
+        machine: How it executes: the parts of a batch, the precision, and whether steps are captured.
 
     Attributes:
         completed: Epochs that are done.
@@ -35,6 +37,11 @@ class Loop:
         averages: Averaged weights; None where `ema` is 0.
         sizes: The size of the optimizer's steps.
         divergence: Checks of losses, gradients and weights.
+        gradients: Computes the gradients of a part of a batch.
+        graphed: Whether it may do so by replaying a CUDA graph, which reads the weights where they are.
+
+    Raises:
+        ConfigError: `machine.graph` is set, and steps differ in more than the numbers in their batches.
     """
 
     def __init__(self, assembly: Assembly, train: Samples, fabric: Fabric, machine: Machine) -> None:
@@ -61,6 +68,17 @@ class Loop:
         every_step = fabric.world_size == 1 and fabric.device.type == "cpu"
         self.divergence = Divergence(objective, every_step)
         self.completed = self.steps = 0
+        self.graphed = machine.graph
+        self.gradients: Gradients = self._gradients
+        if machine.graph:
+            model = assembly.model
+            self.gradients = graphed(
+                self._gradients,
+                assembly.method,
+                [*model.parameters(), *model.buffers()],
+                self.loader,
+                assembly.config.method,
+            )
 
     def epoch(self) -> dict[str, float]:
         """Train for one epoch.
@@ -79,12 +97,8 @@ class Loop:
         loader.set_epoch(number)
         for index, batch in enumerate(loader):
             divergence.begin(batch, index, self.steps, number)
-            with self.fabric.no_backward_sync(self.objective, enabled=not loader.completes(index)):
-                loss, terms = self.objective(batch, index, self.steps)
-                divergence.check_loss(loss)
-                if loader.begins(index):
-                    self.optimizer.zero_grad()
-                self.fabric.backward(loss)
+            loss, terms = self.gradients(batch, index)
+            divergence.check_loss(loss)
             sums = sums + terms
             if not loader.completes(index):
                 continue
@@ -104,6 +118,15 @@ class Loop:
         divergence.check_epoch(columns)
         self.completed += 1
         return columns | self.sizes.columns()
+
+    def _gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of part `index` of the epoch; returns the objective and its terms (see `Objective`)."""
+        with self.fabric.no_backward_sync(self.objective, enabled=not self.loader.completes(index)):
+            loss, terms = self.objective(batch, index, self.steps)
+            if self.loader.begins(index):
+                self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+        return loss.detach(), terms
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on bit for bit: plain data and tensors. Take it between epochs."""
