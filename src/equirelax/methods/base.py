@@ -70,6 +70,7 @@ class Method(ABC):
         name: The name under which the method is registered.
         description: One line about the method.
         deploys_relaxed: Whether the model is used with its residuals (True) or projected (False).
+        capturable: Whether a CUDA graph can hold its part of the loss; see `capture_obstacle`.
 
     Raises:
         MethodError: The model was projected, or a setting is unknown, missing or out of range.
@@ -94,6 +95,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     description: ClassVar[str] = ""
     deploys_relaxed: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
     settings: Settings
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -207,6 +209,30 @@ class Method(ABC):
         self._observe()
         term = self._term()
         return term if self.regularizer is None else term + self._regularizer_weight() * self.regularizer()
+
+    def capture_obstacle(self) -> str:
+        """Why a CUDA graph cannot hold the method's part of the loss, in words; empty where it can.
+
+        A graph repeats the kernels of one step: it reads tensors anew, and keeps what Python decided when it was captured.
+        A method says that it can be captured by `capturable`; its tensors then keep their memory from step to step.
+        """
+        if not self.capturable:
+            return "it decides in Python, or draws at random, what a step computes"
+        return "" if self.regularizer is None else self.regularizer.capture_obstacle()
+
+    def replayed(self) -> None:
+        """Note that a CUDA graph that holds a forward pass and `objective()` was replayed. Call it before the optimizer's step.
+
+        Raises:
+            MethodError: The model was projected, or another method took over.
+        """
+        self._check_alive()
+        if self._attachment is None:
+            self._watch.begin()
+        self._begun = True
+        for residual in self.relaxation.residuals.values():
+            residual.called = True
+        self._observe()
 
     def step(self) -> None:
         """Move what the method drives, where it is attached to no optimizer. Call it after the optimizer's step, once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Lagrangian(Method):
         reduction: Literal["sum", "mean"] = "sum"
 
     settings: Settings
+    capturable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class Lagrangian(Method):
         self._step_primal(seen)
         self.dual.step(self.multipliers, seen)
         self._project()
-        self.proportional = self.settings.pi * seen
+        self.proportional.copy_(self.settings.pi * seen)  # in place, where a CUDA graph reads it
 
     def _align(self) -> None:
         """Follow a model that was moved to another device or dtype after the method was made."""

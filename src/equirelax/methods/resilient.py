@@ -150,7 +150,7 @@ class ResilientACE(Lagrangian):
             gradient = 2.0 * (self.settings.rho + 1.0) * self.slacks - force - (seen + 2.0 * self.slacks)
             self.slack_descent.step(self.slacks, -gradient)
         else:
-            self.slacks = self.slacks - self.primal_lr * (self.settings.rho * self.slacks - force)
+            self.slacks.sub_(self.primal_lr * (self.settings.rho * self.slacks - force))
 
     def _project(self) -> None:
         self.multipliers.clamp_(min=0.0)

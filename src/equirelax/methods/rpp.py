@@ -52,6 +52,7 @@ class RPP(Method):
 
     settings: Settings
     deploys_relaxed: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
 
     def __init__(self, relaxation: Relaxation, settings: Settings | None = None, **fields: Any) -> None:
         super().__init__(relaxation, settings, **fields)

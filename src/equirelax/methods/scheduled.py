@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class Scheduled(Method):
         penalty_times_gamma: bool = False
 
     settings: Settings
+    capturable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -109,6 +110,12 @@ class Scheduled(Method):
             residual.fix_gamma()
         self._apply()
         self._warn_if_too_short()
+
+    def capture_obstacle(self) -> str:
+        """See `Method`."""
+        if self.settings.penalty_times_gamma and self.regularizer is not None:
+            return "penalty_times_gamma multiplies the penalty by a number of Python"
+        return super().capture_obstacle()
 
     def _points(self) -> int:
         """Number of values that the schedule takes: steps, or epochs."""

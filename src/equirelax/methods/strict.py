@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class Strict(Method):
         relaxation: The relaxed model; its outputs are those of the strict model.
         settings: `Strict` has none.
     """
+
+    capturable: ClassVar[bool] = True
 
     def __init__(self, relaxation: Relaxation, settings: Method.Settings | None = None) -> None:
         super().__init__(relaxation, settings)

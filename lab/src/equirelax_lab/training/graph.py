@@ -113,10 +113,15 @@ def graphed(
     obstacle = _obstacle(method, loader, method_name)
     if obstacle:
         raise ConfigError(f"--graph repeats one training step, but {obstacle}.")
-    on_gpu = loader.device.type == "cuda"
-    if not on_gpu:
-        print(f"--graph: there is no graph on {loader.device.type}; the step runs uncaptured.", file=sys.stderr)
-    return GraphedGradients(gradients, method, tensors, _cuda_graph if on_gpu else None)
+    capture = capture_on(loader.device)
+    if capture is None:
+        print(f"--graph: {loader.device.type} has no CUDA graphs; the step runs uncaptured.", file=sys.stderr)
+    return GraphedGradients(gradients, method, tensors, capture)
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """What captures a call on a device; None where there is nothing."""
+    return _cuda_graph if device.type == "cuda" else None
 
 
 def _obstacle(method: Method | None, loader: EpochLoader, method_name: str) -> str:

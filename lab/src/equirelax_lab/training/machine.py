@@ -20,7 +20,9 @@ class Machine(Settings):
             fewer samples than parts is left out; what looks at a whole batch (batch norm) sees a part.
         precision: 32-true, or bf16-mixed: products of a training step in bfloat16. Weights, penalties, strengths,
             validation and test stay in full precision.
-        strategy: Lightning's strategy: auto, ddp, ...
+        strategy: Lightning Fabric's strategy: auto, ddp, ...
+        graph: Capture the training step as a CUDA graph and replay it, which launches its many small kernels at once: one
+            GPU, batches of one shape. Elsewhere the same step runs uncaptured.
         threads: Threads of torch in every process; small models are fastest with one.
         progress: Show a bar or lines.
         tensorboard: Write TensorBoard events beside metrics.csv.
@@ -31,6 +33,7 @@ class Machine(Settings):
     accumulate: int = within(JOBS, 1)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     strategy: str = "auto"
+    graph: bool = False
     threads: int = within(JOBS, 1)
     progress: bool = True
     tensorboard: bool = True

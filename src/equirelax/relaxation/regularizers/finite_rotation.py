@@ -49,6 +49,10 @@ class FiniteRotation(Regularizer):
         super().__init__(relaxation, generator=generator)
         self.weight, self.degrees = weight, degrees
 
+    def capture_obstacle(self) -> str:
+        """See `Regularizer`."""
+        return "the penalty draws its axes"
+
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         means = []
         for key, inputs in kept.items():

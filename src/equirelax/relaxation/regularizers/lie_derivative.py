@@ -81,6 +81,14 @@ class LieDerivative(Regularizer):
         self.rows, self.scaling = rows, scaling
         self.finite_difference = finite_difference
 
+    def capture_obstacle(self) -> str:
+        """See `Regularizer`."""
+        if self.rows is not None:
+            return "the penalty draws its rows"
+        if self.scaling == "mean":
+            return "scaling is 'mean', which copies the numbers of rows to the device"
+        return super().capture_obstacle()
+
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         """The penalty of what was kept, a 0-dimensional tensor."""
         lie, norm = self._sums(kept)
@@ -91,7 +99,10 @@ class LieDerivative(Regularizer):
         keys = list(kept)
         members = [(self.relaxation[key], inputs) for key, inputs in kept.items()]
         terms, counts = term_sums(members, self.rows, self.generator, self.finite_difference)
-        rows = torch.tensor(counts).to(terms)
+        counted = (
+            self.scaling == "mean" or ranks() > 1
+        )  # a copy to the device would end a CUDA graph's capture
+        rows = torch.tensor(counts).to(terms) if counted else terms.new_empty(0)
         if ranks() > 1:
             # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
             share = torch.tensor([1.0 if inputs else 1 / ranks() for inputs in kept.values()]).to(terms)

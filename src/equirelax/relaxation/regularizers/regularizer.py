@@ -70,6 +70,10 @@ class Regularizer(ABC):
             kept: Key -> inputs of every residual that takes part, which may be empty where the penalty needs none.
         """
 
+    def capture_obstacle(self) -> str:
+        """Why a CUDA graph cannot hold the penalty, in words; empty where it can. See `methods.Method`."""
+        return f"every is {self.every}: the penalty is computed in some steps only" if self.every > 1 else ""
+
     @property
     def due(self) -> bool:
         """Whether it is computed in the next step."""
