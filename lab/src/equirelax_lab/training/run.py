@@ -167,8 +167,11 @@ def _fit(
     """
     config, checkpoint = loop.assembly.config, folder / LAST
     state = read_state(checkpoint) if checkpoint.exists() else None
-    loggers = _loggers(loop.assembly, folder, machine, 0 if state is None else state["completed"])
-    with room_for_events(folder), contextlib.closing(loggers):
+    start = 0 if state is None else state["completed"]
+    with (
+        room_for_events(folder),
+        contextlib.closing(_loggers(loop.assembly, folder, machine, start)) as loggers,
+    ):
         end = EpochEnd(loop, train, val, folder, loggers)
         if state is not None:
             end.load_state_dict(state)
