@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -70,5 +71,5 @@ class SEGNNUpdates(Placement):
 
 
 register_placement("segnn-cr", SEGNNUpdates)
-register_placement("segnn-ace", lambda: SEGNNUpdates(MLP(layers=3)))
-register_placement("segnn-equivariant", lambda: SEGNNUpdates(EquivariantDense(init="normal", std=1e-4)))
+register_placement("segnn-ace", partial(SEGNNUpdates, MLP(layers=3)))
+register_placement("segnn-equivariant", partial(SEGNNUpdates, EquivariantDense(init="normal", std=1e-4)))
