@@ -13,8 +13,6 @@ from torch import nn
 from equirelax.relaxation import (
     MLP,
     Dense,
-    EquivariantDense,
-    Grouped,
     Layers,
     Linear,
     LowRank,
@@ -23,6 +21,7 @@ from equirelax.relaxation import (
     ResidualMap,
     relax,
 )
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.kinds.kind import spectral_norm
 from equirelax.relaxation.kinds.mlp import GELU_SLOPE
 from equirelax.symmetry import SO, vector
@@ -64,7 +63,6 @@ def test_constants_of_residuals_are_upper_bounds(seed: int, layers: int, hidden:
         Dense("default"),
         EquivariantDense("default"),
         LowRank(hidden, "default"),
-        Grouped(2, "default"),
     )
     for kind in (*linear, MLP(layers, hidden), Dense("default", bias=True)):
         relaxation = relaxed(kind, seed)

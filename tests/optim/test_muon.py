@@ -182,8 +182,6 @@ def test_which_parameters_hold_matrices() -> None:
     kernel = nn.Conv2d(3, 4, 5)
     assert [each.size for each in matrices_of(kernel)[kernel.weight]] == [(4, 75)]
     assert matrices_of(kernel)[kernel.bias] == ()
-    grouped = er.relaxation.kinds.grouped.GroupedMap(*[er.symmetry.from_irreps("4x0e+4x1o")] * 2, groups=2)
-    assert matrices_of(grouped)[grouped.weight] == (Matrices(0, tuple(grouped.weight.shape), (0, 1, 2)),)
 
 
 def test_matrices_may_be_named() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import EquirelaxWarning, UnfoldableError
-from equirelax.relaxation import Constant, EquivariantDense, cannot_fold
+from equirelax.relaxation import Constant, cannot_fold
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.symmetry import Lorentz, equivariant_projection, vector
 
 o3 = pytest.importorskip("e3nn.o3")

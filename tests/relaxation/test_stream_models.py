@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import equirelax as er
 from equirelax.errors import PlacementError, RelaxationStateError, RepresentationError, UnfoldableError
-from equirelax.relaxation import SchNetStream, StreamStep
+from equirelax.relaxation import SchNetStream
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.symmetry import O, trivial
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stream_toys import Rows, atoms, close, reference, relaxed
 from torch import nn
 
-from equirelax.relaxation import StreamStep
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.kinds.stream import SpectralLinear, StreamMap, moments
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
-from equirelax.relaxation import Constant, EquivariantDense, Layers
+from equirelax.relaxation import Constant, Layers
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.symmetry import O, from_irreps, vector
 
 pytest.importorskip("e3nn")

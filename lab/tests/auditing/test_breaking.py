@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.errors import AuditError, NonFiniteError
-from equirelax.relaxation import Dense, EquivariantDense, Layers, Linear, Relaxation, relax
+from equirelax.relaxation import Dense, Layers, Linear, Relaxation, relax
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.symmetry import SO, E, O, positions, trivial, vector
 
 REP = 2 * vector(SO(3))

@@ -35,9 +35,7 @@ def test_micro_batches_are_one_batch(network: str, method: str, parts: int) -> N
     near(run(network, method, parts=parts), run(network, method), ROUNDING)
 
 
-@pytest.mark.parametrize(
-    "residual", [er.LowRank(2, "default"), er.relaxation.Grouped(2, "default"), er.MLP(2)]
-)
+@pytest.mark.parametrize("residual", [er.LowRank(2, "default"), er.MLP(2)])
 def test_micro_batches_are_one_batch_for_every_kind_of_residual(residual) -> None:
     plain = run("vector neurons", "scheduled", residual=residual)
     near(run("vector neurons", "scheduled", parts=4, residual=residual), plain, ROUNDING)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.kinds import low_rank
-from equirelax.relaxation.kinds.grouped import GroupedMap
 from equirelax.relaxation.memory import readable
 from equirelax.relaxation.terms.linear import second_moment
 from equirelax.symmetry import Cyclic, trivial
@@ -23,7 +22,6 @@ KINDS: dict[str, er.relaxation.ResidualKind] = {
     "dense": er.Dense("default"),
     "biased": er.Dense("default", bias=True),
     "low rank": er.LowRank(2),
-    "grouped": er.relaxation.Grouped(2),
     "perceptron": er.MLP(2),
 }
 
@@ -92,30 +90,21 @@ def gram(residual: er.relaxation.Residual, inputs: list[Tensor]) -> int:
         moved = low_rank._moved(map_.down, residual.in_rep)
         return held([low_rank._representatives(moved, inputs, -2)])
     bias = map_.effective_bias() is not None
-    reads = [torch.arange(residual.in_rep.dim)]
-    if isinstance(map_, GroupedMap):
-        reads = [*map_.read, *([] if map_.rest is None else reads)]
-    total = 0
-    for read in reads:
-        moment = second_moment([x[:, read] for x in inputs], -2, torch.float32, len(read), bias)
-        assert isinstance(moment, er.relaxation.terms.linear.Moment)
-        total += held([moment.dense()])
-    return total
+    moment = second_moment(inputs, -2, torch.float32, residual.in_rep.dim, bias)
+    assert isinstance(moment, er.relaxation.terms.linear.Moment)
+    return held([moment.dense()])
 
 
-def test_groups_and_low_rank_take_a_fraction() -> None:
+def test_low_rank_takes_a_fraction() -> None:
     found = {}
     for name, kind in {
         "dense": er.Dense(),
-        "grouped": er.relaxation.Grouped(4),
         "low rank": er.LowRank(8),
     }.items():
         model = nn.Sequential(VNLinear(64, 64), VNLinear(64, 64))
         found[name] = er.relax(model, residual=kind).summary().memory
     whole = found["dense"]
     assert whole.residual == 2 * (4 * 192**2 + 4)
-    assert found["grouped"].residual == 2 * (192**2 + 4)
-    assert found["grouped"].gram * 4 == whole.gram
     assert found["low rank"].residual == 2 * (4 * 8 * 384 + 4)
 
 

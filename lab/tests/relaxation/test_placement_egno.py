@@ -12,7 +12,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PlacementError, RelaxationStateError
-from equirelax.relaxation import StreamStep
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.symmetry import E, O, positions, vector
 
 STEPS = 5

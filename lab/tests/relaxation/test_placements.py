@@ -9,7 +9,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import UnfoldableError
-from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.regularizers import residual_terms
 from equirelax.symmetry import E, O, positions, vector
 

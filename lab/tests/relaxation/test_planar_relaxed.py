@@ -14,16 +14,8 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.methods import ACE, RPP, Method, ResilientACE, Scheduled
-from equirelax.relaxation import (
-    MLP,
-    Dense,
-    EquivariantDense,
-    Layers,
-    Linear,
-    LowRank,
-    Relaxation,
-    ResidualKind,
-)
+from equirelax.relaxation import MLP, Dense, Layers, Linear, LowRank, Relaxation, ResidualKind
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.kinds.low_rank import LowRankConvMap
 from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, Representation, regular, trivial, vector

@@ -19,7 +19,8 @@ from equirelax.errors import (
     RelaxationStateError,
     RepresentationError,
 )
-from equirelax.relaxation import Constant, EquivariantDense
+from equirelax.relaxation import Constant
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.symmetry import O, vector
 
 o3 = pytest.importorskip("e3nn.o3")

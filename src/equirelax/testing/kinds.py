@@ -17,6 +17,8 @@ import equirelax.relaxation as er
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.kinds import LinearMap, get
 from equirelax.relaxation.kinds.kind import Penalised
+from equirelax.relaxation.regularizers import LieDerivative, residual_terms
+from equirelax.relaxation.regularizers.lie_derivative import choose_rows
 from equirelax.relaxation.spec import decode, encode
 from equirelax.symmetry import SO, O, Representation, trivial, vector
 from equirelax.testing.checks import check, close, equal, finite, refused, same
@@ -192,9 +194,40 @@ class KindConformance(ABC):
         found = lie <= 1e-20 * norm
         check(found is self.equivariant, f"Lie sum {lie:.3g}, norm sum {norm:.3g}")
 
-    def test_memory_is_a_number(self) -> None:
-        entries = self.build().penalty_entries(self.reps()[0])
+    def test_sampled_rows_are_those_rows_scaled_up(self) -> None:
+        relaxation, x = self.relaxed()
+        residual, rows = relaxation["0"], 5
+        residual.map.eval()
+        found = residual_terms(residual, [x], rows, torch.Generator().manual_seed(2))
+        chosen = choose_rows([x], -1, rows, torch.Generator().manual_seed(2))
+        for mine, term in zip(found, residual_terms(residual, [chosen]), strict=True):
+            close(mine, ROWS / rows * term, 1e-12, "terms of some rows")
+
+    def test_low_precision_is_penalised_in_float32(self) -> None:
+        """The terms are those of the rounded weights and inputs."""
+        relaxation, x = self.relaxed()
+        relaxation.model.bfloat16().train()
+        residual = relaxation["0"]
+        residual.map.eval()
+        regularizer = LieDerivative(relaxation)
+        relaxation.model(x.bfloat16())
+        value = regularizer()
+        same(value.dtype, torch.float32, "dtype of the penalty")
+        exact = residual_terms(copy.deepcopy(residual).double(), [x.bfloat16().double()])
+        for name, mine in zip(("lie", "norm"), exact, strict=True):
+            term, scale = regularizer.terms["0"][name].double(), float(exact[1].detach())
+            close(term / scale, mine / scale, 1e-4, name)
+        value.backward()
+        finite([(name, p.grad) for name, p in relaxation.residual_parameters().items()], "the gradient")
+
+    def test_the_summary_knows_its_memory(self) -> None:
+        relaxation, _ = self.relaxed()
+        residual, memory = relaxation["0"], relaxation.summary().memory
+        tensors = [*residual.map.parameters(), residual.gamma]
+        same(memory.residual, sum(p.nbytes for p in tensors), "bytes of the parameters")
+        entries = residual.map.penalty_entries(residual.in_rep)
         check(isinstance(entries, int) and entries >= 0, f"{entries!r} entries")
+        same(memory.gram, 8 * entries, "bytes of the penalty's matrices")
 
     # In a model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.testing import KindConformance
 
 

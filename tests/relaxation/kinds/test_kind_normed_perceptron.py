@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equirelax.relaxation import NormedPerceptron
+from equirelax.relaxation.kinds import NormedPerceptron
 from equirelax.testing import KindConformance
 
 

@@ -15,7 +15,6 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "dense": [{"init": "zero"}, {"std": -1.0}, {"std": float("nan")}, {"bias": 1}],
     "equivariant-dense": [{"init": "zero"}, {"std": -1.0}],
     "low-rank": [{"rank": 0}, {"rank": 2.5}, {"init": "zero"}, {"std": -1.0}],
-    "grouped": [{"groups": 0}, {"init": "zero"}, {"std": -1.0}],
     "mlp": [{"layers": 0}, {"hidden": 0}, {"hidden": (4, 0)}, {"init": "zero"}, {"scale": float("inf")}],
     "normed-perceptron": [{"hidden": 0}, {"iterations": 0}],
     "stream-step": [{"iterations": 0}],

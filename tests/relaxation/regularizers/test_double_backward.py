@@ -13,8 +13,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import equirelax as er
-from equirelax.relaxation import MLP, Dense, EquivariantDense, LowRank, SchNetStream
+from equirelax.relaxation import MLP, Dense, LowRank, SchNetStream
 from equirelax.relaxation.columns import SharedColumns
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.kinds.low_rank import low_rank_terms
 from equirelax.relaxation.regularizers import (
     LieDerivative,

@@ -10,7 +10,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.errors import PenaltyError
-from equirelax.relaxation import EquivariantDense
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.layers.vector import VectorSite
 from equirelax.relaxation.regularizers import (
     LieDerivative,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.errors import PenaltyError
 from equirelax.methods import REMUL
-from equirelax.relaxation.kinds import EquivariantDense, Grouped
+from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.regularizers import LieDerivative, ProjectionNorms, Regularizer, get
 from equirelax.symmetry import SO, Cyclic, Dihedral, O, Representation, regular, trivial, vector
 from equirelax.testing import MethodConformance
@@ -27,7 +27,6 @@ KINDS: dict[str, er.relaxation.ResidualKind] = {
     "bias": er.Dense("normal", std=0.5, bias=True),
     "equivariant": EquivariantDense("normal", std=0.5),
     "low rank": er.LowRank(2, "normal", std=0.5),
-    "grouped": Grouped(2, "normal", std=0.5),
 }
 
 

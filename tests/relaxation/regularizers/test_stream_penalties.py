@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation import SchNetStream, StreamResidual, StreamStep
+from equirelax.relaxation import SchNetStream, StreamResidual
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.kinds.stream import SpectralLinear
 from equirelax.relaxation.regularizers import residual_terms
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.errors import ConfigError
-from equirelax.relaxation import Dense, StreamStep, placements
+from equirelax.relaxation import Dense, placements
+from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements import Layers, Placement
 from equirelax.symmetry import Group
 from equirelax_lab.data import GraphSet, Samples, random_rotation

@@ -162,7 +162,6 @@ KINDS: dict[str, Any] = {
     "dense": er.Dense("normal", std=0.3),
     "bias": er.Dense("normal", std=0.3, bias=True),
     "low-rank": er.LowRank(2, init="normal", std=0.3),
-    "grouped": er.relaxation.Grouped(2, init="normal", std=0.3),
     "mlp": er.MLP(layers=2),
 }
 

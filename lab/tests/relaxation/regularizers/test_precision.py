@@ -11,15 +11,8 @@ from equirelax_lab.models import GroupConv2d
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation import (
-    EquivariantDense,
-    Layers,
-    Linear,
-    Relaxation,
-    SchNetStream,
-    StreamResidual,
-    StreamStep,
-)
+from equirelax.relaxation import Layers, Linear, Relaxation, SchNetStream, StreamResidual
+from equirelax.relaxation.kinds import EquivariantDense, StreamStep
 from equirelax.relaxation.regularizers import LieDerivative, residual_terms
 from equirelax.symmetry import SO, Cyclic, regular, vector
 
@@ -30,7 +23,6 @@ LINEAR: dict[str, er.relaxation.ResidualKind] = {
     "dense": er.Dense("normal", std=0.3, bias=True),
     "equivariant": EquivariantDense("normal", std=0.3),
     "low-rank": er.LowRank(3, init="normal", std=0.3),
-    "grouped": er.relaxation.Grouped(2, init="normal", std=0.3),
     "mlp": er.MLP(layers=3),
 }
 CONVOLUTIONS: dict[str, er.relaxation.ResidualKind] = {
