@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from equirelax.errors import ConfigError
 from equirelax.files import storage_errors
 from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.cli.study import INTERRUPTED, add_execution, machines_of
-from equirelax_lab.studies.board import Board
-from equirelax_lab.studies.scheduler import Scheduler, fair_jobs
+from equirelax_lab.cli.study import add_execution, schedule
 from equirelax_lab.studies.search import figures, read_search
 from equirelax_lab.studies.study import find_file, ready_names
+from equirelax_lab.studies.trials import check_data
 from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import read_result
@@ -75,18 +73,12 @@ def main(words: Sequence[str]) -> int:
         search = dataclasses.replace(search, trials=given.trials)
     name = f"{search.name}-small" if search.small else search.name
     out = Path(given.out) if given.out else Path("runs") / "searches" / name
-    task = build_task(search.config, options.optional_path(given.data))
-    for split in ("train", "val", "test"):
-        task.load(split)  # missing data is an error before any process starts
-    source = Suggestions(search, task.metric)
-    with machines_of(given.ray) as machines, storage_errors(out / HISTORY):
-        jobs = fair_jobs(search, given.jobs, search.trials, machines)
-        place = machines.place
-        print(f"{search.title}: {search.trials} trials, {jobs} at a time {place}; in {out}.", flush=True)
-        with Board(search.title, search.trials) as board:
-            code = Scheduler(search, out, source, given.data, jobs, board.show, machines).run()
+    root = options.optional_path(given.data)
+    check_data([search.config], root)
+    source = Suggestions(search, build_task(search.config, root).metric)
+    with storage_errors(out / HISTORY):
+        code = schedule(search, out, given, source, search.trials, search.trials)
     if code == 130:
-        print(INTERRUPTED, file=sys.stderr)
         return code
     print()
     print(table(_read(out / OUTCOME)))

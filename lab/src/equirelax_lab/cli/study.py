@@ -51,7 +51,6 @@ With --ray the runs go to the machines of a Ray cluster (extra `ray`), which mus
 the data. The runs of a machine that is lost are tried again on another one, from their last checkpoints."""
 
 VERBS = ("run", "estimate", "show")
-INTERRUPTED = "Interrupted; the same command goes on."
 
 
 def main(words: Sequence[str]) -> int:
@@ -127,15 +126,10 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
         The exit code: 0; 1 if a run failed; 130 if interrupted, in which case nothing is compared.
     """
     found = trials(study, out)
-    check_data(found, options.optional_path(given.data))
-    left = sum(trial.status == "waiting" for trial in found)
-    with machines_of(given.ray) as machines:
-        jobs = fair_jobs(study, given.jobs, left, machines)
-        print(f"{study.title}: {counts(found)}; in {out}.", flush=True)
-        with Board(f"{study.title}{_terms(study)}") as board:
-            code = Scheduler(study, out, Source(found), given.data, jobs, board.show, machines).run()
+    left = [trial.config for trial in found if trial.status == "waiting"]
+    check_data(left, options.optional_path(given.data))
+    code = schedule(study, out, given, Source(found), len(left), len(found))
     if code == 130:
-        print(INTERRUPTED, file=sys.stderr)
         return code
     from equirelax_lab.report.comparison import beside, compare_grids
 
@@ -143,6 +137,33 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     if study.name:
         print(beside(study, out))
     print(failures(found), end="")
+    return code
+
+
+def schedule(
+    study: Study, out: Path, given: argparse.Namespace, source: Source, left: int, total: int
+) -> int:
+    """Run the trials of `source`, and show how they go on.
+
+    Args:
+        study: The study, which may be a search.
+        out: Its folder.
+        given: The parsed flags of `add_execution`.
+        source: Where its trials come from.
+        left: How many trials are left.
+        total: How many there are in all.
+
+    Returns:
+        The exit code of `Scheduler.run`.
+    """
+    with machines_of(given.ray) as machines:
+        jobs = fair_jobs(study, given.jobs, left, machines)
+        state = counts(source.trials, total)
+        print(f"{study.title}: {state}; {jobs} at a time {machines.place}, in {out}.", flush=True)
+        with Board(f"{study.title}{_terms(study)}", total) as board:
+            code = Scheduler(study, out, source, given.data, jobs, board.show, machines).run()
+    if code == 130:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
     return code
 
 

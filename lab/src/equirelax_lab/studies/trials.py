@@ -141,18 +141,18 @@ def setting_names(config: RunConfig) -> list[str]:
     ]
 
 
-def check_data(found: Iterable[Trial], root: Path | None) -> None:
-    """Load every data set that waiting runs need, so that missing data is an error before any process starts.
+def check_data(configs: Iterable[RunConfig], root: Path | None) -> None:
+    """Load every data set that runs need, so that missing data is an error before any process starts.
 
     Args:
-        found: Runs.
+        configs: The settings of the runs.
         root: The data root; None stands for the usual one.
     """
     seen = []
-    for trial in found:
-        if trial.status == "waiting" and trial.config.dataset not in seen:
-            seen.append(trial.config.dataset)
-            task = build_task(trial.config, root)
+    for config in configs:
+        if config.dataset not in seen:
+            seen.append(config.dataset)
+            task = build_task(config, root)
             for split in ("train", "val", "test"):
                 task.load(split)
 
