@@ -12,12 +12,10 @@ from equirelax_lab.cli import main
 from equirelax_lab.report.archive import CURVES, RUNS, Archive, Entry, read_archive, write_archive
 from equirelax_lab.report.comparison import comparisons, summarise_again
 from equirelax_lab.report.runs import gather, read_folder, read_run
-from test_html import Make, make
-from test_study_page import study
+from made import Make, study
 
 from equirelax.errors import ConfigError
 
-__all__ = ["make"]  # the fixture
 RESULTS = Path(__file__).parents[2] / "results"
 LIMITS = 7, 12_000_000
 """Files in a folder of committed results, and bytes of all of them."""

@@ -10,9 +10,7 @@ import pytest
 from devtools import Tab, browsing
 from equirelax_lab.report.page import write_page
 from equirelax_lab.report.runs import gather
-from test_html import Make, comparison, make
-
-__all__ = ["make"]  # the fixture
+from made import Make, comparison
 
 DRAWN = "Array.from(document.querySelectorAll('figure.chart')).every(f => f.dataset.drawn === 'yes')"
 WIDER = """Array.from(document.querySelectorAll('body *')).filter(one => !one.closest('.wide') && !one.closest('.skip')

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.report.picture import draw, sizes
-from equirelax_lab.report.strengths import strengths_of, strengths_table
-from equirelax_lab.report.symmetry import findings, page, symmetry_study, symmetry_table
-from equirelax_lab.report.symmetry_picture import draw_symmetry
+from equirelax_lab.report.runs import sizes
+from equirelax_lab.report.symmetry import draw_symmetry, findings, page, symmetry_study, symmetry_table
 from equirelax_lab.training.dynamics import dynamics
 from PIL import Image
 
@@ -178,32 +175,8 @@ def test_a_picture_of_nothing_but_zeros(tmp_path: Path) -> None:
     assert (tmp_path / "symmetry.png").stat().st_size > 1000
 
 
-def test_a_comparison_shows_sizes_where_they_are_known(tmp_path: Path) -> None:
+def test_sizes_are_products_of_gamma_and_the_norm_of_the_weight() -> None:
     assert sizes(metrics(("gamma",))) == {}
     found = sizes(metrics())
     assert found["a"][1] == pytest.approx(4.0)
     assert found["b:x"][11] == pytest.approx(1.11 * 4.11)
-    widths = []
-    for kinds in (("gamma",), ("gamma", "weight")):
-        draw(tmp_path / "curves.png", {"strict": [metrics(())], "ace": [metrics(kinds)]}, "A title", "error")
-        with Image.open(tmp_path / "curves.png") as picture:
-            widths.append(picture.size[0])
-    assert widths[1] > widths[0]
-
-
-def test_the_strengths_of_a_method_are_the_worst_over_its_seeds() -> None:
-    runs = [{"dynamics": dynamics(metrics())} for _ in range(2)]
-    runs[1] = copy.deepcopy(runs[1])
-    runs[1]["dynamics"]["max_abs_gamma"]["end"] = 7.0  # type: ignore[index]
-    found = strengths_of(runs)
-    assert found is not None
-    assert found["max_abs_gamma"]["end"] == 7.0
-    assert found["multiplier_drift"]["swing"] == pytest.approx(0.002)
-    text = strengths_table({"methods": {"strict": {}, "ace": {"strengths": found}}})
-    assert text.splitlines()[-1].startswith("| ace | 1.12 | 7 | 0.002 | ")
-    assert strengths_of([{}, {"dynamics": None}]) is None
-    assert strengths_table({"methods": {"strict": {"strengths": None}}}) == ""
-    scheduled = strengths_of([{"dynamics": dynamics(metrics(("gamma",)))}])
-    assert strengths_table({"methods": {"scheduled": {"strengths": scheduled}}}).endswith(
-        "| 1.12 | 1.12 |  |  |\n"
-    )

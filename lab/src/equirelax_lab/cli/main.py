@@ -82,7 +82,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pyg": ("torch_geometric",),
     "planes": ("phi", "PIL", "sklearn"),
     "md17": ("ase",),
-    "report": ("plotly",),
+    "report": ("jinja2",),
     "ray": ("ray",),
     "search": ("optuna",),
 }

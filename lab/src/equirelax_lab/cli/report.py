@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> int:
     count = sum(len(chapter.runs) for chapter in chapters)
     print(f"{out}: {count} runs, {figures} figures, {out.stat().st_size / 1e6:.1f} MB")
     if parsed.pictures:
-        from equirelax_lab.report.page_pictures import draw_pictures
+        from equirelax_lab.report.comparison import draw_pictures
 
         for picture in draw_pictures(Path(parsed.pictures), chapters):
             print(f"picture: {picture}")

@@ -53,8 +53,7 @@ def main(words: Sequence[str]) -> int:
         )
     measured, bounds = measure(folder, parsed.samples, parsed.seed, options.optional_path(parsed.data))
 
-    from equirelax_lab.report.symmetry import findings, page, symmetry_study, symmetry_table
-    from equirelax_lab.report.symmetry_picture import draw_symmetry
+    from equirelax_lab.report.symmetry import draw_symmetry, findings, page, symmetry_study, symmetry_table
 
     study = symmetry_study(result, rows, measured, bounds, parsed.samples)
     out = Path(parsed.out) if parsed.out else folder

@@ -11,8 +11,7 @@ import torch
 from equirelax.files import write_text
 from equirelax.settings import COUNT, POSITIVE, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.report.forms import draw_forms, forms_table
-from equirelax_lab.report.orbit import draw_orbit, of_run, orbit_table
+from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table
 from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate
 from equirelax_lab.tasks.toy import run_toy
 from equirelax_lab.training import provenance

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
+from equirelax_lab.report import figures, tables
 from equirelax_lab.report.archive import RUNS, write_archive
 from equirelax_lab.report.conclusion import conclusion
-from equirelax_lab.report.conditions import conditions_table, curves, draw_conditions
-from equirelax_lab.report.failures import asked, share_table, shares
-from equirelax_lab.report.picture import draw
-from equirelax_lab.report.rounding import spread_text
-from equirelax_lab.report.rows import differing_line, labels
-from equirelax_lab.report.runs import Run, archived, comparison_folders, read_folder, read_run
-from equirelax_lab.report.summary import summarise, table
-from equirelax_lab.report.swept import draw_swept
+from equirelax_lab.report.drawing import png
+from equirelax_lab.report.rows import differing_line
+from equirelax_lab.report.runs import Chapter, Run, archived, comparison_folders, read_folder, read_run
+from equirelax_lab.report.statistics import spread_text
+from equirelax_lab.report.summary import summarise
+from equirelax_lab.report.table import Table
 from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Trial, grid_folder, left_out
 from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import CONFIG, RESULT
 
-TABLE, PICTURE = "summary.md", "curves.png"
-CONDITIONS_PICTURE, SWEPT_PICTURE = "conditions.png", "sweep.png"
+TABLE, PICTURE, SWEEP, CONDITIONS = "summary.md", "curves.png", "sweep.png", "conditions.png"
 
 
 def compare_folders(out: Path, folders: Sequence[Path]) -> str:
@@ -47,37 +46,54 @@ def write_comparison(out: Path, runs: Sequence[Run], source: Path | None = None)
         source: The folder that held them, where that is not `out`; the journal of their study is looked for there.
 
     Returns:
-        The table, the path of the picture of curves and the concluding sentence.
+        The tables, the path of the picture of curves and the concluding sentence.
 
     Raises:
         ConfigError: No run is finished.
     """
     done = [run for run in runs if run.finished]
-    results = [run.result for run in done]
-    failed = [run.result for run in runs if run.failed]
-    summary = summarise(results)
+    summary = summarise([run.result for run in done])
     write_archive(out, archived(runs, source or out))
-    by_label: dict[str, list[Run]] = {}
-    for label, run in zip(labels(results), done, strict=True):
-        by_label.setdefault(label, []).append(run)
-    title = task_class(summary["benchmark"]).title
-    metric = summary["metric"]
-    text = table(summary)
-    if asked(results, failed):
-        text += share_table(shares(results, failed))
-    further = curves(results)
-    if further:
-        text += f"\n{conditions_table(further, metric)}"
+    title, metric, table = task_class(summary["benchmark"]).title, summary["metric"], Table(done)
+    levels = tables.levels(table)
+    text = comparison_text(summary, [run.result for run in runs if run.failed], levels)
     sentence = conclusion(summary)
     write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
-    scale = "linear" if metric.get("higher_is_better") else "log"
     titled = f"{title} ({summary['model']})"
-    tables = {label: [run.rows for run in several] for label, several in by_label.items()}
-    draw(out / PICTURE, tables, titled, heading(metric), scale)
-    draw_swept(out / SWEPT_PICTURE, done, metric, title)
-    if further:
-        draw_conditions(out / CONDITIONS_PICTURE, further, metric, titled)
+    for name, drawn, columns in (
+        (PICTURE, figures.curves_picture(table, metric), 2),
+        (SWEEP, figures.sweeps(done, metric), 3),
+        (CONDITIONS, figures.further_conditions(levels, metric), 3),
+    ):
+        if drawn:
+            png(out / name, drawn, titled, columns)
     return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"
+
+
+def comparison_text(
+    summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], levels: tables.Levels
+) -> str:
+    """All tables of summary.md."""
+    text = tables.summary_text(summary)
+    if tables.asks_for_failures(summary["runs"], failed):
+        shares = tables.failures(tables.shares(summary["runs"], failed))
+        text += "" if shares is None else f"\n{shares.markdown()}\n{tables.DEFINITION}\n"
+    conditions = tables.conditions(levels, summary["metric"])
+    return text + ("" if conditions is None else f"\n{conditions.title}\n\n{conditions.markdown()}")
+
+
+def draw_pictures(out: Path, chapters: Sequence[Chapter]) -> list[Path]:
+    """Write the main figures of a report as PNG files into `out`: NAME-curves.png for every chapter and, where there is something
+    to draw, NAME-layers-ROW.png (layer by time), NAME-sweep.png and NAME-conditions.png; returns the files.
+    """
+    found: list[Path] = []
+    for chapter in chapters:
+        for name, (drawn, columns) in figures.chapter_pictures(chapter).items():
+            stem = re.sub(r"[^A-Za-z0-9.=_-]+", "-", f"{chapter.name}-{name}").strip("-.")
+            used = sum(path.stem == stem or path.stem.startswith(f"{stem}~") for path in found)
+            found.append(out / f"{stem}{f'~{used + 1}' if used else ''}.png")
+            png(found[-1], drawn, f"{chapter.title}: {name}", columns)
+    return found
 
 
 def comparisons(paths: Sequence[Path]) -> list[Path]:

@@ -14,11 +14,14 @@ from equirelax.errors import ConfigError, EquirelaxError
 from equirelax_lab.report.archive import RUNS, Archive, Entry, Table, read_archive
 from equirelax_lab.report.rows import BASELINE, labels, settings, swept_setting
 from equirelax_lab.studies.trials import JOURNAL, read_journal
+from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import build_task, config_from_dict, task_class
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, check_result, read_run_result
 
+METHODS = list(CHOICES)
+"""All methods, in the order in which tables and figures show them."""
 STATUSES = ("finished", "running", "waiting", "failed")
 OLDER = "summary.json"
 """In which versions before archives kept the results of a comparison."""
@@ -452,7 +455,8 @@ def _in_order(runs: Sequence[Run], names: Sequence[str], configs: Sequence[Any])
     def place(run: Run) -> tuple[float, list[tuple[float, str]]]:
         if run.name in known:
             return known[run.name], []
-        return last.get(run.result["method"], math.inf) + 0.5, natural(run.name)
+        method = run.result["method"]
+        return last.get(method, len(known) + METHODS.index(method)) + 0.5, natural(run.name)
 
     return sorted(runs, key=place)
 

@@ -1,31 +1,148 @@
-"""Tables, sentences and pages say in which settings their rows differ besides the method."""
+"""The rows of a table: told apart by their settings, compared with the right strict row, and said to differ where they do."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import copy
 from typing import Any
 
 import pytest
-from equirelax_lab.report.comparison import compare_folders, comparisons, summarise_again
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, NOTHING, conclusion
-from equirelax_lab.report.page import chapter_html
 from equirelax_lab.report.rows import (
     TITLE,
+    baseline_row,
+    by_label,
     differing_line,
+    labels,
     marked_line,
     recipes_line,
     settings_that_differ,
+    swept_curves,
+    swept_setting,
 )
-from equirelax_lab.report.runs import gather, read_folder
-from equirelax_lab.report.summary import summarise, table
+from equirelax_lab.report.summary import summarise
+from equirelax_lab.report.tables import summary_text
 from equirelax_lab.tasks.registry import defaults
-from test_report import result
-from test_variants import changed, of_model
+from made import changed, of_model, result
 
-from equirelax.errors import ConfigError
 
-RESULTS = Path(__file__).parents[2] / "results"
+def test_what_differs_within_a_method_is_in_its_label() -> None:
+    scheduled = [
+        changed(result("scheduled", seed, 1.0), strength__lie_weight=w, strength__norm_weight=w)
+        for seed in (0, 1)
+        for w in (0.0, 0.1)
+    ]
+    found = labels([result("strict", 0, 1.0), result("strict", 1, 1.0), *scheduled])
+    assert found[:2] == ["strict", "strict"]
+    assert found[2:] == ["scheduled lie_weight=norm_weight=0.0", "scheduled lie_weight=norm_weight=0.1"] * 2
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_at_its_default() -> None:
+    new = result("ace", 0, 1.0)
+    old = copy.deepcopy(result("ace", 1, 1.0))
+    del old["config"]["schedule"], old["config"]["strength"]["reduction"]
+    assert labels([new, old]) == ["ace", "ace"]
+
+
+def test_settings_that_do_not_change_together_stand_apart() -> None:
+    one = result("ace", 0, 1.0)
+    both = [one, changed(one, strength__dual_lr=0.5), changed(one, epochs=7)]
+    assert labels(both)[0].startswith("ace epochs=")
+    assert "dual_lr=" in labels(both)[0]
+    assert "epochs=dual_lr" not in labels(both)[0]
+
+
+def test_a_run_is_compared_with_the_strict_runs_on_its_own_data() -> None:
+    few, many = (
+        [changed(result(method, 0, value), dataset__train=count) for method, value in pairs]
+        for count, pairs in ((100, [("strict", 8.0), ("ace", 7.0)]), (900, [("strict", 4.0), ("ace", 5.0)]))
+    )
+    everything = few + many
+    assert baseline_row(few[1], by_label(everything)) == "strict train=100"
+    assert baseline_row(many[1], by_label(everything)) == "strict train=900"
+    summary = summarise(everything)
+    differences = {
+        name: row["paired_with_strict"]["mean"]
+        for name, row in summary["methods"].items()
+        if row["paired_with_strict"]
+    }
+    assert differences == {"ace train=100": -1.0, "ace train=900": 1.0}
+
+
+def swept(method: str, values: tuple[float, ...]) -> list[dict]:
+    return [changed(result(method, s, 1.0 + v), dataset__train=v) for s in (0, 1) for v in values]
+
+
+def test_one_number_with_three_values_or_more_is_a_sweep() -> None:
+    assert swept_setting(swept("strict", (100, 200, 300))) == "dataset.train"
+    assert swept_setting(swept("strict", (100, 200))) is None
+    assert swept_setting([result("strict", 0, 1.0), result("ace", 0, 1.0)]) is None
+    words = [changed(result("strict", 0, 1.0), schedule=s) for s in ("constant", "step", "cosine")]
+    assert swept_setting(words) is None
+    both = [
+        changed(one, batch_size=b) for one in swept("ace", (1, 2, 3)) for b in (10, 20)
+    ]  # every training-set size with both batch sizes: two curves
+    assert swept_setting(both) == "dataset.train"
+    assert set(swept_curves(both, [1.0] * len(both), "dataset.train")) == {
+        "ace batch_size=10",
+        "ace batch_size=20",
+    }
+    three = [changed(one, batch_size=b) for one in swept("ace", (1, 2, 3)) for b in (10, 20, 30)]
+    assert swept_setting(three) is None
+    assert swept_setting([changed(one, seed=0) for one in both[::2]]) == "dataset.train"
+
+
+def zipped(method: str) -> list[dict]:
+    """Training-set size with epochs and validations changing along, as at equal numbers of steps."""
+    points = {100: (900, 9), 300: (300, 3), 900: (100, 1)}
+    return [
+        changed(result(method, s, 1.0), epochs=e, validate_every=v, dataset__train=n)
+        for s in (0, 1)
+        for n, (e, v) in points.items()
+    ]
+
+
+def test_settings_that_change_one_to_one_are_one_axis_named_after_the_data() -> None:
+    results = [*zipped("strict"), *zipped("ace")]
+    assert swept_setting(results) == "dataset.train"
+    assert set(swept_curves(results, [1.0] * len(results), "dataset.train")["ace"]) == {100, 300, 900}
+    assert labels(results)[:3] == ["strict train=100", "strict train=300", "strict train=900"]
+    assert labels(results[:2]) == [
+        f"strict epochs={e} validate_every={v} train={n}" for e, v, n in ((900, 9, 100), (300, 3, 300))
+    ]
+    broken = [*results, changed(results[0], epochs=7)]
+    assert swept_setting(broken) is None
+    assert labels(broken)[0] == "strict epochs=900 train=100"
+    together = [
+        changed(result("ace", 0, 1.0), learning_rate=v, strength__dual_lr=2 * v) for v in (0.1, 0.2, 0.3)
+    ]
+    assert swept_setting(together) == "learning_rate"
+    names = ("constant", "step", "cosine")
+    words = [changed(one, schedule=s) for one, s in zip(swept("ace", (1, 2, 3))[:3], names, strict=True)]
+    assert swept_setting(words) == "dataset.train"
+
+
+def test_methods_without_the_swept_setting_have_no_curve() -> None:
+    results = [result("strict", 0, 1.0)]
+    results += [
+        changed(result("scheduled", 0, 1.0), strength__lie_weight=w, strength__norm_weight=w)
+        for w in (0.0, 0.1, 1.0)
+    ]
+    assert swept_setting(results) == "strength.lie_weight"
+    assert list(swept_curves(results, [1.0] * 4, "strength.lie_weight")) == ["scheduled"]
+
+
+def test_every_method_and_model_has_a_curve_with_a_number_for_every_seed() -> None:
+    results = [*swept("strict", (1, 2, 3)), *swept("ace", (1, 2, 3))]
+    found = swept_curves(results, [r["test"]["projected"] for r in results], "dataset.train")
+    assert found == {m: {1: [2.0, 2.0], 2: [3.0, 3.0], 3: [4.0, 4.0]} for m in ("strict", "ace")}
+    both = [*results, of_model(results[0], "egnn")]
+    assert set(swept_curves(both, [0.0] * len(both), "dataset.train")) == {
+        "strict segnn",
+        "ace segnn",
+        "strict egnn",
+    }
+
+
 CHANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("learning rate", 0.003),
     "optimizer": ("optimizer", "sgd"),
@@ -56,7 +173,7 @@ def test_no_table_hides_a_setting_in_which_its_rows_differ(key: str, words: str,
     assert line.startswith(f"{TITLE}: ")
     assert words in line
     assert f"{shown} (ace)" in line
-    assert marked_line(runs) in table(summarise(runs))
+    assert marked_line(runs) in summary_text(summarise(runs))
     assert settings_that_differ(runs)[key.replace("__", ".")]["ace"] == value
     assert f"{words} {shown} instead of " in conclusion(summarise(runs))
 
@@ -78,7 +195,7 @@ def test_rows_of_a_matched_comparison_differ_in_nothing_else_and_name_their_reci
     runs = [{**result("strict", 0, 5.0), **fair}, {**ace, **published}]
     assert differing_line(runs) == f"{TITLE}: none."
     assert recipes_line(runs) == "Recipes: fair, trained as ace (strict); published (ace)."
-    assert recipes_line(runs) in table(summarise(runs))
+    assert recipes_line(runs) in summary_text(summarise(runs))
     before = {key: value for key, value in published["config"].items() if key not in ("recipe", "trained_as")}
     assert recipes_line([{**ace, "config": before}]) == "Recipe: 0.1 settings."
 
@@ -174,7 +291,7 @@ def test_a_method_is_compared_with_the_strict_row_that_validation_prefers() -> N
     assert "11% below strict learning_rate=0.0009" in sentence
     assert "optimizer muon instead of adam" in sentence
     assert "learning rate 0.0005 instead of 0.0009" in sentence
-    assert "row that shares the most settings" in table(summarise(runs))
+    assert "row that shares the most settings" in summary_text(summarise(runs))
 
 
 def test_the_setting_of_a_method_is_chosen_by_validation_not_by_the_test() -> None:
@@ -183,72 +300,3 @@ def test_the_setting_of_a_method_is_chosen_by_validation_not_by_the_test() -> No
     runs = [alike("strict", 0, 5.0), alike("ace", 0, 4.0), lucky]
     assert "here is ace learning_rate=0.001:" in conclusion(summarise(runs))
     assert conclusion(summarise([lucky])) == NOTHING
-
-
-def written(tmp_path: Path, *runs: dict[str, Any]) -> list[Path]:
-    """Folders of runs as `equirelax compare` leaves them."""
-    folders = []
-    for run in runs:
-        folder = tmp_path / f"{run['method']}-rate{run['config']['learning_rate']}-seed{run['seed']}"
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(run))
-        rows = [f"{epoch},{5.0 - epoch / 10}" for epoch in range(run["epochs"])]
-        (folder / "metrics.csv").write_text("\n".join(["epoch,val/projected", *rows, ""]))
-        folders.append(folder)
-    return folders
-
-
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time, and have tests of their own."""
-    monkeypatch.setattr("equirelax_lab.report.comparison.draw", lambda *_: None)
-    monkeypatch.setattr("equirelax_lab.report.comparison.draw_swept", lambda *_: None)
-
-
-@pytest.mark.usefixtures("without_pictures")
-def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again(tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    runs = [result("strict", 0, 5.0), result("ace", 0, 4.0)]
-    compare_folders(out, written(out, *runs))
-    before = (out / "summary.md").read_text()
-    assert marked_line(runs) in before
-    (chapter,) = gather([out])
-    assert "learning rate 0.0005 (strict), 0.0009 (ace)" in chapter_html(chapter, "c0")
-    assert comparisons([tmp_path]) == [out]
-    summarise_again(out)
-    assert (out / "summary.md").read_text() == before
-    written(out, changed(result("strict", 0, 4.5), learning_rate=9e-4))
-    summarise_again(out)
-    after = (out / "summary.md").read_text()
-    assert [line.split(" | ")[0] for line in after.splitlines() if line.startswith("| ")][2:5] == [
-        "| strict learning_rate=0.0005",
-        "| strict learning_rate=0.0009",
-        "| ace",
-    ]
-
-
-@pytest.mark.usefixtures("without_pictures")
-def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no comparison"):
-        comparisons([tmp_path])
-    out = tmp_path / "results"
-    first, second = written(out, result("strict", 0, 5.0), result("ace", 0, 4.0))
-    compare_folders(out, [first, second])
-    (second / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match=second.name):
-        summarise_again(out)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=() if path.parent.name in ("nbody", "demo") else pytest.mark.slow)
-        for path in sorted(RESULTS.rglob("runs.json.gz"))
-    ],
-    ids=lambda path: str(path.parent.relative_to(RESULTS)),
-)
-def test_committed_comparisons_say_what_their_results_say(path: Path) -> None:
-    results = [run.result for run in read_folder(path.parent)[0] if run.finished]
-    text = (path.parent / "summary.md").read_text(encoding="utf-8")
-    assert table(summarise(results)) in text, "equirelax summarise lab/results"
-    assert text.rstrip().endswith(conclusion(summarise(results)))

@@ -1,155 +1,90 @@
-"""Reports: every figure has data, nothing in a run becomes code, the page loads without a word on the console."""
+"""Pages: every figure has marks, nothing in a run becomes code, studies say how far they are, and no control is lost."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from browser import DARK, show
+from browser import show
 from equirelax_lab.cli import main
 from equirelax_lab.report import tables
-from equirelax_lab.report.page import write_page
-from equirelax_lab.report.runs import gather
-from equirelax_lab.report.summary import summarise, table
-from test_report import result
-from test_variants import changed
+from equirelax_lab.report.page import page_title, write_page
+from equirelax_lab.report.runs import gather, journal_inside, journal_of
+from equirelax_lab.report.summary import summarise
+from equirelax_lab.report.table import in_curves
+from equirelax_lab.report.tables import DEFINITION
+from made import Make, changed, comparison, journal, result, study
 
 from equirelax.errors import ConfigError
 
 EVIL = '</script><script>console.error("evil")</script><img src=x onerror=console.error(1)>'
-Make = Callable[..., Path]
-
-
-def metrics(epochs: int, layers: tuple[str, ...], kinds: tuple[str, ...]) -> str:
-    """A metrics.csv: validation in every second epoch, each kind for each layer."""
-    columns = ["epoch", "seconds", "train/loss", "train/penalty", "val/projected", "val/relaxed"]
-    lines = [",".join([*columns, *(f"{kind}/{layer}" for kind in kinds for layer in layers)])]
-    for e in range(epochs):
-        val = [f"{9 - e}", f"{8.5 - e}"] if e % 2 else ["", ""]
-        row = [str(e), str(2.0 * (e + 1)), str(1 / (e + 1)), "0.1" if kinds else "0", *val]
-        lines.append(",".join([*row, *(str((i + 1) * 0.5**e) for i in range(len(kinds) * len(layers)))]))
-    return "\n".join(lines) + "\n"
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A function (method, seed, value, finished=True, parent="comparison", layers=...) -> folder of a run."""
-
-    def run(
-        method: str,
-        seed: int,
-        value: float,
-        finished: bool = True,
-        parent: str = "comparison",
-        layers: tuple[str, ...] = ("first", "second"),
-        **settings: Any,
-    ) -> Path:
-        kinds = {"strict": (), "scheduled": ("gamma", "lie", "norm", "weight")}
-        one = changed(result(method, seed, value, value - 0.5), seed=seed, **settings)
-        name = "-".join([method, *map(str, settings.values()), f"seed{seed}"])
-        folder = tmp_path / parent / name
-        folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(one["config"]))
-        own = kinds.get(method, ("gamma", "multiplier", "slack", "weight"))
-        (folder / "metrics.csv").write_text(metrics(10 if finished else 5, layers, own))
-        if finished:
-            (folder / "result.json").write_text(json.dumps(one))
-        return folder
-
-    return run
-
-
-def comparison(make: Make, **more: Any) -> Path:
-    """Three methods with three seeds each."""
-    for seed in range(3):
-        make("strict", seed, 5.0 + seed / 10, **more)
-        make("scheduled", seed, 4.5 + seed / 5, **more)
-        make("resilient", seed, 4.0 + seed / 10, **more)
-    return make("strict", 3, 5.0, **more).parent
 
 
 class Page(HTMLParser):
-    """What a page holds: figures' data, scripts, ids, references to ids, addresses."""
+    """What a page holds: ids, references to ids, addresses, levels of headings, handlers of events."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.figures: list[dict[str, Any]] = []
         self.ids: list[str] = []
         self.references: list[str] = []
         self.addresses: list[str] = []
         self.levels: list[int] = []
         self.handlers: list[str] = []
-        self._inside = False
+        parts = text.split('<figure class="chart"')[1:]
+        self.figures = {re.findall(r"<h4[^>]*>(.*?)</h4>", part)[0]: part for part in parts}
+        self.count = len(parts)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
-        self._inside = tag == "script" and found.get("type") == "application/json"
         self.handlers += [key for key in found if key.startswith("on")]
         for key, value in found.items():
             if key == "id":
                 self.ids.append(str(value))
-            elif key in ("aria-labelledby", "aria-describedby") or (
-                key == "href" and str(value).startswith("#")
-            ):
+            elif key in ("aria-labelledby", "aria-describedby") or str(value).startswith("#"):
                 self.references.append(str(value).lstrip("#"))
-            elif key in ("src", "href", "action"):
+            elif key in ("src", "href", "xlink:href", "action"):
                 self.addresses.append(str(value))
+        self.references += re.findall(r"url\(#(.*?)\)", " ".join(str(value) for value in found.values()))
         if re.fullmatch(r"h\d", tag):
             self.levels.append(int(tag[1]))
 
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.figures.append(json.loads(data))
-            self._inside = False
 
-
-def numbers_in(trace: dict[str, Any]) -> list[float]:
-    values = trace["z"] if trace["type"] == "heatmap" else [trace["x"], trace["y"]]
-    return [v for row in values for v in row if isinstance(v, int | float)]
+def svg_of(part: str) -> str:
+    """The drawing of a figure."""
+    return part[part.index("<svg") : part.index("</svg>")]
 
 
 def written(chapters: Any, out: Path) -> Page:
     count = write_page(out, chapters)
     page = Page(out.read_text(encoding="utf-8"))
-    assert len(page.figures) == count
+    assert page.count == count
+    for part in page.figures.values():
+        assert re.search(r"<(use|path|image) ", svg_of(part))
     return page
 
 
-def drawn(dom: str, count: int) -> list[str]:
-    """The figures of a page in a browser, all of which must hold marks."""
-    parts = dom.split('<figure class="chart"')[1:]
-    assert len(parts) == count
-    for part in parts:
-        assert 'data-drawn="yes"' in part
-        assert re.search(r'class="(?:point|js-line|js-fill|hm)"', part), part[:300]
-    return parts
-
-
-def test_every_figure_has_data_that_plotly_takes_and_every_reference_a_target(
-    make: Make, tmp_path: Path
-) -> None:
-    graph_objects = pytest.importorskip("plotly.graph_objects")
+def test_figures_have_marks_text_and_tooltips_and_references_a_target(make: Make, tmp_path: Path) -> None:
     page = written(gather([comparison(make)]), tmp_path / "report.html")
-    # test metric, validation, loss, penalty, equivariance; scheduled has four kinds, resilient too, two figures each
-    assert len(page.figures) == 5 + 2 * (4 + 4)
-    for one in page.figures:
-        graph_objects.Figure(
-            data=one["data"], layout=one["layout"]
-        )  # raises for keys or values that Plotly lacks
-        assert one["data"]
-        assert all(numbers_in(trace) for trace in one["data"])
+    # test metric, validation, loss, penalty, equivariance; scheduled has five kinds, resilient too
+    assert page.count == 5 + 4 + 4
     assert len(set(page.ids)) == len(page.ids)
     assert set(page.references) <= set(page.ids)
     assert all(address.startswith("data:") for address in page.addresses)
     assert page.levels[0] == 1
     assert all(after <= before + 1 for before, after in zip(page.levels, page.levels[1:], strict=False))
+    drawing = svg_of(page.figures["Test MSE of the positions x1e-3"])
+    assert "<title>scheduled, seed 1: 4.7</title>" in drawing
+    assert re.search(r"<text[^>]*>resilient</text>", drawing)
+    assert "var(--ink)" in drawing  # the theme of the page sets the colours
+    assert not re.search(r"#[0-9a-f]{6}", drawing)
+    assert "Layer by layer" not in page.figures
+    assert "<image" in svg_of(page.figures["Lie derivative: scheduled"])
 
 
 def test_tables_hold_tests_published_numbers_costs_and_settings(make: Make, tmp_path: Path) -> None:
@@ -174,9 +109,12 @@ def test_the_page_rounds_as_the_summary_does(make: Make, tmp_path: Path, scale: 
         folder = make("ace", seed, scale * (4.5 + seed / 3))
     (chapter,) = gather([folder.parent])
     summary = summarise([run.result for run in chapter.finished])
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(summary).splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tables.main(summary).markdown().splitlines()
+    ]
     written = next(cells for cells in lines if cells and cells[0] == "ace")
-    shown = next(row for row in tables.results(summary).rows if row[0] == "ace")
+    shown = next(row for row in tables.tests(summary).rows if row[0] == "ace")
     assert shown[1] == written[1].replace("*", "")
     assert shown[2:5] == tuple(written[2:5])
     difference, _, interval = written[5].partition(" [")
@@ -193,39 +131,9 @@ def test_nothing_in_a_run_becomes_code(make: Make, tmp_path: Path) -> None:
     text = out.read_text(encoding="utf-8")
     assert EVIL not in text
     assert "<img" not in text.partition("<body>")[2]
-    assert any(
-        EVIL.replace("<", "&lt;").replace(">", "&gt;") in str(t.get("name"))
-        for f in page.figures
-        for t in f["data"]
-    )
-    shown = show(out, tmp_path / "profile")
-    assert shown.console == ()
-    assert not Page(shown.dom).handlers
-    drawn(shown.dom, len(page.figures))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("theme", [(), (DARK,)], ids=["light", "dark"])
-def test_a_browser_draws_every_figure_and_says_nothing(
-    make: Make, tmp_path: Path, theme: tuple[str, ...]
-) -> None:
-    out = tmp_path / "report.html"
-    count = write_page(out, gather([comparison(make)]))
-    shown = show(out, tmp_path / "profile", *theme)
-    assert shown.console == ()
-    parts = drawn(shown.dom, count)
-    black, light = ("rgb(0, 0, 0)", "rgb(242, 242, 242)")  # the strict runs' colour
-    strict = re.search(r'class="js-line"[^>]*stroke: (rgb\([^)]*\))', parts[2])  # the training loss
-    assert strict is not None
-    assert strict.group(1) == (light if theme else black)
-
-
-@pytest.mark.slow
-def test_a_browser_draws_only_what_is_seen_until_all_is_opened(make: Make, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    count = write_page(out, gather([comparison(make)]))
-    shown = show(out, tmp_path / "profile", fragment="content")
-    assert 0 < shown.dom.count('data-drawn="yes"') < count
+    assert not page.handlers
+    assert "&lt;img" in svg_of(page.figures["Multiplier: resilient"])
+    assert show(out, tmp_path / "profile").console == ()
 
 
 def test_what_a_page_writes_on_the_console_is_seen_here(tmp_path: Path) -> None:
@@ -252,8 +160,7 @@ def test_unfinished_runs_are_in_the_curves_and_broken_ones_are_named(make: Make,
     ] * 3
     assert [run.name for run in chapter.runs if not run.finished] == ["ace-seed0"]
     page = written([chapter], tmp_path / "report.html")
-    names = [trace.get("name") for one in page.figures for trace in one["data"]]
-    assert "ace, projected" in names
+    assert "ace, projected</text>" in page.figures["Validation: MSE of the positions x1e-3"]
     assert "Not finished yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -261,10 +168,10 @@ def test_a_run_alone_finished_or_not(make: Make, tmp_path: Path) -> None:
     for finished in (True, False):
         folder = make("ace", 0, 4.0, finished, parent=str(finished))
         page = written(gather([folder]), tmp_path / "report.html")
-        assert len(page.figures) == (5 if finished else 3) + 2 * 4
+        assert page.count == (5 if finished else 3) + 4
     nothing = make("strict", 0, 4.0, parent="nothing")
     (nothing / "metrics.csv").unlink()
-    assert len(written(gather([nothing]), tmp_path / "report.html").figures) == 2
+    assert written(gather([nothing]), tmp_path / "report.html").count == 2
 
 
 def test_folders_of_comparisons_and_single_runs_become_chapters(make: Make, tmp_path: Path) -> None:
@@ -290,9 +197,10 @@ def test_a_sweep_is_drawn_in_order_of_what_was_swept(make: Make, tmp_path: Path)
         f"strict train={v}" for v in (30, 200, 1000)
     ]
     page = written([chapter], tmp_path / "report.html")
-    swept = next(one for one in page.figures if "train" in one["layout"]["xaxis"]["title"]["text"])
-    assert [trace["x"] for trace in swept["data"]] == [[30, 200, 1000]] * 2
-    assert swept["layout"]["xaxis"]["type"] == "log"
+    swept = page.figures["Test MSE of the positions x1e-3 against train"]
+    ticks = re.findall(r"<text[^>]*>(\d+)</text>", svg_of(swept))
+    assert ticks[:3] == ["30", "200", "1000"]
+    assert "<title>ace, train 200: 5.20 ± 0.00</title>" in swept
 
 
 def test_runs_whose_folders_are_gone_come_from_an_older_summary(make: Make, tmp_path: Path) -> None:
@@ -341,7 +249,7 @@ def test_the_command(
     said = capsys.readouterr().out
     assert opened == [(folder / "report.html").resolve().as_uri()]
     assert "There is no browser here: open file://" in said
-    assert "10 runs, 21 figures" in said
+    assert "10 runs, 13 figures" in said
     assert "<title>A &lt;title&gt;</title>" in (folder / "report.html").read_text(encoding="utf-8")
     pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert pictures == {f"comparison-{n}.png" for n in ("curves", "layers-scheduled", "layers-resilient")}
@@ -351,3 +259,106 @@ def test_the_command(
     assert "cannot be written" in capsys.readouterr().err
     assert main(["report", str(folder / "strict-seed0" / "metrics.csv")]) == 0
     assert (folder / "strict-seed0" / "report.html").exists()
+
+
+def test_a_study_says_how_far_it_is_and_what_failed_why(make: Make, tmp_path: Path) -> None:
+    chapters = gather([study(make, tmp_path)])
+    assert [chapter.name for chapter in chapters] == ["first", "second"]
+    assert page_title(chapters) == "A <question> & its answer"
+    first = chapters[0]
+    assert [(run.name, run.reason) for run in first.failed] == [("resilient-seed0", "The loss is nan.")]
+    assert first.problems == ("resilient-seed1 failed before it could begin: cutoff is <script>",)
+    out = tmp_path / "report.html"
+    page = written(chapters, out)
+    text = out.read_text(encoding="utf-8")
+    assert "<h1>A &lt;question&gt; &amp; its answer</h1>" in text
+    assert "How far the study is: A &lt;question&gt; &amp; its answer (the small variant)" in text
+    assert '<th scope="row">first</th><td>3</td><td>1</td><td>0</td><td>2</td>' in text
+    assert '<th scope="row">second</th><td>1</td><td>0</td><td>1</td><td>0</td>' in text
+    assert "resilient-seed0 failed for good: The loss is nan." in text
+    assert "where no seed is finished: ace-seed1." in text
+    assert "cutoff is &lt;script&gt;" in text
+    # strict seed 1 is at 12, more than twice the 4 of ace; resilient ended without a result
+    assert '<th scope="row">strict</th><td>1 of 2 (50%)</td>' in text
+    assert '<th scope="row">resilient</th><td>1 of 1 (100%)</td>' in text
+    assert html.unescape(text).count(DEFINITION) == 2
+    assert "No run failed." in text  # of the second grid
+    assert set(page.references) <= set(page.ids)
+
+
+def test_the_share_is_drawn_against_what_was_swept(make: Make, tmp_path: Path) -> None:
+    for rate, value in ((0.1, 5.0), (0.01, 20.0), (0.001, 90.0)):
+        make("strict", 0, value, learning_rate=rate)
+        make("ace", 0, 5.0, learning_rate=rate)
+    page = written(gather([tmp_path]), tmp_path / "report.html")
+    drawn = page.figures["Failed runs against learning rate"]
+    tips = re.findall(r"<title>(.*, learning rate .*)</title>", drawn)
+    assert tips == [
+        *(
+            f"strict, learning rate {rate}: {share}"
+            for rate, share in (("0.001", 100), ("0.01", 100), ("0.1", 0))
+        ),
+        *(f"ace, learning rate {rate}: 0" for rate in ("0.001", "0.01", "0.1")),
+    ]
+
+
+def test_a_run_that_has_only_begun_does_not_cut_the_curves(make: Make, tmp_path: Path) -> None:
+    make("ace", 0, 4.0)
+    make("ace", 1, 4.0, finished=False)
+    (chapter,) = gather([tmp_path])
+    assert [run.name for run in in_curves(chapter.by_label()["ace"])] == ["ace-seed0"]
+    page = written([chapter], tmp_path / "report.html")
+    assert '<th scope="row">10</th>' in page.figures["Training loss"]
+    assert "ace-seed1" in {row[0] for row in tables.runs(chapter).rows}
+
+
+def test_many_labels_have_a_figure_for_every_method(make: Make, tmp_path: Path) -> None:
+    for number in range(5):
+        for method in ("strict", "ace"):
+            make(method, 0, 5.0, learning_rate=0.01 * (number + 1))
+    out = tmp_path / "report.html"
+    page = written(gather([tmp_path]), out)
+    text = out.read_text(encoding="utf-8")
+    for method in ("strict", "ace"):
+        assert f"Validation: MSE of the positions x1e-3: {method}</h4>" in text
+        assert f"Training loss: {method}</h4>" in text
+        assert f"{method} learning_rate=0.05</text>" in page.figures[f"Training loss: {method}"]
+
+
+def test_the_equivariance_error_over_training_is_drawn_where_it_was_measured(
+    make: Make, tmp_path: Path
+) -> None:
+    folder = make("ace", 0, 4.0)
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    more = [",equivariance/relaxed,equivariance/projected", *(f",0.{e + 1},{e}e-16" for e in range(10))]
+    (folder / "metrics.csv").write_text("\n".join(a + b for a, b in zip(lines, more, strict=True)) + "\n")
+    make("strict", 0, 5.0)  # of a version that did not measure it
+    page = written(gather([tmp_path]), tmp_path / "report.html")
+    drawn = page.figures["Equivariance error over training"]
+    assert "ace, as trained</text>" in drawn
+    assert (
+        "<td>0.1</td><td></td>" in drawn
+    )  # on a logarithmic axis a zero, as of the first epoch, has no place
+    assert "<td>1e-16</td>" in drawn
+
+
+def test_a_damaged_journal_is_named_and_the_runs_are_shown(make: Make, tmp_path: Path) -> None:
+    make("strict", 0, 5.0)
+    (tmp_path / "comparison" / "study.json").write_text('{"runs": 3}')
+    (chapter,) = gather([tmp_path])
+    assert len(chapter.runs) == 1
+    assert any("study.json" in words for words in chapter.problems)
+    assert chapter.study is None
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_journal_is_found_from_within_the_study(tmp_path: Path, depth: int) -> None:
+    journal(tmp_path, grid__strict_seed0=("failed", "why"))
+    folder = tmp_path / "grid" / "strict-seed0"
+    folder.mkdir(parents=True)
+    place = (tmp_path, tmp_path / "grid", folder)[depth]
+    found = journal_of(place)
+    assert found is not None
+    assert journal_inside(found, folder.parent)["strict-seed0"]["reason"] == "why"
+    assert journal_inside(found, tmp_path / "elsewhere") == {}
+    assert journal_of(tmp_path.parent) is None
