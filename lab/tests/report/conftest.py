@@ -12,3 +12,10 @@ from made import Make, maker
 def make(tmp_path: Path) -> Make:
     """A function (method, seed, value, finished=True, parent="comparison", layers=...) -> folder of a run."""
     return maker(tmp_path)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are not drawn, which takes most of the time: for tests that look at something else."""
+    monkeypatch.setattr("equirelax_lab.report.page.svg", lambda *_: '<svg><path d="M0 0"/></svg>')
+    monkeypatch.setattr("equirelax_lab.report.comparison.png", lambda path, *_, **__: path.touch())

@@ -39,6 +39,7 @@ def test_what_is_written_is_read_again_row_by_row(tmp_path: Path) -> None:
     assert (tmp_path / RUNS).read_bytes() == before  # without a time stamp
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp_path: Path) -> None:
     folder, kept = study(make, tmp_path), tmp_path.parent / "kept"
     assert main(["archive", str(folder), "--out", str(kept)]) == 0
@@ -59,6 +60,7 @@ def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp
     assert main(["archive", str(kept), "--out", str(kept)]) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_in_its_own_folder_counts_more_than_in_the_archive(make: Make, tmp_path: Path) -> None:
     folder = make("strict", 0, 5.0).parent
     make("ace", 0, 4.0)
@@ -86,6 +88,7 @@ def test_the_order_of_an_older_summary_is_kept(make: Make, tmp_path: Path) -> No
     assert [run.name for run in read_folder(folders[0].parent)[0]] == [folder.name for folder in folders]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "content",
     [b"{}", gzip.compress(b"{}"), gzip.compress(b'{"layout": 2, "runs": [], "study": null}')],

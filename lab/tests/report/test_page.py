@@ -87,6 +87,7 @@ def test_figures_have_marks_text_and_tooltips_and_references_a_target(make: Make
     assert "<image" in svg_of(page.figures["Lie derivative: scheduled"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_hold_tests_published_numbers_costs_and_settings(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     write_page(out, gather([comparison(make, epochs=10)]))
@@ -164,6 +165,7 @@ def test_unfinished_runs_are_in_the_curves_and_broken_ones_are_named(make: Make,
     assert "Not finished yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_alone_finished_or_not(make: Make, tmp_path: Path) -> None:
     for finished in (True, False):
         folder = make("ace", 0, 4.0, finished, parent=str(finished))
@@ -174,6 +176,7 @@ def test_a_run_alone_finished_or_not(make: Make, tmp_path: Path) -> None:
     assert written(gather([nothing]), tmp_path / "report.html").count == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_folders_of_comparisons_and_single_runs_become_chapters(make: Make, tmp_path: Path) -> None:
     first, second = comparison(make), comparison(make, parent="other")
     chapters = gather([tmp_path])
@@ -261,6 +264,7 @@ def test_the_command(
     assert (folder / "strict-seed0" / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_says_how_far_it_is_and_what_failed_why(make: Make, tmp_path: Path) -> None:
     chapters = gather([study(make, tmp_path)])
     assert [chapter.name for chapter in chapters] == ["first", "second"]
@@ -302,6 +306,7 @@ def test_the_share_is_drawn_against_what_was_swept(make: Make, tmp_path: Path) -
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_has_only_begun_does_not_cut_the_curves(make: Make, tmp_path: Path) -> None:
     make("ace", 0, 4.0)
     make("ace", 1, 4.0, finished=False)

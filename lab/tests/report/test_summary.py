@@ -323,6 +323,7 @@ def test_without_a_failed_run_there_is_no_table() -> None:
     assert shares([], []) == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_comparison_counts_what_ended_without_a_result(make: Make, tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in (make("strict", 0, 5.0), make("ace", 0, 4.0))]
     unfinished = read_run(make("ace", 1, 4.0, finished=False))
@@ -341,6 +342,7 @@ def test_a_comparison_counts_what_ended_without_a_result(make: Make, tmp_path: P
     assert "failed" not in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again(tmp_path: Path) -> None:
     out = tmp_path / "results"
     runs = [result("strict", 0, 5.0), result("ace", 0, 4.0)]
@@ -360,6 +362,7 @@ def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no comparison"):
         comparisons([tmp_path])

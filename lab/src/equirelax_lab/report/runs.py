@@ -135,16 +135,6 @@ class Chapter:
             found.setdefault(label, []).append(run)
         return found
 
-    def in_curves(self) -> dict[str, list[Run]]:
-        """Label -> the runs whose mean its curves show: the finished ones, or all where none is finished.
-
-        A run that has only begun would cut the mean over all seeds to its own epochs.
-        """
-        return {
-            label: [run for run in several if run.finished] or several
-            for label, several in self.by_label().items()
-        }
-
 
 def gather(paths: Sequence[Path]) -> list[Chapter]:
     """Chapters for all runs in `paths`: folders of runs, of comparisons, of studies, or folders that hold such, at any depth.
