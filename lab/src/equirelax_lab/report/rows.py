@@ -49,7 +49,7 @@ def labels(results: Sequence[Result]) -> list[str]:
     kinds = [(result["method"], result["model"]) for result in results]
     for result, own, kind in zip(results, flat, kinds, strict=True):
         mine = [other for other, its in zip(flat, kinds, strict=True) if its == kind]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in mine)]
+        differing = [key for key in own if any(other.get(key, own[key]) != own[key] for other in mine)]
         named = [result["method"], *([result["model"]] if several else [])]
         found.append(" ".join([*named, *_together(differing, own, mine)]))
     return found
@@ -75,8 +75,16 @@ def settings(result: Result) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _flat(config: str) -> dict[str, Any]:
+    """In the order in which the run wrote them, so that later versions word tables of older results alike."""
+    stored = json.loads(config)
+    own = _by_dotted_key(config_from_dict(stored).to_dict())
+    ordered = [key for key in _by_dotted_key(stored) if key in own]
+    return {key: own[key] for key in [*ordered, *(key for key in own if key not in ordered)]}
+
+
+def _by_dotted_key(config: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in config_from_dict(json.loads(config)).to_dict().items():
+    for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": each for inner, each in value.items()}
         elif key not in ("seed", "recipe", "trained_as"):
@@ -209,7 +217,9 @@ def _labels_without(results: Sequence[Result], key: str) -> list[str]:
     found = []
     for label, kind in zip(labels(results), kinds, strict=True):
         mine = [own for own, other in zip(flat, kinds, strict=True) if other == kind]
-        differing = [each for each in mine[0] if any(own.get(each) != mine[0][each] for own in mine)]
+        differing = [
+            each for each in mine[0] if any(own.get(each, mine[0][each]) != mine[0][each] for own in mine)
+        ]
         along = next((group for group in _linked(differing, mine) if key in group), [])
         names = {each.rpartition(".")[2] for each in along}
         found.append(" ".join(word for word in label.split() if names.isdisjoint(word.split("=")[:-1])))
