@@ -172,6 +172,7 @@ def test_a_file_of_settings_may_name_the_recipe(compared: Any, tmp_path: Path) -
         (["--sweep", "epochs=[,3"], "'['"),
         (["--epochz", "3"], "--epochz"),
         (["--seed", "3"], "--seed"),
+        (["--ace.threads", "3"], "--threads"),
         (["--seeds", "0"], "'--seeds' is 0"),
         (["--methods", ","], "--methods"),
     ],

@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         for model in models
         for method in methods
     }
-    settings, machine = _given(configs[models[0], methods[0]], common)
+    settings, machine = _given(configs[models[0], methods[0]], common, machine=True)
     grid = Grid(
         name="",
         benchmark=benchmark,
@@ -158,17 +158,19 @@ def split_settings(words: Sequence[str], names: Sequence[str]) -> tuple[list[str
     return common, special
 
 
-def _given(config: RunConfig, words: Sequence[str]) -> tuple[dict[str, Any], Machine]:
-    """The settings that the flags `words` set, in the layout of config.yaml, and where runs execute.
+def _given(config: RunConfig, words: Sequence[str], machine: bool = False) -> tuple[dict[str, Any], Machine]:
+    """The settings that flags set, in the layout of config.yaml, and where and how all runs execute.
 
     Args:
         config: A run that has the settings.
-        words: Flags of settings and of the machine.
+        words: The flags.
+        machine: Whether flags of the machine may be among them.
     """
     config = options.with_kind(config, words)
     parser = options.parser(["compare", config.benchmark], "")
     options.add_settings(parser, config)
-    options.add_machine(parser)
+    if machine:
+        options.add_machine(parser)
     parsed = options.parse(parser, words)
     settings: dict[str, Any] = {}
     for word in words:
@@ -176,7 +178,7 @@ def _given(config: RunConfig, words: Sequence[str]) -> tuple[dict[str, Any], Mac
         if word.startswith("--") and name not in Machine.__dataclass_fields__:
             (full,) = full_keys(config, name)
             settings = merged(settings, nested(full, parsed[full]))
-    return settings, options.machine_from(parsed)
+    return settings, options.machine_from(parsed) if machine else Machine()
 
 
 def _begun(
