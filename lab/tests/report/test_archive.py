@@ -60,6 +60,15 @@ def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp
     assert main(["archive", str(kept), "--out", str(kept)]) == 2
 
 
+def test_unfinished_runs_are_archived_too(make: Make, tmp_path: Path) -> None:
+    folder = make("strict", 0, 5.0, finished=False).parent
+    summarise_again(folder, tmp_path / "kept")
+    (run,) = read_folder(tmp_path / "kept")[0]
+    assert (run.status, len(run.rows)) == ("unfinished", 5)
+    assert comparisons([tmp_path], written=False) == [folder, tmp_path / "kept"]
+    assert comparisons([tmp_path]) == [tmp_path / "kept"]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_in_its_own_folder_counts_more_than_in_the_archive(make: Make, tmp_path: Path) -> None:
     folder = make("strict", 0, 5.0).parent

@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
 
     from equirelax_lab.report.comparison import comparisons, summarise_again
 
-    for comparison in comparisons([folder]):
+    for comparison in comparisons([folder], written=False):
         place = out / comparison.relative_to(folder)
         print(f"\n## {place}\n{summarise_again(comparison, place)}")
     return 0

@@ -14,7 +14,7 @@ from equirelax_lab.report.archive import RUNS, write_archive
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.drawing import png
 from equirelax_lab.report.rows import differing_line
-from equirelax_lab.report.runs import Chapter, Run, archived, comparison_folders, read_folder, read_run
+from equirelax_lab.report.runs import OLDER, Chapter, Run, archived, comparison_folders, read_folder, read_run
 from equirelax_lab.report.statistics import spread_text
 from equirelax_lab.report.summary import summarise
 from equirelax_lab.report.table import Table
@@ -96,42 +96,52 @@ def draw_pictures(out: Path, chapters: Sequence[Chapter]) -> list[Path]:
     return found
 
 
-def comparisons(paths: Sequence[Path]) -> list[Path]:
+def comparisons(paths: Sequence[Path], written: bool = True) -> list[Path]:
     """The folders of comparisons in `paths`, at any depth.
+
+    Args:
+        paths: Folders.
+        written: Whether a comparison must have been summarised before; otherwise any folder with runs in it is one.
 
     Raises:
         ConfigError: One of the paths holds none.
     """
     found: list[Path] = []
     for path in paths:
-        here = [folder for folder in comparison_folders(path) if _has_results(folder)]
+        here = comparison_folders(path)
+        if written:
+            here = [
+                folder for folder in here if any((folder / name).exists() for name in (RUNS, OLDER, TABLE))
+            ]
         if not here:
             raise ConfigError(
-                f"{path} holds no comparison: no folder in it has finished runs or {RUNS}. Name a folder that "
+                f"{path} holds no comparison: no folder in it has {RUNS if written else 'runs'}. Name a folder that "
                 "`equirelax compare`, `equirelax study run` or `equirelax archive` wrote."
             )
         found += here
     return list(dict.fromkeys(found))
 
 
-def _has_results(folder: Path) -> bool:
-    return (folder / RUNS).exists() or any(folder.glob(f"*/{RESULT}"))
-
-
 def summarise_again(folder: Path, out: Path | None = None) -> str:
-    """Write a comparison's archive, table and pictures anew; returns its table and sentence.
+    """Write a comparison's archive, table and pictures anew; without a finished run, the archive alone.
 
     Args:
         folder: Of the comparison: folders of runs, an archive, or both.
         out: Where to; None: `folder` itself.
 
+    Returns:
+        The tables and the concluding sentence.
+
     Raises:
-        ConfigError: A run cannot be read, or none is finished.
+        ConfigError: A run cannot be read.
     """
     runs, problems, _ = read_folder(folder)
     if damaged := [words for words in problems if words.startswith("Left out")]:
         raise ConfigError(f"{folder} cannot be summarised. {' '.join(damaged)}")
-    return write_comparison(folder if out is None else out, runs, folder)
+    if any(run.finished for run in runs):
+        return write_comparison(out or folder, runs, folder)
+    write_archive(out or folder, archived(runs, folder))
+    return "No run is finished: there is nothing to compare yet."
 
 
 def compare_grids(study: Study, trials: Sequence[Trial], out: Path) -> str:
