@@ -1,10 +1,9 @@
-"""What a prediction costs: multiply-adds of matrix products and convolutions, which are exact, and time, which is this
-machine's.
-"""
+"""The cost of a prediction: multiply-adds of matrix products and convolutions, which are exact, and time on this machine."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ SAMPLES = 16
 WARM_UP, REPETITIONS = 2, 5
 
 
-class MultiplyAdds(TorchDispatchMode):
-    """Counts those of every matrix product and convolution that runs within it, by torch's own formulas.
+class _MultiplyAdds(TorchDispatchMode):
+    """Counts as torch's `FlopCounterMode` does, by the same formulas.
 
-    Attributes:
-        total: so far.
+    That one also attributes the counts to modules, by hooks that fail where a prediction differentiates with respect to its
+    input, as networks do that predict forces.
     """
 
     def __init__(self) -> None:
@@ -33,7 +32,6 @@ class MultiplyAdds(TorchDispatchMode):
         self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do what was asked, and add its cost."""
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
@@ -41,35 +39,37 @@ class MultiplyAdds(TorchDispatchMode):
         return out
 
 
-def inference_cost(assembly: Assembly, data: Samples) -> dict[str, dict[str, float]]:
-    """Cost of one sample in a batch of up to 16: {relaxed, projected} -> {multiply_adds, milliseconds}.
+def multiply_adds(call: Callable[[], Any]) -> float:
+    """Multiply-adds of every matrix product and convolution in a call, by torch's formulas: half of its FLOPs."""
+    with _MultiplyAdds() as counted:
+        call()
+    return counted.total
 
-    Milliseconds are the least of five repetitions after two that warm up.
+
+def inference_cost(assembly: Assembly, data: Samples) -> dict[str, dict[str, float]]:
+    """The cost of one sample in a batch of up to 16: {relaxed, projected} -> {multiply_adds, milliseconds}.
+
+    Milliseconds are the least of five repetitions, after two that warm up.
     """
     count = min(SAMPLES, len(data))
     batch = assembly.task.eval_batch(data, range(count))
-    found = {"relaxed": _cost(assembly.task, assembly.model, batch, count)}
-    found["projected"] = found["relaxed"]
+    cost = {"relaxed": _cost(assembly.task, assembly.model, batch, count)}
+    cost["projected"] = cost["relaxed"]
     if assembly.relaxation is not None:
         with assembly.relaxation.strict():
-            found["projected"] = _cost(assembly.task, assembly.model, batch, count)
-    return found
+            cost["projected"] = _cost(assembly.task, assembly.model, batch, count)
+    return cost
 
 
 def _cost(task: Task, model: nn.Module, batch: Batch, count: int) -> dict[str, float]:
+    on_gpu = next(iter(batch.values())).is_cuda
     seconds = []
     with evaluating(model):
-        with MultiplyAdds() as counted:
-            task.predict(model, batch)
+        products = multiply_adds(lambda: task.predict(model, batch))
         for _ in range(WARM_UP + REPETITIONS):
             start = time.perf_counter()
             task.predict(model, batch)
-            if batch_device(batch).type == "cuda":
+            if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    return {"multiply_adds": counted.total / count, "milliseconds": 1e3 * min(seconds[WARM_UP:]) / count}
-
-
-def batch_device(batch: Batch) -> torch.device:
-    """Where a batch is."""
-    return next(iter(batch.values())).device
+    return {"multiply_adds": products / count, "milliseconds": 1e3 * min(seconds[WARM_UP:]) / count}
