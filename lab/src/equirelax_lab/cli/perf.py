@@ -1,4 +1,4 @@
-"""`equirelax perf`: times."""
+"""`equirelax perf`: times training steps and inference."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from equirelax_lab.training.perf import measure, simulation, table
 from equirelax_lab.training.perf_subjects import SUBJECTS
 
 DESCRIPTION = """\
-Time a training step at the papers' size, strict and relaxed, and inference before and after projection.
+Time a training step at the papers' sizes, strict and relaxed, and inference before and after projection.
 
-Needs no data. Times are minima over repetitions, taken in turn in one process after a warm-up; beside each
-stands the arithmetic of its matrix products, and beside each ratio of times its floor, the same ratio in
-multiply-adds. Close other programs first."""
+No data is needed. Times are minima over repetitions, taken in turn in one process after a warm-up. Beside each time stands
+the arithmetic of its matrix products, and beside each ratio of times its floor, the same ratio of multiply-adds. Close
+other programs first."""
 
 
 def main(words: Sequence[str]) -> int:
-    """`words` begins with "perf"."""
+    """Run the command; `words` begins with "perf"."""
     parser = options.parser(["perf"], DESCRIPTION)
     parser.add_argument("benchmark", nargs="?", default="nbody", help=" or ".join(SUBJECTS))
-    models = "; ".join(f"{name}: {', '.join(found.models)}" for name, found in SUBJECTS.items())
-    parser.add_argument("--model", default=None, help=f"the first, or another ({models})")
+    models = "; ".join(f"{name}: {', '.join(timed.models)}" for name, timed in SUBJECTS.items())
+    parser.add_argument(
+        "--model", default=None, help=f"model of the benchmark, by default the first ({models})"
+    )
     parser.add_argument("--batch_size", type=int, default=None, help="samples in a batch")
     parser.add_argument("--rows", type=int, default=None, help="input rows of the subsampled penalty")
-    parser.add_argument(
-        "--repetitions", type=int, default=None, help="timed repetitions, after some that are not"
-    )
+    parser.add_argument("--repetitions", type=int, default=None, help="timed repetitions, after the warm-up")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     parser.add_argument(
-        "--simulate", action="store_true", help="also time making the N-body set, on two threads"
+        "--simulate", action="store_true", help="also time the simulation of the N-body set, on two threads"
     )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)

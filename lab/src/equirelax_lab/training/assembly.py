@@ -23,11 +23,21 @@ from equirelax_lab.training.memory import fitting
 
 @dataclass
 class Assembly:
-    """What a run works with, and the number of parameters without and with the relaxation.
+    """The objects of a run.
 
-    A strict run has neither relaxation nor method: its model is the author's own, untouched. A wrapper's
-    (Equi-Tuning, Equi-Adapt) has none either: its model is the wrapped one. REMUL has a method without a
-    relaxation on networks with nothing to relax."""
+    A strict run has neither a relaxation nor a method: its model is the author's own, unchanged. The run of a wrapper
+    (Equi-Tuning, Equi-Adapt) has none either, and its model is the wrapped one. REMUL has a method without a relaxation on
+    networks that have nothing to relax.
+
+    Attributes:
+        config: The run's settings.
+        task: Data, loss and metric.
+        model: The network, relaxed or wrapped.
+        relaxation: The handle on its residuals.
+        method: What drives the residuals' strengths.
+        strict_parameters: Number of the author's parameters.
+        relaxed_parameters: Number of all parameters.
+    """
 
     config: RunConfig
     task: Task
@@ -39,24 +49,22 @@ class Assembly:
 
     @property
     def deploys_relaxed(self) -> bool:
-        """Whether the method hands over the relaxed model (resilient), so that selection looks at it."""
+        """Whether the method deploys the relaxed model (resilient), which selection then compares."""
         return self.method is not None and self.method.deploys_relaxed
 
 
 def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int = 1) -> Assembly:
-    """Build everything that `config` describes; weights come from torch's global generator, which is seeded
-    here.
+    """Build everything that `config` describes. The weights come from torch's global generator, which is seeded here.
 
-    A method draws its residuals after the model's weights, so runs of one seed start from the same strict
-    network.
+    Residuals are drawn after the model's weights, so that all runs of one seed start from the same strict network.
 
     Args:
         config: The run's settings.
         root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
-        steps_per_epoch: Optimiser steps of an epoch, for schedules.
+        steps_per_epoch: Optimizer steps in an epoch, for schedules.
 
     Raises:
-        ConfigError: settings that do not go together, or sizes that this machine's memory cannot hold.
+        ConfigError: The settings do not go together, or this machine's memory cannot hold the network.
     """
     with fitting(config):
         return _assemble(config, root, steps_per_epoch)
@@ -80,15 +88,15 @@ def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Ass
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, learnt strengths included, those that a schedule or a rule sets left out."""
+    """Number of parameters, with learnt strengths and without those that a schedule or a rule sets."""
     fixed = {id(m.gamma) for m in model.modules() if isinstance(m, Residual) and not m.is_learnt}
     return sum(p.numel() for p in model.parameters() if id(p) not in fixed)
 
 
 def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
-    """The configured optimiser over weights, residuals and strengths, with which the method steps from here on.
+    """Make the configured optimizer of weights, residuals and strengths, and attach the method to it.
 
-    Make the scheduler afterwards: learnt strengths get a group of their own, without weight decay.
+    Make the scheduler afterwards: attaching gives learnt strengths a group of their own, without weight decay.
     """
     optimizer = _build_optimizer(assembly.config.training, assembly.model)
     if assembly.method is not None:
@@ -120,7 +128,7 @@ def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimi
 
 
 def _without_biases(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """The parameters in two groups, that of those of one dimension without weight decay."""
+    """The parameters in two groups; that of one-dimensional ones has no weight decay."""
     matrices = {"params": [p for p in parameters if p.dim() > 1]}
     biases = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
     return [group for group in (matrices, biases) if group["params"]]
@@ -129,9 +137,9 @@ def _without_biases(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
 def build_scheduler(
     config: RunConfig, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """The configured course of the learning rate over epochs; None keeps it constant.
+    """The configured schedule of the learning rate over epochs; None keeps it constant.
 
-    With a warm-up of w epochs, epoch k < w has (k + 1) / w of the course's value.
+    With a warm-up of w epochs, the learning rate of epoch k < w is (k + 1) / w of the schedule's.
     """
     settings = config.training
     if settings.schedule == "constant" and not settings.warmup_epochs:
@@ -139,13 +147,13 @@ def build_scheduler(
 
     def factor(epoch: int) -> float:
         rising = min((epoch + 1) / settings.warmup_epochs, 1.0) if settings.warmup_epochs else 1.0
-        return rising * _course(settings, epoch)
+        return rising * _decay(settings, epoch)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _course(settings: Training, epoch: int) -> float:
-    """The learning rate of an epoch over its full size, without the warm-up."""
+def _decay(settings: Training, epoch: int) -> float:
+    """The learning rate of an epoch as a fraction of the largest one, without the warm-up."""
     if settings.schedule == "step":
         return float(settings.step_factor ** (epoch // settings.step_epochs))
     if settings.schedule == "milestones":

@@ -1,6 +1,4 @@
-"""What a run's metrics.csv says of its course: do strengths, multipliers and slacks vanish or still move, did the loss
-jump?
-"""
+"""What metrics.csv tells of a run: whether strengths, multipliers and slacks still move at its end, and loss spikes."""
 
 from __future__ import annotations
 
@@ -14,24 +12,24 @@ from equirelax.errors import ConfigError
 from equirelax_lab.training.folder import read_table
 
 COURSES = ("gamma", "multiplier", "slack")
-"""What is followed; columns are named KIND/RESIDUAL."""
+"""The kinds of columns that are followed; their names are KIND/RESIDUAL."""
 
 SPIKE, SPIKE_EPOCHS = 1000.0, 2
-"""A loss that is so many times larger than before, for so many epochs at least, is reported."""
+"""A loss is reported if it is this many times larger than before, for at least this many epochs."""
 
 Courses = dict[str, dict[str, list[float]]]
-"""Kind -> residual -> value at the end of every epoch."""
+"""Kind -> residual -> values at the end of every epoch."""
 
 
 def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, checked.
+    """Read and check the rows of a metrics.csv.
 
     Args:
-        path: of the file.
-        epochs: that the run trained for: the last row must be of the last one. None does not ask.
+        path: Of the file.
+        epochs: Length of the run, whose last epoch the last row must be of. None does not check it.
 
     Raises:
-        ConfigError: the file is missing, cut short, or holds something that is no number.
+        ConfigError: The file is missing or cut short, or holds something that is not a number.
     """
     try:
         rows = read_table(path)
@@ -55,13 +53,13 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, str]]:
 
 
 def courses(rows: Sequence[Mapping[str, str]]) -> Courses:
-    """The columns that are followed, empty cells as NaN; {} for a run without residuals."""
-    found: Courses = {}
+    """The columns that are followed, with NaN for empty cells; {} for a run without residuals."""
+    columns: Courses = {}
     for column in rows[0] if rows else ():
         kind, slash, key = column.partition("/")
         if slash and kind in COURSES:
-            found.setdefault(kind, {})[key] = [float(row[column] or "nan") for row in rows]
-    return found
+            columns.setdefault(kind, {})[key] = [float(row[column] or "nan") for row in rows]
+    return columns
 
 
 def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
@@ -71,34 +69,35 @@ def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
         None for a run without residuals; else
         ``max_abs_gamma``: {largest over residuals and epochs, end: largest over residuals after the last epoch};
         ``window``: {first, last} epoch (from 1) of the last tenth of training;
-        ``drift``: kind (gamma, multiplier, slack) -> {change, swing, relative}: over that window, largest over the
-        residuals of the change from its first to its last value and of the range of its values; and the swing over
-        the largest value in the window (1 or more: it goes around zero; near 0: it hardly moved in the window).
+        ``drift``: kind (gamma, multiplier, slack) -> {change, swing, relative}. Change is the difference between the last
+        and the first value in the window, swing the range of the values, each the largest over the residuals; relative is
+        the swing over the largest absolute value in the window: 1 or more where the values cross zero, near 0 where they
+        hardly move.
     """
-    found = courses(rows)
-    if "gamma" not in found:
+    values = courses(rows)
+    if "gamma" not in values:
         return None
     epochs = [int(row["epoch"]) + 1 for row in rows]
-    start = epochs[-1] - max(math.ceil(epochs[-1] / 10), 1)  # the end of this epoch begins the window
+    start = epochs[-1] - max(math.ceil(epochs[-1] / 10), 1)  # the window begins at the end of this epoch
     inside = [index for index, epoch in enumerate(epochs) if epoch >= start] or [0]
-    gammas = found["gamma"].values()
+    gammas = values["gamma"].values()
     return {
         "max_abs_gamma": {
             "largest": max((abs(g) for course in gammas for g in course if math.isfinite(g)), default=0.0),
             "end": max((abs(course[-1]) for course in gammas), default=0.0),
         },
         "window": {"first": epochs[inside[0]], "last": epochs[-1]},
-        "drift": {kind: _drift(several.values(), inside) for kind, several in found.items()},
+        "drift": {kind: _drift(several.values(), inside) for kind, several in values.items()},
     }
 
 
 def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
-    """Where the mean training loss of an epoch was `SPIKE` times the smallest before it, for `SPIKE_EPOCHS` or longer.
+    """Epochs in which the mean training loss was `SPIKE` times the smallest before them, for `SPIKE_EPOCHS` or longer.
 
     Returns:
-        For each: ``first`` and ``last`` epoch (from 1), ``before``: the smallest loss until then, ``largest`` loss.
+        For each spike: ``first`` and ``last`` epoch (from 1), ``before``: the smallest loss until then, ``largest`` loss.
     """
-    found: list[dict[str, float]] = []
+    spikes: list[dict[str, float]] = []
     lowest, current = math.inf, None
     for row in rows:
         if not row.get("train/loss"):
@@ -108,11 +107,11 @@ def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
             current = current or {"first": epoch, "last": epoch, "before": lowest, "largest": loss}
             current["last"], current["largest"] = epoch, max(current["largest"], loss)
         elif current is not None:
-            found.append(current)
+            spikes.append(current)
             current = None
         lowest = min(lowest, loss)
-    found += [current] if current is not None else []
-    return [one for one in found if one["last"] - one["first"] + 1 >= SPIKE_EPOCHS]
+    spikes += [current] if current is not None else []
+    return [spike for spike in spikes if spike["last"] - spike["first"] + 1 >= SPIKE_EPOCHS]
 
 
 def _drift(several: Any, inside: Sequence[int]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, whether it may take a run, reading what stands there."""
+"""A run's folder: the names of its files, the check whether a run may go there, and reading its files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NEEDED = (
     *("benchmark", "model", "method", "seed", "metric", "val", "test", "equivariance_error", "parameters", "epochs"),
     *("selected_epoch", "gammas", "scaled_down", "seconds", "commit", "hardware", "versions", "config"),
 )  # fmt: skip
-"""What every result.json holds."""
+"""The keys of every result.json."""
 KINDS = ("relaxed", "projected", "folded")
-"""Under which names it holds every value."""
+"""The forms of the network that it has a value of."""
 
 
 def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Check that `folder` may take this run; returns the result if it is finished already.
+    """Check that this run may go into `folder`; returns its result if it is finished already.
 
     Raises:
-        ConfigError: a run is there and `resume` is False, or its settings differ.
+        ConfigError: The folder holds a run and `resume` is False, or a run with other settings.
     """
     if (folder / CONFIG).exists():
         if not resume:
@@ -47,12 +47,12 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
 
 
 def changed_settings(config: RunConfig, folder: Path) -> list[str]:
-    """Where `config` differs from that of the run in `folder`, in words.
+    """In which settings `config` differs from the run in `folder`, in words.
 
-    A setting that the run's version did not have yet counts as its recipe has it.
+    A setting that the run's version did not have yet has the value of its recipe.
 
     Raises:
-        ConfigError: the file is no run's settings.
+        ConfigError: The file does not hold a run's settings.
     """
     path = folder / CONFIG
     values = read_yaml(path)
@@ -64,19 +64,19 @@ def changed_settings(config: RunConfig, folder: Path) -> list[str]:
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two configurations differ, in words."""
-    found = []
+    """In which settings two configurations differ, in words."""
+    lines = []
     for key in sorted(stored.keys() | wanted.keys()):
         old, new = stored.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
-    return found
+            lines.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return lines
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The content of a result.json. Raises `ConfigError` if it cannot be read."""
+    """Read a result.json. Raises `ConfigError` if it cannot be read."""
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,14 +85,14 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_run_result(path: Path) -> dict[str, Any]:
-    """The content of a run's result.json. Raises `ConfigError` if it cannot be read or lacks something."""
+    """Read and check a run's result.json. Raises `ConfigError` if it cannot be read or lacks a key."""
     result = read_result(path)
     check_result(result, path)
     return result
 
 
 def check_result(result: Any, where: Path) -> None:
-    """Raise `ConfigError` where a result lacks what a report needs, or has settings that this version does not know."""
+    """Raise `ConfigError` if a result lacks a key that reports need, or has settings that this version does not know."""
     missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
     if not missing:
         shapes = (
@@ -116,8 +116,9 @@ def check_result(result: Any, where: Path) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, as text; an incomplete last row is left out, also one without its line's end:
-    its last number may go on.
+    """The rows of a CSV file with a header, as text.
+
+    An incomplete last row is left out, also one without the end of its line, whose last number may be cut.
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = [line for line in file if line.endswith("\n")]

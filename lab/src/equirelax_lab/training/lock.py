@@ -46,8 +46,8 @@ class Owner:
     def read(cls, path: Path) -> Owner | None:
         """The owner that a lock file names; None if it names none, as between its locking and the writing of the name."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return cls(int(found["pid"]), str(found["host"]), str(found["since"]))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(int(content["pid"]), str(content["host"]), str(content["since"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

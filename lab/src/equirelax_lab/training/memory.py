@@ -1,4 +1,4 @@
-"""Networks that this machine cannot train are refused while they are built, before its memory is full."""
+"""Refuses networks that this machine cannot train while they are built, before its memory is full."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from equirelax_lab.tasks.registry import base_of
 from equirelax_lab.tasks.settings import RunConfig
 
 COPIES = 4
-"""Of every weight in training: itself, its gradient and Adam's two moments."""
+"""Copies of every weight in training: itself, its gradient and Adam's two moments."""
 
 
 def machine_bytes() -> float:
-    """Physical memory of this machine; infinity where the system does not tell."""
+    """Physical memory of this machine in bytes; infinity where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # Windows has no sysconf
@@ -28,13 +28,13 @@ def machine_bytes() -> float:
 
 @contextmanager
 def fitting(config: RunConfig) -> Iterator[None]:
-    """Within it, what is built for `config` may have so many parameters as can be trained with this machine's memory.
+    """Limit the parameters that are registered within the context to those that this machine's memory can train.
 
-    Every parameter is counted as a module takes it, so that building ends with a quarter of the memory in use at most.
+    Every parameter counts when a module registers it, so that building stops with at most a quarter of the memory in use.
 
     Raises:
-        ConfigError: there are more, or memory is refused at once; the message names the settings that are larger than the
-            benchmark's own.
+        ConfigError: There are more parameters, or the system refuses memory. The message names the settings that are larger
+            than the benchmark's own.
     """
     most, total = machine_bytes(), 0
 

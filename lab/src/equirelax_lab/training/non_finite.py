@@ -1,4 +1,4 @@
-"""Where NaN or infinity begins: the first module in the order of execution, or the last in the order of the gradients."""
+"""Finds where NaN or infinity begins: the first module in a forward pass, or the first one in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from equirelax.errors import NonFiniteError
 
 @dataclasses.dataclass(frozen=True)
 class NonFinite:
-    """Where it begins.
+    """Where NaN or infinity begins.
 
     Attributes:
-        path: of the module; the model itself has an empty path.
-        type: class of the module.
+        path: Of the module; the model itself has an empty path.
+        type: Class of the module.
         what: weight, input, output, gradient or loss.
-        text: in words.
+        text: The same in words.
     """
 
     path: str
@@ -37,7 +37,7 @@ class NonFinite:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """The module whose largest output entry is the largest multiple of its largest input entry; see `largest_gain`."""
+    """The module that amplifies most: its largest output entry is the largest multiple of its largest input entry."""
 
     path: str
     type: str
@@ -52,27 +52,27 @@ class Gain:
 
 
 def first_non_finite(model: nn.Module, loss: Callable[[], Tensor]) -> NonFinite | None:
-    """Find where NaN or infinity begins; for one batch that is known to give them.
+    """Find where NaN or infinity begins, for a batch that is known to give them.
 
-    The loss is computed twice, in the modes in which the model is: without gradients, to see weights and outputs; and, if
-    all of these are finite, with them. Buffers are set back afterwards, `.grad` is not touched; what a relaxed model
-    keeps for penalties is used up as by any forward pass.
+    The loss is computed without gradients, to check weights and outputs, and again with gradients if all of these are
+    finite. The model's training mode is kept, buffers are set back afterwards, and `.grad` is left alone. The inputs that
+    a relaxed model keeps for penalties are used up, as by any forward pass.
 
     Args:
-        model: relaxed or not.
-        loss: calls the model and returns the loss, a scalar: ``lambda: criterion(model(x), y)``.
+        model: Relaxed or not.
+        loss: Calls the model and returns the loss, a scalar: ``lambda: criterion(model(x), y)``.
 
     Returns:
-        The first module, in the order of execution, one of whose weights, or else whose output, is not finite, though
-        what it was given is; or (outputs are) the module whose gradient is not, though the gradient that it was given
-        is; None where everything is finite.
+        The first module in the order of execution that has a weight that is not finite, or that makes an output that is not
+        finite out of finite inputs. If all outputs are finite, the module that makes a gradient that is not finite out of a
+        finite one. None if everything is finite.
     """
     with _buffers_kept(model):
-        watch = _Forward(model)
+        forward = _Forward(model)
         with torch.no_grad():
-            value = watch.run(loss)
-        if watch.found is not None:
-            return watch.found
+            value = forward.run(loss)
+        if forward.origin is not None:
+            return forward.origin
         if value is not None and not _finite(value):
             return NonFinite(
                 "", type(model).__name__, "loss", f"the loss itself, {float(value)} of finite outputs"
@@ -81,7 +81,7 @@ def first_non_finite(model: nn.Module, loss: Callable[[], Tensor]) -> NonFinite 
 
 
 def largest_gain(model: nn.Module, forward: Callable[[], Any]) -> Gain | None:
-    """The innermost module that amplifies most during `forward()`; None where no module has tensors as input and output."""
+    """The innermost module that amplifies most during `forward()`; None if no module has tensors as input and output."""
     recorder = Recorder(model)
     with _buffers_kept(model), torch.no_grad(), recorder.recording() as calls:
         forward()
@@ -98,12 +98,12 @@ def largest_gain(model: nn.Module, forward: Callable[[], Any]) -> Gain | None:
 
 
 def name(path: str, kind: str) -> str:
-    """How messages call a module: 'blocks.1.linear' (Linear)."""
+    """A module as messages name it: 'blocks.1.linear' (Linear)."""
     return f"'{path}' ({kind})" if path else f"the model itself ({kind})"
 
 
 class _Hooked:
-    """Hooks on every module whose calls a `Recorder` would see."""
+    """Hooks on every module whose calls a `Recorder` records."""
 
     def __init__(self, model: nn.Module) -> None:
         self.paths = Recorder(model).names
@@ -131,28 +131,30 @@ class _Hooked:
 
 
 class _Forward(_Hooked):
-    """The first weight or output that is not finite. A module that makes finite outputs of other inputs (a mask of
-    infinities) clears what was noted before.
+    """Finds the first weight or output that is not finite.
+
+    A module that makes finite outputs out of inputs that are not finite, such as a softmax over masked scores, clears what
+    was noted before it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.found: NonFinite | None = None
+        self.origin: NonFinite | None = None
         self._left: str = ""
 
     def run(self, loss: Callable[[], Tensor]) -> Tensor | None:
-        """The loss; None where the model itself refuses what has become of its numbers."""
+        """The loss; None if the model itself raises an error about its numbers."""
         with self.hooked():
             try:
                 return loss()
-            # What a model or torch.linalg raises on numbers that are not finite: where they began is known by then.
+            # A model or torch.linalg raises these on numbers that are not finite, whose origin is known by then.
             except (NonFiniteError, torch.linalg.LinAlgError):
-                if self.found is None:
+                if self.origin is None:
                     raise
                 return None
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.found is not None:
+        if self.origin is not None:
             return
         for key, parameter in module.named_parameters(recurse=False):
             if not _finite(parameter):
@@ -160,30 +162,30 @@ class _Forward(_Hooked):
                 return
         if not all(map(_finite, _tensors((args, kwargs)))):
             after = f", after {self._left}" if self._left else ""
-            self._note(module, "input", f"what {self.name(module)} is given{after}")
+            self._note(module, "input", f"the input of {self.name(module)}{after}")
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         good = all(map(_finite, _tensors(output)))
         self._left = self.name(module)
-        if not good and self.found is None:
+        if not good and self.origin is None:
             self._note(module, "output", f"the output of {self.name(module)}, of finite inputs and weights")
         masked = good and not all(map(_finite, _tensors((args, kwargs))))
-        if masked and self.found is not None and self.found.what != "weight":
-            self.found = None
+        if masked and self.origin is not None and self.origin.what != "weight":
+            self.origin = None
 
     def _note(self, module: nn.Module, what: str, text: str) -> None:
-        self.found = NonFinite(self.paths[module], type(module).__name__, what, text)
+        self.origin = NonFinite(self.paths[module], type(module).__name__, what, text)
 
 
 class _Backward(_Hooked):
-    """The first gradient, from the loss back, that is not finite: the module that reads this tensor made it."""
+    """Finds the first gradient in the backward pass that is not finite; the module that reads its tensor made it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.model = model
         self._readers: dict[int, list[nn.Module]] = {}
         self._makers: dict[int, list[nn.Module]] = {}
-        self._kept: list[Tensor] = []  # so that no other tensor gets the id of one that was noted
+        self._kept: list[Tensor] = []  # keeps ids unique
         self._bad: list[Tensor] = []
 
     def run(self, loss: Callable[[], Tensor]) -> NonFinite | None:
@@ -229,7 +231,7 @@ class _Backward(_Hooked):
 
     def _blamed(self, tensor: Tensor) -> NonFinite:
         readers, makers = self._readers.get(id(tensor), []), self._makers.get(id(tensor), [])
-        if readers:  # the innermost of them
+        if readers:  # the last one is the innermost
             text = f"the gradient that {self.name(readers[-1])} sends back"
             return NonFinite(self.paths[readers[-1]], type(readers[-1]).__name__, "gradient", text)
         if self.model in makers:
@@ -249,7 +251,7 @@ def _finite(tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics and the like are set back at the end."""
+    """Set running statistics and other buffers back at the end."""
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield

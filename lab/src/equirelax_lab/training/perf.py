@@ -1,8 +1,8 @@
-"""How long a training step takes, strict and relaxed, against the multiply-adds that it cannot do without.
+"""Times a training step, strict and relaxed, and counts the multiply-adds that it needs at least.
 
-Everything is timed in one process and in turn (one step of every case, then again), after a warm-up; minima
-are reported, because whatever disturbs a measurement makes it longer. On one thread it is the thread's own time that is
-measured, which the turns of other programs do not lengthen.
+All cases are timed in one process and in turn, a step of every case and then again, after a warm-up. Minima are reported,
+because every disturbance makes a measurement longer. With one thread the thread's CPU time is measured, which other programs
+do not lengthen.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from equirelax_lab.training import provenance
 from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 from equirelax_lab.training.perf_subjects import subject
 
-# Position of the first factor among an operator's arguments.
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+"""Position of the first factor among an operator's arguments."""
 
 
 @dataclass
 class Factors:
-    """Shapes and strides of one product's factors."""
+    """Shapes and strides of the two factors of a matrix product."""
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     strides: tuple[tuple[int, ...], tuple[int, ...]]
@@ -48,24 +48,24 @@ class Factors:
 
 
 class MatrixProducts(TorchDispatchMode):
-    """Notes every matrix product that runs within it."""
+    """Records the factors of every matrix product that runs within it, so that `replay` can repeat them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Factors] = []
+        self.factors: list[Factors] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the factors, then do what was asked."""
+        """Record the factors, and call the operator."""
         first = _PRODUCTS.get(func.overloadpacket.__name__.rstrip("_"))
         if first is not None:
             a, b = args[first], args[first + 1]
-            self.found.append(Factors((tuple(a.shape), tuple(b.shape)), (a.stride(), b.stride())))
+            self.factors.append(Factors((tuple(a.shape), tuple(b.shape)), (a.stride(), b.stride())))
         return func(*args, **(kwargs or {}))
 
 
 @dataclass
 class Case:
-    """Something to time: a name, a call, and how many steps the call takes."""
+    """A call to be timed, its name, and the number of steps that it takes."""
 
     name: str
     call: Callable[[], Any]
@@ -74,7 +74,7 @@ class Case:
 
     @property
     def milliseconds(self) -> float:
-        """The shortest of all repetitions, per step."""
+        """Milliseconds per step in the shortest repetition."""
         return 1e3 * min(self.seconds) / self.steps
 
 
@@ -87,18 +87,21 @@ def measure(
     repetitions: int | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Time steps and inference at the paper's size on random samples; needs no data.
+    """Time training steps and inference at the papers' sizes on random samples; this needs no data.
 
     Args:
-        benchmark, model: Which strict network, with the papers' settings: one of `perf_subjects.SUBJECTS`.
-        batch_size: Samples in a batch.
+        benchmark: One of `perf_subjects.SUBJECTS`.
+        model: One of its models; None takes the first.
+        batch_size: Samples in a batch; this and what follows is the subject's own value where it is None.
         rows: Input rows that the subsampled penalty is computed from.
-        repetitions: Timed repetitions of every case, after some that are not.
+        repetitions: Timed repetitions of every case, after the warm-up.
         threads: Threads of torch.
 
     Returns:
-        Milliseconds, multiply-adds, bytes of memory and ratios by name, goals, settings, commit, hardware, versions. What
-        is None among the arguments is the subject's.
+        Milliseconds, multiply-adds, bytes of memory and ratios by name; goals, settings, commit, hardware and versions.
+
+    Raises:
+        ConfigError: There is no such benchmark or model, or a number is below 1.
     """
     timed, model = subject(benchmark, model)
     batch_size = timed.batch_size if batch_size is None else batch_size
@@ -120,7 +123,7 @@ def measure(
     assemblies = {name: assemble(config) for name, config in configs.items()}
     memory = {name: stated_memory(assembly) for name, assembly in assemblies.items()}
     steps = {name: training_step(assembly, batch) for name, assembly in assemblies.items()}
-    # as many steps as it takes until the penalty has been computed once
+    # a call takes as many steps as it needs to compute the penalty once
     periods = {name: getattr(config.strength, "every", 1) for name, config in configs.items()}
     calls = {name: repeated(step, periods[name]) for name, step in steps.items()}
     multiply_adds = {
@@ -157,7 +160,7 @@ def measure(
 
 
 def relaxed_cases(config: RunConfig, rows: int, name: str) -> dict[str, RunConfig]:
-    """Settings without a penalty, with the exact one, at every step or every fourth, and with one from sampled rows."""
+    """Settings without a penalty, with the exact one in every step or every fourth, and with one from sampled rows."""
     return {
         f"{name}, no penalty": config.updated({"strength": {"lie_weight": 0.0, "norm_weight": 0.0}}),
         f"{name} + exact penalty": config,
@@ -167,7 +170,7 @@ def relaxed_cases(config: RunConfig, rows: int, name: str) -> dict[str, RunConfi
 
 
 def stated_memory(assembly: Assembly) -> dict[str, int]:
-    """Bytes of the residuals, of training without activations, and of an exact penalty's Gram matrices."""
+    """Bytes of the residuals, of training without activations, and of the exact penalty's Gram matrices."""
     if assembly.relaxation is None:
         own = memory_of(assembly.model.parameters(), ())
     else:
@@ -176,7 +179,7 @@ def stated_memory(assembly: Assembly) -> dict[str, int]:
 
 
 def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
-    """One step of a user's loop: loss, penalty, backward, optimiser (and, with it, the method)."""
+    """A step of a user's loop: loss, penalty, backward pass, and the optimizer's step, which is the method's too."""
     optimizer = build_optimizer(assembly)
     task, model, method = assembly.task, assembly.model, assembly.method
     if assembly.relaxation is not None:
@@ -194,7 +197,7 @@ def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
 
 
 def repeated(step: Callable[[], None], count: int) -> Callable[[], None]:
-    """The step so many times."""
+    """A call that takes the step `count` times."""
 
     def call() -> None:
         for _ in range(count):
@@ -204,7 +207,7 @@ def repeated(step: Callable[[], None], count: int) -> Callable[[], None]:
 
 
 def inference_cases(strict: RunConfig, relaxed: RunConfig, batch: Batch) -> list[Case]:
-    """The forward pass of the author's model, of a projected one, and of that before it was projected."""
+    """The forward passes of the author's model, of a projected model, and of the relaxed model before the projection."""
     before = assemble(relaxed)
     after = copy.deepcopy(before.model)
     project(after)
@@ -224,16 +227,16 @@ def inference_cases(strict: RunConfig, relaxed: RunConfig, batch: Batch) -> list
 
 
 def products(call: Callable[[], Any]) -> list[Factors]:
-    """The matrix products of a call, forward and backward."""
+    """The matrix products of a call, of the forward and of the backward pass."""
     with MatrixProducts() as mode:
         call()
-    return mode.found
+    return mode.factors
 
 
-def replay(found: list[Factors]) -> Callable[[], None]:
-    """The same products, of the same shapes and layouts, and nothing else."""
+def replay(factors: list[Factors]) -> Callable[[], None]:
+    """A call that computes products of the same shapes and layouts, and nothing else."""
     pairs = []
-    for product in found:
+    for product in factors:
         a, b = (
             torch.empty_strided(shape, stride).zero_() if 0 not in stride else torch.zeros(shape)
             for shape, stride in zip(product.shapes, product.strides, strict=True)
@@ -249,7 +252,7 @@ def replay(found: list[Factors]) -> Callable[[], None]:
 
 
 def simulation(threads: int) -> dict[str, Any]:
-    """Seconds to simulate and write the whole charged N-body set, 14,000 trajectories, to a folder that is then removed."""
+    """Seconds that it takes to simulate and write all 14,000 trajectories of the charged N-body set; they are then removed."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         nbody.make(root=folder, threads=threads)
@@ -263,7 +266,7 @@ def simulation(threads: int) -> dict[str, Any]:
 
 
 def _run(cases: list[Case], warm_up: int, repetitions: int, clock: Callable[[], float]) -> None:
-    """Warm up, then time every case in turn by a clock of seconds."""
+    """Warm up, then time every case in turn with a clock that counts seconds."""
     for repetition in range(warm_up + repetitions):
         for case in cases:
             start = clock()
@@ -276,16 +279,16 @@ def _run(cases: list[Case], warm_up: int, repetitions: int, clock: Callable[[], 
 def ratios(milliseconds: dict[str, float], multiply_adds: dict[str, int]) -> dict[str, dict[str, float]]:
     """Name -> {"time": ratio of times, "floor": ratio of multiply-adds}."""
     step = milliseconds["strict: step"]
-    found: dict[str, dict[str, float]] = {}
+    ratio: dict[str, dict[str, float]] = {}
     for name, count in multiply_adds.items():
         if name != "strict":
             floor = count / multiply_adds["strict"]
-            found[f"{name} / strict"] = {"time": milliseconds[f"{name}: step"] / step, "floor": floor}
+            ratio[f"{name} / strict"] = {"time": milliseconds[f"{name}: step"] / step, "floor": floor}
     bare = milliseconds["strict: its matrix products alone"]
-    found["strict / its matrix products alone"] = {"time": step / bare, "floor": 1.0}
+    ratio["strict / its matrix products alone"] = {"time": step / bare, "floor": 1.0}
     inference = milliseconds["projected: inference"] / milliseconds["strict: inference"]
-    found["projected inference / strict inference"] = {"time": inference, "floor": 1.0}
-    return found
+    ratio["projected inference / strict inference"] = {"time": inference, "floor": 1.0}
+    return ratio
 
 
 def table(result: dict[str, Any]) -> str:

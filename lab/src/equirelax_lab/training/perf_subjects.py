@@ -1,4 +1,4 @@
-"""What `equirelax perf` can time: batches at random at the papers' sizes, and the goals."""
+"""What `equirelax perf` can time: random batches of the papers' sizes, and the goals."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ CLASSES = 40
 
 @dataclass(frozen=True)
 class Subject:
-    """A benchmark as something to time.
+    """A benchmark whose steps can be timed.
 
     Args:
-        models: those that can be timed, the default first.
-        batch: makes a batch of so many samples; the time of a step does not depend on the values.
-        sample: what a sample is, in words.
-        batch_size, rows, warm_up, repetitions, threads: defaults of `measure`.
-        goals: by the name of a ratio, or of a case (milliseconds).
-        rank: also time residuals of this rank; None where nothing is gained by them.
-        groups: also time residuals in so many groups of channels; None as for rank.
+        models: Models that can be timed, the default first.
+        batch: Makes a batch of a number of samples. Their values do not matter: the time of a step does not depend on them.
+        sample: What a sample is, in words.
+        batch_size: Samples in a batch, by default.
+        rows: Input rows of the subsampled penalty, by default.
+        warm_up: Repetitions that are not timed.
+        repetitions: Repetitions that are timed, by default.
+        threads: Threads of torch, by default.
+        goals: Name of a ratio, or of a case (in milliseconds) -> goal.
+        rank: Rank of low-rank residuals that are timed too; None where they gain nothing.
+        groups: Number of groups of grouped residuals that are timed too; None where they gain nothing.
     """
 
     models: tuple[str, ...]
@@ -47,7 +51,7 @@ class Subject:
 
 
 def random_systems(count: int) -> GraphSet:
-    """Charged systems at random."""
+    """Random charged systems."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(size: int) -> Tensor:
@@ -62,7 +66,7 @@ def random_systems(count: int) -> GraphSet:
 
 
 def random_clouds(count: int) -> Batch:
-    """Clouds of points at random, with classes."""
+    """Random point clouds with classes."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(count, POINTS, 3, generator=generator)
     return {"points": points, "labels": torch.randint(0, CLASSES, (count,), generator=generator)}
@@ -72,7 +76,7 @@ ASPIRIN = (6,) * 9 + (8,) * 4 + (1,) * 8
 
 
 def random_molecules(count: int) -> Batch:
-    """Frames with aspirin's atoms, stirred on a grid of 1.4 Angstrom."""
+    """Frames with aspirin's atoms, displaced at random from a grid of 1.4 Angstrom."""
     generator = torch.Generator().manual_seed(0)
     atoms = len(ASPIRIN)
     grid = 1.4 * torch.cartesian_prod(*3 * [torch.arange(3.0)])[:atoms]
@@ -144,20 +148,20 @@ SUBJECTS = {
 
 
 def subject(benchmark: str, model: str | None) -> tuple[Subject, str]:
-    """The subject and its model, the first where None is given.
+    """The subject and its model, which is the first one if `model` is None.
 
     Raises:
-        ConfigError: there is no such subject or model, with a suggestion.
+        ConfigError: There is no such subject or model; the message has a suggestion.
     """
     if benchmark not in SUBJECTS:
         raise ConfigError(
             f"perf knows the benchmarks {', '.join(SUBJECTS)}, not '{benchmark}'."
             f"{did_you_mean(benchmark, list(SUBJECTS))}"
         )
-    found = SUBJECTS[benchmark]
-    if model is not None and model not in found.models:
+    timed = SUBJECTS[benchmark]
+    if model is not None and model not in timed.models:
         raise ConfigError(
-            f"perf {benchmark} knows the models {', '.join(found.models)}, not '{model}'."
-            f"{did_you_mean(model, list(found.models))}"
+            f"perf {benchmark} knows the models {', '.join(timed.models)}, not '{model}'."
+            f"{did_you_mean(model, list(timed.models))}"
         )
-    return found, model or found.models[0]
+    return timed, model or timed.models[0]

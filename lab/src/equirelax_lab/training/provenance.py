@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, hardware, versions."""
+"""The origin of a result: commit, hardware, versions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ PACKAGES = ("equirelax", "torch", "numpy", "e3nn", "lightning", "torch_geometric
 
 
 def commit() -> str | None:
-    """The commit of the source tree that is running, with "+dirty" if it has changes; None outside a
-    repository.
-    """
+    """The commit of the running source tree, with "+dirty" if it has changes; None outside a repository."""
     folder = Path(__file__).resolve().parent
     revision = _git(folder, "rev-parse", "HEAD")
-    # An installed package can lie in someone else's repository (.venv inside a project): not our commit.
+    # An installed package can lie in another project's repository (in its .venv), whose commit is not ours.
     if revision is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     changes = _git(
@@ -37,7 +35,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, str | int | None]:
-    """CPU model, number of cores this process may use, threads of torch, and the GPU if there is one."""
+    """CPU model, number of cores that this process may use, threads of torch, and the GPU if there is one."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_model(),
@@ -48,14 +46,14 @@ def hardware() -> dict[str, str | int | None]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that can change a number."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that can change a result."""
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
