@@ -1,4 +1,4 @@
-"""An attention network of atoms that knows nothing of rotations: the plain counterpart of Equiformer."""
+"""A plain attention network of atoms, the counterpart of Equiformer without symmetry under rotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equirelax_lab.models.transformer import TransformerLayer
 
 
 class AtomTransformer(nn.Module):
-    """One energy per molecule; every atom is a token, made of its element and its position relative to the molecule's centre.
+    """Predicts one energy per molecule. Every atom is a token made of its element and its position relative to the centre.
 
     Invariant to translations and to the order of the atoms, not to rotations. All atoms of a molecule attend to all.
 
@@ -26,7 +26,7 @@ class AtomTransformer(nn.Module):
         elements: atomic numbers that may occur.
 
     Raises:
-        RepresentationError: sizes or elements that cannot be.
+        RepresentationError: a size or an element is invalid.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class AtomTransformer(nn.Module):
 
     @classmethod
     def small(cls, elements: Sequence[int] = MD17_ELEMENTS) -> AtomTransformer:
-        """About as many parameters as `Equiformer.small`."""
+        """Build a model with about as many parameters as `Equiformer.small`."""
         return cls(hidden=48, layers=2, elements=elements)
 
     def forward(self, numbers: Tensor, positions: Tensor, batch: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class AtomTransformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: another shape or dtype, or an element that is not among the model's.
+            RepresentationError: a shape or dtype is wrong, or an element is not among the model's.
         """
         check_atoms(numbers, positions, batch, "AtomTransformer")
         centred = positions - centres(positions, batch)

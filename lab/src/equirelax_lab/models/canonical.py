@@ -1,4 +1,4 @@
-"""A small vector-neuron network that gives every cloud of points an orientation of its own."""
+"""A small vector-neuron network that predicts an orientation of a cloud of points."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from equirelax_lab.models.neighbours import check_points, gather, knn
 from equirelax_lab.models.vector_neurons import VNLinear
 from equirelax_lab.models.vn_blocks import VNBlock
 
-RELATIVE_LEAST = 1e-6  # of the vectors' lengths: what is shorter has no direction to speak of
+RELATIVE_LEAST = 1e-6  # of the longest vector: the direction of a shorter one is rounding
 
 
 class VNCanonicalizer(nn.Module):
-    """Orientation of a cloud: equivariant vectors, made into a frame by Gram-Schmidt; c(R x) = R c(x).
+    """Predicts the orientation c of a cloud: equivariant vectors made into a frame by Gram-Schmidt, so that c(R x) = R c(x).
 
     Every point starts with two vectors, from the cloud's centre to the point and from the point to the mean of its
     nearest neighbours; vector-neuron blocks act on each point, the mean over points is mapped to two vectors (three
@@ -29,10 +29,10 @@ class VNCanonicalizer(nn.Module):
         hidden: channels of vectors, at least 1.
         layers: hidden blocks, at least 1.
         neighbours: nearest neighbours of a point, itself included; at least 2.
-        reflections: elements of O(3) rather than SO(3); of a mirror image of the cloud then the mirrored frame.
+        reflections: whether orientations are elements of O(3) rather than SO(3), so that a mirror image has the mirrored frame.
 
     Raises:
-        RepresentationError: a size out of range.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class VNCanonicalizer(nn.Module):
         self.to_vectors = VNLinear(hidden, 3 if reflections else 2)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Orientations of clouds.
+        """Predict the orientations of clouds.
 
         Args:
             points: (batch, n, 3).
@@ -59,8 +59,8 @@ class VNCanonicalizer(nn.Module):
             Orthogonal matrices (batch, 3, 3), their columns the frame's vectors.
 
         Raises:
-            RepresentationError: another shape.
-            NonFiniteError: NaN or infinite coordinates.
+            RepresentationError: the shape is wrong.
+            NonFiniteError: a coordinate is NaN or infinite.
         """
         check_points(points, "VNCanonicalizer")
         x = (points - points.mean(1, keepdim=True)).mT  # (batch, 3, n)
@@ -72,7 +72,7 @@ class VNCanonicalizer(nn.Module):
 
 
 def frame(vectors: Tensor) -> Tensor:
-    """Gram-Schmidt: two or three vectors to orthonormal columns.
+    """Make two or three vectors orthonormal columns by Gram-Schmidt.
 
     The third column is the cross product of the first two, so that the determinant is 1; given a third vector, it is
     turned to that vector's side of the plane, and the determinant is 1 or -1.

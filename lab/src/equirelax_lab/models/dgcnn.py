@@ -1,4 +1,4 @@
-"""DGCNN: edge convolutions over graphs of the features' own neighbours. Not equivariant: a baseline.
+"""DGCNN: edge convolutions over graphs of nearest neighbours in feature space. A baseline that is not equivariant.
 
 Wang et al.: "Dynamic graph CNN for learning on point clouds", ACM TOG 2019 (arXiv 1801.07829), section 4.
 """
@@ -47,7 +47,7 @@ class EdgeConv(nn.Module):
 
 
 class DGCNN(nn.Module):
-    """Classifies clouds of points, as published: four edge convolutions (64, 64, 128, 256), all of them to 1024,
+    """Classifies clouds of points as published: four edge convolutions (64, 64, 128, 256), all of them to 1024,
     maximum and mean over the points, then 512-256-classes.
 
     Args:
@@ -58,7 +58,7 @@ class DGCNN(nn.Module):
         dropout: in the head.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DGCNN(nn.Module):
         )
 
     def forward(self, points: Tensor, neighbours: Tensor | None = None) -> Tensor:
-        """Logits (batch, classes).
+        """Compute logits (batch, classes).
 
         Args:
             points: (batch, n, 3), n >= 1, finite. In training a batch has two clouds or more (batch norm).
@@ -99,8 +99,8 @@ class DGCNN(nn.Module):
                 (`models.neighbours.knn`); the later ones are those of the features.
 
         Raises:
-            RepresentationError: points or neighbours of another shape.
-            NonFiniteError: NaN or infinite coordinates.
+            RepresentationError: points or neighbours have a wrong shape.
+            NonFiniteError: a coordinate is NaN or infinite.
         """
         check_points(points, "DGCNN")
         check_neighbours(neighbours, points, "DGCNN")

@@ -23,9 +23,9 @@ class EGNNLayer(nn.Module):
     Args:
         hidden: width of h and of the messages.
         edge_features: number of invariant edge features e_ij, 0 for none.
-        skip: whether h_i is added to its update; without, h_i' = update(...).
-        limit: longest mean step of a node (the sum over j, divided), in the unit of x; longer ones are shortened to
-            it. None: any.
+        skip: whether h_i is added to its update; if not, h_i' = update(...).
+        limit: longest mean step of a node (the mean over j), in the unit of x; longer ones are shortened to it. None for no
+            limit.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class EGNNLayer(nn.Module):
         return h + update if self.skip else update, moved
 
     def _messages(self, h: Tensor, scalars: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """message([h_target, h_source, scalars]), (e, hidden).
+        """Compute message([h_target, h_source, scalars]), (e, hidden).
 
-        Its first map is linear in h_i and in h_j, so that it is taken once per node instead of once per edge. A first
-        map that is watched or was replaced is called as it stands, on all edges; the two differ by rounding only.
+        The first map is linear in h_i and in h_j, so it is computed once per node instead of once per edge. Where it has hooks
+        or was replaced, it is called as it is, on all edges; the two differ by rounding only.
         """
         first = self.message[0]
         if type(first) is not nn.Linear or is_hooked(first) or is_hooked(self.message):
@@ -128,7 +128,7 @@ class EGNN(nn.Module):
         edge_features (e, f) -> positions (n, 3).
 
         Raises:
-            RepresentationError: if the number of node or edge features is not the one it was built for.
+            RepresentationError: the number of node or edge features is not the one that the network was built for.
         """
         given = 0 if edge_features is None else edge_features.shape[1]
         if features.shape[1] != self.in_features or given != self.edge_features:

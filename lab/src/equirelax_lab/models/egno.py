@@ -21,7 +21,7 @@ SHIFT_LIMIT = 100.0
 
 
 class TemporalConvolution(nn.Module):
-    """Mixes channels in the frequencies of time, F^-1(W_k F(x)_k) for the first `modes` frequencies k (equation 6); the
+    """Mixes channels frequency by frequency in time, F^-1(W_k F(x)_k) for the first `modes` frequencies k (equation 6); the
     other frequencies are dropped.
 
     The Fourier transform over the few steps is a product with a small real matrix, exact in every precision and
@@ -32,7 +32,7 @@ class TemporalConvolution(nn.Module):
         channels: c.
         steps: number T of time steps.
         modes: how many frequencies, 1 .. T // 2 + 1.
-        init: the initial weights are of U(0, init); None: 1 / c^2, as in Fourier neural operators.
+        init: the initial weights are of U(0, init); None for 1 / c^2, as in Fourier neural operators.
     """
 
     def __init__(self, channels: int, steps: int, modes: int, init: float | None = None) -> None:
@@ -92,8 +92,8 @@ def time_embedding(steps: int, size: int) -> Tensor:
 
 
 class EGNOLayer(EGNNLayer):
-    """EGNN's layer as EGNO has it: h is replaced and not added to, steps have a limit, and the coordinate network a last
-    bias and PyTorch's own initial weights.
+    """EGNN's layer with EGNO's changes: h is replaced, not added to; steps have a limit; the coordinate network has a last
+    bias and PyTorch's initial weights.
     """
 
     def __init__(self, hidden: int, edge_features: int = 0) -> None:
@@ -105,7 +105,7 @@ class EGNO(nn.Module):
     """Positions at several later times from positions and velocities; E(3)-equivariant, reflections included, for given
     node and edge features.
 
-    The nodes are copied for every time step, told apart by a time embedding. Before every layer of message passing
+    The nodes are copied for every time step and get a time embedding. Before every layer of message passing
     within the steps, two temporal convolutions mix the steps: one of the features h, added through a LeakyReLU, and
     one of [x - mean, v], added as it is, where the mean is that of the graph's input positions.
 
@@ -124,7 +124,7 @@ class EGNO(nn.Module):
             published code has 0.1; 0.25 is what those of the features follow, 1 / channels^2.
 
     Raises:
-        RepresentationError: sizes out of these ranges.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class EGNO(nn.Module):
         edge_features: Tensor | None = None,
         graph: Tensor | None = None,
     ) -> Tensor:
-        """Positions (n, steps, 3) at the later times.
+        """Predict positions (n, steps, 3) at the later times.
 
         Args:
             positions, velocities: (n, 3).
@@ -178,7 +178,7 @@ class EGNO(nn.Module):
             graph: (n,) long, the graph of every node, numbers 0 to n - 1 in any order; None means one graph.
 
         Raises:
-            RepresentationError: if the number of node or edge features is not the one it was built for.
+            RepresentationError: the number of node or edge features is not the one that the network was built for.
         """
         return self.states(positions, velocities, features, edge_index, edge_features, graph)[0].transpose(
             0, 1
@@ -193,7 +193,7 @@ class EGNO(nn.Module):
         edge_features: Tensor | None = None,
         graph: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`: positions, velocities (steps, n, 3) and features (steps, n, hidden) after the last layer."""
+        """Compute positions, velocities (steps, n, 3) and features (steps, n, hidden) after the last layer."""
         given = 0 if edge_features is None else edge_features.shape[1]
         if features.shape[1] != self.in_features or given != self.edge_features:
             raise RepresentationError(

@@ -15,14 +15,14 @@ LARGEST_ELEMENT = 118
 
 
 class Elements:
-    """The elements that a model knows.
+    """The elements that a model supports.
 
     Args:
         numbers: different atomic numbers, 1 to 118.
-        name: of the model, for messages.
+        name: The model's name, for messages.
 
     Raises:
-        RepresentationError: numbers that are none, or twice.
+        RepresentationError: a number is no element, or stands twice.
     """
 
     def __init__(self, numbers: Sequence[int], name: str) -> None:
@@ -40,10 +40,10 @@ class Elements:
         return len(self.numbers)
 
     def one_hot(self, numbers: Tensor, like: Tensor) -> Tensor:
-        """(n,) long -> (n, elements) in the dtype of ``like``.
+        """Encode (n,) long as (n, elements) in the dtype of `like`.
 
         Raises:
-            RepresentationError: an element that is not known.
+            RepresentationError: an element is not among `numbers`.
         """
         features = self.table.like(like).index_select(0, numbers.clamp(0, LARGEST_ELEMENT))
         if values_are_readable() and not bool(features.any(dim=1).all()):

@@ -3,8 +3,8 @@
 Liao and Smidt: "Equiformer: equivariant graph attention transformer for 3D atomistic graphs", ICLR 2023 (arXiv 2206.11990),
 section 4: depth-wise tensor products with radial weights, MLP attention, non-linear messages, equivariant layer norm, gates.
 
-Differences from the paper. Irreps keep O(3): the paper counts every irrep as even and so is blind to reflections in its
-features alone. Attention vanishes smoothly at the cutoff: the softmax carries the envelope f and a neighbour "none" of logit 0,
+Differences from the paper. Irreps are those of O(3); the paper takes every irrep as even, so that its features do not see
+reflections. Attention vanishes smoothly at the cutoff: the softmax carries the envelope f and a neighbour "none" of logit 0,
 a_ij = f_ij exp(z_ij) / (1 + sum_k f_ik exp(z_ik)), so that energies have two continuous derivatives. No dropout, which is 0 in
 the paper's settings for MD17.
 """
@@ -123,7 +123,7 @@ class EquiformerBlock(nn.Module):
 
 
 class Equiformer(nn.Module):
-    """One energy per molecule: E(3)-invariant. The defaults are the paper's size.
+    """Predicts one energy per molecule, E(3)-invariant. The defaults are the paper's sizes.
 
     Args:
         hidden: irreps of the features, 0e first, one slot for each irrep; multiplicities are multiples of `heads`.
@@ -135,13 +135,13 @@ class Equiformer(nn.Module):
         ffn_factor: width of the feed-forward networks over that of the features.
         readout: width of the scalars that atoms are read from.
         elements: atomic numbers that may occur.
-        degree: about how many neighbours an atom has, which sums over neighbours are divided by the root of.
+        degree: average number of neighbours of an atom; sums over neighbours are divided by its root.
 
     Attributes:
         hidden_irreps, attribute_irreps: of what `blocks[i].ffn` reads.
 
     Raises:
-        RepresentationError: sizes, irreps or elements that cannot be.
+        RepresentationError: a size, irrep or element is invalid.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Equiformer(nn.Module):
 
     @classmethod
     def small(cls, elements: Sequence[int] = MD17_ELEMENTS, cutoff: float = 5.0) -> Equiformer:
-        """A size that trains on one CPU core."""
+        """Build a model of a size that trains on one CPU core."""
         return cls(
             "32x0e+16x1o+8x2e",
             blocks=2,
@@ -192,7 +192,7 @@ class Equiformer(nn.Module):
         )
 
     def forward(self, numbers: Tensor, positions: Tensor, batch: Tensor) -> Tensor:
-        """Energies (molecules,).
+        """Predict energies (molecules,).
 
         Args:
             numbers: (n,) long, atomic numbers.
@@ -200,8 +200,8 @@ class Equiformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: another shape or dtype, or an element that is not among the model's.
-            NonFiniteError: two atoms of one molecule at the same place.
+            RepresentationError: a shape or dtype is wrong, or an element is not among the model's.
+            NonFiniteError: two atoms of one molecule are at the same place.
         """
         check_atoms(numbers, positions, batch, "Equiformer")
         edges = self.geometry(positions, batch)
@@ -236,7 +236,7 @@ def _check(
     readout: int,
     degree: float,
 ) -> None:
-    """Refuse sizes that cannot be."""
+    """Raise RepresentationError where a size is invalid."""
     if min(blocks, heads, radial_width, ffn_factor, readout) < 1 or basis < 2:
         raise RepresentationError(
             "Equiformer: blocks, heads, radial_width, ffn_factor and readout must be at least 1 and basis at least 2, got "

@@ -9,10 +9,10 @@ from equirelax.errors import RepresentationError
 
 
 class ConservativeForces(nn.Module):
-    """Energies and forces of molecules, F = -dE/dx by autograd.
+    """Computes energies and forces of molecules, F = -dE/dx, by autograd.
 
-    Forces carry a graph wherever gradients are recorded, so that a loss of them trains the energy's weights; under
-    `torch.no_grad` and `torch.inference_mode` they are computed all the same, without one.
+    Forces are differentiable wherever gradients are recorded, so that a loss of them trains the energy's weights. They are
+    computed under `torch.no_grad` and `torch.inference_mode` too.
 
     Args:
         energy_model: forward(numbers (n,), positions (n, 3), batch (n,)) -> energies (molecules,).
@@ -23,7 +23,7 @@ class ConservativeForces(nn.Module):
         self.energy_model = energy_model
 
     def forward(self, numbers: Tensor, positions: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (molecules,) and forces (n, 3), in the energy's unit per unit of the positions.
+        """Compute energies (molecules,) and forces (n, 3), in the energy's unit per unit of the positions.
 
         Args:
             numbers: (n,) long, atomic numbers.
@@ -31,7 +31,7 @@ class ConservativeForces(nn.Module):
             batch: (n,) long, the molecule of every atom.
 
         Raises:
-            RepresentationError: energies that autograd cannot follow to the positions.
+            RepresentationError: autograd finds no path from the energies to the positions.
         """
         create_graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():

@@ -1,5 +1,5 @@
 """Group convolutions on the square grid (Cohen and Welling, arXiv 1602.07576; steerable fields: Weiler and Cesa,
-arXiv 1911.08251): exact under turns by 90 degrees and flips, in plain torch.
+arXiv 1911.08251), exact under rotations by 90 degrees and reflections, in plain torch.
 
 Features are (batch, channels, H, W), channels laid out as a `Representation`: a regular field is `order` neighbouring
 channels, a vector field its x and y. The group acts by (g f)(p) = rho(g) f(g^-1 p), row 0 on top, y up. A network is
@@ -21,18 +21,18 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class OrbitKernel:
-    """The invariant kernels between two representations: `expand` gathers them, `coefficients` goes back.
+    """The invariant kernels between two representations, as one free number for every orbit.
 
     Its index tensors are buffers of the module that uses it, so that they move with it.
 
     Args:
-        owner: the module that gets the buffers; not kept.
-        name: their names begin with it.
+        owner: The module that gets the buffers; no reference to it is kept.
+        name: Prefix of the buffers' names.
         in_rep, out_rep: of one group out of C1, C2, C4, D1, D2, D4, made of trivial, sign, vector and regular blocks.
         size: k.
 
     Attributes:
-        count: free numbers.
+        count: Number of free numbers.
 
     Raises:
         RepresentationError: the group does not map the grid onto itself, or a block does not move entries up to sign.
@@ -55,7 +55,7 @@ class OrbitKernel:
         self.count = sum(self._counts)
 
     def expand(self, owner: nn.Module, weight: Tensor) -> Tensor:
-        """Free numbers (count,) -> kernel (out, in, k, k), differentiable."""
+        """Build the kernel (out, in, k, k) from free numbers (count,), differentiably."""
         parts = iter(weight.split(self._counts))
         bands = []
         for i, (m_out, b_out) in enumerate(self.out_rep.blocks):
@@ -63,7 +63,7 @@ class OrbitKernel:
             for j, (m_in, b_in) in enumerate(self.in_rep.blocks):
                 index, sign, sizes = self._buffers_of(owner, i, j)
                 free = next(parts).view(m_out * m_in, len(sizes))
-                # an empty basis has nothing to gather from
+                # nothing can be gathered from an empty basis
                 tile = (
                     free.index_select(1, index) * sign
                     if len(sizes)
@@ -75,7 +75,7 @@ class OrbitKernel:
         return bands[0] if len(bands) == 1 else torch.cat(bands)
 
     def coefficients(self, owner: nn.Module, kernel: Tensor) -> Tensor:
-        """The free numbers (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
+        """Compute the free numbers (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
         numbers = []
         for i, ((m_out, b_out), rows) in enumerate(
             zip(self.out_rep.blocks, self.out_rep.slices(), strict=True)
@@ -116,7 +116,7 @@ class GroupConv2d(nn.Module):
         in_channels, out_channels: dim of in_rep and out_rep.
 
     Raises:
-        RepresentationError: for other groups, blocks or sizes.
+        RepresentationError: a group, block or size is not supported.
     """
 
     def __init__(
@@ -150,26 +150,26 @@ class GroupConv2d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def kernel(self) -> Tensor:
-        """The kernel that is applied, (out, in, k, k), differentiable in `weight`."""
+        """Build the kernel that is applied, (out, in, k, k), differentiable in `weight`."""
         return self._kernels.expand(self, self.weight)
 
     def constants(self) -> Tensor | None:
-        """The bias of every channel, (out,), or None."""
+        """Build the bias of every channel, (out,); None without one."""
         return None if self.bias is None else self._constants.expand(self, self.bias).flatten()
 
     def coefficients(self, kernel: Tensor) -> Tensor:
-        """What `weight` is for the equivariant kernel nearest to `kernel` (out, in, k, k): (orbits,)."""
+        """Compute the `weight` (orbits,) of the equivariant kernel nearest to `kernel` (out, in, k, k)."""
         return self._kernels.coefficients(self, kernel)
 
     def constant_coefficients(self, constants: Tensor) -> Tensor:
-        """What `bias` is for the equivariant constants nearest to `constants` (out,)."""
+        """Compute the `bias` of the equivariant constants nearest to `constants` (out,)."""
         return self._constants.coefficients(self, constants[:, None, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, H, W) -> (batch, out, H', W').
 
         Raises:
-            RepresentationError: for another number of channels or axes.
+            RepresentationError: the number of channels or axes is wrong.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise RepresentationError(
@@ -182,7 +182,7 @@ class GroupConv2d(nn.Module):
         return nn.functional.conv2d(x, self.kernel(), self.constants(), self.stride, padding)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """What `print(model)` shows."""
         return (
             f"{self.in_rep!r}, {self.out_rep!r}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
@@ -197,10 +197,10 @@ def _check(
     padding: int | None,
     padding_mode: str,
 ) -> None:
-    """Refuse what makes no convolution.
+    """Check the arguments of a convolution.
 
     Raises:
-        RepresentationError: naming the argument and what was expected.
+        RepresentationError: an argument is invalid; the message names it and says what was expected.
     """
     for name, rep in (("in_rep", in_rep), ("out_rep", out_rep)):
         if not isinstance(rep, Representation):
@@ -233,10 +233,10 @@ def _check(
 
 
 def _check_fields(rep: Representation, what: str) -> None:
-    """Refuse fields whose entries change sign.
+    """Check that no entry of the fields changes sign.
 
     Raises:
-        RepresentationError: naming the representation.
+        RepresentationError: entries change sign; the message names the representation.
     """
     check_planar(rep.group, what)
     if not rep.dim or not is_permutation(rep):
@@ -252,7 +252,7 @@ class FieldBatchNorm(nn.Module):
         rep: trivial and regular fields.
 
     Raises:
-        RepresentationError: for fields whose entries change sign (a shift of theirs is not equivariant).
+        RepresentationError: entries of the fields change sign, so that a shift is not equivariant.
     """
 
     def __init__(self, rep: Representation, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -282,7 +282,7 @@ class GroupPool(nn.Module):
         out_rep: one trivial field for every field of `rep`.
 
     Raises:
-        RepresentationError: for fields whose entries change sign.
+        RepresentationError: entries of the fields change sign.
     """
 
     def __init__(self, rep: Representation) -> None:

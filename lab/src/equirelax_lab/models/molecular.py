@@ -1,4 +1,4 @@
-"""What attention networks of molecules share: the geometry of their edges, attention that ends smoothly, sums over molecules."""
+"""Parts of attention networks of molecules: the geometry of edges, attention that vanishes smoothly, sums over molecules."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class EdgeGeometry(NamedTuple):
 
 
 class Geometry(nn.Module):
-    """From positions to edges; has no parameters.
+    """Computes the edges and their geometry from positions; it has no parameters.
 
     Args:
         hidden: irreps of the features, whose couplings are made once for all layers.
         cutoff: in the unit of the positions.
         basis: number of radial basis functions, at least 2.
-        name: of the model, for messages.
+        name: The model's name, for messages.
     """
 
     def __init__(self, hidden: o3.Irreps, cutoff: float, basis: int, name: str) -> None:
@@ -64,14 +64,14 @@ class Geometry(nn.Module):
 
 
 def check_atoms(numbers: Tensor, positions: Tensor, batch: Tensor, name: str) -> None:
-    """Refuse what is no batch of molecules.
+    """Check the inputs of a network of molecules.
 
     Args:
-        numbers, positions, batch: expected as (n,) long, (n, 3) floating, (n,) long.
-        name: of the model, for the message.
+        numbers, positions, batch: (n,) long, (n, 3) floating and (n,) long.
+        name: The model's name, for messages.
 
     Raises:
-        RepresentationError: another shape or dtype.
+        RepresentationError: a shape or dtype is wrong.
     """
     atoms = positions.shape[:1]
     fits = positions.shape == (*atoms, 3) and numbers.shape == batch.shape == atoms
@@ -101,16 +101,16 @@ def smooth_softmax(z: Tensor, edges: EdgeGeometry, nodes: int) -> Tensor:
 
 
 def molecule_sums(atoms: Tensor, batch: Tensor) -> Tensor:
-    """(n,) -> (molecules,), as many as the largest number in `batch` says."""
+    """Sum (n,) over the atoms of every molecule: (molecules,), one more than the largest number in `batch`."""
     molecules = 0 if batch.shape[0] == 0 else int(batch.max()) + 1
     return atoms.new_zeros(molecules).index_add(0, batch, atoms)
 
 
 def check_heads(name: str, hidden: o3.Irreps, heads: int) -> None:
-    """Refuse irreps that are not 0e followed by others, each in one slot, that divide into the heads.
+    """Check that irreps are 0e followed by others, each in one slot, with multiplicities that the heads divide.
 
     Raises:
-        RepresentationError: naming the model and what is wrong.
+        RepresentationError: the irreps do not fit; the message says why.
     """
     kinds = [ir for _, ir in hidden]
     if len(set(kinds)) < len(kinds) or o3.Irrep("0o") in kinds or not kinds or kinds[0] != o3.Irrep("0e"):

@@ -13,15 +13,15 @@ _FEW = 8
 
 
 def check_points(points: Tensor, name: str) -> None:
-    """Refuse what is no batch of clouds.
+    """Check a batch of clouds of points.
 
     Args:
         points: (batch, n, 3), floating, batch and n >= 1, finite.
-        name: of the model, for the message.
+        name: The model's name, for messages.
 
     Raises:
-        RepresentationError: for another shape or an integer dtype.
-        NonFiniteError: for NaN or infinity; not looked for under `torch.compile` and `torch.func.vmap`.
+        RepresentationError: the shape is wrong, or the dtype is an integer one.
+        NonFiniteError: a coordinate is NaN or infinite; this is not checked under `torch.compile` and `torch.func.vmap`.
     """
     if points.dim() != 3 or points.shape[2] != 3 or not points.numel() or not points.is_floating_point():
         raise RepresentationError(
@@ -38,10 +38,10 @@ def check_points(points: Tensor, name: str) -> None:
 
 
 def knn(features: Tensor, k: int) -> Tensor:
-    """The k nearest points of every point, itself included.
+    """Find the k nearest points of every point, itself included.
 
     Args:
-        features: (batch, C, n); distances are Euclidean over C. No gradient passes.
+        features: (batch, C, n); distances are Euclidean over C. It is not differentiated.
         k: >= 1; a cloud with fewer than k points gives all of them.
 
     Returns:
@@ -49,7 +49,7 @@ def knn(features: Tensor, k: int) -> Tensor:
         as points of their own.
 
     Raises:
-        RepresentationError: k below 1, or features of another shape.
+        RepresentationError: k is below 1, or the features have a wrong shape.
     """
     if features.dim() != 3 or k < 1:
         raise RepresentationError(
@@ -72,7 +72,7 @@ def knn(features: Tensor, k: int) -> Tensor:
 
 
 def gather(x: Tensor, neighbours: Tensor) -> Tensor:
-    """Features of every point's neighbours: (batch, ..., n), (batch, n, k) -> (batch, ..., n, k)."""
+    """Gather the features of every point's neighbours: (batch, ..., n), (batch, n, k) -> (batch, ..., n, k)."""
     batch, n, k = neighbours.shape
     flat = x.reshape(batch, -1, x.shape[-1])
     index = neighbours.reshape(batch, 1, n * k).expand(-1, flat.shape[1], -1)
@@ -80,9 +80,9 @@ def gather(x: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def edge_features(x: Tensor, neighbours: Tensor, cross: bool = False) -> Tensor:
-    """What an edge of the graph sees: [neighbour - centre, centre] and, if asked for, neighbour x centre.
+    """Build the features of every edge: [neighbour - centre, centre], and with `cross` also neighbour x centre.
 
-    The cross product is a pseudovector: with it, features keep to rotations but not to reflections.
+    The cross product is a pseudovector: features with it are equivariant to rotations, but not to reflections.
 
     Args:
         x: (batch, C, 3, n).
@@ -100,10 +100,10 @@ def edge_features(x: Tensor, neighbours: Tensor, cross: bool = False) -> Tensor:
 
 
 def check_neighbours(neighbours: Tensor | None, points: Tensor, name: str) -> None:
-    """Refuse a precomputed graph that is not one of these points.
+    """Check that a precomputed graph fits these points.
 
     Raises:
-        RepresentationError: for another shape than (batch, n, k) or another dtype than long.
+        RepresentationError: the shape is not (batch, n, k), or the dtype is not long.
     """
     if neighbours is None:
         return

@@ -13,14 +13,15 @@ SMALL = 1e-4  # added to squared norms, so that all derivatives are finite where
 
 
 class EquivariantLayerNorm(nn.Module):
-    """Every irrep's channels divided by their root mean square over channels and components, then scaled channel by channel.
+    """Divides every irrep's channels by their root mean square over channels and components, and scales each channel.
 
-    Scalars (0e) lose their mean over the channels first and get a bias, as in an ordinary layer norm (Liao and Smidt, arXiv
-    2206.11990, section 4.1). The mean square is raised by eps, so that all derivatives are finite where features are 0.
+    The mean over the channels of scalars (0e) is subtracted first, and they get a bias, as in an ordinary layer norm (Liao
+    and Smidt, arXiv 2206.11990, section 4.1). The mean square is raised by eps, so that all derivatives are finite where
+    features are 0.
 
     Args:
         irreps: of the features.
-        eps: above 0.
+        eps: added to mean squares, above 0.
     """
 
     def __init__(self, irreps: str | o3.Irreps, eps: float = 1e-5) -> None:
@@ -54,15 +55,15 @@ class EquivariantLayerNorm(nn.Module):
 
 
 class EquivariantInstanceNorm(nn.Module):
-    """Every channel of every irrep divided by its root mean square over the components and over the nodes of a graph, then
-    scaled.
+    """Divides every channel by its root mean square over components and over the nodes of a graph, and scales it.
 
-    Scalars (0e) lose their mean over the graph's nodes first and get a bias (Brandstetter et al., arXiv 2110.02905, code).
+    The mean of scalars (0e) over the graph's nodes is subtracted first, and they get a bias (Brandstetter et al., arXiv
+    2110.02905, code).
     The mean square is raised by eps.
 
     Args:
         irreps: of the features.
-        eps: above 0.
+        eps: added to mean squares, above 0.
     """
 
     def __init__(self, irreps: str | o3.Irreps, eps: float = 1e-5) -> None:
@@ -95,9 +96,9 @@ class EquivariantInstanceNorm(nn.Module):
 
 
 class NormActivation(nn.Module):
-    """Layer norm, then SiLU of scalars; every other channel is multiplied by SiLU(w |x| + b) of its own norm.
+    """Applies layer norm, then SiLU to scalars; every other channel is multiplied by SiLU(w |x| + b) of its own norm.
 
-    Thomas et al., "Tensor field networks" (arXiv 1802.08219), section 4.1.3; with the norm before it as Fuchs et al. have it
+    Thomas et al., "Tensor field networks" (arXiv 1802.08219), section 4.1.3; with layer norm first as in Fuchs et al.
     (arXiv 2006.10503). |x| is the root mean square over the 2l+1 components.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the networks on the plane share: checks, pooling that keeps the symmetry of the square, plain blocks.
+"""Parts of the networks on the plane: checks, pooling that keeps the symmetry of the square, plain blocks.
 
 Arrays are (batch, ..., channels, H, W): row 0 is the top, W is x to the right. Components of vectors are (x, y), y up.
 """
@@ -14,12 +14,12 @@ from equirelax_lab.models.readable import values_are_readable
 
 
 def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> None:
-    """Refuse sizes that make no network.
+    """Check sizes.
 
     Args:
-        name: of the network, for the message.
-        odd: which numbers must be odd.
-        numbers: whole numbers >= 1, by the name of their argument.
+        name: The network's name, for messages.
+        odd: Names of those that must be odd.
+        numbers: The sizes, whole numbers >= 1, by the name of their argument.
 
     Raises:
         RepresentationError: a number is not whole, below 1, or even where it must be odd.
@@ -32,10 +32,10 @@ def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> No
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Refuse NaN and infinity; not looked for under `torch.compile` and `torch.func.vmap`.
+    """Check that all values are finite. Nothing is checked under `torch.compile` and `torch.func.vmap`.
 
     Raises:
-        NonFiniteError: says in how many samples, and in which first.
+        NonFiniteError: some are not; the message says in how many samples, and in which first.
     """
     if not values_are_readable() or torch.isfinite(x).all():
         return
@@ -47,7 +47,7 @@ def check_finite(x: Tensor, name: str) -> None:
 
 
 class PlanePool(nn.Module):
-    """Maximum over windows, to half the size, exactly equivariant under turns and flips of every square grid.
+    """Takes the maximum over windows, to half the size; exactly equivariant under rotations and reflections of every square grid.
 
     Even sizes are cut into windows of 2; odd ones have overlapping windows of 3 around every second pixel, the outermost
     ones included: n -> (n + 1) // 2. Windows of 2 alone would drop an odd size's last row, but not its first.
@@ -60,6 +60,6 @@ class PlanePool(nn.Module):
 
 
 def plain_block(before: int, after: int, kernel: int, norm: bool) -> list[nn.Module]:
-    """Convolution, batch norm, ReLU. No bias where the norm would take it away."""
+    """Build convolution, batch norm and ReLU; without bias where the norm would remove it."""
     conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=not norm)
     return [conv, nn.BatchNorm2d(after), nn.ReLU()] if norm else [conv, nn.ReLU()]

@@ -1,6 +1,6 @@
-"""Classifiers of pictures whose class does not change when they are turned (or flipped), and their plain counterpart.
+"""Classifiers of pictures that are invariant to rotations (and reflections), and their plain counterpart.
 
-Cohen, Welling: "Group equivariant convolutional networks", ICML 2016 (arXiv 1602.07576), section 8.1, is the like.
+Similar to Cohen, Welling: "Group equivariant convolutional networks", ICML 2016 (arXiv 1602.07576), section 8.1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PlaneClassifier(nn.Module):
         dropout: before the last linear map.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class PlaneClassifier(nn.Module):
         self.readout = nn.Sequential(nn.Dropout(dropout), nn.Linear(fields(width, stages)[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of pictures (batch, channels, H, W), floating and finite.
+        """Compute logits (batch, classes) of pictures (batch, channels, H, W), floating and finite.
 
         Raises:
-            RepresentationError: another shape.
-            NonFiniteError: NaN or infinity.
+            RepresentationError: the shape is wrong.
+            NonFiniteError: a value is NaN or infinite.
         """
         check_pictures(x, self.channels, "PlaneClassifier")
         return self.readout(self.features(x).mean((-2, -1)))
 
 
 class PlainClassifier(nn.Module):
-    """The same without symmetry: plain channels for regular fields, no maximum over the group.
+    """`PlaneClassifier` without symmetry: plain channels for regular fields, no maximum over the group.
 
     Args:
         width: channels of the first stage. Against a `PlaneClassifier` of w fields of a group of n elements: n w for as many
@@ -78,7 +78,7 @@ class PlainClassifier(nn.Module):
         classes, stages, kernel, channels, dropout: as for `PlaneClassifier`.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -102,26 +102,26 @@ class PlainClassifier(nn.Module):
         self.readout = nn.Sequential(nn.Dropout(dropout), nn.Linear(sizes[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of pictures (batch, channels, H, W), floating and finite.
+        """Compute logits (batch, classes) of pictures (batch, channels, H, W), floating and finite.
 
         Raises:
-            RepresentationError: another shape.
-            NonFiniteError: NaN or infinity.
+            RepresentationError: the shape is wrong.
+            NonFiniteError: a value is NaN or infinite.
         """
         check_pictures(x, self.channels, "PlainClassifier")
         return self.readout(self.features(x).mean((-2, -1)))
 
 
 def fields(width: int, stages: int) -> list[int]:
-    """Fields after every convolution: `width` in the first stage, twice as many in the others."""
+    """List the numbers of fields after every convolution: `width` in the first stage, twice as many in the others."""
     return [width if stage == 0 else 2 * width for stage in range(stages) for _ in range(2)]
 
 
 def check_classifier(name: str, classes: int, width: int, stages: int, kernel: int, channels: int) -> None:
-    """Refuse sizes that make no classifier.
+    """Check the sizes of a classifier.
 
     Raises:
-        RepresentationError: not whole, below 1, or an even kernel.
+        RepresentationError: a number is not whole or below 1, or the kernel is even.
     """
     check_numbers(
         name, odd=("kernel",), classes=classes, width=width, stages=stages, kernel=kernel, channels=channels
@@ -129,11 +129,11 @@ def check_classifier(name: str, classes: int, width: int, stages: int, kernel: i
 
 
 def check_pictures(x: Tensor, channels: int, name: str) -> None:
-    """Refuse what is no batch of pictures.
+    """Check a batch of pictures.
 
     Raises:
-        RepresentationError: not (batch, channels, H, W), or an integer dtype.
-        NonFiniteError: NaN or infinity.
+        RepresentationError: the shape is not (batch, channels, H, W), or the dtype is an integer one.
+        NonFiniteError: a value is NaN or infinite.
     """
     if x.dim() != 4 or x.shape[1] != channels or not x.numel() or not x.is_floating_point():
         raise RepresentationError(

@@ -1,7 +1,7 @@
-"""The two symmetries of the forecasters, behind one interface: turns and flips of the square, and a ladder of scales.
+"""The two symmetries of the forecasters behind one interface: rotations and reflections of the square, and a ladder of scales.
 
-A network is a list of `Fields`; the symmetry makes the layers between them. So each of E2CNN, RPP, Lift and RSteer is written
-once for both.
+A network is a list of `Fields`; the symmetry makes the layers between them. So E2CNN, RPP, Lift and RSteer are written once
+for both.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ GROUPS = ("C1", "C2", "C4", "D1", "D2", "D4")
 
 @dataclass(frozen=True)
 class Fields:
-    """`count` fields: vectors, which come in and go out, or the hidden kind of the symmetry."""
+    """`count` fields: vectors, as of inputs and outputs, or the symmetry's hidden fields."""
 
     kind: Literal["vectors", "hidden"]
     count: int
 
 
 class PlaneSymmetry(ABC):
-    """What layers a symmetry allows between fields."""
+    """Builds the layers that a symmetry allows between fields."""
 
     @abstractmethod
     def channels(self, fields: Fields) -> int:
-        """Number of channels of such fields."""
+        """Return the number of channels of these fields."""
 
     @abstractmethod
     def conv(
         self, before: Fields, after: Fields, kernel: int, *, bias: bool = True, relaxed: bool = False
     ) -> nn.Module:
-        """An equivariant convolution at the same size; `relaxed`: one that can leave the symmetry."""
+        """Build an equivariant convolution that keeps the size; with `relaxed` one that can leave the symmetry."""
 
     @abstractmethod
     def norm(self, fields: Fields) -> nn.Module:
-        """Batch norm of hidden fields that keeps the symmetry."""
+        """Build an equivariant batch norm of hidden fields."""
 
     @abstractmethod
     def join(self, a: Tensor, b: Tensor) -> Tensor:
-        """Hidden fields a and b of the same pictures, (batch, channels, H, W) each, as fields of one tensor."""
+        """Concatenate hidden fields a and b of the same pictures, (batch, channels, H, W) each."""
 
     def block(
         self, before: Fields, after: Fields, kernel: int, *, norm: bool, relaxed: bool = False
     ) -> list[nn.Module]:
-        """Convolution to hidden fields, batch norm, ReLU. No bias where the norm would take it away."""
+        """Build convolution to hidden fields, batch norm and ReLU; without bias where the norm would remove it."""
         conv = self.conv(before, after, kernel, bias=not norm, relaxed=relaxed)
         return [conv, self.norm(after), nn.ReLU()] if norm else [conv, nn.ReLU()]
 
 
 class GridSymmetry(PlaneSymmetry):
-    """Turns and flips that map a square grid onto itself; hidden fields are regular.
+    """Rotations and reflections that map a square grid onto itself; hidden fields are regular.
 
     Args:
-        group: maps the grid onto itself.
+        group: A group that maps the grid onto itself.
     """
 
     def __init__(self, group: Group) -> None:
         self.group = group
 
     def representation(self, fields: Fields) -> Representation:
-        """How the group acts on the channels."""
+        """Return how the group acts on the channels."""
         return fields.count * (vector(self.group) if fields.kind == "vectors" else regular(self.group))
 
     def channels(self, fields: Fields) -> int:
@@ -127,10 +127,10 @@ class ScaleSymmetry(PlaneSymmetry):
 
 
 def grid_group(name: str, network: str) -> Group:
-    """The group of that name.
+    """Build the group called `name`.
 
     Raises:
-        RepresentationError: it does not map a square grid onto itself.
+        RepresentationError: the group does not map a square grid onto itself.
     """
     if name not in GROUPS:
         raise RepresentationError(
@@ -140,10 +140,10 @@ def grid_group(name: str, network: str) -> Group:
 
 
 def plane_symmetry(name: str, network: str) -> PlaneSymmetry:
-    """The symmetry of that name: a group of the square, or "scale".
+    """Build the symmetry called `name`: a group of the square, or "scale".
 
     Raises:
-        RepresentationError: neither.
+        RepresentationError: the name is none of these.
     """
     if name == "scale":
         return ScaleSymmetry()
@@ -155,5 +155,5 @@ def plane_symmetry(name: str, network: str) -> PlaneSymmetry:
 
 
 def sequence(frames: int, hidden: int, layers: int) -> list[Fields]:
-    """The fields between the layers of a forecaster: `frames` vectors, hidden fields in between, one vector."""
+    """List the fields between a forecaster's layers: `frames` vectors, then hidden fields, and one vector at the end."""
     return [Fields("vectors", frames), *[Fields("hidden", hidden)] * (layers - 1), Fields("vectors", 1)]

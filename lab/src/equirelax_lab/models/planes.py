@@ -34,7 +34,7 @@ RELAXABLE = ("e2cnn", "rpp", "lift", "rsteer")
 
 
 class PlaneForecaster(nn.Module):
-    """Predicts the next frame of a vector field from the last ones. What all networks for that share.
+    """Base class of networks that predict the next frame of a vector field from the last ones.
 
     A subclass sets `layers`, which takes the frames' components as channels, or overrides `predict`.
 
@@ -43,7 +43,7 @@ class PlaneForecaster(nn.Module):
         increment: predict the change since the last frame, not the frame itself as published. Equivariant either way.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     layers: nn.Module
@@ -54,14 +54,14 @@ class PlaneForecaster(nn.Module):
         self.increment = increment
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next frame (batch, 2, H, W).
+        """Predict the next frame (batch, 2, H, W).
 
         Args:
             x: (batch, frames, 2, H, W), oldest frame first, components (x, y); finite.
 
         Raises:
-            RepresentationError: another shape.
-            NonFiniteError: NaN or infinity.
+            RepresentationError: the shape is wrong.
+            NonFiniteError: a value is NaN or infinite.
         """
         check_fields(x, self.frames, type(self).__name__)
         y = self.predict(x.flatten(1, 2))
@@ -72,7 +72,7 @@ class PlaneForecaster(nn.Module):
         return self.layers(x)
 
     def regulariser(self) -> Tensor:
-        """What the network's own paper adds to the loss: a number, 0 for most."""
+        """Compute what the network's own paper adds to the loss: a number, 0 for most."""
         return next(self.parameters()).new_zeros(())
 
 
@@ -92,7 +92,7 @@ class PlaneE2CNN(PlaneForecaster):
         increment: see `PlaneForecaster`.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class PlaneConv(PlaneForecaster):
         frames, layers, kernel, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class PlaneConv(PlaneForecaster):
 
 
 class PlaneMLP(PlaneForecaster):
-    """Linear layers on all pixels of all frames at once, all but the last with batch norm and ReLU: no symmetry at all.
+    """Linear layers on all pixels of all frames at once, all but the last with batch norm and ReLU: no symmetry.
 
     Args:
         size: H = W of the grid, which the weights fit alone.
@@ -153,7 +153,7 @@ class PlaneMLP(PlaneForecaster):
         frames, layers, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
-        RepresentationError: for sizes that make no network, and for fields on another grid.
+        RepresentationError: a size is out of its range; in `forward`, fields lie on another grid.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class PlaneRPP(PlaneForecaster):
         frames, hidden, layers, kernel, group, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class PlaneRPP(PlaneForecaster):
         self.layers = nn.Sequential(*modules, last)
 
     def regulariser(self) -> Tensor:
-        """decay sum ||plain||^2: a number."""
+        """Compute decay sum ||plain||^2: a number."""
         plain = [m.plain.weight for m in self.modules() if isinstance(m, ResidualPathway)]
         return self.decay * torch.stack([weight.square().sum() for weight in plain]).sum()
 
@@ -251,7 +251,7 @@ class PlaneLift(PlaneForecaster):
     """Lift expansion: hidden fields of an equivariant network are joined by ones that a plain encoder made.
 
     The encoder, linear layers on all pixels of all frames at once, makes hidden / 4 hidden fields, the same at every pixel,
-    that know where up is; they join after the second convolution.
+    that depend on the orientation; they join after the second convolution.
 
     Args:
         size: H = W of the grid, which the encoder is built for.
@@ -260,7 +260,7 @@ class PlaneLift(PlaneForecaster):
         frames, hidden, kernel, group, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
-        RepresentationError: for sizes that make no network, and for fields on another grid.
+        RepresentationError: a size is out of its range; in `forward`, fields lie on another grid.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ class PlaneRSteer(PlaneForecaster):
         frames, hidden, layers, kernel, group, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -351,11 +351,11 @@ class PlaneRSteer(PlaneForecaster):
                     layer.weight.normal_(0, float(layer.weight.std()))
 
     def relaxed(self) -> list[RelaxedGroupConv2d | ScaleConv2d]:
-        """The relaxed convolutions, first to last."""
+        """List the relaxed convolutions, first to last."""
         return [m for m in self.modules() if isinstance(m, RelaxedGroupConv2d | ScaleConv2d)]
 
     def regulariser(self) -> Tensor:
-        """alpha times the sum over layers of how far the weights are from equivariant ones: a number."""
+        """Compute alpha times the sum over layers of the weights' distance from equivariant ones: a number."""
         return self.alpha * torch.stack([layer.deviation() for layer in self.relaxed()]).sum()
 
     def symmetrise(self) -> None:
@@ -376,17 +376,17 @@ def build(
     norm: bool = True,
     varied: bool = False,
 ) -> PlaneForecaster:
-    """The forecaster of that name, for a symmetry.
+    """Build the forecaster called `name` for a symmetry.
 
     Args:
         name: one of `MODELS`.
-        symmetry: "rotation" takes the turns and flips of `group`; "scale" a ladder of scales.
+        symmetry: "rotation" takes the turns and flips of `group`; "scale" takes a ladder of scales.
         frames, hidden, layers, kernel, group, norm: as for `PlaneE2CNN`.
         varied: of "rsteer", see `PlaneRSteer`.
         size: H = W of the grid; for "mlp" and "lift", which fit one grid alone.
 
     Raises:
-        RepresentationError: an unknown name, or sizes that make no network.
+        RepresentationError: the name is unknown, or a size is out of its range.
     """
     of = "scale" if symmetry == "scale" else group
     if name == "e2cnn":
@@ -406,22 +406,22 @@ def build(
 
 
 def linear_block(before: int, after: int, norm: bool) -> list[nn.Module]:
-    """Linear map, batch norm, ReLU. No bias where the norm would take it away."""
+    """Build linear map, batch norm and ReLU; without bias where the norm would remove it."""
     linear = nn.Linear(before, after, bias=not norm)
     return [linear, nn.BatchNorm1d(after), nn.ReLU()] if norm else [linear, nn.ReLU()]
 
 
 def check_fields(x: Tensor, frames: int, name: str) -> None:
-    """Refuse what is no batch of sequences of vector fields.
+    """Check a batch of sequences of vector fields.
 
     Args:
         x: (batch, frames, 2, H, W), floating, finite.
         frames: that the network was built for.
-        name: of the network, for the message.
+        name: The network's name, for messages.
 
     Raises:
-        RepresentationError: another shape or an integer dtype.
-        NonFiniteError: NaN or infinity.
+        RepresentationError: the shape is wrong, or the dtype is an integer one.
+        NonFiniteError: a value is NaN or infinite.
     """
     if x.dim() != 5 or tuple(x.shape[1:3]) != (frames, 2) or not x.numel() or not x.is_floating_point():
         raise RepresentationError(
@@ -432,15 +432,15 @@ def check_fields(x: Tensor, frames: int, name: str) -> None:
 
 
 def check_sizes(name: str, frames: int, hidden: int, layers: int, kernel: int, least: int = 2) -> None:
-    """Refuse sizes that make no forecaster.
+    """Check the sizes of a forecaster.
 
     Args:
-        name: of the network, for the message.
+        name: The network's name, for messages.
         frames, hidden, layers, kernel: as for `PlaneE2CNN`.
-        least: layers.
+        least: Smallest number of layers.
 
     Raises:
-        RepresentationError: not whole, below 1, too few layers, or an even kernel.
+        RepresentationError: a number is not whole or below 1, there are too few layers, or the kernel is even.
     """
     check_numbers(name, odd=("kernel",), frames=frames, hidden=hidden, layers=layers, kernel=kernel)
     if layers < least:
@@ -448,7 +448,7 @@ def check_sizes(name: str, frames: int, hidden: int, layers: int, kernel: int, l
 
 
 def check_grid(x: Tensor, size: int, name: str) -> None:
-    """Refuse fields on another grid than the one that a network was built for.
+    """Check that fields lie on the grid that a network was built for.
 
     Raises:
         RepresentationError: H or W is not `size`.

@@ -1,4 +1,4 @@
-"""PointNet: one map for every point and a maximum over the points. Not equivariant: a baseline.
+"""PointNet: one map for every point and a maximum over the points. A baseline that is not equivariant.
 
 Qi et al.: "PointNet: deep learning on point sets for 3D classification and segmentation", CVPR 2017 (arXiv 1612.00593),
 section 4 and appendix C.
@@ -47,12 +47,12 @@ class PointNet(nn.Module):
     Args:
         classes: number of classes.
         width: multiplies all numbers of channels; 1 is the published size.
-        feature_transform: with the predicted matrix between the two maps. The published loss also keeps that
-            matrix near orthogonal; training here does without that term.
+        feature_transform: whether to use the predicted matrix between the two maps. The published loss also keeps that
+            matrix near orthogonal; that term is left out here.
         dropout: before the last layer.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class PointNet(nn.Module):
         self.readout = nn.Linear(scaled(256, width), classes)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Logits (batch, classes).
+        """Compute logits (batch, classes).
 
         Args:
             points: (batch, n, 3), n >= 1, finite. In training a batch has two clouds or more (batch norm).
 
         Raises:
-            RepresentationError: points of another shape.
-            NonFiniteError: NaN or infinite coordinates.
+            RepresentationError: the points have a wrong shape.
+            NonFiniteError: a coordinate is NaN or infinite.
         """
         check_points(points, "PointNet")
         x = points @ self.input_transform(points)
@@ -93,7 +93,7 @@ class PointNet(nn.Module):
 
 
 def stack(*sizes: int) -> nn.Sequential:
-    """Linear map, batch norm and ReLU from each size to the next; no biases, which the norm would take away."""
+    """Build linear map, batch norm and ReLU from each size to the next; without biases, which the norm would remove."""
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
@@ -101,6 +101,6 @@ def stack(*sizes: int) -> nn.Sequential:
 
 
 def each(network: nn.Module, x: Tensor) -> Tensor:
-    """`network` of every point: (batch, n, C) -> (batch, n, C'), as rows of one matrix."""
+    """Apply `network` to every point, as rows of one matrix: (batch, n, C) -> (batch, n, C')."""
     rows: Tensor = network(x.reshape(-1, x.shape[-1]))
     return rows.view(*x.shape[:-1], -1)

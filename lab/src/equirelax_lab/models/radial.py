@@ -1,4 +1,4 @@
-"""What networks of molecules read of an edge: distance, smooth cutoff, direction."""
+"""What networks of molecules read from an edge: distance, smooth cutoff, direction."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Pairs(NamedTuple):
 
 
 def envelope(distances: Tensor, cutoff: float) -> Tensor:
-    """1 at distance 0, 0 from the cutoff on, with two continuous derivatives: 1 - 10 u^3 + 15 u^4 - 6 u^5, u = r / cutoff."""
+    """Compute 1 - 10 u^3 + 15 u^4 - 6 u^5, u = r / cutoff: 1 at 0, 0 from the cutoff on, two continuous derivatives."""
     u = (distances / cutoff).clamp(max=1)
     return 1 - u**3 * (10 - 15 * u + 6 * u**2)
 
 
 def pairs(positions: Tensor, batch: Tensor, cutoff: float, name: str) -> Pairs:
-    """The edges of every molecule, differentiable in the positions.
+    """Find the edges of every molecule, differentiably in the positions.
 
     Args:
         positions: (n, 3), in the unit of the cutoff.
         batch: (n,) long, the molecule of every atom.
-        name: of the model, for the message.
+        name: The model's name, for messages.
 
     Raises:
-        NonFiniteError: two atoms of one molecule at the same place: their direction, and so the forces, are undefined. Not
-            looked for under `torch.compile` and `torch.func.vmap`.
+        NonFiniteError: two atoms of one molecule are at the same place, where their direction and so the forces are
+            undefined. This is not checked under `torch.compile` and `torch.func.vmap`.
     """
     edge_index = radius_graph(positions, batch, cutoff)
     source, target = edge_index[0], edge_index[1]

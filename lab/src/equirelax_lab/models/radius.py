@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def radius_graph(positions: Tensor, graph: Tensor, cutoff: float) -> Tensor:
-    """Every ordered pair of different atoms of one graph that are at most `cutoff` apart.
+    """Find all ordered pairs of different atoms of one graph that are at most `cutoff` apart.
 
-    Distances are taken within graphs alone, padded to the largest: made for many small graphs, quadratic in the
-    size of the largest. Not differentiated.
+    Graphs are padded to the size of the largest, in which time and memory are quadratic: it is made for many small graphs.
+    It is not differentiated.
 
     Args:
         positions: (n, 3).

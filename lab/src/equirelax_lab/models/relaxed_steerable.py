@@ -3,7 +3,7 @@
 Wang, Walters, Yu: "Approximately equivariant networks for imperfectly symmetric dynamics", ICML 2022 (arXiv 2201.11969),
 section 4.3: K(y) = sum_b w_b(y) B_b(y), a steerable kernel when no w_b depends on y. The paper's B_b are harmonics on rings; here
 they are the orbits of the kernel's entries, which span all equivariant kernels of the grid, so w_b(y) is one number for every
-orbit and place. What shares a place, such as the centre, stays tied.
+orbit and place. Entries of an orbit that share a place, such as the centre, stay tied.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class OffsetKernel(OrbitKernel):
 
 
 class RelaxedGroupConv2d(GroupConv2d):
-    """A `GroupConv2d` whose weights may vary over the kernel. At the start they do not: it begins as the strict layer,
-    with the same random numbers.
+    """A `GroupConv2d` whose weights may vary over the kernel. It starts as the strict layer, with the same random numbers.
 
     Args:
         in_rep, out_rep, kernel_size, stride, padding, bias, padding_mode: as for `GroupConv2d`.
@@ -54,7 +53,7 @@ class RelaxedGroupConv2d(GroupConv2d):
         weight: (orbits and places,).
 
     Raises:
-        RepresentationError: for other groups, blocks or sizes.
+        RepresentationError: a group, block or size is not supported.
     """
 
     def __init__(
@@ -74,12 +73,12 @@ class RelaxedGroupConv2d(GroupConv2d):
         self.weight = nn.Parameter(self.coefficients(start))
 
     def nearest(self) -> Tensor:
-        """The weights of the equivariant kernel that is nearest: a tensor like `weight`, its mean over every orbit."""
+        """Compute the weights of the nearest equivariant kernel, a tensor like `weight`: its mean over every orbit."""
         strict = self._strict.coefficients(self, self.kernel())
         return self.coefficients(self._strict.expand(self, strict))
 
     def deviation(self) -> Tensor:
-        """Mean distance of the weights from the nearest equivariant ones: a number, 0 exactly for an equivariant layer.
+        """Compute the mean distance of the weights from the nearest equivariant ones: a number, 0 if equivariant.
 
         The paper's regulariser takes differences of neighbouring places instead, which for weights on orbits would compare
         places that no symmetry connects.

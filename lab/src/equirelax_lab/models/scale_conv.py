@@ -2,8 +2,8 @@
 
 Sosnovik, Szmaja, Smeulders: "Scale-equivariant steerable networks", ICLR 2020 (arXiv 1910.11093), section 4: kernels are sums
 of Hermite-Gauss functions psi_b(x / s) / s^2, one set of weights for all scales s of the ladder. When the input is stretched by
-the ladder's ratio, the features move one rung up. That holds as well as a pixel grid can show it: kernels are samples, cut off
-at their edge, and the ladder ends. Only the grid is stretched; values and times stay as they are.
+the ladder's ratio, the features move one rung up. That holds up to what a pixel grid allows: kernels are sampled and cut off at
+their edge, and the ladder ends. Only the grid is stretched; values and times stay as they are.
 
 Features (batch, scales * channels, H, W), the scale's index first.
 """
@@ -39,14 +39,14 @@ class ScaleConv2d(nn.Module):
             narrowest at least 0.6 pixels wide, where sampling begins to see it.
         bias: one number per channel, the same on all rungs.
         relaxed: weights may differ from place to place of the kernel (Wang, Walters, Yu, arXiv 2201.11969, section 4.3: w_b(y)
-            psi_b(y)); equal at the start, so that the layer begins as the strict one.
+            psi_b(y)); they are equal at the start, so that the layer starts as the strict one.
 
     Attributes:
         weight: (out_channels, in_channels, orders^2); relaxed (..., orders^2, kernel_size^2).
         symmetry: "scale".
 
     Raises:
-        RepresentationError: for sizes that make no layer.
+        RepresentationError: a size is out of its range.
     """
 
     symmetry = "scale"
@@ -88,7 +88,7 @@ class ScaleConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights uniform with the variance 1 / (in_channels * orders^2), the basis having norm 1; bias 0."""
+        """Draw weights uniformly with the variance 1 / (in_channels * orders^2), the basis having norm 1; bias 0."""
         bound = math.sqrt(3 / (self.in_channels * self.weight.shape[2]))
         with torch.no_grad():
             drawn = torch.empty(self.weight.shape[:3], dtype=self.weight.dtype, device=self.weight.device)
@@ -99,22 +99,22 @@ class ScaleConv2d(nn.Module):
 
     @property
     def basis(self) -> Tensor:
-        """The kernels of all functions at all scales, (orders^2, scales, kernel_size^2), float64."""
+        """Compute the kernels of all functions at all scales, (orders^2, scales, kernel_size^2), float64."""
         return self._basis.value
 
     @property
     def rows(self) -> Tensor:
-        """(out_channels, rungs), long: the channels of every output field, in the order of the ladder; one if it pools."""
+        """List the channels of every output field in the order of the ladder, (out_channels, rungs), long; one if it pools."""
         return _ladder(self.out_channels, 1 if self.pools else len(self.scales))
 
     @property
     def columns(self) -> Tensor:
-        """(in_channels, rungs), long: the channels of every input field; one if it lifts."""
+        """List the channels of every input field, (in_channels, rungs), long; one if it lifts."""
         return _ladder(self.in_channels, 1 if self.lifts else len(self.scales))
 
     @property
     def span(self) -> Tensor:
-        """What all strict kernels between an input and an output field are sums of: (orders^2, rungs out, rungs in, k, k)."""
+        """Compute what spans the strict kernels between an input and an output field: (orders^2, rungs out, rungs in, k, k)."""
         basis = self.basis.unflatten(-1, (self.kernel_size, self.kernel_size))
         if self.lifts and self.pools:
             return basis.mean(1)[:, None, None]
@@ -125,7 +125,7 @@ class ScaleConv2d(nn.Module):
         return torch.diag_embed(basis.movedim(1, -1)).movedim((-2, -1), (1, 2))
 
     def coefficients(self, kernel: Tensor) -> Tensor:
-        """What `weight` is for the strict kernel nearest to `kernel` (channels out, channels in, k, k)."""
+        """Compute the `weight` of the strict kernel nearest to `kernel` (channels out, channels in, k, k)."""
         span = self.span.to(kernel).flatten(1)
         rows, columns = self.rows.to(kernel.device), self.columns.to(kernel.device)
         tiles = kernel[rows[:, None, :, None], columns[None, :, None, :]].flatten(2)
@@ -133,11 +133,11 @@ class ScaleConv2d(nn.Module):
         return numbers.unsqueeze(-1).expand_as(self.weight) if self.relaxed else numbers
 
     def constant_coefficients(self, constants: Tensor) -> Tensor:
-        """What `bias` is for the strict constants nearest to `constants` (channels out,): means over the rungs."""
+        """Compute the `bias` of the strict constants nearest to `constants` (channels out,): means over the rungs."""
         return constants[self.rows.to(constants.device)].mean(1)
 
     def rungs(self) -> Tensor:
-        """The kernels of all scales: (scales, out_channels, in_channels, kernel_size, kernel_size)."""
+        """Compute the kernels of all scales: (scales, out_channels, in_channels, kernel_size, kernel_size)."""
         basis = self._basis.like(self.weight)
         if self.relaxed:
             kernels = torch.einsum("oibk,bsk->soik", self.weight, basis)
@@ -146,9 +146,9 @@ class ScaleConv2d(nn.Module):
         return kernels.unflatten(-1, (self.kernel_size, self.kernel_size))
 
     def kernel(self) -> Tensor:
-        """The kernel of the same map as a plain convolution: (channels out, channels in, k, k) of all rungs, 0 between two rungs.
+        """Build the kernel of the same map as a plain convolution: (channels out, channels in, k, k), 0 between two rungs.
 
-        Its span over all weights is what a dense convolution in this layer's place is compared with.
+        Dense convolutions in this layer's place are compared with its span over all weights.
         """
         rungs = self.rungs()
         if self.lifts and self.pools:
@@ -167,7 +167,7 @@ class ScaleConv2d(nn.Module):
         """(batch, [scales *] in_channels, H, W) -> (batch, [scales *] out_channels, H, W).
 
         Raises:
-            RepresentationError: another number of channels.
+            RepresentationError: the number of channels is wrong.
         """
         n = len(self.scales)
         channels = self.in_channels * (1 if self.lifts else n)
@@ -183,19 +183,19 @@ class ScaleConv2d(nn.Module):
         return F.conv2d(x, self.rungs().flatten(0, 1), bias, padding=self.padding, groups=n)
 
     def deviation(self) -> Tensor:
-        """Mean distance of the relaxed weights from their mean over the kernel's places: a number, 0 for a strict layer."""
+        """Compute the relaxed weights' mean distance from their mean over the kernel's places: a number, 0 for a strict layer."""
         if not self.relaxed:
             return self.weight.new_zeros(())
         return (self.weight - self.weight.mean(-1, keepdim=True)).abs().mean()
 
     @torch.no_grad()
     def symmetrise(self) -> None:
-        """Put in place of relaxed weights their mean over the kernel's places."""
+        """Replace relaxed weights by their mean over the kernel's places."""
         if self.relaxed:
             self.weight.copy_(self.weight.mean(-1, keepdim=True).expand_as(self.weight))
 
     def extra_repr(self) -> str:
-        """As modules print themselves."""
+        """What `print(model)` shows."""
         return (
             f"{self.in_channels}, {self.out_channels}, scales={self.scales}, kernel_size={self.kernel_size}, "
             f"lifts={self.lifts}, pools={self.pools}, relaxed={self.relaxed}"
@@ -203,7 +203,7 @@ class ScaleConv2d(nn.Module):
 
 
 def _ladder(channels: int, rungs: int) -> Tensor:
-    """(channels, rungs), long: where a field's rungs lie."""
+    """List where a field's rungs lie: (channels, rungs), long."""
     return torch.arange(rungs * channels).view(rungs, channels).T
 
 
@@ -257,10 +257,10 @@ def hermite_gauss(size: int, scales: tuple[float, ...], orders: int, width: floa
 
 
 def check_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
-    """The ladder as a tuple.
+    """Check a ladder and return it as a tuple.
 
     Raises:
-        RepresentationError: no scale, one that is not above 0, or a ladder that does not rise.
+        RepresentationError: there is no scale, one is not above 0, or they do not increase.
     """
     ladder = tuple(float(s) for s in scales)
     rising = all(a < b for a, b in itertools.pairwise(ladder))

@@ -25,8 +25,8 @@ def pyg_schnet(
 ) -> SchNet:
     """A `torch_geometric.nn.SchNet`, unedited: forward(z (n,) long, pos (n, 3), batch (n,) long) -> (graphs, 1).
 
-    E(3)-invariant: it reads distances alone. The defaults are ACE's size on QM9 (64 channels, 6 blocks, 10 Angstrom; the
-    number of filters is not stated there).
+    It is E(3)-invariant, since it reads distances only. The defaults are ACE's sizes on QM9 (64 channels, 6 blocks,
+    10 Angstrom; the number of filters is not stated there).
 
     Args:
         hidden: width of the atoms' features, at least 2.
@@ -34,10 +34,10 @@ def pyg_schnet(
         cutoff: largest distance of an interaction, in the unit of the positions.
         gaussians: number of radial basis functions, at least 2.
         filters: width of the convolutions; None takes `hidden`.
-        readout: how atoms are put together: "add" or "mean".
+        readout: how atoms are reduced, "add" or "mean".
 
     Raises:
-        RepresentationError: a size that cannot be, or an unknown readout.
+        RepresentationError: a size is invalid, or the readout is unknown.
         ImportError: PyTorch Geometric is not installed.
     """
     filters = hidden if filters is None else filters

@@ -3,9 +3,9 @@
 Fuchs, Worrall, Fischer, Welling: "SE(3)-Transformers: 3D roto-translation equivariant attention networks", NeurIPS 2020
 (arXiv 2006.10503), section 3, equations 10 to 12.
 
-Differences from the paper. Its kernels hold a radial weight for every pair of channels; here products are depth-wise with radial
-weights and a linear map mixes channels afterwards, the same kernels with radial parts of low rank. Irreps keep O(3). Attention
-ends smoothly at the cutoff (`equirelax_lab.models.molecular.smooth_softmax`).
+Differences from the paper. Its kernels have a radial weight for every pair of channels. Here products are depth-wise with
+radial weights, and a linear map mixes channels afterwards: the same kernels with radial parts of low rank. Irreps are those
+of O(3). Attention vanishes smoothly at the cutoff (`equirelax_lab.models.molecular.smooth_softmax`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SE3TransformerLayer(nn.Module):
 
 
 class SE3Transformer(nn.Module):
-    """One energy per molecule: E(3)-invariant. The defaults are near the paper's size on QM9.
+    """Predicts one energy per molecule, E(3)-invariant. The defaults are close to the paper's sizes on QM9.
 
     Args:
         hidden: irreps of the features, 0e first, one slot for each irrep; multiplicities are multiples of `heads`.
@@ -99,7 +99,7 @@ class SE3Transformer(nn.Module):
         elements: atomic numbers that may occur.
 
     Raises:
-        RepresentationError: sizes, irreps or elements that cannot be.
+        RepresentationError: a size, irrep or element is invalid.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class SE3Transformer(nn.Module):
 
     @classmethod
     def small(cls, elements: Sequence[int] = MD17_ELEMENTS, cutoff: float = 5.0) -> SE3Transformer:
-        """A size that trains on one CPU core."""
+        """Build a model of a size that trains on one CPU core."""
         return cls("32x0e+16x1o+8x2e", layers=3, heads=4, cutoff=cutoff, readout=64, elements=elements)
 
     def forward(self, numbers: Tensor, positions: Tensor, batch: Tensor) -> Tensor:
-        """Energies (molecules,).
+        """Predict energies (molecules,).
 
         Args:
             numbers: (n,) long, atomic numbers.
@@ -145,8 +145,8 @@ class SE3Transformer(nn.Module):
             batch: (n,) long, the molecule of every atom, in any order.
 
         Raises:
-            RepresentationError: another shape or dtype, or an element that is not among the model's.
-            NonFiniteError: two atoms of one molecule at the same place.
+            RepresentationError: a shape or dtype is wrong, or an element is not among the model's.
+            NonFiniteError: two atoms of one molecule are at the same place.
         """
         check_atoms(numbers, positions, batch, "SE3Transformer")
         edges = self.geometry(positions, batch)

@@ -29,10 +29,10 @@ CONSTANTS = {"integral": 1 / sqrt(4 * pi), "component": 1.0}
 
 
 def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps:
-    """Copies of every spherical harmonic up to l_max, as few as give the weights of a dense hidden x hidden layer.
+    """Choose the fewest copies of every spherical harmonic up to l_max that have the weights of a dense layer.
 
-    That is, to a tensor product of these irreps with the attributes onto themselves: 64, 1 and 1x0e+1x1o give
-    32x0e+32x1o.
+    The tensor product of these irreps with the attributes onto themselves has at least hidden x hidden weights: 64, 1 and
+    1x0e+1x1o give 32x0e+32x1o.
     """
     one = o3.Irreps.spherical_harmonics(l_max)
     paths = len(fully_connected_instructions(one, attributes, one))
@@ -43,7 +43,7 @@ def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps
 
 
 def spherical_harmonics(l_max: int, vectors: Tensor, normalization: str = "integral") -> Tensor:
-    """Spherical harmonics of the directions of vectors (rows, 3), in a normalisation of `CONSTANTS` -> (rows, (l_max + 1)^2).
+    """Compute spherical harmonics of the directions of vectors (rows, 3), normalised as in `CONSTANTS`: (rows, (l_max + 1)^2).
 
     The zero vector has no direction: its components of l > 0 are 0.
     """
@@ -57,7 +57,7 @@ def spherical_harmonics(l_max: int, vectors: Tensor, normalization: str = "integ
 
 
 class Edges(NamedTuple):
-    """Edges with what messages read, once for all edges and once stacked by graphs (see `Stack`).
+    """Edges and what messages read from them, once for all edges and once stacked by graphs (see `Stack`).
 
     edge_index (2, e) [source, target], scalars (e, p), attributes (e, attributes.dim); stacked (p, edges of one graph, graphs)
     and (attributes.dim, edges of one graph, graphs).
@@ -77,13 +77,13 @@ class SEGNNLayer(nn.Module):
     m_ij = gate(message_2(gate(message_1([x_i, x_j, scalars_ij], a_ij)), a_ij))
     x_i' = x_i + update_2(gate(update_1([x_i, sum_j m_ij], a_i)), a_i)
 
-    All messages are computed at once (`fast.messages`) where the features are of l <= 1 and no hook sits on the message's
-    modules; a hooked module is called as it stands, on the rows of all edges. The two differ by rounding only.
+    All messages are computed at once (`fast.messages`) where the features are of l <= 1 and the modules of the
+    message have no hooks; otherwise these are called as they are, on the rows of all edges. The two differ by rounding only.
 
     Args:
         features: irreps of the nodes' features.
         attributes: irreps of the attributes of edges and nodes, 0e first.
-        message_scalars: irreps of what messages read of an edge besides.
+        message_scalars: irreps of what else messages read from an edge.
         constant: the 0e attribute of every edge.
     """
 
@@ -115,7 +115,7 @@ class SEGNNLayer(nn.Module):
         return x + self.update_2(update, node_attributes)
 
     def _by_modules(self, x: Tensor, edges: Edges) -> Tensor:
-        """Sums of messages (dim, n), every module called on the rows of all edges."""
+        """Compute the sums of messages (dim, n) by calling every module on the rows of all edges."""
         source, target = edges.edge_index[0], edges.edge_index[1]
         ends = torch.cat([x.index_select(1, target), x.index_select(1, source), edges.scalars.t()])
         messages = self.gate(self.message_1(ends.t(), edges.attributes))
@@ -123,14 +123,14 @@ class SEGNNLayer(nn.Module):
         return sum_rows(messages.t(), target, x.shape[1])
 
     def _joint(self, x: Tensor, edges: Edges, plan: Plan) -> Tensor:
-        """The same, all at once, on stacked graphs."""
+        """Compute the same for all messages at once, on stacked graphs."""
         first, second = self.message_1, self.message_2
         weights = (first.weight, first.bias, second.weight, second.bias)
         geometry = (edges.stacked_scalars, edges.stacked_attributes)
         return Messages(plan, edges.stack)(self, x, *geometry, *weights)
 
     def _joins(self, x: Tensor) -> bool:
-        """Whether nothing watches the message's modules, and they still are what `messages` computes."""
+        """Whether the modules of the message have no hooks and are those that `messages` computes."""
         products = (self.message_1, self.message_2)
         if not is_enabled() or torch.is_autocast_enabled(x.device.type):
             return False
@@ -152,11 +152,11 @@ class SEGNN(nn.Module):
         layers: number of message passing layers, at least 1.
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         centre: whether to subtract each graph's mean position.
-        axis_centre: whether to subtract from every position its own mean over x, y and z, as the authors' code does. No
-            rotation respects that: the network is not equivariant then.
+        axis_centre: whether to subtract from every position its own mean over x, y and z, as the authors' code does. The
+            network is then not equivariant.
 
     Raises:
-        RepresentationError: if hidden is not 0e followed by higher irreps, or holds irreps that no path reaches.
+        RepresentationError: `hidden` is not 0e followed by higher irreps, or has irreps that no path reaches.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class SEGNN(nn.Module):
         edge_index: Tensor,
         graph: Tensor | None = None,
     ) -> Tensor:
-        """Displacement (n, 3) of every body.
+        """Predict the displacement (n, 3) of every body.
 
         Args:
             positions, velocities: (n, 3).
@@ -219,7 +219,7 @@ class SEGNN(nn.Module):
         return self.readout_2(self.gate(self.readout_1(x, node_attributes)), node_attributes)
 
     def _edges(self, positions: Tensor, charges: Tensor, edge_index: Tensor) -> Edges:
-        """Distance and product of the charges, and the spherical harmonics of x_source - x_target."""
+        """Compute distance and product of the charges, and the spherical harmonics of x_source - x_target."""
         source, target = edge_index[0], edge_index[1]
         relative = positions.index_select(0, source) - positions.index_select(0, target)  # (e, 3)
         distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
@@ -232,7 +232,7 @@ class SEGNN(nn.Module):
         )
 
     def _node_attributes(self, edges: Edges, velocities: Tensor) -> Tensor:
-        """Mean attribute of the incoming edges plus the velocity's spherical harmonics; the 0e component is 1."""
+        """Compute the mean attribute of the incoming edges plus the velocity's spherical harmonics; the 0e component is 1."""
         incoming = mean_rows(edges.attributes.t(), edges.edge_index[1], velocities.shape[0])
         attributes = incoming + spherical_harmonics(self.lmax_attributes, velocities).t()
         return torch.cat([torch.ones_like(attributes[:1]), attributes[1:]]).t()

@@ -1,4 +1,4 @@
-"""SEGNN for molecules: one number per molecule out of atomic numbers and positions.
+"""SEGNN for molecules: one number per molecule from atomic numbers and positions.
 
 Brandstetter et al., ICLR 2022 (arXiv 2110.02905), section 4.2, QM9. Layers are those of `equirelax_lab.models.segnn`; messages
 read the distance, attributes are the spherical harmonics of x_source - x_target and, at atoms, their mean.
@@ -38,12 +38,12 @@ class MolecularSEGNN(nn.Module):
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         elements: atomic numbers that may occur.
         pooling: "sum" or "mean" over a molecule's atoms.
-        norm: "instance" normalises the features after every layer over the atoms of a molecule; "none".
-        distances: what messages read of a distance, "plain" (itself) or "squared".
+        norm: "instance" normalises the features after every layer over the atoms of a molecule; "none" does not.
+        distances: what messages read: the distance ("plain") or its square ("squared").
         harmonics: "integral" or "component", e3nn's normalisation of spherical harmonics.
 
     Raises:
-        RepresentationError: sizes, elements or a pooling that cannot be, or hidden irreps that no path reaches.
+        RepresentationError: a size, element or pooling is invalid, or `hidden` has irreps that no path reaches.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class MolecularSEGNN(nn.Module):
     def forward(
         self, numbers: Tensor, positions: Tensor, edge_index: Tensor, graph: Tensor | None = None
     ) -> Tensor:
-        """One number per molecule, (graphs, 1).
+        """Predict one number per molecule, (graphs, 1).
 
         Args:
             numbers: (n,) long, atomic numbers.
@@ -110,7 +110,7 @@ class MolecularSEGNN(nn.Module):
             graph: (n,) long, the molecule of every atom, 0 to graphs - 1 in any order; None means one molecule.
 
         Raises:
-            RepresentationError: an element that is not among the model's.
+            RepresentationError: an element is not among the model's.
         """
         graph = torch.zeros_like(numbers) if graph is None else graph
         edges = self._edges(positions, edge_index)
@@ -129,7 +129,7 @@ class MolecularSEGNN(nn.Module):
         return self.head(molecules)
 
     def _edges(self, positions: Tensor, edge_index: Tensor) -> Edges:
-        """Distances or their squares, and the spherical harmonics of x_source - x_target."""
+        """Compute distances or their squares, and the spherical harmonics of x_source - x_target."""
         relative = positions.index_select(0, edge_index[0]) - positions.index_select(0, edge_index[1])
         distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
         if self.distances == "squared":

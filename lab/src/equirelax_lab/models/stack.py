@@ -1,7 +1,7 @@
-"""Batches of graphs of one shape, stacked: (dim, nodes of one graph, graphs) instead of (dim, all nodes).
+"""Batches of graphs with the same edges, stacked: (dim, nodes of one graph, graphs) instead of (dim, all nodes).
 
-Gathering a node's features for its edges then copies blocks as long as the number of graphs, not single numbers. Every
-batch can be written like this, at worst as one graph with all nodes.
+Gathering the features of nodes for their edges then copies blocks as long as the number of graphs, not single numbers. Any
+batch can be stacked, in the worst case as one graph with all nodes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Stack:
 
     @classmethod
     def of(cls, edge_index: Tensor, count: int) -> Stack:
-        """The stack with the most copies for edges (2, e) between ``count`` nodes.
+        """Find the stack with the most copies for edges (2, e) between `count` nodes.
 
-        Graphs must follow one another in nodes and edges alike. Only looked for on the CPU and outside compilation and
-        `torch.func.vmap`, since the answer depends on values; elsewhere it is one graph.
+        Graphs must follow one another in nodes and edges alike. The answer depends on values, so that a stack is looked for
+        on the CPU only, and not under compilation and `torch.func.vmap`; elsewhere it is one graph.
         """
         edges = edge_index.shape[1]
         if edge_index.device.type == "cpu" and values_are_readable() and edges > 0:
@@ -53,7 +53,7 @@ class Stack:
 
 
 def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
-    """Whether edges are ``size`` edges among the first ``nodes`` nodes, and then the same again, shifted, and so on."""
+    """Whether edges are `size` edges among the first `nodes` nodes, then the same ones shifted, and so on."""
     # one look at one number rejects nearly all candidates
     if int(edge_index[0, size]) != int(edge_index[0, 0]) + nodes:
         return False
@@ -63,18 +63,18 @@ def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
 
 
 def sum_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
-    """(dim, rows), index (rows,) -> (dim, count): sums of the columns that share an index."""
+    """Sum the columns that share an index: (dim, rows), index (rows,) -> (dim, count)."""
     return x.new_zeros(x.shape[0], count).index_add(1, index, x)
 
 
 def mean_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
-    """As `sum_rows`, divided by the number of columns that share an index (0 where there is none)."""
+    """Average the columns that share an index, as `sum_rows` does; 0 where there is none."""
     columns = x.new_zeros(count).index_add(0, index, x.new_ones(index.shape))
     return sum_rows(x, index, count) / columns.clamp(min=1)
 
 
 def centres(positions: Tensor, graph: Tensor | None) -> Tensor:
-    """Mean position of every node's graph, for positions (n, 3): (n, 3), or (1, 3) where graph is None, one graph.
+    """Compute the mean position of every node's graph, for positions (n, 3): (n, 3), or (1, 3) where graph is None, one graph.
 
     graph (n,) long holds numbers from 0 to n - 1.
     """

@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
 def fully_connected_instructions(
     irreps_in1: o3.Irreps, irreps_in2: o3.Irreps, irreps_out: o3.Irreps
 ) -> list[Instruction]:
-    """All allowed paths, in the order of ``e3nn.o3.FullyConnectedTensorProduct``."""
+    """List all allowed paths, in the order of `e3nn.o3.FullyConnectedTensorProduct`."""
     return [
         Instruction(i, j, k, "uvw", True, sqrt(out.ir.dim), (in1.mul, in2.mul, out.mul))
         for i, in1 in enumerate(irreps_in1)
@@ -53,7 +53,7 @@ def fully_connected_instructions(
 
 
 def vector_slots(irreps_in1: o3.Irreps, irreps_in2: o3.Irreps, irreps_out: o3.Irreps) -> Slots | None:
-    """The product's sizes if it is one of scalars (0e) and vectors (1o) with one of each, scalars first; else None."""
+    """Return the sizes of a product of scalars (0e) and vectors (1o) with one of each, scalars first; None for any other."""
     if irreps_in2 != o3.Irreps("1x0e+1x1o") or any(ir not in (SCALAR, VECTOR) for _, ir in irreps_in1):
         return None
     if [ir for _, ir in irreps_out] not in ([SCALAR, VECTOR], [SCALAR], [VECTOR]):
@@ -72,7 +72,7 @@ class TensorProduct(nn.Module):
     the 0e slots of ``irreps_out`` in their order.
 
     Raises:
-        RepresentationError: if no path leads to a slot of ``irreps_out``.
+        RepresentationError: no path leads to a slot of `irreps_out`.
     """
 
     symbols: Tensor
@@ -113,12 +113,12 @@ class TensorProduct(nn.Module):
         self.reset_parameters()
 
     def fan_in(self, i_out: int) -> int:
-        """Number of weights that reach one channel of output slot ``i_out``."""
+        """Count the weights that reach one channel of output slot `i_out`."""
         return sum(prod(ins.path_shape[:2]) for ins in self.instructions if ins.i_out == i_out)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weights and biases uniform in +-1/sqrt(fan-in of their output slot)."""
+        """Draw weights and biases uniformly within 1/sqrt(fan-in of their output slot)."""
         for ins, view in zip(self.instructions, self.weight_views(), strict=True):
             bound = 1 / sqrt(self.fan_in(ins.i_out))
             view.uniform_(-bound, bound, generator=generator)
@@ -127,7 +127,7 @@ class TensorProduct(nn.Module):
             part.uniform_(-bound, bound, generator=generator)
 
     def weight_views(self) -> list[Tensor]:
-        """Views of ``weight``, one (mul_in1, mul_in2, mul_out) array for each instruction."""
+        """Return views of `weight`, one (mul_in1, mul_in2, mul_out) array for each instruction."""
         parts = self.weight.split([prod(ins.path_shape) for ins in self.instructions])
         return [part.view(ins.path_shape) for part, ins in zip(parts, self.instructions, strict=True)]
 
@@ -135,7 +135,7 @@ class TensorProduct(nn.Module):
         """x (rows, irreps_in1.dim), attributes (rows, irreps_in2.dim) -> (rows, irreps_out.dim), of strides (1, rows).
 
         Raises:
-            RepresentationError: if a shape does not fit.
+            RepresentationError: a shape does not fit.
         """
         if x.shape != (x.shape[0], self.dims[0]) or attributes.shape != (x.shape[0], self.dims[1]):
             raise RepresentationError(
@@ -147,7 +147,7 @@ class TensorProduct(nn.Module):
         return self.coupling(self, x.t(), attributes.t(), self.weight, self.bias).t()
 
     def general(self, x: Tensor, attributes: Tensor) -> Tensor:
-        """The product path by path for any irreps, transposed: x (dim, rows), attributes (dim, rows) -> (dim, rows)."""
+        """Compute the product path by path, transposed, for any irreps: x (dim, rows), attributes (dim, rows) -> (dim, rows)."""
         columns = x.shape[1]
         slots = x.split(self.slot_dims)
         couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
@@ -171,7 +171,7 @@ class TensorProduct(nn.Module):
         return torch.cat(parts)
 
     def linear_matrix(self, attributes: Tensor) -> Tensor:
-        """Dense matrix (irreps_out.dim, irreps_in1.dim) of x -> self(x, a) without bias, for one row a (irreps_in2.dim,)."""
+        """Compute the matrix (irreps_out.dim, irreps_in1.dim) of x -> self(x, a), without bias, for one a (irreps_in2.dim,)."""
         matrix = attributes.new_zeros(self.irreps_out.dim, self.irreps_in1.dim)
         columns, rows = self.irreps_in1.slices(), self.irreps_out.slices()
         couplings = iter((self.symbols @ attributes).split(self.coupling_sizes))
@@ -209,7 +209,7 @@ class TensorProduct(nn.Module):
         return [(k, part) for (k, _), part in zip(self.bias_slots, parts, strict=True)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorProduct:
-        """A change of dtype or device; the symbols are cast from float64 anew, so that `.double()` finds no rounded ones."""
+        """Change dtype or device; symbols are cast from float64 again, so that `.double()` does not get rounded ones."""
         super()._apply(fn, recurse)
         self.symbols = self._symbols().to(self.symbols)
         return self

@@ -1,6 +1,6 @@
-"""A Transformer on the bodies of a system: knows nothing of symmetry, and is what REMUL teaches it to.
+"""A Transformer on the bodies of a system, without symmetry; REMUL trains it towards equivariance.
 
-Pre-norm encoder of Vaswani et al. (arXiv 1706.03762) as Xiong et al. (arXiv 2002.04745) order it; every body is a token.
+The encoder of Vaswani et al. (arXiv 1706.03762) with norms first, as in Xiong et al. (arXiv 2002.04745); every body is a token.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TransformerLayer(nn.Module):
         return x + self.feedforward(self.norm_2(x))
 
     def _attention(self, projected: Tensor) -> Tensor:
-        """(systems, tokens, 3 hidden) -> (systems, tokens, hidden). Ordinary operations: with so few tokens nothing is
-        gained by fusing them, and forward mode and `torch.func` see through."""
+        """(systems, tokens, 3 hidden) -> (systems, tokens, hidden). It is made of ordinary operations: with
+        so few tokens nothing is gained by fusing them, and forward mode and `torch.func` work."""
         split = projected.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = split.unbind(0)  # (systems, heads, tokens, hidden / heads)
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5
@@ -44,8 +44,9 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions of the bodies at several later times, from positions, velocities and features: the last layer's tokens
-    say by how much each body is displaced at every time.
+    """Predicts positions of bodies at several later times from positions, velocities and features.
+
+    The last layer's tokens give the displacement of each body at every time.
 
     Not equivariant: it reads coordinates as they are. Bodies are told apart by a learnt embedding of their number, so
     that their order matters.
@@ -59,7 +60,7 @@ class Transformer(nn.Module):
         steps: number of later times (>= 1).
 
     Raises:
-        RepresentationError: sizes out of these ranges.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Transformer(nn.Module):
         positions (n, steps, 3) at the later times.
 
         Raises:
-            RepresentationError: another number of features, or nodes that are not whole systems.
+            RepresentationError: the number of features is wrong, or the nodes are not whole systems.
         """
         n = positions.shape[0]
         if features.shape[1] != self.in_features or n % self.bodies:

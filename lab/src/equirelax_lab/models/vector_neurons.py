@@ -11,7 +11,7 @@ from equirelax.errors import RepresentationError
 
 
 class VNLinear(nn.Module):
-    """`Y = W X`: mixes channels, leaves every vector's direction to the rotations; O(3)-equivariant for any W.
+    """`Y = W X`, which mixes channels of vectors and is O(3)-equivariant for any W.
 
     Args:
         in_channels, out_channels: numbers of vectors.
@@ -36,14 +36,14 @@ class VNLinear(nn.Module):
 
         Args:
             x: (batch, C, 3, points...), with any number of point axes, also none.
-            common: (batch, in_channels - C, 3), vectors that all points share, such as their mean: the same as if
-                they stood behind x's channels at every point, without the copies and their products.
+            common: (batch, in_channels - C, 3), vectors that all points share, such as their mean. The result is as if they
+                were appended to the channels of x at every point, without copying them.
 
         Returns:
             (batch, out_channels, 3, points...).
 
         Raises:
-            RepresentationError: for features of another shape.
+            RepresentationError: the features have a wrong shape.
         """
         given = 0 if common is None else common.shape[1]
         if x.dim() < 3 or x.shape[2] != 3 or x.shape[1] + given != self.weight.shape[1]:

@@ -1,7 +1,7 @@
 """Blocks of vector-neuron networks (Deng et al., arXiv 2104.12229): features (batch, channels, 3, points...).
 
-Every linear map inside, feature and direction map alike, is a `VNLinear`. All blocks act on every point by itself,
-and take features with any number of point axes.
+All linear maps, of features and of directions, are `VNLinear`. Blocks act on every point separately and take features with
+any number of point axes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POOLINGS = ("mean", "max")
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of 3-vectors on axis 2: (batch, C, 3, points...) twice -> (batch, C, points...)."""
+    """Compute inner products of 3-vectors on axis 2: (batch, C, 3, points...) twice -> (batch, C, points...)."""
     a, b = x.unbind(2), y.unbind(2)
     return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
@@ -34,7 +34,7 @@ class VNBatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels)
 
     def scale(self, x: Tensor) -> Tensor:
-        """What every vector is multiplied by: (batch, channels, 3, points...) -> (batch, channels, points...)."""
+        """Compute the factor of every vector: (batch, channels, 3, points...) -> (batch, channels, points...)."""
         # the floor keeps the root's slope finite at 0, where its own gradient is 0
         length = dot(x, x).clamp(min=torch.finfo(x.dtype).tiny).sqrt() + EPS
         columns = length if length.dim() == 2 else length.flatten(2)
@@ -83,7 +83,7 @@ class VNBlock(nn.Module):
         return torch.addcmul(p * scale.unsqueeze(2), shift.unsqueeze(2), d)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """What `print(model)` shows."""
         return f"negative_slope={self.negative_slope}"
 
 
@@ -96,7 +96,7 @@ class VNMeanPool(nn.Module):
 
 
 class VNMaxPool(nn.Module):
-    """Of every channel the vector that reaches furthest along a learnt direction (section 3.3).
+    """Takes of every channel the vector that reaches furthest along a learnt direction (section 3.3).
 
     Args:
         channels: number of vectors.
@@ -114,10 +114,10 @@ class VNMaxPool(nn.Module):
 
 
 def pool(pooling: str, channels: int) -> nn.Module:
-    """The pooling called "mean" or "max".
+    """Build the pooling called "mean" or "max".
 
     Raises:
-        RepresentationError: for another name.
+        RepresentationError: the name is neither.
     """
     if pooling not in POOLINGS:
         raise RepresentationError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
@@ -125,7 +125,7 @@ def pool(pooling: str, channels: int) -> nn.Module:
 
 
 class VNFrame(nn.Module):
-    """Invariants (section 3.5): coordinates of every vector in a frame of three vectors that is learnt at every point.
+    """Computes invariants (section 3.5): coordinates of every vector in a learnt frame of three vectors at each point.
 
     Args:
         channels: number of vectors.
@@ -153,20 +153,20 @@ class VNFrame(nn.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """A published number of channels times `width`, at least 1."""
+    """Scale a published number of channels by `width`, to at least 1."""
     return max(1, int(channels * width))
 
 
 def scaled_vectors(channels: int, width: float) -> int:
-    """A third as many vectors as channels, rounded down as in the published sizes (64 -> 21), at least 1."""
+    """Compute the number of vectors, a third of the channels rounded down as published (64 -> 21), at least 1."""
     return max(1, int(channels * width) // 3)
 
 
 def check_sizes(name: str, classes: int, neighbours: int, width: float) -> None:
-    """Refuse sizes that make no network.
+    """Check sizes.
 
     Raises:
-        RepresentationError: with the name of the model and what was expected.
+        RepresentationError: a size is out of its range; the message names the model and says what was expected.
     """
     if classes < 1 or neighbours < 1 or not width > 0:
         raise RepresentationError(

@@ -1,4 +1,4 @@
-"""VN-DGCNN: edge convolutions on vectors, over graphs of the features' own neighbours.
+"""VN-DGCNN: edge convolutions on vectors, over graphs of nearest neighbours in feature space.
 
 Deng et al.: "Vector neurons: a general framework for SO(3)-equivariant networks", ICCV 2021 (arXiv 2104.12229), section 4.
 """
@@ -24,7 +24,7 @@ class VNDGCNN(nn.Module):
         dropout: in the invariant head.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VNDGCNN(nn.Module):
         self.linear3 = nn.Linear(hidden[1], classes)
 
     def forward(self, points: Tensor, neighbours: Tensor | None = None) -> Tensor:
-        """Logits (batch, classes).
+        """Compute logits (batch, classes).
 
         Args:
             points: (batch, n, 3), n >= 1, finite; copies of a point are points of their own.
@@ -64,8 +64,8 @@ class VNDGCNN(nn.Module):
                 (`models.neighbours.knn`); the later ones are those of the features.
 
         Raises:
-            RepresentationError: points or neighbours of another shape.
-            NonFiniteError: NaN or infinite coordinates.
+            RepresentationError: points or neighbours have a wrong shape.
+            NonFiniteError: a coordinate is NaN or infinite.
         """
         check_points(points, "VNDGCNN")
         check_neighbours(neighbours, points, "VNDGCNN")

@@ -59,7 +59,7 @@ class VNPointNet(nn.Module):
         dropout: in the invariant head.
 
     Raises:
-        RepresentationError: for sizes that make no network.
+        RepresentationError: a size is out of its range.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class VNPointNet(nn.Module):
         self.fc3 = nn.Linear(hidden[1], classes)
 
     def forward(self, points: Tensor, neighbours: Tensor | None = None) -> Tensor:
-        """Log-probabilities (batch, classes).
+        """Compute log-probabilities (batch, classes).
 
         Args:
             points: (batch, n, 3), n >= 1, finite; copies of a point are points of their own.
@@ -101,8 +101,8 @@ class VNPointNet(nn.Module):
                 not change it.
 
         Raises:
-            RepresentationError: points or neighbours of another shape.
-            NonFiniteError: NaN or infinite coordinates.
+            RepresentationError: points or neighbours have a wrong shape.
+            NonFiniteError: a coordinate is NaN or infinite.
         """
         check_points(points, "VNPointNet")
         check_neighbours(neighbours, points, "VNPointNet")

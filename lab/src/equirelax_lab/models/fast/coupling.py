@@ -1,4 +1,4 @@
-"""The tensor product of scalars and vectors with one scalar and one vector: what a network of l <= 1 consists of.
+"""The tensor product of scalars and vectors with one scalar and one vector, as in networks of l <= 1.
 
 Inputs are scalars x0 and vectors x1, attributes a scalar a0 and a vector a1. Of a fully connected tensor product
 only four paths exist, and with their Wigner symbols and path weights written out they are
@@ -29,7 +29,7 @@ ROOT_3 = sqrt(3)
 
 
 class Slots(NamedTuple):
-    """Sizes: inputs (multiplicity, 1 for scalars or 3 for vectors); numbers of output scalars and vectors."""
+    """Sizes of the product: inputs (multiplicity, 1 for scalars or 3 for vectors), and numbers of output scalars and vectors."""
 
     inputs: tuple[tuple[int, int], ...]
     scalars: int
@@ -37,7 +37,7 @@ class Slots(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """Rows of the transposed features that each input slot takes."""
+        """Number of rows of the transposed features that each input slot takes."""
         return [mul * dim for mul, dim in self.inputs]
 
     @property
@@ -46,7 +46,7 @@ class Slots(NamedTuple):
         return [mul for mul, _ in self.inputs]
 
     def weights(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of the flat weight, for each input slot (mul, scalars) and (mul, vectors).
+        """Return views of the flat weight: for each input slot (mul, scalars) and (mul, vectors).
 
         In e3nn's order of paths the attribute's scalar comes first; it leads from scalars to scalars and from vectors
         to vectors.
@@ -63,11 +63,11 @@ class Slots(NamedTuple):
 
 
 class WeightLayout:
-    """A flat weight in another order and with factors: what a product needs as few whole matrices, made by one gather.
+    """Arranges a flat weight into the few whole matrices that a product needs, factors included, by one gather.
 
     Args:
-        order: (numel,) long, which weight stands at each place of the arranged one.
-        factors: (numel,) float64, what it is multiplied by there.
+        order: (numel,) long, the index of the weight at each place of the arranged one.
+        factors: (numel,) float64, by which it is multiplied there.
     """
 
     def __init__(self, order: Tensor, factors: Tensor) -> None:
@@ -77,18 +77,18 @@ class WeightLayout:
         self._inverse, self._inverse_factors = Exact(inverse), Exact(factors[inverse])
 
     def arrange(self, weight: Tensor) -> Tensor:
-        """The arranged weight (numel,)."""
+        """Arrange a weight (numel,)."""
         return weight.index_select(0, self._order.like(weight)).mul_(self._factors.like(weight))
 
     def restore(self, gradient: Tensor) -> Tensor:
-        """From the gradient of the arranged weight to that of the weight."""
+        """Compute the weight's gradient from that of the arranged weight."""
         return gradient.index_select(0, self._inverse.like(gradient)).mul_(
             self._inverse_factors.like(gradient)
         )
 
 
 def couple(x: Tensor, attributes: Tensor, weight: Tensor, bias: Tensor, slots: Slots) -> Tensor:
-    """x (dim, rows), attributes (4, rows), flat weight, bias (scalars,) -> (scalars + 3 vectors, rows)."""
+    """Compute the product: x (dim, rows), attributes (4, rows), flat weight, bias (scalars,) -> (scalars + 3 vectors, rows)."""
     a0, a1 = attributes[:1], attributes[1:]
     parts = list(zip(x.split(slots.sizes), slots.inputs, slots.weights(weight), strict=True))
     s = bias[:, None].expand(-1, x.shape[1])
@@ -108,15 +108,15 @@ def couple(x: Tensor, attributes: Tensor, weight: Tensor, bias: Tensor, slots: S
 
 
 def mix(weight: Tensor, vectors: Tensor) -> Tensor:
-    """weight (m, k), vectors (3 m, rows) -> (k, 3, rows)."""
+    """Mix the channels of vectors: weight (m, k), vectors (3 m, rows) -> (k, 3, rows)."""
     m, k = weight.shape
     return (weight.t() @ vectors.reshape(m, 3 * vectors.shape[1])).view(k, 3, vectors.shape[1])
 
 
 def couple_layout(slots: Slots, constant: float = 1.0) -> WeightLayout:
-    """[W00 and W11 of all slots (channels, scalars)], then each slot's W01 or W10 (mul, vectors), factors included.
+    """Build the arrangement [W00 and W11 of all slots (channels, scalars)], then each slot's W01 or W10 (mul, vectors).
 
-    ``constant`` multiplies the paths that read the attribute's scalar.
+    Factors are included; `constant` multiplies the paths that read the attribute's scalar.
     """
     numel = sum(slots.muls) * (slots.scalars + slots.vectors)
     index = slots.weights(torch.arange(numel))
@@ -132,7 +132,7 @@ def couple_layout(slots: Slots, constant: float = 1.0) -> WeightLayout:
 
 
 def dot_into(out: Tensor, vectors: Tensor, others: Tensor) -> Tensor:
-    """Dot products of vectors (m, 3, rows) with others (m or 1, 3, rows), in out (m, rows)."""
+    """Write dot products of vectors (m, 3, rows) with others (m or 1, 3, rows) into out (m, rows)."""
     x, y, z = vectors.unbind(1)
     a, b, c = others.unbind(1)
     torch.mul(x, a, out=out)
@@ -142,9 +142,9 @@ def dot_into(out: Tensor, vectors: Tensor, others: Tensor) -> Tensor:
 def couple_forward(
     x: Tensor, a0: Tensor | None, a1: Tensor, weight: Tensor, bias: Tensor, slots: Slots
 ) -> tuple[Tensor, Tensor]:
-    """(`couple`'s output, z (channels, rows) that the scalars are mixed from), with the weight arranged.
+    """Compute `couple` with an arranged weight, and z (channels, rows), from which the scalars are mixed.
 
-    a0 (rows,), None where the weight holds it as a constant; a1 (1, 3, rows).
+    a0 is (rows,), or None where the weight holds it as a constant; a1 is (1, 3, rows).
     """
     columns, (_, n_s, n_v) = x.shape[1], slots
     muls = slots.muls
@@ -180,7 +180,7 @@ def couple_forward(
 def couple_backward(
     grad: Tensor, x: Tensor, z: Tensor, a0: Tensor | None, a1: Tensor, weight: Tensor, slots: Slots
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of features, arranged weight and bias."""
+    """Compute the gradients of features, arranged weight and bias."""
     columns, (_, n_s, n_v) = x.shape[1], slots
     muls = slots.muls
     channels = sum(muls)

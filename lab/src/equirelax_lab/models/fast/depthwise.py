@@ -39,7 +39,7 @@ X, A, R, G = range(4)
 
 
 class Path(NamedTuple):
-    """One path from a slot: its columns k among the slot's, rows of its weights, rows of the product."""
+    """One path from a slot: its columns k among those of the slot, the rows of its weights, and its rows of the product."""
 
     columns: slice
     weights: slice
@@ -65,7 +65,7 @@ class Form(NamedTuple):
 
 
 def _couple(slot: Slot, x: Tensor, a: Tensor) -> Tensor:
-    """sum_m x_um a_mk: (mul, columns, edges)."""
+    """Compute sum_m x_um a_mk: (mul, columns, edges)."""
     xs, couplings = x[slot.x].unflatten(0, (slot.mul, -1)), a[slot.a].unflatten(0, (slot.d_in, -1))
     out = xs[:, 0, None] * couplings[0]
     for m in range(1, slot.d_in):
@@ -74,7 +74,7 @@ def _couple(slot: Slot, x: Tensor, a: Tensor) -> Tensor:
 
 
 def _weighted(slot: Slot, r: Tensor | None, g: Tensor) -> Tensor:
-    """r_u g_uk of all the slot's paths side by side: (mul, columns, edges)."""
+    """Compute r_u g_uk of all the slot's paths side by side: (mul, columns, edges)."""
     out = g.new_empty(slot.mul, slot.columns, g.shape[1])
     for path in slot.paths:
         into, part = out[:, path.columns], g[path.out].unflatten(0, (slot.mul, -1))
@@ -226,14 +226,14 @@ class DepthwiseProduct(nn.Module):
     Args:
         features: irreps of the features, one slot for each irrep.
         harmonics: irreps of the spherical harmonics, each once.
-        wanted: irreps whose kinds may come out.
+        wanted: irreps that may come out; multiplicities do not matter.
 
     Attributes:
         irreps_out: of the product, one slot for each irrep, channels in the order of the paths.
         weight_numel: number of radial weights of one edge.
 
     Raises:
-        RepresentationError: an irrep in two slots, or nothing that comes out.
+        RepresentationError: an irrep stands in two slots, or no path leads to a wanted one.
     """
 
     def __init__(self, features: o3.Irreps, harmonics: o3.Irreps, wanted: o3.Irreps) -> None:
@@ -264,7 +264,7 @@ class DepthwiseProduct(nn.Module):
         self.table = Exact(torch.cat([self._table(i) for i in range(len(self.irreps_in))]))
 
     def _form(self, order: list[int]) -> Form:
-        """Where everything stands in x, a, r and g; ``order`` is that of the paths in the product."""
+        """Build the form; `order` is that of the paths in the product."""
         muls = [self.irreps_in[i].mul for i, _, _ in self.paths]
         sizes = [mul * ir.dim for mul, (_, _, ir) in zip(muls, self.paths, strict=True)]
         in_product = _slices([sizes[p] for p in order])
@@ -292,7 +292,7 @@ class DepthwiseProduct(nn.Module):
         return torch.cat(blocks, dim=1).flatten(0, 1)
 
     def couplings(self, harmonics: Tensor) -> Tensor:
-        """A of all paths, one row for each m and k, from Y (harmonics.dim, edges): (rows, edges)."""
+        """Compute A of all paths, one row for each m and k, from Y (harmonics.dim, edges): (rows, edges)."""
         return self.table.like(harmonics) @ harmonics
 
     def forward(self, x: Tensor, couplings: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -300,7 +300,7 @@ class DepthwiseProduct(nn.Module):
         (edges, irreps_out.dim).
 
         Raises:
-            RepresentationError: features, couplings or weights of another product.
+            RepresentationError: features, couplings or weights do not belong to this product.
         """
         given = (x.shape[1], couplings.shape[0], self.weight_numel if weights is None else weights.shape[0])
         if given != self.form.rows[:3]:
@@ -312,6 +312,6 @@ class DepthwiseProduct(nn.Module):
 
 
 def _slices(sizes: list[int]) -> list[slice]:
-    """Slices of these sizes, one after another."""
+    """Build slices of these sizes, one after another."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -11,10 +11,10 @@ from equirelax_lab.models.fast.switch import is_enabled
 
 
 class SteerableLinear(o3.Linear):
-    """An `e3nn.o3.Linear` in everything but speed, with biases on 0e outputs.
+    """An `e3nn.o3.Linear` with biases on 0e outputs that is faster on features stored transposed.
 
-    Features that are stored transposed, as a view (rows, dim) of a contiguous (dim, rows), need no copy: an irrep's channels
-    (mul, 2l+1, rows) then are a matrix (mul, (2l+1) rows). Results are stored like that.
+    These are views (rows, dim) of a contiguous (dim, rows) and need no copy: an irrep's channels (mul, 2l+1, rows) are a
+    matrix (mul, (2l+1) rows). Results are stored like that.
 
     Args:
         irreps_in, irreps_out: of the maps; e3nn's own code runs where one irrep stands in several slots.

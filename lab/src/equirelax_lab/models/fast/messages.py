@@ -1,4 +1,4 @@
-"""All messages of a layer at once, of l <= 1, without ever making the edges' inputs.
+"""All messages of a layer of l <= 1 at once, without forming the inputs of every edge.
 
     m_ij = gate(message_2(gate(message_1([x_i, x_j, p_ij], a_ij)), a_ij)),    received_i = sum_j m_ij
 
@@ -33,8 +33,8 @@ from equirelax_lab.models.stack import Stack
 
 
 class Plan(NamedTuple):
-    """What does not change with the input: the products' slots, their arranged weights, the gate, and the value of the
-    attribute's scalar, the same for all edges."""
+    """What does not depend on the input: the products' slots, the arrangements of their weights, the gate, and the value of
+    the attribute's scalar, which is the same for all edges."""
 
     first: Slots
     second: Slots
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, first: Slots, second: Slots, gate: Gating, constant: float) -> Plan:
-        """For a first product of slots [x_target, x_source, edge scalars], x of one slot of scalars and one of vectors."""
+        """Build the plan of a first product of slots [x_target, x_source, edge scalars], x of one slot each."""
         return cls(
             first, second, ends_layout(first, constant), couple_layout(second, constant), gate, constant
         )
@@ -59,7 +59,7 @@ def messages(
     stack: Stack,
     plan: Plan,
 ) -> Tensor:
-    """Sums of messages (dim, n) from features x (dim, n).
+    """Compute the sums of messages (dim, n) from features x (dim, n).
 
     Args:
         x: (dim, n), graph by graph.
@@ -80,7 +80,7 @@ def messages(
 def message_product(
     x: Tensor, edge_scalars: Tensor, vector: Tensor, weight: Tensor, bias: Tensor, stack: Stack, plan: Plan
 ) -> Tensor:
-    """The first product: x (dim, nodes, copies), edge_scalars (p, edges, copies), vector (3, edges copies) ->
+    """Compute the first product: x (dim, nodes, copies), edge_scalars (p, edges, copies), vector (3, edges copies) ->
     (dim_out, edges copies)."""
     (scalars, _), n_s = plan.first.inputs[0], plan.first.scalars
     half = n_s + plan.first.vectors
@@ -100,7 +100,7 @@ Views = list[tuple[Tensor, Tensor]]
 
 
 def _scaled(slots: Slots, weight: Tensor, constant: float) -> Views:
-    """`Slots.weights` times the paths' factors."""
+    """Multiply `Slots.weights` by the paths' factors."""
     views = []
     for (to_s, to_v), (_, dim) in zip(slots.weights(weight), slots.inputs, strict=True):
         views.append((to_s * constant, to_v) if dim == 1 else (to_s / ROOT_3, to_v * constant))
@@ -108,7 +108,7 @@ def _scaled(slots: Slots, weight: Tensor, constant: float) -> Views:
 
 
 def joined(slots: Slots, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights for scalars (m0, 2 half), for vectors (m1, 2 half) and for edge scalars (p, half).
+    """Join the weights for scalars (m0, 2 half), for vectors (m1, 2 half) and for edge scalars (p, half).
 
     Columns: [to scalars, to vectors] of the target, then of the source; half = scalars + vectors.
     """
@@ -121,7 +121,7 @@ def joined(slots: Slots, views: Views) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ends_layout(slots: Slots, constant: float) -> WeightLayout:
-    """The three matrices of `joined`, one after another, factors included."""
+    """Build the arrangement of the three matrices of `joined`, one after another, factors included."""
     numel = sum(slots.muls) * (slots.scalars + slots.vectors)
     order = torch.cat([matrix.flatten() for matrix in joined(slots, slots.weights(torch.arange(numel)))])
     factors = joined(slots, _scaled(slots, torch.ones(numel, dtype=torch.float64), constant))
@@ -129,7 +129,7 @@ def ends_layout(slots: Slots, constant: float) -> WeightLayout:
 
 
 class _Sizes(NamedTuple):
-    """Sizes of the first product, to be named once: see `Slots` and `Stack`."""
+    """Sizes of the first product; see `Slots` and `Stack`."""
 
     scalars: int
     vectors: int
@@ -147,7 +147,7 @@ class _Sizes(NamedTuple):
         return cls(scalars, vectors, n_s, n_v, n_s + n_v, stack.nodes, stack.source.shape[0], stack.copies)
 
     def matrices(self, arranged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of the three matrices of `ends_layout`."""
+        """Return views of the three matrices of `ends_layout`."""
         first, second = 2 * self.half * self.scalars, 2 * self.half * self.vectors
         w0, w1, w_edge = arranged.split_with_sizes([first, second, arranged.shape[0] - first - second])
         return w0.view(-1, 2 * self.half), w1.view(-1, 2 * self.half), w_edge.view(-1, self.half)
@@ -162,7 +162,7 @@ def product_forward(
     stack: Stack,
     size: _Sizes,
 ) -> Tensor:
-    """`message_product` with arranged weights; edge_scalars (p, edges copies), vector (1, 3, edges copies)."""
+    """Compute `message_product` with arranged weights; edge_scalars (p, edges copies), vector (1, 3, edges copies)."""
     columns = size.edges * size.copies
     w0, w1, w_edge = size.matrices(arranged)
     x0, x1 = x.flatten(1).split_with_sizes([size.scalars, 3 * size.vectors])
@@ -191,7 +191,7 @@ def product_backward(
     stack: Stack,
     size: _Sizes,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of the arranged weights and of the bias."""
+    """Compute the gradients of x, of the arranged weights and of the bias."""
     columns, per_edge = size.edges * size.copies, (size.edges, size.copies)
     grad_s, grad_v = grad.split_with_sizes([size.n_s, 3 * size.n_v])
     # what is not in grad as it stands: of the scalars that become vectors, of the vectors that become scalars
@@ -229,7 +229,7 @@ class Messages(ByHand):
     Inputs are those of `messages`, the four weights one by one.
 
     Args:
-        plan: What does not change with the input.
+        plan: What does not depend on the input.
         stack: The graphs.
     """
 
