@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from equirelax.files import write_text
 from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
-from equirelax_lab.training.perf import measure, simulation, table
 from equirelax_lab.training.perf_subjects import SUBJECTS
 
 DESCRIPTION = """\
@@ -36,6 +35,9 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)
+    # Imported now: what trains is slow to import, and help need not wait for it.
+    from equirelax_lab.training.perf import measure, simulation, table
+
     result = measure(
         parsed.benchmark,
         parsed.model,
