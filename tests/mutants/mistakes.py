@@ -271,7 +271,7 @@ MUTANTS = (
     Mutant(
         "the sum of constraints becomes a mean",
         "methods/lagrangian.py",
-        'return terms.sum() if self.reduction == "sum" else terms.mean()',
+        'return terms.sum() if self.settings.reduction == "sum" else terms.mean()',
         "return terms.mean()",
         "tests/methods/test_lagrangian_cooper.py",
     ),
@@ -285,8 +285,8 @@ MUTANTS = (
     Mutant(
         "slacks have no price",
         "methods/resilient.py",
-        "self.slacks = self.slacks - self.primal_lr * (self.rho * self.slacks - force)",
-        "self.slacks = self.slacks - self.primal_lr * (self.slacks - force)",
+        "self.slacks.sub_(self.primal_lr * (self.settings.rho * self.slacks - force))",
+        "self.slacks.sub_(self.primal_lr * (self.slacks - force))",
         "tests/methods/test_lagrangian_cooper.py",
     ),
     # auditing
