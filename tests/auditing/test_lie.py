@@ -20,6 +20,7 @@ from equirelax.auditing.lie import (
     forward_mode,
     lie_derivative,
 )
+from equirelax.auditing.samples import Case
 from equirelax.symmetry import SE, SO, Cyclic, Dihedral, E, Lorentz, O, Scaling, Symmetric, positions, vector
 
 torch.set_num_threads(1)
@@ -44,7 +45,7 @@ def test_of_a_bias_by_hand() -> None:
     """f(x) = x + b: L_A f = A (x + b) - A x = A b, independent of x."""
     group = SO(3)
     x = torch.randn(7, 3, dtype=torch.float64)
-    report = lie_derivative(lambda x: x + BIAS, x, vector(group), vector(group), group, torch.float64)
+    report = lie_derivative(Case(lambda x: x + BIAS, x, vector(group), vector(group), group, torch.float64))
     for row, generator in zip(report.generators, group.algebra(), strict=True):
         assert math.isclose(row.absolute, math.sqrt(7) * float((generator @ BIAS).norm()), rel_tol=1e-12)
     assert report.method == DOUBLE
@@ -56,7 +57,9 @@ def test_of_a_bias_by_hand() -> None:
 def test_translations_enter() -> None:
     group = SE(3)
     x = torch.randn(5, 3, dtype=torch.float64)
-    report = lie_derivative(lambda x: 2 * x, x, positions(group), positions(group), group, torch.float64)
+    report = lie_derivative(
+        Case(lambda x: 2 * x, x, positions(group), positions(group), group, torch.float64)
+    )
     by_name = {row.name: row.absolute for row in report.generators}
     assert by_name["rotation about y"] < 1e-14
     assert math.isclose(by_name["translation y"], math.sqrt(5), rel_tol=1e-12)  # t - 2 t on each of 5 points
@@ -85,10 +88,10 @@ def test_fallbacks() -> None:
     group = SO(3)
     v = vector(group)
     x = torch.randn(4, 3, dtype=torch.float64)
-    report = lie_derivative(OnceOnly.apply, x, v, None, group, torch.float64)
+    report = lie_derivative(Case(OnceOnly.apply, x, v, None, group, torch.float64))
     assert report.method == DIFFERENCES
     assert "JVP" in report.reason
-    plain = lie_derivative(lambda x: (x.square() * WEIGHTS).sum(-1), x, v, None, group, torch.float64)
+    plain = lie_derivative(Case(lambda x: (x.square() * WEIGHTS).sum(-1), x, v, None, group, torch.float64))
     assert plain.method == DOUBLE
     for a, b in zip(report.generators, plain.generators, strict=True):
         assert math.isclose(a.absolute, b.absolute, rel_tol=1e-7)
@@ -96,11 +99,11 @@ def test_fallbacks() -> None:
     def detached(x: Tensor) -> Tensor:
         return x * x.detach().norm(dim=-1, keepdim=True) + x[..., :1].detach()
 
-    hidden = lie_derivative(detached, x, v, v, group, torch.float64)
+    hidden = lie_derivative(Case(detached, x, v, v, group, torch.float64))
     assert hidden.method == DIFFERENCES
     assert "detached" in hidden.reason
     whole = lie_derivative(
-        lambda x: x * x.norm(dim=-1, keepdim=True) + x[..., :1], x, v, v, group, torch.float64
+        Case(lambda x: x * x.norm(dim=-1, keepdim=True) + x[..., :1], x, v, v, group, torch.float64)
     )
     assert whole.method == DOUBLE
     for a, b in zip(hidden.generators, whole.generators, strict=True):
@@ -111,7 +114,7 @@ def test_fallbacks() -> None:
 def test_finite_groups_have_none() -> None:
     group = Cyclic(4)
     x = torch.randn(3, 2, dtype=torch.float64)
-    assert lie_derivative(torch.tanh, x, vector(group), vector(group), group, torch.float64) is None
+    assert lie_derivative(Case(torch.tanh, x, vector(group), vector(group), group, torch.float64)) is None
 
 
 def rotation(degrees: float) -> Tensor:

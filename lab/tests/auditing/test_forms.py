@@ -73,7 +73,7 @@ def test_what_is_nothing_of_the_kind_is_refused_with_what_is_accepted() -> None:
     x = torch.randn(4, 5)
     with pytest.raises(AuditError, match=r"in_rep\[1\]: .*3 \(int\).*e3nn Irreps") as raised:
         audit(lambda x, y: x, (x, x), ("2x0e+1x1o", 3), "2x0e+1x1o")
-    assert "None stands for" in str(raised.value)
+    assert "None" in str(raised.value)
     with pytest.raises(AuditError, match=r"out_rep: .*'1x1q'"):
         audit(torch.neg, x, "2x0e+1x1o", "1x1q")
     with pytest.raises(AuditError, match=r"layer_reps\['0'\]"):

@@ -29,6 +29,7 @@ from equirelax.auditing.localise import localise
 from equirelax.auditing.report import AS_IT_IS, PROJECTED, RELAXED, AuditReport
 from equirelax.auditing.samples import (
     FROM_MODEL,
+    Case,
     Function,
     Leaf,
     call,
@@ -37,7 +38,6 @@ from equirelax.auditing.samples import (
     only_present,
     read_representations,
     representations,
-    transformed,
 )
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError, RelaxationStateError
@@ -128,16 +128,14 @@ def audit(
     if own_input:
         in_rep = only_present(sample, in_rep)
     group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
-    job = _Audit(
-        module, sample, in_rep, out_rep, group, samples, seed, torch.float64 if dtype is None else dtype
-    )
+    case = Case(module, sample, in_rep, out_rep, group, torch.float64 if dtype is None else dtype)
     notes = []
     try:
-        found = job.first_call()
+        output = _first_call(case, seed)
     except _FirstCallError as failed:
-        error, job = failed.error, dataclasses.replace(job, dtype=torch.float32)
+        error, case = failed.error, dataclasses.replace(case, dtype=torch.float32)
         words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
-        if dtype == torch.float32 or not job.runs():
+        if dtype == torch.float32 or not _runs(case, seed):
             raise error from None
         if dtype is not None:
             raise AuditError(
@@ -150,10 +148,10 @@ def audit(
             else "it seems to cast inside"
         )
         notes.append(f"measured in float32: the model fails in float64, {why} ({words})")
-        found = job.first_call()
+        output = _first_call(case, seed)
     if own_output:
-        job = dataclasses.replace(job, out_rep=only_present(found, out_rep))
-    return job.report(model, tolerance, lie, per_layer, layer_reps, deployed, notes)
+        case = dataclasses.replace(case, out_rep=only_present(output, out_rep))
+    return _report(case, model, samples, seed, tolerance, lie, per_layer, layer_reps, deployed, notes)
 
 
 class _FirstCallError(Exception):
@@ -164,134 +162,101 @@ class _FirstCallError(Exception):
         self.error = error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Audit:
-    """What is measured, with which elements and in which precision."""
+def _first_call(case: Case, seed: int) -> Any:
+    """Call the model with the sample and return its output.
 
-    module: nn.Module
-    sample: Any
-    in_rep: Any
-    out_rep: Any
-    group: Group
-    samples: int
-    seed: int
-    dtype: torch.dtype
+    Raises:
+        AuditError: The representations do not fit the sample.
+        _FirstCallError: The model fails.
+    """
+    leaves(case.sample, case.in_rep, "input")
+    try:
+        with measuring(case.model, case.dtype, seed):
+            return call(case.model, case.moved())
+    except AuditError:
+        raise
+    except Exception as error:  # any error of the user's model may come from its dtype
+        raise _FirstCallError(error) from error
 
-    def first_call(self) -> Any:
-        """Call the model with the sample and return its output.
 
-        Raises:
-            AuditError: The representations do not fit the sample.
-            _FirstCallError: The model fails.
-        """
-        leaves(self.sample, self.in_rep, "input")
-        try:
-            with measuring(self.module, self.dtype, self.seed):
-                return call(self.module, transformed(self.sample, self.in_rep, None, self.dtype))
-        except AuditError:
-            raise
-        except Exception as error:  # any error of the user's model may come from its dtype
-            raise _FirstCallError(error) from error
+def _runs(case: Case, seed: int) -> bool:
+    """Whether the model can be called with the sample."""
+    try:
+        _first_call(case, seed)
+    except _FirstCallError:
+        return False
+    return True
 
-    def runs(self) -> bool:
-        """Whether the model can be called with the sample."""
-        try:
-            self.first_call()
-        except _FirstCallError:
-            return False
-        return True
 
-    def measure(self, sampled: Tensor, discrete: Tensor) -> Measurement:
-        return measure(
-            self.module, self.sample, self.in_rep, self.out_rep, self.group, sampled, discrete, self.dtype
-        )
-
-    def report(
-        self,
-        model: Any,
-        tolerance: float | None,
-        lie: bool,
-        per_layer: bool,
-        layer_reps: Mapping[str, Any] | None,
-        deployed: str | None,
-        notes: list[str],
-    ) -> AuditReport:
-        """Measure everything."""
-        module, group, dtype = self.module, self.group, self.dtype
-        relaxation, precision = _relaxation(module), Precision.of(module)
-        where = coordinates(self.sample, self.in_rep)
-        reach = where.largest or 1.0
-        generator = torch.Generator().manual_seed(self.seed)
-        sampled = with_translations(group, group.sample(self.samples, generator=generator), reach)
-        discrete = group.discrete(dtype=torch.float64)
-        inputs = leaves(self.sample, self.in_rep, "input")
-        after = derivative = found = None
-        with measuring(module, dtype, self.seed):
-            moved = transformed(self.sample, self.in_rep, None, dtype)
-            returned = outputs_of(module, moved, self.out_rep, "the sample as given")
-            if tolerance is None:
-                tolerance, why = tolerance_of(precision, dtype, returned.dtypes)
-                notes += why
-            before = self.measure(sampled, discrete)
-            if lie:
-                derivative = lie_derivative(
-                    module, self.sample, self.in_rep, self.out_rep, group, dtype, reach
-                )
-            if relaxation is not None:
-                with relaxation.strict():
-                    after = self.measure(sampled, discrete)
-            if per_layer:
-                worst = torch.tensor(before.worst.element, dtype=torch.float64)
-                chosen = _chosen(group, worst, sampled, discrete)
-                found = localise(
-                    module,
-                    self.sample,
-                    self.in_rep,
-                    self.out_rep,
-                    group,
-                    chosen,
-                    sampled[-1],
-                    dtype,
-                    max(tolerance, NEGLIGIBLE * before.relative),
-                    before.relative <= tolerance,
-                    lambda: self.measure(chosen, discrete[:0]).relative,
-                    layer_reps,
-                    None if after is None else after.relative <= tolerance,
-                )
-        form = AS_IT_IS if relaxation is None else deployed or _deployed(relaxation)
-        each: tuple[Breaking, ...] = ()
-        if relaxation is not None and form == RELAXED:
-            each = breaking(
-                relaxation,
-                self.sample,
-                self.in_rep,
-                self.out_rep,
-                group,
-                model=module,
-                samples=min(self.samples, 8),
-                seed=self.seed,
-                dtype=dtype,
+def _report(
+    case: Case,
+    model: Any,
+    samples: int,
+    seed: int,
+    tolerance: float | None,
+    lie: bool,
+    per_layer: bool,
+    layer_reps: Mapping[str, Any] | None,
+    deployed: str | None,
+    notes: list[str],
+) -> AuditReport:
+    """Measure everything."""
+    group, dtype = case.group, case.dtype
+    relaxation, precision = _relaxation(case.model), Precision.of(case.model)
+    where = coordinates(case.sample, case.in_rep)
+    reach = where.largest or 1.0
+    sampled = group.sample(samples, generator=torch.Generator().manual_seed(seed))
+    sampled = with_translations(group, sampled, reach)
+    discrete = group.discrete(dtype=torch.float64)
+    after = derivative = localisation = None
+    with measuring(case.model, dtype, seed):
+        returned = outputs_of(case, None, "the sample as given")
+        if tolerance is None:
+            tolerance, why = tolerance_of(precision, dtype, returned.dtypes)
+            notes += why
+        before = measure(case, sampled, discrete)
+        if lie:
+            derivative = lie_derivative(case, reach)
+        if relaxation is not None:
+            with relaxation.strict():
+                after = measure(case, sampled, discrete)
+        if per_layer:
+            worst = torch.tensor(before.worst.element, dtype=torch.float64)
+            chosen = _chosen(group, worst, sampled, discrete)
+            localisation = localise(
+                case,
+                chosen,
+                sampled[-1],
+                tolerance=max(tolerance, NEGLIGIBLE * before.relative),
+                equivariant=before.relative <= tolerance,
+                measured=lambda: measure(case, chosen, discrete[:0]).relative,
+                layer_reps=layer_reps,
+                strict_equivariant=None if after is None else after.relative <= tolerance,
             )
-        unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None}
-        translated = _translates(group) and where.largest > 0
-        return AuditReport(
-            model=_title(model),
-            group=group.name,
-            dtype=_short(dtype),
-            samples=self.samples,
-            seed=self.seed,
-            tolerance=tolerance,
-            before=before,
-            after=after,
-            lie=derivative,
-            localisation=found,
-            inputs={leaf.path: _action(leaf) for leaf in inputs},
-            outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
-            notes=(*notes, *_notes(before, derivative, tolerance, group if lie else None, self, unlisted)),
-            deployed=form,
-            modules=each,
-            translations=reach if translated else None,
-        )
+    form = AS_IT_IS if relaxation is None else deployed or _deployed(relaxation)
+    each: tuple[Breaking, ...] = ()
+    if relaxation is not None and form == RELAXED:
+        ends, few = (case.sample, case.in_rep, case.out_rep, group), min(samples, 8)
+        each = breaking(relaxation, *ends, model=case.model, samples=few, seed=seed, dtype=dtype)
+    unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None}
+    return AuditReport(
+        model=_title(model),
+        group=group.name,
+        dtype=_short(dtype),
+        samples=samples,
+        seed=seed,
+        tolerance=tolerance,
+        before=before,
+        after=after,
+        lie=derivative,
+        localisation=localisation,
+        inputs={leaf.path: _action(leaf) for leaf in leaves(case.sample, case.in_rep, "input")},
+        outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
+        notes=(*notes, *_notes(before, derivative, tolerance, lie, case, unlisted)),
+        deployed=form,
+        modules=each,
+        translations=reach if _translates(group) and where.largest > 0 else None,
+    )
 
 
 def _checked(group: Group, in_rep: Any, out_rep: Any) -> Group:
@@ -355,15 +320,15 @@ def _notes(
     before: Measurement,
     lie: LieReport | None,
     tolerance: float,
-    differentiated: Group | None,
-    job: _Audit,
+    differentiated: bool,
+    case: Case,
     unlisted: set[str],
 ) -> list[str]:
     notes = []
     if before.not_compared:
         notes.append(f"not compared: {', '.join(before.not_compared)}")
-    if lie is None and differentiated is not None and not len(differentiated.algebra()):
-        notes.append(f"{differentiated.name} has no Lie algebra: there is no Lie derivative to measure")
+    if lie is None and differentiated and not len(case.group.algebra()):
+        notes.append(f"{case.group.name} has no Lie algebra: there is no Lie derivative to measure")
     if before.repeatability > 0:
         notes.append(
             f"two calls on the same input differ by {before.repeatability:.1e}: the model draws random "
@@ -376,21 +341,21 @@ def _notes(
             "group break "
             "equivariance, or something that is not differentiable (sorting, neighbours, rounding)"
         )
-    if before.relative > tolerance and isinstance(job.out_rep, Mapping) and before.worst.output in unlisted:
+    if before.relative > tolerance and isinstance(case.out_rep, Mapping) and before.worst.output in unlisted:
         notes.append(
             f"{before.worst.output} was taken as invariant, because out_rep does not list it: list every output that transforms"
         )
-    unit = torch.finfo(job.dtype).eps
-    for path, away, spread in far_away(job.sample, job.in_rep):
+    unit = torch.finfo(case.dtype).eps
+    for path, away, spread in far_away(case.sample, case.in_rep):
         lost = unit * away / spread
         notes.append(
-            f"{path} lies {away:.1e} from the origin, with a spread of {spread:.1e}: in {_short(job.dtype)} differences of "
+            f"{path} lies {away:.1e} from the origin, with a spread of {spread:.1e}: in {_short(case.dtype)} differences of "
             f"its points are known to {lost:.0e}"
             + (", which is more than the tolerance: centre the sample" if lost > tolerance else "")
             + (
                 ". Errors of outputs that lie as far are small beside their size: centre the sample, or call points "
                 "positions (E(3), SE(3))"
-                if not _translates(job.group)
+                if not _translates(case.group)
                 else ""
             )
         )

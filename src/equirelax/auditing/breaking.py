@@ -19,7 +19,14 @@ from torch import Tensor
 from equirelax.auditing.actions import Action, action_of
 from equirelax.auditing.elements import acts_through
 from equirelax.auditing.error import coordinates, gap, largest, norm, outputs_of, with_translations
-from equirelax.auditing.samples import FROM_MODEL, Leaf, group_of, leaves, read_representations, transformed
+from equirelax.auditing.samples import (
+    FROM_MODEL,
+    Case,
+    Leaf,
+    group_of,
+    leaves,
+    read_representations,
+)
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
@@ -106,7 +113,8 @@ def breaking(
     )
     elements = with_translations(group, elements, coordinates(sample, in_rep).largest or 1.0)
     with measuring(relaxation.model, dtype, seed):
-        run = _Run(relaxation, model or relaxation.model, sample, in_rep, out_rep, group, elements, dtype)
+        case = Case(model or relaxation.model, sample, in_rep, out_rep, group, dtype)
+        run = _Run(relaxation, case, elements)
         return tuple(run.measure(key, residual) for key, residual in relaxation)
 
 
@@ -124,13 +132,8 @@ class _Run:
     """The model with one residual on, run on the sample and on the transformed sample."""
 
     relaxation: Relaxation
-    model: Callable[..., Any]
-    sample: Any
-    in_rep: Any
-    out_rep: Any
-    group: Group
+    case: Case
     elements: Tensor
-    dtype: torch.dtype
 
     def measure(self, key: str, residual: Residual) -> Breaking:
         with self.only(residual):
@@ -178,17 +181,16 @@ class _Run:
         residual.site = watched
         try:
             words = "the sample" if g is None else "the transformed sample"
-            moved = transformed(self.sample, self.in_rep, g, self.dtype)
-            return calls, outputs_of(self.model, moved, self.out_rep, words).leaves
+            return calls, outputs_of(self.case, g, words).leaves
         finally:
             residual.site = site
 
     def action(self, residual: Residual) -> Action | None:
         """The action of the group on what the residual adds; None if it is unknown."""
-        if not acts_through(self.group, residual.out_rep.group):
+        if not acts_through(self.case.group, residual.out_rep.group):
             return None
         found = residual.site.action(residual.out_rep)
-        return None if found is None else action_of(found, self.group)
+        return None if found is None else action_of(found, self.case.group)
 
     def bound(self, residual: Residual, calls: list[_Call]) -> tuple[float | None, str]:
         found = residual.slope()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.elements import component, describe
-from equirelax.auditing.samples import Leaf, act, call, leaves, map_tree, transformed
+from equirelax.auditing.samples import Case, Leaf, act, call, leaves, map_tree
 from equirelax.errors import AuditError, NonFiniteError, RepresentationError
 from equirelax.symmetry import Group, On, TensorAction
 
@@ -204,8 +204,8 @@ class Outputs:
     dtypes: frozenset[torch.dtype]
 
 
-def outputs_of(model: Callable[..., Any], sample: Any, out_rep: Any, words: str) -> Outputs:
-    """Call the model and return its outputs.
+def outputs_of(case: Case, element: Tensor | None, words: str) -> Outputs:
+    """Call the model on the sample, transformed by an element, and return its outputs.
 
     Raises:
         AuditError: The model returns nothing that can be compared.
@@ -228,7 +228,7 @@ def outputs_of(model: Callable[..., Any], sample: Any, out_rep: Any, words: str)
         elif value is not None:
             rest.append(f"{path} ({type(value).__name__})")
 
-    map_tree(call(model, sample), out_rep, take, "output", other)
+    map_tree(call(case.model, case.moved(element)), case.out_rep, take, "output", other)
     if not found:
         raise AuditError(
             "the model returns nothing whose equivariance could be measured"
@@ -330,35 +330,24 @@ def _scale(found: Tensor, expected: Tensor, action: TensorAction | None, spread:
     )  # a single point, such as a centre of mass
 
 
-def measure(
-    model: Callable[..., Any],
-    sample: Any,
-    in_rep: Any,
-    out_rep: Any,
-    group: Group,
-    sampled: Tensor,
-    discrete: Tensor,
-    dtype: torch.dtype,
-) -> Measurement:
+def measure(case: Case, sampled: Tensor, discrete: Tensor) -> Measurement:
     """Measure equivariance errors over ``sampled`` elements (M, n, n) and, except for E and E', ``discrete`` ones (c, n, n)."""
-    whole = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given")
-    reference = whole.leaves
-    again = outputs_of(model, transformed(sample, in_rep, None, dtype), out_rep, "the sample as given").leaves
+    group, whole = case.group, outputs_of(case, None, "the sample as given")
+    reference, again = whole.leaves, outputs_of(case, None, "the sample as given").leaves
     _same_outputs(reference, again, "a second call")
     repeat = largest(
         largest_entry((a.value - b.value).to(torch.complex128 if a.value.is_complex() else torch.float64))
         for a, b in zip(reference, again, strict=True)
     )
 
-    tally = _Tally(reference, coordinates(sample, in_rep).spread)
+    tally = _Tally(reference, coordinates(case.sample, case.in_rep).spread)
     known: dict[bytes, tuple[Leaf, ...]] = {}  # the few elements of a finite group are drawn repeatedly
     for index, g in enumerate(torch.cat((sampled, discrete))):
         words = describe(group, g)
         key = g.numpy().tobytes()
         found = known.get(key)
         if found is None:
-            moved = transformed(sample, in_rep, g, dtype)
-            found = outputs_of(model, moved, out_rep, f"the sample after a {words}").leaves
+            found = outputs_of(case, g, f"the sample after a {words}").leaves
         if group.order is not None and group.order <= len(sampled):
             known[key] = found
         _same_outputs(reference, found, f"a {words}")

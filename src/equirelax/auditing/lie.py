@@ -13,8 +13,8 @@ from torch.autograd.functional import jvp as double_backward_jvp
 
 from equirelax.auditing.elements import describe_generator
 from equirelax.auditing.error import largest, largest_entry, norm, root_of_squares, with_translations
-from equirelax.auditing.samples import Leaf, call, leaves, map_tree, transformed
-from equirelax.symmetry import Group, TensorAction
+from equirelax.auditing.samples import Case, Leaf, call, leaves, map_tree
+from equirelax.symmetry import TensorAction
 
 FORWARD = "JVP (forward mode)"
 DOUBLE = "JVP (double backward)"
@@ -57,16 +57,8 @@ class LieReport:
         return largest(row.relative for row in self.generators)
 
 
-def lie_derivative(
-    model: Callable[..., Any],
-    sample: Any,
-    in_rep: Any,
-    out_rep: Any,
-    group: Group,
-    dtype: torch.dtype,
-    reach: float = 1.0,
-) -> LieReport | None:
-    """Measure the Lie derivative of ``model`` at ``sample``.
+def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
+    """Measure the Lie derivative of a model at a sample.
 
     Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use), then central
     differences, since some operations have no derivative rule. A derivative from autograd is compared once with a finite
@@ -78,16 +70,17 @@ def lie_derivative(
     Returns:
         The report; ``None`` for a group without a Lie algebra, or if all outputs are whole numbers.
     """
+    group, dtype, in_rep, out_rep = case.group, case.dtype, case.in_rep, case.out_rep
     algebra = with_translations(group, group.algebra(), reach)
     if len(algebra) == 0:
         return None
-    base = transformed(sample, in_rep, None, dtype)
+    base = case.moved()
     inputs = [leaf for leaf in leaves(base, in_rep, "input") if leaf.action is not None]
     points = tuple(_real(leaf.value) for leaf in inputs)
     tangents = [_derivative(leaf.value, leaf.action, algebra) for leaf in inputs if leaf.action is not None]
-    function = _function(model, base, in_rep, out_rep)
+    function = _function(case.model, base, in_rep, out_rep)
 
-    output = call(model, transformed(sample, in_rep, None, dtype))
+    output = call(case.model, case.moved())
     reference = [
         dataclasses.replace(leaf, value=_dense(leaf.value.detach()))
         for leaf in leaves(output, out_rep, "output")

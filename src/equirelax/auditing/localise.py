@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equirelax.auditing.actions import INVARIANT, Action, action_of, atoms_of
 from equirelax.auditing.declared import Declarations
@@ -31,6 +31,7 @@ from equirelax.auditing.features import FeatureClassifier, Verdict
 from equirelax.auditing.record import Call, Recorder, tensors_of
 from equirelax.auditing.report import BREAKS, FINE, INSIDE, PASSES, UNKNOWN, Break, LayerRow, Localisation
 from equirelax.auditing.samples import (
+    Case,
     Leaf,
     as_arguments,
     call,
@@ -45,23 +46,19 @@ from equirelax.symmetry import Group, TensorAction
 
 
 def localise(
-    model: nn.Module,
-    sample: Any,
-    in_rep: Any,
-    out_rep: Any,
-    group: Group,
+    case: Case,
     elements: Tensor,
     other: Tensor,
-    dtype: torch.dtype,
     tolerance: float,
     equivariant: bool,
     measured: Callable[[], float],
     layer_reps: Mapping[str, Any] | None,
     strict_equivariant: bool | None = None,
 ) -> Localisation:
-    """Measure every call of every module. ``model`` must be in its measuring state.
+    """Measure every call of every module. The model must be in its measuring state.
 
     Args:
+        case: What is measured.
         elements: Group elements g, (G, n, n), including a reflection if the group has any.
         other: An element h, (n, n), for a second point h x.
         equivariant: Whether the model as a whole is equivariant. Then no first break is looked for.
@@ -72,20 +69,21 @@ def localise(
             whose residuals alone break the symmetry come first, and another module breaks it only if it breaks the strict
             network too.
     """
+    model, group, dtype = case.model, case.group, case.dtype
     declarations = Declarations(model, group, layer_reps)
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
     recorder = Recorder(model, frozenset(inner for residual in residuals for inner in residual.modules()))
 
     def run(*path: Tensor) -> list[Call]:
-        value = transformed(sample, in_rep, None, dtype)
+        value = case.moved()
         for g in path:
-            value = transformed(value, in_rep, g, dtype)
+            value = transformed(value, case.in_rep, g, dtype)
         with recorder.recording() as calls:
             call(model, value)
         return calls
 
-    classifier = _classifier(declarations, in_rep, out_rep, elements, tolerance)
-    ends = _ends(model, sample, in_rep, out_rep, group, dtype)
+    classifier = _classifier(declarations, case, elements, tolerance)
+    ends = _ends(case)
     # A second point distinguishes actions that agree at one. It is not needed if no break is looked for.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
 
@@ -140,12 +138,12 @@ def _breaking_paths(strict: list[Trace], first: Break | None) -> set[str]:
 
 
 def _classifier(
-    declarations: Declarations, in_rep: Any, out_rep: Any, elements: Tensor, tolerance: float
+    declarations: Declarations, case: Case, elements: Tensor, tolerance: float
 ) -> FeatureClassifier:
     """Make a classifier that tries the blocks of all known representations."""
     group = declarations.group
-    given = list(dict.fromkeys([*representations(in_rep), *representations(out_rep)]))
-    fields = [*field_representations((in_rep, out_rep)), *declarations.field_representations()]
+    given = list(dict.fromkeys([*representations(case.in_rep), *representations(case.out_rep)]))
+    fields = [*field_representations((case.in_rep, case.out_rep)), *declarations.field_representations()]
     # A field of a larger group (C8 for C4) is not a sum of the smaller group's blocks in their order.
     larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
     own = [rep for rep in [*given, *fields] if rep.group == group]
@@ -206,14 +204,13 @@ def _any(verdict: Mapping[str, Verdict], *kinds: str) -> bool:
     return any(t.kind in kinds for t in verdict.values())
 
 
-def _ends(
-    model: nn.Module, sample: Any, in_rep: Any, out_rep: Any, group: Group, dtype: torch.dtype
-) -> DeclaredActions:
+def _ends(case: Case) -> DeclaredActions:
     """The actions on the model's own inputs and outputs, by the paths that its recorded call uses."""
-
-    output = call(model, transformed(sample, in_rep, None, dtype))
-    given = leaves(as_arguments(model, sample, sample), as_arguments(model, sample, in_rep))
-    return DeclaredActions(_actions(given, group), _actions(leaves(output, out_rep), group))
+    output = call(case.model, case.moved())
+    given = leaves(
+        as_arguments(case.model, case.sample, case.sample), as_arguments(case.model, case.sample, case.in_rep)
+    )
+    return DeclaredActions(_actions(given, case.group), _actions(leaves(output, case.out_rep), case.group))
 
 
 def _actions(found: list[Leaf], group: Group) -> dict[str, Action]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.error import outputs_of
-from equirelax.auditing.samples import FROM_MODEL, Leaf, act, group_of, read_representations, transformed
+from equirelax.auditing.samples import FROM_MODEL, Case, Leaf, act, group_of, read_representations
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError
 from equirelax.symmetry import Group
@@ -78,8 +78,7 @@ def label_free(
     rows = 0
     with measuring(module, dtype, seed):
         for batch in batches:
-            base = _output(model, transformed(batch, in_rep, None, dtype), out_rep)
-            found, count = _batch(model, batch, base, in_rep, out_rep, elements, dtype)
+            found, count = _batch(Case(model, batch, in_rep, out_rep, group, dtype), elements)
             sums, rows = sums + found, rows + count
     if not rows:
         raise AuditError("there is no batch with an output: nothing was measured")
@@ -87,20 +86,13 @@ def label_free(
     return LabelFree(e, e_prime, size, rows, samples)
 
 
-def _batch(
-    model: Callable[..., Any],
-    batch: Any,
-    base: Leaf,
-    in_rep: Any,
-    out_rep: Any,
-    elements: Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, int]:
+def _batch(case: Case, elements: Tensor) -> tuple[Tensor, int]:
     """Sum the terms of E, of E' and of the size over x, and count the samples x."""
+    base = _output(case, None)
     drift = torch.zeros_like(base.value)
     each = base.value.new_zeros(len(base.value))
     for g in elements:
-        found = _output(model, transformed(batch, in_rep, g, dtype), out_rep).value
+        found = _output(case, g).value
         gap = found - act(g, base.value, base.action)
         drift += gap / len(elements)
         each += _norms(gap) / len(elements)
@@ -108,9 +100,9 @@ def _batch(
     return terms.cpu(), len(base.value)
 
 
-def _output(model: Callable[..., Any], sample: Any, out_rep: Any) -> Leaf:
+def _output(case: Case, element: Tensor | None) -> Leaf:
     """The model's single output, detached, in float64."""
-    every = outputs_of(model, sample, out_rep, "a sample or a moved sample").leaves
+    every = outputs_of(case, element, "a sample or a moved sample").leaves
     found = [leaf for leaf in every if leaf.measurable]
     if len(found) != 1 or found[0].value.dim() == 0:
         shapes = ", ".join(str(tuple(leaf.value.shape)) for leaf in found) or "none"

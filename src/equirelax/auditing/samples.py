@@ -177,6 +177,31 @@ def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype
     return map_tree(tree, reps, copied, "input")
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: a model at a sample.
+
+    Attributes:
+        model: A module or a function.
+        sample: Its input, see `call`.
+        in_rep: How the group acts on the sample, as a tree of representations.
+        out_rep: How the group acts on the output.
+        group: The group that elements are taken from.
+        dtype: Precision in which the model runs.
+    """
+
+    model: Any
+    sample: Any
+    in_rep: Any
+    out_rep: Any
+    group: Group
+    dtype: torch.dtype = torch.float64
+
+    def moved(self, element: Tensor | None = None) -> Any:
+        """A fresh copy of the sample in `dtype`, transformed by an element."""
+        return transformed(self.sample, self.in_rep, element, self.dtype)
+
+
 def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
     if reps is None:
         return None

@@ -282,8 +282,6 @@ def _problems(frames: Frames, molecule: str) -> Iterator[str]:
             yield f"{name} of frame {int(np.argmin(good))} hold NaN or infinity"
 
 
-__all__ = ["COUNTS", "MOLECULES", "SOURCES", "SPLITS", "get_original", "load"]
-
 SPLITS = ("train", "val", "test")
 COUNTS = (950, 50, 1000)
 DRAW_SEED = 17

@@ -254,24 +254,6 @@ def make(
     return paths
 
 
-__all__ = [
-    "CASES",
-    "FEATURES",
-    "FOLDER",
-    "HORIZON",
-    "JOINTS",
-    "SPLITS",
-    "STEPS",
-    "UP",
-    "MocapSet",
-    "from_amc",
-    "load",
-    "make",
-    "make_split",
-    "node_features",
-    "skeleton_graph",
-]
-
 STEPS = 5
 """Number of targets in a trajectory: the frames t + HORIZON - STEPS + 1 ... t + HORIZON."""
 UP = 1

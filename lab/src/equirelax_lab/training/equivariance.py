@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.error import coordinates, measure, with_translations
+from equirelax.auditing.samples import Case
 from equirelax.auditing.state import measuring
 from equirelax.errors import NonFiniteError
 from equirelax.relaxation import relaxation_of
@@ -68,7 +69,7 @@ def _error(model: nn.Module, case: AuditCase, sample: tuple[Any, ...], dtype: to
     drawn = with_translations(group, drawn, coordinates(sample, case.in_rep).largest or 1.0)
     further = group.discrete(dtype=torch.float64)
     try:
-        error = measure(model, sample, case.in_rep, case.out_rep, group, drawn, further, dtype)
+        error = measure(Case(model, sample, case.in_rep, case.out_rep, group, dtype), drawn, further)
     except NonFiniteError:
         return float("nan")
     return error.relative
