@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-
 import pytest
 import torch
 from equirelax_lab.models import VNPointNet
@@ -14,12 +11,10 @@ from equirelax_lab.training.perf import products
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.errors import NonFiniteError
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.kinds.dense import DenseMap
 from equirelax.relaxation.kinds.low_rank import LowRankMap, low_rank_terms
-from equirelax.relaxation.regularizers import jacobian_terms, linear_terms, residual_terms
-from equirelax.relaxation.regularizers.lie_derivative import choose_rows
+from equirelax.relaxation.regularizers import linear_terms
 from equirelax.symmetry import (
     SO,
     Cyclic,
@@ -138,15 +133,6 @@ def test_penalties_and_gradients_are_those_of_the_dense_weight(name: str, layout
 
 
 @EVERY
-def test_penalties_are_the_slow_sums_by_differentiating_the_map(name: str) -> None:
-    rep = reps()[name]
-    thin, _ = twins(rep.dim, rep.dim, 2, -1)
-    x = random(50, rep.dim)
-    found = low_rank_terms(thin.up, thin.down, [x], -1, rep, rep)
-    torch.testing.assert_close(found, jacobian_terms(thin, [x], -1, rep, rep), rtol=1e-10, atol=1e-10)
-
-
-@EVERY
 @pytest.mark.parametrize("count", [3, 200])
 def test_an_equivariant_product_has_no_lie_term(name: str, count: int) -> None:
     """Whatever the factors are, and although both are changed by the group."""
@@ -201,17 +187,6 @@ def relaxed(kind: er.LowRank, gamma: float = 0.4) -> tuple[Two, er.relaxation.Re
     return model, relaxation
 
 
-def test_sampled_rows_give_the_terms_of_those_rows() -> None:
-    relaxation = relaxed(er.LowRank(3, init="normal", std=1.0))[1]
-    residual, x = relaxation["first"], random(3, 12, 30)
-    assert residual.is_linear
-    found = residual_terms(residual, [x], rows=40, generator=torch.Generator().manual_seed(5))
-    chosen = choose_rows([x], -2, 40, torch.Generator().manual_seed(5))
-    weight = residual.linear_map.effective_weight()
-    expected = linear_terms(weight, None, [chosen], -2, residual.in_rep, residual.out_rep)
-    torch.testing.assert_close(found, tuple(90 / 40 * t for t in expected), rtol=1e-10, atol=1e-10)
-
-
 def test_it_starts_strict_and_trains_with_a_penalty() -> None:
     model, relaxation = relaxed(er.LowRank(2))
     x = random(5, 4, 3, 7)
@@ -229,51 +204,6 @@ def test_it_starts_strict_and_trains_with_a_penalty() -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
     after = relaxation.residual_parameters()
     assert all(not torch.equal(before[name], after[name]) for name in before)  # U first, then V
-
-
-@pytest.mark.parametrize("axis", [-1, -2])
-def test_fold_takes_what_a_dense_residual_gives(axis: int) -> None:
-    """And says the same about what was lost."""
-    models: list[nn.Module] = []
-    reports = []
-    weights: dict[str, Tensor] = {}
-    for kind in (er.LowRank(3, init="normal", std=1.0), er.Dense("normal")):
-        torch.manual_seed(3)
-        if axis == -2:
-            model: nn.Module = Two()
-            relaxation = er.relax(model, er.Layers(residual=kind))
-        else:
-            model = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 6, bias=False)).double()
-            declared = tuple(
-                er.relaxation.Linear(str(i), a * vector(O(3)), b * vector(O(3)))
-                for i, (a, b) in enumerate([(2, 3), (3, 2)])
-            )
-            relaxation = er.relax(model, er.Layers(residual=kind, declare=declared))
-        for key, residual in relaxation:
-            with torch.no_grad():
-                if isinstance(residual.map, LowRankMap):
-                    weights[key] = residual.map.effective_weight().clone()
-                else:
-                    residual.map.weight.copy_(weights[key])
-        relaxation.set_gamma(0.7)
-        reports.append(er.project(model, mode="fold"))
-        models.append(model)
-    for ours, theirs in zip(*(m.parameters() for m in models), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
-    for ours, theirs in zip(*(r.residuals for r in reports), strict=True):
-        assert ours.folded > 0.01
-        assert 0.1 < ours.error < 1
-        assert (ours.folded, ours.error, ours.size) == pytest.approx(
-            (theirs.folded, theirs.error, theirs.size)
-        )
-
-
-def test_projection_refuses_nan() -> None:
-    model, relaxation = relaxed(er.LowRank(2, init="normal"))
-    with torch.no_grad():
-        relaxation["last"].map.down[0, 0] = float("nan")  # type: ignore[union-attr,index]
-    with pytest.raises(NonFiniteError, match=r"last.*down"):
-        er.project(model)
 
 
 def test_the_summary_counts_the_parameters_of_every_layer() -> None:
@@ -302,18 +232,6 @@ def test_inits(init: str) -> None:
         assert float(up.std()) == pytest.approx(1e-2, rel=0.15)
     else:
         assert float(up.abs().max()) == pytest.approx({"zeros": 0.0, "default": 8**-0.5}[init], rel=0.02)
-
-
-def test_checkpoints_and_pickles_carry_it(tmp_path: Path) -> None:
-    model, relaxation = relaxed(er.LowRank(3, init="normal", std=0.5))
-    x = random(2, 4, 3, 5)
-    er.save(model, tmp_path / "model.pt")
-    loaded = Two()
-    er.load(loaded, tmp_path / "model.pt")
-    for twin in (loaded, pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(x), model(x))
-        assert er.relaxation_of(twin).placements == relaxation.placements
-        assert er.relaxation_of(twin)["first"].map.up.shape == (18, 3)
 
 
 def test_features_that_points_share_are_relaxed_alike() -> None:

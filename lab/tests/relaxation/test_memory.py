@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.kinds import low_rank
-from equirelax.relaxation.memory import readable
+from equirelax.relaxation.summary import readable
 from equirelax.relaxation.terms.linear import second_moment
 from equirelax.symmetry import Cyclic, trivial
 

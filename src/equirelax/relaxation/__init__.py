@@ -21,7 +21,6 @@ from equirelax.relaxation.kinds import (
     ResidualMap,
 )
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
-from equirelax.relaxation.memory import Memory
 from equirelax.relaxation.networks import Network, register_network
 from equirelax.relaxation.placements import (
     Constant,
@@ -49,7 +48,7 @@ from equirelax.relaxation.sites import (
 )
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.streams import StreamResidual, StreamSite
-from equirelax.relaxation.summary import Summary
+from equirelax.relaxation.summary import Memory, Summary
 
 # it needs what is above
 from equirelax.relaxation import kinds, regularizers  # isort: skip

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from equirelax.errors import RelaxationStateError
 from equirelax.relaxation.hooks import owners, unhook
-from equirelax.relaxation.placements.placement import Placement
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.sites import join
+
+if TYPE_CHECKING:
+    from equirelax.relaxation.placements.placement import Placement
 
 CHILD = "equirelax_residual"
 """Beginning of the name that a residual has in the module that holds it, and so in a state dict."""
@@ -51,6 +53,18 @@ def roots(model: nn.Module) -> dict[str, Placement]:
         for path, module in model.named_modules()
         if PLACEMENT in module.__dict__ and any(isinstance(inside, Residual) for inside in module.modules())
     }
+
+
+def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, module) of every module of the model, residuals and what lies inside them left out."""
+    found: list[tuple[str, nn.Module]] = []
+    hidden: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Residual):
+            hidden.append(path + ".")
+        elif not any(path.startswith(prefix) for prefix in hidden):
+            found.append((path, module))
+    return found
 
 
 def find(model: nn.Module) -> list[Entry]:

@@ -18,9 +18,8 @@ from equirelax.errors import (
     UnfoldableError,
 )
 from equirelax.files import did_you_mean
-from equirelax.relaxation.entries import Entry, check_detachable, detach
+from equirelax.relaxation.entries import Entry, check_detachable, detach, own_modules
 from equirelax.relaxation.layers import Fold, get_family
-from equirelax.relaxation.placements.placement import own_modules
 from equirelax.relaxation.projected import ProjectionReport, record, scaled
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual, drivers_of

@@ -14,17 +14,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import CheckpointError, EquirelaxWarning, PlacementError, RelaxationStateError
 from equirelax.files import did_you_mean
-from equirelax.relaxation.entries import Entry, detach, find, of_residual, roots
-from equirelax.relaxation.history import History
+from equirelax.relaxation.entries import Entry, detach, find, of_residual, own_modules, roots
+from equirelax.relaxation.history import History, figure
 from equirelax.relaxation.hooks import guard_hooks, park, unpark
 from equirelax.relaxation.layers import families
-from equirelax.relaxation.memory import memory_of
-from equirelax.relaxation.overview import rows
-from equirelax.relaxation.placements.placement import Placement, own_modules
-from equirelax.relaxation.plot import figure
+from equirelax.relaxation.placements.placement import (
+    Placement,
+)
 from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual, drivers_of
-from equirelax.relaxation.summary import Summary
+from equirelax.relaxation.summary import Summary, memory_of, rows
 from equirelax.relaxation.terms.precision import whole
 
 if TYPE_CHECKING:

@@ -1,14 +1,22 @@
-"""What a relaxation touched, module by module, and why."""
+"""What a relaxation touched, module by module, and why; and the memory that training the relaxed model takes."""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from equirelax.relaxation.memory import Memory
+from torch import nn
+
+from equirelax.relaxation.entries import Entry, own_modules, roots
+from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.sites import join
+from equirelax.relaxation.terms.precision import penalty_dtype
 
 RELAXED, SKIPPED, UNKNOWN = "relaxed", "skipped", "unknown"
+MOMENTS = 2
+"""Tensors like its parameter that Adam keeps for each."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,76 @@ class Row:
     shape: tuple[int, int] | None = None
     parameters: int = 0
     relaxes: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, activations left out: these depend on the model's forward, and on the batch.
+
+    Args:
+        strict: the author's own parameters.
+        residual: parameters of the residuals, strengths included.
+        trained: those of both that take a gradient.
+        input_row: what a penalty from the inputs keeps of one row (sample, node, edge, point) at every residual, from the
+            forward pass to the penalty. Most of it are views of activations that backward needs as well.
+        gram: the matrices that exact penalties make of all rows, at most: residuals that read the same share theirs, and
+            where there are fewer rows than features, these stand for themselves.
+    """
+
+    strict: int
+    residual: int
+    trained: int
+    input_row: int
+    gram: int
+
+    @property
+    def gradients(self) -> int:
+        """Of everything that is trained."""
+        return self.trained
+
+    @property
+    def optimizer(self) -> int:
+        """Adam's (and AdamW's) two moments; SGD keeps one or none."""
+        return MOMENTS * self.trained
+
+    @property
+    def training(self) -> int:
+        """Parameters, gradients and Adam's moments."""
+        return self.strict + self.residual + self.gradients + self.optimizer
+
+    def __str__(self) -> str:
+        return (
+            f"memory: {readable(self.strict)} of weights and {readable(self.residual)} of residuals; with gradients and "
+            f"Adam's moments {readable(self.training)}, and activations. A penalty keeps {readable(self.input_row)} for "
+            f"every row of input, and makes at most {readable(self.gram)} of Gram matrices"
+        )
+
+
+def readable(count: int) -> str:
+    """A number of bytes: "512 B", "1.4 MB"."""
+    size, units = float(count), ["B", "kB", "MB", "GB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
+def memory_of(strict: Iterable[nn.Parameter], residuals: Iterable[Residual]) -> Memory:
+    """Memory of a model with these parameters of its own and these residuals."""
+    own, residuals = list(strict), list(residuals)
+    added = [p for residual in residuals for p in (*residual.map.parameters(), residual.gamma)]
+    return Memory(
+        strict=sum(p.nbytes for p in own),
+        residual=sum(p.nbytes for p in added),
+        trained=sum(p.nbytes for p in (*own, *added) if p.requires_grad),
+        input_row=_input_row(residuals),
+        gram=sum(r.map.penalty_entries(r.in_rep) * penalty_dtype(r.gamma.dtype).itemsize for r in residuals),
+    )
+
+
+def _input_row(residuals: list[Residual]) -> int:
+    """What a penalty keeps of one row of input."""
+    kept = {id(r.keeper): r.in_rep.dim * r.gamma.element_size() for r in residuals if r.map.reads_inputs}
+    return sum(kept.values())
 
 
 @dataclass(frozen=True)
@@ -166,3 +244,77 @@ def _shortened(start: str, names: list[str]) -> str:
         shown.append(name)
     more = len(names) - len(shown)
     return start + ", ".join(shown) + (f" and {more} more; see full()" if more else "")
+
+
+def rows(model: nn.Module, found: Sequence[Entry]) -> tuple[Row, ...]:
+    """One row for every module of the model, one more for every further residual of a module."""
+    relaxed: dict[int, list[Entry]] = {}
+    for one in found:
+        relaxed.setdefault(id(one.module), []).append(one)
+    left = _left(model, found)
+    names = _names(model)
+    result: list[Row] = []
+    relaxed_above: list[str] = []
+    for path, module in own_modules(model):
+        kind, also = type(module).__name__, _also(names[id(module)])
+        for one in relaxed.get(id(module), ()):
+            result.append(_row(one, kind, also))
+        if id(module) in relaxed:
+            relaxed_above.append(f"{path}." if path else "")
+            continue
+        inside = [above for above in relaxed_above if path.startswith(above)]
+        if id(module) in left:
+            status, reason = left[id(module)]
+        elif inside:
+            status, reason = SKIPPED, f"inside {inside[-1].rstrip('.') or 'the model'}, which is relaxed"
+        elif any(True for _ in module.parameters(recurse=False)):
+            status, reason = UNKNOWN, "has parameters, but no layer family knows it and nothing declares it"
+        elif any(True for _ in module.children()):
+            status, reason = SKIPPED, "container: its children have rows of their own"
+        else:
+            status, reason = SKIPPED, "has no parameters"
+        result.append(Row(path, kind, status, reason + also))
+    return tuple(result)
+
+
+def _row(one: Entry, kind: str, also: str) -> Row:
+    site = one.residual.site
+    why = site.why(one.root or "")
+    shape = (site.out_rep.dim, site.in_rep.dim)
+    count = sum(parameter.numel() for parameter in one.residual.map.parameters())
+    return Row(one.key, kind, RELAXED, why + also, shape, count, site.relaxes)
+
+
+def _left(model: nn.Module, found: Sequence[Entry]) -> dict[int, tuple[str, str]]:
+    """What the placements left alone, and what was removed since: id of the module -> (status, reason)."""
+    present = {one.key for one in found}
+    placements = roots(model)
+    result: dict[int, tuple[str, str]] = {}
+    inside: set[int] = set()
+    for root, placement in placements.items():
+        module = model.get_submodule(root)
+        inside.update(map(id, module.modules()))
+        survey = placement.survey(module)
+        for path, reason in survey.left.items():
+            result[id(module.get_submodule(path))] = reason
+        for placed in survey.placed:
+            if join(root, placed.site.key) not in present:
+                owner = module.get_submodule(placed.site.path)
+                result[id(owner)] = (SKIPPED, "its residual was removed")
+    if placements:
+        for module in model.modules():
+            if id(module) not in inside and any(True for _ in module.parameters(recurse=False)):
+                result[id(module)] = (SKIPPED, f"outside {' and '.join(placements)}: what was relaxed")
+    return result
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(path)
+    return names
+
+
+def _also(names: list[str]) -> str:
+    """Words for the further names of a module that the model holds under several."""
+    return f"; the same module as {', '.join(names[1:])}" if len(names) > 1 else ""

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import MLP, EquivariantDense, ResidualKind
 from equirelax.relaxation.placements.coordinates import neighbourhood_mean
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
-    own_modules,
     register_placement,
 )
 from equirelax.relaxation.sites import BlockSite, Reader, argument

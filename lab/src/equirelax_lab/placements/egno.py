@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements.placement import (
     Placement,
     Survey,
     matching,
-    own_modules,
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites

@@ -15,12 +15,12 @@ from torch import nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.across import CapturedSite
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
-    own_modules,
     register_placement,
 )
 from equirelax.relaxation.placements.schnet import ModelPositions

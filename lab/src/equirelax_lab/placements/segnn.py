@@ -13,6 +13,7 @@ from functools import partial
 from torch import nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import MLP, Dense, EquivariantDense, ResidualKind
 from equirelax.relaxation.networks import recognised
 from equirelax.relaxation.placements.layers import family_site
@@ -20,7 +21,6 @@ from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
-    own_modules,
     register_placement,
 )
 from equirelax.relaxation.sites import Site

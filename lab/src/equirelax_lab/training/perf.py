@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from equirelax.errors import ConfigError
 from equirelax.relaxation import project
-from equirelax.relaxation.memory import memory_of, readable
+from equirelax.relaxation.summary import memory_of, readable
 from equirelax_lab.data import nbody
 from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.tasks.settings import RunConfig

@@ -22,9 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.declarations import declared_paths
-from equirelax.relaxation.placements.placement import Placed, Placement, Survey, own_modules
+from equirelax.relaxation.placements.placement import (
+    Placed,
+    Placement,
+    Survey,
+)
 from equirelax.relaxation.placements.schnet import group_means, optional
 from equirelax.relaxation.sites import BlockSite, Reader, Site, argument, parameters_of
 from equirelax.relaxation.spec import spec

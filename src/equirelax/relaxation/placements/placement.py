@@ -12,7 +12,6 @@ from torch import nn
 from equirelax.errors import PlacementError
 from equirelax.files import did_you_mean
 from equirelax.relaxation.kinds import ResidualKind
-from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.sites import Site
 
 
@@ -70,18 +69,6 @@ def get(name: str) -> Placement:
             f"no placement {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}"
         )
     return _NAMED[name]()
-
-
-def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(path, module) of every module of the model, residuals and what lies inside them left out."""
-    found: list[tuple[str, nn.Module]] = []
-    hidden: list[str] = []
-    for path, module in model.named_modules():
-        if isinstance(module, Residual):
-            hidden.append(path + ".")
-        elif not any(path.startswith(prefix) for prefix in hidden):
-            found.append((path, module))
-    return found
 
 
 def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[str]:

@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
     matching,
-    own_modules,
     register_placement,
 )
 from equirelax.relaxation.sites import Reader, argument
