@@ -14,9 +14,9 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
 
     A layer of a registered family says which its parameters hold (`LayerFamily.matrices`): e3nn's linear maps and tensor
     products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
-    every pair of representations. A residual's map says it too. For any other parameter its shape says it: two axes are a matrix;
-    of more axes, as in the kernel of a convolution, all but the first are columns. Tables of embeddings, whose rows are looked
-    up, are no matrices, and neither is what has one row or column alone.
+    every pair of representations. So does the map of a residual. Any other parameter is read by its shape: two axes are rows
+    and columns; of more axes, as in the kernel of a convolution, all but the first are columns. Embedding tables are not
+    matrices, and neither are arrays with a single row or column.
 
     Args:
         model: The network.
@@ -33,16 +33,16 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     """
     found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
     for module in model.modules():
-        told: dict[str, tuple[Matrices, ...]] = {}
+        declared: dict[str, tuple[Matrices, ...]] = {}
         if isinstance(module, ResidualMap):
-            told = module.matrices()
+            declared = module.matrices()
         elif family := next((each for each in families().values() if each.matches(module)), None):
-            told = family.matrices(module)
+            declared = family.matrices(module)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in found:
                 continue
             if isinstance(module, nn.Embedding):
                 found[parameter] = ()
             else:
-                found[parameter] = told[name] if name in told else by_shape(parameter)
+                found[parameter] = declared[name] if name in declared else by_shape(parameter)
     return found

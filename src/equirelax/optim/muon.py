@@ -46,10 +46,10 @@ class Muon(torch.optim.Optimizer):
 
     where NS, five Newton-Schulz steps, keeps the singular vectors and brings all singular values to between 0.7 and 1.2.
     Which parameters hold matrices, and where, `matrices_of` says: the weights of plain layers, vector neurons included,
-    are matrices; e3nn's and escnn's flat weights hold one for every path. A step like this commutes with orthogonal
+    are matrices; e3nn's and escnn's flat weights hold one for every path or pair of representations. A step like this commutes with orthogonal
     changes of basis of the channels, and an equivariant network stays exactly equivariant: its weights alone change.
-    Biases, norms, embeddings, gamma and whatever else is no matrix is moved by Adam with decoupled weight decay, at the
-    same learning rate.
+    Everything else, such as biases, norms, embeddings and gamma, is moved by Adam with decoupled weight decay at the same
+    learning rate.
 
     `rms` is about the root mean square of a matrix step's entries over the learning rate. Adam's is 1 at its first step and
     falls as gradients disagree; Liu et al. (2025, arXiv 2502.16982, section 2.2) take 0.2 for language models. With the
@@ -76,8 +76,8 @@ class Muon(torch.optim.Optimizer):
         adam_eps: Adam's epsilon, more than 0.
 
     Raises:
-        ConfigError: `model` is no module, a number is out of its range, or `matrices` names no parameter or entries that a
-            parameter does not have.
+        ConfigError: `model` is not a module, a number is out of its range, or `matrices` has the name of no parameter or
+            entries outside of one.
 
     Examples:
         >>> import torch
@@ -134,9 +134,9 @@ class Muon(torch.optim.Optimizer):
         _check(group)
         if any(p not in self._matrices for p in group["params"]):
             model = self._model()
-            told = {} if model is None else matrices_of(model)
+            found = {} if model is None else matrices_of(model)
             for p in group["params"]:
-                self._matrices.setdefault(p, told[p] if p in told else by_shape(p))
+                self._matrices.setdefault(p, found[p] if p in found else by_shape(p))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_matrices": self._matrices}
@@ -260,13 +260,13 @@ def _named(
     """The user's own matrices, by parameter."""
     parameters = dict(model.named_parameters())
     found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
-    for name, own in matrices.items():
+    for name, given in matrices.items():
         if name not in parameters:
             raise ConfigError(
-                f"Muon: matrices names {name!r}, which is no parameter of the network."
+                f"Muon: matrices has the name {name!r}, but the network has no such parameter."
                 f"{did_you_mean(name, list(parameters))} Names are those of model.named_parameters()."
             )
-        ordered = sorted(Matrices(*each) for each in own)
+        ordered = sorted(Matrices(*each) for each in given)
         ends = [0, *(end for each in ordered for end in (each.start, each.stop)), parameters[name].numel()]
         if any(a > b for a, b in pairwise(ends)):
             raise ConfigError(

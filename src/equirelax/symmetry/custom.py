@@ -165,7 +165,7 @@ def _element_table(group: Group, discrete: Tensor) -> Tensor:
     if len(reached) != len(elements):
         raise RepresentationError(
             f"matrices of size {size} for the {len(discrete)} generators of {group.name} give more products than the "
-            f"group's {len(elements)} elements: they obey other relations, so they are no representation of it"
+            f"group's {len(elements)} elements: they obey other relations, so they are not a representation of it"
         )
     order = torch.cdist(elements.flatten(1), reached[:, :dim, :dim].flatten(1)).argmin(dim=1)
     return reached[order, dim:, dim:]

@@ -74,7 +74,7 @@ class GridField(TensorAction):
         self.group.check_shape(g)
         wrong = self.mismatch(x.shape)
         if wrong:
-            raise RepresentationError(f"a tensor of shape {tuple(x.shape)} is no field of {self!r}: {wrong}")
+            raise RepresentationError(f"a tensor of shape {tuple(x.shape)} does not fit {self!r}: {wrong}")
         batch, leading = g.shape[:-2], x.shape[:-3]
         fits = len(batch) <= len(leading) and all(
             b in (1, size) for b, size in zip(batch, leading, strict=False)
@@ -200,11 +200,12 @@ def move_grid(element: Entries, x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=512)
 def _channels(representation: Representation, element: Entries) -> tuple[Tensor | None, Tensor | None] | None:
-    """rho(g) as new[i] = sign[i] old[source[i]]: (source (dim,) long, sign (dim, 1, 1)), each None where it changes
-    nothing; None where rho(g) is no signed permutation.
+    """Read rho(g) as new[i] = sign[i] old[source[i]]: (source (dim,) long, sign (dim, 1, 1)), each None for the identity.
+
+    The result is None where rho(g) is not a signed permutation.
 
     Raises:
-        RepresentationError: g is no element of the group.
+        RepresentationError: g is not an element of the group.
     """
     with constants():
         g = torch.tensor(element, dtype=torch.float64).view(2, 2)
@@ -228,7 +229,7 @@ def _channels(representation: Representation, element: Entries) -> tuple[Tensor 
 
 
 def _signed_permutation(block: Block, g: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Read rho(g) as (source, sign), both (d,) long; None where it is no signed permutation."""
+    """Read rho(g) as (source, sign), both (d,) long; None where it is not a signed permutation."""
     matrix = block.matrix(g)
     if not bool(move_entries(matrix)):
         return None

@@ -27,7 +27,7 @@ def read_representation(value: Any, group: Group | None = None, accepted: str = 
         return from_field_type(value)
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     raise RepresentationError(
-        f"{shown} ({type(value).__name__}) is no representation. Accepted are {accepted}."
+        f"{shown} ({type(value).__name__}) is not a representation. Accepted are {accepted}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Plain strict networks; they know nothing of relaxation. SEGNN needs e3nn, which is imported when it is first asked for."""
+"""The networks, without anything of relaxation. Those that need e3nn import it when they are first used."""
 
 from __future__ import annotations
 

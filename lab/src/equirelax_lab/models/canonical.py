@@ -22,8 +22,8 @@ class VNCanonicalizer(nn.Module):
     nearest neighbours; vector-neuron blocks act on each point, the mean over points is mapped to two vectors (three
     for reflections). Moving the cloud changes nothing.
 
-    A cloud that a rotation takes into itself has no orientation of its own. Where the vectors vanish or are parallel,
-    as then, coordinate axes stand in: the answer is still a rotation, but does not turn with the cloud.
+    A cloud that is symmetric under a rotation has no unique orientation. Where the vectors vanish or are parallel, as for
+    such a cloud, coordinate axes take their place: the result is still a rotation, but does not turn with the cloud.
 
     Args:
         hidden: channels of vectors, at least 1.

@@ -22,7 +22,7 @@ class Elements:
         name: The model's name, for messages.
 
     Raises:
-        RepresentationError: a number is no element, or stands twice.
+        RepresentationError: a number is not that of an element, or is repeated.
     """
 
     def __init__(self, numbers: Sequence[int], name: str) -> None:

@@ -121,5 +121,5 @@ def check_heads(name: str, hidden: o3.Irreps, heads: int) -> None:
     wrong = [str(mul_ir) for mul_ir in hidden if mul_ir.mul % heads]
     if wrong:
         raise RepresentationError(
-            f"{name}: the multiplicities of {', '.join(wrong)} in {hidden} are no multiples of {heads} heads"
+            f"{name}: the multiplicities of {', '.join(wrong)} in {hidden} are not multiples of {heads} heads"
         )

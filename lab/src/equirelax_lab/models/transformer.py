@@ -48,8 +48,8 @@ class Transformer(nn.Module):
 
     The last layer's tokens give the displacement of each body at every time.
 
-    Not equivariant: it reads coordinates as they are. Bodies are told apart by a learnt embedding of their number, so
-    that their order matters.
+    It is not equivariant, since it reads coordinates as they are. Bodies have a learnt embedding of their number, so that
+    their order matters.
 
     Args:
         bodies: number of bodies of every system.

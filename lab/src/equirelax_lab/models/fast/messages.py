@@ -194,7 +194,7 @@ def product_backward(
     """Compute the gradients of x, of the arranged weights and of the bias."""
     columns, per_edge = size.edges * size.copies, (size.edges, size.copies)
     grad_s, grad_v = grad.split_with_sizes([size.n_s, 3 * size.n_v])
-    # what is not in grad as it stands: of the scalars that become vectors, of the vectors that become scalars
+    # gradients of the scalars that become vectors, and of the vectors that become scalars
     grad_t = dot_into(x.new_empty(size.n_v, columns), grad_v.view(size.n_v, 3, columns), vector)
     grad_d = grad_s[:, None] * vector
     of_scalars = x.new_zeros(2, size.half, size.nodes, size.copies)
