@@ -1,4 +1,4 @@
-"""Relaxed models: which form the report leads with, which module it blames, and how it is shown."""
+"""Relaxed models: the form that the report leads with, the module that breaks equivariance, and how the report is shown."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ V = vector(SO(3))
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_the_relaxed_layer_is_blamed_and_not_the_norm_behind_it(inner: bool) -> None:
-    """N13: of a part that was relaxed by itself the norm was blamed."""
+def test_the_relaxed_layer_breaks_and_not_the_norm_behind_it(inner: bool) -> None:
+    """Also if only the part that contains it was relaxed."""
     net, _ = relaxed(V, inner=inner)
     report = audit(net, draw(), 4 * V, 2 * V, samples=4)
     assert report.first_break == "encoder.0"
@@ -81,7 +81,7 @@ def test_the_relaxed_layer_is_blamed_and_not_the_norm_behind_it(inner: bool) -> 
 
 
 def test_what_breaks_the_strict_network_is_named_beside_the_relaxed_layer() -> None:
-    """N13: and only that."""
+    """And nothing else is."""
     net, relaxation = relaxed(V, Shrink((1.0, 1.0, 1.2)))
     report = audit(net, draw(), 4 * V, 2 * V, samples=4)
     assert report.first_break == "encoder.0"
@@ -92,7 +92,7 @@ def test_what_breaks_the_strict_network_is_named_beside_the_relaxed_layer() -> N
     assert alone.first_break == "encoder.1"
 
 
-def test_a_residual_that_breaks_nothing_is_not_blamed() -> None:
+def test_a_zero_residual_breaks_nothing() -> None:
     net, relaxation = relaxed(V, Shrink((1.0, 1.0, 1.2)))
     with torch.no_grad():
         for parameter in relaxation.residual_parameters().values():
@@ -109,7 +109,7 @@ def turns_about_z() -> MatrixGroup:
 
 
 def test_an_infinite_matrix_group() -> None:
-    """M11: whether a matrix is one of its elements cannot be decided, and the audit crashed."""
+    """It cannot be decided which matrices are its elements."""
     group = turns_about_z()
     space = vector(group)
     net, _ = relaxed(space)
@@ -122,7 +122,7 @@ def test_an_infinite_matrix_group() -> None:
 
 @pytest.mark.parametrize("group", [SO(3), turns_about_z()], ids=str)
 def test_groups_given_by_generators_contain_what_their_generators_do(group: Group) -> None:
-    """M11: SO(3)'s representations serve its subgroups; those of a subgroup do not serve SO(3)."""
+    """Representations of SO(3) serve its subgroups; those of a subgroup do not serve SO(3)."""
     about_z = turns_about_z()
     only_turns = MatrixGroup(about_z.algebra(), None, "turns", compact=True)
     x = draw(4, 3)
@@ -149,7 +149,7 @@ def test_the_report_leads_with_the_projected_form() -> None:
 
 
 def test_a_network_that_is_deployed_relaxed() -> None:
-    """It is said how far from equivariant it is, module by module."""
+    """The report says how far from equivariant each module is."""
     net, _ = relaxed(V)
     report = audit(net, draw(), 4 * V, 2 * V, samples=4, deployed="relaxed")
     assert "deployed relaxed" in str(report).splitlines()[0]

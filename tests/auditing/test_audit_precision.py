@@ -1,4 +1,4 @@
-"""Networks that run in float32 only (N9)."""
+"""Networks that run in float32 only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CastsInside(nn.Module):
 
 
 def test_a_float32_network_is_taken_as_it_is() -> None:
-    """N9: it ended in torch's own dtype error."""
+    """It does not end in torch's own dtype error."""
     x = torch.randn(5, 3, 4)
     report = audit(CastsInside(), x, ALONG, ALONG, samples=4)
     assert report.equivariant
@@ -39,7 +39,7 @@ def test_a_float32_network_is_taken_as_it_is() -> None:
     assert assert_equivariant(CastsInside(), x, ALONG, ALONG).equivariant
 
 
-def test_a_dtype_that_was_asked_for_is_an_error_that_says_what_to_give() -> None:
+def test_a_given_dtype_in_which_the_model_fails_is_refused() -> None:
     x = torch.randn(5, 3, 4)
     with pytest.raises(AuditError, match=r"dtype=torch\.float32"):
         audit(CastsInside(), x, ALONG, ALONG, dtype=torch.float64)

@@ -1,6 +1,4 @@
-"""Defects planted in networks whose hidden representations nobody declares: the audit must name the
-module.
-"""
+"""Defects planted in networks without declared hidden representations: the audit must name the module."""
 
 from __future__ import annotations
 
@@ -95,7 +93,7 @@ def test_planted_defect_is_named(name: str) -> None:
     assert report.first_break == path
     assert words in report.localisation.first.words
     assert path in [row.path for row in report.layers if row.status == "BREAKS"]
-    # What follows the defect is not blamed: it adds nothing to inputs that are exactly transformed.
+    # What follows the defect breaks nothing: it adds no error to inputs that are transformed exactly.
     if name != "swapped axes":
         assert all(
             row.status == "passes on" and row.relative < 1e-12 for row in report.layers if row.path == "last"
@@ -111,7 +109,7 @@ def test_nothing_is_named_in_a_sound_network() -> None:
     assert max(row.relative for row in report.layers) < 1e-14
 
 
-def test_two_defects_are_both_blamed() -> None:
+def test_two_defects_are_both_named() -> None:
     torch.manual_seed(0)
     model = VectorNeurons(ComponentNorm())
     model.last = VNLinear(4, 1, bias=True)
@@ -159,9 +157,7 @@ def graph() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def test_forgotten_edge_attribute() -> None:
-    """The edge vectors are declared invariant: the first layer that uses them is named, and the report shows
-    why.
-    """
+    """The edge vectors are declared invariant: the report names the first layer that uses them, and shows why."""
     torch.manual_seed(0)
     group = E(3)
     right = audit(Graph(), graph(), (None, positions(group), None, vector(group)), (None, positions(group)))

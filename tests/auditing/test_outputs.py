@@ -1,4 +1,4 @@
-"""What is never called equivariant by mistake: sizes, kinds of numbers, coarse tensors, far and small coordinates (M9)."""
+"""Nothing is called equivariant by mistake: sizes, kinds of numbers, coarse tensors, far and small coordinates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bent(x: Tensor, by: float = 1.5) -> Tensor:
 
 @pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-20, 1e20, 1e170, 1e300])
 def test_an_error_does_not_depend_on_the_size_of_the_output(size: float) -> None:
-    """M9: where a norm overflowed its NaN was dropped, where it underflowed the error was 0."""
+    """Norms neither overflow to NaN nor underflow to 0."""
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = short(bent, x)
     found = short(lambda x: bent(x) * size, x)
@@ -90,7 +90,7 @@ def test_norms_against_plain_ones() -> None:
 
 
 def test_complex_outputs_are_compared_as_complex() -> None:
-    """M9: beside a good output a complex one was skipped."""
+    """Also beside an equivariant output."""
 
     def good(x: Tensor) -> tuple[Tensor, Tensor]:
         return x, torch.complex(x.square().sum(-1), x.square().sum(-1).sqrt())
@@ -114,7 +114,7 @@ def test_complex_outputs_are_compared_as_complex() -> None:
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.bool, torch.uint8])
 def test_whole_numbers_are_right_or_wrong(kind: torch.dtype) -> None:
-    """M9: integer outputs beside a good one were skipped."""
+    """Also beside an equivariant output."""
     x = torch.randn(6, 3)
     right = short(lambda x: (x, (x.norm(dim=-1) > 1).to(kind)), x, V, (V, None))
     assert right.equivariant
@@ -129,7 +129,7 @@ def test_whole_numbers_are_right_or_wrong(kind: torch.dtype) -> None:
 
 
 def test_numbers_of_python_and_numpy_are_compared() -> None:
-    """M9: numbers that are no tensors were skipped beside a good output."""
+    """Also beside an equivariant output."""
     x = torch.randn(4, 3, dtype=torch.float64)
     several = (V, *[None] * 5)
     assert short(lambda x: (x, float(x.norm()), 3, True, 2j, np.float32(1.5)), x, V, several).equivariant
@@ -194,8 +194,8 @@ def test_label_free_measures_the_floating_output() -> None:
 
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
 def test_translations_are_drawn_at_the_scale_of_the_coordinates(unit: float) -> None:
-    """M9: with translations of at most 1 a network that depends on the origin of coordinates in the millions passed, and a
-    sound one of coordinates in nanometres was drowned in rounding.
+    """Translations of at most 1 would hide a dependence on the origin of coordinates in the millions, and drown an equivariant
+    network of coordinates in nanometres in rounding.
     """
     x = unit * torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rep = positions(E(3))
@@ -263,7 +263,7 @@ class Holding(nn.Module):
 def test_a_half_precision_buffer_does_not_raise_the_tolerance(
     kind: torch.dtype, weight: torch.dtype | None
 ) -> None:
-    """M9: one such buffer let errors of 1e-2 pass."""
+    """One such buffer must not let errors of 1e-2 pass."""
     report = short(Holding(kind, weight), torch.randn(4, 3))
     assert not report.equivariant
     assert report.tolerance == 1e-5

@@ -116,7 +116,7 @@ def test_bounds_are_never_below_what_is_measured(
 
 
 def test_a_module_that_is_called_three_times_is_three_layers() -> None:
-    """Defect M3: with one layer the bound is 0.47 where the distance is 1.27."""
+    """With one layer the bound would be 0.47 where the distance is 1.27."""
     rep = vector(SO(3))
     linear = nn.Linear(3, 3, bias=False, dtype=torch.float64)
     with torch.no_grad():

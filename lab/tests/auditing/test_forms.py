@@ -22,7 +22,7 @@ class Norms(nn.Module):
 
 
 def test_irreps_as_text() -> None:
-    """N12: text was taken for nothing that transforms."""
+    """Text is a representation."""
     x = torch.randn(4, 5)
     report = audit(Norms(), x, "2x0e + 1x1o", "1x0e+1x1o", samples=4, lie=False)
     assert report.equivariant
@@ -45,7 +45,7 @@ def test_text_takes_the_group_of_its_neighbours() -> None:
 
 
 def test_irreps_of_e3nn_as_they_are() -> None:
-    """N12: e3nn's Irreps are a tuple, and were walked as one."""
+    """e3nn's Irreps are a tuple, but not a tree."""
     o3 = pytest.importorskip("e3nn.o3")
     linear = o3.Linear("2x0e+1x1o", "1x0e+2x1o")
     x = torch.randn(3, 5)
@@ -110,7 +110,7 @@ class OnDicts(nn.Module):
 
 
 def test_a_dict_is_one_argument() -> None:
-    """N12: networks on dicts were called with keywords that they do not have."""
+    """Networks on dicts are not called with keywords that they do not have."""
     sample = {"pos": torch.randn(5, 3), "charge": torch.randn(5, 1), "species": torch.arange(5)}
     in_rep = {"pos": positions(E(3))}
     out_rep = {"pos": positions(E(3)), "vectors": vector(E(3))}

@@ -163,4 +163,4 @@ def test_a_choice_of_frames_is_not_the_break_of_a_relaxed_network() -> None:
     relaxation.set_gamma(0.3)
     report = er.audit(model, x, vector(SO(3)), vector(SO(3)), samples=4, lie=False)
     assert report.relative > 1e-2
-    assert report.first_break == "inner.across"  # N13: the module around it was blamed
+    assert report.first_break == "inner.across"  # and not the module around it

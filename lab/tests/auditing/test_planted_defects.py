@@ -184,7 +184,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize("network", QUICK)
-def test_nothing_is_blamed_without_a_defect(network: str) -> None:
+def test_nothing_breaks_without_a_defect(network: str) -> None:
     build, path, wrap = PLACES[network]
     case = build()
     case.plant(path, lambda m: wrap(m, lambda v: v))

@@ -1,4 +1,4 @@
-"""Relaxed models: before and after, and which residual is to blame."""
+"""Relaxed models: before and after projection, and the residual that breaks equivariance."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_before_and_after(relaxed: er.relaxation.Relaxation) -> None:
     assert after.first_break is None
 
 
-def test_one_residual_is_to_blame(relaxed: er.relaxation.Relaxation) -> None:
+def test_one_residual_breaks_equivariance(relaxed: er.relaxation.Relaxation) -> None:
     x = torch.randn(6, 8, dtype=torch.float64)
     relaxed["product"].set_gamma(1e-4)
     report = audit(relaxed.model, x, from_irreps("2x0e+2x1o"), from_irreps("1x1o"), O(3))
@@ -72,8 +72,8 @@ def test_one_residual_is_to_blame(relaxed: er.relaxation.Relaxation) -> None:
     assert 1e-6 < rows["product"].relative < 1e-3
 
 
-def test_modules_that_read_what_only_some_linear_action_explains_are_not_blamed() -> None:
-    """Equiformer's attention reads couplings of its edges: behind a broken block they arrive right all the same."""
+def test_modules_that_read_what_only_some_linear_action_explains_break_nothing() -> None:
+    """Equiformer's attention reads couplings of its edges, which arrive intact behind a block that breaks equivariance."""
     torch.manual_seed(0)
     sizes = {"blocks": 2, "heads": 2, "cutoff": 4.0, "basis": 6, "radial_width": 8, "readout": 8}
     model = Equiformer("8x0e+4x1o+4x2e", **sizes)  # type: ignore[arg-type]

@@ -307,7 +307,7 @@ class Caching(nn.Module):
 
 @pytest.mark.parametrize("fails_at", [0, 1, 4])
 def test_caches_buffers_and_containers_are_given_back(fails_at: int) -> None:
-    """M7: also after an error, at the first call or later."""
+    """Also after an error, at the first call or later."""
     model = Caching()
     model.cache[7] = torch.ones(7, 1)
     model.weight.grad = torch.ones(())

@@ -250,7 +250,7 @@ def test_a_case_of_ones_own(tmp_path: Path) -> None:
         assert len({(int(a), int(b)) for a, b in zip(data.trials, data.starts, strict=True)}) == len(data)
     assert sorted(trial for trials in seen.values() for trial in trials) == [0, 1, 2, 3]
     before = motion.read_bytes(), split.read_bytes()
-    with pytest.raises(DataError, match="'my-walk' is there already"):
+    with pytest.raises(DataError, match="'my-walk' exists already"):
         mocap.make("my-walk", asf, amc, root=tmp_path)
     mocap.make("my-walk", asf, amc, seed=3, root=tmp_path, force=True)
     assert (motion.read_bytes(), split.read_bytes()) == before
@@ -329,7 +329,7 @@ def test_the_command_line_makes_a_case(tmp_path: Path, capsys: pytest.CaptureFix
     assert "dance_split.npz" in capsys.readouterr().out
     assert len(mocap.load("train", case="dance", root=tmp_path)) == 20
     assert main([*words, "--amc", *map(str, amc)]) != 0
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_the_real_files() -> None:

@@ -241,7 +241,9 @@ def make(
     files = files_of(name)
     paths = [writable_root(root) / FOLDER / file for file in (files.motion, files.split)]
     if not force and any(path.exists() for path in paths):
-        raise DataError(f"The case {name!r} is there already ({paths[0]}): choose another name, or force.")
+        raise DataError(
+            f"The case {name!r} exists already ({paths[0]}): choose another name, or use --force."
+        )
     motion = from_amc(asf, amc)
     check_motion(motion, Path(asf))
     lengths = motion["lengths"].tolist()
