@@ -1,4 +1,4 @@
-"""`equirelax fields`: pictures of what a finished smoke run forecasts, beside what happened."""
+"""`equirelax fields`: pictures of the forecast of a finished smoke run beside the true fields."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
-    """The roll-out (outputs, 2, H, W) of the model that the method deploys."""
+    """Roll out the model that the method deploys; returns velocities (outputs, 2, H, W)."""
     relaxation = None if assembly.deploys_relaxed else assembly.relaxation
     with evaluating(assembly.model), nullcontext() if relaxation is None else relaxation.strict():
         batch = assembly.task.eval_batch(data, [window])
@@ -83,14 +83,14 @@ def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
 
 
 def placed(task: SmokeTask, side: int) -> str:
-    """Where a run's inflow is, in words."""
+    """Say where the inflow of a simulation is, or its scale."""
     if task.settings.symmetry == "scale":
         return f"scale {SCALES[side]:g}"
     return f"inflow from the {('bottom', 'right', 'top', 'left')[side]}"
 
 
 def described(assembly: Assembly) -> str:
-    """Model, method and seed in words, and which of its models is drawn."""
+    """Model, method and seed in words, and the state of the network that is drawn."""
     config = assembly.config
     form = ""
     if assembly.relaxation is not None:

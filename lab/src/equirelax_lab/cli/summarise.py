@@ -1,4 +1,4 @@
-"""`equirelax summarise`: tables, sentences and pictures of comparisons, anew from the results of their runs."""
+"""`equirelax summarise`: write tables, sentences and pictures of comparisons anew from the results of their runs."""
 
 from __future__ import annotations
 

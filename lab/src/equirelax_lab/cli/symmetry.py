@@ -19,10 +19,10 @@ from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_ru
 TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
 
 DESCRIPTION = """\
-How much does the data want to break the symmetry? Of a finished run, for every residual: gamma, slack and
-multiplier, the size that gamma hides (abs(gamma) x norm of W, share of the output), the equivariance error that it
-adds, measured, the bound on it where the assumptions of one hold (n/a where not), and how gamma and the multipliers
-came about. Writes symmetry.md, symmetry.json and symmetry.png into the run's folder.
+How much does the data want to break the symmetry? For every residual of a finished run: gamma, slack and multiplier; its
+size, which gamma alone does not show (abs(gamma) x norm of W, share of the output); the equivariance error that it adds,
+measured, and a bound on it where the assumptions of one hold (n/a elsewhere); and the course of gamma and the
+multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's folder.
 
 example:
   equirelax symmetry runs/mocap/egnn-resilient-seed0"""

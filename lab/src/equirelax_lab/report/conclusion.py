@@ -1,4 +1,4 @@
-"""One sentence on what a comparison shows, no more than it does, and what else than the method differs."""
+"""One sentence on what a comparison shows, which claims no more than the runs do and names what else differs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from equirelax_lab.report.rows import SHARED, by_label, in_words, shown, strict_
 from equirelax_lab.report.statistics import Paired, paired
 
 EXACT = 1e-9
-"""Largest relative equivariance error, in float64, of what is called exactly equivariant."""
+"""Largest relative equivariance error, in float64, of a network that is called exactly equivariant."""
 ENOUGH_SEEDS = 6
-"""Seeds below which no interval is taken to show that a method helps."""
+"""With fewer seeds no interval is taken to show that a method helps."""
 
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
@@ -21,8 +21,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A row, the strict row that it is compared with (by their labels), the paired differences, and the settings of which
-    both had the same values to choose from.
+    """A comparison of two rows.
+
+    Attributes:
+        name: Label of the row.
+        strict: Label of the strict row that it is compared with.
+        paired: The differences, seed by seed.
+        tried: Settings for which both had the same values to choose from.
     """
 
     name: str
@@ -32,12 +37,12 @@ class _Comparison:
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """The best method beside strict, of the first model that was trained with several methods, and how sure that is.
+    """Name the best method beside strict, for the first model that was trained with several methods, and say how sure that is.
 
-    Settings are chosen for every method alike, by validation: of several rows of one method on the same data with the same
-    network the best validated one counts, and it is compared with the best validated strict row. Everything but the
-    method that differs between the two is named. That a method helps is not said on fewer than `ENOUGH_SEEDS` seeds, nor
-    where its learning rate or other settings than its optimiser differ, unless both had the same values to choose from.
+    Settings are chosen by validation for every method alike: of several rows of one method on the same data with the same network
+    the one with the best validation metric counts, and it is compared with the strict row that has the best one. Whatever else
+    differs between the two is named. The sentence says that a method helps only with `ENOUGH_SEEDS` seeds or more, and only if
+    no setting but the optimiser differs, or both rows had the same values to choose from.
 
     Args:
         summary: From `summarise`.
@@ -83,8 +88,8 @@ def _sentence(best: _Comparison, summary: Mapping[str, Any], higher: bool) -> st
 
 
 def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
-    """For every method of the first model that has some, on each of its data sets: the row that validation prefers, beside
-    the strict row that it prefers.
+    """For every method of the first model that has several, on each of its data sets, the row with the best validation metric
+    beside the strict row with the best one.
     """
     rows, runs = summary["methods"], by_label(summary["runs"])
     higher = summary["metric"].get("higher_is_better", False)
@@ -112,7 +117,7 @@ def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
 
 
 def _tried(runs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    """Setting -> the values that `runs` have of it."""
+    """Setting -> the values that `runs` have for it."""
     found: dict[str, set[str]] = {}
     for run in runs:
         for key, value in training_settings(run).items():
@@ -126,7 +131,7 @@ def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> s
 
 
 def _differing(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two runs were trained with, where it differs: setting -> (of the run, of the strict one)."""
+    """Settings in which the training of two runs differs: setting -> (value of the run, value of the strict one)."""
     own, its = training_settings(run), training_settings(strict)
     return {key: (own[key], its[key]) for key in own if key in its and own[key] != its[key]}
 
@@ -141,7 +146,7 @@ def _sentence_of(words: str) -> str:
 
 
 def _network(row: Row) -> str:
-    """What a method's networks are projected to: one that relaxes its own layers (RSteer, RPP) stays what it is."""
+    """The kind of network that projection gives; a network that relaxes its own layers (RSteer, RPP) stays what it is."""
     error = row["equivariance_error"]
     exact = error is not None and error["after"] <= EXACT
     return "an exactly equivariant network" if exact else "the network as its author made it"

@@ -1,4 +1,4 @@
-"""Pictures of a forecast of a velocity field: true, predicted and error side by side; the roll-out as an animation."""
+"""Pictures of a forecast of a velocity field: true, predicted and error side by side, and the roll-out as an animation."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from PIL import Image
 from equirelax.errors import DataError
 from equirelax.files import atomic_write
 
-# Perceptually uniform maps, which colour-blind readers and grey prints keep in order.
+# Perceptually uniform maps: their order survives colour blindness and printing in grey.
 SPEED, ERROR = "viridis", "magma"
 BAD = "0.6"
-"""Grey where a prediction left the finite numbers."""
+"""Grey, for values that are not finite."""
 ARROWS = 11
-"""Along each side of a field."""
+"""Most arrows along each side of a field."""
 STILL = 0.03
-"""Share of the largest true speed below which no arrow is drawn: directions of rounding errors say nothing."""
+"""Share of the largest true speed below which no arrow is drawn, because the direction of rounding errors means nothing."""
 COLUMNS = 8
 MILLISECONDS = 250
-"""For which a frame of the animation is shown."""
+"""How long a frame of the animation is shown."""
 HOLD = 6
-"""How many times as long the last one is."""
+"""How many times as long the last frame is shown."""
 SHADES, GREYS = 112, 32
-"""Colours of an animation: of each map, and from black to white."""
+"""Number of colours of an animation from each map, and from black to white."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A roll-out beside what happened.
+    """A roll-out beside the true fields.
 
     Attributes:
-        true, predicted: (T, 2, H, W) velocities of the roll-out's steps 1 to T; row 0 is the top, components are (x, y).
-        width: of the box, in units of length.
-        frame: number of the step 0 in its run, the last frame that was read.
+        true, predicted: Velocities (T, 2, H, W) at the steps 1 to T of the roll-out; row 0 is the top, components are (x, y).
+        width: Of the box, in units of length.
+        frame: Number of step 0 in its run, the last frame that the network was given.
 
     Raises:
-        DataError: shapes differ or are none of fields, or a true velocity is not finite.
+        DataError: The shapes differ or are not those of fields, or a true velocity is not finite.
     """
 
     true: np.ndarray
@@ -71,17 +71,17 @@ class Forecast:
 
     @property
     def rmse(self) -> float:
-        """Root of the mean squared error over steps, components and pixels, as the benchmark's metric."""
+        """Root mean squared error over steps, components and pixels, as in the benchmark's metric."""
         return math.sqrt(float(np.square(self.predicted.astype(float) - self.true).mean()))
 
     @property
     def error(self) -> np.ndarray:
-        """(T, H, W) lengths of the differences."""
+        """Lengths of the differences, (T, H, W)."""
         return np.linalg.norm(self.predicted.astype(float) - self.true, axis=1)
 
 
 def shown_steps(count: int) -> list[int]:
-    """Steps that have a column in the picture of `count` of them: 1, 5, 10, ... and the last; all where they are few."""
+    """The steps, of `count`, that get a column in the picture: 1, 5, 10, ... and the last; all where they are few."""
     if count <= 5:
         return list(range(1, count + 1))
     every = 5 * math.ceil(count / (5 * (COLUMNS - 2)))
@@ -146,7 +146,7 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
 
 
 def _write_gif(path: Path, frames: list[Image.Image]) -> None:
-    """One palette for all frames: with one for each, colours would change although the field does not."""
+    """Write all frames with one palette; with one each, colours would change where the field does not."""
     shades = [matplotlib.colormaps[name](np.linspace(0, 1, SHADES))[:, :3] for name in (SPEED, ERROR)]
     greys = np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1)
     palette = Image.new("P", (1, 1))
@@ -159,7 +159,7 @@ def _write_gif(path: Path, frames: list[Image.Image]) -> None:
 
 @dataclass(frozen=True)
 class _Colours:
-    """One scale for all true and predicted fields of a picture, one for all errors."""
+    """One colour scale for all true and predicted fields of a picture, and one for all errors."""
 
     speed: Normalize
     error: Normalize
@@ -167,7 +167,7 @@ class _Colours:
 
     @classmethod
     def of(cls, forecast: Forecast, indices: Sequence[int]) -> _Colours:
-        """Of the steps `indices`. The true fields set the scale: a prediction that grows without bound does not."""
+        """For the steps `indices`. The true fields set the scale, so that a prediction that grows without bound does not."""
         rows = list(indices)
         top = _positive(np.linalg.norm(forecast.true[rows], axis=1))
         beyond = bool((np.linalg.norm(forecast.predicted[rows], axis=1) > top).any())
@@ -206,7 +206,7 @@ def _map(name: str) -> Colormap:
 
 
 def _arrows(panel: Axes, field: np.ndarray, top: float, width: float) -> None:
-    """Directions, all of one length, where the field moves at all; colours tell how fast."""
+    """Draw directions as arrows of one length, where the field moves; colours show how fast."""
     height, across = field.shape[1:]
     rows, columns = (_spread(count) for count in (height, across))
     x, y = field[:, rows[:, None], columns]

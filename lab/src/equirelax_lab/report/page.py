@@ -145,7 +145,7 @@ class _Chapter:
 
 def _warnings(chapter: Chapter) -> list[str]:
     found = [*chapter.problems, *(f"{run.name} failed for good: {run.reason}" for run in chapter.failed)]
-    if unfinished := [run.name for run in chapter.runs if not run.finished and not run.failed]:
+    if unfinished := [run.name for run in chapter.runs if run.status not in ("finished", "failed", "pruned")]:
         words = "Not finished yet, and so at most in the curves, where no seed is finished"
         found.append(f"{words}: {', '.join(unfinished)}.")
     return found
@@ -210,11 +210,13 @@ def chapter_title(chapter: Chapter) -> str:
 
 def progress(chapters: Sequence[Chapter]) -> Numbers | None:
     """How far the studies are that the chapters belong to, a row for every chapter; None where there is no study."""
+    pruned = any(chapter.study is not None and chapter.study.counts["pruned"] for chapter in chapters)
+    shown = STATUSES if pruned else STATUSES[:-1]  # only searches prune
     rows = [
         (
             chapter.name,
             chapter.study.title + (" (the small variant)" if chapter.study.small else ""),
-            *map(str, chapter.study.counts.values()),
+            *(str(chapter.study.counts[status]) for status in shown),
         )
         for chapter in chapters
         if chapter.study is not None
@@ -222,6 +224,6 @@ def progress(chapters: Sequence[Chapter]) -> Numbers | None:
     if not rows:
         return None
     if len({row[1] for row in rows}) > 1:
-        return Numbers("How far the studies are", ("grid", "study", *STATUSES), tuple(rows))
+        return Numbers("How far the studies are", ("grid", "study", *shown), tuple(rows))
     short = tuple((name, *counts) for name, _, *counts in rows)
-    return Numbers(f"How far the study is: {rows[0][1]}", ("grid", *STATUSES), short)
+    return Numbers(f"How far the study is: {rows[0][1]}", ("grid", *shown), short)

@@ -22,7 +22,7 @@ from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, check_result,
 
 METHODS = list(CHOICES)
 """All methods, in the order in which tables and figures show them."""
-STATUSES = ("finished", "running", "waiting", "failed")
+STATUSES = ("finished", "running", "waiting", "failed", "pruned")
 OLDER = "summary.json"
 """In which versions before archives kept the results of a comparison."""
 UP = 3
@@ -37,7 +37,7 @@ class Run:
         name: Of its folder.
         result: Content of result.json; of a run without one only benchmark, model, method, seed, config and metric.
         rows: Of metrics.csv; empty where there is none.
-        status: finished, failed, running, waiting, or unfinished where no study says which.
+        status: One of `STATUSES`, or unfinished where no study says which.
         reason: Why it failed; empty for all others.
     """
 

@@ -19,14 +19,14 @@ from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics
 
 STILL = 0.05
-"""Multipliers that move by less than this share of their size over the last tenth of training hardly move in it."""
+"""Multipliers hardly move if they move by less than this share of their size over the last tenth of training."""
 ALIKE = 0.9
-"""Values whose ratio is above this tell no layers apart."""
+"""Values whose ratio is above this do not tell layers apart."""
 ROUNDING = 1e-6
 """Relative errors below this are rounding: constants of models built in float32 reach 1e-7."""
 
 FLOOR = 1e-5
-"""An axis begins at this share of its largest value."""
+"""An axis begins at this share of the largest value on it."""
 ZERO = 1e-9
 """Values below this are rounding, and drawn as zero."""
 
@@ -40,19 +40,19 @@ def symmetry_study(
     bounds: NetworkBounds | None,
     samples: int,
 ) -> dict[str, Any]:
-    """Everything that is known about the residuals of a run, as plain python.
+    """Collect everything that is known about the residuals of a run, as plain data.
 
     Args:
-        result: content of its result.json; there must be residuals in it (`gammas`).
-        rows: of its metrics.csv.
-        measured: of every residual at the selected weights; None where these are not there any more.
-        bounds: of the network; None likewise.
-        samples: group elements drawn for `measured`.
+        result: Content of its result.json, which must have residuals (`gammas`).
+        rows: Of its metrics.csv.
+        measured: What every residual breaks at the selected weights; None where these were not kept.
+        bounds: Of the network; None where the selected weights were not kept.
+        samples: Number of group elements drawn for `measured`.
 
     Returns:
-        The run's names, `equivariance_error`, `dynamics` (see `training.dynamics`), `bounds`, and `residuals`: for
-        each gamma, slack, multiplier at the selected epoch, the same after the last epoch under `end`, and what
-        was measured (None: n/a).
+        The run's names, `equivariance_error`, `dynamics` (see `training.dynamics`), `bounds`, and `residuals`: for each
+        residual gamma, slack and multiplier at the selected epoch, the same after the last epoch under `end`, and what was
+        measured (None: n/a).
     """
     found = courses(rows)
     epochs = [int(row["epoch"]) + 1 for row in rows]
@@ -114,7 +114,7 @@ def symmetry_table(study: Mapping[str, Any]) -> str:
 
 
 def findings(study: Mapping[str, Any]) -> list[str]:
-    """What the numbers say, a sentence or two each, no more than they do."""
+    """Say in a few sentences what the numbers show, and no more."""
     return [
         line
         for line in (_end_to_end(study), _course(study), _who(study), _layer_bounds(study), _network(study))
@@ -166,7 +166,7 @@ def _set(study: Mapping[str, Any]) -> bool:
 
 
 def _who(study: Mapping[str, Any]) -> str:
-    """Which residual breaks the symmetry most, and whether gamma alone would have named another."""
+    """Name the residual that breaks the symmetry most, and say whether gamma alone would have named another."""
     rows = study["residuals"]
     measured = [row for row in rows if row["alone"] is not None]
     if not measured:
