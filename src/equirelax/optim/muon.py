@@ -45,11 +45,11 @@ class Muon(torch.optim.Optimizer):
         W <- (1 - lr wd) W - lr rms sqrt(max(r, c)) NS((1 - m) G + m M)
 
     where NS, five Newton-Schulz steps, keeps the singular vectors and brings all singular values to between 0.7 and 1.2.
-    Which parameters hold matrices, and where, `matrices_of` says: the weights of plain layers, vector neurons included,
-    are matrices; e3nn's and escnn's flat weights hold one for every path or pair of representations. A step like this commutes with orthogonal
-    changes of basis of the channels, and an equivariant network stays exactly equivariant: its weights alone change.
-    Everything else, such as biases, norms, embeddings and gamma, is moved by Adam with decoupled weight decay at the same
-    learning rate.
+    `matrices_of` finds where the parameters hold matrices: the weights of plain layers and vector neurons are matrices
+    themselves; e3nn's and escnn's flat weights hold one for every path or pair of representations. Such a step commutes with
+    orthogonal changes of basis of the channels. An equivariant network stays exactly equivariant, since only its weights
+    change. Everything else, such as biases, norms, embeddings and gamma, is moved by Adam with decoupled weight decay at the
+    same learning rate.
 
     `rms` is about the root mean square of a matrix step's entries over the learning rate. Adam's is 1 at its first step and
     falls as gradients disagree; Liu et al. (2025, arXiv 2502.16982, section 2.2) take 0.2 for language models. With the
