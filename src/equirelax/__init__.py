@@ -10,30 +10,34 @@
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
 The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et
-al., NeurIPS 2025, arXiv 2505.13631). Importing the package imports torch and numpy alone; e3nn and PyTorch Geometric
-are imported when a model of theirs is met.
+al., NeurIPS 2025, arXiv 2505.13631). The package imports torch and numpy alone, when its first name is used; e3nn and PyTorch
+Geometric are imported when a model of theirs is met.
 
 What most people need is here; the rest is in the rooms `symmetry`, `relaxation`, `methods`, `auditing`,
 `optim` and `testing`.
 """
 
-from equirelax import auditing, methods, optim, relaxation, symmetry, testing
-from equirelax.auditing import audit
-from equirelax.errors import EquirelaxError
-from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
-from equirelax.relaxation import (
-    MLP,
-    Dense,
-    Layers,
-    Linear,
-    LowRank,
-    load,
-    project,
-    relax,
-    relaxation_of,
-    save,
-)
-from equirelax.symmetry import GridField, On
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from equirelax import auditing, methods, optim, relaxation, symmetry, testing
+    from equirelax.auditing import audit  # type: ignore[no-redef]
+    from equirelax.errors import EquirelaxError
+    from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
+    from equirelax.relaxation import (
+        MLP,
+        Dense,
+        Layers,
+        Linear,
+        LowRank,
+        load,
+        project,
+        relax,
+        relaxation_of,
+        save,
+    )
+    from equirelax.symmetry import GridField, On
 
 __version__ = "0.2.0.dev0"
 
@@ -63,3 +67,38 @@ __all__ = [
     "symmetry",
     "testing",
 ]
+
+_HOMES = {
+    "errors": ("EquirelaxError",),
+    "auditing": ("audit",),
+    "methods": ("ACE", "ResilientACE", "Scheduled", "Strict"),
+    "relaxation": (
+        "MLP",
+        "Dense",
+        "Layers",
+        "Linear",
+        "LowRank",
+        "load",
+        "project",
+        "relax",
+        "relaxation_of",
+        "save",
+    ),
+    "symmetry": ("GridField", "On"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first used, so that `import equirelax.errors` needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'equirelax' has no attribute {name!r}")
+    home = next((room for room, names in _HOMES.items() if name in names), None)
+    if home is None:
+        return _importlib.import_module(f"equirelax.{name}")
+    value: object = getattr(_importlib.import_module(f"equirelax.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.relaxation import placements
 from equirelax_lab.cli import options
 from equirelax_lab.data import data_root, status

@@ -6,15 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from equirelax.files import write_text
 from equirelax.settings import COUNT, POSITIVE, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table
-from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate
-from equirelax_lab.tasks.toy import run_toy
-from equirelax_lab.training import provenance
 
 DESCRIPTION = """\
 Train a small vector-neuron network with every form of ACE on two toy problems, and show what gamma does.
@@ -44,6 +38,13 @@ def main(words: Sequence[str]) -> int:
         "-o", "--out", default="runs/toy", help="folder for toy.json, summary.md, gamma.png and orbit.png"
     )
     parsed = options.parse(parser, words[1:], steps=COUNT, dual_lr=POSITIVE, seed=SEED)
+    import torch  # and matplotlib, which a help text can do without
+
+    from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table
+    from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate
+    from equirelax_lab.tasks.toy import run_toy
+    from equirelax_lab.training import provenance
+
     torch.set_num_threads(1)
     commit = provenance.commit()
     run = None if parsed.run is None else of_run(Path(parsed.run))

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import shown
 from equirelax_lab.tasks.from_recipe import changes, from_earlier, is_earlier
-from equirelax_lab.tasks.md17 import MD17Task
 from equirelax_lab.tasks.methods import choice
-from equirelax_lab.tasks.mocap import MocapTask
-from equirelax_lab.tasks.modelnet import ModelNetTask
-from equirelax_lab.tasks.nbody import NBodyTask
-from equirelax_lab.tasks.qm9 import QM9Task
-from equirelax_lab.tasks.rotmnist import RotMNISTTask
 from equirelax_lab.tasks.settings import EARLIER, RunConfig
-from equirelax_lab.tasks.smoke import SmokeTask
 from equirelax_lab.tasks.task import Task
 
-TASKS: dict[str, type[Task[Any]]] = {
-    task.name: task
-    for task in (NBodyTask, MocapTask, ModelNetTask, QM9Task, MD17Task, SmokeTask, RotMNISTTask)
-}
+
+class _Tasks(Mapping[str, type[Task[Any]]]):
+    """The benchmarks' classes by name; a file is imported when its benchmark is first used."""
+
+    files: ClassVar[dict[str, str]] = {
+        "nbody": "nbody.NBodyTask",
+        "mocap": "mocap.MocapTask",
+        "modelnet40": "modelnet.ModelNetTask",
+        "qm9": "qm9.QM9Task",
+        "md17": "md17.MD17Task",
+        "smoke": "smoke.SmokeTask",
+        "rotmnist": "rotmnist.RotMNISTTask",
+    }
+
+    def __getitem__(self, name: str) -> type[Task[Any]]:
+        file, _, cls = self.files[name].partition(".")
+        found: type[Task[Any]] = getattr(importlib.import_module(f"equirelax_lab.tasks.{file}"), cls)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+TASKS = _Tasks()
 
 
 def task_class(benchmark: str) -> type[Task[Any]]:

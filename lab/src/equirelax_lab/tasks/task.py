@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.errors import ConfigError
 from equirelax.relaxation import Dense, placements
 from equirelax.relaxation.kinds import StreamStep
@@ -141,6 +140,8 @@ class Task(ABC, Generic[D]):
     """Samples that one training step needs on every rank; an epoch's last batch with fewer is left out."""
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
+        import equirelax_lab.placements  # noqa: F401  (registers placements and layers of the laboratory's networks)
+
         self.config = config
         self.root = root
 
