@@ -125,7 +125,7 @@ def make(words: Sequence[str]) -> int:
 def make_smoke(words: Sequence[str]) -> int:
     """Simulate smoke plumes."""
     parser = options.parser(["data", "make", "smoke"], DESCRIPTION["make smoke"])
-    parser.add_class_arguments(smoke.SmokeSettings, None)
+    options.add_flags(parser, smoke.SmokeSettings(), "")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--force", action="store_true", help="simulate everything again")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")

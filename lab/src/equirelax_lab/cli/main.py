@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import re
 import signal
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Unknown command '{words[0]}'.{did_you_mean(words[0], list(COMMANDS))} See equirelax --help."
         )
     try:
-        with _terminable():
+        with _terminable(), _uncollected({"-h", "--help"} & set(words)):
             code: int = importlib.import_module(COMMANDS[words[0]][0]).main(words)
     except EquirelaxError as error:
         return complain(str(error))
@@ -132,11 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exec("")
         return 130
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "equirelax":
+        if error.name is None or error.name.split(".")[0] in ("equirelax", "equirelax_lab"):
             raise
         package = error.name.split(".")[0]
         extra = next((name for name, modules in EXTRAS.items() if package in modules), "all")
-        return complain(f"This command needs the package '{package}': pip install 'equirelax[{extra}]'.")
+        return complain(f"This command needs the package '{package}': pip install 'equirelax-lab[{extra}]'.")
     except BrokenPipeError:
         return 141
     except OSError as error:
@@ -162,6 +163,19 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _uncollected(wanted: object) -> Iterator[None]:
+    """Leave the garbage collector out where `wanted`: beside torch its passes are a quarter of the time of a help text."""
+    if not wanted or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def complain(message: str) -> int:

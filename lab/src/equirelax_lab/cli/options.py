@@ -169,19 +169,19 @@ def with_kind(config: RunConfig, words: Sequence[str]) -> RunConfig:
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
     """One flag for every setting of a run, with `config` as defaults."""
-    _add_flags(options, config.training, "")
+    add_flags(options, config.training, "")
     for name in config.sections:
-        _add_flags(options, getattr(config, name), f"{name}.")
+        add_flags(options, getattr(config, name), f"{name}.")
     if config.residual.kind is not None:
-        _add_flags(options, config.residual.kind, "residual.")
+        add_flags(options, config.residual.kind, "residual.")
 
 
 def add_machine(options: ArgumentParser) -> None:
     """Flags for where a run executes."""
-    _add_flags(options, Machine(), "")
+    add_flags(options, Machine(), "")
 
 
-def _add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None:
+def add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None:
     """A flag for every field, with the field's documentation as its help."""
     words = documentation(type(settings))
     if not (names := [field.name for field in dataclasses.fields(settings)]):
