@@ -247,6 +247,8 @@ def test_the_command(
         "A <title>",
         "--pictures",
         str(tmp_path / "pictures"),
+        "--table",
+        str(tmp_path / "measures.csv"),
     ]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -256,6 +258,7 @@ def test_the_command(
     assert "<title>A &lt;title&gt;</title>" in (folder / "report.html").read_text(encoding="utf-8")
     pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert pictures == {f"comparison-{n}.png" for n in ("curves", "layers-scheduled", "layers-resilient")}
+    assert "nbody,scheduled,scheduled-seed1,scheduled,segnn,1,test,projected,4.7\n" in (tmp_path / "measures.csv").read_text()
     assert main(["report", str(folder), "-o", str(tmp_path / "page.txt")]) == 2
     assert "should end in .html" in capsys.readouterr().err
     assert main(["report", str(folder), "-o", str(folder / "strict-seed0" / "config.yaml" / "a.html")]) == 2

@@ -19,7 +19,7 @@ from equirelax_lab.report.rows import marked_line
 from equirelax_lab.report.runs import Run, of_config, read_folder, read_run
 from equirelax_lab.report.statistics import holm, paired, spread
 from equirelax_lab.report.summary import strengths_of, summarise
-from equirelax_lab.report.table import Table, condition
+from equirelax_lab.report.table import Table, condition, measures_csv
 from equirelax_lab.report.tables import (
     ALL,
     DEFINITION,
@@ -232,9 +232,9 @@ def test_everything_measured_is_in_the_tidy_table() -> None:
     assert table.values("ace", "parameters", "strict") == {0: 100, 1: 100}
     assert table.values("ace", "test", "folded") == {}
     assert table.names("condition ") == ["condition dropout 0.25", "condition dropout 0.5"]
-    head, first, *_ = table.csv().splitlines()
-    assert head == "row,run,method,model,seed,name,state,value"
-    assert first == "ace,run0,ace,segnn,0,test,relaxed,50.0"
+    head, first, *_ = measures_csv([runs for runs in table.rows.values()]).splitlines()
+    assert head == "benchmark,row,run,method,model,seed,name,state,value"
+    assert first == "nbody,ace,run0,ace,segnn,0,test,relaxed,50.0"
 
 
 def test_conditions_become_a_table() -> None:

@@ -1,4 +1,4 @@
-"""`equirelax report`: one HTML page about runs and comparisons."""
+"""`equirelax report`: one HTML page about runs and comparisons, their main figures as PNG, and all numbers as CSV."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equirelax.errors import ConfigError
+from equirelax.files import write_text
 from equirelax_lab.cli import options
 
 PAGE = "report.html"
 
 DESCRIPTION = """\
 Write one HTML page about runs: tables with paired tests and published numbers, curves of training, strengths and Lie
-derivatives layer by layer, equivariance errors, costs, and what was run on what. The page holds everything it needs:
-it can be sent and opened without a network. Runs that are still going on are shown as far as they came.
+derivatives layer by layer, equivariance errors, costs, and what was run on which machine. The page holds everything that
+it needs: it can be sent, and opened without a network. Runs that have not finished are shown as far as they came.
 
 examples:
   equirelax report runs/nbody/compare-segnn --open
   equirelax report runs/nbody/segnn-ace-seed0 runs/nbody/segnn-strict-seed0 --out ace.html
-  equirelax report lab/results --pictures pictures"""
+  equirelax report lab/results --pictures pictures --table measures.csv"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -30,6 +31,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", help=f"file to write (default: {PAGE} in the folder, if it is one)")
     parser.add_argument("--title", default="", help="title of the page")
     parser.add_argument("--pictures", help="folder for the main figures as PNG files")
+    parser.add_argument("--table", help="CSV file for all measures: a row for every run and measure")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parsed = options.parse(parser, words[1:])
     paths = [Path(path) for path in parsed.paths]
@@ -54,13 +56,18 @@ def main(words: Sequence[str]) -> int:
 
         for picture in draw_pictures(Path(parsed.pictures), chapters):
             print(f"picture: {picture}")
+    if parsed.table:
+        from equirelax_lab.report.table import measures_csv
+
+        write_text(Path(parsed.table), measures_csv([chapter.runs for chapter in chapters]))
+        print(f"table: {parsed.table}")
     if parsed.open and not webbrowser.open(out.resolve().as_uri()):
         print(f"There is no browser here: open {out.resolve().as_uri()} in one.")
     return 0
 
 
 def _out(given: str | None, paths: Sequence[Path]) -> Path:
-    """Where the page goes: as told; into the only folder; else into the current one."""
+    """Where the page goes: where --out says, else into the only folder named, else into the current one."""
     if given is None:
         return (paths[0] if paths[0].is_dir() else paths[0].parent) / PAGE if len(paths) == 1 else Path(PAGE)
     out = Path(given)

@@ -80,13 +80,16 @@ class Table:
         found = (run.series(column) for run in in_curves(self.rows[row]))
         return [one for one in found if one]
 
-    def csv(self) -> str:
-        """The measures as CSV, a line for each."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Measure.__annotations__)
-        writer.writerows(vars(one).values() for one in self.measures)
-        return text.getvalue()
+
+def measures_csv(comparisons: Sequence[Sequence[Run]]) -> str:
+    """All measures of several comparisons as CSV, a line for each, with the benchmark in the first column."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["benchmark", *Measure.__annotations__])
+    for runs in comparisons:
+        for one in Table(runs).measures:
+            writer.writerow([runs[0].result["benchmark"], *vars(one).values()])
+    return text.getvalue()
 
 
 def in_curves(runs: Sequence[Run]) -> list[Run]:
