@@ -16,15 +16,14 @@ HEAVY = ("lightning", "e3nn", "matplotlib", "h5py", "torch_geometric", "ray", "o
 LONGEST = 0.4
 """Seconds of CPU of the list of commands."""
 SHARE = 0.3
-"""The most that a command's help takes beyond torch, as a share of importing torch."""
+"""The most that a command's help takes beyond `python -c "import torch"`, as a share of it."""
 HELP = [[command] for command in COMMANDS] + [["train", "nbody"], ["compare", "nbody"]]
 
 # Forks of a process that has torch, so that torch is imported once. The first round compiles, as an installation does.
 SCRIPT = """
 import io, json, os, sys, time
-began = time.process_time()
 import torch
-print(json.dumps(time.process_time() - began), flush=True)
+print(json.dumps(time.process_time()), flush=True)
 commands, heavy = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 for words in commands + commands:
     if os.fork() == 0:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from equirelax.errors import ConfigError
 from equirelax.settings import COUNT_OR_NONE
 from equirelax_lab.cli import options
 from equirelax_lab.cli.symmetry import run_folder
-from equirelax_lab.data import FieldSet
-from equirelax_lab.data.smoke import SCALES
-from equirelax_lab.data.smoke_simulation import BOX
-from equirelax_lab.tasks.smoke import SmokeTask
-from equirelax_lab.training.assembly import Assembly
-from equirelax_lab.training.checkpoint import load_run
-from equirelax_lab.training.evaluation import evaluating
 from equirelax_lab.training.folder import BEST
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from equirelax_lab.data import FieldSet
+    from equirelax_lab.tasks.smoke import SmokeTask
+    from equirelax_lab.training.assembly import Assembly
 
 PICTURE, ANIMATION = "fields.png", "rollout.gif"
 SPLITS = {"future": "Future", "domain": "Domain"}
@@ -43,6 +42,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     parsed = options.parse(parser, words[1:], window=COUNT_OR_NONE)
+    from equirelax_lab.data.smoke_simulation import BOX
+    from equirelax_lab.tasks.smoke import SmokeTask
+    from equirelax_lab.training.checkpoint import load_run
+
     folder = run_folder(Path(parsed.run))
     assembly = load_run(folder / BEST, options.optional_path(parsed.data))
     task = assembly.task
@@ -76,6 +79,8 @@ def main(words: Sequence[str]) -> int:
 
 def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
     """Roll out the model that the method deploys; returns velocities (outputs, 2, H, W)."""
+    from equirelax_lab.training.evaluation import evaluating
+
     relaxation = None if assembly.deploys_relaxed else assembly.relaxation
     with evaluating(assembly.model), nullcontext() if relaxation is None else relaxation.strict():
         batch = assembly.task.eval_batch(data, [window])
@@ -84,6 +89,8 @@ def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
 
 def placed(task: SmokeTask, side: int) -> str:
     """Say where the inflow of a simulation is, or its scale."""
+    from equirelax_lab.data.smoke import SCALES
+
     if task.settings.symmetry == "scale":
         return f"scale {SCALES[side]:g}"
     return f"inflow from the {('bottom', 'right', 'top', 'left')[side]}"

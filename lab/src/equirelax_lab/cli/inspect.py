@@ -6,16 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import save
-
-from equirelax.auditing import audit
 from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text
-from equirelax.relaxation import project
 from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.training.checkpoint import load_run
 
 AUDIT = """\
 Measure the equivariance error of a trained model: the largest over random group elements, absolute and
@@ -52,6 +46,11 @@ def run_audit(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", help="also write the report to this JSON file")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     parsed = options.parse(parser, words, samples=COUNT, seed=SEED)
+    import torch
+
+    from equirelax.auditing import audit
+    from equirelax_lab.training.checkpoint import load_run
+
     assembly = load_run(Path(parsed.checkpoint), options.optional_path(parsed.data))
     case = assembly.task.audit_case()
     with case.headed(assembly.model) as model:
@@ -88,6 +87,11 @@ def run_project(words: Sequence[str]) -> int:
         raise ConfigError(
             f"--out is '{out}'; it should end in .safetensors: a file of tensors, readable by everyone and without code."
         )
+    from safetensors.torch import save
+
+    from equirelax.relaxation import project
+    from equirelax_lab.training.checkpoint import load_run
+
     assembly = load_run(Path(parsed.checkpoint))
     if assembly.relaxation is None:
         print(f"The run has no residuals (method {assembly.config.method}): there is nothing to project.")

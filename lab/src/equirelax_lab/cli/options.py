@@ -18,14 +18,12 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import Range, Settings, check, documentation, types_of
-from equirelax_lab.tasks.from_recipe import is_earlier
-from equirelax_lab.tasks.methods import CHOICES
-from equirelax_lab.tasks.registry import TASKS, config_from_dict, task_class
-from equirelax_lab.tasks.settings import KIND_NAMES, NAMES, RunConfig, read_yaml
 from equirelax_lab.training.machine import Machine
 
-KIND = Literal[KIND_NAMES]  # type: ignore[valid-type]
-"""The names of kinds of residuals, as a type of flags."""
+if typing.TYPE_CHECKING:
+    from equirelax_lab.tasks.settings import RunConfig
+
+# The benchmarks are imported where they are needed: many commands have flags and no settings of a run.
 
 
 def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
@@ -125,6 +123,8 @@ def _in_full(word: str, known: list[str]) -> str:
 
 def benchmark_of(command: str, words: Sequence[str]) -> str | None:
     """The benchmark, which stands first; None when only help is wanted."""
+    from equirelax_lab.tasks.registry import TASKS, task_class
+
     if words and not words[0].startswith("-"):
         task_class(words[0])
         return words[0]
@@ -147,6 +147,10 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
     """The settings before flags: the recipe's, changed by the file of --config."""
+    from equirelax_lab.tasks.from_recipe import is_earlier
+    from equirelax_lab.tasks.registry import config_from_dict, task_class
+    from equirelax_lab.tasks.settings import NAMES, read_yaml
+
     given = peek(words, "config", "model", "method", "recipe", "trained_as")
     stored: dict[str, Any] = read_yaml(given["config"]) if given["config"] else {}
     chosen = {key: given[key] for key in ("model", "recipe", "trained_as") if given[key]}
@@ -189,9 +193,16 @@ def add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None:
     summary = (type(settings).__doc__ or "").partition("\n")[0]
     group = options.add_argument_group(summary.rstrip(".:"))
     for name in names:
-        hint = KIND if name == "kind" else _in_text(types_of(type(settings))[name])
+        hint = _kind_names() if name == "kind" else _in_text(types_of(type(settings))[name])
         default = settings.to_dict()[name]
         group.add_argument(f"--{prefix}{name}", type=hint, default=default, help=words.get(name, ""))
+
+
+def _kind_names() -> Any:
+    """The names of the kinds of residuals, as a type of flags."""
+    from equirelax_lab.tasks.settings import KIND_NAMES
+
+    return Literal[KIND_NAMES]  # type: ignore[valid-type]
 
 
 def _in_text(hint: Any) -> Any:
@@ -219,6 +230,8 @@ def machine_from(parsed: Namespace) -> Machine:
 
 def methods_text() -> str:
     """The methods with a line each, for help texts."""
+    from equirelax_lab.tasks.methods import CHOICES
+
     width = max(map(len, CHOICES))
     return "methods:\n" + "\n".join(
         f"  {name:{width}}  {choice.description}" for name, choice in CHOICES.items()

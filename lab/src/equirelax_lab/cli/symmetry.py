@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
-from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result
+
+if TYPE_CHECKING:
+    from equirelax.auditing.bounds import NetworkBounds
+    from equirelax.auditing.breaking import Breaking
 
 TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
 
@@ -58,6 +60,8 @@ def main(words: Sequence[str]) -> int:
     study = symmetry_study(result, rows, measured, bounds, parsed.samples)
     out = Path(parsed.out) if parsed.out else folder
     words_of = f"{result['model']}, {result['method']}, seed {result['seed']}"
+    from equirelax_lab.tasks.registry import task_class
+
     title = f"{task_class(result['benchmark']).title} ({words_of})"
     write_text(out / NUMBERS, json.dumps(study, indent=2) + "\n")
     write_text(out / TABLE, page(study, title))
@@ -110,6 +114,9 @@ def measure(
         )
     case, model = assembly.task.audit_case(), assembly.model
     head = case.head
+    from equirelax.auditing.bounds import equivariance_bounds
+    from equirelax.auditing.breaking import breaking
+
     measured = breaking(
         assembly.relaxation,
         case.sample,

@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from equirelax_lab.studies.trials import Status, Trial
+
+if TYPE_CHECKING:  # rich is imported when something is shown: a help text needs none
+    from rich.console import Console
+    from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_TABLES = 2.0
@@ -34,6 +34,9 @@ class Board:
 
     def __init__(self, title: str, total: int | None = None, console: Console | None = None) -> None:
         self.title, self.total = title, total
+        from rich.console import Console
+        from rich.live import Live
+
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self._last = 0.0
@@ -77,6 +80,9 @@ class Board:
 
 def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = None) -> Table:
     """The first `rows` trials, running and failed ones first, and below how many are in each state."""
+    from rich.markup import escape
+    from rich.table import Table
+
     drawn = Table(title=escape(title), caption=counts(trials, total), show_edge=False)
     for heading in ("run", "state", "epoch", "best on validation", "left"):
         drawn.add_column(heading, justify="left" if heading in ("run", "state") else "right")
