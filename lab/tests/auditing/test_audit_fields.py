@@ -1,4 +1,4 @@
-"""Audits of networks on pictures: the layer that a grid's size, a stride or padding makes lose the symmetry is named."""
+"""Audits of networks on images: the report names the layer whose grid size, stride or padding breaks the symmetry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _float64() -> object:
 
 
 class Anonymous(nn.Module):
-    """A group convolution whose representations nobody can read."""
+    """A group convolution without readable representations."""
 
     def __init__(self, in_rep: Representation, out_rep: Representation, **settings: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ChannelsLast(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """Fields and the group's elements on axes of their own, the elements outermost or innermost."""
+    """Fields and group elements on separate axes, with the elements outermost or innermost."""
 
     def __init__(self, outermost: bool) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_one_picture_without_a_batch() -> None:
 
 
 def test_declared_fields() -> None:
-    """What is declared counts: a feature that is explained by another action accuses its module."""
+    """Declarations count: a feature that another action explains is a break of its module."""
     group = Cyclic(4)
     model = network(group)
     x, field = torch.randn(2, 2, 7, 7), GridField(vector(group))
@@ -293,7 +293,7 @@ def test_assert_equivariant_takes_fields() -> None:
 
 
 def test_trees_with_fields() -> None:
-    """Pictures beside vectors and invariants; several outputs; an On and a GridField of one group."""
+    """Images beside vectors and invariants, several outputs, an On and a GridField of one group."""
     group = Cyclic(4)
 
     def model(picture: Tensor, wind: Tensor, time: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Bounds of whole networks: never below what is measured; n/a, with the reason, where an assumption fails."""
+"""Bounds of whole networks: never below the measured errors; a reason where an assumption fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each residual does to the symmetry: against slow references, and for every kind of residual."""
+"""How each residual breaks the symmetry: against slow references, and for every kind of residual."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_the_slope_of_a_stream_is_that_of_its_jacobian() -> None:
 
 
 def test_a_group_that_does_not_act_on_what_is_added() -> None:
-    """Site of O(3) representations, audited under a group of another dimension: no error of its own."""
+    """A site of O(3) representations under a group of another dimension has no error of its own."""
     relaxation = relaxed()
     changed: Callable[[Any], Any] = lambda site: dataclasses.replace(site, out_rep=trivial(O(2), 6))  # noqa: E731
     for _, residual in relaxation:

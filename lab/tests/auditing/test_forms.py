@@ -1,4 +1,4 @@
-"""What an audit takes: representations in every form or from the model itself, and samples that are one argument."""
+"""Inputs of an audit: representations in every form or from the model, and samples that are one argument."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_models_own_representations() -> None:
 
 
 class OnDicts(nn.Module):
-    """As NequIP's, MACE's and SevenNet's networks: one dict in, the same dict with more in it out."""
+    """Like NequIP's, MACE's and SevenNet's networks: a dict in, the same dict with more entries out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def test_a_mapping_of_forwards_parameters_is_keywords() -> None:
 
 
 def test_irreps_by_name_of_a_network_on_dicts() -> None:
-    """NequIP's modules keep a dict of irreps, of names that may be absent too."""
+    """NequIP's modules hold a dict of irreps, whose names may be absent in the sample."""
     o3 = pytest.importorskip("e3nn.o3")
     model = OnDicts()
     model.irreps_in = {

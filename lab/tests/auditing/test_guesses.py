@@ -1,4 +1,4 @@
-"""What is guessed of features that no action explains: plain actions on feature axes, no patchwork, no batch axis."""
+"""Guesses for features that no action explains: plain actions on feature axes, no patchwork, no batch axis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_neither_patchwork_nor_the_batch_axis(rows: int, noise: float) -> None:
 
 
 def test_what_fits_is_found_on_any_axis_and_in_any_number_of_blocks() -> None:
-    """Exact features pay for nothing."""
+    """Exact features have no penalty."""
     atoms = atoms_of(GROUP, [])
     mixed = (
         trivial(GROUP) + vector(GROUP) + trivial(GROUP, 2) + vector(GROUP) + trivial(GROUP) + vector(GROUP)
@@ -122,7 +122,7 @@ def test_a_relaxed_network_that_lost_its_symmetry(std: float) -> None:
 
 
 class Frames(nn.Module):
-    """Turns vectors into a frame that is made of them but chosen freely about its axis, and back: equivariant."""
+    """Moves vectors to a frame that is built from them but arbitrary about its axis, and back: equivariant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Frames(nn.Module):
 
 
 class Inner(nn.Module):
-    """A map along the frame's first axis and another one across it, which does not depend on the frame's choice."""
+    """A map along the frame's first axis and another one across it, independent of the choice of frame."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Inner(nn.Module):
 
 
 def test_a_choice_of_frames_is_not_the_break_of_a_relaxed_network() -> None:
-    """Frames are explained by nothing, in the strict network either; the relaxed layer is to blame."""
+    """Nothing explains frames, in the strict network either; the relaxed layer breaks equivariance."""
     torch.manual_seed(0)
     model = Frames().double()
     x = draw(3, 4, 3)

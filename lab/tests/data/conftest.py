@@ -1,4 +1,4 @@
-"""Data roots of the tests' own, and one block of charged trajectories that several tests look at."""
+"""Isolated data roots, and one block of charged trajectories that several tests use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _no_data_of_the_user(
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that asks another machine fails, whether that answers or not."""
+    """A test that connects to another machine fails, whether that answers or not."""
     ask = socket.getaddrinfo
 
     def here(host: object, *rest: object, **kinds: object) -> object:

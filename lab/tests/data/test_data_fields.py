@@ -18,7 +18,7 @@ from equirelax.errors import DataError
 
 
 def made(runs: int, frames: int, inputs: int, outputs: int, every: int = 1) -> FieldSet:
-    """Fields of which every number is another one."""
+    """Fields whose numbers all differ."""
     chosen = windows(runs, 0, frames, inputs + outputs, every)
     values = torch.arange(runs * frames * 2 * 3 * 3.0).view(runs, frames, 2, 3, 3)
     return FieldSet(values, chosen, chosen[:, 1] % 2 == 1, torch.arange(runs) + 10, inputs, outputs)
@@ -119,7 +119,7 @@ def test_whole_numbers_are_the_same_settings() -> None:
     ],
 )
 def test_sets_that_were_made_are_still_found(settings: SmokeSettings, name: str) -> None:
-    """A changed name means that data must be made again: change FORMAT where that is meant."""
+    """A changed name means that data must be made again; change FORMAT if that is intended."""
     assert settings.folder == Path("smoke") / name
 
 

@@ -1,4 +1,4 @@
-"""MD17 and rMD17: splits, units, scaling, batches, what is refused; official files, downloaded from a server of the test."""
+"""MD17 and rMD17: splits, units, scaling, batches, errors, and official files from a server that the test runs."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_the_partition_of_the_protocol() -> None:
 
 
 def test_training_samples_are_about_200(tmp_path: Path) -> None:
-    """The protocol's number: as many starts of every trial as make it up."""
+    """The protocol's number decides how many starts per trial are used."""
     write(tmp_path)
     parts = {**split_arrays(), "train_trial": np.array([2, 0]), "val_trial": np.array([1])}
     folder = tmp_path / "cmu_mocap"

@@ -1,4 +1,4 @@
-"""ModelNet40: every kind of file read alike, splits, damaged files, and the real data."""
+"""ModelNet40: all kinds of files, splits, damaged files, and the real data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def clouds_of(part: str, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Points, each object told by its first coordinate, and labels, not sorted."""
+    """Points, whose first coordinate identifies the object, and unsorted labels."""
     rng = np.random.default_rng(0 if part == "train" else 1)
     labels = rng.permutation(np.repeat(np.arange(3), COUNTS[part]))
     return rng.uniform(-0.5, 0.5, (len(labels), n, 3)).astype(np.float32), labels

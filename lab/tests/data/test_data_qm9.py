@@ -1,4 +1,4 @@
-"""Molecules: batches against loops, scaling from training molecules alone, files made up, damaged, and real."""
+"""Molecules: batches against loops, scaling from training molecules alone, made-up, damaged and real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = {"train": 14, "val": 4, "test": 6}
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """24 made-up molecules, split as SIZES says."""
+    """24 made-up molecules, split by SIZES."""
     monkeypatch.setattr(qm9, "SUBSET_TRAIN", SIZES["train"])
     monkeypatch.setattr(qm9, "SUBSET_VAL", SIZES["val"])
     return write_subset(tmp_path)
@@ -289,7 +289,7 @@ def test_too_few_molecules_for_the_split(tmp_path: Path) -> None:
 
 
 def _write_pyg(root: Path, count: int = 20) -> list[dict[str, Any]]:
-    """What data.pyg.org offers, with made-up molecules."""
+    """The file of data.pyg.org, with made-up molecules."""
     generator = torch.Generator().manual_seed(0)
     molecules = []
     for number in range(count):

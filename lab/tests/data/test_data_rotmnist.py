@@ -1,4 +1,4 @@
-"""Rotated MNIST and digits: turned the right way, seeded, split without overlap, bad files explained."""
+"""Rotated MNIST and digits: angles, seeds, disjoint splits, errors for bad files."""
 
 from __future__ import annotations
 

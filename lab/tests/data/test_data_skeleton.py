@@ -1,4 +1,4 @@
-"""ASF and AMC files: a skeleton whose kinematics are worked out by hand, round trips, and files that are not right."""
+"""ASF and AMC files: a skeleton whose kinematics are computed by hand, round trips, and invalid files."""
 
 from __future__ import annotations
 

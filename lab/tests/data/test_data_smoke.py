@@ -1,4 +1,4 @@
-"""Smoke plumes: symmetric as far as they should be, made run by run, checked when they are loaded."""
+"""Smoke plumes: their symmetry, simulation run by run, and verification at loading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Call = dict[str, object]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the simulator was asked for; in its place, velocities that tell side, offset and frame."""
+    """A stand-in for the simulator: it records its arguments, and its velocities encode side, offset and frame."""
     asked: list[Call] = []
 
     def pretend(side: int, offsets: np.ndarray, *, size: int, steps: int, **others: object) -> np.ndarray:

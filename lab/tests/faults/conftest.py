@@ -1,4 +1,4 @@
-"""Faults are counted: how often each was tried, survived, and cost work; `--faults-out DIR` writes the count down."""
+"""Count how often each fault was tried and survived; `--faults-out DIR` writes the counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    """Note every fault with `ledger.note(fault, survived=...)`, before the assertion that it was survived."""
+    """Record every fault with `ledger.note(fault, survived=...)` before the assertion that it was survived."""
     found = Ledger()
     yield found
     if out := request.config.getoption("--faults-out", default=None):
@@ -34,6 +34,6 @@ def _nothing_goes_on() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[Forks]:
-    """Command lines in processes of their own that need not import anything first."""
+    """Run command lines in forked processes that have imported everything already."""
     with forks() as found:
         yield found

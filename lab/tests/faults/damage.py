@@ -1,4 +1,4 @@
-"""Ways to damage the bytes of a file, and what reading the damaged file comes to."""
+"""Damage the bytes of a file, and observe what reading it does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from equirelax.errors import EquirelaxError
 
 
 class Outcome(NamedTuple):
-    """How often the damaged file was refused by an error that names it, read as if it were whole, and neither."""
+    """How often the damaged file was refused by an error that names it, read like the intact one, or neither."""
 
     refused: int
     same: int
@@ -48,7 +48,7 @@ def outcomes(path: Path, damaged: Iterable[bytes], read: Callable[[], Any], name
 
 
 def note(ledger: Ledger, fault: str, found: Outcome) -> None:
-    """Count, and then insist on no other outcome and some refusals."""
+    """Count the outcomes, and assert that there are refusals and no other outcome."""
     ledger.note(fault, survived=True, times=found.refused + found.same)
     if found.other:
         ledger.note(fault, survived=False, times=len(found.other))
@@ -65,7 +65,7 @@ def flipped(content: bytes, bits: Iterable[int]) -> Iterator[bytes]:
 
 
 def flipped_at_random(content: bytes, times: int, seed: int, directory: int = 4000) -> Iterator[bytes]:
-    """Half of them anywhere, half in the last `directory` bytes: a zip's directory, which has no checksum of its own."""
+    """Flip bits, half anywhere and half in the last `directory` bytes: a zip's directory, which has no checksum."""
     rng = random.Random(seed)
     last = max(len(content) - directory, 0)
     for turn in range(times):
@@ -74,14 +74,14 @@ def flipped_at_random(content: bytes, times: int, seed: int, directory: int = 40
 
 
 def cut(content: bytes, times: int, seed: int) -> Iterator[bytes]:
-    """The beginning of the content: nothing, a byte, all but a byte, and lengths at random."""
+    """Cut the content to nothing, one byte, all but one byte, and random lengths."""
     rng = random.Random(seed)
     for length in sorted({0, 1, len(content) - 1, *(rng.randrange(len(content)) for _ in range(times))}):
         yield content[:length]
 
 
 def overwritten(content: bytes, times: int, seed: int) -> Iterator[bytes]:
-    """Runs of bytes that are zeroed, drawn anew, copied from elsewhere, left out, or put in twice."""
+    """Zero, randomise, overwrite, remove or duplicate runs of bytes."""
     rng = random.Random(seed)
     for turn in range(times):
         start, length = rng.randrange(len(content)), rng.randrange(1, 600)

@@ -28,7 +28,7 @@ class Ledger:
         tried[1] += times * survived
 
     def write(self, folder: Path) -> None:
-        """Write the counts and their table; faults that were not tried this time keep what stands there."""
+        """Write the counts and their table; faults that were not tried keep their old counts."""
         path = folder / COUNTS
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         origin = {

@@ -45,7 +45,7 @@ class Order:
 
 
 class Forks:
-    """Processes to be forked for orders, one after the other."""
+    """Forks a process for each order, one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log.txt"
@@ -68,7 +68,7 @@ class Forks:
 
 @contextmanager
 def forks() -> Iterator[Forks]:
-    """Within it processes can be forked."""
+    """Start and end the process that forks."""
     with TemporaryDirectory() as folder:
         found = Forks(Path(folder))
         try:
@@ -102,7 +102,7 @@ def _die_in_write(file: str, nth: int, stage: str) -> None:
 
 
 def _die_in_append(nth: int) -> None:
-    """Make the row of epoch `nth` of metrics.csv fatal, half-written."""
+    """Kill the process when it has half written the row of epoch `nth` of metrics.csv."""
     from equirelax_lab.training.loggers import EpochTable
 
     log = EpochTable.log
@@ -118,7 +118,7 @@ def _die_in_append(nth: int) -> None:
 
 
 def _give_up_privileges() -> None:
-    """Drop all capabilities, that of the superuser to write anywhere among them. See capset(2)."""
+    """Drop all capabilities, among them the superuser's to write anywhere; see capset(2)."""
     version, this_process = 0x20080522, 0
     header, nothing = struct.pack("Ii", version, this_process), bytes(24)
     if ctypes.CDLL(None, use_errno=True).capset(header, nothing) != 0:
@@ -126,7 +126,7 @@ def _give_up_privileges() -> None:
 
 
 def _obey(order: Order) -> int:
-    """In the forked process: arrange the fault, then run the command line."""
+    """Prepare the fault in the forked process, then run the command line."""
     from equirelax_lab.cli.main import main
 
     log = os.open(order.log, os.O_WRONLY | os.O_APPEND)

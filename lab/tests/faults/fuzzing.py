@@ -1,4 +1,4 @@
-"""Input that goes wrong: values, settings, files and command lines, made from good ones by a seeded generator."""
+"""Invalid values, settings, files and command lines, made from valid ones by a seeded generator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ODD: tuple[Any, ...] = (
     10**12, -(10**30), 10**400, [], [1], [[1, 2], [3]], ["a", None], {}, {"a": 1}, {"a": {"b": []}},
     {1: 2}, {None: None}, b"\xff",
 )  # fmt: skip
-"""Values in place of good ones; among them some that fit, and none that would build a large network."""
+"""Values that replace valid ones. Some are valid too, and none builds a large network."""
 ODD_WORDS = (
     "", " ", "-", "--", "---", "=", "--=", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 5000,
     "0x10", "1_0", "true", "null", "None", "[]", "[1", "{", "{}", "{a: 1}", "'", '"', "a,b", ",", ",,",
@@ -37,7 +37,7 @@ TINY_NETWORK = {
     "gaussians": 4,
     "heads": 2,
 }
-"""Of whatever the network has; lift expansion needs more layers."""
+"""Small values for the settings that a network has. Lift expansion needs more layers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Fuzzed:
 
 
 def tiny_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings as config.yaml holds them, of a network that is built in milliseconds."""
+    """The settings, in the form of config.yaml, of a network that is built in milliseconds."""
     values = config.to_dict()
     network = values["network"]
     for key, small in TINY_NETWORK.items():
@@ -72,7 +72,7 @@ def tiny_settings(config: RunConfig) -> dict[str, Any]:
 
 @functools.cache
 def runs() -> list[RunConfig]:
-    """The settings of every benchmark, model and method that go together, but for wrappers, which look at data first."""
+    """The settings of every valid combination of benchmark, model and method, except wrappers, which need data."""
     methods = [name for name in CHOICES if not is_wrapper(name)]
     found = [
         defaults(benchmark, model, method)
@@ -100,7 +100,7 @@ def misspelt(draw: random.Random, word: str) -> str:
 
 
 def spoil_mapping(draw: random.Random, values: dict[str, Any]) -> Fuzzed:
-    """A copy of nested settings with one thing wrong: a value, a key, or the nesting."""
+    """Copy nested settings with one error in a value, a key, or the nesting."""
     spoilt = copy.deepcopy(values)
     inside, key = draw.choice(list(_places(spoilt)))
     kind = draw.randrange(6)
@@ -131,12 +131,12 @@ def _places(values: dict[str, Any]) -> list[tuple[dict[Any, Any], Any]]:
 
 
 def yaml_text(values: Any) -> str:
-    """As a file holds it; PyYAML writes everything that `ODD` has."""
+    """Write values as YAML; PyYAML can write everything in `ODD`."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def spoil_text(draw: random.Random, text: str) -> bytes:
-    """The text of a file, damaged: cut, doubled, reordered, with odd bytes, or not YAML at all."""
+    """Damage the text of a file: cut it, repeat or reorder lines, insert odd bytes, or replace it by something else."""
     lines = text.splitlines()
     kind = draw.randrange(9)
     at = draw.randrange(len(lines))
@@ -189,7 +189,7 @@ WHOLE_FILES = (
 
 
 def spoil_words(draw: random.Random, words: Sequence[str]) -> Fuzzed:
-    """A command line with one to three things wrong; the command itself stays."""
+    """Put one to three errors into a command line; the command itself stays."""
     spoilt, culprits = list(words), []
     changes = draw.choice((1, 1, 1, 2, 3))
     for _ in range(changes):

@@ -1,4 +1,4 @@
-"""Runs as processes of their own, and what an interrupted one must share with one that was not."""
+"""Runs in processes of their own, and the comparison of an interrupted run with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from equirelax.relaxation import read
 
 EPOCHS = 24
 PATIENCE = 600
-"""Seconds after which something has gone wrong; machines may be busy."""
+"""Seconds after which a test gives up; machines may be busy."""
 CLI = (sys.executable, "-m", "equirelax_lab.cli")
 FLAGS = [
     *("--model", "segnn", "--method", "ace", "--batch_size", "12", "--checkpoint_every", "1"),
@@ -40,11 +40,11 @@ settings:
 """
 """A study of three runs of 6 epochs."""
 CLOCKS = {"seconds", "milliseconds", "commit"}
-"""What differs between two equal runs; commits too, for work may go on in the repository meanwhile."""
+"""Keys that differ between two equal runs. Commits may too, if the repository changes meanwhile."""
 
 
 def words(root: Path, out: Path, *more: str, epochs: int = EPOCHS) -> list[str]:
-    """The words of a small training run after `equirelax`, a checkpoint and a row for every epoch."""
+    """The words after `equirelax` of a small training run with a checkpoint and a row for every epoch."""
     named = ["--data", str(root), "--out", str(out), "--epochs", str(epochs)]
     return ["train", "nbody", *FLAGS, *named, *more]
 
@@ -53,7 +53,7 @@ _started: list[subprocess.Popen[str]] = []
 
 
 def start(arguments: Iterable[str], **options: Any) -> subprocess.Popen[str]:
-    """`equirelax ARGUMENTS` in a process of its own, its standard error to be read."""
+    """Start `equirelax ARGUMENTS` in a process of its own whose standard error can be read."""
     given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, **options}
     given["preexec_fn"] = _heed_interrupts
     _started.append(subprocess.Popen([*CLI, *arguments], **given))
@@ -61,12 +61,12 @@ def start(arguments: Iterable[str], **options: Any) -> subprocess.Popen[str]:
 
 
 def _heed_interrupts() -> None:
-    """In the new process: a shell has its background jobs, and what they start, ignore Ctrl-C."""
+    """Restore Ctrl-C in the new process: background jobs of a shell, and their children, ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_started() -> None:
-    """End what `start` began and what still goes on, as after a test that failed."""
+    """End the processes of `start` that still run, for instance after a failed test."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
@@ -75,7 +75,7 @@ def end_started() -> None:
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], pause: float = 0.01) -> bool:
-    """Wait for what `process` brings about, looking every `pause` seconds; False if it ended before."""
+    """Wait until `process` has made something happen; False if it ended before."""
     deadline = time.monotonic() + PATIENCE
     while not happened():
         if process.poll() is not None:
@@ -87,7 +87,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], pau
 
 
 def epochs_done(folder: Path) -> int:
-    """Rows of metrics.csv, as they stand there now."""
+    """The present number of rows in metrics.csv."""
     try:
         return max(0, (folder / METRICS).read_bytes().count(b"\n") - 1)
     except OSError:
@@ -104,7 +104,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def differences(straight: Path, resumed: Path) -> list[str]:
-    """What two finished runs do not share bit for bit: weights and all other state, curves, numbers."""
+    """List the files of two finished runs that differ: weights and all other state, curves, numbers."""
     found = []
     if plain(json.loads((straight / RESULT).read_text())) != plain(
         json.loads((resumed / RESULT).read_text())

@@ -1,4 +1,4 @@
-"""A small data root with every kind of data file, and what each loader makes of it."""
+"""A small data root with every kind of data file, and the loader of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sample:
 
 
 def make(sample: Sample, root: Path) -> Path:
-    """Write the data, and the sums where they are needed; returns the root."""
+    """Write the data, and checksums if it has none of its own; return the root."""
     root.mkdir(parents=True, exist_ok=True)
     sample.write(root)
     if sample.sums:

@@ -1,4 +1,4 @@
-"""Numbers that no run can work with: every setting that is one has a range, and networks beyond the memory are refused."""
+"""Impossible numbers: every numeric setting has a range, and networks larger than the memory are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: every flipped bit and every cut is an error that names the file, or changes nothing that is loaded."""
+"""Damaged checkpoints: every flipped bit and every cut raises an error that names the file, or changes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BIT, CUT, BURST = "bit flipped in a checkpoint", "checkpoint cut short", "bytes 
 
 
 def plain(value: Any) -> Any:
-    """A loaded checkpoint as something that compares bit by bit."""
+    """Convert a loaded checkpoint to something that compares bit by bit."""
     if isinstance(value, dict):
         return [(key, plain(inner)) for key, inner in value.items()]
     if isinstance(value, list | tuple):
@@ -54,7 +54,7 @@ def small_model() -> torch.nn.Module:
 
 
 def read_plain(content: bytes, path: Path) -> Callable[[], Any]:
-    """Write `content` to `path`; returns what reads it, as something that compares."""
+    """Write `content` to `path`; return a function that reads it for comparison."""
     path.write_bytes(content)
     return lambda: plain(read(path))
 
@@ -95,7 +95,7 @@ def test_overwritten_bytes(name: str, files: dict[str, bytes], tmp_path: Path, l
 
 
 def test_torch_alone_would_not_have_noticed(files: dict[str, bytes], tmp_path: Path) -> None:
-    """The reason for our own check: torch loads other weights from a file with a flipped bit."""
+    """Without our own check torch loads other weights from a file with a flipped bit."""
     content, path = files["saved.pt"], tmp_path / "saved.pt"
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entry = max((e for e in archive.infolist() if "/data/" in e.filename), key=lambda e: e.file_size)

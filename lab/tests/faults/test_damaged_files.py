@@ -1,4 +1,4 @@
-"""Damaged data files and run files: an error that names the file, or the very same content; never a traceback."""
+"""Damaged data files and run files: an error that names the file, or the same content; never a traceback."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_data_files(name: str, file: str, times: int, tmp_path: Path, ledger: Le
 
 
 def spoilt(array: np.ndarray) -> list[np.ndarray]:
-    """Arrays that have no place where `array` is expected."""
+    """Arrays that do not fit in the place of `array`."""
     found = [
         array[..., None],
         array[:0] if array.ndim else np.zeros(0),
@@ -75,7 +75,7 @@ def spoilt(array: np.ndarray) -> list[np.ndarray]:
 
 
 def checked_otherwise(name: str) -> bool:
-    """Sets with a manifest: any change of their arrays is a change of the checksum."""
+    """Whether a set has a manifest, so that any change of its arrays changes the checksum."""
     return name.startswith(("nbody", "smoke"))
 
 
@@ -95,7 +95,7 @@ UNREAD = {
 
 @pytest.mark.parametrize(("name", "file"), NPZ, ids=[f"{n}-{Path(f).name}" for n, f in NPZ])
 def test_other_shapes_and_types(name: str, file: str, tmp_path: Path, ledger: Ledger) -> None:
-    """A whole file with other arrays: refused by name where they do not fit, else loaded; nothing else."""
+    """An intact file with other arrays is refused by name if they do not fit, and else loaded."""
     root = make(SAMPLES[name], tmp_path / "data")
     (root / SUMS).unlink(missing_ok=True)
     path = root / file
@@ -221,7 +221,7 @@ def test_a_damaged_journal_of_a_study_is_named(
 
 
 def test_a_file_of_a_study_that_is_whole(tmp_path: Path) -> None:
-    """What refuses everything would pass the test above."""
+    """A reader that refuses everything would pass the test above."""
     runs = {"a": {"status": "waiting", "attempts": 0, "reason": ""}}
     (tmp_path / "study.json").write_text(
         json.dumps({"name": "x", "title": "x", "small": False, "runs": runs})

@@ -1,4 +1,4 @@
-"""Disks that are full, folders that may not be written to: an error that names the place; what was complete stays."""
+"""Full disks and read-only folders: an error names the place, and complete files stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Disk = Callable[[int], Path]
 
 @pytest.fixture(scope="module")
 def straight(forked: Forks, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs."""
+    """An undisturbed run."""
     out = tmp_path_factory.mktemp("straight") / "run"
     code, log = forked.run(words(tiny_root, out, epochs=EPOCHS))
     assert code == 0, log
@@ -37,7 +37,7 @@ def straight(forked: Forks, tiny_root: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A function (bytes) -> a disk of that size, where this user may mount one."""
+    """A function that mounts a disk of a number of bytes, if this user may mount one."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -55,7 +55,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def fill(place: Path, but: int = 0) -> Path:
-    """Fill a disk but for some bytes; removing the file makes room again."""
+    """Fill a disk except for some bytes; removing the file frees it again."""
     filler = place / "filler"
     with filler.open("wb") as file:
         file.truncate(0)
@@ -65,12 +65,12 @@ def fill(place: Path, but: int = 0) -> Path:
 
 
 def refused(code: int, log: str, place: Path) -> bool:
-    """Whether a command ended as it should when it cannot write: an error that names the file, and what to do."""
+    """Whether a command that cannot write ended with an error that names the file and what to do."""
     return code == 2 and " be written: " in log and str(place) in log and "Traceback" not in log
 
 
 def whole(out: Path) -> bool:
-    """Whether all files of a run that have their final names can be read."""
+    """Whether all files of a run with final names can be read."""
     for name in (LAST, BEST):
         if (out / name).exists():
             read(out / name)
@@ -85,7 +85,7 @@ def whole(out: Path) -> bool:
 def test_a_limit_on_file_sizes(
     limit: int, forked: Forks, straight: Path, tiny_root: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
-    """What quotas and `ulimit -f` do; any user can try it."""
+    """As with quotas and `ulimit -f`; any user can set it."""
     out = tmp_path / "run"
     code, log = forked.run(words(tiny_root, out, epochs=EPOCHS), limit=limit)
     good = refused(code, log, out) and whole(out)
@@ -195,7 +195,7 @@ def test_tables_pages_and_data_on_a_full_disk(
 
 
 def test_a_row_that_does_not_fit_is_not_taken_for_one(tmp_path: Path, disk: Disk, ledger: Ledger) -> None:
-    """A table that stands alone: its rows stay what they were."""
+    """The earlier rows of a table stay intact."""
     from equirelax_lab.training.loggers import EpochTable
 
     table = EpochTable(disk(64 * 1024))
@@ -233,7 +233,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_folder_that_may_not_be_written_to(
     kind: str, forked: Forks, straight: Path, tiny_root: Path, tmp_path: Path, closed: Path, ledger: Ledger
 ) -> None:
-    """Before anything is trained, and with nothing left there."""
+    """The error comes before training, and leaves no files."""
     out, study = closed / "run", tmp_path / "study.yaml"
     study.write_text(STUDY)
     place = ["--data", str(tiny_root), "--out", str(out), "--jobs", "1"]

@@ -57,18 +57,18 @@ GOOD: tuple[list[str], ...] = (
     ["toy", "--steps", "3", "--dual_lr", "1e-2", "--seed", "1", "-o", "toys"],
     ["list", "--data", "data"],
 )  # fmt: skip
-"""One of every kind, on a tiny finished run in `run`."""
+"""One valid command line of every kind, on a tiny finished run in `run`."""
 REFUSED = {
     "fields": "is a run of nbody",
     "--asf": "run/config.yaml",
     "reproduce": "equirelax data make nbody",
 }
-"""What some of them end with: data, or a run, that is not here."""
+"""The errors of some of them, whose data or run does not exist."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Iterator[Path]:
-    """A folder deep down with a finished run, a study and settings; commands are parsed, the work itself is left out."""
+    """A folder with a finished run, a study and settings. Commands are parsed, but do no work."""
     here = tmp_path_factory.mktemp("fuzz") / "a" / "b" / "c"
     here.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Iterator
 
 
 def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
-    """Everything that trains, simulates, downloads or draws."""
+    """Replace everything that trains, simulates, downloads or draws."""
 
     def train(config: Any, *_: object, **__: object) -> dict[str, Any]:
         everything(config)
@@ -133,7 +133,7 @@ def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
 
 
 def met(fuzzed: Fuzzed) -> str | None:
-    """What is wrong with how a command line is met; None: nothing."""
+    """Say what is wrong with the reaction to a command line; None if nothing is."""
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -157,7 +157,7 @@ def met(fuzzed: Fuzzed) -> str | None:
 
 @pytest.mark.parametrize("words", GOOD, ids=lambda words: " ".join(words[:3]))
 def test_what_is_spoilt_is_good(words: list[str], place: Path) -> None:
-    """So that a refusal is one of what was spoilt; data that is not here is missing all the same."""
+    """The unspoilt command lines are accepted, except for missing data."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main(words)

@@ -46,17 +46,17 @@ STUDY: dict[str, Any] = {
 PART = 500
 
 FOLLOWING = ("'per_model'", "'per_method'", "'grids'", "key 'small'")
-"""Keys of a study that no longer fit where another one is missing or null."""
+"""Keys of a study that become invalid when another one is missing or null."""
 
 
 def everything(config: RunConfig) -> None:
-    """What a run builds before it reads any data."""
+    """Build what a run builds before it reads data."""
     assembly = assemble(config)
     build_scheduler(config, build_optimizer(assembly))
 
 
 def outcome(work: Callable[[], object], fuzzed: Fuzzed) -> str | None:
-    """What is wrong with how a piece of input is met; None: nothing."""
+    """Say what is wrong with the reaction to an input; None if nothing is."""
     try:
         work()
     except EquirelaxError as error:
@@ -69,7 +69,7 @@ def outcome(work: Callable[[], object], fuzzed: Fuzzed) -> str | None:
 
 
 def settle(ledger: Ledger, fault: str, faults: dict[int, str | None]) -> None:
-    """Note all of a kind, then fail with the first ones that were not met."""
+    """Record all faults of a kind, then fail with the first ones that were not survived."""
     lost = {number: words for number, words in faults.items() if words is not None}
     ledger.note(fault, survived=True, times=len(faults) - len(lost))
     if lost:
@@ -79,7 +79,7 @@ def settle(ledger: Ledger, fault: str, faults: dict[int, str | None]) -> None:
 
 
 def shares(quick: int, all_of_them: int) -> Any:
-    """Seeds (first, last): a quick share, and the rest marked slow, in parts that a busy machine does in time."""
+    """Parametrise seeds (first, last): a quick share, and the rest in slow parts that a busy machine finishes in time."""
     rest = [
         pytest.param(
             first, min(first + PART, all_of_them), marks=[pytest.mark.slow, pytest.mark.timeout(1200)]

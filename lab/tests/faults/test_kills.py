@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the resumed run ends as if there had been no kill, and nothing half-written stays."""
+"""kill -9 at any moment: the resumed run equals an undisturbed one, and no partial file stays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOMENTS = ["writing", "epoch", "start", "conclusion", "epoch"] * 4
 
 @pytest.fixture(scope="module")
 def straight(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A run that nobody disturbs: its folder, and how long its start, an epoch and its conclusion take, in seconds."""
+    """An undisturbed run: its folder, and the seconds of its start, an epoch and its end."""
     out = tmp_path_factory.mktemp("straight") / "run"
     began = time.monotonic()
     process = start(words(tiny_root, out))
@@ -151,7 +151,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_making_data_killed_inside_a_write(
     file: str, stage: str, forked: Forks, roots: tuple[Path, Path], tmp_path: Path, ledger: Ledger
 ) -> None:
-    """Data that is there already and grows: neither the old nor the new is ever taken for the other."""
+    """A data set that is extended: the old and the new file are never confused."""
     killed = tmp_path / "data"
     shutil.copytree(roots[0], killed)
     assert forked.run(making(killed, 20), file=file, stage=stage)[0] == -signal.SIGKILL

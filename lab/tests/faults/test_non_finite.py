@@ -1,4 +1,4 @@
-"""NaN, infinity and explosions: the run stops, says where they began, and keeps what was good."""
+"""NaN, infinity and explosions: the run stops, names where they began, and keeps its best state."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from equirelax.errors import NonFiniteError
 QUIET = Machine(progress=False, tensorboard=False)
 NAN, EXPLOSION = "NaN or infinity in training", "exploding loss"
 STEPS = 3
-"""Of an epoch: 48 samples in batches of 20."""
+"""Steps per epoch: 48 samples in batches of 20."""
 Config = Callable[..., Any]
 
 
 class Planted(nn.Module):
-    """Passes its input on, and from call `start` on, in training, damages the value or its gradient."""
+    """The identity that damages its value or gradient in training, from call `start` on."""
 
     def __init__(self, kind: str, start: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Planted(nn.Module):
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, kind: str, start: int) -> None:
-    """Put a `Planted` behind the embedding of every network that is built from now on."""
+    """Put a `Planted` behind the embedding of every network that is built afterwards."""
     build = NBodyTask.build_model
 
     def planted(task: NBodyTask) -> nn.Module:
@@ -70,7 +70,7 @@ def check_steps(monkeypatch: pytest.MonkeyPatch, every_step: bool) -> None:
 
 
 def failure(ledger: Ledger, fault: str, config: Any, folder: Path, root: Path, words: tuple[str, ...]) -> str:
-    """The message of a run that must fail, in words that must be in it; noted."""
+    """Train a run that must fail, and record it; return its message, which must contain the given words."""
     message = ""
     try:
         train(config, folder, root, machine=QUIET)
@@ -163,7 +163,7 @@ def test_an_explosion_in_the_first_epoch_is_no_measure_of_itself(
 def test_the_loss_at_the_start_is_remembered_by_a_resumed_run(
     tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a run that is resumed after its loss has grown would take the large loss for its measure."""
+    """Otherwise a run that is resumed after its loss has grown would compare with the large loss."""
     losses: list[float] = []
     forward = Objective.forward
 
@@ -182,7 +182,7 @@ def test_the_loss_at_the_start_is_remembered_by_a_resumed_run(
 def test_without_a_look_at_every_step_the_epoch_end_notices(
     tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Ledger
 ) -> None:
-    """As on accelerators and with several processes: nothing that is not finite is ever saved."""
+    """As on accelerators and with several processes: no state that is not finite is saved."""
     check_steps(monkeypatch, False)
     config = tiny_config("ace", "egnn", validate_every=1, checkpoint_every=1)
     words = ("nan in step 2 of epoch 2", "It begins in", "the state after epoch 1")
@@ -212,14 +212,14 @@ def test_data_that_is_not_finite_is_told_from_a_layer(
 
 
 class Root(nn.Module):
-    """x plus the root of 0: finite, with a gradient that is not."""
+    """x plus the root of 0, which is finite, but whose gradient is not."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (x - x.detach()).abs().sum().sqrt()
 
 
 class Masked(nn.Module):
-    """Softmax over scores, some of which are minus infinity, as attention has them."""
+    """Softmax over scores of which some are minus infinity, as in masked attention."""
 
     def __init__(self) -> None:
         super().__init__()

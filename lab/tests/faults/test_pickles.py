@@ -1,4 +1,4 @@
-"""Malicious pickles (and YAML) in place of every file that is read: nothing in them is run, and an error names the file."""
+"""Malicious pickles and YAML in the place of every file: nothing in them is executed, and an error names the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOMB = "pickle bomb"
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -42,7 +42,7 @@ class Bomb:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """The file that a bomb makes; that it would is made sure of."""
+    """The file that a bomb creates; this checks first that it does."""
     path = tmp_path / "exploded"
     pickle.loads(pickle.dumps(Bomb(path)))
     assert path.exists()
@@ -77,7 +77,7 @@ def as_pickle(path: Path, mark: Path) -> None:
 
 
 def inside_a_good_one(path: Path, mark: Path) -> None:
-    """The file that stands there, its pickled part replaced, with right checksums."""
+    """A valid file whose pickled part is replaced, with correct checksums."""
     with zipfile.ZipFile(path) as archive:
         members = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -89,7 +89,7 @@ FORMS = (as_archive, as_old_archive, as_pickle, inside_a_good_one)
 
 
 def refused(ledger: Ledger, mark: Path, name: str, read: Callable[[], Any], kind: type[Exception]) -> None:
-    """Reading must fail with an error of ours that names the file, and run nothing."""
+    """Assert that reading fails with an error that names the file, and executes nothing."""
     message = ""
     try:
         read()
@@ -253,7 +253,7 @@ def test_files_that_pytorch_geometric_reads(
     name: str, form: Callable[[Path, Path], None], mark: Path, tmp_path: Path, ledger: Ledger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """It asks torch for `weights_only=False` for some of them, and as a second try for all."""
+    """It calls torch.load with `weights_only=False` for some files, and as a second try for all."""
     pytest.importorskip("torch_geometric")
     home = tmp_path / "data" / "qm9" / "pyg"
     for place in (
@@ -277,7 +277,7 @@ def test_files_that_pytorch_geometric_reads(
 
 
 def test_an_archive_of_compressed_members_is_not_unpacked(tmp_path: Path) -> None:
-    """torch.save stores them; a small file that unpacks to any size would fill the memory."""
+    """torch.save stores members uncompressed; a small file could otherwise unpack to any size and fill the memory."""
     path = tmp_path / "large.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
@@ -287,7 +287,7 @@ def test_an_archive_of_compressed_members_is_not_unpacked(tmp_path: Path) -> Non
 
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
-    """What refuses everything would pass the tests above."""
+    """A reader that refuses everything would pass the tests above."""
     root = write_subset(tmp_path)
     with pytest.raises(EquirelaxError, match="24 molecules"):
         qm9.load("train", root=root)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the state that is left can be gone on with, and the user is told how."""
+"""Ctrl-C and SIGTERM: the run can be continued, and the message says how."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.serial, pytest.mark.timeout(3 * PATIENCE)]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 EPOCHS = 8
 SLOW_EPOCHS = ["--batch_size", "1"]
-"""A signal is to come well before the last epoch, however busy the machine is."""
+"""The signal must come well before the last epoch, however busy the machine is."""
 
 
 def name(number: signal.Signals, twice: bool = False) -> str:
@@ -25,7 +25,7 @@ def name(number: signal.Signals, twice: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def straight(forked: Forks, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs."""
+    """An undisturbed run."""
     out = tmp_path_factory.mktemp("straight") / "run"
     code, log = forked.run(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
     assert code == 0, log
@@ -56,7 +56,7 @@ def test_a_run_stops_after_its_epoch_and_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_twice_is_at_once(number: signal.Signals, tiny_root: Path, tmp_path: Path, ledger: Ledger) -> None:
-    """Within an epoch of more than a minute: it does not end before."""
+    """During an epoch of more than a minute, which would not end before."""
     out = tmp_path / "run"
     process = start(words(tiny_root, out, *SLOW_EPOCHS, "--network.hidden", "96", "--network.layers", "12"))
     assert wait_until((out / "tensorboard").exists, process)  # made when all is ready for the first epoch
@@ -127,7 +127,7 @@ def test_many_runs_stop_and_go_on(
 
 @pytest.fixture(scope="module")
 def start_seconds(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long a run takes until it trains."""
+    """Seconds until a run starts to train."""
     out, began = tmp_path_factory.mktemp("warm") / "run", time.monotonic()
     process = start(words(tiny_root, out, epochs=1))
     assert wait_until((out / "tensorboard").exists, process)
@@ -150,7 +150,7 @@ def test_a_signal_before_the_first_epoch(
     tmp_path: Path,
     ledger: Ledger,
 ) -> None:
-    """At some instant between the start of the process and its first epoch: it ends, and the same command goes on."""
+    """At some instant before the first epoch: the process ends, and the same command continues."""
     out = tmp_path / "run"
     process = start(words(tiny_root, out, *SLOW_EPOCHS, epochs=EPOCHS))
     time.sleep(share * start_seconds)

@@ -1,4 +1,4 @@
-"""Processes of a study that are lost, and processes that want the same folder."""
+"""Lost processes of a study, and processes that use the same folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_killed_run_of_a_study_is_tried_again(tiny_root: Path, tmp_path: Path,
 def test_a_killed_study_leaves_runs_that_do_not_collide(
     forked: Forks, tiny_root: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
-    """What it was working on may go on for a while: the same command waits for it, and both end well."""
+    """Its run may continue for a while: the same command waits for it, and both succeed."""
     out, arguments = tmp_path / "out", study(tiny_root, tmp_path)
     first = start(arguments)
     trial(out / "ace-seed0", first)
@@ -85,7 +85,7 @@ def test_who_holds_a_folder(tmp_path: Path) -> None:
 def test_two_processes_want_one_folder(
     forked: Forks, tiny_root: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
-    """The second is refused, and told by whom; the first goes on."""
+    """The second process is refused and told who holds the folder; the first continues."""
     out = tmp_path / "run"
     command = [*words(tiny_root, out, "--batch_size", "1", epochs=100)]
     first = start(command)
