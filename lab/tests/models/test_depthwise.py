@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from e3nn import o3
+from e3nn_twins import E3nnDepthwise
 from equirelax_lab.models.fast import set_enabled
 from equirelax_lab.models.fast.depthwise import A, DepthwiseProduct, G, R, X, partial
 from equirelax_lab.models.fast.join import join
@@ -30,25 +31,6 @@ PRODUCTS = [
 ]
 
 
-def e3nn_product(product: DepthwiseProduct, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """e3nn's own "uvu" product with the same weights, one path after another; all of them sorted by irrep."""
-    slots = product.irreps_in
-    outs, start = [], 0
-    for i, n, ir in product.paths:
-        mul = slots[i].mul
-        path = o3.TensorProduct(
-            slots,
-            product.harmonics,
-            [(mul, ir)],
-            [(i, n, 0, "uvu", True)],
-            shared_weights=False,
-            internal_weights=False,
-        )
-        outs.append((ir, path(x, y, weights[start : start + mul].t())))
-        start += mul
-    return torch.cat([out for _, out in sorted(outs, key=lambda pair: pair[0])], dim=1)
-
-
 def inputs(product: DepthwiseProduct, rows: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     x, y = torch.randn(rows, product.irreps_in.dim), torch.randn(rows, product.harmonics.dim)
     return x, y, torch.randn(product.weight_numel, rows)
@@ -62,12 +44,13 @@ def make(irreps: str, l_max: int, wanted: str) -> DepthwiseProduct:
 def test_equals_e3nn(settings: tuple[str, int, str]) -> None:
     product = make(*settings)
     x, y, weights = inputs(product)
-    expected = e3nn_product(product, x, y, weights)
+    twin = E3nnDepthwise(product)
+    expected = twin(x, y, weights)
     assert expected.shape[1] == product.irreps_out.dim
     couplings = product.couplings(y.t())
     torch.testing.assert_close(product(x, couplings, weights), expected)
     ones = torch.ones_like(weights)
-    torch.testing.assert_close(product(x, couplings), e3nn_product(product, x, y, ones))
+    torch.testing.assert_close(product(x, couplings), twin(x, y, ones))
 
 
 @pytest.mark.parametrize("settings", PRODUCTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,12 @@ import pytest
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
+from e3nn.math import normalize2mom
+from e3nn_twins import E3nnDepthwise, E3nnProduct
 from equirelax_lab import models
 from equirelax_lab.models import SEGNN, TensorProduct, fast
 from equirelax_lab.models.fast.depthwise import DepthwiseProduct
+from equirelax_lab.models.fast.gating import SIGMOID_CONSTANT, SILU_CONSTANT
 from equirelax_lab.models.fast.linear import SteerableLinear
 from equirelax_lab.models.gate import Gate
 from model_inputs import batch_graphs, bodies, full_graph, irregular_graph
@@ -25,59 +27,6 @@ from equirelax.errors import RepresentationError
 
 Example = tuple[nn.Module, nn.Module, tuple[Tensor, ...]]
 MEMBERS = 3
-
-
-@functools.cache
-def e3nn_product(first: str, second: str, out: str, paths: tuple[Any, ...], shared: bool) -> nn.Module:
-    """e3nn's product with weights from outside; those of shared weights without path normalisation, as ours are."""
-    normalization = "none" if shared else "element"
-    product = o3.TensorProduct(
-        first, second, out, list(paths), irrep_normalization="component", path_normalization=normalization,
-        shared_weights=shared, internal_weights=False,
-    )  # fmt: skip
-    return product
-
-
-class E3nnProduct(nn.Module):
-    """e3nn's own product with the parameters of ours."""
-
-    def __init__(self, ours: TensorProduct) -> None:
-        super().__init__()
-        paths = tuple((i.i_in1, i.i_in2, i.i_out, "uvw", True, 1.0) for i in ours.instructions)
-        self.product = e3nn_product(
-            str(ours.irreps_in1), str(ours.irreps_in2), str(ours.irreps_out), paths, True
-        )
-        scalars = [torch.full((mul * ir.dim,), ir == o3.Irrep("0e")) for mul, ir in ours.irreps_out]
-        self.register_buffer("scalars", torch.cat(scalars).nonzero().flatten())
-        self.weight, self.bias = (
-            nn.Parameter(ours.weight.detach().clone()),
-            nn.Parameter(ours.bias.detach().clone()),
-        )
-
-    def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
-        out: Tensor = self.product(x, attributes, self.weight)
-        return out.index_add(1, self.scalars, self.bias.expand(len(out), -1))
-
-
-class E3nnDepthwise(nn.Module):
-    """e3nn's own "uvu" products, one path after another, all of them sorted by irrep; weights for every edge."""
-
-    def __init__(self, ours: DepthwiseProduct) -> None:
-        super().__init__()
-        muls = [ours.irreps_in[i].mul for i, _, _ in ours.paths]
-        products = [
-            e3nn_product(
-                str(ours.irreps_in), str(ours.harmonics), f"{mul}x{ir}", ((i, n, 0, "uvu", True),), False
-            )
-            for mul, (i, n, ir) in zip(muls, ours.paths, strict=True)
-        ]
-        self.muls, self.products = muls, nn.ModuleList(products)
-        self.order = sorted(range(len(muls)), key=lambda p: (ours.paths[p][2], p))
-
-    def forward(self, x: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        parts = weights.split(self.muls)
-        outs = [path(x, harmonics, part.t()) for path, part in zip(self.products, parts, strict=True)]
-        return torch.cat([outs[p] for p in self.order], dim=1)
 
 
 class Depthwise(nn.Module):
@@ -429,3 +378,21 @@ def test_other_shapes_are_refused_with_the_sizes_expected() -> None:
     layer, _, (x, a) = EXAMPLES["product"]()
     with fast.set_enabled(False), pytest.raises(RepresentationError, match=r"expected \(rows"):
         layer(x[:, 1:], a)
+
+
+def test_constants_of_gates_are_those_of_e3nn() -> None:
+    for function, constant in ((nn.functional.silu, SILU_CONSTANT), (torch.sigmoid, SIGMOID_CONSTANT)):
+        assert normalize2mom(function, dtype=torch.float64).cst == pytest.approx(constant, abs=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gate_of_scalars_alone(training: bool) -> None:
+    """e3nn's gate does not take it."""
+    layer, x = Gate("4x0e").train(training), torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), SILU_CONSTANT * nn.functional.silu(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("irreps", ["3x1o+2x0e", "2x0e+1x0o+3x1o", "2x1o"])
+def test_gates_refuse_other_orders(irreps: str) -> None:
+    with pytest.raises(RepresentationError, match="0e followed by"):
+        Gate(irreps)
