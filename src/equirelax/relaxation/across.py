@@ -25,7 +25,7 @@ from equirelax.relaxation.sites import BlockSite, Reader, RowSite, first_paramet
 
 
 class Shared(HookOwner):
-    """What several residuals of a model share during a forward, such as an input that is captured for all of them.
+    """State that several residuals of a model share during a forward, such as an input that is captured for all of them.
 
     It has a pre-hook on the module at `source` of its members' sites, and a hook on the relaxed model.
 
@@ -79,12 +79,12 @@ class CapturedSite(BlockSite):
 
 
 class Capture(Shared):
-    """What residuals read of another module's call, such as raw positions; the first one's site says what.
+    """An input of another module's call, such as raw positions, which residuals read as the first one's site says.
 
     It keeps its place in the graph: forces of a relaxed energy go through it too.
 
     Attributes:
-        value: what was read in the forward under way, rows first; None between forwards.
+        value: The input of the current forward, rows first; None between forwards.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Capture(Shared):
             self.value = dense(self.members[0].site.captured(args, kwargs))
 
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forget what was read."""
+        """Forget the input."""
         self.value = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class AheadSite(RowSite):
     adds_to: str = field(kw_only=True)
 
     def why(self, root: str = "") -> str:
-        """Where it is added."""
+        """Name the module to whose input it is added."""
         return f"added to the input of {join(root, self.adds_to)}"
 
 

@@ -42,9 +42,9 @@ def relax(
         model: any module, built and not yet relaxed, compiled, scripted or wrapped for parallel training.
         placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...),
             or None for `Layers` with the keywords below.
-        residual: what residuals are made of (None: `Dense()`, initialised to zeros).
+        residual: The kind of the residuals (None: `Dense()`, initialised to zeros).
         include, exclude: path patterns ("encoder.*"); one that matches nothing is an error.
-        generator: for the residuals' initial weights; None uses torch's global one.
+        generator: Random numbers of the residuals' initial weights; None uses torch's global generator.
 
     Returns:
         The handle over the residuals; `print(relaxation.summary())` says what was touched, and why.
@@ -74,10 +74,10 @@ def attach(
     """Put a placement's residuals on a model.
 
     Args:
-        model: as for `relax`.
+        model: As for `relax`.
         placement: chooses the residuals.
         left_out: keys of those to do without, such as residuals that were pruned before the model was saved.
-        generator: for the residuals' initial weights.
+        generator: Random numbers of the residuals' initial weights.
 
     Raises:
         PlacementError: the placement chooses two residuals of one key.

@@ -28,7 +28,7 @@ OLD_FORMAT = "equirelax-relaxed-model-1"
 
 
 class Stateful(Protocol):
-    """What `save` and `load` need of a method."""
+    """The part of a method that `save` and `load` need."""
 
     relaxation: Relaxation
 
@@ -40,7 +40,7 @@ class Stateful(Protocol):
 
 
 def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
-    """What `load_relaxation_state` needs to rebuild a relaxed model: plain data and tensors.
+    """The state from which `load_relaxation_state` rebuilds a relaxed model: plain data and tensors.
 
     Raises:
         CheckpointError: a residual belongs to a module outside, with its placement.
@@ -73,11 +73,11 @@ def _part(relaxation: Relaxation, root: str) -> dict[str, Any]:
 def load_relaxation_state(
     model: nn.Module, state: dict[str, Any], placement: Placement | None = None
 ) -> Relaxation:
-    """Relax a strict model as the state says, and load its weights; a model that is relaxed alike is only loaded.
+    """Relax a strict model as the state says and load its weights; a model with the same residuals is only loaded.
 
     Args:
         model: the author's model, or one that has the same residuals.
-        state: from `relaxation_state`.
+        state: The state from `relaxation_state`.
         placement: instead of the stored one, for classes that are not registered.
 
     Raises:
@@ -178,7 +178,7 @@ def save(
 
     Args:
         model: the relaxed model, a module around one or several relaxed parts, or its handle; all of it is written.
-        path: of the file.
+        path: Path of the file.
         method: its state (multipliers, slacks, the number of its steps) is written too; give `load` one of the same
             settings to go on. The optimizer's state is not in the file.
 
@@ -286,7 +286,7 @@ def load(
     *,
     method: Stateful | None = None,
 ) -> Relaxation:
-    """Load what `save` wrote: relax `model` as the file says, or fill one that is relaxed alike.
+    """Load a file of `save`: relax `model` as the file says, or fill a model that has the same residuals.
 
         er.load(model, path)                                      # to evaluate, to deploy, to start a new method
 
@@ -295,7 +295,7 @@ def load(
 
     Args:
         model: the author's model, of which only the architecture matters; or one that has the file's residuals.
-        path: of the file.
+        path: Path of the file.
         placement: instead of the stored one, for placements that are not registered.
         method: made on the relaxed model; it goes on from the state that is in the file.
 

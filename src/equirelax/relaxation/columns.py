@@ -32,25 +32,25 @@ class SharedColumns:
         return torch.Size((batch, dim + self.common.shape[1], points))
 
     def numel(self) -> int:
-        """Entries of all columns."""
+        """The number of entries of all columns."""
         return self.shape.numel()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first part."""
+        """The dtype of the first part."""
         return self.own.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where both parts are."""
+        """The device of both parts."""
         return self.own.device
 
     def detach(self) -> SharedColumns:
-        """Without their history."""
+        """Detach both parts from the graph."""
         return SharedColumns(self.own.detach(), self.common.detach())
 
     def to(self, dtype: torch.dtype) -> SharedColumns:
-        """In another dtype."""
+        """Convert both parts to another dtype."""
         return SharedColumns(self.own.to(dtype), self.common.to(dtype))
 
     def dense(self) -> Tensor:

@@ -27,11 +27,11 @@ class Entry:
     """One residual, as seen from the module through which one looks.
 
     Args:
-        key: path of the relaxed module from there, and ":slot" where it has several residuals.
-        path: of the relaxed module from there, "" for the module itself.
-        module: the relaxed module.
-        residual: of it.
-        root: path of the module that was given to `relax`; None where that lies outside.
+        key: Path of the relaxed module from there, and ":slot" where it has several residuals.
+        path: Path of the relaxed module from there, "" for the module itself.
+        module: The relaxed module.
+        residual: The residual.
+        root: Path of the module that was given to `relax`; None where that lies outside.
     """
 
     key: str

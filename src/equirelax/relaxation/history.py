@@ -1,4 +1,4 @@
-"""What `Relaxation.plot` draws: the strengths over training, and the equivariance errors that were recorded."""
+"""The strengths over training and the recorded equivariance errors, which `Relaxation.plot` draws."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def figure(history: History, names: Sequence[str]) -> Figure:
     """Strengths over optimizer steps, first residuals dark and last ones light; below them the errors, where recorded.
 
     Args:
-        history: with one strength at least.
-        names: of the residuals, in the order of the strengths.
+        history: A history with at least one strength.
+        names: Names of the residuals, in the order of the strengths.
 
     Raises:
         RelaxationStateError: there is nothing to draw, or matplotlib is missing.

@@ -27,8 +27,9 @@ class _Parked:
     """Hooks that are off a module for a while.
 
     Attributes:
-        depth: how many blocks want them off.
-        hooks: for each of the module's tables of hooks the order before, and what was taken out: (table, marks).
+        depth: Number of blocks that keep them off.
+        orders, taken, marks: For each of the module's tables of hooks its order before, the hooks that were taken out, and
+            the entries about these in the dictionaries beside the table.
     """
 
     depth: int = 1
@@ -93,7 +94,7 @@ def unpark(modules: Iterable[nn.Module], all_blocks: bool = False) -> None:
     """Put the hooks back where they were among the others, once no block wants them off any more.
 
     Args:
-        modules: from `park`.
+        modules: The result of `park`.
         all_blocks: put them back whatever blocks there are, as in a copy that was made inside one.
     """
     with _LOCK:

@@ -29,9 +29,9 @@ class Kept:
     """One input, detached.
 
     Args:
-        value: as it was read.
+        value: The input as it was read.
         writes: `Tensor._version` of its parts when it was kept; None for what is traced, where nothing is counted.
-        parts: what it is made of.
+        parts: The tensors that it consists of.
     """
 
     value: Columns
@@ -40,7 +40,7 @@ class Kept:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing has been written into it since."""
+        """Whether nothing was written into it since it was kept."""
         return self.writes is None or self.writes == _writes(self.value)
 
 
@@ -80,7 +80,7 @@ def _writes(x: Columns) -> tuple[int, ...]:
 
 
 def in_transform() -> bool:
-    """Whether the call under way is one of `torch.func` (per-sample gradients) or `torch.export`, whose tensors are
+    """Whether the current call is one of `torch.func` (per-sample gradients) or `torch.export`, whose tensors are
     stand-ins that end with it.
     """
     if torch.compiler.is_compiling():
@@ -89,7 +89,7 @@ def in_transform() -> bool:
 
 
 def in_backward() -> bool:
-    """Whether autograd is running: a forward then is the recomputation of gradient checkpointing."""
+    """Whether autograd is running, so that a forward is the recomputation of gradient checkpointing."""
     # Under torch.compile checkpointed regions are recomputed inside the compiled
     # backward, where no Python runs.
     if torch.compiler.is_compiling():

@@ -35,12 +35,12 @@ Cache = dict[tuple[Any, ...], Any]
 
 
 class KernelSymmetry(ABC):
-    """Which kernels of a convolution are equivariant. Frozen dataclasses: copied and pickled with the model.
+    """The equivariant kernels of a convolution. Subclasses are frozen dataclasses, copied and pickled with the model.
 
     Kernels are dense, as torch's functions take them: (out, in, k, k); of a transposed convolution (in, out, k, k).
 
     Attributes:
-        measures: what `lie` is, in words.
+        measures: A description of `lie`.
     """
 
     measures: ClassVar[str]
@@ -57,7 +57,7 @@ class KernelSymmetry(ABC):
 
 
 class _Cached(KernelSymmetry):
-    """With constants that are made in float64 and kept per dtype and device; copies and pickles leave these out."""
+    """A symmetry that caches constants, computed in float64, per dtype and device; copies and pickles leave the cache out."""
 
     _cache: Cache
 
@@ -146,7 +146,7 @@ class BasisBlock:
     basis: Tensor
 
     def orthonormal(self, tolerance: float = RANK_TOLERANCE) -> BasisBlock:
-        """With an orthonormal basis of the same span."""
+        """The block with an orthonormal basis of the same span."""
         vectors = self.basis.detach().to(device="cpu", dtype=torch.float64).flatten(1)
         if len(vectors):
             _, values, vh = torch.linalg.svd(vectors, full_matrices=False)
@@ -161,7 +161,7 @@ class BasisKernels(_Cached):
     """Kernels in the span of a basis, block by block: what the layer itself can express.
 
     Args:
-        blocks: with orthonormal bases (`from_spans` makes them so); pairs of channels in no block have no equivariant
+        blocks: Blocks with orthonormal bases (`from_spans` makes them so); pairs of channels in no block have no equivariant
             kernel, and those in several must not be.
     """
 
@@ -171,7 +171,7 @@ class BasisKernels(_Cached):
 
     @classmethod
     def from_spans(cls, blocks: Sequence[BasisBlock], tolerance: float = RANK_TOLERANCE) -> BasisKernels:
-        """Of bases that need be neither orthogonal, normalised nor independent.
+        """Make the kernels of bases that need be neither orthogonal, normalised nor independent.
 
         Args:
             tolerance: larger than `RANK_TOLERANCE` where the bases were made in single precision.
@@ -232,7 +232,7 @@ class _NotSigned(Exception):
 
 
 def _signed(rep: Representation, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Where g moves every channel, (dim,), and with which sign, (dim,)."""
+    """The channel to which g moves every channel, (dim,), and the sign that it gets, (dim,)."""
     images, signs, start = [], [], 0
     found = (rep.group.elements() - g).abs().amax(dim=(1, 2)) < TOLERANCE
     for multiplicity, block in rep.blocks:

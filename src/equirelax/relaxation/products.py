@@ -27,7 +27,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """What calls had on the second input's channels. Nothing here waits for the device until it is asked.
+    """The values of the second input's channels in calls. Nothing waits for the device before the values are read.
 
     Args:
         rows: number of rows looked at.
@@ -45,7 +45,7 @@ class Seen:
         return cls(len(rows), rows.amin(0), rows.amax(0))
 
     def and_of(self, y: Tensor) -> Seen:
-        """With a further call."""
+        """Include a further call."""
         other = Seen.of(y)
         low, high = self.low.to(other.low), self.high.to(other.high)
         return Seen(self.rows + other.rows, torch.minimum(low, other.low), torch.maximum(high, other.high))
@@ -120,8 +120,10 @@ class ProductResidual(Residual):
         self._calls = 0
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """As in `Residual.take`; compares declared constants with the first call, and notes the calls 1, 2, 4, 8, ... for
-        `project`. Where none are declared it notes the first call, for a hint there.
+        """Read the call as `Residual.take` does, and look at its second input.
+
+        Declared constants are compared with the first call, and with the calls 1, 2, 4, 8, ... for `project`. Where none are
+        declared, the first call is recorded for a hint there.
         """
         self._look(module, args, kwargs)
         return super().take(module, args, kwargs)
@@ -146,13 +148,13 @@ class ProductResidual(Residual):
             )
 
     def why_not_folded(self) -> str:
-        """The declared constant that some call contradicts."""
+        """Name the declared constant that some call contradicts."""
         seen, constants = self.second_seen, self.site.constants
         wrong = seen.contradicts(constants) if constants and seen is not None else ""
         return f"{wrong} in some call. Correct its Constant in the placement" if wrong else ""
 
     def fold_hint(self) -> str:
-        """A constant that nobody declared, and that the first call had."""
+        """Suggest a constant that the first call had and that is not declared."""
         found = {} if self.site.constants or self.second_seen is None else self.second_seen.constants()
         for channel, value in found.items():
             return (
@@ -162,6 +164,6 @@ class ProductResidual(Residual):
         return ""
 
     def fold_note(self) -> str:
-        """That no call was seen which could contradict the declared constant."""
+        """Remark that no call was seen that could contradict the declared constant."""
         unseen = self.site.constants and self.second_seen is None
         return "its declared constant was not seen in any call" if unseen else ""

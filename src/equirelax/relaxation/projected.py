@@ -1,4 +1,4 @@
-"""What became of the residuals that were taken off a model."""
+"""Reports about residuals that were removed from a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from equirelax.relaxation.residual import Residual
 
 @dataclass(frozen=True)
 class Projected:
-    """What became of one residual.
+    """The record of one removed residual.
 
     Args:
-        key: of the residual.
-        gamma: its strength before the projection.
+        key: Key of the residual.
+        gamma: Its strength before the projection.
         size: Frobenius norm of `gamma W` (nan for a residual that is not linear).
         folded: Frobenius norm of the part that went into the layer's own weights.
         error: projection error, the norm of what was lost over `size` (0 where nothing
@@ -37,7 +37,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class ProjectionReport:
-    """What `project` or `Relaxation.prune` did, residual by residual; `str()` is a table.
+    """The report of `project` or `Relaxation.prune`, residual by residual; `str()` is a table.
 
     Args:
         mode: "drop" or "fold".

@@ -36,7 +36,7 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
         mode: "drop" removes the residuals, which is what CR and ACE do, and what `Relaxation.strict`
             shows; "fold" first adds to every layer's own weights the part of `gamma W` that it can
             express, by orthogonal projection.
-        unfoldable: with "fold", what to do with residuals that cannot be folded: "raise", or "drop" them.
+        unfoldable: With "fold", whether residuals that cannot be folded "raise" an error or are "drop"ped.
 
     Returns:
         The strength, size and projection error of every residual.
@@ -96,7 +96,7 @@ def _place(parameter: Tensor) -> Hashable:
 
 
 def _holders(model: nn.Module) -> dict[Hashable, dict[nn.Module, str]]:
-    """Who has a parameter: place in memory -> module -> its path."""
+    """The modules that hold each parameter: place in memory -> module -> its path."""
     holders: dict[Hashable, dict[nn.Module, str]] = {}
     for path, module in own_modules(model):
         for parameter in module.parameters(recurse=False):

@@ -35,19 +35,19 @@ class Measured(Protocol):
 
     @property
     def relative(self) -> float:
-        """Relative to the output."""
+        """The error relative to the output."""
 
 
 class Audited(Protocol):
-    """What `Relaxation.record` needs of an audit's report."""
+    """The part of an audit's report that `Relaxation.record` needs."""
 
     @property
     def before(self) -> Measured:
-        """Of the model as it is."""
+        """The error of the model as it is."""
 
     @property
     def after(self) -> Measured | None:
-        """Without residuals."""
+        """The error without residuals."""
 
 
 class Relaxation:
@@ -225,7 +225,7 @@ class Relaxation:
         """Note an equivariance error for `plot`, at the present optimizer step.
 
         Args:
-            error: what `equirelax.audit` of the model returned, or a relative error.
+            error: The report of `equirelax.audit` of the model, or a relative error.
         """
         if isinstance(error, (int, float)):
             self.history.error(float(error), None)

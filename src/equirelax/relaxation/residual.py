@@ -31,7 +31,7 @@ class Residual(nn.Module, HookOwner):
     """`gamma * map(x)`, added to a module's output.
 
     Args:
-        site: where it attaches and how it reads and writes.
+        site: The place where it attaches, which reads and writes.
         map: the unconstrained map, called as `map(x, scale)`.
         reference: a tensor whose dtype and device the residual takes.
 
@@ -39,14 +39,14 @@ class Residual(nn.Module, HookOwner):
         gamma: strength, a parameter of shape (1,). A schedule or a rule sets it (`requires_grad` is False and
             `grad` is None) until `learn_gamma` (ACE) hands it to the optimizer.
         enabled: False switches the residual off; the module's output is then untouched.
-        suspended: how many `Relaxation.strict` blocks it is inside of; above 0 it is off too.
-        called: whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
+        suspended: Number of the `Relaxation.strict` blocks that are open; above 0 it is off too.
+        called: Whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
     """
 
     shared: Shared | None = None
-    """What it shares with other residuals, with hooks of its own; None for a residual that stands alone."""
+    """The state shared with other residuals, which has hooks of its own; None for a residual that stands alone."""
 
     def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Residual(nn.Module, HookOwner):
         return self.map(x, self.gamma)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """What the residual reads out of its module's call."""
+        """Read the residual's input from its module's call."""
         return self.site.read(args, kwargs)
 
     def hook_up(self, model: nn.Module) -> None:
@@ -137,7 +137,7 @@ class Residual(nn.Module, HookOwner):
         return self.add(module, output, self(x))
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """What the residual reads out of a call, checked, in its own dtype, and kept for penalties where they ask for it.
+        """Read, check and cast the residual's input, and keep it for penalties that need it.
 
         Raises:
             RepresentationError: the call does not have the features that the residual was placed for.
@@ -182,7 +182,7 @@ class Residual(nn.Module, HookOwner):
         )
 
     def _keeps(self) -> bool:
-        """Whether the call under way counts for penalties."""
+        """Whether penalties use the current call."""
         if not self.map.reads_inputs:
             return False
         if not (self.keep_inputs and self.training and torch.is_grad_enabled()):
@@ -207,7 +207,7 @@ class Residual(nn.Module, HookOwner):
 
     @property
     def keeper(self) -> object:
-        """What holds the inputs that are kept: residuals with the same keeper hold the same tensors."""
+        """The object that holds the kept inputs: residuals with the same keeper hold the same tensors."""
         return self
 
     @property
@@ -216,7 +216,7 @@ class Residual(nn.Module, HookOwner):
         return self.map.penalty_rule(self.in_rep)
 
     def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> Penalised:
-        """What `penalty_rule` needs of it.
+        """The map and its inputs for `penalty_rule`.
 
         Args:
             inputs: From `take_inputs`, or some rows of them.
@@ -231,11 +231,11 @@ class Residual(nn.Module, HookOwner):
         return self.map.slope()
 
     def why_not_folded(self) -> str:
-        """Why it must not be folded, in words, known from its calls so far; empty where nothing is known."""
+        """The reason, known from its calls so far, why it must not be folded; empty where there is none."""
         return ""
 
     def fold_hint(self) -> str:
-        """What would let it be folded, in words, known from its calls so far; empty where nothing is known."""
+        """A change that would let it be folded, as its calls so far suggest; empty where nothing is known."""
         return ""
 
     def fold_note(self) -> str:
@@ -289,10 +289,10 @@ def make_residual(site: Site, map: ResidualMap, reference: Tensor | None = None)
 
 
 class Driver(Protocol):
-    """What `project` and `Relaxation.prune` need of a method."""
+    """The part of a method that `project` and `Relaxation.prune` need."""
 
     def forgotten(self) -> str:
-        """What was forgotten, in words: that the weights moved and the method never stepped; empty where nothing was."""
+        """Say that the weights moved and the method never stepped; empty where nothing was forgotten."""
 
     def detach(self) -> None:
         """Let go of the optimizers: take the method's hooks off them."""

@@ -64,7 +64,7 @@ def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> 
     autocast, but both must be floating point: `delta` is cast to the output's dtype.
 
     Args:
-        shape: that `delta` must have, where the site lays it out anew before adding; None: the output's.
+        shape: The shape that `delta` must have where the site rearranges it before adding; None takes the output's.
     """
     if not isinstance(output, Tensor):
         return f"the module gave a {type(output).__name__}, and no tensor to add to"
@@ -92,7 +92,7 @@ class FirstInput(Reader):
     """The first argument, features last: x of shape (..., dim).
 
     Args:
-        name: of the argument, for calls by keyword; None where it has none.
+        name: Name of the argument, for calls by keyword; None where it has none.
     """
 
     name: str | None = None
@@ -149,7 +149,7 @@ class Site(ABC):
 
     @abstractmethod
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """What the residual reads of a call of the module, features on `feature_axis`."""
+        """Read the residual's input from a call of the module, features on `feature_axis`."""
 
     def add(self, output: Any, delta: Tensor) -> Any:
         """The module's output with what the residual gives added, of the output's type, shape and dtype."""
@@ -171,7 +171,7 @@ class Site(ABC):
 
     @property
     def can_break(self) -> bool:
-        """Whether a map here can break the symmetry: one of invariants to invariants cannot."""
+        """Whether a map here can break the symmetry; a map of invariants to invariants cannot."""
         return not (self.in_rep.invariant and self.out_rep.invariant)
 
     def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
@@ -196,7 +196,7 @@ class Site(ABC):
 
     @property
     def inexpressible(self) -> str:
-        """What kind of residual no layer can express, in words; empty where a family knows how to fold."""
+        """A description of the residual for the error that no layer can express it; empty where a family folds it."""
         return "" if self.family else "a block-level residual,"
 
 
@@ -257,7 +257,7 @@ class GridSite(Site):
             return None
 
     def why(self, root: str = "") -> str:
-        """With the kernel's size, and what its penalty is."""
+        """The layer family, the size of the kernel, and the penalty."""
         size = " x ".join(map(str, self.convolution.kernel_size))
         return f"{super().why(root)}, kernels of {size}; penalty: {self.convolution.symmetry.measures}"
 
@@ -275,7 +275,7 @@ class BlockSite(Site):
     item: int | None = field(default=None, kw_only=True)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """What the reader gives."""
+        """Read the arguments."""
         return self.reader(args, kwargs)
 
     def add(self, output: Any, delta: Tensor) -> Any:
@@ -287,7 +287,7 @@ class BlockSite(Site):
         return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
+        """Say why `delta` cannot be added; see `Site.misfit`."""
         if self.item is None:
             return super().misfit(output, delta)
         if not isinstance(output, (tuple, list)) or not -len(output) <= self.item < len(output):

@@ -43,10 +43,10 @@ Path = tuple["StreamResidual", ...]
 
 
 class Stream(Shared):
-    """Where a stream is during a forward; the first member's map owns the start.
+    """The state of a stream during a forward; the first member's map owns the start.
 
     Attributes:
-        name: of the stream, as in `StreamSite.stream`.
+        name: Name of the stream, as in `StreamSite.stream`.
         source: the input (rows, dim) of the forward under way; None between forwards.
         path: the residuals that this forward's stream has passed so far.
     """
@@ -64,7 +64,7 @@ class Stream(Shared):
         self._value: Affine | None = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start anew."""
+        """Start the stream anew."""
         self._forget()
         if not any(member.active for member in self.members):
             return
@@ -233,7 +233,7 @@ class StreamResidual(Residual):
 
     @property
     def penalty_rule(self) -> Rule:
-        """In closed form, for a whole stream at once."""
+        """Penalties are computed in closed form, for a whole stream at once."""
         return stream_sums
 
     def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> StreamPenalised:

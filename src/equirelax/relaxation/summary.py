@@ -1,4 +1,4 @@
-"""What a relaxation touched, module by module, and why; and the memory that training the relaxed model takes."""
+"""The summary of a relaxation: every module, whether and why it is relaxed, and the memory that training takes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Row:
     """One module of the model.
 
     Args:
-        path: of the module ("" is the model itself); with ":slot" where a module has several residuals.
-        type: name of the module's class.
+        path: Path of the module ("" is the model itself); with ":slot" where a module has several residuals.
+        type: Name of the module's class.
         status: "relaxed", "skipped" or "unknown" (it has parameters of its own,
             and no layer family knows it).
-        reason: why.
+        reason: The reason for the status.
         shape: (out_dim, in_dim) of the residual, where there is one.
-        parameters: that the residual adds, without its gamma.
-        relaxes: the group that the residual breaks.
+        parameters: Number of the residual's parameters, without gamma.
+        relaxes: The group that the residual breaks.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Memory:
         strict: the author's own parameters.
         residual: parameters of the residuals, strengths included.
         trained: those of both that take a gradient.
-        input_row: what a penalty from the inputs keeps of one row (sample, node, edge, point) at every residual, from the
+        input_row: Bytes that a penalty keeps of one row of inputs (sample, node, edge, point) at all residuals, from the
             forward pass to the penalty. Most of it are views of activations that backward needs as well.
         gram: the matrices that exact penalties make of all rows, at most: residuals that read the same share theirs, and
             where there are fewer rows than features, these stand for themselves.
@@ -65,7 +65,7 @@ class Memory:
 
     @property
     def gradients(self) -> int:
-        """Of everything that is trained."""
+        """The bytes of the gradients of all trained parameters."""
         return self.trained
 
     @property
@@ -108,7 +108,7 @@ def memory_of(strict: Iterable[nn.Parameter], residuals: Iterable[Residual]) -> 
 
 
 def _input_row(residuals: list[Residual]) -> int:
-    """What a penalty keeps of one row of input."""
+    """The bytes that a penalty keeps of one row of input."""
     kept = {id(r.keeper): r.in_rep.dim * r.gamma.element_size() for r in residuals if r.map.reads_inputs}
     return sum(kept.values())
 
@@ -200,7 +200,7 @@ def _cells(group: list[Row]) -> tuple[str, ...]:
 
 
 def _grouped(rows: tuple[Row, ...]) -> list[list[Row]]:
-    """Rows whose paths differ in a number alone, and that are alike in everything that is shown, together."""
+    """Group rows that differ only in the numbers of their paths."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         like = (
@@ -286,7 +286,7 @@ def _row(one: Entry, kind: str, also: str) -> Row:
 
 
 def _left(model: nn.Module, found: Sequence[Entry]) -> dict[int, tuple[str, str]]:
-    """What the placements left alone, and what was removed since: id of the module -> (status, reason)."""
+    """The modules that placements left alone or lost since: id of the module -> (status, reason)."""
     present = {one.key for one in found}
     placements = roots(model)
     result: dict[int, tuple[str, str]] = {}

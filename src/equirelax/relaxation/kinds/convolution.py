@@ -35,12 +35,12 @@ class Convolution:
     """How a residual's kernel is applied, as the relaxed layer's is.
 
     Args:
-        kernel_size: one entry for every spatial axis, 1 to 3 of them.
-        symmetry: which kernels are equivariant.
-        stride, padding, dilation: as in torch, one entry for every axis.
+        kernel_size: One entry for every spatial axis, 1 to 3 of them.
+        symmetry: The equivariant kernels.
+        stride, padding, dilation: As in torch, one entry for every axis.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        transposed: a transposed convolution, with a kernel (in, out, k, k).
-        output_padding: of a transposed one.
+        transposed: Whether it is a transposed convolution, with a kernel (in, out, k, k).
+        output_padding: Output padding of a transposed convolution.
 
     Raises:
         PlacementError: settings that do not fit each other.
@@ -105,7 +105,7 @@ class KernelMap(LinearMap):
         self.feature_axis = -1 - len(convolution.kernel_size)
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """By the kernel alone."""
+        """Penalties are computed from the kernel alone."""
         return kernel_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:

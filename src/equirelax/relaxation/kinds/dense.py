@@ -31,11 +31,11 @@ class DenseMap(LinearMap):
         self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
 
     def effective_weight(self) -> Tensor:
-        """`weight`."""
+        """The parameter `weight`."""
         return self.weight
 
     def effective_bias(self) -> Tensor | None:
-        """`bias`."""
+        """The parameter `bias`."""
         return self.bias
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
@@ -62,11 +62,11 @@ class ConvMap(KernelMap):
         self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
 
     def effective_weight(self) -> Tensor:
-        """`weight`."""
+        """The parameter `weight`."""
         return self.weight
 
     def effective_bias(self) -> Tensor | None:
-        """`bias`."""
+        """The parameter `bias`."""
         return self.bias
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:

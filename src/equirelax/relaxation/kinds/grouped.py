@@ -50,7 +50,7 @@ class Split:
     Args:
         own: (G, size), the features of every group.
         shared: (rest,), the features that are left over.
-        own_rep, shared_rep: how the group acts on one group's features, and on those that are left over.
+        own_rep, shared_rep: Representations of one group's features, and of those that are left over.
     """
 
     own: Tensor
@@ -60,7 +60,7 @@ class Split:
 
 
 def split(rep: Representation, groups: int) -> Split:
-    """Deal the channels of `rep` to so many groups."""
+    """Deal the channels of `rep` to `groups` groups."""
     kinds: dict[Block, list[Tensor]] = {}  # kind of block -> (size,) features of every copy
     for (copies, block), where in zip(rep.blocks, rep.slices(), strict=True):
         features = torch.arange(where.start, where.stop).view(copies, block.dim)
@@ -86,14 +86,14 @@ class GroupedMap(LinearMap):
     """`W x` on the feature axis with a W that is dense within each of G groups of channels; W is never formed to apply it.
 
     Args:
-        in_rep, out_rep: of the features; both have at least G channels of some kind.
+        in_rep, out_rep: Representations of the features; both have at least G channels of some kind.
         groups: G.
-        feature_axis: see `ResidualMap`.
+        feature_axis: See `ResidualMap`.
 
     Attributes:
         weight: (G, out, in), one matrix for every group: from its channels and those that every group reads.
         rest: (left-over outputs, in_rep.dim), or None where all outputs are dealt to the groups.
-        part_in, part_out: how the group acts on what one of `weight` reads and writes.
+        part_in, part_out: Representations of the input and output of one matrix of `weight`.
         rest_out: the same for what `rest` writes.
         read: (G, in), the features that each of `weight` reads. written: (G * out + left-over), those that the rows
             of `weight` and `rest` write.
@@ -136,11 +136,11 @@ class GroupedMap(LinearMap):
         return (rows if self.rest is None else torch.cat([rows, self.rest]))[self._order]
 
     def linear_rule(self) -> Rule:
-        """Group by group."""
+        """Penalties are computed group by group."""
         return grouped_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """Of one Gram matrix for every group, and one of all inputs for the outputs that are left over."""
+        """Count one Gram matrix for every group, and one of all inputs for the outputs that are left over."""
         rest = 0 if self.rest is None else self.in_dim**2
         return self.groups * self.part_in.dim**2 + rest if in_rep.linear else 0
 
@@ -163,7 +163,7 @@ class GroupedMap(LinearMap):
         return y.index_select(self.feature_axis, self._order)
 
     def _gather(self, x: Tensor) -> Tensor:
-        """What each group reads of columns x (..., in_dim, points): (..., G, in, points)."""
+        """Gather the features that each group reads from columns x (..., in_dim, points): (..., G, in, points)."""
         return x.index_select(-2, self.read.flatten()).unflatten(-2, self.read.shape)
 
 
@@ -233,14 +233,14 @@ def grouped_sums(calls: Sequence[Penalised]) -> list[Terms]:
 
 
 def _of_the_rest(map_: GroupedMap, points: list[Tensor], in_rep: Representation, dtype: torch.dtype) -> Terms:
-    """The sums of what writes the outputs that are left over, from all inputs."""
+    """The sums of the matrix that writes the left-over outputs from all inputs."""
     if map_.rest is None:
         return map_.weight.new_zeros((), dtype=dtype), map_.weight.new_zeros((), dtype=dtype)
     return linear_terms(map_.rest.to(dtype), None, points, map_.feature_axis, in_rep, map_.rest_out)
 
 
 def _of_groups(map_: GroupedMap, points: list[Tensor]) -> Sequence[Moment | Tensor]:
-    """For every group the second moment of what it reads, (in, in), or the rows (n, in) where those are fewer."""
+    """The second moment (in, in) of the features that every group reads, or the rows (n, in) where these are fewer."""
     groups, size = map_.read.shape
     if map_.feature_axis == -1:
         columns = [x.reshape(-1, x.shape[-1]).T[None] for x in points]

@@ -1,4 +1,4 @@
-"""What a residual is made of: a kind, which is the user's settings, makes a map, which knows the rest.
+"""Kinds of residuals: a kind holds the user's settings and makes a map, which knows the rest.
 
 A new kind is one file in this folder, with its settings (a `ResidualKind` under `@register`) and its map (a `ResidualMap`), one
 import in `__init__`, and one test that subclasses `equirelax.testing.KindConformance`.
@@ -36,11 +36,11 @@ class Penalised:
     """A residual's map with the inputs on which it is penalised.
 
     Args:
-        map: in float32 or better.
-        inputs: features on `feature_axis`, detached; none for a map that needs none.
-        feature_axis: see `ResidualMap`.
-        in_rep, out_rep: how the group acts on what the map reads and gives.
-        finite_difference: approximate the Jacobian-vector products of maps that are not linear.
+        map: The map, in float32 or better.
+        inputs: Features on `feature_axis`, detached; none for a map that needs none.
+        feature_axis: See `ResidualMap`.
+        in_rep, out_rep: Representations of the map's input and output.
+        finite_difference: Whether to approximate the Jacobian-vector products of maps that are not linear.
     """
 
     map: Any
@@ -60,8 +60,8 @@ class Slope:
     """A Lipschitz constant: `|f(x) - f(y)| <= constant |x - y|`.
 
     Args:
-        constant: None where none is known.
-        reason: why ACE's bounds (section 4) may not use it; empty where they may.
+        constant: The constant; None where none is known.
+        reason: Why ACE's bounds (section 4) may not use it; empty where they may.
     """
 
     constant: float | None
@@ -84,18 +84,18 @@ class ResidualMap(nn.Module):
     takes_rows: ClassVar[bool] = True
 
     def matrices(self) -> dict[str, tuple[Matrices, ...]]:
-        """Which matrices its own parameters hold, by name, where their shapes do not say it."""
+        """The matrices that its own parameters hold, by name, where their shapes do not show it."""
         return {}
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """How its penalties are computed; residuals with the same rule are computed together.
+        """The rule by which its penalties are computed; residuals with the same rule are computed together.
 
         By default with Jacobian-vector products, for any map.
         """
         return jacobian_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """How many numbers the matrices have that its exact penalties make, at most."""
+        """The number of entries, at most, of the matrices that its exact penalties make."""
         return 0
 
     def slope(self) -> Slope:
@@ -138,7 +138,7 @@ class LinearMap(ResidualMap, ABC):
         """`scale * (W x + b)`."""
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """In weight space, where the group acts linearly on the input."""
+        """Penalties are computed in weight space where the group acts linearly on the input."""
         return self.linear_rule() if in_rep.linear else jacobian_sums
 
     def linear_rule(self) -> Rule:
@@ -146,7 +146,7 @@ class LinearMap(ResidualMap, ABC):
         return linear_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """Of the Gram matrix."""
+        """Count the entries of the Gram matrix."""
         return (in_rep.dim + int(self.effective_bias() is not None)) ** 2 if in_rep.linear else 0
 
     def slope(self) -> Slope:
@@ -155,7 +155,7 @@ class LinearMap(ResidualMap, ABC):
 
 
 class ResidualKind(Settings, ABC):
-    """What a residual is made of. Subclasses are frozen dataclasses under `@register("name")`, and check themselves.
+    """The settings of a residual's map. Subclasses are frozen dataclasses under `@register("name")` that check themselves.
 
     Attributes:
         name: The name under which the class is registered.
@@ -263,7 +263,7 @@ def jacobian_sums(calls: Sequence[Penalised]) -> list[Terms]:
 
 @dataclass(frozen=True)
 class _Stack:
-    """What linear maps must share to be computed in one stack."""
+    """The properties that linear maps share when they are computed in one stack."""
 
     in_rep: Representation
     out_rep: Representation

@@ -46,7 +46,7 @@ class LowRankMap(LinearMap):
     Args:
         in_dim, out_dim: sizes.
         rank: r; `up` is U, of shape (out_dim, r), and `down` is V, of shape (r, in_dim).
-        feature_axis: see `ResidualMap`.
+        feature_axis: See `ResidualMap`.
     """
 
     def __init__(self, in_dim: int, out_dim: int, rank: int, feature_axis: int = -1) -> None:
@@ -60,11 +60,11 @@ class LowRankMap(LinearMap):
         return self.up @ self.down
 
     def linear_rule(self) -> Rule:
-        """By thin products, without the matrix."""
+        """Penalties are computed by thin products, without the matrix."""
         return low_rank_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """Of the columns that stand for all inputs."""
+        """Count the entries of the columns that stand for all inputs."""
         group = in_rep.group
         moved = 1 + group.algebra_dim + group.discrete_count
         return in_rep.dim * len(self.down) * moved if in_rep.linear else 0
@@ -83,7 +83,7 @@ class LowRankConvMap(KernelMap):
     Args:
         in_dim, out_dim: channels.
         rank: r; `up` is U, of shape (out_dim, r), and `down` is V, of shape (r, in_dim, k, k).
-        convolution: as for `ConvMap`; not transposed.
+        convolution: As for `ConvMap`; not transposed.
     """
 
     def __init__(self, in_dim: int, out_dim: int, rank: int, convolution: Convolution) -> None:

@@ -33,8 +33,8 @@ class MLPMap(ResidualMap):
     """A multi-layer perceptron with GELU between its layers.
 
     Args:
-        sizes: dim of the input, of every hidden layer, and of the output.
-        feature_axis: see `ResidualMap`.
+        sizes: Sizes of the input, of every hidden layer, and of the output.
+        feature_axis: See `ResidualMap`.
     """
 
     def __init__(self, sizes: list[int], feature_axis: int = -1) -> None:

@@ -23,7 +23,7 @@ class NormedPerceptronMap(ResidualMap):
     Args:
         in_dim, hidden, out_dim: sizes; W_0 is (in_dim, in_dim), W_1 (hidden, in_dim), W_2 (out_dim, hidden).
         iterations: steps of the power iteration of every training-mode call.
-        generator: for the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
+        generator: Random numbers of the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
     """
 
     def __init__(

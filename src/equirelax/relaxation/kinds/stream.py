@@ -1,4 +1,4 @@
-"""What a residual stream is made of: batch normalisation and a linear map for every block that it passes.
+"""The steps of a residual stream: batch normalisation and a linear map for every block that it passes.
 
     s_0 = start(x)                              x: an input of the model; start: where its size is not the stream's
     s_i = W_i batchnorm_i(s_{i-1}) + b_i
@@ -36,7 +36,7 @@ class Affine(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Of rows: their number, mean (dim,), and covariance (dim, dim), divided by the number."""
+    """The number of rows, their mean (dim,), and their covariance (dim, dim), divided by the number."""
 
     size: int
     mean: Tensor
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor) -> Moments:
-    """Of the rows of x (rows, dim); zeros where there are none."""
+    """The moments of the rows of x (rows, dim); zeros where there are none."""
     mean = x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1])
     centred = x - mean
     return Moments(x.shape[0], mean, centred.T @ centred / max(x.shape[0], 1))
@@ -59,7 +59,7 @@ class SpectralLinear(nn.Linear):
 
     Args:
         in_features, out_features: sizes. generator: for the power iteration's first vector.
-        iterations: see above.
+        iterations: Number of steps of the power iteration.
     """
 
     left: Tensor
@@ -148,11 +148,11 @@ class StreamMap(ResidualMap):
     """One step of a stream, `s -> W batchnorm(s) + b`, and the stream's start.
 
     Args:
-        width: of the stream.
-        in_dim: size of the model's input where this step has to bring it to `width` first; None elsewhere.
-        spectral: divide weights by their largest singular value.
-        generator: for the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
-        iterations, plain_start: see `StreamStep`.
+        width: Width of the stream.
+        in_dim: Size of the model's input where this step has to bring it to `width` first; None elsewhere.
+        spectral: Whether weights are divided by their largest singular value.
+        generator: Random numbers of the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
+        iterations, plain_start: See `StreamStep`.
     """
 
     takes_rows: ClassVar[bool] = False  # all of them cost less than choosing some
@@ -187,7 +187,7 @@ class StreamMap(ResidualMap):
         Args:
             s: the present one, as a map of the model's input.
             rows: moments of the model's input, whose statistics normalise in training mode.
-            count: whether the call moves the running statistics and the estimate of sigma (in training mode, and
+            count: Whether the call moves the running statistics and the estimate of sigma (in training mode, and
                 not in the recomputation of gradient checkpointing).
         """
         mean = s.weight @ rows.mean + s.offset

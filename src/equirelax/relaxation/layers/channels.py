@@ -28,13 +28,13 @@ from equirelax.symmetry import On, Representation
 
 @dataclass(frozen=True)
 class Layout:
-    """Where channels and components stand in a tensor.
+    """The axes of a tensor on which channels and components stand.
 
     Args:
-        channels: number of channels; 0 where the tensor has no axis of channels.
-        channel_axis: of them.
+        channels: Number of channels; 0 where the tensor has no axis of channels.
+        channel_axis: The axis of the channels.
         axes: the axis of the components, or the two axes of a tensor.
-        sizes: of the representation's blocks on each of `axes` taken together: (components,) of every block.
+        sizes: Number of components of every block of the representation, on all of `axes` taken together.
         side: components on each of `axes`.
         ranks: (number of axes, `axes` of a tensor that has so many), where `axes` does not hold for it.
     """
@@ -52,7 +52,7 @@ class Layout:
         return tuple(axis % dims for axis in ((self.channel_axis, *axes) if self.channels else axes))
 
     def mismatch(self, shape: tuple[int, ...]) -> str:
-        """What is wrong with a tensor of this shape, in words; empty where it fits."""
+        """Say what is wrong with a tensor of this shape; empty where it fits."""
         wanted = [("channels", self.channels, self.channel_axis)] if self.channels else []
         wanted += [("components", self.side, axis) for axis in dict(self.ranks).get(len(shape), self.axes)]
         dims = len(shape)
@@ -60,7 +60,7 @@ class Layout:
         if fits and len(set(self.standing(dims))) == len(wanted):
             return ""
         places = " and ".join(f"{size} {what} on axis {axis}" for what, size, axis in wanted)
-        return f"declared are {places}, the tensor has shape {tuple(shape)}"
+        return f"expected {places}, and the tensor has shape {tuple(shape)}"
 
     def rows(self, x: Tensor) -> Tensor:
         """(..., features) of a tensor that fits: the declared axes last, flattened."""
@@ -84,7 +84,7 @@ class Layout:
         return rows.unflatten(-1, declared).movedim(tuple(range(-len(axes), 0)), axes)
 
     def row_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the rows of a tensor of the given shape."""
+        """The shape of the rows of a tensor of the given shape."""
         axes = self.standing(len(shape))
         others = [size for axis, size in enumerate(shape) if axis not in axes]
         return (*others, math.prod(shape[axis] for axis in axes))
@@ -127,7 +127,7 @@ class AxisSite(Site):
         return output + self.out_layout.back(delta, tuple(output.shape)).to(output.dtype)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
+        """Say why `delta` cannot be added; see `Site.misfit`."""
         if not isinstance(output, Tensor):
             return misfit(output, delta)
         if wrong := self.out_layout.mismatch(tuple(output.shape)):
@@ -213,10 +213,10 @@ def channel_site(
     """The site of a map over channels.
 
     Args:
-        action: how one channel transforms, and on which axis or axes its components stand.
-        channel_axis: of input and output.
+        action: The action of the group on one channel, with the axis or axes of its components.
+        channel_axis: Axis of the channels in input and output.
         channels: (in, out); None reads them off the module's weight.
-        ranks: see `Layout`.
+        ranks: See `Layout`.
 
     Raises:
         PlacementError: the module has a bias, which moves with no representation; it mixes another axis; or its channels

@@ -1,4 +1,4 @@
-"""e3nn's linear maps and tensor products, recognised by their attributes, so that look-alikes work too.
+"""e3nn's linear maps and tensor products, recognised by their attributes, so that modules with the same attributes work too.
 
 Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`, `irreps_in2`,
 `irreps_out` and `instructions`. A tensor product is relaxed with respect to its first input: `out += gamma W x_1` with a
@@ -51,7 +51,7 @@ def _is_e3nn(module: nn.Module, *names: str) -> bool:
 
 
 def is_product(module: nn.Module) -> bool:
-    """Whether a module is a tensor product itself, by its irreps, instructions and weight count, and gives it as it is."""
+    """Whether a module is itself a tensor product, by its irreps, instructions and weight count, and adds no nonlinearity."""
     return (
         _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
         and hasattr(module, "instructions")
@@ -114,7 +114,7 @@ def _weight(module: nn.Module, site: Site) -> Tensor:
 
 
 def _weight_slices(module: nn.Module, instructions: Any) -> list[slice | None]:
-    """Where each instruction's weights lie in the flat weight (None: it has none)."""
+    """The slice of the flat weight that holds each instruction's weights (None: it has none)."""
     slices: list[slice | None] = []
     start = 0
     for instruction in instructions:
@@ -187,7 +187,7 @@ class E3nnLinear(LayerFamily):
     name = "e3nn-linear"
 
     def matches(self, module: nn.Module) -> bool:
-        """By attributes: irreps_in, irreps_out, instructions, weight_numel."""
+        """Recognise the attributes irreps_in, irreps_out, instructions and weight_numel."""
         return (
             _has_irreps(module, "irreps_in", "irreps_out")
             and hasattr(module, "instructions")
@@ -196,7 +196,7 @@ class E3nnLinear(LayerFamily):
         )
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All of irreps_in to all of irreps_out."""
+        """Relax the map from all of irreps_in to all of irreps_out."""
         layer: Any = module  # known by its attributes, of no class in particular
         if not layer.weight_numel:
             return Skip("has no weights of its own")
@@ -216,7 +216,7 @@ class E3nnLinear(LayerFamily):
         )
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """One for every path, see `_path_matrices`."""
+        """The matrix of every path; see `_path_matrices`."""
         return _path_matrices(module)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
@@ -249,11 +249,11 @@ class E3nnTensorProduct(LayerFamily):
     name = "e3nn-tensor-product"
 
     def matches(self, module: nn.Module) -> bool:
-        """By attributes: irreps_in1, irreps_in2, irreps_out; see `product_of`."""
+        """Recognise the attributes irreps_in1, irreps_in2 and irreps_out; see `product_of`."""
         return product_of(module) is not None
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All of irreps_in1 to all of irreps_out."""
+        """Relax the map from all of irreps_in1 to all of irreps_out."""
         layer: Any = module  # known by its attributes, of no class in particular
         product: Any = product_of(module)
         if not product.weight_numel:
@@ -271,7 +271,7 @@ class E3nnTensorProduct(LayerFamily):
         )
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """One for every path, see `_path_matrices`."""
+        """The matrix of every path; see `_path_matrices`."""
         return _path_matrices(module)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:

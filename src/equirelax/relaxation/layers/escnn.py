@@ -75,7 +75,7 @@ class GeometricSite(Site):
         return type(output)(output.tensor + delta.to(output.tensor.dtype), output.type, output.coords)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
+        """Say why `delta` cannot be added; see `Site.misfit`."""
         if not is_escnn(output, "GeometricTensor"):
             return f"the module gave a {type(output).__name__}, and no GeometricTensor"
         return misfit(output.tensor, delta)
@@ -87,12 +87,12 @@ class GeometricGridSite(GeometricSite, GridSite):
 
 
 class _EscnnLayer(LayerFamily):
-    """What the families share: bases, folding, and the buffers that evaluation mode keeps."""
+    """The common part of both families: bases, folding, and the buffers that evaluation mode keeps."""
 
     expanded: str
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """For every pair of representations the coefficients (output fields, input fields x basis), as a kernel's."""
+        """The coefficients of every pair of representations, (output fields, input fields x basis), as of a kernel."""
         layer: Any = module  # known by its attributes, of no class in particular
         bases = getattr(layer, "basisexpansion", None) or getattr(layer, "basissampler", None)
         if bases is None:
@@ -169,7 +169,7 @@ class FieldBlock:
     Args:
         rows: (fields_out, d_out), channels of every output field. columns: (fields_in, d_in), of every input field.
         basis: (n, d_out, d_in, points), as the layer holds it.
-        start: where the block's coefficients (fields_out, fields_in, n) begin in the layer's `weights`.
+        start: The entry where the block's coefficients (fields_out, fields_in, n) begin in the layer's `weights`.
         in_repr, out_repr: escnn's representations.
     """
 
@@ -193,7 +193,7 @@ def basis_blocks(layer: Any) -> Iterator[FieldBlock]:
 
 
 def _fields(representations: Any, device: torch.device) -> dict[str, tuple[Any, Tensor]]:
-    """For each name of a representation: the representation, and the channels (fields, d) of its fields."""
+    """Map the name of every representation to the representation and the channels (fields, d) of its fields."""
     found: dict[str, tuple[Any, list[list[int]]]] = {}
     start = 0
     for representation in representations:
@@ -216,7 +216,7 @@ class EscnnConvolution(_EscnnLayer):
     expanded = "filter"
 
     def matches(self, module: nn.Module) -> bool:
-        """By class, through the names of its bases."""
+        """Recognise the names of the classes."""
         return any(is_escnn(module, name) for name in ("_RdConv", "_RdConvTransposed", "_RdPointConv"))
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
@@ -289,7 +289,7 @@ class EscnnLinear(_EscnnLayer):
     expanded = "matrix"
 
     def matches(self, module: nn.Module) -> bool:
-        """By class."""
+        """Recognise the name of the class."""
         return is_escnn(module, "Linear")
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:

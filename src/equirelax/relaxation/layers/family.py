@@ -1,5 +1,4 @@
-"""What it takes to support a layer family: recognise a module,
-say how it reads and writes, fold a map into it.
+"""Layer families: each recognises its modules, says how they read and write, and folds maps into them.
 
 A new family is one file with one `LayerFamily` under `@register`, and one test that subclasses
 `equirelax.testing.LayerFamilyConformance`.
@@ -29,7 +28,7 @@ class Skip:
 
 @dataclass
 class Fold:
-    """What folding a dense map into a layer would do; nothing is written before `commit`.
+    """The effect of folding a dense map into a layer; nothing is written before `commit`.
 
     Args:
         weight: the part that the layer can express, as a dense matrix (out_dim, in_dim).
@@ -52,7 +51,7 @@ class Fold:
 
 
 def no_bias(module: nn.Module, site: Site) -> UnfoldableError:
-    """What to raise where a residual has a bias, and its layer none that could take it."""
+    """The error for a residual with a bias on a layer that has none to take it."""
     return UnfoldableError(
         f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual without bias, "
         'or project with mode="drop" or unfoldable="drop"'
@@ -66,13 +65,11 @@ class LayerFamily(ABC):
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether the module is of this family, by its attributes;
-        must not import the library it comes from.
-        """
+        """Whether the module is of this family, by its attributes; it must not import the library that defines the module."""
 
     @abstractmethod
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """Where the residual of this module attaches, or why it gets none."""
+        """The site of the module's residual, or the reason why it gets none."""
 
     @abstractmethod
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
@@ -89,7 +86,7 @@ class LayerFamily(ABC):
         return ()
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """Which matrices the module's parameters hold, by name, where their shapes do not say it."""
+        """The matrices that the module's parameters hold, by name, where their shapes do not show it."""
         return {}
 
     def refresh(self, module: nn.Module) -> None:

@@ -63,7 +63,7 @@ class DegreeSite(Site):
         return {**output, **added}
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
+        """Say why `delta` cannot be added; see `Site.misfit`."""
         if not isinstance(output, Mapping) or any(key not in output for key in self.keys):
             return (
                 f"the module gave a {type(output).__name__}, and no mapping with the keys {list(self.keys)}"
@@ -114,7 +114,7 @@ class FiberLinear(LayerFamily):
     name = "fiber-linear"
 
     def matches(self, module: nn.Module) -> bool:
-        """By `weights` (and `degrees`); see `weights_by_degree`."""
+        """Recognise the attribute `weights` (and `degrees`); see `weights_by_degree`."""
         return weights_by_degree(module) is not None
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:

@@ -31,7 +31,7 @@ class PlanarFamily(LayerFamily):
     name = "planar-convolution"
 
     def matches(self, module: nn.Module) -> bool:
-        """By in_rep, out_rep, kernel_size and coefficients."""
+        """Recognise the attributes in_rep, out_rep, kernel_size and coefficients."""
         reps = (getattr(module, "in_rep", None), getattr(module, "out_rep", None))
         return (
             all(isinstance(rep, Representation) for rep in reps)

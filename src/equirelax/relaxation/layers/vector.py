@@ -60,7 +60,7 @@ class VectorSite(Site):
         return output + (delta.movedim((1, 2), (channel, vector_)) if moved is not output else delta)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
+        """Say why `delta` cannot be added; see `Site.misfit`."""
         if not isinstance(output, Tensor) or output.dim() < 3:
             return misfit(output, delta)
         channel, vector_ = self.channel_axis % output.dim(), self.vector_axis % output.dim()
@@ -91,7 +91,7 @@ class VectorNeuronLinear(LayerFamily):
     name = "vector-neuron"
 
     def matches(self, module: nn.Module) -> bool:
-        """By the attributes `channel_axis`, `vector_axis`."""
+        """Recognise the attributes `channel_axis` and `vector_axis`."""
         return isinstance(getattr(module, "channel_axis", None), int) and isinstance(
             getattr(module, "vector_axis", None), int
         )

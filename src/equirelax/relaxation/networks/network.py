@@ -1,4 +1,4 @@
-"""What a network file says: which classes, how to be sure, and where the residuals go.
+"""Network files: the names of an architecture's classes, a check of its structure, and the sites of its residuals.
 
 A layer family knows one layer; a network file knows where, in one published architecture, residuals are useful, and how
 they are attached where a layer's own output is the wrong place. It is used by the default placement before the families,
@@ -22,7 +22,7 @@ class Network(ABC):
     """One published architecture.
 
     Attributes:
-        name: for messages and summaries.
+        name: The architecture's name, for messages and summaries.
         classes: names of the classes of which a module must be.
     """
 
@@ -31,14 +31,14 @@ class Network(ABC):
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether a module of one of `classes` has the architecture's structure: names alone may be anybody's."""
+        """Whether a module of one of `classes` has the architecture's structure, since names alone prove nothing."""
 
     @abstractmethod
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """Where its residuals go, one site for one module.
+        """The sites of its residuals, one for each module.
 
         Args:
-            path: of the network within the model ("" is the model itself); the sites' paths begin with it.
+            path: Path of the network within the model ("" is the model itself); the sites' paths begin with it.
             module: the network.
         """
 
@@ -48,8 +48,8 @@ class Recognised:
     """A network that was found in a model.
 
     Args:
-        name: of the architecture.
-        path: of the network within the model.
+        name: Name of the architecture.
+        path: Path of the network within the model.
         sites: path of the module -> its site.
     """
 
@@ -58,7 +58,7 @@ class Recognised:
     sites: dict[str, Site]
 
     def holds(self, path: str) -> bool:
-        """Whether a module of the model is the network or lies inside it."""
+        """Whether a module of the model is the network or is inside it."""
         return not self.path or path == self.path or path.startswith(f"{self.path}.")
 
 
@@ -81,7 +81,7 @@ def recognised(modules: list[tuple[str, nn.Module]], name: str | None = None) ->
 
     Args:
         modules: (path, module) of every module, as `named_modules` gives them.
-        name: of the only architecture to look for; None looks for all.
+        name: The only architecture to look for; None looks for all.
     """
     found: list[Recognised] = []
     for path, module in modules:

@@ -71,7 +71,7 @@ def _updates(layer: nn.Module) -> tuple[str, str, bool] | None:
 
 
 def _behind_the_gate(path: str, layer: nn.Module, first: str, second: str, shared: bool) -> Site:
-    """From what the first update reads to what the second one does."""
+    """The site from the input of the first update to the input of the second one."""
     one: Any = getattr(layer, first)
     two: Any = getattr(layer, second)
     group = broken_group(one.irreps_in1, two.irreps_in1)

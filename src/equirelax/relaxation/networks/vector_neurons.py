@@ -34,12 +34,12 @@ class VectorNeurons(Network):
     )
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it holds such maps, all of them without bias."""
+        """Whether the module holds such maps, all of them without bias."""
         found = _maps(module)
         return bool(found) and all(linear.bias is None for linear in found.values())
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One for every map."""
+        """The site of every map."""
         prefix = f"{path}." if path else ""
         action = On(vector(O(3)), -2)
         ranks = ((3, (1,)), (4, (2,)), (5, (2,)))

@@ -58,8 +58,8 @@ class FeaturesAndCoordinates(Reader):
         batch: (position, keyword) of the number (nodes,) of every node's graph, or None.
         edges: (position, keyword) of edges (2, edges) from row 0 to row 1: without `batch`, a node's mean is over itself and
             the nodes whose edges reach it, which for fully connected graphs is the graph's mean.
-        centred: whether coordinates are taken relative to their mean over the nodes that are there.
-        path: of the module, for messages.
+        centred: Whether coordinates are taken relative to their mean over the nodes that the mask keeps.
+        path: Path of the module, for messages.
     """
 
     features: Argument
@@ -84,7 +84,7 @@ class FeaturesAndCoordinates(Reader):
         return torch.cat([h, x.to(h.dtype)], dim=-1)
 
     def _mean(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Of the coordinates (..., nodes, n) that belong to a node's graph: like x, or with a one for the nodes."""
+        """The mean of the coordinates (..., nodes, n) of a node's graph, of the shape of x or with 1 in place of the nodes."""
         if x.dim() == 2 and self.batch is not None:
             graph = optional(args, kwargs, *self.batch)
             if graph is not None:
@@ -108,10 +108,10 @@ class CoordinateBlocks(Placement):
 
     Args:
         target: a path pattern ("layers.*.1"), the name of a class, or its full name with the module.
-        channels: of the features, which are invariant.
+        channels: Number of the features, which are invariant.
         features, coordinates, mask: (position, keyword) of the call's arguments; mask None: there is none.
         outputs: positions of features and coordinates in the tuple that the block returns.
-        residual: what the residuals are made of.
+        residual: The kind of the residuals.
         centred: read coordinates relative to their mean over the nodes (axis -2), or as they are, which relaxes
             translations too.
         size: n, the dimension of space.

@@ -1,4 +1,4 @@
-"""What the user says of modules that nothing recognises: how they transform, and what is constant."""
+"""Declarations by the user about modules that nothing recognises: how they transform, and which inputs are constant."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Linear(Declaration):
 
     Args:
         target: a path pattern ("*.map_to_feat"), or the name of a class ("VNLinear").
-        in_rep: of the input, or of one channel, in any form that `equirelax.symmetry.as_representation` takes.
-        out_rep: of the output; None: as `in_rep`, which it must be with `channel_axis`.
+        in_rep: Representation of the input, or of one channel, in any form that `equirelax.symmetry.as_representation` takes.
+        out_rep: Representation of the output; None takes `in_rep`, which `channel_axis` requires.
         channel_axis: axis of the channels, of input and output; None: there are no channels beside the representation.
         channels: (in, out); None reads them off the module's weight of shape (out, in).
 
@@ -176,7 +176,7 @@ class Constant:
     Args:
         target: a path pattern, or the name of a class.
         channel: index among the second input's features; it must be a 0e channel.
-        value: of that channel, the same for every row and every call.
+        value: The channel's value, the same for every row and every call.
     """
 
     target: str

@@ -38,7 +38,7 @@ class Layers(Placement):
     Args:
         include: path patterns or names of classes; None takes every layer. One that names no module is an error.
         exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
-        residual: what the residuals are made of.
+        residual: The kind of the residuals.
         declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
         constants: `Constant` declarations.
         overrides: (path pattern or class, what its residuals are made of instead of `residual`); the first that fits counts.
@@ -120,7 +120,7 @@ class Layers(Placement):
     def _check_exclusions(
         self, modules: list[tuple[str, nn.Module]], placed: list[str], left: dict[str, tuple[str, str]]
     ) -> None:
-        """What is to be left out must not be relaxed all the same, as a part of something else or by its parts.
+        """Check that no excluded module is relaxed all the same, as a part of another module or through its own parts.
 
         Raises:
             PlacementError: an exclusion names modules around relaxed layers, or inside of one, and nothing else.
@@ -151,7 +151,7 @@ def named_paths(targets: Iterable[str], modules: list[tuple[str, nn.Module]], wh
 
 
 def family_site(path: str, module: nn.Module) -> Site | Skip | None:
-    """What the first family that knows a module says of it; None where none does."""
+    """The site of a module, or the reason why it has none, by the first family that knows it; None where none does."""
     for family in families().values():
         if family.matches(module):
             site = family.site(path, module)

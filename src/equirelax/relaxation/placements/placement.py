@@ -1,4 +1,4 @@
-"""Which modules get which residual."""
+"""Placements choose which modules get which residual."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a placement finds in a model: the residuals to attach,
-    and what it left alone (path -> (status, reason)).
-    """
+    """The result of looking at a model: the residuals to attach, and the modules left alone (path -> (status, reason))."""
 
     placed: tuple[Placed, ...]
     left: dict[str, tuple[str, str]]

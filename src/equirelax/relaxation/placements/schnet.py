@@ -32,7 +32,7 @@ from equirelax.symmetry import E, O, positions, trivial, vector
 
 
 def group_means(x: Tensor, group: Tensor | None) -> Tensor:
-    """For every row of x (rows, dim) the mean over the rows with its number in group (rows,) long; None is one
+    """The mean, for every row of x (rows, dim), over the rows with the same number in `group` (rows,) long; None is one
     group. Shape (rows, dim), or (1, dim) for one group.
     """
     if group is None:
@@ -53,7 +53,7 @@ class ModelPositions(Reader):
     """Positions (rows, 3) of a model's call, relative to the mean over their graph if asked.
 
     Args:
-        centred: whether to subtract the mean.
+        centred: Whether to subtract the mean.
         position, graph: (index, keyword) of the positions and of the rows' graph numbers, which may be left out.
     """
 
@@ -72,7 +72,7 @@ class SchNetStream(Placement):
     """One stream over the interaction blocks, read from positions, added to the node features: one gamma per block.
 
     Args:
-        residual: what its steps are made of.
+        residual: The kind of its steps.
         centred: read positions relative to their molecule's mean (translations stay exact), or as they are (ACE).
         root: path of the SchNet within the model, with a trailing dot, where it is not the model itself.
     """

@@ -23,10 +23,10 @@ class FiniteRotation(Regularizer):
     weaker than the root of all squares of `LieDerivative`.
 
     Args:
-        relaxation: whose residuals to penalise; none of them a convolution.
-        weight: lambda_reg.
-        degrees: the angle.
-        generator: for the axes; on the CPU.
+        relaxation: The residuals to penalise; none of them a convolution.
+        weight: lambda_reg, the factor of the penalty.
+        degrees: The angle.
+        generator: Random numbers of the axes; on the CPU.
 
     Raises:
         PenaltyError: an angle that turns nothing, or a residual whose group has no rotations to turn by.

@@ -99,9 +99,8 @@ class LieDerivative(Regularizer):
         keys = list(kept)
         members = [(self.relaxation[key], inputs) for key, inputs in kept.items()]
         terms, counts = term_sums(members, self.rows, self.generator, self.finite_difference)
-        counted = (
-            self.scaling == "mean" or ranks() > 1
-        )  # a copy to the device would end a CUDA graph's capture
+        # a copy to the device would end a CUDA graph's capture
+        counted = self.scaling == "mean" or ranks() > 1
         rows = torch.tensor(counts).to(terms) if counted else terms.new_empty(0)
         if ranks() > 1:
             # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
@@ -168,7 +167,10 @@ def term_sums(
         torch.stack([found[i][which].to(device=device, dtype=dtype) for i in range(len(members))])
         for which in (0, 1)
     ]
-    return torch.tensor(factors, dtype=dtype, device=device) * torch.stack(together), counts
+    terms_of_all = torch.stack(together)
+    if rows is not None:
+        terms_of_all = torch.tensor(factors, dtype=dtype, device=device) * terms_of_all
+    return terms_of_all, counts
 
 
 def residual_terms(

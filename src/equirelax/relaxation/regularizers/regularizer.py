@@ -1,4 +1,4 @@
-"""What all regularizers share: which steps compute them, the inputs that they read, their state."""
+"""The common part of all regularizers: the steps that compute them, the inputs that they read, and their state."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def directional_derivatives(
     """(f(x), D f(x)[directions]) along several directions (k, *x.shape), at the cost of one f(x) and k derivatives.
 
     Args:
-        finite_difference: as for `directional_derivative`, which is taken one by one where f cannot be vectorised.
+        finite_difference: As for `directional_derivative`, which is applied one by one where f cannot be vectorised.
     """
     if len(directions) and not finite_difference:
         try:

@@ -141,7 +141,7 @@ def quadratic_backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> Tensor:
     """Gradient by the weights of a function whose context has `operators` and saved (W, L W, N W).
 
     Args:
-        lie_grad, norm_grad: of the two sums, to be broadcast with the weights.
+        lie_grad, norm_grad: Gradients of the two sums, broadcast with the weights.
     """
     weights, lie, norm = ctx.saved_tensors
     # gradients are recorded in a backward pass only under create_graph
@@ -322,8 +322,8 @@ def stacked_terms(
     """(Lie sums, norm sums), each (residuals,), of maps between the same two representations.
 
     Args:
-        weights: of shape (out_dim, in_dim) each. biases: (out_dim,) each, or None for maps without.
-        data: from `second_moment`, one for every residual, all of them moments or all of them rows.
+        weights: Weights of shape (out_dim, in_dim). biases: (out_dim,) each, or None for maps without.
+        data: The result of `second_moment` for every residual, all of them moments or all of them rows.
     """
     if biases is not None:
         weights = [torch.cat([w, b[:, None]], dim=1) for w, b in zip(weights, biases, strict=True)]
