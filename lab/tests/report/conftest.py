@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from made import Make, maker
 
+from equirelax.files import write_text
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
@@ -18,4 +20,4 @@ def make(tmp_path: Path) -> Make:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes most of the time: for tests that look at something else."""
     monkeypatch.setattr("equirelax_lab.report.page.svg", lambda *_: '<svg><path d="M0 0"/></svg>')
-    monkeypatch.setattr("equirelax_lab.report.comparison.png", lambda path, *_, **__: path.touch())
+    monkeypatch.setattr("equirelax_lab.report.comparison.png", lambda path, *_, **__: write_text(path, ""))

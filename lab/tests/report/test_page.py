@@ -233,6 +233,7 @@ def test_errors_say_what_to_name(tmp_path: Path, make: Make) -> None:
         gather([folder])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +259,10 @@ def test_the_command(
     assert "<title>A &lt;title&gt;</title>" in (folder / "report.html").read_text(encoding="utf-8")
     pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert pictures == {f"comparison-{n}.png" for n in ("curves", "layers-scheduled", "layers-resilient")}
-    assert "nbody,scheduled,scheduled-seed1,scheduled,segnn,1,test,projected,4.7\n" in (tmp_path / "measures.csv").read_text()
+    assert (
+        "nbody,scheduled,scheduled-seed1,scheduled,segnn,1,test,projected,4.7\n"
+        in (tmp_path / "measures.csv").read_text()
+    )
     assert main(["report", str(folder), "-o", str(tmp_path / "page.txt")]) == 2
     assert "should end in .html" in capsys.readouterr().err
     assert main(["report", str(folder), "-o", str(folder / "strict-seed0" / "config.yaml" / "a.html")]) == 2
