@@ -1,5 +1,5 @@
-"""What drives the strengths: strict (nothing), scheduled (CR), ace and resilient (ACE), and what they are compared
-with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
+"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), ace and resilient (ACE); and the methods that they
+are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)

@@ -20,14 +20,14 @@ class ACE(Lagrangian):
         gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)   your optimizer, by `penalty()`
         lambda_i <- lambda_i + eta_d gamma_i                        the method, gamma as `penalty()` saw it
 
-    Deploy with gamma := 0 (`project`). The plain form circles where J0's curvature in gamma is below eta_d,
+    Deploy with gamma := 0 (`project`). The plain form oscillates where J0's curvature in gamma is below eta_d,
     and diverges where J0 is linear in gamma. Two options damp it:
 
         augmented c:  penalty = sum_i lambda_i gamma_i + (c/2) gamma_i^2
         pi kappa_p:   penalty = sum_i mu_i gamma_i,  mu_i = lambda_i + kappa_p gamma_i(t-1)   see `Lagrangian`
 
-    The augmented term leaves the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0) as
-    they are, for it vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the
+    The augmented term does not change the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0),
+    since it vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the
     multiplier ("effective_multiplier" in the logs). The linear problem with SGD converges for c > eta_d (and
     eta_p c < 2).
     """

@@ -1,4 +1,4 @@
-"""Group elements acting on the arguments and outputs of a model, for modules that stand around it."""
+"""Actions of group elements on the arguments and outputs of a model, for modules that wrap it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def act(g: Tensor, value: Tensor, kind: Kind) -> Tensor:
 
 
 def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> tuple[Any, ...]:
-    """`act` on every argument that transforms; the others pass as they are.
+    """Apply `act` to every argument that transforms; the others pass unchanged.
 
     Raises:
-        RepresentationError: another number of arguments than of representations.
+        RepresentationError: The numbers of arguments and of representations differ.
     """
     if len(values) != len(kinds):
         raise RepresentationError(
@@ -36,10 +36,10 @@ def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> t
 
 
 def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
-    """`act` on an output, or on every entry of one that is a tuple or list (which comes back as a tuple).
+    """Apply `act` to an output, or to every entry of a tuple or list (which is returned as a tuple).
 
     Raises:
-        RepresentationError: it is something else, or has another number of entries.
+        RepresentationError: The output is something else, or has another number of entries.
     """
     if isinstance(output, Tensor):
         return act_on_all(g, (output,), kinds)[0]
@@ -53,10 +53,10 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
 
 
 def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
-    """What `as_representation` takes, or None, or a tuple or list of these, as a tuple.
+    """A tuple of representations from anything that `as_representation` takes, None, or a tuple or list of these.
 
     Raises:
-        RepresentationError: something else was given.
+        RepresentationError: Something else was given.
     """
     several = isinstance(reps, (tuple, list)) and not is_given(reps)  # e3nn's Irreps are a tuple too
     try:
@@ -71,7 +71,7 @@ def group_of(*kinds: Kind) -> Group:
     """The group of the first representation.
 
     Raises:
-        RepresentationError: there is none.
+        RepresentationError: There is none.
     """
     for kind in kinds:
         if kind is not None:

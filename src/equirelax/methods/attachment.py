@@ -1,4 +1,4 @@
-"""A method that steps with its optimizers: hooks that they call after every step that they really take."""
+"""Attachment of a method to its optimizers, through hooks that run after every step that they really take."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.optim import Optimizer
 
 
 class Attachment:
-    """Calls `advance` when every optimizer has stepped since the last time.
+    """Calls `advance` when every optimizer has stepped since the last call.
 
-    A step that a `GradScaler` skips is no step: most optimizers are then not called at all; fused ones are, and
-    change nothing; `found_inf` says so.
+    A step that a `GradScaler` skips does not count: most optimizers are then not called at all; fused ones are called,
+    change nothing, and have `found_inf` set.
 
     Args:
-        optimizers: different from each other.
-        advance: called within the last one's `step`, after its parameters have moved.
+        optimizers: Different optimizers.
+        advance: Called within the last optimizer's `step`, after its parameters have moved.
 
     Attributes:
-        lost: whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
+        lost: Whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], advance: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ class Attachment:
             self._advance()
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

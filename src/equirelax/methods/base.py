@@ -1,6 +1,4 @@
-"""What every method is: it makes the loss into what is minimised, drives strengths, and steps with the
-optimizer.
-"""
+"""The base class of methods: a method adds a penalty to the loss, drives the strengths, and steps with the optimizer."""
 
 from __future__ import annotations
 
@@ -30,12 +28,12 @@ if TYPE_CHECKING:
     from equirelax.relaxation.regularizers import Regularizer
 
 
-FORGOTTEN = 2  # changes of the weights without a step of the method before it is said
+FORGOTTEN = 2  # changes of the weights without a step of the method before `penalty` warns
 
 
 class Method(ABC):
-    """Base class of all methods. Relax, make the optimizer, make the method and attach it; then one line of the loop
-    is the method's:
+    """Base class of all methods. Relax the model, make the optimizer, make the method and attach it; then one line of the
+    loop changes:
 
         relaxation = er.relax(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -44,13 +42,13 @@ class Method(ABC):
         loss = criterion(model(x), y) + method.penalty()
         optimizer.zero_grad(); loss.backward(); optimizer.step()     the method steps with it
 
-    A loop that serves every method, also those that weigh the loss itself, takes
+    A loop for every method, also for those that weight the loss itself, is
 
         loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
-    A method takes as many steps as its optimizer. A step that a `torch.amp.GradScaler` skips is none: it moves no
-    multiplier, no slack and no schedule, so that a schedule over T steps ends late by as many steps as were skipped.
-    (With the triangle and s skipped steps the last one has gamma = 2 s / (T - 1) in place of 0, which `project` takes off.)
+    A method takes as many steps as its optimizer. A step that a `torch.amp.GradScaler` skips does not count: it moves no
+    multiplier, no slack and no schedule, so that a schedule over T steps ends late by the number of skipped steps.
+    (With the triangle and s skipped steps the last gamma is 2 s / (T - 1) instead of 0, and `project` removes it.)
 
     Every method has a dataclass of settings, `Settings`, and takes either its fields by name or an object of it:
 
@@ -127,19 +125,19 @@ class Method(ABC):
             residual.keep_inputs = regularizer is not None and regularizer.reads_inputs
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
-        """Step with an optimizer, or with several: whenever all of them have stepped.
+        """Step with an optimizer, or with several: the method steps whenever all of them have stepped.
 
-        What the optimizer lacks of the residuals' parameters is added to it as a group; made after `relax` from
-        `model.parameters()` it lacks nothing. Learnt strengths are never decayed: where they stand in a group with
-        weight decay they move to a group of their own.
+        Parameters of the residuals that the optimizer lacks are added to it as a group; an optimizer that was made after
+        `relax` from `model.parameters()` lacks none. Learnt strengths are never decayed: those in a group with weight decay
+        move to a group of their own.
 
         A second `attach`, of this method or of another one on the same relaxation, replaces the first. `project` ends
         it. A copy or a pickle of an optimizer loses its hooks: attach the copied method to it. Load the state of an
-        optimizer after attaching, for its groups must be those that were saved.
+        optimizer after attaching, since its groups must be those that were saved.
 
         Args:
-            optimizer: any of torch's but LBFGS; one or a list. Wrappers of Accelerate and Lightning are looked through.
-            group: settings of an added group, such as `lr`; by default those of the optimizer's first group.
+            optimizer: Any optimizer of torch but LBFGS, or a list of them. Wrappers of Accelerate and Lightning are unwrapped.
+            group: Settings of an added group, such as `lr`; by default those of the optimizer's first group.
 
         Returns:
             This method.
@@ -167,16 +165,16 @@ class Method(ABC):
     def objective(
         self, task: Tensor, moved: Callable[[], Tensor] | None = None, *, last: bool = True
     ) -> Tensor:
-        """What to minimise, a scalar: here `task + penalty()`.
+        """The scalar to minimise; here `task + penalty()`.
 
-        A batch in micro-batches gives the same gradients as in one: `task` (and `moved`) then is each one's share of the
-        batch's loss, so that the shares add up to it, and `last` tells the last one, whose penalty is that of all.
+        A batch in micro-batches gives the same gradients as a whole batch: `task` (and `moved`) is then the micro-batch's share
+        of the batch's loss, so that the shares add up to it, and `last` marks the last one, which adds the penalty of all.
 
         Args:
-            task: the task's loss on the batch, a scalar.
-            moved: gives the task's loss on the batch with every sample, and its target, moved by a group
-                element of its own, drawn anew. Called only by methods that need it (REMUL).
-            last: whether an optimizer step follows.
+            task: The task's loss on the batch, a scalar.
+            moved: Returns the task's loss on the batch in which every sample, and its target, is moved by a group element
+                of its own, drawn anew. Called only by methods that need it (REMUL).
+            last: Whether an optimizer step follows.
 
         Raises:
             MethodError: the method needs `moved` and it is not given.
@@ -235,8 +233,8 @@ class Method(ABC):
         self._observe()
 
     def step(self) -> None:
-        """Move what the method drives, where it is attached to no optimizer. Call it after the optimizer's step, once
-        for every one; where that was skipped (as under a `GradScaler`) nothing moves.
+        """Take one step of a method that is attached to no optimizer. Call it after every step of the optimizer; where that
+        step was skipped (as under a `GradScaler`) nothing moves.
 
         Raises:
             MethodError: the method is attached, or there was no `penalty()` before it.
@@ -275,13 +273,13 @@ class Method(ABC):
         enrol(self, residuals)
 
     def forgotten(self) -> str:
-        """What was forgotten, in words: that the residuals' weights changed and the method never stepped; else empty."""
+        """A message where the residuals' weights changed and the method never stepped; else an empty text."""
         if self._idle.stepped or not self._begun or not self._idle.look():
             return ""
         return _never_stepped(self, "never stepped")
 
     def detach(self) -> None:
-        """Step no more, for good: residuals are removed."""
+        """Stop stepping for good, because residuals are removed."""
         self._let_go()
         self._ended = "residuals of its model were removed; make a new method from er.relaxation_of(model), or relax again"
 
@@ -301,7 +299,7 @@ class Method(ABC):
             )
 
     def _check_alive(self) -> None:
-        """Raise where the method drives nothing any more."""
+        """Raise if the method no longer drives anything."""
         if self._ended:
             raise MethodError(f"{type(self).__name__}: {self._ended}")
         if self._attachment is not None and self._attachment.lost:
@@ -333,7 +331,7 @@ class Method(ABC):
         return rows
 
     def scalars(self) -> dict[str, float]:
-        """Numbers of the method as a whole, for logs, such as REMUL's weights; waits for the device."""
+        """Numbers of the whole method for logs, such as REMUL's weights; waits for the device."""
         return {}
 
     def _repr_html_(self) -> str:
@@ -352,9 +350,8 @@ class Method(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
-        Take it between steps. The strengths are in it as well as in the model's state, for constructing a
-        method sets them anew. Settings (learning rates, number of steps) are not in it: the constructor's
-        rule.
+        Take it between steps. The strengths are in it as well as in the model's state, since constructing a method
+        sets them anew. Settings (learning rates, number of steps) are not in it: those of the constructor hold.
         """
         gammas = self.relaxation.gammas()
         state: dict[str, Any] = {"method": self.name, "paths": self.paths, "gammas": gammas, **self._state()}
@@ -363,7 +360,7 @@ class Method(ABC):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; nothing is changed when it does not fit.
+        """Continue from `state_dict()`. Nothing changes if the state does not fit.
 
         Raises:
             MethodError: the state of another method or model, or a damaged one.

@@ -1,4 +1,4 @@
-"""Equi-Adapt (Mondal et al., NeurIPS 2023, arXiv 2310.01647): every sample turned into a pose of its own first."""
+"""Equi-Adapt (Mondal et al., NeurIPS 2023, arXiv 2310.01647): every sample is first turned into a canonical pose."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from equirelax.methods.acting import act_on_all, act_on_output, as_kinds, group_
 class EquiAdapted(nn.Module):
     """rho_out(c(x)) f(rho_in(c(x))^-1 x) with an equivariant canonicaliser, c(g x) = g c(x): equivariant for any f.
 
-    c and f are trained together through the task's loss (Kaba et al., ICML 2023); the prior that keeps a pretrained
-    f's poses upright is not part of it. A prediction costs one of c and one of f.
+    c and f are trained together through the task's loss (Kaba et al., ICML 2023), without the prior that keeps the poses
+    of a pretrained f upright. A prediction costs one of c and one of f.
 
-    It is no `Method`: it goes around the network, and there is nothing to step.
+    It is no `Method`: it wraps the network, and there is nothing to step.
 
     Args:
         model: f, called with positional arguments; a child under "model.".
         canonicalizer: c, called with the same arguments; returns elements (b, n, n) of the group, one for
-            every entry of the first axis of whatever transforms. A child under "canonicalizer.".
-        in_rep: for every argument what `symmetry.as_representation` takes, or None (invariant); one alone for one
-            argument.
-        out_rep: the same for what f returns.
+            every entry of the first axis of the arguments that transform. A child under "canonicalizer.".
+        in_rep: For every argument anything that `symmetry.as_representation` takes, or None (invariant); not a tuple for a
+            single argument.
+        out_rep: The same for the output of f.
 
     Raises:
-        RepresentationError: in_rep or out_rep is something else.
+        RepresentationError: in_rep or out_rep is no representation.
     """
 
     def __init__(self, model: nn.Module, canonicalizer: nn.Module, in_rep: Any, out_rep: Any) -> None:
@@ -38,7 +38,7 @@ class EquiAdapted(nn.Module):
         self.model = model
 
     def forward(self, *args: Any) -> Any:
-        """What the model returns on the canonical poses, moved back.
+        """The model's output on the canonical poses, moved back.
 
         Raises:
             RepresentationError: arguments, output or the canonicaliser's elements do not fit in_rep and out_rep.

@@ -21,20 +21,20 @@ class EquiTuned(nn.Module):
     With all elements of a finite group it is exactly equivariant; with M sampled ones of an infinite group the error
     falls like 1/sqrt(M). A prediction costs M predictions of f.
 
-    It is no `Method`: it goes around the network, and there is nothing to step.
+    It is no `Method`: it wraps the network, and there is nothing to step.
 
     Args:
         model: f, called with positional arguments; a child, so that keys begin with "model.".
-        in_rep: for every argument what `symmetry.as_representation` takes, or None (invariant); one alone for one
-            argument.
-        out_rep: the same for what f returns.
-        group: elements are drawn from it; by default that of the representations. Of SE(n) and E(n) only rotations
-            and reflections are averaged over, about the origin: centre the input.
+        in_rep: For every argument anything that `symmetry.as_representation` takes, or None (invariant); not a tuple for a
+            single argument.
+        out_rep: The same for the output of f.
+        group: The group of the elements; by default that of the representations. For SE(n) and E(n) the mean is over
+            rotations and reflections about the origin alone: centre the input.
         settings: `Settings`, or None to give them by name.
         fields: Settings by name.
 
     Raises:
-        RepresentationError: in_rep or out_rep is something else.
+        RepresentationError: in_rep or out_rep is no representation.
         MethodError: A setting is unknown or out of range, or no mean exists over the group.
     """
 
@@ -86,7 +86,7 @@ class EquiTuned(nn.Module):
         return self._covered(self.settings.samples)
 
     def forward(self, *args: Any) -> Any:
-        """What the model returns, averaged; in training mode over `training_samples` elements.
+        """The model's output, averaged; in training mode over `training_samples` elements.
 
         Raises:
             RepresentationError: arguments or output do not fit in_rep and out_rep.

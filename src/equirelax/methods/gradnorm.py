@@ -30,9 +30,9 @@ class GradNorm:
     weights.
 
     Args:
-        weights: at the start, each > 0; their sum is kept.
-        parameters: W, such as the last shared layer's (the paper's choice, and cheap).
-        last: take as W only the last of `parameters` that the losses depend on.
+        weights: Weights at the start, each > 0; their sum is kept.
+        parameters: W, such as those of the last shared layer (the paper's choice, and cheap).
+        last: Take as W only the last of `parameters` that the losses depend on.
         settings: `Settings`, or None to give them by name.
         fields: Settings by name.
 
@@ -82,7 +82,7 @@ class GradNorm:
         self._gradients: list[Tensor] = []
 
     def follow(self) -> None:
-        """Go where the parameters went (device, dtype)."""
+        """Follow the parameters to another device or dtype."""
         like = self.parameters[0]
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.weights = self.weights.to(device=like.device, dtype=dtype)
@@ -106,12 +106,12 @@ class GradNorm:
         self._losses, self._gradients = values, gradients
 
     def forget(self) -> None:
-        """Drop what was noted since the last step."""
+        """Forget the losses and gradients noted since the last step."""
         self._losses, self._gradients = None, []
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the weights by what was noted; nothing happens without it, nor with a loss of NaN or infinity."""
+        """Move the weights by the noted losses and gradients; do nothing without any, or where a loss is NaN or infinite."""
         losses, gradients = self._losses, self._gradients
         self.forget()
         if losses is None:
@@ -162,9 +162,7 @@ class GradNorm:
         self.forget()
 
     def _keep_last(self, loss: Tensor) -> None:
-        """Settle on the last parameter that a loss depends on: the last registered may be one that no output
-        reads.
-        """
+        """Choose the last parameter that a loss depends on, since no output may read the last registered one."""
         pairs = zip(self.parameters, self._parts(loss), strict=True)
         self.parameters = [parameter for parameter, part in pairs if part is not None][-1:]
         self._last = False

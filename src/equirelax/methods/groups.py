@@ -1,4 +1,4 @@
-"""An optimizer's parameter groups: every parameter of the residuals in one of them, gamma without weight decay."""
+"""Parameter groups of optimizers: they hold every parameter of the residuals, and gamma without weight decay."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from equirelax.relaxation import Relaxation
 
 
 def as_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """One optimizer or several as a tuple; wrappers (Accelerate's, Lightning's) give what they wrap.
+    """One optimizer or several as a tuple; wrappers of Accelerate and Lightning are unwrapped.
 
     Raises:
-        MethodError: none, one twice, something else than an optimizer, or one that no method can step with.
+        MethodError: No optimizer, one twice, something else, or an optimizer that no method can step with.
     """
     several = [given] if isinstance(given, Optimizer) else list(given)
     found = tuple(_unwrapped(optimizer) for optimizer in several)
@@ -51,7 +51,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
 
 @dataclass
 class _Missing:
-    """Names and parameters that no optimizer holds."""
+    """The parameters, by name, that no optimizer holds."""
 
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
     gammas: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -61,16 +61,16 @@ class _Missing:
 
 
 def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapping[str, Any]) -> None:
-    """See to it that the optimizers hold every trainable parameter of the residuals, and decay no learnt gamma.
+    """Make sure that the optimizers hold every trainable parameter of the residuals, and decay no learnt gamma.
 
     Args:
-        relaxation: the relaxed model.
-        optimizers: from `as_optimizers`. Missing parameters go to the first one that can take them.
-        settings: of the groups that are added, in the place of those of the optimizer's first group.
+        relaxation: The relaxed model.
+        optimizers: From `as_optimizers`. Missing parameters go to the first one that can take them.
+        settings: Settings of added groups; they replace those of the optimizer's first group.
 
     Raises:
-        StaleOptimizerError: parameters are missing, and no optimizer can take them safely.
-        MethodError: settings that no group has, or settings where nothing is missing.
+        StaleOptimizerError: Parameters are missing, and no optimizer can take them safely.
+        MethodError: A setting that no group has, or settings although nothing is missing.
     """
     missing = _missing(relaxation, optimizers)
     if not missing and settings:
@@ -142,13 +142,13 @@ def _refusal(missing: _Missing, reasons: list[str]) -> str:
 
 
 def _parallel(group: Mapping[str, Any]) -> list[str]:
-    """Entries that hold one thing for every parameter of the group, such as their names."""
+    """The entries of a group that have one item for every parameter, such as their names."""
     count = len(group["params"])
     return [k for k, v in group.items() if k != "params" and isinstance(v, list) and len(v) == count]
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds for the group as a whole, such as its learning rate."""
+    """The settings of the whole group, such as its learning rate."""
     own = {"params", "param_names", *_parallel(group)}
     return {key: value for key, value in group.items() if key not in own}
 

@@ -1,4 +1,4 @@
-"""What ACE's two algorithms share: learnt strengths, a multiplier per residual, the multipliers' step."""
+"""The common part of ACE's two algorithms: learnt strengths, a multiplier per residual, and the multipliers' step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Lagrangian(Method):
-    """Base of the primal-dual methods: your optimizer moves gamma; the method's step moves multipliers.
+    """Base class of the primal-dual methods: your optimizer moves gamma, the method's step moves the multipliers.
 
     With h_i(t) the value of constraint i that `penalty()` saw at time t, a step does
 
@@ -29,7 +29,7 @@ class Lagrangian(Method):
 
     and mu is what the next `penalty()` uses. The multipliers are the integral of the constraint's value; the
     PI form adds a proportional term (the nuPI controller of Sohrabi et al., ICML 2024, with nu = 0). It damps
-    the circling of the plain form much as the augmented term does, but by the value of one step ago: it is
+    the oscillation of the plain form as the augmented term does, but with the value of one step ago: it is
     stable for `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal
     optimizer is SGD.
 
@@ -110,13 +110,13 @@ class Lagrangian(Method):
         return self.multipliers + self.proportional
 
     def _step_primal(self, seen: Tensor) -> None:
-        """Move the method's own primal variables by right-hand sides at time t."""
+        """Move the method's own primal variables, with right-hand sides at time t."""
 
     def _project(self) -> None:
-        """Put the multipliers back where they may be."""
+        """Project the multipliers onto their feasible set."""
 
     def _state_vectors(self) -> dict[str, Tensor]:
-        """The vectors (n,) that make up the state; they are kept on gamma's device and dtype."""
+        """The vectors (n,) of the state, on gamma's device and in its dtype."""
         return {"multipliers": self.multipliers, "proportional": self.proportional}
 
     def _term(self) -> Tensor:
@@ -130,7 +130,7 @@ class Lagrangian(Method):
         self._observe_primal()
 
     def _observe_primal(self) -> None:
-        """Note what the method's own primal variables need of time t."""
+        """Note the values at time t that the method's own primal variables need."""
 
     @torch.no_grad()
     def _advance(self) -> None:

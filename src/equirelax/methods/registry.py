@@ -1,4 +1,4 @@
-"""The methods by name, for configurations and the command line."""
+"""The registry of methods by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _M = TypeVar("_M", bound=type[Method])
 
 
 def register(name: str, description: str) -> Callable[[_M], _M]:
-    """Class decorator: make a method known as `name`, with one line that `equirelax list` shows.
+    """Class decorator that registers a method under a name, with a description of one line.
 
     Raises:
-        MethodError: another class has the name.
+        MethodError: Another class has the name.
     """
 
     def add(cls: _M) -> _M:
@@ -34,7 +34,7 @@ def get(name: str) -> type[Method]:
     """The class registered under `name`.
 
     Raises:
-        MethodError: no such method.
+        MethodError: There is no such method.
     """
     if name not in _METHODS:
         raise MethodError(
@@ -49,5 +49,5 @@ def names() -> list[str]:
 
 
 def descriptions() -> dict[str, str]:
-    """Name -> one line about it."""
+    """Name -> the method's description."""
     return {name: cls.description for name, cls in _METHODS.items()}

@@ -28,9 +28,9 @@ class REMUL(Method):
 
         loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
-    It is for networks that can break the symmetry: relaxed ones, whose strengths stay at `gamma` (so that
-    what is trained is deployed, residuals and all), and networks without any symmetry, which are given as
-    they are in place of a relaxation.
+    It is for networks that can break the symmetry: relaxed ones, whose strengths stay at `gamma` (so that they are
+    deployed as they are trained, with residuals), and networks without any symmetry, which are given instead of a
+    relaxation.
 
     With "gradnorm" alpha and beta keep their sum and are moved so that both losses train at one rate; see
     `GradNorm`, whose gradients are taken in `shared`.
@@ -110,10 +110,10 @@ class REMUL(Method):
         """alpha task + beta moved(); under `torch.no_grad` it leaves no trace. Micro-batches: see `Method.objective`.
 
         Args:
-            task: the loss on the batch, a scalar.
-            moved: gives the loss on the batch with every sample and its target moved by an element of its
-                own. With beta = 0 it is not called.
-            last: whether an optimizer step follows.
+            task: The loss on the batch, a scalar.
+            moved: Returns the loss on the batch in which every sample and its target is moved by an element of its own.
+                With beta = 0 it is not called.
+            last: Whether an optimizer step follows.
 
         Raises:
             MethodError: `moved` is missing.
@@ -140,7 +140,7 @@ class REMUL(Method):
         return alpha * task + beta * other + penalty
 
     def _note(self, task: Tensor, other: Tensor, last: bool) -> None:
-        """Keep the losses for logs; those of micro-batches are added up."""
+        """Keep the losses for logs, adding up those of micro-batches."""
         if self._adding and self._losses is not None:
             task, other = task + self._losses[0], other + self._losses[1]
         self._losses, self._adding = (task, other), not last

@@ -35,25 +35,25 @@ class ResilientACE(Lagrangian):
     At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry.
     Deployed with gamma kept.
 
-    `form` chooses what the released code does in the place of Algorithm 2 ("algorithm"):
+    `form` chooses between Algorithm 2 ("algorithm") and what the released code does instead:
 
         "released", on N-body: gamma and u descend (rho + 1) u^2 - lambda u + (lambda - u) |gamma|, u by Adam;
             lambda_i <- [lambda_i + eta_d (|gamma_i| - 2 u_i)]_+
         "clamped", on motion capture: Algorithm 1 with lambda_i <- [lambda_i + eta_d gamma_i]_+, without slacks: only
             gamma_i <= 0 is enforced
 
-    The price of the slacks damps what Algorithm 1 lacks: a J0 that is linear in gamma is solved too, for
-    small steps if eta_d < rho / 4 (about); above that it circles.
+    The price of the slacks adds the damping that Algorithm 1 lacks: a J0 that is linear in gamma is solved too, for
+    small steps if eta_d < rho / 4 (about); above that it oscillates.
 
     Options, with h_i = |gamma_i| - u_i and mu_i = [lambda_i + kappa_p h_i(t-1)]_+ (`pi`; mu = lambda without
     it):
 
         augmented c:  constraint i adds ([mu_i + c h_i]_+^2 - mu_i^2) / (2c)   (Nocedal & Wright, eq. 17.65)
 
-    so that m_i = [mu_i + c h_i]_+ stands for lambda_i in the steps of gamma and of u.
+    so that m_i = [mu_i + c h_i]_+ replaces lambda_i in the steps of gamma and of u.
 
-    `penalty()` is mu_i |gamma_i| summed (plus, when augmented, the rest of that term): what depends on u
-    alone is left out.
+    `penalty()` is the sum of mu_i |gamma_i| (plus, when augmented, the rest of that term), without the terms that depend
+    on u alone.
 
     Args:
         relaxation: The relaxed model; every gamma is learnt from here on.

@@ -28,9 +28,9 @@ class Scheduled(Method):
         gamma(t) = peak * schedule(t / (total_steps - 1)),   t = 0, 1, ... counts the optimizer's steps
         loss     = task + lie_weight * sqrt(LD) + norm_weight * sqrt(N)
 
-    so that the triangle is 0 at the first step and exactly 0 at the last, where the printed `2 (1 - t/T)`
+    so that the triangle is 0 at the first step and exactly 0 at the last, whereas the printed `2 (1 - t/T)`
     ends at 2/T. Per epoch: gamma(e) = peak * schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the
-    whole last epoch. After `total_steps` gamma stays at the schedule's end. A step that a GradScaler skips is none:
+    whole last epoch. After `total_steps` gamma stays at the schedule's end. A step that a GradScaler skips does not count:
     see `Method`.
 
     Args:
@@ -42,8 +42,8 @@ class Scheduled(Method):
         fields: Settings by name.
 
     Warns:
-        EquirelaxWarning: the training is too short for its schedule: one step, which has gamma = 1 where a schedule
-            begins there, or two for a triangle, which is 0 at both.
+        EquirelaxWarning: The training is too short for its schedule: one step, whose gamma is the schedule's start, or two
+            for a triangle, which is 0 at both.
 
     Raises:
         MethodError: A setting is unknown or out of range.
@@ -150,7 +150,7 @@ class Scheduled(Method):
         return self.settings.peak * float(self.schedule(progress))
 
     def gamma_at(self, step: int) -> float:
-        """The strength of step `step` (0-based).
+        """The strength at a step (counted from 0).
 
         Raises:
             MethodError: The schedule gave no finite number.
@@ -168,7 +168,7 @@ class Scheduled(Method):
 
     @property
     def gamma(self) -> float:
-        """The strength of the step that comes next."""
+        """The strength of the next step."""
         return self.gamma_at(self.steps)
 
     def _apply(self) -> None:

@@ -46,10 +46,10 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def resolve(schedule: str | Schedule) -> Schedule:
-    """The schedule of a name; a callable `progress in [0, 1] -> gamma` is taken as it is.
+    """The schedule with a name; a callable from progress in [0, 1] to gamma is returned unchanged.
 
     Raises:
-        MethodError: unknown name, or neither a name nor a callable.
+        MethodError: An unknown name, or neither a name nor a callable.
     """
     if callable(schedule):
         return schedule

@@ -1,4 +1,4 @@
-"""A model without residuals in the place of a relaxed one, for methods that need none."""
+"""The handle of a model without residuals, for methods that need none."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from equirelax.relaxation.residual import Residual
 
 
 class Unrelaxed(Relaxation):
-    """The handle over no residuals of a model that is not relaxed.
+    """The handle of a model that is not relaxed; it has no residuals.
 
     Args:
-        model: any module, such as a network without any symmetry.
+        model: Any module, such as a network without any symmetry.
 
     Raises:
-        RelaxationStateError: the model is relaxed, so that it has a handle already.
+        RelaxationStateError: The model is relaxed, and so has a handle already.
     """
 
     may_be_empty = True
@@ -36,7 +36,7 @@ class Unrelaxed(Relaxation):
 
 
 def handle_of(model: Relaxation | nn.Module) -> Relaxation:
-    """The handle itself, the handle of a relaxed model, or `Unrelaxed` for a model without residuals."""
+    """The given handle, the handle of a relaxed model, or `Unrelaxed` for a model without residuals."""
     if isinstance(model, Relaxation):
         return model
     relaxed = any(isinstance(module, Residual) for module in model.modules())

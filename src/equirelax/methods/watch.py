@@ -1,5 +1,5 @@
-"""Watching parameters move: is a method stepped at all; and, for loops that call `step()` themselves, was a step
-skipped, does the optimizer train the residuals, is the order right.
+"""Checks of how parameters move: whether a method is stepped at all; and, in loops that call `step()` themselves, whether
+a step was skipped, the optimizer trains the residuals, and the order is right.
 
 PyTorch counts the in-place writes to every tensor (`Tensor._version`), so that "has the optimizer written to
 it?" is a comparison of integers on the host: no copy of the weights, no wait for the device. Fused
@@ -57,14 +57,14 @@ def _entries(parameter: nn.Parameter) -> Tensor:
 
 
 class IdleWatch:
-    """Tells at a method's `penalty()` how often the residuals' weights have changed since the method last stepped.
+    """Counts, at a method's `penalty()`, how often the residuals' weights have changed since the method last stepped.
 
     Args:
         relaxation: the relaxed model.
 
     Attributes:
-        stepped: whether the method has stepped yet.
-        changes: as the last `look` found it.
+        stepped: Whether the method has stepped yet.
+        changes: The count at the last `look`.
     """
 
     def __init__(self, relaxation: Relaxation) -> None:
@@ -74,7 +74,7 @@ class IdleWatch:
         self._last: Snapshot | None = None
 
     def look(self) -> int:
-        """Compare with the last look: micro-batches change nothing."""
+        """Compare with the last look, and return the count; micro-batches change nothing."""
         last = self._last
         if last is None:
             self._last = self._snapshot()
@@ -84,7 +84,7 @@ class IdleWatch:
         return self.changes
 
     def step(self) -> None:
-        """The method steps: start anew."""
+        """Start counting anew, because the method steps."""
         self.stepped = True
         self.changes = 0
         self._last = None
@@ -101,7 +101,7 @@ class IdleWatch:
 
 
 class ParameterWatch:
-    """Tells, between a method's `penalty()` and its `step()`, what the optimizer did.
+    """Finds out what the optimizer did between a method's `penalty()` and its `step()`.
 
     Args:
         relaxation: the relaxed model.
@@ -125,7 +125,7 @@ class ParameterWatch:
         return self._before is not None
 
     def begin(self) -> None:
-        """Note where every trainable parameter stands; again before `end` (micro-batches) it does nothing.
+        """Note the state of every trainable parameter; a second call before `end` (micro-batches) does nothing.
 
         Raises:
             MethodError: parameters moved between `step()` and this call, twice in a row: the order is wrong.
