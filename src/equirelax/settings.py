@@ -201,7 +201,7 @@ def _listed(value: Any) -> Any:
 
 
 def _made(make: Callable[[], T], key: str, error: type[EquirelaxError]) -> T:
-    """What `make` gives; an error about several fields names the section that they are in."""
+    """Call `make`; an error about several fields then names their section."""
     try:
         return make()
     except EquirelaxError as found:
@@ -212,7 +212,7 @@ def _made(make: Callable[[], T], key: str, error: type[EquirelaxError]) -> T:
 def checked(
     kind: type[Settings], values: Mapping[str, Any], key: str, error: type[EquirelaxError]
 ) -> dict[str, Any]:
-    """Values as the fields of `kind` want them, each of the right type and within its range; see `Settings.of`."""
+    """Check values by field, and convert them to the fields' types; arguments and errors as in `Settings.of`."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     found = {}
     for name, value in values.items():
@@ -255,7 +255,7 @@ def documentation(kind: type[Settings]) -> dict[str, str]:
 
 
 def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> Any:
-    """`value` as the type `hint` wants it."""
+    """`value` if it has the type `hint`; a whole number becomes a float where that is wanted."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     choices = [str(word) for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
     for option in options:

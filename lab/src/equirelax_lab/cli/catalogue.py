@@ -1,4 +1,4 @@
-"""`equirelax list`: what there is."""
+"""`equirelax list`: benchmarks, models, methods, placements and data."""
 
 from __future__ import annotations
 

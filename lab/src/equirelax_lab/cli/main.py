@@ -1,4 +1,4 @@
-"""Which command was meant, and how errors are shown: one line and exit code 2, no traceback."""
+"""The command `equirelax`: runs one of its commands, and prints errors as one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Within it SIGTERM, which schedulers and `kill` send, is answered as Ctrl-C is."""
+    """Treat SIGTERM, which schedulers and `kill` send, like Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -167,7 +167,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncollected(wanted: object) -> Iterator[None]:
-    """Leave the garbage collector out where `wanted`: beside torch its passes are a quarter of the time of a help text."""
+    """Switch the garbage collector off where `wanted`: with torch it takes a quarter of the time of a help text."""
     if not wanted or not gc.isenabled():
         yield
         return
@@ -185,6 +185,6 @@ def complain(message: str) -> int:
 
 
 def _presentable(message: str) -> str:
-    """A message for a terminal: of what the user gave, endless words are cut and control characters are written out."""
+    """A message for a terminal: very long words are cut, and control characters are escaped."""
     short = re.sub(r"\S{400,}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", message)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in short)

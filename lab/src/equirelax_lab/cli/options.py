@@ -1,4 +1,4 @@
-"""Typed settings as flags: parsers made from the dataclasses of a run, with friendly errors."""
+"""Flags from settings: parsers made from the dataclasses of a run, with readable errors."""
 
 from __future__ import annotations
 
@@ -39,23 +39,22 @@ def parser(words: Sequence[str], description: str, epilog: str = "") -> Argument
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Help with descriptions as written, and the type and default of every flag."""
+    """Formats help texts: descriptions as written, and the type and default of every flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
 
 
 def parse(options: ArgumentParser, words: Sequence[str], **ranges: Range) -> Namespace:
-    """Parse `words`; flags may have - or _, and no section where only one section has such a key.
+    """Parse `words`. Flags may be written with - or _, and without their section where the key is unambiguous.
 
     Args:
         options: The parser.
-        words: What stands behind the command.
-        ranges: Of the parser's own flags that are numbers; settings have theirs declared with them.
+        words: The words behind the command.
+        ranges: Ranges of the parser's own flags; settings declare theirs themselves.
 
     Raises:
-        ConfigError: unknown flag (with a suggestion), missing value, or a value of the wrong type or outside of its
-            range.
+        ConfigError: An unknown flag (with a suggestion), a missing value, or a value of the wrong type or outside of its range.
     """
     try:
         parsed = options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
@@ -95,7 +94,7 @@ def explain(message: str, known: list[str]) -> str:
 
 
 def _wrong_value(key: str, kind: str, value: str) -> str:
-    """What is wrong with a flag's value, from the parser's words for its type: typing.Literal['a', 'b'], <class 'int'>."""
+    """The message for a wrong value, from the parser's name of its type: typing.Literal['a', 'b'], <class 'int'>."""
     value = value.rstrip(".")
     if kind.startswith("typing.Literal["):
         choices = re.findall(r"'([^']*)'", kind)
@@ -113,7 +112,7 @@ def _underscored(word: str) -> str:
 
 
 def _in_full(word: str, known: list[str]) -> str:
-    """--subject=run -> --dataset.subject=run, where `subject` is a key of one section alone."""
+    """--subject=run -> --dataset.subject=run, where only one section has the key `subject`."""
     flag, equals, value = word.partition("=")
     if not flag.startswith("--") or flag in known:
         return word
@@ -122,7 +121,7 @@ def _in_full(word: str, known: list[str]) -> str:
 
 
 def benchmark_of(command: str, words: Sequence[str]) -> str | None:
-    """The benchmark, which stands first; None when only help is wanted."""
+    """The benchmark, which is the first word; None where only help is wanted."""
     from equirelax_lab.tasks.registry import TASKS, task_class
 
     if words and not words[0].startswith("-"):
@@ -134,7 +133,7 @@ def benchmark_of(command: str, words: Sequence[str]) -> str | None:
 
 
 def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
-    """Values of some flags, before the parser that knows all flags can be made."""
+    """Read the values of some flags before the parser with all flags can be made."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         first.add_argument(f"--{name}")
@@ -146,7 +145,7 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
-    """The settings before flags: the recipe's, changed by the file of --config."""
+    """The settings before flags: those of the recipe, changed by the file of --config."""
     from equirelax_lab.tasks.from_recipe import is_earlier
     from equirelax_lab.tasks.registry import config_from_dict, task_class
     from equirelax_lab.tasks.settings import NAMES, read_yaml

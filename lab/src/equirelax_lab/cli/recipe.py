@@ -1,4 +1,4 @@
-"""`equirelax recipe`: one published experiment as settings, with where each value comes from."""
+"""`equirelax recipe`: the settings of one published experiment, and the source of each value."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from equirelax_lab.recipes import VARIANTS, Recipe, read, variants
 from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, defaults
 
-DESCRIPTION = """Print a recipe: all settings of a run, and behind each that a paper or its code states, where it does.
+DESCRIPTION = """Print a recipe: all settings of a run, with the place in the paper or its code behind each value that has one.
 
-What is printed is a file for --config. Settings without a comment are this library's.
+The output is a file for --config. Settings without a comment are ours.
 
 variants:
 {variants}
@@ -28,7 +28,7 @@ examples:
   equirelax recipe mocap resilient --variant released > mocap.yaml"""
 WIDTH = 110
 COLUMN = 40
-"""Where comments begin."""
+"""The column in which comments begin."""
 
 
 def main(words: Sequence[str]) -> int:

@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def add_names(parser: Any, config: RunConfig) -> None:
-    """Flags that say which run it is, and where settings and data come from."""
+    """Flags for the names of a run, and for the sources of its settings and data."""
     parser.add_argument("--model", default=config.model, help="model of the benchmark; see equirelax list")
     parser.add_argument("--method", default=config.method, help="method; listed below")
     parser.add_argument(
@@ -124,7 +124,7 @@ def describe(result: dict[str, Any], folder: Path) -> str:
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
-    """Which recipe a run began with, and what was changed."""
+    """The recipe that a run began with, and the changed settings."""
     trained_as = f", trained as {recipe['trained_as']}" if recipe["trained_as"] else ""
     changed = (f"{key} {own['here']} ({own['recipe']})" for key, own in recipe["changed"].items())
     return f"{recipe['variant']}{trained_as}; changed: {', '.join(changed) or 'nothing'}"

@@ -1,6 +1,6 @@
-"""The published experiments as data: one YAML file a benchmark, a section for each model, method and variant.
+"""The published experiments as data: one YAML file for each benchmark, with a section for each model, method and variant.
 
-`read` resolves one recipe; the benchmarks turn it into a run's settings. A file holds, for every model,
+`read` resolves one recipe, and the benchmarks make a run's settings from it. A file has, for every model,
 
     MODEL:                     # or `all`, which holds for every model
       common:                  # every method
@@ -11,8 +11,8 @@
         released: {...}        # only what differs from `published`
         refused: "..."         # why the model cannot be trained with the method
 
-`methods.yaml` says which method another one begins with, and the settings that make a method what it is. A comment behind
-a value, or in the lines above its key, belongs to it and is printed with it.
+`methods.yaml` names the method that another one begins with, and the settings that define a method. A comment behind a value,
+or in the lines above its key, belongs to the value and is printed with it.
 """
 
 from equirelax_lab.recipes.recipe import VARIANTS, Recipe, benchmarks, read, variants

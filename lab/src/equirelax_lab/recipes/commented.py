@@ -1,4 +1,4 @@
-"""YAML whose comments are kept: every value with the comment behind it and those in the lines above its key."""
+"""A reader of YAML that keeps comments: those behind a value, and those in the lines above its key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value that is no mapping, and the comments that belong to it."""
+    """A value that is no mapping, with its comments."""
 
     value: Any
     comment: str = ""
@@ -24,13 +24,13 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Branch:
-    """A mapping, and the comment lines above its key."""
+    """A mapping, with the comment lines above its key."""
 
     items: Mapping[str, Leaf | Branch]
     comment: str = ""
 
     def merged(self, other: Branch) -> Branch:
-        """This mapping with the values of `other` put in, mappings key by key. A value takes its comment along."""
+        """This mapping with the values of `other`; mappings are merged key by key, and values keep their comments."""
         items = dict(self.items)
         for key, value in other.items.items():
             before = items.get(key)
@@ -57,11 +57,11 @@ def parse(text: str, name: str) -> Branch:
     """The mapping in a YAML text.
 
     Args:
-        text: YAML; numbers such as 1e-3 are numbers.
-        name: of the file, for messages.
+        text: The YAML text; 1e-3 is read as a number.
+        name: The file's name, for messages.
 
     Raises:
-        ConfigError: no YAML, no mapping, or a key that is there twice.
+        ConfigError: The text is no YAML or no mapping, or has a key twice.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""One recipe: what its file says of a benchmark, model, method and variant, resolved."""
+"""One recipe: the settings of a benchmark, model, method and variant, resolved from the files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VARIANTS = {
     "fair": "a baseline trained as well as the relaxed run it stands beside",
     "small": "fits two cores",
 }
-"""Every variant and what it is."""
+"""Variant -> what it is."""
 SECTIONS = ("dataset", "network", "residual", "strength")
-"""Of a run's settings; every other key is one of training."""
+"""The sections of a run's settings; every other key is a setting of training."""
 MATCHED = "dataset"
-"""The section that goes along with training where a run is trained as another one."""
+"""The section that a run takes along with training from the one that it is trained as."""
 METHODS = "methods"
 ALL = "all"
 """The sections of a file that hold for every model."""
@@ -31,14 +31,15 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a run, and where they come from.
+    """Settings of a run, and their sources.
 
     Attributes:
-        benchmark, model, method, variant: which recipe.
+        benchmark, model, method, variant: The recipe's names.
         trained_as: METHOD or METHOD VARIANT whose training and data these are; None: its own.
-        settings: in the layout of config.yaml, not to be changed; what is not there has the default of its dataclass.
-        comments: dotted key -> comment.
-        notes: comments on the method and the variant as a whole.
+        settings: The settings in the layout of config.yaml, not to be changed. Settings that are missing take the default of
+            their dataclass.
+        comments: Dotted key -> comment.
+        notes: Comments on the method and the variant as a whole.
     """
 
     benchmark: str
@@ -52,7 +53,7 @@ class Recipe:
 
 
 def benchmarks() -> list[str]:
-    """Benchmarks that have recipes."""
+    """The benchmarks that have recipes."""
     names = (entry.name for entry in files(__package__).iterdir())
     return sorted(name[:-5] for name in names if name.endswith(".yaml") and name != f"{METHODS}.yaml")
 
@@ -64,13 +65,13 @@ def read(
     """Resolve a recipe.
 
     Args:
-        benchmark, model, method: as on the command line.
-        variant: one of `VARIANTS`. What a variant does not state is as published.
-        trained_as: METHOD or METHOD VARIANT: take the training settings and the data of that recipe, but for those that
-            make the method what it is. The variant `fair` is `published` with the `trained_as` that its file names.
+        benchmark, model, method: Names as on the command line.
+        variant: One of `VARIANTS`. Settings that a variant does not state are as published.
+        trained_as: METHOD or METHOD VARIANT: take the training settings and the data of that recipe, except for the settings
+            that define the method. The variant `fair` is `published` with the `trained_as` that its file names.
 
     Raises:
-        ConfigError: there is no such recipe, or the file says why the model cannot be trained so.
+        ConfigError: There is no such recipe, or the file says why the model cannot be trained with the method.
     """
     sections = _sections(benchmark, model, method)
     if variant not in (known := variants(benchmark, model, method)):
@@ -98,7 +99,7 @@ def read(
 
 
 def variants(benchmark: str, model: str, method: str) -> list[str]:
-    """The variants that there are of a model and a method."""
+    """The variants of a model and a method."""
     found = {key for section in _sections(benchmark, model, method) for key in section.items}
     return [name for name in VARIANTS if name in found or name == "published"]
 
@@ -117,7 +118,7 @@ def _matched(chosen: Branch, benchmark: str, model: str, method: str, trained_as
 
 
 def _settings(sections: list[Branch], method: str, variant: str) -> Branch:
-    """What the sections say of a variant, in order, and what makes the method what it is."""
+    """The settings of a variant from the sections in order, and those that define the method."""
     merged = Branch({})
     for name in dict.fromkeys(("published", variant)):
         for section in sections:
@@ -129,7 +130,7 @@ def _settings(sections: list[Branch], method: str, variant: str) -> Branch:
 
 
 def _sections(benchmark: str, model: str, method: str) -> list[Branch]:
-    """The sections of a model that hold for a method, the general ones first."""
+    """The sections of a model for a method, the general ones first."""
     content = _model(benchmark, model)
     chain = list(_chain(method))
     for name in chain:
@@ -139,13 +140,13 @@ def _sections(benchmark: str, model: str, method: str) -> list[Branch]:
 
 
 def _model(benchmark: str, model: str) -> Branch:
-    """All sections of a model, those that hold for every model first."""
+    """All sections of a model, those of every model first."""
     content = _file(benchmark)
     return content.branch(ALL).merged(content.branch(model))
 
 
 def _chain(method: str) -> Iterator[str]:
-    """The methods that a method begins with, itself last."""
+    """The methods that a method begins with, and the method itself last."""
     base = _file(METHODS).branch(method).text("from")
     if base is not None:
         yield from _chain(base)
@@ -153,7 +154,7 @@ def _chain(method: str) -> Iterator[str]:
 
 
 def _keeps(sections: list[Branch], method: str) -> set[str]:
-    """Training settings that a method keeps wherever it is trained as another one."""
+    """Training settings that a method keeps when it is trained as another one."""
     stated = [*sections, *(_file(METHODS).branch(name) for name in _chain(method))]
     leaves = [section.items.get("keeps") for section in stated]
     return {word for leaf in leaves if isinstance(leaf, Leaf) for word in leaf.value}

@@ -25,11 +25,11 @@ def from_recipe(recipe: Recipe, dataset: type[Dataset], network: type[Network]) 
     """The settings of a recipe, with seed 0.
 
     Args:
-        recipe: what its file says.
-        dataset, network: the types of these sections.
+        recipe: The resolved recipe.
+        dataset, network: The classes of these sections.
 
     Raises:
-        ConfigError: the recipe has a key or a value that the settings do not have.
+        ConfigError: The recipe has a key or a value that the settings do not allow.
     """
     try:
         return _config(
@@ -47,14 +47,14 @@ def from_recipe(recipe: Recipe, dataset: type[Dataset], network: type[Network]) 
 
 
 def is_earlier(values: Mapping[str, Any]) -> bool:
-    """Whether `values` are all settings of a run, written by version 0.1."""
+    """Whether `values` are the complete settings of a run, written by version 0.1."""
     return "recipe" not in values and all(
         key in values for key in ("seed", "epochs", "dataset", "network", "residual", "strength")
     )
 
 
 def from_earlier(values: Mapping[str, Any], dataset: type[Dataset], network: type[Network]) -> RunConfig:
-    """The settings of a run of version 0.1: what it did not have yet is as it was then, which is every default."""
+    """The settings of a run of version 0.1; settings that it did not have yet take their defaults, which are what it did."""
     own = {key: value for key, value in values.items() if key not in (*NAMES, "seed")}
     config = _config(
         values["benchmark"], values["model"], values["method"], own, (dataset, network), EARLIER, None
@@ -93,7 +93,7 @@ def _config(
 
 
 def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value of the recipe, value here) of every setting in which a run differs from its recipe."""
+    """Return, for every setting in which a run differs from its recipe: dotted key -> (value of the recipe, value of the run)."""
     found: dict[str, tuple[Any, Any]] = {}
     ours, theirs = config.to_dict(), base.to_dict()
     for key, value in theirs.items():

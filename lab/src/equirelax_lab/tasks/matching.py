@@ -1,4 +1,4 @@
-"""Comparisons that match: every row is trained as the relaxed method that the comparison is about."""
+"""Matched comparisons: every row is trained like the relaxed method that the comparison is about."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def about(methods: Sequence[str], named: str | None = None) -> str | None:
     """The method that a comparison of `methods` is about.
 
     Args:
-        methods: of its rows.
-        named: by whoever asks for the comparison; None chooses: the first one whose strengths are learnt, else the first one
-            that relaxes, and None where none does.
+        methods: The methods of its rows.
+        named: The user's choice. None chooses the first method whose strengths are learnt, else the first one that relaxes;
+            the result is None where no method relaxes.
 
     Raises:
-        ConfigError: `named` is none of `methods`.
+        ConfigError: `named` is not among `methods`.
     """
     if named is not None:
         choice(named)
@@ -40,9 +40,9 @@ def matched(
     """(recipe, trained_as) of one row; see `equirelax_lab.recipes.read`.
 
     Args:
-        benchmark, model, method: of the row.
-        about: whose training settings and data it takes; None: each row its own.
-        variant: the one wanted; where a method has none, the published one is taken.
+        benchmark, model, method: The row.
+        about: The method whose training settings and data the row takes; None: its own.
+        variant: The variant; a method that does not have it takes the published one.
     """
 
     def of(name: str) -> str:
@@ -57,7 +57,7 @@ def matched(
 
 
 def check_variant(benchmark: str, pairs: Sequence[tuple[str, str]], variant: str) -> None:
-    """Raise `ConfigError` where none of the (model, method) has a variant."""
+    """Raise `ConfigError` if no pair (model, method) has the variant."""
     known = [name for model, method in pairs for name in variants(benchmark, model, method)]
     if variant not in known:
         raise ConfigError(

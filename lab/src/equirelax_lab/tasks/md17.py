@@ -105,11 +105,11 @@ class MD17Task(Task[MD17Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The frames, each turned by a rotation of its own where `augment` is set."""
+        """The frames, each turned by its own rotation where `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every frame turned or reflected by an element of O(3) of its own, forces too."""
+        """Every frame and its forces, moved by its own element of O(3)."""
         drawn = O(3).sample(len(batch["energies"]), generator=generator)
         moved = {
             key: turn(batch[key], drawn.to(batch[key]), batch["graph"]) for key in ("positions", "forces")
@@ -166,7 +166,7 @@ class MD17Task(Task[MD17Dataset]):
         }
 
     def audit_case(self) -> AuditCase:
-        """Four validation frames (or as many as there are) under E(3): energies stay, forces turn."""
+        """Four validation frames (or all, if fewer) under E(3): energies are invariant, forces vectors."""
         group, data = E(3), self.load("val")
         batch = self.eval_batch(data, range(count := min(AUDIT_FRAMES, len(data))))
         return AuditCase(
@@ -177,11 +177,11 @@ class MD17Task(Task[MD17Dataset]):
         )
 
     def published(self) -> dict[str, str]:
-        """Empty: the papers' numbers are of the original MD17, and not known to us."""
+        """Empty: we do not know the papers' numbers, which are of the original MD17."""
         return {}
 
     def scaled_down(self) -> str | None:
-        """Also that the network is the small one."""
+        """As for every benchmark, and whether the network is the small one."""
         network: ForceNetwork = self.config.network  # type: ignore[assignment]
         small = "the small network" if network.size == "small" else None
         return "; ".join(filter(None, (small, super().scaled_down()))) or None

@@ -91,7 +91,7 @@ class MocapTask(Task[MocapDataset]):
     }
     metric = Metric("MSE of the last frame", "1e-2")
     chunk: ClassVar[int] = 12
-    """The batches of training, here too: the published height is relative to the largest of the batch."""
+    """The size of training batches, since the published height is relative to the largest of the batch."""
 
     def load(self, split: Split) -> MocapSet:
         """The split of the configured subject, float32."""

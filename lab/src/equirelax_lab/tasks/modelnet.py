@@ -20,7 +20,7 @@ from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Representations, 
 
 AUDIT_SAMPLES = 8
 EVALUATION_SEED = 0
-"""Rotations and dropout of validation and test objects are drawn once from it: they are the same in every run."""
+"""Seed of the rotations and the dropout of validation and test objects, which are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
 TEN = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
@@ -109,7 +109,7 @@ class ModelNetTask(Task[ModelNetDataset]):
     """All four networks have batch norm over objects."""
 
     def load(self, split: Split) -> CloudSet:
-        """The split; validation and test objects are rotated and thinned out as configured, once and for all."""
+        """The split; validation and test objects are rotated and thinned out once, as configured."""
         d = self.dataset
         data = modelnet.load(
             split,
@@ -159,7 +159,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return clouds.normalise(chosen) if d.normalise else chosen
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every object turned by a rotation of its own; its class stays."""
+        """Every object turned by its own rotation; its class stays."""
         points = batch["points"]
         turned = clouds.rotate(points, clouds.rotations("so3", len(points), generator))
         return {**batch, "points": turned}
@@ -270,12 +270,12 @@ class ModelNetTask(Task[ModelNetDataset]):
         return AuditCase(self.inputs(batch), kinds.inputs, kinds.output, kinds.group, head=_contrast)
 
     def scaled_down(self) -> str | None:
-        """Also that there are ten classes."""
+        """As for every benchmark, and whether there are ten classes."""
         ten = "10 of 40 classes" if self.dataset.classes == "ten" else None
         return "; ".join(filter(None, (ten, super().scaled_down()))) or None
 
     def published(self) -> dict[str, str]:
-        """ACE gives gains over its strict network alone: +1.77 (instance), +2.78 (class)."""
+        """ACE publishes only gains over its strict network: +1.77 (instance), +2.78 (class)."""
         return {"ace": "strict + 1.77"} if self.config.model == "vn-dgcnn" else {}
 
 

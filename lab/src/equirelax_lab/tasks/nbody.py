@@ -18,7 +18,7 @@ from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
 
 AUDIT_SYSTEMS = 8
 EVALUATION_SEED = 0
-"""Of the rotations of validation and test systems."""
+"""Seed of the rotations of validation and test systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class NBodyTask(Task[NBodyDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The systems; with `augment` all of them turned by one rotation, or each by one of its own."""
+        """The systems; with `augment` all turned by one rotation, or each by its own."""
         if not self.config.training.augment or self.dataset.rotations == "batch":
             return super().train_batch(data, indices, generator, share)
         turns = random_rotation(generator, count=len(indices))[share]
@@ -102,7 +102,7 @@ class NBodyTask(Task[NBodyDataset]):
         return batch
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every system turned about the origin by a rotation of its own, its target too."""
+        """Every system and its target, turned about the origin by its own rotation."""
         return turn_each(batch, ("positions", "velocities", "targets"), generator)
 
     def build_model(self) -> nn.Module:
@@ -143,7 +143,7 @@ class NBodyTask(Task[NBodyDataset]):
         return nn.functional.mse_loss(prediction, batch["targets"])
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """The loss is the metric."""
+        """The loss, which is the metric too."""
         return self.loss(prediction, batch)
 
     def audit_case(self) -> AuditCase:

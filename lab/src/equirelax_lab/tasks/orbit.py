@@ -1,4 +1,4 @@
-"""What gamma does under ACE's two Adams where the task does not care: an orbit around 0.
+"""The course of gamma under ACE's two Adams where the task does not depend on it: an orbit around 0.
 
 ACE as released (arXiv 2505.13631) moves gamma and its multiplier lambda by Adam. Where the task's loss does not depend on gamma,
 both see lambda gamma alone, and Adam divides the size of the gradient away: gamma circles, with an amplitude that is set by the
@@ -68,7 +68,7 @@ class _Adam:
         self.count = 0
 
     def step(self, gradient: float) -> float:
-        """What a descent subtracts and an ascent adds."""
+        """The step: a descent subtracts it, an ascent adds it."""
         self.count += 1
         self.first = BETA_1 * self.first + (1 - BETA_1) * gradient
         self.second = BETA_2 * self.second + (1 - BETA_2) * gradient**2

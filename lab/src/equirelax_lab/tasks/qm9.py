@@ -128,7 +128,7 @@ class QM9Task(Task[QM9Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The molecules, each turned by a rotation of its own where `augment` is set."""
+        """The molecules, each turned by its own rotation where `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -200,7 +200,7 @@ class QM9Task(Task[QM9Dataset]):
         return {}
 
     def scaled_down(self) -> str | None:
-        """As for every benchmark, and where there are fewer training molecules than in the papers."""
+        """As for every benchmark, and whether there are fewer training molecules than in the papers."""
         d = self.dataset
         words = [super().scaled_down()]
         if d.train is None and d.source == "subset":

@@ -84,13 +84,13 @@ def _check_names(task: type[Task[Any]], model: str, method: str) -> None:
 
 
 def base_of(config: RunConfig) -> RunConfig:
-    """The settings that a run's begin with: of its recipe; for a run of version 0.1 the published ones."""
+    """The settings of a run's recipe; for a run of version 0.1 the published ones."""
     recipe = "published" if config.recipe == EARLIER else config.recipe
     return defaults(config.benchmark, config.model, config.method, recipe, config.trained_as)
 
 
 def named(config: RunConfig) -> dict[str, Any]:
-    """Which recipe a run began with, and where it differs from it, as result.json has it."""
+    """The recipe that a run began with, and the settings in which it differs, in the layout of result.json."""
     differing = {} if config.recipe == EARLIER else changes(config, base_of(config))
     return {
         "variant": config.recipe,
@@ -100,7 +100,7 @@ def named(config: RunConfig) -> dict[str, Any]:
 
 
 def check_optimizer(config: RunConfig) -> None:
-    """Raise `ConfigError` where a method that is an optimiser's (strict-muon) is to train with another one."""
+    """Raise `ConfigError` if a method that is defined by its optimiser (strict-muon) would train with another one."""
     own = choice(config.method).optimizer
     if own not in (None, config.training.optimizer):
         raise ConfigError(
@@ -110,10 +110,10 @@ def check_optimizer(config: RunConfig) -> None:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration that `RunConfig.to_dict` gave.
+    """The configuration from the output of `RunConfig.to_dict`.
 
     Raises:
-        ConfigError: `benchmark` or `method` is missing, or a key or value is not known.
+        ConfigError: `benchmark`, `model` or `method` is missing, or a key or value is unknown.
     """
     for key in ("benchmark", "model", "method"):
         if not isinstance(values.get(key), str):

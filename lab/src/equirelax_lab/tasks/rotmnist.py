@@ -1,4 +1,4 @@
-"""Rotated digits: which digit is this, turned by any angle? A finite group stands for a continuous one."""
+"""Rotated digits: which digit is this, turned by any angle? A finite group approximates a continuous one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RotMNISTTask(Task[DigitsDataset]):
     """The networks have batch norm."""
 
     def load(self, split: Split) -> ImageSet:
-        """The split's images, as many as are configured, the first ones."""
+        """The first images of the split, as many as configured."""
         source = digits if self.dataset.source == "digits" else rotmnist
         data: ImageSet = source.load(split, root=self.root)
         return data.subset(slice(getattr(self.dataset, split)))
@@ -74,7 +74,7 @@ class RotMNISTTask(Task[DigitsDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The images as they are, or with `augment` every one turned by its own element of C4 (or D4)."""
+        """The images; with `augment` each is turned by its own element of C4 (or D4)."""
         batch: Batch = data.batch(indices[share])
         if not self.config.training.augment:
             return batch

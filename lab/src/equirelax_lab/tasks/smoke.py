@@ -92,7 +92,7 @@ class SmokeTask(Task[SmokeDataset]):
         return self.windows(split)
 
     def windows(self, split: smoke.Split) -> FieldSet:
-        """Windows of one of the data's own splits, as long as training or test need them."""
+        """Windows of one of the data's own splits, as long as training or test needs them."""
         d = self.dataset
         return smoke.load(
             split,
@@ -106,14 +106,14 @@ class SmokeTask(Task[SmokeDataset]):
 
     @property
     def settings(self) -> smoke.SmokeSettings:
-        """Of the simulation."""
+        """The settings of the simulation."""
         fields = dataclasses.fields(smoke.Plumes)
         return smoke.SmokeSettings(**{field.name: getattr(self.dataset, field.name) for field in fields})
 
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The windows as they are, or with `augment` every one turned by its own element of the group."""
+        """The windows; with `augment` each is turned by its own element of the group."""
         batch: Batch = data.batch(indices[share])
         if not self.config.training.augment:
             return batch
@@ -121,7 +121,7 @@ class SmokeTask(Task[SmokeDataset]):
         return self._turned(batch, elements)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every window turned by its own element of the group, targets too."""
+        """Every window and its targets, turned by its own element of the group."""
         return self._turned(batch, self._elements(len(batch["input"]), generator))
 
     def build_model(self) -> nn.Module:
@@ -178,7 +178,7 @@ class SmokeTask(Task[SmokeDataset]):
         return values | ({"RMSE Domain": math.sqrt(domain / others)} if others else {})
 
     def full_size(self) -> RunConfig:
-        """Its widths are those of the configured symmetry."""
+        """The published settings, with the widths of the configured symmetry."""
         full = super().full_size()
         hidden, kernel = self._papers_size
         network: PlaneNetwork = full.network  # type: ignore[assignment]
@@ -191,7 +191,7 @@ class SmokeTask(Task[SmokeDataset]):
 
     @property
     def auditable(self) -> bool:
-        """Scalings have no exact action on a grid."""
+        """Whether the symmetry is rotation: scalings have no exact action on a grid."""
         return self.dataset.symmetry == "rotation"
 
     def audit_case(self) -> AuditCase:
@@ -206,7 +206,7 @@ class SmokeTask(Task[SmokeDataset]):
         return AuditCase(self.inputs(batch), (field,), field, self._group)
 
     def published(self) -> dict[str, str]:
-        """CR's figures are not known to us."""
+        """Empty: we do not know CR's figures."""
         return {}
 
     def _elements(self, count: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,4 @@
-"""What a benchmark is: data, a strict model, a loss, a metric, and what an audit needs to know about all
-three.
-"""
+"""The base class of benchmarks: data, a strict model, a loss, a metric, and what an audit needs to know about them."""
 
 from __future__ import annotations
 
@@ -30,15 +28,15 @@ NO_PLACEMENT = "none"
 """Name of the placement of networks that have nothing to relax."""
 Split = Literal["train", "val", "test"]
 Batch = dict[str, Tensor]
-"""Tensors by name, the graphs of a batch as one: see `GraphSet.batch`."""
+"""Tensors by name; the graphs of a batch are joined into one, see `GraphSet.batch`."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is reported and selected by.
+    """The metric that is reported, and by which the best epoch is selected.
 
     Attributes:
-        name: In words.
+        name: Its name in words.
         unit: A factor: a value of 5.6 with unit "1e-3" is 0.0056.
         symbol: How the unit is printed ("%", "meV"); None prints the factor.
         higher_is_better: As for accuracies.
@@ -56,25 +54,25 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Name and unit, as tables and axes show them."""
+        """Name and unit for tables and axes."""
         return heading(self.to_dict())
 
     def better(self, value: float, than: float) -> bool:
-        """Whether `value` beats `than`; nothing that is not a number beats anything."""
+        """Whether `value` is better than `than`; NaN is never better."""
         return value > than if self.higher_is_better else value < than
 
     @property
     def worst(self) -> float:
-        """What every finite value beats."""
+        """The infinity that is worse than every finite value."""
         return float("-inf") if self.higher_is_better else float("inf")
 
     def to_dict(self) -> dict[str, Any]:
-        """As result files hold it."""
+        """The layout of result files."""
         return dataclasses.asdict(self)
 
 
 def heading(metric: Mapping[str, Any]) -> str:
-    """Name and unit of a metric out of a result file."""
+    """Name and unit of a metric from a result file."""
     if metric.get("symbol"):
         return f"{metric['name']} ({metric['symbol']})"
     return metric["name"] if metric["unit"] == "1" else f"{metric['name']} x{metric['unit']}"
@@ -130,14 +128,14 @@ class Task(ABC, Generic[D]):
     models: ClassVar[dict[str, str]]
     dataset_type: ClassVar[type[Dataset]]
     network_types: ClassVar[Mapping[str, type[Network]]]
-    """Of every model."""
+    """Model -> the class of its settings."""
     metric: Metric
     counted: ClassVar[str] = "samples"
-    """What numbers among the data set's settings count."""
+    """The word for what the numbers of the data set's settings count."""
     chunk: ClassVar[int] = 250
     """Samples of one evaluation batch."""
     smallest_batch: ClassVar[int] = 1
-    """Samples that one training step needs on every rank; an epoch's last batch with fewer is left out."""
+    """Samples that a training step needs on every rank; a smaller last batch of an epoch is left out."""
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         import equirelax_lab.placements  # noqa: F401  (registers placements and layers of the laboratory's networks)
@@ -173,18 +171,18 @@ class Task(ABC, Generic[D]):
         """A batch for training, augmented as configured.
 
         Args:
-            data: What `load` gave.
+            data: The split, from `load`.
             indices: (b,) samples of the whole batch, over all ranks.
-            generator: For everything random, which is drawn for the whole batch, so that ranks together see
-                what one process would.
+            generator: Random numbers; they are drawn for the whole batch, so that all ranks together see the batch of a
+                single process.
             share: This rank's part of the batch.
 
-        Here: the graphs, turned by one rotation per batch where `augment` is set (CR and ACE, N-body).
+        By default the graphs, turned by one rotation per batch where `augment` is set (CR and ACE, N-body).
         """
         return graph_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def eval_batch(self, data: Any, indices: Any) -> Batch:
-        """The samples `indices` as they are."""
+        """The samples `indices`, unchanged."""
         batch: Batch = data.batch(indices)
         return batch
 
@@ -192,7 +190,7 @@ class Task(ABC, Generic[D]):
         """The batch with every sample moved by a group element of its own, targets too (REMUL).
 
         Raises:
-            ConfigError: this benchmark cannot do it.
+            ConfigError: This benchmark cannot move its samples.
         """
         raise ConfigError(f"Benchmark '{self.name}' cannot move its samples, which the method needs.")
 
@@ -210,10 +208,10 @@ class Task(ABC, Generic[D]):
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """What training minimises: a scalar, the mean over the batch."""
+        """The training loss: a scalar, the mean over the batch."""
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
-        """What a network of this benchmark adds to the loss of its own accord: a scalar, or None for nothing."""
+        """A term that a network of this benchmark adds to the loss, a scalar; None for no term."""
         return None
 
     @abstractmethod
@@ -223,18 +221,18 @@ class Task(ABC, Generic[D]):
     def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
         """(k,) float64 sums over the batch's `samples`, which add up over batches and ranks.
 
-        Here: [sum of `error`, number of samples].
+        By default [sum of `error`, number of samples].
         """
         error = self.error(prediction, batch).double() * samples
         return torch.stack([error, torch.full_like(error, samples)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """Values by name out of summed `statistics`, the headline metric (in its unit) first."""
+        """Metrics by name from summed `statistics`, the headline metric (in its unit) first."""
         total, samples = totals.tolist()
         return {self.metric.name: total / samples / self.metric.factor}
 
     def conditions(self) -> dict[str, Callable[[Any], Any]]:
-        """Further conditions under which the test set is measured, by name: functions of the set (corruptions)."""
+        """Further conditions (such as corruptions) under which the test set is measured: name -> function of the set."""
         return {}
 
     @abstractmethod
@@ -243,17 +241,17 @@ class Task(ABC, Generic[D]):
 
     @property
     def auditable(self) -> bool:
-        """Whether the group acts exactly on samples, so that an equivariance error has a meaning."""
+        """Whether the group acts exactly on samples, so that an equivariance error is meaningful."""
         return True
 
     def representations(self) -> Representations:
-        """How the group acts on the model's arguments and output; here: as in `audit_case`."""
+        """How the group acts on the model's arguments and output; by default as in `audit_case`."""
         case = self.audit_case()
         return Representations(case.in_rep, case.out_rep, case.group)
 
     @abstractmethod
     def published(self) -> dict[str, str]:
-        """Published values of the metric by method, as text in the metric's unit; only what is known."""
+        """The known published values of the metric by method, as text in the metric's unit."""
 
     def placement(self) -> Placement:
         """The configured placement with the configured residual.
@@ -297,14 +295,14 @@ class Task(ABC, Generic[D]):
         return changed
 
     def full_size(self) -> RunConfig:
-        """The published settings that this run's sizes are compared with."""
+        """The published settings, with which this run's sizes are compared."""
         trained_as = self.config.trained_as
         return self.defaults(
             self.config.model, self.config.method, trained_as=trained_as and trained_as.partition(" ")[0]
         )
 
     def scaled_down(self) -> str | None:
-        """In words where this run is smaller than the papers' setting, or None."""
+        """A description of where this run is smaller than the papers' setting, or None."""
         full = self.full_size()
         parts = []
         if self.config.training.epochs < full.training.epochs:
@@ -327,14 +325,14 @@ def _is_number(value: Any) -> bool:
 def graph_batch(
     data: GraphSet, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
 ) -> Batch:
-    """One rank's share of a batch of graphs, turned by one rotation of the whole batch or not at all."""
+    """One rank's share of a batch of graphs, all turned by one rotation or not at all."""
     return data.batch(indices[share], random_rotation(generator) if rotate else None)
 
 
 def molecule_batch(
     data: Any, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
 ) -> Batch:
-    """One rank's share of a batch of molecules, each turned by a rotation of its own or not at all."""
+    """One rank's share of a batch of molecules, each turned by its own rotation or not at all."""
     turns = random_rotation(generator, count=len(indices))[share] if rotate else None
     batch: Batch = data.batch(indices[share], turns)
     return batch

@@ -88,7 +88,7 @@ def make_problem(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator seeded, and left as it was."""
+    """Seed torch's global generator within the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -197,7 +197,7 @@ def run_toy(
     seed: int = 0,
     records: int = 100,
 ) -> dict[str, Any]:
-    """Every form on every problem: plain data, ready for JSON and for plots; the same numbers on every call.
+    """Run every form on every problem; returns plain data for JSON and plots, the same numbers on every call.
 
     Args:
         problems, forms: which of PROBLEMS and FORMS.
