@@ -48,32 +48,32 @@ def train(
     resume: bool = False,
     machine: Machine | None = None,
 ) -> dict[str, Any] | None:
-    """Train, select, test and write `config.yaml`, `metrics.csv`, `last.ckpt`, `best.ckpt` and `result.json`
-    into `folder`.
+    """Train, select, test, and write `config.yaml`, `metrics.csv`, `last.ckpt`, `best.ckpt` and `result.json` into `folder`.
 
     Args:
         config: The run's settings.
         folder: The run's own folder.
         root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
-        resume: Continue from `last.ckpt` if there is one; a finished run is returned as it is.
-        machine: Devices and threads.
+        resume: Whether to continue from `last.ckpt` if there is one; the result of a finished run is returned as it is.
+        machine: Where and how the run executes.
 
     Returns:
-        The content of result.json ({} in ranks but the first); None when the run was interrupted.
+        The content of result.json ({} in all ranks but the first); None if the run was interrupted.
 
     Raises:
-        ConfigError: the folder holds another run, or settings differ from those of the run to resume.
-        FolderInUseError: another process is writing to the folder. DataError: data is missing.
-        CheckpointError: the checkpoint to resume from cannot be used.
-        NonFiniteError: a loss, gradient or weight was not finite, or the loss exploded: says in which step, in which
-            module it began, and what was kept.
+        ConfigError: The folder holds another run or one with other settings, or the settings do not work here.
+        FolderInUseError: Another process writes to the folder.
+        DataError: Data is missing.
+        CheckpointError: The checkpoint cannot be resumed from.
+        NonFiniteError: A loss, gradient or weight was not finite, or the loss exploded. The message names the step and the
+            module in which it began, and what was kept.
     """
     machine = machine or Machine()
-    # Further ranks are started by the first, in a folder that it has checked and holds.
+    # The first rank starts the others, after it has checked and locked the folder.
     if global_rank():
         return _train(config, folder, root, resume, machine)
-    if (folder / CONFIG).exists() and (folder / RESULT).exists():  # nobody writes to a finished run
-        remove_left(folder / LOCK)  # of a process that was killed when all was done
+    if (folder / CONFIG).exists() and (folder / RESULT).exists():  # no process writes to a finished run
+        remove_left(folder / LOCK)  # left by a process that was killed at its very end
         return _train(config, folder, root, resume, machine)
     with locked(folder):
         return _train(config, folder, root, resume, machine)
@@ -86,7 +86,7 @@ def _train(
     finished = check_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished
-    # Noted now: the source tree may change while the run goes on; what was imported does not.
+    # Read now: the source tree may change during the run, but not what was imported.
     commit = provenance.commit()
     torch.set_num_threads(machine.threads)
     assembly, train_data, val = _build(config, root, machine)
