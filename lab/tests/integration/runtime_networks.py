@@ -1,4 +1,4 @@
-"""Small networks of three layer families, with batches, every method, and loops that run them in one piece or in parts."""
+"""Small networks of three layer families, their batches, and a loop that trains them with whole batches or in parts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ CASES = [
 
 @dataclass
 class Run:
-    """A relaxed network with its method and optimizer, and what its steps gave."""
+    """A relaxed network with its method and optimizer, and the penalties of its steps."""
 
     model: nn.Module
     method: Method

@@ -13,7 +13,7 @@ import equirelax as er
 
 
 def near(found: Run, expected: Run, tolerance: float, weights: float | None = None) -> None:
-    """Every number within a tolerance, of weights another one."""
+    """Compare every number within one tolerance, and the weights within another."""
     ours, theirs = found.numbers(), expected.numbers()
     assert ours.keys() == theirs.keys()
     assert len(expected.penalties) == STEPS
@@ -43,7 +43,7 @@ def test_micro_batches_are_one_batch_for_every_kind_of_residual(residual) -> Non
 
 
 def test_penalties_of_single_micro_batches_would_be_others() -> None:
-    """Roots of parts do not add up to the root of the whole: the sums must meet before it."""
+    """The roots of parts do not add up to the root of the whole: sums are added before the root."""
     whole = run("vector neurons", "scheduled")
     relaxation = whole.method.relaxation
     relaxation.set_gamma(0.5)
@@ -70,7 +70,7 @@ def test_bfloat16_is_near(method: str, network: str) -> None:
 
 
 def test_e3nn_itself_refuses_bfloat16() -> None:
-    """Its products are `tensordot`s, which autocast does not know: nothing of the residuals' doing."""
+    """Its products are `tensordot`s, which autocast does not cast; the residuals have no part in it."""
     from e3nn import o3
 
     layer = o3.Linear("2x0e", "2x0e")

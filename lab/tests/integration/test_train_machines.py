@@ -33,7 +33,7 @@ LEFT_OUT = ("seconds", "equivariance/projected")
 
 
 def trained(config: RunConfig, folder: Path, root: Path, **machine: Any) -> Path:
-    """A finished run's folder, made in this process, or for several devices in processes of its own."""
+    """The folder of a run, which is made in this process, or in processes of its own for several devices."""
     where = Machine(progress=False, tensorboard=False, **machine)
     if where.devices == 1:
         assert train(config, folder, root, machine=where) is not None
@@ -50,7 +50,7 @@ def trained(config: RunConfig, folder: Path, root: Path, **machine: Any) -> Path
 
 
 def differences(found: Path, expected: Path) -> dict[str, float]:
-    """Largest difference over largest entry, by the first part of the name: of metrics and of the last state."""
+    """The largest difference over the largest entry of metrics and of the last state, by the first part of their names."""
     ours, theirs = (read_table(folder / METRICS) for folder in (found, expected))
     assert len(ours) == len(theirs)
     columns: dict[str, list[tuple[float, float]]] = {}
@@ -106,7 +106,7 @@ def test_batches_in_parts(method: str, tiny_root: Path, tiny_config: Config, tmp
 
 
 def test_parts_of_remul_draw_their_own_elements(tiny_root: Path, tiny_config: Config, tmp_path: Path) -> None:
-    """So that its runs are alike, not equal."""
+    """Its runs are therefore similar, not equal."""
     config = tiny_config("remul", **SHORT)
     plain = trained(config, tmp_path / "plain", tiny_root)
     parts = trained(config, tmp_path / "parts", tiny_root, accumulate=2)
@@ -141,7 +141,7 @@ DEVICES = [(method, size) for method in RESIDUALS for size in (20, 19)]
 def test_two_processes(
     method: str, batch_size: int, tiny_root: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """Batches of 20 and 8, and of 19 and 10, which two processes cannot share alike."""
+    """Batches of 20 and 8, and of 19 and 10, which two processes cannot share equally."""
     config = tiny_config(method, batch_size=batch_size, **SHORT, **TRAINED.get(method, {}))
     one = trained(config, tmp_path / "one", tiny_root)
     two = trained(config, tmp_path / "two", tiny_root, devices=2)

@@ -1,4 +1,4 @@
-"""How near two ways of running the same training come to each other: one table for the tests and for the documentation.
+"""How much two ways of running the same training may differ: one table for the tests and the documentation.
 
 Each number is the largest difference over the largest entry, of weights, strengths, multipliers, slacks and penalties
 after some steps of Adam at 1e-2 (`equirelax train`: some epochs of the N-body benchmark at its own settings).

@@ -1,4 +1,4 @@
-"""Reading what a run wrote; refusing what it did not."""
+"""Files that a run wrote are read; others are refused."""
 
 from __future__ import annotations
 

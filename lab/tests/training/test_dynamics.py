@@ -1,4 +1,4 @@
-"""How strengths ended, from a table of metrics; damaged tables are errors of one line."""
+"""How strengths ended, computed from a table of metrics; damaged tables give errors of one line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The equivariance error over training: what an audit finds, at the validations that were asked for, with no trace in the
-run, and the same in metrics.csv and in TensorBoard.
+"""The equivariance error during training equals an audit's, is measured at the chosen validations, leaves no trace in the run,
+and is the same in metrics.csv and in TensorBoard.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Config = Callable[..., Any]
 
 
 def opened(assembly: Any) -> None:
-    """Give every residual weights and strength, as in the midst of training."""
+    """Give every residual weights and strength, as during training."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in assembly.model.parameters():
@@ -54,7 +54,7 @@ def test_it_is_what_an_audit_with_the_same_elements_finds(
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without the clock and without what is measured here."""
+    """metrics.csv without the clock and the equivariance errors."""
     kept = (RELAXED, PROJECTED, "seconds")
     return [{k: v for k, v in row.items() if k not in kept} for row in read_table(folder / METRICS)]
 
@@ -107,7 +107,7 @@ def test_where_the_group_does_not_act_exactly_nothing_is_measured(
     assembly = assemble(tiny_config("strict"), tiny_root)
 
     class Inexact(type(assembly.task)):  # type: ignore[misc]
-        """The same task, scaled say."""
+        """A task whose group does not act exactly, such as scalings of images."""
 
         auditable = False
 

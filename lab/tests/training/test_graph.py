@@ -1,6 +1,6 @@
-"""A step in memory that stays where it is: the same run as without, and refusals where steps differ.
+"""A step in fixed memory gives the same run; settings whose steps differ are refused.
 
-There is no GPU here: a capture is stood in for by a call that is done again, and writes where the first one wrote.
+Without a GPU, a call that is repeated and writes where it first wrote stands in for a captured graph.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder: real processes, killed ones too."""
+"""One process at a time works in a run's folder: tested with real processes, also killed ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_whatever_stands_in_a_left_file(left: str, tmp_path: Path) -> None:
 
 
 def test_a_file_removed_between_opening_and_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one who lets go removes the file: a lock on what was removed would hold nobody off."""
+    """A process that releases the folder removes the file; a lock on the removed file would keep no other process out."""
     original: Callable[..., None] = lock._lock
     calls: list[int] = []
 
@@ -110,7 +110,7 @@ def test_a_file_removed_between_opening_and_locking(tmp_path: Path, monkeypatch:
 
 
 def test_many_processes_one_winner(tmp_path: Path) -> None:
-    """Descriptors of one process exclude each other too, which stands for many processes here."""
+    """The descriptors of one process exclude each other too, and stand for many processes here."""
     refused = 0
     with ExitStack() as stack:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""A whole run: its files, and going on after an interruption as if there had been none."""
+"""A whole run: its files, and that an interrupted run resumes as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_folder_with_a_run_is_not_overwritten(tiny_root: Path, tiny_config: Conf
 def test_settings_that_a_run_did_not_have_yet_count_as_their_defaults(
     tiny_root: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """A run of a version whose residuals had no rank resumes, unless another rank than the default is wanted."""
+    """A run of a version without `residual.rank` resumes, unless the rank is not the default."""
     config = tiny_config("scheduled", epochs=1, residual={"kind": "low-rank"})
     first = train(config, tmp_path, tiny_root, machine=QUIET)
     stored = config.to_dict()

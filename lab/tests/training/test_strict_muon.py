@@ -1,4 +1,4 @@
-"""The method strict-muon: the matrices of our own products, and the control beside strict training."""
+"""The method strict-muon: the matrices of our own tensor products, and how it differs from strict training."""
 
 from __future__ import annotations
 
