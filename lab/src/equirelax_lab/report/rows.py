@@ -55,11 +55,6 @@ def labels(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def method_of(label: str) -> str:
-    """The method of a label."""
-    return label.split(" ", 1)[0]
-
-
 def by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Label -> its runs (seeds), in the order of `results`: the rows of a table."""
     rows: dict[str, list[Result]] = {}

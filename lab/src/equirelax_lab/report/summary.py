@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -59,7 +58,6 @@ def _row(label: str, runs: Sequence[Mapping[str, Any]], strict: str | None, tabl
     return {
         "method": method,
         "model": runs[0]["model"],
-        "strict": statistics.fmean(baseline.values()) if baseline else None,
         "compared_with": strict,
         "seeds": [r["seed"] for r in runs],
         "headline": kind,
@@ -89,7 +87,6 @@ def _row(label: str, runs: Sequence[Mapping[str, Any]], strict: str | None, tabl
         }
         if table.values(label, "milliseconds", kind)
         else None,
-        "largest_gamma": max((abs(g) for r in runs for g in r["gammas"].values()), default=0.0),
         "strengths": strengths_of(runs),
     }
 
