@@ -168,7 +168,7 @@ def render(chapters: Sequence[Chapter], title: str = "") -> tuple[str, int]:
     """The page as text, and the number of its figures.
 
     Raises:
-        ModuleNotFoundError: jinja2 is not installed (extra `report`).
+        ModuleNotFoundError: jinja2 is not installed (extra `run`).
     """
     import jinja2
 
