@@ -70,7 +70,10 @@ def defaults(
     model = model or next(iter(task.models))
     _check_names(task, model, method)
     if trained_as is not None:
-        choice(trained_as.partition(" ")[0])
+        try:
+            choice(trained_as.partition(" ")[0])
+        except ConfigError as error:
+            raise ConfigError(f"'trained_as' is {shown(trained_as)}: {error}") from error
     return task.defaults(model, method, recipe, trained_as)
 
 
