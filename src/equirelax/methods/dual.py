@@ -1,8 +1,7 @@
-"""Ascent on multipliers: gradient ascent as ACE prints it, or Adam as ACE's released code uses."""
+"""Ascent on multipliers by torch's optimizers: gradient ascent as ACE prints it, or Adam as ACE's released code uses."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from equirelax.errors import MethodError
 from equirelax.files import did_you_mean
 
 OPTIMIZERS = ("sgd", "adam")
-BETA_1, BETA_2 = 0.9, 0.999
+BETAS = (0.9, 0.999)
+MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
+"""Key of a saved state -> torch's name."""
 
 
 class DualAscent:
@@ -34,33 +35,38 @@ class DualAscent:
         if not lr > 0.0 or not eps > 0.0:
             raise MethodError(f"dual_lr is {lr} and dual_eps is {eps}; both must be > 0")
         self.optimizer, self.lr, self.eps = optimizer, lr, eps
-        self.count = 0
-        self._moments: tuple[Tensor, Tensor] | None = None
+        self._moving: Tensor | None = None
+        self._torch: torch.optim.Optimizer | None = None
 
     def step(self, multipliers: Tensor, gradient: Tensor) -> None:
         """Move `multipliers` (n,) in place along `gradient` (n,), the constraint's value."""
+        if self._torch is None or self._moving is not multipliers:
+            self._follow(multipliers, self.state_dict())
+        assert self._torch is not None
+        self._torch.param_groups[0]["lr"] = self.lr
+        multipliers.grad = gradient.detach()
+        self._torch.step()
+        multipliers.grad = None
+
+    def _follow(self, multipliers: Tensor, state: dict[str, Any]) -> None:
+        """Go on with these multipliers from a saved state, whose moments go to their dtype and device."""
+        self._moving = multipliers
         if self.optimizer == "sgd":
-            multipliers.add_(gradient, alpha=self.lr)
+            self._torch = torch.optim.SGD([multipliers], lr=self.lr, maximize=True)
             return
-        if self._moments is None:
-            self._moments = (torch.zeros_like(multipliers), torch.zeros_like(multipliers))
-        first, second = self._moments
-        first, second = self._moments = first.to(multipliers), second.to(multipliers)
-        self.count += 1
-        first.lerp_(gradient, 1.0 - BETA_1)
-        second.mul_(BETA_2).addcmul_(gradient, gradient, value=1.0 - BETA_2)
-        root = (second.sqrt() / math.sqrt(1.0 - BETA_2**self.count)).add_(self.eps)
-        multipliers.addcdiv_(first, root, value=self.lr / (1.0 - BETA_1**self.count))
+        self._torch = torch.optim.Adam([multipliers], lr=self.lr, betas=BETAS, eps=self.eps, maximize=True)
+        if all(state[key] is not None for key in MOMENTS):
+            # not by torch's own load_state_dict, which wants a state of the same parameter groups
+            self._torch.state[multipliers] = {
+                "step": torch.tensor(float(state["count"])),
+                **{name: state[key].to(multipliers, copy=True) for key, name in MOMENTS.items()},
+            }
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer's name, step count and moments (None before the first step of Adam)."""
-        first, second = (None, None) if self._moments is None else self._moments
-        return {
-            "optimizer": self.optimizer,
-            "count": self.count,
-            "first": None if first is None else first.clone(),
-            "second": None if second is None else second.clone(),
-        }
+        adam = {} if self._torch is None or self._moving is None else self._torch.state.get(self._moving, {})
+        moments = {key: adam[name].clone() if name in adam else None for key, name in MOMENTS.items()}
+        return {"optimizer": self.optimizer, "count": int(adam.get("step", 0)), **moments}
 
     def check_state(self, state: dict[str, Any], size: int) -> None:
         """Raise MethodError unless `state` is of the same optimizer and of `size` multipliers."""
@@ -77,10 +83,5 @@ class DualAscent:
                 )
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Take a state that `check_state` accepted; moments go to the dtype and device of `like`."""
-        self.count = int(state["count"])
-        first, second = state["first"], state["second"]
-        if first is None or second is None:
-            self._moments = None
-        else:
-            self._moments = (first.to(like, copy=True), second.to(like, copy=True))
+        """Take a state that `check_state` accepted, to go on with the multipliers `like`."""
+        self._follow(like, state)
