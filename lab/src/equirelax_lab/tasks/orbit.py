@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from equirelax.errors import ConfigError
-from equirelax.methods.dual import BETA_1, BETA_2
+from equirelax.methods.dual import BETAS
 
 CURVATURES = (0.0, 0.01, 0.1, 1.0)
 """Curvatures c of the task's loss in gamma, c/2 gamma^2, that are shown beside each other."""
@@ -70,10 +70,10 @@ class _Adam:
     def step(self, gradient: float) -> float:
         """The step: a descent subtracts it, an ascent adds it."""
         self.count += 1
-        self.first = BETA_1 * self.first + (1 - BETA_1) * gradient
-        self.second = BETA_2 * self.second + (1 - BETA_2) * gradient**2
-        corrected = self.second / (1 - BETA_2**self.count)
-        return self.lr * self.first / (1 - BETA_1**self.count) / (math.sqrt(corrected) + self.eps)
+        self.first = BETAS[0] * self.first + (1 - BETAS[0]) * gradient
+        self.second = BETAS[1] * self.second + (1 - BETAS[1]) * gradient**2
+        corrected = self.second / (1 - BETAS[1]**self.count)
+        return self.lr * self.first / (1 - BETAS[0]**self.count) / (math.sqrt(corrected) + self.eps)
 
 
 def describe(gammas: Sequence[float]) -> dict[str, Any]:
