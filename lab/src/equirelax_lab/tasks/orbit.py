@@ -72,8 +72,8 @@ class _Adam:
         self.count += 1
         self.first = BETAS[0] * self.first + (1 - BETAS[0]) * gradient
         self.second = BETAS[1] * self.second + (1 - BETAS[1]) * gradient**2
-        corrected = self.second / (1 - BETAS[1]**self.count)
-        return self.lr * self.first / (1 - BETAS[0]**self.count) / (math.sqrt(corrected) + self.eps)
+        corrected = self.second / (1 - BETAS[1] ** self.count)
+        return self.lr * self.first / (1 - BETAS[0] ** self.count) / (math.sqrt(corrected) + self.eps)
 
 
 def describe(gammas: Sequence[float]) -> dict[str, Any]:
