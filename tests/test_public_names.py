@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +30,24 @@ def test_nothing_public_is_missing_from_the_list() -> None:
     assert own <= {"errors", "files", "ranges", "zips"} | {
         n for n in own if isinstance(getattr(er, n), ModuleType)
     }
+
+
+def test_type_checkers_are_told_of_the_same_names() -> None:
+    """`equirelax/__init__.py` imports names when they are used, and once more for type checkers, which take a submodule before
+    the function of its name."""
+    tree = ast.parse(Path(er.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(imported) == sorted(er.__all__)
+    for name, home in imported.items():
+        assert getattr(importlib.import_module(str(home)), name) is getattr(er, name)
+        if home != "equirelax" and hasattr(importlib.import_module(str(home)), "__path__"):
+            assert importlib.util.find_spec(f"{home}.{name}") is None, f"{home}.{name} is a module too"
 
 
 def test_the_table_of_old_names_leads_to_names_that_are_there() -> None:

@@ -22,7 +22,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from equirelax import auditing, methods, optim, relaxation, symmetry, testing
-    from equirelax.auditing import audit  # type: ignore[no-redef]
+    from equirelax.auditing.audit import audit
     from equirelax.errors import EquirelaxError
     from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
     from equirelax.relaxation import (
