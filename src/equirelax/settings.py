@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import numbers
 import re
 import reprlib
 import types
@@ -40,8 +41,8 @@ class Range:
     open_least: bool = False
     open_most: bool = False
 
-    def __contains__(self, value: float) -> bool:
-        if isinstance(value, float) and not math.isfinite(value):
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
             return False
         low = self.least is None or (value > self.least if self.open_least else value >= self.least)
         high = self.most is None or (value < self.most if self.open_most else value <= self.most)
@@ -102,21 +103,21 @@ def range_of(field: dataclasses.Field[Any]) -> Range | None:
 
 
 def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = ConfigError) -> None:
-    """Refuse a number outside of its range.
+    """Refuse a number outside of its range, and what is no number.
 
     Args:
-        value: The number, a list or tuple of them, or None, which stands for "not given" and passes.
+        value: The number, of NumPy too, a list or tuple of them, or None, which stands for "not given" and passes.
         wanted: The range.
         name: The name in the message, such as a key in quotes or a flag.
         error: The class to raise.
 
     Raises:
-        EquirelaxError: A number is outside of the range.
+        EquirelaxError: A number is outside of the range, or something is no real number.
     """
     if isinstance(value, list | tuple):
         for number in value:
             check(number, wanted, name, error)
-    elif isinstance(value, int | float) and value not in wanted:
+    elif value is not None and (not isinstance(value, numbers.Real) or value not in wanted):
         raise error(f"{name} is {shown(value)}; expected {wanted}.")
 
 
@@ -124,8 +125,9 @@ def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = Co
 class Settings:
     """Base class of settings: a frozen dataclass that checks its fields when it is made.
 
-    Whole numbers are taken where floats are wanted. A subclass adds fields; what concerns several of them it checks in
-    its own `__post_init__`, after calling this class's.
+    Whole numbers are taken where floats are wanted, and NumPy's numbers where Python's are; they become Python's, which files
+    can hold. A subclass adds fields; what concerns several of them it checks in its own `__post_init__`, after calling this
+    class's.
 
     Raises:
         EquirelaxError: A value of the wrong type, an unknown choice, or a number outside of its range; `error` is its class.
@@ -255,14 +257,15 @@ def documentation(kind: type[Settings]) -> dict[str, str]:
 
 
 def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> Any:
-    """`value` if it has the type `hint`; a whole number becomes a float where that is wanted."""
+    """`value` if it has the type `hint`; a number becomes Python's `float` or `int`, as is wanted."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     choices = [str(word) for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
     for option in options:
         origin = typing.get_origin(option)
         if origin is Literal:
-            if value in typing.get_args(option):
-                return value
+            for word in typing.get_args(option):
+                if isinstance(value, type(word)) and value == word:
+                    return word
         elif origin is not None and issubclass(origin, Callable):  # type: ignore[arg-type]
             if callable(value):
                 return value
@@ -270,11 +273,11 @@ def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> 
             inner = typing.get_args(option)[0]
             entries = (_fitting(each, inner, f"{label}[{i}]", error) for i, each in enumerate(value))
             return tuple(entries) if origin is tuple else list(entries)
-        elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return _as_float(value)
+        elif option in (float, int):
+            number: bool = isinstance(value, numbers.Real if option is float else numbers.Integral)
+            if number and not isinstance(value, bool):
+                return _as_float(value) if option is float else int(value)
         elif isinstance(option, type) and isinstance(value, option):
-            if option is int and isinstance(value, bool):
-                continue
             return value
     if choices:
         raise error(
@@ -284,8 +287,8 @@ def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> 
     raise error(f"{label} is {shown(value)}; expected {names}.")
 
 
-def _as_float(value: int) -> float:
-    """A whole number as a float; infinity, which no range holds, where it is too large for one."""
+def _as_float(value: Any) -> float:
+    """A number as a float; infinity, which no range holds, where a whole number is too large for one."""
     try:
         return float(value)
     except OverflowError:

@@ -6,7 +6,9 @@ import dataclasses
 import inspect
 import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,3 +210,16 @@ def test_every_field_has_a_docstring_and_every_number_a_range(method: type[er.me
         assert documentation(method.Settings)[field.name]
         numbers = {"int", "float"} & set(re.findall(r"\w+", str(hints[field.name]).partition("Callable")[0]))
         assert (range_of(field) is not None) == bool(numbers), field.name
+
+
+@pytest.mark.parametrize("wrong", [np.int64(0), np.float32("nan"), "10", None], ids=repr)
+def test_steps_that_are_no_count_are_refused(wrong: Any) -> None:
+    with pytest.raises(MethodError, match="total_steps"):
+        scheduled(wrong)
+    if wrong is not None:
+        with pytest.raises(MethodError, match="steps_per_epoch"):
+            scheduled(10, steps_per_epoch=wrong)
+
+
+def test_steps_may_be_counted_by_numpy() -> None:
+    assert strengths(scheduled(np.int64(5))) == strengths(scheduled(5))

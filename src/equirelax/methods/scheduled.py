@@ -88,6 +88,9 @@ class Scheduled(Method):
         generator: torch.Generator | None = None,
         **fields: Any,
     ) -> None:
+        self._check_handle(relaxation)
+        if total_steps is None:
+            raise MethodError("total_steps is None; give the number of optimizer steps of the whole training")
         check(total_steps, COUNT, "total_steps", MethodError)
         check(steps_per_epoch, COUNT, "steps_per_epoch", MethodError)
         own = self.Settings.given(settings, fields)
