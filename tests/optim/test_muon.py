@@ -177,8 +177,12 @@ def test_which_parameters_hold_matrices() -> None:
     )  # fmt: skip
     (only,) = matrices_of(elementwise)[elementwise.weight]  # the path "uvu" mixes no channels
     assert (only.start, only.size) == (16, (4, 4))
-    table = nn.Embedding(5, 4)
-    assert matrices_of(table)[table.weight] == ()
+    table, bag = nn.Embedding(5, 4), nn.EmbeddingBag(5, 4)
+    assert matrices_of(table)[table.weight] == matrices_of(bag)[bag.weight] == ()
+    head = nn.Linear(4, 5, bias=False)
+    head.weight = table.weight
+    for order in ([table, head], [head, table]):  # tied, wherever the table stands
+        assert matrices_of(nn.Sequential(*order)) == {table.weight: ()}
     kernel = nn.Conv2d(3, 4, 5)
     assert [each.size for each in matrices_of(kernel)[kernel.weight]] == [(4, 75)]
     assert matrices_of(kernel)[kernel.bias] == ()
@@ -333,7 +337,7 @@ def test_closures_and_kernels_in_other_layouts() -> None:
     "wrong",
     [
         {"lr": -1.0}, {"momentum": 1.0}, {"rms": 0.0}, {"weight_decay": float("nan")}, {"adam_betas": (0.9, 1.0)},
-        {"adam_eps": 0.0},
+        {"adam_eps": 0.0}, {"lr": "1e-3"}, {"momentum": None}, {"adam_betas": 0.9},
     ],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

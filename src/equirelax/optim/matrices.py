@@ -16,7 +16,7 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
     every pair of representations. So does the map of a residual. Any other parameter is read by its shape: two axes are rows
     and columns; of more axes, as in the kernel of a convolution, all but the first are columns. Embedding tables are not
-    matrices, and neither are arrays with a single row or column.
+    matrices, tied ones neither, nor are arrays with a single row or column.
 
     Args:
         model: The network.
@@ -31,7 +31,12 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
         >>> [each.size for each in matrices_of(layer)[layer.weight]], matrices_of(layer)[layer.bias]
         ([(3, 4)], ())
     """
-    found: dict[nn.Parameter, tuple[Matrices, ...]] = {}
+    found: dict[nn.Parameter, tuple[Matrices, ...]] = {
+        table: ()
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for table in module.parameters(recurse=False)
+    }
     for module in model.modules():
         declared: dict[str, tuple[Matrices, ...]] = {}
         if isinstance(module, ResidualMap):
@@ -39,10 +44,6 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
         elif family := next((each for each in families().values() if each.matches(module)), None):
             declared = family.matrices(module)
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter in found:
-                continue
-            if isinstance(module, nn.Embedding):
-                found[parameter] = ()
-            else:
+            if parameter not in found:
                 found[parameter] = declared[name] if name in declared else by_shape(parameter)
     return found

@@ -21,6 +21,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.optim.matrices import matrices_of
 from equirelax.relaxation.matrices import Matrices, by_shape
+from equirelax.settings import shown
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of X, (X X^H) X and (X X^H)^2 X in a Newton-Schulz step: Jordan's, which are steepest at 0."""
@@ -287,8 +288,12 @@ def _check(group: Mapping[str, Any]) -> None:
         "adam_eps": ("more than 0", lambda v: v > 0),
     }
     for name, (allowed, fits) in ranges.items():
-        if not fits(group[name]):
-            raise ConfigError(f"Muon: {name} must be {allowed}, and is {group[name]}.")
+        try:
+            fitting = fits(group[name])
+        except TypeError:  # text or None, and one number in the place of two
+            fitting = False
+        if not fitting:
+            raise ConfigError(f"Muon: {name} must be {allowed}, and is {shown(group[name])}.")
 
 
 def _others(p: Tensor, matrices: Sequence[Matrices]) -> list[slice]:
