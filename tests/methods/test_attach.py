@@ -232,6 +232,18 @@ def test_an_optimizer_that_can_take_no_group_is_refused_and_left_alone(
     assert multipliers(method) != [0.0, 0.0]
 
 
+@pytest.mark.parametrize("make", [ace, scheduled])
+def test_a_model_in_the_place_of_its_relaxation_is_refused(make: Callable[[Any], Method]) -> None:
+    with pytest.raises(MethodError, match=r"the relaxation is a Sequential; expected what equirelax\.relax"):
+        make(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("wrong", ["lie-derivative", er.relaxation.regularizers.LieDerivative], ids=str)
+def test_a_name_or_a_class_is_no_regularizer(wrong: Any) -> None:
+    with pytest.raises(MethodError, match="the regularizer is"):
+        er.ACE(chain(2), dual_lr=0.1, regularizer=wrong)
+
+
 def test_lbfgs_and_what_is_no_optimizer_are_refused() -> None:
     relaxation = chain(2)
     method = ace(relaxation)

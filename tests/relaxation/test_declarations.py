@@ -347,3 +347,11 @@ def test_where_nothing_is_known_the_lines_to_write_are_told():
         "CoordinateBlocks(\"Block\", channels=..., features=(0, 'h'), coordinates=(1, 'pos'))",
     ):
         assert text.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [[Linear("0", V)], Linear("0", V), MLP(), Layers], ids=lambda each: type(each).__name__
+)
+def test_declarations_kinds_and_classes_are_no_placement(wrong):
+    with pytest.raises(PlacementError, match=r"Layers\(declare="):
+        er.relax(nn.Sequential(nn.Linear(3, 3)), wrong)

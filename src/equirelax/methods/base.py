@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,14 +19,11 @@ from equirelax.methods.attachment import Attachment
 from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
 from equirelax.methods.watch import IdleWatch, ParameterWatch
+from equirelax.relaxation import Relaxation
+from equirelax.relaxation.regularizers import Regularizer
 from equirelax.relaxation.residual import drivers_of, enrol
 from equirelax.relaxation.terms.precision import whole
 from equirelax.settings import FINITE, within
-
-if TYPE_CHECKING:
-    from equirelax.relaxation import Relaxation
-    from equirelax.relaxation.regularizers import Regularizer
-
 
 FORGOTTEN = 2  # changes of the weights without a step of the method before `penalty` warns
 
@@ -71,7 +68,8 @@ class Method(ABC):
         capturable: Whether a CUDA graph can hold its part of the loss; see `capture_obstacle`.
 
     Raises:
-        MethodError: The model was projected, or a setting is unknown, missing or out of range.
+        MethodError: The model was projected, a setting is unknown, missing or out of range, or `relaxation` or `regularizer` is
+            something else.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -109,6 +107,12 @@ class Method(ABC):
         **fields: Any,
     ) -> None:
         self.settings = type(self).Settings.given(settings, fields)
+        self._check_handle(relaxation)
+        if not isinstance(regularizer, Regularizer | None):
+            raise MethodError(
+                f"{type(self).__name__}: the regularizer is {checking.shown(regularizer)}; expected an object such as "
+                f"equirelax.relaxation.regularizers.LieDerivative(relaxation)"
+            )
         self.relaxation = relaxation
         self._check_present()
         self.regularizer = regularizer
@@ -287,6 +291,15 @@ class Method(ABC):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+    @classmethod
+    def _check_handle(cls, relaxation: object) -> None:
+        """Raise unless it is the handle of a model."""
+        if not isinstance(relaxation, Relaxation):
+            raise MethodError(
+                f"{cls.__name__}: the relaxation is a {type(relaxation).__name__}; expected what equirelax.relax(model) "
+                f"returns, or equirelax.relaxation_of(model)"
+            )
 
     def _check_present(self) -> None:
         """Raise unless every residual is still in the model."""

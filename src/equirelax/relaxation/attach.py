@@ -18,6 +18,7 @@ from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
 from equirelax.relaxation.relaxation import Relaxation, unwrapped
 from equirelax.relaxation.residual import Residual, make_residual
+from equirelax.settings import shown
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 """They run all of their children, and so must not have residuals among them."""
@@ -51,7 +52,7 @@ def relax(
 
     Raises:
         RelaxationStateError: for a model that is relaxed, compiled, scripted or wrapped already.
-        PlacementError: where nothing can be relaxed, or a pattern matches nothing.
+        PlacementError: where nothing can be relaxed, a pattern matches nothing, or `placement` or `residual` is none.
 
     Examples:
         >>> import torch, equirelax as er
@@ -129,7 +130,15 @@ def _choose(
             "residual, include and exclude belong to the default placement; give them to your placement "
             "instead"
         )
-    return get(placement) if isinstance(placement, str) else placement
+    if isinstance(placement, str):
+        return get(placement)
+    if not isinstance(placement, Placement):
+        raise PlacementError(
+            f"relax: the placement is {shown(placement)}; expected a Placement such as equirelax.Layers(...), or the name of "
+            f"one. A kind of residual is given by name, relax(model, residual=...), and declarations to the placement, "
+            f"Layers(declare=(...))"
+        )
+    return placement
 
 
 def _refuse(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from equirelax.errors import PlacementError, RepresentationError
 from equirelax.relaxation.columns import Columns
 from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap
+from equirelax.settings import shown
 from equirelax.symmetry import GridField, On, Representation, TensorAction
 
 
@@ -178,8 +179,12 @@ class Site(ABC):
         """The map of a residual of this kind.
 
         Raises:
-            PlacementError: The kind makes none for this site.
+            PlacementError: The kind makes none for this site, or is no kind.
         """
+        if not isinstance(kind, ResidualKind):
+            raise PlacementError(
+                f"{self.key}: the residual is {shown(kind)}; expected a kind of residual such as equirelax.Dense()"
+            )
         if kind.for_streams:
             raise PlacementError(
                 f"{self.key}: a {type(kind).__name__} is a step of a residual stream, and this is none: take another kind"
