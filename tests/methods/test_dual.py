@@ -41,6 +41,26 @@ def test_every_step_is_the_formula_also_after_loading(optimizer: str, interrupte
     assert multipliers.grad is None
 
 
+def test_a_saved_state_has_the_moments_of_the_formula_with_their_sign() -> None:
+    """Files of earlier versions hold them so."""
+    multipliers = by_hand("adam", 0.1, 1e-3)[0]
+    state = {
+        "optimizer": "adam",
+        "count": 1,
+        "first": 0.1 * GRADIENTS[0],
+        "second": 0.001 * GRADIENTS[0] ** 2,
+    }
+    ascent = DualAscent("adam", 0.1, eps=1e-3)
+    ascent.load_state_dict(state, multipliers)
+    saved = ascent.state_dict()
+    assert saved["count"] == 1
+    assert torch.equal(saved["first"], state["first"])
+    assert torch.equal(saved["second"], state["second"])
+    for gradient in GRADIENTS[1:]:
+        ascent.step(multipliers, gradient)
+    torch.testing.assert_close(multipliers, by_hand("adam", 0.1, 1e-3)[-1], rtol=0, atol=1e-14)
+
+
 def test_multipliers_that_moved_go_on_with_their_moments() -> None:
     """As when a model changes its device: the multipliers are another tensor then."""
     ascent, multipliers = DualAscent("adam", 0.1, eps=1e-3), torch.zeros(2, dtype=torch.float64)

@@ -12,8 +12,8 @@ from equirelax.files import did_you_mean
 
 OPTIMIZERS = ("sgd", "adam")
 BETAS = (0.9, 0.999)
-MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
-"""Key of a saved state -> torch's name."""
+MOMENTS = {"first": ("exp_avg", -1), "second": ("exp_avg_sq", 1)}
+"""Key of a saved state -> torch's name, and the sign there: with `maximize` torch averages the negated gradients."""
 
 
 class DualAscent:
@@ -59,13 +59,13 @@ class DualAscent:
             # not by torch's own load_state_dict, which wants a state of the same parameter groups
             self._torch.state[multipliers] = {
                 "step": torch.tensor(float(state["count"])),
-                **{name: state[key].to(multipliers, copy=True) for key, name in MOMENTS.items()},
+                **{name: sign * state[key].to(multipliers) for key, (name, sign) in MOMENTS.items()},
             }
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer's name, step count and moments (None before the first step of Adam)."""
+        """Optimizer's name, step count and moments of the gradients given to `step` (None before the first step of Adam)."""
         adam = {} if self._torch is None or self._moving is None else self._torch.state.get(self._moving, {})
-        moments = {key: adam[name].clone() if name in adam else None for key, name in MOMENTS.items()}
+        moments = {key: sign * adam[name] if name in adam else None for key, (name, sign) in MOMENTS.items()}
         return {"optimizer": self.optimizer, "count": int(adam.get("step", 0)), **moments}
 
     def check_state(self, state: dict[str, Any], size: int) -> None:
