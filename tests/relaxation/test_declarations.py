@@ -355,3 +355,16 @@ def test_where_nothing_is_known_the_lines_to_write_are_told():
 def test_declarations_kinds_and_classes_are_no_placement(wrong):
     with pytest.raises(PlacementError, match=r"Layers\(declare="):
         er.relax(nn.Sequential(nn.Linear(3, 3)), wrong)
+
+
+def test_one_pattern_and_one_declaration_need_no_tuple():
+    """The letters of a pattern are no patterns: "10" is not the modules 1 and 0."""
+    declaration = Linear("10", V)
+    for lone, several in [
+        (Layers(include="10", declare=declaration), Layers(include=("10",), declare=(declaration,))),
+        (Layers(exclude="10", declare=declaration), Layers(exclude=("10",), declare=(declaration,))),
+    ]:
+        assert lone == several
+        assert decode(encode(lone)) == several
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(11)))
+    assert list(er.relax(model, Layers(include="10", declare=Linear("*", V))).residuals) == ["10"]

@@ -36,7 +36,7 @@ class Layers(Placement):
     """A residual on every supported layer.
 
     Args:
-        include: path patterns or names of classes; None takes every layer. One that names no module is an error.
+        include: path patterns or names of classes, or a single one; None takes every layer. One that names no module is an error.
         exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
         residual: The kind of the residuals.
         declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
@@ -50,6 +50,12 @@ class Layers(Placement):
     declare: tuple[Declaration, ...] = ()
     constants: tuple[Constant, ...] = ()
     overrides: tuple[tuple[str, ResidualKind], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "declare", "constants"):
+            given = getattr(self, name)
+            if isinstance(given, str | Declaration | Constant):  # a lone one, whose letters are no patterns
+                object.__setattr__(self, name, (given,))
 
     def survey(self, model: nn.Module) -> Survey:
         """A declaration beats a network file, which beats a layer family; of the modules inside one another that could be
