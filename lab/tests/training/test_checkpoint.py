@@ -71,6 +71,14 @@ def test_the_state_of_an_older_version_is_refused(tmp_path: Path) -> None:
             reader(path)
 
 
+def test_selected_weights_of_another_version_are_refused_as_such(tmp_path: Path) -> None:
+    path = tmp_path / BEST
+    torch.save({"format": "equirelax-run-1", "config": {}, "epoch": 0, "value": 1.0, "weights": {}}, path)
+    for reader in (read_run, read_state):
+        with pytest.raises(CheckpointError, match=r"best\.ckpt .*equirelax-run-1.*version.*anew"):
+            reader(path)
+
+
 @pytest.mark.parametrize(
     ("rule", "higher", "epoch"), [("best", False, 0), ("best", True, 2), ("last", False, 3)]
 )

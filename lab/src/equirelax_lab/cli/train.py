@@ -86,9 +86,7 @@ def add_names(parser: Any, config: RunConfig) -> None:
         default=config.trained_as,
         help="METHOD or 'METHOD VARIANT': take the training settings and the data of that recipe",
     )
-    parser.add_argument(
-        "--config", help="YAML file of settings, such as the config.yaml of a run; flags go before it"
-    )
+    parser.add_argument("--config", help="YAML file of settings, such as the config.yaml of a run; flags win")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
 
 

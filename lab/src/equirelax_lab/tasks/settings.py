@@ -188,7 +188,7 @@ class ResidualSettings(Settings):
 STREAM = "stream"
 KIND_NAMES = (*(name for name in kinds.names() if name != kinds.StreamStep.name), STREAM)
 KIND_FIELDS = {f.name for name in KIND_NAMES if name != STREAM for f in dataclasses.fields(kinds.get(name))}
-EARLIER_KIND = {"init", "std", "scale", "bias", "hidden", "layers"}
+EARLIER_KIND = {"init", "std", "bias", "hidden", "layers"}
 """Settings that stand together only in files of earlier versions, which have those of all kinds."""
 
 

@@ -20,6 +20,8 @@ from equirelax_lab.training.folder import BEST, LAST
 
 SELECTED, STATE = "equirelax-run-2", "equirelax-state-3"
 """Formats of `best.ckpt` and of `last.ckpt`."""
+FAMILY = ("equirelax-run-", "equirelax-state-")
+"""What the formats of every version begin with."""
 OLDER = "equirelax"
 """Key of an older version's `last.ckpt`."""
 
@@ -123,6 +125,11 @@ def _refusal(path: Path, state: Any) -> str:
         return (
             f"{path} was written by an older version of `equirelax train`, and cannot be read any more. Start the run anew "
             f"in another folder (--out); {BEST} beside it can still be read."
+        )
+    if isinstance(state, dict) and str(state.get("format")).startswith(FAMILY):
+        return (
+            f"{path} has the format '{state['format']}', which cannot be read here; expected {SELECTED} ({BEST}) or {STATE} "
+            f"({LAST}). If another version of `equirelax train` wrote it, train the run anew in another folder (--out)."
         )
     return (
         f"{path} is a file of tensors, but not one that `equirelax train` wrote. "

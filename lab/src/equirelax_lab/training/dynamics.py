@@ -134,4 +134,4 @@ def _is_number(text: str) -> bool:
     return True
 
 
-_ADVICE = "Train the run again, or name another one."
+_ADVICE = "Remove its folder and train the run again, or name another one."
