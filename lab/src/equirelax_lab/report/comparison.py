@@ -231,9 +231,8 @@ def described(study: Study, found: Sequence[Trial]) -> str:
             lines.append(f"  left out, for there is nothing to relax: {', '.join(skipped)}")
     if study.changed:
         lines += ["", f"The small variant: {'; '.join(study.changed)}."]
-    return "\n".join(
-        [*lines, "", f"{len(found)} runs in all; a run that breaks is tried {study.attempts} times."]
-    )
+    often = "once" if study.attempts == 1 else f"{study.attempts} times"
+    return "\n".join([*lines, "", f"{len(found)} runs in all; a run that breaks is tried {often}."])
 
 
 def _point(value: Any) -> str:
