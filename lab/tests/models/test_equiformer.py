@@ -37,10 +37,12 @@ class TestEquiformer(_Conformance):
     pass
 
 
+@pytest.mark.slow  # its sister stands for it
 class TestBothParities(_Conformance):
     hidden = "8x0e+4x1e+4x1o+2x2o"
 
 
+@pytest.mark.slow  # its sister stands for it
 class TestDegreeOne(_Conformance):
     hidden = "8x0e+4x1o"
 

@@ -275,6 +275,7 @@ class TestVNPointNet(ModelConformance):
         return sample[:, torch.randperm(sample.shape[1], generator=generator)], lambda out: out
 
 
+@pytest.mark.slow  # its sister stands for it
 class TestVNPointNetMax(TestVNPointNet):
     def build(self):  # type: ignore[no-untyped-def]
         torch.manual_seed(3)

@@ -77,6 +77,7 @@ class TestE3nnLinear(E3nn):
     path = "linear"
 
 
+@pytest.mark.slow  # its sister stands for it
 class TestE3nnLinearWithBias(E3nn):
     path = "last"
 
@@ -89,6 +90,7 @@ class TestE3nnTensorProduct(E3nn):
         return Layers(constants=(Constant("product", channel=0, value=self.one),))
 
 
+@pytest.mark.slow  # its sister stands for it
 class TestE3nnTensorProductWithoutConstant(E3nn):
     path = "product"
     foldable = False
