@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from equirelax.errors import ConfigError
-from equirelax.methods import ACE
 from equirelax_lab.report.drawing import COLOURS, INK, SKY, SOFT, styled, write_png
 from equirelax_lab.report.runs import read_run
 from equirelax_lab.report.tables import Numbers
@@ -91,7 +90,8 @@ def of_run(folder: Path) -> RunOrbit:
     """
     run = read_run(folder)
     config = run.result["config"]
-    strength, needed = config.get("strength", {}), ACE.Settings.__dataclass_fields__.keys()
+    strength = config.get("strength", {})
+    needed = {"dual_lr", "dual_optimizer", "dual_eps", "augmented", "pi", "initial", "reduction"}
     if not needed <= strength.keys() or config["optimizer"] not in ("adam", "adamw"):
         raise ConfigError(
             f"{folder} is no run of ACE with Adam: gamma of {run.result['method']} has no such orbit."
