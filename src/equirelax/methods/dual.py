@@ -40,20 +40,20 @@ class DualAscent:
 
     def step(self, multipliers: Tensor, gradient: Tensor) -> None:
         """Move `multipliers` (n,) in place along `gradient` (n,), the constraint's value."""
-        if self._torch is None or self._moving is not multipliers:
-            self._follow(multipliers, self.state_dict())
-        assert self._torch is not None
-        self._torch.param_groups[0]["lr"] = self.lr
+        optimizer = self._torch
+        if optimizer is None or self._moving is not multipliers:
+            optimizer = self._follow(multipliers, self.state_dict())
+        optimizer.param_groups[0]["lr"] = self.lr
         multipliers.grad = gradient.detach()
-        self._torch.step()
+        optimizer.step()
         multipliers.grad = None
 
-    def _follow(self, multipliers: Tensor, state: dict[str, Any]) -> None:
-        """Go on with these multipliers from a saved state, whose moments go to their dtype and device."""
+    def _follow(self, multipliers: Tensor, state: dict[str, Any]) -> torch.optim.Optimizer:
+        """An optimizer that continues from a saved state, with its moments in the dtype and on the device of `multipliers`."""
         self._moving = multipliers
         if self.optimizer == "sgd":
             self._torch = torch.optim.SGD([multipliers], lr=self.lr, maximize=True)
-            return
+            return self._torch
         self._torch = torch.optim.Adam([multipliers], lr=self.lr, betas=BETAS, eps=self.eps, maximize=True)
         if all(state[key] is not None for key in MOMENTS):
             # not by torch's own load_state_dict, which wants a state of the same parameter groups
@@ -61,6 +61,7 @@ class DualAscent:
                 "step": torch.tensor(float(state["count"])),
                 **{name: sign * state[key].to(multipliers) for key, (name, sign) in MOMENTS.items()},
             }
+        return self._torch
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer's name, step count and moments of the gradients given to `step` (None before the first step of Adam)."""
@@ -83,5 +84,5 @@ class DualAscent:
                 )
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Take a state that `check_state` accepted, to go on with the multipliers `like`."""
+        """Continue with the multipliers `like` from a state that `check_state` accepted."""
         self._follow(like, state)

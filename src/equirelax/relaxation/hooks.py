@@ -1,6 +1,6 @@
 """The hooks that a relaxation puts on modules: found by their owners, taken off for a while, removed.
 
-Every hook of a relaxation is a bound method of a `HookOwner`: a residual, or what several residuals share. So it is told
+Every hook of a relaxation is a bound method of a `HookOwner`: a residual, or what several residuals share. This distinguishes it
 from the author's own hooks, and copies and pickles of a model carry it along, bound to the copy.
 """
 

@@ -35,7 +35,7 @@ from equirelax.symmetry import E, O, positions, trivial, vector
 class NodeState(Reader):
     """[h, x, v] of a layer's call, x centred on its graph if asked: shape (nodes, h + 3 + 3).
 
-    Graphs are told apart by the edges (argument 3, `edge_index`): a node is centred on the mean over itself
+    Graphs are distinguished by their edges (argument 3, `edge_index`): a node is centred on the mean over itself
     and its neighbours, which for fully connected graphs is the graph's mean. Either way the result does not
     depend on a translation of the graph.
     """

@@ -27,8 +27,8 @@ def read_file(path: Path, small: bool, build: Callable[[Mapping[str, Any], bool,
     Args:
         path: The file.
         small: Whether its small variant is wanted: the file's keys with those under `small` put in.
-        build: Makes the description from the keys. It is also told whether they are those of the small variant, and what
-            that variant changes, in words.
+        build: Makes the description from the keys. Its other arguments are whether these are the keys of the small variant, and
+            a description of what that variant changes.
 
     Raises:
         ConfigError: The file cannot be read, `build` refuses the keys of either variant, or there is no small variant.

@@ -31,7 +31,7 @@ class GraphedGradients:
 
     Args:
         gradients: What is to be repeated.
-        method: Told of every replay; None for a strict network.
+        method: Its `replayed()` is called after every replay; None for a strict network.
         tensors: The network's parameters and buffers, which the graph reads.
         capture: Captures a call; None runs it uncaptured.
     """
@@ -47,8 +47,7 @@ class GraphedGradients:
         self.tensors = list(tensors)
         self.batch: Batch = {}
         self.steps = 0
-        self._replay: Callable[[], None] | None = None
-        self._outputs: tuple[Tensor, Tensor] | None = None
+        self._captured: tuple[Callable[[], None], tuple[Tensor, Tensor]] | None = None
         self._places: list[int] = []
 
     def __call__(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -63,23 +62,23 @@ class GraphedGradients:
             return self.gradients(self.batch, 0)
         if self.steps <= WARM_UP:
             return _on_side_stream(lambda: self.gradients(self.batch, 0))
-        if self._replay is None:
+        captured = self._captured
+        if captured is None:
             try:
-                self._replay, self._outputs = self.capture(lambda: self.gradients(self.batch, 0))
+                captured = self._captured = self.capture(lambda: self.gradients(self.batch, 0))
             except RuntimeError as error:
                 raise ConfigError(
                     f"--graph: this training step cannot be captured as a CUDA graph ({_first_line(error)}). Leave out --graph."
                 ) from error
             self._places = [tensor.data_ptr() for tensor in self.tensors]
-        assert self._outputs is not None
         if self._places != [tensor.data_ptr() for tensor in self.tensors]:
             raise ConfigError(
                 "--graph: the network's weights have moved in memory since the step was captured. Leave out --graph."
             )
-        self._replay()
+        replay, (objective, terms) = captured
+        replay()
         if self.method is not None:
             self.method.replayed()
-        objective, terms = self._outputs
         return objective.detach().clone(), terms.clone()
 
     def _copy(self, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 It is written by hand on the lock of open files that atomic writes use as well (`equirelax.files.try_lock`). The package
 filelock would not shorten it: its lock files stay behind when they are released, asking who holds a folder would create one,
-and errors of file systems without locks would have to be told apart here all the same.
+and errors of file systems without locks would have to be distinguished here all the same.
 """
 
 from __future__ import annotations

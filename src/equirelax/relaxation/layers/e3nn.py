@@ -92,8 +92,8 @@ def _takes_two_tensors(module: nn.Module) -> bool:
     positional = [p for p in found if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(positional) < 2:
         return False
-    told = (positional[0].annotation, getattr(module.forward, "__annotations__", {}).get("return"))
-    return not any(word in str(each).lower() for each in told for word in ("dict", "mapping"))
+    annotations = (positional[0].annotation, getattr(module.forward, "__annotations__", {}).get("return"))
+    return not any(word in str(each).lower() for each in annotations for word in ("dict", "mapping"))
 
 
 def broken_group(*irreps: Any) -> str:

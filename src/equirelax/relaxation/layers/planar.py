@@ -48,20 +48,20 @@ class PlanarFamily(LayerFamily):
         """The mean over the group, written as means over the orbits of the kernel's entries."""
         layer: Any = module
         own = getattr(module, "weight", None)
-        told = callable(getattr(module, "coefficients", None))
+        by_orbits = callable(getattr(module, "coefficients", None))
         dense = isinstance(own, nn.Parameter) and own.shape == weight.shape
-        if not isinstance(site, GridSite) or not isinstance(own, nn.Parameter) or not (told or dense):
+        if not isinstance(site, GridSite) or not isinstance(own, nn.Parameter) or not (by_orbits or dense):
             raise UnfoldableError(
                 f'{site.path} ({type(module).__name__}) has no parameter "weight" to fold into, with coefficients() or of '
                 f'shape {tuple(weight.shape)}; project with mode="drop" or unfoldable="drop"'
             )
         fold = Fold(site.convolution.symmetry.project(weight))
-        fold.writes.append((own, layer.coefficients(fold.weight) if told else fold.weight))
+        fold.writes.append((own, layer.coefficients(fold.weight) if by_orbits else fold.weight))
         if bias is not None and bool(bias.any()):
             fold.bias = equivariant_projection(bias[:, None], trivial(site.out_rep.group), site.out_rep)[:, 0]
             constants = getattr(module, "bias", None)
             if isinstance(constants, nn.Parameter):
-                amount = layer.constant_coefficients(fold.bias) if told else fold.bias
+                amount = layer.constant_coefficients(fold.bias) if by_orbits else fold.bias
                 fold.writes.append((constants, amount))
             elif bool(fold.bias.any()):
                 raise no_bias(module, site)

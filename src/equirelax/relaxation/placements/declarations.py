@@ -41,7 +41,7 @@ class Declaration(ABC):
 class Linear(Declaration):
     """Declares linear maps between two representations of one group, wherever these stand in the tensors.
 
-    Three kinds of maps, told apart by what is given:
+    There are three kinds of maps, which differ in the arguments given:
 
     - a matrix from all features to all features: ``Linear("*.mix", "4x0e+2x1o", "1x1o")``; features are on the last axis,
       or where ``On`` says;
