@@ -301,8 +301,8 @@ def test_coarser_grids_are_means_of_squares(tmp_path: Path, calls: list[Call]) -
         ("steps", r"of shape \(50, 2, 8, 8\) and holds \(49, 2, 8, 8\)"),
         ("other array", "holds None"),
         ("nan", "NaN or infinity in frame 17"),
-        ("settings", "is of other settings"),
-        ("run", "is of other settings or another run"),
+        ("settings", "run-2-01.npz has other settings"),
+        ("run", "run-2-01.npz .*belongs to another run"),
     ],
 )
 def test_bad_files_are_noticed_and_the_command_mends_them(
