@@ -11,7 +11,11 @@ import torch
 from slow_share import listed_as_slow, share
 
 pytest_plugins = ["cpu_times"]
-HAS_ESCNN = importlib.util.find_spec("escnn") is not None
+# folders whose tests need a package that wants an environment of its own, see the Makefile
+ELSEWHERE = {"with_escnn": "escnn", "with_mace": "mace", "with_schnetpack": "schnetpack"}
+MISSING = {
+    folder: package for folder, package in ELSEWHERE.items() if importlib.util.find_spec(package) is None
+}
 torch.set_num_threads(1)  # in every worker of pytest-xdist too: there are as many of them as cores
 
 
@@ -38,15 +42,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave files that import escnn alone where it is not installed."""
-    return True if collection_path.name == "with_escnn" and not HAS_ESCNN else None
+    """Leave files that import such a package alone where it is not installed."""
+    return True if collection_path.name in MISSING else None
 
 
 def pytest_report_header() -> str | None:
     """Say so at the head of a run."""
-    return (
-        None if HAS_ESCNN else "tests in with_escnn left out: escnn is not installed here (make test-escnn)"
-    )
+    if not MISSING:
+        return None
+    return f"tests in {', '.join(MISSING)} left out: not installed here (make test-escnn, make test-networks)"
 
 
 def pytest_collection_finish() -> None:

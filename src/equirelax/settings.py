@@ -25,6 +25,14 @@ from equirelax.files import did_you_mean
 T = TypeVar("T")
 _KEY = "range"
 _TYPES: dict[type, dict[str, Any]] = {}
+IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "text",
+    "NoneType": "null",
+}
+"""How messages name types."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,9 @@ def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = Co
     if isinstance(value, list | tuple):
         for number in value:
             check(number, wanted, name, error)
-    elif value is not None and (not isinstance(value, numbers.Real) or value not in wanted):
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, numbers.Real) or value not in wanted
+    ):
         raise error(f"{name} is {shown(value)}; expected {wanted}.")
 
 
@@ -283,8 +293,10 @@ def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> 
         raise error(
             f"{label} is {shown(value)}; choose one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"
         )
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise error(f"{label} is {shown(value)}; expected {names}.")
+    names = [getattr(option, "__name__", str(option)) for option in options]
+    raise error(
+        f"{label} is {shown(value)}; expected {' or '.join(IN_WORDS.get(name, name) for name in names)}."
+    )
 
 
 def _as_float(value: Any) -> float:

@@ -240,8 +240,11 @@ def test_settings_of_single_methods_are_told_apart() -> None:
             ("train", "modelnet40", "--classes", "tne"),
             "--dataset.classes is 'tne'; choose one of all, ten. Did you",
         ),
-        (("train", "nbody", "--epochs", "x"), "--epochs is 'x'; expected int."),
-        (("train", "modelnet40", "--per_class", "x"), "--dataset.per_class is 'x'; expected int or null."),
+        (("train", "nbody", "--epochs", "x"), "--epochs is 'x'; expected a whole number."),
+        (
+            ("train", "modelnet40", "--per_class", "x"),
+            "--dataset.per_class is 'x'; expected a whole number or null.",
+        ),
         (("project", "somewhere"), "Missing: --out."),
     ],
 )

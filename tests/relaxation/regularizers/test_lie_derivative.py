@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -378,7 +380,14 @@ def test_penalties_leave_autocast():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"scaling": "sum"}, "root-sum"), ({"lie_weight": -1.0}, "below 0"), ({"rows": 0}, "at least 1")],
+    [
+        ({"scaling": "sum"}, "root-sum"),
+        ({"lie_weight": -1.0}, "lie_weight is -1.0"),
+        ({"norm_weight": math.nan}, "norm_weight is nan"),
+        ({"rows": 0}, "rows is 0"),
+        ({"rows": True}, "rows is True"),
+        ({"every": math.nan}, "every is nan"),
+    ],
 )
 def test_bad_settings(arguments, words):
     _, relaxation = relaxed()

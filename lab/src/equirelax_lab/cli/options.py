@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.settings import Range, Settings, check, documentation, types_of
+from equirelax.settings import IN_WORDS, Range, Settings, check, documentation, types_of
 from equirelax_lab.training.machine import Machine
 
 if typing.TYPE_CHECKING:
@@ -85,7 +85,8 @@ def explain(message: str, known: list[str]) -> str:
     ):
         key, kinds, value = match.groups()
         names = [name for name in re.findall(r"<class '(.*?)'>", kinds) if name != "NoneType"]
-        return f"--{key} is '{value.rstrip('.')}'; expected {' or '.join([*names, 'null'])}."
+        expected = " or ".join(IN_WORDS.get(name, name) for name in [*names, "NoneType"])
+        return f"--{key} is '{value.rstrip('.')}'; expected {expected}."
     if match := re.match(r"the following arguments are required: (.*)", message):
         # the parser names them without their dashes
         missing = [f"--{name}" if f"--{name}" in known else name for name in match.group(1).split(", ")]
@@ -100,7 +101,8 @@ def _wrong_value(key: str, kind: str, value: str) -> str:
         choices = re.findall(r"'([^']*)'", kind)
         return f"--{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
     named = re.fullmatch(r"<class '(.*)'>", kind)
-    return f"--{key} is '{value}'; expected {named.group(1) if named else kind.removeprefix('typing.')}."
+    expected = IN_WORDS.get(named.group(1), named.group(1)) if named else kind.removeprefix("typing.")
+    return f"--{key} is '{value}'; expected {expected}."
 
 
 def _underscored(word: str) -> str:

@@ -11,6 +11,7 @@ from equirelax.errors import PenaltyError
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.regularizers.regularizer import Regularizer, register
 from equirelax.relaxation.relaxation import Relaxation
+from equirelax.settings import NOT_NEGATIVE, Range, check
 from equirelax.symmetry import Group
 
 
@@ -39,8 +40,8 @@ class FiniteRotation(Regularizer):
         degrees: float = 5.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0 < degrees < 360:
-            raise PenaltyError(f"degrees is {degrees}; expected an angle above 0 and below 360")
+        check(weight, NOT_NEGATIVE, "weight", PenaltyError)
+        check(degrees, Range(0, 360, open_least=True, open_most=True), "degrees", PenaltyError)
         for key, residual in relaxation:
             if not residual.map.reads_inputs or not residual.in_rep.group.algebra_dim:
                 raise PenaltyError(

@@ -18,6 +18,7 @@ from equirelax.relaxation.regularizers.regularizer import Regularizer, over_rank
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.terms.precision import penalty_dtype
+from equirelax.settings import COUNT, NOT_NEGATIVE, check
 
 SCALINGS = ("root-sum", "mean")
 
@@ -70,12 +71,9 @@ class LieDerivative(Regularizer):
                 f"scaling is {scaling!r}; expected one of "
                 f"{', '.join(SCALINGS)}.{did_you_mean(scaling, SCALINGS)}"
             )
-        if lie_weight < 0 or norm_weight < 0:
-            raise PenaltyError(
-                f"weights must not be below 0: lie_weight is {lie_weight}, norm_weight {norm_weight}"
-            )
-        if rows is not None and rows < 1:
-            raise PenaltyError(f"rows is {rows}; expected at least 1, or None for all")
+        check(lie_weight, NOT_NEGATIVE, "lie_weight", PenaltyError)
+        check(norm_weight, NOT_NEGATIVE, "norm_weight", PenaltyError)
+        check(rows, COUNT, "rows", PenaltyError)
         super().__init__(relaxation, generator=generator, every=every)
         self.lie_weight, self.norm_weight = lie_weight, norm_weight
         self.rows, self.scaling = rows, scaling

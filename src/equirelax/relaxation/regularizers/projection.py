@@ -10,6 +10,7 @@ from equirelax.relaxation.columns import Columns
 from equirelax.relaxation.regularizers.regularizer import Regularizer, register, safe_root
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.terms.precision import promoted
+from equirelax.settings import NOT_NEGATIVE, check
 
 
 @register("projection")
@@ -48,10 +49,8 @@ class ProjectionNorms(Regularizer):
         *,
         every: int = 1,
     ) -> None:
-        weights = {"equivariant_weight": equivariant_weight, "rest_weight": rest_weight}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise PenaltyError(f"{name} is {weight}; expected a finite number of at least 0")
+        check(equivariant_weight, NOT_NEGATIVE, "equivariant_weight", PenaltyError)
+        check(rest_weight, NOT_NEGATIVE, "rest_weight", PenaltyError)
         for key, residual in relaxation:
             if not (residual.is_linear and residual.in_rep.linear and residual.out_rep.linear):
                 raise PenaltyError(

@@ -15,6 +15,7 @@ from equirelax.files import did_you_mean
 from equirelax.relaxation.columns import Columns
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
+from equirelax.settings import COUNT, check
 
 _NAMED: dict[str, type[Regularizer]] = {}
 _R = TypeVar("_R", bound="type[Regularizer]")
@@ -52,10 +53,7 @@ class Regularizer(ABC):
     def __init__(
         self, relaxation: Relaxation, *, generator: torch.Generator | None = None, every: int = 1
     ) -> None:
-        if every < 1:
-            raise PenaltyError(
-                f"every is {every}; expected at least 1: the regularizer is computed once in so many steps"
-            )
+        check(every, COUNT, "every", PenaltyError)
         self.relaxation = relaxation
         self.generator = generator
         self.every, self.steps = every, 0
