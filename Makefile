@@ -11,11 +11,8 @@ JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 DEMO   ?= runs/demo
 SHARES ?= 8
 COMMITS := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
-# escnn wants numpy < 2, so it has an environment of its own.
-ESCNN_VENV  := .venv-escnn
-ESCNN_STAMP := $(ESCNN_VENV)/.installed
 
-.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn faults docs lint perf install clean
+.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn test-networks faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -59,19 +56,32 @@ mutants-share: $(STAMP)
 list-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --collect-only
 
-$(ESCNN_STAMP): requirements-escnn.txt
+# Packages that cannot live beside the others have environments of their own: .venv-escnn, .venv-mace, .venv-schnetpack.
+# Some pin what torch does not take and are installed by themselves.
+ALONE-escnn      := escnn==1.0.11
+ALONE-schnetpack := schnetpack==2.1.1
+
+.venv-%/.installed: requirements-%.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
-	test -x $(ESCNN_VENV)/bin/python || $(PYTHON) -m venv $(ESCNN_VENV)
-	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile $(TORCH)
-	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile -r requirements-escnn.txt
-	$(ESCNN_VENV)/bin/python -m pip install --quiet --no-compile --no-deps escnn==1.0.11
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-compile $(TORCH)
+	.venv-$*/bin/python -m pip install --quiet --no-compile -r requirements-$*.txt
+	$(if $(ALONE-$*),.venv-$*/bin/python -m pip install --quiet --no-compile --no-deps $(ALONE-$*))
 	@touch $@
 
 # Skipped, and said so, only where escnn cannot be installed.
 test-escnn:
-	@if $(MAKE) --no-print-directory $(ESCNN_STAMP); then \
-	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src $(ESCNN_VENV)/bin/python -m pytest -q -m "not slow" tests/with_escnn lab/tests/with_escnn; \
-	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into $(ESCNN_VENV) (see above)"; fi
+	@if $(MAKE) --no-print-directory .venv-escnn/.installed; then \
+	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src .venv-escnn/bin/python -m pytest -q -m "not slow" tests/with_escnn lab/tests/with_escnn; \
+	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into .venv-escnn (see above)"; fi
+
+# MACE, schnetpack and TorchMD-NET as their authors publish them; the others' tests are in tests/networks. Skipped as above.
+test-networks: $(addprefix test-with-,mace schnetpack)
+
+test-with-%:
+	@if $(MAKE) --no-print-directory .venv-$*/.installed; then \
+	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src .venv-$*/bin/python -m pytest -q tests/with_$* || exit 1; \
+	else echo "test-networks: SKIPPED $*, which could not be installed into .venv-$* (see above)"; fi
 
 # Every fault of lab/tests/faults, the slow ones too, counted in lab/results/faults.
 faults: $(STAMP)
@@ -91,4 +101,4 @@ perf: $(STAMP)
 	$(BIN)/equirelax perf modelnet40 --out runs/perf-modelnet40.json
 
 clean:
-	rm -rf $(VENV) $(ESCNN_VENV) runs site
+	rm -rf $(VENV) .venv-escnn .venv-mace .venv-schnetpack runs site
