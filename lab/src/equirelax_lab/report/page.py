@@ -110,7 +110,8 @@ class _Chapter:
         found = tables.shares(done, lost)
         numbers = tables.failures(found)
         if numbers is None:
-            return [Block("soft", f"No run failed. {tables.DEFINITION}")]
+            which = "run that could be read" if self.chapter.problems else "run"
+            return [Block("soft", f"No {which} failed. {tables.DEFINITION}")]
         if not tables.asks_for_failures(done, lost):
             return []
         key = swept_setting([*done, *lost])
