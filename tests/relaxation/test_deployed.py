@@ -7,10 +7,11 @@ import copy
 import pytest
 import stream_toys
 import torch
-from handle_toys import DECLARED, Pair, Part, X, both_relaxed, fill, nothing_left
+from handle_toys import DECLARED, Pair, Part, X, both_relaxed, fill, linear, nothing_left
+from torch import nn
 
 import equirelax as er
-from equirelax.errors import CheckpointError, MethodError, PlacementError
+from equirelax.errors import CheckpointError, MethodError, PlacementError, RelaxationStateError
 from equirelax.relaxation import read_strict
 
 
@@ -163,3 +164,23 @@ def test_of_files_of_0_1_the_strict_weights_are_read(tmp_path):
     relaxed = fill(er.relax(twin, DECLARED))
     er.save(relaxed, tmp_path / "new.pt")
     assert list(read_strict(tmp_path / "new.pt")) == list(author.state_dict())
+
+
+def test_a_relaxed_network_is_not_scripted_and_a_projected_copy_is():
+    author = nn.Sequential(linear(), linear())
+    model = copy.deepcopy(author)
+    fill(er.relax(model, DECLARED))
+    with pytest.raises(RelaxationStateError, match=r"^0: .*torch\.export"):
+        torch.jit.script(model)
+    twin = copy.deepcopy(model)
+    er.project(twin)
+    assert torch.equal(torch.jit.script(twin)(X), author(X))
+
+
+def test_a_network_that_keeps_the_code_of_its_first_call_is_refused():
+    """As NequIP's CompileGraphModel does, which says so by an attribute."""
+    model = Pair()
+    model.enc.is_compile_graph_model = True
+    with pytest.raises(RelaxationStateError, match="compile_mode"):
+        er.relax(model, DECLARED)
+    assert nothing_left(model)

@@ -3,6 +3,7 @@
 from equirelax.auditing.audit import audit
 from equirelax.auditing.bounds import NetworkBounds, equivariance_bounds
 from equirelax.auditing.breaking import Breaking, breaking
+from equirelax.auditing.card import card, write_card
 from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.lie import LieReport
 from equirelax.auditing.remul import LabelFree, label_free
@@ -25,6 +26,8 @@ __all__ = [
     "Worst",
     "audit",
     "breaking",
+    "card",
     "equivariance_bounds",
     "label_free",
+    "write_card",
 ]

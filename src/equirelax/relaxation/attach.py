@@ -164,6 +164,12 @@ def _refuse(model: nn.Module) -> None:
             f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it "
             f"afterwards"
         )
+    traced = next((m for m in model.modules() if getattr(m, "is_compile_graph_model", False)), None)
+    if traced is not None:  # it keeps the code of its first call, whatever hooks come and go
+        raise RelaxationStateError(
+            f"{name} holds a {type(traced).__name__}, which NequIP builds with compile_mode: compile and which would run the "
+            f"code of its first call ever after, with residuals or without: build it with compile_mode: eager"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise RelaxationStateError(
             f"{name} is a script module, whose forward cannot be hooked: relax the eager module"

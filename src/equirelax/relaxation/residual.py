@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PenaltyError, RepresentationError
+from equirelax.errors import PenaltyError, RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.hooks import HookOwner
 from equirelax.relaxation.kept import Kept, in_backward, in_transform, keep
@@ -256,6 +256,18 @@ class Residual(nn.Module, HookOwner):
         """Keep gamma at its present value: no optimizer moves what has no gradient."""
         self.gamma.requires_grad_(False)
         self.gamma.grad = None
+
+    def __prepare_scriptable__(self) -> Residual:
+        """What `torch.jit.script` asks of every module first.
+
+        Raises:
+            RelaxationStateError: always.
+        """
+        raise RelaxationStateError(
+            f"{self.site.key or 'the model'}: a relaxed network cannot be scripted, for TorchScript has no hooks that read "
+            f"keyword arguments. Script a projected copy (copy.deepcopy(model), then equirelax.project), or export the relaxed "
+            f"one with torch.export"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of a model must not carry the batch that it last saw.
