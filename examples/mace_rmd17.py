@@ -1,67 +1,73 @@
-"""MACE (Batatia et al., 2022) from its own package, unedited: its layers are e3nn's, so all of it is automatic.
-
-It pins e3nn 0.4.4, other networks want 0.5 or later: it needs an environment of its own,
-`pip install equirelax mace-torch`, in which e3nn's file of constants must be allowed before it is imported.
-"""
+"""MACE (Batatia et al., 2022), unedited, trained by its own function; needs an environment of its own, for e3nn 0.4.4."""
 
 # ruff: noqa: E402
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+from ase import Atoms
 from ethanol import molecules, show
 
 torch.serialization.add_safe_globals([slice])  # e3nn 0.4.4 reads its constants with torch.load
 
 from e3nn import o3
-from mace import data, modules
-from mace.tools import AtomicNumberTable, torch_geometric
-from torch import Tensor, nn
+from mace import data, modules, tools
+from mace.tools.torch_geometric.dataloader import DataLoader
+from torch import nn
 
 import equirelax as er
 from equirelax.auditing import AuditReport
-from equirelax.symmetry import E, positions, vector
+from equirelax.integrations.mace import training
+from equirelax.symmetry import E, positions, trivial, vector
 
-CUTOFF, BLOCKS = 4.0, modules.interaction_classes  # A
-
-
-class EnergyAndForces(nn.Sequential):
-    """Of all that MACE returns, what is to be audited."""
-
-    def forward(self, graph: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return (out := self[0](graph, training=self.training))["energy"], out["forces"]
+BLOCKS, S, V = modules.interaction_classes, trivial(E(3)), vector(E(3))
+INPUTS, OUTPUTS = ({"positions": positions(E(3))},), {"forces": V, "node_feats": 8 * S + 8 * V + 8 * S}
 
 
-def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
-    """Relax, train, audit, project, audit."""
+def loader(frames: list[Atoms], batch_size: int) -> DataLoader:
+    """Batches of frames with their energies in eV and forces in eV/A, as MACE reads them."""
+    keys, table = data.KeySpecification({"energy": "E"}, {"forces": "F"}), tools.AtomicNumberTable([1, 6, 8])
+    for frame in frames:
+        frame.info["E"], frame.arrays["F"] = frame.get_potential_energy(), frame.get_forces()
+    configs = [data.config_from_atoms(frame, keys) for frame in frames]
+    atoms = [data.AtomicData.from_config(one, z_table=table, cutoff=4.0) for one in configs]
+    return DataLoader(atoms, batch_size=batch_size)
+
+
+def main(epochs: int = 4, folder: Path = Path("runs/mace")) -> tuple[nn.Module, AuditReport, AuditReport]:
+    """Relax, train, audit, project, audit, save."""
     torch.manual_seed(0)
-    network = modules.MACE(
-        r_max=CUTOFF, num_bessel=8, num_polynomial_cutoff=6, max_ell=2, num_interactions=2, num_elements=3,
+    frames, metrics = molecules(20), []
+    energies = np.full(3, np.mean([frame.get_potential_energy() for frame in frames]) / len(frames[0]))
+    network = modules.ScaleShiftMACE(
+        r_max=4.0, num_bessel=8, num_polynomial_cutoff=6, max_ell=1, num_interactions=2, num_elements=3,
         interaction_cls=BLOCKS["RealAgnosticResidualInteractionBlock"], gate=torch.nn.functional.silu,
         interaction_cls_first=BLOCKS["RealAgnosticInteractionBlock"], hidden_irreps=o3.Irreps("8x0e + 8x1o"),
-        MLP_irreps=o3.Irreps("8x0e"), atomic_energies=np.zeros(3), avg_num_neighbors=8, correlation=2,
-        atomic_numbers=[1, 6, 8],
+        MLP_irreps=o3.Irreps("8x0e"), atomic_energies=energies, avg_num_neighbors=8, correlation=2,
+        atomic_numbers=[1, 6, 8], atomic_inter_scale=1.0, atomic_inter_shift=0.0,
     )  # fmt: skip
-    table, frames = AtomicNumberTable([1, 6, 8]), molecules(8)
-    configs = map(data.config_from_atoms, frames)
-    atoms = [data.AtomicData.from_config(c, z_table=table, cutoff=CUTOFF) for c in configs]
-    graph = next(iter(torch_geometric.dataloader.DataLoader(atoms, batch_size=8))).to_dict()
-    forces = torch.tensor(np.concatenate([f.get_forces() for f in frames])).float()
-    relaxation = er.relax(network)
+    train, valid, loss = loader(frames[:16], 8), loader(frames[16:], 4), modules.WeightedEnergyForcesLoss()
+    method = er.ACE(er.relax(network), dual_lr=1e-2)  # before there is an optimizer
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
-    model, reps, losses = EnergyAndForces(network), ({"positions": positions(E(3))},), []
-    for step in range(steps):
-        if step == steps // 2:  # the residuals are at full strength
-            relaxed = er.audit(model, (graph,), reps, (None, vector(E(3))), samples=4)
-        loss = (network(graph, training=True)["forces"] - forces).square().mean()
-        (loss + method.penalty()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    checkpoints = tools.CheckpointHandler(directory=str(folder), tag="ethanol", keep=False)
+    with training(method.attach(optimizer), loss):
+        tools.train(
+            network, loss, train, {"Default": valid}, optimizer, schedule, start_epoch=0, max_num_epochs=epochs,
+            patience=epochs, checkpoint_handler=checkpoints, logger=SimpleNamespace(log=metrics.append),
+            eval_interval=1, output_args={"forces": True, "virials": False, "stress": False},
+            device=torch.device("cpu"), log_errors="PerAtomMAE",
+        )  # fmt: skip
+    checkpoints.load_latest(tools.CheckpointState(network, optimizer, schedule))  # the best epoch
+    sample = (next(iter(valid)).to_dict(),)
+    relaxed = er.audit(network, sample, INPUTS, OUTPUTS, samples=4)
     er.project(network)
-    projected = er.audit(model, (graph,), reps, (None, vector(E(3))), samples=4)
-    show("MACE", relaxed, projected, losses)
+    torch.save(network, folder / "ethanol.model")  # as MACE saves it, for mace.calculators.MACECalculator
+    projected = er.audit(network, sample, INPUTS, OUTPUTS, samples=4)
+    show("MACE", relaxed, projected, [float(step["loss"]) for step in metrics if step["mode"] == "opt"])
     return network, relaxed, projected
 
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -82,17 +78,3 @@ def test_copies_of_a_relaxed_network(ran: tuple[str, Result, str]) -> None:
 def test_examples_are_short() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 75, f"{path.name} is too long for an example"
-
-
-def test_mace() -> None:
-    """In an environment of its own, as it pins e3nn 0.4.4."""
-    if importlib.util.find_spec("mace") is None:
-        pytest.skip(
-            "MACE pins e3nn 0.4.4: install it in an environment of its own and run examples/mace_rmd17.py there"
-        )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLES / "mace_rmd17.py")],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "EQUIRELAX_DATA": str(SAMPLES)},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1].endswith("none")
