@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave files that import such a package alone where it is not installed."""
-    return True if collection_path.name in MISSING else None
+    # the files too, for a folder that is named on the command line is collected whatever is said of it
+    return True if MISSING.keys() & {collection_path.name, collection_path.parent.name} else None
 
 
 def pytest_report_header() -> str | None:
