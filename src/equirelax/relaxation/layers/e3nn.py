@@ -41,7 +41,8 @@ def _is_irreps(value: Any) -> bool:
     return any(cls.__name__ == "Irreps" and cls.__module__.startswith("e3nn") for cls in type(value).__mro__)
 
 
-def _has_irreps(module: nn.Module, *names: str) -> bool:
+def has_irreps(module: nn.Module, *names: str) -> bool:
+    """Whether a module has e3nn's irreps under all of these names."""
     return all(_is_irreps(getattr(module, name, None)) for name in names)
 
 
@@ -53,7 +54,7 @@ def _is_e3nn(module: nn.Module, *names: str) -> bool:
 def is_product(module: nn.Module) -> bool:
     """Whether a module is itself a tensor product, by its irreps, instructions and weight count, and adds no nonlinearity."""
     return (
-        _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
+        has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
         and hasattr(module, "instructions")
         and hasattr(module, "weight_numel")
         and not any(
@@ -66,7 +67,7 @@ def product_of(module: nn.Module) -> nn.Module | None:
     """The tensor product whose output, up to constant factors and a bias, a module gives: the module itself, or the one
     product that it wraps; None where it gives something else.
     """
-    if not _has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out"):
+    if not has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out"):
         return None
     if hasattr(module, "instructions"):
         return module if is_product(module) else None
@@ -189,7 +190,7 @@ class E3nnLinear(LayerFamily):
     def matches(self, module: nn.Module) -> bool:
         """Recognise the attributes irreps_in, irreps_out, instructions and weight_numel."""
         return (
-            _has_irreps(module, "irreps_in", "irreps_out")
+            has_irreps(module, "irreps_in", "irreps_out")
             and hasattr(module, "instructions")
             and hasattr(module, "weight_numel")
             and not hasattr(module, "irreps_in1")  # o3.TensorSquare has both
