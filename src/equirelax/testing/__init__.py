@@ -1,10 +1,11 @@
-"""For users' own tests: an assertion, and conformance classes to subclass for a new kind, layer family, method or model."""
+"""For users' own tests: an assertion, and conformance classes for a new kind, layer family, network, method or model."""
 
 from equirelax.testing.assertions import assert_equivariant
 from equirelax.testing.kinds import KindConformance
 from equirelax.testing.layers import LayerFamilyConformance
 from equirelax.testing.methods import MethodConformance
 from equirelax.testing.models import ModelConformance
+from equirelax.testing.networks import NetworkConformance
 from equirelax.testing.span import brute_force_span
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LayerFamilyConformance",
     "MethodConformance",
     "ModelConformance",
+    "NetworkConformance",
     "assert_equivariant",
     "brute_force_span",
 ]
