@@ -13,7 +13,7 @@ from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.relaxation.across import share
 from equirelax.relaxation.entries import CHILD, PLACEMENT, roots
 from equirelax.relaxation.hooks import guard_hooks
-from equirelax.relaxation.kinds import Dense, ResidualKind
+from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.placements import Layers, get
 from equirelax.relaxation.placements.placement import Placed, Placement
 from equirelax.relaxation.relaxation import Relaxation, unwrapped
@@ -43,7 +43,7 @@ def relax(
         model: any module, built and not yet relaxed, compiled, scripted or wrapped for parallel training.
         placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...),
             or None for `Layers` with the keywords below.
-        residual: The kind of the residuals (None: `Dense()`, initialised to zeros).
+        residual: The kind of the residuals; None: `Dense()`, initialised to zeros, or what the file of a known network says.
         include, exclude: path patterns ("encoder.*"); one that matches nothing is an error.
         generator: Random numbers of the residuals' initial weights; None uses torch's global generator.
 
@@ -124,7 +124,7 @@ def _choose(
     if placement is None:
         included = (include,) if isinstance(include, str) else include
         excluded = (exclude,) if isinstance(exclude, str) else exclude
-        return Layers(None if included is None else tuple(included), tuple(excluded), residual or Dense())
+        return Layers(None if included is None else tuple(included), tuple(excluded), residual)
     if residual is not None or include is not None or exclude:
         raise PlacementError(
             "residual, include and exclude belong to the default placement; give them to your placement "

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
 from equirelax.errors import PlacementError
+from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.sites import Site
 
 _NETWORKS: dict[str, Network] = {}
@@ -24,10 +26,12 @@ class Network(ABC):
     Attributes:
         name: The architecture's name, for messages and summaries.
         classes: names of the classes of which a module must be.
+        kind: What its residuals are made of where the user does not say; None takes dense ones.
     """
 
-    name: str
-    classes: tuple[str, ...]
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    kind: ClassVar[ResidualKind | None] = None
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -35,7 +39,7 @@ class Network(ABC):
 
     @abstractmethod
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """The sites of its residuals, one for each module.
+        """The sites of its residuals, in order; several of one module have different slots.
 
         Args:
             path: Path of the network within the model ("" is the model itself); the sites' paths begin with it.
@@ -50,12 +54,14 @@ class Recognised:
     Args:
         name: Name of the architecture.
         path: Path of the network within the model.
-        sites: path of the module -> its site.
+        sites: path of the module -> its sites.
+        kind: See `Network`.
     """
 
     name: str
     path: str
-    sites: dict[str, Site]
+    sites: dict[str, tuple[Site, ...]]
+    kind: ResidualKind | None
 
     def holds(self, path: str) -> bool:
         """Whether a module of the model is the network or is inside it."""
@@ -90,7 +96,9 @@ def recognised(modules: list[tuple[str, nn.Module]], name: str | None = None) ->
         names = {cls.__name__ for cls in type(module).__mro__}
         for network in _NETWORKS.values():
             if name in (None, network.name) and names & set(network.classes) and network.matches(module):
-                sites = network.sites(path, module)
-                found.append(Recognised(network.name, path, {site.path: site for site in sites}))
+                sites: dict[str, tuple[Site, ...]] = {}
+                for site in network.sites(path, module):
+                    sites[site.path] = (*sites.get(site.path, ()), site)
+                found.append(Recognised(network.name, path, sites, network.kind))
                 break
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,13 +11,14 @@ from equirelax.errors import PlacementError
 from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import Dense, ResidualKind
 from equirelax.relaxation.layers import Skip, families
-from equirelax.relaxation.networks import recognised
+from equirelax.relaxation.networks import Recognised, recognised
 from equirelax.relaxation.placements.declarations import Constant, Declaration, declared_paths
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
     register_placement,
+    with_starts,
 )
 from equirelax.relaxation.products import ProductSite
 from equirelax.relaxation.sites import Site, parameters_of
@@ -38,7 +38,7 @@ class Layers(Placement):
     Args:
         include: path patterns or names of classes, or a single one; None takes every layer. One that names no module is an error.
         exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
-        residual: The kind of the residuals.
+        residual: The kind of the residuals; None: `Dense()`, or what the file of a known network says.
         declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
         constants: `Constant` declarations.
         overrides: (path pattern or class, what its residuals are made of instead of `residual`); the first that fits counts.
@@ -46,7 +46,7 @@ class Layers(Placement):
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
-    residual: ResidualKind = dataclasses.field(default_factory=Dense)
+    residual: ResidualKind | None = None
     declare: tuple[Declaration, ...] = ()
     constants: tuple[Constant, ...] = ()
     overrides: tuple[tuple[str, ResidualKind], ...] = ()
@@ -74,27 +74,30 @@ class Layers(Placement):
         networks = recognised(modules)
         placed: list[Placed] = []
         left: dict[str, tuple[str, str]] = {}
-        taken: list[str] = []
+        taken: list[tuple[str, Recognised | None]] = []
         for path, module in modules:
             inside = f"{path}." if path else ""
-            if any(path.startswith(prefix) for prefix in taken):
-                continue
             network = next((each for each in networks if each.holds(path)), None)
+            known = network is not None and path in network.sites and path not in declared
+            around = [by for prefix, by in taken if path.startswith(prefix)]
+            if around and not (known and all(by is network for by in around)):
+                continue  # a part of what is relaxed; a network's own residuals may lie inside one another
+            found: tuple[Site, ...] | Site | Skip | None
             if path in declared:
-                site: Site | Skip | None = declared[path].site(path, module)
-            elif network is not None and path in network.sites:
-                site = network.sites[path]
+                found = declared[path].site(path, module)
+            elif network is not None and known:
+                found = network.sites[path]
             else:
-                site = family_site(path, module)
-            if site is None:
+                found = family_site(path, module)
+            if found is None:
                 if included is not None and self.include is not None and path in self.include:
                     left[path] = (
                         UNKNOWN,
                         "included by name, but no layer family knows it and nothing declares it",
                     )
                 continue
-            if isinstance(site, Skip):
-                left[path] = (SKIPPED, site.reason)
+            if isinstance(found, Skip):
+                left[path] = (SKIPPED, found.reason)
             elif path in excluded:
                 left[path] = (SKIPPED, "excluded by a pattern")
             elif included is not None and path not in included:
@@ -112,16 +115,19 @@ class Layers(Placement):
                     f"not relaxed in a {network.name}; include it by name to relax it all the same",
                 )
             else:
-                known = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
+                fixed = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
                 kind = next((residual for where, residual in overrides if path in where), self.residual)
-                if known and isinstance(site, ProductSite):
-                    site = site.with_constants(known)
-                placed.append(Placed(site, kind))
-                taken.append(inside)
+                if kind is None:
+                    kind = (network.kind if network is not None and known else None) or Dense()
+                for site in (found,) if isinstance(found, Site) else found:
+                    if fixed and isinstance(site, ProductSite):
+                        site = site.with_constants(fixed)
+                    placed.append(Placed(site, kind))
+                taken.append((inside, network if known else None))
         self._check_exclusions(modules, [each.site.path for each in placed], left)
         if not placed:
             raise PlacementError(_nothing(model, left, included))
-        return Survey(tuple(placed), left)
+        return Survey(with_starts(placed), left)
 
     def _check_exclusions(
         self, modules: list[tuple[str, nn.Module]], placed: list[str], left: dict[str, tuple[str, str]]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from equirelax.errors import PlacementError
 from equirelax.files import did_you_mean
-from equirelax.relaxation.kinds import ResidualKind
+from equirelax.relaxation.kinds import ResidualKind, StreamStep
 from equirelax.relaxation.sites import Site
+from equirelax.relaxation.streams import StreamSite
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Survey:
 
     placed: tuple[Placed, ...]
     left: dict[str, tuple[str, str]]
+
+
+def with_starts(placed: Iterable[Placed]) -> tuple[Placed, ...]:
+    """The same, with the start of every residual stream at the first of its blocks."""
+    found: list[Placed] = []
+    begun: set[str] = set()
+    for each in placed:
+        site, kind = each.site, each.kind
+        if isinstance(site, StreamSite) and isinstance(kind, StreamStep):
+            kind = replace(kind, first=site.shares not in begun)
+            begun.add(site.shares)
+        found.append(Placed(site, kind))
+    return tuple(found)
 
 
 class Placement(ABC):

@@ -24,6 +24,7 @@ from equirelax.relaxation.placements.placement import (
     Survey,
     matching,
     register_placement,
+    with_starts,
 )
 from equirelax.relaxation.sites import Reader, argument
 from equirelax.relaxation.spec import spec
@@ -114,10 +115,7 @@ def stream_sites(site: StreamSite, blocks: list[str], step: StreamStep) -> tuple
     """
     if not isinstance(step, StreamStep):
         raise PlacementError(f"a residual stream is made of StreamStep, not of {type(step).__name__}")
-    return tuple(
-        Placed(dataclasses.replace(site, path=path), dataclasses.replace(step, first=i == 0))
-        for i, path in enumerate(blocks)
-    )
+    return with_starts(Placed(dataclasses.replace(site, path=path), step) for path in blocks)
 
 
 register_placement("schnet", SchNetStream)
