@@ -53,15 +53,16 @@ class SEGNNUpdates(Placement):
                 f"{type(model).__name__} does not look like a SEGNN, and holds none: expected a module of a class SEGNN or "
                 "MolecularSEGNN whose `layers` have update_1 and update_2, or update_layer_1 and update_layer_2"
             )
-        sites = {path: site for network in found for path, site in network.sites.items()}
-        inside = tuple(f"{path}." for path in sites)
+        sites = [site for network in found for of_module in network.sites.values() for site in of_module]
+        relaxed = {site.path for site in sites}
+        inside = tuple(f"{path}." for path in relaxed)
         others = [
             path
             for path, module in modules
-            if path not in sites and not path.startswith(inside) and family_site(path, module) is not None
+            if path not in relaxed and not path.startswith(inside) and family_site(path, module) is not None
         ]
         left = dict.fromkeys(others, (SKIPPED, "is no node update of a SEGNN"))
-        return Survey(tuple(Placed(site, self._kind(site)) for site in sites.values()), left)
+        return Survey(tuple(Placed(site, self._kind(site)) for site in sites), left)
 
     def _kind(self, site: Site) -> ResidualKind:
         kind, width = self.residual, site.out_rep.dim
