@@ -13,7 +13,8 @@ LIBRARY = Path(equirelax.__file__).parent
 LAB = Path(__file__).parents[1] / "lab" / "src" / "equirelax_lab"
 ROOMS = {
     "equirelax": [
-        "errors", "files", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing", "integrations",
+        "errors", "files", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing",
+        "integrations",
     ],
     "equirelax_lab": ["models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],
 }  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import relax_toys
 import torch
 from handle_toys import DECLARED, VECTORS, Part, X, fill, linear
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import equirelax as er
 from equirelax.errors import PenaltyError
@@ -110,6 +112,21 @@ def test_m18_exporting_leaves_nothing_behind():
     model, regularizer = relaxed()
     torch.export.export(model, (X,))
     assert all(not residual.take_inputs() for _, residual in regularizer.relaxation)
+
+
+def test_tracing_by_make_fx_leaves_nothing_behind():
+    """As NequIP does before it compiles: what is noted about calls must be of real tensors."""
+    model, regularizer = relaxed()
+    make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(X)
+    assert all(not residual.take_inputs() for _, residual in regularizer.relaxation)
+    product = relax_toys.Net().product
+    relaxation = er.relax(product)
+    make_fx(product, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+        torch.randn(5, 5), torch.randn(5, 4)
+    )
+    assert relaxation[""].second_seen is None
+    product(torch.randn(5, 5), torch.randn(5, 4))
+    assert relaxation[""].second_seen is not None
 
 
 def test_one_residual_reads_a_parameter():

@@ -6,6 +6,7 @@ computes is kept as it is (autograd needs it as well), with the count of writes 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -80,12 +81,17 @@ def _writes(x: Columns) -> tuple[int, ...]:
 
 
 def in_transform() -> bool:
-    """Whether the current call is one of `torch.func` (per-sample gradients) or `torch.export`, whose tensors are
+    """Whether the current call is one of `torch.func` (per-sample gradients), `torch.export` or `make_fx`, whose tensors are
     stand-ins that end with it.
     """
     if torch.compiler.is_compiling():
         return not torch.compiler.is_dynamo_compiling()
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    proxies = sys.modules.get(
+        "torch.fx.experimental.proxy_tensor"
+    )  # where it is not loaded nothing is traced by it
+    return proxies is not None and proxies.get_proxy_mode() is not None
 
 
 def in_backward() -> bool:

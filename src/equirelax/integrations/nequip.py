@@ -1,0 +1,122 @@
+"""NequIP (Batzner et al., arXiv 2101.03164): a network in memory, relaxed or projected, as its package's ASE calculator and as
+a file that was compiled by AOTInductor.
+
+`nequip-package` and `nequip-compile` begin with a checkpoint of `nequip-train`, which holds the author's weights alone. They are
+the way to deploy a projected network. What is here is for a network that is deployed relaxed, and for one that was trained in a
+loop of your own.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from equirelax.auditing import AuditReport, card
+from equirelax.errors import AuditError
+from equirelax.relaxation import Residual
+
+CARD = "equirelax_card"
+"""Key of the model card in the metadata of a compiled file."""
+SUFFIX = ".nequip.pt2"
+
+
+def calculator(network: nn.Module, device: str = "cpu", species: Mapping[str, str] | None = None) -> Any:
+    """A `nequip.ase.NequIPCalculator` of a network in memory, which may be relaxed.
+
+    Args:
+        network: The network that a model builder of NequIP returned (a `GraphModel`). It is put into evaluation mode and
+            moved to the device.
+        device: The device that computes.
+        species: Chemical symbol -> name of the type in the network; None where the types' names are the symbols.
+    """
+    from nequip.ase import NequIPCalculator
+    from nequip.integrations.utils import basic_transforms
+
+    model: Any = network.eval()
+    types = model.metadata["type_names"].split()
+    symbols = {name: name for name in types} if species is None else dict(species)
+    transforms = basic_transforms(model.metadata, float(model.metadata["r_max"]), types, symbols)
+    return NequIPCalculator(model, device, transforms=transforms)
+
+
+def compile_network(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    frame: Any,
+    *,
+    report: AuditReport | None = None,
+    target: str = "ase",
+    device: str = "cpu",
+    species: Mapping[str, str] | None = None,
+) -> None:
+    """Compile a network by AOTInductor, as `nequip-compile` does, residuals and all.
+
+    The file needs equirelax no more. `NequIPCalculator.from_compiled_model` loads it, and LAMMPS if it was made for that. NequIP
+    compares it with the network on the frame before this returns. The network itself is left as it is.
+
+    Args:
+        network: As for `calculator`.
+        path: The file to write; its name ends with `.nequip.pt2`.
+        frame: `ase.Atoms` with at least three atoms, and as many neighbours, of the kind that will be computed.
+        report: The audit of this network. Its model card becomes the entry `equirelax_card` of the file's metadata.
+        target: What the file is for: "ase", "pair_nequip" (LAMMPS) or "batch".
+        device, species: As for `calculator`.
+
+    Raises:
+        AuditError: The network is relaxed and there is no report: its error is a part of what is deployed.
+        ValueError: The path has another suffix, or the target is unknown.
+    """
+    from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
+    from nequip.utils.aot import aot_export_model
+    from nequip.utils.aoti_metadata import (
+        NEQUIP_AOTI_INPUTS_KEY,
+        NEQUIP_AOTI_OUTPUTS_KEY,
+        serialize_aoti_keys,
+    )
+    from nequip.utils.dtype import torch_default_dtype
+    from nequip.utils.global_state import get_latest_global_state
+
+    if not os.fspath(path).endswith(SUFFIX):
+        raise ValueError(
+            f"path is {os.fspath(path)!r}; NequIP loads compiled networks from files that end with {SUFFIX}"
+        )
+    if target not in COMPILE_TARGET_DICT:
+        raise ValueError(f"target is {target!r}; expected one of {', '.join(COMPILE_TARGET_DICT)}")
+    if report is None and any(isinstance(module, Residual) for module in network.modules()):
+        raise AuditError(
+            f"{type(network).__name__} is relaxed, and so not equivariant: give report=equirelax.audit(...) of it, which is "
+            f"kept in the file, or project it first"
+        )
+    wanted = COMPILE_TARGET_DICT[target]
+    model = copy.deepcopy(network)  # NequIP takes the gradients off what it compiles
+    data = wanted["data_settings"](calculator(model, device, species).atoms_to_data(frame))
+    dims = {kind: torch.export.Dim(f"num_{kind}s", min=2) for kind in ("graph", "node", "edge")}
+    flags = {
+        key: str(int(value)) for key, value in get_latest_global_state(only_metadata_related=True).items()
+    }
+    metadata = {
+        **model.metadata,  # type: ignore[dict-item]
+        **flags,
+        NEQUIP_AOTI_INPUTS_KEY: serialize_aoti_keys(wanted["input"]),
+        NEQUIP_AOTI_OUTPUTS_KEY: serialize_aoti_keys(wanted["output"]),
+    }
+    if report is not None:
+        metadata[CARD] = card(report)
+    with torch_default_dtype(
+        torch.float64
+    ):  # as in NequIP's programs; constants of the compiled code have this dtype
+        aot_export_model(
+            model=model,
+            device=device,
+            input_fields=wanted["input"],
+            output_fields=wanted["output"],
+            data=data,
+            batch_map=wanted["batch_map_settings"](dims),
+            output_path=os.fspath(path),
+            inductor_configs={"aot_inductor.metadata": metadata},
+        )

@@ -1,0 +1,67 @@
+"""A small NequIP, frames of ethanol, and comparisons of ASE calculators, for tests of how it is deployed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+import equirelax as er
+from equirelax.auditing import AuditReport
+from equirelax.symmetry import E, positions, vector
+
+SAMPLES = Path(__file__).parents[2] / "lab" / "tests" / "samples"
+SYMBOLS = ["H", "C", "O"]
+
+
+def frames(count: int = 2) -> list[Any]:
+    """The first test frames of ethanol (`ase.Atoms`), without their energies."""
+    import ase.io
+
+    return [frame.copy() for frame in ase.io.read(SAMPLES / "md17" / "rmd17_ethanol_test.xyz", f":{count}")]
+
+
+def network(num_layers: int = 2) -> nn.Module:
+    """Two layers of four channels, float64; NequIP draws its weights from a seed of its own."""
+    from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state()
+    model: nn.Module = NequIPGNNModel(
+        seed=0, model_dtype="float64", r_max=4.0, type_names=SYMBOLS, num_layers=num_layers, l_max=1, num_features=4,
+        radial_mlp_width=8, avg_num_neighbors=8.0, per_type_energy_scales=1.0, per_type_energy_shifts=0.0,
+    )  # fmt: skip
+    return model
+
+
+class EnergyAndForces(nn.Sequential):
+    """Of all that NequIP returns, what is to be audited."""
+
+    def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return (out := self[0](data))["total_energy"], out["forces"]
+
+
+def audited(model: nn.Module, data: dict[str, Tensor], deployed: str | None = None) -> AuditReport:
+    """A short audit, without a search for the layer that breaks."""
+    reps = ({"pos": positions(E(3))},), (None, vector(E(3)))
+    few: dict[str, Any] = {"samples": 2, "lie": False, "per_layer": False, "deployed": deployed}
+    return er.audit(EnergyAndForces(model), (data,), *reps, **few)
+
+
+def results(calculator: Any, frame: Any) -> tuple[float, np.ndarray]:
+    """Energy and forces of a frame."""
+    atoms = frame.copy()
+    atoms.calc = copy.copy(calculator)
+    return float(atoms.get_potential_energy()), np.asarray(atoms.get_forces())
+
+
+def differ(one: Any, other: Any, count: int = 2) -> float:
+    """Largest difference of energies and forces of two calculators, relative to the largest force."""
+    worst = 0.0
+    for frame in frames(count):
+        (e, f), (e2, f2) = results(one, frame), results(other, frame)
+        worst = max(worst, abs(e - e2) / max(abs(e), 1.0), float(np.abs(f - f2).max() / np.abs(f).max()))
+    return worst
