@@ -119,7 +119,7 @@ class Method(ABC):
         self._watch = ParameterWatch(relaxation)
         self._idle = IdleWatch(relaxation)
         self._attachment: Attachment | None = None
-        self._begun = False
+        self._begun = self._skipped = False
         self._ended = ""
         self._enrol()
         for residual in relaxation.residuals.values():
@@ -207,7 +207,7 @@ class Method(ABC):
         if self._attachment is None:
             self._watch.begin()
         self._check_idle()
-        self._begun = True
+        self._begun, self._skipped = True, False
         self._observe()
         term = self._term()
         return term if self.regularizer is None else term + self._regularizer_weight() * self.regularizer()
@@ -253,8 +253,15 @@ class Method(ABC):
         else:
             self._skip()
 
+    def skip(self) -> None:
+        """Leave the next step of the attached optimizers out: the loop has no loss for it, so that it moves nothing."""
+        self._skipped = True
+
     def _stepped(self) -> None:
         """The optimizers have stepped."""
+        if self._skipped:
+            self._skipped = False
+            return
         if not self._begun:
             raise MethodError(
                 f"the optimizer of {type(self).__name__} stepped without method.penalty() before it; every step needs "

@@ -1,0 +1,190 @@
+"""Averaged copies of a network's weights, such as an exponential moving average, beside a network that is relaxed.
+
+Averages pair their weights with `network.parameters()` by position. Where a copy was made before the network was relaxed, the
+positions no longer fit. A copy of the whole network is relaxed in the same way; NequIP's EMAWeights is shown the author's
+parameters alone; what nobody here knows is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import RelaxationStateError
+from equirelax.relaxation import Relaxation
+from equirelax.relaxation.attach import attach
+from equirelax.relaxation.entries import own_modules
+from equirelax.relaxation.residual import Residual
+
+
+def held_modules(owners: Mapping[str, object]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of every module that the owners hold as an attribute, or in a list or tuple that is one.
+
+    Args:
+        owners: Name -> LightningModule or callback.
+    """
+    for name, owner in owners.items():
+        values = {**vars(owner), **vars(owner).get("_modules", {})}
+        for attribute, value in values.items():
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, nn.Module):
+                    yield f"{name}.{attribute}", one
+
+
+def copies_of(network: nn.Module, owners: Mapping[str, object]) -> dict[str, nn.Module]:
+    """Name -> module, of the owners' modules that have the network's class and the author's parameters, by name and shape."""
+    own, inside, found = _shapes(network), set(network.modules()), {}
+    for name, module in held_modules(owners):
+        for path, candidate in module.named_modules():
+            if candidate not in inside and type(candidate) is type(network) and _shapes(candidate) == own:
+                inside.update(candidate.modules())
+                found[f"{name}.{path}" if path else name] = candidate
+    return found
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {
+        f"{path}.{name}": parameter.shape
+        for path, module in own_modules(network)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def relax_alike(copy: nn.Module, relaxation: Relaxation, name: str) -> Relaxation:
+    """The handle of a copy that has the residuals of the network, with its values and strengths; they train nowhere.
+
+    A copy that was made of the relaxed network has them already, and is left as it is.
+
+    Raises:
+        RelaxationStateError: The copy is relaxed in another way.
+    """
+    if any(isinstance(module, Residual) for module in copy.modules()):
+        handle = Relaxation(copy)
+    else:
+        for root, placement in relaxation.placements.items():
+            attach(copy.get_submodule(root), placement)
+        handle = Relaxation(copy)
+        for key in set(handle.residuals) & set(relaxation.residuals):
+            handle[key].load_state_dict(relaxation[key].state_dict())
+            handle[key].requires_grad_(False)
+    if list(handle.residuals) != list(relaxation.residuals):
+        raise RelaxationStateError(
+            f"{name} is a copy of {type(copy).__name__} with other residuals than the network ({len(handle)} and "
+            f"{len(relaxation)}), so that an average would pair wrong weights: make it of the relaxed network"
+        )
+    return handle
+
+
+class StrictAverage:
+    """Shows an average that pairs by position the author's parameters alone, and keeps one of the residuals beside it.
+
+    The average is NequIP's `EMAWeights`: buffers of its own, `update_parameters(model)` after every step, and
+    `swap_parameters(model)` before and after an evaluation. Its buffers, and so the keys of a checkpoint, stay the author's.
+
+    Args:
+        average: The average; its two functions are replaced until `remove`.
+        relaxation: The relaxed network.
+    """
+
+    FUNCTIONS = ("update_parameters", "swap_parameters")
+
+    def __init__(self, average: Any, relaxation: Relaxation) -> None:
+        self.average = average
+        self._inside = nn.ParameterList(
+            p for residual in relaxation.residuals.values() for p in residual.parameters()
+        )
+        self.beside = type(average)(self._inside, decay=average.decay)
+        self.beside.update_parameters(self._inside)
+        self.beside.num_updates = average.num_updates
+        self._update, self._swap = average.update_parameters, average.swap_parameters
+        average.update_parameters, average.swap_parameters = self.update_parameters, self.swap_parameters
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether it is for this average."""
+        return self.average is module
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module is such an average."""
+        return type(module).__name__ == "EMAWeights" and all(
+            hasattr(module, f) for f in StrictAverage.FUNCTIONS
+        )
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the author's weights, and the residuals' beside them."""
+        self._update(_Own(model))
+        self._follow().update_parameters(self._inside)
+
+    def swap_parameters(self, model: nn.Module) -> None:
+        """Exchange weights and averages, of the author's parameters and of the residuals."""
+        self._swap(_Own(model))
+        self._follow().swap_parameters(self._inside)
+
+    def remove(self) -> None:
+        """Give the average its functions back."""
+        for name in self.FUNCTIONS:
+            vars(self.average).pop(name, None)
+
+    def _follow(self) -> Any:
+        first = next(self._inside.parameters())
+        return self.beside.to(device=first.device, dtype=first.dtype)
+
+
+class _Own:
+    """A model's parameters without those of its residuals."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The author's parameters, each once, in the model's order."""
+        listed = (p for _, module in own_modules(self._model) for p in module.parameters(recurse=False))
+        return list({id(p): p for p in listed}.values())
+
+
+def refuse_unknown(network: nn.Module, owners: Mapping[str, object], known: Iterable[nn.Module]) -> None:
+    """Refuse what looks like an average by position: as many tensors as the network has parameters of its author, in their
+    shapes.
+
+    Args:
+        network: The relaxed network.
+        owners: Name -> LightningModule or callback.
+        known: Averages that are dealt with, and copies.
+
+    Raises:
+        RelaxationStateError: With the name of what was found.
+    """
+    own = _Own(network).parameters()
+    wanted, identities = [p.shape for p in own], {id(p) for p in own}
+    if len(wanted) < 2:
+        return
+    settled = {inside for module in (*known, network) for inside in module.modules()}
+
+    def same(tensors: Iterable[Any]) -> bool:
+        listed = list(tensors)
+        return (
+            all(isinstance(t, Tensor) for t in listed)
+            and [t.shape for t in listed] == wanted
+            and not any(id(t) in identities for t in listed)
+        )
+
+    for name, module in held_modules(owners):
+        for path, candidate in module.named_modules():
+            apart = settled.isdisjoint(candidate.modules())
+            if apart and (same(candidate.parameters()) or same(candidate.buffers())):
+                _refuse(f"{name}.{path}" if path else name, candidate)
+    for name, owner in owners.items():
+        for attribute, value in vars(owner).items():
+            if isinstance(value, list | tuple) and value and same(value):
+                _refuse(f"{name}.{attribute}", value)
+
+
+def _refuse(name: str, found: object) -> None:
+    raise RelaxationStateError(
+        f"{name} ({type(found).__name__}) holds a tensor for every parameter that the network had before it was relaxed, as an "
+        f"average does that pairs by position: it would pair wrong weights. Average with torch.optim.swa_utils.AveragedModel or "
+        f"Lightning's WeightAveraging, whose copy is relaxed with the network; or make it in on_fit_start, of the relaxed network"
+    )
