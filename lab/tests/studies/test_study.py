@@ -234,9 +234,9 @@ PAPERS = {
     "cr-modelnet40-ablations", "cr-lambda", "cr-md17", "cr-smoke-rotation", "cr-smoke-scale", "ace-nbody",
     "ace-mocap-run", "ace-mocap-walk", "ace-qm9-schnet", "ace-qm9-segnn", "ace-modelnet40",
 }  # fmt: skip
-QUESTIONS = {"sensitivity", "sample-efficiency", "size"}
+QUESTIONS = {"sensitivity", "sample-efficiency", "size", "forces-nequip"}
 FEWER_ON_PURPOSE = {"cr-nbody-samples", "cr-nbody-layers", *QUESTIONS}
-"""They sweep over fewer samples or layers than the papers' table has, or over ten classes of forty."""
+"""They sweep over fewer samples or layers than the papers' table has, over ten classes of forty, or test on fewer frames."""
 
 
 def epochs(found: list[Trial]) -> int:

@@ -20,6 +20,7 @@ from equirelax_lab.models.vn_pointnet import VNPointNet
 if TYPE_CHECKING:
     from equirelax_lab.models.atom_transformer import AtomTransformer
     from equirelax_lab.models.equiformer import Equiformer
+    from equirelax_lab.models.nequip import NequIP
     from equirelax_lab.models.se3_transformer import SE3Transformer
     from equirelax_lab.models.segnn import SEGNN, SEGNNLayer
     from equirelax_lab.models.segnn_molecules import MolecularSEGNN
@@ -40,6 +41,7 @@ __all__ = [
     "GroupConv2d",
     "GroupPool",
     "MolecularSEGNN",
+    "NequIP",
     "PlainClassifier",
     "PlaneClassifier",
     "PlaneConv",
@@ -75,6 +77,10 @@ def __getattr__(name: str) -> Any:
         from equirelax_lab.models.equiformer import Equiformer
 
         return Equiformer
+    if name == "NequIP":
+        from equirelax_lab.models.nequip import NequIP
+
+        return NequIP
     if name == "SE3Transformer":
         from equirelax_lab.models.se3_transformer import SE3Transformer
 

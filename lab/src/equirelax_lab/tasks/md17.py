@@ -76,12 +76,14 @@ class MD17Task(Task[MD17Dataset]):
     models: ClassVar[dict[str, str]] = {
         "equiformer": "Equiformer: equivariant graph attention on e3nn irreps, O(3)",
         "se3-transformer": "SE(3)-Transformer: attention with tensor products, O(3)",
+        "nequip": "NequIP of its own package, unedited: convolutions on e3nn irreps, O(3)",
         "plain": "attention on centred positions: not equivariant",
     }
     dataset_type = MD17Dataset
     network_types: ClassVar[dict[str, type[Network]]] = {
         "equiformer": ForceNetwork,
         "se3-transformer": ForceNetwork,
+        "nequip": ForceNetwork,
         "plain": ForceNetwork,
     }
     metric = Metric("force MAE", "1e-3", "meV/A")
@@ -118,12 +120,19 @@ class MD17Task(Task[MD17Dataset]):
 
     def build_model(self) -> nn.Module:
         """The configured network of energies, with its forces."""
-        from equirelax_lab.models import AtomTransformer, ConservativeForces, Equiformer, SE3Transformer
+        from equirelax_lab.models import (
+            AtomTransformer,
+            ConservativeForces,
+            Equiformer,
+            NequIP,
+            SE3Transformer,
+        )
 
         network: ForceNetwork = self.config.network  # type: ignore[assignment]
         kinds: dict[str, Any] = {
             "equiformer": Equiformer,
             "se3-transformer": SE3Transformer,
+            "nequip": NequIP,
             "plain": AtomTransformer,
         }
         kind = kinds[self.config.model]
