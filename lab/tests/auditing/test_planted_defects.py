@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from other_networks import undisturbed
 from torch import Tensor, nn
+from undisturbed import undisturbed
 
 import equirelax as er
 from equirelax.auditing import AuditReport

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from other_networks import undisturbed
+from undisturbed import undisturbed
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]

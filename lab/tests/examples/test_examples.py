@@ -9,9 +9,10 @@ import pickle
 
 import pytest
 import torch
-from other_networks import EXAMPLES, example, undisturbed
+from other_networks import EXAMPLES, example
 from real_data import SAMPLES
 from torch import nn
+from undisturbed import undisturbed
 
 import equirelax as er
 from equirelax.auditing import AuditReport
