@@ -10,7 +10,7 @@ import pytest
 import torch
 from slow_share import listed_as_slow, share
 
-pytest_plugins = ["cpu_times"]
+pytest_plugins = ["cpu_times", "networks_out"]
 # folders whose tests need a package that wants an environment of its own, see the Makefile
 ELSEWHERE = {"with_escnn": "escnn", "with_mace": "mace", "with_schnetpack": "schnetpack"}
 MISSING = {

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-
 # equiformer-pytorch and se3-transformer-pytorch keep files in the home folder unless they are told not to.
 os.environ.setdefault("CLEAR_CACHE", "1")
 

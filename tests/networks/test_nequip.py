@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from equirelax.testing import NetworkConformance
 
 pytest.importorskip("nequip", reason="needs NequIP: pip install 'equirelax[examples]'")
 import few_atoms
+from scripted import scripted
 from undisturbed import undisturbed
 
 
@@ -37,6 +38,9 @@ class TestNequIP(NetworkConformance):
     name = "NequIP"
     package = "nequip"
     count = 5
+    cannot: ClassVar = {
+        "export": "forces are a gradient that it takes itself, which torch.export cannot follow; nequip-compile can",
+    }
     paths = tuple(
         f"0.model.func.{path}"
         for path in (
@@ -66,3 +70,6 @@ class TestNequIP(NetworkConformance):
 
     def representations(self) -> tuple[Any, Any]:
         return ({"pos": positions(E(3))},), (None, vector(E(3)))
+
+    def script(self, network: nn.Module, sample: Any) -> EnergyAndForces:
+        return EnergyAndForces(scripted(network[0]))

@@ -57,6 +57,8 @@ class NetworkConformance(ABC):
     cannot: ClassVar[dict[str, str]] = {}
     """Checks that cannot be made -> the reason. "copy", "pickle", "export" and "script" say that the author's own network
     cannot do this, which is tested; every other check is skipped: "relaxed", "float32", "train"."""
+    remarks: ClassVar[str] = ""
+    """What the table of networks says of it besides."""
     spread: ClassVar[float] = 0.3
     """Standard deviation of the random weights that the residuals get."""
     seen: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -97,16 +99,20 @@ class NetworkConformance(ABC):
 
     def author(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """A copy of the author's network, in evaluation mode, the same at every call."""
+        built = self.original(dtype)
+        return built if "copy" in self.cannot else copy.deepcopy(built)
+
+    def original(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The author's network itself, in evaluation mode: to be called, and not to be changed. Copies take long to make."""
         key = (type(self), dtype)
-        if key in _BUILT and "copy" not in self.cannot:
-            return copy.deepcopy(_BUILT[key])
+        if key in _BUILT:
+            return _BUILT[key]
         with torch.random.fork_rng(devices=[]), _default(dtype):
             torch.manual_seed(0)
             built = self.network().eval()
-        if "copy" in self.cannot:
-            return built
-        _BUILT[key] = built
-        return copy.deepcopy(built)
+        if "copy" not in self.cannot:
+            _BUILT[key] = built
+        return built
 
     def relaxed(self, gamma: float = 1.0, dtype: torch.dtype = torch.float64) -> er.Relaxation:
         """The author's network, relaxed by ``relax(network)``, with random weights in its residuals."""
@@ -150,7 +156,8 @@ class NetworkConformance(ABC):
         same(len(relaxation.residuals), self.count, f"number of residuals ({list(relaxation.residuals)})")
         if self.paths:
             same(tuple(relaxation.residuals), self.paths, "keys of the residuals")
-        self.record(residuals=self.count)
+        modules = {type(relaxation.module(key)).__name__: None for key in relaxation.residuals}
+        self.record(residuals=self.count, modules=list(modules), remarks=self.remarks)
 
     def test_it_is_relaxed_at_strength_one_and_not_at_zero(self) -> None:
         self.skip_if_impossible("relaxed")
@@ -159,12 +166,14 @@ class NetworkConformance(ABC):
         self.record(relaxed_error=error)
         check(error > 1e-3, f"the error at strength 1 is {error:.3g}")
         relaxation.set_gamma(0.0)
-        for found, expected in zip(self.outputs(relaxation.model), self.outputs(self.author()), strict=True):
+        for found, expected in zip(
+            self.outputs(relaxation.model), self.outputs(self.original()), strict=True
+        ):
             close(found, expected, 1e-10, "outputs at strength 0")
 
     def test_strict_is_the_authors_network_to_the_bit(self) -> None:
+        relaxation, author = self.relaxed(), self.author()
         for training in (False, True):
-            relaxation, author = self.relaxed(), self.author()
             results = []
             for network in (relaxation.model, author):
                 network.train(training)
@@ -179,7 +188,7 @@ class NetworkConformance(ABC):
         for dtype, largest in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
             if dtype == torch.float32 and "float32" in self.cannot:
                 continue
-            network, author = self.relaxed(dtype=dtype).model, self.author(dtype)
+            network, author = self.relaxed(dtype=dtype).model, self.original(dtype)
             er.project(network)
             # by name: those of torch.fx are made anew for every module
             classes = [[type(m).__qualname__ for m in one.modules()] for one in (network, author)]

@@ -1,0 +1,102 @@
+"""What the tests of published networks saw: one JSON a network, and a table of all of them.
+
+A plugin of pytest: `--networks-out FOLDER` writes what the subclasses of `NetworkConformance` recorded. Runs in several
+environments may write into one folder; the table is made of every file in it. A network whose tests did not all pass says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COLUMNS = (
+    "network", "package", "relaxed", "error at strength 1", "projected, float64", "projected, float32", "strict",
+    "torch.export", "torch.jit", "remarks",
+)  # fmt: skip
+EQUAL = "equal to"
+"""How a fact begins that says that something is as it was."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--networks-out",
+        metavar="FOLDER",
+        help="write what tests of networks saw to FOLDER, one JSON a network",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if folder := config.getoption("--networks-out"):
+        config.pluginmanager.register(NetworksOut(Path(folder)), "networks-out")
+
+
+class NetworksOut:
+    """Notes the facts on the reports, which carry them from the workers of pytest-xdist to the process that writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        report = yield
+        cls = getattr(item, "cls", None)
+        if hasattr(cls, "seen") and hasattr(cls, "name"):
+            report.network = (cls.name, dict(cls.seen.get(cls.name, {})))
+        return report
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        name, facts = getattr(report, "network", ("", {}))
+        if not name:
+            return
+        known = self.facts.setdefault(name, {"network": name})
+        known.update(facts)
+        if report.failed:
+            known.setdefault("failed", []).append(report.nodeid.rpartition("::")[2])
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, facts in self.facts.items():
+            file = self.folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+            file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        files = sorted(self.folder.glob("*.json"))
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        (self.folder / "summary.md").write_text(summary(found), encoding="utf-8")
+
+
+def summary(networks: list[dict[str, Any]]) -> str:
+    """The table, a network a line."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, networks)]
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return f"# Published networks under `relax(network)`, without arguments\n\n{lines}\n"
+
+
+def row(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a network's line."""
+    package = f"{facts.get('package', '')} {facts.get('version', '')}".strip()
+    errors = ("relaxed_error", "projected_error_float64", "projected_error_float32")
+    remarks = [facts.get("remarks", "")]
+    if failed := facts.get("failed"):
+        remarks.append(f"FAILED: {', '.join(failed)}")
+    return (
+        facts["network"],
+        package or "minimal, of the same form",
+        f"{facts.get('residuals', '?')}: {', '.join(facts.get('modules', []))}",
+        *(f"{facts[name]:.1e}" if name in facts else "" for name in errors),
+        _yes(facts.get("strict", "")),
+        _yes(facts.get("export", "")),
+        _yes(facts.get("script", "")),
+        "; ".join(filter(None, remarks)),
+    )
+
+
+def _yes(fact: str) -> str:
+    """A fact, short where it says that something is as it was."""
+    return "equal" if fact.startswith(EQUAL) else fact.replace("|", "/")
