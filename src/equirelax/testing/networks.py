@@ -19,7 +19,9 @@ import equirelax.relaxation as er
 from equirelax.auditing.audit import audit
 from equirelax.auditing.samples import as_arguments, call, leaves, map_tree
 from equirelax.methods import ACE, Method, Scheduled
+from equirelax.optim import Muon
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
+from equirelax.testing.muon import slow_muon_step
 
 STEPS = 20
 """Training steps of each method."""
@@ -230,6 +232,18 @@ class NetworkConformance(ABC):
             optimizer.step()
         finite(network.state_dict().items(), f"after {STEPS} steps the value")
         same(sorted(set(relaxation.residuals) - reached), [], "residuals that no gradient reached")
+
+    def test_a_step_of_muon_is_the_slow_references(self) -> None:
+        """One step of `equirelax.optim.Muon` on the relaxed network, against one matrix at a time."""
+        self.skip_if_impossible("train")
+        network, rate = self.relaxed().model.train(), 0.01
+        optimizer = Muon(network, rate)
+        self.loss(self.outputs(network, detach=False)).backward()
+        expected, matrices = slow_muon_step(network, self.author(), rate)
+        optimizer.step()
+        for name, parameter in network.named_parameters():
+            close(parameter, expected[name], 1e-8, f"{name} after a step of Muon")
+        self.record(muon_matrices=matrices)
 
     # Copies
 
