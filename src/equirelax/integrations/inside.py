@@ -1,0 +1,165 @@
+"""A relaxed network inside a module that a trainer saves, loads, averages and evaluates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from equirelax.errors import CheckpointError
+from equirelax.integrations.averages import (
+    StrictAverage,
+    copies_of,
+    held_modules,
+    refuse_unknown,
+    relax_alike,
+)
+from equirelax.relaxation import ProjectionReport, Relaxation, project
+from equirelax.relaxation.entries import of_residual
+
+
+class RelaxedInside:
+    """Keeps the residuals out of the module's state dict, and averages of its weights paired with the network.
+
+    Args:
+        relaxation: The relaxed network.
+        module: The module around it, whose state dict has the author's keys alone until `release`.
+        owners: Returns name -> object, of what may hold averages: the module, and callbacks of its trainer.
+
+    Attributes:
+        relaxation: The relaxed network.
+
+    Raises:
+        RelaxationStateError: An average cannot be paired with the network.
+    """
+
+    def __init__(
+        self, relaxation: Relaxation, module: nn.Module, owners: Callable[[], Mapping[str, object]]
+    ) -> None:
+        self.relaxation = relaxation
+        self._module, self._owners = module, owners
+        self._copies: dict[str, Relaxation] = {}
+        self._averages: dict[str, StrictAverage] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._strict = contextlib.ExitStack()
+        self.pair()
+
+    def pair(self) -> None:
+        """Relax copies of the network, and adapt averages; call it again where others may have been made in between."""
+        network, owners = self.relaxation.model, self._owners()
+        self._copies = {
+            name: relax_alike(copy, self.relaxation, name)
+            for name, copy in copies_of(network, owners).items()
+        }
+        known = {average.average for average in self._averages.values()}
+        for name, inside in _all_modules(owners):
+            if StrictAverage.fits(inside) and inside not in known:
+                self._averages[name] = StrictAverage(inside, self.relaxation)
+        averages = [average.average for average in self._averages.values()]
+        refuse_unknown(network, owners, [*(copy.model for copy in self._copies.values()), *averages])
+        around = [inside for _, inside in _all_modules(owners) if type(inside) is type(self._module)]
+        for one in (self._module, *around):
+            if _leave_residuals_out not in one._state_dict_hooks.values():
+                self._hooks.append(one.register_state_dict_post_hook(_leave_residuals_out))
+                self._hooks.append(one.register_load_state_dict_post_hook(_miss_no_residuals))
+
+    def begin_strict(self) -> None:
+        """Show the network and its copies without residuals, until `end_strict`."""
+        self.pair()
+        for handle in (self.relaxation, *self._copies.values()):
+            self._strict.enter_context(handle.strict())
+
+    def end_strict(self) -> None:
+        """Show them with residuals again; without `begin_strict` it does nothing."""
+        self._strict.close()
+
+    def project(self) -> ProjectionReport:
+        """Project the network and its copies, and leave the module as its author wrote it."""
+        self.pair()
+        copies = list(self._copies.values())
+        self.release()
+        report = project(self.relaxation.model)
+        for copy in copies:
+            project(copy.model)
+        return report
+
+    def release(self) -> None:
+        """Undo what was done to the module and to averages; the network stays relaxed."""
+        self.end_strict()
+        for hook in self._hooks:
+            hook.remove()
+        for average in self._averages.values():
+            average.remove()
+        self._hooks, self._averages, self._copies = [], {}, {}
+
+    def state(self) -> dict[str, Any]:
+        """The residuals with their strengths, of the network, of its copies and of other averages: tensors and plain data."""
+        self.pair()
+        return {
+            "residuals": _state_of(self.relaxation),
+            "copies": {name: _state_of(copy) for name, copy in self._copies.items()},
+            "averages": {name: average.beside.state_dict() for name, average in self._averages.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Fill the residuals from `state()`.
+
+        Raises:
+            CheckpointError: The state is of a network with other residuals, or without an average that is there now.
+        """
+        self.pair()
+        for name in (*self._copies, *self._averages):
+            if name not in state["copies"] and name not in state["averages"]:
+                raise CheckpointError(
+                    f"the checkpoint has no residuals for the average {name}: it was made by a training without that average"
+                )
+        _fill(self.relaxation, state["residuals"], "the network")
+        for name, copy in self._copies.items():
+            _fill(copy, state["copies"][name], name)
+        for name, average in self._averages.items():
+            average.beside.load_state_dict(state["averages"][name])
+
+
+def _all_modules(owners: Mapping[str, object]) -> list[tuple[str, nn.Module]]:
+    return [
+        (f"{name}.{path}" if path else name, inside)
+        for name, held in held_modules(owners)
+        for path, inside in held.named_modules()
+    ]
+
+
+def _state_of(relaxation: Relaxation) -> dict[str, dict[str, Tensor]]:
+    return {key: dict(residual.state_dict()) for key, residual in relaxation}
+
+
+def _fill(relaxation: Relaxation, state: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
+    here, there = list(relaxation.residuals), list(state)
+    if here != there:
+        odd = next(iter(sorted(set(here) ^ set(there)) or here))
+        raise CheckpointError(
+            f"the checkpoint's residuals are not those of {what}, such as {odd!r} ({len(there)} there, {len(here)} here): use "
+            f"the placement it was trained with"
+        )
+    for key, residual in relaxation:
+        try:
+            residual.load_state_dict(state[key])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint's residual {key!r} does not fit that of {what}: {error}"
+            ) from error
+
+
+def _leave_residuals_out(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    """A hook of `state_dict`."""
+    for key in [key for key in state if key.startswith(prefix) and of_residual(key)]:
+        del state[key]
+
+
+def _miss_no_residuals(module: nn.Module, incompatible: Any) -> None:
+    """A hook of `load_state_dict`."""
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not of_residual(key)]
