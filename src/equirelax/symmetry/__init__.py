@@ -1,6 +1,7 @@
 """Groups, their representations and Lie algebras, sampling, and equivariant maps. Needs torch only."""
 
 from equirelax.symmetry.blocks import Block
+from equirelax.symmetry.cartesian import cartesian
 from equirelax.symmetry.constructors import custom, positions, pseudovector, regular, sign, trivial, vector
 from equirelax.symmetry.fields import GridField
 from equirelax.symmetry.finite import Cyclic, Dihedral, Symmetric
@@ -31,6 +32,7 @@ __all__ = [
     "Symmetric",
     "TensorAction",
     "as_representation",
+    "cartesian",
     "custom",
     "equivariant_projection",
     "from_irreps",

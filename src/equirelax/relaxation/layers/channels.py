@@ -209,6 +209,7 @@ def channel_site(
     channel_axis: int,
     channels: tuple[int, int] | None = None,
     ranks: tuple[tuple[int, tuple[int, ...]], ...] = (),
+    parts: Representation | None = None,
 ) -> Site:
     """The site of a map over channels.
 
@@ -217,6 +218,8 @@ def channel_site(
         channel_axis: Axis of the channels in input and output.
         channels: (in, out); None reads them off the module's weight.
         ranks: See `Layout`.
+        parts: How the components on all axes of `action` taken together transform, where that is another representation than
+            the product over the axes.
 
     Raises:
         PlacementError: the module has a bias, which moves with no representation; it mixes another axis; or its channels
@@ -244,7 +247,7 @@ def channel_site(
         raise PlacementError(
             f"{name}: its weight has shape {tuple(own.shape)}, the declared channels are (in, out) {channels}"
         )
-    rep = action.full
+    rep = action.full if parts is None else parts
     axes = action.axes
     sizes = tuple(copies * block.dim for copies, block in rep.blocks)
     reps = [Representation(rep.group, [(c * copies, block) for copies, block in rep.blocks]) for c in counts]

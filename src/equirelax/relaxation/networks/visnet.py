@@ -1,0 +1,84 @@
+"""ViSNet (Wang et al., arXiv 2210.16518) as in PyTorch Geometric: maps over channels of spherical features.
+
+Features are (atoms, 3, channels) with l = 1, or (atoms, 8, channels) with l = 1 and 2 on one axis. In every layer these are
+relaxed: `vec_proj`, of which scalar products enter the scalars; and `w_src_proj`, `w_trg_proj` (with vertex features also
+`t_src_proj`, `t_trg_proj`), of which rejections enter the features of edges. The first layer is left out: its features are zero.
+The readout `EquivariantScalar` is relaxed as in `gated_equivariant`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from equirelax.relaxation.networks.gated_equivariant import readout_maps
+from equirelax.relaxation.networks.maps import map_sites, maps_of
+from equirelax.relaxation.networks.network import Network, register_network
+from equirelax.relaxation.sites import Site, join
+from equirelax.symmetry import O, On, cartesian, vector
+
+# Maps that the last layer lacks.
+EDGES = ("w_src_proj", "w_trg_proj")
+VERTICES = ("t_src_proj", "t_trg_proj")
+
+
+@register_network
+class ViSNet(Network):
+    """The representation `ViSNetBlock`, alone or with the readout of a `ViSNet`."""
+
+    name = "ViSNet"
+    classes = ("ViSNet", "ViSNetBlock")
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether l is 1 or 2, and every layer has its maps."""
+        layers = _layers(_block(module))
+        return getattr(_block(module), "lmax", None) in (1, 2) and bool(layers) and all(map(_maps, layers))
+
+    def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
+        """One for every map of every layer but the first, and of the readout."""
+        block = _block(module)
+        inside = "" if block is module else "representation_model"
+        maps: dict[str, nn.Linear] = {}
+        for i, layer in enumerate(_layers(block)[1:], start=1):
+            maps.update(_maps(layer, join(inside, f"vis_mp_layers.{i}")))
+        if block is not module:
+            maps.update(readout_maps(module.get_submodule("output_model"), "output_model"))
+        return map_sites(path, maps, _features(2 if getattr(block, "lmax", 1) == 2 else 1))
+
+
+def _features(lmax: int) -> On:
+    """How features of degrees 1 to `lmax` transform.
+
+    The components of degree 2 are sqrt(3) xz, sqrt(3) xy, y^2 - (x^2 + z^2) / 2, sqrt(3) yz, sqrt(3) (z^2 - x^2) / 2: inner
+    products of x x^T with symmetric traceless matrices, which are orthogonal and of equal norm.
+    """
+    if lmax == 1:
+        return On(vector(O(3)), -2)
+    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
+    for k, i, j in ((0, 0, 2), (1, 0, 1), (3, 1, 2)):
+        basis[k, i, j] = basis[k, j, i] = math.sqrt(3.0) / 2
+    basis[2] = torch.diag(torch.tensor([-0.5, 1.0, -0.5], dtype=torch.float64))
+    basis[4] = torch.diag(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)) * math.sqrt(3.0) / 2
+    return On(vector(O(3)) + cartesian(O(3), basis), -2)
+
+
+def _block(module: nn.Module) -> nn.Module:
+    """The representation: of a `ViSNet` its part, else the module itself."""
+    inner = getattr(module, "representation_model", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def _layers(block: nn.Module) -> list[nn.Module]:
+    layers = getattr(block, "vis_mp_layers", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
+
+
+def _maps(layer: nn.Module, path: str = "") -> dict[str, nn.Linear]:
+    """The maps of a layer, the last one's or an earlier one's; none where it has another form."""
+    own = maps_of(layer, "vec_proj", path=path, times=3)
+    if not own or getattr(layer, "last_layer", False):
+        return own
+    edges = maps_of(layer, *EDGES, path=path, times=1)
+    return {**own, **edges, **maps_of(layer, *VERTICES, path=path, times=1)} if edges else {}
