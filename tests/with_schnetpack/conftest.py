@@ -1,4 +1,4 @@
-"""schnetpack and TorchMD-NET want an environment of their own, which `make test-networks` makes; elsewhere nothing is collected."""
+"""schnetpack and TorchMD-NET want an environment of their own, which `make test-networks` makes; elsewhere nothing runs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from schnetpack import properties
@@ -11,6 +11,7 @@ from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import PaiNN
 from torch import Tensor, nn
 
+import equirelax as er
 from equirelax.symmetry import O, On, vector
 from equirelax.testing import NetworkConformance
 
@@ -44,7 +45,7 @@ class Molecule(NetworkConformance):
     """A molecule of four atoms."""
 
     package = "schnetpack"
-    given = {properties.R: VECTOR, properties.Rij: VECTOR}
+    given: ClassVar[dict[str, Any]] = {properties.R: VECTOR, properties.Rij: VECTOR}
 
     def inputs(self, dtype: torch.dtype) -> Any:
         generator = torch.Generator().manual_seed(4)
@@ -82,7 +83,7 @@ class TestPaiNNWithDipoles(Molecule):
         "readout.outnet.1.mix_vectors",
     )
     count = len(paths)
-    cannot = {
+    cannot: ClassVar[dict[str, str]] = {
         "export": "the readout takes the number of molecules from the entries of a tensor",
         "script": "the readout's blocks hold activations that are plain functions",
     }
@@ -96,7 +97,5 @@ class TestPaiNNWithDipoles(Molecule):
 
 def test_shared_interactions_have_one_residual() -> None:
     """One block that is called in every layer is relaxed once."""
-    import equirelax as er
-
     network = PaiNN(6, 3, GaussianRBF(4, cutoff=5.0), CosineCutoff(5.0), shared_interactions=True)
     assert list(er.relax(network).residuals) == ["mixing.0.mu_channel_mix"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torchmdnet.models.model import TorchMD_Net
 from torchmdnet.models.output_modules import EquivariantScalar, Scalar
 from torchmdnet.models.tensornet import TensorNet
 from torchmdnet.models.torchmd_et import TorchMD_ET
-from torchmdnet.models.model import TorchMD_Net
 
 from equirelax.symmetry import E, positions
 from equirelax.testing import NetworkConformance
@@ -32,7 +32,9 @@ class Molecule(NetworkConformance):
 
 class TestTorchMDET(Molecule):
     name = "TorchMD-ET"
-    cannot = {"export": "it branches on the entries of a tensor, in its neighbour embedding and its readout"}
+    cannot: ClassVar[dict[str, str]] = {
+        "export": "it branches on the entries of a tensor, in its neighbour embedding and its readout"
+    }
     paths = (
         "representation_model.attention_layers.1.vec_proj",
         "output_model.output_network.0.vec1_proj",

@@ -53,4 +53,6 @@ def cartesian(group: Group, basis: Tensor | None = None) -> Representation:
         raise RepresentationError(f"the {len(matrices)} matrices of the basis are linearly dependent")
     generators = [restrict(a @ matrices + matrices @ a.T) for a in group.algebra()]
     discrete = [restrict(d @ matrices.mT @ d.T) for d in group.discrete()]
-    return custom(group, torch.stack(generators), torch.stack(discrete) if discrete else None, name="cartesian")
+    return custom(
+        group, torch.stack(generators), torch.stack(discrete) if discrete else None, name="cartesian"
+    )

@@ -1,4 +1,4 @@
-"""Gated equivariant blocks (Schuett, Unke and Gastegger, arXiv 2102.03150, section 3.4): readouts of PaiNN, TorchMD-ET and ViSNet.
+"""Gated equivariant blocks (Schuett, Unke and Gastegger, arXiv 2102.03150, section 3.4): readouts of PaiNN, ET and ViSNet.
 
 A block maps vectors (atoms, components, channels) twice: the norms of one image are read with the scalars, which gate the other.
 schnetpack has both maps in one matrix, `mix_vectors`; TorchMD-NET, fairchem and PyTorch Geometric have `vec1_proj` and

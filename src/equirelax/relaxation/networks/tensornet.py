@@ -11,7 +11,7 @@ Features stand in one of two forms where a map is called:
 - with the Warp kernels of TorchMD-NET 3, which its layers tell by `opt`, as (atoms, 3, channels) and (atoms, 5, channels): the
   components above the diagonal, and those of S without the last of the diagonal.
 
-Under reflections X goes to R X^T R^T, so A is a vector (section 3.1). A network that is built for SO(3) is not equivariant to them.
+Under reflections X goes to R X^T R^T, so that A is a vector (section 3.1); networks built for SO(3) are not equivariant to these.
 """
 
 from __future__ import annotations

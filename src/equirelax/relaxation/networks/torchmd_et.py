@@ -1,4 +1,4 @@
-"""Equivariant transformer of TorchMD-NET (Thoelke and De Fabritiis, arXiv 2202.02541): the map of vectors in every attention layer.
+"""Equivariant transformer of TorchMD-NET (Thoelke and De Fabritiis, arXiv 2202.02541): maps of vectors in attention layers.
 
     [U_1 v, U_2 v, U_3 v] = (U + gamma f) v        vectors v (atoms, 3, channels), section 2.2
 
