@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 from slow_share import LIST, listed_as_slow, share
 
+import equirelax.testing
+
+INHERITED = Path(equirelax.testing.__file__).with_name("networks.py")
+"""The tests that a test class of a network inherits."""
 NAMES = [f"tests/test_{letter}.py::test" for letter in "fbagcde"]
 
 
@@ -29,7 +34,11 @@ def test_the_list_of_slow_tests_names_tests_that_are_there() -> None:
     assert names
     for name in names:
         file, _, test = name.partition("::")
-        assert f"def {test.partition('[')[0].split('::')[-1]}(" in text_of(file), name
+        *classes, function = test.partition("[")[0].split("::")
+        text = text_of(file)
+        assert all(f"class {cls}(" in text or f"class {cls}:" in text for cls in classes), name
+        inherited = INHERITED.read_text("utf-8") if classes and "NetworkConformance" in text else ""
+        assert f"def {function}(" in text + inherited, name
 
 
 @functools.cache
