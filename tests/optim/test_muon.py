@@ -188,6 +188,33 @@ def test_which_parameters_hold_matrices() -> None:
     assert matrices_of(kernel)[kernel.bias] == ()
 
 
+class Contracter(nn.Module):
+    """As Allegro's product: a weight for every channel and path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mul, self.weights = 4, nn.Parameter(torch.randn(4, 3))
+
+
+class Contraction(nn.Module):
+    """As MACE's: a weight for every element, path and channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features, self.weights_max = 4, nn.Parameter(torch.randn(2, 3, 4))
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(2, 1, 4))])
+
+
+@pytest.mark.parametrize(
+    "product", [Contracter(), Contraction(), type("FastContracter", (Contracter,), {})()]
+)
+def test_weights_of_channels_one_by_one_are_no_matrices(product: Any) -> None:
+    model = nn.Sequential(product, nn.Linear(4, 3))
+    found = matrices_of(model)
+    assert [found[p] for p in product.parameters()] == [()] * len(list(product.parameters()))
+    assert [each.size for each in found[model[1].weight]] == [(3, 4)]
+
+
 def test_matrices_may_be_named() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     stacked = {"0.weight": (Matrices(0, (2, 2, 3), (0, 1, 2)),), "1.weight": ()}

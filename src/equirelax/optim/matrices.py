@@ -16,7 +16,8 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
     every pair of representations. So does the map of a residual. Any other parameter is read by its shape: two axes are rows
     and columns; of more axes, as in the kernel of a convolution, all but the first are columns. Embedding tables are not
-    matrices, tied ones neither, nor are arrays with a single row or column.
+    matrices, tied ones neither, nor are arrays with a single row or column, nor the weights of products that act on every
+    channel by itself, as those of Allegro's tensor products and of MACE's symmetric contractions.
 
     Args:
         model: The network.
@@ -38,6 +39,8 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
         for table in module.parameters(recurse=False)
     }
     for module in model.modules():
+        found |= dict.fromkeys(_channelwise(module), ())
+    for module in model.modules():
         declared: dict[str, tuple[Matrices, ...]] = {}
         if isinstance(module, ResidualMap):
             declared = module.matrices()
@@ -47,3 +50,17 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
             if parameter not in found:
                 found[parameter] = declared[name] if name in declared else by_shape(parameter)
     return found
+
+
+def _channelwise(module: nn.Module) -> list[nn.Parameter]:
+    """The weights with which a product takes every channel by itself, though their shape looks like a matrix's.
+
+    They are known by the class' name and by the axis of the channels: (channels, paths) in Allegro, (elements, paths, channels)
+    in MACE.
+    """
+    names = {cls.__name__ for cls in type(module).__mro__}
+    for name, count, axes, axis in (("Contracter", "mul", 2, 0), ("Contraction", "num_features", 3, -1)):
+        if name in names:
+            channels = getattr(module, count, None)
+            return [p for p in module.parameters() if p.dim() == axes and p.shape[axis] == channels]
+    return []

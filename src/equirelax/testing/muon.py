@@ -7,7 +7,8 @@ with weights that count, so that every entry of the matrix says which weight it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -24,13 +25,16 @@ ABSENT = 1e-9
 """Entries of a dense matrix below this times the largest one are zero."""
 
 
-def slow_muon_step(network: nn.Module, author: nn.Module, lr: float) -> tuple[dict[str, Tensor], int]:
+def slow_muon_step(
+    network: nn.Module, author: nn.Module, lr: float, no_matrices: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], int]:
     """Compute the parameters after the first step of ``Muon(network, lr)``, one matrix at a time by its singular values.
 
     Args:
         network: Relaxed or not, with gradients. Parameters without one stay.
         author: The network before it was relaxed, whose layers can be called without residuals.
         lr: Learning rate.
+        no_matrices: Patterns of names of parameters that are left to Adam, though they have several axes.
 
     Returns:
         The values by name of the parameter, and the number of matrices among them.
@@ -45,7 +49,8 @@ def slow_muon_step(network: nn.Module, author: nn.Module, lr: float) -> tuple[di
                 gradient = parameter.grad.reshape(-1)
                 flat = value.reshape(-1)
                 moved = flat - lr * gradient / (gradient.abs() + EPSILON)  # the first step of Adam
-                known = [] if parameter in tables else _blocks(plain.get(path, module), name, parameter)
+                none = parameter in tables or any(fnmatchcase(full, pattern) for pattern in no_matrices)
+                known = [] if none else _blocks(plain.get(path, module), name, parameter)
                 for block in known:
                     if min(block.shape) > 1:
                         moved[block] = flat[block] - lr * math.sqrt(max(block.shape)) * _newton_schulz(

@@ -61,6 +61,8 @@ class NetworkConformance(ABC):
     cannot do this, which is tested; every other check is skipped: "relaxed", "float32", "train"."""
     remarks: ClassVar[str] = ""
     """What the table of networks says of it besides."""
+    no_matrices: ClassVar[tuple[str, ...]] = ()
+    """Patterns (of ``fnmatch``) of parameters of several axes that are no matrices: they weigh channels one by one."""
     spread: ClassVar[float] = 0.3
     """Standard deviation of the random weights that the residuals get."""
     seen: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -239,7 +241,7 @@ class NetworkConformance(ABC):
         network, rate = self.relaxed().model.train(), 0.01
         optimizer = Muon(network, rate)
         self.loss(self.outputs(network, detach=False)).backward()
-        expected, matrices = slow_muon_step(network, self.author(), rate)
+        expected, matrices = slow_muon_step(network, self.author(), rate, self.no_matrices)
         optimizer.step()
         for name, parameter in network.named_parameters():
             close(parameter, expected[name], 1e-8, f"{name} after a step of Muon")
