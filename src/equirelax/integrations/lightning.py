@@ -169,10 +169,10 @@ class RelaxationCallback(Callback):
             )
         else:
             relaxation = Relaxation(network)
+        self._make_method(run, relaxation)  # it sets the strengths, from which averages begin
         self._adopt(run, relaxation)
         if isinstance(self._audit, Mapping) and "sample" not in self._audit:
             run.note_input(network)
-        self._make_method(run, relaxation)
         run.wrap(
             "training_step",
             lambda call: lambda *args, **kwargs: self._with_penalty(run, call(*args, **kwargs)),
