@@ -94,7 +94,6 @@ def compile_network(
         )
     wanted = COMPILE_TARGET_DICT[target]
     model = copy.deepcopy(network)  # NequIP takes the gradients off what it compiles
-    data = wanted["data_settings"](calculator(model, device, species).atoms_to_data(frame))
     dims = {kind: torch.export.Dim(f"num_{kind}s", min=2) for kind in ("graph", "node", "edge")}
     flags = {
         key: str(int(value)) for key, value in get_latest_global_state(only_metadata_related=True).items()
@@ -107,9 +106,8 @@ def compile_network(
     }
     if report is not None:
         metadata[CARD] = card(report)
-    with torch_default_dtype(
-        torch.float64
-    ):  # as in NequIP's programs; constants of the compiled code have this dtype
+    with torch_default_dtype(torch.float64):  # as in NequIP's programs: coordinates have this dtype
+        data = wanted["data_settings"](calculator(model, device, species).atoms_to_data(frame))
         aot_export_model(
             model=model,
             device=device,
