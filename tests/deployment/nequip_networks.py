@@ -13,7 +13,8 @@ import equirelax as er
 from equirelax.auditing import AuditReport
 from equirelax.symmetry import E, positions, vector
 
-SAMPLES = Path(__file__).parents[2] / "lab" / "tests" / "samples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES, SAMPLES = ROOT / "examples", ROOT / "lab" / "tests" / "samples"
 SYMBOLS = ["H", "C", "O"]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
 
 from nequip_networks import audited, differ, frames, network
-from other_networks import undisturbed
+from undisturbed import undisturbed
 
 import equirelax as er
 from equirelax.auditing import card

@@ -17,14 +17,14 @@ import torch
 pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
 pytest.importorskip("lightning", reason="needs Lightning: pip install 'equirelax[lightning]'")
 
-from nequip_networks import SAMPLES, audited, differ, frames
-from other_networks import EXAMPLES, undisturbed
+from nequip_networks import EXAMPLES, SAMPLES, audited, differ, frames
+from torch.utils._pytree import tree_leaves
+from undisturbed import undisturbed
 
 from equirelax.integrations.nequip import calculator
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SMALL = ["num_layers=2", "num_features=4", "radial_mlp_width=8"]
-CALLBACK = "equirelax.integrations.lightning.RelaxationCallback"
 
 
 def program(name: str, *arguments: object) -> str:
@@ -41,6 +41,7 @@ def train(folder: Path, *more: str, epochs: int = 2) -> str:
     small = [f"training_module.model.{one}" for one in SMALL]
     settings = [
         "trainer.callbacks.0.monitor=null",  # a checkpoint after every epoch, better or not
+        "data.train_dataloader.shuffle=false",  # NequIP shuffles anew after a restart, relaxed or not
         f"trainer.max_epochs={epochs}",
         "+trainer.accelerator=cpu",
         "+trainer.enable_progress_bar=false",
@@ -74,6 +75,12 @@ def saved(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
+def relaxation_state(checkpoint: dict) -> list[torch.Tensor]:
+    """The tensors that the callback keeps in a checkpoint."""
+    (state,) = (one for key, one in checkpoint["callbacks"].items() if key.startswith("RelaxationCallback"))
+    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+
+
 def test_its_checkpoints_hold_the_authors_keys(trained: Path) -> None:
     checkpoint = saved(trained / "best.ckpt")
     assert not any("equirelax" in key for key in checkpoint["state_dict"])
@@ -97,6 +104,8 @@ def test_a_restart_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> No
     weights = {key: value for key, value in whole["state_dict"].items() if isinstance(value, torch.Tensor)}
     assert len(weights) > 20
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in weights.items())
+    states = relaxation_state(whole), relaxation_state(again)
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
     half = saved(tmp_path / "half" / "last.ckpt")["state_dict"]
     assert any(not torch.equal(value, half[key]) for key, value in weights.items())
 
