@@ -24,7 +24,6 @@ from equirelax.relaxation import MLP, project
 
 pytest.importorskip("ase")
 pytest.importorskip("e3nn")
-MODELS = ("equiformer", "se3-transformer", "plain")
 QUICK = ("ace", "equivariant-control")
 """Methods that `make test` tries here; all of them are tried on other benchmarks."""
 METHODS = ("scheduled", "ace", "resilient", "remul", "rpp", "equivariant-control")
@@ -133,9 +132,16 @@ def test_moved_frames_have_the_loss_of_the_frames_where_the_network_is_strict(ro
 
 
 @pytest.mark.parametrize(
-    "model", ["equiformer", "plain", pytest.param("se3-transformer", marks=pytest.mark.slow)]
+    "model",
+    [
+        "equiformer",
+        "plain",
+        *(pytest.param(model, marks=pytest.mark.slow) for model in ("se3-transformer", "nequip")),
+    ],
 )
 def test_an_audit_of_energies_and_forces(model: str, root: Path) -> None:
+    if model == "nequip":
+        pytest.importorskip("nequip")
     task = build_task(config(model=model), root)
     case = task.audit_case()
     report = audit(task.build_model(), case.sample, case.in_rep, case.out_rep, group=case.group)

@@ -6,9 +6,11 @@ Communications 2022 (arXiv 2101.03164). Needs the package nequip (the extra `md1
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from equirelax_lab.models.radius import radius_graph
 
 UNKNOWN = -1
 """Stands in the table of types for elements that the model does not know."""
+COMPILER_OPTIONS = ("capture_dynamic_output_shape_ops", "capture_scalar_outputs")
 
 
 class NequIP(nn.Module):
@@ -132,11 +135,13 @@ class NequIP(nn.Module):
 
 @contextmanager
 def _process_unchanged() -> Iterator[None]:
-    """Undo what NequIP sets for the whole process: torch's default dtype, e3nn's code generation, the seeds."""
+    """Undo what NequIP sets for the whole process: torch's default dtype, options of its compiler, e3nn's, the seeds."""
     import e3nn
 
+    compiler: Any = importlib.import_module("torch._dynamo.config")
     dtype, sharing = torch.get_default_dtype(), torch.multiprocessing.get_sharing_strategy()
     options, pythons, numpys = e3nn.get_optimization_defaults(), random.getstate(), np.random.get_state()
+    captures = {name: getattr(compiler, name) for name in COMPILER_OPTIONS}
     with torch.random.fork_rng():
         try:
             yield
@@ -146,3 +151,5 @@ def _process_unchanged() -> Iterator[None]:
             e3nn.set_optimization_defaults(**options)
             random.setstate(pythons)
             np.random.set_state(numpys)
+            for name, value in captures.items():
+                setattr(compiler, name, value)
