@@ -10,6 +10,7 @@ from equirelax.relaxation.networks import (  # noqa: F401  (each registers its n
     torchmd_et,
     vector_neurons,
     visnet,
+    vn_transformer,
 )
 from equirelax.relaxation.networks.network import Network, Recognised, recognised, register_network
 

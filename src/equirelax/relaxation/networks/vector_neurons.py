@@ -4,7 +4,8 @@ Features x are (batch, channels, 3, ...), and every map is a `torch.nn.Linear` w
 (batch, 3, channels), (batch, points, 3, channels) or (batch, neighbours, 3, points, channels). So channels are on the last
 axis; vectors on axis 1 of a tensor of three axes, and on axis 2 of one of four or five.
 
-CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`.
+CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`. The map of `VNMaxPool` is left out too: it chooses
+points by a largest entry, which no gradient passes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ class VectorNeurons(Network):
         "VNLeakyReLU",
         "VNLinearLeakyReLU",
         "VNLinearAndLeakyReLU",
-        "VNMaxPool",
         "VNStdFeature",
     )
 
