@@ -4,7 +4,7 @@ Features x are (batch, channels, 3, ...), and every map is a `torch.nn.Linear` w
 (batch, 3, channels), (batch, points, 3, channels) or (batch, neighbours, 3, points, channels). So channels are on the last
 axis; vectors on axis 1 of a tensor of three axes, and on axis 2 of one of four or five.
 
-CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`. The map of `VNMaxPool` is left out too: it chooses
+CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`. That of `VNMaxPool` is left out too: it chooses
 points by a largest entry, which no gradient passes.
 """
 

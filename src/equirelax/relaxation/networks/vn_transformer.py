@@ -4,8 +4,8 @@ Features are (batch, points, channels, 3), and the weight (out, in) acts on thei
 invariant features has these behind the three coordinates, on the same axis. Maps within `VNReLU` and `VNWeightedPool` are
 parameters and no modules, so that they are left as they are.
 
-With `bias_epsilon` a map has a bias, by which the authors give up equivariance on purpose: such networks are not relaxed, as there
-is nothing to project back to.
+With `bias_epsilon` a map has a bias, by which the authors give up equivariance on purpose: such networks are not relaxed, as
+there is nothing to project back to.
 """
 
 from __future__ import annotations
