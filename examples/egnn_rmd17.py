@@ -1,5 +1,5 @@
 """EGNN (Satorras et al., 2021) as in egnn-pytorch, unedited: its weights mix invariant numbers only, so there is no
-equivariant layer to relax, and a placement says what its blocks take and return.
+equivariant layer to relax. The library knows its blocks: residuals map [features, coordinates] to both.
 
 Forces are how far the last block moves the atoms. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
@@ -13,12 +13,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.auditing import AuditReport
-from equirelax.relaxation import CoordinateBlocks
 from equirelax.symmetry import E, positions
-
-PLACEMENT = CoordinateBlocks(
-    "EGNN", channels=16, features=(0, "feats"), coordinates=(1, "coors"), mask=(3, "mask"), outputs=(0, 1)
-)
 
 
 def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
@@ -26,7 +21,7 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     torch.manual_seed(0)
     network = EGNN_Network(num_tokens=10, dim=16, depth=3, norm_coors=True, coor_weights_clamp_value=2.0)
     numbers, where, forces = batch(molecules(8))
-    relaxation = er.relax(network, PLACEMENT)
+    relaxation = er.relax(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
     sample, reps, losses = (numbers, where), (None, positions(E(3))), []

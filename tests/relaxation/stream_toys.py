@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation import SchNetStream
+from equirelax.relaxation import Streams
 
 
 class Block(nn.Module):
@@ -96,7 +96,9 @@ def perturb(relaxation: er.Relaxation) -> None:
 
 def relaxed(order=(0, 1, 2), **options):
     model = Net(order=order)
-    relaxation = er.relax(model, SchNetStream(**options))
+    relaxation = er.relax(
+        model, Streams("interactions.?", "hidden_channels", **{"centred": False, **options})
+    )
     perturb(relaxation)
     return model, relaxation
 

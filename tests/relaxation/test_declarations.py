@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -344,9 +345,57 @@ def test_where_nothing_is_known_the_lines_to_write_are_told():
     for line in (
         'Linear("*.vec_proj", On("1x1o", axis=-2), channel_axis=-1)',
         'Linear("conv", GridField(in_rep), GridField(out_rep))',
-        "CoordinateBlocks(\"Block\", channels=..., features=(0, 'h'), coordinates=(1, 'pos'))",
+        'Blocks("Block", reads=(Reads("h", "Nx0e"), Reads("pos", "1x1o", centred=True)), adds=(',
     ):
         assert text.count(line) == 1
+
+
+class Plain(nn.Module):
+    """A linear map with a bias, and nothing that tells what it acts on."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 6)
+
+    def forward(self, given):
+        return self.lin(given)
+
+
+class Invariant(nn.Module):
+    """Takes positions, and works on invariants in a list of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Plain() for _ in range(2))
+
+    def forward(self, z, pos):
+        return pos
+
+
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [
+        (Plain(), 'equirelax.relax(network, Layers(declare=Linear("lin", in_rep, out_rep)))'),
+        (
+            nn.Sequential(nn.Linear(3, 3)),
+            'equirelax.relax(network, Layers(declare=Linear("0", in_rep, out_rep)))',
+        ),
+        (Invariant(), 'equirelax.relax(network, Streams("Plain", N, "pos"))'),
+        (
+            nn.ModuleDict({"of": Invariant()}),
+            'equirelax.relax(network, Streams("Plain", N, "pos", source="of"))',
+        ),
+        (nn.Sequential(nn.ReLU()), None),
+    ],
+)
+def test_every_kind_of_module_has_its_line(network, line):
+    """Lines are Python; the one for a whole network comes first."""
+    with pytest.raises(PlacementError) as caught:
+        er.relax(network)
+    lines = [text.strip() for text in str(caught.value).splitlines()[1:]]
+    for text in lines:
+        ast.parse(text)
+    assert lines == [] if line is None else lines[0].startswith(line)
 
 
 @pytest.mark.parametrize(

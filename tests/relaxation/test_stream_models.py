@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 import equirelax as er
 from equirelax.errors import PlacementError, RelaxationStateError, RepresentationError, UnfoldableError
-from equirelax.relaxation import SchNetStream
+from equirelax.relaxation import Streams
 from equirelax.relaxation.kinds import StreamStep
 from equirelax.symmetry import O, trivial
+
+STREAM = Streams("interactions.?", "hidden_channels", centred=False)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_strict_and_projected_models_are_the_authors():
     z, pos = atoms()
     expected, keys = plain(z, pos), list(plain.state_dict())
     model = copy.deepcopy(plain)
-    relaxation = er.relax(model, "schnet")
+    relaxation = er.relax(model, STREAM)
     assert torch.equal(model(z, pos), expected)  # gamma is 0
     perturb(relaxation)
     assert not torch.allclose(model(z, pos), expected)
@@ -95,7 +97,7 @@ def test_strict_and_projected_models_are_the_authors():
         assert not module._forward_hooks_with_kwargs
         assert not module._forward_hooks_always_called
         assert not module._forward_pre_hooks_with_kwargs
-    er.relax(model, "schnet")  # and once more
+    er.relax(model, STREAM)  # and once more
 
 
 def test_the_users_hooks_stay():
@@ -103,7 +105,7 @@ def test_the_users_hooks_stay():
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append("before"))
     model.register_forward_hook(lambda *_: calls.append("after"), always_call=True)
-    er.relax(model, "schnet").set_gamma(1.0)
+    er.relax(model, STREAM).set_gamma(1.0)
     er.project(model)
     model(*atoms())
     assert calls == ["before", "after"]
@@ -241,7 +243,9 @@ def test_a_relaxed_model_inside_another():
     close(outer.eval()(z, pos), model(z, pos).sum(0))
     inner = copy.deepcopy(model)
     er.project(inner)
-    placed = er.relax(Outer(inner), SchNetStream(root="net."))
+    placed = er.relax(
+        Outer(inner), Streams("net.interactions.?", "hidden_channels", source="net", centred=False)
+    )
     assert list(placed.residuals) == [f"net.interactions.{i}" for i in range(3)]
     placed.model.load_state_dict({f"net.{key}": v for key, v in model.state_dict().items()})
     close(placed.model.eval()(z, pos), outer(z, pos))
@@ -258,8 +262,8 @@ def test_sizes_that_do_not_fit_are_named():
 
 
 def test_streams_are_made_of_steps_and_nothing_else_is():
-    with pytest.raises(PlacementError, match="StreamStep, not of MLP"):
-        er.relax(Net(), SchNetStream(residual=er.MLP()))
+    with pytest.raises(PlacementError, match="StreamStep, and not of MLP"):
+        er.relax(Net(), Streams("interactions.?", "hidden_channels", residual=er.MLP()))
     scalars = trivial(O(3), 6)
     layers = er.relaxation.Layers(
         declare=(er.relaxation.Linear("*.lin", scalars, scalars),), residual=StreamStep()
@@ -296,7 +300,9 @@ def test_autocast_is_near_and_statistics_are_exact():
 )
 def test_methods_train_every_part(make, spectral):
     model = Net()
-    method = make(er.relax(model, SchNetStream(StreamStep(spectral=spectral))))
+    method = make(
+        er.relax(model, Streams("interactions.?", "hidden_channels", residual=StreamStep(spectral=spectral)))
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     method.attach(optimizer)
     z, pos = atoms()
@@ -342,7 +348,7 @@ def test_a_checkpoint_file_holds_no_code():
     torch.save(er.relaxation.relaxation_state(er.relaxation_of(model)), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert state["parts"][""]["placement"]["kind"] == "schnet"
+    assert state["parts"][""]["placement"]["kind"] == "streams"
     assert state["parts"][""]["placement"]["residual"] == {
         "kind": "stream-step",
         "spectral": False,

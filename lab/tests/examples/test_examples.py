@@ -67,10 +67,7 @@ def test_it_prints_a_small_table(ran: tuple[str, Result, str]) -> None:
 def test_copies_of_a_relaxed_network(ran: tuple[str, Result, str]) -> None:
     """deepcopy and pickle carry the relaxation where the network itself can be copied; all three can."""
     _, (network, _, _), _ = ran
-    placement = None
-    if ran[0] == "egnn_rmd17":
-        placement = example("egnn_rmd17", "egnn_pytorch").PLACEMENT
-    relaxation = er.relax(network, placement)
+    relaxation = er.relax(network)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert list(er.relaxation_of(twin).residuals) == list(relaxation.residuals)
     er.project(network)

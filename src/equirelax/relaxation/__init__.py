@@ -2,6 +2,7 @@
 
 from equirelax.relaxation.across import AheadSite, CapturedSite
 from equirelax.relaxation.attach import relax, relaxation_of
+from equirelax.relaxation.blocks import Adds, Reads, block_sites
 from equirelax.relaxation.checkpoint import (
     load,
     load_relaxation_state,
@@ -11,6 +12,7 @@ from equirelax.relaxation.checkpoint import (
     save,
 )
 from equirelax.relaxation.entries import Entry
+from equirelax.relaxation.graphs import Graphs, Positions
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
 from equirelax.relaxation.kinds import (
     MLP,
@@ -23,21 +25,24 @@ from equirelax.relaxation.kinds import (
 from equirelax.relaxation.layers import Fold, LayerFamily, Skip, register
 from equirelax.relaxation.networks import Network, register_network
 from equirelax.relaxation.placements import (
+    Blocks,
     Constant,
-    CoordinateBlocks,
     Layers,
     Linear,
     Placed,
     Placement,
-    SchNetStream,
+    Streams,
     Survey,
 )
+from equirelax.relaxation.position_streams import position_stream
 from equirelax.relaxation.products import ProductSite
 from equirelax.relaxation.projected import ProjectionReport
 from equirelax.relaxation.projection import cannot_fold, project
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.sites import (
+    AddTo,
+    Argument,
     Arguments,
     BlockSite,
     FirstInput,
@@ -45,6 +50,7 @@ from equirelax.relaxation.sites import (
     Reader,
     RowSite,
     Site,
+    Writer,
 )
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.streams import StreamResidual, StreamSite
@@ -55,19 +61,23 @@ from equirelax.relaxation import kinds, regularizers  # isort: skip
 
 __all__ = [
     "MLP",
+    "AddTo",
+    "Adds",
     "AheadSite",
+    "Argument",
     "Arguments",
     "BasisBlock",
     "BasisKernels",
     "BlockSite",
+    "Blocks",
     "CapturedSite",
     "Constant",
     "Convolution",
-    "CoordinateBlocks",
     "Dense",
     "Entry",
     "FirstInput",
     "Fold",
+    "Graphs",
     "GridKernels",
     "GridSite",
     "KernelSymmetry",
@@ -79,25 +89,30 @@ __all__ = [
     "Network",
     "Placed",
     "Placement",
+    "Positions",
     "ProductSite",
     "ProjectionReport",
     "Reader",
+    "Reads",
     "Relaxation",
     "Residual",
     "ResidualKind",
     "ResidualMap",
     "RowSite",
-    "SchNetStream",
     "Site",
     "Skip",
     "StreamResidual",
     "StreamSite",
+    "Streams",
     "Summary",
     "Survey",
+    "Writer",
+    "block_sites",
     "cannot_fold",
     "kinds",
     "load",
     "load_relaxation_state",
+    "position_stream",
     "project",
     "read",
     "read_strict",

@@ -6,8 +6,10 @@ needs more of its residual than a forward hook has a class of residuals too, see
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -119,6 +121,126 @@ class Arguments(Reader):
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return torch.cat([argument(args, kwargs, index, name) for index, name in self.names], dim=-1)
+
+
+Named = str | tuple[int, str] | tuple[int, str, int | str]
+"""An argument of a forward: its name; (position, keyword); or (position, keyword, entry) for one that is a tuple, a list or a
+mapping."""
+
+
+@dataclass(frozen=True)
+class Argument(Reader):
+    """One argument of a call, or an entry of one that is a tuple, a list or a mapping.
+
+    Args:
+        index, name: Its position and its keyword.
+        item: The entry; None takes the argument itself.
+    """
+
+    index: int
+    name: str
+    item: int | str | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, given: Named, path: str, item: int | str | None = None) -> Argument:
+        """The argument that a module's forward calls so; positions are taken as they are given.
+
+        Raises:
+            PlacementError: The forward has no such parameter.
+        """
+        if not isinstance(given, str):
+            return cls(given[0], given[1], given[2] if len(given) == 3 else item)
+        names = [parameter.name for parameter in parameters_of(module)]
+        if given not in names:
+            raise PlacementError(
+                f"{path or 'the model'} ({type(module).__name__}): its forward has no argument {given!r}, only "
+                f"{names or 'ones that Python cannot tell'}; give one of them, or (position, keyword)"
+            )
+        return cls(names.index(given), given, item)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument.
+
+        Raises:
+            PlacementError: The call has none, or it has no such entry.
+        """
+        found = argument(args, kwargs, self.index, self.name)
+        if self.item is None:
+            return found
+        if _has(found, self.item):
+            return found[self.item]
+        raise PlacementError(
+            f"the argument {self.name!r} of a relaxed module has no entry {self.item!r}: it is a {type(found).__name__}"
+        )
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument; None where the call leaves it, or the entry, out."""
+        found: Any = args[self.index] if self.index < len(args) else kwargs.get(self.name)
+        if self.item is None:
+            return found
+        return found[self.item] if _has(found, self.item) else None
+
+
+def _has(found: Any, item: int | str | None) -> bool:
+    """Whether an argument or an output has such an entry."""
+    if isinstance(found, (tuple, list)):
+        return isinstance(item, int) and -len(found) <= item < len(found)
+    return isinstance(found, Mapping) and item in found
+
+
+class Writer(ABC):
+    """Adds what a residual gives to the output of its module. Writers are frozen dataclasses, as readers are."""
+
+    @abstractmethod
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The output with `delta` added, of the output's type, shape and dtype; the output itself stays as it is."""
+
+    @abstractmethod
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
+
+
+@dataclass(frozen=True)
+class AddTo(Writer):
+    """Adds to an output that is a tensor, or to one entry of a tuple, a list or a mapping.
+
+    Args:
+        item: The entry: a position or a key; None: the output is a tensor.
+    """
+
+    item: int | str | None = None
+
+    def find(self, output: Any) -> Any:
+        """What is added to."""
+        return output if self.item is None else output[self.item]
+
+    def put(self, output: Any, value: Tensor) -> Any:
+        """The output with `value` in the place of what is added to."""
+        if self.item is None:
+            return value
+        if isinstance(output, Mapping):
+            changed: Any = copy.copy(output)
+            changed[self.item] = value
+            return changed
+        items = list(output)
+        items[self.item] = value  # type: ignore[index]
+        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+
+    def missing(self, output: Any) -> str:
+        """Say that the output has no such entry; empty where it has."""
+        if self.item is None or _has(output, self.item):
+            return ""
+        size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
+        return f"the module gave a {type(output).__name__}{size}, and nothing with an entry {self.item!r}"
+
+    def add(self, output: Any, delta: Tensor) -> Any:
+        """The output with `delta` added to it, or to its entry."""
+        target = self.find(output)
+        return self.put(output, target + delta.to(target.dtype))
+
+    def misfit(self, output: Any, delta: Tensor) -> str:
+        """See `Writer.misfit`."""
+        return self.missing(output) or misfit(self.find(output), delta)
 
 
 def join(path: str, inner: str) -> str:
@@ -269,33 +391,24 @@ class GridSite(Site):
 
 @dataclass(frozen=True)
 class BlockSite(Site):
-    """Some arguments of a block of the network, to its output or to one entry of it.
+    """What a reader takes out of the call of a block of the network, to where a writer adds it.
 
     Args:
         reader: What is read.
-        item: Which entry of an output that is a tuple or a list is added to; None: the output is a tensor.
+        writer: Where it is added; by default to the output, which is a tensor.
     """
 
     reader: Reader = field(kw_only=True)
-    item: int | None = field(default=None, kw_only=True)
+    writer: Writer = field(default=AddTo(), kw_only=True)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         """Read the arguments."""
         return self.reader(args, kwargs)
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` added to it, or to its entry."""
-        if self.item is None:
-            return super().add(output, delta)
-        items = list(output)
-        items[self.item] = super().add(items[self.item], delta)
-        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+        """The output with `delta` added where the writer says."""
+        return self.writer.add(output, delta)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why `delta` cannot be added; see `Site.misfit`."""
-        if self.item is None:
-            return super().misfit(output, delta)
-        if not isinstance(output, (tuple, list)) or not -len(output) <= self.item < len(output):
-            size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
-            return f"the module gave a {type(output).__name__}{size}, and no tuple with an entry {self.item}"
-        return super().misfit(output[self.item], delta)
+        return self.writer.misfit(output, delta)

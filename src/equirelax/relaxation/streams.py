@@ -150,9 +150,9 @@ class StreamSite(BlockSite):
     source: str = field(default="", kw_only=True)
 
     @property
-    def shares(self) -> str:
+    def shares(self) -> tuple[str, str]:
         """Residuals for which it is equal are one stream."""
-        return self.stream
+        return self.source, self.stream
 
     def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
         """A step of the stream.

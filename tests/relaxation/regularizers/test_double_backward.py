@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import equirelax as er
-from equirelax.relaxation import MLP, Dense, LowRank, SchNetStream
+from equirelax.relaxation import MLP, Dense, LowRank, Streams
 from equirelax.relaxation.columns import SharedColumns
 from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.relaxation.kinds.low_rank import low_rank_terms
@@ -239,7 +239,7 @@ def test_streams(training: bool) -> None:
     """Forces through a stream, in training mode through its batch statistics too; its penalty twice differentiable."""
     torch.manual_seed(0)
     model = StreamNet().double()
-    relaxation = er.relax(model, SchNetStream(centred=True))
+    relaxation = er.relax(model, Streams("interactions.?", "hidden_channels"))
     relaxation.set_gamma(0.6)
     model.train(training)
     numbers, batch = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 0, 0, 1, 1])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation import SchNetStream, StreamResidual
+from equirelax.relaxation import StreamResidual, Streams
 from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.kinds.stream import SpectralLinear
 from equirelax.relaxation.regularizers import residual_terms
@@ -40,7 +40,9 @@ class Net(nn.Module):
 
 def relaxed(order=(0, 1, 2), **options):
     model = Net(order)
-    relaxation = er.relax(model, SchNetStream(**options))
+    relaxation = er.relax(
+        model, Streams("interactions.?", "hidden_channels", **{"centred": False, **options})
+    )
     with torch.no_grad():
         for parameter in relaxation.residual_parameters().values():
             parameter += 0.3 * torch.randn_like(parameter)

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.entries import own_modules
+from equirelax.relaxation.graphs import neighbourhood_mean
 from equirelax.relaxation.kinds import MLP, EquivariantDense, ResidualKind
-from equirelax.relaxation.placements.coordinates import neighbourhood_mean
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
     register_placement,
 )
-from equirelax.relaxation.sites import BlockSite, Reader, argument
+from equirelax.relaxation.sites import AddTo, BlockSite, Reader, argument
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import E, O, positions, trivial, vector
 
@@ -97,8 +97,8 @@ class EGNNBlocks(Placement):
         reader = NodeState(self.centred)
         relaxes = "O(3)" if self.centred else "E(3), translations too"
         return (
-            BlockSite(path, inputs, scalars, reader=reader, item=0, slot="h", relaxes=relaxes),
-            BlockSite(path, inputs, vector(group), reader=reader, item=1, slot="x", relaxes=relaxes),
+            BlockSite(path, inputs, scalars, reader=reader, writer=AddTo(0), slot="h", relaxes=relaxes),
+            BlockSite(path, inputs, vector(group), reader=reader, writer=AddTo(1), slot="x", relaxes=relaxes),
         )
 
 

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.entries import own_modules
+from equirelax.relaxation.graphs import Graphs, Positions
 from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.placements.placement import (
+    Placed,
     Placement,
     Survey,
     matching,
     register_placement,
+    with_starts,
 )
-from equirelax.relaxation.placements.schnet import ModelPositions, stream_sites
-from equirelax.relaxation.sites import FirstInput, misfit
+from equirelax.relaxation.sites import AddTo, Argument, FirstInput, misfit
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.streams import StreamSite
 from equirelax.symmetry import E, O, positions, trivial, vector
@@ -35,24 +37,20 @@ GRAPH = "graph"
 
 
 @dataclass(frozen=True)
-class TimesSite(StreamSite):
-    """A stream that is added to an entry of an output whose rows are the nodes once for every time step."""
-
-    item: int = dataclasses.field(kw_only=True)
+class AtAllTimes(AddTo):
+    """Adds alike at all times, to an entry of an output whose rows are the nodes once for every time step."""
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` (nodes, dim) added alike at all times."""
-        items = list(output)
-        target = items[self.item]  # (times * nodes, dim), all nodes of a time together
+        """The output with `delta` (nodes, dim) added."""
+        target = self.find(output)  # (times * nodes, dim), all nodes of a time together
         tiled = target.view(-1, *delta.shape) + delta.to(target.dtype)
-        items[self.item] = tiled.view_as(target)
-        return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
+        return self.put(output, tiled.view_as(target))
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """As in `Site.misfit`."""
-        if not isinstance(output, (tuple, list)) or not isinstance(output[self.item], Tensor):
+        """As in `Writer.misfit`."""
+        target = None if self.missing(output) else self.find(output)
+        if not isinstance(target, Tensor):
             return f"the module gave a {type(output).__name__}, and no tuple with a tensor at {self.item}"
-        target = output[self.item]
         if target.shape[1:] != delta.shape[1:] or target.shape[0] % delta.shape[0]:
             return (
                 f"shape {tuple(delta.shape)}, (nodes, dim), does not match the output's {tuple(target.shape)}, whose rows are "
@@ -102,33 +100,35 @@ class EGNOStreams(Placement):
         found = matching([f"{self.root}layers.*"], modules, "EGNOStreams")
         layers = [path for path in modules if path in found and path.count(".") == self.root.count(".") + 1]
         h, x = self._h(embedding), self._x(source, arguments.index(GRAPH))
-        placed = [stream_sites(site, layers, self.residual) for site in (h, x)]
-        return Survey(tuple(one for pair in zip(*placed, strict=True) for one in pair), {})
+        sites = [dataclasses.replace(site, path=path) for path in layers for site in (h, x)]
+        return Survey(with_starts(Placed(site, self.residual) for site in sites), {})
 
     @property
     def _group(self) -> O | E:
         return O(3) if self.centred else E(3)
 
-    def _h(self, embedding: nn.Linear) -> TimesSite:
-        return TimesSite(
+    def _h(self, embedding: nn.Linear) -> StreamSite:
+        return StreamSite(
             "",
             trivial(self._group, embedding.in_features),
             trivial(self._group, embedding.out_features),
             reader=FirstInput(),
-            item=0,
+            writer=AtAllTimes(0),
             slot="h",
             relaxes="nothing, if the scalar inputs are invariant",
             stream="h",
             source=f"{self.root}embedding",
         )
 
-    def _x(self, source: str, graph: int) -> TimesSite:
-        return TimesSite(
+    def _x(self, source: str, graph: int) -> StreamSite:
+        return StreamSite(
             "",
             vector(self._group) if self.centred else positions(self._group),
             vector(self._group),
-            reader=ModelPositions(self.centred, (0, "positions"), (graph, GRAPH)),
-            item=1,
+            reader=Positions(
+                Argument(0, "positions"), Graphs(batch=Argument(graph, GRAPH)) if self.centred else None
+            ),
+            writer=AtAllTimes(1),
             slot="x",
             relaxes="O(3)" if self.centred else "E(3), translations too",
             stream="x",

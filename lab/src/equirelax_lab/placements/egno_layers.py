@@ -13,7 +13,7 @@ from torch import nn
 
 from equirelax.relaxation.kinds import NormedPerceptron, ResidualKind, StreamStep
 from equirelax.relaxation.placements.placement import Placed, Placement, Survey, register_placement
-from equirelax.relaxation.sites import Arguments, BlockSite
+from equirelax.relaxation.sites import AddTo, Arguments, BlockSite
 from equirelax.relaxation.spec import spec
 from equirelax_lab.placements.egno import EGNOStreams
 
@@ -49,7 +49,7 @@ class EGNOLayers(Placement):
             site.in_rep,
             site.out_rep,
             reader=reader,
-            item=1,
+            writer=AddTo(1),
             slot=site.slot,
             relaxes=site.relaxes,
         )

@@ -16,6 +16,7 @@ from torch import nn
 from equirelax.errors import PlacementError
 from equirelax.relaxation.across import CapturedSite
 from equirelax.relaxation.entries import own_modules
+from equirelax.relaxation.graphs import Graphs, Positions
 from equirelax.relaxation.kinds import MLP, ResidualKind
 from equirelax.relaxation.placements.placement import (
     Placed,
@@ -23,8 +24,7 @@ from equirelax.relaxation.placements.placement import (
     Survey,
     register_placement,
 )
-from equirelax.relaxation.placements.schnet import ModelPositions
-from equirelax.relaxation.sites import Arguments
+from equirelax.relaxation.sites import Argument, Arguments
 from equirelax.relaxation.spec import spec
 from equirelax.symmetry import O, Representation, from_irreps, vector
 
@@ -68,7 +68,7 @@ class EquiformerBlocks(Placement):
             reader=Arguments(((0, "features"), (1, "attributes"))),
             relaxes="O(3)",
             source=source,
-            captured=ModelPositions(True, (1, "positions"), (2, "batch")),
+            captured=Positions(Argument(1, "positions"), Graphs(batch=Argument(2, "batch"))),
         )
         return Survey(tuple(Placed(dataclasses.replace(site, path=p), self.residual) for p in paths), {})
 

@@ -11,7 +11,7 @@ from equirelax_lab.models import GroupConv2d
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.relaxation import Layers, Linear, Relaxation, SchNetStream, StreamResidual
+from equirelax.relaxation import Layers, Linear, Relaxation, StreamResidual, Streams
 from equirelax.relaxation.kinds import EquivariantDense, StreamStep
 from equirelax.relaxation.regularizers import LieDerivative, residual_terms
 from equirelax.symmetry import SO, Cyclic, regular, vector
@@ -65,7 +65,15 @@ def make(kind: str) -> tuple[Relaxation, Callable[[], Tensor]]:
         relaxation = er.relax(model, Layers(residual=CONVOLUTIONS[kind]))
         inputs = (cloud(2, 2, 5, 5),)
     else:
-        relaxation = er.relax(Blocks(), SchNetStream(StreamStep(spectral=kind == "stream-spectral")))
+        relaxation = er.relax(
+            Blocks(),
+            Streams(
+                "interactions.?",
+                "hidden_channels",
+                centred=False,
+                residual=StreamStep(spectral=kind == "stream-spectral"),
+            ),
+        )
         inputs = (torch.zeros(9, dtype=torch.long), cloud(9, 3))
 
     def forward() -> Tensor:

@@ -90,6 +90,28 @@ class Layout:
         return (*others, math.prod(shape[axis] for axis in axes))
 
 
+def laid_out(
+    action: On,
+    channel_axis: int,
+    channels: int,
+    ranks: tuple[tuple[int, tuple[int, ...]], ...] = (),
+    parts: Representation | None = None,
+) -> tuple[Layout, Representation]:
+    """The layout of channels that all transform by `action`, and the representation of all of them together.
+
+    Args:
+        action: Of one channel, with the axis or axes of its components.
+        channel_axis: Axis of the channels.
+        channels: Their number; 0: there is no axis of channels, and one action.
+        ranks: See `Layout`.
+        parts: See `channel_site`.
+    """
+    rep = action.full if parts is None else parts
+    sizes = tuple(copies * block.dim for copies, block in rep.blocks)
+    whole = Representation(rep.group, [((channels or 1) * copies, block) for copies, block in rep.blocks])
+    return Layout(channels, channel_axis, action.axes, sizes, action.representation.dim, ranks), whole
+
+
 @dataclass(frozen=True)
 class AxisSite(Site):
     """Features that stand on one axis or on two (a tensor), channels on a further one, as rows (..., features).
@@ -247,18 +269,16 @@ def channel_site(
         raise PlacementError(
             f"{name}: its weight has shape {tuple(own.shape)}, the declared channels are (in, out) {channels}"
         )
-    rep = action.full if parts is None else parts
-    axes = action.axes
-    sizes = tuple(copies * block.dim for copies, block in rep.blocks)
-    reps = [Representation(rep.group, [(c * copies, block) for copies, block in rep.blocks]) for c in counts]
-    layouts = [Layout(c, channel_axis, axes, sizes, action.representation.dim, ranks) for c in counts]
+    (in_layout, in_rep), (out_layout, out_rep) = (
+        laid_out(action, channel_axis, c, ranks, parts) for c in counts
+    )
     return AxisSite(
         path,
-        reps[0],
-        reps[1],
+        in_rep,
+        out_rep,
         family=ChannelLinear.name,
-        relaxes=rep.group.name,
-        in_layout=layouts[0],
-        out_layout=layouts[1],
+        relaxes=in_rep.group.name,
+        in_layout=in_layout,
+        out_layout=out_layout,
         name=first_parameter(module),
     )

@@ -2,9 +2,12 @@
 
 from equirelax.relaxation.networks import (  # noqa: F401  (each registers its networks)
     allegro,
+    dimenet,
+    egnn_pytorch,
     gated_equivariant,
     gvp,
     painn,
+    schnet,
     segnn,
     tensornet,
     torchmd_et,

@@ -1,6 +1,6 @@
 """Placements: which modules get which residual."""
 
-from equirelax.relaxation.placements.coordinates import CoordinateBlocks
+from equirelax.relaxation.placements.blocks import Blocks
 from equirelax.relaxation.placements.declarations import Constant, Declaration, Linear
 from equirelax.relaxation.placements.layers import Layers
 from equirelax.relaxation.placements.placement import (
@@ -11,17 +11,17 @@ from equirelax.relaxation.placements.placement import (
     names,
     register_placement,
 )
-from equirelax.relaxation.placements.schnet import SchNetStream
+from equirelax.relaxation.placements.streams import Streams
 
 __all__ = [
+    "Blocks",
     "Constant",
-    "CoordinateBlocks",
     "Declaration",
     "Layers",
     "Linear",
     "Placed",
     "Placement",
-    "SchNetStream",
+    "Streams",
     "Survey",
     "get",
     "names",

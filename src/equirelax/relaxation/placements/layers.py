@@ -20,14 +20,11 @@ from equirelax.relaxation.placements.placement import (
     register_placement,
     with_starts,
 )
+from equirelax.relaxation.placements.suggestions import suggestions
 from equirelax.relaxation.products import ProductSite
-from equirelax.relaxation.sites import Site, parameters_of
+from equirelax.relaxation.sites import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
-
-_COORDINATES = ("coors", "coord", "coords", "coordinates", "pos", "positions", "x")
-_FEATURES = ("feats", "features", "h", "node_feats", "node_features", "s", "x")
-_MOST = 6
 
 
 @spec("layers")
@@ -178,53 +175,13 @@ def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[s
     kinds = sorted({type(m).__name__ for _, m in modules if any(True for _ in m.parameters(recurse=False))})
     skipped = "; ".join(f"{path or 'the model'}: {reason}" for path, (_, reason) in list(left.items())[:5])
     lines = suggestions(modules)
-    declare = "say how its maps transform, Layers(declare=(Linear(...),))" if not lines else "such as"
     return (
         f"nothing to relax in {type(model).__name__}: no {'included ' if included is not None else ''}module belongs to a "
         f"layer family ({', '.join(families())}) or a known network{f' [{skipped}]' if skipped else ''}. Modules with "
-        f"parameters are {', '.join(kinds) or 'none'}. Declare them in Layers(declare=(...,)), or give a placement"
-        f"{'' if included is None else ', or widen include'}: {declare}"
+        f"parameters are {', '.join(kinds) or 'none'}. Say how they transform in Layers(declare=Linear(...)), or give a "
+        f"placement{'' if included is None else ', or widen include'}{': one of' if lines else ''}"
         + "".join(f"\n    {line}" for line in lines)
     )
-
-
-def suggestions(modules: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
-    """Lines of Python, each with a comment that says of what it would be true; a module's name is written once.
-
-    Linear maps without bias may act on vectors, convolutions on feature fields, and modules that are called with features
-    and coordinates may be relaxed as blocks.
-
-    Args:
-        modules: (path, module) of every module of the model.
-    """
-    lines: dict[str, None] = {}
-    for path, module in modules:
-        pattern = f"*.{path.rpartition('.')[2]}" if "." in path else path
-        if pattern.rpartition(".")[2].isdecimal():  # a number in a list or Sequential names nothing
-            pattern = path
-        if isinstance(module, nn.Linear) and module.bias is None and path:
-            lines[
-                f'Linear("{pattern}", On("1x1o", axis=-2), channel_axis=-1)  # if it maps vectors (..., 3, channels)'
-            ] = None
-        elif isinstance(module, (nn.Conv2d, nn.Conv3d)) and path:
-            sizes = f"{module.in_channels} and {module.out_channels} channels"
-            lines[
-                f'Linear("{pattern}", GridField(in_rep), GridField(out_rep))  # with the representations of {sizes}'
-            ] = None
-        elif block := _block(module):
-            lines[block] = None
-    return tuple(lines)[:_MOST]
-
-
-def _block(module: nn.Module) -> str:
-    """A placement for a module that is called with features and coordinates; empty where it is not."""
-    names = [parameter.name for parameter in parameters_of(module)]
-    coordinates = next((name for name in _COORDINATES if name in names), None)
-    features = next((name for name in _FEATURES if name in names and name != coordinates), None)
-    if coordinates is None or features is None:
-        return ""
-    where = f"features=({names.index(features)}, {features!r}), coordinates=({names.index(coordinates)}, {coordinates!r})"
-    return f'CoordinateBlocks("{type(module).__name__}", channels=..., {where})  # if it returns both; a placement of its own'
 
 
 register_placement("layers", Layers)

@@ -35,7 +35,7 @@ class Survey:
 def with_starts(placed: Iterable[Placed]) -> tuple[Placed, ...]:
     """The same, with the start of every residual stream at the first of its blocks."""
     found: list[Placed] = []
-    begun: set[str] = set()
+    begun: set[tuple[str, str]] = set()
     for each in placed:
         site, kind = each.site, each.kind
         if isinstance(site, StreamSite) and isinstance(kind, StreamStep):

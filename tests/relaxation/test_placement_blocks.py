@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import PlacementError
-from equirelax.relaxation import CoordinateBlocks, Dense
+from equirelax.relaxation import Adds, Blocks, Dense, Reads
 from equirelax.relaxation.spec import decode, encode
-from equirelax.symmetry import E, positions
+from equirelax.symmetry import E, On, positions, trivial, vector
 
 torch.set_num_threads(1)
 
@@ -49,8 +51,15 @@ class Net(nn.Module):
         return h, x
 
 
-WHERE = ((1, "feats"), (0, "where"), (2, "there"), (1, 0))  # features, coordinates, mask, outputs
-PLACE = CoordinateBlocks("Block", 4, *WHERE)
+READS = (Reads("feats", "4x0e"), Reads("where", "1x1o", centred=True))
+ADDS = (Adds(1, "4x0e", slot="h"), Adds(0, "1x1o", slot="x"))
+PLACE = Blocks("Block", READS, ADDS, mask="there")
+SCALARS = trivial(E(3), 4)
+AS_IT_IS = Blocks(
+    "Block",
+    (Reads("feats", SCALARS), Reads("where", positions(E(3)))),
+    (Adds(1, SCALARS, slot="h"), Adds(0, vector(E(3)), slot="x")),
+)
 
 
 def sample() -> tuple[Tensor, Tensor]:
@@ -59,7 +68,7 @@ def sample() -> tuple[Tensor, Tensor]:
     return h, x
 
 
-def relaxed(placement: CoordinateBlocks = PLACE) -> tuple[Net, er.relaxation.Relaxation]:
+def relaxed(placement: Blocks = PLACE) -> tuple[Net, er.relaxation.Relaxation]:
     torch.manual_seed(0)
     model = Net().double()
     relaxation = er.relax(model, placement)
@@ -85,7 +94,7 @@ def test_two_residuals_a_block_and_the_same_network_back() -> None:
 @pytest.mark.parametrize("centred", [True, False])
 def test_what_is_relaxed(centred: bool) -> None:
     """Rotations always; translations only where coordinates are read as they are."""
-    model, relaxation = relaxed(CoordinateBlocks("Block", 4, *WHERE, centred=centred))
+    model, relaxation = relaxed(PLACE if centred else AS_IT_IS)
     reps = (None, positions(E(3)))
     report = er.audit(model, sample(), reps, reps, samples=4)
     assert report.after.relative < 1e-12 < 1e-2 < report.relative
@@ -112,7 +121,7 @@ def test_nodes_that_are_not_there_do_not_move_the_mean() -> None:
 
 
 def test_training_reaches_the_strict_network_again() -> None:
-    model, relaxation = relaxed(CoordinateBlocks("Block", 4, *WHERE, residual=Dense()))
+    model, relaxation = relaxed(dataclasses.replace(PLACE, residual=Dense()))
     method = er.Scheduled(relaxation, total_steps=4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(4):
@@ -134,21 +143,60 @@ def test_it_can_be_stored() -> None:
 
 def test_wrong_declarations_are_explained() -> None:
     with pytest.raises(PlacementError, match=r"names blocks.*and a module around it"):
-        er.relax(Net(), CoordinateBlocks("blocks.*", 4, *WHERE))
+        er.relax(Net(), dataclasses.replace(PLACE, target="blocks.*"))
     with pytest.raises(PlacementError, match=r"'Blok' is neither a class nor a path.*Did you mean 'Block'"):
-        er.relax(Net(), CoordinateBlocks("Blok", 4))
-    model = Net().double()
-    er.relax(
-        model, CoordinateBlocks("Block", 4, features=(0, "where"), coordinates=(2, "there"), outputs=(1, 0))
-    )
-    with pytest.raises(PlacementError, match=r"blocks.0: features .*are \(3, 5, 3\) and NoneType"):
-        model(*sample())
-    model = Net().double()
-    er.relax(model, CoordinateBlocks("Block", 9, *WHERE))
-    with pytest.raises(er.EquirelaxError, match=r"placed for 12 input features .* the call has 7"):
-        model(*sample())
+        er.relax(Net(), dataclasses.replace(PLACE, target="Blok"))
+    with pytest.raises(
+        PlacementError, match=r"blocks.0 .*no argument 'h', only \['where', 'feats', 'there'\]"
+    ):
+        er.relax(Net(), Blocks("Block", Reads("h", "4x0e"), Adds(1, "4x0e")))
+    with pytest.raises(PlacementError, match=r"of E\(3\).*one group"):
+        er.relax(Net(), Blocks("Block", (READS[0], Reads("where", positions(E(3)))), ADDS))
+    for wrong in ({"reads": ()}, {"adds": "1x1o"}, {"one_graph": True, "batch": "there"}):
+        with pytest.raises(PlacementError, match="Block"):
+            dataclasses.replace(PLACE, **wrong)
     full = f"{Block.__module__}.Block"
-    assert len(er.relax(Net(), CoordinateBlocks(full, 4))) == 4
+    assert len(er.relax(Net(), dataclasses.replace(PLACE, target=full))) == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Reads("where", "1x0e+1x1o", centred=True),
+        lambda: Reads("where", positions(E(3)), centred=True),
+        lambda: Reads("where", "1x1o", channels=4),
+        lambda: Adds(0, "1x1o", channel_axis=-2),
+        lambda: Adds(0, "1x1o", span=(3, 3)),
+    ],
+)
+def test_declarations_that_cannot_be_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(PlacementError, match=r"Reads\(|Adds\("):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("reads", "adds", "words"),
+    [
+        (Reads("there", "4x0e"), Adds(1, "4x0e"), "argument 'there' is declared to be a tensor, .* NoneType"),
+        (Reads("feats", "9x0e"), Adds(1, "4x0e"), "argument 'feats' does not stand as declared"),
+        (Reads("feats", "4x0e"), Adds(2, "4x0e"), "a tuple of 2, and nothing with an entry 2"),
+        (Reads("feats", "4x0e"), Adds(None, "4x0e"), "gave a tuple"),
+        (Reads("feats", "4x0e"), Adds(1, "5x0e"), "of the output, expected 5 components"),
+        (Reads("feats", On("5x0e", -2)), Adds(1, "4x0e"), r"shape \(3, 4, 4\).* as \(3, 5, 4\)"),
+        (
+            (Reads("feats", "4x0e"), Reads("where", On("5x0e", -2))),
+            Adds(1, "4x0e"),
+            r"'where' has rows \(3, 3\)",
+        ),
+        (Reads("feats", "2x0e", span=(3, 5)), Adds(1, "4x0e"), "entries 3 to 5 of the last axis"),
+        (Reads("feats", "1x0e", item=0), Adds(1, "4x0e"), "'feats' of a relaxed module has no entry 0"),
+    ],
+)
+def test_calls_that_do_not_fit_are_explained(reads: object, adds: Adds, words: str) -> None:
+    model = Net().double()
+    er.relax(model, Blocks("Block", reads, adds))
+    with pytest.raises(er.EquirelaxError, match=words):
+        model(*sample())
 
 
 class Flat(nn.Module):
@@ -160,6 +208,11 @@ class Flat(nn.Module):
 
     def update(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return h + self.mix(h).tanh(), x * 1.0
+
+
+class Unnumbered(Flat):
+    def forward(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.update(h, x)
 
 
 class WithBatch(Flat):
@@ -177,6 +230,7 @@ class WithEdges(Flat):
         return self.update(h, x)
 
 
+FLAT = Blocks("b", (Reads("h", "4x0e"), Reads("x", "1x1o", centred=True)), (Adds(0, "4x0e"), Adds(1, "1x1o")))
 GRAPH = torch.tensor([0, 0, 0, 1, 1, 2, 2])
 EDGES = torch.tensor([(i, j) for i in range(7) for j in range(7) if i != j and GRAPH[i] == GRAPH[j]]).T
 
@@ -187,8 +241,8 @@ def test_graphs_of_a_flat_batch_are_centred_one_by_one_n3(form: str, by_keyword:
     torch.manual_seed(0)
     block = {"batch": WithBatch, "numbers": WithNumbers, "edges": WithEdges}[form]().double()
     name = {"batch": "batch", "numbers": "numbers", "edges": "edge_index"}[form]
-    told = (2, "numbers") if form == "numbers" else None
-    relaxation = er.relax(nn.ModuleDict({"b": block}), CoordinateBlocks("b", 4, batch=told))
+    told = "numbers" if form == "numbers" else None
+    relaxation = er.relax(nn.ModuleDict({"b": block}), dataclasses.replace(FLAT, batch=told))
     for p in relaxation.residual_parameters().values():
         nn.init.normal_(p)
     relaxation.set_gamma(1.0)
@@ -214,7 +268,7 @@ def test_graphs_of_a_flat_batch_are_centred_one_by_one_n3(form: str, by_keyword:
 def test_rows_without_graph_numbers_are_one_graph() -> None:
     torch.manual_seed(0)
     block = WithBatch().double()
-    relaxation = er.relax(nn.ModuleDict({"b": block}), CoordinateBlocks("b", 4))
+    relaxation = er.relax(nn.ModuleDict({"b": block}), FLAT)
     for p in relaxation.residual_parameters().values():
         nn.init.normal_(p)
     relaxation.set_gamma(1.0)
@@ -223,6 +277,74 @@ def test_rows_without_graph_numbers_are_one_graph() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_the_batch_of_a_placement_is_stored() -> None:
-    placement = CoordinateBlocks("b", 4, batch=(2, "numbers"))
+def test_rows_that_nothing_tells_apart_are_not_centred() -> None:
+    """Graphs that are centred together would move one another."""
+    torch.manual_seed(0)
+    h, x = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    block = Unnumbered().double()
+    relaxation = er.relax(nn.ModuleDict({"b": block}), FLAT)
+    with pytest.raises(
+        PlacementError, match=r"b: nothing says which of the 7 rows .* batch=.* edges=.* one_graph=True"
+    ):
+        block(h, x)
+    er.project(relaxation)
+    relaxation = er.relax(nn.ModuleDict({"b": block}), dataclasses.replace(FLAT, one_graph=True))
+    relaxation.set_gamma(1.0)
+    torch.testing.assert_close(block(h, x + 2.0)[0], block(h, x)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("told", ["numbers", (2, "numbers"), (2, "numbers", "graph")])
+def test_the_batch_of_a_placement_is_stored(told: object) -> None:
+    placement = dataclasses.replace(FLAT, batch=told)
     assert decode(encode(placement)) == placement
+
+
+class Several(nn.Module):
+    """Takes a tuple (invariants, vectors (nodes, channels, 3)) and a mapping, gives a mapping with both, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2, 2, bias=False)
+
+    def forward(self, x: tuple[Tensor, Tensor], edges: dict[str, Tensor]) -> dict[str, Tensor]:
+        s, v = x
+        vectors = self.mix(v.mT).mT * edges["scale"][:, None, None]
+        return {"v": vectors, "all": torch.cat([edges["where"], s], dim=-1), "n": s.shape[0]}
+
+
+def test_several_tensors_with_channels_entries_and_spans() -> None:
+    """Reads an entry of a tuple and of a mapping, channels on their own axis, and a part of the last axis; adds likewise."""
+    placement = Blocks(
+        "Several",
+        reads=(
+            Reads("x", "4x0e", item=0),
+            Reads("x", On("1x1o", -1), item=1, channel_axis=-2, channels=2),
+            Reads("edges", "1x1o", item="where", centred=True),
+        ),
+        adds=(
+            Adds("v", On("1x1o", -1), channel_axis=-2, channels=2),
+            Adds("all", "1x1o", span=(0, 3), slot="x"),
+            Adds("all", "2x0e", span=(5, 7), slot="h"),
+        ),
+        batch=(1, "edges", "graph"),
+        residual=Dense(init="normal", std=0.3),
+    )
+    assert decode(encode(placement)) == placement
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"b": Several()}).double()
+    relaxation = er.relax(model, placement)
+    assert list(relaxation.residuals) == ["b:v", "b:x", "b:h"]
+    assert [(r.in_rep.dim, r.out_rep.dim) for _, r in relaxation] == [(13, 6), (13, 3), (13, 2)]
+    relaxation.set_gamma(1.0)
+    s, v, where = (torch.randn(7, *shape, dtype=torch.float64) for shape in ((4,), (2, 3), (3,)))
+    edges = {"where": where, "scale": torch.rand(7, dtype=torch.float64), "graph": GRAPH}
+    found = model["b"]((s, v), edges)
+    with relaxation.strict():
+        strict = model["b"]((s, v), edges)
+    means = torch.stack([where[g == GRAPH].mean(0) for g in GRAPH])
+    rows = torch.cat([s, v.flatten(1), where - means], dim=1)
+    deltas = [residual(rows) for _, residual in relaxation]
+    torch.testing.assert_close(found["v"], strict["v"] + deltas[0].view(7, 2, 3), rtol=1e-12, atol=1e-12)
+    moved = torch.cat([deltas[1], torch.zeros(7, 2, dtype=torch.float64), deltas[2]], dim=1)
+    torch.testing.assert_close(found["all"], strict["all"] + moved, rtol=1e-12, atol=1e-12)
+    assert found["n"] == 7

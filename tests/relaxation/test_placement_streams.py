@@ -1,4 +1,4 @@
-"""ACE's stream on PyTorch Geometric's own SchNet, unedited."""
+"""ACE's stream on PyTorch Geometric's own SchNet, unedited, placed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import equirelax as er
 from equirelax.errors import PlacementError, UnfoldableError
-from equirelax.relaxation import SchNetStream
+from equirelax.relaxation import Streams
 from equirelax.symmetry import E, positions, trivial
 
 geometric = pytest.importorskip("torch_geometric.nn.models")
@@ -40,16 +40,21 @@ def molecules():
     return torch.tensor([6, 1, 1, 8, 7, 6, 1, 1, 1]), 2 * torch.randn(9, 3), batch
 
 
-def relaxed(name="schnet", gamma=0.5):
+AS_IT_IS, CENTRED = (
+    Streams("InteractionBlock", "hidden_channels", centred=centred) for centred in (False, True)
+)
+
+
+def relaxed(placement=AS_IT_IS, gamma=0.5):
     model = schnet()
-    relaxation = er.relax(model, name)
+    relaxation = er.relax(model, placement)
     relaxation.set_gamma(gamma)
     model(*molecules())  # running statistics that are not the initial ones
     return model, relaxation
 
 
 def test_six_blocks_have_six_strengths():
-    relaxation = er.relax(schnet(), "schnet")
+    relaxation = er.relax(schnet(), AS_IT_IS)
     assert list(relaxation.residuals) == [f"interactions.{i}" for i in range(6)]
     assert relaxation.gammas().tolist() == [0.0] * 6
     step = 16 * 17 + 2 * 16
@@ -57,15 +62,13 @@ def test_six_blocks_have_six_strengths():
     assert [row.parameters for row in rows] == [4 * 16 + step] + [step] * 5
     assert {row.relaxes for row in rows} == {"E(3), translations too"}
     assert "stream 'positions', from an input of the model" in rows[0].reason
-    assert {row.relaxes for row in er.relax(schnet(), "schnet-centred").summary().with_status("relaxed")} == {
-        "O(3)"
-    }
+    assert {row.relaxes for row in er.relax(schnet(), CENTRED).summary().with_status("relaxed")} == {"O(3)"}
 
 
 def test_projected_is_an_untouched_schnet_bit_for_bit():
     untouched, model, sample = schnet(), schnet(), molecules()
     assert torch.equal(model(*sample), untouched(*sample))
-    relaxation = er.relax(model, "schnet")
+    relaxation = er.relax(model, AS_IT_IS)
     assert torch.equal(model(*sample), untouched(*sample))
     method = er.ACE(relaxation, dual_lr=1e-3)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -105,8 +108,8 @@ def test_what_is_relaxed(training):
     """Translations by the published placement, not by the centred one; rotations by both."""
     z, pos, batch = molecules()
     turn = torch.linalg.qr(torch.randn(3, 3)).Q
-    for name, moves in (("schnet", True), ("schnet-centred", False)):
-        model, _ = relaxed(name)
+    for placement, moves in ((AS_IT_IS, True), (CENTRED, False)):
+        model, _ = relaxed(placement)
         model.train(training)
         before = model(z, pos, batch)
         away = copy.deepcopy(model)(z, pos + torch.tensor([3.0, -2.0, 5.0]) * (batch[:, None] + 1), batch)
@@ -119,7 +122,7 @@ def test_what_is_relaxed(training):
 
 
 def test_one_molecule_without_its_number():
-    model, _ = relaxed("schnet-centred")
+    model, _ = relaxed(CENTRED)
     model.eval()
     z, pos, _ = molecules()
     torch.testing.assert_close(model(z, pos), model(z, pos, torch.zeros_like(z)), rtol=1e-12, atol=1e-12)
@@ -142,7 +145,7 @@ def test_the_lie_penalty_of_the_centred_stream_ignores_translations():
     z, pos, batch = molecules()
     found = []
     for shift in (0.0, 9.0):
-        model, relaxation = relaxed("schnet-centred")
+        model, relaxation = relaxed(CENTRED)
         penalty = er.relaxation.regularizers.LieDerivative(relaxation)
         model(z, pos + shift, batch)
         penalty()
@@ -152,14 +155,14 @@ def test_the_lie_penalty_of_the_centred_stream_ignores_translations():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(PlacementError, match="Linear is no SchNet"):
-        er.relax(torch.nn.Linear(3, 3), "schnet")
-    with pytest.raises(PlacementError, match=r"encoder is no SchNet"):
-        er.relax(schnet(), SchNetStream(root="encoder."))
-    model = schnet()
-    model.interactions = torch.nn.ModuleList()
-    with pytest.raises(PlacementError, match="matches no module"):
-        er.relax(model, "schnet")
+    with pytest.raises(PlacementError, match="InteractionBlock"):
+        er.relax(torch.nn.Linear(3, 3), Streams("InteractionBlock", 3))
+    with pytest.raises(PlacementError, match=r"no module 'encoder'"):
+        er.relax(schnet(), Streams("InteractionBlock", 16, source="encoder"))
+    with pytest.raises(PlacementError, match="Linear has no whole number 'width'"):
+        er.relax(torch.nn.Linear(3, 3), Streams("Linear", "width"))
+    with pytest.raises(PlacementError, match=r"no argument 'where'.*'pos'"):
+        er.relax(schnet(), Streams("InteractionBlock", 16, "where"))
     with pytest.raises(UnfoldableError, match="residual stream"):
         er.project(relaxed()[0], mode="fold")
     assert er.project(relaxed()[0], mode="fold", unfoldable="drop").residuals[0].note.startswith("not folded")

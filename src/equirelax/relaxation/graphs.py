@@ -1,0 +1,126 @@
+"""Coordinates relative to the mean of their graph, so that translations stay exact: of which rows is the mean taken?
+
+Of (batch, nodes, n) the mean is over the nodes, those alone that a mask keeps. The rows of a flat batch, (nodes of all
+graphs, n) as in PyTorch Geometric, are told apart by an argument with the number of every node's graph, or by the edges.
+Rows that nothing tells apart are refused, since graphs that are centred together would move one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import PlacementError
+from equirelax.relaxation.sites import Argument, Named, Reader, parameters_of
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """How a call says which of its nodes are of one graph.
+
+    Args:
+        batch: The number of every node's graph, (nodes,) and whole.
+        edges: (2, edges) from row 0 to row 1. In a call without `batch`, a node's mean is over itself and the nodes whose edges
+            reach it, which for fully connected graphs is the graph's mean. With neither in the call, it has one graph.
+        mask: (..., nodes), true where a node is there.
+        one_graph: Whether all rows of a flat call are one graph.
+    """
+
+    batch: Argument | None = None
+    edges: Argument | None = None
+    mask: Argument | None = None
+    one_graph: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        path: str,
+        *,
+        batch: Named | None = None,
+        edges: Named | None = None,
+        mask: Named | None = None,
+        one_graph: bool = False,
+    ) -> Graphs:
+        """By the names of arguments of a module's forward. Unless one is named, or there is one graph, arguments called
+        `batch` and `edge_index` are taken where the forward has them.
+
+        Raises:
+            PlacementError: The forward has no argument of a name.
+        """
+        names = {parameter.name for parameter in parameters_of(module)}
+        if batch is None and edges is None and not one_graph:
+            batch = "batch" if "batch" in names else None
+            edges = "edge_index" if "edge_index" in names else None
+        found = [
+            None if given is None else Argument.of(module, given, path) for given in (batch, edges, mask)
+        ]
+        return cls(found[0], found[1], found[2], one_graph)
+
+    def mean(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Tensor:
+        """The mean of the coordinates x (..., nodes, n) of every node's graph, of the shape of x, or with 1 for the nodes.
+
+        Raises:
+            PlacementError: Nothing says which rows of a flat call are of one graph.
+        """
+        if x.dim() == 2 and not self.one_graph:
+            numbers = None if self.batch is None else self.batch.given(args, kwargs)
+            if numbers is None and self.edges is not None:
+                return neighbourhood_mean(x, self.edges(args, kwargs))
+            if self.batch is not None:
+                return group_means(x, numbers)
+            raise PlacementError(
+                f"{path or 'the model'}: nothing says which of the {len(x)} rows of coordinates are of one graph, so their "
+                "means are not known. Name the argument with the number of every node's graph, batch=..., or the edges, "
+                "edges=...; one_graph=True says that every call has one graph"
+            )
+        there = None if self.mask is None else self.mask.given(args, kwargs)
+        return x.mean(dim=-2, keepdim=True) if there is None else mean_where(x, there)
+
+
+def group_means(x: Tensor, group: Tensor | None) -> Tensor:
+    """The mean, for every row of x (rows, dim), over the rows with the same number in `group` (rows,) long; None is one
+    group. Shape (rows, dim), or (1, dim) for one group.
+    """
+    if group is None:
+        return x.mean(dim=0, keepdim=True)
+    # as many slots as rows: numbers are below that, and nothing waits for the device to find the largest
+    total = x.new_zeros(x.shape).index_add(0, group, x)
+    count = x.new_zeros(x.shape[0], 1).index_add(0, group, x.new_ones(x.shape[0], 1))
+    return (total / count.clamp(min=1)).index_select(0, group)
+
+
+def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
+    """Mean of x (nodes, 3) over every node and the sources of its incoming edges;
+    edge_index (2, edges) is (source, target).
+    """
+    source, target = edge_index[0], edge_index[1]
+    total = x.index_add(0, target, x[source])
+    count = torch.ones_like(x[:, :1]).index_add(0, target, torch.ones_like(x[source][:, :1]))
+    return total / count
+
+
+def mean_where(x: Tensor, there: Tensor) -> Tensor:
+    """Mean of x (..., nodes, n) over the nodes that are there (..., nodes): (..., 1, n); 0 where none is."""
+    weight = there.to(x.dtype).unsqueeze(-1)
+    return (x * weight).sum(dim=-2, keepdim=True) / weight.sum(dim=-2, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Positions(Reader):
+    """Positions (rows, n) of a call, relative to the mean of their graph, or as they are.
+
+    Args:
+        argument: The positions.
+        graphs: Of which rows the mean is taken; None reads positions as they are, which relaxes translations too.
+    """
+
+    argument: Argument
+    graphs: Graphs | None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x: Tensor = self.argument(args, kwargs)
+        return x if self.graphs is None else x - self.graphs.mean(x, args, kwargs, self.argument.name)
