@@ -19,10 +19,14 @@ SYMBOLS = ["H", "C", "O"]
 
 
 def frames(count: int = 2) -> list[Any]:
-    """The first test frames of ethanol (`ase.Atoms`), without their energies."""
+    """The first test frames of ethanol (`ase.Atoms`), whose forces are kept as the array "F"."""
     import ase.io
 
-    return [frame.copy() for frame in ase.io.read(SAMPLES / "md17" / "rmd17_ethanol_test.xyz", f":{count}")]
+    found = []
+    for frame in ase.io.read(SAMPLES / "md17" / "rmd17_ethanol_test.xyz", f":{count}"):
+        found.append(frame.copy())  # without the calculator that holds energy and forces
+        found[-1].arrays["F"] = frame.get_forces()
+    return found
 
 
 def network(num_layers: int = 2) -> nn.Module:

@@ -6,22 +6,26 @@ Every program runs as its users run it, in a process of its own.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
 pytest.importorskip("lightning", reason="needs Lightning: pip install 'equirelax[lightning]'")
 
-from nequip_networks import EXAMPLES, SAMPLES, audited, differ, frames
+from nequip_networks import EXAMPLES, SAMPLES, audited, differ, frames, results
 from torch.utils._pytree import tree_leaves
 from undisturbed import undisturbed
 
-from equirelax.integrations.nequip import calculator
+from equirelax.errors import CheckpointError
+from equirelax.integrations.nequip import calculator, load_relaxed
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SMALL = ["num_layers=2", "num_features=4", "radial_mlp_width=8"]
@@ -47,9 +51,10 @@ def train(folder: Path, *more: str, epochs: int = 2) -> str:
         "+trainer.enable_progress_bar=false",
         *small,
     ]
-    return program(
-        "nequip-train", "-cp", EXAMPLES, "-cn", "nequip", f"hydra.run.dir={folder}", *settings, *more
-    )
+    where = ("-cp", EXAMPLES, "-cn", "nequip", f"hydra.run.dir={folder}")
+    printed = program("nequip-train", *where, *settings, *more)
+    (folder / "printed.txt").write_text(printed, "utf-8")
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,41 @@ def test_it_is_compiled(trained: Path, tmp_path: Path) -> None:
     program("nequip-compile", trained / "best.ckpt", path, *options)
     compiled = NequIPCalculator.from_compiled_model(path, "cpu", chemical_species_to_atom_type_map=True)
     assert differ(calculator(load_saved_model(str(trained / "best.ckpt"))), compiled) < 1e-5
+
+
+def rmse(one: Any) -> float:
+    """Root of the mean squared error of the forces on the test frames, in eV/A."""
+    errors = [results(one, frame)[1] - frame.arrays["F"] for frame in frames(32)]
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def test_a_network_deployed_relaxed_is_loaded_with_its_residuals(tmp_path: Path) -> None:
+    """ResilientACE keeps them. NequIP's programs know the author's weights alone; `load_relaxed` gives what was tested."""
+    from nequip.model.saved_models.load_utils import load_saved_model
+
+    callback = "trainer.callbacks.1"
+    train(tmp_path, f"{callback}.method=resilient", f"+{callback}.primal_lr=0.01", epochs=1)
+    path = tmp_path / "last.ckpt"
+    relaxation = load_relaxed(path)
+    own = calculator(relaxation.model)
+    report = audited(relaxation.model, own.atoms_to_data(frames(1)[0]), deployed="relaxed")
+    assert report.relative > 1e-3
+    assert report.after is not None
+    assert report.after.relative < 1e-5
+    theirs = calculator(load_saved_model(str(path)))
+    assert differ(own, theirs) > 1e-3
+    with relaxation.strict():
+        assert differ(own, theirs) == 0
+    tested = [
+        float(x)
+        for x in re.findall(r"forces_rmse\W+([\d.e-]+)", (tmp_path / "printed.txt").read_text("utf-8"))
+    ]
+    assert tested == [pytest.approx(rmse(own), rel=1e-4)]
+
+
+def test_a_checkpoint_without_the_callback_is_refused(trained: Path, tmp_path: Path) -> None:
+    checkpoint = saved(trained / "last.ckpt")
+    checkpoint["callbacks"] = {}
+    torch.save(checkpoint, tmp_path / "plain.ckpt")
+    with pytest.raises(CheckpointError, match=r"plain\.ckpt"):
+        load_relaxed(tmp_path / "plain.ckpt")

@@ -116,9 +116,9 @@ class RelaxedInside:
                 raise CheckpointError(
                     f"the checkpoint has no residuals for the average {name}: it was made by a training without that average"
                 )
-        _fill(self.relaxation, state["residuals"], "the network")
+        fill(self.relaxation, state["residuals"], "the network")
         for name, copy in self._copies.items():
-            _fill(copy, state["copies"][name], name)
+            fill(copy, state["copies"][name], name)
         for name, average in self._averages.items():
             average.beside.load_state_dict(state["averages"][name])
 
@@ -135,7 +135,12 @@ def _state_of(relaxation: Relaxation) -> dict[str, dict[str, Tensor]]:
     return {key: dict(residual.state_dict()) for key, residual in relaxation}
 
 
-def _fill(relaxation: Relaxation, state: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
+def fill(relaxation: Relaxation, state: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
+    """Load the entry "residuals" of `RelaxedInside.state`; `what` names the network in messages.
+
+    Raises:
+        CheckpointError: The state is of a network with other residuals.
+    """
     here, there = list(relaxation.residuals), list(state)
     if here != there:
         odd = next(iter(sorted(set(here) ^ set(there)) or here))

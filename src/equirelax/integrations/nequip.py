@@ -2,8 +2,8 @@
 a file that was compiled by AOTInductor.
 
 `nequip-package` and `nequip-compile` begin with a checkpoint of `nequip-train`, which holds the author's weights alone. They are
-the way to deploy a projected network. What is here is for a network that is deployed relaxed, and for one that was trained in a
-loop of your own.
+the way to deploy a projected network. What is here is for a network that is deployed relaxed, whose residuals they leave out, and
+for one that was trained in a loop of your own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from equirelax.auditing import AuditReport, card
-from equirelax.errors import AuditError
-from equirelax.relaxation import Residual
+from equirelax.errors import AuditError, CheckpointError
+from equirelax.integrations.inside import fill
+from equirelax.relaxation import Placement, Relaxation, Residual, relax
 
 CARD = "equirelax_card"
 """Key of the model card in the metadata of a compiled file."""
@@ -42,6 +43,42 @@ def calculator(network: nn.Module, device: str = "cpu", species: Mapping[str, st
     symbols = {name: name for name in types} if species is None else dict(species)
     transforms = basic_transforms(model.metadata, float(model.metadata["r_max"]), types, symbols)
     return NequIPCalculator(model, device, transforms=transforms)
+
+
+def load_relaxed(path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
+    """The network of a checkpoint of `nequip-train` with its residuals, which NequIP's own programs leave out.
+
+    Weights and residuals are those that NequIP deploys: the averages where the training averaged (`EMALightningModule`).
+
+    Args:
+        path: A checkpoint of a training with `RelaxationCallback` on `module: model.sole_model`.
+        placement: The callback's placement; None is `relax`'s own.
+
+    Returns:
+        The handle; the network is its `model`.
+
+    Raises:
+        CheckpointError: The callback left nothing in the checkpoint, or it is of a network with other residuals.
+    """
+    from nequip.model.saved_models.load_utils import load_saved_model
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state()
+    saved = torch.load(path, map_location="cpu", weights_only=False)["callbacks"]
+    state = next((one for key, one in saved.items() if key.startswith("RelaxationCallback")), None)
+    if not state:
+        raise CheckpointError(
+            f"{os.fspath(path)} holds nothing of a RelaxationCallback: name the callback in the trainer's configuration, or load "
+            f"the network with NequIP's own programs"
+        )
+    relaxation = relax(load_saved_model(str(path)), placement)
+    fill(relaxation, state["residuals"], "the network")
+    parameters = [p for residual in relaxation.residuals.values() for p in residual.parameters()]
+    with torch.no_grad():
+        for average in state["averages"].values():
+            for i, parameter in enumerate(parameters):
+                parameter.copy_(average[f"ema_weight_{i}"])
+    return relaxation
 
 
 def compile_network(
