@@ -243,3 +243,27 @@ def test_a_loss_that_was_not_named_is_no_silent_training_without_penalty(
     method = er.ACE(relaxation, dual_lr=0.1).attach(optimizer)
     with training(method), pytest.raises(MethodError, match="penalty"):
         small.run(method, tmp_path, epochs=1, optimizer=optimizer)
+
+
+def test_mace_rebuilds_a_network_without_its_residuals(example: ModuleType) -> None:
+    """What docs/mace.md warns of: MACECalculator(compile_mode=...) and enable_cueq make a network of the configuration."""
+    from mace.tools.scripts_utils import extract_model
+
+    small = Small(example)
+    relaxation = er.relax(small.network, residual=er.Dense("normal", std=0.1))
+    relaxation.set_gamma(1.0)
+    frames = ase.io.read(TEST, ":2")
+    rebuilt = extract_model(small.network)
+    found = energy_and_forces(rebuilt, frames, example)
+    assert not torch.allclose(found[1], energy_and_forces(small.network, frames, example)[1], rtol=1e-2)
+    with relaxation.strict():
+        assert torch.allclose(
+            found[1], energy_and_forces(small.network, frames, example)[1], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_code_of_its_page_runs() -> None:
+    from doc_pages import ROOT, run
+
+    printed = run(ROOT / "docs" / "mace.md")[1]
+    assert "[[" in printed
