@@ -67,7 +67,7 @@ class SEGNNLayer(nn.Module):
         self.update_layer_2 = O3TensorProduct(HIDDEN, HIDDEN, ATTRIBUTES)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, node_attr: Tensor) -> Tensor:
-        source, target = edge_index
+        source, target = edge_index[0], edge_index[1]
         message = self.message_layer_1(torch.cat([x[target], x[source]], dim=-1), edge_attr)
         message = self.message_layer_2(message, edge_attr)
         received = torch.zeros_like(x).index_add(0, target, message)
