@@ -65,6 +65,7 @@ class TestEquiformerPytorch(NetworkConformance):
         return (None, positions(SE(3))), (None, vector(SE(3)))
 
 
+@pytest.mark.slow
 class TestReversible(TestEquiformerPytorch):
     """Its layers run again in the backward pass, where penalties must not count their inputs a second time."""
 

@@ -102,6 +102,7 @@ class TestSevenNet(NetworkConformance):
         return lambda _: deployed(data)
 
 
+@pytest.mark.slow
 class TestSevenNetLinear(TestSevenNet):
     """The form of SevenNet-0: its self-connection is a linear map."""
 
