@@ -129,6 +129,26 @@ def test_an_averaged_model_in_the_module(method: str, tmp_path: Path) -> None:
         assert torch.equal(torch.cat(fresh.outputs), found)
 
 
+class Taught(Module):
+    """With a second network of the same class: a copy of the first, or one of its own."""
+
+    def __init__(self, copied: bool) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.model) if copied else Network()
+        self.teacher.requires_grad_(False)
+
+
+def test_a_copy_is_relaxed_alike_and_a_network_of_its_own_is_left_alone(tmp_path: Path) -> None:
+    module = Taught(copied=True)
+    trainer(tmp_path, relaxing("resilient")).fit(module, data())
+    assert list(er.relaxation_of(module.teacher).residuals) == list(er.relaxation_of(module.model).residuals)
+    with pytest.raises(RelaxationStateError, match=r"^Taught\.teacher .*others=\('teacher',\)"):
+        trainer(tmp_path, relaxing()).fit(Taught(copied=False), data())
+    module = Taught(copied=False)
+    trainer(tmp_path, relaxing("resilient", others=("teacher",))).fit(module, data())
+    assert not any(isinstance(inside, Residual) for inside in module.teacher.modules())
+
+
 class NequIPs(Module):
     """Averages as NequIP's EMALightningModule does, with its class."""
 

@@ -8,10 +8,12 @@ parameters alone; what nobody here knows is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from equirelax.errors import RelaxationStateError
 from equirelax.relaxation import Relaxation
@@ -34,14 +36,39 @@ def held_modules(owners: Mapping[str, object]) -> Iterator[tuple[str, nn.Module]
                     yield f"{name}.{attribute}", one
 
 
-def copies_of(network: nn.Module, owners: Mapping[str, object]) -> dict[str, nn.Module]:
-    """Name -> module, of the owners' modules that have the network's class and the author's parameters, by name and shape."""
-    own, inside, found = _shapes(network), set(network.modules()), {}
-    for name, module in held_modules(owners):
-        for path, candidate in module.named_modules():
+@dataclass(frozen=True)
+class Copy:
+    """A module of the network's class, with the author's parameters by name and shape.
+
+    Args:
+        name: Where it is held.
+        network: The module.
+        is_average: Whether it stands in an `AveragedModel`, or in a copy of the whole module, as Lightning's averages have them.
+    """
+
+    name: str
+    network: nn.Module
+    is_average: bool
+
+
+def copies_of(network: nn.Module, owners: Mapping[str, object], module: nn.Module) -> list[Copy]:
+    """What the owners hold that looks like a copy of the network.
+
+    Args:
+        network: The network, relaxed or not.
+        owners: Name -> LightningModule or callback.
+        module: The module around the network.
+    """
+    own, inside, found = _shapes(network), set(network.modules()), []
+    for name, held in held_modules(owners):
+        averages: list[str] = []
+        for path, candidate in held.named_modules():
+            if isinstance(candidate, AveragedModel) or type(candidate) is type(module):
+                averages.append(f"{path}." if path else "")
             if candidate not in inside and type(candidate) is type(network) and _shapes(candidate) == own:
                 inside.update(candidate.modules())
-                found[f"{name}.{path}" if path else name] = candidate
+                known = any(path.startswith(prefix) for prefix in averages)
+                found.append(Copy(f"{name}.{path}" if path else name, candidate, known))
     return found
 
 
@@ -53,29 +80,42 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def relax_alike(copy: nn.Module, relaxation: Relaxation, name: str) -> Relaxation:
+def relax_alike(copy: Copy, relaxation: Relaxation) -> Relaxation:
     """The handle of a copy that has the residuals of the network, with its values and strengths; they train nowhere.
 
     A copy that was made of the relaxed network has them already, and is left as it is.
 
     Raises:
-        RelaxationStateError: The copy is relaxed in another way.
+        RelaxationStateError: The copy is relaxed in another way; or it is not known to be an average and has other weights,
+            so that it may be a network of its own.
     """
-    if any(isinstance(module, Residual) for module in copy.modules()):
-        handle = Relaxation(copy)
+    network = copy.network
+    if any(isinstance(module, Residual) for module in network.modules()):
+        handle = Relaxation(network)
     else:
+        if not copy.is_average and not _same_weights(network, relaxation):
+            raise RelaxationStateError(
+                f"{copy.name} ({type(network).__name__}) looks like a copy of the network with other weights: an average would "
+                f"have to be relaxed in the same way, and a network of its own must not. If it is the latter, say so with "
+                f"others=({copy.name.partition('.')[2]!r},); average with torch.optim.swa_utils.AveragedModel"
+            )
         for root, placement in relaxation.placements.items():
-            attach(copy.get_submodule(root), placement)
-        handle = Relaxation(copy)
+            attach(network.get_submodule(root), placement)
+        handle = Relaxation(network)
         for key in set(handle.residuals) & set(relaxation.residuals):
             handle[key].load_state_dict(relaxation[key].state_dict())
             handle[key].requires_grad_(False)
     if list(handle.residuals) != list(relaxation.residuals):
         raise RelaxationStateError(
-            f"{name} is a copy of {type(copy).__name__} with other residuals than the network ({len(handle)} and "
+            f"{copy.name} is a copy of {type(network).__name__} with other residuals than the network ({len(handle)} and "
             f"{len(relaxation)}), so that an average would pair wrong weights: make it of the relaxed network"
         )
     return handle
+
+
+def _same_weights(network: nn.Module, relaxation: Relaxation) -> bool:
+    own = relaxation.strict_parameters()
+    return all(torch.equal(p.to(own[name]), own[name]) for name, p in network.named_parameters())
 
 
 class StrictAverage:

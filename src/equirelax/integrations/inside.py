@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class RelaxedInside:
         relaxation: The relaxed network.
         module: The module around it, whose state dict has the author's keys alone until `release`.
         owners: Returns name -> object, of what may hold averages: the module, and callbacks of its trainer.
+        others: Paths in an owner of networks of their own, which are no averages.
 
     Attributes:
         relaxation: The relaxed network.
@@ -37,10 +38,14 @@ class RelaxedInside:
     """
 
     def __init__(
-        self, relaxation: Relaxation, module: nn.Module, owners: Callable[[], Mapping[str, object]]
+        self,
+        relaxation: Relaxation,
+        module: nn.Module,
+        owners: Callable[[], Mapping[str, object]],
+        others: Collection[str] = (),
     ) -> None:
         self.relaxation = relaxation
-        self._module, self._owners = module, owners
+        self._module, self._owners, self._others = module, owners, others
         self._copies: dict[str, Relaxation] = {}
         self._averages: dict[str, StrictAverage] = {}
         self._hooks: list[RemovableHandle] = []
@@ -50,16 +55,18 @@ class RelaxedInside:
     def pair(self) -> None:
         """Relax copies of the network, and adapt averages; call it again where others may have been made in between."""
         network, owners = self.relaxation.model, self._owners()
+        found = copies_of(network, owners, self._module)
         self._copies = {
-            name: relax_alike(copy, self.relaxation, name)
-            for name, copy in copies_of(network, owners).items()
+            copy.name: relax_alike(copy, self.relaxation)
+            for copy in found
+            if copy.name.partition(".")[2] not in self._others
         }
         known = {average.average for average in self._averages.values()}
         for name, inside in _all_modules(owners):
             if StrictAverage.fits(inside) and inside not in known:
                 self._averages[name] = StrictAverage(inside, self.relaxation)
         averages = [average.average for average in self._averages.values()]
-        refuse_unknown(network, owners, [*(copy.model for copy in self._copies.values()), *averages])
+        refuse_unknown(network, owners, [*(copy.network for copy in found), *averages])
         around = [inside for _, inside in _all_modules(owners) if type(inside) is type(self._module)]
         for one in (self._module, *around):
             if _leave_residuals_out not in one._state_dict_hooks.values():

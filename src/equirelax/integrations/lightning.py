@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.hooks import RemovableHandle
 
 from equirelax.auditing import AuditReport, audit
 from equirelax.errors import (
@@ -25,6 +21,7 @@ from equirelax.errors import (
 from equirelax.files import did_you_mean
 from equirelax.integrations.choice import MethodChoice
 from equirelax.integrations.inside import RelaxedInside
+from equirelax.integrations.trainer_run import TrainerRun, callbacks_of
 from equirelax.methods import Method
 from equirelax.relaxation import Placement, ProjectionReport, Relaxation, relax
 from equirelax.relaxation.relaxation import unwrapped
@@ -79,6 +76,8 @@ class RelaxationCallback(Callback):
         audit: How to check the network when `fit` ends: arguments of `equirelax.audit` by name, {"in_rep": ..., "out_rep": ...}.
             Without "sample" the network's first input in training is the sample. Or a function of the network, which returns the
             report. None: no audit.
+        others: Paths of modules in the LightningModule that look like a copy of the network and are networks of their own, such
+            as a teacher: they stay as they are.
         settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;
             `steps_per_epoch="auto"` takes that of an epoch.
 
@@ -103,17 +102,19 @@ class RelaxationCallback(Callback):
         module: str = "model",
         placement: Placement | str | None = None,
         audit: Mapping[str, Any] | Callable[[nn.Module], AuditReport] | None = None,
+        others: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         super().__init__()
         self._choice = MethodChoice(_plain(method), settings)
         self._path, self._placement, self._audit = module, placement, _checked_audit(audit)
+        self._others = tuple(others)
         self.method: Method | None = None
         self.projection: ProjectionReport | None = None
         self.report: AuditReport | None = None
         self._deploys_relaxed = bool(self._choice.deploys_relaxed)
         self._inside: RelaxedInside | None = None
-        self._run: _Run | None = None
+        self._run: TrainerRun | None = None
         self._start = 0  # the trainer's step at which the method was made
         self._kept: dict[str, Any] = {}  # the state at the end of the last fit, before the projection
 
@@ -134,7 +135,7 @@ class RelaxationCallback(Callback):
         if self._run is None or self._run.module is not pl_module:
             self._let_go()
             self.method, self._kept = None, {}
-        self._run = run = _Run(trainer, pl_module, stage == "fit")
+        self._run = run = TrainerRun(trainer, pl_module, stage == "fit")
         if run.fitting:
             _check_trainer(trainer)
             self.projection, self.report, self._kept = None, None, {}
@@ -143,17 +144,19 @@ class RelaxationCallback(Callback):
             run.wrap("configure_model", lambda call: _then(call, lambda: self._after_configure(run)))
         elif (network := _found(pl_module, self._path)) is not None and _is_relaxed(network):
             self._adopt(run, Relaxation(network))
+        else:
+            self._let_go()
 
-    def _after_setup(self, run: _Run) -> None:
+    def _after_setup(self, run: TrainerRun) -> None:
         run.is_set_up = True
         if not _builds_late(run.module):
             self._build(run)
 
-    def _after_configure(self, run: _Run) -> None:
+    def _after_configure(self, run: TrainerRun) -> None:
         if run.is_set_up:  # other callbacks call it in their setup
             self._build(run)
 
-    def _build(self, run: _Run) -> None:
+    def _build(self, run: TrainerRun) -> None:
         """Relax the network, make the method, and have its penalty added."""
         if not run.module.automatic_optimization:
             raise MethodError(
@@ -178,15 +181,15 @@ class RelaxationCallback(Callback):
             lambda call: lambda *args, **kwargs: self._with_penalty(run, call(*args, **kwargs)),
         )
 
-    def _make_method(self, run: _Run, relaxation: Relaxation) -> Method:
+    def _make_method(self, run: TrainerRun, relaxation: Relaxation) -> Method:
         lengths = {"total_steps": lambda: run.steps(self._start), "steps_per_epoch": run.steps_per_epoch}
         self.method = self._choice.make(relaxation, lengths)
         self._deploys_relaxed = self.method.deploys_relaxed
         return self.method
 
-    def _adopt(self, run: _Run, relaxation: Relaxation) -> RelaxedInside:
+    def _adopt(self, run: TrainerRun, relaxation: Relaxation) -> RelaxedInside:
         self._let_go()
-        self._inside = RelaxedInside(relaxation, run.module, lambda: run.owners(self))
+        self._inside = RelaxedInside(relaxation, run.module, lambda: run.owners(self), self._others)
         return self._inside
 
     def _let_go(self) -> None:
@@ -211,7 +214,7 @@ class RelaxationCallback(Callback):
         if self._run is not None:
             self._run.restore_random()
 
-    def _with_penalty(self, run: _Run, output: Any) -> Any:
+    def _with_penalty(self, run: TrainerRun, output: Any) -> Any:
         """What `training_step` returned, with the penalty where a step of the optimizer follows.
 
         The trainer divides every loss by the number of batches that it accumulates.
@@ -289,6 +292,13 @@ class RelaxationCallback(Callback):
         if self.report is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({ERROR: self.report.relative}, step=trainer.global_step)
+            if self.projection is not None and not self.report.equivariant:
+                warnings.warn(
+                    f"the projected {type(network).__name__} is not equivariant (relative error {self.report.relative:.1e}): "
+                    f"print(callback.report) says which module breaks it",
+                    EquirelaxWarning,
+                    stacklevel=2,
+                )
 
     def _audited(self, network: nn.Module, noted: Any) -> AuditReport | None:
         if self._audit is None:
@@ -373,109 +383,6 @@ class RelaxationCallback(Callback):
             run.random = state_dict["random"]
 
 
-class _Run:
-    """One call of the trainer: its module with the functions that are wrapped for it, and what is noted meanwhile.
-
-    Attributes:
-        is_set_up: Whether the module's `setup` is through.
-        has_loss: Whether a batch since the last step of the optimizer had a loss.
-        sample: The network's first input in training, where `note_input` asked for it.
-        random: The random state to go on with.
-    """
-
-    def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
-        self.trainer, self.module, self.fitting = trainer, module, fitting
-        self.is_set_up = self.has_loss = False
-        self.sample: Any = None
-        self.random: dict[str, Any] | None = None
-        self._wrapped: dict[str, Any] = {}
-        self._hooks: list[RemovableHandle] = []
-
-    def wrap(self, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Replace a function of the module until `end`, once."""
-        if name not in self._wrapped:
-            original = getattr(self.module, name)
-            self._wrapped[name] = self.module.__dict__.get(name)
-            setattr(self.module, name, functools.wraps(original)(around(original)))
-
-    def note_input(self, network: nn.Module) -> None:
-        """Keep the first input that the network gets in training."""
-
-        def note(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.sample is None and network.training:
-                self.sample = _as_sample(network, args, kwargs)
-
-        self._hooks.append(network.register_forward_pre_hook(note, with_kwargs=True))
-
-    def end(self) -> None:
-        """Give the module its functions back."""
-        for name, before in self._wrapped.items():
-            if before is None:
-                delattr(self.module, name)
-            else:
-                setattr(self.module, name, before)
-        for hook in self._hooks:
-            hook.remove()
-        self._wrapped, self._hooks = {}, []
-
-    def owners(self, callback: Callback) -> dict[str, object]:
-        """Name -> object, of what may hold averages: the module, and the other callbacks."""
-        found: dict[str, object] = {type(self.module).__name__: self.module}
-        for other in _callbacks(self.trainer):
-            if other is not callback:
-                name = type(other).__name__
-                found[name if name not in found else f"{name} {len(found)}"] = other
-        return found
-
-    def step_follows(self) -> bool:
-        """Whether a step of the optimizer follows the present batch."""
-        trainer = self.trainer
-        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        last = trainer.is_last_batch or ready >= trainer.num_training_batches
-        return last or ready % trainer.accumulate_grad_batches == 0
-
-    def steps(self, start: int) -> int:
-        """Number of the optimizer's steps from `start` to the end of training."""
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total) or total < 0:
-            raise MethodError(
-                "the trainer does not know how many steps the training has (no max_epochs and no max_steps, or data without a "
-                "length): give Trainer(max_steps=...), or total_steps to the callback"
-            )
-        return max(int(total) - start, 1)
-
-    def steps_per_epoch(self) -> int:
-        """Number of the optimizer's steps of an epoch."""
-        if self.trainer.train_dataloader is None:
-            self.trainer.fit_loop.setup_data()
-        batches = self.trainer.num_training_batches
-        if not math.isfinite(batches):
-            raise MethodError("the training data have no length: give steps_per_epoch as a number")
-        return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
-
-    def random_state(self) -> dict[str, Any] | None:
-        """Torch's random state; None with several processes, of which one alone writes the checkpoint."""
-        if self.trainer.world_size > 1:
-            return None
-        device = self.module.device
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-    def restore_random(self) -> None:
-        """Set torch's random state to that of the checkpoint, if there is one."""
-        if self.random is None:
-            return
-        torch.set_rng_state(self.random["cpu"].cpu())
-        if self.random["cuda"] is not None and self.module.device.type == "cuda":
-            torch.cuda.set_rng_state(self.random["cuda"].cpu(), self.module.device)
-        self.random = None
-        loop = self.trainer.fit_loop
-        if (
-            loop.is_resuming and loop._data_fetcher is not None
-        ):  # it was begun before, with other random numbers
-            iter(loop._data_fetcher)
-
-
 def _then(call: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
     def both(*args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
@@ -524,13 +431,8 @@ def _network(module: LightningModule, path: str) -> nn.Module:
     return found
 
 
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found
-
-
 def _check_trainer(trainer: Trainer) -> None:
-    if sum(isinstance(callback, RelaxationCallback) for callback in _callbacks(trainer)) > 1:
+    if sum(isinstance(callback, RelaxationCallback) for callback in callbacks_of(trainer)) > 1:
         raise MethodError(
             "the trainer has two callbacks of this class: relax a module that holds both parts, with one"
         )
@@ -582,20 +484,6 @@ def _checked_audit(given: Any) -> Any:
             f"the network"
         )
     return given
-
-
-def _as_sample(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call's arguments in the form that `audit` takes, copied, for the network may write into them."""
-    if args and kwargs:
-        bound = inspect.signature(network.forward).bind(*args, **kwargs)
-        args, kwargs = (), dict(bound.arguments)
-    return tree_map(_copied, kwargs or (args if len(args) > 1 else args[0]))
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return value.clone() if hasattr(value, "clone") else value
 
 
 def _warn_if_early(method: Method, gamma: float) -> None:

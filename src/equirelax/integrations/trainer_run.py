@@ -1,0 +1,142 @@
+"""One call of Lightning's trainer, such as `fit`: what a callback does to the module meanwhile, and asks of the trainer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from equirelax.errors import MethodError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class TrainerRun:
+    """One call of the trainer: its module with the functions that are wrapped for it, and what is noted meanwhile.
+
+    Attributes:
+        is_set_up: Whether the module's `setup` is through.
+        has_loss: Whether a batch since the last step of the optimizer had a loss.
+        sample: The network's first input in training, where `note_input` asked for it.
+        random: The random state to go on with.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
+        self.trainer, self.module, self.fitting = trainer, module, fitting
+        self.is_set_up = self.has_loss = False
+        self.sample: Any = None
+        self.random: dict[str, Any] | None = None
+        self._wrapped: dict[str, Any] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def wrap(self, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace a function of the module until `end`, once."""
+        if name not in self._wrapped:
+            original = getattr(self.module, name)
+            self._wrapped[name] = self.module.__dict__.get(name)
+            setattr(self.module, name, functools.wraps(original)(around(original)))
+
+    def note_input(self, network: nn.Module) -> None:
+        """Keep the first input that the network gets in training."""
+
+        def note(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.sample is None and network.training:
+                self.sample = _as_sample(network, args, kwargs)
+
+        self._hooks.append(network.register_forward_pre_hook(note, with_kwargs=True))
+
+    def end(self) -> None:
+        """Give the module its functions back."""
+        for name, before in self._wrapped.items():
+            if before is None:
+                delattr(self.module, name)
+            else:
+                setattr(self.module, name, before)
+        for hook in self._hooks:
+            hook.remove()
+        self._wrapped, self._hooks = {}, []
+
+    def owners(self, callback: Callback) -> dict[str, object]:
+        """Name -> object, of what may hold averages: the module, and the other callbacks."""
+        found: dict[str, object] = {type(self.module).__name__: self.module}
+        for other in callbacks_of(self.trainer):
+            if other is not callback:
+                name = type(other).__name__
+                found[name if name not in found else f"{name} {len(found)}"] = other
+        return found
+
+    def step_follows(self) -> bool:
+        """Whether a step of the optimizer follows the present batch."""
+        trainer = self.trainer
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        last = trainer.is_last_batch or ready >= trainer.num_training_batches
+        return last or ready % trainer.accumulate_grad_batches == 0
+
+    def steps(self, start: int) -> int:
+        """Number of the optimizer's steps from `start` to the end of training."""
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 0:
+            raise MethodError(
+                "the trainer does not know how many steps the training has (no max_epochs and no max_steps, or data without a "
+                "length): give Trainer(max_steps=...), or total_steps to the callback"
+            )
+        return max(int(total) - start, 1)
+
+    def steps_per_epoch(self) -> int:
+        """Number of the optimizer's steps of an epoch."""
+        if self.trainer.train_dataloader is None:
+            self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches
+        if not math.isfinite(batches):
+            raise MethodError("the training data have no length: give steps_per_epoch as a number")
+        return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
+
+    def random_state(self) -> dict[str, Any] | None:
+        """Torch's random state; None with several processes, of which one alone writes the checkpoint."""
+        if self.trainer.world_size > 1:
+            return None
+        device = self.module.device
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def restore_random(self) -> None:
+        """Set torch's random state to that of the checkpoint, if there is one."""
+        if self.random is None:
+            return
+        torch.set_rng_state(self.random["cpu"].cpu())
+        if self.random["cuda"] is not None and self.module.device.type == "cuda":
+            torch.cuda.set_rng_state(self.random["cuda"].cpu(), self.module.device)
+        self.random = None
+        loop = self.trainer.fit_loop
+        if (
+            loop.is_resuming and loop._data_fetcher is not None
+        ):  # it was begun before, with other random numbers
+            iter(loop._data_fetcher)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The trainer's callbacks, also those that the module added."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
+
+def _as_sample(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call's arguments in the form that `audit` takes, copied, for the network may write into them."""
+    if args and kwargs:
+        bound = inspect.signature(network.forward).bind(*args, **kwargs)
+        args, kwargs = (), dict(bound.arguments)
+    return tree_map(_copied, kwargs or (args if len(args) > 1 else args[0]))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.clone() if hasattr(value, "clone") else value
