@@ -12,7 +12,7 @@ from equirelax.relaxation.checkpoint import (
     save,
 )
 from equirelax.relaxation.entries import Entry
-from equirelax.relaxation.graphs import Graphs, Positions
+from equirelax.relaxation.graphs import Graphs, Positions, group_means
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
 from equirelax.relaxation.kinds import (
     MLP,
@@ -51,6 +51,7 @@ from equirelax.relaxation.sites import (
     RowSite,
     Site,
     Writer,
+    misfit,
 )
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.streams import StreamResidual, StreamSite
@@ -109,9 +110,11 @@ __all__ = [
     "Writer",
     "block_sites",
     "cannot_fold",
+    "group_means",
     "kinds",
     "load",
     "load_relaxation_state",
+    "misfit",
     "position_stream",
     "project",
     "read",
