@@ -62,5 +62,7 @@ def _channelwise(module: nn.Module) -> list[nn.Parameter]:
     for name, count, axes, axis in (("Contracter", "mul", 2, 0), ("Contraction", "num_features", 3, -1)):
         if name in names:
             channels = getattr(module, count, None)
-            return [p for p in module.parameters() if p.dim() == axes and p.shape[axis] == channels]
+            holders = [module, *(child for child in module.children() if isinstance(child, nn.ParameterList))]
+            own = [p for holder in holders for p in holder.parameters(recurse=False)]  # not its residual's
+            return [p for p in own if p.dim() == axes and p.shape[axis] == channels]
     return []
