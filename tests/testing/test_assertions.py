@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import unittest
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from equirelax.errors import NonFiniteError
 from equirelax.methods import ACE, Method
 from equirelax.relaxation import Layers, Linear, Placement, Relaxation
-from equirelax.symmetry import SO, vector
-from equirelax.testing import LayerFamilyConformance, MethodConformance, ModelConformance, assert_equivariant
+from equirelax.symmetry import SO, On, vector
+from equirelax.testing import (
+    LayerFamilyConformance,
+    MethodConformance,
+    ModelConformance,
+    NetworkConformance,
+    assert_equivariant,
+)
 from equirelax.testing.checks import check, close, equal, finite, refused, same, skip
 
 torch.set_num_threads(1)
@@ -169,6 +175,76 @@ def test_method_conformance_can_fail() -> None:
         "test_a_foreign_state_is_refused",
         "test_a_skipped_step_moves_nothing",
     }
+
+
+class VNLinear(nn.Module):
+    """A map of vectors in the form of vector neurons' public code, (batch, channels, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map_to_feat = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map_to_feat(x.mT).mT
+
+
+class Theirs(NetworkConformance):
+    """A network that does all that it should."""
+
+    name = "Theirs"
+    count = 2
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(VNLinear(), VNLinear())
+
+    def inputs(self, dtype: torch.dtype) -> Any:
+        return torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+    def representations(self) -> tuple[Any, Any]:
+        return On(V, -1), On(V, -1)
+
+
+class Wronged(Theirs):
+    """Says that it cannot be copied in any way, and has another number of residuals."""
+
+    count = 3
+    cannot: ClassVar[dict[str, str]] = dict.fromkeys(("copy", "pickle", "export", "script"), "so it says")
+
+
+class Tilted(Theirs):
+    """Is not equivariant, has a residual that no gradient reaches, and returns something else at every call."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = VNLinear(), VNLinear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.used(x) + 0.1 * torch.rand((), dtype=x.dtype)
+            return y + 0.0 * self.unused(x)
+
+    def network(self) -> nn.Module:
+        return self.Network()
+
+
+def test_network_conformance_can_fail_and_notes_what_it_saw() -> None:
+    assert failures(Theirs()) == set()
+    seen = NetworkConformance.seen.pop("Theirs")
+    assert seen["residuals"] == 2
+    assert seen["projected_error_float64"] < 1e-10 < 1e-3 < seen["relaxed_error"]
+    assert failures(Wronged()) == {
+        "test_residuals_are_where_they_should_be",
+        "test_copies_compute_the_same",
+        "test_projected_it_exports_as_before",
+        "test_projected_it_scripts_as_before",
+    }
+    assert failures(Tilted()) >= {
+        "test_projected_it_is_the_authors_network",
+        "test_ace_trains_every_residual",
+        "test_scheduled_trains_every_residual",
+        "test_copies_compute_the_same",
+    }
+    NetworkConformance.seen.pop("Theirs")
 
 
 def test_needs_neither_pytest_nor_e3nn_nor_pyg() -> None:
