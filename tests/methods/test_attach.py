@@ -588,3 +588,18 @@ def test_two_phases_from_strict_to_learnt() -> None:
     train(relaxation, method, [optimizer], 2)
     assert not any(torch.equal(p, before[name]) for name, p in relaxation.residual_parameters().items())
     assert multipliers(method) != [0.0, 0.0]
+
+
+def test_a_step_that_the_loop_leaves_out_moves_nothing() -> None:
+    relaxation = chain()
+    optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=1e-2)
+    method = scheduled(relaxation).attach(optimizer)
+    train(relaxation, method, [optimizer], 3)
+    method.skip()
+    optimizer.step()  # a batch without a loss: no penalty before it, and no error
+    assert method.steps == 3
+    method.skip()  # the optimizer is not called at all, as under a GradScaler
+    train(relaxation, method, [optimizer], 2)
+    assert method.steps == 5
+    with pytest.raises(MethodError, match="penalty"):
+        optimizer.step()
