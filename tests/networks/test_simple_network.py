@@ -26,7 +26,7 @@ class TestSimpleNetwork(NetworkConformance):
     )
     cannot: ClassVar = {
         "export": "it makes its edges itself, on whose number torch.export cannot branch",
-        "script": "it calls o3.spherical_harmonics with a range, which TorchScript cannot",
+        "script": "its layers take *arguments, which TorchScript cannot",
     }
 
     def network(self) -> nn.Module:
