@@ -312,27 +312,29 @@ class Several(nn.Module):
         return {"v": vectors, "all": torch.cat([edges["where"], s], dim=-1), "n": s.shape[0]}
 
 
+SEVERAL = Blocks(
+    "Several",
+    reads=(
+        Reads("x", "4x0e", item=0),
+        Reads("x", On("1x1o", -1), item=1, channel_axis=-2, channels=2),
+        Reads("edges", "1x1o", item="where", centred=True),
+    ),
+    adds=(
+        Adds("v", On("1x1o", -1), channel_axis=-2, channels=2),
+        Adds("all", "1x1o", span=(0, 3), slot="x"),
+        Adds("all", "2x0e", span=(5, 7), slot="h"),
+    ),
+    batch=(1, "edges", "graph"),
+    residual=Dense(init="normal", std=0.3),
+)
+
+
 def test_several_tensors_with_channels_entries_and_spans() -> None:
     """Reads an entry of a tuple and of a mapping, channels on their own axis, and a part of the last axis; adds likewise."""
-    placement = Blocks(
-        "Several",
-        reads=(
-            Reads("x", "4x0e", item=0),
-            Reads("x", On("1x1o", -1), item=1, channel_axis=-2, channels=2),
-            Reads("edges", "1x1o", item="where", centred=True),
-        ),
-        adds=(
-            Adds("v", On("1x1o", -1), channel_axis=-2, channels=2),
-            Adds("all", "1x1o", span=(0, 3), slot="x"),
-            Adds("all", "2x0e", span=(5, 7), slot="h"),
-        ),
-        batch=(1, "edges", "graph"),
-        residual=Dense(init="normal", std=0.3),
-    )
-    assert decode(encode(placement)) == placement
+    assert decode(encode(SEVERAL)) == SEVERAL
     torch.manual_seed(0)
     model = nn.ModuleDict({"b": Several()}).double()
-    relaxation = er.relax(model, placement)
+    relaxation = er.relax(model, SEVERAL)
     assert list(relaxation.residuals) == ["b:v", "b:x", "b:h"]
     assert [(r.in_rep.dim, r.out_rep.dim) for _, r in relaxation] == [(13, 6), (13, 3), (13, 2)]
     relaxation.set_gamma(1.0)
@@ -348,3 +350,19 @@ def test_several_tensors_with_channels_entries_and_spans() -> None:
     moved = torch.cat([deltas[1], torch.zeros(7, 2, dtype=torch.float64), deltas[2]], dim=1)
     torch.testing.assert_close(found["all"], strict["all"] + moved, rtol=1e-12, atol=1e-12)
     assert found["n"] == 7
+
+
+@pytest.mark.slow
+def test_blocks_compile_without_a_break_and_export() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"b": Several()}).double()
+    relaxation = er.relax(model, SEVERAL)
+    relaxation.set_gamma(1.0)
+    s, v, where = (torch.randn(7, *shape, dtype=torch.float64) for shape in ((4,), (2, 3), (3,)))
+    sample = (s, v), {"where": where, "scale": torch.rand(7, dtype=torch.float64), "graph": GRAPH}
+    expected = model["b"](*sample)
+    compiled = torch.compile(model["b"], backend="eager", fullgraph=True)
+    for made in (compiled, torch.export.export(model["b"], sample).module()):
+        found = made(*sample)
+        for name in ("v", "all"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)

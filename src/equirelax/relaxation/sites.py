@@ -218,6 +218,8 @@ class AddTo(Writer):
         """The output with `value` in the place of what is added to."""
         if self.item is None:
             return value
+        if type(output) is dict:  # torch.compile does not trace copy.copy
+            return {**output, self.item: value}
         if isinstance(output, Mapping):
             changed: Any = copy.copy(output)
             changed[self.item] = value

@@ -87,7 +87,7 @@ class Layout:
         """The shape of the rows of a tensor of the given shape."""
         axes = self.standing(len(shape))
         others = [size for axis, size in enumerate(shape) if axis not in axes]
-        return (*others, math.prod(shape[axis] for axis in axes))
+        return (*others, math.prod([shape[axis] for axis in axes]))  # a list, which torch.compile can trace
 
 
 def laid_out(
