@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import equirelax as er
@@ -29,12 +30,19 @@ def frames(count: int = 2) -> list[Any]:
     return found
 
 
-def network(num_layers: int = 2) -> nn.Module:
-    """Two layers of four channels, float64; NequIP draws its weights from a seed of its own."""
-    from nequip.model import NequIPGNNModel
+def begin() -> None:
+    """What every program of NequIP begins with. A second call does not set the default dtype, which another test may have set."""
     from nequip.utils.global_state import set_global_state
 
     set_global_state()
+    torch.set_default_dtype(torch.float64)
+
+
+def network(num_layers: int = 2) -> nn.Module:
+    """Two layers of four channels, float64; NequIP draws its weights from a seed of its own."""
+    from nequip.model import NequIPGNNModel
+
+    begin()
     model: nn.Module = NequIPGNNModel(
         seed=0, model_dtype="float64", r_max=4.0, type_names=SYMBOLS, num_layers=num_layers, l_max=1, num_features=4,
         radial_mlp_width=8, avg_num_neighbors=8.0, per_type_energy_scales=1.0, per_type_energy_shifts=0.0,

@@ -20,7 +20,7 @@ import torch
 pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
 pytest.importorskip("lightning", reason="needs Lightning: pip install 'equirelax[lightning]'")
 
-from nequip_networks import EXAMPLES, SAMPLES, audited, differ, frames, results
+from nequip_networks import EXAMPLES, SAMPLES, audited, begin, differ, frames, results
 from torch.utils._pytree import tree_leaves
 from undisturbed import undisturbed
 
@@ -69,10 +69,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _undisturbed() -> Iterator[None]:
-    from nequip.utils.global_state import set_global_state
-
     with undisturbed():
-        set_global_state()
+        begin()
         yield
 
 

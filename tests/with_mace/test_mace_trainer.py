@@ -65,9 +65,10 @@ class Small:
         self.loss = modules.WeightedEnergyForcesLoss()
         self.tools = tools
 
-    def run(self, method: Any, folder: Path, epochs: int = 2, ema: Any = None, **options: Any) -> list[dict]:
+    def run(
+        self, folder: Path, optimizer: torch.optim.Optimizer, epochs: int = 2, ema: Any = None
+    ) -> list[dict]:
         """Train; returns what MACE logged."""
-        optimizer = options.pop("optimizer")
         logger = self.tools.MetricsLogger(str(folder), "log")
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
         self.checkpoints = self.tools.CheckpointHandler(directory=str(folder), tag="small")
@@ -158,7 +159,7 @@ def test_training_adds_the_penalty_and_evaluates_without_residuals(
     optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
     hooks = len(small.network._forward_hooks), len(small.network._forward_pre_hooks)
     with training(method.attach(optimizer), small.loss):
-        logs = small.run(method, tmp_path, optimizer=optimizer)
+        logs = small.run(tmp_path, optimizer=optimizer)
     assert (len(small.network._forward_hooks), len(small.network._forward_pre_hooks)) == hooks
     assert not small.loss._forward_hooks
     assert relaxation.history.steps == 4  # two epochs of two batches
@@ -173,6 +174,27 @@ def test_training_adds_the_penalty_and_evaluates_without_residuals(
     )
 
 
+def test_averaged_weights_are_evaluated_without_residuals(example: ModuleType, tmp_path: Path) -> None:
+    """MACE's own averages, made after relax, are of the author's weights and of the residuals."""
+    from torch_ema import ExponentialMovingAverage
+
+    from equirelax.integrations.mace import training
+
+    small = Small(example)
+    relaxation = er.relax(small.network)
+    optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
+    ema = ExponentialMovingAverage(small.network.parameters(), decay=0.5)
+    with training(er.ACE(relaxation, dual_lr=0.1).attach(optimizer), small.loss):
+        logs = small.run(tmp_path, epochs=1, ema=ema, optimizer=optimizer)
+    with relaxation.strict():
+        assert logs[-1]["loss"] != pytest.approx(small.validated(), rel=1e-4)
+        with ema.average_parameters():
+            assert logs[-1]["loss"] == pytest.approx(small.validated(), rel=1e-6)
+    small.checkpoints.load_latest(small.state)
+    er.project(small.network)
+    assert logs[-1]["loss"] == pytest.approx(small.validated(), rel=1e-6)
+
+
 def test_the_penalty_is_minimised(example: ModuleType, tmp_path: Path) -> None:
     """With large multipliers every strength falls, whatever the data say."""
     from equirelax.integrations.mace import training
@@ -182,7 +204,7 @@ def test_the_penalty_is_minimised(example: ModuleType, tmp_path: Path) -> None:
     method.multipliers.fill_(1e6)
     optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
     with training(method.attach(optimizer), small.loss):
-        small.run(method, tmp_path, epochs=1, optimizer=optimizer)
+        small.run(tmp_path, epochs=1, optimizer=optimizer)
     assert method.relaxation.gammas().max() < 0.99
 
 
@@ -197,7 +219,7 @@ def test_a_method_that_deploys_relaxed_is_evaluated_relaxed(example: ModuleType,
     optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
     method = er.ResilientACE(relaxation, primal_lr=1e-2, dual_lr=0.1).attach(optimizer)
     with training(method, small.loss):
-        logs = small.run(method, tmp_path, epochs=1, optimizer=optimizer)
+        logs = small.run(tmp_path, epochs=1, optimizer=optimizer)
     assert logs[-1]["loss"] == pytest.approx(small.validated(), rel=1e-6)
     torch.save(small.network, tmp_path / "relaxed.model")
     loaded = MACECalculator(
@@ -242,7 +264,7 @@ def test_a_loss_that_was_not_named_is_no_silent_training_without_penalty(
     optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
     method = er.ACE(relaxation, dual_lr=0.1).attach(optimizer)
     with training(method), pytest.raises(MethodError, match="penalty"):
-        small.run(method, tmp_path, epochs=1, optimizer=optimizer)
+        small.run(tmp_path, epochs=1, optimizer=optimizer)
 
 
 def test_mace_rebuilds_a_network_without_its_residuals(example: ModuleType) -> None:
