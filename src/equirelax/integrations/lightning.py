@@ -23,7 +23,7 @@ from equirelax.integrations.choice import MethodChoice
 from equirelax.integrations.inside import RelaxedInside
 from equirelax.integrations.trainer_run import TrainerRun, callbacks_of
 from equirelax.methods import Method
-from equirelax.relaxation import Placement, ProjectionReport, Relaxation, relax
+from equirelax.relaxation import Placement, ProjectionReport, Relaxation, placements, relax
 from equirelax.relaxation.relaxation import unwrapped
 from equirelax.relaxation.residual import Residual
 from equirelax.settings import shown
@@ -164,14 +164,8 @@ class RelaxationCallback(Callback):
                 f"a penalty to its loss: write penalty and attach in the module, as in the README's loop"
             )
         network = _network(run.module, self._path)
-        if not _is_relaxed(network):
-            relaxation = relax(network, self._placement)
-        elif self._placement is not None and self._inside is None:
-            raise PlacementError(
-                f"{type(network).__name__} is relaxed already, so that the placement would have no effect: leave it out"
-            )
-        else:
-            relaxation = Relaxation(network)
+        relaxation = Relaxation(network) if _is_relaxed(network) else relax(network, self._placement)
+        _check_placement(relaxation, self._placement)
         self._make_method(run, relaxation)  # it sets the strengths, from which averages begin
         self._adopt(run, relaxation)
         if isinstance(self._audit, Mapping) and "sample" not in self._audit:
@@ -429,6 +423,16 @@ def _network(module: LightningModule, path: str) -> nn.Module:
             f"network's path, RelaxationCallback(module=...)"
         )
     return found
+
+
+def _check_placement(relaxation: Relaxation, wanted: Placement | str | None) -> None:
+    """Check that a network that was relaxed before was relaxed in the way that is asked for now."""
+    wanted = placements.get(wanted) if isinstance(wanted, str) else wanted
+    if wanted is not None and list(relaxation.placements.values()) != [wanted]:
+        raise PlacementError(
+            f"{type(relaxation.model).__name__} is relaxed already, and not by the callback's placement: leave that out to "
+            f"train the residuals that are there, or call equirelax.project(network) first"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:
