@@ -3,6 +3,7 @@
 from equirelax.relaxation.networks import (  # noqa: F401  (each registers its networks)
     allegro,
     dimenet,
+    egnn,
     egnn_pytorch,
     gated_equivariant,
     gvp,
