@@ -6,6 +6,7 @@ from equirelax.relaxation.networks import (  # noqa: F401  (each registers its n
     egnn,
     egnn_pytorch,
     gated_equivariant,
+    gotennet,
     gvp,
     lgatr,
     painn,

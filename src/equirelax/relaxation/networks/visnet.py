@@ -8,16 +8,15 @@ The readout `EquivariantScalar` is relaxed as in `gated_equivariant`.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-import torch
 from torch import nn
 
 from equirelax.relaxation.networks.gated_equivariant import readout_maps
 from equirelax.relaxation.networks.maps import map_sites, maps_of
 from equirelax.relaxation.networks.network import Network, register_network
+from equirelax.relaxation.networks.spherical import spherical
 from equirelax.relaxation.sites import Site, join
-from equirelax.symmetry import O, On, cartesian, vector
 
 # Maps that the last layer lacks.
 EDGES = ("w_src_proj", "w_trg_proj")
@@ -38,30 +37,14 @@ class ViSNet(Network):
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
         """One for every map of every layer but the first, and of the readout."""
-        block = _block(module)
+        block: Any = _block(module)
         inside = "" if block is module else "representation_model"
         maps: dict[str, nn.Linear] = {}
         for i, layer in enumerate(_layers(block)[1:], start=1):
             maps.update(_maps(layer, join(inside, f"vis_mp_layers.{i}")))
         if block is not module:
             maps.update(readout_maps(module.get_submodule("output_model"), "output_model"))
-        return map_sites(path, maps, _features(2 if getattr(block, "lmax", 1) == 2 else 1))
-
-
-def _features(lmax: int) -> On:
-    """How features of degrees 1 to `lmax` transform.
-
-    The components of degree 2 are sqrt(3) xz, sqrt(3) xy, y^2 - (x^2 + z^2) / 2, sqrt(3) yz, sqrt(3) (z^2 - x^2) / 2: inner
-    products of x x^T with symmetric traceless matrices, which are orthogonal and of equal norm.
-    """
-    if lmax == 1:
-        return On(vector(O(3)), -2)
-    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
-    for k, i, j in ((0, 0, 2), (1, 0, 1), (3, 1, 2)):
-        basis[k, i, j] = basis[k, j, i] = math.sqrt(3.0) / 2
-    basis[2] = torch.diag(torch.tensor([-0.5, 1.0, -0.5], dtype=torch.float64))
-    basis[4] = torch.diag(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)) * math.sqrt(3.0) / 2
-    return On(vector(O(3)) + cartesian(O(3), basis), -2)
+        return map_sites(path, maps, spherical(range(1, block.lmax + 1)))
 
 
 def _block(module: nn.Module) -> nn.Module:
