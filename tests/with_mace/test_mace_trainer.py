@@ -267,6 +267,17 @@ def test_a_loss_that_was_not_named_is_no_silent_training_without_penalty(
         small.run(tmp_path, epochs=1, optimizer=optimizer)
 
 
+def test_a_method_that_needs_moved_samples_is_refused(example: ModuleType, tmp_path: Path) -> None:
+    from equirelax.integrations.mace import training
+
+    small = Small(example)
+    method = er.methods.get("remul")(er.relax(small.network))
+    optimizer = torch.optim.Adam(small.network.parameters(), lr=1e-2)
+    with training(method.attach(optimizer), small.loss), pytest.raises(MethodError, match="moved"):
+        small.run(tmp_path, epochs=1, optimizer=optimizer)
+    assert not small.network._forward_pre_hooks
+
+
 def test_mace_rebuilds_a_network_without_its_residuals(example: ModuleType) -> None:
     """What docs/mace.md warns of: MACECalculator(compile_mode=...) and enable_cueq make a network of the configuration."""
     from mace.tools.scripts_utils import extract_model
