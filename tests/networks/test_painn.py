@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import few_atoms
 import pytest
 import torch
-from minimal.painn import PaiNN
+from minimal.painn import PaiNN, PainnUpdate
 from torch import nn
 
 import equirelax as er
 from equirelax.errors import PlacementError
-from equirelax.symmetry import E, positions, vector
+from equirelax.symmetry import E, O, On, positions, vector
 from equirelax.testing import NetworkConformance
 
 
@@ -44,3 +45,18 @@ def test_an_update_block_of_another_form_is_not_taken_for_one(linear: nn.Module)
     network.vec_proj = linear
     with pytest.raises(PlacementError):
         er.relax(network)
+
+
+def test_the_two_images_of_the_vectors_may_have_a_map_each() -> None:
+    network = PainnUpdate(4).double()
+    relaxation = er.relax(network, generator=torch.Generator().manual_seed(0))
+    assert list(relaxation.residuals) == ["update_U", "update_V"]
+    vectors = On(vector(O(3)), -2)
+    sample = few_atoms.draw(5, 4, dtype=torch.float64), few_atoms.draw(5, 3, 4, dtype=torch.float64, seed=2)
+    report = er.audit(network, sample, (None, vectors), (None, vectors))
+    assert report.equivariant
+
+
+def test_maps_with_a_bias_are_not_relaxed() -> None:
+    with pytest.raises(PlacementError):
+        er.relax(PainnUpdate(4, bias=True))

@@ -41,9 +41,26 @@ class PaiNNUpdate(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
         one, other = self.vec_proj(vec).chunk(2, dim=-1)
+        return self.mixed(x, one, other)
+
+    def mixed(self, x: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The steps of scalars and vectors, from two images of the vectors."""
         norms = (other.square().sum(dim=-2) + 1e-8).sqrt()
         scalars, products, vectors = self.xvec_proj(torch.cat([x, norms], dim=-1)).chunk(3, dim=-1)
         return scalars + products * (one * other).sum(dim=-2), vectors[:, None] * one
+
+
+class PainnUpdate(PaiNNUpdate):
+    """The same with one map for each of the two images."""
+
+    def __init__(self, channels: int, bias: bool = False) -> None:
+        super().__init__(channels)
+        del self.vec_proj
+        self.update_U = nn.Linear(channels, channels, bias=bias)
+        self.update_V = nn.Linear(channels, channels, bias=bias)
+
+    def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mixed(x, self.update_U(vec), self.update_V(vec))
 
 
 class GatedEquivariantBlock(nn.Module):

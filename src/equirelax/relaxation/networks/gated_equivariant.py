@@ -52,8 +52,8 @@ class ScalarReadout(Network):
 
 
 def readout_maps(module: nn.Module, path: str = "") -> dict[str, nn.Linear]:
-    """The maps of vectors in an `EquivariantScalar`, but the last block's second, whose result is not used; under their paths
-    behind `path`. Empty where it has another form.
+    """The maps of vectors in a chain of blocks `output_network` whose results are used, under their paths behind `path`: in an
+    `EquivariantScalar` all but the last block's second, in any other chain all. Empty where it has another form.
     """
     chain = getattr(module, "output_network", None)
     blocks = list(chain) if isinstance(chain, nn.ModuleList) else []
@@ -62,7 +62,8 @@ def readout_maps(module: nn.Module, path: str = "") -> dict[str, nn.Linear]:
     ]
     if not each or not all(each):
         return {}
-    each[-1].popitem()
+    if type(module).__name__ == SCALAR:
+        each[-1].popitem()
     return {name: linear for maps in each for name, linear in maps.items()}
 
 

@@ -1,10 +1,12 @@
-"""PaiNN (Schuett, Unke and Gastegger, arXiv 2102.03150): the map of vectors in every update block.
+"""PaiNN (Schuett, Unke and Gastegger, arXiv 2102.03150): the maps of vectors in every update block.
 
     [V mu, U mu] = (W + gamma f) mu        vectors mu (atoms, 3, channels), section 3.3
 
-Everything else in a block acts on invariants, or multiplies vectors by them. Two codes are known: schnetpack's, whose map is
-`mu_channel_mix` of a `PaiNNMixing`; and that of fairchem (Open Catalyst), where it is `vec_proj` of a `PaiNNUpdate`. Blocks are
+Everything else in a block acts on invariants, or multiplies vectors by them. U and V are one map in schnetpack,
+`mu_channel_mix` of a `PaiNNMixing`, and in fairchem (Open Catalyst), `vec_proj` of a `PaiNNUpdate`; others have two. Blocks are
 recognised one by one, so that they may stand in any network. Those of the readout are in `gated_equivariant`.
+
+Several public codes give U and V a bias. These are not equivariant, and are not relaxed.
 """
 
 from __future__ import annotations
@@ -15,28 +17,31 @@ from equirelax.relaxation.networks.maps import map_sites, maps_of
 from equirelax.relaxation.networks.network import Network, register_network
 from equirelax.relaxation.sites import Site
 
-# Class of the update block -> its map of vectors.
-MAPS = {"PaiNNMixing": "mu_channel_mix", "PaiNNUpdate": "vec_proj"}
+# The names of U and V where they are one map, and where they are two.
+ONE = ("mu_channel_mix", "vec_proj")
+TWO = (("U", "V"), ("update_U", "update_V"), ("linear_U", "linear_V"), ("linearU", "linearV"))
 
 
 @register_network
 class PaiNN(Network):
-    """The update blocks of both codes."""
+    """One update block of any of the codes."""
 
     name = "PaiNN"
-    classes = tuple(MAPS)
+    classes = ("PaiNNMixing", "PaiNNUpdate", "PainnUpdate")
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether the block has a map without bias from its vectors to twice as many."""
-        return bool(_map(module))
+        """Whether the block maps its vectors to twice as many, or twice to as many, without bias."""
+        return bool(_maps(module))
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """The one of the map."""
-        return map_sites(path, _map(module))
+        """One for every map."""
+        return map_sites(path, _maps(module))
 
 
-def _map(module: nn.Module) -> dict[str, nn.Linear]:
-    """A block's map of vectors; empty where it has none."""
-    names = {cls.__name__ for cls in type(module).__mro__}
-    known = [maps_of(module, name, times=2) for block, name in MAPS.items() if block in names]
+def _maps(module: nn.Module) -> dict[str, nn.Linear]:
+    """A block's maps of vectors; none where it has another form."""
+    known = [
+        *(maps_of(module, name, times=2) for name in ONE),
+        *(maps_of(module, *pair, times=1) for pair in TWO),
+    ]
     return next((maps for maps in known if maps), {})
