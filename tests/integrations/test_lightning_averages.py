@@ -238,8 +238,10 @@ class OwnList(Module):
 
 @pytest.mark.parametrize(("kind", "name"), [(OwnBuffers, "OwnBuffers.mean"), (OwnList, "OwnList.shadow")])
 def test_what_nobody_knows_is_refused_by_name(kind: type[Module], name: str, tmp_path: Path) -> None:
+    module = kind()
     with pytest.raises(RelaxationStateError, match=rf"^{name}"):
-        trainer(tmp_path, relaxing()).fit(kind(), data())
+        trainer(tmp_path, relaxing()).fit(module, data())
+    assert list(module.model.state_dict()) == list(Network().state_dict())
 
 
 def test_a_list_of_the_parameters_themselves_is_no_average(tmp_path: Path) -> None:

@@ -460,8 +460,12 @@ class LBFGS(Module):
 def test_what_cannot_be_trained_is_refused(
     module: type[Module], error: type[Exception], words: str, tmp_path: Path
 ) -> None:
+    refused = module()
+    keys = list(refused.state_dict())
     with pytest.raises(error, match=words):
-        trainer(tmp_path, relaxing()).fit(module(), data())
+        trainer(tmp_path, relaxing()).fit(refused, data())
+    assert not any(isinstance(inside, Residual) for inside in refused.modules())
+    assert list(refused.state_dict()) == keys
 
 
 def test_other_refusals(tmp_path: Path) -> None:
@@ -469,8 +473,10 @@ def test_other_refusals(tmp_path: Path) -> None:
         trainer(tmp_path, relaxing(module="net")).fit(Module(), data())
     with pytest.raises(MethodError, match="two"):
         trainer(tmp_path, relaxing(), relaxing(module="other")).fit(Module(), data())
+    endless = Module()
     with pytest.raises(MethodError, match="max_steps"):
-        trainer(tmp_path, relaxing("scheduled"), max_epochs=-1).fit(Module(), data())
+        trainer(tmp_path, relaxing("scheduled"), max_epochs=-1).fit(endless, data())
+    assert not any(isinstance(inside, Residual) for inside in endless.modules())
     weights = lightning.callbacks.ModelCheckpoint(tmp_path, save_weights_only=True)
     with pytest.raises(MethodError, match="save_weights_only"):
         trainer(tmp_path, relaxing("resilient"), weights, enable_checkpointing=True).fit(Module(), data())

@@ -132,7 +132,7 @@ class StrictAverage:
     FUNCTIONS = ("update_parameters", "swap_parameters")
 
     def __init__(self, average: Any, relaxation: Relaxation) -> None:
-        self.average = average
+        self._average = average
         self._inside = nn.ParameterList(
             p for residual in relaxation.residuals.values() for p in residual.parameters()
         )
@@ -144,7 +144,7 @@ class StrictAverage:
 
     def is_of(self, module: nn.Module) -> bool:
         """Whether it is for this average."""
-        return self.average is module
+        return self._average is module
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -166,7 +166,7 @@ class StrictAverage:
     def remove(self) -> None:
         """Give the average its functions back."""
         for name in self.FUNCTIONS:
-            vars(self.average).pop(name, None)
+            vars(self._average).pop(name, None)
 
     def _follow(self) -> Any:
         first = next(self._inside.parameters())

@@ -50,6 +50,9 @@ class RelaxedInside:
         self._averages: dict[str, StrictAverage] = {}
         self._hooks: list[RemovableHandle] = []
         self._strict = contextlib.ExitStack()
+        copies = (copy.network for copy in copies_of(relaxation.model, owners(), module))
+        averages = (one for _, one in _all_modules(owners()) if StrictAverage.fits(one))
+        refuse_unknown(relaxation.model, owners(), [*copies, *averages])
         self.pair()
 
     def pair(self) -> None:
@@ -61,12 +64,9 @@ class RelaxedInside:
             for copy in found
             if copy.name.partition(".")[2] not in self._others
         }
-        known = {average.average for average in self._averages.values()}
         for name, inside in _all_modules(owners):
-            if StrictAverage.fits(inside) and inside not in known:
+            if StrictAverage.fits(inside) and not any(one.is_of(inside) for one in self._averages.values()):
                 self._averages[name] = StrictAverage(inside, self.relaxation)
-        averages = [average.average for average in self._averages.values()]
-        refuse_unknown(network, owners, [*(copy.network for copy in found), *averages])
         around = [inside for _, inside in _all_modules(owners) if type(inside) is type(self._module)]
         for one in (self._module, *around):
             if _leave_residuals_out not in one._state_dict_hooks.values():

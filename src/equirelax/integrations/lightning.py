@@ -23,7 +23,7 @@ from equirelax.integrations.choice import MethodChoice
 from equirelax.integrations.inside import RelaxedInside
 from equirelax.integrations.trainer_run import TrainerRun, callbacks_of
 from equirelax.methods import Method
-from equirelax.relaxation import Placement, ProjectionReport, Relaxation, placements, relax
+from equirelax.relaxation import Placement, ProjectionReport, Relaxation, placements, project, relax
 from equirelax.relaxation.relaxation import unwrapped
 from equirelax.relaxation.residual import Residual
 from equirelax.settings import shown
@@ -65,7 +65,7 @@ class RelaxationCallback(Callback):
     `fit(ckpt_path=...)`; where it was saved at the end of an epoch, to the bit in one process on a CPU.
 
     Every `fit` is a training of its own. A network that is relaxed already, by hand or by a `fit` that an exception ended, keeps
-    its residuals.
+    its residuals. A `fit` that is refused leaves the module as it was.
 
     Args:
         method: The name of a method ("ace", "scheduled", "resilient", ...), with its settings in `settings`; a mapping
@@ -164,7 +164,8 @@ class RelaxationCallback(Callback):
                 f"a penalty to its loss: write penalty and attach in the module, as in the README's loop"
             )
         network = _network(run.module, self._path)
-        relaxation = Relaxation(network) if _is_relaxed(network) else relax(network, self._placement)
+        run.fresh = not _is_relaxed(network)
+        relaxation = relax(network, self._placement) if run.fresh else Relaxation(network)
         _check_placement(relaxation, self._placement)
         self._make_method(run, relaxation)  # it sets the strengths, from which averages begin
         self._adopt(run, relaxation)
@@ -214,6 +215,7 @@ class RelaxationCallback(Callback):
         The trainer divides every loss by the number of batches that it accumulates.
         """
         assert self.method is not None
+        run.trained = True
         loss = output.get("loss") if isinstance(output, Mapping) else output
         run.has_loss = run.has_loss or loss is not None
         if not run.step_follows():
@@ -283,6 +285,7 @@ class RelaxationCallback(Callback):
             self.projection = self._inside.project()
             self._inside = None
         self.report = self._audited(network, self._run.sample)
+        self._run.sample = None
         if self.report is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({ERROR: self.report.relative}, step=trainer.global_step)
@@ -313,10 +316,19 @@ class RelaxationCallback(Callback):
         return audit(network, **{**self._audit, "sample": move_data_to_device(sample, device)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its functions back; its network stays relaxed, as training left it."""
+        """Give the module its functions back. A network that was trained stays relaxed, as training left it."""
         self._end_evaluation()
-        if self._run is not None:
-            self._run.end()
+        run = self._run
+        if run is None:
+            return
+        run.end()
+        network = _found(pl_module, self._path)
+        if run.fresh and not run.trained and network is not None and _is_relaxed(network):
+            if self._inside is None or self._inside.relaxation.model is not network:
+                project(network)
+            else:
+                self._inside.project()
+                self._inside = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its functions back."""

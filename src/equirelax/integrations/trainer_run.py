@@ -24,6 +24,8 @@ class TrainerRun:
 
     Attributes:
         is_set_up: Whether the module's `setup` is through.
+        fresh: Whether the network was relaxed in this call.
+        trained: Whether a batch was trained on.
         has_loss: Whether a batch since the last step of the optimizer had a loss.
         sample: The network's first input in training, where `note_input` asked for it.
         random: The random state to go on with.
@@ -31,7 +33,7 @@ class TrainerRun:
 
     def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
         self.trainer, self.module, self.fitting = trainer, module, fitting
-        self.is_set_up = self.has_loss = False
+        self.is_set_up = self.fresh = self.trained = self.has_loss = False
         self.sample: Any = None
         self.random: dict[str, Any] | None = None
         self._wrapped: dict[str, Any] = {}
