@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import Any
 
 from e3nn.util import jit
 from torch import nn
@@ -15,9 +13,3 @@ def scripted(network: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch advises against it; users still do it
         return jit.script(network)
-
-
-def warm(network: nn.Module, sample: tuple[Any, ...]) -> nn.Module:
-    """The network after its first call, in which TorchScript only looks; then it optimises, which may change rounding."""
-    network(*copy.deepcopy(sample))
-    return network

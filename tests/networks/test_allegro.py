@@ -14,7 +14,7 @@ from equirelax.testing import NetworkConformance
 
 pytest.importorskip("nequip", reason="needs NequIP: pip install 'equirelax[examples]'")
 pytest.importorskip("allegro", reason="needs Allegro: pip install 'equirelax[examples]'")
-from scripted import scripted, warm
+from scripted import scripted
 from test_nequip import EnergyAndForces, graph
 from undisturbed import undisturbed
 
@@ -52,7 +52,7 @@ class TestAllegro(NetworkConformance):
         return ({"pos": positions(E(3))},), (None, vector(E(3)))
 
     def script(self, network: nn.Module, sample: Any) -> nn.Module:
-        return warm(EnergyAndForces(scripted(network[0])), sample)
+        return EnergyAndForces(scripted(network[0]))
 
     def test_a_residual_maps_all_components_of_all_channels_of_an_edge(self) -> None:
         """By hand, from the product's own input and output, (edges, 3 channels, components)."""

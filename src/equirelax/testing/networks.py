@@ -299,7 +299,9 @@ class NetworkConformance(ABC):
                 args, kwargs = as_arguments(network, _fresh(sample), _fresh(sample))
                 found = leaves(deployed(*args, **kwargs), None)
             results.append([leaf.value.detach() for leaf in found if leaf.measurable])
-        equal(results[0], results[1], f"outputs by torch {what}")
+        for found, expected in zip(*results, strict=True):
+            # TorchScript optimises in one of the first calls, after which the author's own outputs are rounded otherwise
+            close(found, expected, 1e-12 if what == "script" else 0.0, f"outputs by torch {what}")
         self.record(**{what: "equal to before relaxing"})
 
 
