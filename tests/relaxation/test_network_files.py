@@ -73,6 +73,8 @@ def test_several_residuals_on_a_module_and_inside_it() -> None:
         name for name, _ in relaxation.model.named_modules() if name.endswith(("residual_0", "residual_1"))
     ]
     assert names == ["block.equirelax_residual_0", "block.equirelax_residual_1"]
+    reasons = {row.reason for row in relaxation.summary().with_status("relaxed")}
+    assert reasons == {"network file pair network"}
     h, v = torch.randn(4, 2), torch.randn(4, 3)
     strict = PairNetwork()
     strict.load_state_dict(relaxation.strict_state_dict())

@@ -260,6 +260,7 @@ class Site(ABC):
         family: Name of the layer family, which knows how to fold; None where nothing can be folded.
         relaxes: The subgroup that the residual breaks, in words ("O(3)", "rotations and translations", "nothing").
         slot: Tells several residuals of one module apart; a part of the residual's key.
+        network: Name of the network whose file gave the site; empty where none did.
     """
 
     path: str
@@ -268,6 +269,7 @@ class Site(ABC):
     family: str | None = field(default=None, kw_only=True)
     relaxes: str = field(default="", kw_only=True)
     slot: str = field(default="", kw_only=True)
+    network: str = field(default="", kw_only=True)
 
     by_rows: ClassVar[bool] = False
     """Whether it reads all features of the first argument, on the last axis, and adds to the output as it is."""
@@ -321,7 +323,9 @@ class Site(ABC):
 
     def why(self, root: str = "") -> str:
         """Why there is a residual, for the summary; paths as seen from above `root`."""
-        return f"layer family {self.family}" if self.family else "block of the placement"
+        known = f"layer family {self.family}" if self.family else ""
+        file = f"network file {self.network}" if self.network else ""
+        return ", ".join(filter(None, (file, known))) or "block of the placement"
 
     @property
     def inexpressible(self) -> str:

@@ -8,7 +8,7 @@ also where the network is a part of a larger model. It must not import the netwo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
@@ -98,7 +98,7 @@ def recognised(modules: list[tuple[str, nn.Module]], name: str | None = None) ->
             if name in (None, network.name) and names & set(network.classes) and network.matches(module):
                 sites: dict[str, tuple[Site, ...]] = {}
                 for site in network.sites(path, module):
-                    sites[site.path] = (*sites.get(site.path, ()), site)
+                    sites[site.path] = (*sites.get(site.path, ()), replace(site, network=network.name))
                 found.append(Recognised(network.name, path, sites, network.kind))
                 break
     return found
