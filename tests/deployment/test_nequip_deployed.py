@@ -79,6 +79,7 @@ def test_a_relaxed_network_is_not_compiled_without_its_error(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_relaxed_network_is_compiled(tmp_path: Path) -> None:
     """The file holds the residuals and the model card; NequIP's own calculator loads it."""
     from nequip.ase import NequIPCalculator

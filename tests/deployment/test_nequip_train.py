@@ -130,6 +130,7 @@ def test_it_is_packaged_and_its_calculator_loads_it(trained: Path, tmp_path: Pat
         assert differ(own, theirs) == 0
 
 
+@pytest.mark.timeout(900)
 def test_it_is_compiled(trained: Path, tmp_path: Path) -> None:
     """By AOTInductor; NequIP itself refuses TorchScript with this torch."""
     from nequip.ase import NequIPCalculator
