@@ -37,6 +37,7 @@ class TestLGATr(NetworkConformance):
     name = "L-GATr"
     package = "lgatr"
     subgroup = True
+    no_matrices = ("*.weight_mv",)
     cannot: ClassVar[dict[str, str]] = {"script": "its forward takes any keyword arguments"}
     paths = (
         "network.linear_in",

@@ -183,6 +183,9 @@ def test_which_parameters_hold_matrices() -> None:
     head.weight = table.weight
     for order in ([table, head], [head, table]):  # tied, wherever the table stands
         assert matrices_of(nn.Sequential(*order)) == {table.weight: ()}
+    grouped = nn.Conv2d(6, 4, 5, groups=2)
+    (both,) = matrices_of(grouped)[grouped.weight]
+    torch.testing.assert_close(both.view(grouped.weight.detach().flatten()), grouped.weight.view(2, 2, 75))
     kernel = nn.Conv2d(3, 4, 5)
     assert [each.size for each in matrices_of(kernel)[kernel.weight]] == [(4, 75)]
     assert matrices_of(kernel)[kernel.bias] == ()

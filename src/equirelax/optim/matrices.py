@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.layers.family import families
-from equirelax.relaxation.matrices import Matrices, by_shape
+from equirelax.relaxation.matrices import Matrices, by_shape, without_vectors
+
+NORM = re.compile(r"Norm(\d+d|V\d+)?$")
+"""How the names of normalisation layers end: LayerNorm, BatchNorm2d, EquivariantLayerNormV2."""
 
 
 def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
@@ -15,9 +20,10 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     A layer of a registered family says which its parameters hold (`LayerFamily.matrices`): e3nn's linear maps and tensor
     products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
     every pair of representations. So does the map of a residual. Any other parameter is read by its shape: two axes are rows
-    and columns; of more axes, as in the kernel of a convolution, all but the first are columns. Embedding tables are not
-    matrices, tied ones neither, nor are arrays with a single row or column, nor the weights of products that act on every
-    channel by itself, as those of Allegro's tensor products and of MACE's symmetric contractions.
+    and columns; of more axes, as in the kernel of a convolution, all but the first are columns, group by group
+    where a convolution has groups. Embedding tables are not matrices, tied ones neither, nor are arrays with a single row or
+    column, nor weights that act on every channel by itself: those of norms, of Allegro's tensor products and of MACE's
+    symmetric contractions.
 
     Args:
         model: The network.
@@ -46,19 +52,29 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
             declared = module.matrices()
         elif family := next((each for each in families().values() if each.matches(module)), None):
             declared = family.matrices(module)
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            declared = {"weight": _by_group(module)}
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in found:
                 found[parameter] = declared[name] if name in declared else by_shape(parameter)
     return found
 
 
-def _channelwise(module: nn.Module) -> list[nn.Parameter]:
-    """The weights with which a product takes every channel by itself, though their shape looks like a matrix's.
+def _by_group(convolution: nn.modules.conv._ConvNd) -> tuple[Matrices, ...]:
+    """The kernel of every group, (channels, other channels x pixels)."""
+    weight, groups = convolution.weight, convolution.groups
+    return without_vectors([Matrices(0, (groups, len(weight) // groups, weight[0].numel()), (0, 1, 2))])
 
-    They are known by the class' name and by the axis of the channels: (channels, paths) in Allegro, (elements, paths, channels)
-    in MACE.
+
+def _channelwise(module: nn.Module) -> list[nn.Parameter]:
+    """The weights with which a module takes every channel by itself, though their shape may look like a matrix's.
+
+    Norms and products are known by the names of their classes, products by the axis of their channels too: (channels, paths)
+    in Allegro, (elements, paths, channels) in MACE.
     """
     names = {cls.__name__ for cls in type(module).__mro__}
+    if any(NORM.search(name) for name in names):
+        return list(module.parameters(recurse=False))
     for name, count, axes, axis in (("Contracter", "mul", 2, 0), ("Contraction", "num_features", 3, -1)):
         if name in names:
             channels = getattr(module, count, None)

@@ -90,6 +90,10 @@ def _blocks(module: nn.Module, name: str, parameter: Tensor) -> list[Tensor]:
         return list(indices.view(parameter.shape))  # a residual of groups
     if parameter.dim() == 1 and name == "weight" and hasattr(module, "instructions"):
         return list(_dense_blocks(module, parameter))
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+        return []
+    if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
+        return [part.reshape(len(part), -1) for part in indices.view(parameter.shape).chunk(module.groups)]
     if parameter.dim() > 1 and parameter.numel():
         return [indices.view(len(parameter), -1)]
     return []
