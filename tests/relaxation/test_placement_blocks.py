@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -366,3 +367,31 @@ def test_blocks_compile_without_a_break_and_export() -> None:
         found = made(*sample)
         for name in ("v", "all"):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_entries_of_geometric_data_are_read_and_added_to() -> None:
+    data = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not installed")
+
+    class DataBlock(nn.Module):
+        def forward(self, graph: Any) -> Any:
+            return graph
+
+    placement = Blocks(
+        "0",
+        (Reads("graph", "2x0e", item="h"), Reads("graph", "1x1o", item="pos", centred=True)),
+        Adds("h", "2x0e"),
+        batch=(0, "graph", "batch"),
+        residual=Dense(init="normal", std=1.0),
+    )
+    model = nn.Sequential(DataBlock())
+    er.relax(model, placement).set_gamma(1.0)
+    h, x, graph = torch.randn(7, 2), torch.randn(7, 3), GRAPH
+    given = data.Data(h=h, pos=x, batch=graph)
+    found = model(given)
+    assert type(found) is data.Data
+    assert torch.equal(given.h, h)
+    moved = model(data.Data(h=h, pos=x + graph[:, None], batch=graph))
+    torch.testing.assert_close(moved.h, found.h)
+    assert not torch.allclose(found.h, h)
+    with pytest.raises(er.EquirelaxError, match="no entry 'pos'"):
+        model(data.Data(h=h, batch=graph))

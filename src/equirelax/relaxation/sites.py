@@ -185,7 +185,14 @@ def _has(found: Any, item: int | str | None) -> bool:
     """Whether an argument or an output has such an entry."""
     if isinstance(found, (tuple, list)):
         return isinstance(item, int) and -len(found) <= item < len(found)
-    return isinstance(found, Mapping) and item in found
+    return _is_keyed(found) and item in found
+
+
+def _is_keyed(found: Any) -> bool:
+    """Whether entries have keys: a mapping, or an object such as PyTorch Geometric's `Data` that is used as one."""
+    return isinstance(found, Mapping) or (
+        callable(getattr(found, "keys", None)) and hasattr(found, "__getitem__")
+    )
 
 
 class Writer(ABC):
@@ -220,7 +227,7 @@ class AddTo(Writer):
             return value
         if type(output) is dict:  # torch.compile does not trace copy.copy
             return {**output, self.item: value}
-        if isinstance(output, Mapping):
+        if _is_keyed(output):
             changed: Any = copy.copy(output)
             changed[self.item] = value
             return changed
