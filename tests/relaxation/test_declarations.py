@@ -361,6 +361,13 @@ class Plain(nn.Module):
         return self.lin(given)
 
 
+class Named(nn.Module):
+    """Takes features and coordinates, and gives both."""
+
+    def forward(self, feats, coors):
+        return feats, coors
+
+
 class Invariant(nn.Module):
     """Takes positions, and works on invariants in a list of blocks."""
 
@@ -373,29 +380,49 @@ class Invariant(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "line"),
+    ("network", "line", "keys"),
     [
-        (Plain(), 'equirelax.relax(network, Layers(declare=Linear("lin", in_rep, out_rep)))'),
+        (Plain(), 'equirelax.relax(network, Layers(declare=Linear("lin", in_rep, out_rep)))', ["lin"]),
         (
-            nn.Sequential(nn.Linear(3, 3)),
+            nn.Sequential(nn.Linear(4, 6)),
             'equirelax.relax(network, Layers(declare=Linear("0", in_rep, out_rep)))',
+            ["0"],
         ),
-        (Invariant(), 'equirelax.relax(network, Streams("Plain", N, "pos"))'),
+        (Invariant(), 'equirelax.relax(network, Streams("Plain", N, "pos"))', ["blocks.0", "blocks.1"]),
         (
             nn.ModuleDict({"of": Invariant()}),
             'equirelax.relax(network, Streams("Plain", N, "pos", source="of"))',
+            ["of.blocks.0", "of.blocks.1"],
         ),
-        (nn.Sequential(nn.ReLU()), None),
+        (
+            nn.Sequential(Named()),
+            'equirelax.relax(network, Blocks("Named", reads=(Reads("feats", "Nx0e"), Reads("coors", "1x1o", centred=True))',
+            ["0:0", "0:1"],
+        ),
+        (nn.Sequential(nn.ReLU()), None, []),
     ],
 )
-def test_every_kind_of_module_has_its_line(network, line):
-    """Lines are Python; the one for a whole network comes first."""
+def test_every_kind_of_module_has_a_line_that_relaxes_it(network, line, keys):
+    """The line for a whole network or block comes first; it runs as it stands, once N and the representations are given."""
     with pytest.raises(PlacementError) as caught:
         er.relax(network)
     lines = [text.strip() for text in str(caught.value).splitlines()[1:]]
     for text in lines:
         ast.parse(text)
-    assert lines == [] if line is None else lines[0].startswith(line)
+    if line is None:
+        assert lines == []
+        return
+    assert lines[0].startswith(line)
+    names = {
+        **vars(er.relaxation),
+        "equirelax": er,
+        "network": network,
+        "N": 6,
+        "in_rep": "1x0e+1x1o",
+        "out_rep": "2x1o",
+    }
+    relaxation = eval(lines[0].replace("Nx0e", "6x0e"), names)
+    assert list(relaxation.residuals) == keys
 
 
 @pytest.mark.parametrize(
