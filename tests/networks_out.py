@@ -18,8 +18,8 @@ COLUMNS = (
     "network", "package", "relaxed", "error at strength 1", "projected, float64", "projected, float32", "strict",
     "torch.export", "torch.jit", "remarks",
 )  # fmt: skip
-EQUAL = "equal to"
-"""How a fact begins that says that something is as it was."""
+EQUAL, IMPOSSIBLE = "equal to", "not before relaxing either: "
+"""How a fact begins that says that something is as it was, and one that says why it never could be done."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,14 +66,14 @@ class NetworksOut:
         for name, facts in self.facts.items():
             file = self.folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
             file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        files = sorted(self.folder.glob("*.json"))
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in self.folder.glob("*.json")]
         (self.folder / "summary.md").write_text(summary(found), encoding="utf-8")
 
 
 def summary(networks: list[dict[str, Any]]) -> str:
-    """The table, a network a line."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, networks)]
+    """The table, a network a line, by name."""
+    ordered = sorted(networks, key=lambda facts: facts["network"].lower())
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, ordered)]
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return f"# Published networks under `relax(network)`, without arguments\n\n{lines}\n"
 
@@ -98,5 +98,7 @@ def row(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _yes(fact: str) -> str:
-    """A fact, short where it says that something is as it was."""
-    return "equal" if fact.startswith(EQUAL) else fact.replace("|", "/")
+    """A fact in short, for the column's heading says what it is about."""
+    if fact.startswith(EQUAL):
+        return "equal"
+    return fact.replace(IMPOSSIBLE, "no: ").replace("|", "/")
