@@ -82,6 +82,31 @@ def test_training_goes_on_with_weight_averaging(first: bool, tmp_path: Path) -> 
     assert all(map(torch.equal, *ends))
 
 
+class Late(Module):
+    """Its data are there after `setup`; `WeightAveraging` calls `configure_model` before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.model
+
+    def setup(self, stage: str) -> None:
+        self.loader = data()
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "model"):
+            self.model = Network()
+
+    def train_dataloader(self) -> Any:
+        return self.loader
+
+
+def test_weight_averaging_of_a_network_that_is_built_late(tmp_path: Path) -> None:
+    module, callback, records = Late(), relaxing("scheduled"), Records()
+    trainer(tmp_path, lightning.callbacks.WeightAveraging(), callback, records).fit(module)
+    assert callback.method.total_steps == callback.method.steps == 8
+    close(dict(module.model.named_parameters()), records.seen)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_stochastic_weight_averaging(first: bool, tmp_path: Path) -> None:
     module, callback, records = Module(), relaxing(), Records()
@@ -142,6 +167,9 @@ def test_a_copy_is_relaxed_alike_and_a_network_of_its_own_is_left_alone(tmp_path
     module = Taught(copied=True)
     trainer(tmp_path, relaxing("resilient")).fit(module, data())
     assert list(er.relaxation_of(module.teacher).residuals) == list(er.relaxation_of(module.model).residuals)
+    assert er.relaxation_of(module.teacher).gammas().tolist() == [1.0, 1.0]  # as the network's at the start
+    assert float(er.relaxation_of(module.teacher)["layers.0"].map.weight.abs().sum()) > 0.0
+    assert not any(p.requires_grad for p in module.teacher.parameters())
     with pytest.raises(RelaxationStateError, match=r"^Taught\.teacher .*others=\('teacher',\)"):
         trainer(tmp_path, relaxing()).fit(Taught(copied=False), data())
     module = Taught(copied=False)
@@ -155,7 +183,8 @@ class NequIPs(Module):
     def __init__(self) -> None:
         super().__init__()
         self.ema = pytest.importorskip("nequip.train.ema").EMAWeights(self.model, decay=0.9)
-        self.ema.update_parameters(self.model)
+        for _ in range(3):  # its decay grows with the number of updates
+            self.ema.update_parameters(self.model)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.ema.update_parameters(self.model)
@@ -169,7 +198,7 @@ class NequIPs(Module):
 
 def nequips_average(records: Records) -> dict[str, Tensor]:
     found = dict(records.initial)
-    for number, seen in enumerate(records.seen, start=1):
+    for number, seen in enumerate(records.seen, start=3):
         decay = min(0.9, (1 + number) / (10 + number))
         found = {key: decay * value + (1 - decay) * seen[key] for key, value in found.items()}
     return found
