@@ -64,6 +64,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     printed = train(folder)
     assert "TEST RUN END" in printed
     assert "test0_epoch/forces_mae" in printed
+    assert "not equivariant" not in printed  # what the callback's audit would say
+    assert "no audit" not in printed
     return folder
 
 

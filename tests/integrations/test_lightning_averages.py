@@ -63,6 +63,17 @@ def test_weight_averaging(first: bool, method: str, tmp_path: Path) -> None:
     Module().load_state_dict(content["state_dict"])
 
 
+def test_another_process_tests_an_average_with_its_residuals(tmp_path: Path) -> None:
+    keep = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="loss", save_last=True)
+    average = lightning.callbacks.EMAWeightAveraging(decay=0.5)
+    fit = trainer(tmp_path, relaxing("resilient"), average, keep, enable_checkpointing=True)
+    fit.fit(Module(), data(), data())
+    (found,) = trainer(tmp_path, relaxing("resilient")).validate(
+        Module(), data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False
+    )
+    assert found["loss"] == pytest.approx(float(fit.callback_metrics["loss"]), rel=1e-6)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_training_goes_on_with_weight_averaging(first: bool, tmp_path: Path) -> None:
     ends = []
@@ -259,13 +270,29 @@ class OwnBuffers(Module):
         self.mean = Buffers(self.model)
 
 
+class Shadow:
+    """Keeps a list, as many averages that are no modules do."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.kept = [p.detach().clone() for p in parameters]
+
+
+class OwnObject(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadow = Shadow(self.model.parameters())
+
+
 class OwnList(Module):
     def __init__(self) -> None:
         super().__init__()
         self.shadow = [p.detach().clone() for p in self.model.parameters()]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(OwnBuffers, "OwnBuffers.mean"), (OwnList, "OwnList.shadow")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(OwnBuffers, "OwnBuffers.mean"), (OwnList, "OwnList.shadow"), (OwnObject, "OwnObject.shadow.kept")],
+)
 def test_what_nobody_knows_is_refused_by_name(kind: type[Module], name: str, tmp_path: Path) -> None:
     module = kind()
     with pytest.raises(RelaxationStateError, match=rf"^{name}"):

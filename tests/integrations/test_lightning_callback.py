@@ -506,11 +506,89 @@ def test_other_refusals(tmp_path: Path) -> None:
         ({"method": 3}, "method"),
         ({"method": "ace", "dual_lr": 1e-2, "audit": {"in_reps": "1x1o"}}, "'in_reps'.*in_rep"),
         ({"method": "ace", "dual_lr": 1e-2, "audit": 3}, "audit"),
+        ({"method": "ace", "dual_lr": 1e-2, "audit": {"in_rep": "1x1o"}}, "out_rep"),
+        ({"method": "ace", "dual_lr": 1e-2, "audit": {"outputs": "forces"}}, "outputs"),
+        ({"method": "ace", "dual_lr": "1e-2"}, "dual_lr"),
     ],
 )
 def test_wrong_settings_are_refused_when_the_callback_is_made(options: dict[str, Any], words: str) -> None:
     with pytest.raises(MethodError, match=words):
         RelaxationCallback(**options)
+
+
+def test_wrong_paths_are_refused(tmp_path: Path) -> None:
+    for options, words in (({"module": None}, "module"), ({"others": "teacher"}, "teacher")):
+        with pytest.raises(PlacementError, match=words):
+            relaxing(**options)
+    with pytest.raises(PlacementError, match="'teecher'"):
+        trainer(tmp_path, relaxing(others=("teecher",))).fit(Module(), data())
+
+
+class Mapping(Network):
+    """Returns its input beside its output, as networks of atoms do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"pos": x, "y": super().forward(x)}
+
+
+class OfMapping(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Mapping()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Any:
+        return nn.functional.mse_loss(self.model(batch[0])["y"], batch[1])
+
+
+def test_an_audit_of_some_outputs(tmp_path: Path) -> None:
+    given = {"in_rep": VECTORS, "out_rep": {"y": VECTORS}, "samples": 2, "lie": False, "per_layer": False}
+    callback, module = relaxing(audit={**given, "outputs": ["y"]}), OfMapping()
+    trainer(tmp_path, callback, max_epochs=1).fit(module, data())
+    assert callback.report.equivariant
+    assert not module.model._forward_hooks
+    callback = relaxing(audit={**given, "outputs": ["energy"]})
+    with pytest.warns(EquirelaxWarning, match=r"energy.*pos, y"):
+        trainer(tmp_path, callback, max_epochs=1).fit(OfMapping(), data())
+    assert callback.projection is not None
+
+
+@pytest.mark.parametrize("path", ["model", ""])
+def test_the_whole_module_is_saved_with_its_residuals(path: str, tmp_path: Path) -> None:
+    module = Module()
+    trainer(tmp_path, relaxing("resilient", module=path), max_epochs=1).fit(module, data())
+    er.save(module, tmp_path / "module.pt")
+    x = torch.randn(3, 3, 2)
+    for again in (Module(), module):
+        er.load(again, tmp_path / "module.pt")
+        assert torch.equal(again.model(x), module.model(x))
+
+
+def test_processes_that_lose_the_residuals_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, relaxing("resilient"))
+    run.strategy._launcher = type("_MultiProcessingLauncher", (), {"launch": lambda _, f, *a, **k: f(*a)})()
+    with pytest.raises(MethodError, match="ddp"):
+        run.fit(Module(), data())
+
+
+def test_a_search_for_the_learning_rate(tmp_path: Path) -> None:
+    """The method steps in it, and it leaves nothing behind: neither in the training that follows nor in the module."""
+
+    class Rate(Module):
+        lr = 1e-2
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    module, callback = Rate(), relaxing("scheduled", rows=None)
+    search = lightning.callbacks.LearningRateFinder(num_training_steps=5, update_attr=False)
+    fit = trainer(tmp_path, search, callback)
+    fit.fit(module, data(64), data())
+    assert callback.method.steps == callback.method.total_steps == fit.global_step == 16
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    tuner = lightning.tuner.Tuner(trainer(tmp_path, relaxing()))
+    tuner.lr_find(module, data(64), num_training=5, update_attr=False)
+    same(module.state_dict(), before)
+    assert not any(isinstance(inside, Residual) for inside in module.modules())
 
 
 def test_methods_by_mapping_class_and_function(tmp_path: Path) -> None:

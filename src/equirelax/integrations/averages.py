@@ -218,8 +218,13 @@ def refuse_unknown(network: nn.Module, owners: Mapping[str, object], known: Iter
                 _refuse(f"{name}.{path}" if path else name, candidate)
     for name, owner in owners.items():
         for attribute, value in vars(owner).items():
-            if isinstance(value, list | tuple) and value and same(value):
-                _refuse(f"{name}.{attribute}", value)
+            if isinstance(value, list | tuple):
+                if same(value):
+                    _refuse(f"{name}.{attribute}", value)
+            elif not isinstance(value, nn.Module):
+                for inner, held in getattr(value, "__dict__", {}).items():
+                    if isinstance(held, list | tuple) and same(held):
+                        _refuse(f"{name}.{attribute}.{inner}", value)
 
 
 def _refuse(name: str, found: object) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from equirelax.errors import CheckpointError
+from equirelax.errors import CheckpointError, PlacementError
+from equirelax.files import did_you_mean
 from equirelax.integrations.averages import (
     StrictAverage,
     copies_of,
@@ -35,6 +36,7 @@ class RelaxedInside:
 
     Raises:
         RelaxationStateError: An average cannot be paired with the network.
+        PlacementError: One of `others` is not there.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RelaxedInside:
         copies = (copy.network for copy in copies_of(relaxation.model, owners(), module))
         averages = (one for _, one in _all_modules(owners()) if StrictAverage.fits(one))
         refuse_unknown(relaxation.model, owners(), [*copies, *averages])
+        _check_names(self._others, owners())
         self.pair()
 
     def pair(self) -> None:
@@ -111,8 +114,13 @@ class RelaxedInside:
             "averages": {name: average.beside.state_dict() for name, average in self._averages.items()},
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any], taken: str = "") -> None:
         """Fill the residuals from `state()`.
+
+        Args:
+            state: What `state()` returned.
+            taken: The end of the name of a copy whose weights the network got from the checkpoint, so that it gets that
+                copy's residuals too, unless the copy is here. "" if they are the network's own.
 
         Raises:
             CheckpointError: The state is of a network with other residuals, or without an average that is there now.
@@ -123,11 +131,23 @@ class RelaxedInside:
                 raise CheckpointError(
                     f"the checkpoint has no residuals for the average {name}: it was made by a training without that average"
                 )
-        fill(self.relaxation, state["residuals"], "the network")
+        averages = [name for name in state["copies"] if taken and name.endswith(taken)]
+        apart = next((name for name in averages if name not in self._copies), None)
+        own = state["residuals"] if apart is None else state["copies"][apart]
+        fill(self.relaxation, own, "the network")
         for name, copy in self._copies.items():
             fill(copy, state["copies"][name], name)
         for name, average in self._averages.items():
             average.beside.load_state_dict(state["averages"][name])
+
+
+def _check_names(others: Collection[str], owners: Mapping[str, object]) -> None:
+    known = [name.partition(".")[2] for name, _ in _all_modules(owners)]
+    for path in others:
+        if path not in known:
+            raise PlacementError(
+                f"others names {path!r}, and there is no such module in {', '.join(owners)}.{did_you_mean(path, known)}"
+            )
 
 
 def _all_modules(owners: Mapping[str, object]) -> list[tuple[str, nn.Module]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equirelax.auditing import AuditReport, audit
 from equirelax.errors import (
     CheckpointError,
+    EquirelaxError,
     EquirelaxWarning,
     MethodError,
     PlacementError,
@@ -46,6 +47,9 @@ except ImportError:
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 """Strategies that cut parameters into pieces, whereas penalties and projections need the whole."""
+AVERAGE = "._average_model.module{}"
+"""Where Lightning's WeightAveraging keeps its copy of the network."""
+SPAWNED = "_MultiProcessingLauncher"
 ERROR, STRENGTH = "relaxation/equivariance_error", "relaxation/largest_gamma"
 
 
@@ -74,10 +78,11 @@ class RelaxationCallback(Callback):
         module: Path of the network in the LightningModule; "" relaxes the LightningModule itself.
         placement: What `equirelax.relax` takes: a placement or its name. None relaxes what is known by default.
         audit: How to check the network when `fit` ends: arguments of `equirelax.audit` by name, {"in_rep": ..., "out_rep": ...}.
-            Without "sample" the network's first input in training is the sample. Or a function of the network, which returns the
-            report. None: no audit.
-        others: Paths of modules in the LightningModule that look like a copy of the network and are networks of their own, such
-            as a teacher: they stay as they are.
+            Without "sample" the network's first input in training is the sample. Where the network returns a mapping, "outputs"
+            lists the entries that are compared; without it all are. Or a function of the network, which returns the report.
+            None: no audit.
+        others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network and are
+            networks of their own, such as a teacher: they stay as they are.
         settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;
             `steps_per_epoch="auto"` takes that of an epoch.
 
@@ -88,8 +93,9 @@ class RelaxationCallback(Callback):
 
     Raises:
         MethodError: A setting is unknown, missing or out of range; in `fit`, a module that is optimised by hand, a second
-            callback of this class, or a strategy that shards parameters.
-        PlacementError: In `fit`, `placement` or `module` does not fit.
+            callback of this class, a strategy that shards parameters, or one that trains a copy of a network that is deployed
+            relaxed in a process of its own.
+        PlacementError: In `fit`, `placement`, `module` or `others` does not fit.
         StaleOptimizerError: In `fit`, the module's optimizer lacks parameters of the residuals.
         RelaxationStateError: In `fit`, an average of the weights that was made before cannot be paired with the network any more.
         CheckpointError: A checkpoint was not made with this callback, or of another network.
@@ -106,6 +112,12 @@ class RelaxationCallback(Callback):
         **settings: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(module, str):
+            raise PlacementError(
+                f"module is {shown(module)}; expected the network's path in the LightningModule, such as 'model', or '' for all"
+            )
+        if isinstance(others, str):
+            raise PlacementError(f"others is the text {others!r}; expected a list of paths, [{others!r}]")
         self._choice = MethodChoice(_plain(method), settings)
         self._path, self._placement, self._audit = module, placement, _checked_audit(audit)
         self._others = tuple(others)
@@ -196,13 +208,18 @@ class RelaxationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the method to the module's optimizers, which must hold every parameter of the residuals."""
+        assert self._run is not None
+        self._attach(self._run)
+
+    def _attach(self, run: TrainerRun) -> None:
         assert self._inside is not None
         assert self.method is not None
         self._inside.pair()
-        _check_held(trainer, self._inside.relaxation, pl_module, self._path)
+        _check_held(run.trainer, self._inside.relaxation, run.module, self._path)
         if self._deploys_relaxed:
-            _check_checkpoints(trainer, self.method)
-        self.method.attach(trainer.optimizers)
+            _check_what_stays(run.trainer, self.method)
+        self.method.attach(run.trainer.optimizers)
+        run.attached = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the random numbers of the checkpoint."""
@@ -216,6 +233,8 @@ class RelaxationCallback(Callback):
         """
         assert self.method is not None
         run.trained = True
+        if not run.attached:  # a search for the learning rate trains in its own on_fit_start
+            self._attach(run)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         run.has_loss = run.has_loss or loss is not None
         if not run.step_follows():
@@ -284,8 +303,14 @@ class RelaxationCallback(Callback):
             self._kept = self.state_dict()
             self.projection = self._inside.project()
             self._inside = None
-        self.report = self._audited(network, self._run.sample)
+        try:
+            self.report = self._audited(network, self._run.sample)
+        except (
+            EquirelaxError
+        ) as error:  # the training is done, and whatever its program does next must not be lost with it
+            warnings.warn(f"the audit failed. {error}", EquirelaxWarning, stacklevel=2)
         self._run.sample = None
+        self._run.is_over = True
         if self.report is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({ERROR: self.report.relative}, step=trainer.global_step)
@@ -303,7 +328,8 @@ class RelaxationCallback(Callback):
         if not isinstance(self._audit, Mapping):
             report: AuditReport = self._audit(network)
             return report
-        sample = self._audit.get("sample", noted)
+        arguments = dict(self._audit)
+        sample, outputs = arguments.pop("sample", noted), arguments.pop("outputs", None)
         if sample is None:
             warnings.warn(
                 f"no audit: {type(network).__name__} at {self._path!r} was not called in training. Give the path of the module "
@@ -313,7 +339,11 @@ class RelaxationCallback(Callback):
             )
             return None
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        return audit(network, **{**self._audit, "sample": move_data_to_device(sample, device)})
+        chosen = network.register_forward_hook(lambda module, args, output: _entries(output, outputs))
+        try:
+            return audit(network, move_data_to_device(sample, device), **arguments)
+        finally:
+            chosen.remove()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the module its functions back. A network that was trained stays relaxed, as training left it."""
@@ -322,8 +352,13 @@ class RelaxationCallback(Callback):
         if run is None:
             return
         run.end()
-        network = _found(pl_module, self._path)
-        if run.fresh and not run.trained and network is not None and _is_relaxed(network):
+        if not run.trained:
+            self._undo(run)
+
+    def _undo(self, run: TrainerRun) -> None:
+        """Leave the network as it was before this call relaxed it."""
+        network = _found(run.module, self._path)
+        if run.fresh and network is not None and _is_relaxed(network):
             if self._inside is None or self._inside.relaxation.model is not network:
                 project(network)
             else:
@@ -332,8 +367,13 @@ class RelaxationCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its functions back."""
-        if self._run is not None:
-            self._run.end()
+        run = self._run
+        if run is not None:
+            run.end()
+            if (
+                run.fitting and not run.is_over
+            ):  # a search by Lightning's Tuner, which has put the weights back
+                self._undo(run)
 
     # Checkpoints
 
@@ -354,6 +394,10 @@ class RelaxationCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse a checkpoint that was made without this callback where its residuals would be missed."""
+        assert self._run is not None
+        self._run.averaged = (
+            "current_model_state" in checkpoint
+        )  # Lightning's WeightAveraging: "state_dict" has the averages
         needed = trainer.state.fn == "fit" or (self._deploys_relaxed and self._inside is not None)
         if needed and not checkpoint.get("callbacks", {}).get(self.state_key):
             raise CheckpointError(
@@ -379,7 +423,9 @@ class RelaxationCallback(Callback):
         if self._inside is None:
             self._adopt(run, relax(_network(run.module, self._path), self._placement))
         assert self._inside is not None
-        self._inside.load(state_dict)
+        self._inside.load(
+            state_dict, AVERAGE.format(f".{self._path}" if self._path else "") if run.averaged else ""
+        )
         if run.fitting:
             method = self.method
             if method is None or state_dict["start"] != self._start:
@@ -475,24 +521,47 @@ def _check_held(trainer: Trainer, relaxation: Relaxation, module: LightningModul
         )
 
 
-def _check_checkpoints(trainer: Trainer, method: Method) -> None:
-    """A checkpoint of weights alone has no callback's state, and so no residuals."""
+def _check_what_stays(trainer: Trainer, method: Method) -> None:
+    """Check that the residuals, which are deployed, outlive the training: in checkpoints, and in this process."""
     for callback in trainer.checkpoint_callbacks:
         if getattr(callback, "save_weights_only", False):
             raise MethodError(
                 f"{type(callback).__name__}(save_weights_only=True) would leave out the residuals, which {type(method).__name__} "
                 f"deploys: set it to False"
             )
+    if type(trainer.strategy.launcher).__name__ == SPAWNED:
+        raise MethodError(
+            f"the strategy trains copies in processes of its own, from which the author's weights alone come back, whereas "
+            f"{type(method).__name__} deploys the residuals: give strategy='ddp'"
+        )
+
+
+def _entries(output: Any, names: Sequence[str] | None) -> Any:
+    """The entries of a network's output that are compared."""
+    if names is None:
+        return output
+    if not isinstance(output, Mapping) or not set(names) <= set(output):
+        listed = (
+            ", ".join(map(str, output)) if isinstance(output, Mapping) else f"no names: it is {shown(output)}"
+        )
+        raise MethodError(f"audit's outputs are {', '.join(names)}; the network's output has {listed}")
+    return {name: output[name] for name in names}
 
 
 def _checked_audit(given: Any) -> Any:
     if isinstance(given, Mapping):
-        known = list(inspect.signature(audit).parameters)[1:]
+        known = [*list(inspect.signature(audit).parameters)[1:], "outputs"]
         for name in given:
             if name not in known:
                 raise MethodError(
                     f"audit has no argument {name!r}.{did_you_mean(str(name), known)} It has {', '.join(known)}"
                 )
+        if "in_rep" in given and "out_rep" not in given:
+            raise MethodError(
+                'audit has in_rep without out_rep; expected {"in_rep": "2x0e+2x1o", "out_rep": "1x1o"}'
+            )
+        if isinstance(given.get("outputs"), str):
+            raise MethodError(f"audit's outputs is the text {given['outputs']!r}; expected a list of names")
         return {name: value if name == "sample" else _plain(value) for name, value in given.items()}
     if given is not None and not callable(given):
         raise MethodError(

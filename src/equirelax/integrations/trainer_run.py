@@ -26,6 +26,9 @@ class TrainerRun:
         is_set_up: Whether the module's `setup` is through.
         fresh: Whether the network was relaxed in this call.
         trained: Whether a batch was trained on.
+        attached: Whether the method is attached to the optimizers.
+        is_over: Whether `fit` came to its end.
+        averaged: Whether the weights of the checkpoint that is loaded are averages.
         has_loss: Whether a batch since the last step of the optimizer had a loss.
         sample: The network's first input in training, where `note_input` asked for it.
         random: The random state to go on with.
@@ -34,6 +37,7 @@ class TrainerRun:
     def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
         self.trainer, self.module, self.fitting = trainer, module, fitting
         self.is_set_up = self.fresh = self.trained = self.has_loss = False
+        self.attached = self.is_over = self.averaged = False
         self.sample: Any = None
         self.random: dict[str, Any] | None = None
         self._wrapped: dict[str, Any] = {}

@@ -58,8 +58,18 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
         "parts": {root: _part(relaxation, root) for root in relaxation.placements},
         "learnt": sorted(key for key, residual in relaxation if residual.is_learnt),
         "enabled": {key: residual.enabled for key, residual in relaxation},
-        "model": {key: value for key, value in model.state_dict().items() if key not in derived},
+        "model": {key: value for key, value in _whole(model).items() if key not in derived},
     }
+
+
+def _whole(model: nn.Module) -> dict[str, Any]:
+    """The model's state dict, with the residuals also where `equirelax.integrations` leaves them out of it."""
+    state = model.state_dict()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Residual):
+            for name, value in module.state_dict().items():
+                state.setdefault(f"{path}.{name}", value)
+    return state
 
 
 def _part(relaxation: Relaxation, root: str) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def _check_fits(relaxation: Relaxation, state: dict[str, Any]) -> None:
             f"{_other(model)}: it has the residuals {sorted(state['enabled'])}, this one {sorted(relaxation.residuals)}"
         )
     derived = derived_keys(model)
-    own = {key: value for key, value in model.state_dict().items() if key not in derived}
+    own = {key: value for key, value in _whole(model).items() if key not in derived}
     given = state["model"]
     missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys() - derived)
     if missing or unexpected:
@@ -163,7 +173,7 @@ def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
             residual.fix_gamma()
         residual.enabled = bool(state["enabled"][key])
     # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
-    own = relaxation.model.state_dict()
+    own = _whole(relaxation.model)
     derived = derived_keys(relaxation.model)
     given = {key: value for key, value in state["model"].items() if key not in derived}
     kept = {key: own[key] for key in derived & set(own)}
