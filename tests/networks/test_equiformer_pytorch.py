@@ -46,7 +46,7 @@ class TestEquiformerPytorch(NetworkConformance):
         "export": "it asks torch.allclose of the data, on which torch.export cannot branch",
         "script": "it holds lambdas, which TorchScript cannot",
     }
-    remarks = "SE(3); built in float32, then cast; the same with reversible=True"
+    remarks = "SE(3); built in float32, then cast"
     reversible: ClassVar[bool] = False
 
     def network(self) -> nn.Module:

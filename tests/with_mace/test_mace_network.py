@@ -51,18 +51,19 @@ class TestMACE(NetworkConformance):
         "export": "forces are a gradient that it takes itself, which torch.export cannot follow",
     }
     no_matrices = ("*.contractions.*.weights_max", "*.contractions.*.weights.*")
-    remarks = "with e3nn 0.4.4"
+    remarks = "with e3nn 0.4.4; each of its interaction blocks"
     cls: ClassVar[str] = "MACE"
     further: ClassVar[dict[str, Any]] = {}
 
     def network(self) -> nn.Module:
-        network = getattr(modules, self.cls)(
-            r_max=4.0, num_bessel=4, num_polynomial_cutoff=5, max_ell=1, num_interactions=2, num_elements=3,
-            interaction_cls=BLOCKS["RealAgnosticResidualInteractionBlock"], gate=nn.functional.silu,
-            interaction_cls_first=BLOCKS["RealAgnosticInteractionBlock"], hidden_irreps=o3.Irreps("4x0e + 4x1o"),
-            MLP_irreps=o3.Irreps("4x0e"), atomic_energies=np.zeros(3), avg_num_neighbors=3, correlation=2,
-            radial_MLP=[8], atomic_numbers=[1, 6, 8], **self.further,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "r_max": 4.0, "num_bessel": 4, "num_polynomial_cutoff": 5, "max_ell": 1, "num_interactions": 2, "num_elements": 3,
+            "interaction_cls": BLOCKS["RealAgnosticResidualInteractionBlock"], "gate": nn.functional.silu, "correlation": 2,
+            "interaction_cls_first": BLOCKS["RealAgnosticInteractionBlock"], "hidden_irreps": o3.Irreps("4x0e + 4x1o"),
+            "MLP_irreps": o3.Irreps("4x0e"), "atomic_energies": np.zeros(3), "avg_num_neighbors": 3, "radial_MLP": [8],
+            "atomic_numbers": [1, 6, 8],
+        }  # fmt: skip
+        network = getattr(modules, self.cls)(**settings | self.further)
         return EnergyAndForces(network)
 
     def inputs(self, dtype: torch.dtype) -> tuple[dict[str, Tensor]]:
@@ -92,3 +93,13 @@ class TestScaleShiftMACE(TestMACE):
     remarks = "with e3nn 0.4.4"
     cls = "ScaleShiftMACE"
     further: ClassVar = {"atomic_inter_scale": 1.3, "atomic_inter_shift": 0.1}
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_every_interaction_block_is_relaxed_and_projected_back(block: str) -> None:
+    class Other(TestMACE):
+        name = f"MACE with {block}"
+        further: ClassVar = {"interaction_cls": BLOCKS[block]}
+
+    Other().test_it_is_relaxed_at_strength_one_and_not_at_zero()
+    Other().test_projected_it_is_the_authors_network()
