@@ -65,10 +65,12 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
 def _whole(model: nn.Module) -> dict[str, Any]:
     """The model's state dict, with the residuals also where `equirelax.integrations` leaves them out of it."""
     state = model.state_dict()
+    if any(map(of_residual, state)):
+        return state
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Residual):
             for name, value in module.state_dict().items():
-                state.setdefault(f"{path}.{name}", value)
+                state[f"{path}.{name}"] = value
     return state
 
 
