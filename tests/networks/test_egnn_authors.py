@@ -46,6 +46,14 @@ class TestEGNNWithVelocities(TestEGNN):
     velocities: ClassVar[bool] = True
 
 
+def test_velocities_are_read_where_there_are_any() -> None:
+    sizes = [
+        {residual.in_rep.dim for _, residual in er.relax(EGNN(2, 4, velocities))}
+        for velocities in (False, True)
+    ]
+    assert sizes == [{4 + 3}, {4 + 3 + 3}]
+
+
 def test_graphs_of_a_batch_do_not_move_one_another() -> None:
     torch.manual_seed(0)
     network = EGNN(2, 4, False).double()

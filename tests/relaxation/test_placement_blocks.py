@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import equirelax as er
 from equirelax.errors import PlacementError
-from equirelax.relaxation import Adds, Blocks, Dense, Reads
+from equirelax.relaxation import Adds, AddTo, Argument, Blocks, Dense, Reads
+from equirelax.relaxation.graphs import Graphs, group_means, mean_where, neighbourhood_mean
 from equirelax.relaxation.spec import decode, encode
 from equirelax.symmetry import E, On, positions, trivial, vector
 
@@ -395,3 +396,42 @@ def test_entries_of_geometric_data_are_read_and_added_to() -> None:
     assert not torch.allclose(found.h, h)
     with pytest.raises(er.EquirelaxError, match="no entry 'pos'"):
         model(data.Data(h=h, batch=graph))
+
+
+def test_means_are_over_the_nodes_whose_edges_arrive() -> None:
+    """Of directed edges a node's mean holds the sources; of a padded molecule the nodes that are there."""
+    x = torch.tensor([[0.0, 3.0], [2.0, 3.0], [7.0, 5.0]])
+    directed = torch.tensor([[0, 0], [1, 2]])
+    expected = torch.tensor([[0.0, 3.0], [1.0, 3.0], [3.5, 4.0]])
+    torch.testing.assert_close(neighbourhood_mean(x, directed), expected)
+    there = torch.tensor([True, True, False])
+    torch.testing.assert_close(mean_where(x, there), torch.tensor([[1.0, 3.0]]))
+    torch.testing.assert_close(
+        group_means(x, torch.tensor([2, 0, 2])), torch.tensor([[3.5, 4.0], [2.0, 3.0], [3.5, 4.0]])
+    )
+
+
+def test_numbers_of_graphs_count_before_edges() -> None:
+    """A call that gives both is centred on its graphs, also where these are not fully connected."""
+    graphs = Graphs(batch=Argument(0, "batch"), edges=Argument(1, "edges"))
+    x, batch, edges = (
+        torch.tensor([[0.0], [2.0], [7.0]]),
+        torch.zeros(3, dtype=torch.long),
+        torch.tensor([[0], [1]]),
+    )
+    torch.testing.assert_close(graphs.mean(x, (batch, edges), {}, "b").expand(3, 1), torch.full((3, 1), 3.0))
+    torch.testing.assert_close(graphs.mean(x, (None, edges), {}, "b"), torch.tensor([[0.0], [1.0], [7.0]]))
+
+
+@pytest.mark.parametrize(
+    ("item", "output"),
+    [(1, (1, torch.ones(2))), (1, [1, torch.ones(2)]), ("a", {"b": 1, "a": torch.ones(2)})],
+)
+def test_an_output_is_not_written_into(item: Any, output: Any) -> None:
+    """A block may keep what it returned."""
+    target = output[item]
+    found = AddTo(item).add(output, torch.full((2,), 3.0))
+    assert type(found) is type(output)
+    assert found[item].tolist() == [4.0, 4.0]
+    assert output[item] is target
+    assert target.tolist() == [1.0, 1.0]

@@ -60,7 +60,7 @@ class Blocks(Placement):
     def __post_init__(self) -> None:
         for name, kind in (("reads", Reads), ("adds", Adds)):
             given = getattr(self, name)
-            several = (given,) if isinstance(given, kind) else tuple(given)
+            several = tuple(given) if isinstance(given, (tuple, list)) else (given,)
             if not several or not all(isinstance(each, kind) for each in several):
                 raise PlacementError(
                     f"Blocks({self.target!r}): {name} is {given!r}; expected {kind.__name__}(...)"
