@@ -191,7 +191,8 @@ def test_declarations_that_cannot_be_are_refused(make: Callable[[], object]) -> 
             r"'where' has rows \(3, 3\)",
         ),
         (Reads("feats", "2x0e", span=(3, 5)), Adds(1, "4x0e"), "entries 3 to 5 of the last axis"),
-        (Reads("feats", "1x0e", item=0), Adds(1, "4x0e"), "'feats' of a relaxed module has no entry 0"),
+        (Reads("feats", "1x0e", item=0), Adds(1, "4x0e"), "blocks.0: the argument 'feats' has no entry 0"),
+        (Reads((5, "more"), "1x0e"), Adds(1, "4x0e"), "blocks.0: the call leaves out the argument 'more'"),
     ],
 )
 def test_calls_that_do_not_fit_are_explained(reads: object, adds: Adds, words: str) -> None:

@@ -135,11 +135,13 @@ class Argument(Reader):
     Args:
         index, name: Its position and its keyword.
         item: The entry; None takes the argument itself.
+        path: Path of the module that is called, for messages.
     """
 
     index: int
     name: str
     item: int | str | None = None
+    path: str = ""
 
     @classmethod
     def of(cls, module: nn.Module, given: Named, path: str, item: int | str | None = None) -> Argument:
@@ -149,14 +151,14 @@ class Argument(Reader):
             PlacementError: The forward has no such parameter.
         """
         if not isinstance(given, str):
-            return cls(given[0], given[1], given[2] if len(given) == 3 else item)
+            return cls(given[0], given[1], given[2] if len(given) == 3 else item, path)
         names = [parameter.name for parameter in parameters_of(module)]
         if given not in names:
             raise PlacementError(
                 f"{path or 'the model'} ({type(module).__name__}): its forward has no argument {given!r}, only "
                 f"{names or 'ones that Python cannot tell'}; give one of them, or (position, keyword)"
             )
-        return cls(names.index(given), given, item)
+        return cls(names.index(given), given, item, path)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument.
@@ -164,13 +166,20 @@ class Argument(Reader):
         Raises:
             PlacementError: The call has none, or it has no such entry.
         """
-        found = argument(args, kwargs, self.index, self.name)
+        where = self.path or "the model"
+        if self.index >= len(args) and self.name not in kwargs:
+            raise PlacementError(
+                f"{where}: the call leaves out the argument {self.name!r}, which a residual reads; it has {len(args)} positional "
+                f"arguments and the keywords {sorted(kwargs)}"
+            )
+        found = args[self.index] if self.index < len(args) else kwargs[self.name]
         if self.item is None:
             return found
         if _has(found, self.item):
             return found[self.item]
         raise PlacementError(
-            f"the argument {self.name!r} of a relaxed module has no entry {self.item!r}: it is a {type(found).__name__}"
+            f"{where}: the argument {self.name!r} has no entry {self.item!r}, which a residual reads; it is a "
+            f"{type(found).__name__}"
         )
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
