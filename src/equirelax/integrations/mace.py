@@ -50,6 +50,7 @@ def training(method: Method, *losses: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        phase.evaluation.close()  # PyTorch calls no hook after an interrupt by the keyboard
 
 
 class _Phase:
