@@ -18,7 +18,7 @@ EDGES = [torch.tensor(side) for side in ([0, 0, 1, 1, 2, 2, 3, 4], [1, 2, 0, 2, 
 
 
 class TestEGNN(NetworkConformance):
-    name = "EGNN"
+    name = "EGNN (minimal)"
     count = 4
     paths = ("gcl_0:h", "gcl_0:x", "gcl_1:h", "gcl_1:x")
     velocities: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class TestEGNN(NetworkConformance):
 
 
 class TestEGNNWithVelocities(TestEGNN):
-    name = "EGNN with velocities"
+    name = "EGNN (minimal, with velocities)"
     velocities: ClassVar[bool] = True
 
 
