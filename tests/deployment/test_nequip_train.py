@@ -27,7 +27,8 @@ from undisturbed import undisturbed
 from equirelax.errors import CheckpointError
 from equirelax.integrations.nequip import calculator, load_relaxed
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+CALLBACK = "trainer.callbacks.1"
 SMALL = ["num_layers=2", "num_features=4", "radial_mlp_width=8"]
 
 
@@ -100,11 +101,13 @@ def test_its_checkpoints_hold_the_authors_keys(trained: Path) -> None:
     assert parameters == len(list(module.model.parameters()))
 
 
-def test_a_restart_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
+def test_a_restart_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """To the bit: weights, averages, strengths, multipliers."""
-    train(tmp_path / "half", "run=[train]", epochs=1)
-    train(tmp_path / "rest", "run=[train]", f"++ckpt_path={tmp_path / 'half' / 'last.ckpt'}")
-    whole, again = saved(trained / "last.ckpt"), saved(tmp_path / "rest" / "last.ckpt")
+    ace = (f"{CALLBACK}.method=ace", f"+{CALLBACK}.dual_lr=0.01", "run=[train]")
+    train(tmp_path / "whole", *ace)
+    train(tmp_path / "half", *ace, epochs=1)
+    train(tmp_path / "rest", *ace, f"++ckpt_path={tmp_path / 'half' / 'last.ckpt'}")
+    whole, again = saved(tmp_path / "whole" / "last.ckpt"), saved(tmp_path / "rest" / "last.ckpt")
     assert whole["global_step"] == again["global_step"] == 8
     weights = {key: value for key, value in whole["state_dict"].items() if isinstance(value, torch.Tensor)}
     assert len(weights) > 20
@@ -132,7 +135,6 @@ def test_it_is_packaged_and_its_calculator_loads_it(trained: Path, tmp_path: Pat
         assert differ(own, theirs) == 0
 
 
-@pytest.mark.timeout(900)
 def test_it_is_compiled(trained: Path, tmp_path: Path) -> None:
     """By AOTInductor; NequIP itself refuses TorchScript with this torch."""
     from nequip.ase import NequIPCalculator
@@ -155,8 +157,8 @@ def test_a_network_deployed_relaxed_is_loaded_with_its_residuals(tmp_path: Path)
     """ResilientACE keeps them. NequIP's programs know the author's weights alone; `load_relaxed` gives what was tested."""
     from nequip.model.saved_models.load_utils import load_saved_model
 
-    callback = "trainer.callbacks.1"
-    train(tmp_path, f"{callback}.method=resilient", f"+{callback}.primal_lr=0.01", epochs=1)
+    settings = [f"+{CALLBACK}.{one}" for one in ("primal_lr=0.01", "dual_lr=0.01")]
+    train(tmp_path, f"{CALLBACK}.method=resilient", *settings, epochs=1)
     path = tmp_path / "last.ckpt"
     relaxation = load_relaxed(path)
     own = calculator(relaxation.model)
