@@ -84,3 +84,20 @@ def test_modules_with_its_name_and_another_structure_are_none() -> None:
 
     with pytest.raises(er.errors.PlacementError, match="nothing to relax"):
         er.relax(Allegro_Module())
+
+
+def test_products_of_invariants_are_left_alone() -> None:
+    """A network with l_max 0 has no equivariance to relax."""
+    irreps = pytest.importorskip("e3nn.o3").Irreps("1x0e")
+
+    class Product(nn.Module):
+        irreps_in1 = irreps_out = irreps
+        mul = 3
+
+    class Allegro_Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tps = nn.ModuleList([Product()])
+
+    with pytest.raises(er.errors.PlacementError, match=r"tps\.0: maps invariants to invariants"):
+        er.relax(Allegro_Module())

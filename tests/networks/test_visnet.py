@@ -103,3 +103,10 @@ def test_a_layer_of_another_form_is_not_taken_for_one() -> None:
     network.vis_mp_layers[1].w_src_proj = nn.Linear(4, 4)
     with pytest.raises(PlacementError):
         er.relax(network)
+
+
+def test_a_readout_of_another_name_is_left_alone() -> None:
+    network = built(1, False)
+    del network.output_model
+    paths = [f"representation_model.vis_mp_layers.{name}" for name in TestViSNet.maps]
+    assert list(er.relax(network).residuals) == paths

@@ -89,3 +89,10 @@ def test_a_map_alone_is_of_vectors() -> None:
 def test_maps_with_a_bias_are_not_relaxed() -> None:
     with pytest.raises(PlacementError):
         er.relax(built(bias_epsilon=1e-6))
+
+
+def test_maps_of_an_encoder_that_does_not_tell_its_coordinates_are_of_vectors() -> None:
+    encoder = built().encoder
+    encoder.dim_coor = None
+    relaxation = er.relax(encoder)
+    assert relaxation["layers.0.0.to_q"].in_rep == 4 * vector(O(3))

@@ -368,6 +368,13 @@ class Named(nn.Module):
         return feats, coors
 
 
+class Masked(Named):
+    """Is told which of the nodes are there."""
+
+    def forward(self, feats, coors, mask=None):
+        return feats, coors
+
+
 class Invariant(nn.Module):
     """Takes positions, and works on invariants in a list of blocks."""
 
@@ -399,6 +406,12 @@ class Invariant(nn.Module):
             'equirelax.relax(network, Blocks("Named", reads=(Reads("feats", "Nx0e"), Reads("coors", "1x1o", centred=True))',
             ["0:0", "0:1"],
         ),
+        (
+            nn.Sequential(Masked()),
+            'equirelax.relax(network, Blocks("Masked", reads=(Reads("feats", "Nx0e"), Reads("coors", "1x1o", centred=True)), '
+            'adds=(Adds(0, "Nx0e"), Adds(1, "1x1o")), mask="mask"))',
+            ["0:0", "0:1"],
+        ),
         (nn.Sequential(nn.ReLU()), None, []),
     ],
 )
@@ -412,16 +425,12 @@ def test_every_kind_of_module_has_a_line_that_relaxes_it(network, line, keys):
     if line is None:
         assert lines == []
         return
-    assert lines[0].startswith(line)
-    names = {
-        **vars(er.relaxation),
-        "equirelax": er,
-        "network": network,
-        "N": 6,
-        "in_rep": "1x0e+1x1o",
-        "out_rep": "2x1o",
-    }
-    relaxation = eval(lines[0].replace("Nx0e", "6x0e"), names)
+    names = {"equirelax": er, "network": network, "N": 6, "in_rep": "1x0e+1x1o", "out_rep": "2x1o"}
+    imports = [text for text in lines if text.startswith("from ")]
+    exec("\n".join(imports), names)
+    first = lines[len(imports)]
+    assert first.startswith(line)
+    relaxation = eval(first.replace("Nx0e", "6x0e"), names)
     assert list(relaxation.residuals) == keys
 
 

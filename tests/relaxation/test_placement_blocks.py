@@ -407,9 +407,12 @@ def test_means_are_over_the_nodes_whose_edges_arrive() -> None:
     torch.testing.assert_close(neighbourhood_mean(x, directed), expected)
     there = torch.tensor([True, True, False])
     torch.testing.assert_close(mean_where(x, there), torch.tensor([[1.0, 3.0]]))
-    torch.testing.assert_close(
-        group_means(x, torch.tensor([2, 0, 2])), torch.tensor([[3.5, 4.0], [2.0, 3.0], [3.5, 4.0]])
-    )
+    for numbers in ([2, 0, 2], [40, -1, 40], [0, 7, 0]):  # of any size: those of a part of a batch, say
+        torch.testing.assert_close(
+            group_means(x, torch.tensor(numbers)), torch.tensor([[3.5, 4.0], [2.0, 3.0], [3.5, 4.0]])
+        )
+    torch.testing.assert_close(group_means(x, torch.tensor([9, 9, 9])), x.mean(0).expand(3, 2))
+    assert group_means(x[:0], torch.tensor([], dtype=torch.long)).shape == (0, 2)
 
 
 def test_numbers_of_graphs_count_before_edges() -> None:

@@ -87,10 +87,20 @@ def group_means(x: Tensor, group: Tensor | None) -> Tensor:
     """
     if group is None:
         return x.mean(dim=0, keepdim=True)
-    # as many slots as rows: numbers are below that, and nothing waits for the device to find the largest
-    total = x.new_zeros(x.shape).index_add(0, group, x)
-    count = x.new_zeros(x.shape[0], 1).index_add(0, group, x.new_ones(x.shape[0], 1))
-    return (total / count.clamp(min=1)).index_select(0, group)
+    # as many slots as rows, and nothing waits for the device to find the largest number, which may be above that
+    slot = _consecutive(group)
+    total = x.new_zeros(x.shape).index_add(0, slot, x)
+    count = x.new_zeros(x.shape[0], 1).index_add(0, slot, x.new_ones(x.shape[0], 1))
+    return (total / count.clamp(min=1)).index_select(0, slot)
+
+
+def _consecutive(numbers: Tensor) -> Tensor:
+    """Numbers 0, 1, ... in the place of any (rows,) of whole numbers, equal where these are."""
+    order = numbers.argsort()
+    ordered = numbers.index_select(0, order)
+    rank = (ordered != ordered.roll(1)).long().cumsum(0)
+    # the first differs from the last that is rolled before it, unless all are equal
+    return torch.empty_like(order).scatter(0, order, (rank - rank[:1]))
 
 
 def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class ViSNet(Network):
         for i, layer in enumerate(_layers(block)[1:], start=1):
             maps.update(_maps(layer, join(inside, f"vis_mp_layers.{i}")))
         if block is not module:
-            maps.update(readout_maps(module.get_submodule("output_model"), "output_model"))
+            readout = getattr(module, "output_model", None)
+            maps.update(readout_maps(readout, "output_model") if isinstance(readout, nn.Module) else {})
         return map_sites(path, maps, spherical(range(1, block.lmax + 1)))
 
 

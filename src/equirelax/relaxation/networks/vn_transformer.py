@@ -56,5 +56,6 @@ def _biasless(module: nn.Module) -> bool:
 
 
 def _coordinates(module: nn.Module) -> int:
-    """Size of the last axis: of the whole network, of the encoder, or 3."""
-    return int(getattr(module, "dim_coor_total", getattr(module, "dim_coor", 3)))
+    """Size of the last axis: of the whole network, of the encoder, or 3; 0 where it is no number."""
+    size = getattr(module, "dim_coor_total", getattr(module, "dim_coor", 3))
+    return size if isinstance(size, int) else 0

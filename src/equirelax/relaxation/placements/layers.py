@@ -26,6 +26,8 @@ from equirelax.relaxation.sites import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
 
+INVARIANT = "maps invariants to invariants, where there is no equivariance to relax"
+
 
 @spec("layers")
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Layers(Placement):
             if path in declared:
                 found = declared[path].site(path, module)
             elif network is not None and known:
-                found = network.sites[path]
+                able = tuple(site for site in network.sites[path] if site.can_break)
+                found = able or Skip(INVARIANT)
             else:
                 found = family_site(path, module)
             if found is None:
@@ -165,7 +168,7 @@ def family_site(path: str, module: nn.Module) -> Site | Skip | None:
         if family.matches(module):
             site = family.site(path, module)
             if isinstance(site, Site) and not site.can_break:
-                return Skip("maps invariants to invariants, where there is no equivariance to relax")
+                return Skip(INVARIANT)
             return site
     return None
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from torch import nn
 
 from equirelax.relaxation.sites import parameters_of
 
+IMPORTED = {
+    "equirelax.relaxation": ("Adds", "Blocks", "Layers", "Linear", "Reads", "Streams"),
+    "equirelax.symmetry": ("GridField", "On"),
+}
+"""What the lines may use, and where it is from."""
 COORDINATES = ("coors", "coord", "coords", "coordinates", "pos", "positions", "xyz", "x")
 FEATURES = ("feats", "features", "h", "node_feats", "node_features", "s", "x")
 MOST = 6
@@ -22,13 +28,26 @@ def suggestions(modules: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
 
     Args:
         modules: (path, module) of every module of the model.
+
+    Returns:
+        The lines, behind those that import what they use.
     """
     found: dict[str, int] = {}
     for path, module in modules:
         line, rank = _line(path, module)
         if line:
             found[line] = min(rank, found.get(line, rank))
-    return tuple(sorted(found, key=lambda line: found[line])[:MOST])
+    lines = sorted(found, key=lambda line: found[line])[:MOST]
+    return (*_imports(lines), *lines)
+
+
+def _imports(lines: list[str]) -> tuple[str, ...]:
+    """What the lines use, imported."""
+    used = {
+        room: [name for name in names if any(re.search(rf"\b{name}\(", line) for line in lines)]
+        for room, names in IMPORTED.items()
+    }
+    return tuple(f"from {room} import {', '.join(names)}" for room, names in used.items() if names)
 
 
 def _line(path: str, module: nn.Module) -> tuple[str, int]:
@@ -66,8 +85,11 @@ def _block(module: nn.Module) -> str:
     if features is None or coordinates is None:
         return ""
     reads = f'(Reads("{features}", "Nx0e"), Reads("{coordinates}", "1x1o", centred=True))'
+    adds = '(Adds(0, "Nx0e"), Adds(1, "1x1o"))'
+    named = {parameter.name for parameter in parameters_of(module)}
+    mask = ', mask="mask"' if "mask" in named else ""  # means must not be over nodes that are not there
     return (
-        f'equirelax.relax(network, Blocks("{type(module).__name__}", reads={reads}, adds=(Adds(0, "Nx0e"), Adds(1, "1x1o"))))'
+        f'equirelax.relax(network, Blocks("{type(module).__name__}", reads={reads}, adds={adds}{mask}))'
         "  # if it returns both, with N features"
     )
 
