@@ -20,11 +20,10 @@ from equirelax.symmetry import E, positions, vector
 SPECIES, CUTOFF = ["H", "C", "O"], 4.0  # A
 
 
-class EnergyAndForces(nn.Sequential):
-    """Of all that NequIP returns, what is to be audited."""
-
-    def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return (out := self[0](data))["total_energy"], out["forces"]
+def audit(network: nn.Module, data: dict[str, Tensor]) -> AuditReport:
+    """Check the energy and the forces, of all that NequIP returns."""
+    reps = {"pos": positions(E(3))}, {"forces": vector(E(3))}
+    return er.audit(network, data, *reps, outputs=["total_energy", "forces"], samples=4)
 
 
 def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
@@ -40,17 +39,17 @@ def main(steps: int = 20) -> tuple[nn.Module, AuditReport, AuditReport]:
     relaxation = er.relax(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     method = er.Scheduled(relaxation, total_steps=steps).attach(optimizer)
-    model, reps, losses = EnergyAndForces(network), ({"pos": positions(E(3))},), []
+    losses = []
     for step in range(steps):
         if step == steps // 2:  # the residuals are at full strength
-            relaxed = er.audit(model, (data,), reps, (None, vector(E(3))), samples=4)
+            relaxed = audit(network, data)
         loss = (network(data)["forces"] - data["forces"]).square().mean()
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     er.project(network)
-    projected = er.audit(model, (data,), reps, (None, vector(E(3))), samples=4)
+    projected = audit(network, data)
     show("NequIP", relaxed, projected, losses)
     return network, relaxed, projected
 

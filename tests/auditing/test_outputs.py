@@ -295,3 +295,33 @@ def test_mixed_precision() -> None:
     assert any("casts inside" in note for note in casts.notes)
     along = On(vector(O(3)), -2)
     assert short(nn.Linear(4, 2, bias=False).half(), torch.randn(5, 3, 4), along, along).equivariant
+
+
+class Returns(nn.Module):
+    """Gives an invariant, a vector, and something that turns without anybody saying so."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"energy": x.square().sum(), "forces": -2 * x, "edges": x[1:] - x[:-1]}
+
+
+def test_chosen_outputs_alone_are_compared() -> None:
+    model, x = Returns(), torch.randn(5, 3)
+    whole = short(model, x, V, {"forces": V})
+    assert whole.worst.output == "output.edges"
+    assert not whole.equivariant
+    for asked in (model, model.forward):  # a function too
+        report = short(asked, x, V, {"forces": V}, outputs=["energy", "forces"])
+        assert set(report.before.outputs) == {"output.energy", "output.forces"}
+        assert report.equivariant
+    assert set(model(x)) == {"energy", "forces", "edges"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [(["force"], "'forces'"), ("forces", "expected a list"), (["energy"], "leave them out")],
+)
+def test_outputs_that_are_not_there_are_named(outputs: Any, words: str) -> None:
+    model = Returns() if words != "leave them out" else nn.Identity()
+    with pytest.raises(AuditError, match=words):
+        short(model, torch.randn(5, 3), V, None, outputs=outputs)
+    assert not model._forward_hooks

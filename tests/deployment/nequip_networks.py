@@ -50,18 +50,11 @@ def network(num_layers: int = 2) -> nn.Module:
     return model
 
 
-class EnergyAndForces(nn.Sequential):
-    """Of all that NequIP returns, what is to be audited."""
-
-    def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return (out := self[0](data))["total_energy"], out["forces"]
-
-
 def audited(model: nn.Module, data: dict[str, Tensor], deployed: str | None = None) -> AuditReport:
     """A short audit, without a search for the layer that breaks."""
-    reps = ({"pos": positions(E(3))},), (None, vector(E(3)))
     few: dict[str, Any] = {"samples": 2, "lie": False, "per_layer": False, "deployed": deployed}
-    return er.audit(EnergyAndForces(model), (data,), *reps, **few)
+    reps = {"pos": positions(E(3))}, {"forces": vector(E(3))}
+    return er.audit(model, data, *reps, outputs=["total_energy", "forces"], **few)
 
 
 def results(calculator: Any, frame: Any) -> tuple[float, np.ndarray]:

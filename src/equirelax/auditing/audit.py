@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from equirelax.auditing.samples import (
 )
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError, RelaxationStateError
+from equirelax.files import did_you_mean
 from equirelax.methods import Method
 from equirelax.relaxation import Relaxation, relaxation_of
 from equirelax.relaxation.residual import drivers_of
@@ -57,6 +59,7 @@ def audit(
     out_rep: Any = FROM_MODEL,
     group: Group | None = None,
     *,
+    outputs: Sequence[str] | None = None,
     samples: int = 16,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -94,6 +97,8 @@ def audit(
         out_rep: The same for the output. By default the model's ``irreps_out``, ``out_type`` or ``out_rep``.
         group: Elements are drawn from it; by default the group of the representations. It may be a subgroup
             of theirs, such as SO(3) for representations of O(3).
+        outputs: Names of the entries that are compared, where the model returns a mapping. By default all of them are, those that
+            ``out_rep`` does not list as invariants; NequIP's networks, for example, return their edges' vectors too.
         samples: Number of elements drawn (Haar measure for compact groups). One element of every other
             component of a Lie group, or the generators of a finite one, are tried in addition.
         seed: Seed of the elements, and of any random numbers that the model draws.
@@ -114,15 +119,81 @@ def audit(
         The report, which ``print(report)`` shows.
 
     Raises:
-        AuditError: Sample, representations and group do not fit each other, or the model fails in the given ``dtype`` but runs
-            in float32.
+        AuditError: Sample, representations and group do not fit each other, the model does not return one of ``outputs``, or it
+            fails in the given ``dtype`` but runs in float32.
         NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
     if deployed not in (None, PROJECTED, RELAXED):
         raise AuditError(f"deployed={deployed!r}: expected {PROJECTED!r} or {RELAXED!r}")
+    if isinstance(outputs, str):
+        raise AuditError(f"outputs={outputs!r}: expected a list of names, such as [{outputs!r}]")
     module = model if isinstance(model, nn.Module) else Function(model)
+    with _only(module, outputs):
+        return _audit(
+            model,
+            module,
+            sample,
+            in_rep,
+            out_rep,
+            group,
+            samples,
+            seed,
+            dtype,
+            tolerance,
+            lie,
+            per_layer,
+            layer_reps,
+            deployed,
+        )
+
+
+@contextlib.contextmanager
+def _only(module: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
+    """Within it a module returns only these entries of its mapping."""
+
+    def choose(module: nn.Module, args: Any, output: Any) -> Any:
+        assert names is not None
+        if not isinstance(output, Mapping):
+            raise AuditError(
+                f"outputs are {', '.join(names)}, but the model returns a {type(output).__name__}: leave them out"
+            )
+        for name in names:
+            if name not in output:
+                raise AuditError(
+                    f"outputs: the model returns no {name!r}.{did_you_mean(name, [str(key) for key in output])} "
+                    f"It returns {', '.join(map(str, output))}"
+                )
+        return {name: output[name] for name in names}
+
+    if names is None:
+        yield
+        return
+    handle = module.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _audit(
+    model: Any,
+    module: nn.Module,
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group | None,
+    samples: int,
+    seed: int,
+    dtype: torch.dtype | None,
+    tolerance: float | None,
+    lie: bool,
+    per_layer: bool,
+    layer_reps: Mapping[str, Any] | None,
+    deployed: str | None,
+) -> AuditReport:
+    """Read the representations, find the precision in which the model runs, and measure."""
     own_input, own_output = in_rep is FROM_MODEL, out_rep is FROM_MODEL
     in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
     if own_input:

@@ -329,7 +329,7 @@ class RelaxationCallback(Callback):
             report: AuditReport = self._audit(network)
             return report
         arguments = dict(self._audit)
-        sample, outputs = arguments.pop("sample", noted), arguments.pop("outputs", None)
+        sample = arguments.pop("sample", noted)
         if sample is None:
             warnings.warn(
                 f"no audit: {type(network).__name__} at {self._path!r} was not called in training. Give the path of the module "
@@ -339,11 +339,7 @@ class RelaxationCallback(Callback):
             )
             return None
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        chosen = network.register_forward_hook(lambda module, args, output: _entries(output, outputs))
-        try:
-            return audit(network, move_data_to_device(sample, device), **arguments)
-        finally:
-            chosen.remove()
+        return audit(network, move_data_to_device(sample, device), **arguments)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the module its functions back. A network that was trained stays relaxed, as training left it."""
@@ -536,21 +532,9 @@ def _check_what_stays(trainer: Trainer, method: Method) -> None:
         )
 
 
-def _entries(output: Any, names: Sequence[str] | None) -> Any:
-    """The entries of a network's output that are compared."""
-    if names is None:
-        return output
-    if not isinstance(output, Mapping) or not set(names) <= set(output):
-        listed = (
-            ", ".join(map(str, output)) if isinstance(output, Mapping) else f"no names: it is {shown(output)}"
-        )
-        raise MethodError(f"audit's outputs are {', '.join(names)}; the network's output has {listed}")
-    return {name: output[name] for name in names}
-
-
 def _checked_audit(given: Any) -> Any:
     if isinstance(given, Mapping):
-        known = [*list(inspect.signature(audit).parameters)[1:], "outputs"]
+        known = list(inspect.signature(audit).parameters)[1:]
         for name in given:
             if name not in known:
                 raise MethodError(
