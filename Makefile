@@ -12,7 +12,7 @@ DEMO   ?= runs/demo
 SHARES ?= 8
 COMMITS := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
-.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn test-networks faults docs lint perf install clean
+.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn test-networks table-networks faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -82,6 +82,13 @@ test-with-%:
 	@if $(MAKE) --no-print-directory .venv-$*/.installed; then \
 	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src .venv-$*/bin/python -m pytest -q tests/with_$* || exit 1; \
 	else echo "test-networks: SKIPPED $*, which could not be installed into .venv-$* (see above)"; fi
+
+# docs/networks.md: what relax(network) does to every published network, from these tests.
+table-networks: $(STAMP) .venv-mace/.installed .venv-schnetpack/.installed
+	$(BIN)/python -m pytest -q tests/networks --networks-out lab/results/networks
+	PYTHONPATH=src:lab/src .venv-mace/bin/python -m pytest -q tests/with_mace/test_mace_network.py --networks-out lab/results/networks
+	PYTHONPATH=src:lab/src .venv-schnetpack/bin/python -m pytest -q tests/with_schnetpack --networks-out lab/results/networks
+	$(BIN)/python docs/tools/insert_results.py
 
 # Every fault of lab/tests/faults, the slow ones too, counted in lab/results/faults.
 faults: $(STAMP)

@@ -62,8 +62,12 @@ class NetworksOut:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):
             return
+        from equirelax_lab.training.provenance import commit, hardware, versions
+
+        origin = {"commit": commit(), "hardware": hardware(), "versions": versions()}
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, facts in self.facts.items():
+            facts["origin"] = origin
             file = self.folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
             file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         found = [json.loads(file.read_text(encoding="utf-8")) for file in self.folder.glob("*.json")]

@@ -39,7 +39,7 @@ if _typing.TYPE_CHECKING:
     )
     from equirelax.symmetry import GridField, On
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ACE",
