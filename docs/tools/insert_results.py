@@ -7,6 +7,7 @@ A marker names a file, and what of it:
 
     <!-- from lab/results/nbody/summary.md -->                               its first table, and in what its rows differ
     <!-- from lab/results/nbody/summary.md: method | projected -->           these columns of it, and the same
+    <!-- from lab/results/nbody/summary.md: table averaged weights -->       the table of this first column, and the same
     <!-- from lab/results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
     <!-- from lab/results/nbody/summary.md: conclusion -->                   its last paragraph
     <!-- from lab/results/perf/one-thread.txt -->                            a text file, as it is
@@ -29,6 +30,7 @@ MARKED = re.compile(
     flags=re.DOTALL,
 )
 
+TABLE = "table "
 DIFFERING = "**Settings that differ between rows**"
 """How the paragraph begins that no table may be without."""
 
@@ -63,10 +65,11 @@ def _content(match: re.Match[str], root: Path) -> str:
         return f"```text\n{text.rstrip()}\n```\n"
     if part in ("setting", "conclusion"):
         return _paragraph(source, text, part) + "\n"
-    table = first_table(text)
-    if not table:
+    if part is not None and part.startswith(TABLE):
+        table = _table(source, text, part.removeprefix(TABLE))
+    elif not (table := first_table(text)):
         raise InsertError(f"{source} has no table.")
-    if part is not None:
+    elif part is not None:
         table = _columns(source, table, [name.strip() for name in part.split("|")])
     differing = [block for block in _blocks(text) if block.startswith(DIFFERING)][:1]
     return "\n\n".join(["\n".join(table), *differing]) + "\n"
@@ -76,6 +79,14 @@ def first_table(text: str) -> list[str]:
     """Lines of the first table of a file; further tables are details."""
     after = itertools.dropwhile(lambda line: not line.startswith("|"), text.splitlines())
     return list(itertools.takewhile(lambda line: line.startswith("|"), after))
+
+
+def _table(source: str, text: str, name: str) -> list[str]:
+    """Lines of the table whose first column has this heading."""
+    for block in _blocks(text):
+        if block.startswith(f"| {name} |"):
+            return block.splitlines()
+    raise InsertError(f"{source} has no table of '{name}'.")
 
 
 def _blocks(text: str) -> list[str]:

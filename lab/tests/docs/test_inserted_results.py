@@ -59,6 +59,7 @@ def root(tmp_path: Path) -> Path:
     [
         ("summary.md", "| method | error | seconds |\n| --- | --- | --- |\n| strict | 1 | 2 |\n"),
         ("summary.md: seconds | method", "| seconds | method |\n| --- | --- |\n| 2 | strict |\n"),
+        ("summary.md: table detail", "| detail |\n| --- |\n| 5 |\n"),
         ("summary.md: setting", "Three seeds.\n"),
         ("summary.md: conclusion", "No difference.\n"),
         ("times.txt", "```text\na  1\n```\n"),
@@ -78,6 +79,7 @@ def test_what_a_marker_asks_for(root: Path, asked: str, content: str) -> None:
     [
         ("none.md", "lab/results/none.md"),
         ("summary.md: error | sceonds", "'sceonds'.*method, error, seconds"),
+        ("summary.md: table detial", "'detial'"),
     ],
 )
 def test_what_is_not_there_is_named(root: Path, asked: str, named: str) -> None:

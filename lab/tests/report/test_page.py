@@ -156,9 +156,9 @@ def test_unfinished_runs_are_in_the_curves_and_broken_ones_are_named(make: Make,
     (garbled / "metrics.csv").write_text("epoch,val/projected\n0,abc\n")
     (chapter,) = gather([folder])
     assert len(chapter.problems) == 3
-    assert [str(f) in words for f, words in zip((broken, lacking, garbled), chapter.problems, strict=True)] == [
-        True
-    ] * 3
+    assert [
+        str(f) in words for f, words in zip((broken, lacking, garbled), chapter.problems, strict=True)
+    ] == [True] * 3
     assert [run.name for run in chapter.runs if not run.finished] == ["ace-seed0"]
     page = written([chapter], tmp_path / "report.html")
     assert "ace, projected</text>" in page.figures["Validation: MSE of the positions x1e-3"]
