@@ -75,8 +75,9 @@ test-escnn:
 	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src .venv-escnn/bin/python -m pytest -q -m "not slow" tests/with_escnn lab/tests/with_escnn; \
 	else echo "test-escnn: SKIPPED, for escnn 1.0.11 could not be installed into .venv-escnn (see above)"; fi
 
-# MACE, schnetpack and TorchMD-NET as their authors publish them; the others' tests are in tests/networks. Skipped as above.
-test-networks: $(addprefix test-with-,mace schnetpack)
+# Published networks: those whose packages live beside the others, then MACE, schnetpack and TorchMD-NET, skipped as above.
+test-networks: $(STAMP) $(addprefix test-with-,mace schnetpack)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/networks
 
 test-with-%:
 	@if $(MAKE) --no-print-directory .venv-$*/.installed; then \

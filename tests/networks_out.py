@@ -1,13 +1,12 @@
-"""What the tests of published networks saw: one JSON a network, and a table of all of them.
+"""What the tests of published networks saw: networks.json, by name, and a table of all of them.
 
 A plugin of pytest: `--networks-out FOLDER` writes what the subclasses of `NetworkConformance` recorded. Runs in several
-environments may write into one folder; the table is made of every file in it. A network whose tests did not all pass says so.
+environments may write into one folder: each replaces the networks that it tried. A network whose tests did not all pass says so.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--networks-out",
         metavar="FOLDER",
-        help="write what tests of networks saw to FOLDER, one JSON a network",
+        help="write what tests of networks saw to FOLDER: networks.json and summary.md",
     )
 
 
@@ -66,12 +65,11 @@ class NetworksOut:
 
         origin = {"commit": commit(), "hardware": hardware(), "versions": versions()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, facts in self.facts.items():
-            facts["origin"] = origin
-            file = self.folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-            file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in self.folder.glob("*.json")]
-        (self.folder / "summary.md").write_text(summary(found), encoding="utf-8")
+        file = self.folder / "networks.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known |= {name: {**facts, "origin": origin} for name, facts in self.facts.items()}
+        file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (self.folder / "summary.md").write_text(summary(list(known.values())), encoding="utf-8")
 
 
 def summary(networks: list[dict[str, Any]]) -> str:

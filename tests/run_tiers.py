@@ -5,7 +5,8 @@
     python tests/run_tiers.py all
 
 `fast` is what is not marked slow; `share` is every N-th of the slow tests, from the K-th on; `all` is both, whole. Tests that
-start several processes or take times are marked serial: they run one after the other when the others are done.
+start several processes or take times are marked serial: they run one after the other when the others are done. Published networks
+(tests/networks) are in `all` alone: their packages take long to import, and `make test-networks` runs them.
 
 At the end stand the CPU seconds of all processes, and what they would be on a core of 55 GFLOP/s: these seconds, times the
 speed of a core here, over 55. The speed is that of a product of two 1024 x 1024 float32 matrices on one thread, in CPU time,
@@ -25,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [ROOT / "tests", ROOT / "lab" / "tests"]
+NETWORKS = ROOT / "tests" / "networks"
 REFERENCE = 55.0
 """GFLOP/s of the core on which a budget counts."""
 MOST = "8"
@@ -64,6 +66,8 @@ def main() -> int:
         ("serial", "serial", ["-n", "0", *files_with_serial_tests()]),
     ):
         command = [sys.executable, "-m", "pytest", "-q", "-m", TIERS[chosen.tier] + mark, *words]
+        if chosen.tier != "all":
+            command += ["--ignore", str(NETWORKS)]
         if chosen.share:
             command += ["--slow-share", chosen.share]
         if chosen.times:

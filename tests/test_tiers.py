@@ -61,3 +61,16 @@ def test_faster_cores_have_less_time(
     assert run_tiers.main() == 1
     assert "600 s of CPU on cores of 55 GFLOP/s" in capsys.readouterr().out
     assert all(words[-2:] == ["--slow-share", "3/8"] for words in commands)
+
+
+@pytest.mark.parametrize(("words", "ignored"), [(["fast"], True), (["share", "3/8"], True), (["all"], False)])
+def test_published_networks_are_left_to_their_own_target(
+    words: list[str], ignored: bool, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_tiers.py", *words])
+    run_tiers.main()
+    folder = str(Path(__file__).parent / "networks")
+    assert all((folder in command) is ignored for command in commands)
+    assert f"{Path(folder).parent.name}/networks" in (Path(__file__).parents[1] / "Makefile").read_text(
+        "utf-8"
+    )

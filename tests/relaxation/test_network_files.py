@@ -8,20 +8,20 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.relaxation import MLP, Adds, Dense, Layers, Linear, LowRank, Network, Reads, Site, block_sites
 from equirelax.relaxation.networks import register_network
-from equirelax.symmetry import O, trivial, vector
+from equirelax.symmetry import O, vector
 
 V = vector(O(3))
 
 
 class PairBlock(nn.Module):
-    """Invariants (nodes, 2) and vectors (nodes, 3); inside it a map of the invariants."""
+    """Invariants (nodes, 2) and vectors (nodes, 3); inside it a map of the vectors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Linear(2, 2)
+        self.inner = nn.Linear(3, 3, bias=False)
 
     def forward(self, h: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inner(h), v
+        return h, self.inner(v)
 
 
 class PairNetwork(nn.Module):
@@ -52,8 +52,8 @@ class PairFile(Network):
         inside = block_sites(
             f"{prefix}block.inner",
             block.get_submodule("inner"),
-            (Reads("input", "2x0e"),),
-            (Adds(None, "2x0e"),),
+            (Reads("input", "1x1o"),),
+            (Adds(None, "1x1o"),),
         )
         return (*around, *inside)
 
@@ -83,8 +83,10 @@ def test_several_residuals_on_a_module_and_inside_it() -> None:
     for parameter in relaxation.residual_parameters().values():
         nn.init.normal_(parameter)
     expected = [
-        strict.block.inner(h) + relaxation["block.inner"](h) + relaxation["block:0"](torch.cat([h, v], 1)),
-        strict.last(v + relaxation["block:1"](torch.cat([h, v], 1))),
+        h + relaxation["block:0"](torch.cat([h, v], 1)),
+        strict.last(
+            strict.block.inner(v) + relaxation["block.inner"](v) + relaxation["block:1"](torch.cat([h, v], 1))
+        ),
     ]
     for found, wanted in zip(relaxation.model(h, v), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -110,8 +112,7 @@ def test_modules_outside_of_a_known_network_are_dense() -> None:
 
 def test_a_declaration_takes_the_place_of_all_residuals_of_its_module() -> None:
     """What lies inside a declared module is not relaxed again; where a part is declared, the module around it is left alone."""
-    scalars = trivial(O(3), 2)
     for path in ("block", "block.inner"):
-        declared = Layers(declare=Linear(path, scalars, scalars))
+        declared = Layers(declare=Linear(path, V))
         assert list(er.relax(PairNetwork(), declared).residuals) == [path]
     assert list(er.relax(PairNetwork(), exclude="block").residuals) == ["block.inner"]

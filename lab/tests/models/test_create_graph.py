@@ -94,6 +94,12 @@ def schnet() -> Example:
     return models.pyg_schnet(hidden=8, layers=2, cutoff=3.0, gaussians=6), molecules()
 
 
+def nequip() -> Example:
+    pytest.importorskip("nequip")
+    sizes = {"layers": 2, "features": 4, "radial_width": 8, "cutoff": 3.0, "elements": (1, 6, 7, 8)}
+    return models.NequIP(**sizes), molecules()
+
+
 def cloud(model: nn.Module) -> Example:
     return model, (torch.randn(3, 16, 3),)
 
@@ -129,6 +135,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "EGNO": egno,
     "Transformer": transformer,
     "pyg_schnet": schnet,
+    "NequIP": nequip,
     "Equiformer": lambda: (equiformer(), molecules()),
     "ConservativeForces of Equiformer": lambda: (models.ConservativeForces(equiformer()), molecules()),
     "SE3Transformer": lambda: (se3_transformer(), molecules()),

@@ -260,9 +260,7 @@ class _Watched:
 
 def _size(site: Site, output: Any, added: Tensor) -> float | None:
     """Norm of the tensor that the residual was added to, divided by sqrt(copies) if it was added to several copies."""
-    index = getattr(site, "item", None)
-    if isinstance(output, (tuple, list)) and isinstance(index, int):
-        output = output[index]
+    output = site.added_to(output)
     if not isinstance(output, Tensor):
         same = [leaf.value for leaf in leaves(output, None) if leaf.value.shape == added.shape]
         if len(same) != 1:

@@ -217,6 +217,10 @@ class BlockWriter(Writer):
             added = nn.functional.pad(added, (self.span[0], target.shape[-1] - self.span[1]))
         return self.entry.put(output, target + added)
 
+    def find(self, output: Any) -> Any:
+        """The tensor, or the part of it, that is added to."""
+        return narrowed(self.entry.find(output), self.span)[0]
+
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why the rows cannot be added; see `Writer.misfit`."""
         if wrong := self.entry.missing(output):

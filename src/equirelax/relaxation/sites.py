@@ -215,6 +215,10 @@ class Writer(ABC):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
 
+    def find(self, output: Any) -> Any:
+        """The tensor that is added to, or an output that holds it, by which an audit measures how much is added."""
+        return output
+
 
 @dataclass(frozen=True)
 class AddTo(Writer):
@@ -227,7 +231,7 @@ class AddTo(Writer):
     item: int | str | None = None
 
     def find(self, output: Any) -> Any:
-        """What is added to."""
+        """The entry that is added to."""
         return output if self.item is None else output[self.item]
 
     def put(self, output: Any, value: Tensor) -> Any:
@@ -301,6 +305,10 @@ class Site(ABC):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
         return misfit(output, delta)
+
+    def added_to(self, output: Any) -> Any:
+        """The tensor of the output that is added to, or what holds it."""
+        return output
 
     @property
     def feature_axis(self) -> int:
@@ -434,3 +442,7 @@ class BlockSite(Site):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why `delta` cannot be added; see `Site.misfit`."""
         return self.writer.misfit(output, delta)
+
+    def added_to(self, output: Any) -> Any:
+        """What the writer finds."""
+        return self.writer.find(output)
