@@ -42,7 +42,7 @@ except ImportError:
         from pytorch_lightning.utilities import move_data_to_device
     except ImportError as missing:
         raise ImportError(
-            'equirelax.integrations.lightning needs Lightning: pip install "equirelax[lightning]"'
+            "equirelax.integrations.lightning needs Lightning: pip install lightning"
         ) from missing
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")

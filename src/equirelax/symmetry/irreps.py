@@ -128,7 +128,7 @@ def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representat
     blocks = [(multiplicity, Irrep(group, degree, parity)) for multiplicity, degree, parity in _terms(irreps)]
     if any(multiplicity and block.l > 1 for multiplicity, block in blocks) and find_spec("e3nn") is None:
         raise RepresentationError(
-            f"The irreps {str(irreps)!r} have a degree above 1, which needs e3nn: pip install 'equirelax[e3nn]'."
+            f"The irreps {str(irreps)!r} have a degree above 1, which needs e3nn: pip install e3nn."
         )
     return Representation(group, blocks)
 
