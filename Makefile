@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples,networks]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e "lab[all,ray]"
 	@touch $@
 
