@@ -12,8 +12,8 @@ import equirelax as er
 from equirelax.symmetry import E, positions, vector
 from equirelax.testing import NetworkConformance
 
-pytest.importorskip("nequip", reason="needs NequIP: pip install ".[networks]"")
-pytest.importorskip("allegro", reason="needs Allegro: pip install ".[networks]"")
+pytest.importorskip("nequip", reason="needs NequIP: pip install '.[networks]'")
+pytest.importorskip("allegro", reason="needs Allegro: pip install '.[networks]'")
 from scripted import scripted
 from test_nequip import EnergyAndForces, graph
 from undisturbed import undisturbed

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equirelax.symmetry import O, vector
 from equirelax.testing import NetworkConformance
 
-pytest.importorskip("sevenn", reason="needs SevenNet: pip install ".[networks]"")
+pytest.importorskip("sevenn", reason="needs SevenNet: pip install '.[networks]'")
 import few_atoms
 from e3nn.util.jit import compile_mode
 from scripted import scripted
