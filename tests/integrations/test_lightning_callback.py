@@ -677,7 +677,7 @@ def test_without_lightning_the_import_says_what_to_install(monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", missing)
     monkeypatch.delitem(sys.modules, "equirelax.integrations.lightning")
-    with pytest.raises(ImportError, match=r"pip install .*equirelax\[lightning\]"):
+    with pytest.raises(ImportError, match="pip install lightning"):
         importlib.import_module("equirelax.integrations.lightning")
 
 

@@ -39,16 +39,25 @@ def test_the_cells_of_a_network() -> None:
 
 
 def test_what_several_reports_saw_is_one_file_and_a_line_of_the_table(tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text(json.dumps({"network": "Other"}))
+    file = tmp_path / "networks.json"
+    other = {"Other": {"network": "Other"}}
+    file.write_text(json.dumps(other))
     plugin = NetworksOut(tmp_path)
     plugin.pytest_runtest_logreport(report({"residuals": 2}))
     plugin.pytest_runtest_logreport(report({"relaxed_error": 0.5}, failed=True))
     plugin.pytest_runtest_logreport(SimpleNamespace(failed=True, nodeid="another test"))
     plugin.pytest_sessionfinish(session(workerinput={}))
-    assert not (tmp_path / "theirs.json").exists()
+    assert json.loads(file.read_text()) == other
     plugin.pytest_sessionfinish(session())
-    found = json.loads((tmp_path / "theirs.json").read_text())
-    assert found == {"network": "Theirs", "residuals": 2, "relaxed_error": 0.5, "failed": ["test_it"]}
+    found = json.loads(file.read_text())
+    assert list(found) == ["Other", "Theirs"]
+    assert {"commit", "hardware", "versions"} <= set(found["Theirs"].pop("origin"))
+    assert found["Theirs"] == {
+        "network": "Theirs",
+        "residuals": 2,
+        "relaxed_error": 0.5,
+        "failed": ["test_it"],
+    }
     lines = (tmp_path / "summary.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:] == ["| Other", "| Theirs"]
     assert "FAILED: test_it" in lines[-1]
