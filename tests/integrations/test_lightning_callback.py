@@ -713,3 +713,10 @@ def test_from_a_configuration_file(tmp_path: Path) -> None:
     trainer(tmp_path, callback).fit(Flat(), torch.utils.data.DataLoader(flat, batch_size=None))
     assert callback.report.equivariant
     assert callback.report.samples == 3
+
+
+def test_without_a_trainer_it_says_what_is_missing() -> None:
+    with pytest.raises(MethodError, match="Trainer"):
+        RelaxationCallback("ace", dual_lr=1e-2).on_fit_start(None, None)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="trainer"):
+        RelaxationCallback("ace", dual_lr=1e-2).load_state_dict({})

@@ -131,98 +131,63 @@ def audit(
         raise AuditError(f"outputs={outputs!r}: expected a list of names, such as [{outputs!r}]")
     module = model if isinstance(model, nn.Module) else Function(model)
     with _only(module, outputs):
-        return _audit(
-            model,
-            module,
-            sample,
-            in_rep,
-            out_rep,
-            group,
-            samples,
-            seed,
-            dtype,
-            tolerance,
-            lie,
-            per_layer,
-            layer_reps,
-            deployed,
-        )
+        own_input, own_output = in_rep is FROM_MODEL, out_rep is FROM_MODEL
+        in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
+        if own_input:
+            in_rep = only_present(sample, in_rep)
+        group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
+        case = Case(module, sample, in_rep, out_rep, group, torch.float64 if dtype is None else dtype)
+        notes = []
+        try:
+            output = _first_call(case, seed)
+        except _FirstCallError as failed:
+            error, case = failed.error, dataclasses.replace(case, dtype=torch.float32)
+            words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+            if dtype == torch.float32 or not _runs(case, seed):
+                raise error from None
+            if dtype is not None:
+                raise AuditError(
+                    f"{_title(model)} fails in {_short(dtype)} ({words}) and runs in float32, to which it seems to cast "
+                    "inside: leave dtype out, or give dtype=torch.float32"
+                ) from error
+            why = (
+                "modules that a function calls are not cast"
+                if isinstance(module, Function)
+                else "it seems to cast inside"
+            )
+            notes.append(f"measured in float32: the model fails in float64, {why} ({words})")
+            output = _first_call(case, seed)
+        if own_output:
+            case = dataclasses.replace(case, out_rep=only_present(output, out_rep))
+        return _report(case, model, samples, seed, tolerance, lie, per_layer, layer_reps, deployed, notes)
 
 
 @contextlib.contextmanager
 def _only(module: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
-    """Within it a module returns only these entries of its mapping."""
+    """Within it a module returns only these entries of its mapping; None: all of them."""
+    if names is None:
+        yield
+        return
+    wanted = tuple(names)
 
     def choose(module: nn.Module, args: Any, output: Any) -> Any:
-        assert names is not None
         if not isinstance(output, Mapping):
             raise AuditError(
-                f"outputs are {', '.join(names)}, but the model returns a {type(output).__name__}: leave them out"
+                f"outputs are {', '.join(wanted)}, but the model returns a {type(output).__name__}: leave them out"
             )
-        for name in names:
+        for name in wanted:
             if name not in output:
                 raise AuditError(
                     f"outputs: the model returns no {name!r}.{did_you_mean(name, [str(key) for key in output])} "
                     f"It returns {', '.join(map(str, output))}"
                 )
-        return {name: output[name] for name in names}
+        return {name: output[name] for name in wanted}
 
-    if names is None:
-        yield
-        return
     handle = module.register_forward_hook(choose)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _audit(
-    model: Any,
-    module: nn.Module,
-    sample: Any,
-    in_rep: Any,
-    out_rep: Any,
-    group: Group | None,
-    samples: int,
-    seed: int,
-    dtype: torch.dtype | None,
-    tolerance: float | None,
-    lie: bool,
-    per_layer: bool,
-    layer_reps: Mapping[str, Any] | None,
-    deployed: str | None,
-) -> AuditReport:
-    """Read the representations, find the precision in which the model runs, and measure."""
-    own_input, own_output = in_rep is FROM_MODEL, out_rep is FROM_MODEL
-    in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
-    if own_input:
-        in_rep = only_present(sample, in_rep)
-    group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
-    case = Case(module, sample, in_rep, out_rep, group, torch.float64 if dtype is None else dtype)
-    notes = []
-    try:
-        output = _first_call(case, seed)
-    except _FirstCallError as failed:
-        error, case = failed.error, dataclasses.replace(case, dtype=torch.float32)
-        words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
-        if dtype == torch.float32 or not _runs(case, seed):
-            raise error from None
-        if dtype is not None:
-            raise AuditError(
-                f"{_title(model)} fails in {_short(dtype)} ({words}) and runs in float32, to which it seems to cast "
-                "inside: leave dtype out, or give dtype=torch.float32"
-            ) from error
-        why = (
-            "modules that a function calls are not cast"
-            if isinstance(module, Function)
-            else "it seems to cast inside"
-        )
-        notes.append(f"measured in float32: the model fails in float64, {why} ({words})")
-        output = _first_call(case, seed)
-    if own_output:
-        case = dataclasses.replace(case, out_rep=only_present(output, out_rep))
-    return _report(case, model, samples, seed, tolerance, lie, per_layer, layer_reps, deployed, notes)
 
 
 class _FirstCallError(Exception):

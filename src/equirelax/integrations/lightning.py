@@ -208,17 +208,27 @@ class RelaxationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the method to the module's optimizers, which must hold every parameter of the residuals."""
-        assert self._run is not None
-        self._attach(self._run)
+        self._attach()
 
-    def _attach(self, run: TrainerRun) -> None:
-        assert self._inside is not None
-        assert self.method is not None
-        self._inside.pair()
-        _check_held(run.trainer, self._inside.relaxation, run.module, self._path)
+    def _at_work(self) -> tuple[TrainerRun, RelaxedInside, Method]:
+        """What a call of `fit` works with.
+
+        Raises:
+            MethodError: No trainer has set the callback up.
+        """
+        if self._run is None or self._inside is None or self.method is None:
+            raise MethodError(
+                "the callback has relaxed no network yet: give it to Trainer(callbacks=[...]), and call the trainer's fit"
+            )
+        return self._run, self._inside, self.method
+
+    def _attach(self) -> None:
+        run, inside, method = self._at_work()
+        inside.pair()
+        _check_held(run.trainer, inside.relaxation, run.module, self._path)
         if self._deploys_relaxed:
-            _check_what_stays(run.trainer, self.method)
-        self.method.attach(run.trainer.optimizers)
+            _check_what_stays(run.trainer, method)
+        method.attach(run.trainer.optimizers)
         run.attached = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,19 +241,19 @@ class RelaxationCallback(Callback):
 
         The trainer divides every loss by the number of batches that it accumulates.
         """
-        assert self.method is not None
+        _, _, method = self._at_work()
         run.trained = True
         if not run.attached:  # a search for the learning rate trains in its own on_fit_start
-            self._attach(run)
+            self._attach()
         loss = output.get("loss") if isinstance(output, Mapping) else output
         run.has_loss = run.has_loss or loss is not None
         if not run.step_follows():
             return output
         if not run.has_loss:
-            self.method.skip()
+            method.skip()
             return output
         run.has_loss = False
-        penalty = self.method.penalty() * run.trainer.accumulate_grad_batches
+        penalty = method.penalty() * run.trainer.accumulate_grad_batches
         if output is None:
             return penalty
         if not isinstance(loss, Tensor):
@@ -293,24 +303,21 @@ class RelaxationCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the network where the method deploys it projected, and audit it."""
-        assert self._run is not None
-        assert self._inside is not None
-        assert self.method is not None
-        self._run.end()
-        network = self._inside.relaxation.model
+        run, inside, method = self._at_work()
+        run.end()
+        network = inside.relaxation.model
         if not self._deploys_relaxed:
-            _warn_if_early(self.method, float(self._inside.relaxation.gammas().abs().max()))
+            _warn_if_early(method, float(inside.relaxation.gammas().abs().max()))
             self._kept = self.state_dict()
-            self.projection = self._inside.project()
+            self.projection = inside.project()
             self._inside = None
         try:
-            self.report = self._audited(network, self._run.sample)
-        except (
-            EquirelaxError
-        ) as error:  # the training is done, and whatever its program does next must not be lost with it
+            self.report = self._audited(network, run.sample)
+        except EquirelaxError as error:
+            # the training is done, and whatever its program does next must not be lost with it
             warnings.warn(f"the audit failed. {error}", EquirelaxWarning, stacklevel=2)
-        self._run.sample = None
-        self._run.is_over = True
+        run.sample = None
+        run.is_over = True
         if self.report is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({ERROR: self.report.relative}, step=trainer.global_step)
@@ -390,10 +397,9 @@ class RelaxationCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse a checkpoint that was made without this callback where its residuals would be missed."""
-        assert self._run is not None
-        self._run.averaged = (
-            "current_model_state" in checkpoint
-        )  # Lightning's WeightAveraging: "state_dict" has the averages
+        if self._run is not None:
+            # Lightning's WeightAveraging: "state_dict" has the averages
+            self._run.averaged = "current_model_state" in checkpoint
         needed = trainer.state.fn == "fit" or (self._deploys_relaxed and self._inside is not None)
         if needed and not checkpoint.get("callbacks", {}).get(self.state_key):
             raise CheckpointError(
@@ -416,17 +422,15 @@ class RelaxationCallback(Callback):
         if not run.fitting and not state_dict["deploys_relaxed"]:
             return
         self._deploys_relaxed = bool(state_dict["deploys_relaxed"])
-        if self._inside is None:
-            self._adopt(run, relax(_network(run.module, self._path), self._placement))
-        assert self._inside is not None
-        self._inside.load(
+        inside = self._inside or self._adopt(run, relax(_network(run.module, self._path), self._placement))
+        inside.load(
             state_dict, AVERAGE.format(f".{self._path}" if self._path else "") if run.averaged else ""
         )
         if run.fitting:
             method = self.method
             if method is None or state_dict["start"] != self._start:
                 self._start = int(state_dict["start"])
-                method = self._make_method(run, self._inside.relaxation)
+                method = self._make_method(run, inside.relaxation)
             method.load_state_dict(state_dict["method"])
             run.random = state_dict["random"]
 

@@ -48,7 +48,8 @@ def calculator(network: nn.Module, device: str = "cpu", species: Mapping[str, st
 def load_relaxed(path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
     """The network of a checkpoint of `nequip-train` with its residuals, which NequIP's own programs leave out.
 
-    Weights and residuals are those that NequIP deploys: the averages where the training averaged (`EMALightningModule`).
+    Weights and residuals are those that NequIP deploys: the averages where the training averaged (`EMALightningModule`). NequIP
+    unpickles the file to build the network: load files of people whom you trust alone.
 
     Args:
         path: A checkpoint of a training with `RelaxationCallback` on `module: model.sole_model`.
@@ -64,7 +65,7 @@ def load_relaxed(path: str | os.PathLike[str], placement: Placement | None = Non
     from nequip.utils.global_state import set_global_state
 
     set_global_state()
-    saved = torch.load(path, map_location="cpu", weights_only=False)["callbacks"]
+    saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"]
     state = next((one for key, one in saved.items() if key.startswith("RelaxationCallback")), None)
     if not state:
         raise CheckpointError(

@@ -1,8 +1,8 @@
-"""Coordinates relative to the mean of their graph, so that translations stay exact: of which rows is the mean taken?
+"""Coordinates relative to the mean of their graph, which keeps translations exact.
 
-Of (batch, nodes, n) the mean is over the nodes, those alone that a mask keeps. The rows of a flat batch, (nodes of all
-graphs, n) as in PyTorch Geometric, are told apart by an argument with the number of every node's graph, or by the edges.
-Rows that nothing tells apart are refused, since graphs that are centred together would move one another.
+In a batch (batch, nodes, n) the mean runs over the nodes, or over those that a mask keeps. In a flat batch (nodes of all
+graphs, n), as PyTorch Geometric has it, an argument with every node's graph number, or the edges, say which rows belong to
+one graph. A flat batch without either is refused: graphs that are centred together would move one another.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Blocks(Placement):
         residual: The kind of the residuals.
 
     Raises:
-        PlacementError: Nothing is read or added to, or graphs are told apart in two ways.
+        PlacementError: `reads` holds no `Reads` or `adds` no `Adds`, or `one_graph` is given beside `batch` or `edges`.
 
     Examples:
         >>> Blocks(
