@@ -84,7 +84,7 @@ test-with-%:
 	  OMP_NUM_THREADS=1 PYTHONPATH=src:lab/src .venv-$*/bin/python -m pytest -q tests/with_$* || exit 1; \
 	else echo "test-networks: SKIPPED $*, which could not be installed into .venv-$* (see above)"; fi
 
-# docs/networks.md: what relax(network) does to every published network, from these tests.
+# docs/reference/networks.md: what relax(network) does to every published network, from these tests.
 table-networks: $(STAMP) .venv-mace/.installed .venv-schnetpack/.installed
 	$(BIN)/python -m pytest -q tests/networks --networks-out lab/results/networks
 	PYTHONPATH=src:lab/src .venv-mace/bin/python -m pytest -q tests/with_mace/test_mace_network.py --networks-out lab/results/networks

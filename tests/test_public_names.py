@@ -11,7 +11,7 @@ from types import ModuleType
 
 import equirelax as er
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "equirelax.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "api" / "equirelax.md"
 
 
 def test_the_list_of_public_names_is_short_and_is_the_page() -> None:
@@ -52,7 +52,7 @@ def test_type_checkers_are_told_of_the_same_names() -> None:
 
 def test_the_table_of_old_names_leads_to_names_that_are_there() -> None:
     """Every `er.NAME` on its right exists, none of those that 0.2 took away does."""
-    text = (PAGE.parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = (PAGE.parents[3] / "CHANGELOG.md").read_text(encoding="utf-8")
     rows = [
         line.split(" | ")
         for line in text.partition("| 0.1 | 0.2 |")[2].partition("\n## ")[0].splitlines()[2:]

@@ -279,7 +279,7 @@ def test_a_method_that_needs_moved_samples_is_refused(example: ModuleType, tmp_p
 
 
 def test_mace_rebuilds_a_network_without_its_residuals(example: ModuleType) -> None:
-    """What docs/mace.md warns of: MACECalculator(compile_mode=...) and enable_cueq make a network of the configuration."""
+    """What docs/how_to/mace.md warns of: MACECalculator(compile_mode=...) and enable_cueq make a network of the configuration."""
     from mace.tools.scripts_utils import extract_model
 
     small = Small(example)
@@ -298,5 +298,5 @@ def test_mace_rebuilds_a_network_without_its_residuals(example: ModuleType) -> N
 def test_the_code_of_its_page_runs() -> None:
     from doc_pages import ROOT, run
 
-    printed = run(ROOT / "docs" / "mace.md")[1]
+    printed = run(ROOT / "docs" / "how_to" / "mace.md")[1]
     assert "[[" in printed

@@ -17,9 +17,9 @@ SLOW = [page for page in WITH_CODE if any(block["slow"] for block in blocks(page
 
 def test_pages_with_code_are_found() -> None:
     found = {name_of(page) for page in WITH_CODE}
-    assert {"README.md", "docs/index.md", "docs/relax_your_own_network.md"} < found
+    assert {"README.md", "docs/index.md", "docs/how_to/relax_your_own_network.md"} < found
     assert sum(len(blocks(page)) for page in WITH_CODE) >= 30
-    assert [name_of(page) for page in SLOW] == ["docs/questions/compile_amp_ddp.md"]
+    assert [name_of(page) for page in SLOW] == ["docs/how_to/compile_amp_ddp.md"]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
@@ -44,7 +44,7 @@ def test_the_readme_ends_with_an_equivariant_network() -> None:
 
 
 def test_the_page_on_own_networks_names_what_is_broken() -> None:
-    page = ROOT / "docs" / "relax_your_own_network.md"
+    page = ROOT / "docs" / "how_to" / "relax_your_own_network.md"
     assert len(blocks(page)) >= 6
     assert {block["needs"] for block in blocks(page) if block["needs"]} == {
         "nequip",
@@ -61,7 +61,7 @@ def test_the_page_on_own_networks_names_what_is_broken() -> None:
 
 def test_the_tolerances_on_the_page_are_those_of_the_tests() -> None:
     constants = runpy.run_path(str(ROOT / "lab" / "tests" / "integration" / "tolerances.py"))
-    text = (ROOT / "docs" / "questions" / "compile_amp_ddp.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how_to" / "compile_amp_ddp.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+?) \| (\d[\d.e-]*) \|$", text, flags=re.MULTILINE)
     names = ("ROUNDING", "SINGLE", "COMPILED", "BFLOAT16", "BFLOAT16_WEIGHTS")
     assert [float(value) for _, value in rows] == [constants[name] for name in names]

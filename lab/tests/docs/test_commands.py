@@ -52,7 +52,7 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize("line", FOUND, ids=[f"{page}: {line}" for line, page in FOUND.items()])
+@pytest.mark.parametrize("line", FOUND, ids=str)
 def test_the_command_line_takes_it(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line, comments=True)[1:]
     if "--help" in words:

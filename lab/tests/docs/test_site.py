@@ -23,7 +23,7 @@ PUBLIC = (
     ),
 )
 ENTRY = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
-REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
+REFERENCE = sorted((ROOT / "docs" / "reference" / "api").glob("*.md"))
 
 
 class Resources(HTMLParser):
@@ -102,7 +102,7 @@ def test_pages_show_pictures_and_tables_of_the_results(site: Path) -> None:
 def test_every_entry_of_the_reference_is_rendered(site: Path) -> None:
     found = pages(site)
     for page in REFERENCE:
-        anchors = found[f"reference/{page.stem}.html"].anchors
+        anchors = found[f"reference/api/{page.stem}.html"].anchors
         entries = ENTRY.findall(page.read_text(encoding="utf-8"))
         assert entries
         assert not set(entries) - anchors, name_of(page)
@@ -137,7 +137,7 @@ def test_every_public_name_has_an_entry() -> None:
             for name, value in public.items()
             if not isinstance(value, ModuleType) and id(value) not in documented
         ]
-    assert not missing, "add entries to docs/reference/"
+    assert not missing, "add entries to docs/reference/api/"
 
 
 def docstrings(entry: str) -> dict[str, str]:
