@@ -1,4 +1,4 @@
-"""A headless Chromium, where there is one: what a page becomes in it, and what it says on the console."""
+"""A headless Chromium, where there is one: what a page becomes in it, what it says on the console, and how colours contrast."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def show(page: Path, profile: Path, *flags: str, fragment: str = "everything") -
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return Shown(done.stdout, tuple(re.findall(r".*CONSOLE.*", done.stderr)))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from equirelax_lab.report import figures, tables
-from equirelax_lab.report.drawing import METHODS, looks, png, power, spans, thinned
-from equirelax_lab.report.runs import METHODS as ALL_METHODS
+from equirelax_lab.report.drawing import png, power, spans, thinned
 from equirelax_lab.report.runs import Run
 from equirelax_lab.report.table import Table, common, final_size, mean
 from made import accuracy, changed, result
@@ -31,18 +30,6 @@ ROWS = (
         "multiplier/a": "0.2",
     },
 )
-
-
-def test_a_method_looks_the_same_in_every_figure_and_its_variants_differ() -> None:
-    few, many = looks(["strict", "ace"]), looks(["resilient", "ace", "scheduled", "strict"])
-    assert all(few[method] == many[method] for method in few)
-    variants = looks(["strict e2cnn", "strict conv", "ace e2cnn"])
-    assert variants["strict e2cnn"].colour == variants["strict conv"].colour != variants["ace e2cnn"].colour
-    assert variants["strict e2cnn"].dash != variants["strict conv"].dash
-    alone = looks([f"ace learning_rate={rate}" for rate in range(8)])
-    assert len({(one.colour, one.dash) for one in alone.values()}) == 8
-    assert len(set(METHODS.values())) == len(METHODS)
-    assert set(METHODS) == set(ALL_METHODS)
 
 
 @pytest.mark.parametrize(("among", "most"), [(1, 300), (13, 300), (40, 101), (1000, 51)])

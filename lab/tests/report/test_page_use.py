@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browser import contrast
 from devtools import Tab, browsing
 from equirelax_lab.report.page import write_page
 from equirelax_lab.report.runs import gather
@@ -27,19 +28,6 @@ COLOURS = """Object.fromEntries(['ground', 'raised', 'ink', 'soft', 'link', 'war
   name => [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"""
 INK = """getComputedStyle(Array.from(document.querySelectorAll('figure.chart svg path')).find(
   one => one.getAttribute('style')?.includes('--ink'))).stroke"""
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb (WCAG 2.2)."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    """Of two colours, 1 to 21."""
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.fixture

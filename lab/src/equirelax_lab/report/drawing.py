@@ -1,7 +1,7 @@
 """How every figure looks, and how it becomes part of a page (SVG) or a file (PNG).
 
-Colours, dashes, markers and the order of methods are fixed here. On a page the colours are CSS variables, so that the page's
-theme sets them, and text stays text.
+Colours and markers are those of `looks`. On a page the colours are CSS variables, so that the page's theme sets them, and text
+stays text.
 """
 
 from __future__ import annotations
@@ -25,36 +25,9 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from equirelax.files import atomic_write
+from equirelax_lab.report.looks import INK, RULE, SOFT, VARIABLES, Look
 from equirelax_lab.report.tables import Numbers
 
-INK, SOFT, RULE, GROUND = "#1b1d21", "#565b64", "#d9dce1", "#fffffe"
-# Okabe and Ito: colour-blind readers tell them apart.
-ORANGE, BLUE, GREEN, PINK, RED, SKY = "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"
-COLOURS = (INK, ORANGE, BLUE, GREEN, PINK, RED, SKY)
-VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", GROUND: "ground"} | {
-    colour: f"c{index}" for index, colour in enumerate(COLOURS) if index
-}
-"""Colour -> CSS variable of the page, which has another value for it in the dark."""
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2, 2, 2, 2, 2)))
-MARKERS = ("o", "s", "D", "^", "X", "v", "P", "*")
-METHODS = {
-    "strict": (INK, 0),
-    "strict-muon": (SKY, 0),
-    "scheduled": (ORANGE, 0),
-    "ace": (BLUE, 0),
-    "resilient": (GREEN, 0),
-    "ace-augmented": (BLUE, 1),
-    "ace-pi": (BLUE, 2),
-    "equivariant-control": (ORANGE, 2),
-    "no-schedule": (ORANGE, 1),
-    "no-lie": (ORANGE, 3),
-    "no-penalty": (ORANGE, 4),
-    "remul": (PINK, 0),
-    "rpp": (RED, 0),
-    "equi-tuning": (PINK, 1),
-    "equi-adapt": (PINK, 2),
-}
-"""Method -> colour and number of its dashes, in the order in which methods are shown."""
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "text.parse_math": False,  # names come from files: none of them is a formula
@@ -93,15 +66,6 @@ TIP = "tip:"
 
 
 @dataclass(frozen=True)
-class Look:
-    """Of a row in every figure."""
-
-    colour: str
-    dash: Any
-    marker: str
-
-
-@dataclass(frozen=True)
 class Figure:
     """One figure, drawn by the same function on a page and in a file.
 
@@ -118,29 +82,6 @@ class Figure:
     draw: Callable[[FigureBase], None]
     numbers: Numbers
     height: float = 3.4
-
-
-def looks(rows: Sequence[str]) -> dict[str, Look]:
-    """A look for every row (label) of a figure, the same for a method in all figures.
-
-    Rows of one method (its models and variants) share its colour and differ in dashes and markers; where the figure has one
-    method alone, they differ in colour.
-    """
-    methods = [row.split(" ")[0] for row in rows]
-    several = len(set(methods)) > 1 or len(rows) == 1
-    seen: dict[str, int] = {}
-    found = {}
-    for index, (row, method) in enumerate(zip(rows, methods, strict=True)):
-        place = seen.setdefault(method, 0)
-        seen[method] += 1
-        colour, dash = METHODS.get(method, (COLOURS[index % len(COLOURS)], 0))
-        if not several:
-            colour, dash = COLOURS[index % len(COLOURS)], index // len(COLOURS)
-        marker = list(METHODS).index(method) if method in METHODS and several else index
-        found[row] = Look(
-            colour, DASHES[(dash + place) % len(DASHES)], MARKERS[(marker + place) % len(MARKERS)]
-        )
-    return found
 
 
 @contextmanager

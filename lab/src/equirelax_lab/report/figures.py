@@ -14,26 +14,20 @@ from matplotlib.ticker import MaxNLocator
 
 from equirelax_lab.report import tables
 from equirelax_lab.report.drawing import (
-    BLUE,
     FEW,
-    GROUND,
-    INK,
-    RED,
-    SOFT,
     Figure,
-    Look,
     at_values,
     epochs,
     legend,
     legend_height,
     line,
-    looks,
     power,
     scaled,
     spans,
     thinned,
     tip,
 )
+from equirelax_lab.report.looks import BLUE, GROUND, INK, RED, SOFT, Look, looks
 from equirelax_lab.report.rows import swept_curves, swept_setting
 from equirelax_lab.report.runs import Chapter, Run
 from equirelax_lab.report.statistics import shown, spread, spread_text

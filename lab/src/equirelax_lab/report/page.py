@@ -12,6 +12,7 @@ from equirelax.files import write_text
 from equirelax_lab.report import figures, tables
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.drawing import Figure, svg
+from equirelax_lab.report.looks import variables
 from equirelax_lab.report.rows import differing_line, swept_setting
 from equirelax_lab.report.runs import STATUSES, Chapter
 from equirelax_lab.report.summary import summarise
@@ -187,7 +188,7 @@ def render(chapters: Sequence[Chapter], title: str = "") -> tuple[str, int]:
         title=title or page_title(chapters),
         policy=POLICY,
         version=__version__,
-        style=files["page.css"],
+        style=variables() + files["page.css"],
         script=files["page.js"],
         progress=progress(chapters),
         chapters=filled,

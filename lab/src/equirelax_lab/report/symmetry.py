@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
-from equirelax_lab.report.drawing import SOFT, styled, write_png
+from equirelax_lab.report.drawing import styled, write_png
+from equirelax_lab.report.looks import SOFT
 from equirelax_lab.report.runs import series, sizes
 from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics

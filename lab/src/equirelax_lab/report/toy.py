@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from equirelax.errors import ConfigError
-from equirelax_lab.report.drawing import COLOURS, INK, SKY, SOFT, styled, write_png
+from equirelax_lab.report.drawing import styled, write_png
+from equirelax_lab.report.looks import COLOURS, INK, SKY, SOFT
 from equirelax_lab.report.runs import read_run
 from equirelax_lab.report.tables import Numbers
 from equirelax_lab.tasks.orbit import describe, simulate
