@@ -95,6 +95,20 @@ def test_compiled_training_is_eager_training(method):
 
 
 @pytest.mark.slow
+def test_gradnorm_refuses_a_backward_pass_that_was_compiled_for_one_call():
+    """The plain step compiles the backward pass, or finds it in the compiler's cache."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = VectorNet()
+    method = METHODS["remul"](er.relax(model))
+    forward = torch.compile(model)
+    x = torch.randn(8, 2, 3)
+    forward(x).square().mean().backward()
+    with pytest.raises(er.errors.MethodError, match="donated_buffer"):
+        method.objective(forward(x).square().mean(), lambda: forward(x.roll(1, -1)).square().mean())
+
+
+@pytest.mark.slow
 def test_a_compiled_e3nn_model_is_the_eager_one():
     o3 = pytest.importorskip("e3nn.o3")
     torch.compiler.reset()

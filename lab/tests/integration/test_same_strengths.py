@@ -83,6 +83,8 @@ def test_e3nn_itself_refuses_bfloat16() -> None:
 @pytest.mark.parametrize(("network", "method"), CASES)
 def test_compiled_is_near(network: str, method: str) -> None:
     torch.compiler.reset()
-    compiled = run(network, method, dtype=torch.float32, compiled=True)
+    # GradNorm runs backward passes twice; the compiler's cache may hold them compiled for one call.
+    with torch._functorch.config.patch(donated_buffer=method != "remul"):
+        compiled = run(network, method, dtype=torch.float32, compiled=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     near(compiled, run(network, method, dtype=torch.float32), COMPILED)

@@ -170,7 +170,17 @@ class GradNorm:
     def _parts(self, loss: Tensor) -> tuple[Tensor | None, ...]:
         if not loss.requires_grad:
             raise MethodError("GradNorm: a loss has no gradient; give it losses that depend on the model")
-        parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        try:
+            parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            # Such a compiled backward pass reuses what it has saved, so that only its first call may be believed.
+            if "donated" not in str(error):
+                raise
+            raise MethodError(
+                "GradNorm: it takes the gradient of every loss before the whole one's, but the compiled backward pass "
+                "runs once only. Set torch._functorch.config.donated_buffer = False before torch.compile, or compile "
+                "nothing"
+            ) from error
         if all(part is None for part in parts):
             raise MethodError(
                 "GradNorm: a loss does not depend on the parameters that its gradient is taken in; "
