@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -89,6 +90,21 @@ def test_reading_it_needs_no_network(site: Path) -> None:
     styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
     assert not re.findall(r"url\(['\"]?(?:https?:)?//", styles)
     assert not list(site.rglob("*.pyc")) and not (site / "tools").exists()  # noqa: PT018
+
+
+@pytest.mark.slow
+def test_the_search_works_from_the_disk(site: Path, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium here")
+    address = (site / "how_to" / "deploy.html").as_uri() + "?q=multiplier"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    shown = subprocess.run(
+        [browser, *flags, "--virtual-time-budget=8000", address],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    assert re.search(r"[1-9]\d* matching documents", shown)
+    assert re.search(r'href="file:[^"]*/reference/api/methods\.html#', shown)
 
 
 @pytest.mark.slow
