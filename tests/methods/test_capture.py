@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "scheduled": {"total_steps": STEPS},
     "ace": {"dual_lr": 0.1, "pi": 0.5, "augmented": 0.3, "dual_optimizer": "adam"},
     "resilient": {"dual_lr": 0.1, "primal_lr": 0.01},
+    "swing": {"period": STEPS},
 }
 
 

@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     ),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
     "rpp": lambda r: er.methods.RPP(r, eq_weight=1e-3, residual_weight=1e-2),
+    "swing": lambda r: er.methods.Swing(r, period=8, finish=7),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,
@@ -169,7 +170,7 @@ def test_logs_per_layer() -> None:
 
 
 def test_which_methods_deploy_relaxed() -> None:
-    assert er.methods.names() == ["strict", "scheduled", "ace", "resilient", "remul", "rpp"]
+    assert er.methods.names() == ["strict", "scheduled", "ace", "resilient", "remul", "rpp", "swing"]
     relaxed = [name for name in er.methods.names() if er.methods.get(name).deploys_relaxed]
     assert relaxed == ["resilient", "remul", "rpp"]
     assert all(er.methods.descriptions().values())

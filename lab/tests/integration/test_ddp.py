@@ -23,7 +23,10 @@ HERE = Path(__file__).parent
     "method",
     [
         "ace",
-        *(pytest.param(method, marks=pytest.mark.slow) for method in ("scheduled", "resilient", "remul")),
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("scheduled", "swing", "resilient", "remul")
+        ),
     ],
 )
 def test_two_processes_are_one(method, tmp_path):

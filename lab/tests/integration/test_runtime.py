@@ -34,6 +34,7 @@ METHODS = {
     "scheduled-rows": lambda r: er.Scheduled(r, total_steps=6, rows=5),
     "ace": lambda r: er.ACE(r, dual_lr=0.05),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.05, primal_lr=0.01),
+    "swing": lambda r: er.methods.Swing(r, period=4, finish=5),
     "remul": lambda r: er.methods.REMUL(r, weighting="gradnorm"),
     "rpp": lambda r: er.methods.RPP(r),
 }

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from equirelax_lab.data import nbody
+from equirelax_lab.studies.trials import check_data
 from equirelax_lab.tasks.methods import (
     CHOICES,
     build_method,
@@ -18,6 +20,7 @@ from equirelax_lab.tasks.methods import (
     is_wrapper,
 )
 from equirelax_lab.tasks.registry import build_task, defaults
+from equirelax_lab.tasks.task import Split
 from equirelax_lab.training.assembly import assemble, build_optimizer
 from real_data import SAMPLES
 
@@ -61,6 +64,27 @@ def test_splits_are_the_first_samples(tiny_root: Path, tiny_config: Callable[...
     assert len(whole.load("test")) == 24
     with pytest.raises(DataError, match="equirelax data make nbody"):
         build_task(tiny_config("strict", dataset={"train": 4000}), tiny_root).load("train")
+
+
+def test_every_seed_may_have_systems_of_its_own(tmp_path: Path, tiny_config: Callable[..., Any]) -> None:
+    sizes = {"train": 4, "val": 4, "test": 4}
+    for seed in (0, 1):
+        nbody.make(sizes=sizes, seed=seed, root=tmp_path, threads=1)
+
+    def config(seed: int, draw: str) -> Any:
+        return tiny_config("strict", seed=seed, dataset={"draw": draw, **sizes})
+
+    def loaded(seed: int, draw: str, split: Split) -> torch.Tensor:
+        positions: torch.Tensor = build_task(config(seed, draw), tmp_path).load(split).positions
+        return positions
+
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        assert torch.equal(loaded(0, "seeded", split), loaded(1, "shared", split))
+        assert not torch.equal(loaded(0, "seeded", split), loaded(1, "seeded", split))
+    assert torch.equal(loaded(0, "seeded", "test"), loaded(1, "seeded", "test"))
+    with pytest.raises(DataError, match="data make nbody --seed 2"):
+        check_data([config(0, "seeded"), config(2, "seeded")], tmp_path)
 
 
 @pytest.mark.parametrize("model", MODELS)

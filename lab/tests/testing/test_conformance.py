@@ -9,7 +9,7 @@ import torch
 from equirelax_lab.models import EGNN
 from torch import Tensor, nn
 
-from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict
+from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict, Swing
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import E, O, positions, vector
@@ -67,6 +67,11 @@ class TestREMULWithGradNormBySGD(MethodConformance):
 class TestRPP(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
         return RPP(relaxation, eq_weight=1e-3, residual_weight=1e-2)
+
+
+class TestSwing(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        return Swing(relaxation, period=7, finish=6, regularizer=LieDerivative(relaxation))
 
 
 def seeded(build: Any) -> nn.Module:

@@ -1,5 +1,5 @@
-"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), ace and resilient (ACE); and the methods that they
-are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
+"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), swing, ace and resilient (ACE); and the methods that
+they are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)
@@ -13,6 +13,7 @@ from equirelax.methods.resilient import ResilientACE
 from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.remul import REMUL
 from equirelax.methods.rpp import RPP
+from equirelax.methods.swing import Swing
 from equirelax.methods.equi_adapt import EquiAdapted
 from equirelax.methods.equi_tuning import EquiTuned
 
@@ -27,6 +28,7 @@ __all__ = [
     "ResilientACE",
     "Scheduled",
     "Strict",
+    "Swing",
     "descriptions",
     "get",
     "names",

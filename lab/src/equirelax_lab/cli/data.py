@@ -89,7 +89,12 @@ def make(words: Sequence[str]) -> int:
     parser.add_argument("name", choices=["nbody", "mocap", "smoke"], help="data set")
     parser.add_argument("--system", choices=list(nbody.SYSTEMS), default="charged", help="simulator")
     parser.add_argument("--clamp", help="of charged: component (as in the public data) or norm (equivariant)")
-    parser.add_argument("--data_seed", type=int, default=0, help="seed of the data; tasks use 0")
+    parser.add_argument(
+        "--data_seed",
+        type=int,
+        default=0,
+        help="seed of the data; runs use 0, or their own with draw: seeded",
+    )
     for split in nbody.SPLITS:
         parser.add_argument(f"--{split}", type=int, help=f"number of systems in the {split} split")
     parser.add_argument(

@@ -301,9 +301,10 @@ def NBody(
     clamp: str | None = None,
     count: int | None = None,
     root: str | Path | None = None,
+    seed: int = 0,
 ) -> NBodySet:
-    """Load the data with seed 0, by the name that the tasks use."""
-    return load(split, system=system, clamp=clamp, count=count, root=root)
+    """Load the data by the name that the tasks use; see `load`."""
+    return load(split, system=system, clamp=clamp, count=count, seed=seed, root=root)
 
 
 def _find(split: str, system: str, clamp: str | None, seed: int, root: str | Path | None) -> Path:

@@ -62,6 +62,7 @@ METHODS = {
     "resilient": Look(GREEN, DASHES[0], "v"),
     "ace-augmented": Look(BLUE, DASHES[1], "X"),
     "ace-pi": Look(BLUE, DASHES[2], "P"),
+    "swing": Look(GREEN, DASHES[1], "o"),
     "equivariant-control": Look(ORANGE, DASHES[2], "o"),
     "no-schedule": Look(ORANGE, DASHES[1], "s"),
     "no-lie": Look(ORANGE, DASHES[3], "^"),

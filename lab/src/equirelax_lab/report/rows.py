@@ -27,6 +27,8 @@ ONLY_WITH = {
     "step_factor": ("schedule", ("step", "milestones")),
     "milestones": ("schedule", ("milestones",)),
     "final_learning_rate": ("schedule", ("cosine",)),
+    "hold": ("schedule", ("cosine",)),
+    "restart_epochs": ("schedule", ("cosine",)),
 }
 """Setting -> the setting and its values without which it does nothing."""
 MANY = 8

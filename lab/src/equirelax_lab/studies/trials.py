@@ -150,8 +150,9 @@ def check_data(configs: Iterable[RunConfig], root: Path | None) -> None:
     """
     seen = []
     for config in configs:
-        if config.dataset not in seen:
-            seen.append(config.dataset)
+        files = (config.dataset, config.seed if config.dataset.seeded else None)
+        if files not in seen:
+            seen.append(files)
             task = build_task(config, root)
             for split in ("train", "val", "test"):
                 task.load(split)

@@ -12,7 +12,7 @@ from torch import nn
 import equirelax.methods as methods
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.methods import ACE, REMUL, RPP, EquiTuned, Method, ResilientACE, Scheduled, Strict
+from equirelax.methods import ACE, REMUL, RPP, EquiTuned, Method, ResilientACE, Scheduled, Strict, Swing
 from equirelax.methods.lagrangian import Lagrangian
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.regularizers import FiniteRotation
@@ -95,6 +95,7 @@ CHOICES: dict[str, Choice] = {
     ),
     "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACE.Settings),
     "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACE.Settings),
+    "swing": Choice("trial: gamma swings around 0, and stays there from a step on", Swing.Settings),
     "equivariant-control": Choice(
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)", Course
     ),
@@ -171,6 +172,8 @@ def build_method(relaxation: Relaxation | nn.Module, config: RunConfig, steps_pe
         return ACE(relaxation, settings)
     if isinstance(settings, RPP.Settings):
         return RPP(relaxation, settings)
+    if isinstance(settings, Swing.Settings):
+        return Swing(relaxation, settings)
     raise ConfigError(f"{config.method} drives no residuals: there is no method to build.")
 
 

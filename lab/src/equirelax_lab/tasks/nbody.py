@@ -26,9 +26,11 @@ class NBodyDataset(Splits):
     """Which trajectories.
 
     Attributes:
-        train: Training samples, the first ones of the set (at most 10,000; the papers use 3,000).
-        val: Validation samples (at most 2,000).
-        test: Test samples (at most 2,000).
+        train: Training samples, the first ones of the set (the papers use 3,000; a set is made with 10,000).
+        val: Validation samples (a set is made with 2,000).
+        test: Test samples (a set is made with 2,000).
+        draw: Training and validation systems: shared, the same in every run, or seeded, the set whose seed is the run's, so that
+            differences between methods are seen over data too. Test systems are always those of seed 0.
         system: Charged particles: 5 bodies.
         clamp: The force rule: by component as in the public data, or by norm, which is equivariant.
         rotations: What `augment` does: one rotation of a whole training batch, or one for each of its systems.
@@ -38,8 +40,14 @@ class NBodyDataset(Splits):
 
     system: Literal["charged"] = "charged"
     clamp: Literal["component", "norm"] = "component"
+    draw: Literal["shared", "seeded"] = "shared"
     rotations: Literal["batch", "each"] = "batch"
     rotate_evaluation: bool = False
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the files are those of the run's seed."""
+        return self.draw == "seeded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,8 @@ class NBodyTask(Task[NBodyDataset]):
         """The first samples of a split, float32."""
         dataset = self.dataset
         count: int = getattr(dataset, split)
-        data = NBody(split, dataset.system, dataset.clamp, count, self.root)
+        seed = self.config.seed if dataset.seeded and split != "test" else 0
+        data = NBody(split, dataset.system, dataset.clamp, count, self.root, seed)
         if split == "train" or not dataset.rotate_evaluation:
             return data
         generator = torch.Generator().manual_seed(EVALUATION_SEED)

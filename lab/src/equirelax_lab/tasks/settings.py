@@ -73,6 +73,8 @@ class LearningRate(Settings):
         step_factor: Factor of the schedules step and milestones.
         milestones: Shares of the epochs at which the schedule milestones steps, such as 0.8 and 0.9.
         final_learning_rate: Learning rate at the end of the schedule cosine.
+        hold: Share of the epochs before the schedule cosine begins to fall.
+        restart_epochs: Epochs after which the schedule cosine starts anew at its full size (warm restarts); null: never.
         warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
     """
 
@@ -82,6 +84,8 @@ class LearningRate(Settings):
     step_factor: float = within(FACTOR, 0.7)
     milestones: list[float] = within(SHARE, [])
     final_learning_rate: float = within(NOT_NEGATIVE, 0.0)
+    hold: float = within(SHARE, 0.0)
+    restart_epochs: int | None = within(COUNT, None)
     warmup_epochs: int = within(COUNT_OR_NONE, 0)
 
 
@@ -114,6 +118,7 @@ class Training(Protocol, Muon, LearningRate):
         epochs: Passes over the training set.
         batch_size: Samples of one step, over all devices together.
         optimizer: The optimiser of weights, residuals and learnt strengths.
+        residual_rate: Learning rate of the residuals' weights over that of all other parameters.
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
         decay_biases: Whether weight decay holds for biases and other parameters of one dimension.
         momentum: Momentum of sgd.
@@ -125,6 +130,7 @@ class Training(Protocol, Muon, LearningRate):
     epochs: int = within(COUNT)
     batch_size: int = within(COUNT)
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    residual_rate: float = within(POSITIVE, 1.0)
     weight_decay: float = within(NOT_NEGATIVE, 0.0)
     momentum: float = within(SHARE, 0.0)
     decay_biases: bool = True
@@ -237,6 +243,11 @@ def _kind_of(
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Settings):
     """Which samples: one subclass for every benchmark."""
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the files are those of the run's seed."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

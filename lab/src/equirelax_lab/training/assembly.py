@@ -98,16 +98,20 @@ def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
 
     Make the scheduler afterwards: attaching gives learnt strengths a group of their own, without weight decay.
     """
-    optimizer = _build_optimizer(assembly.config.training, assembly.model)
+    optimizer = _build_optimizer(assembly)
     if assembly.method is not None:
         assembly.method.attach(optimizer)
     return optimizer
 
 
-def _build_optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
+def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
+    settings, model = assembly.config.training, assembly.model
     parameters: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if not settings.decay_biases:
         parameters = _without_biases(parameters[0]["params"])
+    if settings.residual_rate != 1.0 and assembly.relaxation is not None:
+        slow = {id(p) for p in assembly.relaxation.residual_parameters().values()}
+        parameters = _apart(parameters, slow, settings.learning_rate * settings.residual_rate)
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
@@ -132,6 +136,15 @@ def _without_biases(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     matrices = {"params": [p for p in parameters if p.dim() > 1]}
     biases = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
     return [group for group in (matrices, biases) if group["params"]]
+
+
+def _apart(groups: list[dict[str, Any]], chosen: set[int], rate: float) -> list[dict[str, Any]]:
+    """The groups with the chosen parameters (by identity) in groups of their own, which have another learning rate."""
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
+    own = [
+        {**group, "params": [p for p in group["params"] if id(p) in chosen], "lr": rate} for group in groups
+    ]
+    return [group for group in (*rest, *own) if group["params"]]
 
 
 def build_scheduler(
@@ -161,5 +174,8 @@ def _decay(settings: Training, epoch: int) -> float:
         return float(settings.step_factor**passed)
     if settings.schedule == "cosine":
         last = settings.final_learning_rate / settings.learning_rate
-        return last + (1 - last) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+        start = settings.hold * settings.epochs
+        length = settings.restart_epochs or settings.epochs - start
+        progress = max(epoch - start, 0.0) % length / length
+        return last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2
     return 1.0
