@@ -1,0 +1,187 @@
+"""Write lab/results/verdict/summary.md: for every benchmark strict training, strict training at its best, and the best relaxed.
+
+    python docs/tools/verdict.py            write it
+    python docs/tools/verdict.py --check    exit code 1 where it would change
+
+lab/results/verdict/verdict.yaml names the rows of lab/results that are compared, and what to do. Of several candidates the one
+with the least mean validation error is taken, in the projected form; the test error has no part in that. "Better" and "worse"
+need six seeds in common, a 95 % interval of the paired difference without zero, and learning rates that were chosen for every
+row alike; anything else is not decided.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from equirelax_lab.report.rows import TITLE, by_label, in_words, training_settings
+from equirelax_lab.report.runs import read_folder
+from equirelax_lab.report.statistics import decimals, interval_text, paired, spread, spread_text
+from equirelax_lab.tasks.task import heading
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "lab" / "results"
+FOLDER = RESULTS / "verdict"
+SEEDS = 6
+"""Fewer decide nothing."""
+
+HEADER = "| benchmark | strict | strict, better trained | best relaxed, projected | what to do |\n| --- | --- | --- | --- | --- |"
+
+
+class VerdictError(Exception):
+    """verdict.yaml names a row that is not there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a comparison, in the projected form.
+
+    Attributes:
+        name: In words: "ace, averaged".
+        runs: Contents of its result.json files.
+        averaged: Whether the averaged weights are meant.
+    """
+
+    name: str
+    runs: Sequence[Mapping[str, Any]]
+    averaged: bool
+
+    def errors(self, part: str) -> dict[int, float]:
+        """Seed -> error on "val" or "test"."""
+        found = (run["averaged"] if self.averaged else run for run in self.runs)
+        return {run["seed"]: one[part]["projected"] for run, one in zip(self.runs, found, strict=True)}
+
+    @property
+    def higher_is_better(self) -> bool:
+        return bool(self.runs[0]["metric"]["higher_is_better"])
+
+    def text(self) -> str:
+        """ "5.01 ± 0.12 (ace)", "5.26 ± 0.08 (averaged)", "5.61 ± 0.25"."""
+        numbers = spread_text(vars(spread(list(self.errors("test").values()))))
+        how = self.name.removeprefix("strict").strip(" ,-")
+        return f"{numbers} ({how})" if how else numbers
+
+
+def read_row(named: str, root: Path = RESULTS) -> Row:
+    """The row "folder: label" or "folder: label, averaged".
+
+    Raises:
+        VerdictError: There is none.
+    """
+    folder, _, rest = named.partition(": ")
+    label, _, averaged = rest.partition(", ")
+    runs, problems, _ = read_folder(root / folder)
+    rows = by_label([run.result for run in runs if run.finished])
+    if label not in rows or averaged not in ("", "averaged"):
+        raise VerdictError(f"{named!r} is no row of {folder}, which has {', '.join(rows) or problems}.")
+    if averaged and any(not run.get("averaged") for run in rows[label]):
+        raise VerdictError(f"{named!r}: its runs have no averaged weights.")
+    return Row(rest, rows[label], bool(averaged))
+
+
+def best(candidates: Sequence[Row]) -> Row:
+    """The one with the best mean validation error."""
+    sign = -1 if candidates[0].higher_is_better else 1
+    return min(candidates, key=lambda row: sign * statistics.fmean(row.errors("val").values()))
+
+
+def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
+    """ "Not decided: -0.31 [-1.04, +0.42], 2 seeds", and why; "Better" or "Worse" where that is shown."""
+    found = paired(relaxed.errors("test"), strict.errors("test"), relaxed.higher_is_better)
+    if found is None:
+        return "Not decided: no seeds in common"
+    digits = decimals(statistics.fmean(strict.errors("test").values()))
+    interval = interval_text(found.to_dict(), digits)
+    numbers = f"{found.mean:+.{digits}f}" + (f" [{interval}]" if interval else "")
+    seeds = f"{found.count} seed" + ("s" if found.count > 1 else "")
+    if found.interval is None or found.count < SEEDS:
+        return f"Not decided: {numbers}, {seeds}"
+    low, high = found.interval
+    if low <= 0 <= high:
+        return f"Not decided: {numbers}, {seeds}"
+    if not chosen_alike:
+        return f"Not decided: {numbers}, {seeds}, rates not chosen alike"
+    better = (low > 0) if relaxed.higher_is_better else (high < 0)
+    return f"Relaxing is {'better' if better else 'worse'}: {numbers}, {seeds}"
+
+
+def differing(strict: Row, relaxed: Row) -> str:
+    """Settings in which the two differ: "learning rate 0.0018 (strict), 0.0009 (ace)"; empty where there are none."""
+    ours, theirs = training_settings(strict.runs[0]), training_settings(relaxed.runs[0])
+    parts = [
+        f"{in_words(key)} {ours[key]} ({strict.name}), {theirs[key]} ({relaxed.name})"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key]
+    ]
+    return ", ".join(parts)
+
+
+RULE = (
+    "Mean ± standard deviation of the test error over seeds. Of several rows the one with the best validation error is "
+    "shown. The last column has the best relaxed minus the better strict one, seed by seed, with a 95 % interval; a "
+    f"difference is decided with {SEEDS} seeds or more, an interval without zero, and learning rates chosen for every row "
+    "alike."
+)
+
+
+def summary(listed: Sequence[Mapping[str, Any]], root: Path = RESULTS) -> str:
+    """The content of summary.md for the entries of verdict.yaml."""
+    lines, differences, sizes = [HEADER], [], []
+    for one in listed:
+        strict = read_row(one["strict"], root)
+        candidates = [strict, *(read_row(name, root) for name in one.get("better_trained", ()))]
+        better, relaxed = best(candidates), best([read_row(name, root) for name in one["relaxed"]])
+        cells = [
+            f"{one['benchmark']}, {heading(strict.runs[0]['metric'])}",
+            strict.text(),
+            better.text() if len(candidates) > 1 else "not run",
+            relaxed.text(),
+            f"{one['do']} {verdict(relaxed, better, one['rates_chosen_alike'])}.",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        if found := differing(better, relaxed):
+            differences.append(f"{one['benchmark']}: {found}")
+        named = (one["strict"], *one.get("better_trained", ()), *one["relaxed"])
+        folders = dict.fromkeys(f"`lab/results/{name.partition(': ')[0]}`" for name in named)
+        size = strict.runs[0]["scaled_down"] or "the paper's size"
+        sizes.append(f"- {one['benchmark']}: {size} ({', '.join(folders)})")
+    differing_line = f"**{TITLE}** (better strict, best relaxed): {'; '.join(differences) or 'none'}."
+    blocks = [
+        "# Does relaxing pay?",
+        "\n".join(lines),
+        differing_line,
+        RULE,
+        "What was run of the papers' settings:",
+    ]
+    return "\n\n".join([*blocks, "\n".join(sizes)]) + "\n"
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the table, or with --check only compare."""
+    if list(words) not in ([], ["--check"]):
+        print(__doc__)
+        return 2
+    listed = yaml.safe_load((FOLDER / "verdict.yaml").read_text(encoding="utf-8"))
+    try:
+        text = summary(listed)
+    except VerdictError as error:
+        print(f"verdict.yaml: {error}", file=sys.stderr)
+        return 2
+    path = FOLDER / "summary.md"
+    if words:
+        stale = not path.exists() or path.read_text(encoding="utf-8") != text
+        if stale:
+            print(f"{path.relative_to(ROOT)} differs from the results: python docs/tools/verdict.py")
+        return int(stale)
+    path.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""The verdict table: what the results say, chosen by validation, and decided by its rule alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+from doc_pages import ROOT
+
+sys.path.insert(0, str(ROOT / "docs" / "tools"))
+import verdict
+
+
+def row(name: str, test: Mapping[int, float], val: float = 1.0, higher: bool = False) -> Any:
+    runs = [
+        {
+            "seed": seed,
+            "metric": {"higher_is_better": higher},
+            "val": {"projected": val},
+            "test": {"projected": error},
+        }
+        for seed, error in test.items()
+    ]
+    return verdict.Row(name, runs, False)
+
+
+SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
+
+
+def shifted(by: float, seeds: int = 6) -> dict[int, float]:
+    """Errors that differ from SIX by about `by`, not by the same in every seed."""
+    return {seed: SIX[seed] + by * (1 + 0.1 * (-1) ** seed) for seed in range(seeds)}
+
+
+def test_the_table_is_what_the_results_say() -> None:
+    listed = yaml.safe_load((ROOT / "lab/results/verdict/verdict.yaml").read_text(encoding="utf-8"))
+    assert (ROOT / "lab/results/verdict/summary.md").read_text(encoding="utf-8") == verdict.summary(listed)
+
+
+@pytest.mark.parametrize(
+    ("relaxed", "alike", "higher", "begins"),
+    [
+        (shifted(-1.0), True, False, "Relaxing is better: -1.00 ["),
+        (shifted(+1.0), True, False, "Relaxing is worse: +1.00 ["),
+        (shifted(+1.0), True, True, "Relaxing is better: +1.00 ["),
+        (shifted(-1.0, 5), True, False, "Not decided: -1.02 ["),
+        (shifted(-1.0, 1), True, False, "Not decided: -1.10, 1 seed"),
+        (shifted(-1.0), False, False, "Not decided: -1.00 ["),
+        ({seed: SIX[seed] + (-1) ** seed for seed in SIX}, True, False, "Not decided: +0.00 ["),
+        ({9: 1.0}, True, False, "Not decided: no seeds in common"),
+    ],
+)
+def test_what_is_decided(relaxed: dict[int, float], alike: bool, higher: bool, begins: str) -> None:
+    strict = row("strict", SIX, higher=higher)
+    assert verdict.verdict(row("ace", relaxed, higher=higher), strict, alike).startswith(begins)
+
+
+def test_validation_chooses_whatever_the_test_error() -> None:
+    rows = [row("a", {0: 1.0}, val=3.0), row("b", {0: 9.0}, val=2.0)]
+    assert verdict.best(rows).name == "b"
+    rows = [row("a", {0: 1.0}, val=3.0, higher=True), row("b", {0: 9.0}, val=2.0, higher=True)]
+    assert verdict.best(rows).name == "a"
+
+
+@pytest.mark.parametrize(
+    "named", ["nbody-long/matched: ace2", "nbody-long/matched: ace, best", "nbody: ace, averaged"]
+)
+def test_rows_that_are_not_there_are_named(named: str) -> None:
+    with pytest.raises(verdict.VerdictError, match=named):
+        verdict.read_row(named)
+
+
+def test_check_finds_a_stale_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "verdict.yaml").write_text("[]")
+    monkeypatch.setattr(verdict, "FOLDER", tmp_path)
+    monkeypatch.setattr(verdict, "ROOT", tmp_path)
+    assert verdict.main(["--check"]) == 1
+    assert verdict.main([]) == 0
+    assert verdict.main(["--check"]) == 0
+    assert verdict.main(["--wrong"]) == 2
