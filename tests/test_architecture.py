@@ -16,7 +16,7 @@ ROOMS = {
         "errors", "files", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing",
         "integrations",
     ],
-    "equirelax_lab": ["models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],
+    "equirelax_lab": ["extras", "models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],
 }  # fmt: skip
 LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 FILES = sorted(p for house in (LIBRARY, LAB) for p in house.rglob("*.py") if p != house / "__init__.py")

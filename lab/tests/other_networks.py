@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def example(name: str, needs: str) -> ModuleType:
     """The module `examples/<name>.py`; the test is skipped where the package `needs` is not installed."""
-    pytest.importorskip(needs, reason=f"needs {needs}: pip install 'equirelax[examples]'")
+    pytest.importorskip(needs, reason=f"needs {needs}: pip install '.[examples]'")
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))
     return importlib.import_module(name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
+pytest.importorskip("nequip", reason="needs nequip: pip install '.[examples]'")
 
 from nequip_networks import audited, differ, frames, network
 from undisturbed import undisturbed

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax[examples]'")
-pytest.importorskip("lightning", reason="needs Lightning: pip install 'equirelax[lightning]'")
+pytest.importorskip("nequip", reason="needs nequip: pip install '.[examples]'")
+pytest.importorskip("lightning", reason="needs Lightning: pip install '.[lightning]'")
 
 from nequip_networks import EXAMPLES, SAMPLES, audited, begin, differ, frames, results
 from torch.utils._pytree import tree_leaves

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="needs accelerate: pip install 'equirelax[examples]'")
+pytest.importorskip("accelerate", reason="needs accelerate: pip install '.[examples]'")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from equirelax.symmetry import SE, positions, vector
 from equirelax.testing import NetworkConformance
 
 pytest.importorskip(
-    "equiformer_pytorch", reason="needs equiformer-pytorch: pip install 'equirelax[examples]'"
+    "equiformer_pytorch", reason="needs equiformer-pytorch: pip install '.[examples]'"
 )
 import few_atoms
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equirelax.symmetry import E, positions, vector
 from equirelax.testing import NetworkConformance
 
-pytest.importorskip("nequip", reason="needs NequIP: pip install 'equirelax[examples]'")
+pytest.importorskip("nequip", reason="needs NequIP: pip install '.[examples]'")
 import few_atoms
 from scripted import scripted
 from undisturbed import undisturbed

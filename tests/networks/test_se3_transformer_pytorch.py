@@ -14,7 +14,7 @@ from equirelax.symmetry import SE, positions, vector
 from equirelax.testing import NetworkConformance
 
 pytest.importorskip(
-    "se3_transformer_pytorch", reason="needs se3-transformer-pytorch: pip install 'equirelax[examples]'"
+    "se3_transformer_pytorch", reason="needs se3-transformer-pytorch: pip install '.[examples]'"
 )
 import few_atoms
 from se3_transformer_pytorch import basis

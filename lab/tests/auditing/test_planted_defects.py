@@ -142,7 +142,7 @@ class EnergyOnly(nn.Sequential):
 
 
 def nequip() -> Case:
-    models = pytest.importorskip("nequip.model", reason="needs nequip: pip install 'equirelax[examples]'")
+    models = pytest.importorskip("nequip.model", reason="needs nequip: pip install '.[examples]'")
     from nequip.utils.global_state import set_global_state
 
     with undisturbed():

@@ -7,7 +7,7 @@ import pytest
 import slow_simulators
 import torch
 from equirelax_lab.data import charged
-from equirelax_lab.data.blocks import TIME_STEP, Trajectories
+from equirelax_lab.data.blocks import TIME_STEP, Trajectories, run_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -139,6 +139,18 @@ def test_threads_do_not_change_a_bit(charged_states: States) -> None:
     one, two = (charged.simulate(x, v, q, [0, 1], threads=threads) for threads in (1, 2))
     assert torch.equal(one.positions, two.positions)
     assert torch.equal(one.velocities, two.velocities)
+
+
+def test_torch_does_not_start_threads_in_our_threads() -> None:
+    """They would wait for each other: on two cores a simulation took nine times as long."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        run_blocks(lambda rows, stop: seen.append(torch.get_num_threads()), 4, 2, threads=2, progress=None)
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_inputs_are_left_alone_and_progress_is_told(charged_states: States) -> None:

@@ -204,7 +204,7 @@ def test_test_frames_with_another_order_of_atoms_are_refused(tmp_path: Path) -> 
 
 def test_without_ase(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ase.io", None)
-    with pytest.raises(DataError, match=r"pip install 'equirelax-lab\[md17\]'"):
+    with pytest.raises(DataError, match=r"pip install \"ase"):
         load("train", root)
 
 

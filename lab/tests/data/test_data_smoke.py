@@ -217,7 +217,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
 
 def test_without_phiflow_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "phi", None)
-    with pytest.raises(DataError, match=r"pip install 'equirelax-lab\[planes\]'"):
+    with pytest.raises(DataError, match=r"pip install \"phiflow"):
         smoke.make(TINY, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

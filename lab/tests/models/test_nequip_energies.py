@@ -17,7 +17,7 @@ from torch import Tensor
 from equirelax.errors import RepresentationError
 
 e3nn = pytest.importorskip("e3nn")
-pytest.importorskip("nequip", reason="needs nequip: pip install 'equirelax-lab[md17]'")
+pytest.importorskip("nequip", reason="needs nequip: pip install './lab[md17]'")
 CUTOFF = 3.0
 
 

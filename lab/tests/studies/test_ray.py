@@ -165,7 +165,7 @@ def test_addresses_where_no_cluster_is(address: str, monkeypatch: pytest.MonkeyP
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ConfigError, match=r"pip install 'equirelax-lab\[ray\]'"),
+        pytest.raises(ConfigError, match=r"pip install \"ray"),
         connected("auto"),
     ):
         pytest.fail("there is no Ray")

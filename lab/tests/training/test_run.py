@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def same(a: Any, b: Any, where: str = "") -> None:
             same(x, y, f"{where}[{index}]")
     else:
         assert a == b, where
+
+
+def test_without_tensorboard_a_run_says_so_and_goes_on(
+    tiny_root: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    assert train(tiny_config("strict"), tmp_path, tiny_root, machine=Machine(progress=False)) is not None
+    assert 'pip install "tensorboard' in capsys.readouterr().err
+    assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ examples:
   equirelax data make nbody
   equirelax data make mocap --case dance --asf 05.asf --amc 05_*.amc
   equirelax data make smoke --size 32 --positions 5 --steps 150""",
-    "make smoke": """Simulate smoke plumes with PhiFlow (pip install 'equirelax-lab[planes]'), one file with a checksum per run.
+    "make smoke": """Simulate smoke plumes with PhiFlow (extra `planes`), one file with a checksum per run.
 
 An interrupted call continues with the runs that are missing. The default has the paper's size: 40 runs of 250 frames on
 64 x 64 points, and 8 runs from other positions. The first example takes about two minutes on one core.

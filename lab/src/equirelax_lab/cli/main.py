@@ -14,6 +14,7 @@ from types import FrameType
 
 from equirelax.errors import EquirelaxError
 from equirelax.files import did_you_mean
+from equirelax_lab.extras import install_module
 
 # name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -66,29 +67,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "perf": ("equirelax_lab.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }
 
-# extra -> the modules that it brings
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "run": (
-        "e3nn",
-        "lightning",
-        "tensorboard",
-        "rich",
-        "jsonargparse",
-        "matplotlib",
-        "safetensors",
-        "yaml",
-        "pooch",
-        "h5py",
-        "scipy",
-        "PIL",
-    ),
-    "pyg": ("torch_geometric",),
-    "planes": ("phi", "sklearn"),
-    "md17": ("ase",),
-    "ray": ("ray",),
-    "search": ("optuna",),
-}
-
 USAGE = """usage: equirelax COMMAND ...
 
 Relax equivariance while training, project back exactly, and compare.
@@ -137,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.split(".")[0] in ("equirelax", "equirelax_lab"):
             raise
         package = error.name.split(".")[0]
-        extra = next((name for name, modules in EXTRAS.items() if package in modules), "all")
-        return complain(f"This command needs the package '{package}': pip install 'equirelax-lab[{extra}]'.")
+        return complain(f"This command needs the package '{package}': {install_module(package)}")
     except BrokenPipeError:
         return 141
     except OSError as error:

@@ -12,6 +12,7 @@ import torch
 
 from equirelax.errors import DataError
 from equirelax_lab.data.rotmnist import ImageSet
+from equirelax_lab.extras import install
 
 SPLITS = {"train": (0, 1_000), "val": (1_000, 1_200), "test": (1_200, 1_797)}
 SEED = 0
@@ -32,7 +33,7 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("The digits come with scikit-learn: pip install 'equirelax-lab[planes]'.") from error
+        raise DataError(f"The digits come with scikit-learn: {install('planes')}") from error
     found = load_digits()
     images = torch.from_numpy(found.images).float()[:, None] / 16
     labels = torch.from_numpy(found.target).long()

@@ -32,6 +32,7 @@ from equirelax_lab.data.archive import check_sum, load_npz
 from equirelax_lab.data.download import RMD17, fetch
 from equirelax_lab.data.molecules import MolecularFrames, Scaling, force_scaling
 from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.extras import install
 
 FOLDER = Path("md17")
 SOURCES = ("rmd17", "md17")
@@ -217,7 +218,7 @@ def _read_xyz(path: Path, molecule: str) -> Frames:
         from ase.io import iread
     except ImportError as error:
         raise DataError(
-            "Extended XYZ files are read with ASE, which is missing: pip install 'equirelax-lab[md17]'."
+            f"Extended XYZ files are read with ASE, which is missing: {install('md17')}"
         ) from error
     check_sum(path)
     numbers: list[np.ndarray] = []

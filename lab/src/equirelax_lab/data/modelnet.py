@@ -33,6 +33,7 @@ from equirelax.errors import DataError
 from equirelax.files import did_you_mean
 from equirelax_lab.data.archive import check_sum, load_npz, manifest_path, read_archive, write_archive
 from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.extras import install
 
 FOLDER = Path("modelnet40")
 NPZ = FOLDER / "modelnet40_1024_int16.npz"
@@ -159,9 +160,7 @@ def _read_hdf5(folder: Path, part: str) -> Objects:
     try:
         import h5py
     except ModuleNotFoundError:
-        raise DataError(
-            f"Reading {folder} needs the package h5py: pip install h5py, or 'equirelax-lab[run]'."
-        ) from None
+        raise DataError(f"Reading {folder} needs the package h5py: {install('modelnet')}") from None
     files = sorted(folder.glob(f"ply_data_{part}*.h5"))
     _require(bool(files), folder, f"there are no files ply_data_{part}*.h5")
     classes = _class_names(folder / "shape_names.txt")

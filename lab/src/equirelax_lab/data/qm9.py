@@ -26,6 +26,7 @@ from equirelax.errors import DataError
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.molecules import ELEMENTS, MoleculeSet, Scaling
 from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.extras import install
 
 SUBSET = Path("qm9") / "qm9_subset.npz"
 PYG = Path("qm9") / "pyg"
@@ -250,7 +251,7 @@ def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
     try:
         from torch_geometric.datasets import QM9
     except ImportError as error:
-        raise DataError("QM9 from PyTorch Geometric needs it: pip install 'equirelax-lab[pyg]'.") from error
+        raise DataError(f"QM9 from PyTorch Geometric needs it: {install('pyg')}") from error
     homes = (folder / PYG for folder in search_roots(root))
     home = next((folder for folder in homes if (folder / "raw").is_dir()), writable_root(root) / PYG)
     try:

@@ -19,6 +19,7 @@ from equirelax.errors import DataError
 from equirelax.files import atomic_write
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.root import find, writable_root
+from equirelax_lab.extras import install
 
 RELATIVE = Path("mnist") / "mnist.npz"
 HINT = "Put mnist.npz (train_x, train_y, test_x, test_y) there"
@@ -89,7 +90,7 @@ def get(root: str | Path | None = None) -> Path:
     try:
         from sklearn.datasets import fetch_openml
     except ImportError as error:
-        raise DataError("MNIST is fetched with scikit-learn: pip install 'equirelax-lab[planes]'.") from error
+        raise DataError(f"MNIST is fetched with scikit-learn: {install('planes')}") from error
     try:
         found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from equirelax.errors import DataError
+from equirelax_lab.extras import install
 
 BOX = 100.0
 """Width of the box. Its centre is the origin."""
@@ -34,7 +35,7 @@ def phiflow() -> Any:
         from phi import flow
     except ImportError as error:
         raise DataError(
-            "Smoke is simulated with PhiFlow, which is not installed: pip install 'equirelax-lab[planes]' (phiflow 3.4)."
+            f"Smoke is simulated with PhiFlow, which is not installed: {install('planes')}"
         ) from error
     return flow
 

@@ -18,6 +18,7 @@ from typing import Any
 import equirelax
 from equirelax.errors import ConfigError
 from equirelax_lab.data.root import ENVIRONMENT
+from equirelax_lab.extras import install
 from equirelax_lab.studies.machines import LOCK, Ending, Job, Process
 from equirelax_lab.training.parent import end_with_this_process
 
@@ -267,7 +268,7 @@ def connected(address: str) -> Iterator[RayCluster]:
         import ray.util.scheduling_strategies
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"--ray needs the package '{error.name}': pip install 'equirelax-lab[ray]', on every machine of the cluster."
+            f"--ray needs the package '{error.name}', on every machine of the cluster: {install('ray')}"
         ) from error
     before = signal.getsignal(signal.SIGTERM)
     try:

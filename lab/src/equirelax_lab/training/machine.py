@@ -25,7 +25,7 @@ class Machine(Settings):
             GPU, batches of one shape. Elsewhere the same step runs uncaptured.
         threads: Threads of torch in every process; small models are fastest with one.
         progress: Show a bar or lines.
-        tensorboard: Write TensorBoard events beside metrics.csv.
+        tensorboard: Write TensorBoard events beside metrics.csv, where the package tensorboard is installed.
     """
 
     accelerator: str = "cpu"

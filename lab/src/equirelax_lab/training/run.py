@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from equirelax.errors import ConfigError, NonFiniteError
 from equirelax.files import remove_left, write_text
 from equirelax.relaxation import project
 from equirelax_lab.data import Samples
+from equirelax_lab.extras import install
 from equirelax_lab.tasks.registry import build_task, named
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training import provenance
@@ -202,7 +204,13 @@ def _loggers(assembly: Assembly, folder: Path, machine: Machine, start: int) -> 
     config = assembly.config
     loggers: list[Logger] = [EpochTable(folder, start)]
     if machine.tensorboard:
-        loggers.append(Events(folder))
+        try:
+            loggers.append(Events(folder))
+        except ModuleNotFoundError as error:
+            if error.name != "tensorboard":
+                raise
+            words = f"No TensorBoard events: the package is missing ({install('tensorboard')}); metrics.csv has the same."
+            print(words, file=sys.stderr)
     if machine.progress:
         label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
         loggers.append(EpochProgress(start, config.training.epochs, label, assembly.task.metric.heading))
