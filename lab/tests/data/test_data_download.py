@@ -352,5 +352,5 @@ def test_the_command(
     zipped.codes = [404]
     assert main([*words, "--url", zipped.url]) == 2
     assert "--archive PATH" in capsys.readouterr().err
-    assert main(["data", "get", "mocap-run", "--force"]) == 2
+    assert main(["data", "get", "nbody", "--force"]) == 2
     assert "cannot be downloaded" in capsys.readouterr().err

@@ -288,53 +288,18 @@ def test_too_few_molecules_for_the_split(tmp_path: Path) -> None:
         qm9.load("train", root=write_subset(tmp_path))
 
 
-def _write_pyg(root: Path, count: int = 20) -> list[dict[str, Any]]:
-    """The file of data.pyg.org, with made-up molecules."""
-    generator = torch.Generator().manual_seed(0)
-    molecules = []
-    for number in range(count):
-        atoms = 2 + number % 3
-        molecules.append(
-            {
-                "x": torch.zeros(atoms, 1),
-                "z": torch.randint(6, 9, (atoms,), generator=generator),
-                "pos": torch.randn(atoms, 3, generator=generator),
-                "y": torch.randn(1, 19, generator=generator),
-                "idx": torch.tensor([2 * number]),
-            }
-        )
-    (root / "qm9" / "pyg" / "raw").mkdir(parents=True)
-    torch.save(molecules, root / "qm9" / "pyg" / "raw" / "qm9_v3.pt")
-    return molecules
-
-
-def test_molecules_of_pytorch_geometric(tmp_path: Path) -> None:
-    pytest.importorskip("torch_geometric")
-    molecules = _write_pyg(tmp_path)
-    seen = []
-    for split, size in (("train", 16), ("val", 2), ("test", 2)):
-        data = qm9.load(split, source="pyg", partition="shuffled", target="Cv", targets="raw", root=tmp_path)
-        assert len(data) == size
-        for n, number in enumerate(data.identifiers.tolist()):
-            item, batch = molecules[(number - 1) // 2], data.batch([n])
-            assert torch.equal(batch["numbers"], item["z"])
-            assert torch.equal(batch["positions"], item["pos"])
-            assert float(batch["targets"]) == float(item["y"][0, 11])
-            seen.append(number)
-    assert sorted(seen) == [2 * n + 1 for n in range(20)]
-    with pytest.raises(DataError, match="shuffled"):
-        qm9.load("train", partition="ordered", source="pyg", root=tmp_path)
-
-
-def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("torch_geometric.datasets")
-
-    def offline(root: str) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(datasets, "QM9", offline)
-    with pytest.raises(DataError, match=r"no route to host.*raw/qm9_v3\.pt.*source 'subset'"):
-        qm9.load("train", source="pyg", partition="shuffled", root=tmp_path)
+def test_all_molecules_are_split_by_shares(root: Path) -> None:
+    (root / "qm9" / "qm9_subset.npz").rename(root / "qm9" / "qm9.npz")
+    for partition in ("shuffled", "seeded"):
+        sets = [
+            qm9.load(split, source="full", partition=partition, seed=2, root=root) for split in qm9.SPLITS
+        ]
+        assert [len(data) for data in sets] == [19, 2, 3]
+        assert sorted(n for data in sets for n in data.identifiers.tolist()) == [3 * n + 1 for n in range(24)]
+    with pytest.raises(DataError, match="no ordered partition"):
+        qm9.load("train", source="full", partition="ordered", root=root)
+    with pytest.raises(DataError, match=r"qm9_subset\.npz is missing.*equirelax data get qm9"):
+        qm9.load("train", root=root)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from acclaim_files import amc_text, asf_text, inverse
 from equirelax_lab.data import mocap
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.skeleton import Skeleton, read_amc, read_asf, rotation
@@ -183,66 +184,6 @@ def test_rotations_are_products_of_plain_ones(angles: list[float], order: list[s
     np.testing.assert_allclose(total, expected, atol=1e-12)
 
 
-def asf_text(names: Sequence[str], parents: Sequence[int], offsets: np.ndarray, axes: np.ndarray) -> str:
-    """A skeleton in which every bone has all three degrees of freedom; axes (bones, 3) in degrees."""
-    lines = [":units", "angle deg", ":root", "order TX TY TZ RX RY RZ", "axis XYZ", ":bonedata"]
-    for name, offset, axis in zip(names[1:], offsets[1:], axes[1:], strict=True):
-        length = np.linalg.norm(offset)
-        lines += ["begin", f"name {name}", f"length {length!r}", "dof rx ry rz"]
-        lines.append("direction " + " ".join(repr(float(c)) for c in offset / length))
-        lines += ["axis " + " ".join(repr(float(a)) for a in axis) + " XYZ", "end"]
-    lines += [":hierarchy", "begin"]
-    for joint, name in enumerate(names):
-        children = [names[c] for c, parent in enumerate(parents) if parent == joint]
-        if children:
-            lines.append(" ".join([name, *children]))
-    return "\n".join([*lines, "end", ""]).replace("np.float64(", "").replace(")", "")
-
-
-def turn_onto(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(frames, 3, 3) the shortest rotations from the direction of a (3,) to those of b (frames, 3)."""
-    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b, axis=-1, keepdims=True)
-    v, c = np.cross(a, b), b @ a
-    k = np.zeros((len(b), 3, 3))
-    k[:, 2, 1], k[:, 0, 2], k[:, 1, 0] = v.T
-    k = k - k.transpose(0, 2, 1)
-    return np.eye(3) + k + k @ k / (1 + c)[:, None, None]
-
-
-def angles_of(turns: np.ndarray) -> np.ndarray:
-    """(frames, 3) degrees about x, then y, then z of rotations (frames, 3, 3)."""
-    y = np.arcsin(np.clip(-turns[:, 2, 0], -1, 1))
-    x = np.arctan2(turns[:, 2, 1], turns[:, 2, 2])
-    z = np.arctan2(turns[:, 1, 0], turns[:, 0, 0])
-    return np.degrees(np.stack([x, y, z], -1))
-
-
-def inverse(positions: np.ndarray, parents: Sequence[int], axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (bones, 3) of the first frame's pose, and angles (frames, bones, 3) that give the positions.
-
-    Every bone is turned the shortest way from its direction in the first frame.
-    """
-    frames, count, _ = positions.shape
-    offsets = positions[0] - positions[0][np.maximum(parents, 0)]
-    angles = np.zeros((frames, count, 3))
-    turned = [np.broadcast_to(np.eye(3), (frames, 3, 3))] * count
-    for joint in range(1, count):
-        parent = parents[joint]
-        turned[joint] = turn_onto(offsets[joint], positions[:, joint] - positions[:, parent])
-        c = rotation(["rx", "ry", "rz"], np.radians(axes[joint : joint + 1]))[0]
-        angles[:, joint] = angles_of(c.T @ turned[parent].transpose(0, 2, 1) @ turned[joint] @ c)
-    return offsets, angles
-
-
-def amc_text(names: Sequence[str], roots: np.ndarray, angles: np.ndarray) -> str:
-    lines = [":FULLY-SPECIFIED", ":DEGREES"]
-    for frame, (root, pose) in enumerate(zip(roots, angles, strict=True), start=1):
-        lines += [str(frame), "root " + " ".join(f"{c:.17g}" for c in root) + " 0 0 0"]
-        for name, values in list(zip(names, pose, strict=True))[1:]:
-            lines.append(f"{name} " + " ".join(f"{c:.17g}" for c in values))
-    return "\n".join([*lines, ""])
-
-
 def round_trip(
     folder: Path, names: Sequence[str], parents: Sequence[int], positions: np.ndarray, axes: np.ndarray
 ) -> np.ndarray:
@@ -266,6 +207,40 @@ def test_random_motions_come_back(tmp_path_factory: pytest.TempPathFactory, seed
     axes = rng.uniform(-180, 180, size=(count, 3))
     came = round_trip(tmp_path_factory.mktemp("trip"), names, parents, positions, axes)
     np.testing.assert_allclose(came, positions, atol=1e-9)
+
+
+def test_files_of_cmu_read_as_another_program_reads_them() -> None:
+    """Subject 1 and the first three frames of its first trial; positions by pyacclaim 0.0.1 (PyPI), in the files' unit.
+
+    The whole trial, 2,750 frames, agreed to 4e-14.
+    """
+    folder = SAMPLES / mocap.FOLDER
+    skeleton = read_asf(folder / "01.asf")
+    positions = skeleton.positions(read_amc(folder / "01_01_first_frames.amc", skeleton))
+    expected = load_npz(folder / "01_01_first_frames.npz", folder)["pos"]
+    assert positions.shape == expected.shape == (3, mocap.JOINTS, 3)
+    np.testing.assert_allclose(positions, expected, atol=1e-12)
+
+
+def test_a_printed_frame_is_the_one_of_the_benchmark(tmp_path: Path) -> None:
+    """The lines of the first frame of 35_01 that Broadwater and Stillman print (Graph Neural Networks in Action, listing 6.1).
+
+    The two bones of subject 35 are those of another conversion of the same skeleton (BVH); the positions are those of the
+    benchmark (`walk`, first trial).
+    """
+    bones = {"lowerback": (0.03410, 2.01612, -0.22230), "upperback": (0.03465, 2.03012, 0.00937)}
+    offsets = np.array([(0, 0, 0), *bones.values()])
+    asf = asf_text(["root", *bones], [-1, 0, 1], offsets, np.zeros((3, 3)))
+    amc = (
+        "1\nroot 4.40047 17.8934 -21.0986 -0.943965 -8.37963 -7.42612\n"
+        "lowerback 11.505 1.60479 4.40928\nupperback 0.47251 2.84449 2.26157\n"
+    )
+    benchmark = [
+        (4.40047, 17.8934, -21.0986),
+        (4.525876, 19.913868, -20.967125),
+        (4.543574, 21.910965, -20.601091),
+    ]
+    np.testing.assert_allclose(read(tmp_path, asf, amc)[0], benchmark, atol=1e-5)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 from e3nn import o3
 from equirelax_lab.cli import main
-from equirelax_lab.data import md17, mocap, modelnet, qm9, rotmnist
+from equirelax_lab.data import md17, mocap, mocap_published, modelnet, qm9, rotmnist
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.training.folder import BEST, CONFIG, LAST, RESULT
 from equirelax_lab.training.machine import Machine
@@ -247,33 +247,22 @@ def test_other_kinds_of_data_files(mark: Path, tmp_path: Path, ledger: Ledger) -
     refused(ledger, mark, "ply_data_train0.h5", lambda: modelnet.load("train", root=root), DataError)
 
 
-@pytest.mark.parametrize("name", ["raw/qm9_v3.pt", "processed/data_v3.pt", "processed/pre_transform.pt"])
-@pytest.mark.parametrize("form", [as_archive, as_old_archive])
-def test_files_that_pytorch_geometric_reads(
-    name: str, form: Callable[[Path, Path], None], mark: Path, tmp_path: Path, ledger: Ledger,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """It calls torch.load with `weights_only=False` for some files, and as a second try for all."""
-    pytest.importorskip("torch_geometric")
-    home = tmp_path / "data" / "qm9" / "pyg"
-    for place in (
-        "raw/qm9_v3.pt",
-        "raw/gdb9.sdf",
-        "raw/gdb9.sdf.csv",
-        "raw/uncharacterized.txt",
-        "processed/data_v3.pt",
-    ):
-        (home / place).parent.mkdir(parents=True, exist_ok=True)
-        torch.save([], home / place)
-    if name.startswith("raw"):
-        shutil.rmtree(home / "processed")
-    form(home / name, mark)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    refused(
-        ledger, mark, str(home), lambda: qm9.load("train", source="pyg", root=tmp_path / "data"), DataError
-    )
-    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
-    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+@pytest.mark.parametrize("place", ["alone", "bones", "trial", "array of objects"])
+def test_published_positions_are_unpickled_without_running_anything(
+    place: str, mark: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    """EGNO publishes its positions as a pickle."""
+    bomb, bones, trial = Bomb(mark), [[n, n - 1] for n in range(1, 31)], np.zeros((4, 31, 3))
+    content: Any = {
+        "alone": bomb,
+        "bones": (bomb, [trial]),
+        "trial": (bones, [trial, bomb]),
+        "array of objects": (bones, [np.array([bomb], dtype=object)]),
+    }[place]
+    path = tmp_path / "motion_run.pkl"
+    path.write_bytes(pickle.dumps(content))
+    refused(ledger, mark, str(path), lambda: mocap_published.read_published(path), DataError)
+    refused(ledger, mark, str(path), lambda: mocap_published.get("run", tmp_path, file=path), DataError)
 
 
 def test_an_archive_of_compressed_members_is_not_unpacked(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ VALUES: list[tuple[str, str, str, str, dict[str, Any]]] = [
     # QM9: ACE, section 5 and code
     ("qm9", "schnet", "ace", "published", {
         "epochs": 1000, "batch_size": 256, "learning_rate": 1e-3, "augment": False, "validate_every": 1,
-        "dataset.targets": "raw", "dataset.source": "pyg", "dataset.partition": "seeded", "network.hidden": 64,
+        "dataset.targets": "raw", "dataset.source": "full", "dataset.partition": "seeded", "network.hidden": 64,
         "network.layers": 6, "network.cutoff": 10.0, "residual.placement": "schnet", "strength.dual_lr": 1e-3,
         "strength.dual_optimizer": "adam",
     }),

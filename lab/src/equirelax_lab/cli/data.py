@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -12,8 +13,19 @@ from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
 from equirelax.settings import COUNT, JOBS, SEED
 from equirelax_lab.cli import options
-from equirelax_lab.data import download, md17, mocap, nbody, rotmnist, smoke, status
+from equirelax_lab.data import (
+    download,
+    md17,
+    mocap_cases,
+    mocap_published,
+    nbody,
+    qm9_archive,
+    rotmnist,
+    smoke,
+    status,
+)
 from equirelax_lab.data.download import ARCHIVES
+from equirelax_lab.data.mocap_published import PUBLISHED
 from equirelax_lab.data.root import find
 
 DESCRIPTION = {
@@ -22,7 +34,7 @@ DESCRIPTION = {
 Splits that exist and are large enough are kept. The charged set (10,000 / 2,000 / 2,000 systems of five bodies) takes
 a few seconds, the gravity set (100 bodies) a quarter of an hour.
 
-Motion capture cases of other subjects are made from their raw files (mocap.cs.cmu.edu, free for all uses): see
+Motion capture cases are made from CMU's own files (mocap.cs.cmu.edu, free for all uses): see
 equirelax data make mocap --help. For smoke plumes see equirelax data make smoke --help.
 
 examples:
@@ -38,24 +50,40 @@ examples:
   equirelax data make smoke --size 32 --positions 5 --steps 150
   equirelax data make smoke --symmetry scale --size 32 --positions 5 --steps 150
   equirelax data make smoke --asymmetry 0""",
-    "make mocap": """Make a motion capture case from the skeleton (.asf) and trials (.amc) of one subject (--subject CASE).
+    "make mocap": """Make a motion capture case from CMU's own files: the skeleton (.asf) and the trials (.amc) of one subject.
 
-The seed chooses a quarter of the trials for validation and a quarter for testing. Every trial gives --starts samples.
+run (subject 9) and walk (subject 35) are the published cases. Their trials are recognised among the files by their frames,
+and their windows are the published ones. The published order of the walks is known only from the published file, which
+equirelax data get mocap-walk downloads: from CMU's files they are numbered by name, which is the same protocol on another
+partition, and what the results of this project were computed with.
 
-example:
+Any other name makes a new case, for --subject NAME: the seed chooses a quarter of the trials for validation and a quarter for
+testing, and every trial gives --starts samples.
+
+examples:
+  equirelax data make mocap --case run --asf 09.asf --amc 09_*.amc
+  equirelax data make mocap --case walk --asf 35.asf --amc 35_*.amc
   equirelax data make mocap --case dance --asf 05.asf --amc 05_*.amc
   equirelax compare mocap --subject dance --methods strict,ace""",
     "get": """Print where a data set is, or download it.
 
-modelnet40 (415 MB) is downloaded unless it is there. An interrupted download continues where it stopped, every file is
-checked against its published MD5, and if no address works the message says what to do by hand. rmd17 is one archive of
-ten molecules; md17 is one file per molecule, which --molecule names. mnist comes from openml.org. For the other data sets the
-command prints where they are, or how to get them.
+modelnet40    415 MB, every file checked against its published MD5
+rmd17         one archive of ten molecules
+md17          one file per molecule, which --molecule names
+qm9           86 MB, checked against its published SHA-256, converted to all molecules and to the subset of 16,771
+mocap-run     1 MB, EGNO's positions of CMU's subject 9, checked against the hash in its repository
+mocap-walk    7 MB, the same of subject 35, in the published order of trials
+mnist         from openml.org
+
+An interrupted download continues where it stopped. If no address works, the message says what to get by hand and how to pass it
+on with --archive. For the other data sets the command prints where they are, or how to make them. Where each comes from, its
+licence and its splits: docs/reference/data.md.
 
 examples:
   equirelax data get modelnet40
   equirelax data get modelnet40 --archive modelnet40_ply_hdf5_2048.zip
-  equirelax data get rmd17
+  equirelax data get qm9
+  equirelax data get mocap-walk
   equirelax data get md17 --molecule ethanol""",
 }
 
@@ -69,7 +97,8 @@ def main(words: Sequence[str]) -> int:
             "files (mocap)"
         )
         print(
-            "  get   print where a data set is, download it (modelnet40, rmd17, md17, mnist), or print how to get it"
+            "  get   print where a data set is, download it (modelnet40, rmd17, md17, qm9, mocap-run, mocap-walk, mnist),\n"
+            "        or print how to get it"
         )
         return 0 if len(words) > 1 else 2
     if words[1] not in actions:
@@ -147,19 +176,30 @@ def make_smoke(words: Sequence[str]) -> int:
     return 0
 
 
+_ORDERED = "The windows are the published ones."
+_UNORDERED = (
+    "The windows are the published ones, but the trials are numbered by file name, since their published order is not known: "
+    "another partition by the same protocol. `equirelax data get mocap-walk` downloads the published one."
+)
+
+
 def make_mocap(words: Sequence[str]) -> int:
     """Make a motion capture case from raw files."""
     parser = options.parser(["data", "make", "mocap"], DESCRIPTION["make mocap"])
-    parser.add_argument("--case", required=True, help="name of the new case: letters, digits, - and _")
+    parser.add_argument(
+        "--case", required=True, help="run, walk, or the name of a new case: letters, digits, - and _"
+    )
     parser.add_argument("--asf", required=True, help="the subject's skeleton")
     parser.add_argument("--amc", required=True, nargs="+", help="the trials, three or more")
-    parser.add_argument("--starts", type=int, help="samples per trial (default: 100, or as many as fit)")
-    parser.add_argument("--data_seed", type=int, default=0, help="seed of the split")
+    parser.add_argument(
+        "--starts", type=int, help="of a new case: samples per trial (default: 100, or as many as fit)"
+    )
+    parser.add_argument("--data_seed", type=int, help="of a new case: seed of the split (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite a case of the same name")
     parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
     words = ["--data_seed" if word == "--seed" else word for word in words]
     parsed = options.parse(parser, words, starts=COUNT, data_seed=SEED)
-    paths = mocap.make(
+    paths = mocap_cases.make(
         parsed.case,
         parsed.asf,
         parsed.amc,
@@ -170,6 +210,8 @@ def make_mocap(words: Sequence[str]) -> int:
     )
     for kind, path in zip(("motion", "split"), paths, strict=True):
         print(f"{kind:6}  {path}")
+    if parsed.case in PUBLISHED:
+        print(_ORDERED if PUBLISHED[parsed.case].ordered else _UNORDERED)
     return 0
 
 
@@ -189,12 +231,12 @@ def get(words: Sequence[str]) -> int:
             f"Unknown data set '{parsed.name}'.{did_you_mean(parsed.name, list(rows))} "
             f"Known: {', '.join(rows)}."
         )
-    if parsed.name == "md17":
-        return get_md17(parsed.molecule, parsed)
-    if parsed.molecule is not None:
+    if parsed.molecule is not None and parsed.name != "md17":
         raise ConfigError(f"--molecule applies to md17 only; {parsed.name} comes as a whole.")
-    if parsed.name == "mnist":
-        return get_mnist(parsed, available=rows["mnist"].available)
+    if parsed.name in GETTERS:
+        for path in GETTERS[parsed.name](parsed):
+            print(f"{parsed.name}  {path}")
+        return 0
     row, archive = rows[parsed.name], ARCHIVES.get(parsed.name)
     wanted = parsed.force or parsed.archive is not None or parsed.url is not None
     if archive is None and wanted:
@@ -214,9 +256,9 @@ def get(words: Sequence[str]) -> int:
     return 0
 
 
-def get_md17(molecule: str | None, parsed: Namespace) -> int:
-    """Print where the original MD17 file of one molecule is, or download it."""
-    if molecule is None:
+def get_md17(parsed: Namespace) -> list[Path]:
+    """The original MD17 file of one molecule, downloaded if it is missing."""
+    if parsed.molecule is None:
         raise ConfigError(
             f"md17 has one file per molecule: name one with --molecule ({', '.join(md17.MOLECULES)})."
         )
@@ -225,17 +267,45 @@ def get_md17(molecule: str | None, parsed: Namespace) -> int:
             "md17 has no archive: put the molecule's .npz into the folder md17 of the data root."
         )
     wanted = parsed.force or parsed.url is not None
-    path = md17.get_original(molecule, parsed.data, url=parsed.url, force=wanted)
-    print(f"md17 {molecule}  {path}")
-    return 0
+    return [md17.get_original(parsed.molecule, parsed.data, url=parsed.url, force=wanted)]
 
 
-def get_mnist(parsed: Namespace, available: bool) -> int:
-    """Print where MNIST is, or download it with scikit-learn."""
+def get_mnist(parsed: Namespace) -> list[Path]:
+    """MNIST, downloaded with scikit-learn if it is missing."""
     if parsed.archive is not None or parsed.url is not None:
         raise ConfigError("mnist is downloaded from openml.org: --archive and --url do not apply.")
-    path = (
-        rotmnist.get(parsed.data) if parsed.force or not available else find(rotmnist.RELATIVE, parsed.data)
-    )
-    print(f"mnist  {path}")
-    return 0
+    there = next(row for row in status(parsed.data) if row.name == "mnist").available
+    return [find(rotmnist.RELATIVE, parsed.data) if there and not parsed.force else rotmnist.get(parsed.data)]
+
+
+def get_mocap(parsed: Namespace) -> list[Path]:
+    """Motion and windows of a published case, downloaded if they are missing."""
+    case = parsed.name.removeprefix("mocap-")
+    file = options.optional_path(parsed.archive)
+    return mocap_published.get(case, parsed.data, file=file, url=parsed.url, force=parsed.force)
+
+
+def get_qm9(parsed: Namespace) -> list[Path]:
+    """All of QM9 and its subset, downloaded if they are missing; `qm9` alone is content with the subset."""
+    wanted = parsed.force or parsed.archive is not None or parsed.url is not None
+    row = next(row for row in status(parsed.data) if row.name == parsed.name)
+    if row.location is not None and not wanted:
+        return [row.location]
+
+    def report(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\rqm9: {done} of {total} molecules", end=end, file=sys.stderr, flush=True)
+
+    file = options.optional_path(parsed.archive)
+    return qm9_archive.get(parsed.data, file=file, url=parsed.url, force=wanted, progress=report)
+
+
+GETTERS: Mapping[str, Callable[[Namespace], list[Path]]] = {
+    "md17": get_md17,
+    "mnist": get_mnist,
+    "mocap-run": get_mocap,
+    "mocap-walk": get_mocap,
+    "qm9": get_qm9,
+    "qm9-full": get_qm9,
+}
+"""Data sets that are not one archive of files."""

@@ -3,15 +3,13 @@
 Input: positions x[t] and velocities v = x[t+1] - x[t] (per frame, at 120 frames a second). Targets: x[t+26] ... x[t+30].
 Edges connect joints that are one or two bones apart. Lengths are in the files' unit (CMU's, 5.6 cm).
 
-There are two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). For the runs, the split file holds the
-published partition. For the walks the published order of trials is unknown, so that file holds another partition made by
-the same protocol. `make` adds further cases from raw files.
+There are two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). `mocap_published` has what is known of their
+published windows and downloads the published positions; `mocap_cases` makes them, and further cases, from CMU's files.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +18,13 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import DataError
-from equirelax_lab.data.archive import load_npz, write_archive
+from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.graphs import GraphSet, squared_distances
-from equirelax_lab.data.root import find, search_roots, writable_root
-from equirelax_lab.data.skeleton import read_amc, read_asf
+from equirelax_lab.data.root import find, search_roots
 
 FOLDER = Path("cmu_mocap")
 JOINTS = 31
+FRAMES_PER_SECOND = 120
 HORIZON = 30
 """Frames from the input to the last target."""
 SPLITS = ("train", "val", "test")
@@ -61,7 +59,7 @@ def find_case(name: str, root: str | Path | None) -> Case:
     files = files_of(name)
     if not any((folder / FOLDER / files.motion).is_file() for folder in search_roots(root)):
         raise DataError(
-            f"Unknown case {name!r} of the motion capture data; choose one of {', '.join(CASES)}, or make it from raw "
+            f"Unknown case {name!r} of the motion capture data; choose one of {', '.join(CASES)}, or make it from CMU's "
             f"files: equirelax data make mocap --case {name} --asf ... --amc ..."
         )
     return files
@@ -78,8 +76,13 @@ def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> in
 
 
 def read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
-    hint = f"`equirelax list` says how to get it. Put it there as {FOLDER / name}"
-    path = find(FOLDER / name, root, hint=hint)
+    case = next((case for case, files in CASES.items() if name in (files.motion, files.split)), None)
+    how = (
+        "make the case again with equirelax data make mocap"
+        if case is None
+        else f"equirelax data get mocap-{case}"
+    )
+    path = find(FOLDER / name, root, hint=f"Get it: {how}; or put it there as {FOLDER / name}")
     return load_npz(path, path, "Get the file again."), path
 
 
@@ -143,117 +146,6 @@ def check_split(parts: Mapping[str, np.ndarray], path: Path, lengths: np.ndarray
         both = seen & set(trials.tolist())
         _require(not both, path, f"the trials {sorted(both)} are in more than one split")
         seen |= set(trials.tolist())
-
-
-FRAMES_PER_SECOND = 120
-
-
-def from_amc(asf: str | Path, amc: Sequence[str | Path]) -> dict[str, np.ndarray]:
-    """Convert raw files (mocap.cs.cmu.edu) of one subject to the layout of the motion files.
-
-    Args:
-        asf: The subject's skeleton.
-        amc: The trials, in the order in which they are numbered.
-
-    Returns:
-        pos (frames of all trials, joints, 3) float32, in the files' unit; lengths (trials,); names of trials; names of joints;
-        edges (joints - 1, 2); fps.
-
-    Raises:
-        DataError: A file cannot be read, or does not fit the skeleton.
-    """
-    skeleton = read_asf(asf)
-    moving = [skeleton.positions(read_amc(path, skeleton)) for path in amc]
-    if not moving:
-        raise DataError(f"No trial was named for the skeleton {asf}: give one .amc file or more.")
-    return {
-        "pos": np.concatenate(moving).astype(np.float32),
-        "lengths": np.array([len(frames) for frames in moving]),
-        "trials": np.array([Path(path).stem for path in amc]),
-        "joints": np.array(skeleton.names),
-        "edges": skeleton.edges,
-        "fps": np.array(FRAMES_PER_SECOND),
-    }
-
-
-def make_split(lengths: Sequence[int], *, starts: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Partition trials by the published protocol, and draw `starts` random frames of every trial that leave room for the horizon.
-
-    A quarter of the trials each is for validation and test (11 trials give 5, 3, 3; 23 trials 11, 6, 6).
-
-    Raises:
-        DataError: There are fewer than three trials, or one is too short.
-    """
-    count = len(lengths)
-    if count < 3:
-        raise DataError(f"Three trials or more are needed for train, val and test; got {count}.")
-    if short := [n for n, length in enumerate(lengths) if not 1 <= starts <= length - HORIZON]:
-        raise DataError(
-            f"Trial {short[0]} has {lengths[short[0]]} frames, which leave room for "
-            f"{max(lengths[short[0]] - HORIZON, 0)} starts; {starts} were requested."
-        )
-    rng = np.random.default_rng(seed)
-    quarter = max(1, round(count / 4))
-    order, parts = rng.permutation(count), {}
-    bounds = {
-        "train": (0, count - 2 * quarter),
-        "val": (count - 2 * quarter, -quarter),
-        "test": (-quarter, None),
-    }
-    for split, (begin, end) in bounds.items():
-        trials = np.sort(order[begin:end])
-        parts[f"{split}_trial"] = trials
-        rows = [rng.permutation(lengths[trial] - HORIZON)[:starts] for trial in trials]
-        parts[f"{split}_start"] = np.stack(rows)
-    return parts
-
-
-def make(
-    name: str,
-    asf: str | Path,
-    amc: Sequence[str | Path],
-    *,
-    starts: int | None = None,
-    seed: int = 0,
-    root: str | Path | None = None,
-    force: bool = False,
-) -> list[Path]:
-    """Write a new case below the data root, for `load(case=name)`, from the raw files of one CMU subject (31 joints).
-
-    Args:
-        name: Letters, digits, - and _; not `run` or `walk`.
-        asf, amc: As `from_amc`.
-        starts: Random starts per trial; None: 100, or as many as the shortest trial has room for.
-        seed: Seed of the partition.
-        root: See `equirelax_lab.data.root`.
-        force: Overwrite a case of the same name.
-
-    Returns:
-        The files: motion and split.
-
-    Raises:
-        DataError: The name is taken or not allowed, or the files cannot be used.
-    """
-    if name in CASES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise DataError(
-            f"{name!r} cannot be the name of a new case: use letters, digits, - and _, not run or walk."
-        )
-    files = files_of(name)
-    paths = [writable_root(root) / FOLDER / file for file in (files.motion, files.split)]
-    if not force and any(path.exists() for path in paths):
-        raise DataError(
-            f"The case {name!r} exists already ({paths[0]}): choose another name, or use --force."
-        )
-    motion = from_amc(asf, amc)
-    check_motion(motion, Path(asf))
-    lengths = motion["lengths"].tolist()
-    if starts is None:
-        starts = min(100, max(1, min(lengths) - HORIZON))
-    split = make_split(lengths, starts=starts, seed=seed)
-    about = {"asf": Path(asf).name, "amc": [Path(path).name for path in amc], "starts": starts, "seed": seed}
-    for path, arrays in zip(paths, (motion, split), strict=True):
-        write_archive(path, arrays, about)
-    return paths
 
 
 STEPS = 5

@@ -1,20 +1,17 @@
 """QM9: quantum-chemical properties of small organic molecules (Ramakrishnan et al., Scientific Data 1, 140022, 2014).
 
-Two sources:
+Two sources, both written by `equirelax data get qm9` from the published archive:
 
 - `subset`: 16,771 of its molecules without fluorine, in `qm9/qm9_subset.npz` of the data root. The split is 13,000 / 1,800 /
   1,971. The file is ordered by the molecules' number in QM9, which follows their size and chemistry: in that order
   (`ordered`) validation and test molecules differ in kind from those of training. `shuffled` draws parts of the same sizes from
   all molecules, and `seeded` draws other parts for every seed, as the papers do.
-- `pyg`: all of PyTorch Geometric's QM9 (130,831 molecules) in `qm9/pyg` of the data root, downloaded there on first use,
-  shuffled or seeded, 80 / 10 / 10 %. Its numbers have single precision: the largest energies are accurate to about 1 meV.
+- `full`: all 130,831 molecules that are consistent with their formula, in `qm9/qm9.npz`, shuffled or seeded, 80 / 10 / 10 %.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +22,15 @@ from torch import Tensor
 from equirelax.errors import DataError
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.molecules import ELEMENTS, MoleculeSet, Scaling
-from equirelax_lab.data.root import find, search_roots, writable_root
-from equirelax_lab.extras import install
+from equirelax_lab.data.root import find
 
 SUBSET = Path("qm9") / "qm9_subset.npz"
-PYG = Path("qm9") / "pyg"
+FULL = Path("qm9") / "qm9.npz"
+SOURCES: Mapping[str, Path] = {"subset": SUBSET, "full": FULL}
 SPLITS = ("train", "val", "test")
 PARTITIONS = ("ordered", "shuffled", "seeded")
 SUBSET_TRAIN, SUBSET_VAL = 13_000, 1_800
-PYG_SHARES = (0.8, 0.1)
+FULL_SHARES = (0.8, 0.1)
 PARTITION_SEED = 0
 """Seed of the shuffled partitions, and of the order in which training molecules are taken."""
 EV_PER_HARTREE = 27.211386245988
@@ -47,32 +44,30 @@ class Target:
 
     Attributes:
         description: The property in words.
-        column: Its name in the subset's file.
-        number: Its number in PyTorch Geometric's QM9.
-        unit: The unit of what `load` returns. The subset's file has the same unit, or hartree instead of eV.
+        column: Its name in the file.
+        unit: The unit of what `load` returns. The file has the same unit, or hartree instead of eV.
         extensive: Whether it is approximately a sum over atoms, so that atomic references make sense.
     """
 
     description: str
     column: str
-    number: int
     unit: str
     extensive: bool = False
 
 
 TARGETS: Mapping[str, Target] = {
-    "mu": Target("dipole moment", "mu", 0, "D"),
-    "alpha": Target("isotropic polarizability", "alpha", 1, "a0^3", extensive=True),
-    "homo": Target("energy of the highest occupied orbital", "homo", 2, "eV"),
-    "lumo": Target("energy of the lowest unoccupied orbital", "lumo", 3, "eV"),
-    "gap": Target("gap between the two", "gap", 4, "eV"),
-    "r2": Target("electronic spatial extent", "r2", 5, "a0^2"),
-    "zpve": Target("zero-point vibrational energy", "zpve", 6, "eV", extensive=True),
-    "U0": Target("internal energy at 0 K", "u0", 7, "eV", extensive=True),
-    "U": Target("internal energy at 298.15 K", "u298", 8, "eV", extensive=True),
-    "H": Target("enthalpy at 298.15 K", "h298", 9, "eV", extensive=True),
-    "G": Target("free energy at 298.15 K", "g298", 10, "eV", extensive=True),
-    "Cv": Target("heat capacity at 298.15 K", "cv", 11, "cal/(mol K)", extensive=True),
+    "mu": Target("dipole moment", "mu", "D"),
+    "alpha": Target("isotropic polarizability", "alpha", "a0^3", extensive=True),
+    "homo": Target("energy of the highest occupied orbital", "homo", "eV"),
+    "lumo": Target("energy of the lowest unoccupied orbital", "lumo", "eV"),
+    "gap": Target("gap between the two", "gap", "eV"),
+    "r2": Target("electronic spatial extent", "r2", "a0^2"),
+    "zpve": Target("zero-point vibrational energy", "zpve", "eV", extensive=True),
+    "U0": Target("internal energy at 0 K", "u0", "eV", extensive=True),
+    "U": Target("internal energy at 298.15 K", "u298", "eV", extensive=True),
+    "H": Target("enthalpy at 298.15 K", "h298", "eV", extensive=True),
+    "G": Target("free energy at 298.15 K", "g298", "eV", extensive=True),
+    "Cv": Target("heat capacity at 298.15 K", "cv", "cal/(mol K)", extensive=True),
 }
 
 
@@ -97,8 +92,8 @@ def load(
         targets: `standardised` subtracts atomic references (for extensive properties) and the mean, and divides by the
             standard deviation; `mad` subtracts the mean and divides by the mean absolute deviation, both of the training
             molecules; `raw` is the property itself.
-        source: `subset` or `pyg`, see above.
-        partition: `ordered` (not for `pyg`), `shuffled`, or `seeded`, which shuffles with `seed`.
+        source: `subset` or `full`, see above.
+        partition: `ordered` (not for `full`), `shuffled`, or `seeded`, which shuffles with `seed`.
         seed: Seed of the partition `seeded`.
         train: Number of training molecules in a fixed random order, so that a smaller set is part of a larger one; None: all.
         count: Number of molecules of `val` or `test`, chosen in the same way; None: all.
@@ -113,14 +108,16 @@ def load(
         (split, SPLITS, "split"),
         (target, tuple(TARGETS), "target"),
         (targets, ("standardised", "mad", "raw"), "kind of targets"),
-        (source, ("subset", "pyg"), "source"),
+        (source, tuple(SOURCES), "source"),
         (partition, PARTITIONS, "partition"),
     ):
         if word not in known:
             raise DataError(f"Unknown {what} {word!r} of QM9; choose one of {', '.join(known)}.")
-    if source == "pyg" and partition == "ordered":
-        raise DataError("PyTorch Geometric's QM9 has no ordered partition; take partition 'shuffled'.")
-    everything = _read_subset(target, root) if source == "subset" else _read_pyg(target, root)
+    if source == "full" and partition == "ordered":
+        raise DataError(
+            "Source 'full' of QM9 has no ordered partition; take partition 'shuffled' or 'seeded'."
+        )
+    everything = _read(SOURCES[source], target, root)
     parts = split_indices(len(everything), source, partition, seed)
     fitted = everything.subset(_first(parts["train"], train, "train"))
     chosen = fitted if split == "train" else everything.subset(_first(parts[split], count, split))
@@ -148,7 +145,7 @@ def split_indices(molecules: int, source: str, partition: str, seed: int = 0) ->
                 f"The QM9 subset has {molecules} molecules; more than {first + second} are expected."
             )
     else:
-        first, second = (round(share * molecules) for share in PYG_SHARES)
+        first, second = (round(share * molecules) for share in FULL_SHARES)
     order = np.arange(molecules)
     if partition == "shuffled":
         order = np.random.default_rng(PARTITION_SEED).permutation(molecules)
@@ -182,12 +179,11 @@ def _scaling(fitted: MoleculeSet, chosen: MoleculeSet, target: str, split: str) 
     return Scaling.fit(fitted.targets, composition, extensive)
 
 
-def _read_subset(target: str, root: str | Path | None) -> MoleculeSet:
-    """Read all molecules of the subset's file, with a raw target."""
-    hint = f"`equirelax list` says how to get it. Put it there as {SUBSET}, or take source 'pyg'"
-    path = find(SUBSET, root, hint=hint)
+def _read(file: Path, target: str, root: str | Path | None) -> MoleculeSet:
+    """Read all molecules of a file, with a raw target."""
+    path = find(file, root, hint=f"Get it: equirelax data get qm9; or put it there as {file}")
     arrays = load_npz(path, path, "Get the file again.")
-    _check_subset(arrays, path)
+    _check(arrays, path)
     chosen = TARGETS[target]
     names = arrays["target_names"].tolist()
     if chosen.column not in names:
@@ -202,7 +198,7 @@ def _read_subset(target: str, root: str | Path | None) -> MoleculeSet:
     )
 
 
-def _check_subset(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def _check(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Raise `DataError` unless all arrays exist, are finite and fit together."""
 
     def require(condition: object, problem: str) -> None:
@@ -229,49 +225,3 @@ def _check_subset(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     )
     require(ids.shape == sizes.shape and ids.dtype.kind in "iu", "gdb_id must be integers (N,)")
     require(np.isfinite(positions).all() and np.isfinite(values).all(), "R or targets hold NaN or infinity")
-
-
-@contextlib.contextmanager
-def _nothing_unpickled() -> Iterator[None]:
-    """Let torch.load run no code from any file in the body, although PyTorch Geometric reads some with `weights_only=False`."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[names[0]] = "1"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _read_pyg(target: str, root: str | Path | None) -> MoleculeSet:
-    """Read all molecules of PyTorch Geometric's QM9, with a raw target; download them if they are missing."""
-    try:
-        from torch_geometric.datasets import QM9
-    except ImportError as error:
-        raise DataError(f"QM9 from PyTorch Geometric needs it: {install('pyg')}") from error
-    homes = (folder / PYG for folder in search_roots(root))
-    home = next((folder for folder in homes if (folder / "raw").is_dir()), writable_root(root) / PYG)
-    try:
-        with _nothing_unpickled():
-            dataset = QM9(str(home))
-    # Damaged files raise errors of many types in PyTorch Geometric: OSError, RuntimeError, UnpicklingError, KeyError, ...
-    except Exception as error:
-        raise DataError(
-            f"PyTorch Geometric's QM9 could not be read from or downloaded to {home} ({error}). Without a connection, put "
-            f"the unpacked qm9_v3.pt of data.pyg.org/datasets/qm9_v3.zip there as raw/qm9_v3.pt, or remove the folder if "
-            f"it is damaged, or take source 'subset'."
-        ) from error
-    # the whole set at once; item by item it takes a quarter of a minute
-    whole, sizes = dataset._data, dataset.slices["z"].diff()
-    if not bool(torch.isfinite(whole.pos).all()) or not bool(torch.isfinite(whole.y).all()):
-        raise DataError(f"{home} holds NaN or infinity; remove the folder and get it again.")
-    return MoleculeSet(
-        numbers=whole.z.long(),
-        positions=whole.pos.double(),
-        sizes=sizes.long(),
-        targets=whole.y[:, TARGETS[target].number].double(),
-        identifiers=whole.idx.long() + 1,
-    )

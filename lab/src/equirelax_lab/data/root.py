@@ -93,7 +93,6 @@ class DataStatus:
 
 
 _MAKE = "equirelax data make nbody"
-_MOCAP = "put {} in the folder cmu_mocap of the data root (source: mocap.cs.cmu.edu, free for all uses)"
 _NBODY_FILES = tuple(f"{split}.{suffix}" for split in ("train", "val", "test") for suffix in ("npz", "json"))
 # name, description, files below the root, how to get it
 _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
@@ -119,13 +118,13 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "mocap-run",
         "CMU motion capture, subject 9, 11 runs, 31 joints",
         ("cmu_mocap/cmu09_run.npz", "cmu_mocap/egno_split_run.npz"),
-        _MOCAP.format("cmu09_run.npz and egno_split_run.npz"),
+        "equirelax data get mocap-run",
     ),
     (
         "mocap-walk",
         "CMU motion capture, subject 35, 23 walks, 31 joints",
         ("cmu_mocap/cmu35_walk.npz", "cmu_mocap/egno_split.npz"),
-        _MOCAP.format("cmu35_walk.npz and egno_split.npz"),
+        "equirelax data get mocap-walk",
     ),
     (
         "modelnet40",
@@ -143,13 +142,13 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "qm9",
         "16,771 molecules of QM9 without fluorine, 12 properties",
         ("qm9/qm9_subset.npz",),
-        "put qm9_subset.npz in the folder qm9 of the data root, or train with --source pyg",
+        "equirelax data get qm9",
     ),
     (
-        "qm9-pyg",
-        "all 130,831 molecules of QM9, as PyTorch Geometric has them",
-        ("qm9/pyg/processed/data_v3.pt",),
-        "equirelax train qm9 --source pyg downloads it on first use",
+        "qm9-full",
+        "all 130,831 molecules of QM9 that are consistent with their formula (train with --source full)",
+        ("qm9/qm9.npz",),
+        "equirelax data get qm9",
     ),
     (
         "rmd17",

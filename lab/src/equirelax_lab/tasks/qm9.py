@@ -29,9 +29,9 @@ class QM9Dataset(Splits):
         target: The property.
         targets: Standardised after subtracting atomic references, less their mean and divided by their mean absolute
             deviation (mad), all from the training molecules alone, or raw.
-        source: The 16,771 molecules of qm9_subset.npz, or all of PyTorch Geometric's QM9.
+        source: The 16,771 molecules of qm9_subset.npz, or all 130,831 of qm9.npz.
         partition: Of the subset: in the order of its file, where validation and test molecules are of other kinds
-            than those of training, shuffled, or seeded: shuffled anew for every seed of a run. pyg is never ordered.
+            than those of training, shuffled, or seeded: shuffled anew for every seed of a run. full is never ordered.
         train: Training molecules, in a fixed random order; null takes all (13,000 of the subset).
         val: Validation molecules; null takes all (1,800).
         test: Test molecules; null takes all (1,971).
@@ -39,7 +39,7 @@ class QM9Dataset(Splits):
 
     target: Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
     targets: Literal["standardised", "mad", "raw"]
-    source: Literal["subset", "pyg"] = "subset"
+    source: Literal["subset", "full"] = "subset"
     partition: Literal["ordered", "shuffled", "seeded"] = "shuffled"
 
 
