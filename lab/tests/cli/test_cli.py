@@ -107,7 +107,7 @@ def test_help_texts_say_what_matters(
         (["data", "mke"], "Unknown action 'mke'. Did you mean 'make'"),
         (["data", "make", "nbody", "--clamp", "nrm"], "Unknown clamp"),
         (["data", "get", "nbdy"], "Did you mean 'nbody'"),
-        (["data", "get", "nbody"], "To get it: equirelax data make nbody"),
+        (["data", "get", "nbody-gravity"], "To get it: equirelax data make nbody --system gravity"),
         (["audit", "none.ckpt"], "no checkpoint at none.ckpt"),
         (["project", "none.ckpt", "-o", "x.pt"], "should end in .safetensors"),
         (["project", "none.ckpt"], "Missing: --out"),
