@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +24,11 @@ from equirelax.files import did_you_mean
 from equirelax.integrations.choice import MethodChoice
 from equirelax.integrations.inside import RelaxedInside
 from equirelax.integrations.trainer_run import TrainerRun, callbacks_of
-from equirelax.methods import Method
+from equirelax.methods import Method, ProjectedLoss
 from equirelax.relaxation import Placement, ProjectionReport, Relaxation, placements, project, relax
 from equirelax.relaxation.relaxation import unwrapped
 from equirelax.relaxation.residual import Residual
-from equirelax.settings import shown
+from equirelax.settings import COUNT, check, shown
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -51,6 +52,7 @@ AVERAGE = "._average_model.module{}"
 """Where Lightning's WeightAveraging keeps its copy of the network."""
 SPAWNED = "_MultiProcessingLauncher"
 ERROR, STRENGTH = "relaxation/equivariance_error", "relaxation/largest_gamma"
+LOSSES = "relaxation/{}_loss"
 
 
 class RelaxationCallback(Callback):
@@ -81,6 +83,9 @@ class RelaxationCallback(Callback):
             Without "sample" the network's first input in training is the sample. Where the network returns a mapping, "outputs"
             lists the entries that are compared; without it all are. Or a function of the network, which returns the report.
             None: no audit.
+        watch: Steps from one measurement of the projected network's training loss to the next; see
+            `equirelax.methods.ProjectedLoss`. At these steps `training_step` is called a second time, without residuals and
+            gradients, while the module's `log` does nothing; what else it counts or keeps, it does twice. None: no measurement.
         others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network and are
             networks of their own, such as a teacher: they stay as they are.
         settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;
@@ -90,6 +95,7 @@ class RelaxationCallback(Callback):
         method: The method; None before `fit`.
         projection: What the projection at the end of the last `fit` removed; None where the network is deployed relaxed.
         report: The audit at the end of the last `fit`; None without one.
+        watch: What follows the projected network's training loss; None without it.
 
     Raises:
         MethodError: A setting is unknown, missing or out of range; in `fit`, a module that is optimised by hand, a second
@@ -108,6 +114,7 @@ class RelaxationCallback(Callback):
         module: str = "model",
         placement: Placement | str | None = None,
         audit: Mapping[str, Any] | Callable[[nn.Module], AuditReport] | None = None,
+        watch: int | None = None,
         others: Sequence[str] = (),
         **settings: Any,
     ) -> None:
@@ -120,8 +127,10 @@ class RelaxationCallback(Callback):
             raise PlacementError(f"others is the text {others!r}; expected a list of paths, [{others!r}]")
         self._choice = MethodChoice(_plain(method), settings)
         self._path, self._placement, self._audit = module, placement, _checked_audit(audit)
-        self._others = tuple(others)
+        check(watch, COUNT, "watch", MethodError)
+        self._others, self._every = tuple(others), watch
         self.method: Method | None = None
+        self.watch: ProjectedLoss | None = None
         self.projection: ProjectionReport | None = None
         self.report: AuditReport | None = None
         self._deploys_relaxed = bool(self._choice.deploys_relaxed)
@@ -183,16 +192,22 @@ class RelaxationCallback(Callback):
         self._adopt(run, relaxation)
         if isinstance(self._audit, Mapping) and "sample" not in self._audit:
             run.note_input(network)
-        run.wrap(
-            "training_step",
-            lambda call: lambda *args, **kwargs: self._with_penalty(run, call(*args, **kwargs)),
-        )
+        self.watch = None if self._every is None else self._made_watch(relaxation, self._every)
+        run.wrap("training_step", lambda call: functools.partial(self._trained, run, call))
 
     def _make_method(self, run: TrainerRun, relaxation: Relaxation) -> Method:
         lengths = {"total_steps": lambda: run.steps(self._start), "steps_per_epoch": run.steps_per_epoch}
         self.method = self._choice.make(relaxation, lengths)
         self._deploys_relaxed = self.method.deploys_relaxed
         return self.method
+
+    def _made_watch(self, relaxation: Relaxation, every: int) -> ProjectedLoss:
+        if self._deploys_relaxed:
+            raise MethodError(
+                f"{type(self.method).__name__} deploys the network with its residuals, so that the projected network's loss "
+                f"tells nothing: leave watch out"
+            )
+        return ProjectedLoss(relaxation, every=every)
 
     def _adopt(self, run: TrainerRun, relaxation: Relaxation) -> RelaxedInside:
         self._let_go()
@@ -236,6 +251,21 @@ class RelaxationCallback(Callback):
         if self._run is not None:
             self._run.restore_random()
 
+    def _trained(self, run: TrainerRun, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """`training_step` with the penalty."""
+        output = call(*args, **kwargs)
+        loss = _loss_of(output)
+        if self.watch is not None and isinstance(loss, Tensor) and run.step_follows():
+            with run.silent():
+                measured = self.watch(loss, lambda: _loss_of(call(*args, **kwargs)))
+            if measured:
+                several = run.trainer.world_size > 1
+                for name, value in self.watch.scalars().items():
+                    run.module.log(
+                        LOSSES.format(name), value, on_step=True, on_epoch=False, sync_dist=several
+                    )
+        return self._with_penalty(run, output)
+
     def _with_penalty(self, run: TrainerRun, output: Any) -> Any:
         """What `training_step` returned, with the penalty where a step of the optimizer follows.
 
@@ -245,7 +275,7 @@ class RelaxationCallback(Callback):
         run.trained = True
         if not run.attached:  # a search for the learning rate trains in its own on_fit_start
             self._attach()
-        loss = output.get("loss") if isinstance(output, Mapping) else output
+        loss = _loss_of(output)
         run.has_loss = run.has_loss or loss is not None
         if not run.step_follows():
             return output
@@ -391,7 +421,8 @@ class RelaxationCallback(Callback):
             "start": self._start,
             "random": self._run.random_state(),
         }
-        return {**own, **self._inside.state(), "method": self.method.state_dict()}
+        watched = {} if self.watch is None else {"watch": self.watch.state_dict()}
+        return {**own, **self._inside.state(), **watched, "method": self.method.state_dict()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -432,7 +463,14 @@ class RelaxationCallback(Callback):
                 self._start = int(state_dict["start"])
                 method = self._make_method(run, inside.relaxation)
             method.load_state_dict(state_dict["method"])
+            if self.watch is not None and "watch" in state_dict:
+                self.watch.load_state_dict(state_dict["watch"])
             run.random = state_dict["random"]
+
+
+def _loss_of(output: Any) -> Any:
+    """The loss in what `training_step` returned."""
+    return output.get("loss") if isinstance(output, Mapping) else output
 
 
 def _then(call: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,19 @@ class TrainerRun:
             original = getattr(self.module, name)
             self._wrapped[name] = self.module.__dict__.get(name)
             setattr(self.module, name, functools.wraps(original)(around(original)))
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The module's `log`, and `log_dict` with it, do nothing within it."""
+        before = self.module.__dict__.get("log")
+        self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            if before is None:
+                del self.module.log
+            else:
+                self.module.log = before  # type: ignore[method-assign]
 
     def note_input(self, network: nn.Module) -> None:
         """Keep the first input that the network gets in training."""

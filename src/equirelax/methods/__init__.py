@@ -14,6 +14,7 @@ from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.remul import REMUL
 from equirelax.methods.rpp import RPP
 from equirelax.methods.swing import Swing
+from equirelax.methods.projected_loss import ProjectedLoss, lags
 from equirelax.methods.equi_adapt import EquiAdapted
 from equirelax.methods.equi_tuning import EquiTuned
 
@@ -25,12 +26,14 @@ __all__ = [
     "EquiTuned",
     "GradNorm",
     "Method",
+    "ProjectedLoss",
     "ResilientACE",
     "Scheduled",
     "Strict",
     "Swing",
     "descriptions",
     "get",
+    "lags",
     "names",
     "register",
 ]
