@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equirelax_lab.training.dynamics import courses, dynamics, loss_spikes, read_metrics
+from equirelax_lab.training.dynamics import courses, dynamics, first_lag, loss_spikes, read_metrics
 
 from equirelax.errors import ConfigError
 
@@ -116,3 +116,16 @@ def test_a_loss_that_rises_a_thousandfold_and_stays_is_found() -> None:
     still = loss_spikes(rows(3, train__loss=lambda e: (1e-4, 1.0, 2.0)[e - 1]))
     assert still == [{"first": 2, "last": 3, "before": 1e-4, "largest": 2.0}]
     assert loss_spikes(rows(5, train__loss=lambda e: 1.0 + 900 * (e == 3))) == []
+
+
+def test_the_epoch_at_which_the_projected_network_first_lags() -> None:
+    """Every second epoch measures; the relaxed loss falls from the 9th measurement on, the projected one stays."""
+    columns = {
+        "fit__projected": lambda e: "" if e % 2 else 1.0,
+        "fit__relaxed": lambda e: "" if e % 2 else (1.0 if e <= 16 else 0.1),
+    }
+    # the newer six of twelve measurements: four of 0.1 and two of 1 have a mean of 0.4
+    assert first_lag(rows(60, **columns)) == 24
+    assert first_lag(rows(22, **columns)) is None
+    assert first_lag(rows(60, fit__projected=lambda e: 1.0, fit__relaxed=lambda e: 1.0)) is None
+    assert first_lag(rows(60, train__loss=lambda e: 1.0)) is None

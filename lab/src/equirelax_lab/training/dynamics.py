@@ -1,4 +1,6 @@
-"""What metrics.csv tells of a run: whether strengths, multipliers and slacks still move at its end, and loss spikes."""
+"""What metrics.csv tells of a run: whether strengths, multipliers and slacks still move at its end, loss spikes, and whether the
+projected network lags behind the relaxed one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
+from equirelax.methods import lags
 from equirelax_lab.training.folder import read_table
 
 COURSES = ("gamma", "multiplier", "slack")
@@ -112,6 +115,21 @@ def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
         lowest = min(lowest, loss)
     spikes += [current] if current is not None else []
     return [spike for spike in spikes if spike["last"] - spike["first"] + 1 >= SPIKE_EPOCHS]
+
+
+def first_lag(rows: Sequence[Mapping[str, str]]) -> int | None:
+    """The first epoch (from 1) at which the projected network's loss on training data lags behind the relaxed one's, by the
+    rule of `equirelax.methods.lags` over the validated epochs; None where it never does, and for a run without residuals.
+    """
+    projected: list[float] = []
+    relaxed: list[float] = []
+    for row in rows:
+        if row.get("fit/projected") and row.get("fit/relaxed"):
+            projected.append(float(row["fit/projected"]))
+            relaxed.append(float(row["fit/relaxed"]))
+            if lags(projected, relaxed):
+                return int(row["epoch"]) + 1
+    return None
 
 
 def _drift(several: Any, inside: Sequence[int]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from equirelax_lab.training import provenance
 from equirelax_lab.training.assembly import Assembly, assemble
 from equirelax_lab.training.checkpoint import Selected, load_weights, read_state, write_selected
 from equirelax_lab.training.cost import inference_cost
-from equirelax_lab.training.dynamics import dynamics, loss_spikes, read_metrics
+from equirelax_lab.training.dynamics import dynamics, first_lag, loss_spikes, read_metrics
 from equirelax_lab.training.epoch_end import EpochEnd
 from equirelax_lab.training.evaluation import evaluate_all, headline_of
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, check_folder
@@ -267,6 +267,7 @@ def _conclude(
         "gammas": tested["gammas"],
         "dynamics": dynamics(rows),
         "loss_spikes": loss_spikes(rows),
+        "lag": first_lag(rows),
         "scaled_down": task.scaled_down(),
         "seconds": round(end.seconds, 1),
         "commit": commit,
