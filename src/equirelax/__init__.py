@@ -23,6 +23,7 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from equirelax import auditing, methods, optim, relaxation, symmetry, testing
     from equirelax.auditing.audit import audit
+    from equirelax.auditing.symmetry_score import symmetry_score
     from equirelax.errors import EquirelaxError
     from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
     from equirelax.relaxation import (
@@ -65,12 +66,13 @@ __all__ = [
     "relaxation_of",
     "save",
     "symmetry",
+    "symmetry_score",
     "testing",
 ]
 
 _HOMES = {
     "errors": ("EquirelaxError",),
-    "auditing": ("audit",),
+    "auditing": ("audit", "symmetry_score"),
     "methods": ("ACE", "ResilientACE", "Scheduled", "Strict"),
     "relaxation": (
         "MLP",

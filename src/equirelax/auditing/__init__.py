@@ -9,6 +9,7 @@ from equirelax.auditing.lie import LieReport
 from equirelax.auditing.remul import LabelFree, label_free
 from equirelax.auditing.report import AuditReport, Break, LayerRow, Localisation
 from equirelax.auditing.samples import On
+from equirelax.auditing.symmetry_score import Score, SymmetryScore, symmetry_score
 from equirelax.symmetry import GridField
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "Measurement",
     "NetworkBounds",
     "On",
+    "Score",
+    "SymmetryScore",
     "Worst",
     "audit",
     "breaking",
     "card",
     "equivariance_bounds",
     "label_free",
+    "symmetry_score",
     "write_card",
 ]

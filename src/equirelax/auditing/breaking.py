@@ -32,7 +32,7 @@ from equirelax.errors import AuditError
 from equirelax.relaxation import Relaxation, Residual
 from equirelax.relaxation.columns import Columns, dense
 from equirelax.relaxation.sites import Site
-from equirelax.symmetry import Group, Representation
+from equirelax.symmetry import Group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _Run:
         if found.constant is None or found.reason:
             return None, found.reason
         for rep in (residual.in_rep, residual.out_rep):
-            if not _orthogonal(rep):
+            if not rep.orthogonal:
                 return None, f"{rep!r} is not an orthogonal representation"
         b = 2 * abs(float(residual.gamma.detach())) * found.constant
         over = []
@@ -206,15 +206,6 @@ class _Run:
                 return None, "the size of the module's output is not known"
             over.append(b * one.read / one.output if one.output else 0.0)
         return (max(over), "") if over else (None, "it did not run on this sample")
-
-
-def _orthogonal(rep: Representation) -> bool:
-    """Whether sampled elements keep lengths; False for positions, which translations move."""
-    if not rep.linear:
-        return False
-    drawn = rep.group.sample(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    matrices = rep.matrix(torch.cat((drawn, rep.group.discrete(dtype=torch.float64))))
-    return torch.allclose(matrices.mT @ matrices, torch.eye(rep.dim, dtype=torch.float64), atol=1e-6)
 
 
 def _share(calls: list[_Call]) -> float | None:

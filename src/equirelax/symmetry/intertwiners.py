@@ -68,7 +68,7 @@ def _null_space(block_in: Block, block_out: Block) -> Tensor:
 
 
 def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
-    """Project W (out_rep.dim, in_rep.dim) to the nearest equivariant map in the Frobenius norm, of the same shape.
+    """Project W (..., out_rep.dim, in_rep.dim) to the nearest equivariant map in the Frobenius norm, of the same shape.
 
     Block by block: W between copy u of an input block and copy v of an output block is replaced by
     sum_b <W_vu, Q_b> Q_b with Q = hom_basis(...). Differentiable in W; the result has W's dtype and device.
@@ -81,7 +81,7 @@ def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Repr
             f"The representations must be of one group, got {in_rep} of {in_rep.group.name} and {out_rep} of "
             f"{out_rep.group.name}."
         )
-    if tuple(weight.shape) != (out_rep.dim, in_rep.dim):
+    if tuple(weight.shape[-2:]) != (out_rep.dim, in_rep.dim):
         raise RepresentationError(
             f"A map from {in_rep} to {out_rep} has shape ({out_rep.dim}, {in_rep.dim}), got "
             f"{tuple(weight.shape)}."
@@ -89,18 +89,18 @@ def equivariant_projection(weight: Tensor, in_rep: Representation, out_rep: Repr
     bands = []
     for (m_out, b_out), rows in zip(out_rep.blocks, out_rep.slices(), strict=True):
         tiles = [
-            _project_tile(weight[rows, columns], _hom_basis(b_in, b_out), m_out, m_in)
+            _project_tile(weight[..., rows, columns], _hom_basis(b_in, b_out), m_out, m_in)
             for (m_in, b_in), columns in zip(in_rep.blocks, in_rep.slices(), strict=True)
         ]
-        bands.append(torch.cat(tiles, dim=1) if tiles else weight[rows])
-    return torch.cat(bands, dim=0) if bands else weight.clone()
+        bands.append(torch.cat(tiles, dim=-1) if tiles else weight[..., rows, :])
+    return torch.cat(bands, dim=-2) if bands else weight.clone()
 
 
 def _project_tile(tile: Tensor, basis: Tensor, m_out: int, m_in: int) -> Tensor:
-    """Project (m_out d_out, m_in d_in) onto the span of `basis` (b, d_out, d_in), copy by copy."""
+    """Project (..., m_out d_out, m_in d_in) onto the span of `basis` (b, d_out, d_in), copy by copy."""
     if not len(basis):
         return torch.zeros_like(tile)
     basis = basis.to(dtype=tile.dtype, device=tile.device)
-    copies = tile.reshape(m_out, basis.shape[1], m_in, basis.shape[2])
-    coefficients = torch.einsum("voui,boi->vub", copies, basis)
-    return torch.einsum("vub,boi->voui", coefficients, basis).reshape(tile.shape)
+    copies = tile.reshape(*tile.shape[:-2], m_out, basis.shape[1], m_in, basis.shape[2])
+    coefficients = torch.einsum("...voui,boi->...vub", copies, basis)
+    return torch.einsum("...vub,boi->...voui", coefficients, basis).reshape(tile.shape)

@@ -17,6 +17,9 @@ from equirelax.symmetry import products
 from equirelax.symmetry.blocks import Block, Kind, Vector, block_from_spec
 from equirelax.symmetry.group import Group
 
+ORTHOGONAL = 1e-6
+"""Entries that are off by less count as orthogonal."""
+
 
 class Representation:
     """A direct sum of multiples of blocks of one group.
@@ -65,6 +68,23 @@ class Representation:
     def slices(self) -> tuple[slice, ...]:
         """Return where each block lies in the feature vector, in the order of `blocks`."""
         return self._slices
+
+    @cached_property
+    def orthogonal(self) -> bool:
+        """Whether every element keeps lengths; False for positions, which translations move.
+
+        The closure of a group of orthogonal matrices is compact, whatever the group itself is.
+        """
+        if not self.linear:
+            return False
+        for _, block in self.blocks:
+            matrices, eye = block.discrete(), torch.eye(block.dim, dtype=torch.float64)
+            generators = block.generators()
+            if not torch.allclose(generators, -generators.mT, atol=ORTHOGONAL):
+                return False
+            if not torch.allclose(matrices.mT @ matrices, eye, atol=ORTHOGONAL):
+                return False
+        return True
 
     # ---- making new ones -----------------------------------------------------------------------------------
 

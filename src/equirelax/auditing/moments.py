@@ -1,0 +1,216 @@
+"""What a layer read and the gradient of a loss by what it gave, example by example, at every place of a residual.
+
+Every residual is replaced by a probe, which adds zeros: the network is the strict one, and the gradient by the zeros is the
+gradient by the layer's output there. The example that a row belongs to is read from the gradients themselves, so that nodes,
+edges and neighbours that a network makes on its way need no index: the losses of the examples are weighted by 0 and 1, bit by
+bit of the example's number, and a row has a gradient only where its own example counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from equirelax.errors import AuditError, NonFiniteError
+from equirelax.relaxation import Convolution, Relaxation, Residual, ResidualMap
+from equirelax.relaxation.columns import Columns, SharedColumns, dense
+from equirelax.relaxation.kept import Kept, in_backward, keep
+from equirelax.relaxation.sites import GridSite
+
+PARTIAL = 1e-3
+"""A row whose gradient changes by more than this share with the other examples' losses belongs to several examples."""
+NEGLIGIBLE = 1e-5
+"""So small a share of the largest gradient is rounding."""
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> one loss for every example of the batch, (n,), or the loss of a single example, ()."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One call of a layer.
+
+    Attributes:
+        read: What the layer read, (rows, in_dim), or (entries, in_dim, ...) of fields on a grid.
+        gradient: Of the losses' sum by the layer's output, (rows, out_dim) or (entries, out_dim, ...).
+        example: The example of every row, (rows,) or (entries,); any number where the gradient is 0.
+    """
+
+    read: Tensor
+    gradient: Tensor
+    example: Tensor
+
+
+@dataclass
+class _Call:
+    """One call of a probe."""
+
+    read: Kept
+    zeros: Tensor
+    axis: int
+
+    def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """What was read and the gradient as rows, or as they are on a grid."""
+        return self._rows(dense(self.read.value)), self._rows(gradient)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if self.axis < -2:
+            return x
+        x = x.movedim(self.axis, -1)
+        return x.reshape(-1, x.shape[-1])
+
+
+class Probe(ResidualMap):
+    """A map that adds zeros, with a gradient of their own, and notes what it reads.
+
+    Args:
+        residual: Whose map it replaces.
+    """
+
+    reads_inputs: ClassVar[bool] = False
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        self.feature_axis = residual.feature_axis
+        self.out_dim = residual.out_rep.dim
+        site = residual.site
+        self.convolution: Convolution | None = site.convolution if isinstance(site, GridSite) else None
+        self.calls: list[_Call] = []
+        self.differentiated = False
+        self._watching: list[Any] = []
+
+    def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
+        """Zeros of the shape that a residual adds."""
+        zeros = self._zeros(x)
+        if in_backward():  # gradient checkpointing computes the forward again
+            return zeros
+        for part in (x.own, x.common) if isinstance(x, SharedColumns) else (x,):
+            if part.requires_grad:
+                self._watching.append(part.register_hook(self._note))
+        zeros.requires_grad_()
+        self.calls.append(_Call(keep(x), zeros, self.feature_axis))
+        return zeros
+
+    def _zeros(self, x: Columns) -> Tensor:
+        if self.convolution is None:
+            shape = list(x.shape)
+            shape[self.feature_axis] = self.out_dim
+            return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        x = dense(x)
+        weight = x.new_zeros(self.convolution.weight_shape(x.shape[self.feature_axis], self.out_dim))
+        with torch.no_grad():
+            return self.convolution(x, weight)
+
+    def _note(self, gradient: Tensor) -> None:
+        self.differentiated = True
+
+    def stop_watching(self) -> None:
+        """End the forward: derivatives from here on are ours."""
+        for handle in self._watching:
+            handle.remove()
+        self._watching = []
+
+    def take(self) -> list[_Call]:
+        """The calls since the last time; then forgets them."""
+        calls, self.calls = self.calls, []
+        return calls
+
+
+def probe(relaxation: Relaxation, wanted: set[str]) -> dict[str, Probe]:
+    """Put probes in the place of the maps of the residuals `wanted`, and switch all others off.
+
+    Call it inside `state.measuring`, which puts everything back.
+    """
+    probes = {}
+    for key, residual in relaxation:
+        residual.enabled = key in wanted
+        if key in wanted:
+            probes[key] = Probe(residual)
+            residual.map = probes[key]
+    return probes
+
+
+def rows_of(
+    probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss
+) -> tuple[int, dict[str, list[Rows]]]:
+    """Run the model on a batch once and differentiate its losses.
+
+    The derivatives cost one backward pass, and one more for every bit of the number of examples.
+
+    Returns:
+        The number of examples, and the calls of every probe.
+
+    Raises:
+        AuditError: The loss is no tensor of one axis at most, no probe reaches it, an example's loss depends on the rows of
+            another example, or the features that a layer read were overwritten.
+        NonFiniteError: A loss or a gradient is NaN or infinity.
+    """
+    losses = loss(model, batch)
+    for one in probes.values():
+        one.stop_watching()
+    if not isinstance(losses, Tensor) or losses.dim() > 1 or not losses.is_floating_point():
+        got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        raise AuditError(
+            f"loss(model, batch) gave {got}; expected one loss for every example, of shape (examples,), or the loss of a batch "
+            f"of one example, of shape ()"
+        )
+    losses = losses.reshape(-1)
+    if not bool(torch.isfinite(losses).all()):
+        raise NonFiniteError("loss(model, batch) gave NaN or infinity")
+    calls = [(key, call) for key, one in probes.items() for call in one.take()]
+    if not calls or not losses.requires_grad:
+        raise AuditError(
+            "loss(model, batch) reaches no layer that can be relaxed: does it call the model that it is given, with gradients, "
+            "and by model(...)?"
+        )
+    for key, call in calls:
+        if not call.read.intact:
+            raise AuditError(
+                f"{key or 'the model'}: the features that it read were overwritten by an operation in place"
+            )
+    found: dict[str, list[Rows]] = {key: [] for key in probes}
+    for (key, call), (gradient, example) in zip(calls, _gradients(losses, calls), strict=True):
+        read, rows = call.rows(gradient)
+        found[key].append(Rows(read, rows, example))
+    return len(losses), found
+
+
+def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Tensor, Tensor]]:
+    """The gradient by every call's zeros, and the example of each of its rows."""
+    zeros, count = [call.zeros for _, call in calls], len(losses)
+    bits = (count - 1).bit_length()
+    whole = _backward(losses, zeros, torch.ones_like(losses), bits > 0)
+    sizes = [_sizes(call, gradient) for (_, call), gradient in zip(calls, whole, strict=True)]
+    for (key, _), size in zip(calls, sizes, strict=True):
+        if not bool(torch.isfinite(size).all()):
+            raise NonFiniteError(f"{key or 'the model'}: the gradient by its output is NaN or infinity")
+    examples = [torch.zeros(size.shape, dtype=torch.long, device=size.device) for size in sizes]
+    numbers = torch.arange(count, device=losses.device)
+    for bit in range(bits):
+        parts = _backward(losses, zeros, ((numbers >> bit) & 1).to(losses), bit < bits - 1)
+        for index, ((key, call), part) in enumerate(zip(calls, parts, strict=True)):
+            hit = _sizes(call, part) > 0
+            gap = _sizes(call, part - whole[index])[hit]
+            size = sizes[index]
+            if gap.numel() and bool((gap > PARTIAL * size[hit] + NEGLIGIBLE * size.max()).any()):
+                raise AuditError(
+                    f"{key or 'the model'}: the loss of one example depends on the rows of another (statistics of a batch, a "
+                    f"shared row, a loss that is not example by example). Give a list of batches of one example each"
+                )
+            examples[index] += hit.long() << bit
+    return list(zip(whole, examples, strict=True))
+
+
+def _backward(losses: Tensor, zeros: list[Tensor], weights: Tensor, again: bool) -> list[Tensor]:
+    found = torch.autograd.grad(losses, zeros, weights, retain_graph=again, allow_unused=True)
+    return [torch.zeros_like(z) if g is None else g for z, g in zip(zeros, found, strict=True)]
+
+
+def _sizes(call: _Call, gradient: Tensor) -> Tensor:
+    """Norms of the gradients of the rows, or of the entries of a batch of fields."""
+    _, rows = call.rows(gradient.detach())
+    return torch.linalg.vector_norm(rows.flatten(1), dim=1)
