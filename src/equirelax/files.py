@@ -154,8 +154,19 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return a sentence such as ` Did you mean 'gamma'?`, or an empty string if no known word is similar."""
+    """Return a sentence such as ` Did you mean 'gamma'?`, or an empty string if no known word is similar.
+
+    A known word is similar if `word` is its initials (lr: learning_rate), else if both are spelt alike.
+    """
     import difflib
 
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = [each for each in known if initials(each) == word] or difflib.get_close_matches(
+        word, known, n=3, cutoff=0.5
+    )
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def initials(name: str) -> str:
+    """The initials of a name of several words, behind the dots and dashes before it; empty for a single word."""
+    words = re.split(r"[.-]", name)[-1].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""

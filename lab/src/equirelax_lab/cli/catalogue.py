@@ -16,7 +16,7 @@ def main(words: Sequence[str]) -> int:
     parser = options.parser(
         ["list"], "Benchmarks with their models, methods, placements, and data sets with where they are."
     )
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:])
     lines = ["benchmarks:"]
     for name, task in TASKS.items():

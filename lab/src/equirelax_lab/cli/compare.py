@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from equirelax.errors import ConfigError
 from equirelax.settings import JOBS, check
 from equirelax_lab.cli import options
+from equirelax_lab.cli.help import Filled
+from equirelax_lab.cli.hints import Hints
 from equirelax_lab.cli.study import add_execution, run_study
 from equirelax_lab.cli.train import default_folder
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.studies.keys import Keys, merged, nested, read_value
 from equirelax_lab.studies.study import Grid, Study
-from equirelax_lab.studies.trials import full_keys, left_out
+from equirelax_lab.studies.trials import full_keys, left_out, setting_names
 from equirelax_lab.tasks.from_recipe import is_earlier
 from equirelax_lab.tasks.matching import about, matched
 from equirelax_lab.tasks.methods import CHOICES
-from equirelax_lab.tasks.registry import defaults, task_class
+from equirelax_lab.tasks.registry import TASKS, defaults, task_class
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
 from equirelax_lab.training.machine import Machine
 
@@ -36,11 +38,28 @@ what it is) from the recipe of the relaxed method that the comparison is about: 
 another. With --as_published every row is trained as its own paper trained it.
 
 examples:
-  equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 3
-  equirelax compare nbody --methods strict,ace --seeds 0,1,2,3 --epochs 200 --ace.strength.dual_lr 1e-3
-  equirelax compare modelnet40 --methods strict,scheduled --sweep lie_weight+norm_weight=0,0.001,0.01,0.1
-  equirelax compare mocap --dataset.subject run --methods strict,scheduled,ace,resilient
-  equirelax compare smoke --models e2cnn,conv,mlp --methods strict,scheduled,ace --e2cnn.network.hidden 24"""
+{examples}"""
+
+EXAMPLES = """  equirelax compare {benchmark} --model {model} --methods strict,scheduled,ace --seeds 3
+  equirelax compare {benchmark} --model {model} --methods strict,ace --seeds 0,1,2,3 --epochs 40
+  equirelax compare {benchmark} --methods strict,ace --ace.strength.dual_lr 1e-3
+  equirelax compare {benchmark} --methods strict,scheduled --sweep lie_weight+norm_weight=0,0.001,0.01"""
+
+OTHERS = {
+    "mocap": "  equirelax compare mocap --subject run --methods strict,scheduled,ace,resilient",
+    "smoke": "  equirelax compare smoke --models e2cnn,conv,mlp --methods strict,scheduled,ace --e2cnn.network.hidden 24",
+}
+"""Benchmark -> an example that only it has."""
+
+METHODS = "strict,scheduled,ace"
+
+ADVICE = {
+    "method": "A comparison has several methods: --methods, separated by commas. equirelax train has one.",
+    "seed": "A comparison has --seeds: how many, or a list with commas. equirelax train has one.",
+    "trained_as": "All rows are trained as one method is: --about names it.",
+    "resume": "A comparison goes on by itself: repeat the command without it.",
+}
+"""What options of `train` mean to somebody who compares."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -55,7 +74,8 @@ def main(words: Sequence[str]) -> int:
     try:
         known, common = _parser(benchmark).parse_known_args(own)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}. See equirelax compare --help.") from error
+        said = options.explain(str(error), options.flags(_parser(benchmark)), Hints())
+        raise ConfigError(f"{said} See equirelax compare --help.") from error
     check(known.jobs, JOBS, "--jobs")
     methods = _names(known.methods, "--methods")
     models = _models(known, benchmark)
@@ -66,7 +86,7 @@ def main(words: Sequence[str]) -> int:
                 f"{'--models' if name in models_here else '--methods'}."
             )
     begun = _begun(benchmark, models, methods, known) if known.config else {}
-    # Flags are read with the settings of the first run that they concern; that all others have them is checked later.
+    # Flags are read with the settings of the first run that they concern.
     configs = {
         (model, method): options.with_kind(
             begun.get((model, method)) or defaults(benchmark, model, method), common
@@ -74,7 +94,8 @@ def main(words: Sequence[str]) -> int:
         for model in models
         for method in methods
     }
-    settings, machine = _given(configs[models[0], methods[0]], common, machine=True)
+    settings, machine = _given(configs[models[0], methods[0]], common, machine=True, methods=methods)
+    _check_common(settings, configs)
     grid = Grid(
         name="",
         benchmark=benchmark,
@@ -85,8 +106,8 @@ def main(words: Sequence[str]) -> int:
         about=known.about,
         as_published=known.as_published,
         settings=settings,
-        per_model={m: _given(configs[m, methods[0]], special[m])[0] for m in models if m in special},
-        per_method={m: _given(configs[models[0], m], special[m])[0] for m in methods if m in special},
+        per_model={m: _given(configs[m, methods[0]], special[m], m)[0] for m in models if m in special},
+        per_method={m: _given(configs[models[0], m], special[m], m)[0] for m in methods if m in special},
         sweep=_sweep(known.sweep),
         begun=begun,
     )
@@ -105,24 +126,33 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser(benchmark: str) -> argparse.ArgumentParser:
+    known = benchmark in TASKS
+    names = {"benchmark": benchmark if known else "nbody", "model": "segnn"}
+    if known:
+        names["model"] = next(iter(task_class(benchmark).models))
+    examples = "\n".join([EXAMPLES.format(**names), *([OTHERS[benchmark]] if benchmark in OTHERS else [])])
     parser = argparse.ArgumentParser(
         prog=f"equirelax compare {benchmark}",
-        description=DESCRIPTION,
-        epilog="All other flags are settings: see equirelax train BENCHMARK --help.\n\n"
+        description=DESCRIPTION.format(examples=examples),
+        epilog="All other flags are settings: equirelax train BENCHMARK --help lists them.\n\n"
         + options.methods_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Filled,
         allow_abbrev=False,
         exit_on_error=False,
     )
     parser.add_argument("--model", help="model of the benchmark (default: its first)")
     parser.add_argument("--models", help="several models, separated by commas")
-    parser.add_argument("--methods", default="strict,scheduled,ace", help="methods, separated by commas")
     parser.add_argument(
-        "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5"
+        "--methods", default=METHODS, help=f"methods, separated by commas (default: {METHODS})"
+    )
+    parser.add_argument(
+        "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5 (default: 3)"
     )
     variants = ", ".join(VARIANTS)
     parser.add_argument(
-        "--recipe", default="published", help=f"variant of the recipes: {variants}; see equirelax recipe"
+        "--recipe",
+        default="published",
+        help=f"variant of the recipes: {variants}; see equirelax recipe (default: published)",
     )
     parser.add_argument("--about", help="the relaxed method whose training settings and data all rows take")
     parser.add_argument(
@@ -134,7 +164,9 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         "several to the same value",
     )
     parser.add_argument("--config", help="YAML file of settings, such as the config.yaml of a run; flags win")
-    parser.add_argument("--out", help="folder of the comparison (default: runs/BENCHMARK/compare-MODEL)")
+    parser.add_argument(
+        "-o", "--out", help="folder of the comparison (default: runs/BENCHMARK/compare-MODEL)"
+    )
     add_execution(parser)
     return parser
 
@@ -158,20 +190,29 @@ def split_settings(words: Sequence[str], names: Sequence[str]) -> tuple[list[str
     return common, special
 
 
-def _given(config: RunConfig, words: Sequence[str], machine: bool = False) -> tuple[dict[str, Any], Machine]:
+def _given(
+    config: RunConfig, words: Sequence[str], owner: str = "", machine: bool = False, methods: Sequence[str] = ()
+) -> tuple[dict[str, Any], Machine]:
     """The settings that flags set, in the layout of config.yaml, and where and how all runs execute.
 
     Args:
         config: A run that has the settings.
-        words: The flags.
+        words: The flags, without the name of the method or model that they are for.
+        owner: That name; empty where they are for all runs.
         machine: Whether flags of the machine may be among them.
+        methods: All methods of the comparison, where the flags are for all of them.
     """
     config = options.with_kind(config, words)
     parser = options.parser(["compare", config.benchmark], "")
     options.add_settings(parser, config)
     if machine:
         options.add_machine(parser)
-    parsed = options.parse(parser, words)
+    hints = (
+        Hints(config, prefix=f"--{owner}.")
+        if owner
+        else Hints(config, tuple(options.flags(_parser(config.benchmark))), ADVICE, tuple(methods))
+    )
+    parsed = options.parse(parser, words, hints)
     settings: dict[str, Any] = {}
     for word in words:
         name = word.removeprefix("--").partition("=")[0].replace("-", "_")
@@ -179,6 +220,26 @@ def _given(config: RunConfig, words: Sequence[str], machine: bool = False) -> tu
             (full,) = full_keys(config, name)
             settings = merged(settings, nested(full, parsed[full]))
     return settings, options.machine_from(parsed) if machine else Machine()
+
+
+def _check_common(settings: Mapping[str, Any], configs: Mapping[tuple[str, str], RunConfig]) -> None:
+    """Raise `ConfigError` unless all runs have the settings that are for all of them."""
+    wanted = [
+        f"{key}.{inner}" if isinstance(value, dict) else key
+        for key, value in settings.items()
+        for inner in (value if isinstance(value, dict) else (key,))
+    ]
+    names = {run: set(setting_names(config)) for run, config in configs.items()}
+    for key in wanted:
+        lacking = [run for run in configs if key not in names[run]]
+        if not lacking:
+            continue
+        # the part of a run's name, model or method, that those which have the setting do not share with the others
+        part = 0 if key.startswith("network.") else 1
+        others = [run[part] for run in configs if run not in lacking]
+        raise ConfigError(
+            f"--{key} is no setting of {', '.join(dict.fromkeys(run[part] for run in lacking))}: write --{others[0]}.{key}."
+        )
 
 
 def _begun(
@@ -233,6 +294,8 @@ def _models(known: argparse.Namespace, benchmark: str) -> list[str]:
     """The models of --models or --model; by default the benchmark's first."""
     if known.models is not None and known.model is not None:
         raise ConfigError("Give --model or --models, not both.")
+    if known.model is not None and "," in known.model:
+        raise ConfigError(f"--model is '{known.model}'; several models are named with --models.")
     if known.models is None:
         return [defaults(benchmark, known.model, "strict").model]
     return _names(known.models, "--models")

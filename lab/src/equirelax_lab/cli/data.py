@@ -130,7 +130,7 @@ def make(words: Sequence[str]) -> int:
         "--force", action="store_true", help="simulate everything again and overwrite existing files"
     )
     parser.add_argument("--threads", type=int, default=2, help="number of blocks simulated in parallel")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     counts = dict.fromkeys(nbody.SPLITS, COUNT)
     words = ["--data_seed" if word == "--seed" else word for word in words]
     parsed = options.parse(parser, words, data_seed=SEED, threads=JOBS, **counts)
@@ -162,7 +162,7 @@ def make_smoke(words: Sequence[str]) -> int:
     options.add_flags(parser, smoke.SmokeSettings(), "")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--force", action="store_true", help="simulate everything again")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words, jobs=JOBS)
     names = [field.name for field in dataclasses.fields(smoke.SmokeSettings)]
     settings = smoke.SmokeSettings(**{name: parsed[name] for name in names})
@@ -196,7 +196,7 @@ def make_mocap(words: Sequence[str]) -> int:
     )
     parser.add_argument("--data_seed", type=int, help="of a new case: seed of the split (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite a case of the same name")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     words = ["--data_seed" if word == "--seed" else word for word in words]
     parsed = options.parse(parser, words, starts=COUNT, data_seed=SEED)
     paths = mocap_cases.make(
@@ -219,7 +219,7 @@ def get(words: Sequence[str]) -> int:
     """Print where a data set is, and download it where that is possible."""
     parser = options.parser(["data", "get"], DESCRIPTION["get"])
     parser.add_argument("name", help="data set; see equirelax list")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parser.add_argument("--archive", help="verify and unpack this archive instead of downloading one")
     parser.add_argument("--url", help="another address of the archive, used instead of the known ones")
     parser.add_argument("--molecule", help=f"for md17: {', '.join(md17.MOLECULES)}")

@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--window", type=int, default=0, help="which window of the split, from 0 on")
     parser.add_argument("--split", choices=list(SPLITS), default="future", help="of the test set")
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:], window=COUNT_OR_NONE)
     from equirelax_lab.data.smoke_simulation import BOX
     from equirelax_lab.tasks.smoke import SmokeTask

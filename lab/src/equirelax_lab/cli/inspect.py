@@ -44,7 +44,7 @@ def run_audit(words: Sequence[str]) -> int:
         "--dtype", choices=["float64", "float32"], default="float64", help="precision of the run"
     )
     parser.add_argument("-o", "--out", help="also write the report to this JSON file")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words, samples=COUNT, seed=SEED)
     import torch
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 from equirelax.errors import EquirelaxError
 from equirelax.files import did_you_mean
+from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.extras import install_module
 
 # name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
@@ -76,8 +77,8 @@ commands:
 
 `equirelax COMMAND --help` explains a command. A first comparison, about five minutes on two cores:
 
-    equirelax data make nbody
-    equirelax compare nbody --model segnn --methods strict,scheduled,ace --seeds 1 --epochs 40
+  equirelax data make nbody
+  equirelax compare nbody --methods strict,scheduled,ace --seeds 1 --epochs 40
 
 Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
 Exit codes: 0 done, 1 a run failed, 2 bad input or missing data, 130 interrupted (add --resume to go on)."""
@@ -87,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        print(USAGE.format(commands="\n".join(f"  {n:{width}}  {line}" for n, (_, line) in COMMANDS.items())))
+        commands = "\n".join(rows((name, line) for name, (_, line) in COMMANDS.items()))
+        print(filled(USAGE.format(commands=commands), columns()))
         return 0 if words else 2
     if words[0] == "--version":
         from importlib.metadata import version

@@ -18,18 +18,33 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import IN_WORDS, Range, Settings, check, documentation, types_of
+from equirelax_lab.cli.help import Filled, rows
+from equirelax_lab.cli.hints import Hints
 from equirelax_lab.training.machine import Machine
 
 if typing.TYPE_CHECKING:
     from equirelax_lab.tasks.settings import RunConfig
 
+DATA = "data root (default: EQUIRELAX_DATA, else the user's cache folder)"
+"""The help of --data."""
+_NUMBERS = {"int": "N", "float": "X"}
+"""Placeholders of numbers in help texts."""
+
 # The benchmarks are imported where they are needed: many commands have flags and no settings of a run.
 
 
-def parser(words: Sequence[str], description: str, epilog: str = "") -> ArgumentParser:
-    """A parser for the command `words`, which raises instead of exiting."""
+def parser(words: Sequence[str], description: str, epilog: str = "", usage: str = "") -> ArgumentParser:
+    """A parser for the command `words`, which raises instead of exiting.
+
+    Args:
+        words: The command.
+        description, epilog: What help says before and after the flags (see `help.filled`).
+        usage: What stands behind the command in the line of usage; by default all flags.
+    """
+    prog = " ".join(["equirelax", *words])
     return ArgumentParser(
-        prog=" ".join(["equirelax", *words]),
+        prog=prog,
+        usage=f"{prog} {usage}" if usage else None,
         description=description,
         epilog=epilog,
         exit_on_error=False,
@@ -38,19 +53,36 @@ def parser(words: Sequence[str], description: str, epilog: str = "") -> Argument
     )
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Formats help texts: descriptions as written, and the type and default of every flag."""
+class Formatter(Filled, DefaultHelpFormatter):
+    """Formats flags with their defaults; a number's placeholder is N where it is whole, else X."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, kind = action.help or "", self._get_type_str(action) or ""
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        # None is the default of flags that need not be given, and a value, null, of settings that allow it
+        has_default = (
+            action.option_strings and action.nargs != 0 and (action.default is not None or "null" in kind)
+        )
+        if not has_default or isinstance(action, argparse._HelpAction):
+            return text
+        default = str(action.default).lower() if isinstance(action.default, bool) else "%(default)s"
+        return f"{text} (default: {default})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = (self._get_type_str(action) or "").partition(" ")[0]
+        return _NUMBERS.get(kind) or super()._get_default_metavar_for_optional(action)
 
 
-def parse(options: ArgumentParser, words: Sequence[str], **ranges: Range) -> Namespace:
+def parse(
+    options: ArgumentParser, words: Sequence[str], hints: Hints | None = None, **ranges: Range
+) -> Namespace:
     """Parse `words`. Flags may be written with - or _, and without their section where the key is unambiguous.
 
     Args:
         options: The parser.
         words: The words behind the command.
+        hints: What is known about options that the parser does not have.
         ranges: Ranges of the parser's own flags; settings declare theirs themselves.
 
     Raises:
@@ -59,50 +91,64 @@ def parse(options: ArgumentParser, words: Sequence[str], **ranges: Range) -> Nam
     try:
         parsed = options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
     except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), flags(options)) + f" See {options.prog} --help.") from error
+        said = explain(str(error), flags(options), hints or Hints())
+        raise ConfigError(f"{said} See {options.prog} --help.") from error
     for name, wanted in ranges.items():
         check(parsed[name], wanted, f"--{name}")
     return parsed
 
 
-def flags(options: ArgumentParser) -> list[str]:
+def flags(options: argparse.ArgumentParser) -> list[str]:
     """All flags of a parser."""
     return [flag for action in options._actions for flag in action.option_strings if flag.startswith("--")]
 
 
-def explain(message: str, known: list[str]) -> str:
+def explain(message: str, known: list[str], hints: Hints) -> str:
     """A parser's message in one line, with a suggestion for an unknown flag."""
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: ?(.*)", message):
         unknown = [word.split("=")[0] for word in match.group(1).split() if word.startswith("-")]
         if unknown:
-            return f"Unknown option {unknown[0]}.{did_you_mean(unknown[0], known)}"
+            written = unknown[0].replace("--", hints.prefix, 1)
+            return f"Unknown option {written}.{hints.suggestion(unknown[0], known)}"
         return f"Unexpected argument '{match.group(1)}'."
     if match := re.match(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)$', message):
-        return _wrong_value(*match.groups())
+        return _wrong_value(hints.prefix, *match.groups())
     if match := re.match(
         r'Parser key "(.+?)": Does not validate .* Subtypes: \[(.*?)\] .* Given value: (.*)$', message
     ):
         key, kinds, value = match.groups()
         names = [name for name in re.findall(r"<class '(.*?)'>", kinds) if name != "NoneType"]
         expected = " or ".join(IN_WORDS.get(name, name) for name in [*names, "NoneType"])
-        return f"--{key} is '{value.rstrip('.')}'; expected {expected}."
+        return f"{hints.prefix}{key} is '{value.rstrip('.')}'; expected {expected}."
     if match := re.match(r"the following arguments are required: (.*)", message):
         # the parser names them without their dashes
         missing = [f"--{name}" if f"--{name}" in known else name for name in match.group(1).split(", ")]
         return f"Missing: {', '.join(missing)}."
+    if match := re.match(
+        r"argument (?:-\w, ?/?)?--([\w.]+)\S*: expected (one|at least one) argument", message
+    ):
+        return f"{hints.prefix}{match.group(1)} needs a value."
+    if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        name, value, listed = match.groups()
+        choices = re.findall(r"[^', ]+", listed)
+        return f"{name} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
     return message.rstrip(".") + "."
 
 
-def _wrong_value(key: str, kind: str, value: str) -> str:
+def _wrong_value(prefix: str, key: str, kind: str, value: str) -> str:
     """The message for a wrong value, from the parser's name of its type: typing.Literal['a', 'b'], <class 'int'>."""
     value = value.rstrip(".")
     if kind.startswith("typing.Literal["):
         choices = re.findall(r"'([^']*)'", kind)
-        return f"--{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        return (
+            f"{prefix}{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        )
+    if kind in ("list", "<class 'list'>") or kind.startswith("list["):
+        return f"{prefix}{key} is '{value}'; expected a list in brackets: [a,b]."
     named = re.fullmatch(r"<class '(.*)'>", kind)
     expected = IN_WORDS.get(named.group(1), named.group(1)) if named else kind.removeprefix("typing.")
-    return f"--{key} is '{value}'; expected {expected}."
+    return f"{prefix}{key} is '{value}'; expected {expected}."
 
 
 def _underscored(word: str) -> str:
@@ -140,7 +186,7 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
     for name in names:
         first.add_argument(f"--{name}")
     try:
-        found, _ = first.parse_known_args(list(words))
+        found, _ = first.parse_known_args([_underscored(word) for word in words])
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}.") from error
     return vars(found)
@@ -173,8 +219,12 @@ def with_kind(config: RunConfig, words: Sequence[str]) -> RunConfig:
 
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
-    """One flag for every setting of a run, with `config` as defaults."""
-    add_flags(options, config.training, "")
+    """One flag for every setting of a run, with `config` as defaults: first those of training, by what they are about."""
+    for kind in type(config.training).__mro__:
+        if own := [
+            name for name in vars(kind).get("__annotations__", ()) if name in config.training.to_dict()
+        ]:
+            add_flags(options, config.training, "", own, _first_sentence(kind))
     for name in config.sections:
         add_flags(options, getattr(config, name), f"{name}.")
     if config.residual.kind is not None:
@@ -186,17 +236,30 @@ def add_machine(options: ArgumentParser) -> None:
     add_flags(options, Machine(), "")
 
 
-def add_flags(options: ArgumentParser, settings: Settings, prefix: str) -> None:
-    """A flag for every field, with the field's documentation as its help."""
+def add_flags(
+    options: ArgumentParser, settings: Settings, prefix: str, names: Sequence[str] = (), title: str = ""
+) -> None:
+    """A flag for every field, with the field's documentation as its help.
+
+    Args:
+        options: The parser.
+        settings: The defaults.
+        prefix: The section with its dot; empty for settings without one.
+        names: The fields; empty stands for all.
+        title: What the flags are, in words; empty stands for the first sentence of the class's documentation.
+    """
     words = documentation(type(settings))
-    if not (names := [field.name for field in dataclasses.fields(settings)]):
+    if not (names := names or [each.name for each in dataclasses.fields(settings)]):
         return
-    summary = (type(settings).__doc__ or "").partition("\n")[0]
-    group = options.add_argument_group(summary.rstrip(".:"))
+    group = options.add_argument_group(title or _first_sentence(type(settings)))
     for name in names:
         hint = _kind_names() if name == "kind" else _in_text(types_of(type(settings))[name])
         default = settings.to_dict()[name]
         group.add_argument(f"--{prefix}{name}", type=hint, default=default, help=words.get(name, ""))
+
+
+def _first_sentence(kind: type) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0].rstrip(".:")
 
 
 def _kind_names() -> Any:
@@ -233,10 +296,7 @@ def methods_text() -> str:
     """The methods with a line each, for help texts."""
     from equirelax_lab.tasks.methods import CHOICES
 
-    width = max(map(len, CHOICES))
-    return "methods:\n" + "\n".join(
-        f"  {name:{width}}  {choice.description}" for name, choice in CHOICES.items()
-    )
+    return "\n".join(["methods:", *rows((name, choice.description) for name, choice in CHOICES.items())])
 
 
 def optional_path(value: str | None) -> Path | None:

@@ -143,7 +143,7 @@ def _parser() -> options.ArgumentParser:
         help="search file, name of one that comes with equirelax, or a search's folder",
     )
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
-    parser.add_argument("--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)")
+    parser.add_argument("-o", "--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)")
     parser.add_argument("--trials", type=int, help="trials in all (default: the file's)")
     add_execution(parser)
     return parser

@@ -86,7 +86,7 @@ def _parser(command: str, verb: str, what: str) -> options.ArgumentParser:
     parser = options.parser([command] if command == "reproduce" else [command, verb], DESCRIPTION)
     parser.add_argument("study", metavar=what, help="study file, or name of one that comes with equirelax")
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
-    parser.add_argument("--out", help="folder of the study (default: runs/studies/NAME, or NAME-small)")
+    parser.add_argument("-o", "--out", help="folder of the study (default: runs/studies/NAME, or NAME-small)")
     add_execution(parser, ray=verb != "show")
     return parser
 
@@ -100,7 +100,7 @@ def add_execution(parser: argparse.ArgumentParser, ray: bool = True) -> None:
         parser.add_argument(
             "--ray", help="run on a Ray cluster: HOST:PORT, or auto for the one of this machine"
         )
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
 
 
 def _reproduce(rest: list[str]) -> int:

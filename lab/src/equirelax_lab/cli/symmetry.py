@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--samples", type=int, default=8, help="random group elements")
     parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
     folder = run_folder(Path(parsed.run))
     result = read_run_result(folder / RESULT)

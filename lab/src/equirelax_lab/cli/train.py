@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
+from equirelax.errors import ConfigError
 from equirelax_lab.cli import options
+from equirelax_lab.cli.hints import Hints
 from equirelax_lab.recipes import VARIANTS
-from equirelax_lab.tasks.registry import defaults
+from equirelax_lab.tasks.registry import TASKS
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import CONFIG
@@ -17,34 +21,45 @@ from equirelax_lab.training.parent import follow_parent
 
 DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
 
-The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows
-it); every flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per
-epoch), last.ckpt (resumable), best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run
-after the present epoch; the same command with --resume goes on, on one CPU bit for bit as if it had not been
-interrupted.
+The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows it); every
+flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt
+(resumable), best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run after the present epoch; the same
+command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
+
+{shorter}
 
 examples:
-  equirelax train nbody --model segnn --method ace --seed 0
-  equirelax train nbody --model segnn --method ace --recipe printed     (multipliers by SGD, as ACE's text has it)
-  equirelax train nbody --config runs/nbody/segnn-ace-seed0/config.yaml --seed 1
-  equirelax train nbody --method scheduled --epochs 200 --dataset.train 1000 --out runs/quick"""
+{examples}"""
+
+SHORTER = """A flag may be written without its section, the part before the dot, where no other flag ends alike
+(--dual_lr for --strength.dual_lr), and with - for _ (--learning-rate). Lists stand in brackets: --milestones [0.8,0.9]."""
+
+EXAMPLES = """  equirelax train {benchmark} --model {model} --method ace --seed 0
+  equirelax train {benchmark} --model {model} --method scheduled --epochs 20 --out runs/quick
+  equirelax train {benchmark} --model {model} --method strict --learning_rate 1e-3
+  equirelax train {benchmark} --config runs/{benchmark}/{model}-ace-seed0/config.yaml --seed 1"""
+
+ADVICE = {
+    "models": "A run has one model: --model. equirelax compare takes several.",
+    "methods": "A run has one method: --method. equirelax compare takes several.",
+    "seeds": "A run has one seed: --seed. equirelax compare takes several.",
+    "sweep": "equirelax compare sweeps over the values of a setting; a run has one.",
+}
+"""What options of `compare` mean to somebody who trains one run."""
 
 
 def main(words: Sequence[str]) -> int:
     """`words` begins with "train"."""
     words = list(words[1:])
     benchmark = options.benchmark_of("train", words)
-    rest = words[1:] if benchmark else words
-    config = options.starting_config(benchmark, rest) if benchmark else defaults("nbody", None, "strict")
-    parser = options.parser(["train", benchmark or "BENCHMARK"], DESCRIPTION, options.methods_text())
-    add_names(parser, config)
-    parser.add_argument(
-        "--out", type=str, help="the run's folder (default: runs/BENCHMARK/MODEL-METHOD-seedN)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, or start it")
-    options.add_settings(parser, config)
-    options.add_machine(parser)
-    parsed = options.parse(parser, rest)
+    if benchmark is None:
+        _parser(None).print_help()
+        return 0
+    rest = words[1:]
+    _refuse_several(benchmark, rest)
+    config = options.starting_config(benchmark, rest)
+    parser = _parser(config)
+    parsed = options.parse(parser, rest, Hints(config, advice=ADVICE))
     config = options.config_from(parsed, config)
     folder = Path(parsed.out) if parsed.out else default_folder(config)
     machine = options.machine_from(parsed)
@@ -69,25 +84,64 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def add_names(parser: Any, config: RunConfig) -> None:
-    """Flags for the names of a run, and for the sources of its settings and data."""
-    parser.add_argument("--model", default=config.model, help="model of the benchmark; see equirelax list")
-    parser.add_argument("--method", default=config.method, help="method; listed below")
-    parser.add_argument(
-        "--seed", type=int, default=config.seed, help="seed of weights, order and augmentation"
+def _parser(config: RunConfig | None) -> ArgumentParser:
+    """The parser of a run whose settings begin as `config`; None stands for help about any benchmark."""
+    names = {"benchmark": "nbody", "model": "segnn"}
+    if config is not None:
+        names = {"benchmark": config.benchmark, "model": config.model}
+    usage = (
+        "[--model MODEL] [--method METHOD] [--seed N]\n       [--out OUT] [--resume] [--SETTING VALUE ...]"
     )
+    more = ""
+    if config is None:
+        more = (
+            f"benchmarks:\n  {', '.join(TASKS)}\n\nequirelax train BENCHMARK --help lists all settings.\n\n"
+        )
+    parser = options.parser(
+        ["train", names["benchmark"] if config else "BENCHMARK"],
+        DESCRIPTION.format(shorter=SHORTER, examples=EXAMPLES.format(**names)),
+        more + options.methods_text(),
+        usage,
+    )
+    add_names(parser, config)
+    parser.add_argument("-o", "--out", help="the run's folder (default: runs/BENCHMARK/MODEL-METHOD-seedN)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, or start it")
+    if config is not None:
+        options.add_settings(parser, config)
+    options.add_machine(parser)
+    return parser
+
+
+def _refuse_several(benchmark: str, words: Sequence[str]) -> None:
+    """Raise `ConfigError` where --model or --method has several names."""
+    for name, value in options.peek(words, "model", "method").items():
+        if value is not None and "," in value:
+            raise ConfigError(
+                f"--{name} is '{value}': a run has one {name}. To train several: equirelax compare {benchmark} "
+                f"--{name}s {value}."
+            )
+
+
+def add_names(parser: ArgumentParser, config: RunConfig | None) -> None:
+    """Flags for the names of a run, and for the sources of its settings and data."""
+    model, method, seed = ("", "strict", 0) if config is None else (config.model, config.method, config.seed)
+    parser.add_argument(
+        "--model", default=model or None, help="model of the benchmark; equirelax list names them"
+    )
+    parser.add_argument("--method", default=method, help="method; listed below")
+    parser.add_argument("--seed", type=int, default=seed, help="seed of weights, order and augmentation")
     parser.add_argument(
         "--recipe",
-        default=config.recipe,
+        default="published" if config is None else config.recipe,
         help=f"variant of the recipe: {', '.join(VARIANTS)}; see equirelax recipe",
     )
     parser.add_argument(
         "--trained_as",
-        default=config.trained_as,
+        default=None if config is None else config.trained_as,
         help="METHOD or 'METHOD VARIANT': take the training settings and the data of that recipe",
     )
     parser.add_argument("--config", help="YAML file of settings, such as the config.yaml of a run; flags win")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
 
 
 def default_folder(config: RunConfig) -> Path:

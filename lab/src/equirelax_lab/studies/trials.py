@@ -221,8 +221,11 @@ def _kinds(grid: Grid, model: str, method: str) -> list[tuple[str, RunConfig]]:
         reference = None if grid.as_published else about(grid.methods, grid.about)
         recipe = matched(grid.benchmark, model, method, reference, grid.recipe)
         config = defaults(grid.benchmark, model, method, *recipe)
-    config = config.updated(values)
     first = f"{model}-{method}" if len(_models(grid)) > 1 else method
+    try:
+        config = config.updated(values)
+    except ConfigError as error:
+        raise ConfigError(f"{first}: {error}") from error
     axes = [axis for key, each in grid.sweep.items() if (axis := _axis(config, key, each))]
     found = []
     for point in itertools.product(*axes):

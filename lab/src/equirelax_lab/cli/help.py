@@ -1,0 +1,87 @@
+"""How help texts look: as wide as the terminal, paragraphs filled, columns and examples kept."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
+
+NARROWEST, WIDEST = 40, 110
+"""Columns of a help text, whatever the terminal has."""
+FLAGS = 28
+"""The column in which the explanations of flags begin."""
+_COLUMNS = re.compile(r"(\s+\S(?:.*?\S)?\s{2,})(\S.*)")
+"""A line of two columns: a name after some blanks, and what it is after two blanks or more."""
+
+
+def columns() -> int:
+    """Columns of a help text on this terminal; 80 where there is none."""
+    return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+
+
+def filled(text: str, width: int) -> str:
+    """A text in lines of at most `width` columns.
+
+    Lines that begin at the margin are joined to paragraphs. Indented ones are kept; where one is too long, its second column is
+    wrapped, and a command is continued with a backslash, so that it can be copied.
+    """
+    lines: list[str] = []
+    paragraph: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line[:1].strip():
+            paragraph.append(line)
+            continue
+        lines += _wrap(" ".join(paragraph), width)
+        paragraph = []
+        lines += [line] if len(line) <= width else _wrapped(line, width)
+    return "\n".join(lines).rstrip("\n")
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """An indented line that is too long."""
+    first = line[: len(line) - len(line.lstrip())]
+    if line.lstrip().startswith("equirelax "):
+        # a flag stays beside its value
+        glued = re.sub(r"(--?\w\S*) (?=[^-\s])", "\\1\0", line.lstrip())
+        parts = _wrap(glued, width - 2, first, f"{first}    ")
+        return [f"{part} \\".replace("\0", " ") for part in parts[:-1]] + [parts[-1].replace("\0", " ")]
+    found = _COLUMNS.fullmatch(line)
+    head, rest = found.groups() if found else (first, line.lstrip())
+    if width - len(head) < width // 3:  # the second column has no room beside the first
+        head = first
+        rest = line.lstrip()
+    return _wrap(rest, width, head, " " * len(head))
+
+
+def _wrap(text: str, width: int, head: str = "", indent: str = "") -> list[str]:
+    """Lines of a paragraph; words and flags are not broken."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+class Filled(argparse.RawDescriptionHelpFormatter):
+    """Formats descriptions and epilogs with `filled`."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=FLAGS, width=columns())
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return filled(text, width)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrap(" ".join(text.split()), width)
+
+
+def rows(pairs: Iterable[tuple[str, str]], indent: int = 2) -> Iterator[str]:
+    """Lines of two columns, which `filled` wraps."""
+    table = list(pairs)
+    width = max((len(name) for name, _ in table), default=0)
+    return (f"{'':{indent}}{name:{width}}  {what}" for name, what in table)
