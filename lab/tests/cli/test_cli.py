@@ -84,7 +84,7 @@ def test_help_texts_say_what_matters(
         (["train", "nbody", "--model", "segn"], "no model 'segn'. Did you mean 'segnn'"),
         (["train", "nbody", "--epocks", "3"], "Unknown option --epocks. Did you mean '--epochs'"),
         (["train", "nbody", "--epochs", "many"], "--epochs is 'many'"),
-        (["train", "nbody", "--epochs"], "expected one argument"),
+        (["train", "nbody", "--epochs"], "--epochs needs a value"),
         (["train", "nbody", "--epochs", "0"], "at least 1"),
         (
             ["train", "nbody", "--method", "strict", "--strength.dual_lr", "1"],

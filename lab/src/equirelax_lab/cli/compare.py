@@ -191,7 +191,11 @@ def split_settings(words: Sequence[str], names: Sequence[str]) -> tuple[list[str
 
 
 def _given(
-    config: RunConfig, words: Sequence[str], owner: str = "", machine: bool = False, methods: Sequence[str] = ()
+    config: RunConfig,
+    words: Sequence[str],
+    owner: str = "",
+    machine: bool = False,
+    methods: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Machine]:
     """The settings that flags set, in the layout of config.yaml, and where and how all runs execute.
 

@@ -13,6 +13,7 @@ from equirelax.errors import ConfigError, DataError
 from equirelax.files import did_you_mean
 from equirelax.settings import COUNT, JOBS, SEED
 from equirelax_lab.cli import options
+from equirelax_lab.cli.help import columns, filled
 from equirelax_lab.data import (
     download,
     md17,
@@ -88,18 +89,20 @@ examples:
 }
 
 
+USAGE = """usage: equirelax data {make,get} NAME ...
+
+  make  simulate a data set (nbody, smoke), or convert raw files (mocap)
+  get   download a data set (modelnet40, rmd17, md17, qm9, mocap-run, mocap-walk, mnist); say where one is, or how to get it
+
+equirelax list names all data sets and says which are there. equirelax data make --help and equirelax data get --help
+explain more."""
+
+
 def main(words: Sequence[str]) -> int:
     """`words` begins with "data"."""
     actions = {"make": make, "get": get}
     if len(words) < 2 or words[1] in ("-h", "--help"):
-        print(
-            "usage: equirelax data {make,get} NAME ...\n\n  make  simulate a data set (nbody, smoke), or convert raw "
-            "files (mocap)"
-        )
-        print(
-            "  get   print where a data set is, download it (modelnet40, rmd17, md17, qm9, mocap-run, mocap-walk, mnist),\n"
-            "        or print how to get it"
-        )
+        print(filled(USAGE, columns()))
         return 0 if len(words) > 1 else 2
     if words[1] not in actions:
         raise ConfigError(

@@ -42,12 +42,12 @@ def filled(text: str, width: int) -> str:
 def _wrapped(line: str, width: int) -> list[str]:
     """An indented line that is too long."""
     first = line[: len(line) - len(line.lstrip())]
-    if line.lstrip().startswith("equirelax "):
+    found = _COLUMNS.fullmatch(line)
+    if found is None and line.lstrip().startswith("equirelax "):
         # a flag stays beside its value
         glued = re.sub(r"(--?\w\S*) (?=[^-\s])", "\\1\0", line.lstrip())
         parts = _wrap(glued, width - 2, first, f"{first}    ")
         return [f"{part} \\".replace("\0", " ") for part in parts[:-1]] + [parts[-1].replace("\0", " ")]
-    found = _COLUMNS.fullmatch(line)
     head, rest = found.groups() if found else (first, line.lstrip())
     if width - len(head) < width // 3:  # the second column has no room beside the first
         head = first
@@ -72,6 +72,10 @@ class Filled(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=FLAGS, width=columns())
+
+    def start_section(self, heading: str | None) -> None:
+        """Begin a group of flags; its title is filled, too."""
+        super().start_section(None if heading is None else "\n".join(_wrap(heading, self._width - 1)))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return filled(text, width)

@@ -81,6 +81,7 @@ commands:
   equirelax compare nbody --methods strict,scheduled,ace --seeds 1 --epochs 40
 
 Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
+
 Exit codes: 0 done, 1 a run failed, 2 bad input or missing data, 130 interrupted (add --resume to go on)."""
 
 

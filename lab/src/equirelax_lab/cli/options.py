@@ -29,6 +29,8 @@ DATA = "data root (default: EQUIRELAX_DATA, else the user's cache folder)"
 """The help of --data."""
 _NUMBERS = {"int": "N", "float": "X"}
 """Placeholders of numbers in help texts."""
+LONGEST = 50
+"""Characters of choices that may stand behind a flag in a help text; longer ones are in its explanation."""
 
 # The benchmarks are imported where they are needed: many commands have flags and no settings of a run.
 
@@ -58,6 +60,8 @@ class Formatter(Filled, DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, kind = action.help or "", self._get_type_str(action) or ""
+        if len(choices := str(action.metavar or "")) > LONGEST:
+            text += f" One of {choices.strip('{}').replace(',', ', ')}."
         if action.required and action.option_strings:
             return f"{text} (required)"
         # None is the default of flags that need not be given, and a value, null, of settings that allow it
@@ -69,13 +73,20 @@ class Formatter(Filled, DefaultHelpFormatter):
         default = str(action.default).lower() if isinstance(action.default, bool) else "%(default)s"
         return f"{text} (default: {default})"
 
+    def _metavar_formatter(
+        self, action: argparse.Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        if len(str(action.metavar or "")) > LONGEST:
+            return lambda size: (default_metavar,) * size
+        return super()._metavar_formatter(action, default_metavar)  # type: ignore[no-any-return]
+
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = (self._get_type_str(action) or "").partition(" ")[0]
         return _NUMBERS.get(kind) or super()._get_default_metavar_for_optional(action)
 
 
 def parse(
-    options: ArgumentParser, words: Sequence[str], hints: Hints | None = None, **ranges: Range
+    options: ArgumentParser, words: Sequence[str], hints: Hints | None = None, /, **ranges: Range
 ) -> Namespace:
     """Parse `words`. Flags may be written with - or _, and without their section where the key is unambiguous.
 
@@ -259,7 +270,8 @@ def add_flags(
 
 
 def _first_sentence(kind: type) -> str:
-    return (kind.__doc__ or "").strip().partition("\n")[0].rstrip(".:")
+    paragraph = (kind.__doc__ or "").strip().partition("\n\n")[0]
+    return re.split(r"[.:]( |$)", " ".join(paragraph.split()))[0]
 
 
 def _kind_names() -> Any:

@@ -11,6 +11,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import storage_errors
 from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
+from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.cli.study import add_execution, schedule
 from equirelax_lab.studies.search import figures, read_search
 from equirelax_lab.studies.study import find_file, ready_names
@@ -30,15 +31,17 @@ FILE is a YAML file, or the name of one that comes with equirelax (listed withou
   benchmark: nbody
   model: segnn
   method: ace
-  settings: {epochs: 60, dataset: {train: 1000}}       # of every run, as in config.yaml
+  settings: {epochs: 60, dataset: {train: 1000}}  # of every run
   search:
-    strength.dual_lr: {log: [1.0e-5, 1.0e-2]}          # or linear, integer: two ends; or choice: a list
-    lie_weight+norm_weight: {log: [1.0e-4, 1]}         # settings that take the same value
+    # or linear, integer: two ends; or choice: a list
+    strength.dual_lr: {log: [1.0e-5, 1.0e-2]}
+    # settings that take the same value
+    lie_weight+norm_weight: {log: [1.0e-4, 1]}
   trials: 20
-  seed: 0                                              # of the suggestions; run_seed is the runs'
-  pruner: median                                       # or none
-  startup: 5                                           # first trials, at random and to the end
-  warmup: 20                                           # epochs before which no run is ended
+  seed: 0           # of the suggestions; run_seed is the runs'
+  pruner: median    # or none
+  startup: 5        # first trials, at random and to the end
+  warmup: 20        # epochs before which no run is ended
   small: {trials: 6, settings: {epochs: 20}}
 
 Optuna suggests the settings of each trial from the results of those before it. A run whose validation value is worse than
@@ -54,8 +57,10 @@ def main(words: Sequence[str]) -> int:
     if not rest or {"-h", "--help"} & set(rest):
         if rest:
             parser.print_help()
-        for name in ready_names(searches=True):
-            print(f"  {name:26} {read_search(find_file(name, searches=True)).title}")
+        titles = {
+            name: read_search(find_file(name, searches=True)).title for name in ready_names(searches=True)
+        }
+        print(filled("\n".join(["searches that come with equirelax:", *rows(titles.items())]), columns()))
         return 0 if rest else 2
     given = options.parse(parser, rest, jobs=JOBS, trials=COUNT)
     path = Path(given.search)
@@ -143,7 +148,9 @@ def _parser() -> options.ArgumentParser:
         help="search file, name of one that comes with equirelax, or a search's folder",
     )
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
-    parser.add_argument("-o", "--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)")
+    parser.add_argument(
+        "-o", "--out", help="folder of the search (default: runs/searches/NAME, or NAME-small)"
+    )
     parser.add_argument("--trials", type=int, help="trials in all (default: the file's)")
     add_execution(parser)
     return parser

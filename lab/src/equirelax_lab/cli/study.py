@@ -16,6 +16,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import JOBS
 from equirelax_lab.cli import options
+from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.studies.board import Board, counts, duration
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
@@ -37,13 +38,15 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   benchmark: nbody
   models: [segnn]
   methods: [strict, scheduled, ace]
-  seeds: 3                             # or a list
-  settings: {epochs: 200}              # for all runs, as in config.yaml
+  seeds: 3                  # or a list
+  settings: {epochs: 200}   # for all runs, as in config.yaml
   per_method: {ace: {learning_rate: 9e-4}}
-  sweep: {dataset.train: [500, 1000, 3000]}          # or, together, {dataset.train+epochs: [[500, 600], [1000, 300]]}
-  attempts: 2                          # of a run that breaks
-  timeout: 2 h                         # a try that takes longer counts as broken (default: none)
-  devices: 1                           # processes that share a run's batches; accelerator: gpu gives each a GPU
+  # or, together, {dataset.train+epochs: [[500, 600], [1000, 300]]}
+  sweep: {dataset.train: [500, 1000, 3000]}
+  attempts: 2               # of a run that breaks
+  timeout: 2 h              # a try that takes longer counts as broken
+  devices: 1                # processes that share a run's batches
+  accelerator: cpu          # or gpu, or auto: GPUs where there are any
   small: {seeds: 1, settings: {epochs: 20}}
 
 Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures.
@@ -106,8 +109,8 @@ def add_execution(parser: argparse.ArgumentParser, ray: bool = True) -> None:
 def _reproduce(rest: list[str]) -> int:
     if not rest or {"-h", "--help"} & set(rest):
         _parser("reproduce", "", "NAME").print_help() if rest else None
-        for name in ready_names():
-            print(f"  {name:26} {read_study(ready_file(name)).title}")
+        titles = {name: read_study(ready_file(name)).title for name in ready_names()}
+        print(filled("\n".join(["studies that come with equirelax:", *rows(titles.items())]), columns()))
         return 0 if rest else 2
     given = options.parse(_parser("reproduce", "", "NAME"), rest, jobs=JOBS)
     study = read_study(ready_file(given.study), given.small)

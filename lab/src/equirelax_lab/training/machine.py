@@ -11,7 +11,7 @@ from equirelax.settings import JOBS, Settings, within
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Settings):
-    """Where and how a run executes; it does not change what is computed, beyond rounding.
+    """Where and how a run executes; results differ by rounding alone.
 
     Attributes:
         accelerator: cpu, gpu, or auto.
