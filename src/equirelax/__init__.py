@@ -25,7 +25,7 @@ if _typing.TYPE_CHECKING:
     from equirelax.auditing.audit import audit
     from equirelax.auditing.symmetry_score import symmetry_score
     from equirelax.errors import EquirelaxError
-    from equirelax.methods import ACE, ResilientACE, Scheduled, Strict
+    from equirelax.methods import ACE, ResilientACE, Scheduled, Strict, SymmetryFollowing
     from equirelax.relaxation import (
         MLP,
         Dense,
@@ -55,6 +55,7 @@ __all__ = [
     "ResilientACE",
     "Scheduled",
     "Strict",
+    "SymmetryFollowing",
     "audit",
     "auditing",
     "load",
@@ -73,7 +74,7 @@ __all__ = [
 _HOMES = {
     "errors": ("EquirelaxError",),
     "auditing": ("audit", "symmetry_score"),
-    "methods": ("ACE", "ResilientACE", "Scheduled", "Strict"),
+    "methods": ("ACE", "ResilientACE", "Scheduled", "Strict", "SymmetryFollowing"),
     "relaxation": (
         "MLP",
         "Dense",

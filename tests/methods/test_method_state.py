@@ -22,6 +22,13 @@ def seeded_penalty(relaxation: Relaxation) -> er.relaxation.regularizers.Regular
     )
 
 
+def score_of(relaxation: Relaxation) -> er.auditing.SymmetryScore:
+    """Of the toy's network on a batch that no step trains on."""
+    return er.symmetry_score(
+        relaxation.model, batch(seed=99), lambda model, b: (model(b[0]) - b[1]).square().sum(1)
+    )
+
+
 METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "strict": er.Strict,
     "scheduled": lambda r: er.Scheduled(r, 10, rows=3, generator=torch.Generator().manual_seed(5)),
@@ -32,6 +39,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
     "rpp": lambda r: er.methods.RPP(r, eq_weight=1e-3, residual_weight=1e-2),
     "swing": lambda r: er.methods.Swing(r, period=8, finish=7),
+    "symmetry-following": lambda r: er.SymmetryFollowing(r, score_of, every=3),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,
@@ -170,9 +178,18 @@ def test_logs_per_layer() -> None:
 
 
 def test_which_methods_deploy_relaxed() -> None:
-    assert er.methods.names() == ["strict", "scheduled", "ace", "resilient", "remul", "rpp", "swing"]
+    assert er.methods.names() == [
+        "strict",
+        "scheduled",
+        "ace",
+        "resilient",
+        "remul",
+        "rpp",
+        "swing",
+        "symmetry-following",
+    ]
     relaxed = [name for name in er.methods.names() if er.methods.get(name).deploys_relaxed]
-    assert relaxed == ["resilient", "remul", "rpp"]
+    assert relaxed == ["resilient", "remul", "rpp", "symmetry-following"]
     assert all(er.methods.descriptions().values())
 
 

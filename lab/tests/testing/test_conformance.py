@@ -9,7 +9,18 @@ import torch
 from equirelax_lab.models import EGNN
 from torch import Tensor, nn
 
-from equirelax.methods import ACE, REMUL, RPP, Method, ResilientACE, Scheduled, Strict, Swing
+from equirelax.auditing import symmetry_score
+from equirelax.methods import (
+    ACE,
+    REMUL,
+    RPP,
+    Method,
+    ResilientACE,
+    Scheduled,
+    Strict,
+    Swing,
+    SymmetryFollowing,
+)
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.regularizers import LieDerivative
 from equirelax.symmetry import E, O, positions, vector
@@ -72,6 +83,18 @@ class TestRPP(MethodConformance):
 class TestSwing(MethodConformance):
     def build_method(self, relaxation: Relaxation) -> Method:
         return Swing(relaxation, period=7, finish=6, regularizer=LieDerivative(relaxation))
+
+
+class TestSymmetryFollowing(MethodConformance):
+    def build_method(self, relaxation: Relaxation) -> Method:
+        batch = self.batch(99)
+        return SymmetryFollowing(
+            relaxation,
+            lambda found: symmetry_score(
+                found.model, batch, lambda model, b: (model(b[0]) - b[1]).square().flatten(1).sum(1)
+            ),
+            every=3,
+        )
 
 
 def seeded(build: Any) -> nn.Module:

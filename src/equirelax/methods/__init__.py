@@ -1,5 +1,5 @@
-"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), swing, ace and resilient (ACE); and the methods that
-they are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
+"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), ace and resilient (ACE), and the trials swing and
+symmetry-following; and what they are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)
@@ -14,6 +14,7 @@ from equirelax.methods.gradnorm import GradNorm
 from equirelax.methods.remul import REMUL
 from equirelax.methods.rpp import RPP
 from equirelax.methods.swing import Swing
+from equirelax.methods.symmetry_following import SymmetryFollowing
 from equirelax.methods.projected_loss import ProjectedLoss, lags
 from equirelax.methods.equi_adapt import EquiAdapted
 from equirelax.methods.equi_tuning import EquiTuned
@@ -31,6 +32,7 @@ __all__ = [
     "Scheduled",
     "Strict",
     "Swing",
+    "SymmetryFollowing",
     "descriptions",
     "get",
     "lags",

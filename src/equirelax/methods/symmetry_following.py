@@ -1,0 +1,170 @@
+"""Strengths that follow a symmetry score: relaxed where the data break the symmetry, exactly strict where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from equirelax.errors import MethodError
+from equirelax.methods.base import Method
+from equirelax.methods.registry import register
+from equirelax.relaxation import Relaxation
+from equirelax.settings import COUNT, FINITE, NOT_NEGATIVE, Range, shown, within
+
+if TYPE_CHECKING:
+    from equirelax.relaxation.regularizers import Regularizer
+
+
+class Measured(Protocol):
+    """What the method needs of `equirelax.auditing.SymmetryScore`."""
+
+    @property
+    def examples(self) -> int:
+        """n."""
+
+    @property
+    def ratios(self) -> Mapping[str, float]:
+        """Key of a residual -> r."""
+
+
+Measure = Callable[[Relaxation], Measured]
+
+
+@register(
+    "symmetry-following",
+    "gamma follows a score of the data's asymmetry, layer by layer; deployed relaxed; a trial of this project",
+)
+class SymmetryFollowing(Method):
+    """gamma follows how far the data break the symmetry at each layer.
+
+    After every k-th step the score is measured, r between 0 and 1 for n examples, and
+
+        gamma_i <- (1 - eta) gamma_i + eta f(r_i),       f(r) = peak max(r - c/n, 0) / (1 - c/n),
+        gamma_i <- 0 exactly where |gamma_i| < threshold.
+
+    On symmetric data r is 0 up to noise of size 1/n; while it stays in the dead zone ``r <= c/n``, gamma falls as (1 - eta)^t and
+    ends at exactly 0, so that the network that is deployed with its residuals is the strict one. What the rule guarantees is
+    proved in docs/explanation/symmetry_score.md. Residuals that the score leaves out count as r = 0.
+
+    Measure on examples that are not trained on and not moved by random group elements. A measurement costs a forward pass over
+    them, and a backward pass for every bit of a batch's number of examples and one more:
+
+        method = er.SymmetryFollowing(
+            relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), every=100
+        ).attach(optimizer)
+
+    Under DDP every rank measures, on examples of its own, and all follow the score of all.
+
+    Args:
+        relaxation: The relaxed model; every gamma is set by the rule from here on.
+        measure: relaxation -> its score, as `equirelax.symmetry_score` gives it.
+        settings: `Settings`, or None to give them by name.
+        regularizer: Optional regulariser of the residuals.
+        fields: Settings by name.
+
+    Attributes:
+        steps: Steps taken.
+        ratios: r of every residual when it was last measured, (residuals,); None before.
+
+    Raises:
+        MethodError: A setting is unknown or out of range, or `measure` is no function; at a step, when it gives something else or
+            measures on so few examples that c/n is 1 or more.
+    """
+
+    deploys_relaxed: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Method.Settings):
+        """The rule.
+
+        Attributes:
+            every: Steps from one measurement to the next (k).
+            rate: The share of the way that gamma goes at once (eta).
+            dead_zone: c; ratios up to c/n are taken for noise.
+            peak: gamma where all examples pull the same way (r = 1).
+            threshold: A smaller gamma is set to 0.
+            initial: gamma at the start.
+        """
+
+        every: int = within(COUNT, 100)
+        rate: float = within(Range(0, 1, open_least=True), 0.1)
+        dead_zone: float = within(NOT_NEGATIVE, 4.0)
+        peak: float = within(FINITE, 1.0)
+        threshold: float = within(NOT_NEGATIVE, 1e-3)
+        initial: float = within(FINITE, 1.0)
+
+    settings: Settings
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        measure: Measure,
+        settings: Settings | None = None,
+        *,
+        regularizer: Regularizer | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(relaxation, settings, regularizer=regularizer, **fields)
+        if not callable(measure):
+            raise MethodError(
+                f"SymmetryFollowing: measure is {shown(measure)}; expected a function of the relaxation, such as "
+                f"lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss)"
+            )
+        self.measure = measure
+        self.steps = 0
+        self.ratios: Tensor | None = None
+        for residual in relaxation.residuals.values():
+            residual.fix_gamma()
+        relaxation.set_gamma(self.settings.initial)
+
+    def target(self, ratio: float, examples: int) -> float:
+        """f(r), where gamma goes.
+
+        Raises:
+            MethodError: There are so few examples that every ratio counts as noise.
+        """
+        noise = self.settings.dead_zone / examples
+        if noise >= 1:
+            raise MethodError(
+                f"SymmetryFollowing: dead_zone is {self.settings.dead_zone}, and the score was measured on {examples} examples: "
+                f"every ratio would count as noise. Measure on more, several times that number"
+            )
+        return self.settings.peak * max(ratio - noise, 0.0) / (1 - noise)
+
+    def _follow(self) -> None:
+        found = self.measure(self.relaxation)
+        if not hasattr(found, "ratios") or not hasattr(found, "examples"):
+            raise MethodError(
+                f"SymmetryFollowing: measure(relaxation) gave {shown(found)}; expected what er.symmetry_score gives"
+            )
+        own, ratios = self.settings, [found.ratios.get(key, 0.0) for key in self.paths]
+        self.ratios = torch.tensor(ratios, dtype=torch.float64)
+        for residual, ratio in zip(self.relaxation.residuals.values(), ratios, strict=True):
+            gamma = (1 - own.rate) * float(residual.gamma) + own.rate * self.target(ratio, found.examples)
+            residual.set_gamma(gamma if abs(gamma) >= own.threshold else 0.0)
+
+    def _term(self) -> Tensor:
+        return self._gammas().new_zeros(())
+
+    def _advance(self) -> None:
+        self.steps += 1
+        if self.steps % self.settings.every == 0:
+            self._follow()
+
+    def _state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "ratios": self.ratios}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        ratios = state["ratios"]
+        if ratios is not None and tuple(ratios.shape) != (len(self.paths),):
+            raise MethodError(
+                f"the state has ratios of shape {tuple(ratios.shape)}; expected {(len(self.paths),)}, one per residual"
+            )
+        self.steps, self.ratios = int(state["steps"]), ratios
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {} if self.ratios is None else {"ratio": self.ratios}
