@@ -61,6 +61,8 @@ def test_a_residual_that_is_not_scored_counts_as_symmetric() -> None:
 def test_what_is_no_score_and_too_few_examples_are_refused() -> None:
     with pytest.raises(MethodError, match="measure"):
         er.SymmetryFollowing(chain(2), Given())  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="measure"):
+        er.SymmetryFollowing(chain(2))
     with pytest.raises(MethodError, match="examples"):
         course(Given(examples=4), 2, every=1)
     with pytest.raises(MethodError, match="measure"):

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
         "ace",
         *(
             pytest.param(method, marks=pytest.mark.slow)
-            for method in ("scheduled", "swing", "resilient", "remul")
+            for method in ("scheduled", "swing", "symmetry-following", "resilient", "remul")
         ),
     ],
 )

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from equirelax_lab.models.vector_neurons import VNLinear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -29,12 +30,23 @@ class VectorNet(nn.Module):
         return self.maps[-1](x)[:, 0]
 
 
+def score(relaxation):
+    """Of this rank's share of a held-out batch."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    like = next(relaxation.model.parameters())
+    held_out = tuple(part[rank::size].to(like) for part in list(batches(7))[-1])
+    return er.symmetry_score(
+        relaxation.model, held_out, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(1)
+    )
+
+
 METHODS = {
     "scheduled": lambda r: er.Scheduled(r, total_steps=6),
     "scheduled-rows": lambda r: er.Scheduled(r, total_steps=6, rows=5),
     "ace": lambda r: er.ACE(r, dual_lr=0.05),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.05, primal_lr=0.01),
     "swing": lambda r: er.methods.Swing(r, period=4, finish=5),
+    "symmetry-following": lambda r: er.SymmetryFollowing(r, score, every=2),
     "remul": lambda r: er.methods.REMUL(r, weighting="gradnorm"),
     "rpp": lambda r: er.methods.RPP(r),
 }

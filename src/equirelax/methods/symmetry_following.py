@@ -61,7 +61,7 @@ class SymmetryFollowing(Method):
 
     Args:
         relaxation: The relaxed model; every gamma is set by the rule from here on.
-        measure: relaxation -> its score, as `equirelax.symmetry_score` gives it.
+        measure: relaxation -> its score, as `equirelax.symmetry_score` gives it; it must be given.
         settings: `Settings`, or None to give them by name.
         regularizer: Optional regulariser of the residuals.
         fields: Settings by name.
@@ -71,7 +71,7 @@ class SymmetryFollowing(Method):
         ratios: r of every residual when it was last measured, (residuals,); None before.
 
     Raises:
-        MethodError: A setting is unknown or out of range, or `measure` is no function; at a step, when it gives something else or
+        MethodError: A setting is unknown or out of range, or `measure` is left out or no function; at a step, when it gives something else or
             measures on so few examples that c/n is 1 or more.
     """
 
@@ -102,7 +102,7 @@ class SymmetryFollowing(Method):
     def __init__(
         self,
         relaxation: Relaxation,
-        measure: Measure,
+        measure: Measure | None = None,
         settings: Settings | None = None,
         *,
         regularizer: Regularizer | None = None,
