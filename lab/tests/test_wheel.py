@@ -1,4 +1,4 @@
-"""The built wheels, first the library's alone, in an environment that has torch, NumPy and what these need, and nothing else."""
+"""Source distributions, the wheels built from them, and these in an environment with torch, NumPy and what they need alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -17,6 +19,9 @@ import pytest
 from equirelax_lab.extras import EXTRAS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+WITH_TORCH = {"numpy", "filelock", "jinja2"}
+"""Modules of extras that torch needs too, or that stand for themselves."""
 pytestmark = pytest.mark.slow
 
 LOOP = """
@@ -69,8 +74,8 @@ def closure(names: list[str]) -> list[importlib.metadata.Distribution]:
 
 
 def built(project: Path, out: Path) -> Path:
-    """The wheel of a project."""
-    words = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(project)]
+    """The wheel of a project, built from its source distribution, which lies beside it."""
+    words = [sys.executable, "-m", "build", "--outdir", str(out), str(project)]
     if importlib.util.find_spec("hatchling") is not None:
         words.append("--no-isolation")
     done = subprocess.run(words, capture_output=True, text=True, timeout=250)
@@ -140,28 +145,75 @@ def lab(run: Environment, lab_wheel: Path) -> Environment:
 
 def test_what_is_in_the_library(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    version = importlib.metadata.version("equirelax")
-    assert {name.split("/")[0] for name in names} == {"equirelax", f"equirelax-{version}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"equirelax", f"equirelax-{VERSION}.dist-info"}
     assert sources(REPOSITORY / "src") <= set(names)
     assert not [name for name in names if name.endswith("entry_points.txt")]
 
 
 def test_what_is_in_the_laboratory(lab_wheel: Path) -> None:
     names = zipfile.ZipFile(lab_wheel).namelist()
-    version = importlib.metadata.version("equirelax-lab")
-    assert {name.split("/")[0] for name in names} == {"equirelax_lab", f"equirelax_lab-{version}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"equirelax_lab", f"equirelax_lab-{VERSION}.dist-info"}
     assert sources(REPOSITORY / "lab" / "src") <= set(names)
     studies = {path.name for path in (REPOSITORY / "lab" / "studies").glob("*.yaml")}
     assert studies <= {Path(name).name for name in names if name.startswith("equirelax_lab/ready/")}
 
 
+@pytest.mark.parametrize("name", ["equirelax", "equirelax_lab"])
+def test_wheels_are_typed_and_say_their_licence_and_what_was_run(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    wheel = zipfile.ZipFile(request.getfixturevalue("wheel" if name == "equirelax" else "lab_wheel"))
+    assert f"{name}/py.typed" in wheel.namelist()
+    (metadata,) = (wheel.read(n).decode() for n in wheel.namelist() if n.endswith("dist-info/METADATA"))
+    (licence,) = (wheel.read(n).decode() for n in wheel.namelist() if n.endswith("LICENSE"))
+    assert licence == (REPOSITORY / "LICENSE").read_text()
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert metadata.rpartition("\n\n")[2].strip()  # the README
+    assert (
+        f"Programming Language :: Python :: {sys.version_info.major}.{sys.version_info.minor}\n" in metadata
+    )
+    assert "http" not in metadata.partition("\n\n")[0]  # no address that does not exist
+
+
+def test_what_is_in_the_source_distributions(wheel: Path, lab_wheel: Path) -> None:
+    """What the wheels are built from; the library's tests and examples too, and of the laboratory nothing that needs the rest."""
+    tops = {}
+    for path in (wheel, lab_wheel):
+        (archive,) = path.parent.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            files = {name.partition("/")[2] for name in tar.getnames()}
+        tops[path] = {name.split("/")[0] for name in files}
+        if path == wheel:
+            tracked = subprocess.run(
+                ["git", "ls-files", "src", "tests", "examples"],
+                cwd=REPOSITORY,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.splitlines()
+            assert set(tracked) <= files
+    assert {"src", "tests", "examples", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} <= tops[
+        wheel
+    ]
+    assert not tops[wheel] & {"lab", "docs"}
+    assert tops[lab_wheel] <= {
+        "src",
+        "studies",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        "PKG-INFO",
+        ".gitignore",
+    }
+
+
 def sources(folder: Path) -> set[str]:
-    kinds = (".py", ".css", ".js", ".yaml", ".html")
+    kinds = (".py", ".css", ".js", ".yaml", ".html", ".txt", ".typed")
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in kinds}
 
 
 def test_the_environment_has_nothing_else(run: Environment) -> None:
-    modules = sorted({module for extra in EXTRAS.values() for module in extra} - {"numpy"})
+    modules = sorted({module for extra in EXTRAS.values() for module in extra} - WITH_TORCH)
     code = f"import importlib.util as u; print([m for m in {modules} if u.find_spec(m) is not None])"
     done = run("python", "-c", code)
     assert done.stdout == "[]\n", done.stderr
@@ -171,7 +223,7 @@ def test_import_and_the_loop_of_the_readme(run: Environment) -> None:
     done = run("python", "-c", "import equirelax; print(equirelax.__file__, equirelax.__version__)")
     assert done.returncode == 0, done.stderr
     assert "site-packages" in done.stdout
-    assert done.stdout.endswith(f" {importlib.metadata.version('equirelax')}\n")
+    assert done.stdout.endswith(f" {VERSION}\n")
     done = run("python", "-W", "error::ImportWarning", "-c", LOOP)
     assert done.returncode == 0, done.stderr
     assert "relative" in done.stdout

@@ -198,10 +198,17 @@ def fetch(url: str, target: Path, *, known_sha256: str | None = None) -> Path:
     except requests.exceptions.RequestException as error:
         size = part.stat().st_size if part.exists() else 0
         kept = f"; {size} bytes are kept, and the same command continues from there" if size else ""
-        raise DataError(f"{url} cannot be read ({' '.join(str(error).split())}){kept}.") from error
+        raise DataError(f"{url} cannot be read ({_reason(error)}){kept}.") from error
     except ValueError as error:  # pooch's, for another hash
         raise DataError(f"{url} gave a damaged file ({' '.join(str(error).split())}).") from error
     return target
+
+
+def _reason(error: Exception) -> str:
+    """What stopped a download, without the connection pool, the path and the number of tries around it."""
+    innermost = getattr(error.args[0], "reason", None) if error.args else None
+    text = " ".join(str(innermost or error).split())
+    return text.partition("): ")[2] if text.startswith("HTTP") and "): " in text else text
 
 
 class ResumingDownloader:
