@@ -626,6 +626,25 @@ def test_a_checkpoint_without_the_callback_is_refused(tmp_path: Path) -> None:
         run.test(module, data(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
 
 
+def test_a_method_that_measures_gets_its_function_as_a_setting(tmp_path: Path) -> None:
+    held_out = next(iter(data(batch=32)))
+
+    def measure(relaxation: er.relaxation.Relaxation) -> Any:
+        return er.symmetry_score(
+            relaxation.model, held_out, lambda model, b: (model(b[0]) - b[1]).square().sum((1, 2))
+        )
+
+    module, callback = Module(), relaxing("symmetry-following", measure=measure, every=4, dead_zone=1.0)
+    trainer(tmp_path, callback).fit(module, data())
+    assert callback.method.steps == 8
+    assert callback.method.ratios.tolist() == pytest.approx(
+        list(measure(er.relaxation_of(module.model)).ratios.values()), abs=0.5
+    )
+    assert all(
+        0 < gamma < 1 for gamma in er.relaxation_of(module.model).gammas().tolist()
+    )  # deployed relaxed
+
+
 def test_a_checkpoint_of_other_residuals_or_another_method_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, relaxing())
     run.fit(Module(), data())

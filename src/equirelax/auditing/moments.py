@@ -199,7 +199,7 @@ def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Ten
             if gap.numel() and bool((gap > PARTIAL * size[hit] + NEGLIGIBLE * size.max()).any()):
                 raise AuditError(
                     f"{key or 'the model'}: the loss of one example depends on the rows of another (statistics of a batch, a "
-                    f"shared row, a loss that is not example by example). Give a list of batches of one example each"
+                    f"shared row, a loss that is not example by example). Give an iterator over batches of one example each"
                 )
             examples[index] += hit.long() << bit
     return list(zip(whole, examples, strict=True))

@@ -155,9 +155,10 @@ def symmetry_score(
 
     Args:
         model: The network, relaxed or not; wrappers of `torch.compile` and of parallel training are looked through.
-        batch: One batch, or several as a list, an iterator or a `DataLoader`: whatever `loss` takes.
-        loss: (model, batch) -> the loss of every example, of shape (examples,). A scalar counts as one example, so that a list
-            of batches of one example each works with any loss, and with networks that mix the examples of a batch.
+        batch: One batch, whatever `loss` takes; or several, as a `DataLoader`, a generator or another iterator, such as
+            `iter(list_of_batches)`.
+        loss: (model, batch) -> the loss of every example, of shape (examples,). A scalar counts as one example, so that
+            an iterator over batches of one example each works with any loss, and with networks that mix the examples of a batch.
         placement: Which layers of a model that is not relaxed are looked at, as for `equirelax.relax`; None: all that it finds.
 
     Returns:
@@ -230,7 +231,7 @@ def _score(relaxation: Relaxation, batch: Any, loss: Loss) -> SymmetryScore:
 
 
 def _batches(batch: Any) -> Iterable[Any]:
-    return batch if isinstance(batch, (list, Iterator, DataLoader)) else [batch]
+    return batch if isinstance(batch, (Iterator, DataLoader)) else [batch]
 
 
 def _space(residual: Residual) -> Space | str:
@@ -377,8 +378,8 @@ def _summary(
     n = round(float(_over_ranks(torch.tensor([float(count)], dtype=torch.float64, device=device))))
     if n < 2:
         raise AuditError(
-            f"{n} example was given, and the score needs two at least: let loss return one loss for every example, or give a "
-            f"list of batches of one example each"
+            f"{n} example was given, and the score needs two at least: let loss return one loss for every example, or give an "
+            f"iterator over batches of one example each"
         )
     size = _over_ranks(squares.to(device)).cpu() / n
     weights = 1 / (size + EPS)
