@@ -119,6 +119,8 @@ class Training(Protocol, Muon, LearningRate):
         batch_size: Samples of one step, over all devices together.
         optimizer: The optimiser of weights, residuals and learnt strengths.
         residual_rate: Learning rate of the residuals' weights over that of all other parameters.
+        projected_share: Share s of the projected network's loss on the same batch in what is minimised, which is
+            (1 - s) L(gamma) + s L(0); 0 does not compute it.
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
         decay_biases: Whether weight decay holds for biases and other parameters of one dimension.
         momentum: Momentum of sgd.
@@ -131,6 +133,7 @@ class Training(Protocol, Muon, LearningRate):
     batch_size: int = within(COUNT)
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     residual_rate: float = within(POSITIVE, 1.0)
+    projected_share: float = within(SHARE, 0.0)
     weight_decay: float = within(NOT_NEGATIVE, 0.0)
     momentum: float = within(SHARE, 0.0)
     decay_biases: bool = True

@@ -41,10 +41,21 @@ class Objective(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
             return self._terms(batch, index, step)
 
+    def _loss(self, batch: Batch) -> Tensor:
+        """The task's loss, in part of the projected network."""
+        task, relaxation = self.assembly.task, self.assembly.relaxation
+        share = self.assembly.config.training.projected_share
+        loss = task.loss(task.predict(self.model, batch), batch)
+        if not share or relaxation is None:
+            return loss
+        with relaxation.strict():
+            projected = task.loss(task.predict(self.model, batch), batch)
+        return (1 - share) * loss + share * projected
+
     def _terms(self, batch: Batch, index: int, step: int) -> tuple[Tensor, Tensor]:
         task, method, parts = self.assembly.task, self.assembly.method, self.loader.parts
         share, last = self.loader.share(index), self.loader.completes(index)
-        loss = task.loss(task.predict(self.model, batch), batch)
+        loss = self._loss(batch)
         own = task.regulariser(self.model)
         loss = share * (loss if own is None else loss + own)
 
