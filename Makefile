@@ -102,7 +102,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(STAMP)
-	$(BIN)/python -m ruff check src tests lab examples docs/tools conftest.py
+	$(BIN)/python -m ruff check src tests lab examples docs/tools docs/tutorial conftest.py
 	$(BIN)/python -m mypy
 
 perf: $(STAMP)

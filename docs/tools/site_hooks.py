@@ -36,7 +36,7 @@ def _in_site(target: str) -> str:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add every file that a page links to; PluginError where there is none."""
     for page in list(files.documentation_pages()):
-        for link in LINK.findall(Path(page.abs_src_path or "").read_text(encoding="utf-8")):
+        for link in LINK.findall(page.content_string):
             target = _outside(page.src_uri, link)
             if target is None:
                 continue
