@@ -79,7 +79,8 @@ class ProjectedLoss:
             least as long as one swing of gamma, where it swings.
 
     Attributes:
-        projected, relaxed: The losses at the last measurement; NaN before the first.
+        projected: The loss without the residuals at the last measurement; NaN before the first.
+        relaxed: The loss with them, likewise.
         lagging: Whether the rule held there.
 
     Raises:
