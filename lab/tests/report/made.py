@@ -48,6 +48,16 @@ def changed(base: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return copied
 
 
+ALIKE: dict[str, Any] = {
+    "learning_rate": 1e-3, "epochs": 1000, "weight_decay": 0.0, "augment": True, "drop_last": False,
+}  # fmt: skip
+
+
+def alike(method: str, seed: int, value: float, **settings: Any) -> dict[str, Any]:
+    """A result with the training settings of all others; those that the methods were published with differ."""
+    return changed(result(method, seed, value), **{**ALIKE, **settings})
+
+
 def of_model(base: dict[str, Any], model: str) -> dict[str, Any]:
     """The same result of another model."""
     config = defaults(base["benchmark"], model, base["method"]).to_dict()

@@ -1,12 +1,17 @@
-"""Figures: methods look alike everywhere, long curves are thinned, and files hold what was drawn."""
+"""Figures: few points are marked, many rows have panels, long curves are thinned, and files hold what was drawn."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from equirelax_lab.report import figures, tables
-from equirelax_lab.report.drawing import png, power, spans, thinned
+from equirelax_lab.report import sweeps
+from equirelax_lab.report.curves import validation
+from equirelax_lab.report.drawing import RoundLocator, full, png, power, spans, styled, svg, thinned
+from equirelax_lab.report.facets import MOST_PANELS, MOST_ROWS, facets
+from equirelax_lab.report.looks import METHODS
+from equirelax_lab.report.pictures import pictures
 from equirelax_lab.report.runs import Run
 from equirelax_lab.report.table import Table, common, final_size, mean
 from made import accuracy, changed, result
@@ -77,23 +82,94 @@ def test_pictures_are_files_of_few_colours_that_hold_every_figure(tmp_path: Path
         for size in (1, 2, 3)
     ]
     table, metric = Table(runs), runs[0].result["metric"]
-    assert [figure.title for figure in figures.sweeps(runs, metric)] == [
+    assert [figure.title for figure in sweeps.sweeps(runs, metric)] == [
         "Test accuracy (%) against train",
         "Mean |multiplier| at the end against train",
         "Mean |gamma| at the end against train",
     ]
-    assert figures.sweeps(runs[:1], metric) == []
-    (under,) = figures.further_conditions(tables.levels(table), metric)
-    curves = figures.curves_picture(table, metric)
-    assert sum(figure.title.endswith("a line for every residual and seed") for figure in curves) == 3
-    png(
-        tmp_path / "all.png",
-        [curves[0], curves[-1], under, figures.sweeps(runs, metric)[0]],
-        "A <title> of $100",
-    )
+    assert sweeps.sweeps(runs[:1], metric) == []
+    found = pictures(table, runs, metric)
+    assert list(found) == ["curves", "sweep", "conditions"]
+    assert [figure.title for figure in found["curves"][0]] == [
+        "Validation: accuracy (%)",
+        "Strength gamma: a line for every residual and seed",
+    ]
+    assert sweeps.further_conditions({}, metric) is None
+    drawn = [figures[0] for figures, _ in found.values()]
+    png(tmp_path / "all.png", [*drawn, found["curves"][0][1]], "A <title> of $100", 2, "equirelax it again")
     with Image.open(tmp_path / "all.png") as picture:
         assert picture.mode == "P"
         assert picture.width > 1000
         colours = picture.convert("RGB").getcolors(256)
         assert colours is not None
         assert len(colours) > 30
+
+
+def curves_of(methods: tuple[str, ...], **settings: tuple[float, ...]) -> Table:
+    """A run of every method at every value of one setting; each has two epochs of metrics."""
+    ((key, values),) = settings.items()
+    return Table(
+        [
+            Run("", changed(result(method, 0, 5.0), **{key: value}), ROWS, "finished")
+            for method in methods
+            for value in values
+        ]
+    )
+
+
+def test_rows_share_a_panel_while_they_are_few_and_then_by_what_was_swept() -> None:
+    few = curves_of(("strict", "ace"), learning_rate=(0.1, 0.2, 0.3))
+    assert [one.title for one in facets(few, list(few.rows))] == [""]
+    many = curves_of(("strict", "scheduled", "ace"), learning_rate=(0.1, 0.2, 0.3))
+    found = facets(many, list(many.rows))
+    assert [one.title for one in found] == [f"learning_rate=0.{n}" for n in (1, 2, 3)]
+    assert list(found[1].rows) == ["strict", "scheduled", "ace"]
+    assert found[1].rows["ace"] == "ace learning_rate=0.2"
+    figure = validation(many, result("ace", 0, 5.0)["metric"])
+    assert figure is not None
+    drawn = svg(figure, "f")
+    assert re.findall(r"<text[^>]*>(learning_rate=0.\d)</text>", drawn) == [one.title for one in found]
+    lines = re.findall(
+        r"<title>ace learning_rate=\S+ projected</title>.*?stroke: (var\(--\w+\))", drawn, flags=re.DOTALL
+    )
+    assert lines == [f"var(--{METHODS['ace'].variable})"] * 3
+
+
+def test_rows_of_different_methods_have_a_panel_each_beside_strict() -> None:
+    methods = ("strict", "scheduled", "ace", "resilient", "remul", "rpp", "ace-pi")
+    table = curves_of(methods, learning_rate=(0.1,))
+    found = facets(table, list(table.rows))
+    assert [one.title for one in found] == list(methods[1:])
+    assert all(list(one.rows) == ["strict", one.title] for one in found)
+    assert [one for panel in facets(table, [f"ace n={n}" for n in range(40)]) for one in panel.rows] == [
+        f"ace n={n}" for n in range(40)
+    ]
+
+
+def test_no_panel_has_more_rows_than_can_be_told_apart() -> None:
+    table = curves_of(("strict", "ace"), learning_rate=tuple(0.1 * n for n in range(1, 2 * MOST_PANELS)))
+    found = facets(table, list(table.rows))
+    assert max(len(one.rows) for one in found) <= MOST_ROWS
+    assert [row for one in found for row in one.rows.values()] == list(table.rows)
+
+
+def test_a_single_validation_is_seen_in_both_states() -> None:
+    run = Run("", result("ace", 0, 5.0), ROWS[:1], "finished")
+    figure = validation(Table([run]), run.result["metric"])
+    assert figure is not None
+    drawn = svg(figure, "f")
+    first, second = (
+        drawn.split(f"<title>ace, {state}</title>")[1] for state in ("projected", "with residuals")
+    )
+    for part in (first, second):
+        assert "<use " in part.split("</g>\n   </g>")[0]  # a marker
+
+
+def test_numbers_on_axes_are_whole_and_full() -> None:
+    assert [full(v) for v in (5e-05, 0.00016, 0.5, 3, 20000.0, 1.5e-9, 1e12)] == [
+        *("0.00005", "0.00016", "0.5", "3", "20000", "1.5e-09", "1e+12"),
+    ]  # fmt: skip
+    with styled():
+        for low, high in ((4.8, 60.0), (0.15, 0.6), (1e-16, 1.0), (90.0, 130.0)):
+            inside = [v for v in RoundLocator().tick_values(low, high) if low <= v <= high]
+            assert 2 <= len(inside) <= 7, (low, high)

@@ -13,26 +13,18 @@ from typing import Any
 import pytest
 from equirelax_lab.report import tables
 from equirelax_lab.report.archive import read_archive
-from equirelax_lab.report.comparison import compare_folders, comparisons, summarise_again, write_comparison
+from equirelax_lab.report.comparison import comparisons, summarise_again, write_comparison
 from equirelax_lab.report.conclusion import conclusion
+from equirelax_lab.report.failures import ALL, DEFINITION, POOR, asks_for_failures, failures, poor, shares
 from equirelax_lab.report.rows import marked_line
 from equirelax_lab.report.runs import Run, of_config, read_folder, read_run
 from equirelax_lab.report.statistics import holm, paired, spread
 from equirelax_lab.report.summary import strengths_of, summarise
 from equirelax_lab.report.table import Table, condition, measures_csv
-from equirelax_lab.report.tables import (
-    ALL,
-    DEFINITION,
-    POOR,
-    asks_for_failures,
-    failures,
-    poor,
-    shares,
-    summary_text,
-)
+from equirelax_lab.report.tables import summary_text
 from equirelax_lab.tasks.registry import defaults
 from equirelax_lab.training.dynamics import dynamics
-from made import Make, accuracy, averaged, changed, of_model, result
+from made import Make, accuracy, alike, averaged, changed, of_model, result
 
 from equirelax.errors import ConfigError
 
@@ -96,22 +88,38 @@ def test_small_values_have_three_digits_and_their_differences_as_many_decimals()
     assert "| -0.1454 ± 0.0007 [" in text
 
 
-def test_a_sentence_claims_no_more_than_the_seeds_allow() -> None:
-    one = summarise([result("strict", 0, 5.0), result("ace", 0, 4.0)])
-    assert "no evidence" in conclusion(one)
-    clear = summarise(
-        [r for s in range(3) for r in (result("strict", s, 5.0 + s / 100), result("ace", s, 4.0))]
-    )
-    assert "excludes zero" in conclusion(clear)
-    assert "20% below" in conclusion(clear)
-    noisy = summarise(
-        [r for s in range(3) for r in (result("strict", s, 5.0), result("ace", s, 3.0 + 2 * s))]
-    )
-    assert "do not tell from chance" in conclusion(noisy)
-    worse = summarise(
-        [r for s in range(3) for r in (result("strict", s, 5.0), result("ace", s, 6.0 + s / 100))]
-    )
-    assert "above strict" in conclusion(worse)
+def sentence(seeds: int, *differences: float) -> str:
+    """The conclusion where ace differs from strict's 5.0 by these, seed after seed."""
+    strict = [alike("strict", s, 5.0) for s in range(seeds)]
+    ace = [alike("ace", s, 5.0 + differences[s % len(differences)]) for s in range(seeds)]
+    return conclusion(summarise([*strict, *ace]))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "differences", "verdict"),
+    [
+        (1, (-1.0,), "undecided"),
+        (3, (-1.0, -1.1), "undecided"),  # whatever the interval says
+        (6, (-1.0, -1.1), "better"),
+        (6, (1.0, 1.1), "worse"),
+        (6, (-1.0, 1.1), "undecided"),
+        (6, (-0.01, 0.01), "level"),
+        (6, (0.001, 0.0011), "level"),  # above zero for certain, and of no account
+    ],
+)
+def test_a_sentence_claims_no_more_than_the_seeds_allow(
+    seeds: int, differences: tuple[float, ...], verdict: str
+) -> None:
+    first = sentence(seeds, *differences).partition(". ")[0]
+    assert [word for word in ("undecided", "better", "worse", "level") if word in first] == [verdict]
+
+
+def test_a_sentence_gives_the_interval_in_the_unit_of_the_difference() -> None:
+    # differences -1.0 and -1.1 of 5.0: mean -21 %, deviation 0.0548 / sqrt 6 x 2.571 = 0.0575: 1.15 %
+    assert "is 21 % below that of strict (95 % interval -22 to -20 %, 6 seeds)" in sentence(6, -1.0, -1.1)
+    assert "0.10 % above that of strict (95 % interval +0.10 to +0.10 %" in sentence(6, 0.005, 0.0051)
+    assert "is the same as that of strict" in sentence(6, -0.1, 0.1)
+    assert "20 % below that of strict (one seed)" in sentence(1, -1.0)
     assert "nothing to compare" in conclusion(summarise([result("ace", 0, 1.0)]))
 
 
@@ -157,16 +165,18 @@ def test_runs_of_several_models_are_compared_with_the_strict_runs_of_their_own()
     assert rows["ace egnn"]["paired_with_strict"]["mean"] == pytest.approx(1.0)
     assert rows["ace segnn"]["published"] == "3.8 ± 0.17"
     assert rows["ace egnn"]["published"] is None
-    assert "ace segnn: its test error" in conclusion(summary)  # the sentence is about the first model
-    assert "25% below strict" in conclusion(summary)
+    assert "is ace segnn: undecided against strict segnn" in conclusion(
+        summary
+    )  # the sentence is about the first model
+    assert "25 % below that of strict segnn" in conclusion(summary)
 
 
 @pytest.mark.parametrize("error", [{"before": 1.0, "after": 0.4, "group": "C4", "dtype": "float64"}, None])
 def test_networks_that_are_not_equivariant_themselves_are_not_called_so(error: dict[str, Any] | None) -> None:
     runs = [result("strict", 0, 8.0), result("ace", 0, 6.0)]
-    assert "projection back to an exactly equivariant network is" in conclusion(summarise(runs))
+    assert "projection back to an exactly equivariant network, is" in conclusion(summarise(runs))
     own = [{**run, "equivariance_error": error} for run in runs]
-    assert "projection back to the network as its author made it is" in conclusion(summarise(own))
+    assert "projection back to the network as its author made it, is" in conclusion(summarise(own))
 
 
 def test_what_is_scaled_down_is_told_by_model_where_it_differs() -> None:
@@ -182,7 +192,7 @@ def test_what_is_scaled_down_is_told_by_model_where_it_differs() -> None:
 def test_the_sentence_is_about_the_first_model_with_something_to_compare() -> None:
     alone = of_model(result("strict", 0, 4.0), "egnn")
     found = summarise([alone, result("strict", 0, 8.0), result("ace", 0, 6.0)])
-    assert "ace segnn: its test error" in conclusion(found)
+    assert "ace segnn: undecided" in conclusion(found)
     assert "nothing to compare" in conclusion(summarise([alone]))
 
 
@@ -198,10 +208,10 @@ def test_higher_may_be_better() -> None:
     summary = summarise(runs)
     assert summary["methods"]["ace"]["paired_with_strict"]["wins"] == 2
     assert summary["methods"]["resilient"]["paired_with_strict"]["wins"] == 0
-    sentence = conclusion(summary)
-    assert "best relaxed method here is ace" in sentence
-    assert "after projection back" in sentence
-    assert "10.50 points above strict" in sentence
+    told = conclusion(summary)
+    assert "best relaxed method here is ace" in told
+    assert "Its test accuracy, after projection back" in told
+    assert "10.50 points above that of strict (95 % interval +4.15 to +16.85 points, 2 seeds)" in told
     text = summary_text(summary)
     assert "test accuracy (%)" in text
     assert "| test class accuracy, relaxed | test class accuracy, projected |" in text
@@ -213,10 +223,9 @@ def test_networks_without_residuals_are_not_called_relaxed() -> None:
     for run in runs:
         run["gammas"] = {}
     assert "| **60.00** (as trained) |  |  |  |" in summary_text(summarise(runs))
-    sentence = conclusion(summarise(runs))
-    assert sentence.startswith(
-        "The best method here beside strict is equi-tuning: its test accuracy is 10.00 points"
-    )
+    told = conclusion(summarise(runs))
+    assert told.startswith("The best method here beside strict is equi-tuning: undecided")
+    assert "Its test accuracy is 10.00 points above" in told
 
 
 def kept(results: list[dict[str, Any]]) -> Table:
@@ -346,7 +355,7 @@ def test_a_comparison_counts_what_ended_without_a_result(make: Make, tmp_path: P
 def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again(tmp_path: Path) -> None:
     out = tmp_path / "results"
     runs = [result("strict", 0, 5.0), result("ace", 0, 4.0)]
-    compare_folders(out, written(out, *runs))
+    write_comparison(out, [read_run(folder) for folder in written(out, *runs)])
     before = (out / "summary.md").read_text()
     assert marked_line(runs) in before
     assert comparisons([tmp_path]) == [out]
@@ -363,15 +372,47 @@ def test_comparison_and_page_carry_the_line_and_a_comparison_is_summarised_again
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_cannot_be_summarised_again_is_named(tmp_path: Path) -> None:
+def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no comparison"):
         comparisons([tmp_path])
     out = tmp_path / "results"
-    first, second = written(out, result("strict", 0, 5.0), result("ace", 0, 4.0))
-    compare_folders(out, [first, second])
-    (second / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match=second.name):
+    first, second, third = written(
+        out, result("strict", 0, 5.0), result("ace", 0, 4.0), result("resilient", 0, 3.0)
+    )
+    write_comparison(out, [read_run(first), read_run(second)])
+    for damaged in (second, third):
+        (damaged / "result.json").write_text("{}")
+    summarise_again(out)
+    text = (out / "summary.md").read_text()
+    assert "| ace | **4.00**" in text  # as the archive has it
+    assert "| resilient |" not in text
+    left_out = [line for line in text.splitlines() if line.startswith("**Left out**")]
+    assert [name in line for name, line in zip((second.name, third.name), left_out, strict=True)] == [
+        True
+    ] * 2
+    assert str(tmp_path) not in text
+    (first / "result.json").write_text("{}")
+    (out / "runs.json.gz").unlink()
+    with pytest.raises(ConfigError, match=first.name):
         summarise_again(out)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_archive_is_not_written_over(tmp_path: Path) -> None:
+    write_comparison(tmp_path, [read_run(folder) for folder in written(tmp_path, result("strict", 0, 5.0))])
+    (tmp_path / "runs.json.gz").write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"runs\.json\.gz"):
+        summarise_again(tmp_path)
+    assert (tmp_path / "runs.json.gz").read_bytes() == b"{}"
+
+
+def test_methods_stand_in_one_order_whatever_that_of_the_runs(tmp_path: Path) -> None:
+    runs = [result(method, 0, 5.0) for method in ("ace", "strict-muon", "resilient", "strict", "scheduled")]
+    assert list(summarise(runs)["methods"]) == ["strict", "strict-muon", "scheduled", "ace", "resilient"]
+    swept_runs = [changed(run, learning_rate=rate) for rate in (3e-3, 1e-3, 2e-3) for run in runs[3::-3]]
+    assert list(summarise(swept_runs)["methods"]) == [
+        f"{method} learning_rate={rate}" for method in ("strict", "ace") for rate in (0.001, 0.002, 0.003)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from equirelax_lab.report.runs import sizes
-from equirelax_lab.report.symmetry import draw_symmetry, findings, page, symmetry_study, symmetry_table
+from equirelax_lab.report.symmetry import (
+    deployed,
+    draw_symmetry,
+    findings,
+    page,
+    symmetry_study,
+    symmetry_table,
+)
 from equirelax_lab.training.dynamics import dynamics
 from PIL import Image
 
@@ -98,9 +105,27 @@ def test_without_weights_the_measured_columns_are_left_out() -> None:
     assert "Bound" not in text
 
 
+def test_the_deployed_form_comes_first() -> None:
+    kept = deployed(study())
+    assert kept.startswith(
+        "Deployed with its residuals: the relative equivariance error of the output under E(3) is 2.0e-01."
+    )
+    assert "Projected it is 1.0e-16." in kept
+    assert "epoch 11 of 20" in kept
+    given = deployed(study(result=result("ace")))
+    assert given.startswith("Deployed projected: ")
+    assert (
+        "E(3) is 1.0e-16, exact to rounding in float64. As it is trained, with its residuals, it is 2.0e-01."
+        in given
+    )
+    unknown = deployed(study(result={**result("ace"), "equivariance_error": None}))
+    assert "error" not in unknown
+    text = page(study(), "A title", "equirelax symmetry RUN")
+    assert text.index(kept) < text.index("| residual |") < text.index("`equirelax symmetry RUN`")
+
+
 def test_sentences_name_the_residual_that_is_measured_to_break_most() -> None:
     text = "\n".join(findings(study()))
-    assert "Selected at epoch 11 of 20, deployed relaxed" in text
     assert "a breaks it most: alone it gives the output an error of 1.0e-01." in text
     assert "The multipliers name no layer: they are alike" in text
     assert "no proof that they have converged" in text
@@ -140,8 +165,8 @@ def test_what_is_said_of_multipliers(course: Any, verdict: str) -> None:
 
 def test_bounds_of_a_network_that_has_them() -> None:
     bounds = NetworkBounds("", ((1.0, 1.0), (1.0, 1.0)))  # (m, g b) of every layer
-    text = page(study(bounds=bounds), "A title")
-    assert text.startswith("# A title\n\n| residual |")
+    text = page(study(bounds=bounds), "A title", "equirelax symmetry RUN")
+    assert text.startswith("# A title\n\n**Deployed ")
     # 2 g b L (m + g b)^(L-1) and (m + g b)^L - m^L with m = 1, b = 2, g = 0.5, L = 2
     assert "equivariance error 8, distance to the projected network 3." in text
     assert "8 group elements" in text
@@ -161,7 +186,7 @@ def test_bounds_of_a_network_that_has_them() -> None:
 def test_pictures(kinds: tuple[str, ...], known: bool, tmp_path: Path) -> None:
     rows = metrics(kinds)
     found = study(rows=rows, measured=measured() if known else None)
-    draw_symmetry(tmp_path / "symmetry.png", found, rows, "A run")
+    draw_symmetry(tmp_path / "symmetry.png", found, rows, "A run", "equirelax symmetry RUN")
     with Image.open(tmp_path / "symmetry.png") as picture:
         assert picture.size[0] > 1000
         assert (picture.size[1] > 700) is known
@@ -171,7 +196,7 @@ def test_pictures(kinds: tuple[str, ...], known: bool, tmp_path: Path) -> None:
 def test_a_picture_of_nothing_but_zeros(tmp_path: Path) -> None:
     zero = measured(alone=(0.0, 0.0), gamma=0.0, weight=0.0, share=0.0, added=0.0, bound=0.0)
     found = study(measured=zero, result=result(gammas=(0.0, 0.0)))
-    draw_symmetry(tmp_path / "symmetry.png", found, metrics(), "A run")
+    draw_symmetry(tmp_path / "symmetry.png", found, metrics(), "A run", "equirelax symmetry RUN")
     assert (tmp_path / "symmetry.png").stat().st_size > 1000
 
 

@@ -37,6 +37,7 @@ def main(words: Sequence[str]) -> int:
     paths = [Path(path) for path in parsed.paths]
     out = _out(parsed.out, paths)
 
+    from equirelax_lab.report import again
     from equirelax_lab.report.page import write_page
     from equirelax_lab.report.runs import gather
 
@@ -44,7 +45,8 @@ def main(words: Sequence[str]) -> int:
     for problem in (words for chapter in chapters for words in chapter.problems):
         print(f"equirelax report: {problem}", file=sys.stderr)
     try:
-        figures = write_page(out, chapters, parsed.title)
+        command = again.command("report", *map(again.place, paths))
+        figures = write_page(out, chapters, parsed.title, command)
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written: {error.strerror}. Name another file with --out."
@@ -52,9 +54,9 @@ def main(words: Sequence[str]) -> int:
     count = sum(len(chapter.runs) for chapter in chapters)
     print(f"{out}: {count} runs, {figures} figures, {out.stat().st_size / 1e6:.1f} MB")
     if parsed.pictures:
-        from equirelax_lab.report.comparison import draw_pictures
+        from equirelax_lab.report.pictures import draw_pictures
 
-        for picture in draw_pictures(Path(parsed.pictures), chapters):
+        for picture in draw_pictures(Path(parsed.pictures), chapters, f"{command} --pictures pictures"):
             print(f"picture: {picture}")
     if parsed.table:
         from equirelax_lab.report.table import measures_csv

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
 
 DESCRIPTION = """\
-How much does the data want to break the symmetry? For every residual of a finished run: gamma, slack and multiplier; its
-size, which gamma alone does not show (abs(gamma) x norm of W, share of the output); the equivariance error that it adds,
-measured, and a bound on it where the assumptions of one hold (n/a elsewhere); and the course of gamma and the
-multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's folder.
+How much does the data want to break the symmetry? First how exactly the deployed form keeps it. Then, for every residual of
+a finished run: gamma, slack and multiplier; its size, which gamma alone does not show (abs(gamma) x norm of W, share of the
+output); the equivariance error that it adds, measured, and a bound on it where the assumptions of one hold (n/a elsewhere);
+and the course of gamma and the multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's
+folder.
 
 example:
   equirelax symmetry runs/mocap/egnn-resilient-seed0"""
@@ -55,7 +56,15 @@ def main(words: Sequence[str]) -> int:
         )
     measured, bounds = measure(folder, parsed.samples, parsed.seed, options.optional_path(parsed.data))
 
-    from equirelax_lab.report.symmetry import draw_symmetry, findings, page, symmetry_study, symmetry_table
+    from equirelax_lab.report import again
+    from equirelax_lab.report.symmetry import (
+        deployed,
+        draw_symmetry,
+        findings,
+        page,
+        symmetry_study,
+        symmetry_table,
+    )
 
     study = symmetry_study(result, rows, measured, bounds, parsed.samples)
     out = Path(parsed.out) if parsed.out else folder
@@ -64,9 +73,10 @@ def main(words: Sequence[str]) -> int:
 
     title = f"{task_class(result['benchmark']).title} ({words_of})"
     write_text(out / NUMBERS, json.dumps(study, indent=2) + "\n")
-    write_text(out / TABLE, page(study, title))
-    draw_symmetry(out / PICTURE, study, rows, title)
-    print(symmetry_table(study))
+    command = again.command("symmetry", again.place(folder))
+    write_text(out / TABLE, page(study, title, command))
+    draw_symmetry(out / PICTURE, study, rows, title, command)
+    print(f"{deployed(study)}\n\n{symmetry_table(study)}")
     print("\n" + "\n".join(findings(study)))
     print(f"\npicture: {out / PICTURE}")
     return 0

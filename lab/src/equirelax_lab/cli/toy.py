@@ -40,6 +40,7 @@ def main(words: Sequence[str]) -> int:
     parsed = options.parse(parser, words[1:], steps=COUNT, dual_lr=POSITIVE, seed=SEED)
     import torch  # and matplotlib, which a help text can do without
 
+    from equirelax_lab.report import again
     from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table
     from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate
     from equirelax_lab.tasks.toy import run_toy
@@ -62,16 +63,16 @@ def main(words: Sequence[str]) -> int:
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
     }
-    out = Path(parsed.out)
+    out, command = Path(parsed.out), again.command(*words)
     table, orbits = forms_table(study), orbit_table(courses)
     write_text(out / "toy.json", json.dumps(record) + "\n")
     write_text(
         out / "summary.md",
         f"# Forms of ACE on two toy problems\n\n{table}\n\nMeans over the last fifth of the steps.\n\n"
-        f"## gamma under two Adams, {ORBIT_STEPS:,} steps\n\n{orbits}\n",
+        f"## gamma under two Adams, {ORBIT_STEPS:,} steps\n\n{orbits}\n\nWritten by `{command}`.\n",
     )
-    draw_forms(out / "gamma.png", study)
-    draw_orbit(out / "orbit.png", courses, run)
+    draw_forms(out / "gamma.png", study, command)
+    draw_orbit(out / "orbit.png", courses, run, command)
     print(table)
     print()
     print(orbits)

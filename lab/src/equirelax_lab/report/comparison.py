@@ -1,20 +1,29 @@
-"""Everything that a comparison leaves behind: its archive, summary.md and pictures; also for studies, and anew from archives."""
+"""Everything that a comparison leaves behind: archive, summary.md, tables, pictures; also for studies, and anew from archives."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxError
 from equirelax.files import write_text
-from equirelax_lab.report import figures, tables
-from equirelax_lab.report.archive import RUNS, write_archive
+from equirelax_lab.report import again, failures, tables
+from equirelax_lab.report.archive import RUNS, read_archive, write_archive
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.drawing import png
-from equirelax_lab.report.rows import differing_line
-from equirelax_lab.report.runs import OLDER, Chapter, Run, archived, comparison_folders, read_folder, read_run
+from equirelax_lab.report.numbers import Numbers
+from equirelax_lab.report.pictures import CURVES, pictures
+from equirelax_lab.report.rows import differing_line, in_order
+from equirelax_lab.report.runs import (
+    LEFT_OUT,
+    OLDER,
+    Run,
+    archived,
+    comparison_folders,
+    read_folder,
+    read_run,
+)
 from equirelax_lab.report.statistics import spread_text
 from equirelax_lab.report.summary import summarise
 from equirelax_lab.report.table import Table
@@ -22,78 +31,79 @@ from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Trial, grid_folder, left_out
 from equirelax_lab.tasks.registry import task_class
 from equirelax_lab.tasks.task import heading
-from equirelax_lab.training.folder import CONFIG, RESULT
+from equirelax_lab.training.folder import CONFIG
 
-TABLE, PICTURE, SWEEP, CONDITIONS = "summary.md", "curves.png", "sweep.png", "conditions.png"
-
-
-def compare_folders(out: Path, folders: Sequence[Path]) -> str:
-    """`write_comparison` of the finished runs in `folders`, in that order.
-
-    Raises:
-        ConfigError: None of them is finished, or one cannot be read.
-    """
-    return write_comparison(out, [read_run(folder) for folder in folders if (folder / RESULT).exists()])
+TABLE, TABLES = "summary.md", "tables"
+"""The file of all tables, and the folder with a CSV and a LaTeX file for each."""
 
 
-def write_comparison(out: Path, runs: Sequence[Run], source: Path | None = None) -> str:
-    """Write what a comparison leaves behind into `out`.
+def write_comparison(
+    out: Path, runs: Sequence[Run], source: Path | None = None, problems: Sequence[str] = ()
+) -> str:
+    """Write what a comparison leaves behind into `out`: archive, summary.md, its tables as CSV and LaTeX, pictures.
 
     Args:
         out: A folder.
-        runs: Of one benchmark, in the order of the table. Those without a result are kept in the archive, and count as failed
-            where their status says so.
+        runs: Of one benchmark. Those without a result are kept in the archive, and count as failed where their status says so.
         source: The folder that held them, where that is not `out`; the journal of their study is looked for there.
+        problems: What was left out and why, a sentence each; they stand below the tables.
 
     Returns:
-        The tables, the path of the picture of curves and the concluding sentence.
+        The tables, the path of the picture of curves, what was left out, and the concluding sentences.
 
     Raises:
         ConfigError: No run is finished.
     """
+    runs = [runs[index] for index in in_order([run.result for run in runs])]
     done = [run for run in runs if run.finished]
     summary = summarise([run.result for run in done])
     write_archive(out, archived(runs, source or out))
     title, metric, table = task_class(summary["benchmark"]).title, summary["metric"], Table(done)
-    levels = tables.levels(table)
-    text = comparison_text(summary, [run.result for run in runs if run.failed], levels)
-    sentence = conclusion(summary)
-    write_text(out / TABLE, f"# {title}\n\n{text}\n{sentence}\n")
+    lost = [run.result for run in runs if run.failed]
+    text = comparison_text(summary, lost, tables.levels(table))
+    text += "".join(f"\n**Left out**: {words}\n" for words in problems)
+    sentence, command = conclusion(summary), again.summarise(out)
+    made = f"Tables and pictures are written again by `{command}`."
+    write_text(out / TABLE, f"# {title}\n\n{text}\n{made}\n\n{sentence}\n")
+    _write_tables(out / TABLES, comparison_tables(summary, lost, tables.levels(table)))
     titled = f"{title} ({summary['model']})"
-    for name, drawn, columns in (
-        (PICTURE, figures.curves_picture(table, metric), 2),
-        (SWEEP, figures.sweeps(done, metric), 3),
-        (CONDITIONS, figures.further_conditions(levels, metric), 3),
-    ):
-        if drawn:
-            png(out / name, drawn, titled, columns)
-    return f"\n{text}\npicture: {out / PICTURE}\n\n{sentence}"
+    for name, (drawn, columns) in pictures(table, done, metric).items():
+        png(out / f"{name}.png", drawn, titled, columns, command)
+    return f"\n{text}\npicture: {out / f'{CURVES}.png'}\n\n{sentence}"
+
+
+def _write_tables(folder: Path, found: Sequence[Numbers]) -> None:
+    """Every table as CSV and as LaTeX, without files of tables that are no more."""
+    kept = {f"{numbers.name}.{ending}" for numbers in found for ending in ("csv", "tex")}
+    for path in folder.glob("*"):
+        if path.suffix in (".csv", ".tex") and path.name not in kept:
+            path.unlink()
+    for numbers in found:
+        write_text(folder / f"{numbers.name}.csv", numbers.csv())
+        write_text(folder / f"{numbers.name}.tex", numbers.latex())
+
+
+def comparison_tables(
+    summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], levels: tables.Levels
+) -> list[Numbers]:
+    """All tables of summary.md."""
+    found = [tables.main(summary), *tables.details(summary)]
+    if failures.asks_for_failures(summary["runs"], failed):
+        found.append(failures.failures(failures.shares(summary["runs"], failed)))
+    found.append(tables.conditions(levels, summary["metric"]))
+    return [numbers for numbers in found if numbers is not None]
 
 
 def comparison_text(
     summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], levels: tables.Levels
 ) -> str:
-    """All tables of summary.md."""
+    """All tables of summary.md, and what stands between them."""
     text = tables.summary_text(summary)
-    if tables.asks_for_failures(summary["runs"], failed):
-        shares = tables.failures(tables.shares(summary["runs"], failed))
-        text += "" if shares is None else f"\n{shares.markdown()}\n{tables.DEFINITION}\n"
+    if failures.asks_for_failures(summary["runs"], failed):
+        shares = failures.failures(failures.shares(summary["runs"], failed))
+        text += "" if shares is None else f"\n{shares.markdown()}\n{failures.DEFINITION}\n"
     conditions = tables.conditions(levels, summary["metric"])
     return text + ("" if conditions is None else f"\n{conditions.title}\n\n{conditions.markdown()}")
-
-
-def draw_pictures(out: Path, chapters: Sequence[Chapter]) -> list[Path]:
-    """Write the main figures of a report as PNG files into `out`: NAME-curves.png for every chapter and, where there is something
-    to draw, NAME-layers-ROW.png (layer by time), NAME-sweep.png and NAME-conditions.png; returns the files.
-    """
-    found: list[Path] = []
-    for chapter in chapters:
-        for name, (drawn, columns) in figures.chapter_pictures(chapter).items():
-            stem = re.sub(r"[^A-Za-z0-9.=_-]+", "-", f"{chapter.name}-{name}").strip("-.")
-            used = sum(path.stem == stem or path.stem.startswith(f"{stem}~") for path in found)
-            found.append(out / f"{stem}{f'~{used + 1}' if used else ''}.png")
-            png(found[-1], drawn, f"{chapter.title}: {name}", columns)
-    return found
 
 
 def comparisons(paths: Sequence[Path], written: bool = True) -> list[Path]:
@@ -135,11 +145,15 @@ def summarise_again(folder: Path, out: Path | None = None) -> str:
     Raises:
         ConfigError: A run cannot be read.
     """
+    if (folder / RUNS).exists():
+        read_archive(folder)  # a damaged one is not written over
     runs, problems, _ = read_folder(folder)
-    if damaged := [words for words in problems if words.startswith("Left out")]:
-        raise ConfigError(f"{folder} cannot be summarised. {' '.join(damaged)}")
+    damaged = [words for words in problems if words.startswith(LEFT_OUT)]
     if any(run.finished for run in runs):
-        return write_comparison(out or folder, runs, folder)
+        named = [words.removeprefix(LEFT_OUT).replace(f"{folder}/", "") for words in damaged]
+        return write_comparison(out or folder, runs, folder, named)
+    if damaged:
+        raise ConfigError(f"{folder} has no run that can be summarised. {' '.join(damaged)}")
     write_archive(out or folder, archived(runs, folder))
     return "No run is finished: there is nothing to compare yet."
 
@@ -162,8 +176,17 @@ def compare_grids(study: Study, trials: Sequence[Trial], out: Path) -> str:
         # in the order of the file, not of the seeds: that is the order of the table's rows
         kinds = list(dict.fromkeys(trial.kind for trial in trials if trial.grid == grid.name))
         own.sort(key=lambda trial: kinds.index(trial.kind))
-        runs = [_run_of(trial) for trial in own if trial.status in ("finished", "failed")]
-        parts.append(title + write_comparison(out / grid_folder(study, grid), runs))
+        runs, damaged = [], []
+        for trial in own:
+            if trial.status in ("finished", "failed"):
+                try:
+                    runs.append(_run_of(trial))
+                except EquirelaxError as error:
+                    damaged.append(str(error).replace(f"{trial.folder.parent}/", ""))
+        if any(run.finished for run in runs):
+            parts.append(title + write_comparison(out / grid_folder(study, grid), runs, problems=damaged))
+        else:
+            parts.append(f"{title}\nNo run can be compared. {' '.join(damaged)}")
     return "\n".join(parts)
 
 

@@ -1,7 +1,8 @@
-"""One sentence on what a comparison shows, which claims no more than the runs do and names what else differs."""
+"""What a comparison shows, in sentences that claim no more than the runs do and name what else differs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from equirelax_lab.report.statistics import Paired, paired
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of a network that is called exactly equivariant."""
 ENOUGH_SEEDS = 6
-"""With fewer seeds no interval is taken to show that a method helps."""
+"""With fewer seeds no interval is taken to show anything."""
+LEVEL = 0.02
+"""The share of strict's mean within which an interval has to lie for a method to be called level with it."""
 
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
@@ -41,8 +44,12 @@ def conclusion(summary: Mapping[str, Any]) -> str:
 
     Settings are chosen by validation for every method alike: of several rows of one method on the same data with the same network
     the one with the best validation metric counts, and it is compared with the strict row that has the best one. Whatever else
-    differs between the two is named. The sentence says that a method helps only with `ENOUGH_SEEDS` seeds or more, and only if
-    no setting but the optimiser differs, or both rows had the same values to choose from.
+    differs between the two is named. The sentences call a method
+
+    - better or worse than strict where the 95 % interval of the paired difference excludes zero,
+    - level with strict where the whole interval lies within `LEVEL` of strict's mean,
+    - undecided elsewhere, and always with fewer than `ENOUGH_SEEDS` seeds, or where another setting than the optimiser differs
+      and the two rows had not the same values to choose from.
 
     Args:
         summary: From `summarise`.
@@ -54,37 +61,78 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     best = (max if higher else min)(found, key=lambda one: one.paired.mean)
     runs = {name: several[0] for name, several in by_label(summary["runs"]).items()}
     differing = _differing(runs[best.name], runs[best.strict])
-    words = [f"{in_words(key)} {shown(own)} instead of {shown(its)}" for key, (own, its) in differing.items()]
-    reasons = [f"it was trained with {', '.join(words)}"] if words else []
-    sentence = _sentence(best, summary, higher)
-    if _clear(best.paired) and (best.paired.mean > 0) == higher:
-        if best.paired.count < ENOUGH_SEEDS:
-            reasons = [f"{best.paired.count} seeds are fewer than {ENOUGH_SEEDS}", *reasons]
-        elif not differing.keys() - {"optimizer"} - best.tried:
-            return " ".join([sentence, *map(_sentence_of, reasons)])
-        return f"{sentence} That it helps is not shown: {', and '.join(reasons)}."
-    return " ".join([sentence, *map(_sentence_of, reasons)])
+    row, level = summary["methods"][best.name], summary["methods"][best.strict]["test"]["projected"]["mean"]
+    kind = "relaxed method here" if row["residuals"] else "method here beside strict"
+    reasons = _doubts(best.paired)
+    if differing.keys() - {"optimizer"} - best.tried:
+        reasons.append("the two differ in more than the method")
+    verdict = "undecided" if reasons else _verdict(best.paired, level, higher)
+    against = {"undecided": "against", "level": "with"}.get(verdict, "than")
+    parts = [
+        f"The best {kind} is {best.name}: {verdict} {against} {best.strict}{_because(reasons)}.",
+        f"{_state(row, summary['metric']['name'] if higher else 'error')} is {_difference(best, level, higher)}.",
+    ]
+    if differing:
+        words = [
+            f"{in_words(key)} {shown(own)} instead of {shown(its)}" for key, (own, its) in differing.items()
+        ]
+        parts.append(f"It was trained with {', '.join(words)}.")
+    return " ".join(parts)
 
 
-def _sentence(best: _Comparison, summary: Mapping[str, Any], higher: bool) -> str:
-    row = summary["methods"][best.name]
-    level = summary["methods"][best.strict]["test"]["projected"]["mean"]
-    mean, count = best.paired.mean, best.paired.count
-    size = f"{abs(mean):.2f} points" if higher else f"{abs(mean) / level:.0%}"
-    what = summary["metric"]["name"] if higher else "error"
-    kind, state = "best relaxed method here", f" after projection back to {_network(row)}"
+def _doubts(compared: Paired) -> list[str]:
+    """Why a difference decides nothing, whatever it is."""
+    if compared.count < ENOUGH_SEEDS:
+        seeds = "one seed is" if compared.count == 1 else f"{compared.count} seeds are"
+        return [f"{seeds} fewer than {ENOUGH_SEEDS}"]
+    return []
+
+
+def _verdict(compared: Paired, level: float, higher: bool) -> str:
+    low, high = compared.interval or (-math.inf, math.inf)
+    if max(abs(low), abs(high)) <= LEVEL * abs(level):
+        return "level"
+    if low <= 0 <= high:
+        return "undecided"
+    return "better" if (compared.mean > 0) == higher else "worse"
+
+
+def _because(reasons: Sequence[str]) -> str:
+    return f", because {' and '.join(reasons)}" if reasons else ""
+
+
+def _state(row: Row, what: str) -> str:
+    """The beginning of a sentence on a row's test metric, which says what state of the network it is of."""
     if not row["residuals"]:
-        kind, state = "best method here beside strict", ""
-    elif row["headline"] == "relaxed":
-        state = " keeping its residuals"
-    if best.paired.interval is None:
-        sure = "from one seed, which is no evidence of a difference"
-    elif _clear(best.paired):
-        sure = f"with a 95 % interval of the paired difference that excludes zero ({count} seeds)"
-    else:
-        sure = f"a difference that {count} seeds do not tell from chance"
-    side = "below" if mean < 0 else "above"
-    return f"The {kind} is {best.name}: its test {what}{state} is {size} {side} {best.strict}, {sure}."
+        return f"Its test {what}"
+    if row["headline"] == "relaxed":
+        return f"Its test {what}, keeping its residuals,"
+    return f"Its test {what}, after projection back to {_network(row)},"
+
+
+def _difference(best: _Comparison, level: float, higher: bool) -> str:
+    """Words for a difference and its interval: percent of the strict mean, or points where higher is better."""
+    compared = best.paired
+    if not higher and not level:
+        return f"{compared.mean:+.3g} from that of {best.strict}"
+
+    def size(value: float) -> str:
+        return f"{value:.2f}" if higher else f"{100 * value / abs(level):.{_digits(value / level)}f}"
+
+    unit = "points" if higher else "%"
+    side = "the same as"
+    if compared.mean:
+        side = f"{size(abs(compared.mean))} {unit} {'below' if compared.mean < 0 else 'above'}"
+    seeds = "one seed" if compared.count == 1 else f"{compared.count} seeds"
+    if compared.interval is None:
+        return f"{side} that of {best.strict} ({seeds})"
+    low, high = (("+" if end > 0 else "") + size(end) for end in compared.interval)
+    return f"{side} that of {best.strict} (95 % interval {low} to {high} {unit}, {seeds})"
+
+
+def _digits(share: float) -> int:
+    """Decimals of a percentage: two digits of small ones."""
+    return 0 if abs(share) >= 0.1 else 1 if abs(share) >= 0.01 or not share else 2
 
 
 def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
@@ -134,15 +182,6 @@ def _differing(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dict[str, t
     """Settings in which the training of two runs differs: setting -> (value of the run, value of the strict one)."""
     own, its = training_settings(run), training_settings(strict)
     return {key: (own[key], its[key]) for key in own if key in its and own[key] != its[key]}
-
-
-def _clear(compared: Paired) -> bool:
-    """Whether the interval of the difference excludes zero."""
-    return compared.interval is not None and not compared.interval[0] <= 0 <= compared.interval[1]
-
-
-def _sentence_of(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}."
 
 
 def _network(row: Row) -> str:

@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -26,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from equirelax.files import atomic_write
 from equirelax_lab.report.looks import INK, RULE, SOFT, VARIABLES, Look
-from equirelax_lab.report.tables import Numbers
+from equirelax_lab.report.numbers import Numbers
 
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -54,6 +56,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "equirelax",
 }
+SHADES = matplotlib.colormaps["cividis"]
 WIDTH = 5.6
 """Of a figure, in inches: legible at the width of a phone as well as at half that of a screen."""
 FEW = 12
@@ -62,6 +65,8 @@ MOST_POINTS, LEAST_POINTS, ALL_POINTS = 300, 50, 4000
 """Along a curve or a heat map. Longer ones are thinned to `MOST_POINTS`, to fewer where a figure has many curves (`ALL_POINTS` in
 all), but never below `LEAST_POINTS`.
 """
+MOST_TICKS = 7
+"""On a logarithmic axis."""
 TIP = "tip:"
 
 
@@ -112,36 +117,48 @@ def svg(figure: Figure, name: str) -> str:
     return head + label + found[found.index(">") :]
 
 
-def png(path: Path, figures: Sequence[Figure], title: str, columns: int = 2, dpi: int = 130) -> None:
+def png(
+    path: Path, figures: Sequence[Figure], title: str, columns: int = 2, again: str = "", dpi: int = 130
+) -> None:
     """Write figures side by side into a PNG of few colours, which keeps it small.
 
     Args:
         path: Where to.
-        figures: The first on the upper left; at least one.
+        figures: At least one; each goes below the column that ends highest.
         title: Above everything.
         columns: How many figures stand side by side.
+        again: The command that writes the picture again; below everything.
         dpi: Dots per inch.
     """
-    columns = min(columns, len(figures))
-    rows = [figures[start : start + columns] for start in range(0, len(figures), columns)]
-    heights = [max(figure.height for figure in row) + 0.3 for row in rows]
+    stacks: list[list[Figure]] = [[] for _ in range(min(columns, len(figures)))]
+    for figure in figures:
+        min(stacks, key=_height).append(figure)
+    tallest = max(map(_height, stacks))
     with styled():
-        canvas = Canvas(
-            figsize=(WIDTH * columns, sum(heights) + 0.4), layout="constrained", facecolor="white"
-        )
+        canvas = Canvas(figsize=(WIDTH * len(stacks), tallest + 0.6), layout="constrained", facecolor="white")
         canvas.suptitle(title, fontsize=11)
-        grid = canvas.subfigures(len(rows), columns, squeeze=False, height_ratios=heights)
-        for line, row in zip(grid, rows, strict=True):
-            for part, figure in zip(line, row, strict=False):
+        for column, stack in zip(canvas.subfigures(1, len(stacks), squeeze=False)[0], stacks, strict=True):
+            heights = [_height([figure]) for figure in stack]
+            left = tallest - sum(heights)
+            ratios = [*heights, left] if left > 0.01 else heights
+            parts = column.subfigures(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
+            for part, figure in zip(parts, stack, strict=False):
                 part.suptitle(figure.title, fontsize=9.5)
                 figure.draw(part)
-        write_png(path, canvas, dpi)
+        write_png(path, canvas, again, dpi)
 
 
-def write_png(path: Path, canvas: Canvas, dpi: int = 130) -> None:
-    """Write a figure as a PNG with a palette of 256 colours."""
+def _height(stack: Sequence[Figure]) -> float:
+    """Of figures with their titles, in inches."""
+    return sum(figure.height + 0.3 for figure in stack)
+
+
+def write_png(path: Path, canvas: Canvas, again: str = "", dpi: int = 130) -> None:
+    """Write a figure as a PNG with a palette of 256 colours, below it the command that writes it again."""
     from PIL import Image
 
+    if again:
+        canvas.supxlabel(again, x=0.995, ha="right", fontsize=6.5, color=SOFT, family="monospace")
     buffer = io.BytesIO()
     FigureCanvasAgg(canvas)
     canvas.savefig(buffer, format="png", dpi=dpi, facecolor="white")
@@ -151,22 +168,30 @@ def write_png(path: Path, canvas: Canvas, dpi: int = 130) -> None:
 
 
 def line(
-    panel: Axes, course: Mapping[Any, float], look: Look, label: str, among: int = 1, **style: Any
+    panel: Axes,
+    course: Mapping[Any, float],
+    look: Look,
+    label: str,
+    among: int = 1,
+    told: str = "",
+    **style: Any,
 ) -> None:
-    """A line over a course, with markers where its points are few.
+    """A line over a course, with markers where its points are few: one point alone would not be seen.
 
     Args:
         panel: Where to.
         course: Place -> value.
         look: Of the row.
-        label: In legend and tooltip.
-        among: How many lines the panel has.
+        label: In the legend; one that begins with an underscore is not in it.
+        among: How many lines the figure has.
+        told: In the tooltip; as in the legend where this is empty.
+        style: Of the line, where it is not the row's.
     """
     kept = thinned(course, among)
     marker = look.marker if len(course) <= FEW else None
     given = {"color": look.colour, "linestyle": look.dash, "marker": marker, "label": label, **style}
     (drawn,) = panel.plot(list(kept), list(kept.values()), **given)
-    tip(drawn, label)
+    tip(drawn, told or label)
 
 
 def tip(artist: Artist, words: str) -> None:
@@ -174,18 +199,48 @@ def tip(artist: Artist, words: str) -> None:
     artist.set_gid(TIP + " ".join(words.split()))
 
 
-def legend(part: FigureBase, panel: Axes) -> None:
-    """A legend below the figure, in as many columns as its words leave room for."""
-    handles, labels = panel.get_legend_handles_labels()
-    if handles:
-        columns = max(int(88 / (max(map(len, labels)) + 8)), 1)
-        part.legend(handles, labels, loc="outside lower left", ncols=min(columns, len(labels)))
+def legend(part: FigureBase, *panels: Axes) -> None:
+    """A legend of all panels below the figure, each label once, in as many columns as its words leave room for."""
+    found: dict[str, Artist] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        columns = min(_columns(list(found)), len(found))
+        part.legend(list(found.values()), list(found), loc="outside lower left", ncols=columns)
 
 
 def legend_height(labels: Sequence[str]) -> float:
     """The height of that legend in inches."""
-    columns = max(int(88 / (max(map(len, labels), default=10) + 8)), 1)
-    return 0.19 * -(-len(labels) // columns)
+    return 0.19 * -(-len(labels) // _columns(labels))
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return max(int(88 / (max(map(len, labels), default=10) + 8)), 1)
+
+
+def panels(part: FigureBase, titles: Sequence[str], columns: int = 2, share: bool = True) -> list[Axes]:
+    """A panel for every title, side by side and below each other; one alone has none.
+
+    Args:
+        part: The empty figure.
+        titles: Of the panels.
+        columns: At most as many side by side.
+        share: Whether the panels have one vertical axis.
+    """
+    columns = min(columns, len(titles))
+    count = -(-len(titles) // columns)
+    grid = part.subplots(count, columns, squeeze=False, sharey=share).ravel()
+    for panel, title in zip(grid, titles, strict=False):
+        panel.set_title(title if len(titles) > 1 else "", fontsize=8.5)
+    for empty in grid[len(titles) :]:
+        empty.set_axis_off()
+    return list(grid[: len(titles)])
+
+
+def panels_height(count: int, columns: int = 2) -> float:
+    """The height of so many panels in inches."""
+    return 2.9 if count == 1 else 0.3 + 1.75 * -(-count // min(columns, count))
 
 
 def scaled(axis: Axis, words: str, values: Sequence[float], scale: str | None = None) -> None:
@@ -193,11 +248,26 @@ def scaled(axis: Axis, words: str, values: Sequence[float], scale: str | None = 
     axis.axes.set(**{f"{axis.axis_name}label": words})  # type: ignore[attr-defined]
     if (scale or spans(values)) == "log":
         _set_log(axis)
-        finite = [value for value in values if 0 < value < math.inf]
-        few = bool(finite) and max(finite) < 1e3 * min(finite)
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
+        axis.set_major_locator(RoundLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
         axis.set_minor_formatter(NullFormatter())
+
+
+class RoundLocator(LogLocator):
+    """Round numbers on a logarithmic axis: powers of ten, and as many in between as there is room for."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """The numbers between `vmin` and `vmax` and one on each side."""
+        low, high = sorted((max(vmin, 1e-300), max(vmax, 1e-300)))
+        if high < 3 * low:
+            return MaxNLocator(MOST_TICKS - 2).tick_values(low, high)
+        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        every = -(-len(decades) // MOST_TICKS)
+        for factors in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+            found = [factor * 10.0**decade for decade in decades for factor in factors]
+            if sum(low <= value <= high for value in found) <= MOST_TICKS:
+                return found
+        return [10.0**decade for decade in decades if decade % every == 0]
 
 
 def at_values(axis: Axis, words: str, places: Sequence[float]) -> None:
@@ -206,19 +276,41 @@ def at_values(axis: Axis, words: str, places: Sequence[float]) -> None:
     if len(places) <= FEW:
         axis.set_major_locator(FixedLocator(list(places)))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if sum(len(f"{place:g}") for place in places) > 30:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: full(value)))
+        at = [math.log(place) if axis.get_scale() == "log" else place for place in sorted(places)]
+        close = any(after - before < 0.15 * (at[-1] - at[0]) for before, after in pairwise(at))
+        if close or sum(len(full(place)) for place in places) > 30:
             axis.set_tick_params(rotation=35)
 
 
-def epochs(panel: Axes) -> None:
-    """Label an axis of epochs, with whole numbers."""
-    panel.set_xlabel("epoch")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+def full(value: float) -> str:
+    """A number without an exponent, unless it has more than seven digits: 0.00005, not 5e-05."""
+    plain = np.format_float_positional(value, precision=12, trim="-")
+    return plain if len(plain.lstrip("-0.")) <= 7 and len(plain) <= 9 else f"{value:g}"
+
+
+def epochs(*panels: Axes) -> None:
+    """Label axes of epochs, with whole numbers; of several panels those at the bottom of a column alone."""
+    for index, panel in enumerate(panels):
+        nbins = 7 if len(panels) == 1 else 5
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=nbins, steps=[1, 2, 5, 10]))
+        if index + _columns_of(panel) >= len(panels):
+            panel.set_xlabel("epoch")
+
+
+def _columns_of(panel: Axes) -> int:
+    """How many panels stand side by side in the grid of one."""
+    spec = panel.get_subplotspec()
+    return 1 if spec is None else spec.get_gridspec().ncols
 
 
 def _set_log(axis: Axis) -> None:
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")  # type: ignore[attr-defined]
+
+
+def layer_colours(count: int) -> list[str]:
+    """Colours of layers, early ones dark and late ones bright: evenly spaced in lightness, for colour-blind readers too."""
+    return [matplotlib.colors.to_hex(SHADES(0.25 + 0.6 * i / max(count - 1, 1))) for i in range(count)]
 
 
 def power(value: float) -> str:

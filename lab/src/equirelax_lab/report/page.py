@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -9,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from equirelax.files import write_text
-from equirelax_lab.report import figures, tables
+from equirelax_lab.report import again, curves, failures, layers, origin, outcomes, sweeps, tables
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.drawing import Figure, svg
 from equirelax_lab.report.looks import variables
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import differing_line, swept_setting
 from equirelax_lab.report.runs import STATUSES, Chapter
 from equirelax_lab.report.summary import summarise
 from equirelax_lab.report.table import Table, in_curves
-from equirelax_lab.report.tables import Numbers
 
 # Nothing is fetched, and nothing could be: the page may only use what it holds.
 POLICY = (
@@ -31,9 +32,9 @@ class Block:
     """A piece of a section.
 
     Attributes:
-        kind: conclusion, text, soft, differing, warn, table, figures or details.
-        content: Text; `Numbers`; drawn figures; or, inside details, blocks.
-        title: Of details.
+        kind: conclusion, text, soft, differing, warn, command, table, figures or details.
+        content: Text; a command; `Numbers`; drawn figures; or, inside details, blocks.
+        title: Of details; what a command does.
         options: Of tables bold (the column in bold) and words (cells are sentences); of details open and name (their class).
     """
 
@@ -64,10 +65,10 @@ class _Chapter:
         self.warnings = _warnings(chapter)
         self.sections: list[tuple[str, list[Block]]] = [
             ("Results", self._results()),
-            ("Training", self._figures(figures.training(self.table, chapter.metric))),
+            ("Training", self._figures(curves.training(self.table, chapter.metric))),
             ("Symmetry", self._symmetry()),
             ("Strengths, layer by layer", self._layers()),
-            ("Cost", [Block("table", tables.cost(self.table)), Block("soft", tables.COST_NOTE)]),
+            ("Cost", [Block("table", origin.cost(self.table)), Block("soft", origin.COST_NOTE)]),
             ("What was run", self._origin()),
         ]
 
@@ -94,35 +95,32 @@ class _Chapter:
         blocks.append(Block("soft", tables.RESULTS_NOTE))
         more = (tables.averaged(summary), tables.predictions(summary))
         blocks += [Block("table", numbers) for numbers in more if numbers is not None]
-        first = figures.by_seed(self.table, summary)
-        blocks += self._figures([first, *figures.sweeps(chapter.finished, chapter.metric)])
+        first = outcomes.by_seed(self.table, summary)
+        blocks += self._figures([first, *sweeps.sweeps(chapter.finished, chapter.metric)])
         blocks += self._failures()
-        levels = tables.levels(self.table)
-        if under := self._figures(figures.further_conditions(levels, chapter.metric)):
-            inside = [*under, Block("table", tables.conditions(levels, chapter.metric))]
-            blocks.append(Block("details", inside, "Under further conditions"))
-        return blocks
+        under = self._figures([sweeps.further_conditions(tables.levels(self.table), chapter.metric)])
+        return [*blocks, *([Block("details", under, "Under further conditions")] if under else [])]
 
     def _failures(self) -> list[Block]:
         """The share of failed runs, and what counts as one; nothing where the comparison is not about that."""
         done, lost = (
             [run.result for run in several] for several in (self.chapter.finished, self.chapter.failed)
         )
-        found = tables.shares(done, lost)
-        numbers = tables.failures(found)
+        found = failures.shares(done, lost)
+        numbers = failures.failures(found)
         if numbers is None:
             which = "run that could be read" if self.chapter.problems else "run"
-            return [Block("soft", f"No {which} failed. {tables.DEFINITION}")]
-        if not tables.asks_for_failures(done, lost):
+            return [Block("soft", f"No {which} failed. {failures.DEFINITION}")]
+        if not failures.asks_for_failures(done, lost):
             return []
         key = swept_setting([*done, *lost])
-        drawn = self._figures([figures.failed(found, figures.on_axis(key))] if key else [])
-        return [Block("table", numbers), Block("soft", tables.DEFINITION), *drawn]
+        drawn = self._figures([sweeps.failed(found, sweeps.on_axis(key))] if key else [])
+        return [Block("table", numbers), Block("soft", failures.DEFINITION), *drawn]
 
     def _symmetry(self) -> list[Block]:
         """How far the networks were from the symmetry over training, and how exactly the selected ones keep it."""
-        selected = None if self.summary is None else figures.selected_equivariance(self.summary)
-        blocks = self._figures([*figures.equivariance(self.table, self.chapter.metric), selected])
+        selected = None if self.summary is None else outcomes.selected_equivariance(self.summary)
+        blocks = self._figures([selected, curves.equivariance(self.table)])
         ended = None if self.summary is None else tables.strengths(self.summary)
         return [*blocks, *([Block("table", ended)] if ended is not None else [])]
 
@@ -132,17 +130,22 @@ class _Chapter:
         for label, runs in self.table.rows.items():
             if any(run.residuals for run in in_curves(runs)):
                 options = {"open": not blocks, "name": "layers"}
-                blocks.append(Block("details", self._figures(figures.strengths(label, runs)), label, options))
+                blocks.append(Block("details", self._figures(layers.strengths(label, runs)), label, options))
         return blocks
 
     def _origin(self) -> list[Block]:
         """Where the results come from, the settings that are not the papers', and every run."""
         words = {"words": True}
-        return [
-            Block("table", tables.origin(self.chapter, self.summary), options=words),
-            Block("table", tables.changed(self.chapter), options=words),
-            Block("details", [Block("table", tables.runs(self.chapter))], "Every run"),
+        done = [run.result for run in self.chapter.finished]
+        blocks = [
+            Block("table", origin.origin(self.chapter, self.summary), options=words),
+            Block("table", origin.changed(self.chapter), options=words),
         ]
+        if study := again.study(self.chapter.study):
+            blocks.append(Block("command", study, "All runs of the study are trained again by"))
+        if done:
+            blocks.append(Block("table", again.training(done), options=words))
+        return [*blocks, Block("details", [Block("table", origin.runs(self.chapter))], "Every run")]
 
 
 def _warnings(chapter: Chapter) -> list[str]:
@@ -153,21 +156,22 @@ def _warnings(chapter: Chapter) -> list[str]:
     return found
 
 
-def write_page(out: Path, chapters: Sequence[Chapter], title: str = "") -> int:
+def write_page(out: Path, chapters: Sequence[Chapter], title: str = "", command: str = "") -> int:
     """Write the page to `out`; returns the number of figures.
 
     Args:
         out: An .html file.
         chapters: From `runs.gather`.
         title: Of the page; by default what the chapters are about.
+        command: What one types to write the page again.
     """
-    text, count = render(chapters, title)
+    text, count = render(chapters, title, command)
     write_text(out, text)
     return count
 
 
-def render(chapters: Sequence[Chapter], title: str = "") -> tuple[str, int]:
-    """The page as text, and the number of its figures.
+def render(chapters: Sequence[Chapter], title: str = "", command: str = "") -> tuple[str, int]:
+    """The page as text, and the number of its figures; see `write_page`.
 
     Raises:
         ModuleNotFoundError: jinja2 is not installed (extra `run`).
@@ -183,9 +187,11 @@ def render(chapters: Sequence[Chapter], title: str = "") -> tuple[str, int]:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["file"] = _as_file
     filled = [_Chapter(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
     text = environment.from_string(files["page.html"]).render(
         title=title or page_title(chapters),
+        command=command,
         policy=POLICY,
         version=__version__,
         style=variables() + files["page.css"],
@@ -194,6 +200,11 @@ def render(chapters: Sequence[Chapter], title: str = "") -> tuple[str, int]:
         chapters=filled,
     )
     return text, sum(chapter.count for chapter in filled)
+
+
+def _as_file(text: str, kind: str) -> str:
+    """Text as an address that a link can save: the page holds the files that it offers."""
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def page_title(chapters: Sequence[Chapter]) -> str:

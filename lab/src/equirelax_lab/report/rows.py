@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from equirelax_lab.report.looks import place
 from equirelax_lab.tasks.registry import config_from_dict
 from equirelax_lab.tasks.settings import EARLIER
 
@@ -63,6 +64,23 @@ def by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
     for label, result in zip(labels(results), results, strict=True):
         rows.setdefault(label, []).append(result)
     return rows
+
+
+def in_order(results: Sequence[Result]) -> list[int]:
+    """The places of `results` in the order in which tables and figures show them.
+
+    Models come as they are first met; the methods of each in the one order of all tables; rows of a method by the number that was
+    swept, then by seed.
+    """
+    key = swept_setting(results)
+    models = list(dict.fromkeys(result["model"] for result in results))
+
+    def rank(index: int) -> tuple[Any, ...]:
+        own = results[index]
+        swept = settings(own).get(key, 0) if key else 0
+        return models.index(own["model"]), place(own["method"]), swept, own["seed"]
+
+    return sorted(range(len(results)), key=rank)
 
 
 def settings(result: Result) -> dict[str, Any]:
@@ -308,6 +326,8 @@ def shown(value: Any) -> str:
     """A setting's value in a sentence."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return "none" if value is None else str(value)
 
 

@@ -12,19 +12,19 @@ from typing import Any
 
 from equirelax.errors import ConfigError, EquirelaxError
 from equirelax_lab.report.archive import RUNS, Archive, Entry, Table, read_archive
-from equirelax_lab.report.rows import BASELINE, labels, settings, swept_setting
+from equirelax_lab.report.looks import METHODS
+from equirelax_lab.report.rows import in_order, labels
 from equirelax_lab.studies.trials import JOURNAL, read_journal
-from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import build_task, config_from_dict, task_class
 from equirelax_lab.tasks.settings import RunConfig, read_yaml
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, check_result, read_run_result
 
-METHODS = list(CHOICES)
-"""All methods, in the order in which tables and figures show them."""
 STATUSES = ("finished", "running", "waiting", "failed", "pruned")
 OLDER = "summary.json"
 """In which versions before archives kept the results of a comparison."""
+LEFT_OUT = "Left out: "
+"""How a problem begins that keeps something out of tables and pages."""
 UP = 3
 """Where a study's journal is looked for: in the run's folder, in that of its grid, in that of the study."""
 
@@ -77,8 +77,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """The study that runs belong to: title, whether it is the small variant, and how many of these runs have which status."""
+    """The study that runs belong to: name (empty for a comparison), title, whether it is the small variant, and how many of these
+    runs have which status.
+    """
 
+    name: str
     title: str
     small: bool
     counts: Mapping[str, int]
@@ -188,7 +191,7 @@ def comparison_folders(folder: Path) -> list[Path]:
 def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
     """All runs of a comparison, in the order of its table where one was written; the problems met; the study.
 
-    A run's own folder counts more than its entry in the archive.
+    A run's own folder counts more than its entry in the archive, unless it is damaged.
     """
     problems: list[str] = []
     archive = Archive(())
@@ -196,13 +199,13 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
         try:
             archive = read_archive(folder)
         except ConfigError as error:
-            problems.append(f"Left out: {error}")
+            problems.append(f"{LEFT_OUT}{error}")
     journal = _journal(folder, problems)
     statuses = {} if journal is None else journal_inside(journal, folder)
     present = sorted({file.parent for name in (CONFIG, RESULT) for file in folder.glob(f"*/{name}")})
     own, found = {one.name for one in present}, []
-    entries = [entry for entry in archive.entries if entry.name not in own]
-    every: list[Path | Entry] = [*present, *entries]
+    kept = {entry.name: entry for entry in archive.entries}
+    every: list[Path | Entry] = [*present, *(entry for name, entry in kept.items() if name not in own)]
     for one in every:
         try:
             found.append(
@@ -211,7 +214,11 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
         except _NeverBegan as error:
             problems += [str(error)] if str(error) else []
         except EquirelaxError as error:
-            problems.append(f"Left out: {error}")
+            if one.name in kept and isinstance(one, Path) and kept[one.name].result is not None:
+                problems.append(f"{LEFT_OUT}{error} Its result in {RUNS} is taken.")
+                found.append(_of_entry(kept[one.name], folder))
+            else:
+                problems.append(f"{LEFT_OUT}{error}")
     problems += [
         f"{name} failed before it could begin: {status.get('reason')}"
         for name, status in statuses.items()
@@ -336,7 +343,7 @@ def _journal(folder: Path, problems: list[str]) -> tuple[Path, Mapping[str, Any]
     try:
         return journal_of(folder)
     except ConfigError as error:
-        problems.append(f"Left out: {error}")
+        problems.append(f"{LEFT_OUT}{error}")
         return None
 
 
@@ -344,10 +351,16 @@ def _study(journal: Any, statuses: Mapping[str, Mapping[str, Any]], archive: Arc
     if journal is not None:
         root, content = journal
         every = [str(run.get("status")) for run in statuses.values()]
-        return Study(str(content.get("title", root.name)), bool(content.get("small")), _counted(every))
+        return Study(
+            str(content.get("name") or ""),
+            str(content.get("title", root.name)),
+            bool(content.get("small")),
+            _counted(every),
+        )
     if archive.study is not None:
         every = [entry.status for entry in archive.entries]
-        return Study(str(archive.study["title"]), bool(archive.study["small"]), _counted(every))
+        about = archive.study
+        return Study(str(about.get("name") or ""), str(about["title"]), bool(about["small"]), _counted(every))
     return None
 
 
@@ -366,7 +379,7 @@ def _each(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             own = (folder / CONFIG).exists() or (folder / RESULT).exists()
             runs.append(_of_folder(folder, statuses.get(folder.name)) if own else read_run(folder))
         except EquirelaxError as error:
-            problems.append(f"Left out: {error}")
+            problems.append(f"{LEFT_OUT}{error}")
     return runs, problems
 
 
@@ -382,19 +395,8 @@ def _chapters(name: str, runs: Sequence[Run], problems: Sequence[str], study: St
 
 
 def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str], study: Study | None) -> Chapter:
-    """In the order: strict first, then by method as first met, by model, by the swept number, by seed."""
-    key = swept_setting([run.result for run in runs])
-    methods = list(dict.fromkeys(run.result["method"] for run in runs))
-    ordered = sorted(
-        runs,
-        key=lambda run: (
-            run.result["method"] != BASELINE,
-            methods.index(run.result["method"]),
-            run.result["model"],
-            float(settings(run.result).get(key, 0)) if key else 0.0,
-            run.result["seed"],
-        ),
-    )
+    """In the order of all tables."""
+    ordered = [runs[index] for index in in_order([run.result for run in runs])]
     return Chapter(
         name, tuple(ordered), tuple(labels([run.result for run in ordered])), tuple(problems), study
     )
@@ -446,7 +448,7 @@ def _in_order(runs: Sequence[Run], names: Sequence[str], configs: Sequence[Any])
         if run.name in known:
             return known[run.name], []
         method = run.result["method"]
-        return last.get(method, len(known) + METHODS.index(method)) + 0.5, natural(run.name)
+        return last.get(method, len(known) + list(METHODS).index(method)) + 0.5, natural(run.name)
 
     return sorted(runs, key=place)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from equirelax.errors import ConfigError
-from equirelax_lab.report.rows import BASELINE, baseline_row, by_label, settings_that_differ
+from equirelax_lab.report.rows import BASELINE, baseline_row, by_label, in_order, settings_that_differ
 from equirelax_lab.report.runs import Run
 from equirelax_lab.report.statistics import paired, spread
 from equirelax_lab.report.table import Table, headline
@@ -16,7 +16,7 @@ from equirelax_lab.training.folder import KINDS
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics over seeds for every row, in the order of `results`, as plain data.
+    """Statistics over seeds for every row, in the one order of all tables (see `rows.in_order`), as plain data.
 
     Args:
         results: Contents of result.json files of one benchmark.
@@ -28,6 +28,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ConfigError("There is no finished run to summarise.")
     if len({r["benchmark"] for r in results}) > 1:
         raise ConfigError("A summary is of one benchmark; the results are of several.")
+    results = [results[index] for index in in_order(results)]
     first = results[0]
     rows = by_label(results)
     table = Table([Run("", result, (), "finished") for result in results])

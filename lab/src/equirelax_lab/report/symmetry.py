@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
 
 from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
-from equirelax_lab.report.drawing import styled, write_png
-from equirelax_lab.report.looks import SOFT
+from equirelax_lab.report.drawing import epochs, layer_colours, line, styled, write_png
+from equirelax_lab.report.looks import GROUND, INK, SOFT, Look
 from equirelax_lab.report.runs import series, sizes
 from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics
@@ -114,27 +112,26 @@ def symmetry_table(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def findings(study: Mapping[str, Any]) -> list[str]:
-    """Say in a few sentences what the numbers show, and no more."""
-    return [
-        line
-        for line in (_end_to_end(study), _course(study), _who(study), _layer_bounds(study), _network(study))
-        if line
-    ]
-
-
-def _end_to_end(study: Mapping[str, Any]) -> str:
-    error = study["equivariance_error"]
-    selected = (
-        f"Selected at epoch {study['selected_epoch']} of {study['epochs']}, deployed {study['deployed']}."
-    )
+def deployed(study: Mapping[str, Any]) -> str:
+    """Say how exactly the form that is deployed keeps the symmetry, then how the other form does: what a reader asks first."""
+    error, form = study["equivariance_error"], study["deployed"]
+    selected = f"Selected at epoch {study['selected_epoch']} of {study['epochs']}."
+    name = "with its residuals" if form == "relaxed" else "projected"
     if error is None:
-        return selected
+        return f"Deployed {name}. {selected}"
+    keys = ("before", "after") if form == "relaxed" else ("after", "before")
+    own, other = (error[key] for key in keys)
+    exact = f", exact to rounding in {error['dtype']}" if own < ROUNDING else ""
+    elsewhere = "Projected" if form == "relaxed" else "As it is trained, with its residuals,"
     return (
-        f"{selected} Relative "
-        f"equivariance error of the output under {error['group']}: {error['before']:.1e} relaxed, "
-        f"{error['after']:.1e} projected."
+        f"Deployed {name}: the relative equivariance error of the output under {error['group']} is {own:.1e}{exact}. "
+        f"{elsewhere} it is {other:.1e}. {selected}"
     )
+
+
+def findings(study: Mapping[str, Any]) -> list[str]:
+    """Say in a few sentences what the numbers show besides, and no more."""
+    return [line for line in (_course(study), _who(study), _layer_bounds(study), _network(study)) if line]
 
 
 def _course(study: Mapping[str, Any]) -> str:
@@ -222,10 +219,13 @@ def _network(study: Mapping[str, Any]) -> str:
     )
 
 
-def page(study: Mapping[str, Any], title: str) -> str:
-    """The markdown page of a run."""
+def page(study: Mapping[str, Any], title: str, again: str) -> str:
+    """The markdown page of a run, which the command `again` writes again."""
     said = "\n".join(f"- {line}" for line in findings(study))
-    return f"# {title}\n\n{symmetry_table(study)}\n\n{said}\n\n{_legend(study)}\n"
+    return (
+        f"# {title}\n\n**{deployed(study)}**\n\n{symmetry_table(study)}\n\n{said}\n\n{_legend(study)}\n\n"
+        f"Written by `{again}`.\n"
+    )
 
 
 def _legend(study: Mapping[str, Any]) -> str:
@@ -251,7 +251,7 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None or value != value else "0" if value == 0 else f"{value:.2g}"
 
 
-def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str) -> None:
+def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str, again: str) -> None:
     """Write a PNG: above, errors and sizes residual by residual (where they were measured); below, gamma,
     multipliers with slacks, and abs(gamma) x norm of W over training (what there is of them).
 
@@ -259,16 +259,16 @@ def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str) 
         path: Where to.
         study: From `symmetry_study`.
         rows: Of the run's metrics.csv.
-        title: Above everything.
+        title: Above everything, with the error of the deployed form.
+        again: The command that writes the picture again.
     """
     keys = [row["key"] for row in study["residuals"]]
     # the order of the residuals is the order of the layers: so is that of the colours
-    shades = matplotlib.colormaps["viridis"]
-    colours = {key: shades(0.92 * i / max(len(keys) - 1, 1)) for i, key in enumerate(keys)}
+    colours = dict(zip(keys, layer_colours(len(keys)), strict=True))
     measured = any(row["alone"] is not None for row in study["residuals"])
     with styled():
         height = 0.26 * len(keys) + 1.3 if measured else 0.0
-        figure = Canvas(figsize=(12, height + 3.6), layout="constrained")
+        figure = Canvas(figsize=(12, height + 4.0), layout="constrained")
         grid = (
             figure.add_gridspec(2, 6, height_ratios=(height, 3.2)) if measured else figure.add_gridspec(1, 6)
         )
@@ -287,11 +287,11 @@ def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str) 
             _frame(panel, study)
             if not measured and index == 0:  # else the bars say which colour is whose
                 panel.legend(frameon=False, fontsize=7, ncols=2)
-        figure.suptitle(title)
-        write_png(path, figure)
+        figure.suptitle(f"{title}\n{deployed(study)}", fontsize=10)
+        write_png(path, figure, again)
 
 
-def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> None:
+def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Bars: error that a residual adds; dots: error of the output with it alone; ticks: bound on the bar."""
     _bars(panel, residuals, colours, "added")
     _marks(panel, residuals, "alone", "o", "error of the output, this one alone")
@@ -301,7 +301,7 @@ def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mappin
     _finish(panel, [row[name] for row in residuals for name in ("added", "alone", "bound")])
 
 
-def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> None:
+def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Bars: abs(gamma) x norm of W; dots: abs(gamma); triangles: share of the output."""
     _bars(panel, residuals, colours, "size")
     strengths = [{**row, "strength": abs(row["gamma"])} for row in residuals]
@@ -312,7 +312,7 @@ def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping
     panel.tick_params(labelleft=False)
 
 
-def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, Any], name: str) -> None:
+def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str], name: str) -> None:
     """A bar for every residual; where there is none, a word that says why."""
     places = range(len(residuals))
     values = [row[name] or 0.0 for row in residuals]
@@ -329,14 +329,13 @@ def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marke
     shown = [(row[name], place) for place, row in enumerate(residuals) if (row[name] or 0.0) > ZERO]
     if shown:
         values, places = zip(*shown, strict=True)
-        face = "white" if marker == "o" else "black"
         panel.scatter(
             values,
             places,
             marker=marker,
             s=34,
-            c=face,
-            edgecolors="black" if marker == "o" else None,
+            c=GROUND if marker == "o" else INK,
+            edgecolors=INK if marker == "o" else None,
             linewidths=1.1,
             label=label,
             zorder=3,
@@ -357,25 +356,18 @@ def _finish(panel: Axes, values: Sequence[float | None]) -> None:
     panel.grid(axis="y", visible=False)
 
 
-def _courses(panel: Axes, rows: Rows, kind: str, colours: Mapping[str, Any], style: str = "-") -> None:
+def _courses(panel: Axes, rows: Rows, kind: str, colours: Mapping[str, str], style: str = "-") -> None:
     for key, colour in colours.items():
-        found = series(rows, f"{kind}/{key}")
-        panel.plot(
-            list(found),
-            list(found.values()),
-            color=colour,
-            linewidth=1.2,
-            linestyle=style,
-            label=key or "(model)",
-        )
+        if found := series(rows, f"{kind}/{key}"):
+            line(panel, found, Look(colour, style, "o"), key or "(model)", linewidth=1.2)
 
 
-def _gammas(panel: Axes, rows: Rows, colours: Mapping[str, Any]) -> None:
+def _gammas(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
     _courses(panel, rows, "gamma", colours)
     panel.set_title("gamma (dashed: selected epoch; grey: last tenth)")
 
 
-def _prices(panel: Axes, rows: Rows, colours: Mapping[str, Any]) -> None:
+def _prices(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
     """Multipliers, with dotted slacks where there are any."""
     _courses(panel, rows, "multiplier", colours)
     _courses(panel, rows, "slack", colours, ":")
@@ -383,9 +375,9 @@ def _prices(panel: Axes, rows: Rows, colours: Mapping[str, Any]) -> None:
     panel.set_title("multiplier (solid) and slack u (dotted)" if slack else "multiplier")
 
 
-def _products(panel: Axes, rows: Rows, colours: Mapping[str, Any]) -> None:
+def _products(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
     for key, found in sizes(rows).items():
-        panel.plot(list(found), list(found.values()), color=colours[key], linewidth=1.2)
+        line(panel, found, Look(colours[key], "-", "o"), key or "(model)", linewidth=1.2)
     panel.set_title("|gamma| x norm of W")
 
 
@@ -395,5 +387,4 @@ def _frame(panel: Axes, study: Mapping[str, Any]) -> None:
     panel.axvspan(window["first"], window["last"], color="0.5", alpha=0.12, linewidth=0)
     panel.axvline(study["selected_epoch"], color="0.35", linewidth=0.8, linestyle="--")
     panel.axhline(0, color=SOFT, linewidth=0.6)
-    panel.set_xlabel("epoch")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs(panel)

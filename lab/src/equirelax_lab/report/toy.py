@@ -11,24 +11,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from equirelax.errors import ConfigError
-from equirelax_lab.report.drawing import styled, write_png
-from equirelax_lab.report.looks import COLOURS, INK, SKY, SOFT
+from equirelax_lab.report.drawing import line, styled, write_png
+from equirelax_lab.report.looks import DASHES, INK, MARKERS, METHODS, SOFT, Look
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.runs import read_run
-from equirelax_lab.report.tables import Numbers
 from equirelax_lab.tasks.orbit import describe, simulate
 
+METHOD = {"plain": "ace", "augmented": "ace-augmented", "pi": "ace-pi", "resilient": "resilient"}
+"""Form of ACE -> the method that has its colour; resilient-augmented is a form of resilient."""
 TITLES = {
     "symmetric": "symmetric data: gamma = 0 is feasible",
     "broken": "broken symmetry: relaxing is needed",
 }
 
 
-def draw_forms(path: Path, study: Mapping[str, Any]) -> None:
+def draw_forms(path: Path, study: Mapping[str, Any], again: str) -> None:
     """Write a PNG: a row for every form, a column for every problem, gamma of every residual over the steps.
 
     Args:
         path: Where to.
         study: From `equirelax_lab.tasks.toy.run_toy`.
+        again: The command that writes the picture again.
     """
     runs = {(run["problem"], run["form"]): run for run in study["runs"]}
     problems, forms = list(dict.fromkeys(problem for problem, _ in runs)), list(study["forms"])
@@ -39,15 +42,18 @@ def draw_forms(path: Path, study: Mapping[str, Any]) -> None:
             for column, problem in enumerate(problems):
                 run, panel = runs[problem, form], axes[row][column]
                 for index, gammas in enumerate(zip(*run["gamma"], strict=True)):
-                    panel.plot(run["step"], gammas, color=COLOURS[index % len(COLOURS)], linewidth=1)
+                    course = dict(zip(run["step"], gammas, strict=True))
+                    colour = METHODS[METHOD.get(form, "resilient")].colour
+                    look = Look(colour, DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)])
+                    line(panel, course, look, f"{form}, residual {index + 1}", linewidth=1.1)
                 panel.axhline(0, color=SOFT, linewidth=0.6)
                 if row == 0:
                     panel.set_title(TITLES.get(problem, problem))
                 if column == 0:
                     panel.set_ylabel(f"{form}\ngamma")
                 if row == len(forms) - 1:
-                    panel.set_xlabel("step")
-        write_png(path, figure)
+                    panel.set_xlabel("step (a line for every residual)")
+        write_png(path, figure, again)
 
 
 def forms_table(study: Mapping[str, Any]) -> str:
@@ -134,21 +140,25 @@ def orbit_table(courses: Mapping[float, Sequence[float]]) -> str:
     return Numbers("", (*head, "gamma at the end"), tuple(rows)).markdown().rstrip("\n")
 
 
-def draw_orbit(path: Path, courses: Mapping[float, Sequence[float]], run: RunOrbit | None = None) -> None:
+def draw_orbit(
+    path: Path, courses: Mapping[float, Sequence[float]], run: RunOrbit | None, again: str
+) -> None:
     """Write a PNG: gamma over steps for every curvature and, below it, a run's gammas over the simulated one.
 
     Args:
         path: Where to.
         courses: Curvature -> gamma before every step.
         run: From `of_run`.
+        again: The command that writes the picture again.
     """
     with styled():
         figure = Canvas(figsize=(9, 3.2 if run is None else 6.2), layout="constrained")
         axes = figure.subplots(1 if run is None else 2, 1, squeeze=False)[:, 0]
         for index, (curvature, course) in enumerate(courses.items()):
             label = "no task" if not curvature else f"task of curvature {curvature:g}"
+            look = Look(METHODS["ace"].colour if index else INK, DASHES[index % len(DASHES)], "")
             axes[0].plot(
-                range(len(course)), course, color=COLOURS[index % len(COLOURS)], linewidth=1.1, label=label
+                range(len(course)), course, color=look.colour, linestyle=look.dash, linewidth=1.1, label=label
             )
         axes[0].set_title("gamma under two Adams on lambda × gamma: an orbit, which a task's curvature damps")
         axes[0].legend(ncols=len(courses))
@@ -157,13 +167,13 @@ def draw_orbit(path: Path, courses: Mapping[float, Sequence[float]], run: RunOrb
         for panel in axes:
             panel.axhline(0, color=SOFT, linewidth=0.6)
             panel.set(xlabel="optimizer step", ylabel="gamma")
-        write_png(path, figure)
+        write_png(path, figure, again)
 
 
 def _over(panel: Axes, run: RunOrbit) -> None:
     for index, own in enumerate(run.gammas.values()):
         label = None if index else f"{len(run.gammas)} residuals of the run"
-        panel.plot(run.steps, own, color=SKY, linewidth=0.9, alpha=0.7, label=label)
+        panel.plot(run.steps, own, color=METHODS["ace"].colour, linewidth=0.9, alpha=0.7, label=label)
     panel.plot(run.steps, run.simulated, color=INK, linewidth=1, linestyle="--", label="simulated, no task")
     panel.set_title(f"a run's gamma over the simulated one: at most {run.deviation:.2g} apart")
     panel.legend(ncols=2)

@@ -1,0 +1,77 @@
+"""The commands that make runs, tables and pictures again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equirelax_lab.report.numbers import Numbers
+from equirelax_lab.report.rows import by_label
+from equirelax_lab.report.runs import Study
+from equirelax_lab.tasks.from_recipe import changes
+from equirelax_lab.tasks.registry import base_of, config_from_dict
+from equirelax_lab.tasks.settings import EARLIER
+
+
+def place(path: Path) -> str:
+    """A path as a reader of the results may type it: from the root of the repository that holds it, or from the present folder.
+
+    Elsewhere the name alone, for results are sent to others, whose folders are not ours.
+    """
+    full = path.resolve()
+    repository = next((folder for folder in full.parents if (folder / ".git").exists()), None)
+    for root in (repository, Path.cwd()):
+        if root is not None and full.is_relative_to(root):
+            return full.relative_to(root).as_posix()
+    return full.name
+
+
+def command(*words: str) -> str:
+    """A command of the laboratory as one types it."""
+    return shlex.join(["equirelax", *words])
+
+
+def summarise(folder: Path) -> str:
+    """The command that writes the tables and pictures of a comparison again."""
+    return command("summarise", place(folder))
+
+
+def study(about: Study | None) -> str | None:
+    """The command that runs a study again; None where the runs belong to none with a name."""
+    if about is None or not about.name:
+        return None
+    return command("study", "run", about.name, *(["--small"] if about.small else []))
+
+
+def train(result: Mapping[str, Any]) -> str:
+    """The command that trains a run again: its recipe, and every setting in which it differs.
+
+    Args:
+        result: Content of its result.json. A run of version 0.1, which had no recipes, begins with the published one.
+    """
+    config = config_from_dict(result["config"])
+    words = ["train", config.benchmark, "--model", config.model, "--method", config.method]
+    if config.recipe not in ("published", EARLIER):
+        words += ["--recipe", config.recipe]
+    if config.trained_as:
+        words += ["--trained_as", config.trained_as]
+    words += ["--seed", str(config.seed)]
+    base, kind = base_of(config), config.to_dict()["residual"].get("kind")
+    if kind != base.to_dict()["residual"].get("kind"):  # which brings settings of its own
+        base = base.updated({"residual": {"kind": kind}})
+        words += ["--residual.kind", str(kind)]
+    for key, (_, here) in changes(config, base).items():
+        words += [f"--{key}", here if isinstance(here, str) else json.dumps(here)]
+    return command(*words)
+
+
+def training(results: Sequence[Mapping[str, Any]]) -> Numbers:
+    """A row for every row of the comparison: its seeds, and the command that trains the first of them again."""
+    rows = tuple(
+        (label, ", ".join(str(run["seed"]) for run in runs), train(runs[0]))
+        for label, runs in by_label(results).items()
+    )
+    return Numbers("How the runs are trained again", ("method", "seeds", "command, for the first seed"), rows)
