@@ -87,7 +87,7 @@ def comparison_tables(
     summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], levels: tables.Levels
 ) -> list[Numbers]:
     """All tables of summary.md."""
-    found = [tables.main(summary), *tables.details(summary)]
+    found: list[Numbers | None] = [tables.main(summary), *tables.details(summary)]
     if failures.asks_for_failures(summary["runs"], failed):
         found.append(failures.failures(failures.shares(summary["runs"], failed)))
     found.append(tables.conditions(levels, summary["metric"]))

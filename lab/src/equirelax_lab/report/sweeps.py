@@ -105,7 +105,7 @@ def _against(
     def draw(part: FigureBase) -> None:
         panel = part.subplots()
         for row, look in looks(list(curves)).items():
-            _bars(panel, curves[row], look, row, lambda m, d, row=row: f"{row}, {place}: {cell(m, d)}")
+            _bars(panel, curves[row], look, row, f"{row}, {place}", cell)
         at_values(panel.xaxis, place, places)
         scaled(panel.yaxis, words, means, "linear" if limits else None)
         if limits:
@@ -127,15 +127,15 @@ def further_conditions(found: tables.Levels, metric: Mapping[str, Any]) -> Figur
     rows = list(dict.fromkeys(row for by_row in found.values() for row in by_row))
     columns = 2 if len(found) < 5 else 3
 
+    def printed(average: float, deviation: float) -> str:
+        return tables.cell(average, deviation, metric)
+
     def draw(part: FigureBase) -> None:
         drawn = panels(part, list(found), columns)
         for panel, (family, by_row) in zip(drawn, found.items(), strict=True):
             styles = looks(rows)
             for row, own in by_row.items():
-                _bars(
-                    panel, own, styles[row], row,
-                    lambda m, d, row=row, family=family: f"{row}, {family}: {tables.cell(m, d, metric)}",
-                )  # fmt: skip
+                _bars(panel, own, styles[row], row, f"{row}, {family}", printed)
             at_values(panel.xaxis, "", sorted({level for own in by_row.values() for level in own}))
             panel.set_ylabel("")
         if len(found) == 1:
@@ -151,8 +151,10 @@ def further_conditions(found: tables.Levels, metric: Mapping[str, Any]) -> Figur
     )
 
 
-def _bars(panel: Axes, own: Curve, look: Look, row: str, told: Callable[[float, float], str]) -> None:
-    """A line with markers and error bars; `told` words the tooltip of a point."""
+def _bars(
+    panel: Axes, own: Curve, look: Look, row: str, told: str, cell: Callable[[float, float], str]
+) -> None:
+    """A line with markers and error bars; the tooltip of a point begins with `told` and has the numbers as `cell` prints them."""
     order = sorted(own)
     line(panel, {level: own[level][0] for level in order}, look, row, marker=look.marker)
     heights, deviations = ([own[level][index] for level in order] for index in (0, 1))
@@ -161,4 +163,4 @@ def _bars(panel: Axes, own: Curve, look: Look, row: str, told: Callable[[float, 
         (drawn,) = panel.plot(
             [level], [own[level][0]], linestyle="none", marker="o", markersize=11, alpha=0, color=INK
         )
-        tip(drawn, f"{told(*own[level])} at {level:g}")
+        tip(drawn, f"{told}: {cell(*own[level])} at {level:g}")
