@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("lightning.pytorch")
 from lightning_toys import Module, data, relaxing, trainer
 
 from equirelax.errors import EquirelaxWarning, MethodError

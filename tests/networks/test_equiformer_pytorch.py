@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from equirelax.symmetry import SE, positions, vector
 from equirelax.testing import NetworkConformance
 
-pytest.importorskip(
-    "equiformer_pytorch", reason="needs equiformer-pytorch: pip install '.[examples]'"
-)
+pytest.importorskip("equiformer_pytorch", reason="needs equiformer-pytorch: pip install '.[examples]'")
 import few_atoms
 
 
