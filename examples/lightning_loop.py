@@ -32,15 +32,19 @@ class AngularMomentum(lightning.LightningModule):
 
 
 def main(**options: Any) -> lightning.Trainer:
-    """Train with ACE, project, audit; print the last validation and the equivariance error."""
+    """Train with ACE, project, audit; print the errors before and after."""
     audit = {"in_rep": VECTORS, "out_rep": VECTORS}
     relaxing = RelaxationCallback("ace", dual_lr=1e-2, augmented=0.5, placement=PLACEMENT, audit=audit)
     module, sets = AngularMomentum(), [TensorDataset(*data(512, seed)) for seed in (0, 1)]
     trainer = lightning.Trainer(callbacks=[relaxing], accelerator="cpu", logger=False, **options)
+    x, y = sets[1].tensors
+    before = mse_loss(module.model(x), y)
     trainer.fit(module, *(DataLoader(samples, batch_size=64) for samples in sets))
-    values = {**trainer.callback_metrics, "equivariance error": relaxing.report.relative}
-    for name, value in values.items():
-        print(f"{name:24}  {float(value):9.2g}")
+    print(f"largest gamma {trainer.callback_metrics['relaxation/largest_gamma']:.2g}, then projected")
+    print(
+        f"validation error {mse_loss(module.model(x), y):.4f}, {before:.4f} before training; "
+        f"equivariance error {relaxing.report.relative:.0e}"
+    )
     return trainer
 
 
