@@ -211,11 +211,11 @@ def _given(
     options.add_settings(parser, config)
     if machine:
         options.add_machine(parser)
-    hints = (
-        Hints(config, prefix=f"--{owner}.")
-        if owner
-        else Hints(config, tuple(options.flags(_parser(config.benchmark))), ADVICE, tuple(methods))
-    )
+    if owner:
+        everybody = {name: f"It is for all runs: write --{name}." for name in Machine.__dataclass_fields__}
+        hints = Hints(config, advice=everybody, prefix=f"--{owner}.")
+    else:
+        hints = Hints(config, tuple(options.flags(_parser(config.benchmark))), ADVICE, tuple(methods))
     parsed = options.parse(parser, words, hints)
     settings: dict[str, Any] = {}
     for word in words:
