@@ -92,7 +92,10 @@ def test_help_texts_say_what_matters(
         ),
         (["train", "nbody", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["train", "nbody", "--dataset.train", "4000"], "equirelax data make nbody"),
-        (["train", "nbody", "--data", "nowhere", "--out", "x"], "is missing; looked for"),
+        (["train", "nbody", "--data", "nowhere", "--out", "x"], "The data root nowhere does not exist"),
+        (["compare", "nbody", "--data", "nowhere"], "The data root nowhere does not exist"),
+        (["list", "--data", "nowhere"], "The data root nowhere does not exist"),
+        (["train", "nbody", "--clamp", "norm", "--data", ".."], "make nbody --clamp norm --data .., or name"),
         (
             ["train", "nbody", *SMALL, "--residual.placement", "segnn-rc", "--method", "ace"],
             "Did you mean 'segnn-",

@@ -145,7 +145,7 @@ def test_status_knows_every_form(tmp_path: Path, write: Callable[[Path], Path]) 
         return next(row for row in status(tmp_path) if row.name == "modelnet40")
 
     assert not row().available
-    assert row().how_to_get == "equirelax data get modelnet40"
+    assert row().how_to_get == f"equirelax data get modelnet40 --data {tmp_path}"
     write(tmp_path)
     assert row().available
 

@@ -148,7 +148,9 @@ def test_the_file_says_which_clamp_was_used(tmp_path: Path) -> None:
 
 
 def test_messages_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Make it: equirelax data make nbody --clamp norm --seed 2,"):
+    with pytest.raises(
+        DataError, match=f"Make it: equirelax data make nbody --clamp norm --seed 2 --data {tmp_path},"
+    ):
         nbody.load("train", clamp="norm", seed=2, root=tmp_path)
     make(tmp_path)
     with pytest.raises(DataError, match="holds 12 systems; 13 were requested"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from equirelax_lab.data import data_root, find, nbody, status
-from equirelax_lab.data.root import cache_root, search_roots, writable_root
+from equirelax_lab.data.root import cache_root, command, named_root, search_roots, writable_root
 
 from equirelax.errors import DataError
 
@@ -66,5 +66,21 @@ def test_status(tmp_path: Path) -> None:
             file.touch()
     row = {row.name: row for row in status(tmp_path)}["nbody"]
     assert row.location == tmp_path / "nbody" / "charged-component-seed0"
-    assert row.how_to_get == "equirelax data make nbody"
+    assert row.how_to_get == f"equirelax data make nbody --data {tmp_path}"
     assert not rows["mocap-run"].available
+    how = {row.name: row.how_to_get for row in status()}
+    assert how["nbody"] == "equirelax data make nbody"
+    assert how["mnist"].startswith("equirelax data get mnist, or put")
+    assert rows["mnist"].how_to_get.startswith(f"equirelax data get mnist --data {tmp_path}, or put")
+
+
+def test_a_root_that_is_named_has_to_exist(tmp_path: Path) -> None:
+    (cache_root() / "there").mkdir(parents=True)
+    assert named_root(None) is None
+    assert named_root(tmp_path) == tmp_path
+    for missing in (tmp_path / "nowhere", str(tmp_path / "no where")):
+        for read in (named_root, lambda root: find("there", root)):
+            with pytest.raises(DataError, match=rf"{missing} does not exist.*--data"):
+                read(missing)
+    assert find("there", tmp_path) == cache_root() / "there"
+    assert command("equirelax data make nbody", "a b") == "equirelax data make nbody --data 'a b'"

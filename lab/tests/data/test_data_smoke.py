@@ -333,11 +333,31 @@ def test_bad_files_are_noticed_and_the_command_mends_them(
     smoke.load("train", TINY, inputs=4, outputs=2, root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "lengths", [{"train": 16, "val": 16, "future": 30, "domain": 30}, {"val": 3}, {"domain": 7}]
+)
+def test_the_fewest_steps_that_windows_need(lengths: dict[smoke.Split, int]) -> None:
+    def fit(steps: int) -> bool:
+        shares = ((smoke.SHARES[split], length) for split, length in lengths.items())
+        return all(round(high * steps) - round(low * steps) >= length for (low, high), length in shares)
+
+    least = smoke.least_steps(lengths)
+    assert fit(least)
+    assert not any(fit(steps) for steps in range(1, least))
+
+
 def test_messages_say_what_to_do(tmp_path: Path, calls: list[Call]) -> None:
     with pytest.raises(
         DataError, match="Make it: equirelax data make smoke --size 8 --positions 2 --steps 50"
     ):
         smoke.load("train", TINY, inputs=4, outputs=2, root=tmp_path)
+    assert smoke.made(tmp_path) == {}
+    folder = make(tmp_path)
+    assert smoke.made(tmp_path) == {folder: TINY}
+    with pytest.raises(DataError, match=rf"There are other sets, which train with `{TINY.flags}`"):
+        smoke.load("train", SmokeSettings(size=8, positions=2, steps=80), inputs=4, outputs=2, root=tmp_path)
+    (folder / "run-3-01.json").unlink()
+    assert smoke.made(tmp_path) == {}
     with pytest.raises(DataError, match="Unknown split 'test'"):
         smoke.load("test", TINY, root=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="window of 16 frames does not fit into the frames 40 to 49"):

@@ -258,6 +258,14 @@ def test_the_papers_settings(
     assert (training.schedule, training.step_epochs, training.step_factor) == ("step", 1, 0.95)
 
 
+def test_runs_that_are_too_short_name_the_flag_and_the_command(tmp_path: Path) -> None:
+    task = task_of(tmp_path, dataset={"steps": 12})
+    with pytest.raises(
+        ConfigError, match=r"--steps 12\).*Take --steps \d+ or more.*equirelax data make smoke .*--horizon"
+    ):
+        task.load("train")
+
+
 def test_missing_data_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="equirelax data make smoke --size 8 --positions 2 --steps 30"):

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import equirelax_lab.placements  # noqa: F401  (registers those of the laboratory)
 from equirelax.relaxation import placements
 from equirelax_lab.cli import options
-from equirelax_lab.data import data_root, status
+from equirelax_lab.cli.help import columns, filled, rows
+from equirelax_lab.data import data_root, smoke, status
+from equirelax_lab.data.root import DataStatus, named_root
 from equirelax_lab.tasks.registry import TASKS
+
+DESCRIPTION = """List benchmarks with their models, methods, placements, and data sets with where they are.
+
+example:
+  equirelax list --data my-data"""
 
 
 def main(words: Sequence[str]) -> int:
     """`words` begins with "list"."""
-    parser = options.parser(
-        ["list"], "Benchmarks with their models, methods, placements, and data sets with where they are."
-    )
+    parser = options.parser(["list"], DESCRIPTION)
     parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:])
+    named_root(parsed.data)
     lines = ["benchmarks:"]
     for name, task in TASKS.items():
-        lines.append(f"  {name}  {task.title}; metric: {task.metric.heading}")
-        lines += [f"      --model {model}  {text}" for model, text in task.models.items()]
-    lines += [
-        "",
-        options.methods_text(),
-        "",
-        "placements:",
-        f"  {', '.join(placements.names())}",
-        "",
-        "data:",
-    ]
-    lines[-1] = f"data (root {data_root(parsed.data)}):"
+        lines.append(f"  {name}: {task.title}; metric: {task.metric.heading}")
+        lines += rows([(f"--model {model}", text) for model, text in task.models.items()], indent=6)
+    root = data_root(parsed.data)
+    missing = "" if root.is_dir() else ", which does not exist yet"
+    lines += ["", options.methods_text(), "", "placements:", f"  {', '.join(placements.names())}", ""]
+    lines.append(f"data (root {root}{missing}):")
     for row in status(parsed.data):
-        place = f"there: {row.location}" if row.available else f"missing; to get it: {row.how_to_get}"
-        lines.append(f"  {row.name}  {row.description}\n      {place}")
-    print("\n".join(lines))
+        lines.append(f"  {row.name}: {row.description}")
+        lines += (f"      {place}" for place in _places(row, parsed.data))
+    print(filled("\n".join(lines), columns()))
     return 0
+
+
+def _places(row: DataStatus, root: str | None) -> Iterator[str]:
+    """Where a data set is, or how to get it. There may be several sets of smoke plumes, which flags distinguish."""
+    if not row.available:
+        yield f"missing; to get it: {row.how_to_get}"
+    elif row.name != "smoke":
+        yield f"there: {row.location}"
+    else:
+        sets = smoke.made(root)
+        yield from (
+            f"there: {place} {settings.flags and f'({settings.flags})'}" for place, settings in sets.items()
+        )
+        if not sets:
+            yield f"not finished; to go on: {row.how_to_get}"

@@ -11,6 +11,7 @@ from equirelax.errors import ConfigError
 from equirelax.settings import COUNT_OR_NONE
 from equirelax_lab.cli import options
 from equirelax_lab.cli.symmetry import run_folder
+from equirelax_lab.data.root import named_root
 from equirelax_lab.training.folder import BEST
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.training.checkpoint import load_run
 
     folder = run_folder(Path(parsed.run))
-    assembly = load_run(folder / BEST, options.optional_path(parsed.data))
+    assembly = load_run(folder / BEST, named_root(parsed.data))
     task = assembly.task
     if not isinstance(task, SmokeTask):
         raise ConfigError(

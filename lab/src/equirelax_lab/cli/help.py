@@ -48,11 +48,9 @@ def _wrapped(line: str, width: int) -> list[str]:
         glued = re.sub(r"(--?\w\S*) (?=[^-\s])", "\\1\0", line.lstrip())
         parts = _wrap(glued, width - 2, first, f"{first}    ")
         return [f"{part} \\".replace("\0", " ") for part in parts[:-1]] + [parts[-1].replace("\0", " ")]
-    head, rest = found.groups() if found else (first, line.lstrip())
-    if width - len(head) < width // 3:  # the second column has no room beside the first
-        head = first
-        rest = line.lstrip()
-    return _wrap(rest, width, head, " " * len(head))
+    if found is None or width - len(found[1]) < width // 3:  # the second column has no room beside the first
+        return _wrap(line.lstrip(), width, first, f"{first}  ")
+    return _wrap(found[2], width, found[1], " " * len(found[1]))
 
 
 def _wrap(text: str, width: int, head: str = "", indent: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import atomic_write, write_text
 from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
+from equirelax_lab.data.root import named_root
 
 AUDIT = """\
 Measure the equivariance error of a trained model: the largest over random group elements, absolute and
@@ -51,7 +52,7 @@ def run_audit(words: Sequence[str]) -> int:
     from equirelax.auditing import audit
     from equirelax_lab.training.checkpoint import load_run
 
-    assembly = load_run(Path(parsed.checkpoint), options.optional_path(parsed.data))
+    assembly = load_run(Path(parsed.checkpoint), named_root(parsed.data))
     case = assembly.task.audit_case()
     with case.headed(assembly.model) as model:
         report = audit(

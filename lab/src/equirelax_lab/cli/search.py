@@ -13,6 +13,7 @@ from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.cli.study import add_execution, schedule
+from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.search import figures, read_search
 from equirelax_lab.studies.study import find_file, ready_names
 from equirelax_lab.studies.trials import check_data
@@ -78,7 +79,7 @@ def main(words: Sequence[str]) -> int:
         search = dataclasses.replace(search, trials=given.trials)
     name = f"{search.name}-small" if search.small else search.name
     out = Path(given.out) if given.out else Path("runs") / "searches" / name
-    root = options.optional_path(given.data)
+    root = named_root(given.data)
     check_data([search.config], root)
     source = Suggestions(search, build_task(search.config, root).metric)
     with storage_errors(out / HISTORY):

@@ -17,6 +17,7 @@ from equirelax.files import did_you_mean
 from equirelax.settings import JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import columns, filled, rows
+from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.board import Board, counts, duration
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
@@ -130,7 +131,7 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     """
     found = trials(study, out)
     left = [trial.config for trial in found if trial.status == "waiting"]
-    check_data(left, options.optional_path(given.data))
+    check_data(left, named_root(given.data))
     code = schedule(study, out, given, Source(found), len(left), len(found))
     if code == 130:
         return code
@@ -194,7 +195,7 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
     for trial in waiting:
         if (key := (trial.grid, trial.kind)) not in costs:
             print(f"timing {trial.kind} ({len(costs) + 1})", file=sys.stderr, flush=True)
-            root = options.optional_path(given.data)
+            root = named_root(given.data)
             cost = estimate.measure(trial.config, root, devices=study.machine.devices)
             costs[key] = dataclasses.replace(cost, start=cost.start + imports)
     print(estimate.text(found, costs, study, jobs, threads, place))

@@ -11,6 +11,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
+from equirelax_lab.data.root import named_root
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result
 
@@ -54,7 +55,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{folder / METRICS} is damaged: it has no column of gamma for {lacking[0]!r}. Train the run again."
         )
-    measured, bounds = measure(folder, parsed.samples, parsed.seed, options.optional_path(parsed.data))
+    measured, bounds = measure(folder, parsed.samples, parsed.seed, named_root(parsed.data))
 
     from equirelax_lab.report import again
     from equirelax_lab.report.symmetry import (

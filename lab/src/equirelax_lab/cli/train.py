@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from equirelax.errors import ConfigError
 from equirelax_lab.cli import options
 from equirelax_lab.cli.hints import Hints
+from equirelax_lab.data.root import named_root
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.tasks.registry import TASKS
 from equirelax_lab.tasks.settings import RunConfig
@@ -71,9 +72,7 @@ def main(words: Sequence[str]) -> int:
         print(f"Nothing to go on with in {folder}: a new run begins there.", file=sys.stderr)
     go_on = f"Interrupted; go on with the same command and --resume (run in {folder})."
     try:
-        result = train(
-            config, folder, options.optional_path(parsed.data), resume=parsed.resume, machine=machine
-        )
+        result = train(config, folder, named_root(parsed.data), resume=parsed.resume, machine=machine)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(go_on) from None
     if result is None:

@@ -106,7 +106,7 @@ def windows(runs: int, first: int, last: int, length: int, every: int) -> Tensor
     starts = torch.arange(first, last - length + 1, every) if last - first >= length else torch.empty(0)
     if not len(starts):
         raise DataError(
-            f"A window of {length} frames does not fit into the frames {first} to {last - 1}: make longer runs (steps), or "
-            "ask for fewer frames (inputs, outputs, horizon)."
+            f"A window of {length} frames does not fit into the frames {first} to {last - 1}: make longer runs (--steps), "
+            "or ask for fewer frames (--inputs, --outputs, --horizon)."
         )
     return torch.cartesian_prod(torch.arange(runs), starts.long())

@@ -31,7 +31,7 @@ from equirelax.files import did_you_mean
 from equirelax_lab.data.archive import check_sum, load_npz
 from equirelax_lab.data.download import RMD17, fetch
 from equirelax_lab.data.molecules import MolecularFrames, Scaling, force_scaling
-from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.data.root import command, find, search_roots, writable_root
 from equirelax_lab.extras import install
 
 FOLDER = Path("md17")
@@ -112,7 +112,7 @@ def read(source: str, molecule: str, part: str, root: str | os.PathLike[str] | N
     name = FOLDER / f"rmd17_{molecule}_{part}.xyz"
     if (archive := RMD17.locate(root)) is not None and not _anywhere(name, root):
         return _read_revised(archive, molecule, part)
-    hint = "Get the official archive (equirelax data get rmd17), or put the frames there as extended XYZ"
+    hint = f"Get the official archive ({command('equirelax data get rmd17', root)}), or put the frames there as extended XYZ"
     return _read_xyz(find(name, root, hint=hint), molecule)
 
 
@@ -164,7 +164,8 @@ def _anywhere(relative: Path, root: str | os.PathLike[str] | None) -> Path | Non
 
 
 def _read_original(molecule: str, root: str | os.PathLike[str] | None) -> Frames:
-    hint = f"Get it: equirelax data get md17 --molecule {molecule}; or take source 'rmd17'"
+    get = command(f"equirelax data get md17 --molecule {molecule}", root)
+    hint = f"Get it: {get}; or take source 'rmd17'"
     path = find(FOLDER / MOLECULES[molecule].original, root, hint=hint)
     return _checked_npz(path, molecule, ("z", "R", "E", "F"))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from equirelax.errors import DataError
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.graphs import GraphSet, squared_distances
-from equirelax_lab.data.root import find, search_roots
+from equirelax_lab.data.root import command, find, search_roots
 
 FOLDER = Path("cmu_mocap")
 JOINTS = 31
@@ -60,7 +60,7 @@ def find_case(name: str, root: str | Path | None) -> Case:
     if not any((folder / FOLDER / files.motion).is_file() for folder in search_roots(root)):
         raise DataError(
             f"Unknown case {name!r} of the motion capture data; choose one of {', '.join(CASES)}, or make it from CMU's "
-            f"files: equirelax data make mocap --case {name} --asf ... --amc ..."
+            f"files: {command(f'equirelax data make mocap --case {name} --asf ... --amc ...', root)}"
         )
     return files
 
@@ -77,11 +77,8 @@ def train_starts(files: Case, parts: Mapping[str, np.ndarray], path: Path) -> in
 
 def read(name: str, root: str | Path | None) -> tuple[dict[str, np.ndarray], Path]:
     case = next((case for case, files in CASES.items() if name in (files.motion, files.split)), None)
-    how = (
-        "make the case again with equirelax data make mocap"
-        if case is None
-        else f"equirelax data get mocap-{case}"
-    )
+    words = "equirelax data make mocap" if case is None else f"equirelax data get mocap-{case}"
+    how = f"{'make the case again with ' if case is None else ''}{command(words, root)}"
     path = find(FOLDER / name, root, hint=f"Get it: {how}; or put it there as {FOLDER / name}")
     return load_npz(path, path, "Get the file again."), path
 

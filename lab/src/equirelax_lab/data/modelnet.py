@@ -32,7 +32,7 @@ from torch import Tensor
 from equirelax.errors import DataError
 from equirelax.files import did_you_mean
 from equirelax_lab.data.archive import check_sum, load_npz, manifest_path, read_archive, write_archive
-from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.data.root import command, find, search_roots, writable_root
 from equirelax_lab.extras import install
 
 FOLDER = Path("modelnet40")
@@ -43,7 +43,7 @@ RESAMPLED = "modelnet40_normal_resampled"
 SOURCES = ("modelnet40", "modelnet10-small", "modelnet40-npz", "modelnet40-hdf5", "modelnet40-resampled")
 RESAMPLED_POINTS = 2048
 
-_GET = "Get it: equirelax data get modelnet40"
+_GET = "equirelax data get modelnet40"
 _RESAMPLED_GET = (
     f"It is no longer at its old address everywhere: unpack {RESAMPLED}.zip (PointNet++'s) as a folder of "
     "that name below modelnet40"
@@ -74,7 +74,7 @@ def read(source: str, part: str, root: str | Path | None = None) -> Objects:
     if source == "modelnet40-npz":
         return _read_npz(find(NPZ, root, hint="Put it there, or get the official archive"), part)
     if source == "modelnet40-hdf5":
-        return _read_hdf5(_archive_folder(HDF5, root, _GET), part)
+        return _read_hdf5(_archive_folder(HDF5, root, f"Get it: {command(_GET, root)}"), part, root)
     return _read_resampled(part, root)
 
 
@@ -155,7 +155,7 @@ def z_up(points: np.ndarray) -> np.ndarray:
     return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
 
 
-def _read_hdf5(folder: Path, part: str) -> Objects:
+def _read_hdf5(folder: Path, part: str, root: str | Path | None) -> Objects:
     """Read ply_data_{part}*.h5, each with data (N, 2048, 3) float32 and label (N, 1), in the order of their names."""
     try:
         import h5py
@@ -173,7 +173,9 @@ def _read_hdf5(folder: Path, part: str) -> Objects:
                 labels.append(np.asarray(file["label"]).reshape(-1).astype(np.int64))
         # Damage and other contents raise errors of many types in h5py: OSError, KeyError, RuntimeError, TypeError, ...
         except Exception as error:
-            raise DataError(f"{path} cannot be read ({error}). {_GET} --force.") from error
+            raise DataError(
+                f"{path} cannot be read ({error}). Get it again: {command(f'{_GET} --force', root)}."
+            ) from error
         _check(Objects(points[-1], labels[-1], classes, folder.name), path)
     _require(len({p.shape[1:] for p in points}) == 1, folder, "its files hold different numbers of points")
     return Objects(z_up(np.concatenate(points)), np.concatenate(labels), classes, folder.name)

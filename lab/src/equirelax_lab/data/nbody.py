@@ -22,7 +22,7 @@ from equirelax_lab.data import charged, gravity
 from equirelax_lab.data.archive import manifest_path, read_archive, write_archive
 from equirelax_lab.data.blocks import STEPS_PER_FRAME, TIME_STEP, Trajectories
 from equirelax_lab.data.graphs import GraphSet, complete_graph, gather, nearest_neighbours, squared_distances
-from equirelax_lab.data.root import data_root, find, writable_root
+from equirelax_lab.data.root import command, data_root, find, writable_root
 
 SPLITS = ("train", "val", "test")
 SYSTEMS = ("charged", "gravity")
@@ -88,13 +88,15 @@ def relative_path(split: str, system: str = "charged", clamp: str | None = None,
     return Path("nbody") / f"{system}-{settings(system, clamp)['clamp']}-seed{seed}" / f"{split}.npz"
 
 
-def _command(system: str, clamp: str | None, seed: int, extra: str = "") -> str:
+def _command(
+    system: str, clamp: str | None, seed: int, root: str | Path | None = None, extra: str = ""
+) -> str:
     """The command that simulates the data, for messages."""
     words = ["equirelax data make nbody"]
     words += [f"--system {system}"] if system != "charged" else []
     words += [f"--clamp {clamp}"] if clamp not in (None, "component", "none") else []
     words += [f"--seed {seed}"] if seed else []
-    return " ".join([*words, extra]).strip()
+    return command(" ".join([*words, extra]).strip(), root)
 
 
 def make(
@@ -134,7 +136,7 @@ def make(
         # The cache is used only if the root cannot be written to.
         places = (data_root(root) / relative, writable_root(root) / relative)
         path = next((place for place in places if place.exists()), None)
-        kept = _verified(path, system, clamp, seed) if path is not None and not force else None
+        kept = _verified(path, system, clamp, seed, root) if path is not None and not force else None
         if path is None or kept is None:
             path, kept = writable_root(root) / relative, {}
         have = len(kept.get("charges", ()))
@@ -154,18 +156,20 @@ def make(
     return paths
 
 
-def _verified(path: Path, system: str, clamp: str | None, seed: int) -> dict[str, np.ndarray] | None:
+def _verified(
+    path: Path, system: str, clamp: str | None, seed: int, root: str | Path | None
+) -> dict[str, np.ndarray] | None:
     """Read the arrays of a file; None if writing was not finished. Raise `DataError` if it is damaged."""
     if not manifest_path(path).exists():
         return None
-    arrays, _ = _read(path, system, clamp, seed)
+    arrays, _ = _read(path, system, clamp, seed, root)
     return arrays
 
 
 def _read(
-    path: Path, system: str, clamp: str | None, seed: int
+    path: Path, system: str, clamp: str | None, seed: int, root: str | Path | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    remedy = f"Make it again: {_command(system, clamp, seed, '--force')}"
+    remedy = f"Make it again: {_command(system, clamp, seed, root, '--force')}"
     arrays, manifest = read_archive(path, remedy)
     expected = settings(system, clamp)
     if manifest.get("settings") != expected or json.loads(str(arrays.pop("settings", "{}"))) != expected:
@@ -266,12 +270,12 @@ def load(
         DataError: The file is missing, damaged or too small. The message contains the command that makes it.
     """
     path = _find(split, system, clamp, seed, root)
-    arrays, manifest = _read(path, system, clamp, seed)
+    arrays, manifest = _read(path, system, clamp, seed, root)
     available = len(arrays["charges"])
     count = available if count is None else count
     if not 1 <= count <= available:
-        command = _command(system, clamp, seed, f"--{split} {count}")
-        raise DataError(f"{path} holds {available} systems; {count} were requested. Make more: {command}")
+        more = _command(system, clamp, seed, root, f"--{split} {count}")
+        raise DataError(f"{path} holds {available} systems; {count} were requested. Make more: {more}")
     frames = settings(system, clamp)["frames"]
     given, wanted = frames.index(INPUT_FRAME), frames.index(TARGET_FRAME)
     positions = torch.from_numpy(arrays["positions"][:count])  # (count, frames, n, 3) float64
@@ -309,7 +313,9 @@ def NBody(
 
 def _find(split: str, system: str, clamp: str | None, seed: int, root: str | Path | None) -> Path:
     return find(
-        relative_path(split, system, clamp, seed), root, hint=f"Make it: {_command(system, clamp, seed)}"
+        relative_path(split, system, clamp, seed),
+        root,
+        hint=f"Make it: {_command(system, clamp, seed, root)}",
     )
 
 
@@ -327,7 +333,7 @@ def replay(
     Trajectories are chaotic: another machine gives other frames 30 and 40, but the same first 100 steps to about 1e-9.
     """
     path = _find(split, system, clamp, seed, root)
-    arrays, _ = _read(path, system, clamp, seed)
+    arrays, _ = _read(path, system, clamp, seed, root)
     stored = torch.from_numpy(arrays["positions"][:count, 0])
     chunk = charged.CHUNK if system == "charged" else gravity.CHUNK
     states = _states(system, seed, split, 0, -(-len(stored) // chunk))

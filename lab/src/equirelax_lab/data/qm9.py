@@ -22,7 +22,7 @@ from torch import Tensor
 from equirelax.errors import DataError
 from equirelax_lab.data.archive import load_npz
 from equirelax_lab.data.molecules import ELEMENTS, MoleculeSet, Scaling
-from equirelax_lab.data.root import find
+from equirelax_lab.data.root import command, find
 
 SUBSET = Path("qm9") / "qm9_subset.npz"
 FULL = Path("qm9") / "qm9.npz"
@@ -181,7 +181,9 @@ def _scaling(fitted: MoleculeSet, chosen: MoleculeSet, target: str, split: str) 
 
 def _read(file: Path, target: str, root: str | Path | None) -> MoleculeSet:
     """Read all molecules of a file, with a raw target."""
-    path = find(file, root, hint=f"Get it: equirelax data get qm9; or put it there as {file}")
+    path = find(
+        file, root, hint=f"Get it: {command('equirelax data get qm9', root)}; or put it there as {file}"
+    )
     arrays = load_npz(path, path, "Get the file again.")
     _check(arrays, path)
     chosen = TARGETS[target]

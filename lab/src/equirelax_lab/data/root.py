@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,28 @@ def data_root(explicit: str | os.PathLike[str] | None = None) -> Path:
         return Path(explicit).expanduser()
     configured = os.environ.get(ENVIRONMENT, "")
     return Path(configured).expanduser() if configured else cache_root()
+
+
+def named_root(explicit: str | os.PathLike[str] | None) -> Path | None:
+    """The data root that a user names to read from; None where none is named.
+
+    Raises:
+        DataError: There is no such folder. The cache would be read in its place, and nobody would know.
+    """
+    if explicit is None:
+        return None
+    root = Path(explicit).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"The data root {root} does not exist: name another folder with --data, or make data there first (equirelax data "
+            f"make, or get, with --data {shlex.quote(os.fspath(explicit))})."
+        )
+    return root
+
+
+def command(words: str, root: str | os.PathLike[str] | None) -> str:
+    """A command that makes or fetches data, with the data root that was named, so that it writes where data is looked for."""
+    return words if root is None else f"{words} --data {shlex.quote(os.fspath(root))}"
 
 
 def search_roots(explicit: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -64,8 +87,9 @@ def find(
         hint: How to get the file, for the message.
 
     Raises:
-        DataError: The file is in none of the folders, which the message names.
+        DataError: The file is in none of the folders, which the message names; or `root` does not exist.
     """
+    named_root(root)
     candidates = [folder / relative for folder in search_roots(root)]
     for candidate in candidates:
         if candidate.exists():
@@ -94,7 +118,7 @@ class DataStatus:
 
 _MAKE = "equirelax data make nbody"
 _NBODY_FILES = tuple(f"{split}.{suffix}" for split in ("train", "val", "test") for suffix in ("npz", "json"))
-# name, description, files below the root, how to get it
+# name, description, patterns of files below the root, how to get it
 _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     (
         "nbody",
@@ -113,6 +137,12 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "gravity, 100 bodies in 3D, softened (SEGNN benchmark)",
         tuple(f"nbody/gravity-none-seed0/{name}" for name in _NBODY_FILES),
         f"{_MAKE} --system gravity",
+    ),
+    (
+        "smoke",
+        "simulated smoke plumes: velocities on a grid, 10 inflow positions on every side (CR section 5.4)",
+        ("smoke/*/run-0-00.json",),
+        "equirelax data make smoke",
     ),
     (
         "mocap-run",
@@ -183,17 +213,25 @@ _ALSO: dict[str, tuple[str, ...]] = {
 }
 
 
+def _all_there(folder: Path, patterns: tuple[str, ...]) -> Path | None:
+    """The first file of those that `patterns` name below a folder, if all of them are there."""
+    files = [next(folder.glob(pattern), None) for pattern in patterns]
+    return files[0] if all(files) else None
+
+
 def status(root: str | os.PathLike[str] | None = None) -> list[DataStatus]:
     """List every known data set: whether it is there, where, and how to get it."""
     rows = []
     for name, description, files, how in _KNOWN:
         forms = (files, *((file,) for file in _ALSO.get(name, ())))
         places = (
-            (folder / form[0]).parent
+            found.parent
             for form in forms
             for folder in search_roots(root)
-            if all((folder / file).is_file() for file in form)
+            if (found := _all_there(folder, form)) is not None
         )
         location = next(places, None)
-        rows.append(DataStatus(name, description, location, how))
+        how, comma, otherwise = how.partition(", or ")
+        how = command(how, root) if how.startswith("equirelax ") else how
+        rows.append(DataStatus(name, description, location, f"{how}{comma}{otherwise}"))
     return rows

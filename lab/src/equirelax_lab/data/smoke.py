@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from equirelax.errors import DataError, EquirelaxError
 from equirelax.settings import COUNT, POSITIVE, SHARE, Range, Settings, within
 from equirelax_lab.data.archive import read_archive, write_archive
 from equirelax_lab.data.fields import FieldSet, windows
-from equirelax_lab.data.root import find, search_roots, writable_root
+from equirelax_lab.data.root import command, find, named_root, search_roots, writable_root
 from equirelax_lab.data.smoke_simulation import phiflow, simulate
 
 Split = Literal["train", "val", "future", "domain"]
@@ -103,13 +104,15 @@ class SmokeSettings(Plumes):
         return {False: known, True: between}
 
     @property
+    def flags(self) -> str:
+        """The flags that distinguish the set from the default one, for making it and for training on it."""
+        fields = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return " ".join(f"--{field.name} {getattr(self, field.name)}" for field in fields)
+
+    @property
     def command(self) -> str:
         """The command that makes the set."""
-        words = ["equirelax data make smoke"]
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default:
-                words.append(f"--{field.name} {getattr(self, field.name)}")
-        return " ".join(words)
+        return f"equirelax data make smoke {self.flags}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,33 @@ def _simulated(settings: SmokeSettings, parts: list[list[_Run]], folder: Path, j
                 job.cancel()
 
 
+def least_steps(lengths: Mapping[Split, int]) -> int:
+    """The fewest frames of a run in which every split has room for a window.
+
+    Args:
+        lengths: Split -> frames of a window.
+    """
+    ends = [(*SHARES[split], length) for split, length in lengths.items()]
+    return next(
+        steps
+        for steps in itertools.count(1)
+        if all(round(high * steps) - round(low * steps) >= length for low, high, length in ends)
+    )
+
+
+def made(root: str | Path | None = None) -> dict[Path, SmokeSettings]:
+    """The sets that are there as a whole: folder -> settings."""
+    found = {}
+    for manifest in (m for place in search_roots(root) for m in sorted(place.glob("smoke/*/run-0-00.json"))):
+        try:
+            settings = SmokeSettings(**json.loads(manifest.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, KeyError, TypeError, DataError):
+            continue  # a damaged one is named when it is loaded
+        if all(_is_there(manifest.parent / run.name) for run in _runs(settings)):
+            found[manifest.parent] = settings
+    return found
+
+
 def _is_there(path: Path) -> bool:
     """Whether a run is finished. Its manifest is written last."""
     return path.exists() and path.with_suffix(".json").exists()
@@ -267,26 +297,33 @@ def load(
     low, high = (round(share * settings.steps) for share in SHARES[split])
     runs = [run for run in _runs(settings) if run.domain == (split == "domain")]
     chosen = windows(len(runs), low, high, inputs + outputs, every)
-    folder = _complete(settings, runs, root) or find(
-        settings.folder, root, hint=f"Make it: {settings.command}"
-    )
+    named_root(root)
+    folder = _complete(settings, runs, root) or find(settings.folder, root, hint=_how_to_get(settings, root))
     if coarsen < 1 or settings.size % coarsen:
         raise DataError(f"coarsen is {coarsen}; expected a divisor of the grid's size {settings.size}.")
-    frames = torch.stack([torch.from_numpy(_velocity(folder, run, settings)) for run in runs])
+    frames = torch.stack([torch.from_numpy(_velocity(folder, run, settings, root)) for run in runs])
     if coarsen > 1:
         frames = torch.nn.functional.avg_pool3d(frames, (1, coarsen, coarsen))
     side = torch.tensor([run.side for run in runs])
     return FieldSet(frames, chosen, torch.full((len(chosen),), split == "domain"), side, inputs, outputs)
 
 
-def _velocity(folder: Path, run: _Run, settings: SmokeSettings) -> np.ndarray:
+def _how_to_get(settings: SmokeSettings, root: str | Path | None) -> str:
+    """How to make a set, and how to train on those that are there instead."""
+    others = [f"`{other.flags or 'no flags'}`" for other in made(root).values()]
+    instead = f". There are other sets, which train with {' or '.join(others)}" if others else ""
+    return f"Make it: {command(settings.command, root)}{instead}"
+
+
+def _velocity(folder: Path, run: _Run, settings: SmokeSettings, root: str | Path | None) -> np.ndarray:
     """Read and verify the velocities (steps, 2, size, size) of a run."""
     path = folder / run.name
-    remedy = f"Make it again: {settings.command}"
+    made = command(settings.command, root)
+    remedy = f"Make it again: {made}"
     if not path.exists():
         raise DataError(f"{path} is missing: making the set was not finished. {remedy}")
-    arrays, manifest = read_archive(path, f"Remove it, then make it again: {settings.command}")
-    _check_settings(path, manifest, run, settings)
+    arrays, manifest = read_archive(path, f"Remove it, then make it again: {made}")
+    _check_settings(path, manifest, run, settings, remedy)
     velocity, expected = arrays.get("velocity"), (settings.steps, 2, settings.size, settings.size)
     if velocity is None or velocity.shape != expected:
         shape = None if velocity is None else velocity.shape
@@ -299,10 +336,10 @@ def _velocity(folder: Path, run: _Run, settings: SmokeSettings) -> np.ndarray:
     return velocity
 
 
-def _check_settings(path: Path, manifest: dict[str, Any], run: _Run, settings: SmokeSettings) -> None:
+def _check_settings(
+    path: Path, manifest: dict[str, Any], run: _Run, settings: SmokeSettings, remedy: str
+) -> None:
     expected = {"settings": dataclasses.asdict(settings), "run": dataclasses.asdict(run)}
     found = {key: manifest.get(key) for key in expected}
     if found != expected:
-        raise DataError(
-            f"{path} has other settings or belongs to another run ({found}). Make it again: {settings.command} --force"
-        )
+        raise DataError(f"{path} has other settings or belongs to another run ({found}). {remedy} --force")

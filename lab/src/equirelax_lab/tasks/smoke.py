@@ -16,6 +16,7 @@ from equirelax.errors import ConfigError
 from equirelax.settings import COUNT, WIDTH, Range, within
 from equirelax.symmetry import Cyclic, Dihedral, GridField, Group, vector
 from equirelax_lab.data import FieldSet, smoke
+from equirelax_lab.data.root import command
 from equirelax_lab.models import planes
 from equirelax_lab.tasks.settings import Dataset, Layered, Network, RunConfig
 from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Split, Task
@@ -94,6 +95,7 @@ class SmokeTask(Task[SmokeDataset]):
     def windows(self, split: smoke.Split) -> FieldSet:
         """Windows of one of the data's own splits, as long as training or test needs them."""
         d = self.dataset
+        self._check_steps()
         return smoke.load(
             split,
             self.settings,
@@ -103,6 +105,24 @@ class SmokeTask(Task[SmokeDataset]):
             coarsen=d.coarsen,
             root=self.root,
         )
+
+    def _check_steps(self) -> None:
+        """Raise `ConfigError` where the runs are too short for the windows of some split."""
+        d = self.dataset
+        tested = d.inputs + d.horizon
+        validated = d.inputs + (d.val_horizon or d.horizon)
+        lengths: dict[smoke.Split, int] = {
+            **{"train": d.inputs + d.outputs, "val": validated},
+            **{"future": tested, "domain": tested},
+        }
+        least = smoke.least_steps(lengths)
+        if d.steps < least:
+            longer = command(dataclasses.replace(self.settings, steps=least).command, self.root)
+            raise ConfigError(
+                f"Runs of {d.steps} frames (--steps {d.steps}) are too short for windows of {d.inputs} frames and {d.outputs} "
+                f"more in training, {validated - d.inputs} in validation and {d.horizon} in test. Take --steps {least} or more, which "
+                f"`{longer}` makes, or fewer frames (--inputs, --outputs, --val_horizon, --horizon)."
+            )
 
     @property
     def settings(self) -> smoke.SmokeSettings:
