@@ -73,9 +73,9 @@ def test_it_warns_where_the_projected_network_lags(tmp_path: Path) -> None:
         module.model.layers[1].weight.zero_()
     module.model.layers[0].requires_grad_(False)
     module.model.layers[1].requires_grad_(False)  # only the residuals learn
-    callback = relaxing("scheduled", schedule="constant", lie_weight=0.0, norm_weight=0.0, rows=None, watch=8)
+    callback = relaxing("scheduled", schedule="constant", lie_weight=0.0, norm_weight=0.0, rows=None, watch=4)
     with pytest.warns(EquirelaxWarning, match="projected network lags"):
-        trainer(tmp_path, callback, max_epochs=60).fit(module, data(rows=8, batch=4))
+        trainer(tmp_path, callback, max_epochs=26).fit(module, data(rows=8, batch=4))
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
