@@ -154,6 +154,13 @@ def test_a_loss_that_jumped_is_told() -> None:
     assert "ace segnn seed 3: the training loss rose from 0.0001 to 8 (epochs 259 to 268)" in text
 
 
+def test_a_projected_network_that_lags_is_told() -> None:
+    text = summary_text(summarise([result("strict", 3, 6.0), {**result("ace", 3, 5.0), "lag": 80}]))
+    assert "ace segnn seed 3: from epoch 80 on" in text
+    none = summary_text(summarise([{**result("strict", 3, 6.0), "lag": None}, result("ace", 3, 5.0)]))
+    assert "lags behind" not in none
+
+
 def test_runs_of_several_models_are_compared_with_the_strict_runs_of_their_own() -> None:
     first = [result("strict", 0, 8.0), result("ace", 0, 6.0)]
     second = [of_model(result("strict", 0, 4.0), "egnn"), of_model(result("ace", 0, 5.0), "egnn")]

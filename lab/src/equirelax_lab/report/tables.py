@@ -35,7 +35,11 @@ RESULTS_NOTE = (
 def summary_text(summary: Summary) -> str:
     """The tables of summary.md: the main one, in what its rows differ, how it was made, then the details."""
     parts = [main(summary).markdown(), marked_line(summary["runs"]) + "\n", _context(summary) + "\n"]
-    return "\n".join([*parts, *(table.markdown() for table in details(summary))]) + _spikes(summary)
+    return (
+        "\n".join([*parts, *(table.markdown() for table in details(summary))])
+        + _spikes(summary)
+        + _lags(summary)
+    )
 
 
 def details(summary: Summary) -> list[Numbers]:
@@ -179,6 +183,17 @@ def _spikes(summary: Summary) -> str:
         for one in run.get("loss_spikes", ())
     ]
     return "\n" + "\n".join(["Losses that rose a thousandfold:", "", *lines]) + "\n" if lines else ""
+
+
+def _lags(summary: Summary) -> str:
+    """A line for every run whose projected network fell behind on training data; empty where none did."""
+    lines = [
+        f"- {run['method']} {run['model']} seed {run['seed']}: from epoch {run['lag']} on"
+        for run in summary["runs"]
+        if run.get("lag")
+    ]
+    title = "Projected networks whose loss on training data lags behind the relaxed one's (`equirelax.methods.lags`):"
+    return "\n" + "\n".join([title, "", *lines]) + "\n" if lines else ""
 
 
 def _context(summary: Summary) -> str:
