@@ -47,38 +47,42 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def trained(
-    every: int | None, steps: int = STEPS
+    every: int | None, scheduled: bool = False
 ) -> tuple[er.relaxation.Relaxation, list[tuple[float, float]]]:
     """Train, with or without a watch; what it measured."""
     relaxation = relaxed()
     model = relaxation.model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    method = er.ACE(relaxation, dual_lr=1e-2).attach(optimizer)
+    method = er.Scheduled(relaxation, STEPS, rows=3) if scheduled else er.ACE(relaxation, dual_lr=1e-2)
+    method.attach(optimizer)
     watch = None if every is None else ProjectedLoss(relaxation, every=every)
     found = []
-    for step in range(steps):
+    for step in range(STEPS):
         x, y = batch(step)
 
         def task(x: Tensor = x, y: Tensor = y) -> Tensor:
             return (model(x) - y).square().mean()
 
         loss = task()
+        if watch is not None and scheduled and watch(loss, task):  # before the penalty and the backward pass
+            found.append((watch.projected, watch.relaxed))
         optimizer.zero_grad()
         (loss + method.penalty()).backward()
-        if watch is not None and watch(loss, task):
+        if watch is not None and not scheduled and watch(loss, task):
             found.append((watch.projected, watch.relaxed))
         optimizer.step()
     return relaxation, found
 
 
-def test_training_is_the_same_to_the_bit() -> None:
-    """Weights, multipliers, buffers and random numbers."""
-    plain, _ = trained(None)
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_training_is_the_same_to_the_bit(scheduled: bool) -> None:
+    """Weights, strengths, buffers and random numbers; also where the penalty reads what the residuals have kept."""
+    plain, _ = trained(None, scheduled)
     after = torch.rand(3)
-    watched, found = trained(3)
+    watched, found = trained(3, scheduled)
     assert torch.equal(torch.rand(3), after)
     assert len(found) == STEPS // 3
-    assert all(projected != relaxed_ for projected, relaxed_ in found)
+    assert all(projected != relaxed_ for projected, relaxed_ in found[1:])
     state, expected = watched.model.state_dict(), plain.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
