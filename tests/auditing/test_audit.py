@@ -293,11 +293,8 @@ def test_pseudoscalars_and_components() -> None:
 def test_to_dict_holds_what_a_run_writes() -> None:
     report = audit(shift, torch.randn(4, 3), vector(SO(3)), vector(SO(3)))
     found = json.loads(json.dumps(report.to_dict()))
-    assert found["equivariance_error"] == {
-        "before": report.relative,
-        "after": None,
-        "group": "SO(3)",
-        "dtype": "float64",
-    }
-    assert found["equivariant"] is False
-    assert len(found["before"]["worst"]["element"]) == 3
+    assert (found["group"], found["deployed"], found["dtype"]) == ("SO(3)", "as it is", "float64")
+    assert found["passes"] is False
+    assert list(found["errors"]) == ["as it is"]
+    assert found["errors"]["as it is"]["relative"] == report.relative
+    assert len(found["errors"]["as it is"]["worst"]["element"]) == 3

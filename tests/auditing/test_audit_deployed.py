@@ -145,7 +145,7 @@ def test_the_report_leads_with_the_projected_form() -> None:
     assert "deployed projected: equivariant" in first
     assert "relaxed: NOT equivariant" in second
     assert not report.equivariant  # of the model as it is
-    assert report.errors()[0] == ["error", "strict", "relaxed"]
+    assert report.errors()[0] == ["error", "projected", "relaxed"]
 
 
 def test_a_network_that_is_deployed_relaxed() -> None:

@@ -36,7 +36,7 @@ from equirelax.symmetry.fields import Entries, grid_entries, move_grid
 
 MAX_LAST, MAX_OTHER = 4096, 256
 """Longest last axis, and longest other axis, that is cut into blocks."""
-MAX_ROWS = 256
+MAX_ROWS = 64
 """Most rows that take part in choosing a segmentation. Its error is computed over all rows."""
 CHANGE = 0.03
 """Share of the squared norm that a change of block must explain in a guess."""

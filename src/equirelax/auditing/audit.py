@@ -274,7 +274,7 @@ def _report(
     if relaxation is not None and form == RELAXED:
         ends, few = (case.sample, case.in_rep, case.out_rep, group), min(samples, 8)
         each = breaking(relaxation, *ends, model=case.model, samples=few, seed=seed, dtype=dtype)
-    unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None}
+    unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None and not _listed(leaf.path, case.out_rep)}
     return AuditReport(
         model=_title(model),
         group=group.name,
@@ -350,6 +350,12 @@ def _action(leaf: Leaf, output: bool = False) -> str:
     else:
         how = "invariant"
     return f"{how}  ({shape} {_short(leaf.value.dtype)})"
+
+
+def _listed(path: str, out_rep: Any) -> bool:
+    """Whether a mapping of representations names the entry of the output to which a path leads, if only as an invariant."""
+    heads = [f"output.{key}" for key in out_rep] if isinstance(out_rep, Mapping) else []
+    return any(path == head or path.startswith((f"{head}.", f"{head}[")) for head in heads)
 
 
 def _notes(

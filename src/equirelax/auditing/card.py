@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from equirelax import __version__
-from equirelax.auditing.report import PROJECTED, RELAXED, AuditReport, number
+from equirelax.auditing.report import RELAXED, AuditReport
+from equirelax.auditing.text import number
 from equirelax.files import write_text
 
 
@@ -22,8 +23,8 @@ def card(report: AuditReport) -> str:
         report: The report of `equirelax.audit` of the network that the card describes. A relaxed network whose method is not
             attached any more is audited with `deployed="relaxed"`.
     """
-    main = report.after if report.deployed == PROJECTED and report.after is not None else report.before
-    verdict = "yes" if main.relative <= report.tolerance else "no"
+    main = report.forms[report.deployed]
+    verdict = "yes" if report.passes else "no"
     rows = [
         ("network", f"{report.model}, deployed {report.deployed}"),
         ("group", report.group),

@@ -157,6 +157,11 @@ class Worst:
     expected: float | str
     found: float | str
 
+    @property
+    def where(self) -> str:
+        """The output and its entry, such as ``output[7, 3]``."""
+        return f"{self.output}[{', '.join(map(str, self.entry))}]" if self.entry else self.output
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:

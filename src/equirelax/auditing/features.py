@@ -131,7 +131,7 @@ def _change_words(change: Tensor) -> str:
             )
         return "another basis: a signed permutation of the axes"
     if size <= 3:
-        rows = "; ".join(" ".join(f"{float(v) + 0.0:.2f}" for v in row) for row in change)
+        rows = "; ".join(" ".join(f"{round(float(v), 2) + 0.0:.2f}" for v in row) for row in change)
         return f"another basis: P = [{rows}]"
     return "another basis"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,9 @@ def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
     ]
     size = root_of_squares(norm(leaf.value) for leaf in reference)
 
-    derive, method, reason = _choose(function, points, tangents, dtype, size)
+    kinds = {dtype, *(_real(leaf.value).dtype for leaf in reference)}
+    unit = max(torch.finfo(kind).eps for kind in kinds)  # a model that casts inside rounds to the dtype that it returns
+    derive, method, reason = _choose(function, points, tangents, dtype, size, unit)
     rows = []
     for i, generator in enumerate(algebra):
         moved = derive(function, points, tuple(t[i].to(dtype) for t in tangents))
@@ -179,27 +182,32 @@ def double_backward(
 
 
 def finite_differences(
-    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...], unit: float
 ) -> tuple[Tensor, ...]:
-    """Compute ``(f(x + h t) - f(x - h t)) / 2h``, where h t is the cube root of the rounding unit times the size of x."""
+    """Compute ``(f(x + h t) - f(x - h t)) / 2h``, where h t is the cube root of the rounding unit of f times the size of x."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
-    unit = torch.finfo(points[0].dtype).eps ** (1 / 3)
     sizes = [(largest_entry(x), largest_entry(t)) for x, t in zip(points, tangents, strict=True)]
-    step = unit * min((x / t if x > 0 else 1 / t for x, t in sizes if t > 0), default=1.0)
+    step = unit ** (1 / 3) * min((x / t if x > 0 else 1 / t for x, t in sizes if t > 0), default=1.0)
     ahead = function(*(x + step * t for x, t in zip(points, tangents, strict=True)))
     behind = function(*(x - step * t for x, t in zip(points, tangents, strict=True)))
     return tuple((a.detach() - b.detach()) / (2 * step) for a, b in zip(ahead, behind, strict=True))
 
 
 def _choose(
-    function: Function, points: tuple[Tensor, ...], tangents: list[Tensor], dtype: torch.dtype, size: float
+    function: Function,
+    points: tuple[Tensor, ...],
+    tangents: list[Tensor],
+    dtype: torch.dtype,
+    size: float,
+    unit: float,
 ) -> tuple[Callable[..., tuple[Tensor, ...]], str, str]:
     """Choose the first method that runs and agrees with finite differences along one mixed direction."""
     mixed = tuple(torch.stack([(-0.7) ** i * t[i] for i in range(len(t))]).sum(0).to(dtype) for t in tangents)
-    measured = finite_differences(function, points, mixed)
+    differences = functools.partial(finite_differences, unit=unit)
+    measured = differences(function, points, mixed)
     scale = max([norm(m) for m in measured] + [size])
-    limit = 1e-4 if dtype == torch.float64 else 5e-2
+    limit = 1e-4 if unit <= torch.finfo(torch.float64).eps else 5e-2
     reason = ""
     for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
         try:
@@ -218,4 +226,4 @@ def _choose(
         if gap <= limit * scale:
             return derive, name, reason
         reason = f"{name} differs from finite differences by {gap / scale:.1e}: detached, or not smooth here"
-    return finite_differences, DIFFERENCES, reason
+    return differences, DIFFERENCES, reason

@@ -1,94 +1,17 @@
-"""The result of an audit: its numbers, a text table, HTML for notebooks, and a plain dictionary."""
+"""The result of an audit: its numbers, the printed report, and a plain dictionary."""
 
 from __future__ import annotations
 
 import dataclasses
-from html import escape
+import math
+import textwrap
 from typing import Any
 
 from equirelax.auditing.breaking import Breaking
 from equirelax.auditing.error import Measurement, Worst, largest
+from equirelax.auditing.html import report_html, report_page
 from equirelax.auditing.lie import LieReport
-
-
-def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None = None) -> str:
-    """Format a plain text table: titles, a rule, rows; columns in ``right`` (by default all but the first) right-aligned."""
-    right = frozenset(range(1, len(titles))) if right is None else right
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-    lines = []
-    for row in [titles, ["-" * w for w in widths], *rows]:
-        cells = [
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Format a number with three significant digits, an exact zero as 0."""
-    return "0" if value == 0 else f"{value:.2e}"
-
-
-def entry_text(value: float | str) -> str:
-    """Format an entry of an output. Complex entries are text already."""
-    return value if isinstance(value, str) else f"{value:.6g}"
-
-
-@dataclasses.dataclass
-class Section:
-    """A section of a report: lines that are always shown, rows that may be folded from the end, and lines after them.
-
-    Attributes:
-        head: The lines before the rows.
-        rows: The rows.
-        what: The name of the rows in the line that says how many were folded.
-        tail: The lines after the rows.
-        shown: Number of rows that are shown; all by default.
-        weight: How much longer than other sections it stays when something must be folded.
-    """
-
-    head: list[str]
-    rows: list[str] = dataclasses.field(default_factory=list)
-    what: str = ""
-    tail: list[str] = dataclasses.field(default_factory=list)
-    shown: int = -1
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.shown < 0:
-            self.shown = len(self.rows)
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines that are shown."""
-        folded = len(self.rows) - self.shown
-        more = [f"  ... {folded} more {self.what}"] if folded else []
-        return [*self.head, *self.rows[: self.shown], *more, *self.tail]
-
-
-def folded(sections: list[Section], most: int) -> str:
-    """Join the sections by blank lines and fold rows until at most ``most`` lines are left, if that is possible.
-
-    The longest sections, relative to their weights, are folded first, down to one row each.
-    """
-    sections = [section for section in sections if section.lines]
-
-    def length() -> int:
-        return sum(len(section.lines) for section in sections) + len(sections) - 1
-
-    while length() > most:
-        # The first fold adds a line that names it, so it takes two rows.
-        foldable = [
-            section
-            for section in sections
-            if section.shown > (2 if section.shown == len(section.rows) else 1)
-        ]
-        if not foldable:
-            break
-        longest = max(foldable, key=lambda section: section.shown / section.weight)
-        longest.shown -= 2 if longest.shown == len(longest.rows) else 1
-    return "\n\n".join("\n".join(section.lines) for section in sections)
-
+from equirelax.auditing.text import Section, entry_text, folded, number, number_or_unknown, table
 
 BREAKS = "BREAKS"
 INSIDE = "breaks inside"
@@ -128,6 +51,11 @@ class LayerRow:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     note: str = ""
+
+    @property
+    def breaks(self) -> bool:
+        """Whether its own code breaks equivariance."""
+        return self.status == BREAKS
 
     @property
     def name(self) -> str:
@@ -178,8 +106,8 @@ class Localisation:
         fine = len(self.rows) - len(shown)
         if shown:
             title, rule, *rows = self._table(shown)
-            calls = f"  {fine} other {'call is' if fine == 1 else 'calls are'} fine"
-            found.append(Section([title, rule], rows, "calls of modules (.layers)", [calls], weight=4))
+            calls = [f"  {fine} other {'call is' if fine == 1 else 'calls are'} fine"] if fine else []
+            found.append(Section([title, rule], rows, "calls of modules (.layers)", calls, weight=4))
         accused = {one.path for one in (self.first, self.strict) if one is not None}
         notes = [f"  {row.name}: {row.note}" for row in shown if row.note and row.path not in accused]
         if notes:
@@ -208,9 +136,9 @@ class Localisation:
                 row.name,
                 row.type,
                 row.status,
-                _maybe(row.arriving),
-                _maybe(row.relative),
-                _maybe(row.absolute),
+                number_or_unknown(row.arriving),
+                number_or_unknown(row.relative),
+                number_or_unknown(row.absolute),
                 "; ".join(row.outputs),
             ]
             for row in shown
@@ -265,6 +193,20 @@ class AuditReport:
     translations: float | None = None
 
     @property
+    def forms(self) -> dict[str, Measurement]:
+        """The errors of every form that was measured, by its name; the deployed form is the first."""
+        if self.after is None:
+            return {AS_IT_IS: self.before}
+        if self.deployed == RELAXED:
+            return {RELAXED: self.before, PROJECTED: self.after}
+        return {PROJECTED: self.after, RELAXED: self.before}
+
+    @property
+    def passes(self) -> bool:
+        """Whether the relative error of the deployed form stays within the tolerance."""
+        return self.forms[self.deployed].relative <= self.tolerance
+
+    @property
     def absolute(self) -> float:
         """Largest absolute error of the model as it is."""
         return self.before.absolute
@@ -305,19 +247,34 @@ class AuditReport:
         return self.localisation.first.path if self.localisation and self.localisation.first else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert everything to plain dictionaries, lists, numbers and strings, which JSON can hold."""
-        result = dataclasses.asdict(self)
-        result["equivariant"] = self.equivariant
-        result["first_break"] = self.first_break
-        result["modules"] = [one.to_dict() for one in self.modules]
-        result["equivariance_error"] = {
-            "before": self.before.relative,
-            "after": self.after.relative if self.after else None,
-            "group": self.group,
-            "dtype": self.dtype,
-        }
-        plain: dict[str, Any] = _plain(result)
-        return plain
+        """Convert everything to plain dictionaries, lists, numbers and strings, which JSON can hold.
+
+        What is known of the deployed form comes first: `deployed`, `passes`, and `errors`, a mapping from every form that was
+        measured to its errors. NaN and infinity, for which JSON has no numbers, are the strings "nan" and "inf".
+        """
+        rest = dataclasses.asdict(self)
+        head = {key: rest.pop(key) for key in ("model", "group", "deployed")}
+        for key in ("before", "after"):
+            del rest[key]
+        return _plain(
+            {
+                **head,
+                "passes": self.passes,
+                "tolerance": rest.pop("tolerance"),
+                "errors": {name: dataclasses.asdict(measured) for name, measured in self.forms.items()},
+                "first_break": self.first_break,
+                **rest,
+                "modules": [one.to_dict() for one in self.modules],
+            }
+        )  # type: ignore[no-any-return]
+
+    def to_html(self, command: str = "") -> str:
+        """Format the report as an HTML page that holds everything it needs.
+
+        Args:
+            command: The command that makes the report again, which the page shows; empty for none.
+        """
+        return report_page(self, command)
 
     def __str__(self) -> str:
         return folded(self._sections(), LINES)
@@ -332,14 +289,11 @@ class AuditReport:
         name = f"{self.model} under {self.group}"
         if self.after is None:
             return (f"{name}: {self._verdict(self.before)}, tolerance {number(self.tolerance)})",)
-        if self.deployed == RELAXED:
-            return (
-                f"{name}, deployed relaxed: {number(self.before.relative)} from equivariant (relative error)",
-                f"projected: {self._verdict(self.after)}, tolerance {number(self.tolerance)})",
-            )
+        (first, deployed), (other, rest) = self.forms.items()
+        now = ", as it is now" if other == RELAXED else ""
         return (
-            f"{name}, deployed projected: {self._verdict(self.after)}, tolerance {number(self.tolerance)})",
-            f"as it is now, relaxed: {self._verdict(self.before)})",
+            f"{name}, deployed {first}: {self._verdict(deployed)}, tolerance {number(self.tolerance)})",
+            f"{other}{now}: {self._verdict(rest)})",
         )
 
     def _verdict(self, measured: Measurement) -> str:
@@ -361,28 +315,26 @@ class AuditReport:
         tensors = [
             f"  {path:<{width}}  {action}" for path, action in (*self.inputs.items(), *self.outputs.items())
         ]
-        found = [
-            Section([*self.headline, self.measured], tensors, "tensors (.inputs, .outputs)"),
+        layers = [] if self.localisation is None else self.localisation.sections(broken=not self.equivariant)
+        modules = [self._modules()] if self.modules else []
+        head = [
+            Section([*self.headline, self.measured], tensors, "tensors (.inputs, .outputs)", weight=2),
             *self._errors(),
-            Section(self._worst()),
-            self._lie(),
         ]
-        if self.modules:
-            found.append(self._modules())
-        if self.localisation is not None:
-            found += self.localisation.sections(broken=not self.equivariant)
+        if self.equivariant:
+            found = [*head, self._lie(), *modules, *layers]
+        else:
+            if layers and self.after is not None:
+                layers[0].head.insert(0, f"{self.where_title}:")
+            found = [*head, *layers[:1], Section(self._worst()), *layers[1:], *modules, self._lie()]
         if self.notes:
             found.append(Section([], [f"note: {note}" for note in self.notes], "notes (.notes)"))
         return found
 
     def errors(self) -> tuple[list[str], list[list[str]]]:
         """The table of errors: titles and rows, with a column for each form."""
-        columns = [self.before]
-        titles = ["error", "value"]
-        if self.after is not None:
-            relaxed = self.deployed == RELAXED
-            columns = [self.before, self.after] if relaxed else [self.after, self.before]
-            titles = ["error", *(("relaxed", "strict") if relaxed else ("strict", "relaxed"))]
+        columns = list(self.forms.values())
+        titles = ["error", *(("value",) if self.after is None else self.forms)]
         rows = [
             ["relative", *(number(m.relative) for m in columns)],
             ["absolute", *(number(m.absolute) for m in columns)],
@@ -406,14 +358,18 @@ class AuditReport:
         always = 6 + (len(self.before.components) if len(self.before.components) > 1 else 0)
         return [Section(lines[:always], lines[always:], "outputs (.before.outputs)")]
 
+    @property
+    def where_title(self) -> str:
+        """What the worst element, the layers and the Lie derivative are about, in words."""
+        if self.after is None:
+            return "Where equivariance breaks"
+        return "Where equivariance breaks in the network as it is now, relaxed"
+
     def _worst(self) -> list[str]:
-        if self.equivariant:
-            return []
         worst = self.worst
-        entry = f"[{', '.join(map(str, worst.entry))}]"
         return [
             f"worst element: {worst.description}",
-            f"  at {worst.output}{entry}: rho(g) f(x) = {entry_text(worst.expected)}, f(g x) = {entry_text(worst.found)}",
+            f"  at {worst.where}: rho(g) f(x) = {entry_text(worst.expected)}, f(g x) = {entry_text(worst.found)}",
         ]
 
     def _lie(self) -> Section:
@@ -436,115 +392,33 @@ class AuditReport:
                 one.key or "(model)",
                 one.type,
                 f"{one.gamma:.3g}",
-                _maybe(one.share),
-                _maybe(one.added),
+                number_or_unknown(one.share),
+                number_or_unknown(one.added),
                 number(one.alone),
             ]
             for one in sorted(self.modules, key=lambda one: -one.alone)
         ]
         return titles, rows
 
+    @property
+    def residuals_note(self) -> str:
+        """What the columns of `residuals` mean."""
+        return (
+            "adds: share of the module's output; breaks by: error of what is added, of the same size; output alone: relative "
+            "error of the model's output with this residual alone"
+        )
+
     def _modules(self) -> Section:
         title, rule, *rows = table(*self.residuals(), right=frozenset((2, 3, 4, 5))).splitlines()
-        words = (
-            "  adds: share of the module's output; breaks by: error of what is added, of the same size; output alone:\n"
-            "  relative error of the model's output with this residual alone"
-        )
-        return Section([title, rule], rows, "relaxed modules (.modules)", words.splitlines(), weight=4)
-
-
-def _maybe(value: float | None) -> str:
-    return "?" if value is None else number(value)
+        words = [f"  {line}" for line in textwrap.wrap(self.residuals_note, 110)]
+        return Section([title, rule], rows, "relaxed modules (.modules)", words, weight=4)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
-
-
-ROWS = 20
-"""Most rows of a table in HTML."""
-
-_STYLE = """<style>
-.equirelax-audit{font:13px/1.45 system-ui,sans-serif;color:inherit;max-width:60rem}
-.equirelax-audit table{border-collapse:collapse;margin:.4em 0 .8em;color:inherit;background:none}
-.equirelax-audit th,.equirelax-audit td{padding:.15em .7em;border-bottom:1px solid #8885;text-align:left;
-background:none;color:inherit}
-.equirelax-audit .n{text-align:right;font-variant-numeric:tabular-nums}
-.equirelax-audit b.ok{color:#2a9d5c}.equirelax-audit b.no{color:#d9534f}
-.equirelax-audit p{margin:.3em 0}.equirelax-audit small{opacity:.75}
-</style>"""
-
-
-def report_html(report: AuditReport) -> str:
-    """Format a report as self-contained HTML, readable on light and dark backgrounds."""
-    first, *others = report.headline
-    deployed = report.after if report.after is not None and report.deployed == "projected" else report.before
-    kind = "ok" if deployed.relative <= report.tolerance else "no"
-    parts = [
-        _STYLE,
-        f'<p><b class="{kind}">{escape(first)}</b></p>',
-        *(f"<p>{escape(line)}</p>" for line in others),
-        f"<p><small>{escape(report.measured)}</small></p>",
-    ]
-    titles, rows = report.errors()
-    parts.append(_table(titles, rows, numbers=1))
-    if not report.equivariant:
-        worst = report.worst
-        entry = ", ".join(map(str, worst.entry))
-        parts.append(
-            f"<p>worst element: {escape(worst.description)}, at {escape(worst.output)}[{entry}]: "
-            f"{escape(entry_text(worst.expected))} became {escape(entry_text(worst.found))}</p>"
-        )
-    if report.lie is not None:
-        parts.append(f"<p>Lie derivative: relative {number(report.lie.relative)} at most</p>")
-    if report.modules:
-        titles, rows = report.residuals()
-        parts.append(_table(titles, rows, numbers=2))
-    parts += _layers(report)
-    parts += [f"<p><small>note: {escape(note)}</small></p>" for note in report.notes]
-    tensors = [[path, action] for path, action in (*report.inputs.items(), *report.outputs.items())]
-    folded = _table(["tensor", "transforms as"], tensors, numbers=2)
-    parts.append(f"<details><summary>inputs and outputs</summary>{folded}</details>")
-    return f'<div class="equirelax-audit">{"".join(parts)}</div>'
-
-
-def _layers(report: AuditReport) -> list[str]:
-    found = report.localisation
-    if found is None or report.equivariant:
-        return []
-    if found.note:
-        return [f"<p>layers: {escape(found.note)}</p>"]
-    parts = []
-    for words, first in (("first break", found.first), ("first break of the strict network", found.strict)):
-        if first is not None:
-            where = escape(f"{first.path or 'the model itself'} ({first.type})")
-            parts.append(f"<p>{words}: <b>{where}</b><br><small>{escape(first.words)}</small></p>")
-    rows = [
-        [
-            row.name,
-            row.type,
-            row.status,
-            *(("?" if v is None else number(v)) for v in (row.arriving, row.relative)),
-        ]
-        for row in found.rows
-        if row.status != "ok"
-    ]
-    return [*parts, _table(["module, worst first", "type", "status", "arrives", "adds"], rows, numbers=3)]
-
-
-def _table(titles: list[str], rows: list[list[str]], numbers: int) -> str:
-    """Format a table whose columns from ``numbers`` on are numbers."""
-
-    def line(cells: list[str], tag: str) -> str:
-        made = (
-            f'<{tag} class="n">{escape(cell)}</{tag}>' if i >= numbers else f"<{tag}>{escape(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(made)}</tr>"
-
-    more = f"<p><small>... {len(rows) - ROWS} more rows</small></p>" if len(rows) > ROWS else ""
-    return f"<table>{line(titles, 'th')}{''.join(line(row, 'td') for row in rows[:ROWS])}</table>{more}"

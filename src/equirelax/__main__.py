@@ -1,0 +1,7 @@
+"""`python -m equirelax`."""
+
+import sys
+
+from equirelax.command.main import main
+
+sys.exit(main())
