@@ -14,7 +14,7 @@ LAB = Path(__file__).parents[1] / "lab" / "src" / "equirelax_lab"
 ROOMS = {
     "equirelax": [
         "errors", "files", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing",
-        "integrations",
+        "integrations", "command", "__main__",
     ],
     "equirelax_lab": ["extras", "models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],
 }  # fmt: skip

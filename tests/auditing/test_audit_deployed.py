@@ -226,9 +226,39 @@ def test_html() -> None:
         page = report._repr_html_()
         assert page.count("<table>") == page.count("</table>") >= 2
         assert report.model in page
-        assert "first break" in page
+        assert "First break" in page
         assert len(page) < 20_000
         assert "http" not in page
         assert "<script" not in page
         assert "<b>water" not in page
         assert "#fff" not in page  # colours are the surroundings', so that it can be read on dark ground too
+
+
+def test_a_page_holds_everything_and_begins_with_the_deployed_form() -> None:
+    net, _ = relaxed(V)
+    report = audit(net, draw(), 4 * V, 2 * V, samples=3)
+    page = report.to_html("audit 'nets:build(\"<b>\")'")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'" in page
+    assert not re.findall(r"<script|<link|<img|http://|https://|url\(", page)
+    first = re.search(r'<h1 class="(\w+)">(.+?)</h1>', page)
+    assert first is not None
+    assert (first[1], first[2]) == (
+        "ok",
+        "Net under SO(3), deployed projected: " + first[2].partition(": ")[2],
+    )
+    assert page.index(">projected<") < page.index(">relaxed<")
+    assert "encoder.0 (Expanded)" in page
+    assert "nets:build(&quot;&lt;b&gt;&quot;)" in page
+    assert "<b>&" not in page
+
+
+def test_plain_numbers_lead_with_the_deployed_form() -> None:
+    net, _ = relaxed(V)
+    found = audit(net, draw(), 4 * V, 2 * V, samples=2, lie=False, per_layer=False)
+    kept = found.to_dict()
+    assert list(kept)[:4] == ["model", "group", "deployed", "passes"]
+    assert (found.passes, found.equivariant, kept["passes"]) == (True, False, True)
+    assert list(kept["errors"]) == list(found.forms) == ["projected", "relaxed"]
+    other = audit(net, draw(), 4 * V, 2 * V, samples=2, lie=False, per_layer=False, deployed="relaxed")
+    assert (other.passes, list(other.to_dict()["errors"])) == (False, ["relaxed", "projected"])

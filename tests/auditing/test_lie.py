@@ -4,11 +4,10 @@ generators.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
-import functools
-
 import torch
 from torch import Tensor
 

@@ -274,7 +274,9 @@ def _report(
     if relaxation is not None and form == RELAXED:
         ends, few = (case.sample, case.in_rep, case.out_rep, group), min(samples, 8)
         each = breaking(relaxation, *ends, model=case.model, samples=few, seed=seed, dtype=dtype)
-    unlisted = {leaf.path for leaf in returned.leaves if leaf.action is None and not _listed(leaf.path, case.out_rep)}
+    unlisted = {
+        leaf.path for leaf in returned.leaves if leaf.action is None and not _listed(leaf.path, case.out_rep)
+    }
     return AuditReport(
         model=_title(model),
         group=group.name,

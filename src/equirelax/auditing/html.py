@@ -36,7 +36,8 @@ overflow-wrap:anywhere;min-width:9em}
 max-width:42rem;margin:.7em 0}
 .equirelax-audit .scale i{position:relative;height:.9em;background:#8883;font-style:normal}
 .equirelax-audit .scale i b{position:absolute;left:0;top:0;bottom:0;background:currentColor}
-.equirelax-audit .scale i u{position:absolute;top:-.25em;bottom:-.25em;width:2px;background:CanvasText;box-shadow:0 0 0 1px Canvas}
+.equirelax-audit .scale i u{position:absolute;top:-.25em;bottom:-.25em;width:2px;background:CanvasText;
+box-shadow:0 0 0 1px Canvas}
 .equirelax-audit .scale i small{position:absolute;font-size:.8em;opacity:.75}
 .equirelax-audit .scale .axis{background:none}
 """
@@ -197,7 +198,9 @@ def _layers(found: Localisation, most: int | None) -> list[str]:
         "already wrong, and it adds nothing."
         + (f" The other calls of modules, {fine} in number, are fine." if fine else "")
     )
-    table = _table(titles, rows, numbers=3, most=most, words=5, marked={i for i, row in enumerate(shown) if row.breaks})
+    table = _table(
+        titles, rows, numbers=3, most=most, words=5, marked={i for i, row in enumerate(shown) if row.breaks}
+    )
     accused = {one.path for one in (found.first, found.strict) if one is not None}
     notes = [
         f'<p class="soft"><code>{escape(row.name)}</code>: {escape(row.note)}.</p>'
@@ -226,13 +229,20 @@ def _table(
         marked: Rows whose status is marked.
     """
     end = len(titles) if words is None else words
-    kinds = ["words" if i >= end else "n" if i >= numbers else "" if i else "path" for i in range(len(titles))]
+    kinds = [
+        "words" if i >= end else "n" if i >= numbers else "" if i else "path" for i in range(len(titles))
+    ]
 
     def line(cells: list[str], tag: str, kind: str = "") -> str:
-        made = (f'<{tag} class="{c}">{escape(cell)}</{tag}>' for c, cell in zip(kinds, cells, strict=True))
-        return f'<tr class="{kind}">{"".join(made)}</tr>'
+        made = (_element(tag, escape(cell), c) for c, cell in zip(kinds, cells, strict=True))
+        return _element("tr", "".join(made), kind)
 
     shown = rows if most is None else rows[:most]
     lines = [line(row, "td", "breaks" if i in marked else "") for i, row in enumerate(shown)]
     more = f'<p class="soft">... {len(rows) - len(shown)} more rows</p>' if len(rows) > len(shown) else ""
     return f'<div class="wide"><table>{line(titles, "th")}{"".join(lines)}</table></div>{more}'
+
+
+def _element(tag: str, content: str, kind: str) -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<{tag}{attribute}>{content}</{tag}>"

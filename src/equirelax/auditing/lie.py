@@ -95,7 +95,9 @@ def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
     size = root_of_squares(norm(leaf.value) for leaf in reference)
 
     kinds = {dtype, *(_real(leaf.value).dtype for leaf in reference)}
-    unit = max(torch.finfo(kind).eps for kind in kinds)  # a model that casts inside rounds to the dtype that it returns
+    unit = max(
+        torch.finfo(kind).eps for kind in kinds
+    )  # a model that casts inside rounds to the dtype that it returns
     derive, method, reason = _choose(function, points, tangents, dtype, size, unit)
     rows = []
     for i, generator in enumerate(algebra):

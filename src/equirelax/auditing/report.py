@@ -290,10 +290,10 @@ class AuditReport:
         if self.after is None:
             return (f"{name}: {self._verdict(self.before)}, tolerance {number(self.tolerance)})",)
         (first, deployed), (other, rest) = self.forms.items()
-        now = ", as it is now" if other == RELAXED else ""
+        now = "as it is now, " if other == RELAXED else ""
         return (
             f"{name}, deployed {first}: {self._verdict(deployed)}, tolerance {number(self.tolerance)})",
-            f"{other}{now}: {self._verdict(rest)})",
+            f"{now}{other}: {self._verdict(rest)})",
         )
 
     def _verdict(self, measured: Measurement) -> str:
@@ -324,9 +324,10 @@ class AuditReport:
         if self.equivariant:
             found = [*head, self._lie(), *modules, *layers]
         else:
-            if layers and self.after is not None:
-                layers[0].head.insert(0, f"{self.where_title}:")
-            found = [*head, *layers[:1], Section(self._worst()), *layers[1:], *modules, self._lie()]
+            where = [*layers[:1], Section(self._worst()), *layers[1:]]
+            if self.after is not None:
+                where[0].head.insert(0, f"{self.where_title}:")
+            found = [*head, *where, *modules, self._lie()]
         if self.notes:
             found.append(Section([], [f"note: {note}" for note in self.notes], "notes (.notes)"))
         return found

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,88 +18,15 @@ from equirelax import __version__
 from equirelax.auditing import AuditReport, audit
 from equirelax.auditing.samples import FROM_MODEL, leaves, model_representations, read_representations
 from equirelax.command import inputs, objects
+from equirelax.command.flags import ROWS
 from equirelax.command.weights import load_weights
 from equirelax.errors import AuditError, ConfigError
-from equirelax.files import did_you_mean, write_text
+from equirelax.files import write_text
 from equirelax.settings import COUNT, POSITIVE, SEED, check
 from equirelax.symmetry import Group
 
-ROWS = 8
-"""Rows of drawn inputs."""
 LAYERS = 10
 """How much longer an audit takes with all modules than without, roughly: 5 to 15 times with SEGNN."""
-
-DESCRIPTION = """\
-Measure whether a network is equivariant, f(rho_in(g) x) = rho_out(g) f(x), and find the module that breaks it.
-
-The network needs no preparation. It is named by its module, or file, and what makes it there: a class, a function without
-arguments, or such a call with literals; or a network that is already made.
-
-examples:
-  {prog} mynet:build --in "2x0e+1x1o" --out 1x1o
-  {prog} "nets/model.py:Net(channels=8)" --in pos=positions --in charge=1x0e --out vector --group "E(3)"
-  {prog} mynet:build --inputs mynet:batch --in pos=1x1o --out forces=1x1o --html audit.html
-  {prog} "mynet:CNN(8)" --in trivial@grid:2,1,32,32 --out invariant --group C4
-
-An input or output is written as [NAME=]REPRESENTATION[@AXIS][:SIZES].
-  REPRESENTATION  irreps (2x0e+1x1o), or with --group: trivial, vector, positions, pseudovector, sign, regular and sums of
-                  these (vector+4xtrivial); or invariant, for any tensor that no element changes
-  NAME            for a network that takes or returns a mapping or keywords
-  @AXIS           the axis that it acts on, from the end (-1 by default), two axes (-2,-1), or grid for pictures (..., H, W)
-  :SIZES          the shape of the tensor that is drawn; by default --rows times the size of the representation
-
-exit code: 0 equivariant, 1 not equivariant, 2 bad input. A relaxed network is judged by the form that is deployed."""
-
-
-def run(words: Sequence[str]) -> int:
-    """Run the command; `words` are those behind its name."""
-    parsed = parser("python -m equirelax audit").parse_args(list(words))
-    return finish(audit_network(parsed), parsed, ["python", "-m", "equirelax", "audit", *words])
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of ending the program, with a suggestion for unknown flags."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            message = f"Unknown option {word}.{did_you_mean(word, flags)}"
-        elif message.startswith("the following arguments are required: "):
-            message = f"Missing: {message.removeprefix('the following arguments are required: ')}."
-        end = "" if message.endswith((".", "?")) else "."
-        raise ConfigError(f"{message}{end} See {self.prog} --help.")
-
-
-def parser(prog: str, also: str = "") -> argparse.ArgumentParser:
-    """The parser of the command.
-
-    Args:
-        prog: How the command is called.
-        also: What else than a network may be named, as a paragraph of the help.
-    """
-    made = _Parser(
-        prog=prog,
-        usage="%(prog)s NETWORK [--in REP ...] [--out REP ...] [options]",
-        description=DESCRIPTION.format(prog=prog) + also,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument("network", metavar="NETWORK", help="package.module:name, path/to/file.py:name, or a call of these")
-    made.add_argument("--in", action="append", dest="given", metavar="REP", help="how an input transforms; repeat it for every argument (default: what the network declares, such as irreps_in)")
-    made.add_argument("--out", action="append", metavar="REP", help="how an output transforms (default: what it declares)")
-    made.add_argument("--inputs", metavar="MODULE:NAME", help="a function that returns the network's input, for graphs and other inputs that cannot be drawn")
-    made.add_argument("--rows", type=int, default=None, help=f"rows of drawn inputs (default: {ROWS})")
-    made.add_argument("--group", help="SO(3), O(3), SE(3), E(3), SO(2), O(2), C4, D4, S5, ... (default: O(3), of the irreps)")
-    made.add_argument("--weights", metavar="FILE", help="a state dict to load: .safetensors, or .pt read without running code")
-    made.add_argument("--samples", type=int, default=16, help="random group elements (default: 16)")
-    made.add_argument("--seed", type=int, default=0, help="seed of weights, inputs and elements (default: 0)")
-    made.add_argument("--dtype", choices=["float64", "float32"], help="precision of the run (default: float64 where the network can)")
-    made.add_argument("--tolerance", type=float, help="largest relative error that passes (default: by the precision, 1e-9 in float64, 1e-5 for float32 weights)")
-    made.add_argument("--layers", action="store_true", help="measure every module also where the network is equivariant")
-    made.add_argument("--json", metavar="FILE", help="write all numbers to this file")
-    made.add_argument("--html", metavar="FILE", help="write the report as a page that holds everything it needs")
-    return made
 
 
 def audit_network(parsed: argparse.Namespace) -> AuditReport:
@@ -114,7 +41,9 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
     given = [inputs.Entry.read(text, group, "--in") for text in parsed.given or ()]
     wanted = [inputs.Entry.read(text, group, "--out") for text in parsed.out or ()]
     if parsed.inputs is not None and (parsed.rows is not None or any(entry.sizes for entry in given)):
-        raise ConfigError("--rows and sizes behind a colon are for drawn inputs: leave them out with --inputs.")
+        raise ConfigError(
+            "--rows and sizes behind a colon are for drawn inputs: leave them out with --inputs."
+        )
     if any(entry.sizes for entry in wanted):
         raise ConfigError("--out: the sizes of an output are the network's own: leave them out.")
     with objects.importable(Path.cwd()):
@@ -122,7 +51,9 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
         network = _network(parsed.network)
         if parsed.weights is not None:
             if not isinstance(network, nn.Module):
-                raise ConfigError(f"--weights: {parsed.network} is no torch.nn.Module, which alone has a state dict.")
+                raise ConfigError(
+                    f"--weights: {parsed.network} is no torch.nn.Module, which alone has a state dict."
+                )
             load_weights(network, Path(parsed.weights))
         in_rep: Any = inputs.tree(given, "--in") if given else _declared(network, "in_rep", "--in")
         out_rep: Any = inputs.tree(wanted, "--out") if wanted else _declared(network, "out_rep", "--out")
@@ -145,7 +76,12 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
 
 
 def measured(
-    network: nn.Module | Callable[..., Any], sample: Any, in_rep: Any, out_rep: Any, group: Group | None, parsed: argparse.Namespace
+    network: nn.Module | Callable[..., Any],
+    sample: Any,
+    in_rep: Any,
+    out_rep: Any,
+    group: Group | None,
+    parsed: argparse.Namespace,
 ) -> AuditReport:
     """Audit a network as the parsed flags say. Modules are measured where the deployed form breaks equivariance, or if asked for.
 
@@ -177,7 +113,9 @@ def measured(
     report = measure(False)
     if report.passes:
         if not report.equivariant:
-            words = "Relaxed, as it is now, the network is not equivariant; --layers says which module breaks it."
+            words = (
+                "Relaxed, as it is now, the network is not equivariant; --layers says which module breaks it."
+            )
             print(words, file=sys.stderr)
         return report
     likely = LAYERS * (time.monotonic() - began)
@@ -201,7 +139,10 @@ def finish(report: AuditReport, parsed: argparse.Namespace, words: Sequence[str]
     print(report)
     if parsed.json is not None:
         made_by = {"command": command, "equirelax": __version__, "torch": torch.__version__}
-        write_text(parsed.json, json.dumps({**report.to_dict(), "made_by": made_by}, indent=2, allow_nan=False) + "\n")
+        write_text(
+            parsed.json,
+            json.dumps({**report.to_dict(), "made_by": made_by}, indent=2, allow_nan=False) + "\n",
+        )
     if parsed.html is not None:
         write_text(parsed.html, report.to_html(command))
     return 0 if report.passes else 1
@@ -210,7 +151,9 @@ def finish(report: AuditReport, parsed: argparse.Namespace, words: Sequence[str]
 def _network(text: str) -> Any:
     found = objects.load(text)
     if not callable(found):
-        raise ConfigError(f"{text} is of class {type(found).__name__}; expected a torch.nn.Module, or a function of the inputs.")
+        raise ConfigError(
+            f"{text} is of class {type(found).__name__}; expected a torch.nn.Module, or a function of the inputs."
+        )
     return found
 
 
@@ -220,7 +163,7 @@ def _declared(network: Any, name: str, flag: str) -> Any:
         model_representations(network, name)
     except AuditError as error:
         raise ConfigError(
-            f"{flag} is missing, and {type(network).__name__} does not declare it (irreps_in, in_type or in_rep, and likewise for "
+            f"{flag} is missing, and {type(network).__name__} does not declare it (irreps_in, in_type or in_rep, and alike for "
             f"the output): say how it transforms, as in {flag} 2x0e+1x1o, or {flag} invariant for what no element changes."
         ) from error
     return FROM_MODEL

@@ -18,7 +18,6 @@ from equirelax.symmetry import (
     On,
     Representation,
     TensorAction,
-    as_representation,
     from_irreps,
     positions,
     pseudovector,
@@ -105,7 +104,9 @@ def _representation(text: str, group: Group | None) -> Representation:
         known = [*NAMED, INVARIANT]
         if match is None or (match["block"].isalpha() and match["block"] not in NAMED):
             near = did_you_mean(term if match is None else match["block"], known)
-            raise RepresentationError(f"'{term}' is no representation.{near} Known are irreps such as 1o, and {', '.join(known)}.")
+            raise RepresentationError(
+                f"'{term}' is no representation.{near} Known are irreps such as 1o, and {', '.join(known)}."
+            )
         block, copies = match["block"], int(match["copies"] or 1)
         if not block.isalpha():
             found.append(from_irreps(f"{copies}x{block}", group))
@@ -153,7 +154,9 @@ def drawn(entries: Sequence[Entry], rows: int, seed: int, flag: str) -> Any:
         ConfigError: The sizes of a tensor are needed.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = [_draw(entry.action, entry.sizes, rows, generator, f"{flag} '{entry.text}'") for entry in entries]
+    values = [
+        _draw(entry.action, entry.sizes, rows, generator, f"{flag} '{entry.text}'") for entry in entries
+    ]
     return _gathered(entries, values, flag)
 
 
@@ -185,7 +188,15 @@ def _draw(
     if sizes is None:
         last = On(action) if isinstance(action, Representation) else action
         if not isinstance(last, On) or last.axis != -1:
-            example = f"{rows},5" if action is None else "2,3,32,32" if isinstance(action, GridField) else f"{rows},3,16"
-            raise ConfigError(f"{name}: give all sizes of the tensor behind a colon, as in --in '...:{example}'.")
+            example = (
+                f"{rows},5"
+                if action is None
+                else "2,3,32,32"
+                if isinstance(action, GridField)
+                else f"{rows},3,16"
+            )
+            raise ConfigError(
+                f"{name}: give all sizes of the tensor behind a colon, as in --in '...:{example}'."
+            )
         sizes = (rows, last.representation.dim)
     return torch.randn(sizes, generator=generator, dtype=torch.float64)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from equirelax import __version__
+from equirelax.command.flags import parser
 from equirelax.errors import EquirelaxError
 from equirelax.files import did_you_mean
 
@@ -28,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"equirelax {__version__}")
         return 0
     if words[0] != "audit":
-        return _complain(f"Unknown command '{words[0]}'.{did_you_mean(words[0], ['audit'])} The only one is audit.")
-    from equirelax.command.audit import run  # torch is not needed for the help above
-
+        return _complain(
+            f"Unknown command '{words[0]}'.{did_you_mean(words[0], ['audit'])} The only one is audit."
+        )
     try:
-        return run(words[1:])
+        return _audit(words)
     except EquirelaxError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -48,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python's own exit code, 1, would say that the network is not equivariant.
         traceback.print_exc()
         return _complain("this is a mistake of equirelax's own; please report it with the lines above.")
+
+
+def _audit(words: Sequence[str]) -> int:
+    parsed = parser("python -m equirelax audit").parse_args(words[1:])
+    from equirelax.command.audit import (
+        audit_network,
+        finish,
+    )  # with torch, which help and misspelt flags do not need
+
+    return finish(audit_network(parsed), parsed, ["python", "-m", "equirelax", *words])
 
 
 def _complain(message: str) -> int:

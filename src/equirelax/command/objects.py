@@ -51,7 +51,9 @@ def load(text: str) -> Any:
     if inspect.isclass(found) or inspect.isroutine(found):
         return _called(found, f"{where}:{name}", match["call"])
     if match["call"]:
-        raise ConfigError(f"{where}:{name} is a {type(found).__name__}, which takes no arguments here: leave {match['call']} out.")
+        raise ConfigError(
+            f"{where}:{name} is a {type(found).__name__}, which takes no arguments here: leave {match['call']} out."
+        )
     return found
 
 
@@ -87,13 +89,19 @@ def _module(where: str) -> ModuleType:
     if where.endswith(".py") or "/" in where:
         return _from_file(Path(where))
     if not all(part.isidentifier() for part in where.split(".")):
-        raise ConfigError(f"'{where}' is no module's name: write package.module:name or path/to/file.py:name.")
+        raise ConfigError(
+            f"'{where}' is no module's name: write package.module:name or path/to/file.py:name."
+        )
     try:
         with failing(f"{where} cannot be imported"):
             return importlib.import_module(where)
     except ConfigError as error:
         missing = error.__cause__
-        if isinstance(missing, ModuleNotFoundError) and missing.name and f"{where}.".startswith(f"{missing.name}."):
+        if (
+            isinstance(missing, ModuleNotFoundError)
+            and missing.name
+            and f"{where}.".startswith(f"{missing.name}.")
+        ):
             raise ConfigError(_no_module(where, missing.name)) from missing
         raise
 
@@ -104,12 +112,19 @@ def _no_module(where: str, missing: str) -> str:
     places = sys.modules[package].__path__ if package in sys.modules else [str(Path.cwd())]
     near = did_you_mean(last, [found.name for found in pkgutil.iter_modules(places)])
     file = Path(f"{where.replace('.', '/')}.py")
-    return f"There is no module '{missing}'.{near} It is looked for in the current folder and among the installed packages; a file is named by its path, such as {file}:name."
+    return (
+        f"There is no module '{missing}'.{near} It is looked for in the current folder and among the installed packages; "
+        f"a file is named by its path, such as {file}:name."
+    )
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")])
+            if path.parent.is_dir()
+            else ""
+        )
         raise ConfigError(f"There is no file {path}.{near}")
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_of_{len(sys.modules)}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -157,7 +172,9 @@ def _arguments(call: str, name: str) -> tuple[list[Any], dict[str, Any]]:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         args = [ast.literal_eval(arg) for arg in node.args]
-        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+        kwargs = {
+            str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg
+        }
         if len(kwargs) < len(node.keywords):
             raise ValueError
     except (SyntaxError, ValueError) as error:
@@ -185,4 +202,9 @@ def _frames(trace: TracebackType | None) -> Sequence[traceback.FrameSummary]:
 
 def _is_machinery(file: str) -> bool:
     own = Path(__file__).parents[1]
-    return file.startswith("<frozen") or Path(file).is_relative_to(own) or "/torch/" in file or "/importlib/" in file
+    return (
+        file.startswith("<frozen")
+        or Path(file).is_relative_to(own)
+        or "/torch/" in file
+        or "/importlib/" in file
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
         state = _without_prefix(state, own.keys())
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
-        words = [f"{len(keys)} {what} ({_some(keys)})" for keys, what in ((missing, "missing"), (unknown, "too many")) if keys]
-        raise ConfigError(f"--weights {path} is of another network than {type(network).__name__}: keys are {' and '.join(words)}.")
+        words = [
+            f"{len(keys)} {what} ({_some(keys)})"
+            for keys, what in ((missing, "missing"), (unknown, "too many"))
+            if keys
+        ]
+        raise ConfigError(
+            f"--weights {path} is of another network than {type(network).__name__}: keys are {' and '.join(words)}."
+        )
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise ConfigError(
@@ -52,7 +57,9 @@ def _read(path: Path) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        raise ConfigError("--weights needs the package safetensors for such a file: pip install safetensors") from error
+        raise ConfigError(
+            "--weights needs the package safetensors for such a file: pip install safetensors"
+        ) from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -62,7 +69,11 @@ def _read(path: Path) -> Any:
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         for found in (content, *(content[key] for key in WRAPPED if key in content)):
-            if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
+            if (
+                isinstance(found, Mapping)
+                and found
+                and all(isinstance(value, Tensor) for value in found.values())
+            ):
                 return {str(key): value for key, value in found.items()}
     raise ConfigError(
         f"--weights {path} holds no state dict, neither at its top nor as {', '.join(WRAPPED)}: save network.state_dict()."
@@ -71,11 +82,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _without_prefix(state: dict[str, Tensor], own: Any) -> dict[str, Tensor]:
     """The state dict without a prefix that all of its keys share, if they are then those of the network."""
-    prefix = os.path.commonprefix(list(state))
-    while "." in prefix:
-        prefix = prefix[: prefix.rindex(".")]
-        stripped = {key.removeprefix(f"{prefix}."): value for key, value in state.items()}
-        if stripped.keys() == own:
+    parts = next(iter(state)).split(".")
+    for count in range(1, len(parts)):
+        prefix = f"{'.'.join(parts[:count])}."
+        stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if len(stripped) == len(state) and stripped.keys() == own:
             return stripped
     return state
 

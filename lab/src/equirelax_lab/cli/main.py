@@ -46,8 +46,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "search for settings of a method that are good on the validation set",
     ),
     "audit": (
-        "equirelax_lab.cli.inspect",
-        "measure the equivariance error of a trained model, layer by layer",
+        "equirelax_lab.cli.audit",
+        "is a network equivariant, and which module breaks it: a run's, or anybody's",
     ),
     "symmetry": (
         "equirelax_lab.cli.symmetry",
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "archive": ("equirelax_lab.cli.archive", "keep the results of runs in two small files a comparison"),
     "report": ("equirelax_lab.cli.report", "one HTML page about runs and comparisons"),
     "project": (
-        "equirelax_lab.cli.inspect",
+        "equirelax_lab.cli.project",
         "write a trained model without its relaxation, as the author's own state dict",
     ),
     "toy": ("equirelax_lab.cli.toy", "what every form of ACE does to gamma, on two toy problems"),
