@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from equirelax_lab.cli import main
 from equirelax_lab.cli.compare import split_settings
 from equirelax_lab.cli.main import COMMANDS
@@ -53,7 +57,7 @@ def test_help_of_the_program_lists_the_commands(capsys: pytest.CaptureFixture[st
         (["data"], ["make", "get"]),
         (["data", "make"], ["--clamp", "SHA-256"]),
         (["list"], ["--data"]),
-        (["audit"], ["--samples", "REMUL"]),
+        (["audit"], ["--samples", "best.ckpt", "exit code"]),
         (["project"], ["--mode", "safetensors"]),
         (["symmetry"], ["multiplier", "symmetry.png", "--samples"]),
         (["fields"], ["--window", "rollout.gif", "default: future"]),
@@ -112,6 +116,11 @@ def test_help_texts_say_what_matters(
         (["data", "get", "nbdy"], "Did you mean 'nbody'"),
         (["data", "get", "nbody-gravity"], "To get it: equirelax data make nbody --system gravity"),
         (["audit", "none.ckpt"], "no checkpoint at none.ckpt"),
+        (["audit", "none"], "neither a file nor a folder none"),
+        (["audit", "none.ckpt", "--in", "1x1o"], "--in is for networks"),
+        (["audit", "nets:build", "--data", "."], "--data is for runs"),
+        (["audit", "nets:build"], "There is no module 'nets'"),
+        (["audit", "none.ckpt", "--samples", "0"], "no checkpoint"),
         (["project", "none.ckpt", "-o", "x.pt"], "should end in .safetensors"),
         (["project", "none.ckpt"], "Missing: --out"),
     ],
@@ -160,9 +169,10 @@ def test_from_train_to_audit_to_project(capsys: pytest.CaptureFixture[str], tmp_
     assert json.loads((out / "result.json").read_text())["seed"] == 3
 
     report = tmp_path / "report.json"
-    assert main(["audit", str(out), "--samples", "2", "-o", str(report)]) == 0
-    assert "relative" in capsys.readouterr().out
-    assert json.loads(report.read_text())
+    assert main(["audit", str(out), "--samples", "2", "--json", str(report)]) == 0
+    assert "deployed projected: equivariant" in capsys.readouterr().out.splitlines()[0]
+    numbers = json.loads(report.read_text())
+    assert (numbers["passes"], numbers["made_by"]["command"].split()[:2]) == (True, ["equirelax", "audit"])
 
     weights = {}
     for mode in ("drop", "fold"):
@@ -176,6 +186,32 @@ def test_from_train_to_audit_to_project(capsys: pytest.CaptureFixture[str], tmp_
     strict = load_run(out).relaxation
     assert strict is not None
     assert weights["drop"].keys() == weights["fold"].keys() == strict.strict_state_dict().keys()
+    assert "the last weights" in (tmp_path / "drop.md").read_text()
+    check_card(out, tmp_path, capsys)
+
+
+def check_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card of a run's selected weights says what they are, and loads them."""
+    assert main(["project", str(run), "-o", str(tmp_path / "strict.safetensors"), "--mode", "drop"]) == 0
+    assert "strict.md: its model card" in capsys.readouterr().out
+    text = (tmp_path / "strict.md").read_text()
+    rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", text, flags=re.MULTILINE))
+    result = json.loads((run / "result.json").read_text())
+    assert (rows["method"], rows["seed"], rows["group"]) == ("scheduled", "3", "O(3)")
+    assert float(rows["relative equivariance error"]) < 1e-12
+    assert float(rows["test MSE of the positions x1e-3"]) == pytest.approx(
+        result["test"]["projected"], rel=1e-3
+    )
+    assert "epochs" in rows["settings that are not the recipe's"]
+    assert rows["commit"] == (result["commit"] or "")
+    (code,) = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path):
+        exec(code, names)
+    loaded = names["model"].state_dict()
+    strict = load_file(tmp_path / "strict.safetensors")
+    assert loaded.keys() == strict.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in strict.items())
 
 
 def test_a_config_file_repeats_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

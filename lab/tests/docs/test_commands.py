@@ -44,6 +44,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equirelax_lab.cli.compare._seeds", lambda text: (int(text.split(",")[0]),))
     monkeypatch.setattr("equirelax_lab.cli.study.check_data", stop)
     monkeypatch.setattr("equirelax_lab.training.run.train", stop)
+    for name in ("equirelax.command.audit.audit_network", "equirelax_lab.cli.audit.audit_run"):
+        monkeypatch.setattr(name, stop)
 
 
 def test_commands_are_found() -> None:

@@ -179,7 +179,7 @@ def test_tables_pages_and_data_on_a_full_disk(
     filler = fill(place)
     for number, command in enumerate(
         (
-            ["audit", str(run), "--data", str(tiny_root), "--out", str(place / "audit.json")],
+            ["audit", str(run), "--data", str(tiny_root), "--json", str(place / "audit.json")],
             ["project", str(run), "--out", str(place / "weights.safetensors")],
             ["report", str(run), "--out", str(place / "page.html")],
             ["data", "make", "nbody", "--data", str(place), "--train=4", "--val=4", "--test=4"],

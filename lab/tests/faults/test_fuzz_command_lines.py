@@ -43,7 +43,7 @@ GOOD: tuple[list[str], ...] = (
     ["study", "show", "cr-nbody", "--small"],
     ["reproduce", "cr-nbody", "--small", "--out", "studies", "--jobs", "2"],
     ["report", "run", "--out", "page.html", "--title", "A page"],
-    ["audit", "run", "--samples", "2", "--seed", "1", "--dtype", "float64", "-o", "audit.json"],
+    ["audit", "run", "--samples", "2", "--seed", "1", "--dtype", "float64", "--json", "audit.json"],
     ["project", "run/best.ckpt", "-o", "strict.safetensors", "--mode", "drop", "--unfoldable", "drop"],
     ["symmetry", "run", "--samples", "2", "--seed", "3", "--out", "drawn"],
     ["fields", "run", "--window", "1", "--split", "future", "--out", "drawn"],

@@ -56,7 +56,7 @@ def audit_run(parsed: argparse.Namespace) -> AuditReport:
                 f"--{flag} is for networks named as module:name; {parsed.network} is taken for a run, which knows that itself."
             )
     from equirelax.command.audit import measured
-    from equirelax_lab.cli import options
+    from equirelax_lab.data.root import named_root
     from equirelax_lab.training.checkpoint import load_run
 
     path = Path(parsed.network)
@@ -65,7 +65,7 @@ def audit_run(parsed: argparse.Namespace) -> AuditReport:
             f"There is neither a file nor a folder {path}. A run is named by its folder, a network by package.module:name or "
             "path/to/file.py:name."
         )
-    assembly = load_run(path, options.optional_path(parsed.data))
+    assembly = load_run(path, named_root(parsed.data))
     case = assembly.task.audit_case()
     with case.headed(assembly.model) as model:
         return measured(model, case.sample, case.in_rep, case.out_rep, case.group, parsed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from equirelax.errors import ConfigError, DataError
 from equirelax.files import atomic_write, write_text
 from equirelax_lab.cli import options
+from equirelax_lab.data.root import named_root
 
 if TYPE_CHECKING:
     from equirelax.auditing import AuditReport
@@ -39,10 +40,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--unfoldable", choices=["raise", "drop"], default="raise", help="with fold: what cannot be"
     )
-    parser.add_argument(
-        "--data",
-        help="data root, for the card's audit (default: EQUIRELAX_DATA, else the user's cache folder)",
-    )
+    parser.add_argument("--data", help=f"of the card's audit: {options.DATA}")
     parsed = options.parse(parser, words[1:])
     out = Path(parsed.out)
     if out.suffix != ".safetensors":
@@ -55,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.report.card import run_card
     from equirelax_lab.training.checkpoint import load_run
 
-    assembly = load_run(Path(parsed.checkpoint), options.optional_path(parsed.data))
+    assembly = load_run(Path(parsed.checkpoint), named_root(parsed.data))
     if assembly.relaxation is None:
         print(f"The run has no residuals (method {assembly.config.method}): there is nothing to project.")
     else:
