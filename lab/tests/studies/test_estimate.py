@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from equirelax_lab.studies import estimate
-from equirelax_lab.studies.board import duration
 from equirelax_lab.studies.estimate import Cost, measure, overall
 from equirelax_lab.studies.study import read_study
 from equirelax_lab.studies.trials import trials
+from equirelax_lab.training.progress import duration
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,38 @@ def test_runs_side_by_side() -> None:
     assert overall([3, 3, 3], 2) == 6
     assert overall([1, 1, 4], 2) == 5
     assert overall([1, 5], 9) == 5
+
+
+def test_a_forecast_takes_finished_runs_and_times_the_other_kinds_once(
+    study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(study_file(seeds=3, settings={"epochs": 60}))
+    found = trials(study, tmp_path)
+    timed: list[str] = []
+
+    def timing(config: Any, *rest: Any) -> Cost:
+        timed.append(config.method)
+        return Cost(0.0, 30.0, 0.0, 0.0, 1)
+
+    monkeypatch.setattr(estimate, "measure", timing)
+    strict = next(trial for trial in found if trial.kind == "strict")
+    strict.status = "finished"
+    strict.folder.mkdir()
+    (strict.folder / "metrics.csv").write_text("epoch,seconds\n59,3600.0\n")
+    # two strict runs of an hour, three scheduled ones of half an hour
+    assert estimate.forecast(found, study, 1, "here").startswith("About 3 h 30 min here")
+    assert timed == ["scheduled"]
+    monkeypatch.setattr(estimate, "QUICK", 0.0)
+    strict.status = "waiting"
+    assert (
+        estimate.forecast(found, study, 1, "here") == ""
+    )  # nothing is known, and there is no time to time anything
+    on_gpu = dataclasses.replace(study, machine=dataclasses.replace(study.machine, accelerator="gpu"))
+    monkeypatch.setattr(estimate, "QUICK", 10.0)
+    assert estimate.forecast(found, on_gpu, 1, "here") == ""
+    few = read_study(study_file(seeds=1, settings={"epochs": 9}))
+    assert estimate.forecast(trials(few, tmp_path / "few"), few, 1, "here") == ""
+    assert timed == ["scheduled"]
 
 
 def test_the_table_sums_up(study_file: Callable[..., Path], tmp_path: Path) -> None:

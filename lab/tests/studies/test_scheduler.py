@@ -481,6 +481,17 @@ def test_a_terminal_shows_a_table(shown: list[Trial]) -> None:
     assert "scheduled-seed2" not in low
 
 
+def test_the_time_left_counts_runs_that_wait(shown: list[Trial]) -> None:
+    board = Board("T", console=Console(file=io.StringIO()))
+    # 2 s an epoch: six epochs of the one that runs, ten of each of the three that wait
+    assert board.left(shown) == "about 1 min left"
+    shown[0].status = "running"
+    assert board.left(shown) == "about 36 s left"  # (12 + 20 + 2 * 20) / 2
+    shown[0].status, shown[1].status = "waiting", "waiting"
+    assert board.left(shown) == ""
+    assert Board("T", console=Console(file=io.StringIO())).left(shown) == ""
+
+
 def test_elsewhere_changes_are_lines(shown: list[Trial], capsys: pytest.CaptureFixture[str]) -> None:
     with Board("T", console=Console(file=io.StringIO())) as board:
         board.show(shown)

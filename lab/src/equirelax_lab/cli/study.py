@@ -18,12 +18,13 @@ from equirelax.settings import JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.data.root import named_root
-from equirelax_lab.studies.board import Board, counts, duration
+from equirelax_lab.studies.board import Board, counts
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
 from equirelax_lab.studies.scheduler import Scheduler, Source, failures, fair_jobs, threads_each
 from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
-from equirelax_lab.studies.trials import JOURNAL, check_data, read_journal, recorded, trials
+from equirelax_lab.studies.trials import JOURNAL, Trial, check_data, read_journal, recorded, trials
+from equirelax_lab.training.progress import duration
 
 DESCRIPTION = """Run a grid of benchmarks, models, methods, settings and seeds that a file describes.
 
@@ -164,11 +165,23 @@ def schedule(
         jobs = fair_jobs(study, given.jobs, left, machines)
         state = counts(source.trials, total)
         print(f"{study.title}: {state}; {jobs} at a time {machines.place}, in {out}.", flush=True)
+        if told := _forecast(study, source.trials, jobs, machines.place, given):
+            print(told, flush=True)
         with Board(f"{study.title}{_terms(study)}", total) as board:
             code = Scheduler(study, out, source, given.data, jobs, board.show, machines).run()
     if code == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
     return code
+
+
+def _forecast(study: Study, found: Sequence[Trial], jobs: int, place: str, given: argparse.Namespace) -> str:
+    """How long the runs take, in a line; empty where nothing is left or that is not long."""
+    if all(trial.status != "waiting" for trial in found):
+        return ""
+    from equirelax_lab.studies.estimate import forecast  # trains, which help does not need
+
+    torch.set_num_threads(study.machine.threads)
+    return forecast(found, study, jobs, place, named_root(given.data))
 
 
 def machines_of(ray: str | None) -> contextlib.AbstractContextManager[Machines]:

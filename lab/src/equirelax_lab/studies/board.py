@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from equirelax_lab.studies.trials import Status, Trial
+from equirelax_lab.training.progress import duration
 
 if TYPE_CHECKING:  # rich is imported when something is shown: a help text needs none
     from rich.console import Console
@@ -26,6 +28,9 @@ LEAST_ROWS = 4
 class Board:
     """A context whose `show` may be called as often as one likes.
 
+    Attributes:
+        paces: Trial -> seconds of an epoch, of those that have done one.
+
     Args:
         title: What stands above the table.
         total: How many trials there will be; None stands for those that are shown.
@@ -39,6 +44,7 @@ class Board:
 
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.paces: dict[Trial, float] = {}
         self._last = 0.0
         self._shown: dict[Trial, tuple[Status, int]] | None = None
 
@@ -63,7 +69,8 @@ class Board:
             if changed or now - self._last > SECONDS_BETWEEN_TABLES:
                 self._last = now
                 rows = max(self.console.height - 8, LEAST_ROWS)
-                self.live.update(table(trials, self.title, rows, self.total), refresh=True)
+                drawn = table(trials, self.title, rows, self.total, self.left(trials))
+                self.live.update(drawn, refresh=True)
             return
         for trial in changed:
             again = trial.status == "waiting" and trial.reason
@@ -74,16 +81,43 @@ class Board:
                 print(f"{trial.label}: {status}{words}{note}", flush=True)
         if now - self._last > SECONDS_BETWEEN_LINES:
             if self._last:
-                print(line(trials, self.total), flush=True)
+                print(line(trials, self.total, self.left(trials)), flush=True)
             self._last = now
 
+    def left(self, trials: Sequence[Trial]) -> str:
+        """How long all runs take that are left, in words; empty before an epoch is done.
 
-def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = None) -> Table:
-    """The first `rows` trials, running and failed ones first, and below how many are in each state."""
+        Each run's epochs left count at its own pace, or else that of its kind or the mean of all; runs that wait are spread
+        over as many places as there are runs now.
+        """
+        for trial in trials:
+            if trial.status == "running" or (trial.status == "finished" and trial not in self.paces):
+                row = trial.progress()
+                with contextlib.suppress(KeyError, ValueError):
+                    self.paces[trial] = float(row["seconds"]) / (int(row["epoch"]) + 1)
+        running = [trial for trial in trials if trial.status == "running"]
+        if not self.paces or not running:
+            return ""
+        kinds = {(trial.grid, trial.kind): pace for trial, pace in self.paces.items()}
+        mean = sum(self.paces.values()) / len(self.paces)
+
+        def seconds(trial: Trial) -> float:
+            pace = self.paces.get(trial) or kinds.get((trial.grid, trial.kind), mean)
+            return pace * (trial.config.training.epochs - trial.epochs)
+
+        ends = [seconds(trial) for trial in running]
+        waiting = [seconds(trial) for trial in trials if trial.status == "waiting"]
+        return f"about {duration(max(*ends, (sum(ends) + sum(waiting)) / len(ends)))} left"
+
+
+def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = None, left: str = "") -> Table:
+    """The first `rows` trials, running and failed ones first, and below how many are in each state, and the time left."""
     from rich.markup import escape
     from rich.table import Table
 
-    drawn = Table(title=escape(title), caption=counts(trials, total), show_edge=False)
+    drawn = Table(
+        title=escape(title), caption=", ".join(filter(None, (counts(trials, total), left))), show_edge=False
+    )
     for heading in ("run", "state", "epoch", "best on validation", "left"):
         drawn.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     order = list(STYLE)
@@ -111,25 +145,11 @@ def counts(trials: Sequence[Trial], total: int | None = None) -> str:
     return ", ".join(parts)
 
 
-def line(trials: Sequence[Trial], total: int | None = None) -> str:
-    """How many trials are in each state, and the epochs of those that run."""
+def line(trials: Sequence[Trial], total: int | None = None, left: str = "") -> str:
+    """How many trials are in each state, the time left, and the epochs of those that run."""
     running = [trial for trial in trials if trial.status == "running"]
     epochs = [f"{t.label}: epoch {t.epochs}/{t.config.training.epochs}" for t in running]
-    return "; ".join([counts(trials, total), *epochs])
-
-
-def duration(seconds: float) -> str:
-    """A rounded duration in at most two units: 40 s, 5 min, 3 h 20 min, 2 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours + round(minutes / 60), 24)
-    return f"{days} d {hours} h"
+    return "; ".join([counts(trials, total), *([left] if left else []), *epochs])
 
 
 def _progress(trial: Trial) -> tuple[str, str, str]:

@@ -13,7 +13,6 @@ import torch
 
 from equirelax.errors import ConfigError
 from equirelax_lab.data import Samples
-from equirelax_lab.studies.board import duration
 from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Trial
 from equirelax_lab.tasks.registry import build_task
@@ -22,10 +21,17 @@ from equirelax_lab.training.assembly import Assembly, assemble, build_optimizer
 from equirelax_lab.training.evaluation import totals
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.objective import Objective
+from equirelax_lab.training.progress import duration
 
 BUDGET = 20.0
 """Seconds to spend on the training steps of one kind; a shorter epoch is timed as a whole."""
 LEAST_STEPS = 2
+QUICK = 10.0
+"""Seconds after which no further kind is timed for a forecast, and a tenth of which a kind's steps may take."""
+LEAST_EPOCHS = 20
+"""Epochs of all runs below which nothing is timed: the runs themselves show as soon how long they take."""
+LONG = 60.0
+"""Seconds below which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,47 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
         _evaluation_seconds(assembly, data) for data in (val.subset(slice(None, None, devices)), test)
     )
     return Cost(start, step * len(loader), next(evaluations), next(evaluations), forms)
+
+
+def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root: Path | None = None) -> str:
+    """How long the runs that are left take, in a line, from finished runs of their kinds or a few timed steps.
+
+    Args:
+        trials: All runs.
+        study: The study.
+        jobs: Runs at the same time.
+        place: Where the runs execute, in words.
+        root: The data root; None stands for the usual one.
+
+    Returns:
+        The line; empty where it is not long, or where runs need GPUs, on which nothing is timed here.
+    """
+    left = [trial for trial in trials if trial.status == "waiting"]
+    if study.on_gpu or sum(t.config.training.epochs - t.epochs for t in left) < LEAST_EPOCHS:
+        return ""
+    costs = {(t.grid, t.kind): cost for t in trials if (cost := _past(t)) is not None}
+    begun = time.perf_counter()
+    for trial in left:
+        key = (trial.grid, trial.kind)
+        if key not in costs and time.perf_counter() - begun < QUICK:
+            costs[key] = measure(trial.config, root, QUICK / 10, study.machine.devices)
+    known = [costs[t.grid, t.kind].seconds(t.config, t.epochs) for t in left if (t.grid, t.kind) in costs]
+    unknown = [sum(known) / len(known)] * (len(left) - len(known)) if known else []
+    seconds = overall([*known, *unknown], jobs)
+    if seconds < LONG:
+        return ""
+    return f"About {duration(seconds)} {place} (from runs that are finished, or a few timed steps)."
+
+
+def _past(trial: Trial) -> Cost | None:
+    """The cost of a run as a finished one had it; None if it is not finished."""
+    if trial.status != "finished":
+        return None
+    try:
+        seconds = float(trial.progress()["seconds"])
+    except (KeyError, ValueError):
+        return None
+    return Cost(0.0, seconds / trial.config.training.epochs, 0.0, 0.0, 1)
 
 
 def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:

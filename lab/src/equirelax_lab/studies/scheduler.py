@@ -11,12 +11,12 @@ from pathlib import Path
 from types import FrameType
 
 from equirelax.errors import ConfigError, StorageError
-from equirelax_lab.studies.board import duration
 from equirelax_lab.studies.machines import LOCK, Ending, Handle, Job, LocalMachine, Machines
 from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Recorded, Status, Trial, write_journal
 from equirelax_lab.training.folder import LOG, RESULT
 from equirelax_lab.training.lock import holder, locked
+from equirelax_lab.training.progress import duration
 
 BAD_INPUT = 2
 """Exit code of a run that cannot work: missing data, impossible settings, a diverged loss. It would fail again."""

@@ -120,8 +120,8 @@ class SmokeTask(Task[SmokeDataset]):
             longer = command(dataclasses.replace(self.settings, steps=least).command, self.root)
             raise ConfigError(
                 f"Runs of {d.steps} frames (--steps {d.steps}) are too short for windows of {d.inputs} frames and {d.outputs} "
-                f"more in training, {validated - d.inputs} in validation and {d.horizon} in test. Take --steps {least} or more, as "
-                f"`{longer}` makes, or fewer frames (--inputs, --outputs, --val_horizon, --horizon)."
+                f"more in training, {validated - d.inputs} in validation and {d.horizon} in test. Take --steps {least} or more "
+                f"(`{longer}`), or fewer frames (--inputs, --outputs, --val_horizon, --horizon)."
             )
 
     @property

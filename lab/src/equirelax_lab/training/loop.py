@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,7 @@ class Loop:
         sizes: The size of the optimizer's steps.
         divergence: Checks of losses, gradients and weights.
         gradients: Computes the gradients of a part of a batch.
+        on_step: Called after every optimizer step with the number of steps that the epoch has taken.
         graphed: Whether it may do so by replaying a CUDA graph, which reads the weights where they are.
 
     Raises:
@@ -68,6 +70,7 @@ class Loop:
         every_step = fabric.world_size == 1 and fabric.device.type == "cpu"
         self.divergence = Divergence(objective, every_step)
         self.completed = self.steps = 0
+        self.on_step: Callable[[int], None] = lambda taken: None
         self.graphed = machine.graph
         self.gradients: Gradients = self._gradients
         if machine.graph:
@@ -111,6 +114,7 @@ class Loop:
             self.sizes.after_step()
             if self.averages is not None:
                 self.averages.update()
+            self.on_step(index // loader.parts + 1)
         if self.scheduler is not None:
             self.scheduler.step()
         means = self.fabric.all_reduce(torch.as_tensor(sums) / loader.batches, reduce_op="mean")

@@ -1,56 +1,109 @@
-"""How far a run is: a rich bar over epochs on a terminal, a line now and then elsewhere."""
+"""How far a run is, and how long it will take: a bar and a line on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:  # rich is imported when something is drawn: help texts and the times of a study need none
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_DRAWINGS = 0.2
+SECONDS_TO_MEASURE = 2.0
+"""How long training steps are timed, after the first one, before the length of the run is told."""
+LONG = 60.0
+"""Seconds of a run whose length is told before."""
 
 
 class EpochProgress:
-    """Shows the epoch, the loss, validation and the strengths: a logger that writes to the terminal.
+    """Shows the epoch, the time left, the loss, validation and the strengths: a logger that writes to the terminal.
+
+    The time left is that of the epochs left, at this process's pace since its first step. Before the first epoch is over it
+    is the time of the training steps alone.
 
     Args:
         start: Epochs that are done.
         epochs: Length of the run.
+        steps: Training steps of an epoch.
         label: Name of the run.
         metric: The metric and its unit.
+        console: Where a bar is drawn; by default standard error if that is a terminal, else there are lines on standard output.
+        clock: Seconds since any point in time.
     """
 
-    def __init__(self, start: int, epochs: int, label: str, metric: str) -> None:
-        self.epochs, self.label, self.metric = epochs, label, metric
+    def __init__(
+        self,
+        start: int,
+        epochs: int,
+        steps: int,
+        label: str,
+        metric: str,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.epochs, self.steps, self.clock = epochs, steps, clock
+        self.completed, self.part = start, 0.0
         self.latest: dict[str, float] = {}
-        self._last_line = time.perf_counter()
-        self.bar: Progress | None = None
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console)
-            self.task = self.bar.add_task(label, total=epochs, completed=start, metrics="")
-            self.bar.start()
+        self._shown = clock()
+        self._anchor: tuple[float, float] | None = None
+        self._told = False
+        console = console or Console(stderr=True)
+        self.live: Live | None = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._print(f"{label}: {epochs - start} epochs of {steps} steps; val is {metric}")
+        if self.live is not None:
+            self.live.start()
+
+    def step(self, done: int) -> None:
+        """Note that `done` training steps of the present epoch are taken."""
+        self.part = done / self.steps
+        now = self.clock()
+        if self._anchor is None:  # the first step is slower than the others
+            self._anchor = now, self._position
+            return
+        if not self._told and now - self._anchor[0] > SECONDS_TO_MEASURE:
+            self._told = True
+            self._tell_length(now)
+        pause = SECONDS_BETWEEN_LINES if self.live is None else SECONDS_BETWEEN_DRAWINGS
+        if now - self._shown > pause:
+            self._show(now)
 
     def log(self, epoch: int, row: Mapping[str, float]) -> None:
         """Move on by one epoch."""
         self.latest.update(row)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=epoch + 1, metrics=self.text())
-        elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.perf_counter()
-            print(f"{self.label}: epoch {epoch + 1}/{self.epochs}  {self.text()}", flush=True)
+        self.completed, self.part = epoch + 1, 0.0
+        now = self.clock()
+        if self.live is not None or now - self._shown > SECONDS_BETWEEN_LINES:
+            self._show(now)
 
     def close(self) -> None:
         """Give the terminal back."""
-        if self.bar is not None:
-            self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds until the last epoch is done; None before there is anything to compute them from."""
+        if self._anchor is None or self._position == self._anchor[1]:
+            return None
+        begun, position = self._anchor
+        return (self.epochs - self._position) * (now - begun) / (self._position - position)
+
+    def place(self, now: float) -> str:
+        """The epoch, and the time left."""
+        within = (
+            f" (step {round(self.part * self.steps)} of {self.steps})"
+            if self.part and not self.completed
+            else ""
+        )
+        left = self.seconds_left(now)
+        return f"epoch {self.completed}/{self.epochs}{within}" + (
+            f", {duration(left)} left" if left is not None else ""
+        )
 
     def text(self) -> str:
         """The latest metrics in a line."""
@@ -58,8 +111,62 @@ class EpochProgress:
         parts = [f"loss {latest['train/loss']:.4g}"] if "train/loss" in latest else []
         if "val/projected" in latest:
             projected, relaxed = latest["val/projected"], latest["val/relaxed"]
-            parts.append(f"val {self.metric}: projected {projected:.3f} relaxed {relaxed:.3f}")
+            both = f" projected, {relaxed:.4g} relaxed" if relaxed != projected else ""
+            parts.append(f"val {projected:.4g}{both}")
         gammas = [value for key, value in latest.items() if key.startswith("gamma/")]
-        if gammas:
-            parts.append(f"gamma {min(gammas):+.3f} .. {max(gammas):+.3f}")
-        return "  ".join(parts)
+        if gammas and self.live is not None:
+            parts.append(f"gamma {min(gammas):+.3f} to {max(gammas):+.3f}")
+        return ", ".join(parts)
+
+    @property
+    def _position(self) -> float:
+        return self.completed + self.part
+
+    def _tell_length(self, now: float) -> None:
+        """Say how long the run takes, if that is long."""
+        left = self.seconds_left(now)
+        if left is not None and left > LONG:
+            pace = left / (self.epochs - self._position)
+            each = f"{pace:.2g} s" if pace < 10 else duration(pace)
+            self._print(
+                f"About {duration(left)}: {self.epochs - self.completed} epochs of {each}, and validations."
+            )
+
+    def _show(self, now: float) -> None:
+        self._shown = now
+        if self.live is not None:
+            self.live.update(self._drawn(now), refresh=True)
+        else:
+            self._print(": ".join(filter(None, (self.place(now), self.text()))))
+
+    def _drawn(self, now: float) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(ProgressBar(total=self.epochs, completed=self._position), Text(self.place(now)))
+        return Group(bar, Text(self.text(), no_wrap=True, overflow="ellipsis"))
+
+    def _print(self, line: str) -> None:
+        if self.live is None:
+            print(line, flush=True)
+        else:
+            self.live.console.print(line, highlight=False, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """A rounded duration in at most two units: 40 s, 5 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours + round(minutes / 60), 24)
+    return f"{days} d {hours} h"

@@ -172,7 +172,7 @@ def _fit(
     start = 0 if state is None else state["completed"]
     with (
         room_for_events(folder),
-        contextlib.closing(_loggers(loop.assembly, folder, machine, start)) as loggers,
+        contextlib.closing(_loggers(loop, folder, machine, start)) as loggers,
     ):
         end = EpochEnd(loop, train, val, folder, loggers)
         if state is not None:
@@ -197,11 +197,11 @@ def _fit(
     return end
 
 
-def _loggers(assembly: Assembly, folder: Path, machine: Machine, start: int) -> Loggers:
+def _loggers(loop: Loop, folder: Path, machine: Machine, start: int) -> Loggers:
     """What receives the metrics of the epochs from `start` on: in the first rank alone."""
     if global_rank():
         return Loggers()
-    config = assembly.config
+    config = loop.assembly.config
     loggers: list[Logger] = [EpochTable(folder, start)]
     if machine.tensorboard:
         try:
@@ -213,7 +213,10 @@ def _loggers(assembly: Assembly, folder: Path, machine: Machine, start: int) -> 
             print(words, file=sys.stderr)
     if machine.progress:
         label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
-        loggers.append(EpochProgress(start, config.training.epochs, label, assembly.task.metric.heading))
+        metric = loop.assembly.task.metric.heading
+        progress = EpochProgress(start, config.training.epochs, loop.loader.batches, label, metric)
+        loop.on_step = progress.step
+        loggers.append(progress)
     return Loggers(*loggers)
 
 
