@@ -22,6 +22,10 @@ from equirelax.errors import EquirelaxWarning, MethodError, StaleOptimizerError
 from equirelax.methods import Method
 from equirelax.relaxation import Relaxation, relaxation_of
 
+needs_muon = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9"
+)
+
 
 def ace(relaxation: Relaxation) -> Method:
     return er.ACE(relaxation, dual_lr=0.1, dual_optimizer="adam")
@@ -209,8 +213,11 @@ def muon(relaxation: Relaxation) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize(
     ("make", "why"),
-    [(stepped, "taken steps"), (with_scheduler, "scheduler"), (muon, "matrices only")],
-    ids=["state", "scheduler", "muon"],
+    [
+        pytest.param(stepped, "taken steps", id="state"),
+        pytest.param(with_scheduler, "scheduler", id="scheduler"),
+        pytest.param(muon, "matrices only", id="muon", marks=needs_muon),
+    ],
 )
 def test_an_optimizer_that_can_take_no_group_is_refused_and_left_alone(
     make: Callable[[Relaxation], torch.optim.Optimizer], why: str
@@ -261,6 +268,7 @@ def test_lbfgs_and_what_is_no_optimizer_are_refused() -> None:
 # Several optimizers, skipped steps, schedulers
 
 
+@needs_muon
 def test_muon_beside_adam_and_a_step_when_both_have_stepped() -> None:
     relaxation = chain(2)
     matrices = [p for p in not_gamma(relaxation) if p.dim() == 2]
@@ -347,6 +355,8 @@ def test_learning_rate_schedulers_see_every_group(make: Callable[[Relaxation], M
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # SequentialLR of older torch is told by itself
+        warnings.filterwarnings("ignore", "The epoch parameter in `scheduler.step", UserWarning)
         train(relaxation, method, [optimizer], 6, after)
     rates = {group["lr"] for group in optimizer.param_groups}
     assert len(rates) == 1

@@ -83,6 +83,12 @@ def test_plain_matrices_take_the_slow_reference_s_steps(dtype: torch.dtype) -> N
         torch.testing.assert_close(p.detach(), slow_steps(start, gradients, 0.03), rtol=1e-9, atol=1e-11)
 
 
+needs_pytorchs = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9"
+)
+
+
+@needs_pytorchs
 def test_equals_pytorchs_on_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     # PyTorch's computes in bfloat16; without that rounding both are the same to the last digits
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
@@ -95,6 +101,7 @@ def test_equals_pytorchs_on_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
+@needs_pytorchs
 def test_stays_within_bfloat16_of_pytorchs_as_it_is() -> None:
     ours = network(torch.randn(16, 24))
     theirs, start = copy.deepcopy(ours), ours[0].detach().clone()

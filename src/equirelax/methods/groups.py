@@ -84,6 +84,9 @@ def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapp
         _spare_gammas(relaxation, optimizer)
 
 
+_MUON = getattr(torch.optim, "Muon", ())  # since torch 2.9
+
+
 def _missing(relaxation: Relaxation, optimizers: Sequence[Optimizer]) -> _Missing:
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     missing = _Missing()
@@ -119,7 +122,7 @@ def _add(missing: _Missing, optimizers: Sequence[Optimizer], settings: Mapping[s
 def _closed(optimizer: Optimizer) -> str:
     """Why no group can be added safely; empty where one can."""
     name = type(optimizer).__name__
-    if isinstance(optimizer, torch.optim.Muon):
+    if isinstance(optimizer, _MUON):
         return f"{name} takes matrices only"
     if len(optimizer.state):
         return f"{name} has taken steps"
