@@ -323,7 +323,7 @@ def test_a_run_that_has_only_begun_does_not_cut_the_curves(make: Make, tmp_path:
     (chapter,) = gather([tmp_path])
     assert [run.name for run in in_curves(chapter.by_label()["ace"])] == ["ace-seed0"]
     page = written([chapter], tmp_path / "report.html")
-    assert '<th scope="row">10</th>' in page.figures["Training loss"]
+    assert '<th scope="col">10</th>' in page.figures["Training loss"]
     assert "ace-seed1" in {row[0] for row in origin.runs(chapter).rows}
 
 
@@ -338,10 +338,9 @@ def test_the_equivariance_error_over_training_is_drawn_where_it_was_measured(
     page = written(gather([tmp_path]), tmp_path / "report.html")
     drawn = page.figures["Equivariance error over training"]
     assert "<title>ace, with residuals</title>" in drawn
-    assert (
-        "<td>0.1</td><td></td>" in drawn
-    )  # on a logarithmic axis a zero, as of the first epoch, has no place
-    assert "<td>1e-16</td>" in drawn
+    assert '<th scope="row">ace, with residuals</th><td>0.1</td><td>0.2</td>' in drawn
+    # on a logarithmic axis a zero, as of the first epoch, has no place
+    assert '<th scope="row">ace, projected</th><td></td><td>1e-16</td>' in drawn
 
 
 def test_a_damaged_journal_is_named_and_the_runs_are_shown(make: Make, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""A page on paper: one column, nothing cut off, no control left, headings beside what they head. Read from the PDF."""
+"""A page on paper, read from its PDF: one column, nothing wider than the sheet, everything open, no control left."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,18 @@ from made import Make, comparison
 COMMAND = "equirelax report runs/nbody"
 
 
-def printed(page: Path, folder: Path) -> list[list[tuple[str, float, float]]]:
-    """For every sheet the lines of its text: words, and where the line begins from the left and from below, in points."""
+@dataclass(frozen=True)
+class Text:
+    """Words on a sheet: where they begin, from the left and from below, and the size of their font, in points."""
+
+    words: str
+    left: float
+    up: float
+    size: float
+
+
+def printed(page: Path, folder: Path) -> list[list[Text]]:
+    """The text of every sheet."""
     pypdf = pytest.importorskip("pypdf")
     out = folder / "page.pdf"
     words = [found_browser(), *QUIET, f"--user-data-dir={folder / 'profile'}", "--no-pdf-header-footer"]
@@ -28,35 +39,37 @@ def printed(page: Path, folder: Path) -> list[list[tuple[str, float, float]]]:
         timeout=280,
     )
     assert out.exists(), done.stderr[-2000:]
-    return [_lines(pypdf, sheet) for sheet in pypdf.PdfReader(out).pages]
+    return [_texts(pypdf, sheet) for sheet in pypdf.PdfReader(out).pages]
 
 
-def _lines(pypdf: Any, sheet: Any) -> list[tuple[str, float, float]]:
-    found: list[tuple[str, float, float]] = []
+def _texts(pypdf: Any, sheet: Any) -> list[Text]:
+    found: list[Text] = []
 
-    def visit(text: str, around: Sequence[float], within: Sequence[float], *_: Any) -> None:
-        if text.strip():
-            *_, left, up = pypdf.mult(within, around)
-            found.append((text.strip(), left, up))
+    def visit(words: str, around: Sequence[float], within: Sequence[float], _: Any, size: float) -> None:
+        if words.strip():
+            *_, scale, left, up = pypdf.mult(within, around)
+            found.append(Text(words.strip(), left, up, abs(scale) * size))
 
     sheet.extract_text(visitor_text=visit)
     return found
 
 
 @pytest.mark.slow
-def test_on_paper_everything_stands_in_one_column(make: Make, tmp_path: Path) -> None:
-    chapters = gather([comparison(make)])
-    count = write_page(tmp_path / "report.html", chapters, command=COMMAND)
+@pytest.mark.usefixtures("undrawn")
+def test_on_paper_everything_stands_in_one_column_and_fits_its_width(make: Make, tmp_path: Path) -> None:
+    for rate in (1, 2, 3, 4):
+        folder = comparison(make, learning_rate=rate / 1000)
+    count = write_page(tmp_path / "report.html", gather([folder]), "A title", COMMAND)
     sheets = printed(tmp_path / "report.html", tmp_path)
-    width = 595  # A4 or letter, in points
-    lines = [line for sheet in sheets for line in sheet]
-    text = " ".join(" ".join(words for words, *_ in lines).split())
-    assert all(20 < left < width - 20 for _, left, _ in lines)
-    captions = [sum(words.startswith("The numbers") for words, *_ in sheet) for sheet in sheets]
-    assert sum(captions) == count  # everything is open
-    lefts = {round(left) for words, left, _ in lines if words.startswith("The numbers")}
-    assert len(lefts) == 1, lefts
+    every = [text for sheet in sheets for text in sheet]
+    told = " ".join(" ".join(text.words for text in every).split())
+    title = next(text for text in every if text.words == "A title")
+    assert title.size == pytest.approx(17, abs=0.5)  # a page with something too wide is made smaller
+    assert all(20 < text.left < 575 for text in every)  # A4 is 595 points wide
+    opened = [text for text in every if text.words.startswith("The numbers")]
+    assert len(opened) == count
+    assert len({round(text.left) for text in opened}) == 1
     for words in ("minus strict", "better seeds", "published", "projected: 1.0e-16", COMMAND):
-        assert words in text, words
+        assert words in told, words
     for control in ("Open all sections", "LaTeX", "To the content"):
-        assert control not in text
+        assert control not in told

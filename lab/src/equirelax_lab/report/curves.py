@@ -27,7 +27,6 @@ from equirelax_lab.report.statistics import shown
 from equirelax_lab.report.table import Course, Table, common, mean
 from equirelax_lab.tasks.task import heading
 
-EPOCH = "epoch"
 STEPS = (
     "Root mean square of the change of a weight in one of an epoch's last optimiser steps; mean over seeds."
 )
@@ -189,9 +188,9 @@ def _styles(parts: Sequence[Facet]) -> dict[str, Any]:
 
 
 def curve_numbers(title: str, curves: Mapping[str, Mapping[int, float]], most: int = 12) -> Numbers:
-    """A table of curves, a column for each, at `most` epochs."""
+    """A table of curves, a row for each, at `most` epochs or one more."""
     places = sorted({p for one in curves.values() for p in one})
     every = max(-(-len(places) // most), 1)
     kept = sorted({*places[::every], *places[-1:]})
-    rows = tuple((shown(p), *(shown(one.get(p)) for one in curves.values())) for p in kept)
-    return Numbers(title, (EPOCH, *curves), rows)
+    rows = tuple((row, *(shown(one.get(p)) for p in kept)) for row, one in curves.items())
+    return Numbers(title, ("at epoch", *map(str, kept)), rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ SHADES = matplotlib.colormaps["cividis"]
 WIDTH = 5.6
 """Of a figure, in inches: legible at the width of a phone as well as at half that of a screen."""
 FEW = 12
+"""Places on an axis that are few enough to be labelled each."""
+MARKED = 8
 """Points of a line that are few enough to be marked."""
 MOST_POINTS, LEAST_POINTS, ALL_POINTS = 300, 50, 4000
 """Along a curve or a heat map. Longer ones are thinned to `MOST_POINTS`, to fewer where a figure has many curves (`ALL_POINTS` in
@@ -188,7 +191,7 @@ def line(
         style: Of the line, where it is not the row's.
     """
     kept = thinned(course, among)
-    marker = look.marker if len(course) <= FEW else None
+    marker = look.marker if len(course) <= MARKED else None
     given = {"color": look.colour, "linestyle": look.dash, "marker": marker, "label": label, **style}
     (drawn,) = panel.plot(list(kept), list(kept.values()), **given)
     tip(drawn, told or label)
@@ -219,20 +222,24 @@ def _columns(labels: Sequence[str]) -> int:
     return max(int(88 / (max(map(len, labels), default=10) + 8)), 1)
 
 
-def panels(part: FigureBase, titles: Sequence[str], columns: int = 2, share: bool = True) -> list[Axes]:
-    """A panel for every title, side by side and below each other; one alone has none.
+def panels(
+    part: FigureBase, titles: Sequence[str], columns: int = 2, share: bool = True, alone: bool = False
+) -> list[Axes]:
+    """A panel for every title, side by side and below each other.
 
     Args:
         part: The empty figure.
         titles: Of the panels.
         columns: At most as many side by side.
         share: Whether the panels have one vertical axis.
+        alone: Whether a panel that is the only one has its title, too.
     """
     columns = min(columns, len(titles))
     count = -(-len(titles) // columns)
     grid = part.subplots(count, columns, squeeze=False, sharey=share).ravel()
     for panel, title in zip(grid, titles, strict=False):
-        panel.set_title(title if len(titles) > 1 else "", fontsize=8.5)
+        words = textwrap.fill(title, 64 // columns, break_long_words=False)
+        panel.set_title(words if alone or len(titles) > 1 else "", fontsize=8.5)
     for empty in grid[len(titles) :]:
         empty.set_axis_off()
     return list(grid[: len(titles)])

@@ -167,9 +167,8 @@ def _every_residual(kind: str, rows: Sequence[str], by_row: dict[str, list[Cours
 
     def draw(part: FigureBase) -> None:
         styles = looks(rows)
-        drawn = panels(part, list(by_row), columns, share=False)
+        drawn = panels(part, list(by_row), columns, share=False, alone=True)
         for panel, (row, several) in zip(drawn, by_row.items(), strict=True):
-            panel.set_title(row, fontsize=8.5)
             for course in several:
                 look = Look(styles[row].colour, "-", styles[row].marker)
                 line(panel, course, look, row, len(several), linewidth=0.7, alpha=0.6, markersize=3)
