@@ -16,6 +16,7 @@ import pytest
 import yaml
 from equirelax_lab.cli import main
 from equirelax_lab.data import nbody
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.studies.estimate import Cost
 from fault_ledger import Ledger
 from fuzzing import Fuzzed, spoil_words
@@ -127,7 +128,7 @@ def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("equirelax_lab.training.perf.measure", lambda *_, **__: {})
     patch.setattr("equirelax_lab.training.perf.table", lambda *_: "table")
     patch.setattr("equirelax_lab.tasks.toy.run_toy", lambda **_: {})
-    patch.setattr("equirelax_lab.report.toy.forms_table", lambda *_: "table")
+    patch.setattr("equirelax_lab.report.toy.forms_table", lambda *_: Numbers("table", ("form",), ()))
     patch.setattr("equirelax_lab.report.toy.draw_forms", lambda *_: None)
     patch.setattr("webbrowser.open", lambda *_: True)
 

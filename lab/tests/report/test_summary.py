@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from equirelax_lab.report import tables
 from equirelax_lab.report.archive import read_archive
-from equirelax_lab.report.comparison import comparisons, summarise_again, write_comparison
+from equirelax_lab.report.comparison import compare_grids, comparisons, summarise_again, write_comparison
 from equirelax_lab.report.conclusion import conclusion
 from equirelax_lab.report.failures import ALL, DEFINITION, POOR, asks_for_failures, failures, poor, shares
 from equirelax_lab.report.rows import marked_line
@@ -22,7 +22,10 @@ from equirelax_lab.report.statistics import holm, paired, spread
 from equirelax_lab.report.summary import strengths_of, summarise
 from equirelax_lab.report.table import Table, condition, measures_csv
 from equirelax_lab.report.tables import summary_text
-from equirelax_lab.tasks.registry import defaults
+from equirelax_lab.studies.study import Grid, Study
+from equirelax_lab.studies.trials import Trial
+from equirelax_lab.tasks.registry import config_from_dict, defaults
+from equirelax_lab.tasks.settings import read_yaml
 from equirelax_lab.training.dynamics import dynamics
 from made import Make, accuracy, alike, averaged, changed, of_model, result
 
@@ -402,6 +405,25 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path) -> N
     (out / "runs.json.gz").unlink()
     with pytest.raises(ConfigError, match=first.name):
         summarise_again(out)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_run_of_a_study_is_named_and_the_others_are_compared(make: Make, tmp_path: Path) -> None:
+    folders = [make(method, 0, 5.0) for method in ("strict", "ace", "resilient")]
+    (folders[1] / "result.json").write_text('{"benchmark": ')
+    grid = Grid(
+        name="", benchmark="nbody", models=("segnn",), methods=("strict", "ace", "resilient"), seeds=(0,)
+    )
+    about = Study(name="", title="a comparison", grids=(grid,))
+    runs = [
+        Trial(one.name, "", one.name, config_from_dict(read_yaml(one / "config.yaml")), one, "finished")
+        for one in folders
+    ]
+    text = compare_grids(about, runs, folders[0].parent)
+    assert "| resilient |" in text
+    assert "**Left out**: ace-seed0/result.json" in text
+    nothing = compare_grids(about, runs[1:2], tmp_path / "out")
+    assert "ace-seed0/result.json" in nothing
 
 
 @pytest.mark.usefixtures("undrawn")

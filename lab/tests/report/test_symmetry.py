@@ -87,19 +87,19 @@ def test_values_are_those_of_the_selected_epoch_and_of_the_end() -> None:
 
 
 def test_the_table_says_na_where_there_is_nothing() -> None:
-    lines = symmetry_table(study()).splitlines()
+    lines = symmetry_table(study()).markdown().splitlines()
     assert lines[0].startswith("| residual | relaxes | gamma | slack u | multiplier | norm of W |")
     assert lines[2] == "| a | E(3) | 1 | 3 | 2 | 2 | 2 | 0.3 | 0.4 | n/a | 0.1 |"
     assert lines[3] == "| b:x | E(3) | 1.1 | 3.1 | 2.1 | n/a | n/a | n/a | n/a | 0.5 | 0.02 |"
-    plain = symmetry_table(study(result=result("scheduled"), rows=metrics(("gamma",))))
+    plain = symmetry_table(study(result=result("scheduled"), rows=metrics(("gamma",)))).head
     assert "slack" not in plain
     assert "multiplier" not in plain
 
 
 def test_without_weights_the_measured_columns_are_left_out() -> None:
     found = study(measured=None, bounds=None)
-    assert "norm of W" not in symmetry_table(found)
-    assert symmetry_table(found).splitlines()[2] == "| a |  | 1 | 3 | 2 |"
+    assert "norm of W" not in symmetry_table(found).head
+    assert symmetry_table(found).markdown().splitlines()[2] == "| a |  | 1 | 3 | 2 |"
     text = "\n".join(findings(found))
     assert "best.ckpt" in text
     assert "Bound" not in text

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from equirelax.auditing.bounds import NetworkBounds
     from equirelax.auditing.breaking import Breaking
 
-TABLE, NUMBERS, PICTURE = "symmetry.md", "symmetry.json", "symmetry.png"
+STEM = "symmetry"
+TABLE, NUMBERS, PICTURE = f"{STEM}.md", f"{STEM}.json", f"{STEM}.png"
 
 DESCRIPTION = """\
 How much does the data want to break the symmetry? First how exactly the deployed form keeps it. Then, for every residual of
 a finished run: gamma, slack and multiplier; its size, which gamma alone does not show (abs(gamma) x norm of W, share of the
 output); the equivariance error that it adds, measured, and a bound on it where the assumptions of one hold (n/a elsewhere);
 and the course of gamma and the multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's
-folder.
+folder, and the table as symmetry.csv and symmetry.tex.
 
 example:
   equirelax symmetry runs/mocap/egnn-resilient-seed0"""
@@ -77,7 +78,10 @@ def main(words: Sequence[str]) -> int:
     command = again.command("symmetry", again.place(folder))
     write_text(out / TABLE, page(study, title, command))
     draw_symmetry(out / PICTURE, study, rows, title, command)
-    print(f"{deployed(study)}\n\n{symmetry_table(study)}")
+    table = symmetry_table(study)
+    write_text(out / f"{STEM}.csv", table.csv())
+    write_text(out / f"{STEM}.tex", table.latex())
+    print(f"{deployed(study)}\n\n{table.markdown().rstrip()}")
     print("\n" + "\n".join(findings(study)))
     print(f"\npicture: {out / PICTURE}")
     return 0

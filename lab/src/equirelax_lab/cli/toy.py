@@ -35,7 +35,10 @@ def main(words: Sequence[str]) -> int:
         "--run", default=None, help="folder of a run of ACE whose gamma is compared with the orbit"
     )
     parser.add_argument(
-        "-o", "--out", default="runs/toy", help="folder for toy.json, summary.md, gamma.png and orbit.png"
+        "-o",
+        "--out",
+        default="runs/toy",
+        help="folder for toy.json, summary.md, its tables as CSV and LaTeX, gamma.png and orbit.png",
     )
     parsed = options.parse(parser, words[1:], steps=COUNT, dual_lr=POSITIVE, seed=SEED)
     import torch  # and matplotlib, which a help text can do without
@@ -64,13 +67,17 @@ def main(words: Sequence[str]) -> int:
         "versions": provenance.versions(),
     }
     out, command = Path(parsed.out), again.command(*words)
-    table, orbits = forms_table(study), orbit_table(courses)
+    tables = forms_table(study), orbit_table(courses)
+    table, orbits = (one.markdown().rstrip() for one in tables)
     write_text(out / "toy.json", json.dumps(record) + "\n")
     write_text(
         out / "summary.md",
         f"# Forms of ACE on two toy problems\n\n{table}\n\nMeans over the last fifth of the steps.\n\n"
         f"## gamma under two Adams, {ORBIT_STEPS:,} steps\n\n{orbits}\n\nWritten by `{command}`.\n",
     )
+    for one in tables:
+        write_text(out / f"{one.name}.csv", one.csv())
+        write_text(out / f"{one.name}.tex", one.latex())
     draw_forms(out / "gamma.png", study, command)
     draw_orbit(out / "orbit.png", courses, run, command)
     print(table)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure as Canvas
 
 from equirelax.auditing.bounds import NetworkBounds
 from equirelax.auditing.breaking import Breaking
-from equirelax_lab.report.drawing import epochs, layer_colours, line, styled, write_png
+from equirelax_lab.report.drawing import epochs, layer_colours, line, scaled, styled, write_png
 from equirelax_lab.report.looks import GROUND, INK, SOFT, Look
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.runs import series, sizes
 from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics
@@ -95,21 +96,18 @@ _MEASURED_TITLES = {
 }
 
 
-def symmetry_table(study: Mapping[str, Any]) -> str:
-    """The residuals as a markdown table."""
+def symmetry_table(study: Mapping[str, Any]) -> Numbers:
+    """The residuals as a table."""
     slack = any(row["slack"] is not None for row in study["residuals"])
     price = any(row["multiplier"] is not None for row in study["residuals"])
-    head = ["residual", "relaxes", "gamma"]
-    head += ["slack u"] * slack + ["multiplier"] * price
     measured = _MEASURED_TITLES if study["samples"] is not None else {}
-    head += list(measured.values())
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    head = ["residual", "relaxes", "gamma", *["slack u"] * slack, *["multiplier"] * price, *measured.values()]
+    rows = []
     for row in study["residuals"]:
-        cells = [row["key"] or "(model)", row["relaxes"] or "", _number(row["gamma"])]
+        cells = [_name(row), row["relaxes"] or "", _number(row["gamma"])]
         cells += [_number(row["slack"])] * slack + [_number(row["multiplier"])] * price
-        cells += [_number(row[name]) for name in measured]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((*cells, *(_number(row[name]) for name in measured)))
+    return Numbers("Symmetry, residual by residual", tuple(head), tuple(rows))
 
 
 def deployed(study: Mapping[str, Any]) -> str:
@@ -223,7 +221,7 @@ def page(study: Mapping[str, Any], title: str, again: str) -> str:
     """The markdown page of a run, which the command `again` writes again."""
     said = "\n".join(f"- {line}" for line in findings(study))
     return (
-        f"# {title}\n\n**{deployed(study)}**\n\n{symmetry_table(study)}\n\n{said}\n\n{_legend(study)}\n\n"
+        f"# {title}\n\n**{deployed(study)}**\n\n{symmetry_table(study).markdown()}\n{said}\n\n{_legend(study)}\n\n"
         f"Written by `{again}`.\n"
     )
 
@@ -293,35 +291,44 @@ def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str, 
 
 def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Bars: error that a residual adds; dots: error of the output with it alone; ticks: bound on the bar."""
-    _bars(panel, residuals, colours, "added")
+    values = [row[name] for row in residuals for name in ("added", "alone", "bound")]
+    _bars(panel, residuals, colours, "added", _least(values))
     _marks(panel, residuals, "alone", "o", "error of the output, this one alone")
     _marks(panel, residuals, "bound", "|", "bound on the bar")
     panel.set_title("equivariance error that each residual adds (bar)")
-    panel.set_xlabel("relative error")
-    _finish(panel, [row[name] for row in residuals for name in ("added", "alone", "bound")])
+    _finish(panel, "relative error", values)
 
 
 def _sizes(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Bars: abs(gamma) x norm of W; dots: abs(gamma); triangles: share of the output."""
-    _bars(panel, residuals, colours, "size")
     strengths = [{**row, "strength": abs(row["gamma"])} for row in residuals]
+    values = [row[name] for row in strengths for name in ("size", "strength", "share")]
+    _bars(panel, residuals, colours, "size", _least(values))
     _marks(panel, strengths, "strength", "o", "|gamma|")
     _marks(panel, strengths, "share", "^", "share of the output")
     panel.set_title("size: |gamma| x norm of W (bar)")
-    _finish(panel, [row[name] for row in strengths for name in ("size", "strength", "share")])
+    _finish(panel, "", values)
     panel.tick_params(labelleft=False)
 
 
-def _bars(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str], name: str) -> None:
-    """A bar for every residual; where there is none, a word that says why."""
+def _least(values: Sequence[float | None]) -> float:
+    """Where an axis of these values begins."""
+    shown = [value for value in values if value is not None and value > ZERO]
+    return max(min(shown), FLOOR * max(shown)) / 3 if shown else 0.0
+
+
+def _bars(
+    panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str], name: str, least: float
+) -> None:
+    """A bar for every residual; where there is none, or it ends before the axis begins, the number."""
     places = range(len(residuals))
     values = [row[name] or 0.0 for row in residuals]
     panel.barh(places, values, height=0.62, color=[colours[row["key"]] for row in residuals])
     panel.set_yticks(places, [row["key"] or "(model)" for row in residuals])
     panel.invert_yaxis()
     for place, row in zip(places, residuals, strict=True):
-        if row[name] is None or row[name] <= ZERO:
-            word = "n/a" if row[name] is None else "0"
+        if row[name] is None or row[name] <= max(least, ZERO):
+            word = "n/a" if row[name] is None else "0" if row[name] <= ZERO else f"{row[name]:.1g}"
             panel.text(0.01, place, word, transform=panel.get_yaxis_transform(), va="center", fontsize=8)
 
 
@@ -342,13 +349,12 @@ def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marke
         )
 
 
-def _finish(panel: Axes, values: Sequence[float | None]) -> None:
+def _finish(panel: Axes, words: str, values: Sequence[float | None]) -> None:
     """A logarithmic axis where there is anything to show."""
     shown = [value for value in values if value is not None and value > ZERO]
     if shown:
-        low = max(min(shown), FLOOR * max(shown))
-        panel.set_xscale("log")
-        panel.set_xlim(low / 3, max(shown) * 3)
+        scaled(panel.xaxis, words, shown, "log")
+        panel.set_xlim(_least(values), max(shown) * 3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     else:

@@ -56,14 +56,14 @@ def draw_forms(path: Path, study: Mapping[str, Any], again: str) -> None:
         write_png(path, figure, again)
 
 
-def forms_table(study: Mapping[str, Any]) -> str:
-    """A Markdown table: the end of every form on every problem."""
+def forms_table(study: Mapping[str, Any]) -> Numbers:
+    """A table: the end of every form on every problem."""
     head = ("problem", "form", "max abs gamma", "swing of gamma", "max abs gamma times weight")
     keys = ("max_abs_gamma", "swing_gamma", "max_gamma_weight", "loss_relaxed", "loss_strict")
     rows = tuple(
         (run["problem"], run["form"], *(f"{run['final'][key]:.2g}" for key in keys)) for run in study["runs"]
     )
-    return Numbers("", (*head, "loss, relaxed", "loss, projected"), rows).markdown().rstrip("\n")
+    return Numbers("Forms of ACE", (*head, "loss, relaxed", "loss, projected"), rows)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def of_run(folder: Path) -> RunOrbit:
     return RunOrbit(str(folder), steps, gammas, simulated, deviation)
 
 
-def orbit_table(courses: Mapping[float, Sequence[float]]) -> str:
-    """A Markdown table: half-periods and amplitudes of gamma, first and last, for every curvature."""
+def orbit_table(courses: Mapping[float, Sequence[float]]) -> Numbers:
+    """A table: half-periods and amplitudes of gamma, first and last, for every curvature."""
     head = ("curvature of the task in gamma", "half-period, first", "last", "amplitude, first", "last")
     rows = []
     for curvature, course in courses.items():
@@ -137,7 +137,7 @@ def orbit_table(courses: Mapping[float, Sequence[float]]) -> str:
         if halves:
             cells = [f"{halves[0]}", f"{halves[-1]}", f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}"]
         rows.append((f"{curvature:g}", *cells, f"{course[-1]:.2g}"))
-    return Numbers("", (*head, "gamma at the end"), tuple(rows)).markdown().rstrip("\n")
+    return Numbers("Orbit of gamma", (*head, "gamma at the end"), tuple(rows))
 
 
 def draw_orbit(
