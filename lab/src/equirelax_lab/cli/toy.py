@@ -76,8 +76,8 @@ def main(words: Sequence[str]) -> int:
         f"## gamma under two Adams, {ORBIT_STEPS:,} steps\n\n{orbits}\n\nWritten by `{command}`.\n",
     )
     for one in tables:
-        write_text(out / f"{one.name}.csv", one.csv())
-        write_text(out / f"{one.name}.tex", one.latex())
+        write_text(out / "tables" / f"{one.name}.csv", one.csv())
+        write_text(out / "tables" / f"{one.name}.tex", one.latex())
     draw_forms(out / "gamma.png", study, command)
     draw_orbit(out / "orbit.png", courses, run, command)
     print(table)
