@@ -162,9 +162,9 @@ def symmetry_score(
         placement: Which layers of a model that is not relaxed are looked at, as for `equirelax.relax`; None: all that it finds.
 
     Returns:
-        The scores. Residuals without an exact orthogonal projection are in `skipped`, with the reason: those at positions
-        (translations), between representations that are not orthogonal (scalings, boosts), of kernels on a grid that obey
-        their group only nearly, of streams, and of networks that differentiate themselves (forces) before that layer.
+        The scores. Residuals without an exact orthogonal projection are in `skipped`, with the reason: those that read
+        positions (translations), between representations that are not orthogonal (scalings, boosts), of kernels on a grid that
+        obey their group only nearly, of streams, and of networks that differentiate themselves (forces) before that layer.
 
     Raises:
         AuditError: No residual can be scored, there are fewer than two examples, `loss` gives something else, the loss of one
@@ -237,21 +237,22 @@ def _batches(batch: Any) -> Iterable[Any]:
 def _space(residual: Residual) -> Space | str:
     """The maps at a residual's place; a string says why their projection is not known."""
     site = residual.site
+    out_rep = site.out_rep.linear_part()  # what is added to positions is a displacement
     if isinstance(site, StreamSite):
         return "it is a step of a residual stream"
-    for rep in (site.in_rep, site.out_rep):
-        if not rep.linear:
-            return "it reads or adds to positions, which translations move"
+    if not site.in_rep.linear:
+        return "it reads positions, which translations move"
+    for rep in (site.in_rep, out_rep):
         if not rep.orthogonal:
             return f"{rep!r} is not orthogonal, so that there is no mean over its group"
     if isinstance(site, GridSite):
         symmetry = site.convolution.symmetry
         if not isinstance(symmetry, GridKernels):
             return "kernels on its grid obey the group only nearly"
-        return KernelSpace(site.convolution, site.in_rep, site.out_rep)
+        return KernelSpace(site.convolution, site.in_rep, out_rep)
     if not site.can_break:
         return "it maps invariants to invariants, and breaks nothing"
-    return DenseSpace(site.in_rep, site.out_rep)
+    return DenseSpace(site.in_rep, out_rep)
 
 
 class Space(ABC):

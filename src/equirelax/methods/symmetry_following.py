@@ -71,8 +71,8 @@ class SymmetryFollowing(Method):
         ratios: r of every residual when it was last measured, (residuals,); None before.
 
     Raises:
-        MethodError: A setting is unknown or out of range, or `measure` is left out or no function; at a step, when it gives something else or
-            measures on so few examples that c/n is 1 or more.
+        MethodError: A setting is unknown or out of range, or `measure` is left out or no function; at a step, when it gives
+            something else, or measures on so few examples that c/n is 1 or more.
     """
 
     deploys_relaxed: ClassVar[bool] = True

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STEM = "symmetry"
 TABLE, NUMBERS, PICTURE = f"{STEM}.md", f"{STEM}.json", f"{STEM}.png"
+SCORE = "symmetry_score"
 
 DESCRIPTION = """\
 How much does the data want to break the symmetry? First how exactly the deployed form keeps it. Then, for every residual of
@@ -29,20 +30,36 @@ output); the equivariance error that it adds, measured, and a bound on it where 
 and the course of gamma and the multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's
 folder, and the table as symmetry.csv and symmetry.tex.
 
-example:
-  equirelax symmetry runs/mocap/egnn-resilient-seed0"""
+With --score something else: how symmetric are the data, at every layer of the run's network? A score from the gradients of the
+strict network on single validation samples as they are, for runs of any method, strict ones too (equirelax.symmetry_score, and
+the page "How symmetric are my data?"). Writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
+several runs into --out.
+
+examples:
+  equirelax symmetry runs/mocap/egnn-resilient-seed0
+  equirelax symmetry --score runs/nbody/segnn-strict-seed0
+  equirelax symmetry --score runs/plumes-0 runs/plumes-75 -o runs/plumes-score"""
 
 
 def main(words: Sequence[str]) -> int:
     """`words` begins with "symmetry"."""
     parser = options.parser(["symmetry"], DESCRIPTION)
-    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("run", nargs="+", help="folder of a finished run; with --score of several")
+    parser.add_argument("--score", action="store_true", help="score how symmetric the data are")
+    parser.add_argument("--examples", type=int, default=128, help="validation samples that --score looks at")
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--samples", type=int, default=8, help="random group elements")
     parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
     parser.add_argument("--data", help=options.DATA)
-    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
-    folder = run_folder(Path(parsed.run))
+    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED, examples=COUNT)
+    if parsed.score:
+        out = options.optional_path(parsed.out)
+        return score(
+            [Path(run) for run in parsed.run], out, parsed.examples, options.optional_path(parsed.data)
+        )
+    if len(parsed.run) > 1:
+        raise ConfigError(f"{len(parsed.run)} runs were named; one at a time, or several with --score.")
+    folder = run_folder(Path(parsed.run[0]))
     result = read_run_result(folder / RESULT)
     if not result["gammas"]:
         error = result["equivariance_error"]
@@ -84,6 +101,62 @@ def main(words: Sequence[str]) -> int:
     print(f"{deployed(study)}\n\n{table.markdown().rstrip()}")
     print("\n" + "\n".join(findings(study)))
     print(f"\npicture: {out / PICTURE}")
+    return 0
+
+
+def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | None) -> int:
+    """Score how symmetric the data of runs are, and write table, numbers and chart.
+
+    Raises:
+        ConfigError: A run is not finished, its weights are not kept, or several runs have no `out`.
+    """
+    if len(runs) > 1 and out is None:
+        raise ConfigError(f"{len(runs)} runs were named; say with --out where their table goes.")
+    folders = [run_folder(path) for path in runs]
+    if lacking := [folder for folder in folders if not (folder / BEST).exists()]:
+        raise ConfigError(f"{lacking[0]} does not hold its weights ({BEST}): train it again.")
+    from equirelax_lab.report import again
+    from equirelax_lab.report.symmetry_score import draw_scores, layer_table, score_table
+    from equirelax_lab.tasks.symmetry_score import HeldOut
+    from equirelax_lab.training.checkpoint import load_run
+    from equirelax_lab.training.provenance import commit, hardware, versions
+
+    scores = []
+    for folder in folders:
+        result = read_run_result(folder / RESULT)
+        assembly = load_run(folder / BEST, root)
+        found = HeldOut(assembly.task, examples)(assembly.relaxation or assembly.model)
+        name = folder.resolve().name
+        if len(folders) == 1:
+            print(found)
+        scores.append(
+            {
+                "run": name,
+                "command": again.train(result),
+                "config": result["config"],
+                "metric": result["metric"]["name"],
+                "value": result["val"]["projected"],
+                **found.to_dict(),
+            }
+        )
+    command = again.command(
+        "symmetry", "--score", *map(again.place, folders), *(["-o", again.place(out)] if out else [])
+    )
+    where = out or folders[0]
+    numbers = {
+        "command": command,
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "runs": scores,
+    }
+    table = score_table(scores)
+    parts = [f"Made by `{command}`. r and z: see docs/explanation/symmetry_score.md.", table]
+    parts += [f"## {one['run']}\n\n`{one['command']}`\n\n{layer_table(one)}" for one in scores]
+    write_text(where / f"{SCORE}.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(where / f"{SCORE}.md", "# How symmetric are the data?\n\n" + "\n\n".join(parts) + "\n")
+    draw_scores(where / f"{SCORE}.png", scores, command)
+    print(f"\n{table}\n\nchart: {where / f'{SCORE}.png'}")
     return 0
 
 

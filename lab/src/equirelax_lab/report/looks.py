@@ -63,6 +63,7 @@ METHODS = {
     "ace-augmented": Look(BLUE, DASHES[1], "X"),
     "ace-pi": Look(BLUE, DASHES[2], "P"),
     "swing": Look(GREEN, DASHES[1], "o"),
+    "symmetry-following": Look(GREEN, DASHES[2], "s"),
     "equivariant-control": Look(ORANGE, DASHES[2], "o"),
     "no-schedule": Look(ORANGE, DASHES[1], "s"),
     "no-lie": Look(ORANGE, DASHES[3], "^"),

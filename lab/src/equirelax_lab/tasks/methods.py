@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +11,21 @@ import torch
 from torch import nn
 
 import equirelax.methods as methods
+from equirelax.auditing import SymmetryScore
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax.methods import ACE, REMUL, RPP, EquiTuned, Method, ResilientACE, Scheduled, Strict, Swing
+from equirelax.methods import (
+    ACE,
+    REMUL,
+    RPP,
+    EquiTuned,
+    Method,
+    ResilientACE,
+    Scheduled,
+    Strict,
+    Swing,
+    SymmetryFollowing,
+)
 from equirelax.methods.lagrangian import Lagrangian
 from equirelax.relaxation import Relaxation
 from equirelax.relaxation.regularizers import FiniteRotation
@@ -36,6 +49,19 @@ class Course(Scheduled.Settings):
     per: Literal["step", "epoch"] = "epoch"
     course_epochs: int | None = within(COUNT, None)
     degrees: float = within(Range(0, 360, open_most=True), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following(SymmetryFollowing.Settings):
+    """SymmetryFollowing: gamma follows the symmetry score of validation samples.
+
+    Attributes:
+        every: Steps from one measurement to the next; null measures once an epoch.
+        examples: Validation samples that it is measured on.
+    """
+
+    every: int | None = within(COUNT, None)  # type: ignore[assignment]
+    examples: int = within(COUNT, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +122,9 @@ CHOICES: dict[str, Choice] = {
     "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACE.Settings),
     "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACE.Settings),
     "swing": Choice("trial: gamma swings around 0, and stays there from a step on", Swing.Settings),
+    "symmetry-following": Choice(
+        "trial: gamma follows a score of the data's asymmetry, and is 0 where that is noise", Following, True
+    ),
     "equivariant-control": Choice(
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)", Course
     ),
@@ -145,13 +174,19 @@ def is_wrapper(name: str) -> bool:
     return issubclass(choice(name).settings, (Tuning, Canonicalizer))
 
 
-def build_method(relaxation: Relaxation | nn.Module, config: RunConfig, steps_per_epoch: int) -> Method:
+def build_method(
+    relaxation: Relaxation | nn.Module,
+    config: RunConfig,
+    steps_per_epoch: int,
+    measure: Callable[[Relaxation], SymmetryScore] | None = None,
+) -> Method:
     """The method of a run.
 
     Args:
         relaxation: A relaxed model's handle; for REMUL also a model that is not relaxed.
         config: The run's settings.
         steps_per_epoch: Optimiser steps of one epoch, for schedules.
+        measure: The symmetry score of held-out samples, for methods that follow it.
 
     Raises:
         ConfigError: The method is a module around the network, or it needs residuals and there are none.
@@ -174,6 +209,9 @@ def build_method(relaxation: Relaxation | nn.Module, config: RunConfig, steps_pe
         return RPP(relaxation, settings)
     if isinstance(settings, Swing.Settings):
         return Swing(relaxation, settings)
+    if isinstance(settings, Following):
+        every = settings.every or steps_per_epoch
+        return SymmetryFollowing(relaxation, measure, dataclasses.replace(settings, every=every))
     raise ConfigError(f"{config.method} drives no residuals: there is no method to build.")
 
 

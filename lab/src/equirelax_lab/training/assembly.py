@@ -14,9 +14,10 @@ from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.optim import Muon
 from equirelax.relaxation import Relaxation, Residual, relax
-from equirelax_lab.tasks.methods import build_method, build_wrapper, is_strict, is_wrapper
+from equirelax_lab.tasks.methods import Following, build_method, build_wrapper, is_strict, is_wrapper
 from equirelax_lab.tasks.registry import build_task, check_optimizer
 from equirelax_lab.tasks.settings import RunConfig, Training
+from equirelax_lab.tasks.symmetry_score import HeldOut
 from equirelax_lab.tasks.task import NO_PLACEMENT, Task
 from equirelax_lab.training.memory import fitting
 
@@ -83,7 +84,11 @@ def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Ass
         wrapped = build_wrapper(model, config.strength, kinds.inputs, kinds.output, kinds.group)
         return Assembly(config, task, wrapped, None, None, strict, count_parameters(wrapped))
     relaxation = None if config.residual.placement == NO_PLACEMENT else relax(model, task.placement())
-    method = build_method(model if relaxation is None else relaxation, config, steps_per_epoch)
+    found: nn.Module | Relaxation = model if relaxation is None else relaxation
+    measure = None
+    if isinstance(config.strength, Following):
+        measure = HeldOut(task, config.strength.examples)
+    method = build_method(found, config, steps_per_epoch, measure)
     return Assembly(config, task, model, relaxation, method, strict, count_parameters(model))
 
 

@@ -9,7 +9,7 @@ metrics.csv has one row for every epoch. It is appended to while the run goes on
   keeps them; fit/projected and fit/relaxed: the task's loss on a fixed part of the training data; equivariance/relaxed and
   equivariance/projected: relative equivariance errors in float64, in the validations that `audit_every` chooses;
   weight/RESIDUAL: the norm of the residual's map, to be multiplied by its gamma;
-- gamma/RESIDUAL and, where the method has them, multiplier/, slack/, lie/, norm/RESIDUAL, after the epoch's last step;
+- gamma/RESIDUAL and, where the method has them, multiplier/, slack/, ratio/, lie/, norm/RESIDUAL, after the epoch's last step;
 - method/...: numbers of the method as a whole (REMUL's weights and losses, RPP's sums of squares).
 """
 

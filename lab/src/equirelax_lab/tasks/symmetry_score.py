@@ -1,0 +1,63 @@
+"""The symmetry score of a benchmark's held-out samples, each a batch of its own, so that every network and loss will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from equirelax.auditing import SymmetryScore, symmetry_score
+from equirelax.errors import ConfigError
+from equirelax.relaxation import Relaxation
+from equirelax_lab.tasks.task import NO_PLACEMENT, Batch, Split, Task
+
+
+class HeldOut:
+    """Validation or test samples to score networks on: evenly spaced, and as they are evaluated. They are read at the first call.
+
+    With several ranks each takes its share.
+
+    Args:
+        task: The benchmark.
+        examples: Number of samples, at least 2; all of them where there are fewer.
+        split: Which samples.
+    """
+
+    def __init__(self, task: Task[Any], examples: int, split: Split = "val") -> None:
+        self.task, self.examples, self.split = task, examples, split
+        self._batches: list[Batch] | None = None
+
+    def __call__(self, network: Relaxation | nn.Module) -> SymmetryScore:
+        """The score of a network of the benchmark, relaxed or not; the residuals' places are the run's.
+
+        Raises:
+            ConfigError: The network is not relaxed, and the run's settings have no places for residuals.
+            AuditError: No residual can be scored.
+        """
+        relaxed = isinstance(network, Relaxation)
+        model = network.model if isinstance(network, Relaxation) else network
+        if not relaxed and self.task.config.residual.placement == NO_PLACEMENT:
+            raise ConfigError(
+                f"{self.task.config.model} has no layers of an equivariant network (residual.placement is '{NO_PLACEMENT}'): "
+                f"there is nothing to score."
+            )
+        placement = None if relaxed else self.task.placement()
+        return symmetry_score(model, self.batches(model), self._loss, placement=placement)
+
+    def batches(self, model: nn.Module) -> Iterator[Batch]:
+        """This rank's samples one by one, on the model's device."""
+        if self._batches is None:
+            data: Any = self.task.load(self.split)
+            count = min(self.examples, len(data))
+            chosen = torch.linspace(0, len(data) - 1, count).round().long()
+            rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+            self._batches = [self.task.eval_batch(data, one[None]) for one in chosen[rank::size]]
+        device = next(model.parameters()).device
+        for batch in self._batches:
+            yield {name: value.to(device) for name, value in batch.items()}
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.task.loss(self.task.predict(model, batch), batch)
