@@ -119,7 +119,7 @@ def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("equirelax_lab.report.page.write_page", write_page)
     patch.setattr("equirelax.auditing.audit", lambda *_, **__: found)
     patch.setattr("equirelax_lab.cli.symmetry.measure", lambda *_: (None, None))
-    patch.setattr("equirelax_lab.report.symmetry.draw_symmetry", lambda *_: None)
+    patch.setattr("equirelax_lab.report.symmetry_picture.draw_symmetry", lambda *_: None)
     patch.setattr("equirelax_lab.data.nbody.make", make_nbody)
     patch.setattr("equirelax_lab.data.smoke.make", lambda *_, **__: Path("smoke"))
     patch.setattr("equirelax_lab.data.download.get", lambda *_, **__: Path("archive"))

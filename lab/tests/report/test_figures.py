@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from equirelax_lab.report import sweeps
+from equirelax_lab.report.axes import RoundLocator, full, power, spans
 from equirelax_lab.report.curves import validation
-from equirelax_lab.report.drawing import RoundLocator, full, png, power, spans, styled, svg, thinned
+from equirelax_lab.report.drawing import png, styled, svg
 from equirelax_lab.report.facets import MOST_PANELS, MOST_ROWS, facets
+from equirelax_lab.report.lines import thinned
 from equirelax_lab.report.looks import METHODS
 from equirelax_lab.report.pictures import pictures
 from equirelax_lab.report.runs import Run

@@ -10,12 +10,12 @@ import pytest
 from equirelax_lab.report.runs import sizes
 from equirelax_lab.report.symmetry import (
     deployed,
-    draw_symmetry,
     findings,
     page,
     symmetry_study,
     symmetry_table,
 )
+from equirelax_lab.report.symmetry_picture import draw_symmetry
 from equirelax_lab.training.dynamics import dynamics
 from PIL import Image
 

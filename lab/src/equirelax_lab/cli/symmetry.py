@@ -78,12 +78,12 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.report import again
     from equirelax_lab.report.symmetry import (
         deployed,
-        draw_symmetry,
         findings,
         page,
         symmetry_study,
         symmetry_table,
     )
+    from equirelax_lab.report.symmetry_picture import draw_symmetry
 
     study = symmetry_study(result, rows, measured, bounds, parsed.samples)
     out = Path(parsed.out) if parsed.out else folder

@@ -8,18 +8,10 @@ from typing import Any
 
 from matplotlib.figure import FigureBase
 
-from equirelax_lab.report.drawing import (
-    Figure,
-    epochs,
-    legend,
-    legend_height,
-    line,
-    panels,
-    panels_height,
-    scaled,
-    thinned,
-)
+from equirelax_lab.report.axes import epochs, scaled
+from equirelax_lab.report.drawing import Figure
 from equirelax_lab.report.facets import Facet, facets
+from equirelax_lab.report.lines import legend, legend_height, line, panels, panels_height, thinned
 from equirelax_lab.report.looks import GROUND, INK, looks
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.outcomes import ROUNDING

@@ -8,19 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import FigureBase
 
-from equirelax_lab.report.drawing import (
-    SHADES,
-    Figure,
-    epochs,
-    layer_colours,
-    line,
-    panels,
-    panels_height,
-    power,
-    scaled,
-    spans,
-    thinned,
-)
+from equirelax_lab.report.axes import epochs, power, scaled, spans
+from equirelax_lab.report.drawing import Figure
+from equirelax_lab.report.lines import SHADES, layer_colours, line, panels, panels_height, thinned
 from equirelax_lab.report.looks import BLUE, INK, RED, SOFT, Look, looks
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.runs import Run

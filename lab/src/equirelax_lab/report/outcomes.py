@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
-from equirelax_lab.report.drawing import Figure, legend, scaled, tip
+from equirelax_lab.report.axes import scaled
+from equirelax_lab.report.drawing import Figure
+from equirelax_lab.report.lines import legend, tip
 from equirelax_lab.report.looks import GROUND, INK, SOFT, looks
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.statistics import shown, spread_text

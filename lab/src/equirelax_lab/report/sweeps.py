@@ -9,17 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
 from equirelax_lab.report import failures, tables
-from equirelax_lab.report.drawing import (
-    Figure,
-    at_values,
-    legend,
-    legend_height,
-    line,
-    panels,
-    panels_height,
-    scaled,
-    tip,
-)
+from equirelax_lab.report.axes import at_values, scaled
+from equirelax_lab.report.drawing import Figure
+from equirelax_lab.report.lines import legend, legend_height, line, panels, panels_height, tip
 from equirelax_lab.report.looks import INK, Look, looks
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import swept_curves, swept_setting

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from equirelax.errors import ConfigError
-from equirelax_lab.report.drawing import line, styled, write_png
+from equirelax_lab.report.drawing import styled, write_png
+from equirelax_lab.report.lines import line
 from equirelax_lab.report.looks import DASHES, INK, MARKERS, METHODS, SOFT, Look
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.runs import read_run
