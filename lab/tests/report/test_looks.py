@@ -17,6 +17,8 @@ def test_a_method_looks_the_same_in_every_figure_and_its_variants_differ() -> No
     assert variants["strict e2cnn"].dash != variants["strict conv"].dash
     alone = looks([f"ace learning_rate={rate}" for rate in range(8)])
     assert len({(one.colour, one.dash) for one in alone.values()}) == 8
+    assert alone["ace learning_rate=0"].colour == METHODS["ace"].colour
+    assert METHODS["strict"].colour not in {one.colour for one in alone.values()}
     assert looks(["mine", "ace"])["ace"] == METHODS["ace"]  # a method of somebody else
 
 

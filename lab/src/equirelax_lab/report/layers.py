@@ -153,7 +153,7 @@ def strengths_of_rows(table: Table) -> list[Figure]:
 
 def _every_residual(kind: str, rows: Sequence[str], by_row: dict[str, list[Course]]) -> Figure:
     """A panel for every row with a line for every residual and seed."""
-    columns = 2 if len(by_row) < 5 else 3
+    columns = 2 if len(by_row) in (2, 4) else 3
 
     def draw(part: FigureBase) -> None:
         styles = looks(rows)

@@ -85,18 +85,23 @@ def looks(rows: Sequence[str]) -> dict[str, Look]:
     """A look for every row (label) of a figure; the first word of a label is its method.
 
     Rows of one method (its models and variants) share its colour and differ in dashes and markers; where the figure has one
-    method alone, they differ in colour.
+    method alone, they differ in colour, the first one has its method's, and none that of strict.
     """
     methods = [row.split(" ")[0] for row in rows]
     alone = len(set(methods)) == 1 and len(rows) > 1
+    own = METHODS[methods[0]].colour if rows and methods[0] in METHODS else INK
+    palette = [
+        own,
+        *(colour for colour in COLOURS if colour not in (own, INK)),
+    ]  # ink is the colour of strict
     seen: dict[str, int] = {}
     found = {}
     for index, (row, method) in enumerate(zip(rows, methods, strict=True)):
         among = seen[method] = seen.get(method, -1) + 1
         look = METHODS.get(method)
         if alone or look is None:
-            dash = DASHES[index // len(COLOURS) % len(DASHES)]
-            found[row] = Look(COLOURS[index % len(COLOURS)], dash, MARKERS[index % len(MARKERS)])
+            dash = DASHES[index // len(palette) % len(DASHES)]
+            found[row] = Look(palette[index % len(palette)], dash, MARKERS[index % len(MARKERS)])
         else:
             dashes, markers = DASHES.index(look.dash) + among, MARKERS.index(look.marker) + among
             found[row] = Look(look.colour, DASHES[dashes % len(DASHES)], MARKERS[markers % len(MARKERS)])

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from equirelax_lab.report.drawing import layer_colours, styled, write_png
+from equirelax_lab.report.drawing import styled, write_png
+from equirelax_lab.report.lines import layer_colours
 from equirelax_lab.report.looks import INK, SOFT
 
 COLUMNS = 3
