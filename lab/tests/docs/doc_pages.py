@@ -18,7 +18,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- (?:needs (?P<needs>\w+)|(?P<slow>slow)) -->\n)?```python\n(?P<code>.*?)```", flags=re.DOTALL
 )
-COMMAND = re.compile(r"^equirelax .*$", flags=re.MULTILINE)
+PROGRAMS = (
+    "equirelax", "make", "mkdocs", "nequip-compile", "nequip-package", "nequip-train", "pip", "python", "tensorboard"
+)  # fmt: skip
+NAMED = re.compile(
+    r"python -m(?: equirelax audit)?|equirelax (?:[a-z]+|data (?:make|get)(?: NAME)?|(?:[a-z]+ )?[A-Z]+(?: --help)?)"
+)
+INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`\n]+)`")
 FENCED = re.compile(r"```(?P<language>\w*)\n(?P<text>.*?)```", flags=re.DOTALL)
 
 
@@ -54,9 +60,20 @@ def run(page: Path, slow: bool = False) -> tuple[dict[str, Any], str]:
 
 
 def commands(page: Path) -> list[str]:
-    """Command lines of equirelax in fenced blocks, without remarks, which follow after three spaces or more or in brackets."""
-    found = []
-    for block in FENCED.finditer(page.read_text(encoding="utf-8")):
+    """Commands in fenced blocks and between backticks, without remarks, which follow three spaces or a #."""
+    text, found = page.read_text(encoding="utf-8"), []
+    for block in FENCED.finditer(text):
         if block["language"] in ("", "console", "bash"):
-            found += [re.split(r"\s{3,}|; ", line)[0] for line in COMMAND.findall(block["text"])]
-    return found
+            lines = [re.split(r"\s{3,}|\s+# |; ", line)[0] for line in block["text"].splitlines()]
+            assert all(line.split()[0] in PROGRAMS for line in lines if line), (name_of(page), lines)
+            found += [line for line in lines if line]
+    return found + [line for line in _inline(text) if not NAMED.fullmatch(line)]
+
+
+def named(page: Path) -> list[str]:
+    """Commands of equirelax that the text names without arguments, or with words in capitals for the reader's own."""
+    return [line for line in _inline(page.read_text(encoding="utf-8")) if NAMED.fullmatch(line)]
+
+
+def _inline(text: str) -> list[str]:
+    return INLINE.findall(FENCED.sub("", text))
