@@ -63,7 +63,7 @@ def test_several_models_in_one_comparison(tmp_path: Path, capsys: pytest.Capture
     assert main(words) == 0
     text = capsys.readouterr().out
     assert all(f"| {name} |" in text for name in ("strict segnn", "ace segnn", "strict egnn", "ace egnn"))
-    folders = {folder.name for folder in (tmp_path / "out").iterdir() if folder.is_dir()}
+    folders = {settings.parent.name for settings in (tmp_path / "out").glob("*/config.yaml")}
     assert folders == {
         f"{model}-{method}-seed0" for model in ("segnn", "egnn") for method in ("strict", "ace")
     }
