@@ -137,7 +137,7 @@ def test_what_is_no_run(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(tmp_path)], "is no run"),
         ([str(runs("resilient", "egnn").parent)], "holds several runs: name one of them"),
         ([str(runs("resilient", "egnn")), "--samples", "0"], "--samples is 0"),
-        ([str(runs("resilient", "egnn")), "--data", str(tmp_path / "nowhere")], "is missing; looked for"),
+        ([str(runs("resilient", "egnn")), "--data", str(tmp_path / "nowhere")], "does not exist"),
         ([], "Missing: run"),
     ):
         assert main(["symmetry", *words]) == 2

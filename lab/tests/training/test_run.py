@@ -228,7 +228,9 @@ def test_missing_data_says_how_to_make_it(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="equirelax data make nbody"):
+    with pytest.raises(DataError, match="equirelax data make nbody --data"):
+        train(tiny_config("strict"), tmp_path / "run", tmp_path, machine=QUIET)
+    with pytest.raises(DataError, match="nothing does not exist"):
         train(tiny_config("strict"), tmp_path / "run", tmp_path / "nothing", machine=QUIET)
 
 
