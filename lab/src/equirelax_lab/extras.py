@@ -33,6 +33,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "md17": ("ase", "nequip"),
     "ray": ("ray",),
     "search": ("optuna",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
 """Extra -> the modules that the laboratory imports from it."""
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"

@@ -23,6 +23,7 @@ TRAIN, COMPARE = ("train", "nbody"), ("compare", "nbody")
         ((*TRAIN, "--lr", "1e-3"), ["--lr", "'--learning_rate'"]),
         ((*TRAIN, "--bs", "8"), ["'--batch_size'"]),
         ((*TRAIN, "--gpus", "1"), ["--accelerator gpu"]),
+        ((*TRAIN, "--accelerator", "cuda"), ["choose one of cpu, gpu, auto.", "'gpu'"]),
         ((*TRAIN, "--output", "x"), ["Use --out."]),
         ((*TRAIN, "--num-layers", "2"), ["--network.layers"]),
         ((*TRAIN, "--models", "segnn"), ["--model.", "compare"]),

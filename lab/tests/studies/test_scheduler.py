@@ -25,6 +25,7 @@ from equirelax_lab.studies.scheduler import (
     Queue,
     Scheduler,
     Source,
+    decided,
     failures,
     fair_jobs,
     reason,
@@ -387,6 +388,19 @@ def test_a_run_sees_the_gpus_that_the_fewest_are_on(
     monkeypatch.setattr(machines_module.torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="'devices: 2' needs 2 GPUs; this machine has 1"):
         fair_jobs(study, None, 100)
+
+
+def test_auto_takes_gpus_where_a_run_finds_enough(study_file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = read_study(study_file(devices=2, accelerator="auto"))
+    for gpus, accelerator in ((0, "cpu"), (1, "cpu"), (2, "gpu"), (8, "gpu")):
+        monkeypatch.setattr(machines_module.torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(machines_module, "cores", lambda: 16)
+        assert decided(study).machine.accelerator == accelerator
+        assert decided(study).on_gpu == (accelerator == "gpu")
+        assert Machine(accelerator="auto", devices=2).resolved(gpus).accelerator == accelerator
+    for named in ("cpu", "gpu"):
+        other = read_study(study_file(accelerator=named))
+        assert decided(other) == other
 
 
 FOLLOWER = """

@@ -26,6 +26,8 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("grad_clip", "clip", "max_grad_norm"), "--gradient_clip"),
 }
 """The names of other programs -> the flags that do the same here."""
+VALUES: Mapping[str, str] = {"cuda": "gpu", "bf16": "bf16-mixed", "32": "32-true"}
+"""The values of other programs -> the values that mean the same here."""
 
 
 @dataclass(frozen=True)

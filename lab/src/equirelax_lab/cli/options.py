@@ -19,7 +19,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.settings import IN_WORDS, Range, Settings, check, documentation, types_of
 from equirelax_lab.cli.help import Filled, rows
-from equirelax_lab.cli.hints import Hints
+from equirelax_lab.cli.hints import VALUES, Hints
 from equirelax_lab.training.machine import Machine
 
 if typing.TYPE_CHECKING:

@@ -21,7 +21,7 @@ from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.board import Board, counts
 from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
-from equirelax_lab.studies.scheduler import Scheduler, Source, failures, fair_jobs, threads_each
+from equirelax_lab.studies.scheduler import Scheduler, Source, decided, failures, fair_jobs, threads_each
 from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
 from equirelax_lab.studies.trials import JOURNAL, Trial, check_data, read_journal, recorded, trials
 from equirelax_lab.training.progress import duration
@@ -162,6 +162,7 @@ def schedule(
         The exit code of `Scheduler.run`.
     """
     with machines_of(given.ray) as machines:
+        study = decided(study, machines)
         jobs = fair_jobs(study, given.jobs, left, machines)
         state = counts(source.trials, total)
         print(f"{study.title}: {state}; {jobs} at a time {machines.place}, in {out}.", flush=True)
@@ -200,6 +201,7 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
         print(f"Nothing is left to do: {counts(found)}; in {out}.")
         return 0
     with machines_of(given.ray) as machines:
+        study = decided(study, machines)
         jobs, place = fair_jobs(study, given.jobs, len(waiting), machines), machines.place
         threads = threads_each(jobs, study.machine.devices, study.on_gpu, machines)
     torch.set_num_threads(threads)

@@ -298,6 +298,18 @@ class Scheduler:
         self._closed = self.source.ended(trial, broken) or self._closed
 
 
+def decided(study: Study, machines: Machines = LOCAL) -> Study:
+    """The study with the accelerator auto decided: GPUs if some machine has enough for a run."""
+    devices = study.machine.devices
+    if study.machine.accelerator != "auto":
+        return study
+    try:
+        fit = machines.slots(devices, 1, True)
+    except ConfigError:
+        fit = 0
+    return replace(study, machine=study.machine.resolved(devices if fit else 0))
+
+
 def fair_jobs(study: Study, wanted: int | None, left: int, machines: Machines = LOCAL) -> int:
     """The number of runs at the same time: the number that is wanted, else the study's, else as many as have a core for
     each of their processes; never more than are left.

@@ -136,7 +136,7 @@ def _study(name: str, values: Mapping[str, Any], small: bool, changed: tuple[str
         timeout=keys.seconds("timeout"),
         jobs=keys.count_or_none("jobs"),
         machine=Machine(
-            accelerator=keys.one_of("accelerator", ("cpu", "gpu"), "cpu"),
+            accelerator=keys.one_of("accelerator", ("cpu", "gpu", "auto"), "cpu"),  # type: ignore[arg-type]
             devices=keys.count("devices", 1),
             progress=False,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from equirelax.settings import JOBS, Settings, within
@@ -14,7 +14,7 @@ class Machine(Settings):
     """Where and how a run executes; results differ by rounding alone.
 
     Attributes:
-        accelerator: cpu, gpu, or auto.
+        accelerator: cpu, gpu, or auto: GPUs (CUDA) where there is one for every device, else the CPU.
         devices: Number of devices (processes).
         accumulate: Parts in which every batch is computed, one after the other, to need less memory. A last batch with
             fewer samples than parts is left out; what looks at a whole batch (batch norm) sees a part.
@@ -26,9 +26,11 @@ class Machine(Settings):
         threads: Threads of torch in every process; small models are fastest with one.
         progress: Show a bar or lines.
         tensorboard: Write TensorBoard events beside metrics.csv, where the package tensorboard is installed.
+        wandb: Log to Weights & Biases too, as its own variables say (WANDB_MODE=offline: into the run's folder).
+        mlflow: Log to MLflow too, where its own variable MLFLOW_TRACKING_URI says.
     """
 
-    accelerator: str = "cpu"
+    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     devices: int = within(JOBS, 1)
     accumulate: int = within(JOBS, 1)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -37,6 +39,14 @@ class Machine(Settings):
     threads: int = within(JOBS, 1)
     progress: bool = True
     tensorboard: bool = True
+    wandb: bool = False
+    mlflow: bool = False
+
+    def resolved(self, gpus: int) -> Machine:
+        """The machine with the accelerator auto decided, where `gpus` GPUs are there."""
+        if self.accelerator != "auto":
+            return self
+        return replace(self, accelerator="gpu" if gpus >= self.devices else "cpu")
 
 
 def cores() -> int:

@@ -37,6 +37,7 @@ from equirelax_lab.training.loop import Loop
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.progress import EpochProgress
 from equirelax_lab.training.stopping import StopRequest, graceful_interrupt
+from equirelax_lab.training.trackers import check_trackers, trackers
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -70,7 +71,8 @@ def train(
         NonFiniteError: A loss, gradient or weight was not finite, or the loss exploded. The message names the step and the
             module in which it began, and what was kept.
     """
-    machine = machine or Machine()
+    machine = (machine or Machine()).resolved(torch.cuda.device_count())
+    check_trackers(machine)
     # The first rank starts the others, after it has checked and locked the folder.
     if global_rank():
         return _train(config, folder, root, resume, machine)
@@ -211,6 +213,7 @@ def _loggers(loop: Loop, folder: Path, machine: Machine, start: int) -> Loggers:
                 raise
             words = f"No TensorBoard events: the package is missing ({install('tensorboard')}); metrics.csv has the same."
             print(words, file=sys.stderr)
+    loggers += trackers(machine, folder, config)
     if machine.progress:
         label = f"{config.benchmark} {config.model} {config.method} seed {config.seed}"
         metric = loop.assembly.task.metric.heading
