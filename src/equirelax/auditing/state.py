@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,8 +47,9 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_other_generators(seed))
         stack.enter_context(full_precision())
-        # Compiled code would be recompiled for the dtype and for every hook.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:  # without it nothing is compiled yet, and its import takes seconds
+            # Compiled code would be recompiled for the dtype and for every hook.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         # Gradients stay on: a model that derives forces from an energy needs them in its forward.
         stack.enter_context(torch.enable_grad())

@@ -109,8 +109,6 @@ def measured(
 
     if parsed.layers:
         return measure(True)
-    with torch.compiler.set_stance("force_eager"):
-        pass  # the first use imports PyTorch's compiler, which takes longer than many an audit
     began = time.monotonic()
     report = measure(False)
     if report.passes:
