@@ -183,3 +183,17 @@ def test_boosts_in_words() -> None:
 )
 def test_generators_in_words(group, names: set[str]) -> None:  # type: ignore[no-untyped-def]
     assert {describe_generator(group, a, i) for i, a in enumerate(group.algebra())} == names
+
+
+def test_differences_of_a_network_that_rounds_to_float32_inside() -> None:
+    """A step for float64 would drown in its rounding: the values would be some 1e-2."""
+
+    def rounded(x: Tensor) -> Tensor:
+        y = x.detach().to(torch.float32)  # so that only differences see the derivative
+        return y * y.norm(dim=-1, keepdim=True).tanh()
+
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = lie_derivative(Case(rounded, x, vector(SO(3)), vector(SO(3)), SO(3), torch.float64))
+    assert found is not None
+    assert found.method == DIFFERENCES
+    assert found.relative < 1e-3

@@ -325,3 +325,21 @@ def test_outputs_that_are_not_there_are_named(outputs: Any, words: str) -> None:
     with pytest.raises(AuditError, match=words):
         short(model, torch.randn(5, 3), V, None, outputs=outputs)
     assert not model._forward_hooks
+
+
+def test_an_output_that_is_zero_is_named() -> None:
+    """Every network passes that returns 0, as one whose last layer begins at 0."""
+    report = short(lambda x: (0.0 * x, x, x.long() * 0), torch.randn(4, 3), V, (V, V, None))
+    assert report.equivariant
+    (note,) = [note for note in report.notes if "is 0 on the sample" in note]
+    assert note.startswith("output[0] is 0")
+
+
+def test_an_output_that_is_listed_as_invariant_is_not_called_unlisted() -> None:
+    def model(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"energy": x[:, :1], "forces": x}
+
+    notes = [
+        short(model, torch.randn(4, 3), V, {"forces": V, **more}).notes for more in ({"energy": None}, {})
+    ]
+    assert [any("does not list it" in note for note in found) for found in notes] == [False, True]

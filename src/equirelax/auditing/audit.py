@@ -277,6 +277,10 @@ def _report(
     unlisted = {
         leaf.path for leaf in returned.leaves if leaf.action is None and not _listed(leaf.path, case.out_rep)
     }
+    if zero := [leaf.path for leaf in returned.leaves if not exact(leaf.value) and not leaf.value.any()]:
+        notes.append(
+            f"{', '.join(zero)} is 0 on the sample, which is equivariant whatever computes it: audit other weights or inputs"
+        )
     return AuditReport(
         model=_title(model),
         group=group.name,
