@@ -375,6 +375,17 @@ class Masked(Named):
         return feats, coors
 
 
+class OwnMatrix(nn.Module):
+    """Mixes channels by a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, v):
+        return self.weight @ v
+
+
 class Invariant(nn.Module):
     """Takes positions, and works on invariants in a list of blocks."""
 
@@ -394,6 +405,11 @@ class Invariant(nn.Module):
             nn.Sequential(nn.Linear(4, 6)),
             'equirelax.relax(network, Layers(declare=Linear("0", in_rep, out_rep)))',
             ["0"],
+        ),
+        (
+            nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 6), OwnMatrix(), OwnMatrix()),
+            'equirelax.relax(network, Layers(declare=Linear("OwnMatrix", On("1x1o", axis=-1), channel_axis=-2)))',
+            ["2", "3"],
         ),
         (Invariant(), 'equirelax.relax(network, Streams("Plain", N, "pos"))', ["blocks.0", "blocks.1"]),
         (

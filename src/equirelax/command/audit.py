@@ -69,7 +69,10 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
             else:
                 own, _ = read_representations(FROM_MODEL, None, group, network)
                 sample = inputs.drawn_like(own, rows, parsed.seed)
-            where = "the inputs were drawn; --inputs MODULE:NAME gives others, such as indices and graphs"
+            where = (
+                "the inputs were drawn; a shape behind the representation, such as 1x1o:4,6,3, draws others, and "
+                "--inputs MODULE:NAME gives them, such as indices and graphs"
+            )
         shapes = ", ".join(f"{leaf.path} {_shape(leaf.value)}" for leaf in leaves(sample, None, "input"))
         with objects.failing(f"the network failed on {shapes or type(sample).__name__} ({where})"):
             return measured(network, sample, in_rep, out_rep, group, parsed)

@@ -65,7 +65,20 @@ def _line(path: str, module: nn.Module) -> tuple[str, int]:
         sizes = f"of {module.in_channels} and {module.out_channels} channels"
         declared = f'Linear("{pattern}", GridField(in_rep), GridField(out_rep))'
         return _declare(declared, f"with the representations {sizes}"), 2
+    if path and _is_a_matrix(module):
+        declared = f'Linear("{type(module).__name__}", On("1x1o", axis=-1), channel_axis=-2)'
+        return _declare(declared, "if its matrix mixes the channels of vectors (..., channels, 3)"), 1
     return _block(module) or _stream(path, module), 0
+
+
+def _is_a_matrix(module: nn.Module) -> bool:
+    """Whether a module that is none of PyTorch's holds one matrix, called weight, and nothing else."""
+    own = dict(module.named_parameters())
+    return (
+        list(own) == ["weight"]
+        and own["weight"].dim() == 2
+        and not type(module).__module__.startswith("torch.")
+    )
 
 
 def _declare(declaration: str, when: str) -> str:
