@@ -142,19 +142,21 @@ def explain(message: str, known: list[str], hints: Hints) -> str:
         return f"{hints.prefix}{match.group(1)} needs a value."
     if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
         name, value, listed = match.groups()
-        choices = re.findall(r"[^', ]+", listed)
-        return f"{name} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        return _one_of(name, value, re.findall(r"[^', ]+", listed))
     return message.rstrip(".") + "."
+
+
+def _one_of(name: str, value: str, choices: list[str]) -> str:
+    """The message for a value that is none of the choices."""
+    meant = did_you_mean(VALUES.get(value, value), choices)
+    return f"{name} is '{value}'; choose one of {', '.join(choices)}.{meant}"
 
 
 def _wrong_value(prefix: str, key: str, kind: str, value: str) -> str:
     """The message for a wrong value, from the parser's name of its type: typing.Literal['a', 'b'], <class 'int'>."""
     value = value.rstrip(".")
     if kind.startswith("typing.Literal["):
-        choices = re.findall(r"'([^']*)'", kind)
-        return (
-            f"{prefix}{key} is '{value}'; choose one of {', '.join(choices)}.{did_you_mean(value, choices)}"
-        )
+        return _one_of(f"{prefix}{key}", value, re.findall(r"'([^']*)'", kind))
     if kind in ("list", "<class 'list'>") or kind.startswith("list["):
         return f"{prefix}{key} is '{value}'; expected a list in brackets: [a,b]."
     named = re.fullmatch(r"<class '(.*)'>", kind)
