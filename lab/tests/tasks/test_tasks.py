@@ -28,7 +28,7 @@ from equirelax.auditing import audit
 from equirelax.errors import ConfigError, DataError
 from equirelax.methods import REMUL, Scheduled
 from equirelax.relaxation import relax
-from equirelax.relaxation.regularizers import LieDerivative
+from equirelax.relaxation.regularizers import LieDerivative, ProjectionNorms
 from equirelax.symmetry import SO
 
 MODELS = ("segnn", "egnn")
@@ -251,6 +251,23 @@ def test_placements_and_strengths_that_do_not_fit_are_refused(tiny_config: Calla
     relaxation = relax(torch.nn.Sequential(build_task(tiny_config("strict")).build_model()))
     with pytest.raises(ConfigError, match="drives no residuals"):
         build_method(relaxation, tiny_config("strict"), 1)
+
+
+def test_the_penalty_of_projections_takes_the_place_and_the_weights_of_the_lie_derivative(
+    tiny_config: Callable[..., Any],
+) -> None:
+    weights = {"lie_weight": 0.5, "norm_weight": 0.25, "every": 2}
+    method = assemble(tiny_config("scheduled", strength={"penalty": "projection", **weights})).method
+    assert method is not None
+    regularizer = method.regularizer
+    assert isinstance(regularizer, ProjectionNorms)
+    assert (regularizer.rest_weight, regularizer.equivariant_weight, regularizer.every) == (0.5, 0.25, 2)
+    assert isinstance(assemble(tiny_config("scheduled", strength=weights)).method.regularizer, LieDerivative)  # type: ignore[union-attr]
+    none = assemble(tiny_config("no-penalty", strength={"penalty": "projection"})).method
+    assert none is not None
+    assert none.regularizer is None
+    with pytest.raises(ConfigError, match="'strength': penalty is 'projection', and degrees is set"):
+        tiny_config("scheduled", strength={"penalty": "projection", "degrees": 5.0})
 
 
 def test_settings_reach_the_method(tiny_config: Callable[..., Any]) -> None:

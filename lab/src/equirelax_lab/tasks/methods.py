@@ -28,7 +28,7 @@ from equirelax.methods import (
 )
 from equirelax.methods.lagrangian import Lagrangian
 from equirelax.relaxation import Relaxation
-from equirelax.relaxation.regularizers import FiniteRotation
+from equirelax.relaxation.regularizers import FiniteRotation, ProjectionNorms
 from equirelax.settings import COUNT, DEPTH, WIDTH, Range, Settings, within
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 from equirelax_lab.tasks.settings import RunConfig
@@ -42,13 +42,24 @@ class Course(Scheduled.Settings):
         per: Whether gamma changes at every step or only from epoch to epoch.
         course_epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
             shorter one gamma stays at its end.
-        degrees: Penalise, in the place of both terms, the mean difference that a rotation by this angle makes (see
+        penalty: lie: the Lie derivative and the norm of what a residual adds to the data; projection: the norms of the part of
+            its map that is not equivariant, times lie_weight, and of the part that is, times norm_weight, whatever the data are
+            (see `ProjectionNorms`).
+        degrees: Penalise, in the place of both terms of lie, the mean difference that a rotation by this angle makes (see
             `FiniteRotation`), times lie_weight; 0 does not.
     """
 
     per: Literal["step", "epoch"] = "epoch"
     course_epochs: int | None = within(COUNT, None)
+    penalty: Literal["lie", "projection"] = "lie"
     degrees: float = within(Range(0, 360, open_most=True), 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty == "projection" and self.degrees:
+            raise ConfigError(
+                "penalty is 'projection', and degrees is set, which is for the penalty lie: leave one out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +272,11 @@ def _scheduled(relaxation: Relaxation, settings: Course, config: RunConfig, step
         steps_per_epoch=steps_per_epoch if settings.per == "epoch" else None,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    if settings.degrees and settings.lie_weight:
+    if settings.penalty == "projection" and method.regularizer is not None:
+        method.regularizer = ProjectionNorms(
+            relaxation, settings.norm_weight, settings.lie_weight, every=settings.every
+        )
+    elif settings.degrees and settings.lie_weight:
         generator = torch.Generator().manual_seed(config.seed)
         method.regularizer = FiniteRotation(relaxation, settings.lie_weight, settings.degrees, generator)
     return method
