@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from equirelax_lab.report import sweeps
-from equirelax_lab.report.axes import RoundLocator, full, power, spans
+from equirelax_lab.report.axes import RoundLocator, epochs, full, power, spans
 from equirelax_lab.report.curves import validation
 from equirelax_lab.report.drawing import png, styled, svg
 from equirelax_lab.report.facets import MOST_PANELS, MOST_ROWS, facets
@@ -17,6 +17,7 @@ from equirelax_lab.report.pictures import pictures
 from equirelax_lab.report.runs import Run
 from equirelax_lab.report.table import Table, common, final_size, mean
 from made import accuracy, changed, result
+from matplotlib.figure import Figure
 from PIL import Image
 
 ROWS = (
@@ -175,3 +176,13 @@ def test_numbers_on_axes_are_whole_and_full() -> None:
         for low, high in ((4.8, 60.0), (0.15, 0.6), (1e-16, 1.0), (90.0, 130.0)):
             inside = [v for v in RoundLocator().tick_values(low, high) if low <= v <= high]
             assert 2 <= len(inside) <= 7, (low, high)
+
+
+@pytest.mark.parametrize(("last", "shown"), [(1, ["1"]), (2, ["1", "2"]), (40, ["10", "20", "30", "40"])])
+def test_epochs_are_whole(last: int, shown: list[str]) -> None:
+    panel = Figure().subplots()
+    panel.plot([1, last], [0.0, 1.0])
+    epochs(panel)
+    low, high = panel.get_xlim()
+    found = [value for value in panel.get_xticks() if low <= value <= high]
+    assert [f"{value:g}" for value in found if value] == shown

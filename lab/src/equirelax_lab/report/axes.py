@@ -68,7 +68,8 @@ def epochs(*panels: Axes) -> None:
     """Label axes of epochs, with whole numbers; of several panels those at the bottom of a column alone."""
     for index, panel in enumerate(panels):
         nbins = 7 if len(panels) == 1 else 5
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=nbins, steps=[1, 2, 5, 10]))
+        locator = MaxNLocator(nbins, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)  # of one epoch: 1
+        panel.xaxis.set_major_locator(locator)
         if index + _columns_of(panel) >= len(panels):
             panel.set_xlabel("epoch")
 
