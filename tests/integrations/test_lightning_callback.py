@@ -634,7 +634,10 @@ def test_a_method_that_measures_gets_its_function_as_a_setting(tmp_path: Path) -
             relaxation.model, held_out, lambda model, b: (model(b[0]) - b[1]).square().sum((1, 2))
         )
 
-    module, callback = Module(), relaxing("symmetry-following", measure=measure, every=4, dead_zone=1.0)
+    module, callback = (
+        Module(),
+        relaxing("symmetry-following", measure=measure, measure_every=4, dead_zone=1.0),
+    )
     trainer(tmp_path, callback).fit(module, data())
     assert callback.method.steps == 8
     assert callback.method.ratios.tolist() == pytest.approx(

@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
     "rpp": lambda r: er.methods.RPP(r, eq_weight=1e-3, residual_weight=1e-2),
     "swing": lambda r: er.methods.Swing(r, period=8, finish=7),
-    "symmetry-following": lambda r: er.SymmetryFollowing(r, score_of, every=3),
+    "symmetry-following": lambda r: er.SymmetryFollowing(r, score_of, measure_every=3),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,

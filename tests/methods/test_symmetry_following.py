@@ -38,7 +38,7 @@ def course(score: Given, steps: int, **settings: object) -> list[list[float]]:
 
 def test_in_the_dead_zone_gamma_decays_and_ends_at_exactly_0() -> None:
     score = Given({"mixes.0": 0.04, "mixes.1": -0.01})
-    found = course(score, 12, every=1, rate=0.5, dead_zone=4.0, threshold=0.01)
+    found = course(score, 12, measure_every=1, rate=0.5, dead_zone=4.0, threshold=0.01)
     for step, strengths in enumerate(found):
         value = 0.5**step
         assert strengths == [value if value >= 0.01 else 0.0] * 2
@@ -46,14 +46,14 @@ def test_in_the_dead_zone_gamma_decays_and_ends_at_exactly_0() -> None:
 
 def test_gamma_goes_where_the_ratio_says_and_changes_at_every_kth_step_alone() -> None:
     score = Given({"mixes.0": 1.0, "mixes.1": 0.28})
-    found = course(score, 60, every=2, rate=0.5, dead_zone=4.0, peak=0.8, initial=0.0)
+    found = course(score, 60, measure_every=2, rate=0.5, dead_zone=4.0, largest=0.8, initial=0.0)
     assert found[0] == found[1] == [0.0, 0.0]
     assert found[2] == found[3] == pytest.approx([0.4, 0.1])
     assert found[-1] == pytest.approx([0.8, 0.2])
 
 
 def test_a_residual_that_is_not_scored_counts_as_symmetric() -> None:
-    found = course(Given({"mixes.1": 0.5}), 30, every=1, rate=0.5)
+    found = course(Given({"mixes.1": 0.5}), 30, measure_every=1, rate=0.5)
     assert found[-1][0] == 0.0
     assert found[-1][1] > 0.4
 
@@ -64,10 +64,16 @@ def test_what_is_no_score_and_too_few_examples_are_refused() -> None:
     with pytest.raises(MethodError, match="measure"):
         er.SymmetryFollowing(chain(2))
     with pytest.raises(MethodError, match="examples"):
-        course(Given(examples=4), 2, every=1)
+        course(Given(examples=4), 2, measure_every=1)
     with pytest.raises(MethodError, match="measure"):
-        course({"mixes.0": 1.0}, 2, every=1)  # type: ignore[arg-type]
-    for settings in ({"every": 0}, {"rate": 0.0}, {"rate": 1.1}, {"dead_zone": -1.0}, {"peak": math.inf}):
+        course({"mixes.0": 1.0}, 2, measure_every=1)  # type: ignore[arg-type]
+    for settings in (
+        {"measure_every": 0},
+        {"rate": 0.0},
+        {"rate": 1.1},
+        {"dead_zone": -1.0},
+        {"largest": math.inf},
+    ):
         with pytest.raises(MethodError, match=next(iter(settings))):
             er.SymmetryFollowing(chain(2), lambda _: Given(), **settings)  # type: ignore[arg-type]
 
@@ -101,7 +107,7 @@ def test_it_finds_the_layer_whose_task_breaks_the_symmetry() -> None:
     optimizer = torch.optim.SGD(
         [p for p in relaxation.residual_parameters().values()], lr=0.1
     )  # the strict maps are the best equivariant ones but for a factor
-    method = er.SymmetryFollowing(relaxation, measure, every=1, rate=0.3).attach(optimizer)
+    method = er.SymmetryFollowing(relaxation, measure, measure_every=1, rate=0.3).attach(optimizer)
     for step in range(40):
         rows = slice(128 * (1 + step % 3), 128 * (2 + step % 3))
         loss = (model(x[rows]) - y[rows]).square().sum(1).mean() + method.penalty()

@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "the projection mixes channels the wrong way round",
         "symmetry/intertwiners.py",
-        'torch.einsum("voui,boi->vub", copies, basis)',
-        'torch.einsum("voui,boi->vub", copies.transpose(0, 2).reshape(copies.shape), basis)',
+        'torch.einsum("...voui,boi->...vub", copies, basis)',
+        'torch.einsum("...voui,boi->...vub", copies.transpose(-4, -2).reshape(copies.shape), basis)',
         "tests/symmetry/test_intertwiners.py",
     ),
     # relaxation

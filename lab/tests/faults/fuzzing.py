@@ -14,6 +14,7 @@ from equirelax_lab.tasks.methods import CHOICES, is_wrapper, needs_residuals
 from equirelax_lab.tasks.registry import TASKS, defaults
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.tasks.task import NO_PLACEMENT
+from refused_recipes import REFUSED
 
 ODD: tuple[Any, ...] = (
     None, True, False, "", " ", "x", "nan", "null", "-1", "1e400", "a.b", "*", "é🦆\u202e", "\x00",
@@ -79,7 +80,7 @@ def runs() -> list[RunConfig]:
         for benchmark, task in TASKS.items()
         for model in task.models
         for method in methods
-        if (model, method) != ("schnet", "equivariant-control")
+        if (benchmark, model, method) not in REFUSED
     ]
     return [c for c in found if c.residual.placement != NO_PLACEMENT or not needs_residuals(c.method)]
 

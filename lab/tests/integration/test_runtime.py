@@ -46,7 +46,7 @@ METHODS = {
     "ace": lambda r: er.ACE(r, dual_lr=0.05),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.05, primal_lr=0.01),
     "swing": lambda r: er.methods.Swing(r, period=4, finish=5),
-    "symmetry-following": lambda r: er.SymmetryFollowing(r, score, every=2),
+    "symmetry-following": lambda r: er.SymmetryFollowing(r, score, measure_every=2),
     "remul": lambda r: er.methods.REMUL(r, weighting="gradnorm"),
     "rpp": lambda r: er.methods.RPP(r),
 }

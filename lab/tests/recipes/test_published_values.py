@@ -9,6 +9,7 @@ from equirelax_lab.recipes import variants
 from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, defaults
 from equirelax_lab.tasks.settings import RunConfig
+from refused_recipes import REFUSED
 
 from equirelax.errors import ConfigError
 
@@ -137,20 +138,12 @@ def test_the_recipe_has_the_published_value(
     assert found == expected
 
 
-REFUSED = {
-    ("qm9", "schnet", "equivariant-control"),
-    ("qm9", "schnet", "symmetry-following"),
-    ("mocap", "egno", "symmetry-following"),
-    ("md17", "symmetry-following"),
-}
-
-
 def test_every_recipe_is_a_runs_settings() -> None:
     """Of every benchmark, model, method and variant, but for what a file refuses."""
     for benchmark, task in TASKS.items():
         for model in task.models:
             for method in CHOICES:
-                if (benchmark, model, method) in REFUSED or (benchmark, method) in REFUSED:
+                if (benchmark, model, method) in REFUSED:
                     with pytest.raises(ConfigError, match="another method"):
                         variants(benchmark, model, method)
                     continue

@@ -93,7 +93,7 @@ class TestSymmetryFollowing(MethodConformance):
             lambda found: symmetry_score(
                 found.model, batch, lambda model, b: (model(b[0]) - b[1]).square().flatten(1).sum(1)
             ),
-            every=3,
+            measure_every=3,
         )
 
 

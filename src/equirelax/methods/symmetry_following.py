@@ -43,7 +43,7 @@ class SymmetryFollowing(Method):
 
     After every k-th step the score is measured, r between 0 and 1 for n examples, and
 
-        gamma_i <- (1 - eta) gamma_i + eta f(r_i),       f(r) = peak max(r - c/n, 0) / (1 - c/n),
+        gamma_i <- (1 - eta) gamma_i + eta f(r_i),       f(r) = largest max(r - c/n, 0) / (1 - c/n),
         gamma_i <- 0 exactly where |gamma_i| < threshold.
 
     On symmetric data r is 0 up to noise of size 1/n; while it stays in the dead zone ``r <= c/n``, gamma falls as (1 - eta)^t and
@@ -54,7 +54,7 @@ class SymmetryFollowing(Method):
     them, and a backward pass for every bit of a batch's number of examples and one more:
 
         method = er.SymmetryFollowing(
-            relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), every=100
+            relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), measure_every=100
         ).attach(optimizer)
 
     Under DDP every rank measures, on examples of its own, and all follow the score of all.
@@ -82,18 +82,18 @@ class SymmetryFollowing(Method):
         """The rule.
 
         Attributes:
-            every: Steps from one measurement to the next (k).
+            measure_every: Steps from one measurement to the next (k).
             rate: The share of the way that gamma goes at once (eta).
             dead_zone: c; ratios up to c/n are taken for noise.
-            peak: gamma where all examples pull the same way (r = 1).
+            largest: gamma where all examples pull the same way (r = 1).
             threshold: A smaller gamma is set to 0.
             initial: gamma at the start.
         """
 
-        every: int = within(COUNT, 100)
+        measure_every: int = within(COUNT, 100)
         rate: float = within(Range(0, 1, open_least=True), 0.1)
         dead_zone: float = within(NOT_NEGATIVE, 4.0)
-        peak: float = within(FINITE, 1.0)
+        largest: float = within(FINITE, 1.0)
         threshold: float = within(NOT_NEGATIVE, 1e-3)
         initial: float = within(FINITE, 1.0)
 
@@ -133,7 +133,7 @@ class SymmetryFollowing(Method):
                 f"SymmetryFollowing: dead_zone is {self.settings.dead_zone}, and the score was measured on {examples} examples: "
                 f"every ratio would count as noise. Measure on more, several times that number"
             )
-        return self.settings.peak * max(ratio - noise, 0.0) / (1 - noise)
+        return self.settings.largest * max(ratio - noise, 0.0) / (1 - noise)
 
     def _follow(self) -> None:
         found = self.measure(self.relaxation)
@@ -152,7 +152,7 @@ class SymmetryFollowing(Method):
 
     def _advance(self) -> None:
         self.steps += 1
-        if self.steps % self.settings.every == 0:
+        if self.steps % self.settings.measure_every == 0:
             self._follow()
 
     def _state(self) -> dict[str, Any]:

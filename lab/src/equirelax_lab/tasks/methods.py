@@ -67,11 +67,11 @@ class Following(SymmetryFollowing.Settings):
     """SymmetryFollowing: gamma follows the symmetry score of validation samples.
 
     Attributes:
-        every: Steps from one measurement to the next; null measures once an epoch.
+        measure_every: Steps from one measurement to the next; null measures once an epoch.
         examples: Validation samples that it is measured on.
     """
 
-    every: int | None = within(COUNT, None)  # type: ignore[assignment]
+    measure_every: int | None = within(COUNT, None)  # type: ignore[assignment]
     examples: int = within(COUNT, 64)
 
 
@@ -221,8 +221,8 @@ def build_method(
     if isinstance(settings, Swing.Settings):
         return Swing(relaxation, settings)
     if isinstance(settings, Following):
-        every = settings.every or steps_per_epoch
-        return SymmetryFollowing(relaxation, measure, dataclasses.replace(settings, every=every))
+        steps = settings.measure_every or steps_per_epoch
+        return SymmetryFollowing(relaxation, measure, dataclasses.replace(settings, measure_every=steps))
     raise ConfigError(f"{config.method} drives no residuals: there is no method to build.")
 
 
