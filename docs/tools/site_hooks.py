@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 FOLDER = "repository"  # of the site, which receives them
 INSERTED = re.compile(r"(<!-- from lab/results/[^\n]* -->)\n(.*?)<!-- end -->", flags=re.DOTALL)
+SENTENCE = 45  # letters of a cell
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
 
 
@@ -59,5 +60,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[1]
         return posixpath.relpath(_in_site(target), posixpath.dirname(here) or ".")
 
-    marked = INSERTED.sub(r'\1\n<div class="results" markdown>\n\n\2\n</div>\n', markdown)
-    return LINK.sub(moved, marked)
+    if not page.ancestors:  # a tab of its own: there is nothing to navigate to, and tables use the width
+        page.meta.setdefault("hide", ["navigation"])
+    return LINK.sub(moved, INSERTED.sub(_marked, markdown))
+
+
+def _marked(match: re.Match[str]) -> str:
+    """A table with sentences in it breaks its lines; one of numbers does not."""
+    long = any(len(cell) > SENTENCE for line in match[2].splitlines() for cell in line.split("|")[1:])
+    look = "results sentences" if long else "results"
+    return f'{match[1]}\n<div class="{look}" markdown>\n\n{match[2]}\n</div>\n'
