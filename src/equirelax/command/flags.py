@@ -11,25 +11,35 @@ from equirelax.files import did_you_mean
 ROWS = 8
 """Rows of drawn inputs."""
 DESCRIPTION = """\
-Measure whether a network is equivariant, f(rho_in(g) x) = rho_out(g) f(x), and find the module that breaks it.
+Measure whether a network is equivariant, f(rho_in(g) x) = rho_out(g) f(x),
+and find the module that breaks it.
 
-The network needs no preparation. It is named by its module, or file, and what makes it there: a class, a function without
-arguments, or such a call with literals; or a network that is already made.
+The network needs no preparation. It is named by its module, or file, and what
+makes it there: a class, a function without arguments, or such a call with
+literals; or a network that is already made.
 
 examples:
   {prog} mynet:build --in "2x0e+1x1o" --out 1x1o
-  {prog} "nets/model.py:Net(channels=8)" --in pos=positions --in charge=1x0e --out vector --group "E(3)"
-  {prog} mynet:build --inputs mynet:batch --in pos=1x1o --out forces=1x1o --html audit.html
-  {prog} "mynet:CNN(8)" --in trivial@grid:2,1,32,32 --out invariant --group C4
+  {prog} "nets/model.py:Net(channels=8)" \\
+      --in pos=positions --in charge=1x0e --out vector --group "E(3)"
+  {prog} mynet:build --inputs mynet:batch \\
+      --in pos=1x1o --out forces=1x1o --html audit.html
+  {prog} "mynet:CNN(8)" \\
+      --in trivial@grid:2,1,32,32 --out invariant --group C4
 
 An input or output is written as [NAME=]REPRESENTATION[@AXIS][:SIZES].
-  REPRESENTATION  irreps (2x0e+1x1o), or with --group: trivial, vector, positions, pseudovector, sign, regular and sums of
-                  these (vector+4xtrivial); or invariant, for any tensor that no element changes
+  REPRESENTATION  irreps (2x0e+1x1o), or with --group: trivial, vector,
+                  positions, pseudovector, sign, regular and sums of these
+                  (vector+4xtrivial); or invariant, for any tensor that no
+                  element changes
   NAME            for a network that takes or returns a mapping or keywords
-  @AXIS           the axis that it acts on, from the end (-1 by default), two axes (-2,-1), or grid for pictures (..., H, W)
-  :SIZES          the shape of the tensor that is drawn; by default --rows times the size of the representation
+  @AXIS           the axis that it acts on, from the end (-1 by default), two
+                  axes (-2,-1), or grid for pictures (..., H, W)
+  :SIZES          the shape of the tensor that is drawn; by default --rows
+                  times the size of the representation
 
-exit code: 0 equivariant, 1 not equivariant, 2 bad input. A relaxed network is judged by the form that is deployed."""
+exit code: 0 equivariant, 1 not equivariant, 2 bad input. A relaxed network is
+judged by the form that is deployed."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ALSO = """
 
-A trained run is named by its folder, or by its best.ckpt or last.ckpt; its benchmark gives the inputs and says how they
-transform.
+A trained run is named by its folder, or by its best.ckpt or last.ckpt; its
+benchmark gives the inputs and says how they transform.
 
   equirelax audit runs/nbody/segnn-ace-seed0 --layers"""
 

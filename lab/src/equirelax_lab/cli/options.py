@@ -66,7 +66,10 @@ class Formatter(Filled, DefaultHelpFormatter):
             return f"{text} (required)"
         # None is the default of flags that need not be given, and a value, null, of settings that allow it
         has_default = (
-            action.option_strings and action.nargs != 0 and (action.default is not None or "null" in kind)
+            action.option_strings
+            and action.nargs != 0
+            and action.default != ""
+            and (action.default is not None or "null" in kind)
         )
         if not has_default or isinstance(action, argparse._HelpAction):
             return text
