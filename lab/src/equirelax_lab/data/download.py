@@ -21,7 +21,7 @@ from typing import Any
 from equirelax.errors import DataError, EquirelaxError
 from equirelax.files import sha256, storage_errors, write_text
 from equirelax_lab.data.archive import write_sums
-from equirelax_lab.data.root import search_roots, writable_root
+from equirelax_lab.data.root import command, search_roots, writable_root
 
 ATTEMPTS = 4
 """Tries at each address when the connection breaks."""
@@ -151,8 +151,8 @@ def get(
                 return folder
     raise DataError(
         f"{archive.name} could not be downloaded. {'. '.join(failures)}. Get {archive.file} in another way (with a browser, from "
-        f"a mirror or a colleague) and pass it to the same command: equirelax data get {archive.name} --archive PATH; or unpack "
-        f"it yourself as {folder}."
+        f"a mirror or a colleague) and pass it to the same command: "
+        f"{command(f'equirelax data get {archive.name} --archive PATH', root)}; or unpack it yourself as {folder}."
     )
 
 

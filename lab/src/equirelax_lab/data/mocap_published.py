@@ -23,7 +23,7 @@ from equirelax.errors import DataError
 from equirelax_lab.data.archive import write_archive
 from equirelax_lab.data.download import fetch
 from equirelax_lab.data.mocap import CASES, FOLDER, FRAMES_PER_SECOND, check_motion, check_split
-from equirelax_lab.data.root import search_roots, writable_root
+from equirelax_lab.data.root import command, search_roots, writable_root
 
 SEED = 100
 _URL = (
@@ -229,10 +229,13 @@ def get(
         _check_blob(source, known.blob)
         motion = read_published(source)
     except DataError as error:
+        again = command(f"equirelax data get mocap-{case} --archive PATH", root)
+        words = (
+            f"equirelax data make mocap --case {case} --asf {known.subject}.asf --amc {known.subject}_*.amc"
+        )
         raise DataError(
-            f"{error} Get {known.file} in another way (github.com/MinkaiXu/EGNO, folder motion/dataset) and pass it on: "
-            f"equirelax data get mocap-{case} --archive PATH; or make the case from CMU's own files: equirelax data make mocap "
-            f"--case {case} --asf {known.subject}.asf --amc {known.subject}_*.amc"
+            f"{error} Get {known.file} in another way (github.com/MinkaiXu/EGNO, folder motion/dataset) and pass it on: {again}; "
+            f"or make the case from CMU's own files: {command(words, root)}"
         ) from error
     finally:
         if file is None:

@@ -27,7 +27,7 @@ from equirelax.files import sha256
 from equirelax_lab.data.archive import write_archive
 from equirelax_lab.data.download import fetch
 from equirelax_lab.data.qm9 import FULL, SUBSET
-from equirelax_lab.data.root import search_roots, writable_root
+from equirelax_lab.data.root import command, search_roots, writable_root
 
 MOLECULES = "dsgdb9nsd.xyz.tar.bz2"
 EXCLUDED = "uncharacterized.txt"
@@ -91,7 +91,7 @@ def get(
         addresses = " and ".join(f"{address} ({name})" for name, address in URLS.items())
         raise DataError(
             f"{error} Get both files in another way, {addresses}, put them into one folder, and pass the first: "
-            f"equirelax data get qm9 --archive PATH"
+            f"{command('equirelax data get qm9 --archive PATH', root)}"
         ) from error
     everything = read(sources[MOLECULES], read_excluded(sources[EXCLUDED]), progress)
     about = {
