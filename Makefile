@@ -24,10 +24,16 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e "lab[all,ray]"
 	@touch $@
 
-# Strict, scheduled (CR) and learnt (ACE) on N-body, small: about five minutes on two cores. Interrupted, it goes on.
-demo: $(STAMP)
-	$(BIN)/equirelax data make nbody
-	$(BIN)/equirelax compare nbody --recipe small --methods strict,scheduled,ace --seeds 2 --jobs $(JOBS) --out $(DEMO)
+# What the library is for, in three parts with a number each, in an environment of its own (below 1.2 GB). Interrupted, it goes on.
+demo: .venv-demo/.installed
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 .venv-demo/bin/equirelax demo --out $(DEMO) $(if $(SEEDS),--seeds $(SEEDS))
+
+.venv-demo/.installed: pyproject.toml lab/pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..." >&2; exit 1; }
+	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --no-compile $(TORCH)
+	.venv-demo/bin/python -m pip install --quiet --no-compile -c constraints.txt -e . -e "lab[run]"
+	@touch $@
 
 # Every test that is not slow, on all cores; `make test BUDGET=500` fails where that costs more CPU seconds, at 55 GFLOP/s a core.
 test: $(STAMP)
@@ -110,4 +116,4 @@ perf: $(STAMP)
 	$(BIN)/equirelax perf modelnet40 --out runs/perf-modelnet40.json
 
 clean:
-	rm -rf $(VENV) .venv-escnn .venv-mace .venv-schnetpack runs site
+	rm -rf $(VENV) .venv-demo .venv-escnn .venv-mace .venv-schnetpack runs site

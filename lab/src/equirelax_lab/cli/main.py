@@ -19,6 +19,10 @@ from equirelax_lab.extras import install_module
 
 # name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "equirelax_lab.cli.demo",
+        "what the library is for in a few minutes: a network relaxed and projected, a mistake found, methods compared",
+    ),
     "list": (
         "equirelax_lab.cli.catalogue",
         "benchmarks, models, methods, placements, and which data is there",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from equirelax.files import write_text
 from equirelax_lab.report import again, curves, failures, layers, origin, outcomes, sweeps, tables
@@ -32,8 +32,8 @@ class Block:
     """A piece of a section.
 
     Attributes:
-        kind: conclusion, text, soft, differing, warn, command, table, figures or details.
-        content: Text; a command; `Numbers`; drawn figures; or, inside details, blocks.
+        kind: conclusion, text, soft, differing, warn, command, code, table, figures or details.
+        content: Text; a command; lines of code; `Numbers`; drawn figures; or, inside details, blocks.
         title: Of details; what a command does.
         options: Of tables bold (the column in bold) and words (cells are sentences); of details open and name (their class).
     """
@@ -176,6 +176,32 @@ def render(chapters: Sequence[Chapter], title: str = "", command: str = "") -> t
     Raises:
         ModuleNotFoundError: jinja2 is not installed (extra `run`).
     """
+    filled = [_Chapter(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
+    text = fill(title or page_title(chapters), filled, command, progress(chapters))
+    return text, sum(chapter.count for chapter in filled)
+
+
+class Filled(Protocol):
+    """A chapter of a page: its name (the beginning of its ids), its title, sentences that warn, and its sections."""
+
+    name: str
+    title: str
+    warnings: list[str]
+    sections: list[tuple[str, list[Block]]]
+
+
+def fill(title: str, chapters: Sequence[Filled], command: str = "", progress: Numbers | None = None) -> str:
+    """The page of ready chapters as text.
+
+    Args:
+        title: Of the page.
+        chapters: From above to below.
+        command: What one types to write the page again.
+        progress: A table above everything.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is not installed (extra `run`).
+    """
     import jinja2
 
     from equirelax import __version__
@@ -188,18 +214,17 @@ def render(chapters: Sequence[Chapter], title: str = "", command: str = "") -> t
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["file"] = _as_file
-    filled = [_Chapter(chapter, f"c{index}") for index, chapter in enumerate(chapters)]
-    text = environment.from_string(files["page.html"]).render(
-        title=title or page_title(chapters),
+    text: str = environment.from_string(files["page.html"]).render(
+        title=title,
         command=command,
         policy=POLICY,
         version=__version__,
         style=variables() + files["page.css"],
         script=files["page.js"],
-        progress=progress(chapters),
-        chapters=filled,
+        progress=progress,
+        chapters=chapters,
     )
-    return text, sum(chapter.count for chapter in filled)
+    return text
 
 
 def _as_file(text: str, kind: str) -> str:
