@@ -92,19 +92,44 @@ def test_reading_it_needs_no_network(site: Path) -> None:
     assert not list(site.rglob("*.pyc")) and not (site / "tools").exists()  # noqa: PT018
 
 
+def chromium(profile: Path, *words: str) -> str:
+    """Run it with a profile of its own; returns what it prints. Skips where there is none."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no chromium here")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
+    command = [program, *flags, f"--user-data-dir={profile}", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+
+
 @pytest.mark.slow
 def test_the_search_works_from_the_disk(site: Path, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium here")
     address = (site / "how_to" / "deploy.html").as_uri() + "?q=multiplier"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    shown = subprocess.run(
-        [browser, *flags, "--virtual-time-budget=8000", address],
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout  # fmt: skip
+    shown = chromium(tmp_path, "--dump-dom", address)
     assert re.search(r"[1-9]\d* matching documents", shown)
     assert re.search(r'href="file:[^"]*/reference/api/methods\.html#', shown)
+
+
+@pytest.mark.slow
+def test_pages_are_printed_in_one_column(site: Path, tmp_path: Path) -> None:
+    """Of the widest table the last column is on the paper, and the words of a code block's long lines are too."""
+    pypdf = pytest.importorskip("pypdf", reason="needs the extra test")
+    paper = tmp_path / "page.pdf"
+    chromium(tmp_path / "profile", f"--print-to-pdf={paper}", (site / "benchmarks.html").as_uri())
+    pages = pypdf.PdfReader(paper).pages
+    places: list[tuple[float, str]] = []
+
+    def note(text: str, user: list[float], place: list[float], *_: object) -> None:
+        places.append((place[4] * user[0] + place[5] * user[2] + user[4], text))
+
+    for page in pages[:3]:
+        page.extract_text(visitor_text=note)
+    assert any("what to do" in text for _, text in places)
+    width = float(pages[0].mediabox.width)
+    words = [(x, text) for x, text in places if text.strip()]
+    assert max(x for x, _ in words) < width
+    assert min(x for x, text in words if text.startswith("Nearly all of these")) < 0.15 * width
+    assert "Table of contents" not in "".join(text for _, text in words)
 
 
 @pytest.mark.slow
