@@ -493,5 +493,9 @@ def test_the_strengths_of_a_method_are_the_worst_over_its_seeds() -> None:
     assert found["max_abs_gamma"]["end"] == 7.0
     assert found["multiplier_drift"]["swing"] == pytest.approx(0.002)
     assert "| ace | 1.02 | 7 | 0.002 | " in summary_text(summarise(runs))
+    assert found["lag"] == []
+    for run, lag in zip(runs, (12, None), strict=True):
+        run["lag"] = lag
+    assert "| ace | 1.02 | 7 | 0.002 | 0.1% | 12, never |" in summary_text(summarise(runs))
     assert strengths_of([{}, {"dynamics": None}]) is None
     assert tables.strengths(summarise([result("strict", 0, 5.0)])) is None

@@ -61,6 +61,7 @@ def main(words: Sequence[str]) -> int:
         )
     predicted = forecast(assembly, data, parsed.window)
 
+    from equirelax_lab.report import again
     from equirelax_lab.report.fields import Forecast, draw_fields, draw_rollout
 
     run, first = data.windows[parsed.window].tolist()
@@ -71,7 +72,8 @@ def main(words: Sequence[str]) -> int:
         f"{described(assembly)}: RMSE {drawn.rmse:.3g} over {len(drawn)} steps\n"
         f"{SPLITS[parsed.split]}, window {parsed.window} of 0 to {len(data) - 1} (run {run}, {placed(task, int(data.side[run]))})"
     )
-    draw_fields(out / PICTURE, drawn, title)
+    chosen = ["--split", parsed.split, "--window", str(parsed.window)]
+    draw_fields(out / PICTURE, drawn, title, again.command("fields", again.place(folder), *chosen))
     draw_rollout(out / ANIMATION, drawn, title)
     print(" ".join(title.split("\n")))
     print(f"picture: {out / PICTURE}\nanimation: {out / ANIMATION}")

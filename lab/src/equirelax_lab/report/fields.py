@@ -88,13 +88,14 @@ def shown_steps(count: int) -> list[int]:
     return sorted({1, *range(every, count + 1, every), count})
 
 
-def draw_fields(path: Path, forecast: Forecast, title: str) -> None:
+def draw_fields(path: Path, forecast: Forecast, title: str, again: str = "") -> None:
     """Write a PNG: a column for every step of `shown_steps`; true, predicted, and the length of the error.
 
     Args:
         path: Where to.
         forecast: What to draw.
         title: Above everything.
+        again: The command that writes the picture again, below everything.
     """
     steps = shown_steps(len(forecast))
     indices = [step - 1 for step in steps]
@@ -108,7 +109,7 @@ def draw_fields(path: Path, forecast: Forecast, title: str) -> None:
         for row, name in enumerate(("true", "predicted", "error")):
             panels[row, 0].set_ylabel(name, fontsize=10)
         _colour_bars(figure, list(panels[:2].flat), list(panels[2]), colours)
-        figure.supxlabel(_scale_words(forecast), fontsize=8)
+        figure.supxlabel("\n".join(filter(None, (_scale_words(forecast), again))), fontsize=8)
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=130)

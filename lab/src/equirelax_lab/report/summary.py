@@ -115,8 +115,9 @@ def _averaged(
 
 def strengths_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Over the runs of one row, the worst of each: max abs(gamma) over training and after the last epoch, and how far the
-    multipliers moved over the last tenth of training (see `training.dynamics`). None without residuals, and for results of
-    versions that did not record it.
+    multipliers moved over the last tenth of training (see `training.dynamics`); for every run the first epoch at which its
+    projected network lagged (0: never), where its version recorded that. None without residuals, and for results of versions
+    that recorded none of it.
     """
     found = [run["dynamics"] for run in runs if run.get("dynamics")]
     if not found:
@@ -129,6 +130,7 @@ def strengths_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
         if drifts
         else None,
+        "lag": [run["lag"] or 0 for run in runs if run.get("dynamics") and "lag" in run],
     }
 
 

@@ -161,17 +161,24 @@ def predictions(summary: Summary) -> Numbers | None:
 
 
 def strengths(summary: Summary) -> Numbers | None:
-    """A row for every row with residuals: how large gamma was, and whether multipliers still moved at the end."""
+    """A row for every row with residuals: how large gamma was, whether multipliers still moved at the end, and when the projected
+    network first lagged.
+    """
     rows = []
+    lags = any((row["strengths"] or {}).get("lag") for row in summary["methods"].values())
     for name, row in summary["methods"].items():
         if found := row["strengths"]:
             peak, drift = found["max_abs_gamma"], found["multiplier_drift"]
             moved = ("", "") if drift is None else (f"{drift['swing']:.2g}", f"{drift['relative']:.1%}")
-            rows.append((name, f"{peak['largest']:.3g}", f"{peak['end']:.3g}", *moved))
+            lag = ", ".join(str(epoch or "never") for epoch in found["lag"])
+            rows.append(
+                (name, f"{peak['largest']:.3g}", f"{peak['end']:.3g}", *moved, *([lag] if lags else []))
+            )
     head = ("method", "max abs(gamma) over training", "after the last epoch")
     moving = ("multipliers: range over the last tenth", "of their size")
+    more = ("epoch from which the projected network lags, seed by seed",) if lags else ()
     title = "Strengths and multipliers: largest over residuals and seeds"
-    return Numbers(title, (*head, *moving), tuple(rows)) if rows else None
+    return Numbers(title, (*head, *moving, *more), tuple(rows)) if rows else None
 
 
 def _spikes(summary: Summary) -> str:
