@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from equirelax.files import write_text
 from equirelax_lab.report import again
+from equirelax_lab.report.axes import scaled
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, conclusion
-from equirelax_lab.report.drawing import Figure, legend, png, scaled, svg, tip
+from equirelax_lab.report.drawing import Figure, png, svg
+from equirelax_lab.report.lines import legend, tip
 from equirelax_lab.report.looks import GROUND, METHODS, RED, SOFT
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.page import Block, Drawn, fill
