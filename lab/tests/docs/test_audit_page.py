@@ -42,13 +42,18 @@ def test_a_command_does_what_the_page_says(
         assert main(shlex.split(line)) == (1 if BROKEN in line else 0)
     finally:
         sys.modules.pop("mynet", None)
-    printed = capsys.readouterr().out.splitlines()
+    printed = without_rounding(capsys.readouterr().out)
     for name in re.findall(r"--(?:html|json) (\S+)", line):
         assert (folder / name).stat().st_size > 0
     if BROKEN in line:
         (shown,) = re.findall(r"```text\n(.*?)```", TEXT, flags=re.DOTALL)
-        for wanted in shown.splitlines():
+        for wanted in without_rounding(shown):
             assert wanted == "..." or wanted in printed, wanted
+
+
+def without_rounding(text: str) -> list[str]:
+    """Lines whose errors of rounding, which machines have each of their own, are replaced by a word."""
+    return re.sub(r"\d\.\d\de-1[4-9]", "rounding", text).splitlines()
 
 
 def test_the_workflow_is_yaml() -> None:
