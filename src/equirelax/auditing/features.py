@@ -253,10 +253,8 @@ class FeatureClassifier:
             return Verdict("broken", problem, None, best.relative, best.absolute)
         weaker = self._fit(feature)
         if expected is not None:
-            tail = f" but {weaker.words}" if weaker.kind == "basis" else ""
-            return _verdict(
-                "broken", f"not as {expected.action.name}, as declared,{tail}".rstrip(","), expected
-            )
+            tail = f", but as {weaker.words}" if weaker.kind == "basis" else ""
+            return _verdict("broken", f"otherwise than declared ({expected.action.name}){tail}", expected)
         if weaker.kind == "basis":
             return _verdict("basis", f"as {weaker.words}", best)
         if weaker.kind == "linear":

@@ -21,7 +21,7 @@ SMALLEST, LARGEST = 1e-17, 10.0
 
 _PIECE = """
 .equirelax-audit{font:13px/1.45 system-ui,sans-serif;color:inherit;max-width:60rem}
-.equirelax-audit table{border-collapse:collapse;margin:.4em 0 .8em;color:inherit;background:none}
+.equirelax-audit table{border-collapse:collapse;font:inherit;margin:.4em 0 .8em;color:inherit;background:none}
 .equirelax-audit th,.equirelax-audit td{padding:.15em .7em .15em 0;border-bottom:1px solid #8885;text-align:left;
 background:none;color:inherit;vertical-align:top}
 .equirelax-audit td{white-space:nowrap}.equirelax-audit td.path,.equirelax-audit td.words{white-space:normal;
