@@ -77,6 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Iterator
         patch.setenv("XDG_CACHE_HOME", str(here / "cache"))
         patch.chdir(here)
         (here / "study.yaml").write_text(yaml.safe_dump(STUDY))
+        (here / "data").mkdir()
         words = [
             "train",
             "nbody",
@@ -110,7 +111,7 @@ def _leave_out_the_work(patch: pytest.MonkeyPatch) -> None:
         nbody.settings(system, clamp)
         return {}
 
-    found = SimpleNamespace(to_dict=dict)
+    found = SimpleNamespace(to_dict=dict, passes=True, equivariant=True)
     patch.setattr("equirelax_lab.training.run.train", train)
     patch.setattr("equirelax_lab.cli.study.Scheduler", lambda *_, **__: SimpleNamespace(run=lambda: 0))
     patch.setattr("equirelax_lab.report.comparison.compare_grids", lambda *_: "table")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from equirelax.errors import ConfigError
 from equirelax_lab.cli import options
+from equirelax_lab.cli.terminal import show
 
 DESCRIPTION = """\
 Keep the results of comparisons and studies without the folders of their runs. For every comparison below FOLDER, finished
@@ -33,5 +34,5 @@ def main(words: Sequence[str]) -> int:
 
     for comparison in comparisons([folder], written=False):
         place = out / comparison.relative_to(folder)
-        print(f"\n## {place}\n{summarise_again(comparison, place)}")
+        show(f"\n## {place}\n{summarise_again(comparison, place)}")
     return 0

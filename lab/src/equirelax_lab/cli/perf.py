@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from equirelax.files import write_text
 from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
+from equirelax_lab.cli.terminal import show
 from equirelax_lab.training.perf_subjects import SUBJECTS
 
 DESCRIPTION = """\
@@ -49,6 +50,6 @@ def main(words: Sequence[str]) -> int:
     if parsed.simulate:
         result["simulation"] = simulation(threads=2)
     write_text(parsed.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(table(result))
+    show(table(result))
     print(parsed.out)
     return 0

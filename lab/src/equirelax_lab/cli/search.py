@@ -13,6 +13,7 @@ from equirelax.settings import COUNT, JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.cli.study import add_execution, schedule
+from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.search import figures, read_search
 from equirelax_lab.studies.study import find_file, ready_names
@@ -66,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     given = options.parse(parser, rest, jobs=JOBS, trials=COUNT)
     path = Path(given.search)
     if path.is_dir() or path.name == "search.json":
-        print(table(_read(path if path.name == "search.json" else path / "search.json")))
+        show(table(_read(path if path.name == "search.json" else path / "search.json")))
         return 0
     search = read_search(find_file(given.search, searches=True), given.small)
     from equirelax_lab.studies.suggestions import (
@@ -87,7 +88,7 @@ def main(words: Sequence[str]) -> int:
     if code == 130:
         return code
     print()
-    print(table(_read(out / OUTCOME)))
+    show(table(_read(out / OUTCOME)))
     return 0 if source.succeeded else 1
 
 

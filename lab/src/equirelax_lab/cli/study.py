@@ -17,6 +17,7 @@ from equirelax.files import did_you_mean
 from equirelax.settings import JOBS
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import columns, filled, rows
+from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.board import Board, counts
 from equirelax_lab.studies.cluster import connected
@@ -138,9 +139,9 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
         return code
     from equirelax_lab.report.comparison import beside, compare_grids
 
-    print(compare_grids(study, found, out))
+    show(compare_grids(study, found, out))
     if study.name:
-        print(beside(study, out))
+        show(beside(study, out))
     print(failures(found), end="")
     return code
 
@@ -241,6 +242,6 @@ def _show_folder(path: Path) -> int:
     finished, failed = (sum(run.status == status for run in runs) for status in ("finished", "failed"))
     print(f"{journal['title']}: {finished} of {len(runs)} runs finished, {failed} failed.\n")
     for table in sorted(out.glob(f"**/{TABLE}")):
-        print(table.read_text(encoding="utf-8"))
+        show(table.read_text(encoding="utf-8"))
     print(failures(runs), end="")
     return 0

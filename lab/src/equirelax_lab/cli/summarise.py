@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equirelax_lab.cli import options
+from equirelax_lab.cli.terminal import show
 
 DESCRIPTION = """\
 Write the archive, summary.md and the pictures of comparisons anew, from the results of their runs; nothing is trained.
@@ -25,5 +26,5 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.report.comparison import comparisons, summarise_again
 
     for folder in comparisons([Path(path) for path in parsed.paths]):
-        print(f"\n## {folder}\n{summarise_again(folder)}")
+        show(f"\n## {folder}\n{summarise_again(folder)}")
     return 0

@@ -11,6 +11,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import write_text
 from equirelax.settings import COUNT, SEED
 from equirelax_lab.cli import options
+from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.training.dynamics import read_metrics
 from equirelax_lab.training.folder import BEST, CONFIG, METRICS, RESULT, read_run_result
@@ -98,8 +99,8 @@ def main(words: Sequence[str]) -> int:
     table = symmetry_table(study)
     write_text(out / f"{STEM}.csv", table.csv())
     write_text(out / f"{STEM}.tex", table.latex())
-    print(f"{deployed(study)}\n\n{table.markdown().rstrip()}")
-    print("\n" + "\n".join(findings(study)))
+    show(f"{deployed(study)}\n\n{table.markdown().rstrip()}")
+    show("\n" + "\n".join(findings(study)))
     print(f"\npicture: {out / PICTURE}")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from equirelax.files import write_text
 from equirelax.settings import COUNT, POSITIVE, SEED
 from equirelax_lab.cli import options
+from equirelax_lab.cli.terminal import show
 
 DESCRIPTION = """\
 Train a small vector-neuron network with every form of ACE on two toy problems, and show what gamma does.
@@ -80,9 +81,9 @@ def main(words: Sequence[str]) -> int:
         write_text(out / "tables" / f"{one.name}.tex", one.latex())
     draw_forms(out / "gamma.png", study, command)
     draw_orbit(out / "orbit.png", courses, run, command)
-    print(table)
+    show(table)
     print()
-    print(orbits)
+    show(orbits)
     if run is not None:
         print(
             f"{run.label}: gamma is at most {run.deviation:.2g} from the orbit over {run.steps[-1]:,} steps"

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from equirelax.errors import ConfigError
 from equirelax_lab.cli import options
 from equirelax_lab.cli.hints import Hints
+from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.tasks.registry import TASKS
@@ -79,7 +80,7 @@ def main(words: Sequence[str]) -> int:
         print(go_on, file=sys.stderr)
         return 130
     if result:
-        print(describe(result, folder))
+        show(describe(result, folder))
     return 0
 
 
