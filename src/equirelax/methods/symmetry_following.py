@@ -13,10 +13,13 @@ from equirelax.errors import MethodError
 from equirelax.methods.base import Method
 from equirelax.methods.registry import register
 from equirelax.relaxation import Relaxation
-from equirelax.settings import COUNT, FINITE, NOT_NEGATIVE, Range, shown, within
+from equirelax.settings import COUNT, NOT_NEGATIVE, Range, shown, within
 
 if TYPE_CHECKING:
     from equirelax.relaxation.regularizers import Regularizer
+
+STRENGTH = Range(-1000, 1000)
+"""Of gamma: larger ones overflow in low precision."""
 
 
 class Measured(Protocol):
@@ -93,9 +96,9 @@ class SymmetryFollowing(Method):
         measure_every: int = within(COUNT, 100)
         rate: float = within(Range(0, 1, open_least=True), 0.1)
         dead_zone: float = within(NOT_NEGATIVE, 4.0)
-        largest: float = within(FINITE, 1.0)
+        largest: float = within(STRENGTH, 1.0)
         threshold: float = within(NOT_NEGATIVE, 1e-3)
-        initial: float = within(FINITE, 1.0)
+        initial: float = within(STRENGTH, 1.0)
 
     settings: Settings
 

@@ -119,6 +119,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | No
     from equirelax_lab.report import again
     from equirelax_lab.report.symmetry_score import draw_scores, layer_table, score_table
     from equirelax_lab.tasks.symmetry_score import HeldOut
+    from equirelax_lab.tasks.task import heading
     from equirelax_lab.training.checkpoint import load_run
     from equirelax_lab.training.provenance import commit, hardware, versions
 
@@ -135,8 +136,8 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | No
                 "run": name,
                 "command": again.train(result),
                 "config": result["config"],
-                "metric": result["metric"]["name"],
-                "value": result["val"]["projected"],
+                "metric": heading(result["metric"]),
+                "value": result["test"]["relaxed" if assembly.deploys_relaxed else "projected"],
                 **found.to_dict(),
             }
         )

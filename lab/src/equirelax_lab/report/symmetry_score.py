@@ -22,10 +22,10 @@ def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     """A markdown table with a row for every run: over all its layers, and the layer with the largest r.
 
     Args:
-        scores: From `equirelax symmetry --score`: each has "run", "metric", "value", "examples", "whole" and
+        scores: From `equirelax symmetry --score`: each has "run", "metric", "value" (on the test set), "examples", "whole" and
             "layers".
     """
-    head = ("run", "examples", "r", "z", "largest r", "of layer", "metric of the network")
+    head = ("run", "examples", "r", "z", "largest r", "of layer", "test, as deployed")
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 4 + " --- | --- |"]
     for one in scores:
         top = max(one["layers"], key=lambda layer: layer["ratio"])
