@@ -39,6 +39,7 @@ def test_the_cells_of_a_network() -> None:
 
 
 def test_what_several_reports_saw_is_one_file_and_a_line_of_the_table(tmp_path: Path) -> None:
+    pytest.importorskip("equirelax_lab", reason="the plugin notes where it ran with the laboratory")
     file = tmp_path / "networks.json"
     other = {"Other": {"network": "Other"}}
     file.write_text(json.dumps(other))
