@@ -159,7 +159,9 @@ def test_data_make_and_get(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert str(tmp_path) in capsys.readouterr().out
 
 
-def test_from_train_to_audit_to_project(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_from_train_to_audit_to_project(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     assert main(["train", "nbody", "--method", "scheduled", "--seed", "3", "--out", str(out), *SMALL]) == 0
     assert "projected" in capsys.readouterr().out
@@ -188,6 +190,11 @@ def test_from_train_to_audit_to_project(capsys: pytest.CaptureFixture[str], tmp_
     assert weights["drop"].keys() == weights["fold"].keys() == strict.strict_state_dict().keys()
     assert "the last weights" in (tmp_path / "drop.md").read_text()
     check_card(out, tmp_path, capsys)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("EQUIRELAX_DATA", str(tmp_path / "empty"))
+    assert main(["project", str(out), "-o", str(tmp_path / "alone.safetensors")]) == 0
+    assert "equivariance not measured" in capsys.readouterr().out
+    assert "Not measured: " in (tmp_path / "alone.md").read_text()
 
 
 def check_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     print(f"{out}: {len(weights)} tensors, {sum(w.numel() for w in weights.values()):,} numbers")
     card = out.with_suffix(".md")
     write_text(card, text)
-    print(f"{card}: its model card" + (f" (equivariance not measured: {why})" if report is None else ""))
+    print(f"{card}: its model card" + (f" (equivariance not measured: {why})" if why else ""))
     return 0
 
 
@@ -79,6 +80,10 @@ def _audit(assembly: Assembly) -> tuple[AuditReport | None, str]:
     try:
         case = assembly.task.audit_case()
     except DataError as error:
-        return None, f"{error} The data root can be named with --data."
+        print(f"equirelax project: {error} The data root can be named with --data.", file=sys.stderr)
+        return (
+            None,
+            "the benchmark's data was not there",
+        )  # a card that is published names no folder of this machine
     with case.headed(assembly.model) as model:
         return audit(model, case.sample, case.in_rep, case.out_rep, case.group, per_layer=False), ""
