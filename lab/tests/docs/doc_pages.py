@@ -64,7 +64,7 @@ def commands(page: Path) -> list[str]:
     text, found = page.read_text(encoding="utf-8"), []
     for block in FENCED.finditer(text):
         if block["language"] in ("", "console", "bash"):
-            lines = [re.split(r"\s{3,}|\s+# |; ", line)[0] for line in block["text"].splitlines()]
+            lines = [re.split(r"\s{3,}|(?:^|\s+)# |; ", line)[0] for line in block["text"].splitlines()]
             assert all(line.split()[0] in PROGRAMS for line in lines if line), (name_of(page), lines)
             found += [line for line in lines if line]
     return found + [line for line in _inline(text) if not NAMED.fullmatch(line)]
