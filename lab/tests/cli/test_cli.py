@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import json
 import re
 import subprocess
@@ -41,6 +42,13 @@ def test_help_of_the_program_lists_the_commands(capsys: pytest.CaptureFixture[st
     assert all(f"  {name} " in text for name in COMMANDS)
     assert "EQUIRELAX_DATA" in text
     assert main([]) == 2
+
+
+def test_help_may_stand_in_front(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["help", "recipe"])
+    assert "usage: equirelax recipe" in capsys.readouterr().out
+    assert main(["help", "recipee"]) == 2
 
 
 @pytest.mark.parametrize(

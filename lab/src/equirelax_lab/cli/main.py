@@ -92,6 +92,8 @@ Exit codes: 0 done, 1 a run failed, 2 bad input or missing data, 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         commands = "\n".join(rows((name, line) for name, (_, line) in COMMANDS.items()))
         print(filled(USAGE.format(commands=commands), columns()))

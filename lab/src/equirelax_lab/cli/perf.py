@@ -16,7 +16,11 @@ Time a training step at the papers' sizes, strict and relaxed, and inference bef
 
 No data is needed. Times are minima over repetitions, taken in turn in one process after a warm-up. Beside each time stands
 the arithmetic of its matrix products, and beside each ratio of times its floor, the same ratio of multiply-adds. Close
-other programs first."""
+other programs first.
+
+examples:
+  equirelax perf
+  equirelax perf modelnet40 --model vn-dgcnn"""
 
 
 def main(words: Sequence[str]) -> int:

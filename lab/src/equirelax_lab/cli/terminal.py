@@ -64,14 +64,15 @@ def _table(rows: list[list[str]], width: int) -> Iterator[str]:
         return
     labels, *bodies = zip(*kept, strict=True)
     least = min(max(map(len, labels)), width // 2)
-    for block in _blocks(bodies, width - least):
+    for number, block in enumerate(_blocks(bodies, width - least)):
+        if number:
+            yield ""
         sizes = [max(map(len, body)) for body in block]
         for label, *cells in zip(labels, *block, strict=True):
             first, *more = textwrap.wrap(label, least) or [""]
             values = GAP.join(f"{cell:{size}}" for cell, size in zip(cells, sizes, strict=True))
             yield f"{first:{least}}{GAP}{values}".rstrip()
             yield from more
-        yield ""
 
 
 def _blocks(bodies: Sequence[tuple[str, ...]], room: int) -> Iterator[list[tuple[str, ...]]]:

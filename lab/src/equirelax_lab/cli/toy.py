@@ -20,7 +20,11 @@ traded for each other, so the table has their product too.
 
 A second table and picture show gamma where the task does not depend on it and Adam moves both gamma and the multipliers, as
 in ACE's released code: it goes around 0 for ever, at an amplitude that the learning rate sets. With --run the strengths of
-a run of ACE are drawn over it."""
+a run of ACE are drawn over it.
+
+examples:
+  equirelax toy
+  equirelax toy --run runs/nbody/segnn-ace-seed0"""
 
 ORBIT_STEPS = 9000
 """As many as 300 epochs of N-body's published run take."""
