@@ -524,7 +524,11 @@ def test_elsewhere_changes_are_lines(shown: list[Trial], capsys: pytest.CaptureF
 
 
 def test_lines_say_where_the_runs_are(shown: list[Trial]) -> None:
-    assert line(shown) == f"{counts(shown)}; scheduled-seed0: epoch 4/10"
+    assert line(shown) == f"{counts(shown)};\n  scheduled-seed0: epoch 4/10"
     shown[0].status = "running"
-    assert line(shown, 9).endswith("strict-seed0: epoch 0/10; scheduled-seed0: epoch 4/10")
+    told = line(shown, 9, "about 1 h 2 min left")
+    assert max(map(len, told.splitlines())) <= 80
+    assert " ".join(told.split()).endswith(
+        "; about 1 h 2 min left; strict-seed0: epoch 0/10; scheduled-seed0: epoch 4/10"
+    )
     assert line(shown, 9).startswith("1 of 9 runs finished")

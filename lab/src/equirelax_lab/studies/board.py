@@ -23,6 +23,8 @@ STYLE: dict[Status, str] = {
 }  # fmt: skip
 """The states in the order of the table, and their styles."""
 LEAST_ROWS = 4
+COLUMNS = 80
+"""Columns of what is written elsewhere than on a terminal."""
 
 
 class Board:
@@ -146,10 +148,17 @@ def counts(trials: Sequence[Trial], total: int | None = None) -> str:
 
 
 def line(trials: Sequence[Trial], total: int | None = None, left: str = "") -> str:
-    """How many trials are in each state, the time left, and the epochs of those that run."""
+    """How many trials are in each state, the time left, and the epochs of those that run, in lines of `COLUMNS`."""
     running = [trial for trial in trials if trial.status == "running"]
     epochs = [f"{t.label}: epoch {t.epochs}/{t.config.training.epochs}" for t in running]
-    return "; ".join([counts(trials, total), *([left] if left else []), *epochs])
+    lines = [counts(trials, total)]
+    for part in [*([left] if left else []), *epochs]:
+        if len(lines[-1]) + len(part) + 3 > COLUMNS:
+            lines[-1] += ";"
+            lines.append(f"  {part}")
+        else:
+            lines[-1] += f"; {part}"
+    return "\n".join(lines)
 
 
 def _progress(trial: Trial) -> tuple[str, str, str]:
