@@ -14,6 +14,7 @@ from torch import nn
 
 import equirelax as er
 from equirelax.command import audit as command
+from equirelax.command import inputs
 from equirelax.command.main import main
 
 torch.set_num_threads(1)
@@ -235,6 +236,13 @@ def test_rows_and_seed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "(11x3 float64)" in printed
     assert "seed 5" in printed
+
+
+def test_drawn_inputs_are_where_the_network_is() -> None:
+    draws = inputs.Draws(3, 0, torch.device("meta"))
+    assert inputs.drawn([inputs.Entry.read("1x1o", None, "--in")], draws, "--in").device.type == "meta"
+    assert command.device_of(nn.Linear(1, 1, device="meta")).type == "meta"
+    assert command.device_of(torch.neg).type == "cpu"
 
 
 def test_a_tolerance_decides(folder: Path) -> None:

@@ -63,12 +63,14 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
                 in_rep = (in_rep,)
             where = f"the inputs are those of {parsed.inputs}"
         else:
-            rows = ROWS if parsed.rows is None else parsed.rows
+            draws = inputs.Draws(
+                ROWS if parsed.rows is None else parsed.rows, parsed.seed, device_of(network)
+            )
             if given:
-                sample = inputs.drawn(given, rows, parsed.seed, "--in")
+                sample = inputs.drawn(given, draws, "--in")
             else:
                 own, _ = read_representations(FROM_MODEL, None, group, network)
-                sample = inputs.drawn_like(own, rows, parsed.seed)
+                sample = inputs.drawn_like(own, draws)
             where = (
                 "the inputs were drawn; a shape behind the representation, such as 1x1o:4,6,3, draws others, and "
                 "--inputs MODULE:NAME gives them, such as indices and graphs"
@@ -158,6 +160,12 @@ def _network(text: str) -> Any:
             f"{text} is of class {type(found).__name__}; expected a torch.nn.Module, or a function of the inputs."
         )
     return found
+
+
+def device_of(network: Any) -> torch.device:
+    """Where a network's inputs belong: with its first parameter."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
 
 def _declared(network: Any, name: str, flag: str) -> Any:

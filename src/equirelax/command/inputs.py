@@ -141,62 +141,60 @@ def _gathered(entries: Sequence[Entry], values: Sequence[Any], flag: str) -> Any
     return dict(zip(names, values, strict=True))
 
 
-def drawn(entries: Sequence[Entry], rows: int, seed: int, flag: str) -> Any:
-    """Draw a sample, with normally distributed entries in float64.
+class Draws:
+    """Draws tensors with normally distributed entries, in float64.
 
     Args:
-        entries: The inputs.
         rows: Rows of a tensor whose sizes are not given, which is (rows, size of the representation).
-        seed: The seed.
-        flag: The flag for messages.
+        seed: The seed; numbers are drawn on the CPU, so that they are the same on every device.
+        device: Where the tensors are put.
+    """
+
+    def __init__(self, rows: int, seed: int, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def tensor(
+        self, action: Representation | TensorAction | None, sizes: tuple[int, ...] | None, name: str
+    ) -> Tensor:
+        """Draw one tensor; `name` is what messages call it.
+
+        Raises:
+            ConfigError: Its sizes are needed.
+        """
+        if sizes is None:
+            sizes = self._sizes(action, name)
+        return torch.randn(sizes, generator=self.generator, dtype=torch.float64).to(self.device)
+
+    def _sizes(self, action: Representation | TensorAction | None, name: str) -> tuple[int, ...]:
+        last = On(action) if isinstance(action, Representation) else action
+        if isinstance(last, On) and last.axis == -1:
+            return self.rows, last.representation.dim
+        if action is None:
+            example = f"{self.rows},5"
+        else:
+            example = "2,3,32,32" if isinstance(action, GridField) else f"{self.rows},3,16"
+        raise ConfigError(f"{name}: give all sizes of the tensor behind a colon, as in --in '...:{example}'.")
+
+
+def drawn(entries: Sequence[Entry], draws: Draws, flag: str) -> Any:
+    """Draw a sample for entries of the command line; `flag` is for messages.
 
     Raises:
-        ConfigError: The sizes of a tensor are needed.
+        ConfigError: The sizes of a tensor are needed, or only some of the entries are named.
     """
-    generator = torch.Generator().manual_seed(seed)
-    values = [
-        _draw(entry.action, entry.sizes, rows, generator, f"{flag} '{entry.text}'") for entry in entries
-    ]
+    values = [draws.tensor(entry.action, entry.sizes, f"{flag} '{entry.text}'") for entry in entries]
     return _gathered(entries, values, flag)
 
 
-def drawn_like(reps: Any, rows: int, seed: int) -> Any:
+def drawn_like(reps: Any, draws: Draws) -> Any:
     """Draw a sample for the representations that a network itself declares, with the same structure.
 
     Raises:
         ConfigError: An input's shape does not follow from its representation.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(rep: Any) -> Any:
-        if isinstance(rep, Mapping):
-            return {key: draw(value) for key, value in rep.items()}
-        if isinstance(rep, tuple):
-            return tuple(map(draw, rep))
-        return _draw(rep, None, rows, generator, "the network's own input")
-
-    return draw(reps)
-
-
-def _draw(
-    action: Representation | TensorAction | None,
-    sizes: tuple[int, ...] | None,
-    rows: int,
-    generator: torch.Generator,
-    name: str,
-) -> Tensor:
-    if sizes is None:
-        last = On(action) if isinstance(action, Representation) else action
-        if not isinstance(last, On) or last.axis != -1:
-            example = (
-                f"{rows},5"
-                if action is None
-                else "2,3,32,32"
-                if isinstance(action, GridField)
-                else f"{rows},3,16"
-            )
-            raise ConfigError(
-                f"{name}: give all sizes of the tensor behind a colon, as in --in '...:{example}'."
-            )
-        sizes = (rows, last.representation.dim)
-    return torch.randn(sizes, generator=generator, dtype=torch.float64)
+    if isinstance(reps, Mapping):
+        return {key: drawn_like(value, draws) for key, value in reps.items()}
+    if isinstance(reps, tuple):
+        return tuple(drawn_like(value, draws) for value in reps)
+    return draws.tensor(reps, None, "the network's own input")
