@@ -265,7 +265,7 @@ def test_bad_losses_are_named() -> None:
     def score(of: Any) -> SymmetryScore:
         return er.symmetry_score(model(), data, of, placement=PLACEMENT)
 
-    with pytest.raises(AuditError, match="two at least"):
+    with pytest.raises(AuditError, match="needs two"):
         score(lambda m, b: loss(m, b).mean())
     with pytest.raises(AuditError, match="one loss for every example"):
         score(lambda m, b: m(b[0], b[1]))
@@ -277,3 +277,84 @@ def test_bad_losses_are_named() -> None:
     er.relax(relaxed, PLACEMENT)
     with pytest.raises(AuditError, match="placement"):
         er.symmetry_score(relaxed, data, loss, placement=PLACEMENT)
+    with pytest.raises(AuditError, match="strict"), er.relaxation_of(relaxed).strict():
+        er.symmetry_score(relaxed, data, loss)
+    with pytest.raises(AuditError, match="Relaxation"):
+        er.symmetry_score(er.relaxation_of(relaxed), data, loss)  # type: ignore[arg-type]
+    with pytest.raises(AuditError, match="NoneType"):
+        score(None)
+    with pytest.raises(AuditError, match="none"):
+        er.symmetry_score(model(), iter([]), loss, placement=PLACEMENT)
+
+
+class Three(nn.Module):
+    """A layer that is used, in float32; one behind it in float64; and two of which the output does not depend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.last, self.aside, self.fixed = (nn.Linear(3, 3, bias=False) for _ in range(4))
+        for layer in self.children():
+            nn.init.eye_(layer.weight)
+        self.last.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.aside(x)
+        with torch.no_grad():
+            self.fixed(x)
+        masked = torch.cat([x, torch.full_like(x[:1], float("nan"))])  # as padded rows are
+        given = torch.where(masked.isnan(), 0.0, self.used(masked))[:-1]
+        return self.last(given.double())
+
+
+VECTORS = er.Layers(declare=(er.Linear("*", "1x1o", "1x1o"),))
+
+
+def of_vectors(net: nn.Module, of: Any, unit: float = 1.0) -> SymmetryScore:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    y = x + torch.tensor([0.0, 0.0, 1.0])
+    return er.symmetry_score(net, (x, y), lambda m, b: unit * of(m, b), placement=VECTORS)
+
+
+def squares(m: nn.Module, b: Any) -> Tensor:
+    return (m(b[0]) - b[1]).square().sum(1)
+
+
+def test_layers_without_a_gradient_are_named_dtypes_stay_and_rows_without_a_gradient_do_not_count() -> None:
+    found = of_vectors(Three(), squares)
+    assert sorted(found.skipped) == ["aside", "fixed"]
+    alone = nn.Sequential(nn.Linear(3, 3, bias=False))
+    nn.init.eye_(alone[0].weight)
+    expected = of_vectors(alone, squares)
+    for one in found.layers:
+        assert one.ratio == pytest.approx(expected.layers[0].ratio, rel=1e-6)
+    assert found.whole.ratio == pytest.approx(
+        expected.whole.ratio, rel=1e-6
+    )  # the others are no zeros in the mean
+
+
+def test_ratio_and_z_have_no_unit() -> None:
+    found = [of_vectors(Three(), squares, unit).layers[0] for unit in (1.0, 1e-15)]
+    assert found[1].ratio == pytest.approx(found[0].ratio, rel=1e-5)
+    assert found[1].z == pytest.approx(found[0].z, rel=1e-5)
+
+
+def test_rounding_is_no_asymmetry() -> None:
+    """Gradients that are equivariant for every example alone: what is left of them after P is rounding, and shared."""
+    rep = 4 * regular(Cyclic(4))
+    net = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Tanh())
+    with torch.no_grad():
+        weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+        net[0].weight.copy_(equivariant_projection(weight, rep, rep))
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(64, 4, 1, generator=generator).expand(64, 4, 4).reshape(64, 16) for _ in range(2))
+    found = er.symmetry_score(net, (x, y), squares, placement=er.Layers(declare=(er.Linear("0", rep, rep),)))
+    assert found.layers[0].score == found.layers[0].z == found.whole.z == 0.0
+
+
+def test_what_a_layer_reads_must_be_finite() -> None:
+    class Bad(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nan_to_num(self.used(x)) + self.used(x * torch.inf).sigmoid()
+
+    with pytest.raises(NonFiniteError):
+        of_vectors(Bad(), squares)

@@ -37,7 +37,7 @@ class Rows:
     Attributes:
         read: What the layer read, (rows, in_dim), or (entries, in_dim, ...) of fields on a grid.
         gradient: Of the losses' sum by the layer's output, (rows, out_dim) or (entries, out_dim, ...).
-        example: The example of every row, (rows,) or (entries,); any number where the gradient is 0.
+        example: The example of every row, (rows,) or (entries,). Rows and entries whose gradient is 0 are left out.
     """
 
     read: Tensor
@@ -161,7 +161,10 @@ def rows_of(
     losses = losses.reshape(-1)
     if not bool(torch.isfinite(losses).all()):
         raise NonFiniteError("loss(model, batch) gave NaN or infinity")
-    calls = [(key, call) for key, one in probes.items() for call in one.take()]
+    calls = [(key, call) for key, one in probes.items() for call in one.take() if not one.differentiated]
+    found: dict[str, list[Rows]] = {key: [] for key in probes}
+    if not calls and any(one.differentiated for one in probes.values()):
+        return len(losses), found
     if not calls or not losses.requires_grad:
         raise AuditError(
             "loss(model, batch) reaches no layer that can be relaxed: does it call the model that it is given, with gradients, "
@@ -172,27 +175,36 @@ def rows_of(
             raise AuditError(
                 f"{key or 'the model'}: the features that it read were overwritten by an operation in place"
             )
-    found: dict[str, list[Rows]] = {key: [] for key in probes}
-    for (key, call), (gradient, example) in zip(calls, _gradients(losses, calls), strict=True):
-        read, rows = call.rows(gradient)
-        found[key].append(Rows(read, rows, example))
+    for (key, call), result in zip(calls, _gradients(losses, calls), strict=True):
+        if result is None:
+            continue
+        gradient, example = result
+        moved = _sizes(call, gradient) > 0
+        read, rows = (tensor[moved] for tensor in call.rows(gradient))
+        if not bool(torch.isfinite(read).all()):
+            raise NonFiniteError(f"{key or 'the model'}: it reads NaN or infinity")
+        found[key].append(Rows(read, rows, example[moved]))
     return len(losses), found
 
 
-def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Tensor, Tensor]]:
-    """The gradient by every call's zeros, and the example of each of its rows."""
-    zeros, count = [call.zeros for _, call in calls], len(losses)
-    bits = (count - 1).bit_length()
-    whole = _backward(losses, zeros, torch.ones_like(losses), bits > 0)
-    sizes = [_sizes(call, gradient) for (_, call), gradient in zip(calls, whole, strict=True)]
-    for (key, _), size in zip(calls, sizes, strict=True):
+def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Tensor, Tensor] | None]:
+    """The gradient by every call's zeros, and the example of each of its rows; None where the losses do not depend on them."""
+    bits = (len(losses) - 1).bit_length()
+    found = _backward(losses, [call for _, call in calls], torch.ones_like(losses), bits > 0)
+    places = [place for place, gradient in enumerate(found) if gradient is not None]
+    used, whole = [calls[place] for place in places], [g for g in found if g is not None]
+    sizes = [_sizes(call, gradient) for (_, call), gradient in zip(used, whole, strict=True)]
+    for (key, _), size in zip(used, sizes, strict=True):
         if not bool(torch.isfinite(size).all()):
             raise NonFiniteError(f"{key or 'the model'}: the gradient by its output is NaN or infinity")
     examples = [torch.zeros(size.shape, dtype=torch.long, device=size.device) for size in sizes]
-    numbers = torch.arange(count, device=losses.device)
-    for bit in range(bits):
-        parts = _backward(losses, zeros, ((numbers >> bit) & 1).to(losses), bit < bits - 1)
-        for index, ((key, call), part) in enumerate(zip(calls, parts, strict=True)):
+    numbers = torch.arange(len(losses), device=losses.device)
+    for bit in range(bits if used else 0):
+        parts = _backward(
+            losses, [call for _, call in used], ((numbers >> bit) & 1).to(losses), bit < bits - 1
+        )
+        for index, ((key, call), part) in enumerate(zip(used, parts, strict=True)):
+            assert part is not None  # as in the first pass
             hit = _sizes(call, part) > 0
             gap = _sizes(call, part - whole[index])[hit]
             size = sizes[index]
@@ -202,12 +214,18 @@ def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Ten
                     f"shared row, a loss that is not example by example). Give an iterator over batches of one example each"
                 )
             examples[index] += hit.long() << bit
-    return list(zip(whole, examples, strict=True))
+    results: list[tuple[Tensor, Tensor] | None] = [None] * len(calls)
+    for place, gradient, example in zip(places, whole, examples, strict=True):
+        results[place] = gradient, example
+    return results
 
 
-def _backward(losses: Tensor, zeros: list[Tensor], weights: Tensor, again: bool) -> list[Tensor]:
-    found = torch.autograd.grad(losses, zeros, weights, retain_graph=again, allow_unused=True)
-    return [torch.zeros_like(z) if g is None else g for z, g in zip(zeros, found, strict=True)]
+def _backward(losses: Tensor, calls: list[_Call], weights: Tensor, again: bool) -> list[Tensor | None]:
+    return list(
+        torch.autograd.grad(
+            losses, [call.zeros for call in calls], weights, retain_graph=again, allow_unused=True
+        )
+    )
 
 
 def _sizes(call: _Call, gradient: Tensor) -> Tensor:

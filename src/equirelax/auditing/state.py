@@ -23,8 +23,9 @@ _TORCH_OWN = frozenset(nn.Module().__dict__) | {"training"}
 
 
 @contextlib.contextmanager
-def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Run the body with the model in evaluation mode and in ``dtype``, without autocast, TF32 and compiled code.
+def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Iterator[None]:
+    """Run the body with the model in evaluation mode and in ``dtype``, without autocast, TF32 and compiled code; None leaves
+    every tensor its own dtype.
 
     Random states are private to the body. Parameters get a cast *copy* as data. Every other tensor that a module holds as a
     buffer or a plain attribute, and every list, dict, tuple, set or deque among its attributes, is replaced by a copy, cast if
@@ -60,7 +61,8 @@ def measuring(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[N
         gradients = [(tensor, tensor.grad, tensor.requires_grad) for tensor, _ in copies.kept]
         try:
             torch.manual_seed(seed)
-            torch.set_default_dtype(dtype)
+            if dtype is not None:
+                torch.set_default_dtype(dtype)
             for tensor, _, _ in gradients:
                 tensor.grad = None
             for tensor, original in copies.kept:
@@ -128,7 +130,7 @@ def _other_generators(seed: int) -> Iterator[None]:
 class _Copies:
     """Copies of a model's tensors and containers for the measurement, one per object."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
         self.kept: list[tuple[Tensor, Tensor]] = []  # objects that stay in place, with their original data
         self.own_dtypes: set[torch.dtype] = set()
@@ -188,6 +190,8 @@ class _Copies:
 
     def target(self, tensor: Tensor) -> torch.dtype:
         """The dtype in which a tensor is measured."""
+        if self.dtype is None:
+            return tensor.dtype
         if tensor.is_floating_point():
             return self.dtype
         return complex_of(self.dtype) if tensor.is_complex() else tensor.dtype
@@ -221,7 +225,9 @@ class _Held:
         self.module._buffers.update(inside[0])
         self.module.__dict__.update(
             {
-                key: copies.dtype if isinstance(value, torch.dtype) and value in copies.own_dtypes else value
+                key: copies.dtype
+                if copies.dtype and isinstance(value, torch.dtype) and value in copies.own_dtypes
+                else value
                 for key, value in inside[1].items()
             }
         )

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from equirelax.auditing.moments import Loss, Rows, probe, rows_of
+from equirelax.auditing.moments import Loss, Probe, Rows, probe, rows_of
 from equirelax.auditing.state import measuring
-from equirelax.errors import AuditError
+from equirelax.errors import AuditError, NonFiniteError
 from equirelax.relaxation import (
     Convolution,
     GridKernels,
@@ -37,9 +37,10 @@ from equirelax.symmetry import Representation, equivariant_projection, trivial
 
 ENTRIES = 2**22
 """The moments of so many examples are held at a time that they have about this many entries."""
-EPS = 1e-30
-"""Keeps the ratio finite where all moments are 0."""
+ROUNDING = 10
+"""What is smaller beside the whole gradient than so many units of the dtype's precision is rounding."""
 ALL = "all layers"
+END = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,12 +165,13 @@ def symmetry_score(
     Returns:
         The scores. Residuals without an exact orthogonal projection are in `skipped`, with the reason: those that read
         positions (translations), between representations that are not orthogonal (scalings, boosts), of kernels on a grid that
-        obey their group only nearly, of streams, and of networks that differentiate themselves (forces) before that layer.
+        obey their group only nearly, of streams, of networks that differentiate themselves (forces) before that layer, and those on
+            whose output the loss does not depend.
 
     Raises:
         AuditError: No residual can be scored, there are fewer than two examples, `loss` gives something else, the loss of one
-            example depends on another example, or `placement` is given for a model that is relaxed.
-        NonFiniteError: A loss or gradient is NaN or infinity.
+            example depends on another example, `placement` is given for a model that is relaxed, or another rank failed.
+        NonFiniteError: A loss, a gradient, or what a layer read is NaN or infinity.
         PlacementError: The model has nothing to relax.
 
     Examples:
@@ -188,13 +190,23 @@ def symmetry_score(
         >>> score.whole.ratio > 0.2, score.whole.z > 3
         (True, True)
     """
+    if not isinstance(model, nn.Module) or not callable(loss):
+        raise AuditError(
+            f"symmetry_score: model is a {type(model).__name__} and loss a {type(loss).__name__}; expected a torch.nn.Module, of "
+            f"a handle relaxation.model, and a function (model, batch) -> losses"
+        )
     inner = unwrapped(model)
     if any(isinstance(module, Residual) for module in inner.modules()):
         if placement is not None:
             raise AuditError(
                 "symmetry_score: the model is relaxed already: leave placement out, or project the model first"
             )
-        return _score(relaxation_of(inner), batch, loss)
+        relaxation = relaxation_of(inner)
+        if any(residual.suspended for _, residual in relaxation):
+            raise AuditError(
+                "symmetry_score: call it outside relaxation.strict(); it looks at the strict network by itself"
+            )
+        return _score(relaxation, batch, loss)
     relaxation = relax(inner, placement, generator=torch.Generator())
     try:
         return _score(relaxation, batch, loss)
@@ -205,28 +217,20 @@ def symmetry_score(
 def _score(relaxation: Relaxation, batch: Any, loss: Loss) -> SymmetryScore:
     spaces = {key: _space(residual) for key, residual in relaxation}
     skipped = {key: found for key, found in spaces.items() if isinstance(found, str)}
-    sums = {key: Sums(space) for key, space in spaces.items() if not isinstance(space, str)}
-    if not sums:
+    scored = {key: space for key, space in spaces.items() if not isinstance(space, str)}
+    if not scored:
         raise AuditError(
             "no residual of the model can be scored: "
             + "; ".join(f"{key or '(model)'}: {reason}" for key, reason in list(skipped.items())[:5])
         )
-    model = relaxation.model
-    tensors = (*model.parameters(), *model.buffers())
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-    count = 0
-    with measuring(model, dtype):
-        probes = probe(relaxation, set(sums))
-        for one in _batches(batch):
-            found, rows = rows_of(probes, model, one, loss)
-            count += found
-            for key, calls in rows.items():
-                sums[key].add(calls, found)
-        for key, one_probe in probes.items():
-            if one_probe.differentiated:
-                skipped[key] = (
-                    "the network differentiates itself behind it, so that more than its output matters"
-                )
+    model, sums = relaxation.model, Sums(scored, relaxation.gammas().device)
+    with measuring(model, None):
+        probes = probe(relaxation, set(scored))
+        count = _measure(probes, model, batch, loss, sums)
+        differentiated = _of_ranks([one.differentiated for one in probes.values()], sums.device)
+    for key, found in zip(probes, zip(*differentiated, strict=True), strict=True):
+        if any(found):
+            skipped[key] = "the network differentiates itself behind it, so that more than its output matters"
     return _summary(relaxation, sums, skipped, count)
 
 
@@ -282,7 +286,8 @@ class DenseSpace(Space):
                 rows, gradient = call.read[of_one].double(), call.gradient[of_one].double()
                 found[example - start, :, :-1] += gradient.mT @ rows
                 found[example - start, :, -1] += gradient.sum(0)
-        return (found - equivariant_projection(found, self.in_rep, self.out_rep)).flatten(1)
+        rest = found - equivariant_projection(found, self.in_rep, self.out_rep)
+        return _without_rounding(rest.flatten(1), found.flatten(1), like.dtype)
 
 
 class KernelSpace(Space):
@@ -304,11 +309,18 @@ class KernelSpace(Space):
                 (kernel,) = torch.autograd.grad(self.convolution(read, weight), weight, gradient)
                 kernels[example - start] += kernel.flatten()
                 biases[example - start] += gradient.flatten(2).sum((0, 2))
+        whole = found.clone()
         for kernel in kernels:
             kernel -= self.convolution.symmetry.project(kernel.view(self.shape)).flatten()
         invariant = equivariant_projection(biases[..., None], trivial(self.out_rep.group), self.out_rep)
         biases -= invariant[..., 0]
-        return found
+        return _without_rounding(found, whole, calls[0].read.dtype)
+
+
+def _without_rounding(rest: Tensor, whole: Tensor, dtype: torch.dtype) -> Tensor:
+    """A_i, set to 0 where it is so small beside M_i that it is rounding, which all examples may share."""
+    norms = [torch.linalg.vector_norm(of, dim=1, keepdim=True) for of in (rest, whole)]
+    return torch.where(norms[0] > ROUNDING * torch.finfo(dtype).eps * norms[1], rest, 0.0)
 
 
 def _split(call: Rows, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
@@ -323,98 +335,143 @@ def _split(call: Rows, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
 
 
 class Sums:
-    """Running sums of one residual: all that the score needs of the examples.
+    """Running sums over the examples of all ranks: all that the score needs of them.
 
     Args:
-        space: The maps at its place.
+        spaces: Key -> the maps at a residual's place.
+        device: Where the ranks exchange tensors.
 
     Attributes:
-        total: The sum of A_i, (size,), float64; None before the first example.
-        squares: The sum of ``|A_i|^2``.
-        steps: Of every example ``d_i = <A_i, sum of those before>``.
-        called: Whether a call has reached the layer.
+        reached: Keys of the residuals whose outputs the loss of this rank's examples depended on.
     """
 
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.total = torch.zeros(space.size, dtype=torch.float64)
-        self.squares = 0.0
-        self.steps: list[float] = []
-        self.called = False
+    def __init__(self, spaces: dict[str, Space], device: torch.device) -> None:
+        self.spaces = spaces
+        self.reached: set[str] = set()
+        self.device = device
+        self._sizes = [space.size for space in spaces.values()]
+        self._total = torch.zeros(sum(self._sizes), dtype=torch.float64, device=device)
+        self._squares = torch.zeros(len(spaces), dtype=torch.float64, device=device)
+        self._steps = [torch.zeros(len(spaces), 0, dtype=torch.float64, device=device)]
 
-    def add(self, calls: list[Rows], count: int) -> None:
-        """Add the examples of a batch."""
-        if not calls:
-            self.steps += count * [0.0]
-            return
-        self.called = True
-        self.total = self.total.to(calls[0].read.device)
-        chunk = max(1, ENTRIES // self.space.size)
-        for start in range(0, count, chunk):
-            found = self.space.moments(calls, start, min(start + chunk, count))
-            gram = found @ found.T
-            self.steps += (found @ self.total + gram.tril(-1).sum(1)).tolist()
-            self.squares += float(gram.diagonal().sum())
-            self.total += found.sum(0)
+    def add(self, rows: dict[str, list[Rows]], count: int, most: int) -> None:
+        """Add a batch of each rank: their examples are taken a few at a time, rank after rank.
+
+        Args:
+            rows: The calls of every residual in this rank's batch.
+            count: Examples of this rank's batch; 0 where it has none left.
+            most: Examples of the largest batch of the ranks.
+        """
+        self.reached.update(key for key, calls in rows.items() if calls)
+        chunk = max(1, ENTRIES // sum(self._sizes))
+        for start in range(0, most, chunk):
+            stop = max(start, min(start + chunk, count))
+            moments = [
+                space.moments(rows[key], start, stop).to(self.device)
+                if rows.get(key) and stop > start
+                else torch.zeros(stop - start, space.size, dtype=torch.float64, device=self.device)
+                for key, space in self.spaces.items()
+            ]
+            lower, here = _lower_and_all(torch.cat([found.sum(0) for found in moments]))
+            before = (self._total + lower).split(self._sizes)
+            self._total += here
+            grams = [found @ found.T for found in moments]
+            self._steps.append(
+                torch.stack(
+                    [
+                        found @ sum_before + gram.tril(-1).sum(1)
+                        for found, sum_before, gram in zip(moments, before, grams, strict=True)
+                    ]
+                )
+            )
+            self._squares += torch.stack([gram.diagonal().sum() for gram in grams])
+
+    def kept(self, keys: list[str]) -> tuple[Tensor, Tensor]:
+        """For some residuals, d_i of this rank's examples, (residuals, examples), and the sum of ``|A_i|^2`` over all ranks."""
+        chosen = [index for index, key in enumerate(self.spaces) if key in keys]
+        return torch.cat(self._steps, 1)[chosen], _over_ranks(self._squares.clone())[chosen]
 
 
-def _summary(
-    relaxation: Relaxation, sums: dict[str, Sums], skipped: dict[str, str], count: int
-) -> SymmetryScore:
-    device = relaxation.gammas().device
-    called = _over_ranks(torch.tensor([float(one.called) for one in sums.values()], device=device))
-    for key, number in zip(sums, called.tolist(), strict=True):
-        if not number:
-            skipped[key] = "no call of the model reaches it"
-    kept = {key: one for key, one in sums.items() if key not in skipped}
-    if not kept:
-        raise AuditError(
-            "no residual of the model was scored: " + "; ".join(f"{k}: {v}" for k, v in skipped.items())
-        )
-    steps = torch.tensor(
-        [one.steps for one in kept.values()], dtype=torch.float64
-    )  # (residuals, examples of this rank)
-    joins = torch.tensor([_joins(one.total.to(device)) for one in kept.values()], dtype=torch.float64)
-    squares = torch.tensor([one.squares for one in kept.values()], dtype=torch.float64)
-    n = round(float(_over_ranks(torch.tensor([float(count)], dtype=torch.float64, device=device))))
+def _measure(probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss, sums: Sums) -> int:
+    """Add up all batches, one of each rank at a time; returns the number of examples of all ranks."""
+    batches, examples, ended = iter(_batches(batch)), 0, False
+    while True:
+        count, failure = 0, None
+        rows: dict[str, list[Rows]] = {}
+        try:
+            one = END if ended else next(batches, END)
+            ended = one is END
+            if not ended:
+                count, rows = rows_of(probes, model, one, loss)
+        except Exception as error:
+            failure = error
+        states = _of_ranks([count, not ended, failure is not None], sums.device)
+        if failure is not None:
+            raise failure
+        if any(failed for _, _, failed in states):
+            raise AuditError("the symmetry score failed in another process, whose message says why")
+        if not any(more for _, more, _ in states):
+            return examples
+        counts = [number for number, _, _ in states]
+        sums.add(rows, count, max(counts))
+        examples += sum(counts)
+
+
+def _summary(relaxation: Relaxation, sums: Sums, skipped: dict[str, str], n: int) -> SymmetryScore:
     if n < 2:
         raise AuditError(
-            f"{n} example was given, and the score needs two at least: let loss return one loss for every example, or give an "
-            f"iterator over batches of one example each"
+            f"the score needs two examples at least; there {'was 1' if n else 'were none'}: let loss return one loss for every "
+            f"example, or give an iterator over batches of one example each"
         )
-    size = _over_ranks(squares.to(device)).cpu() / n
-    weights = 1 / (size + EPS)
-    parts = torch.stack(
-        [
-            steps.sum(1), steps.square().sum(1), weights * steps.sum(1),
-            (weights @ steps).square().sum().expand(len(kept)),
-        ]
-    )  # fmt: skip
-    parts = _over_ranks(parts.to(device)).cpu() + torch.stack(
-        [
-            joins.sum(1), joins.square().sum(1), weights * joins.sum(1),
-            (weights @ joins).square().sum().expand(len(kept)),
-        ]
-    )  # fmt: skip
-    scores = 2 * parts[0] / (n * (n - 1))
+    for key, found in zip(
+        sums.spaces,
+        zip(*_of_ranks([key in sums.reached for key in sums.spaces], sums.device), strict=True),
+        strict=True,
+    ):
+        if not any(found):
+            skipped.setdefault(key, "nothing that it gives reaches the loss")
+    kept = [key for key in sums.spaces if key not in skipped]
+    if not kept:
+        raise AuditError(
+            "no residual of the model was scored: "
+            + "; ".join(f"{k or '(model)'}: {v}" for k, v in skipped.items())
+        )
+    steps, squares = sums.kept(kept)
+    size = squares / n
+    if not bool(torch.isfinite(size).all()):
+        raise NonFiniteError("the gradients are so large that their squares overflow")
+    weights = torch.where(size > 0, 1 / size, 0.0)
+    whole_steps = weights @ steps
+    parts = _over_ranks(
+        torch.cat(
+            [
+                steps.sum(1),
+                steps.square().sum(1),
+                torch.stack([whole_steps.sum(), whole_steps.square().sum()]),
+            ]
+        )
+    ).cpu()
+    totals, variances, whole = parts.split([len(kept), len(kept), 2])
+    size, weights = size.cpu(), weights.cpu()
+    scores = 2 * totals / (n * (n - 1))
     layers = tuple(
         Score(key, type(relaxation.module(key)).__name__, *values)
         for key, *values in zip(
             kept,
             scores.tolist(),
             (scores * weights).tolist(),
-            _z(parts[0], parts[1]).tolist(),
+            _z(totals, variances).tolist(),
             size.tolist(),
             strict=True,
         )
     )
-    z = float(_z(parts[2].sum(), parts[3, 0]))
-    whole = Score(ALL, "", float(scores.sum()), float((scores * weights).mean()), z, float(size.sum()))
-    return SymmetryScore(n, whole, layers, {key: skipped[key] for key, _ in relaxation if key in skipped})
+    z = float(_z(whole[0], whole[1]))
+    over_all = Score(ALL, "", float(scores.sum()), float((scores * weights).mean()), z, float(size.sum()))
+    return SymmetryScore(n, over_all, layers, {key: skipped[key] for key, _ in relaxation if key in skipped})
 
 
 def _z(total: Tensor, squares: Tensor) -> Tensor:
-    return total / squares.sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(squares > 0, total / squares.sqrt(), 0.0)
 
 
 def _ranks() -> int:
@@ -428,13 +485,25 @@ def _over_ranks(local: Tensor) -> Tensor:
     return local
 
 
-def _joins(total: Tensor) -> list[float]:
-    """<sum of a rank's moments, sum of those of the ranks before it>, rank by rank; the same on all ranks."""
-    before, found = torch.zeros_like(total), []
+def _of_ranks(numbers: list[int], device: torch.device) -> list[list[int]]:
+    """The numbers of every rank."""
+    own = torch.tensor(numbers, dtype=torch.int64, device=device)
+    if _ranks() == 1:
+        return [own.tolist()]
+    found = [torch.empty_like(own) for _ in range(_ranks())]
+    dist.all_gather(found, own)
+    return [one.tolist() for one in found]
+
+
+def _lower_and_all(local: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of a tensor over the ranks below this one, and over all ranks; the latter to the bit the same on all."""
+    if _ranks() == 1:
+        return torch.zeros_like(local), local
+    lower, every = torch.zeros_like(local), torch.zeros_like(local)
     for rank in range(_ranks()):
-        here = total.clone()
-        if _ranks() > 1:
-            dist.broadcast(here, src=rank)
-        found.append(float(here @ before))
-        before += here
-    return found
+        here = local.clone()
+        dist.broadcast(here, src=rank)
+        if rank < dist.get_rank():
+            lower += here
+        every += here
+    return lower, every
