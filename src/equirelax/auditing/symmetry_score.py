@@ -165,8 +165,8 @@ def symmetry_score(
     Returns:
         The scores. Residuals without an exact orthogonal projection are in `skipped`, with the reason: those that read
         positions (translations), between representations that are not orthogonal (scalings, boosts), of kernels on a grid that
-        obey their group only nearly, of streams, of networks that differentiate themselves (forces) before that layer, and those on
-            whose output the loss does not depend.
+        obey their group only nearly, of streams, of networks that differentiate themselves (forces) before that layer, and those
+        on whose output the loss does not depend.
 
     Raises:
         AuditError: No residual can be scored, there are fewer than two examples, `loss` gives something else, the loss of one
