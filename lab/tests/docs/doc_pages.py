@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from undisturbed import undisturbed
 
 ROOT = Path(__file__).parents[3]
+NOTEBOOKS = sorted((ROOT / "docs").glob("**/*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # A block may be preceded by <!-- needs PACKAGE -->, or by <!-- slow -->.
 BLOCK = re.compile(
@@ -61,7 +63,7 @@ def run(page: Path, slow: bool = False) -> tuple[dict[str, Any], str]:
 
 def commands(page: Path) -> list[str]:
     """Commands in fenced blocks and between backticks, without remarks, which follow three spaces or a #."""
-    text, found = page.read_text(encoding="utf-8"), []
+    text, found = _words(page), []
     for block in FENCED.finditer(text):
         if block["language"] in ("", "console", "bash"):
             lines = [re.split(r"\s{3,}|(?:^|\s+)# |; ", line)[0] for line in block["text"].splitlines()]
@@ -72,7 +74,17 @@ def commands(page: Path) -> list[str]:
 
 def named(page: Path) -> list[str]:
     """Commands of equirelax that the text names without arguments, or with words in capitals for the reader's own."""
-    return [line for line in _inline(page.read_text(encoding="utf-8")) if NAMED.fullmatch(line)]
+    return [line for line in _inline(_words(page)) if NAMED.fullmatch(line)]
+
+
+def _words(page: Path) -> str:
+    """The page's text; of a notebook that of its cells without code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join(
+        "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
+    )
 
 
 def _inline(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_pages import FENCED, PAGES, ROOT, commands, name_of, named
+from doc_pages import FENCED, NOTEBOOKS, PAGES, ROOT, commands, name_of, named
 
 pytest.importorskip("jsonargparse")
 from equirelax_lab.cli import main, options
@@ -19,7 +19,7 @@ from equirelax_lab.studies.study import ready_names
 
 LIST = Path(__file__).with_name("commands.txt")
 # command -> the first page that has it
-FOUND = {line: name_of(page) for page in reversed(PAGES) for line in commands(page)}
+FOUND = {line: name_of(page) for page in reversed([*PAGES, *NOTEBOOKS]) for line in commands(page)}
 
 
 def listed() -> dict[str, list[str]]:
@@ -81,7 +81,7 @@ def test_the_list_is_that_of_the_pages() -> None:
 def test_every_command_of_the_laboratory_is_on_some_page() -> None:
     assert len(FOUND) >= 60
     assert {line.split()[1] for line in FOUND if line.startswith("equirelax ")} == set(COMMANDS)
-    names = {line.split()[1] for page in PAGES for line in named(page)} - {"COMMAND", "-m"}
+    names = {line.split()[1] for page in [*PAGES, *NOTEBOOKS] for line in named(page)} - {"COMMAND", "-m"}
     assert names <= set(COMMANDS)
 
 

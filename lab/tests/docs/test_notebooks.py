@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_pages import ROOT
+from doc_pages import NOTEBOOKS, ROOT
 
 pytest.importorskip("nbclient", reason="needs the extra docs")
 import nbformat
@@ -17,7 +17,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import notebooks
 
-NOTEBOOKS = sorted((ROOT / "docs").glob("**/*.ipynb"))
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
