@@ -58,20 +58,12 @@ class ProjectedLoss:
         watch(task, lambda: criterion(model(x), y))
         optimizer.step()
 
-    At every so many calls the same batch is evaluated again, without residuals and without gradients: at `every=100` this costs
-    about 0.3 % of the training. Random numbers, buffers (such as those of batch norm) and modes stay as they were. `lags` has
-    the rule of the warning. In this project's runs of 300 epochs on N-body, measured every 5 epochs, it holds for ACE in both
-    seeds, first at epochs 80 and 165, and never for CR or for ACE on rotated samples. On NequIP it holds for CR, which falls far
-    behind there, and not for augmented ACE.
+    At every so many calls the same batch is evaluated again, without residuals and without gradients. Torch's random numbers,
+    buffers (such as those of batch norm) and modes stay as they were.
 
-    What it means: projection takes away most of the fit to the training data. That may be good, where the residuals have
-    memorised the samples and the strict weights have not, or bad, where these were left undertrained. In an independent trial
-    (N-body, eight seeds) relaxing gained where the projected training loss came to stand below the strict network's error on
-    new samples (2.6e-3 to 4.6e-3, beside 5.5e-3), and lost where it stood about there or above (4.4e-3 to 8.6e-3).
-
-    What to do: compare `projected` with the error of the strict network on validation data. Where it is no lower, let the strict
-    weights train alone at the end (gamma 0, as `Scheduled` and `Swing` with `finish` end), give the residuals a smaller learning
-    rate or a lower rank, or turn every training sample by a rotation of its own, so that they cannot be memorised.
+    The warning says that projection takes away most of the fit to the training data; `lags` is its rule. That may be good, where
+    the residuals have memorised the samples, or bad, where the strict weights were left undertrained. Compare `projected` with a
+    strict network's error on validation data: docs/how_to/projected_loss.md says what to do where it is no lower.
 
     Args:
         relaxation: The relaxed model.

@@ -27,8 +27,8 @@ class Swing(Method):
         gamma(t) = 0 exactly                                     for t >= finish
 
     With phase 0 gamma is 0 at t = period * (1/4 + k/2), k = 0, 1, ...: a `finish` there stops it without a jump. The course
-    does not depend on the length of the training. ACE (arXiv 2505.13631) as its code trains N-body has such an orbit, with an
-    amplitude that falls from 0.5 to 0.4 and a period of about 2,100 steps. Whether this helps is an open question.
+    does not depend on the length of the training. The gamma that ACE (arXiv 2505.13631) learns on N-body swings like this;
+    docs/how_to/projected_loss.md has its amplitude and period. Whether a swing helps is an open question.
 
     Args:
         relaxation: The relaxed model; a gamma that was learnt is fixed again.
