@@ -132,6 +132,14 @@ def test_s_is_unbiased_and_r_is_at_most_1() -> None:
     assert float((total / 4 - 3) / 3 / 3) == 1.0
 
 
+def test_examples_that_depend_on_each_other_score_without_any_asymmetry() -> None:
+    """Every example twice: E <A_i, A_j> is tr Sigma for one of n - 1 partners, and E s = tr Sigma / (n - 1)."""
+    a = randn(4000, 10, 3).repeat_interleave(2, dim=1)
+    n = a.shape[1]
+    s = (a.sum(1).square().sum(1) / n - a.square().sum(2).mean(1)) / (n - 1)
+    assert float(s.mean()) == pytest.approx(3 / (n - 1), rel=0.1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_b_the_non_equivariant_part_never_grows_on_symmetric_data(name: str) -> None:
     """Gradient descent on A and R with steps that gamma's and C's size allow: N <- N (1 - step gamma^2 C) exactly."""

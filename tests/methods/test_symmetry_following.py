@@ -63,6 +63,11 @@ def test_what_is_no_score_and_too_few_examples_are_refused() -> None:
         er.SymmetryFollowing(chain(2), Given())  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="measure"):
         er.SymmetryFollowing(chain(2))
+    for wrong in (Given({"around.mixes.0": 0.5}), Given({"mixes.0": math.nan})):
+        with pytest.raises(MethodError, match="mixes"):
+            course(wrong, 2, measure_every=1)
+    with pytest.raises(MethodError, match="examples"):
+        course(Given(examples=0), 2, measure_every=1)
     with pytest.raises(MethodError, match="examples"):
         course(Given(examples=4), 2, measure_every=1)
     with pytest.raises(MethodError, match="measure"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -75,7 +76,7 @@ class SymmetryFollowing(Method):
 
     Raises:
         MethodError: A setting is unknown or out of range, or `measure` is left out or no function; at a step, when it gives
-            something else, or measures on so few examples that c/n is 1 or more.
+            something else, scores residuals of another model, or measures on so few examples that c/n is 1 or more.
     """
 
     deploys_relaxed: ClassVar[bool] = True
@@ -130,8 +131,8 @@ class SymmetryFollowing(Method):
         Raises:
             MethodError: There are so few examples that every ratio counts as noise.
         """
-        noise = self.settings.dead_zone / examples
-        if noise >= 1:
+        noise = self.settings.dead_zone / max(examples, 1)
+        if examples < 2 or noise >= 1:
             raise MethodError(
                 f"SymmetryFollowing: dead_zone is {self.settings.dead_zone}, and the score was measured on {examples} examples: "
                 f"every ratio would count as noise. Measure on more, several times that number"
@@ -144,7 +145,15 @@ class SymmetryFollowing(Method):
             raise MethodError(
                 f"SymmetryFollowing: measure(relaxation) gave {shown(found)}; expected what er.symmetry_score gives"
             )
+        other = sorted(set(found.ratios) - set(self.paths))
+        if other:
+            raise MethodError(
+                f"SymmetryFollowing: the score is of residuals that the method does not drive: {', '.join(other[:5])}; it drives "
+                f"{', '.join(self.paths[:5])}. Score relaxation.model, and not a module around it"
+            )
         own, ratios = self.settings, [found.ratios.get(key, 0.0) for key in self.paths]
+        if not all(math.isfinite(ratio) for ratio in ratios):
+            raise MethodError(f"SymmetryFollowing: a ratio of the score is NaN or infinity: {found.ratios}")
         self.ratios = torch.tensor(ratios, dtype=torch.float64)
         for residual, ratio in zip(self.relaxation.residuals.values(), ratios, strict=True):
             gamma = (1 - own.rate) * float(residual.gamma) + own.rate * self.target(ratio, found.examples)
