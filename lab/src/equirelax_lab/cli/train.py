@@ -154,16 +154,18 @@ def describe(result: dict[str, Any], folder: Path) -> str:
     error = result["equivariance_error"]
 
     def line(split: str) -> str:
+        # not every residual can be folded
         values = ", ".join(
-            f"{name} {'n/a' if value is None else f'{value:.3f}'}" for name, value in result[split].items()
+            f"{name} {value:.3f}" for name, value in result[split].items() if value is not None
         )
-        return f"  {split:4}  {values}   ({heading(result['metric'])})"
+        return f"    {split:4}  {values}"
 
     return "\n".join(
         [
             f"{result['benchmark']} {result['model']} {result['method']} seed {result['seed']}: "
             f"epoch {result['selected_epoch']} of {result['epochs']} selected, {result['seconds']:.0f} s",
             f"  recipe {_recipe(result['recipe'])}",
+            f"  {heading(result['metric'])}:",
             line("val"),
             line("test"),
             "  equivariance error: n/a"

@@ -55,7 +55,9 @@ class EpochProgress:
         self._told = False
         console = console or Console(stderr=True)
         self.live: Live | None = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._print(f"{label}: {epochs - start} epochs of {steps} steps; val is {metric}")
+        self._print(
+            f"{label}: {_number(epochs - start, 'epoch')} of {_number(steps, 'step')}; val is {metric}"
+        )
         if self.live is not None:
             self.live.start()
 
@@ -156,6 +158,10 @@ class EpochProgress:
             print(line, flush=True)
         else:
             self.live.console.print(line, highlight=False, markup=False)
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
