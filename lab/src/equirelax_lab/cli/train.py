@@ -155,10 +155,10 @@ def describe(result: dict[str, Any], folder: Path) -> str:
 
     def line(split: str) -> str:
         # not every residual can be folded
-        values = ", ".join(
-            f"{name} {value:.3f}" for name, value in result[split].items() if value is not None
-        )
-        return f"    {split:4}  {values}"
+        found = {form: value for form, value in result[split].items() if value is not None}
+        if len(set(found.values())) == 1:  # a network without residuals has one form
+            return f"    {split:4}  {next(iter(found.values())):.3f}"
+        return f"    {split:4}  {', '.join(f'{value:.3f} {form}' for form, value in found.items())}"
 
     return "\n".join(
         [
