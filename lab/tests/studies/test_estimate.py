@@ -14,6 +14,8 @@ from equirelax_lab.studies.study import read_study
 from equirelax_lab.studies.trials import trials
 from equirelax_lab.training.progress import duration
 
+from equirelax.errors import ConfigError
+
 
 @pytest.mark.parametrize(
     "method",
@@ -79,6 +81,15 @@ def test_a_forecast_takes_finished_runs_and_times_the_other_kinds_once(
     # two strict runs of an hour, three scheduled ones of half an hour
     assert estimate.forecast(found, study, 1, "here").startswith("About 3 h 30 min here")
     assert timed == ["scheduled"]
+
+    def fails(config: Any, *rest: Any) -> Cost:
+        if config.method == "scheduled":
+            raise ConfigError("no such layer")
+        return timing(config)
+
+    monkeypatch.setattr(estimate, "measure", fails)
+    assert estimate.forecast(found, study, 1, "here").startswith("About 5 h 0 min here")  # as the strict runs
+    monkeypatch.setattr(estimate, "measure", timing)
     monkeypatch.setattr(estimate, "QUICK", 0.0)
     strict.status = "waiting"
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxError
 from equirelax_lab.data import Samples
 from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Trial
@@ -113,10 +114,13 @@ def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root:
     if study.on_gpu or sum(t.config.training.epochs - t.epochs for t in left) < LEAST_EPOCHS:
         return ""
     costs = {(t.grid, t.kind): cost for t in trials if (cost := _past(t)) is not None}
+    first = {(t.grid, t.kind): t for t in reversed(left)}
     begun = time.perf_counter()
-    for trial in left:
-        key = (trial.grid, trial.kind)
-        if key not in costs and time.perf_counter() - begun < QUICK:
+    for key, trial in first.items():
+        if key in costs or time.perf_counter() - begun > QUICK:
+            continue
+        # what cannot work is told by the run itself, which fails without stopping the others
+        with contextlib.suppress(EquirelaxError, RuntimeError, MemoryError):
             costs[key] = measure(trial.config, root, QUICK / 10, study.machine.devices)
     known = [costs[t.grid, t.kind].seconds(t.config, t.epochs) for t in left if (t.grid, t.kind) in costs]
     unknown = [sum(known) / len(known)] * (len(left) - len(known)) if known else []
