@@ -194,6 +194,10 @@ def test_convolutions_are_scored_kernel_by_kernel() -> None:
         kernel, shift = torch.autograd.grad((out - target).square().sum(), (weight, bias))
         shift = shift - equivariant_projection(shift[:, None], trivial(group), out_rep)[:, 0]
         moments.append(torch.cat([(kernel - symmetry.project(kernel)).flatten(), shift]))
+    alone = er.symmetry_score(
+        net, zip(x, y, strict=True), lambda m, b: (m(b[0]) - b[1]).square().sum(), placement=One()
+    )  # fields without a batch
+    same(alone, found)
     gram = torch.stack(moments) @ torch.stack(moments).T
     assert found.layers[0].size == pytest.approx(float(gram.trace()) / 5)
     assert found.layers[0].score == pytest.approx((float(gram.sum()) - float(gram.trace())) / 20)

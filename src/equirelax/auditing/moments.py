@@ -52,14 +52,15 @@ class _Call:
     read: Kept
     zeros: Tensor
     axis: int
+    on_grid: bool
 
     def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """What was read and the gradient as rows, or as they are on a grid."""
         return self._rows(dense(self.read.value)), self._rows(gradient)
 
     def _rows(self, x: Tensor) -> Tensor:
-        if self.axis < -2:
-            return x
+        if self.on_grid:
+            return x if x.dim() > -self.axis else x[None]  # fields without a batch
         x = x.movedim(self.axis, -1)
         return x.reshape(-1, x.shape[-1])
 
@@ -92,7 +93,7 @@ class Probe(ResidualMap):
             if part.requires_grad:
                 self._watching.append(part.register_hook(self._note))
         zeros.requires_grad_()
-        self.calls.append(_Call(keep(x), zeros, self.feature_axis))
+        self.calls.append(_Call(keep(x), zeros, self.feature_axis, self.convolution is not None))
         return zeros
 
     def _zeros(self, x: Columns) -> Tensor:
