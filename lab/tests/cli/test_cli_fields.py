@@ -78,8 +78,9 @@ def _data(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
 def test_finished_runs(
     runs: Runs, method: str, words: list[str], form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "pictures"
-    assert main(["fields", str(runs(method)), *words, "--out", str(out)]) == 0
+    out, folder = tmp_path / "pictures", str(runs(method))
+    capsys.readouterr()  # what training said
+    assert main(["fields", folder, *words, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{form}: RMSE ")
     assert "over 2 steps" in text
