@@ -141,9 +141,8 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | No
                 **found.to_dict(),
             }
         )
-    command = again.command(
-        "symmetry", "--score", *map(again.place, folders), *(["-o", again.place(out)] if out else [])
-    )
+    words = ["--score", *map(again.place, folders), "--examples", str(examples)]
+    command = again.command("symmetry", *words, *(["-o", again.place(out)] if out else []))
     where = out or folders[0]
     numbers = {
         "command": command,
