@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ ARROWS = 11
 STILL = 0.03
 """Share of the largest true speed below which no arrow is drawn, because the direction of rounding errors means nothing."""
 COLUMNS = 8
+CHARACTER = 0.07
+"""Width of a character of the smallest text, in inches."""
 MILLISECONDS = 250
 """How long a frame of the animation is shown."""
 HOLD = 6
@@ -109,7 +112,8 @@ def draw_fields(path: Path, forecast: Forecast, title: str, again: str = "") -> 
         for row, name in enumerate(("true", "predicted", "error")):
             panels[row, 0].set_ylabel(name, fontsize=10)
         _colour_bars(figure, list(panels[:2].flat), list(panels[2]), colours)
-        figure.supxlabel("\n".join(filter(None, (_scale_words(forecast), again))), fontsize=8)
+        words = textwrap.fill(_scale_words(forecast), int(figure.get_figwidth() / CHARACTER))
+        figure.supxlabel("\n".join(filter(None, (words, again))), fontsize=8)
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=130)
@@ -130,7 +134,9 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
         canvas = FigureCanvasAgg(figure)
         panels = list(figure.subplots(1, 3))
         _colour_bars(figure, panels[:2], panels[2:], colours)
-        figure.supxlabel(_scale_words(forecast), fontsize=8)
+        figure.supxlabel(
+            textwrap.fill(_scale_words(forecast), int(figure.get_figwidth() / CHARACTER)), fontsize=8
+        )
         heading = figure.suptitle("")
         for index in range(count):
             for panel, name in zip(panels, ("true", "predicted", "error"), strict=True):
