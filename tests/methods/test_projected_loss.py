@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import functools
 import math
 import warnings
 from typing import Any
@@ -209,3 +210,13 @@ def test_what_it_is_given_is_checked(wrong: Any) -> None:
         ProjectedLoss(relaxed(), every=wrong)
     with pytest.raises(MethodError, match="relaxation"):
         ProjectedLoss(Noisy())  # type: ignore[arg-type]
+
+
+def test_losses_that_are_no_scalars_are_refused() -> None:
+    watch, one = ProjectedLoss(relaxed(), every=1), torch.tensor(1.0)
+    for wrong in (None, one):
+        with pytest.raises(MethodError, match="function"):
+            watch(one, wrong)  # type: ignore[arg-type]
+    for before, again in ((torch.ones(3), one), (one, torch.ones(3)), (1.0, one)):
+        with pytest.raises(MethodError, match="scalar"):
+            watch(before, functools.partial(torch.clone, again))  # type: ignore[arg-type]

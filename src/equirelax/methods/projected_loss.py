@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import EquirelaxWarning, MethodError
 from equirelax.relaxation import Relaxation
-from equirelax.settings import COUNT, check
+from equirelax.settings import COUNT, check, shown
 
 CHECKS = 12
 """Number of measurements that are looked at, in two halves."""
@@ -103,15 +103,23 @@ class ProjectedLoss:
         Returns:
             Whether it measured.
 
+        Raises:
+            MethodError: `loss` is no function, or a loss is no scalar.
+
         Warns:
             EquirelaxWarning: The projected network lags, for the first time.
         """
+        if not callable(loss):
+            raise MethodError(
+                f"ProjectedLoss: loss is {shown(loss)}; expected a function that computes the loss anew, such as "
+                f"lambda: criterion(model(x), y)"
+            )
         self._calls += 1
         if (self._calls - 1) % self.every:
             return False
         with torch.no_grad(), untouched(self.relaxation.model), self.relaxation.strict():
             projected = loss()
-        self._note(float(projected.detach()), float(relaxed.detach()))
+        self._note(_scalar(projected, "the loss that is computed anew"), _scalar(relaxed, "the relaxed loss"))
         return True
 
     def _note(self, projected: float, relaxed: float) -> None:
@@ -157,6 +165,13 @@ class ProjectedLoss:
         if self._history:
             self.projected, self.relaxed = self._history[-1]
             self.lagging = lags(*zip(*self._history, strict=True))
+
+
+def _scalar(loss: Tensor, what: str) -> float:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
+        raise MethodError(f"ProjectedLoss: {what} {got}; expected a scalar tensor")
+    return float(loss.detach())
 
 
 @contextmanager
