@@ -136,7 +136,10 @@ def test_pages_are_printed_in_one_column(site: Path, tmp_path: Path) -> None:
 def test_pages_show_pictures_and_tables_of_the_results(site: Path) -> None:
     benchmarks = pages(site)["benchmarks.html"]
     assert sum("lab/results/" in address for address in benchmarks.fetched) >= 8
-    assert (site / "benchmarks.html").read_text(encoding="utf-8").count("<table>") >= 12
+    text = (site / "benchmarks.html").read_text(encoding="utf-8")
+    assert text.count("<table>") >= 12
+    assert text.count('<div class="results">') >= 12
+    assert '<div class="results sentences">' in text  # the verdict, whose lines break
 
 
 @pytest.mark.slow
