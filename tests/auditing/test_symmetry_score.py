@@ -263,30 +263,6 @@ def test_a_network_that_differentiates_itself_is_not_scored_there() -> None:
     assert [one.key for one in found.layers] == ["behind"]
 
 
-def test_a_layer_without_a_gradient_is_named_and_counts_for_nothing() -> None:
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.busy, self.idle = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.busy(x) + 0 * self.idle(x)
-
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    found = er.symmetry_score(
-        Idle(), x, lambda m, b: m(b).square().sum(1),
-        placement=er.Layers(declare=(er.Linear("*", "1x1o", "1x1o"),)),
-    )  # fmt: skip
-    assert list(found.skipped) == ["idle"]
-    assert found.whole.ratio == found.ratios["busy"]
-    nothing = er.symmetry_score(
-        Idle(), x, lambda m, b: 0 * m(b).square().sum(1),
-        placement=er.Layers(declare=(er.Linear("*", "1x1o", "1x1o"),)),
-    )  # fmt: skip
-    assert nothing.ratios == {"busy": 0.0, "idle": 0.0}
-    assert nothing.whole.z == 0.0
-
-
 def test_bad_losses_are_named() -> None:
     data = joined(doubled(graphs()))
 
