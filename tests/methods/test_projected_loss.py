@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
-import functools
 import math
 import warnings
 from typing import Any
