@@ -18,10 +18,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 def score(batches: Iterator[Batch]) -> er.auditing.SymmetryScore:
-    model = nn.Sequential(nn.Linear(3, 3, bias=False)).double()
-    nn.init.eye_(model[0].weight)
+    linear = nn.Linear(3, 3, bias=False).double()
+    nn.init.eye_(linear.weight)
     return er.symmetry_score(
-        model,
+        nn.Sequential(linear),
         batches,
         lambda m, b: (m(b[0]) - b[1]).square().sum(1),
         placement=er.Layers(declare=(er.Linear("0", "1x1o", "1x1o"),)),
@@ -43,13 +43,17 @@ def worker(rank: int, store: str, queue: Any) -> None:
     # in turn: rank 0, rank 1, rank 0, where rank 1 has no second batch
     parts = cut(samples(240), 110, 90, 40)
     own = [parts[0], parts[2]] if rank == 0 else [parts[1]]
-    found = [score(iter(own)).to_dict()]
+    found: list[Any] = [score(iter(own)).to_dict()]
     found.append(score(iter([samples(240)] if rank == 0 else [])).to_dict())
     x, y = samples(8)
     try:
         score(iter([(x, y * torch.tensor(float("nan") if rank else 1.0))]))
     except (AuditError, NonFiniteError) as error:
         found.append(type(error).__name__)
+    try:  # the same examples again, and not a share of each
+        score(iter(cut((x, y), 5, 3)))
+    except AuditError as error:
+        found.append(str(error))
     queue.put((rank, found))
     dist.destroy_process_group()
 
@@ -79,3 +83,4 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
                 assert several["layers"][0][name] == pytest.approx(one["layers"][0][name]), (rank, name)
                 assert several["whole"][name] == pytest.approx(one["whole"][name]), (rank, name)
     assert [found[0][2], found[1][2]] == ["AuditError", "NonFiniteError"]
+    assert all("world_size" in found[rank][3] for rank in (0, 1))

@@ -39,6 +39,8 @@ ENTRIES = 2**22
 """The moments of so many examples are held at a time that they have about this many entries."""
 ROUNDING = 10
 """What is smaller beside the whole gradient than so many units of the dtype's precision is rounding."""
+SAME = 1e-6
+"""Sums of two ranks that differ by a smaller share are of the same examples."""
 ALL = "all layers"
 END = object()
 
@@ -149,7 +151,7 @@ def symmetry_score(
     a sum of martingale differences if ``E A = 0``: ``z = sum d_i / sqrt(sum d_i^2)``. s and r do not depend on the order
     of the examples, z does a little.
 
-    Take held-out examples, not moved by random group elements, which would hide what they break. The model may be relaxed or
+    Take independent held-out examples, not moved by random group elements, which would hide what they break. The model may be relaxed or
     not. It runs strict (as with all gamma 0), in evaluation mode and in its own dtype, and is left as it was. Calls, rows and
     batches are added up before anything is squared; the moments of a few examples at a time are held. Where a process group
     runs, every rank must call it with examples of its own, and all get the score of all.
@@ -170,7 +172,8 @@ def symmetry_score(
 
     Raises:
         AuditError: No residual can be scored, there are fewer than two examples, `loss` gives something else, the loss of one
-            example depends on another example, `placement` is given for a model that is relaxed, or another rank failed.
+            example depends on another example, `placement` is given for a model that is relaxed, another rank failed, or all
+            ranks gave the same examples.
         NonFiniteError: A loss, a gradient, or what a layer read is NaN or infinity.
         PlacementError: The model has nothing to relax.
 
@@ -353,6 +356,7 @@ class Sums:
         self._total = torch.zeros(sum(self._sizes), dtype=torch.float64, device=device)
         self._squares = torch.zeros(len(spaces), dtype=torch.float64, device=device)
         self._steps = [torch.zeros(len(spaces), 0, dtype=torch.float64, device=device)]
+        self._twins: list[bool] = []
 
     def add(self, rows: dict[str, list[Rows]], count: int, most: int) -> None:
         """Add a batch of each rank: their examples are taken a few at a time, rank after rank.
@@ -372,9 +376,9 @@ class Sums:
                 else torch.zeros(stop - start, space.size, dtype=torch.float64, device=self.device)
                 for key, space in self.spaces.items()
             ]
-            lower, here = _lower_and_all(torch.cat([found.sum(0) for found in moments]))
+            lower, every = self._lower_and_all(torch.cat([found.sum(0) for found in moments]))
             before = (self._total + lower).split(self._sizes)
-            self._total += here
+            self._total += every
             grams = [found @ found.T for found in moments]
             self._steps.append(
                 torch.stack(
@@ -385,6 +389,28 @@ class Sums:
                 )
             )
             self._squares += torch.stack([gram.diagonal().sum() for gram in grams])
+
+    def _lower_and_all(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of a tensor over the ranks below this one, and over all ranks; the latter to the bit the same on all."""
+        if _ranks() == 1:
+            return torch.zeros_like(local), local
+        lower, every, first = torch.zeros_like(local), torch.zeros_like(local), local
+        for rank in range(_ranks()):
+            here = local.clone()
+            dist.broadcast(here, src=rank)
+            if rank < dist.get_rank():
+                lower += here
+            every += here
+            if rank == 0:
+                first = here
+            elif float(here.norm()) > 0:
+                self._twins.append(float((here - first).norm()) <= SAME * float(here.norm()))
+        return lower, every
+
+    @property
+    def repeated(self) -> bool:
+        """Whether all ranks gave the same examples, in the same batches."""
+        return bool(self._twins) and all(self._twins)
 
     def kept(self, keys: list[str]) -> tuple[Tensor, Tensor]:
         """For some residuals, d_i of this rank's examples, (residuals, examples), and the sum of ``|A_i|^2`` over all ranks."""
@@ -418,6 +444,11 @@ def _measure(probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss,
 
 
 def _summary(relaxation: Relaxation, sums: Sums, skipped: dict[str, str], n: int) -> SymmetryScore:
+    if sums.repeated:
+        raise AuditError(
+            "every process gave the same examples, which would count as agreement: give each a share of its own, such as "
+            "examples[rank::world_size]"
+        )
     if n < 2:
         raise AuditError(
             f"the score needs two examples at least; there {'was 1' if n else 'were none'}: let loss return one loss for every "
@@ -493,17 +524,3 @@ def _of_ranks(numbers: list[int], device: torch.device) -> list[list[int]]:
     found = [torch.empty_like(own) for _ in range(_ranks())]
     dist.all_gather(found, own)
     return [one.tolist() for one in found]
-
-
-def _lower_and_all(local: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of a tensor over the ranks below this one, and over all ranks; the latter to the bit the same on all."""
-    if _ranks() == 1:
-        return torch.zeros_like(local), local
-    lower, every = torch.zeros_like(local), torch.zeros_like(local)
-    for rank in range(_ranks()):
-        here = local.clone()
-        dist.broadcast(here, src=rank)
-        if rank < dist.get_rank():
-            lower += here
-        every += here
-    return lower, every
