@@ -151,10 +151,10 @@ def symmetry_score(
     a sum of martingale differences if ``E A = 0``: ``z = sum d_i / sqrt(sum d_i^2)``. s and r do not depend on the order
     of the examples, z does a little.
 
-    Take independent held-out examples, not moved by random group elements, which would hide what they break. The model may be relaxed or
-    not. It runs strict (as with all gamma 0), in evaluation mode and in its own dtype, and is left as it was. Calls, rows and
-    batches are added up before anything is squared; the moments of a few examples at a time are held. Where a process group
-    runs, every rank must call it with examples of its own, and all get the score of all.
+    Take independent held-out examples, not moved by random group elements, which would hide what they break. The model may be
+    relaxed or not. It runs strict (as with all gamma 0), in evaluation mode and in its own dtype, and is left as it was.
+    Calls, rows and batches are added up before anything is squared; the moments of a few examples at a time are held. Where a
+    process group runs, every rank must call it with examples of its own, and all get the score of all.
 
     Args:
         model: The network, relaxed or not; wrappers of `torch.compile` and of parallel training are looked through.
