@@ -20,7 +20,6 @@ from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.board import Board, counts
-from equirelax_lab.studies.cluster import connected
 from equirelax_lab.studies.machines import LocalMachine, Machines
 from equirelax_lab.studies.scheduler import Scheduler, Source, decided, failures, fair_jobs, threads_each
 from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
@@ -188,7 +187,11 @@ def _forecast(study: Study, found: Sequence[Trial], jobs: int, place: str, given
 
 def machines_of(ray: str | None) -> contextlib.AbstractContextManager[Machines]:
     """Where runs execute: on this machine, or on the Ray cluster at an address."""
-    return contextlib.nullcontext(LocalMachine()) if ray is None else connected(ray)
+    if ray is None:
+        return contextlib.nullcontext(LocalMachine())
+    from equirelax_lab.studies.cluster import connected  # a help text needs no cluster
+
+    return connected(ray)
 
 
 def _estimate(study: Study, given: argparse.Namespace) -> int:

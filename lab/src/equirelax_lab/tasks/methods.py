@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 import equirelax.methods as methods
-from equirelax.auditing import SymmetryScore
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 from equirelax.methods import (
@@ -32,6 +31,9 @@ from equirelax.relaxation.regularizers import FiniteRotation, ProjectionNorms
 from equirelax.settings import COUNT, DEPTH, WIDTH, Range, Settings, within
 from equirelax.symmetry import SE, SO, E, Group, O, vector
 from equirelax_lab.tasks.settings import RunConfig
+
+if TYPE_CHECKING:  # help texts need no audits
+    from equirelax.auditing import SymmetryScore
 
 
 @dataclass(frozen=True, kw_only=True)
