@@ -81,7 +81,10 @@ def write_demo(out: Path, state: State, runs: Path, data: str | None) -> str:
     summary = summarise([run.result for run in found if run.finished])
     command = again.command("demo", "--seeds", ",".join(map(str, state["seeds"])))
     table, sentences = demo_table(state, summary), demo_sentences(state, summary)
-    differing, made = differing_line(summary["runs"]), f"Made by `{command}`. {_origin(summary)}"
+    differing, made = (
+        differing_line(summary["runs"]),
+        f"Made by `{command}`. {_origin(summary)} {_times(state)}",
+    )
     write_text(
         out / TABLE,
         "\n\n".join([f"# {TITLE}", table.markdown().rstrip(), differing, made, " ".join(sentences)]) + "\n",
@@ -364,4 +367,5 @@ def _times(state: State) -> str:
     parts = ", ".join(
         f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in state["seconds"].items()
     )
-    return f"It took {total:.0f} s ({parts}) and {cpu:.0f} s of CPU, with whatever else ran on the machine."
+    speed = f" on cores of {state['gflops']} GFLOP/s" if "gflops" in state else ""
+    return f"It took {total:.0f} s ({parts}) and {cpu:.0f} s of CPU{speed}, with whatever else ran on the machine."
