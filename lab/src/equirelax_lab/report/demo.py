@@ -21,7 +21,7 @@ from equirelax_lab.report.lines import legend, tip
 from equirelax_lab.report.looks import GROUND, METHODS, RED, SOFT
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.page import Block, Drawn, fill
-from equirelax_lab.report.rows import differing_line
+from equirelax_lab.report.rows import differing_line, marked_line
 from equirelax_lab.report.runs import read_folder
 from equirelax_lab.report.statistics import decimals, difference_text, interval_text, spread_text
 from equirelax_lab.report.summary import summarise
