@@ -82,7 +82,7 @@ def write_demo(out: Path, state: State, runs: Path, data: str | None) -> str:
     command = again.command("demo", "--seeds", ",".join(map(str, state["seeds"])))
     table, sentences = demo_table(state, summary), demo_sentences(state, summary)
     differing, made = (
-        differing_line(summary["runs"]),
+        marked_line(summary["runs"]),
         f"Made by `{command}`. {_origin(summary)} {_times(state)}",
     )
     write_text(
