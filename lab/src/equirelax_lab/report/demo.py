@@ -335,7 +335,14 @@ def _chapter(
                     charts[0],
                 ],
             ),
-            (PLANTED, [Block("code", "\n".join(planted_lines(planted))), charts[1], whole]),
+            (
+                PLANTED,
+                [
+                    *(Block("text", f"{line[0].upper()}{line[1:]}.") for line in planted_lines(planted)),
+                    charts[1],
+                    whole,
+                ],
+            ),
             (
                 COMPARED,
                 [
