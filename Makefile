@@ -12,7 +12,7 @@ DEMO   ?= runs/demo
 SHARES ?= 8
 COMMITS := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
-.PHONY: demo test test-times test-share test-all list-slow mutants mutants-share test-escnn test-networks table-networks faults docs lint perf install clean
+.PHONY: demo test test-times record-times test-share test-all list-slow mutants mutants-share test-escnn test-networks table-networks faults docs lint perf install clean
 
 install: $(STAMP)
 
@@ -42,6 +42,11 @@ test: $(STAMP)
 # The same, and what each test costs, dearest first, in runs/test-times.
 test-times: $(STAMP)
 	$(BIN)/python tests/run_tiers.py fast --times runs/test-times
+
+# The same, and the line of seconds that README shows.
+record-times: $(STAMP)
+	$(BIN)/python tests/run_tiers.py fast --record lab/results/times/make-test.txt
+	$(BIN)/python docs/tools/insert_results.py
 
 # One in SHARES of the slow tests, another with every commit.
 test-share: $(STAMP)

@@ -1,6 +1,6 @@
 """Run the fast tests, a share of the slow ones, or all: on all cores, then those that want the machine for themselves.
 
-    python tests/run_tiers.py fast [--budget 500] [--times FOLDER]
+    python tests/run_tiers.py fast [--budget 500] [--times FOLDER] [--record FILE]
     python tests/run_tiers.py share K/N
     python tests/run_tiers.py all
 
@@ -47,6 +47,9 @@ def main() -> int:
         "--budget", type=float, help="CPU seconds, on a core of 55 GFLOP/s, above which this fails"
     )
     parser.add_argument("--times", type=Path, help="folder that receives the CPU seconds of every test")
+    parser.add_argument(
+        "--record", type=Path, help="text file that receives the line of seconds, and the commit"
+    )
     chosen = parser.parse_args()
     if (chosen.tier == "share") != (chosen.share is not None):
         parser.error("`share` wants K/N, as in `share 3/8`, and nothing else takes it")
@@ -79,10 +82,16 @@ def main() -> int:
     seconds = children_seconds() - before
     speed = (speed + speed_of_a_core(environment)) / 2  # neighbours slow down both
     scaled = seconds * speed / REFERENCE
-    print(
+    line = (
         f"{seconds:.0f} s of CPU in {time.monotonic() - began:.0f} s, on cores of {speed:.0f} GFLOP/s: "
         f"{scaled:.0f} s of CPU on cores of {REFERENCE:.0f} GFLOP/s"
     )
+    print(line)
+    if chosen.record:
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+        chosen.record.write_text(
+            f"make test: {line}, {os.cpu_count()} cores; commit {commit}\n", encoding="utf-8"
+        )
     if chosen.budget is not None and scaled > chosen.budget:
         print(
             f"This is more than the budget of {chosen.budget:.0f} s. `make test-times` names the dearest tests."

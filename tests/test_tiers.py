@@ -63,6 +63,14 @@ def test_faster_cores_have_less_time(
     assert all(words[-2:] == ["--slow-share", "3/8"] for words in commands)
 
 
+@pytest.mark.usefixtures("commands")
+def test_what_it_took_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = tmp_path / "times.txt"
+    monkeypatch.setattr(sys, "argv", ["run_tiers.py", "fast", "--record", str(record)])
+    assert run_tiers.main() == 0
+    assert "300 s of CPU on cores of 55 GFLOP/s" in record.read_text("utf-8")
+
+
 @pytest.mark.parametrize(("words", "ignored"), [(["fast"], True), (["share", "3/8"], True), (["all"], False)])
 def test_published_networks_are_left_to_their_own_target(
     words: list[str], ignored: bool, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
