@@ -29,6 +29,8 @@ NAMED = re.compile(
 INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`\n]+)`")
 FENCED = re.compile(r"```(?P<language>\w*)\n(?P<text>.*?)```", flags=re.DOTALL)
 
+INSERTED = re.compile(r"<!-- from .+?<!-- end -->", flags=re.DOTALL)
+
 
 def name_of(page: Path) -> str:
     """The page's path inside the repository."""
@@ -78,10 +80,10 @@ def named(page: Path) -> list[str]:
 
 
 def _words(page: Path) -> str:
-    """The page's text; of a notebook that of its cells without code."""
+    """The page's own text, without what is inserted from results; of a notebook that of its cells without code."""
     text = page.read_text(encoding="utf-8")
     if page.suffix != ".ipynb":
-        return text
+        return INSERTED.sub("", text)
     return "\n\n".join(
         "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
     )
