@@ -50,6 +50,10 @@ def build(*, bend=False):
 made = build()
 
 
+def traced():
+    return torch.fx.symbolic_trace(nn.Linear(3, 3))
+
+
 class Declared(Mix):
     in_rep = out_rep = vector(O(3))
 
@@ -304,6 +308,7 @@ def test_a_relaxed_network_is_judged_by_the_form_that_is_deployed(
         (["mynet:Indexed", "--inputs", "mynet:batch", "--in", "1x1o:5,3", "--out", "1x1o"], "--inputs"),
         (["mynet:Indexed", "--inputs", "mynet:batch", "--rows", "3", "--in", "1x1o", "--out", "1x1o"], "--rows"),
         (["mynet:Indexed", "--inputs", "mynet:batch", "--in", "1x1o", "--out", "1x1o"], "`input`"),
+        (["mynet:Pair", *["--in", "1x1o"] * 3, "--out", "invariant"], "pos=1x1o"),
         (["mynet:Fails", "--in", "1x1o", "--out", "1x1o"], "IndexError: no such neighbour ("),
         (["mynet:NaN", "--in", "1x1o", "--out", "1x1o"], "NaN or infinity"),
         (["mynet:Only32", "--in", "1x1o", "--out", "1x1o", "--dtype", "float64"], "float32"),
@@ -326,6 +331,36 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(printed.err.splitlines()) == 1
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_traced_network_that_fails_prints_no_traces(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modules of torch.fx, as e3nn's are inside, print a traceback beside raising the error."""
+    assert audit("mynet:traced", "--in", "2x1o", "--out", "2x1o", samples=1) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1
+    assert "(8x6 float64)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["mynet:build", *CHANNELS, "--dtype", "float32"], "float32)"),
+        (["mynet:Only32", "--in", "1x1o", "--out", "1x1o"], "float32)"),
+        (["mynet:build", *CHANNELS], "float64)"),
+    ],
+    ids=["asked", "cast inside", "by default"],
+)
+def test_inputs_and_outputs_have_the_precision_of_the_run(
+    words: list[str], line: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(*words, samples=1) == 0
+    found = [
+        text for text in capsys.readouterr().out.splitlines() if text.startswith(("  input ", "  output "))
+    ]
+    assert len(found) == 2
+    assert all(text.endswith(line) for text in found)
 
 
 def test_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

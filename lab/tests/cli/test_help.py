@@ -55,6 +55,19 @@ def test_help_fits_the_terminal(
 
 
 @pytest.mark.parametrize(
+    ("words", "items"),
+    [(["data", "get"], ["modelnet40", "rmd17", "md17", "qm9", "mnist"]), (["demo"], ["1", "2", "3"])],
+    ids=["data get", "demo"],
+)
+def test_every_item_of_a_list_has_a_line_of_its_own(
+    words: list[str], items: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    lines = help_of(words, capsys).splitlines()
+    assert [item for item in items if not any(line.startswith(f"  {item}  ") for line in lines)] == []
+
+
+@pytest.mark.parametrize(
     ("command", "benchmark"),
     [("train", "nbody"), ("train", "mocap"), ("compare", "mocap"), ("compare", "smoke")],
 )

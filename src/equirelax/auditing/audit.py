@@ -248,7 +248,7 @@ def _report(
     with measuring(case.model, dtype, seed):
         returned = outputs_of(case, None, "the sample as given")
         if tolerance is None:
-            tolerance, why = tolerance_of(precision, dtype, returned.dtypes)
+            tolerance, why = tolerance_of(precision, dtype, returned.dtypes.values())
             notes += why
         before = measure(case, sampled, discrete)
         if lie:
@@ -292,8 +292,13 @@ def _report(
         after=after,
         lie=derivative,
         localisation=localisation,
-        inputs={leaf.path: _action(leaf) for leaf in leaves(case.sample, case.in_rep, "input")},
-        outputs={leaf.path: _action(leaf, output=True) for leaf in returned.leaves},
+        inputs={
+            leaf.path: _action(leaf, leaf.value.dtype) for leaf in leaves(case.moved(), case.in_rep, "input")
+        },
+        outputs={
+            leaf.path: _action(leaf, returned.dtypes.get(leaf.path, leaf.value.dtype), output=True)
+            for leaf in returned.leaves
+        },
         notes=(*notes, *_notes(before, derivative, tolerance, lie, case, unlisted)),
         deployed=form,
         modules=each,
@@ -347,7 +352,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _action(leaf: Leaf, output: bool = False) -> str:
+def _action(leaf: Leaf, dtype: torch.dtype, output: bool = False) -> str:
     shape = "x".join(map(str, leaf.value.shape)) or "scalar"
     if leaf.action is not None:
         how = f"{leaf.action.representation!r}{leaf.action.where}"
@@ -355,7 +360,7 @@ def _action(leaf: Leaf, output: bool = False) -> str:
         how = "invariant, compared exactly" if output else "passed on as it is"
     else:
         how = "invariant"
-    return f"{how}  ({shape} {_short(leaf.value.dtype)})"
+    return f"{how}  ({shape} {_short(dtype)})"
 
 
 def _listed(path: str, out_rep: Any) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,12 +201,12 @@ class Outputs:
         leaves: What can be compared, detached: float64, complex128, or int64 for whole numbers and truth values. Python's
             and numpy's numbers are tensors here.
         rest: Path and class of what cannot be compared.
-        dtypes: Dtypes of the floating and complex tensors that were returned.
+        dtypes: Path of every floating or complex tensor -> its dtype when it was returned.
     """
 
     leaves: tuple[Leaf, ...]
     rest: tuple[str, ...]
-    dtypes: frozenset[torch.dtype]
+    dtypes: Mapping[str, torch.dtype]
 
 
 def outputs_of(case: Case, element: Tensor | None, words: str) -> Outputs:
@@ -216,7 +216,8 @@ def outputs_of(case: Case, element: Tensor | None, words: str) -> Outputs:
         AuditError: The model returns nothing that can be compared.
         NonFiniteError: An output holds NaN or infinity; ``words`` names the input in the message.
     """
-    found, rest, dtypes = [], [], set()
+    found, rest = [], []
+    dtypes: dict[str, torch.dtype] = {}
 
     def take(leaf: Leaf) -> None:
         value = _comparable(leaf.value.detach())
@@ -224,7 +225,7 @@ def outputs_of(case: Case, element: Tensor | None, words: str) -> Outputs:
             rest.append(f"{leaf.path} ({'empty' if not leaf.value.numel() else 'nested'} tensor)")
             return
         if leaf.value.is_floating_point() or leaf.value.is_complex():
-            dtypes.add(leaf.value.dtype)
+            dtypes[leaf.path] = leaf.value.dtype
         found.append(dataclasses.replace(leaf, value=value))
 
     def other(path: str, value: Any) -> None:
@@ -245,7 +246,7 @@ def outputs_of(case: Case, element: Tensor | None, words: str) -> Outputs:
             raise NonFiniteError(
                 f"`{leaf.path}` holds NaN or infinity on {words}: no equivariance error can be measured"
             )
-    return Outputs(tuple(found), tuple(rest), frozenset(dtypes))
+    return Outputs(tuple(found), tuple(rest), dtypes)
 
 
 def _comparable(value: Tensor) -> Tensor | None:

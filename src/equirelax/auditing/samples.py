@@ -246,9 +246,8 @@ def _check_length(reps: Any, tree: Any, path: str) -> list[Any]:
     if not isinstance(reps, (tuple, list)) or len(reps) != len(tree):
         given = f"{len(reps)} representations" if isinstance(reps, (tuple, list)) else _show(reps)
         raise AuditError(
-            f"{_name(path)} is a {type(tree).__name__} of {len(tree)}, but {given} are given: give one "
-            "Representation or "
-            "None for each of them"
+            f"{_name(path)} is a {type(tree).__name__} of {len(tree)}, which does not fit {given}: give "
+            "one Representation or None for each of them (on the command line, repeat the flag, with invariant for None)"
         )
     return list(reps)
 

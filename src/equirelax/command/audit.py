@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -72,11 +74,12 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
                 own, _ = read_representations(FROM_MODEL, None, group, network)
                 sample = inputs.drawn_like(own, draws)
             where = (
-                "the inputs were drawn; a shape behind the representation, such as 1x1o:4,6,3, draws others, and "
-                "--inputs MODULE:NAME gives them, such as indices and graphs"
+                "the inputs were drawn; a shape behind the representation, such as 1x1o:4,6,3, draws others, a name before "
+                "it, such as pos=1x1o, passes a keyword, and --inputs MODULE:NAME gives them, such as indices and graphs"
             )
         shapes = ", ".join(f"{leaf.path} {_shape(leaf.value)}" for leaf in leaves(sample, None, "input"))
-        with objects.failing(f"the network failed on {shapes or type(sample).__name__} ({where})"):
+        failing = objects.failing(f"the network failed on {shapes or type(sample).__name__} ({where})")
+        with failing, contextlib.redirect_stderr(_WithoutTraces(sys.stderr)):
             return measured(network, sample, in_rep, out_rep, group, parsed)
 
 
@@ -151,6 +154,24 @@ def finish(report: AuditReport, parsed: argparse.Namespace, words: Sequence[str]
     if parsed.html is not None:
         write_text(parsed.html, report.to_html(command))
     return 0 if report.passes else 1
+
+
+class _WithoutTraces(io.TextIOBase):
+    """A stream that leaves out what modules traced by torch.fx, such as e3nn's, print of an error beside raising it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "Call using an FX-traced Module" not in text:
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
 
 def _network(text: str) -> Any:

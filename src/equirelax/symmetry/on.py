@@ -120,7 +120,7 @@ class On(TensorAction):
         axes = f"axis {self.axis}" if len(self.axes) == 1 else f"the axes {self.axis}"
         return (
             f"{self.representation!r} needs {axes} to have size {size}: check the representation, or name another axis with "
-            "On(representation, axis)"
+            "On(representation, axis), on the command line with @AXIS"
         )
 
     def moves(self, axis: int, dims: int) -> bool:

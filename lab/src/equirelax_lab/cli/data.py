@@ -68,13 +68,13 @@ examples:
   equirelax compare mocap --subject dance --methods strict,ace""",
     "get": """Print where a data set is, or download it.
 
-modelnet40    415 MB, every file checked against its published MD5
-rmd17         one archive of ten molecules
-md17          one file per molecule, which --molecule names
-qm9           86 MB, checked against its published SHA-256, converted to all molecules and to the subset of 16,771
-mocap-run     1 MB, EGNO's positions of CMU's subject 9, checked against the hash in its repository
-mocap-walk    7 MB, the same of subject 35, in the published order of trials
-mnist         from openml.org
+  modelnet40    415 MB, every file checked against its published MD5
+  rmd17         one archive of ten molecules
+  md17          one file per molecule, which --molecule names
+  qm9           86 MB, checked against its published SHA-256, converted to all molecules and to the subset of 16,771
+  mocap-run     1 MB, EGNO's positions of CMU's subject 9, checked against the hash in its repository
+  mocap-walk    7 MB, the same of subject 35, in the published order of trials
+  mnist         from openml.org
 
 An interrupted download continues where it stopped. If no address works, the message says what to get by hand and how to pass it
 on with --archive. For the other data sets the command prints where they are, or how to make them. Where each comes from, its
