@@ -25,15 +25,17 @@ TABLE, NUMBERS, PICTURE = f"{STEM}.md", f"{STEM}.json", f"{STEM}.png"
 SCORE = "symmetry_score"
 
 DESCRIPTION = """\
-How much does the data want to break the symmetry? First how exactly the deployed form keeps it. Then, for every residual of
-a finished run: gamma, slack and multiplier; its size, which gamma alone does not show (abs(gamma) x norm of W, share of the
-output); the equivariance error that it adds, measured, and a bound on it where the assumptions of one hold (n/a elsewhere);
-and the course of gamma and the multipliers over training. Writes symmetry.md, symmetry.json and symmetry.png into the run's
-folder, and the table as symmetry.csv and symmetry.tex.
+Show how much a run's data want to break the symmetry.
 
-With --score something else: how symmetric are the data, at every layer of the run's network? A score from the gradients of the
-strict network on single validation samples as they are, for runs of any method, strict ones too (equirelax.symmetry_score, and
-the page "How symmetric are my data?"). Writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
+The report says first how exactly the deployed form keeps the symmetry. Then it lists for every residual of the run gamma, slack
+and multiplier; its size, which gamma alone does not show (abs(gamma) x norm of W, share of the output); the equivariance error
+that it adds, measured, and a bound on it where the assumptions of one hold (n/a elsewhere); and the course of gamma and the
+multipliers over training. It is written to symmetry.md, symmetry.json and symmetry.png in the run's folder, its table to
+symmetry.csv and symmetry.tex.
+
+With --score the command scores instead how symmetric the data are at every layer of the run's network, from the gradients of the
+strict network on single validation samples. It takes runs of any method, also strict ones (equirelax.symmetry_score, and the
+page "How symmetric are my data?"). It writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
 several runs into --out.
 
 examples:

@@ -25,8 +25,8 @@ DESCRIPTION = """Train one model with one method, select on validation, read the
 
 The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows it); every
 flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt
-(resumable), best.ckpt (selected weights), tensorboard/ and result.json. Ctrl-C ends the run after the present epoch; the same
-command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
+(resumable), best.ckpt (selected weights), result.json, and tensorboard/ where tensorboard is installed. Ctrl-C ends the run
+after the present epoch; the same command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
 
 {shorter}
 
