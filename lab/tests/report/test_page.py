@@ -270,6 +270,7 @@ def test_the_command(
     assert main(["report", str(folder), "-o", str(folder / "strict-seed0" / "config.yaml" / "a.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert main(["report", str(folder / "strict-seed0" / "metrics.csv")]) == 0
+    assert ": 1 run, " in capsys.readouterr().out
     assert (folder / "strict-seed0" / "report.html").exists()
 
 
