@@ -338,7 +338,7 @@ def test_a_traced_network_that_fails_prints_no_traces(
 ) -> None:
     """Modules of torch.fx, as e3nn's are inside, print a traceback beside raising the error."""
     assert audit("mynet:traced", "--in", "2x1o", "--out", "2x1o", samples=1) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "(8x6 float64)" in lines[0]
 

@@ -161,9 +161,12 @@ class _WithoutTraces(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.dropped = False
 
     def write(self, text: str) -> int:
-        if "Call using an FX-traced Module" not in text:
+        ended = self.dropped and text == "\n"  # print writes the end of its line by itself
+        self.dropped = "Call using an FX-traced Module" in text
+        if not (self.dropped or ended):
             self.stream.write(text)
         return len(text)
 
