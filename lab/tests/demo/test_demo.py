@@ -97,7 +97,7 @@ def test_the_audit_names_the_planted_mistake(seed: int) -> None:
 def test_what_is_committed_is_what_the_demo_writes(tmp_path: Path) -> None:
     state = json.loads((RESULTS / demo.STATE).read_text("utf-8"))
     assert state["settings"] == demo.SETTINGS
-    said = shown.write_demo(tmp_path, state, RESULTS, None)
+    said = shown.write_demo(tmp_path, state, RESULTS / demo.RUNS, None)
     assert (tmp_path / shown.TABLE).read_text("utf-8") == (RESULTS / shown.TABLE).read_text("utf-8")
     assert (tmp_path / shown.PICTURE).read_bytes()[:4] == b"\x89PNG"
     page = (tmp_path / shown.PAGE).read_text("utf-8")

@@ -41,7 +41,7 @@ def test_the_readme_ends_with_an_equivariant_network() -> None:
     assert names["er"].audit(model, torch.randn(10, 8), "2x0e + 2x1o", "1x1o").relative < 1e-6
     assert not any("equirelax" in key for key in model.state_dict())
     shown = FENCED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    (output,) = (text for language, text in shown if language == "text")
+    output = next(text for language, text in shown if language == "text")
     assert _without_numbers(printed).startswith(_without_numbers(output.removesuffix("...\n")))
 
 

@@ -447,7 +447,7 @@ def test_methods_stand_in_one_order_whatever_that_of_the_runs(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=() if path.parent.name in ("nbody", "demo") else pytest.mark.slow)
+        pytest.param(path, marks=() if path.parent.name in ("nbody", "compare") else pytest.mark.slow)
         for path in sorted(RESULTS.rglob("runs.json.gz"))
     ],
     ids=lambda path: str(path.parent.relative_to(RESULTS)),

@@ -248,7 +248,7 @@ def test_is_listed_whatever_the_target(capsys: pytest.CaptureFixture[str]) -> No
     from equirelax_lab.cli.main import main
 
     assert main(["list"]) == 0
-    assert "MAE of the target (its usual unit)" in capsys.readouterr().out
+    assert "MAE of the target (its usual unit)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_published_numbers_are_of_schnet_and_one_target() -> None:
