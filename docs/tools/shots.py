@@ -41,7 +41,9 @@ def take(page: Path, name: str, folder: Path) -> None:
         chromium(*more, f"--screenshot={target}", f"--window-size=1400,{HEIGHTS[1400]}", address)
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(address=address, height=HEIGHTS[390]), "utf-8")
-    chromium(f"--screenshot={folder / f'{name}-390.png'}", f"--window-size=500,{HEIGHTS[390]}", frame.as_uri())
+    chromium(
+        f"--screenshot={folder / f'{name}-390.png'}", f"--window-size=500,{HEIGHTS[390]}", frame.as_uri()
+    )
     frame.unlink()
     chromium("--no-pdf-header-footer", f"--print-to-pdf={folder / f'{name}.pdf'}", address)
 

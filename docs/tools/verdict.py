@@ -60,11 +60,13 @@ class Row:
     def higher_is_better(self) -> bool:
         return bool(self.runs[0]["metric"]["higher_is_better"])
 
+    def numbers(self) -> str:
+        """Mean and standard deviation of the test error: "5.61 ± 0.25"."""
+        return spread_text(vars(spread(list(self.errors("test").values()))))
+
     def text(self) -> str:
-        """ "5.01 ± 0.12 (ace)", "5.26 ± 0.08 (averaged)", "5.61 ± 0.25"."""
-        numbers = spread_text(vars(spread(list(self.errors("test").values()))))
-        how = self.name.removeprefix("strict").strip(" ,-")
-        return f"{numbers} ({how})" if how else numbers
+        """ "5.01 ± 0.12 (ace)", "5.26 ± 0.08 (averaged)", "29.08 ± 0.57 (muon)"."""
+        return f"{self.numbers()} ({self.name.removeprefix('strict').strip(' ,-') or 'strict'})"
 
 
 def read_row(named: str, root: Path = RESULTS) -> Row:
@@ -91,23 +93,23 @@ def best(candidates: Sequence[Row]) -> Row:
 
 
 def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
-    """ "Not decided: -0.31 [-1.04, +0.42], 2 seeds", and why; "Better" or "Worse" where that is shown."""
+    """ "Relaxed minus better: -0.31 [-1.04, +0.42]; 2 seeds decide nothing", or what more seeds decide."""
     found = paired(relaxed.errors("test"), strict.errors("test"), relaxed.higher_is_better)
     if found is None:
         return "Not decided: no seeds in common"
     digits = decimals(statistics.fmean(strict.errors("test").values()))
     interval = interval_text(found.to_dict(), digits)
-    numbers = f"{found.mean:+.{digits}f}" + (f" [{interval}]" if interval else "")
-    seeds = f"{found.count} seed" + ("s" if found.count > 1 else "")
+    numbers = f"Relaxed minus better: {found.mean:+.{digits}f}" + (f" [{interval}]" if interval else "")
     if found.interval is None or found.count < SEEDS:
-        return f"Not decided: {numbers}, {seeds}"
+        return f"{numbers}; {found.count} seed{'s decide' if found.count > 1 else ' decides'} nothing"
     low, high = found.interval
     if low <= 0 <= high:
-        return f"Not decided: {numbers}, {seeds}"
-    if not chosen_alike:
-        return f"Not decided: {numbers}, {seeds}, rates not chosen alike"
-    better = (low > 0) if relaxed.higher_is_better else (high < 0)
-    return f"Relaxing is {'better' if better else 'worse'}: {numbers}, {seeds}"
+        decided = "not decided"
+    elif not chosen_alike:
+        decided = "not decided, for rates were not chosen alike"
+    else:
+        decided = "better" if (low > 0) == relaxed.higher_is_better else "worse"
+    return f"{numbers} in {found.count} seeds: {decided}"
 
 
 def differing(strict: Row, relaxed: Row) -> str:
@@ -138,7 +140,7 @@ def summary(listed: Sequence[Mapping[str, Any]], root: Path = RESULTS) -> str:
         better, relaxed = best(candidates), best([read_row(name, root) for name in one["relaxed"]])
         cells = [
             f"{one['benchmark']}, {heading(strict.runs[0]['metric'])}",
-            strict.text(),
+            strict.numbers(),
             better.text() if len(candidates) > 1 else "not run",
             relaxed.text(),
             f"{one['do']} {verdict(relaxed, better, one['rates_chosen_alike'])}.",

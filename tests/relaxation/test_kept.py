@@ -110,7 +110,9 @@ def test_m18_per_sample_gradients_leave_nothing_behind():
 
 def test_m18_exporting_leaves_nothing_behind():
     model, regularizer = relaxed()
-    torch.export.export(model, (X,), strict=False)  # the default of now; strict ones leave stand-ins in torch 2.6
+    torch.export.export(
+        model, (X,), strict=False
+    )  # the default of now; strict ones leave stand-ins in torch 2.6
     assert all(not residual.take_inputs() for _, residual in regularizer.relaxation)
 
 

@@ -52,7 +52,9 @@ def main(words: Sequence[str]) -> int:
             f"{out} cannot be written: {error.strerror}. Name another file with --out."
         ) from error
     count = sum(len(chapter.runs) for chapter in chapters)
-    print(f"{out}: {count} run{'s' if count != 1 else ''}, {figures} figures, {out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{out}: {count} run{'s' if count != 1 else ''}, {figures} figures, {out.stat().st_size / 1e6:.1f} MB"
+    )
     if parsed.pictures:
         from equirelax_lab.report.pictures import draw_pictures
 
