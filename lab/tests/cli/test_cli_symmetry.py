@@ -146,6 +146,7 @@ def test_what_is_no_run(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_score_of_one_run_and_of_several(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_score_of_one_run_and_of_several(
     assert "--score" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_gamma_follows_the_score_in_a_run(runs: Runs) -> None:
     """Measured once an epoch; on so few symmetric systems nothing leaves the dead zone."""
     rows = list(csv.DictReader((runs("symmetry-following") / "metrics.csv").open()))
