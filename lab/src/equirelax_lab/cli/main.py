@@ -69,6 +69,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "write a trained model without its relaxation, as the author's own state dict",
     ),
     "toy": ("equirelax_lab.cli.toy", "what every form of ACE does to gamma, on two toy problems"),
+    "planted": (
+        "equirelax_lab.cli.planted",
+        "does the symmetry score name the layer at which an asymmetry was planted, on a toy problem",
+    ),
     "perf": ("equirelax_lab.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }
 

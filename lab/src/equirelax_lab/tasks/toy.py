@@ -50,10 +50,10 @@ class VectorNetwork(nn.Module):
         Returns:
             (batch, 1, 3).
         """
-        return self.last(_gate(self.second(_gate(self.first(x)))))
+        return self.last(gate(self.second(gate(self.first(x)))))
 
 
-def _gate(x: Tensor) -> Tensor:
+def gate(x: Tensor) -> Tensor:
     # |x| / (1 + |x|) in [0, 1): smooth, and a function of the norm alone.
     norm = x.square().sum(-1, keepdim=True).add(1e-6).sqrt()
     return x * norm / (1.0 + norm)
@@ -73,7 +73,7 @@ def make_problem(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"no toy problem {name!r}; there are {', '.join(PROBLEMS)}.{did_you_mean(name, PROBLEMS)}"
         )
-    with _seeded(seed):
+    with seeded(seed):
         teacher = VectorNetwork().double()
         x = torch.randn(SAMPLES, CHANNELS, 3, dtype=torch.float64)
         breaking = torch.randn(3, 3, dtype=torch.float64)
@@ -87,7 +87,7 @@ def make_problem(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generator within the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,7 +141,7 @@ def run_form(
         ConfigError: unknown problem or form.
     """
     x, y = make_problem(problem, seed)
-    with _seeded(seed + 1):
+    with seeded(seed + 1):
         model = VectorNetwork().double()
         relaxation = relax(model, residual=Dense(init="normal", std=0.1))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
