@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.report import again
     from equirelax_lab.report.planted import draw_courses, gammas_table, panels_of, ratios_table
     from equirelax_lab.report.symmetry_score import draw_scores
-    from equirelax_lab.tasks.planted import run_planted
+    from equirelax_lab.tasks.planted_asymmetry import run_planted
     from equirelax_lab.training import provenance
 
     torch.set_num_threads(1)

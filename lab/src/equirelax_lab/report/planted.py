@@ -19,7 +19,7 @@ def ratios_table(study: Mapping[str, Any]) -> Numbers:
     """A table: r of every layer of the strict networks, and the layer with the largest.
 
     Args:
-        study: From `equirelax_lab.tasks.planted.run_planted`.
+        study: From `equirelax_lab.tasks.planted_asymmetry.run_planted`.
     """
     rows = []
     for run in study["strict"]:

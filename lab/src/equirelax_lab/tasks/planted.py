@@ -1,219 +1,81 @@
-"""An asymmetry planted at one layer of a small network's task: does the symmetry score name the layer?
-
-A vector-neuron network with a trunk of two layers and three heads. The targets come from a network of the same kind; at one of
-its five layers a dense map that no rotation leaves alone is added ("planted"), or at none. A strict network is trained on fresh,
-isotropic examples and scored on held-out ones as it trains; a relaxed one lets its gammas follow the score.
-"""
+"""A mistake planted in a network, and the audit that names its place: the second part of `equirelax demo`."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+import random
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equirelax.auditing import SymmetryScore, symmetry_score
-from equirelax.errors import ConfigError
-from equirelax.files import did_you_mean
-from equirelax.methods import SymmetryFollowing
-from equirelax.relaxation import Dense, Relaxation, relax
-from equirelax_lab.models.vector_neurons import VNLinear
-from equirelax_lab.tasks.toy import gate, seeded
+import equirelax as er
+from equirelax.auditing import AuditReport
+from equirelax.symmetry import O, vector
+from equirelax_lab.data.graphs import complete_graph
+from equirelax_lab.models.segnn import SEGNN
+from equirelax_lab.models.tensor_product import TensorProduct
 
-CHANNELS, HIDDEN, HEADS = 4, 8, 3
-LAYERS = ("trunk.0", "trunk.1", "heads.0", "heads.1", "heads.2")
-NOWHERE = "nowhere"
-PLANTED = (NOWHERE, *LAYERS)
-FOLLOWED = (NOWHERE, "heads.1", "trunk.0")
-"""Where something is planted for the network whose gammas follow."""
-BATCH, HELD_OUT = 128, 512
-RATE, NOISE, STRENGTH = 5e-3, 0.3, 1.0
-"""Learning rate of Adam; standard deviations of the targets' noise, and of what is planted as a share of the layer's output."""
-FOLLOWING = SymmetryFollowing.Settings(measure_every=10)
-
-Batch = tuple[Tensor, Tensor]
+SYSTEMS, BODIES = 4, 5
 
 
-class Branches(nn.Module):
-    """A trunk of two VN-linear maps with norm gates, and a VN-linear head for each of three vectors; O(3)-equivariant."""
+class CentredProduct(TensorProduct):
+    """A tensor product that subtracts from every vector its own mean over x, y and z, which no rotation respects.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.ModuleList([VNLinear(CHANNELS, HIDDEN), VNLinear(HIDDEN, HIDDEN)])
-        self.heads = nn.ModuleList([VNLinear(HIDDEN, 1) for _ in range(HEADS)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map channels of vectors to three vectors.
-
-        Args:
-            x: (batch, 4, 3).
-
-        Returns:
-            (batch, 3, 3): head, component.
-        """
-        for layer in self.trunk:
-            x = gate(layer(x))
-        return torch.cat([head(x) for head in self.heads], dim=1)
-
-
-class Examples:
-    """An endless source of examples whose targets break the symmetry at one layer, or at none.
-
-    Args:
-        planted: One of `PLANTED`.
-        seed: Of the network that makes the targets, and of the examples.
-
-    Raises:
-        ConfigError: `planted` is no layer.
+    The code of SEGNN does so with the positions that it reads (RobDHess/Steerable-E3-GNN, issue 12).
     """
 
-    def __init__(self, planted: str, seed: int) -> None:
-        if planted not in PLANTED:
-            raise ConfigError(
-                f"nothing can be planted at {planted!r}; there are {', '.join(PLANTED)}."
-                f"{did_you_mean(planted, PLANTED)}"
-            )
-        with seeded(seed):
-            self.teacher = Branches().double()
-            relaxation = relax(self.teacher, residual=Dense(init="normal", std=1.0))
-        self._draws = torch.Generator().manual_seed(seed)
-        relaxation.set_gamma(0.0)
-        x = self._inputs(4096)
-        with torch.no_grad():
-            self._scale = self.teacher(x).std(dim=(0, 2), keepdim=True)
-            if planted != NOWHERE:
-                self._plant(relaxation, planted, x)
-
-    def _plant(self, relaxation: Relaxation, planted: str, x: Tensor) -> None:
-        outputs: list[Tensor] = []
-        layer, residual = self.teacher.get_submodule(planted), relaxation.residuals[planted]
-        hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        for gamma in (0.0, 1.0):
-            residual.set_gamma(gamma)
-            self.teacher(x)
-        hook.remove()
-        strict, both = outputs
-        residual.set_gamma(STRENGTH * float(strict.std() / (both - strict).std()))
-
-    def _inputs(self, count: int) -> Tensor:
-        return torch.randn(count, CHANNELS, 3, dtype=torch.float64, generator=self._draws)
-
-    def draw(self, count: int) -> Batch:
-        """Inputs (count, 4, 3), isotropic, and targets (count, 3, 3): of variance 1 where nothing is planted, and noise."""
-        x = self._inputs(count)
-        with torch.no_grad():
-            y = self.teacher(x) / self._scale
-        return x, y + NOISE * torch.randn(y.shape, dtype=y.dtype, generator=self._draws)
+    def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
+        """As `TensorProduct`, but for the mistake."""
+        out = super().forward(x, attributes)
+        parts = []
+        for (_, ir), part in zip(
+            self.irreps_out, out.split([p.dim for p in self.irreps_out], -1), strict=True
+        ):
+            vectors = part.unflatten(-1, (-1, ir.dim))
+            parts.append((vectors - vectors.mean(-1, keepdim=True)).flatten(-2) if ir.l == 1 else part)
+        return torch.cat(parts, -1)
 
 
-def errors(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean squared error of every example, (batch,)."""
-    x, y = batch
-    return (model(x) - y).square().mean(dim=(1, 2))
-
-
-def moments(steps: int, records: int) -> Iterator[int]:
-    """Numbers of steps at which a course is recorded: the start, then closer together at the beginning, and the end."""
-    yield from sorted({round(steps * (index / records) ** 2) for index in range(records + 1)})
-
-
-def train_strict(planted: str, steps: int, seed: int = 0, records: int = 20) -> dict[str, Any]:
-    """Train a strict network, and score it on held-out examples as it trains.
+def run_planted(seed: int, layers: int = 4) -> dict[str, Any]:
+    """Audit a SEGNN, plant the mistake in one of its tensor products, and audit it again.
 
     Args:
-        planted: One of `PLANTED`.
-        steps: Number of optimizer steps.
-        seed: Of targets, examples and initial weights.
-        records: How often it is scored after the start.
+        seed: Of the weights, the systems, and the place of the mistake.
+        layers: Of the SEGNN.
 
     Returns:
-        {"planted", "step", "loss" (held out), "ratio" (over all layers), "ratios" (key -> r), lists over moments; "score", the
-        last one as plain data}.
+        Plain data: `planted` and `named` (paths of modules), `before` and `after` (relative equivariance errors), `modules` (for
+        every tensor product the path and the error that it adds), `group` and `report`, the audit as text.
     """
-    examples = Examples(planted, seed)
-    held_out = examples.draw(HELD_OUT)
-    with seeded(seed + 1):
-        model = Branches().double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    kept = set(moments(steps, records))
-    course: dict[str, Any] = {"planted": planted, "step": [], "loss": [], "ratio": [], "ratios": {}}
-    score: SymmetryScore | None = None
-    for step in range(steps + 1):
-        if step in kept:
-            score = symmetry_score(model, held_out, errors)
-            with torch.no_grad():
-                course["loss"].append(errors(model, held_out).mean().item())
-            course["step"].append(step)
-            course["ratio"].append(score.whole.ratio)
-            for key, ratio in score.ratios.items():
-                course["ratios"].setdefault(key, []).append(ratio)
-        if step < steps:
-            _step(model, optimizer, examples, None)
-    assert score is not None
-    return {**course, "score": score.to_dict()}
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = SEGNN(layers=layers)
+    positions, velocities = torch.randn(2, SYSTEMS * BODIES, 3, generator=generator)
+    charges = torch.randint(0, 2, (SYSTEMS * BODIES, 1), generator=generator) * 2.0 - 1
+    edges = torch.cat([complete_graph(BODIES) + BODIES * system for system in range(SYSTEMS)], 1)
+    group = O(3)
 
+    def audit() -> AuditReport:
+        read = (vector(group), vector(group), None, None)
+        return er.audit(model, (positions, velocities, charges, edges), read, vector(group), lie=False)
 
-def train_following(planted: str, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Train a relaxed network whose gammas follow the score (`equirelax.SymmetryFollowing`, settings `FOLLOWING`).
-
-    Args:
-        planted, steps, seed: As for `train_strict`, with the same examples.
-
-    Returns:
-        {"planted", "step", "gammas" (key -> gamma), lists over the measurements and the start; "loss" and "loss_strict", held out
-        at the end, as deployed and with all gamma 0}.
-    """
-    examples = Examples(planted, seed)
-    held_out = examples.draw(HELD_OUT)
-    with seeded(seed + 1):
-        model = Branches().double()
-        relaxation = relax(model, residual=Dense())
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    method = SymmetryFollowing(
-        relaxation, lambda relaxation: symmetry_score(relaxation.model, held_out, errors), FOLLOWING
-    ).attach(optimizer)
-    course: dict[str, Any] = {"planted": planted, "step": [], "gammas": {key: [] for key in method.paths}}
-    for step in range(steps + 1):
-        if step % method.settings.measure_every == 0:
-            course["step"].append(step)
-            for key, residual in relaxation:
-                course["gammas"][key].append(float(residual.gamma))
-        if step < steps:
-            _step(model, optimizer, examples, method)
-    with torch.no_grad():
-        course["loss"] = errors(model, held_out).mean().item()
-        with relaxation.strict():
-            course["loss_strict"] = errors(model, held_out).mean().item()
-    return course
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples, method: SymmetryFollowing | None
-) -> None:
-    loss = errors(model, examples.draw(BATCH)).mean()
-    (loss if method is None else loss + method.penalty()).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def run_planted(steps: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Plant an asymmetry at every layer in turn, and at none (`FOLLOWED`: where gammas follow); the same numbers on every call.
-
-    Args:
-        steps: Number of optimizer steps of every network.
-        seed: Of targets, examples and initial weights.
-
-    Returns:
-        {"settings": {...}, "strict": [see `train_strict`], "following": [see `train_following`]}.
-    """
-    settings = {
-        **{"steps": steps, "seed": seed, "batch": BATCH, "held_out": HELD_OUT, "learning_rate": RATE},
-        **{"noise": NOISE, "strength": STRENGTH, "following": dataclasses.asdict(FOLLOWING)},
-    }
+    before = audit().relative
+    products = {path: module for path, module in model.named_modules() if isinstance(module, TensorProduct)}
+    planted = random.Random(seed).choice([path for path, module in products.items() if _has_vectors(module)])
+    products[planted].__class__ = CentredProduct
+    report = audit()
+    added = {row.path: row.relative for row in report.layers if row.path in products}
     return {
-        "settings": settings,
-        "strict": [train_strict(planted, steps, seed) for planted in PLANTED],
-        "following": [train_following(planted, steps, seed) for planted in FOLLOWED],
+        "seed": seed,
+        "planted": planted,
+        "named": report.first_break,
+        "before": before,
+        "after": report.relative,
+        "group": group.name,
+        "modules": [(path, added.get(path)) for path in products],
+        "report": str(report),
     }
+
+
+def _has_vectors(product: TensorProduct) -> bool:
+    return any(ir.l == 1 for _, ir in product.irreps_out)

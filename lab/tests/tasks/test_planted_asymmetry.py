@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from equirelax_lab.tasks.planted import (
+from equirelax_lab.tasks.planted_asymmetry import (
     FOLLOWED,
     LAYERS,
     PLANTED,
