@@ -14,6 +14,9 @@ from equirelax_lab.report.lines import layer_colours, legend, line
 from equirelax_lab.report.looks import DASHES, MARKERS, SOFT, Look
 from equirelax_lab.report.numbers import Numbers
 
+TICKS = (0, 1e-3, 1e-2, 1e-1, 1)
+"""Of gamma."""
+
 
 def ratios_table(study: Mapping[str, Any]) -> Numbers:
     """A table: r of every layer of the strict networks, and the layer with the largest.
@@ -74,7 +77,8 @@ def draw_courses(path: Path, study: Mapping[str, Any], again: str) -> None:
             above.set_title(f"planted at {run['planted']}", fontsize=8.5)
             _lines(below, run["step"], run["gammas"])
             below.set_yscale("symlog", linthresh=study["settings"]["following"]["threshold"])
-            below.set_ylim(0, None)
+            below.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            below.set_ylim(0, 1.3)
             below.set_xlabel("step")
             for panel in (above, below):
                 panel.axhline(0, color=SOFT, linewidth=0.6)
