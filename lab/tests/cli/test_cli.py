@@ -160,7 +160,7 @@ def test_list_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_data_make_and_get(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    sizes = ["--train", "3", "--val", "2", "--test", "2"]
+    sizes = ["--train", "3", "--val", "2", "--test", "2", "--threads", "1"]
     assert main(["data", "make", "nbody", "--clamp", "norm", *sizes, "--data", str(tmp_path)]) == 0
     assert main(["data", "get", "nbody-norm", "--data", str(tmp_path)]) == 0
     assert str(tmp_path) in capsys.readouterr().out

@@ -89,7 +89,7 @@ def shares(quick: int, all_of_them: int) -> Any:
     return pytest.mark.parametrize(("first", "last"), [(0, quick), *rest])
 
 
-@shares(150, 4000)
+@shares(80, 4000)
 def test_settings_with_something_wrong(first: int, last: int, ledger: Ledger) -> None:
     def met(seed: int) -> str | None:
         draw = random.Random(seed)
