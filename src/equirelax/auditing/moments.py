@@ -205,7 +205,11 @@ def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Ten
             losses, [call for _, call in used], ((numbers >> bit) & 1).to(losses), bit < bits - 1
         )
         for index, ((key, call), part) in enumerate(zip(used, parts, strict=True)):
-            assert part is not None  # as in the first pass
+            if part is None:
+                raise AuditError(
+                    f"{key or 'the model'}: its output had a gradient at the first backward pass and has none at another. "
+                    "Give a network and a loss that compute the same at every pass"
+                )
             hit = _sizes(call, part) > 0
             gap = _sizes(call, part - whole[index])[hit]
             size = sizes[index]

@@ -166,8 +166,8 @@ def schedule(
         jobs = fair_jobs(study, given.jobs, left, machines)
         state = counts(source.trials, total)
         print(f"{study.title}: {state}; {jobs} at a time {machines.place}, in {out}.", flush=True)
-        if told := _forecast(study, source.trials, jobs, machines.place, given):
-            print(told, flush=True)
+        if forecast := _forecast(study, source.trials, jobs, machines.place, given):
+            print(forecast, flush=True)
         with Board(f"{study.title}{_terms(study)}", total) as board:
             code = Scheduler(study, out, source, given.data, jobs, board.show, machines).run()
     if code == 130:

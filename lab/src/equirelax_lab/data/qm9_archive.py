@@ -184,7 +184,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         for member in archive:
             if member.isfile() and member.name.endswith(".xyz"):
                 file: IO[bytes] | None = archive.extractfile(member)
-                assert file is not None  # of a regular file
+                if file is None:
+                    raise DataError(f"{path}: {member.name} is no regular file. Download the archive again.")
                 yield member.name, file.read().decode("latin-1")
 
 

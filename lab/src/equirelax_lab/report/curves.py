@@ -124,9 +124,9 @@ def _states(
                         continue
                     first, look = state == states[0], styles[label]
                     style = {} if first else SECOND
-                    told = row if (row, states[1]) not in lines else f"{row}, {WORDS[state]}"
+                    tooltip = row if (row, states[1]) not in lines else f"{row}, {WORDS[state]}"
                     shown_as = label if first else "_hidden"
-                    line(panel, one.mean, look, shown_as, len(lines), told, **style)
+                    line(panel, one.mean, look, shown_as, len(lines), tooltip, **style)
                     if first and len(one.seeds) > 1 and prefix == "val":
                         kept = list(thinned(one.mean, len(lines)))
                         low, high = ([side(c[e] for c in one.seeds) for e in kept] for side in (min, max))

@@ -31,7 +31,7 @@ def line(
     look: Look,
     label: str,
     among: int = 1,
-    told: str = "",
+    tooltip: str = "",
     **style: Any,
 ) -> None:
     """A line over a course, with markers where its points are few: one point alone would not be seen.
@@ -42,14 +42,14 @@ def line(
         look: Of the row.
         label: In the legend; one that begins with an underscore is not in it.
         among: How many lines the figure has.
-        told: In the tooltip; as in the legend where this is empty.
+        tooltip: Text of the tooltip; empty shows the label.
         style: Of the line, where it is not the row's.
     """
     kept = thinned(course, among)
     marker = look.marker if len(course) <= MARKED else None
     given = {"color": look.colour, "linestyle": look.dash, "marker": marker, "label": label, **style}
     (drawn,) = panel.plot(list(kept), list(kept.values()), **given)
-    tip(drawn, told or label)
+    tip(drawn, tooltip or label)
 
 
 def tip(artist: Artist, words: str) -> None:

@@ -144,9 +144,9 @@ def further_conditions(found: tables.Levels, metric: Mapping[str, Any]) -> Figur
 
 
 def _bars(
-    panel: Axes, own: Curve, look: Look, row: str, told: str, cell: Callable[[float, float], str]
+    panel: Axes, own: Curve, look: Look, row: str, tooltip: str, cell: Callable[[float, float], str]
 ) -> None:
-    """A line with markers and error bars; the tooltip of a point begins with `told` and has the numbers as `cell` prints them."""
+    """A line with markers and error bars; a tooltip begins with `tooltip` and has the numbers as `cell` prints them."""
     order = sorted(own)
     line(panel, {level: own[level][0] for level in order}, look, row, marker=look.marker)
     heights, deviations = ([own[level][index] for level in order] for index in (0, 1))
@@ -155,4 +155,4 @@ def _bars(
         (drawn,) = panel.plot(
             [level], [own[level][0]], linestyle="none", marker="o", markersize=11, alpha=0, color=INK
         )
-        tip(drawn, f"{told}: {cell(*own[level])} at {level:g}")
+        tip(drawn, f"{tooltip}: {cell(*own[level])} at {level:g}")

@@ -119,7 +119,7 @@ def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root:
     for key, trial in first.items():
         if key in costs or time.perf_counter() - begun > QUICK:
             continue
-        # what cannot work is told by the run itself, which fails without stopping the others
+        # A run that cannot work reports that itself, and fails without stopping the others.
         with contextlib.suppress(EquirelaxError, RuntimeError, MemoryError):
             costs[key] = measure(trial.config, root, QUICK / 10, study.machine.devices)
     known = [costs[t.grid, t.kind].seconds(t.config, t.epochs) for t in left if (t.grid, t.kind) in costs]

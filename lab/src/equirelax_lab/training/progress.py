@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # rich is imported when something is drawn: help texts and th
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 0.2
 SECONDS_TO_MEASURE = 2.0
-"""How long training steps are timed, after the first one, before the length of the run is told."""
+"""Time steps for so many seconds, after the first step, before announcing how long the run takes."""
 LONG = 60.0
-"""Seconds of a run whose length is told before."""
+"""Announce beforehand how long a run takes if it takes more seconds than this."""
 
 
 class EpochProgress:
@@ -52,7 +52,7 @@ class EpochProgress:
         self.latest: dict[str, float] = {}
         self._shown = clock()
         self._anchor: tuple[float, float] | None = None
-        self._told = False
+        self._announced = False
         console = console or Console(stderr=True)
         self.live: Live | None = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._print(
@@ -68,8 +68,8 @@ class EpochProgress:
         if self._anchor is None:  # the first step is slower than the others
             self._anchor = now, self._position
             return
-        if not self._told and now - self._anchor[0] > SECONDS_TO_MEASURE:
-            self._told = True
+        if not self._announced and now - self._anchor[0] > SECONDS_TO_MEASURE:
+            self._announced = True
             self._tell_length(now)
         pause = SECONDS_BETWEEN_LINES if self.live is None else SECONDS_BETWEEN_DRAWINGS
         if now - self._shown > pause:

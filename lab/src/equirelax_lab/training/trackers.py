@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def trackers(machine: Machine, folder: Path, config: RunConfig) -> Iterator[Trac
             yield tracker(folder, config)
 
 
-class Tracker:
+class Tracker(ABC):
     """A run in a service.
 
     Args:
@@ -81,14 +82,17 @@ class Tracker:
         """End the run in the service."""
         self._safely(self._end)
 
+    @abstractmethod
     def _begin(self, config: RunConfig) -> None:
-        raise NotImplementedError
+        """Begin the run in the service."""
 
+    @abstractmethod
     def _send(self, epoch: int, row: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """Send a row."""
 
+    @abstractmethod
     def _end(self) -> None:
-        raise NotImplementedError
+        """End the run."""
 
     def _safely(self, call: Callable[[], None]) -> None:
         if self._lost:
