@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,test,lint,examples,networks]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e "lab[all,ray]"
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q src lab/src
 	@touch $@
 
 # What the library is for, in three parts with a number each, in an environment of its own (below 1.2 GB). Interrupted, it goes on.

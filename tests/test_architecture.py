@@ -40,18 +40,21 @@ def parsed(path: Path) -> ast.Module:
 @functools.cache
 def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
     """Full names of what a file imports (not under `if TYPE_CHECKING`): modules, and module.name of what is taken from one."""
-    tree = parsed(path)
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    typing_only = {id(child) for n in ast.walk(tree) if _is_typing(n) for child in ast.walk(n)}
+    nodes: list[ast.AST] = list(parsed(path).body)
     found: set[str] = set()
-    for node in nodes:
-        if id(node) in typing_only:
-            continue
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif not top_level_only and not _is_typing(node):
+            nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
     return frozenset(found)
+
+
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+"""What an import statement may stand in."""
 
 
 def _is_typing(node: ast.AST) -> bool:

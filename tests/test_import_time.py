@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.serial
 
 LIMIT = 0.5
-# Forks of a process that has torch, so that torch is imported once. The first of them compiles, as an installation does.
+# Forks of a process that has torch, so that torch is imported once. The first fork may compile, as an installation does.
 SCRIPT = """
 import os, sys, time
 import torch
-sys.dont_write_bytecode, sys.pycache_prefix = False, sys.argv[1]
 for _ in range(4):
     if os.fork() == 0:
         began = time.process_time()
@@ -27,13 +25,19 @@ for _ in range(4):
         assert not heavy, heavy
         print(time.process_time() - began, flush=True)
         os._exit(0)
-    os.wait()
+    if os.waitstatus_to_exitcode(os.wait()[1]):
+        sys.exit('the import failed')
 """
 
 
-def test_importing_takes_no_longer_than_that(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+def test_importing_takes_no_longer_than_that() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    seconds = [float(line) for line in subprocess.check_output(words, env=environment, text=True).split()]
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    seconds = [
+        float(line)
+        for line in subprocess.check_output(
+            [sys.executable, "-c", SCRIPT], env=environment, text=True
+        ).split()
+    ]
     assert len(seconds) == 4
-    assert min(seconds[1:]) <= LIMIT, seconds
+    assert min(seconds) <= LIMIT, seconds

@@ -19,16 +19,8 @@ HERE = Path(__file__).parent
 @pytest.mark.ddp
 @pytest.mark.serial
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "method",
-    [
-        "ace",
-        *(
-            pytest.param(method, marks=pytest.mark.slow)
-            for method in ("scheduled", "swing", "symmetry-following", "resilient", "remul")
-        ),
-    ],
-)
+@pytest.mark.slow  # test_fsdp.py trains with two processes in every run
+@pytest.mark.parametrize("method", ["ace", "scheduled", "swing", "symmetry-following", "resilient", "remul"])
 def test_two_processes_are_one(method, tmp_path):
     output = tmp_path / "state.pt"
     command = [
