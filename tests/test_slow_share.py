@@ -10,8 +10,11 @@ from slow_share import LIST, listed_as_slow, share
 
 import equirelax.testing
 
-INHERITED = Path(equirelax.testing.__file__).with_name("networks.py")
-"""The tests that a test class of a network inherits."""
+INHERITED = {
+    "NetworkConformance": Path(equirelax.testing.__file__).with_name("networks.py"),
+    "LayerFamilyConformance": Path(equirelax.testing.__file__).with_name("layers.py"),
+}
+"""Where the tests are that a test class inherits."""
 NAMES = [f"tests/test_{letter}.py::test" for letter in "fbagcde"]
 
 
@@ -37,8 +40,8 @@ def test_the_list_of_slow_tests_names_tests_that_are_there() -> None:
         *classes, function = test.partition("[")[0].split("::")
         text = text_of(file)
         assert all(f"class {cls}(" in text or f"class {cls}:" in text for cls in classes), name
-        inherited = INHERITED.read_text("utf-8") if classes and "NetworkConformance" in text else ""
-        assert f"def {function}(" in text + inherited, name
+        inherited = [path.read_text("utf-8") for base, path in INHERITED.items() if classes and base in text]
+        assert any(f"def {function}(" in source for source in (text, *inherited)), name
 
 
 @functools.cache
