@@ -13,6 +13,7 @@ import equirelax.testing
 INHERITED = {
     "NetworkConformance": Path(equirelax.testing.__file__).with_name("networks.py"),
     "LayerFamilyConformance": Path(equirelax.testing.__file__).with_name("layers.py"),
+    "ModelConformance": Path(equirelax.testing.__file__).with_name("models.py"),
 }
 """Where the tests are that a test class inherits."""
 NAMES = [f"tests/test_{letter}.py::test" for letter in "fbagcde"]
