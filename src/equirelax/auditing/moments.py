@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from equirelax.errors import AuditError, NonFiniteError
 from equirelax.relaxation import Convolution, Relaxation, Residual, ResidualMap
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
-from equirelax.relaxation.kept import Kept, in_backward, keep
+from equirelax.relaxation.kept import Kept, keep
 from equirelax.relaxation.sites import GridSite
+from equirelax.relaxation.surroundings import in_backward
 
 PARTIAL = 1e-3
 """A row whose gradient changes by more than this share with the other examples' losses belongs to several examples."""

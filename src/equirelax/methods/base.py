@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from equirelax import settings as checking
 from equirelax.errors import EquirelaxError, EquirelaxWarning, MethodError
+from equirelax.files import did_you_mean
 from equirelax.methods.attachment import Attachment
 from equirelax.methods.groups import as_optimizers, hold
 from equirelax.methods.unrelaxed import Unrelaxed
@@ -66,6 +68,7 @@ class Method(ABC):
         description: One line about the method.
         deploys_relaxed: Whether the model is used with its residuals (True) or projected (False).
         capturable: Whether a CUDA graph can hold its part of the loss; see `capture_obstacle`.
+        stackable: Whether several members can be trained in one stack; see `stack_obstacle`.
 
     Raises:
         MethodError: The model was projected, a setting is unknown, missing or out of range, or `relaxation` or `regularizer` is
@@ -92,6 +95,7 @@ class Method(ABC):
     description: ClassVar[str] = ""
     deploys_relaxed: ClassVar[bool] = False
     capturable: ClassVar[bool] = False
+    stackable: ClassVar[bool] = False
     settings: Settings
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -119,7 +123,7 @@ class Method(ABC):
         self._watch = ParameterWatch(relaxation)
         self._idle = IdleWatch(relaxation)
         self._attachment: Attachment | None = None
-        self._begun = self._skipped = False
+        self._begun = self._skipped = self._mapped = False
         self._ended = ""
         self._enrol()
         for residual in relaxation.residuals.values():
@@ -203,14 +207,73 @@ class Method(ABC):
         """
         if not torch.is_grad_enabled():
             return self._term()
+        if self._mapped:
+            return self._all_terms()
         self._check_alive()
         if self._attachment is None:
             self._watch.begin()
         self._check_idle()
         self._begun, self._skipped = True, False
         self._observe()
+        return self._all_terms()
+
+    def _all_terms(self) -> Tensor:
+        """The method's own part of the loss, and the regularizer's."""
         term = self._term()
         return term if self.regularizer is None else term + self._regularizer_weight() * self.regularizer()
+
+    @contextlib.contextmanager
+    def mapped(self, vectors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Within it `penalty()` works in a function that `torch.func.vmap` maps over members of a stack.
+
+        Enter it inside the mapped function, around the forward pass and `penalty()`: hooks keep inputs of the forward pass,
+        which are tensors of the transform, and may not outlive it. `penalty()` counts as no step; after the map call
+        `replayed()` once, before the optimizer's step.
+
+        Args:
+            vectors: What stands in the place of `state_vectors()`: those of the mapped member. None leaves them.
+
+        Raises:
+            MethodError: The method has no vector of such a name.
+        """
+        own, residuals = self.state_vectors(), self.relaxation.residuals.values()
+        others = {} if vectors is None else vectors
+        if unknown := sorted(others.keys() - own.keys()):
+            raise MethodError(
+                f"{type(self).__name__} has no vector {unknown[0]!r}.{did_you_mean(unknown[0], list(own))} It has "
+                f"{', '.join(own) or 'none'}"
+            )
+        noted = {} if self.regularizer is None else self.regularizer.terms
+        for residual in residuals:
+            residual.mapped = True
+        self._mapped = True
+        vars(self).update(others)
+        if self.regularizer is not None:
+            self.regularizer.terms = {}
+        try:
+            yield
+        finally:
+            vars(self).update({name: own[name] for name in others})
+            self._mapped = False
+            for residual in residuals:
+                residual.mapped = False
+            if self.regularizer is not None:
+                self.regularizer.forget()
+                self.regularizer.terms = noted
+
+    def state_vectors(self) -> dict[str, Tensor]:
+        """The tensors (n,) of its state, with one entry for every residual, by the names of its attributes."""
+        return {}
+
+    def stack_obstacle(self) -> str:
+        """Why members with weights of their own cannot be trained in one stack, in words; empty where they can.
+
+        A stack computes the steps of several trainings at once, with `torch.func.vmap`. A method says that it can by
+        `stackable`: what it does is then the same for every member but for the numbers in tensors.
+        """
+        if not self.stackable:
+            return "it decides by numbers of the training, or draws at random, what a step computes"
+        return "" if self.regularizer is None else self.regularizer.stack_obstacle()
 
     def capture_obstacle(self) -> str:
         """Why a CUDA graph cannot hold the method's part of the loss, in words; empty where it can.

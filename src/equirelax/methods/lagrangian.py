@@ -75,6 +75,7 @@ class Lagrangian(Method):
 
     settings: Settings
     capturable: ClassVar[bool] = True
+    stackable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Lagrangian(Method):
     def _project(self) -> None:
         """Project the multipliers onto their feasible set."""
 
-    def _state_vectors(self) -> dict[str, Tensor]:
+    def state_vectors(self) -> dict[str, Tensor]:
         """The vectors (n,) of the state, on gamma's device and in its dtype."""
         return {"multipliers": self.multipliers, "proportional": self.proportional}
 
@@ -146,7 +147,7 @@ class Lagrangian(Method):
         """Follow a model that was moved to another device or dtype after the method was made."""
         like = self._gammas()
         if self.multipliers.device != like.device or self.multipliers.dtype != like.dtype:
-            for key, vector in self._state_vectors().items():
+            for key, vector in self.state_vectors().items():
                 setattr(self, key, vector.to(device=like.device, dtype=like.dtype))
 
     def _vectors(self) -> dict[str, Tensor]:
@@ -155,12 +156,12 @@ class Lagrangian(Method):
             return {"multiplier": self.multipliers, "effective_multiplier": self.effective_multipliers()}
 
     def _state(self) -> dict[str, Any]:
-        vectors = {key: vector.clone() for key, vector in self._state_vectors().items()}
+        vectors = {key: vector.clone() for key, vector in self.state_vectors().items()}
         return {**vectors, "dual": self.dual.state_dict()}
 
     def _load(self, state: dict[str, Any]) -> None:
         shape = tuple(self.multipliers.shape)
-        for key in self._state_vectors():
+        for key in self.state_vectors():
             saved = state[key]
             if not isinstance(saved, Tensor) or tuple(saved.shape) != shape:
                 found = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
@@ -168,7 +169,7 @@ class Lagrangian(Method):
                     f"{key!r} of the state is {found}; expected {shape}, one entry per residual"
                 )
         self.dual.check_state(state["dual"], len(self.paths))
-        for key in self._state_vectors():
+        for key in self.state_vectors():
             setattr(self, key, state[key].to(self.multipliers, copy=True))
         self.dual.load_state_dict(state["dual"], self.multipliers)
         self._seen = None

@@ -166,8 +166,9 @@ class ResilientACE(Lagrangian):
         if self.settings.form == "released":
             self.slack_descent.load_state_dict(state["slack_descent"], self.slacks)
 
-    def _state_vectors(self) -> dict[str, Tensor]:
-        return {**super()._state_vectors(), "slacks": self.slacks}
+    def state_vectors(self) -> dict[str, Tensor]:
+        """See `Method`; the slacks too."""
+        return {**super().state_vectors(), "slacks": self.slacks}
 
     def _vectors(self) -> dict[str, Tensor]:
         return {**super()._vectors(), "slack": self.slacks}

@@ -77,6 +77,7 @@ class Scheduled(Method):
 
     settings: Settings
     capturable: ClassVar[bool] = True
+    stackable: ClassVar[bool] = True
 
     def __init__(
         self,

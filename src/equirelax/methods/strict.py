@@ -24,6 +24,7 @@ class Strict(Method):
     """
 
     capturable: ClassVar[bool] = True
+    stackable: ClassVar[bool] = True
 
     def __init__(self, relaxation: Relaxation, settings: Method.Settings | None = None) -> None:
         super().__init__(relaxation, settings)

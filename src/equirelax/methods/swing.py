@@ -41,6 +41,7 @@ class Swing(Method):
     """
 
     capturable: ClassVar[bool] = True
+    stackable: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Method.Settings):

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from equirelax.errors import RelaxationStateError
 from equirelax.relaxation.columns import dense
 from equirelax.relaxation.hooks import HookOwner
-from equirelax.relaxation.kept import in_backward
 from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.residual import Residual, residual_for
 from equirelax.relaxation.sites import BlockSite, Reader, RowSite, first_parameter, join
+from equirelax.relaxation.surroundings import in_backward
 
 
 class Shared(HookOwner):

@@ -6,7 +6,6 @@ computes is kept as it is (autograd needs it as well), with the count of writes 
 
 from __future__ import annotations
 
-import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor
 
 from equirelax.relaxation.columns import Columns, SharedColumns, identity
+from equirelax.relaxation.surroundings import in_transform
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A tensor that is kept, and where it was copied from (None: it is no copy), so that its place in memory stays taken."""
+    """A tensor that is kept, and its source where others may ask for that too, so that its place in memory stays taken."""
 
     value: Tensor
     source: Tensor | None = None
@@ -31,7 +31,7 @@ class Kept:
 
     Args:
         value: The input as it was read.
-        writes: `Tensor._version` of its parts when it was kept; None for what is traced, where nothing is counted.
+        writes: `Tensor._version` of its parts when it was kept; None for what is traced or mapped, where nothing is counted.
         parts: The tensors that it consists of.
     """
 
@@ -46,7 +46,7 @@ class Kept:
 
 
 _COPIES: weakref.WeakValueDictionary[tuple[Any, ...], _Part] = weakref.WeakValueDictionary()
-"""Copies that are still kept, by their source: residuals that read the same get the same one."""
+"""What is still kept of sources that several residuals may read: these get the same one."""
 
 
 def keep(x: Columns) -> Kept:
@@ -58,11 +58,14 @@ def keep(x: Columns) -> Kept:
     else:
         parts = (_part(x),)
         value = parts[0].value
-    return Kept(value, None if torch.compiler.is_compiling() else _writes(value), parts)
+    counted = not (torch.compiler.is_compiling() or in_transform())
+    return Kept(value, _writes(value) if counted else None, parts)
 
 
 def _part(x: Tensor) -> _Part:
     """Detached; a copy of what no operation that autograd records has made, for it may be anybody's."""
+    if in_transform():  # kept for a penalty in the same call, before anybody writes into it
+        return _COPIES.setdefault((id(x),), _Part(x.detach(), x))
     if not x.is_leaf:
         return _Part(x.detach())
     if torch.compiler.is_compiling() or x.is_inference():
@@ -78,26 +81,3 @@ def _part(x: Tensor) -> _Part:
 
 def _writes(x: Columns) -> tuple[int, ...]:
     return tuple(part._version for part in ((x.own, x.common) if isinstance(x, SharedColumns) else (x,)))
-
-
-def in_transform() -> bool:
-    """Whether the current call is one of `torch.func` (per-sample gradients), `torch.export` or `make_fx`, whose tensors are
-    stand-ins that end with it.
-    """
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_dynamo_compiling()
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    proxies = sys.modules.get(
-        "torch.fx.experimental.proxy_tensor"
-    )  # where it is not loaded nothing is traced by it
-    return proxies is not None and proxies.get_proxy_mode() is not None
-
-
-def in_backward() -> bool:
-    """Whether autograd is running, so that a forward is the recomputation of gradient checkpointing."""
-    # Under torch.compile checkpointed regions are recomputed inside the compiled
-    # backward, where no Python runs.
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1

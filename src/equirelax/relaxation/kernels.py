@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import RepresentationError
+from equirelax.relaxation.surroundings import in_transform
 from equirelax.symmetry import Representation
 from equirelax.symmetry.group import constants
 from equirelax.symmetry.kernels import TOLERANCE, check_planar, offset_permutation, signed_permutations
@@ -275,7 +276,11 @@ class _Moves(KernelAction):
     sign: Tensor | None
 
     def __call__(self, weight: Tensor) -> Tensor:
-        moved: Tensor = _Permuted.apply(weight.flatten(1), *self.indices)
+        matrix = weight.flatten(1)
+        if in_transform():
+            moved = matrix.index_select(0, self.indices[0]).index_select(1, self.indices[1])
+        else:
+            moved = _Permuted.apply(matrix, *self.indices)
         if self.sign is not None:
             moved = moved * self.sign
         return moved.view(weight.shape)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from equirelax.errors import EquirelaxWarning
 from equirelax.relaxation.columns import Columns
-from equirelax.relaxation.kept import in_transform
 from equirelax.relaxation.kinds import ResidualMap
 from equirelax.relaxation.residual import Residual, residual_for
 from equirelax.relaxation.sites import RowSite, argument, parameters_of
+from equirelax.relaxation.surroundings import in_transform
 
 ROWS = 4
 """So many rows must agree before a channel is taken for a constant that nobody declared."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from equirelax.errors import PenaltyError, RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.hooks import HookOwner
-from equirelax.relaxation.kept import Kept, in_backward, in_transform, keep
+from equirelax.relaxation.kept import Kept, keep
 from equirelax.relaxation.kinds.kind import LinearMap, Penalised, ResidualMap, Rule, Slope
 from equirelax.relaxation.sites import Site
+from equirelax.relaxation.surroundings import in_backward, in_transform
 from equirelax.relaxation.terms.precision import promoted
 from equirelax.symmetry import Representation
 
@@ -43,6 +44,7 @@ class Residual(nn.Module, HookOwner):
         called: Whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
+        mapped: Whether calls within a transform of `torch.func` keep them too; see `Method.mapped`.
     """
 
     shared: Shared | None = None
@@ -57,6 +59,7 @@ class Residual(nn.Module, HookOwner):
         self.suspended = 0
         self.called = False
         self.keep_inputs = False
+        self.mapped = False
         self._kept: list[Kept] = []
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
@@ -187,7 +190,7 @@ class Residual(nn.Module, HookOwner):
             return False
         if not (self.keep_inputs and self.training and torch.is_grad_enabled()):
             return False
-        return not in_backward() and not in_transform()
+        return not in_backward() and (self.mapped or not in_transform())
 
     def take_inputs(self) -> list[Columns]:
         """The inputs kept since the last call, one tensor for every training-mode call

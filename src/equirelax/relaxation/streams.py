@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError, RelaxationStateError, RepresentationError
 from equirelax.relaxation.across import Shared
 from equirelax.relaxation.columns import Columns, dense
-from equirelax.relaxation.kept import Kept, in_backward, keep
+from equirelax.relaxation.kept import Kept, keep
 from equirelax.relaxation.kinds import ResidualKind, ResidualMap
 from equirelax.relaxation.kinds.kind import Penalised, Rule, Slope, Terms, spectral_norm
 from equirelax.relaxation.kinds.stream import Affine, Moments, SpectralLinear, StreamMap, moments
 from equirelax.relaxation.residual import Residual, residual_for
 from equirelax.relaxation.sites import BlockSite, join
+from equirelax.relaxation.surroundings import in_backward
 from equirelax.relaxation.terms.precision import penalty_dtype, promoted
 from equirelax.symmetry import Representation
 

@@ -34,7 +34,8 @@ from equirelax.relaxation.kinds.kind import (
     initialise,
     register,
 )
-from equirelax.relaxation.terms.linear import linear_images
+from equirelax.relaxation.surroundings import in_transform
+from equirelax.relaxation.terms.linear import linear_images, linear_terms
 from equirelax.relaxation.terms.precision import penalty_dtype
 from equirelax.settings import COUNT, NOT_NEGATIVE, within
 from equirelax.symmetry import Representation
@@ -184,6 +185,8 @@ def low_rank_terms(
         inputs: features on `feature_axis`, at least one; they get no gradient.
     """
     inputs = [x.detach() for x in inputs]
+    if in_transform():
+        return linear_terms(up @ down, None, inputs, feature_axis, in_rep, out_rep)
 
     def images(weight: Tensor) -> tuple[Tensor, Tensor]:
         return linear_images(weight, inputs, feature_axis, in_rep, out_rep)

@@ -19,8 +19,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equirelax.relaxation.kept import in_backward
 from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap, register
+from equirelax.relaxation.surroundings import in_backward
 from equirelax.settings import COUNT, within
 from equirelax.symmetry import Representation
 
@@ -140,8 +140,10 @@ class RowNorm(nn.Module):
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, size: int) -> None:
         """Move the running statistics by those of a batch of `size` rows, the variance made unbiased."""
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (size / max(size - 1, 1)), self.momentum)
+        variance = variance * (size / max(size - 1, 1))
+        # torch maps lerp_ over members one by one, and lerp at once
+        self.running_mean.copy_(self.running_mean.lerp(mean, self.momentum))
+        self.running_var.copy_(self.running_var.lerp(variance, self.momentum))
 
 
 class StreamMap(ResidualMap):

@@ -54,6 +54,10 @@ class FiniteRotation(Regularizer):
         """See `Regularizer`."""
         return "the penalty draws its axes"
 
+    def stack_obstacle(self) -> str:
+        """See `Regularizer`."""
+        return "the penalty draws its axes"
+
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         means = []
         for key, inputs in kept.items():

@@ -87,6 +87,10 @@ class LieDerivative(Regularizer):
             return "scaling is 'mean', which copies the numbers of rows to the device"
         return super().capture_obstacle()
 
+    def stack_obstacle(self) -> str:
+        """See `Regularizer`."""
+        return "" if self.rows is None else "the penalty draws its rows (leave rows out)"
+
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         """The penalty of what was kept, a 0-dimensional tensor."""
         lie, norm = self._sums(kept)

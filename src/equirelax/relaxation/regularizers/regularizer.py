@@ -72,6 +72,10 @@ class Regularizer(ABC):
         """Why a CUDA graph cannot hold the penalty, in words; empty where it can. See `methods.Method`."""
         return f"every is {self.every}: the penalty is computed in some steps only" if self.every > 1 else ""
 
+    def stack_obstacle(self) -> str:
+        """Why members cannot be trained in a stack with the penalty, in words; empty where they can. See `methods.Method`."""
+        return ""
+
     @property
     def due(self) -> bool:
         """Whether it is computed in the next step."""
@@ -126,7 +130,8 @@ class Regularizer(ABC):
                 "no inputs were kept since the last penalty: call it once after a forward of the relaxed "
                 "model in training mode (model.train()), with gradients, outside `relaxation.strict()`. "
                 "Reentrant gradient checkpointing hides the forward: use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False). Within a transform of torch.func the forward "
+                "and method.penalty() belong into one `with method.mapped():`"
             )
         return kept
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from equirelax.relaxation.columns import Columns, SharedColumns, dense
+from equirelax.relaxation.surroundings import in_transform
 from equirelax.symmetry import Representation, trivial
 
 # The parts that samples share are kept as rows while there are so many times fewer of them than features.
@@ -117,6 +118,13 @@ class Operators(ABC):
     """L and N of several residuals, on their stacked weights."""
 
     @abstractmethod
+    def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """<W, L W> and <W, N W>, each (residuals,), of operations that torch differentiates and maps by itself.
+
+        They are for transforms of `torch.func`. `evaluate` needs half of the products, and writes into what it made.
+        """
+
+    @abstractmethod
     def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """<W, L W> and <W, N W>, each (residuals,), then L W and N W, each of the shape of the weights; without a graph."""
 
@@ -162,6 +170,25 @@ class _Moments(Operators):
     moments: list[Moment]
     in_rep: Representation
     out_rep: Representation
+
+    def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Operators`."""
+        in_rep, out_rep = self.in_rep, self.out_rep
+        out_dim, _, in_dim = weights.shape
+        as_right, as_left = weights.reshape(-1, in_dim), weights.reshape(out_dim, -1)
+        shape = (-1, *weights.shape)
+        parts = [weights[None]]
+        if in_rep.group.algebra_dim:
+            parts.append(in_rep.right(as_right).reshape(shape) - out_rep.left(as_left).reshape(shape))
+        if in_rep.group.discrete_count:
+            moved = in_rep.discrete_right(as_right).reshape(shape)
+            parts.append(moved - out_rep.discrete_left(as_left).reshape(shape))
+        stack = torch.cat(parts).movedim(2, 0)  # (residuals, 1 + k + c, out_dim, in_dim)
+        products = stack.flatten(1, 2) @ torch.stack([moment.dense() for moment in self.moments])
+        sums = (products.view_as(stack) * stack).sum(dim=(2, 3))
+        # as in `evaluate`, rounding takes no sum below zero, and no gradient with it
+        sums = sums + (sums.clamp(min=0) - sums).detach()
+        return sums[:, 1:].sum(1), sums[:, 0]
 
     def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         in_rep, out_rep = self.in_rep, self.out_rep
@@ -225,6 +252,15 @@ class _Samples(Operators):
     in_rep: Representation
     out_rep: Representation
 
+    def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Operators`."""
+        x = torch.stack([r.T for r in self.rows], dim=1)  # (in_dim, residuals, n)
+        moved = torch.cat([x[None], _acted(x, self.in_rep)])  # x, A_1 x, ..., g_1 x, ...
+        outputs = torch.matmul(weights, moved.transpose(1, 2))  # (1 + k + c, residuals, out_dim, n)
+        y = outputs[0]
+        difference = outputs[1:] - _acted(y.transpose(0, 1), self.out_rep).transpose(1, 2)
+        return difference.square().sum(dim=(0, 2, 3)), y.square().sum(dim=(1, 2))
+
     def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         in_rep, out_rep = self.in_rep, self.out_rep
         count, out_dim, in_dim = weights.shape
@@ -263,6 +299,16 @@ class _Sampled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> tuple[Tensor, None]:
         return quadratic_backward(ctx, lie_grad[:, None, None], norm_grad[:, None, None]), None
+
+
+def _acted(x: Tensor, rep: Representation) -> Tensor:
+    """drho(A_i) x, rho(g_j) x of x (dim, residuals, n): (k + c, dim, residuals, n)."""
+    flat, parts = x.reshape(len(x), -1), [x.new_empty(0, *x.shape)]
+    if rep.group.algebra_dim:
+        parts.append(rep.left(flat).reshape(-1, *x.shape))
+    if rep.group.discrete_count:
+        parts.append(rep.discrete_left(flat).reshape(-1, *x.shape))
+    return torch.cat(parts)
 
 
 def _act(out: Tensor, x: Tensor, rep: Representation, k: int, c: int) -> None:
@@ -329,10 +375,12 @@ def stacked_terms(
         weights = [torch.cat([w, b[:, None]], dim=1) for w, b in zip(weights, biases, strict=True)]
         in_rep = in_rep + trivial(in_rep.group)
     if isinstance(data[0], Moment):
-        moments = [d for d in data if isinstance(d, Moment)]
-        return _Quadratic.apply(torch.stack(weights, dim=1), _Moments(moments, in_rep, out_rep))
-    rows = [d for d in data if isinstance(d, Tensor)]
-    return _Sampled.apply(torch.stack(weights), _Samples(rows, in_rep, out_rep))
+        stack = torch.stack(weights, dim=1)
+        moments = _Moments([d for d in data if isinstance(d, Moment)], in_rep, out_rep)
+        return moments.sums(stack) if in_transform() else _Quadratic.apply(stack, moments)
+    stack = torch.stack(weights)
+    samples = _Samples([d for d in data if isinstance(d, Tensor)], in_rep, out_rep)
+    return samples.sums(stack) if in_transform() else _Sampled.apply(stack, samples)
 
 
 def linear_terms(
