@@ -112,7 +112,8 @@ def test_nothing_outlives_the_map() -> None:
         return found, {}
 
     torch.vmap(mapped)(*arguments)
-    assert seen == [terms] and terms == {}
+    assert seen == [terms]
+    assert terms == {}
     assert all(method.state_vectors()[name] is vector for name, vector in before.items())
     with pytest.raises(PenaltyError, match="no inputs were kept"):
         method.regularizer()
