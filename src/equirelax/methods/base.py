@@ -462,14 +462,18 @@ class Method(ABC):
             raise MethodError(
                 f"the state of method {self.name!r} lacks {sorted(missing)}; is the file damaged?"
             )
-        if tuple(state["gammas"].shape) != (len(self.paths),):
+        expected = tuple(self.relaxation.gammas().shape)
+        if tuple(state["gammas"].shape) != expected:
             raise MethodError(
-                f"the state has strengths of shape {tuple(state['gammas'].shape)}; "
-                f"expected {(len(self.paths),)}, one per residual"
+                f"the state has strengths of shape {tuple(state['gammas'].shape)}; expected {expected}, one per residual"
             )
         self._load(state)
-        for residual, gamma in zip(self.relaxation.residuals.values(), state["gammas"].tolist(), strict=True):
-            residual.set_gamma(gamma)
+        residuals = self.relaxation.residuals.values()
+        if residuals:
+            parts = state["gammas"].split([len(residual.gamma) for residual in residuals])
+            for residual, gamma in zip(residuals, parts, strict=True):
+                with torch.no_grad():
+                    residual.gamma.copy_(gamma)
         if self.regularizer is not None:
             self.regularizer.load_state_dict(state["regularizer"])
         self._begun = False

@@ -78,9 +78,9 @@ class DualAscent:
             )
         for key in ("first", "second"):
             moment = state.get(key)
-            if moment is not None and tuple(moment.shape) != (size,):
+            if moment is not None and moment.numel() != size:
                 raise MethodError(
-                    f"the dual optimizer's {key!r} has shape {tuple(moment.shape)}, expected {(size,)}"
+                    f"the dual optimizer's {key!r} has shape {tuple(moment.shape)}, expected {size} entries"
                 )
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:

@@ -89,7 +89,10 @@ class Lagrangian(Method):
         own = self.settings
         self.dual = DualAscent(own.dual_optimizer, own.dual_lr, own.dual_eps)
         for residual in relaxation.residuals.values():
-            residual.learn_gamma(float(residual.gamma.detach()) if own.initial is None else own.initial)
+            if own.initial is None:
+                residual.gamma.requires_grad_(True)
+            else:
+                residual.learn_gamma(own.initial)
         self.multipliers = torch.zeros_like(self._gammas().detach())
         self.proportional = torch.zeros_like(self.multipliers)
         self._seen: Tensor | None = None
@@ -168,7 +171,7 @@ class Lagrangian(Method):
                 raise MethodError(
                     f"{key!r} of the state is {found}; expected {shape}, one entry per residual"
                 )
-        self.dual.check_state(state["dual"], len(self.paths))
+        self.dual.check_state(state["dual"], self.multipliers.numel())
         for key in self.state_vectors():
             setattr(self, key, state[key].to(self.multipliers, copy=True))
         self.dual.load_state_dict(state["dual"], self.multipliers)

@@ -161,7 +161,7 @@ class ResilientACE(Lagrangian):
 
     def _load(self, state: dict[str, Any]) -> None:
         if self.settings.form == "released":
-            self.slack_descent.check_state(state["slack_descent"], len(self.paths))
+            self.slack_descent.check_state(state["slack_descent"], self.slacks.numel())
         super()._load(state)
         if self.settings.form == "released":
             self.slack_descent.load_state_dict(state["slack_descent"], self.slacks)

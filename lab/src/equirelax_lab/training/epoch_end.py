@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.relaxation import relaxation_of
 from equirelax_lab.data import Samples
+from equirelax_lab.training.assembly import Assembly
+from equirelax_lab.training.averages import Averages
 from equirelax_lab.training.checkpoint import Selection, write_selected, write_state
 from equirelax_lab.training.equivariance import EquivarianceErrors
 from equirelax_lab.training.evaluation import loss_sum, totals
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, LAST
 from equirelax_lab.training.loggers import Loggers
-from equirelax_lab.training.loop import Loop
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 FITTED = 500
 """Number of training samples whose loss is followed, the first ones."""
+
+
+class Trained(Protocol):
+    """What is known of a run's training: `Loop`, or a `Member` of a stack.
+
+    Attributes:
+        assembly: The run's objects.
+        fabric: Lightning Fabric, launched.
+        averages: Averaged weights; None without `ema`.
+        completed: Epochs that are done.
+        steps: Optimizer steps taken, over all resumptions.
+        fixed_memory: Whether the weights must stay where they are in memory.
+    """
+
+    assembly: Assembly
+    fabric: Fabric
+    averages: Averages | None
+    completed: int
+    steps: int
+    fixed_memory: bool
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training needs to go on: plain data and tensors."""
 
 
 class EpochEnd:
@@ -39,7 +66,7 @@ class EpochEnd:
         saved: Number of epochs that the resumable checkpoint holds.
     """
 
-    def __init__(self, loop: Loop, train: Samples, val: Samples, folder: Path, loggers: Loggers) -> None:
+    def __init__(self, loop: Trained, train: Samples, val: Samples, folder: Path, loggers: Loggers) -> None:
         self.loop, self.folder, self.loggers = loop, folder, loggers
         self.assembly, self.fabric = loop.assembly, loop.fabric
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
@@ -47,9 +74,8 @@ class EpochEnd:
         self.train = train.subset(slice(0, FITTED)).subset(share).to(self.fabric.device)
         metric, rule = self.assembly.task.metric, self.assembly.config.training.select
         self.selection, self.average_selection = Selection(metric, rule), Selection(metric, rule)
-        self.equivariance = EquivarianceErrors(
-            self.assembly, copied=self.fabric.world_size > 1 or loop.graphed
-        )
+        copied = self.fabric.world_size > 1 or loop.fixed_memory
+        self.equivariance = EquivarianceErrors(self.assembly, copied)
         self.seconds, self.saved = 0.0, 0
         self._since = time.perf_counter()
 

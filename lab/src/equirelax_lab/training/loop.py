@@ -40,7 +40,7 @@ class Loop:
         divergence: Checks of losses, gradients and weights.
         gradients: Computes the gradients of a part of a batch.
         on_step: Called after every optimizer step with the number of steps that the epoch has taken.
-        graphed: Whether it may do so by replaying a CUDA graph, which reads the weights where they are.
+        fixed_memory: Whether the weights must stay where they are, since a CUDA graph may read them there.
 
     Raises:
         ConfigError: `machine.graph` is set, and steps differ in more than the numbers in their batches.
@@ -71,7 +71,7 @@ class Loop:
         self.divergence = Divergence(objective, every_step)
         self.completed = self.steps = 0
         self.on_step: Callable[[int], None] = lambda taken: None
-        self.graphed = machine.graph
+        self.fixed_memory = machine.graph
         self.gradients: Gradients = self._gradients
         if machine.graph:
             model = assembly.model
@@ -121,7 +121,7 @@ class Loop:
         columns = dict(zip(("train/loss", "train/penalty"), torch.as_tensor(means).tolist(), strict=True))
         divergence.check_epoch(columns)
         self.completed += 1
-        return columns | self.sizes.columns()
+        return columns | self.sizes.columns()[0]
 
     def _gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         """Add the gradients of part `index` of the epoch; returns the objective and its terms (see `Objective`)."""

@@ -19,9 +19,10 @@ class StepSizes:
     Args:
         assembly: The run's objects.
         steps: Optimizer steps of an epoch.
+        members: Length of the leading axis of all weights, in a stack of runs; None for a single run.
     """
 
-    def __init__(self, assembly: Assembly, steps: int) -> None:
+    def __init__(self, assembly: Assembly, steps: int, members: int | None = None) -> None:
         relaxation = assembly.relaxation
         if relaxation is None:
             self.weights: dict[str, list[nn.Parameter]] = {"strict": list(assembly.model.parameters())}
@@ -31,6 +32,7 @@ class StepSizes:
                 "residual": list(relaxation.residual_parameters().values()),
             }
         self.first = steps - STEPS
+        self.members = members
         self._before: dict[str, list[Tensor]] = {}
         self._squares: dict[str, list[Tensor]] = {}
 
@@ -44,15 +46,26 @@ class StepSizes:
         before, self._before = self._before, {}
         for name, copies in before.items():
             pairs = zip(self.weights[name], copies, strict=True)
-            square = torch.stack([(p.detach() - copy).square().sum() for p, copy in pairs]).sum()
+            square = torch.stack([self._square(p.detach() - copy) for p, copy in pairs]).sum(0)
             self._squares.setdefault(name, []).append(square)
 
-    def columns(self) -> dict[str, float]:
-        """update/strict and update/residual: root mean square of the change of a weight in a step of this epoch."""
+    def _square(self, change: Tensor) -> Tensor:
+        """The sum of squares, 0-dimensional; (members,) in a stack."""
+        squares = change.square()
+        return squares.sum() if self.members is None else squares.reshape(self.members, -1).sum(1)
+
+    def columns(self) -> list[dict[str, float]]:
+        """The root mean square of the change of a weight in a step of this epoch.
+
+        Returns:
+            The columns update/strict and update/residual of every member; of a single run a list of one.
+        """
         squares, self._squares = self._squares, {}
-        return {
-            f"update/{name}": math.sqrt(
-                float(torch.stack(values).mean()) / sum(p.numel() for p in self.weights[name])
-            )
-            for name, values in squares.items()
+        means = {name: torch.stack(values).mean(0).reshape(-1).tolist() for name, values in squares.items()}
+        counts = {
+            name: sum(p.numel() for p in own) // (self.members or 1) for name, own in self.weights.items()
         }
+        return [
+            {f"update/{name}": math.sqrt(own[member] / counts[name]) for name, own in means.items()}
+            for member in range(self.members or 1)
+        ]

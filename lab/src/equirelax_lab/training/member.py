@@ -1,0 +1,111 @@
+"""One run of a stack, with what belongs to it alone: its network, batches, checks and random state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from equirelax_lab.data import Samples
+from equirelax_lab.training.assembly import Assembly
+from equirelax_lab.training.averages import Averages
+from equirelax_lab.training.divergence import Divergence
+from equirelax_lab.training.loader import EpochLoader
+from equirelax_lab.training.machine import Machine
+from equirelax_lab.training.objective import Objective
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class Member:
+    """A run of a stack; what follows an epoch sees it as it sees a single run's loop (`epoch_end.Trained`).
+
+    Make it right after its assembly: it takes torch's random state over, which validation and audits of this run use.
+
+    Args:
+        assembly: The run's objects; the network moves to the device of `fabric`.
+        train: Training samples, on that device. Members with the same data share them.
+        fabric: Lightning Fabric, launched.
+        machine: How it executes.
+
+    Attributes:
+        completed: Epochs that are done.
+        steps: Optimizer steps taken, over all resumptions.
+        averages: Averaged weights, which the stack updates; None where `ema` is 0.
+        fixed_memory: True: its weights are part of the stack's memory and must stay there.
+        failure: Why it cannot go on; empty while it trains.
+        random_state: Its own random state of torch, outside of training.
+        shared_state: Returns its share of what the stack holds: optimizer, scheduler, method.
+    """
+
+    fixed_memory = True
+
+    def __init__(self, assembly: Assembly, train: Samples, fabric: Fabric, machine: Machine) -> None:
+        self.random_state = torch.get_rng_state()
+        training, task = assembly.config.training, assembly.task
+        self.assembly, self.fabric = assembly, fabric
+        assembly.model.to(fabric.device)
+        self.loader = EpochLoader(
+            train,
+            task.train_batch,
+            training.batch_size,
+            assembly.config.seed,
+            device=fabric.device,
+            smallest=task.smallest_batch,
+            drop_last=training.drop_last,
+        )
+        objective = Objective(assembly, self.loader, machine.precision == "bf16-mixed")
+        self.divergence = Divergence(objective, every_step=fabric.device.type == "cpu")
+        self.averages = Averages(assembly.model, training.ema) if training.ema else None
+        self.completed = self.steps = 0
+        self.failure = ""
+        self.shared_state: Callable[[], dict[str, Any]] = dict
+
+    @contextlib.contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Within it torch's random state is this run's, as if it were alone."""
+        torch.set_rng_state(self.random_state)
+        try:
+            yield
+        finally:
+            self.random_state = torch.get_rng_state()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a single run's loop saves, so that the run may go on alone or in a stack; take it in `own_randomness`."""
+        averages = None
+        if self.averages is not None:
+            averages = self.averages.state_dict()
+            averages["model"] = _copied(averages["model"])
+        state = {
+            "completed": self.completed,
+            "steps": self.steps,
+            "weights": _copied(self.assembly.model.state_dict()),
+            **self.shared_state(),
+            "averages": averages,
+            "first_loss": self.divergence.first_loss,
+            "rng": torch.get_rng_state(),
+        }
+        if self.fabric.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what belongs to this run alone; `StackedLoop.load_state_dicts` takes the rest.
+
+        Raises:
+            CheckpointError: The state holds no averaged weights, and the run has some.
+        """
+        self.completed, self.steps = state["completed"], state["steps"]
+        self.assembly.model.load_state_dict(state["weights"])
+        if self.averages is not None:
+            self.averages.load_state_dict(state["averages"])
+        self.divergence.first_loss = state["first_loss"]
+        self.random_state = state["rng"]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict in memory of its own: a part of the stack's memory would be saved with all of it."""
+    return {key: value.clone() for key, value in state.items()}

@@ -1,0 +1,357 @@
+"""The training loop of a stack: runs that differ in the seed alone, every step one computation for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from equirelax.errors import EquirelaxError, NonFiniteError
+from equirelax_lab.tasks.methods import build_method
+from equirelax_lab.tasks.task import Batch
+from equirelax_lab.training.assembly import Assembly, build_optimizer, build_scheduler
+from equirelax_lab.training.averages import Averages
+from equirelax_lab.training.folder import differences
+from equirelax_lab.training.graph import Gradients, graphed
+from equirelax_lab.training.loader import EpochLoader
+from equirelax_lab.training.machine import Machine
+from equirelax_lab.training.member import Member
+from equirelax_lab.training.objective import Objective
+from equirelax_lab.training.stack import StackError, average_networks, joined, part_of, stack_networks
+from equirelax_lab.training.step_sizes import StepSizes
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+"""Optimizers that move every number by itself, so that a stacked tensor moves as its parts would."""
+
+
+class StackedLoop:
+    """Trains the networks of a stack, an epoch at a time.
+
+    One further assembly, the template, holds the stacked tensors: its parameters have an axis of members in front, its
+    optimizer and its method move them elementwise, and the loss and the penalty of all members are computed by its network
+    under `torch.vmap`. The members' own networks are views of the same memory. Their methods take the template's state over
+    where something reads them.
+
+    Args:
+        members: The runs, whose assemblies are not trained yet.
+        template: An assembly of the same settings, whose weights are overwritten.
+        fabric: Lightning Fabric, launched, of one device.
+        machine: How it executes.
+
+    Attributes:
+        completed: Epochs that are done.
+        steps: Optimizer steps taken, over all resumptions.
+        gradients: Computes the gradients of a stacked batch.
+        on_step: Called after every optimizer step with the number of steps that the epoch has taken.
+
+    Raises:
+        StackError: The runs cannot be stacked; says why.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], template: Assembly, fabric: Fabric, machine: Machine
+    ) -> None:
+        self.members, self.fabric = members, fabric
+        first = members[0]
+        self.loader = first.loader
+        _check_alike([member.assembly for member in members])
+        if reason := obstacle(template, self.loader):
+            raise StackError(reason)
+        template.model.to(fabric.device)
+        # before the weights are stacked: it groups parameters by their number of axes
+        self.optimizer = build_optimizer(template)
+        self._axes = stack_networks(template.model, [member.assembly.model for member in members])
+        self.template = _with_method(template, self.optimizer, self.loader.batches)
+        self.scheduler = build_scheduler(template.config, self.optimizer)
+        self.objective = Objective(self.template, self.loader, machine.precision == "bf16-mixed")
+        self.averages = self._averages()
+        self.sizes = StepSizes(self.template, self.loader.batches, len(members))
+        self.completed = self.steps = 0
+        self.on_step: Callable[[int], None] = lambda taken: None
+        self.gradients: Gradients = self._gradients
+        if machine.graph:
+            model = template.model
+            tensors = [*model.parameters(), *model.buffers()]
+            self.gradients = graphed(
+                self._gradients, self.template.method, tensors, self.loader, template.config.method
+            )
+        self._terms: Mapping[str, Mapping[str, Tensor]] = {}
+        self._shared: set[str] = set()
+        self._tried = False
+        for index, member in enumerate(members):
+            member.shared_state = functools.partial(self._state_of, index)
+
+    def epoch(self) -> list[dict[str, float]]:
+        """Train all members for one epoch.
+
+        A member whose numbers are not finite gets a `failure`; the others go on, and its own numbers touch none of theirs.
+
+        Returns:
+            The columns of every member, as `Loop.epoch` returns them; {} of one that has failed.
+
+        Raises:
+            StackError: The first step cannot be computed for all members at once.
+        """
+        count, clip = len(self.members), self.template.config.training.gradient_clip
+        parameters = list(self.template.model.parameters())
+        sums: Tensor | float = 0.0
+        self.objective.train()
+        for member in self.members:
+            member.loader.set_epoch(self.completed)
+            member.assembly.model.train()
+        for index, batches in enumerate(zip(*(member.loader for member in self.members), strict=True)):
+            for member, batch in zip(self.members, batches, strict=True):
+                member.divergence.begin(batch, index, self.steps, self.completed)
+            losses, terms = self._tried_gradients(self._stacked(batches), index)
+            for member, loss in zip(self.members, losses, strict=True):
+                self._guard(member, lambda own=member, value=loss: own.divergence.check_loss(value))  # type: ignore[misc]
+            sums = sums + terms
+            self._check_gradients(parameters)
+            self.sizes.before_step(index)
+            if clip:
+                clip_members(parameters, count, clip)
+            self.optimizer.step()  # the method steps with it
+            self.steps += 1
+            self.sizes.after_step()
+            if self.averages is not None:
+                self.averages.update()
+            self.on_step(index + 1)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.completed += 1
+        sizes, means = self.sizes.columns(), (torch.as_tensor(sums) / self.loader.batches).tolist()
+        return [
+            self._finish(member, dict(zip(("train/loss", "train/penalty"), mean, strict=True))) | size
+            for member, mean, size in zip(self.members, means, sizes, strict=True)
+        ]
+
+    def _finish(self, member: Member, columns: dict[str, float]) -> dict[str, float]:
+        """Check a member's epoch, and let its own objects follow the stack's."""
+        member.completed, member.steps = self.completed, self.steps
+        self._guard(member, lambda: member.divergence.check_epoch(columns))
+        self._follow(member)
+        return columns
+
+    def _guard(self, member: Member, check: Callable[[], None]) -> None:
+        """Note that a member has failed where `check` raises, with where it began."""
+        if member.failure:
+            return
+        try:
+            check()
+        except NonFiniteError as error:
+            self._follow(member)
+            member.failure = f"{error}{member.divergence.origin()}"
+
+    def _check_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Check the gradients of all members by a sum for each; entries are looked at only where one overflows."""
+        if not self.members[0].divergence.every_step:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        sums = torch.stack([g.reshape(len(self.members), -1).abs().sum(1) for g in gradients]).sum(0)
+        for index in (~torch.isfinite(sums)).nonzero().flatten().tolist():
+            own = list(self.members[index].assembly.model.parameters())
+            for mine, whole in zip(own, parameters, strict=True):
+                mine.grad = None if whole.grad is None else whole.grad[index]
+            member = self.members[index]
+            self._guard(member, lambda: member.divergence.check_gradients(own))  # noqa: B023 - called here and now
+            for mine in own:
+                mine.grad = None
+
+    def _stacked(self, batches: Sequence[Batch]) -> Batch:
+        """The members' batches with an axis of members in front. Tables of whole numbers that are alike, such as the edges
+        of graphs, stay single: that is faster, and some networks read them.
+        """
+        whole: Batch = {}
+        self._shared = set()
+        for name, first in batches[0].items():
+            parts = [batch[name] for batch in batches]
+            if all(part is first for part in parts[1:]):
+                whole[name] = first
+                self._shared.add(name)
+                continue
+            stacked = torch.stack(parts)
+            same = not first.is_floating_point() and bool((stacked == stacked[:1]).all())
+            whole[name] = first if same else stacked
+            if same:
+                self._shared.add(name)
+        return whole
+
+    def _tried_gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """`gradients`; the first time, what goes wrong is a reason not to stack."""
+        if self._tried:
+            return self.gradients(batch, index)
+        try:
+            found = self.gradients(batch, index)
+        except (RuntimeError, ValueError, TypeError, EquirelaxError) as error:
+            if isinstance(error, StackError):
+                raise
+            raise StackError(
+                f"its training step cannot be computed for several networks at once: {_first_line(error)}"
+            ) from error
+        self._tried = True
+        return found
+
+    def _gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """Set the gradients of all members; returns their objectives (members,) and terms (members, 2)."""
+        model, method = self.template.model, self.template.method
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        axes = {name: self._axes.get(name, 0) for name in own}
+        vectors = (
+            {}
+            if method is None
+            else {k: _by_member(v, len(self.members)) for k, v in method.state_vectors().items()}
+        )
+        batch_axes = {name: None if name in self._shared else 0 for name in batch}
+
+        def objective(
+            weights: dict[str, Tensor], vectors: dict[str, Tensor], batch: Batch
+        ) -> tuple[Tensor, Tensor, Any]:
+            named = {f"model.{name}": value for name, value in weights.items()}
+            if method is None:
+                value, terms = functional_call(self.objective, named, (batch, index, self.steps))
+                return value, terms, {}
+            with method.mapped(vectors):
+                value, terms = functional_call(self.objective, named, (batch, index, self.steps))
+                return value, terms, {} if method.regularizer is None else method.regularizer.terms
+
+        mapped = torch.vmap(objective, in_dims=(axes, 0, batch_axes), randomness="error")
+        values, terms, self._terms = mapped(own, vectors, batch)
+        self.optimizer.zero_grad()
+        values.sum().backward()
+        if method is not None:
+            method.replayed()
+        return values.detach(), terms
+
+    def _averages(self) -> Averages | None:
+        """The average of the stacked weights, whose parts are the members' averaged networks."""
+        decay = self.template.config.training.ema
+        if not decay:
+            return None
+        averages = Averages(self.template.model, decay)
+        average_networks(averages.model, [m.averages.model for m in self.members if m.averages is not None])
+        return averages
+
+    def _state_of(self, index: int) -> dict[str, Any]:
+        """The member's share of the optimizer's, the scheduler's and the method's state, as a single run saves it."""
+        return {
+            "optimizer": part_of(self.optimizer.state_dict(), lambda whole: whole[index]),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "method": self._method_state(index),
+        }
+
+    def _method_state(self, index: int) -> dict[str, Any] | None:
+        method, own = self.template.method, self.members[index].assembly.method
+        if method is None or own is None:
+            return None
+        state = method.state_dict()
+        regularizer = state.pop("regularizer", None)
+        state = part_of(state, lambda whole: _by_member(whole, len(self.members))[index])
+        if regularizer is not None and own.regularizer is not None:  # the generators are the members' own
+            state["regularizer"] = {**own.regularizer.state_dict(), "steps": regularizer["steps"]}
+        return state  # type: ignore[no-any-return]
+
+    def _follow(self, member: Member) -> None:
+        """Give a member's own method and average what the stack's have become."""
+        index = self.members.index(member)
+        method = member.assembly.method
+        if method is not None:
+            method.load_state_dict(self._method_state(index) or {})
+            if method.regularizer is not None:
+                method.regularizer.terms = {
+                    key: {name: value[index].detach() for name, value in own.items()}
+                    for key, own in self._terms.items()
+                }
+        if member.averages is not None and self.averages is not None:
+            member.averages.steps = self.averages.steps
+
+    def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from the members' states, which single runs or stacks have saved.
+
+        Raises:
+            CheckpointError: A state does not fit, or the states are not of the same step.
+        """
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)
+        self.completed = joined([state["completed"] for state in states], torch.stack, "completed")
+        self.steps = joined([state["steps"] for state in states], torch.stack, "steps")
+        self.optimizer.load_state_dict(joined([s["optimizer"] for s in states], torch.stack, "optimizer"))
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(joined([s["scheduler"] for s in states], torch.stack, "scheduler"))
+        method = self.template.method
+        if method is not None:
+            own = [dict(state["method"]) for state in states]
+            regularizers = [state.pop("regularizer", None) for state in own]
+            whole = joined(own, lambda parts: torch.stack(parts, 1).reshape(-1, 1), "method")
+            if regularizers[0] is not None:
+                steps = joined(
+                    [state["steps"] for state in regularizers], torch.stack, "method.regularizer.steps"
+                )
+                whole["regularizer"] = {"steps": steps, "generator": None}
+            method.load_state_dict(whole)
+        if self.averages is not None:
+            self.averages.steps = joined(
+                [s["averages"]["steps"] for s in states], torch.stack, "averages.steps"
+            )
+        for member in self.members:
+            self._follow(member)
+
+
+def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
+    """Why a run cannot be one of a stack, in words; empty where nothing is known against it."""
+    config, method = assembly.config, assembly.method
+    if loader.world > 1:
+        return f"{loader.world} processes share its batches: choose --devices 1"
+    if loader.parts > 1:
+        return f"its batches come in {loader.parts} parts: choose --accumulate 1"
+    if config.training.optimizer not in OPTIMIZERS:
+        return f"the optimizer {config.training.optimizer} does not move every number by itself: choose {', '.join(OPTIMIZERS)}"
+    return "" if method is None else method.stack_obstacle()
+
+
+def clip_members(parameters: Sequence[Tensor], members: int, largest: float) -> None:
+    """Scale the gradients of every member by itself, as `torch.nn.utils.clip_grad_norm_` does.
+
+    Args:
+        parameters: Stacked parameters.
+        members: Length of their first axis.
+        largest: The largest norm that stays.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(g.reshape(members, -1), dim=1) for g in gradients])
+    factors = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *(1,) * (gradient.dim() - 1)).to(gradient.dtype))
+
+
+def _check_alike(assemblies: Sequence[Assembly]) -> None:
+    """Raise `StackError` unless the runs differ in the seed alone."""
+    first = assemblies[0].config.to_dict()
+    for assembly in assemblies[1:]:
+        lines = differences({**first, "seed": None}, {**assembly.config.to_dict(), "seed": None})
+        if lines:
+            raise StackError(f"runs of a stack differ in the seed alone, but {'; '.join(lines)}.")
+
+
+def _with_method(template: Assembly, optimizer: torch.optim.Optimizer, steps: int) -> Assembly:
+    """The template with a method that was made for its stacked strengths, and moves with its optimizer."""
+    if template.method is None or template.relaxation is None:
+        return template
+    method = build_method(template.relaxation, template.config, steps)
+    return dataclasses.replace(template, method=method.attach(optimizer))
+
+
+def _by_member(vector: Tensor, members: int) -> Tensor:
+    """A stacked vector (residuals * members, 1) of a method with the members first: (members, residuals)."""
+    return vector.reshape(-1, members).t()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,232 @@
+"""Several runs that differ in the seed alone, from settings to result.json, in one process as a stack."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from equirelax.errors import NonFiniteError
+from equirelax_lab.data import Samples
+from equirelax_lab.tasks.settings import RunConfig
+from equirelax_lab.training import provenance
+from equirelax_lab.training.assembly import assemble
+from equirelax_lab.training.checkpoint import read_state
+from equirelax_lab.training.conclusion import conclude
+from equirelax_lab.training.epoch_end import EpochEnd
+from equirelax_lab.training.folder import CONFIG, LAST, check_folder
+from equirelax_lab.training.launch import launched
+from equirelax_lab.training.lock import locked
+from equirelax_lab.training.loggers import Loggers, room_for_events
+from equirelax_lab.training.machine import Machine
+from equirelax_lab.training.member import Member
+from equirelax_lab.training.progress import EpochProgress
+from equirelax_lab.training.run_loggers import run_loggers
+from equirelax_lab.training.samples import load_samples
+from equirelax_lab.training.stack import StackError
+from equirelax_lab.training.stacked_loop import StackedLoop
+from equirelax_lab.training.stopping import StopRequest, graceful_interrupt
+from equirelax_lab.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(eq=False)
+class StackedRun:
+    """One run of a stack.
+
+    Attributes:
+        config: Its settings.
+        folder: Its own folder.
+        result: The content of its result.json, once it has finished.
+        failure: Why it cannot go on; empty if it can.
+    """
+
+    config: RunConfig
+    folder: Path
+    result: dict[str, Any] | None = None
+    failure: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something left to train."""
+        return self.result is None and not self.failure
+
+
+def train_stack(
+    runs: Sequence[StackedRun], root: Path | None = None, *, machine: Machine | None = None
+) -> bool:
+    """Train all runs, or go on with what their folders hold; each folder receives what `train` writes into it.
+
+    Runs whose checkpoints are of different epochs are trained in several stacks, one after another. A run whose numbers are
+    no longer finite fails alone.
+
+    Args:
+        runs: Runs that differ in the seed alone; their `result` or `failure` is set.
+        root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
+        machine: Where and how the stack executes.
+
+    Returns:
+        Whether all runs have finished or failed; False after an interruption.
+
+    Raises:
+        StackError: The runs cannot be stacked; says why. Nothing is lost: each of them can be trained alone.
+        ConfigError: A folder holds a run with other settings, or the settings do not work here.
+        FolderInUseError: Another process writes to a folder.
+        DataError: Data is missing.
+        CheckpointError: A checkpoint cannot be resumed from.
+    """
+    machine = (machine or Machine()).resolved(torch.cuda.device_count())
+    check_trackers(machine)
+    if machine.devices > 1:
+        raise StackError(f"{machine.devices} devices share every batch: choose --devices 1.")
+    if machine.accumulate > 1:
+        raise StackError(f"batches come in {machine.accumulate} parts: choose --accumulate 1.")
+    for run in runs:
+        run.result = check_folder(run.config, run.folder, resume=True)
+    # Read now: the source tree may change during the run, but not what was imported.
+    commit = provenance.commit()
+    torch.set_num_threads(machine.threads)
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            if run.open:
+                stack.enter_context(locked(run.folder))
+        request = stack.enter_context(graceful_interrupt())
+        while left := [run for run in runs if run.open]:
+            if request.made:
+                return False
+            states = [_saved(run) for run in left]
+            done = [0 if state is None else state["completed"] for state in states]
+            alike = [(run, state) for run, state, epochs in zip(left, states, done, strict=True) if epochs == min(done)]
+            with launched(machine) as fabric:
+                _Training(*zip(*alike, strict=True), root, fabric, machine, commit).run(request)
+    return True
+
+
+def _saved(run: StackedRun) -> dict[str, Any] | None:
+    """What the run resumes from; None at its beginning."""
+    return read_state(run.folder / LAST) if (run.folder / LAST).exists() else None
+
+
+class _Training:
+    """The training of a stack whose runs are at the same epoch.
+
+    Args:
+        runs: The runs.
+        states: What each of them resumes from; None at the beginning.
+        root: Data root.
+        fabric: Lightning Fabric, launched.
+        machine: How it executes.
+        commit: The commit that it is trained with.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[StackedRun],
+        states: Sequence[dict[str, Any] | None],
+        root: Path | None,
+        fabric: Fabric,
+        machine: Machine,
+        commit: str | None,
+    ) -> None:
+        self.runs, self.states, self.machine, self.commit = runs, states, machine, commit
+        self.samples: dict[Any, tuple[Samples, Samples, Samples, int]] = {}
+        self.members: list[Member] = []
+        for run in runs:
+            train, _, _, steps = self._samples(run, root, fabric)
+            self.members.append(Member(assemble(run.config, root, steps), train, fabric, machine))
+        template = assemble(runs[0].config, root, steps)
+        self.loop = StackedLoop(self.members, template, fabric, machine)
+
+    def _samples(self, run: StackedRun, root: Path | None, fabric: Fabric) -> tuple[Samples, Samples, Samples, int]:
+        """The training samples on the device, both sets as they were read, and the steps of an epoch."""
+        dataset = run.config.dataset
+        key = (dataset, run.config.seed if dataset.seeded else None)
+        if key not in self.samples:
+            train, val, steps = load_samples(run.config, root, self.machine)
+            self.samples[key] = (train.to(fabric.device), train, val, steps)
+        return self.samples[key]
+
+    def run(self, request: StopRequest) -> None:
+        """Train the epochs that are left, or until a stop is requested, and write the results."""
+        with contextlib.ExitStack() as stack:
+            self.ends = [self._end(index, stack) for index in range(len(self.runs))]
+            states = [state for state in self.states if state is not None]
+            if states:
+                for end, state in zip(self.ends, states, strict=True):
+                    end.load_state_dict(state)
+                self.loop.load_state_dicts(states)
+            epochs = self.runs[0].config.training.epochs
+            while self.loop.completed < epochs and not request.made and any(run.open for run in self.runs):
+                if not self._epoch(request):
+                    return
+        if self.loop.completed == epochs:
+            for index, run in enumerate(self.runs):
+                if run.open:
+                    self._conclude(index, run)
+
+    def _end(self, index: int, stack: contextlib.ExitStack) -> EpochEnd:
+        """What follows the epochs of a member, with its open loggers."""
+        run, member, state = self.runs[index], self.members[index], self.states[index]
+        start = 0 if state is None else state["completed"]
+        run.config.write(run.folder / CONFIG)
+        stack.enter_context(room_for_events(run.folder))
+        loggers = run_loggers(run.config, run.folder, self.machine, start)
+        if self.machine.progress and index == 0:
+            config, task = run.config, member.assembly.task
+            label = f"{config.benchmark} {config.model} {config.method}, {len(self.runs)} runs"
+            batches = self.loop.loader.batches
+            progress = EpochProgress(start, config.training.epochs, batches, label, task.metric.heading)
+            self.loop.on_step = progress.step
+            loggers.append(progress)
+        _, train, val, _ = self._samples(run, None, member.fabric)
+        return EpochEnd(member, train, val, run.folder, stack.enter_context(contextlib.closing(Loggers(*loggers))))
+
+    def _epoch(self, request: StopRequest) -> bool:
+        """Train an epoch and finish it for every member; returns whether the stack can go on."""
+        try:
+            columns = self.loop.epoch()
+        except RuntimeError as error:
+            # Numbers that are not finite end in an error in some networks, and so for all members.
+            for index, member in enumerate(self.members):
+                if member.divergence.explains(error):
+                    self._fail(index, member.failure or f"{error}{member.divergence.origin()}")
+            if all(run.open for run in self.runs):
+                raise
+            return False
+        for index, (run, member) in enumerate(zip(self.runs, self.members, strict=True)):
+            if not run.open:
+                continue
+            if member.failure:
+                self._fail(index, member.failure)
+                continue
+            try:
+                with member.own_randomness():
+                    self.ends[index](columns[index], request.made)
+            except (NonFiniteError, RuntimeError) as error:
+                if not member.divergence.explains(error):
+                    raise
+                self._fail(index, f"{error}{member.divergence.origin()}")
+        return True
+
+    def _fail(self, index: int, why: str) -> None:
+        run, end = self.runs[index], self.ends[index]
+        if run.open:
+            end.write_best()
+            run.failure = (
+                f"{why} {end.kept()} Lower learning_rate, or set gradient_clip, and name another folder with --out."
+            )
+
+    def _conclude(self, index: int, run: StackedRun) -> None:
+        member, end = self.members[index], self.ends[index]
+        val = self._samples(run, None, member.fabric)[2]
+        try:
+            with member.own_randomness():
+                run.result = conclude(member.assembly, end, val, run.folder, self.commit, len(self.runs))
+        except NonFiniteError as error:
+            run.failure = str(error)

@@ -1,0 +1,126 @@
+"""A stack of whole runs leaves what single runs leave; members go on, fail and are refused one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equirelax_lab.training import stacked_run
+from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, read_table
+from equirelax_lab.training.machine import Machine
+from equirelax_lab.training.run import train
+from equirelax_lab.training.stack import StackError
+from equirelax_lab.training.stacked_loop import StackedLoop
+from equirelax_lab.training.stacked_run import StackedRun, train_stack
+from equirelax_lab.training.stopping import StopRequest
+
+from equirelax.relaxation import read
+
+QUIET = Machine(progress=False, tensorboard=False)
+Config = Callable[..., Any]
+OWN = ("seconds", "stacked", "inference")
+"""Keys of a result that tell of the machine and not of the run."""
+
+
+def stack_of(config: Any, folder: Path, seeds: tuple[int, ...] = (0, 1)) -> list[StackedRun]:
+    """Runs of some seeds in folders named by them."""
+    return [StackedRun(config.updated({"seed": seed}), folder / str(seed)) for seed in seeds]
+
+
+def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
+    """End stacks after so many epochs, as if Ctrl-C had been pressed in the last."""
+    request, epoch = StopRequest(), StackedLoop.epoch
+
+    def interrupted(loop: StackedLoop) -> list[dict[str, float]]:
+        request.made = loop.completed + 1 == epochs
+        return epoch(loop)
+
+    patch.setattr(StackedLoop, "epoch", interrupted)
+    patch.setattr(stacked_run, "graceful_interrupt", lambda: nullcontext(request))
+
+
+def assert_alike(found: Any, expected: Any, where: str = "") -> None:
+    """The same keys and words; numbers to the rounding of float32."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected.keys() - {*OWN}:
+            assert_alike(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for index, (own, other) in enumerate(zip(found, expected, strict=True)):
+            assert_alike(own, other, f"{where}[{index}]")
+    elif isinstance(expected, torch.Tensor):
+        assert found.untyped_storage().nbytes() == found.nbytes, where  # no part of the stack's memory
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda text: f"{where}: {text}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=2e-3, abs=1e-5, nan_ok=True), where
+    else:
+        assert found == expected, where
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [
+        {key: float(value) for key, value in row.items() if key != "seconds" and value}
+        for row in read_table(folder / METRICS)
+    ]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Every file of two runs."""
+    names = {path.name for path in expected.iterdir()}
+    assert {path.name for path in found.iterdir()} == names
+    assert (found / CONFIG).read_text() == (expected / CONFIG).read_text()
+    assert_alike(rows_of(found), rows_of(expected))
+    for name in names & {BEST, BEST_AVERAGE, LAST}:
+        assert_alike(read(found / name), read(expected / name), name)
+    result, other = (json.loads((folder / RESULT).read_text()) for folder in (found, expected))
+    assert result.pop("stacked") == 2
+    assert_alike(result, other)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=pytest.mark.slow)
+        for method in ("strict", "ace", "scheduled", "resilient", "swing")
+    ],
+)
+def test_every_file_is_that_of_a_single_run(
+    method: str, tiny_root: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    changes = {"strength": {"period": 8}} if method == "swing" else {}
+    config = tiny_config(method, audit_every=1, ema=0.9, gradient_clip=0.1, checkpoint_every=2, **changes)
+    runs = stack_of(config, tmp_path / "stack")
+    assert train_stack(runs, tiny_root, machine=QUIET)
+    for run in runs:
+        alone = tmp_path / "alone" / run.folder.name
+        train(run.config, alone, tiny_root, machine=QUIET)
+        assert_same_run(run.folder, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [True, False])
+def test_an_interrupted_stack_goes_on(
+    together: bool, tiny_root: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Together again, or every run alone."""
+    config = tiny_config("ace", ema=0.9)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch)
+        runs = stack_of(config, tmp_path / "stack")
+        assert not train_stack(runs, tiny_root, machine=QUIET)
+    assert all(run.open for run in runs)
+    if together:
+        assert train_stack(runs, tiny_root, machine=QUIET)
+    for run in runs:
+        alone = tmp_path / "alone" / run.folder.name
+        train(run.config, alone, tiny_root, machine=QUIET)
+        if not together:
+            train(run.config, run.folder, tiny_root, resume=True, machine=QUIET)
+        assert_alike(rows_of(run.folder), rows_of(alone))
+        assert_alike(read(run.folder / LAST), read(alone / LAST))
