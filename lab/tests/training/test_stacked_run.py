@@ -14,7 +14,6 @@ from equirelax_lab.training import stacked_run
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
-from equirelax_lab.training.stack import StackError
 from equirelax_lab.training.stacked_loop import StackedLoop
 from equirelax_lab.training.stacked_run import StackedRun, train_stack
 from equirelax_lab.training.stopping import StopRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,25 +100,25 @@ def train_stack(
         while left := [run for run in runs if run.open]:
             if request.made:
                 return False
-            states = [_saved(run) for run in left]
-            done = [0 if state is None else state["completed"] for state in states]
-            alike = [(run, state) for run, state, epochs in zip(left, states, done, strict=True) if epochs == min(done)]
             with launched(machine) as fabric:
-                _Training(*zip(*alike, strict=True), root, fabric, machine, commit).run(request)
+                _Training(_least_advanced(left), root, fabric, machine, commit).run(request)
     return True
 
 
-def _saved(run: StackedRun) -> dict[str, Any] | None:
-    """What the run resumes from; None at its beginning."""
-    return read_state(run.folder / LAST) if (run.folder / LAST).exists() else None
+def _least_advanced(runs: Sequence[StackedRun]) -> list[tuple[StackedRun, dict[str, Any] | None]]:
+    """The runs that have the fewest epochs behind them, with what each resumes from (None at its beginning)."""
+    states = [read_state(run.folder / LAST) if (run.folder / LAST).exists() else None for run in runs]
+    done = [0 if state is None else state["completed"] for state in states]
+    return [
+        pair for pair, epochs in zip(zip(runs, states, strict=True), done, strict=True) if epochs == min(done)
+    ]
 
 
 class _Training:
     """The training of a stack whose runs are at the same epoch.
 
     Args:
-        runs: The runs.
-        states: What each of them resumes from; None at the beginning.
+        runs: The runs, with what each of them resumes from (None at the beginning).
         root: Data root.
         fabric: Lightning Fabric, launched.
         machine: How it executes.
@@ -127,23 +127,25 @@ class _Training:
 
     def __init__(
         self,
-        runs: Sequence[StackedRun],
-        states: Sequence[dict[str, Any] | None],
+        runs: Sequence[tuple[StackedRun, dict[str, Any] | None]],
         root: Path | None,
         fabric: Fabric,
         machine: Machine,
         commit: str | None,
     ) -> None:
-        self.runs, self.states, self.machine, self.commit = runs, states, machine, commit
+        self.runs, self.states = [run for run, _ in runs], [state for _, state in runs]
+        self.machine, self.commit = machine, commit
         self.samples: dict[Any, tuple[Samples, Samples, Samples, int]] = {}
         self.members: list[Member] = []
-        for run in runs:
+        for run in self.runs:
             train, _, _, steps = self._samples(run, root, fabric)
             self.members.append(Member(assemble(run.config, root, steps), train, fabric, machine))
-        template = assemble(runs[0].config, root, steps)
+        template = assemble(self.runs[0].config, root, steps)
         self.loop = StackedLoop(self.members, template, fabric, machine)
 
-    def _samples(self, run: StackedRun, root: Path | None, fabric: Fabric) -> tuple[Samples, Samples, Samples, int]:
+    def _samples(
+        self, run: StackedRun, root: Path | None, fabric: Fabric
+    ) -> tuple[Samples, Samples, Samples, int]:
         """The training samples on the device, both sets as they were read, and the steps of an epoch."""
         dataset = run.config.dataset
         key = (dataset, run.config.seed if dataset.seeded else None)
@@ -185,7 +187,9 @@ class _Training:
             self.loop.on_step = progress.step
             loggers.append(progress)
         _, train, val, _ = self._samples(run, None, member.fabric)
-        return EpochEnd(member, train, val, run.folder, stack.enter_context(contextlib.closing(Loggers(*loggers))))
+        return EpochEnd(
+            member, train, val, run.folder, stack.enter_context(contextlib.closing(Loggers(*loggers)))
+        )
 
     def _epoch(self, request: StopRequest) -> bool:
         """Train an epoch and finish it for every member; returns whether the stack can go on."""
@@ -218,9 +222,7 @@ class _Training:
         run, end = self.runs[index], self.ends[index]
         if run.open:
             end.write_best()
-            run.failure = (
-                f"{why} {end.kept()} Lower learning_rate, or set gradient_clip, and name another folder with --out."
-            )
+            run.failure = f"{why} {end.kept()} Lower learning_rate, or set gradient_clip, and name another folder with --out."
 
     def _conclude(self, index: int, run: StackedRun) -> None:
         member, end = self.members[index], self.ends[index]
