@@ -1,7 +1,8 @@
 """The statements of docs/explanation/symmetry_score.md about one linear layer, against brute force.
 
 y = W x with W = A + gamma R, A equivariant, L(W) = E |W x - y|^2 / 2, C = E x x^T, grad L(W) = W C - E y x^T. Symmetric data
-here are whole orbits of a finite group, so that expectations are sums.
+here are whole orbits of a finite group, so that expectations are sums. For O(3) on scalars and vectors that group is the cube's:
+it moves vectors to as many directions as second moments need.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 import equirelax as er
 from equirelax.symmetry import (
     Cyclic,
-    Group,
     Representation,
     Symmetric,
     equivariant_projection,
+    from_irreps,
     regular,
     trivial,
     vector,
@@ -29,16 +30,24 @@ C4, S3 = Cyclic(4), Symmetric(3)
 CASES = {
     "C4": (vector(C4) + regular(C4), vector(C4) + trivial(C4)),
     "S3": (2 * vector(S3), regular(S3)),
+    "O3": (from_irreps("1x0e + 2x1o"), from_irreps("1x0e + 1x1o")),
 }
+SIGNED = [
+    torch.diag(torch.tensor(signs, dtype=torch.float64))[list(order)]
+    for signs in itertools.product((1.0, -1.0), repeat=3)
+    for order in itertools.permutations(range(3))
+]
+"""The 48 elements of the cube's group."""
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def orbit(group: Group, rep: Representation, rows: Tensor) -> Tensor:
+def orbit(name: str, rep: Representation, rows: Tensor) -> Tensor:
     """Every row moved by every element, (order * rows, dim)."""
-    return torch.einsum("gij,nj->gni", rep.matrix(group.elements()), rows).flatten(0, 1)
+    elements = torch.stack(SIGNED) if name == "O3" else rep.group.elements()
+    return torch.einsum("gij,nj->gni", rep.matrix(elements).double(), rows).flatten(0, 1)
 
 
 class Data:
@@ -46,11 +55,10 @@ class Data:
 
     def __init__(self, name: str, asymmetry: float = 0.0, seed: int = 0, closed: bool = True) -> None:
         self.in_rep, self.out_rep = CASES[name]
-        group = self.in_rep.group
         x = randn(6, self.in_rep.dim, seed=seed)
         y = randn(6, self.out_rep.dim, seed=seed + 1)
-        self.x = orbit(group, self.in_rep, x) if closed else x
-        self.y = orbit(group, self.out_rep, y) if closed else y
+        self.x = orbit(name, self.in_rep, x) if closed else x
+        self.y = orbit(name, self.out_rep, y) if closed else y
         self.y = self.y + asymmetry * self.x @ randn(self.in_rep.dim, self.out_rep.dim, seed=seed + 2)
         self.c = self.x.T @ self.x / len(self.x)
         self.b = self.y.T @ self.x / len(self.x)
@@ -63,6 +71,15 @@ class Data:
 
     def gradient(self, w: Tensor) -> Tensor:
         return w @ self.c - self.b
+
+    def moments(self, w: Tensor, noise: float, n: int, trials: int) -> Tensor:
+        """A_i of independent examples at W = w, (trials, n, out_dim * in_dim): rows drawn at random, normal noise in y."""
+        generator = torch.Generator().manual_seed(n)
+        rows = torch.randint(len(self.x), (trials, n), generator=generator)
+        x, y = self.x[rows], self.y[rows]
+        y = y + noise * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        found = (x @ w.T - y)[..., None] * x[..., None, :]
+        return (found - self.project(found)).flatten(2)
 
     def best_equivariant(self) -> Tensor:
         """By least squares over a basis of all equivariant maps."""
@@ -89,7 +106,12 @@ def test_a_symmetric_data_have_an_equivariant_gradient_at_every_equivariant_map(
 def simulate(dim: int, n: int, trials: int, shift: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s, r, z and mean |A_i|^2 of independent A_i with covariance diag(1, 1/2, ..., 1/dim), by the formulas of the page."""
     scale = torch.arange(1, dim + 1, dtype=torch.float64).rsqrt()
-    a = randn(trials, n, dim) * scale + shift / math.sqrt(dim)
+    return scored(randn(trials, n, dim) * scale + shift / math.sqrt(dim))
+
+
+def scored(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """s, r, z and mean |A_i|^2 of A_i, (trials, n, dim)."""
+    n = a.shape[1]
     total, squares = a.sum(1), a.square().sum(2).mean(1)
     s = (total.square().sum(1) / n - squares) / (n - 1)
     before = a.cumsum(1) - a
@@ -120,6 +142,40 @@ def test_a_false_alarms_stay_below_the_bounds(dim: int, n: int) -> None:
         assert float((r > c / n).double().mean()) <= bound
     assert float((z > 3).double().mean()) < 0.006  # Normal: 0.00135. Few directions have a lighter tail.
     assert float((z > 1.645).double().mean()) < 0.07
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("n", "noise"), [(8, 1.0), (50, 0.1)])
+def test_a_false_alarms_of_a_layer_stay_below_the_bounds(name: str, n: int, noise: float) -> None:
+    """Examples of symmetric data with noise, at an equivariant map that fits nothing: A_i is far from normal here."""
+    data, trials = Data(name), 800
+    a = data.moments(data.project(randn(data.out_rep.dim, data.in_rep.dim, seed=7)), noise, n, trials)
+    s, r, z, squares = scored(a)
+    one, other = a[:, : n // 2].flatten(0, 1), a[:, n // 2 : 2 * (n // 2)].flatten(0, 1)
+    trace = float(squares.mean())
+    square = float((one * other).sum(1).square().mean())  # tr Sigma^2 = E <A_i, A_j>^2
+    assert abs(float(s.mean())) < 4 * float(s.std()) / math.sqrt(trials)
+    assert float(s.var()) == pytest.approx(2 * square / (n * (n - 1)), rel=0.35)
+    d_eff, kurtosis = trace**2 / square, float(one.square().sum(1).var()) / trace**2
+    for c in (2.0, 4.0):
+        bound = 2 * n / ((n - 1) * c**2 * d_eff)
+        assert float((s > c * trace / n).double().mean()) <= bound / (1 + bound)
+        delta = 0.5
+        bound = bound / (1 - delta) ** 2 + kurtosis / (n * delta**2)
+        assert float((r > c / n).double().mean()) <= bound
+    assert float((z > 3).double().mean()) < 0.01
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("n", "noise"), [(6, 0.0), (30, 1.0)])
+def test_c_examples_estimate_the_gradient_at_the_best_equivariant_map(name: str, n: int, noise: float) -> None:
+    data = Data(name, asymmetry=1.0)
+    best = data.best_equivariant()
+    s = scored(data.moments(best, noise, n, 2000))[0]
+    assert float(s.mean()) == pytest.approx(
+        float(data.gradient(best).square().sum()), abs=4 * float(s.std()) / math.sqrt(len(s))
+    )
+    assert float(s.mean()) > 8 * float(s.std()) / math.sqrt(len(s))
 
 
 def test_s_is_unbiased_and_r_is_at_most_1() -> None:
@@ -181,6 +237,24 @@ def test_c_the_gradient_at_the_best_equivariant_map_is_what_relaxing_gains(
     low, high = torch.linalg.eigvalsh(data.c)[[0, -1]].tolist()
     size = float(gradient.square().sum())
     assert size / (2 * high) <= gain <= size / (2 * low)
+    assert gain > 1e-3
+
+
+def test_c_inputs_that_do_not_span_the_space_take_the_pseudo_inverse() -> None:
+    """Two of three copies of a vector are the same, up to a factor: C has a kernel, and the best maps are many."""
+    data = Data("O3", asymmetry=1.0)
+    data.x[:, 4:] = 2 * data.x[:, 1:4]
+    data.c, data.b = data.x.T @ data.x / len(data.x), data.y.T @ data.x / len(data.x)
+    values = torch.linalg.eigvalsh(data.c)
+    assert int((values > 1e-9).sum()) == 4
+    best = data.best_equivariant()
+    gradient = data.gradient(best)
+    free = data.loss(data.b @ torch.linalg.pinv(data.c, hermitian=True))
+    gain = data.loss(best) - free
+    inverse = torch.linalg.pinv(data.c, hermitian=True)
+    assert float((gradient @ inverse @ gradient.T).trace()) / 2 == pytest.approx(gain)
+    size = float(gradient.square().sum())
+    assert size / (2 * float(values[-1])) <= gain <= size / (2 * float(values[2]))
     assert gain > 1e-3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,10 @@ def test_what_is_no_run(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(runs("resilient", "egnn")), "--samples", "0"], "--samples is 0"),
         ([str(runs("resilient", "egnn")), "--data", str(tmp_path / "nowhere")], "does not exist"),
         ([], "Missing: run"),
+        ([str(runs("resilient", "egnn")), "--draws", "3"], "--score"),
+        ([str(runs("resilient", "egnn")), "--examples", "3"], "--score"),
+        ([str(runs("resilient", "egnn")), "--score", "--examples", "1"], "--examples is 1"),
+        ([str(runs("resilient", "egnn")), "--score", "--draws", "-1"], "--draws is -1"),
     ):
         assert main(["symmetry", *words]) == 2
         error = capsys.readouterr().err
@@ -169,6 +174,29 @@ def test_a_score_of_one_run_and_of_several(
     assert "--out" in capsys.readouterr().err
     assert main(["symmetry", str(strict), str(relaxed)]) != 0
     assert "--score" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_draws_scatter_around_the_score_and_runs_of_several_seeds_are_put_together(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, other = runs("strict"), tmp_path / "again", runs("scheduled")
+    shutil.copytree(first, second)
+    for name in ("config.yaml", "result.json"):
+        text = (second / name).read_text()
+        (second / name).write_text(text.replace("seed: 0", "seed: 1").replace('"seed": 0', '"seed": 1'))
+    words = ["symmetry", "--score", str(first), str(second), str(other), "--examples", "5", "--draws", "3"]
+    assert main([*words, "-o", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "symmetry_score.json").read_text())
+    assert [len(one["draws"]) for one in numbers["runs"]] == [3, 3, 3]
+    assert (
+        numbers["runs"][0]["draws"] == numbers["runs"][1]["draws"]
+    )  # the weights and the draws are the same
+    assert len({draw["ratio"] for draw in numbers["runs"][0]["draws"]}) == 3
+    ratios = [draw["ratio"] for one in numbers["runs"][:2] for draw in one["draws"]]
+    page = (tmp_path / "symmetry_score.md").read_text()
+    assert f"| strict | 2 | 5 | 6 | {statistics.fmean(ratios):.4f} ± {statistics.stdev(ratios):.4f} |" in page
+    assert "| scheduled | 1 | 5 | 3 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", CHOICES)
 def test_every_method_steps_or_says_why_not(model: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = [{name: value[i : i + 1] for name, value in batch(9).items()} for i in range(6)]
-    monkeypatch.setattr(HeldOut, "batches", lambda self, model: iter(held_out))
+    monkeypatch.setattr(HeldOut, "batches", lambda self, model, draw: iter(held_out))
     if not model.startswith("vn-") and method not in ANY_NETWORK:
         with pytest.raises(
             ConfigError, match=r"needs residuals, and (PointNet|DGCNN) has none: choose another"

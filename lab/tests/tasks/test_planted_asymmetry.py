@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from equirelax_lab.tasks import planted_asymmetry
 from equirelax_lab.tasks.planted_asymmetry import (
     FOLLOWED,
     LAYERS,
@@ -62,18 +63,24 @@ def test_an_unknown_layer_is_an_error():
 
 @pytest.mark.slow
 def test_the_command_writes_numbers_tables_and_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from equirelax_lab.cli import main
 
-    assert main(["planted", "--steps", "20", "-o", str(tmp_path)]) == 0
+    monkeypatch.setattr(planted_asymmetry, "HELD_OUT", 32)
+
+    assert main(["planted", "--steps", "20", "--seed", "3", "--seeds", "2", "-o", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "planted.json").read_text())
-    assert [run["planted"] for run in record["strict"]] == list(PLANTED)
-    assert [run["planted"] for run in record["following"]] == list(FOLLOWED)
+    assert [run["planted"] for run in record["strict"]] == 2 * list(PLANTED)
+    assert [run["planted"] for run in record["following"]] == 2 * list(FOLLOWED)
+    assert [run["seed"] for run in record["strict"]] == len(PLANTED) * [3] + len(PLANTED) * [4]
     assert {"command", "commit", "hardware", "versions", "settings"} <= set(record)
     assert record["following"][0]["step"] == [0, 10, 20]
     rows = [line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(PLANTED) + 2 + len(FOLLOWED)
+    losses = [run["loss"][-1] for run in record["strict"] if run["planted"] == "nowhere"]
+    mean, half = sum(losses) / 2, abs(losses[0] - losses[1]) / 2
+    assert rows[2].endswith(f" {mean:.3f} ± {2**0.5 * half:.3f} |")
     for name in ("scores.png", "courses.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "tables").iterdir())) == 4

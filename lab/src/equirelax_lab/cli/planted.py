@@ -14,28 +14,30 @@ from equirelax_lab.cli.terminal import show
 DESCRIPTION = """\
 Plant an asymmetry at one layer of a small network's task, and score how symmetric the data are at every layer.
 
-Needs no data; about a minute on one core. The network has a trunk of two layers and three heads, all equivariant; its targets
-come from a network of the same kind, to one layer of which a map is added that no rotation leaves alone. A strict network is
-trained and scored on held-out examples as it trains; then a relaxed one whose gammas follow the score
+Needs no data; about a minute for a seed on one core. The network has a trunk of two layers and three heads, all equivariant; its
+targets come from a network of the same kind, to one layer of which a map is added that no rotation leaves alone. A strict network
+is trained and scored on held-out examples as it trains; then a relaxed one whose gammas follow the score
 (equirelax.SymmetryFollowing).
 
 examples:
   equirelax planted
-  equirelax planted --steps 200 --seed 1"""
+  equirelax planted --steps 200 --seed 1
+  equirelax planted --seeds 6"""
 
 
 def main(words: Sequence[str]) -> int:
     """`words` begins with "planted"."""
     parser = options.parser(["planted"], DESCRIPTION)
     parser.add_argument("--steps", type=int, default=1000, help="training steps of every network")
-    parser.add_argument("--seed", type=int, default=0, help="of targets, examples and weights")
+    parser.add_argument("--seed", type=int, default=0, help="first seed of targets, examples and weights")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds; tables show means over them")
     parser.add_argument(
         "-o",
         "--out",
         default="runs/planted",
         help="folder for planted.json, summary.md, its tables as CSV and LaTeX, scores.png and courses.png",
     )
-    parsed = options.parse(parser, words[1:], steps=COUNT, seed=SEED)
+    parsed = options.parse(parser, words[1:], steps=COUNT, seed=SEED, seeds=COUNT)
     import torch  # and matplotlib, which a help text can do without
 
     from equirelax_lab.report import again
@@ -50,7 +52,7 @@ def main(words: Sequence[str]) -> int:
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
-        **run_planted(parsed.steps, parsed.seed),
+        **run_planted(parsed.steps, range(parsed.seed, parsed.seed + parsed.seeds)),
     }
     out = Path(parsed.out)
     tables = ratios_table(record), gammas_table(record)
@@ -63,7 +65,8 @@ def main(words: Sequence[str]) -> int:
         f"steps, on {settings['held_out']} held-out examples; z of the layer with the largest r; mean squared error.\n\n"
         f"## gammas that follow the score\n\n{gammas}\n\ngamma after as many steps, and the mean squared error on the held-out "
         f"examples: as deployed, of the same network with all gamma 0, and of the strict network above.\n\n"
-        f"Seed {settings['seed']}, commit {record['commit']}. Written by `{record['command']}`.\n",
+        f"Mean ± standard deviation over the seeds {', '.join(map(str, settings['seeds']))}. Commit {record['commit']}. "
+        f"Written by `{record['command']}`.\n",
     )
     for one in tables:
         write_text(out / "tables" / f"{one.name}.csv", one.csv())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from equirelax.errors import ConfigError
 from equirelax.files import write_text
-from equirelax.settings import COUNT, SEED
+from equirelax.settings import COUNT, SEED, Range, check
 from equirelax_lab.cli import options
 from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STEM = "symmetry"
 TABLE, NUMBERS, PICTURE = f"{STEM}.md", f"{STEM}.json", f"{STEM}.png"
 SCORE = "symmetry_score"
+EXAMPLES, DRAWS = Range(2, 1_000_000), Range(0, 10_000)
 
 DESCRIPTION = """\
 Show how much a run's data want to break the symmetry.
@@ -36,12 +37,14 @@ symmetry.csv and symmetry.tex.
 With --score the command scores instead how symmetric the data are at every layer of the run's network, from the gradients of the
 strict network on single validation samples. It takes runs of any method, also strict ones (equirelax.symmetry_score, and the
 page "How symmetric are my data?"). It writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
-several runs into --out.
+several runs into --out, with means over the runs that differ in their seed alone. --draws repeats every score on random draws
+of the validation samples: how far does it scatter, and is it an asymmetry or noise?
 
 examples:
   equirelax symmetry runs/mocap/egnn-resilient-seed0
   equirelax symmetry --score runs/nbody/segnn-strict-seed0
-  equirelax symmetry --score runs/plumes-0 runs/plumes-75 -o runs/plumes-score"""
+  equirelax symmetry --score runs/plumes-0 runs/plumes-75 -o runs/plumes-score
+  equirelax symmetry --score runs/plumes-75 --examples 256 --draws 20"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -49,17 +52,28 @@ def main(words: Sequence[str]) -> int:
     parser = options.parser(["symmetry"], DESCRIPTION)
     parser.add_argument("run", nargs="+", help="folder of a finished run; with --score of several")
     parser.add_argument("--score", action="store_true", help="score how symmetric the data are")
-    parser.add_argument("--examples", type=int, default=128, help="validation samples that --score looks at")
+    parser.add_argument(
+        "--examples", type=int, help="validation samples that --score looks at (default: 128)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        help="further scores with --score, each of as many samples drawn with replacement (default: 0)",
+    )
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--samples", type=int, default=8, help="random group elements")
     parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
     parser.add_argument("--data", help=options.DATA)
-    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED, examples=COUNT)
+    parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
+    of_score = {"examples": (parsed.examples, EXAMPLES), "draws": (parsed.draws, DRAWS)}
+    for name, (given, wanted) in of_score.items():
+        if given is not None and not parsed.score:
+            raise ConfigError(f"--{name} {given} is for scores: add --score.")
+        if given is not None:
+            check(given, wanted, f"--{name}")
     if parsed.score:
-        out = options.optional_path(parsed.out)
-        return score(
-            [Path(run) for run in parsed.run], out, parsed.examples, options.optional_path(parsed.data)
-        )
+        out, root = options.optional_path(parsed.out), options.optional_path(parsed.data)
+        return score([Path(run) for run in parsed.run], out, parsed.examples or 128, parsed.draws or 0, root)
     if len(parsed.run) > 1:
         raise ConfigError(f"{len(parsed.run)} runs were named; one at a time, or several with --score.")
     folder = run_folder(Path(parsed.run[0]))
@@ -107,8 +121,8 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | None) -> int:
-    """Score how symmetric the data of runs are, and write table, numbers and chart.
+def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, root: Path | None) -> int:
+    """Score how symmetric the data of runs are, and write tables, numbers and chart.
 
     Raises:
         ConfigError: A run is not finished, its weights are not kept, or several runs have no `out`.
@@ -119,31 +133,19 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | No
     if lacking := [folder for folder in folders if not (folder / BEST).exists()]:
         raise ConfigError(f"{lacking[0]} does not hold its weights ({BEST}): train it again.")
     from equirelax_lab.report import again
-    from equirelax_lab.report.symmetry_score import draw_scores, layer_table, score_table
-    from equirelax_lab.tasks.symmetry_score import HeldOut
-    from equirelax_lab.tasks.task import heading
-    from equirelax_lab.training.checkpoint import load_run
+    from equirelax_lab.report.symmetry_score import (
+        draw_scores,
+        layer_table,
+        over_seeds,
+        panels_over_seeds,
+        score_table,
+        seeds_table,
+    )
     from equirelax_lab.training.provenance import commit, hardware, versions
 
-    scores = []
-    for folder in folders:
-        result = read_run_result(folder / RESULT)
-        assembly = load_run(folder / BEST, root)
-        found = HeldOut(assembly.task, examples)(assembly.relaxation or assembly.model)
-        name = folder.resolve().name
-        if len(folders) == 1:
-            print(found)
-        scores.append(
-            {
-                "run": name,
-                "command": again.train(result),
-                "config": result["config"],
-                "metric": heading(result["metric"]),
-                "value": result["test"]["relaxed" if assembly.deploys_relaxed else "projected"],
-                **found.to_dict(),
-            }
-        )
+    scores = [_scored(folder, examples, draws, root, len(folders) == 1) for folder in folders]
     words = ["--score", *map(again.place, folders), "--examples", str(examples)]
+    words += ["--draws", str(draws)] if draws else []
     command = again.command("symmetry", *words, *(["-o", again.place(out)] if out else []))
     where = out or folders[0]
     numbers = {
@@ -153,14 +155,48 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, root: Path | No
         "versions": versions(),
         "runs": scores,
     }
-    table = score_table(scores)
+    table, together = score_table(scores), len(over_seeds(scores)) < len(scores)
     parts = [f"Made by `{command}`. r and z: see docs/explanation/symmetry_score.md.", table]
+    if together or draws:
+        means = (
+            "Mean ± standard deviation over seeds"
+            + (" and draws" if draws else "")
+            + ", and how many of the scores are above.\n\n"
+        )
+        parts.append(f"## Together\n\n{means}{seeds_table(scores)}")
     parts += [f"## {one['run']}\n\n`{one['command']}`\n\n{layer_table(one)}" for one in scores]
-    write_text(where / f"{SCORE}.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(where / f"{SCORE}.json", json.dumps(numbers, indent=None if draws else 2) + "\n")
     write_text(where / f"{SCORE}.md", "# How symmetric are the data?\n\n" + "\n\n".join(parts) + "\n")
-    draw_scores(where / f"{SCORE}.png", scores, command)
-    print(f"\n{table}\n\nchart: {where / f'{SCORE}.png'}")
+    draw_scores(where / f"{SCORE}.png", panels_over_seeds(scores) if together else scores, command)
+    print("\n" + "\n\n".join([table, *([seeds_table(scores)] if together or draws else [])]))
+    print(f"\nchart: {where / f'{SCORE}.png'}")
     return 0
+
+
+def _scored(folder: Path, examples: int, draws: int, root: Path | None, shown: bool) -> dict[str, Any]:
+    """A run's scores as plain data, on evenly spaced samples and on draws."""
+    from equirelax_lab.report import again
+    from equirelax_lab.tasks.symmetry_score import HeldOut
+    from equirelax_lab.tasks.task import heading
+    from equirelax_lab.training.checkpoint import load_run
+
+    result = read_run_result(folder / RESULT)
+    assembly = load_run(folder / BEST, root)
+    held_out, network = HeldOut(assembly.task, examples), assembly.relaxation or assembly.model
+    found = held_out(network)
+    if shown:
+        print(found)
+    drawn = [held_out(network, draw) for draw in range(draws)]
+    scores = [{"ratio": one.whole.ratio, "z": one.whole.z, "ratios": one.ratios} for one in drawn]
+    return {
+        "run": folder.resolve().name,
+        "command": again.train(result),
+        "config": result["config"],
+        "metric": heading(result["metric"]),
+        "value": result["test"]["relaxed" if assembly.deploys_relaxed else "projected"],
+        **found.to_dict(),
+        **({"drawn": examples, "draws": scores} if draws else {}),
+    }
 
 
 def run_folder(path: Path) -> Path:

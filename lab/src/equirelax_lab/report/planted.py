@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,58 +14,97 @@ from equirelax_lab.report.drawing import styled, write_png
 from equirelax_lab.report.lines import layer_colours, legend, line
 from equirelax_lab.report.looks import DASHES, MARKERS, SOFT, Look
 from equirelax_lab.report.numbers import Numbers
+from equirelax_lab.report.statistics import spread
 
 TICKS = (0, 1e-3, 1e-2, 1e-1, 1)
 """Of gamma."""
 
 
+def by_place(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Where something was planted -> its runs, one for every seed."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(run["planted"], []).append(run)
+    return found
+
+
 def ratios_table(study: Mapping[str, Any]) -> Numbers:
-    """A table: r of every layer of the strict networks, and the layer with the largest.
+    """A table: r of every layer of the strict networks, mean and standard deviation over seeds, and the layer with the largest.
 
     Args:
         study: From `equirelax_lab.tasks.planted_asymmetry.run_planted`.
     """
     rows = []
-    for run in study["strict"]:
-        layers = run["score"]["layers"]
-        top = max(layers, key=lambda layer: layer["ratio"])
-        ratios = (f"{layer['ratio']:.4f}" for layer in layers)
-        rows.append((run["planted"], *ratios, top["key"], f"{top['z']:.1f}", f"{run['loss'][-1]:.3f}"))
-    keys = (layer["key"] for layer in study["strict"][0]["score"]["layers"])
-    return Numbers("Planted", ("planted at", *keys, "largest r", "its z", "loss"), tuple(rows))
+    for planted, runs in by_place(study["strict"]).items():
+        layers = list(zip(*(run["score"]["layers"] for run in runs), strict=True))
+        tops = [max(run["score"]["layers"], key=lambda layer: layer["ratio"]) for run in runs]
+        keys = Counter(top["key"] for top in tops)
+        named = (
+            f"{key} ({count} of {len(runs)})" if len(runs) > 1 else key for key, count in keys.most_common()
+        )
+        ratios = (_cell([layer["ratio"] for layer in same], ".4f") for same in layers)
+        z, loss = [top["z"] for top in tops], [run["loss"][-1] for run in runs]
+        rows.append((planted, *ratios, ", ".join(named), _cell(z, ".1f"), _cell(loss, ".3f")))
+    keys_of = (layer["key"] for layer in study["strict"][0]["score"]["layers"])
+    return Numbers("Planted", ("planted at", *keys_of, "largest r", "its z", "loss"), tuple(rows))
 
 
 def gammas_table(study: Mapping[str, Any]) -> Numbers:
-    """A table: where gammas that follow the score end, and what the networks' losses are."""
-    strict = {run["planted"]: run["loss"][-1] for run in study["strict"]}
-    rows = tuple(
-        (
-            run["planted"],
-            *(f"{course[-1]:.3g}" for course in run["gammas"].values()),
-            *(f"{loss:.3f}" for loss in (run["loss"], run["loss_strict"], strict[run["planted"]])),
+    """A table: where gammas that follow the score end, and what the networks' losses are, over seeds."""
+    strict = by_place(study["strict"])
+    rows = []
+    for planted, runs in by_place(study["following"]).items():
+        ends = ([run["gammas"][key][-1] for run in runs] for key in runs[0]["gammas"])
+        losses = (
+            [run["loss"] for run in runs],
+            [run["loss_strict"] for run in runs],
+            [run["loss"][-1] for run in strict[planted]],
         )
-        for run in study["following"]
-    )
+        rows.append((planted, *(_gammas(end) for end in ends), *(_cell(loss, ".3f") for loss in losses)))
     keys = (f"gamma {key}" for key in study["following"][0]["gammas"])
-    losses = ("loss, deployed", "loss, gamma 0", "loss, strict")
-    return Numbers("Planted following", ("planted, gammas following", *keys, *losses), rows)
+    losses_of = ("loss, deployed", "loss, gamma 0", "loss, strict")
+    return Numbers("Planted following", ("planted, gammas following", *keys, *losses_of), tuple(rows))
+
+
+def _gammas(ends: Sequence[float]) -> str:
+    """Mean and standard deviation, and how many are exactly 0 where some are and others are not."""
+    zeros = sum(end == 0 for end in ends)
+    if zeros == len(ends):
+        return "0"
+    return _cell(ends, ".3f") + (f" ({zeros} of {len(ends)} are 0)" if zeros else "")
+
+
+def _cell(values: Sequence[float], digits: str) -> str:
+    found = spread(values)
+    return format(found.mean, digits) + ("" if found.std is None else f" ± {found.std:{digits}}")
 
 
 def panels_of(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The scores of the strict networks, as `equirelax_lab.report.symmetry_score.draw_scores` takes them."""
-    return [{"run": f"planted at {run['planted']}", **run["score"]} for run in study["strict"]]
+    panels = []
+    for planted, runs in by_place(study["strict"]).items():
+        layers = []
+        for same in zip(*(run["score"]["layers"] for run in runs), strict=True):
+            found = spread([layer["ratio"] for layer in same])
+            layers.append({"key": same[0]["key"], "ratio": found.mean, "spread": found.std or 0.0})
+        z = spread([run["score"]["whole"]["z"] for run in runs]).mean
+        examples = runs[0]["score"]["examples"]
+        panels.append(
+            {"run": f"planted at {planted}", "examples": examples, "layers": layers, "whole": {"z": z}}
+        )
+    return panels
 
 
 def draw_courses(path: Path, study: Mapping[str, Any], again: str) -> None:
-    """Write a PNG: r of the strict network's layers over its steps, and below it the gammas that follow r.
+    """Write a PNG: r of the strict network's layers over its steps, and below it the gammas that follow r; of the first seed.
 
     Args:
         path: Where to.
         study: As for `ratios_table`.
         again: The command that writes the picture again.
     """
-    strict = {run["planted"]: run for run in study["strict"]}
-    following = study["following"]
+    strict = {planted: runs[0] for planted, runs in by_place(study["strict"]).items()}
+    following = [runs[0] for runs in by_place(study["following"]).values()]
     noise = study["settings"]["following"]["dead_zone"] / study["settings"]["held_out"]
     with styled():
         figure = Canvas(figsize=(3.6 * len(following), 5.2), layout="constrained")

@@ -8,7 +8,7 @@ isotropic examples and scored on held-out ones as it trains; a relaxed one lets 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -196,22 +196,26 @@ def _step(
     optimizer.zero_grad()
 
 
-def run_planted(steps: int = 1000, seed: int = 0) -> dict[str, Any]:
+def run_planted(steps: int = 1000, seeds: Sequence[int] = (0,)) -> dict[str, Any]:
     """Plant an asymmetry at every layer in turn, and at none (`FOLLOWED`: where gammas follow); the same numbers on every call.
 
     Args:
         steps: Number of optimizer steps of every network.
-        seed: Of targets, examples and initial weights.
+        seeds: Of targets, examples and initial weights; everything is done for each.
 
     Returns:
-        {"settings": {...}, "strict": [see `train_strict`], "following": [see `train_following`]}.
+        {"settings": {...}, "strict": [see `train_strict`], "following": [see `train_following`]}, runs with their "seed".
     """
     settings = {
-        **{"steps": steps, "seed": seed, "batch": BATCH, "held_out": HELD_OUT, "learning_rate": RATE},
+        **{"steps": steps, "seeds": list(seeds), "batch": BATCH, "held_out": HELD_OUT, "learning_rate": RATE},
         **{"noise": NOISE, "strength": STRENGTH, "following": dataclasses.asdict(FOLLOWING)},
     }
     return {
         "settings": settings,
-        "strict": [train_strict(planted, steps, seed) for planted in PLANTED],
-        "following": [train_following(planted, steps, seed) for planted in FOLLOWED],
+        "strict": [
+            {"seed": seed, **train_strict(planted, steps, seed)} for seed in seeds for planted in PLANTED
+        ],
+        "following": [
+            {"seed": seed, **train_following(planted, steps, seed)} for seed in seeds for planted in FOLLOWED
+        ],
     }

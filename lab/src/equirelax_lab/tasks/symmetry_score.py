@@ -16,9 +16,9 @@ from equirelax_lab.tasks.task import NO_PLACEMENT, Batch, Split, Task
 
 
 class HeldOut:
-    """Validation or test samples to score networks on: evenly spaced, and as they are evaluated. They are read at the first call.
+    """Validation or test samples to score networks on, as they are evaluated: evenly spaced, or drawn at random.
 
-    With several ranks each takes its share.
+    They are read at the first call. With several ranks each takes its share.
 
     Args:
         task: The benchmark.
@@ -28,10 +28,16 @@ class HeldOut:
 
     def __init__(self, task: Task[Any], examples: int, split: Split = "val") -> None:
         self.task, self.examples, self.split = task, examples, split
-        self._batches: list[Batch] | None = None
+        self._data: Any = None
+        self._batches: dict[int | None, list[Batch]] = {}
 
-    def __call__(self, network: Relaxation | nn.Module) -> SymmetryScore:
+    def __call__(self, network: Relaxation | nn.Module, draw: int | None = None) -> SymmetryScore:
         """The score of a network of the benchmark, relaxed or not; the residuals' places are the run's.
+
+        Args:
+            network: The network.
+            draw: None takes evenly spaced samples. A number seeds a draw of `examples` samples with replacement, which are
+                independent examples of the distribution that gives every held-out sample the same weight.
 
         Raises:
             ConfigError: The network is not relaxed, and the run's settings have no places for residuals.
@@ -45,19 +51,24 @@ class HeldOut:
                 f"there is nothing to score."
             )
         placement = None if relaxed else self.task.placement()
-        return symmetry_score(model, self.batches(model), self._loss, placement=placement)
+        return symmetry_score(model, self.batches(model, draw), self._loss, placement=placement)
 
-    def batches(self, model: nn.Module) -> Iterator[Batch]:
-        """This rank's samples one by one, on the model's device."""
-        if self._batches is None:
-            data: Any = self.task.load(self.split)
-            count = min(self.examples, len(data))
-            chosen = torch.linspace(0, len(data) - 1, count).round().long()
+    def batches(self, model: nn.Module, draw: int | None = None) -> Iterator[Batch]:
+        """This rank's samples one by one, on the model's device; `draw` as for a call."""
+        if draw not in self._batches:
             rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-            self._batches = [self.task.eval_batch(data, one[None]) for one in chosen[rank::size]]
+            if self._data is None:
+                self._data = self.task.load(self.split)
+            chosen = self._chosen(len(self._data), draw)[rank::size]
+            self._batches = {draw: [self.task.eval_batch(self._data, one[None]) for one in chosen]}
         device = next(model.parameters()).device
-        for batch in self._batches:
+        for batch in self._batches[draw]:
             yield {name: value.to(device) for name, value in batch.items()}
+
+    def _chosen(self, available: int, draw: int | None) -> Tensor:
+        if draw is not None:
+            return torch.randint(available, (self.examples,), generator=torch.Generator().manual_seed(draw))
+        return torch.linspace(0, available - 1, min(self.examples, available)).round().long()
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.loss(self.task.predict(model, batch), batch)

@@ -1,0 +1,184 @@
+"""Compare what relaxing gains with the symmetry score of the strict networks, run by run.
+
+    python docs/tools/gain.py runs/plumes-gain SCORES/symmetry_score.json --out lab/results/symmetry-score/gain
+
+The folder holds finished runs of strict and of relaxed methods over several seeds and values of one swept setting, or an archive
+of them. SCORES is what `equirelax symmetry --score` wrote for the strict ones. The gain of a relaxed run is 1 - its test error
+over that of the strict run of the same seed and value. Writes gain.md and gain.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equirelax_lab.report.drawing import styled, write_png
+from equirelax_lab.report.lines import legend
+from equirelax_lab.report.looks import COLOURS, INK, MARKERS, SOFT
+from equirelax_lab.report.rows import settings, swept_setting
+from equirelax_lab.report.runs import read_folder
+from equirelax_lab.report.statistics import interval_text, paired, spread
+from matplotlib.figure import Figure as Canvas
+from scipy.stats import spearmanr
+
+BASELINE = "strict"
+FORMS = {"relaxed": "deployed", "projected": "projected"}
+"""Of a relaxed network -> in words."""
+DRAWS = 10_000
+"""Of the seeds, with replacement, for an interval."""
+NOTE = """\
+r: over all layers, of the strict network; mean ± standard deviation over seeds. Gain: 1 - the relaxed network's test error
+({metric}) over that of the strict network of the same seed, in per cent, with the 95 % interval of the mean over the {seeds}
+seeds (Student's t); *deployed* with its residuals, *projected* without them. Rank correlation: Spearman's, of gain and r over
+all {pairs} pairs of seed and {key}, with a 95 % interval from drawing the seeds with replacement 10,000 times."""
+
+Place = tuple[int, float]
+"""Seed and value of the swept setting."""
+Gains = dict[tuple[str, str], dict[Place, float]]
+"""Method and form -> place -> gain."""
+
+
+def scores_at(scores: Mapping[str, Any], key: str) -> dict[Place, float]:
+    """Place -> r over all layers, from the content of symmetry_score.json."""
+    found = {}
+    for one in scores["runs"]:
+        own = settings({"method": one["config"]["method"], "config": one["config"]})
+        found[int(one["config"]["seed"]), float(own[key])] = float(one["whole"]["ratio"])
+    return found
+
+
+def gains(results: Sequence[Mapping[str, Any]], key: str) -> Gains:
+    """The gain of every relaxed run in both forms."""
+    strict, found = {}, Gains()
+    for result in results:
+        place = int(result["seed"]), float(settings(result)[key])
+        if result["method"] == BASELINE:
+            strict[place] = float(result["test"]["projected"])
+    for result in results:
+        place = int(result["seed"]), float(settings(result)[key])
+        if result["method"] != BASELINE:
+            for form in FORMS:
+                gain = 1 - float(result["test"][form]) / strict[place]
+                found.setdefault((result["method"], form), {})[place] = gain
+    return found
+
+
+def correlation(gain: Mapping[Place, float], r: Mapping[Place, float]) -> tuple[float, float, float]:
+    """Spearman's rank correlation, and the ends of its 95 % interval from drawing seeds with replacement."""
+    seeds = sorted({seed for seed, _ in gain})
+    of_seed = [[place for place in sorted(gain) if place[0] == seed] for seed in seeds]
+    generator = np.random.default_rng(0)
+
+    def of(places: Sequence[Place]) -> float:
+        return float(spearmanr([gain[place] for place in places], [r[place] for place in places]).statistic)
+
+    drawn = [
+        of([place for index in generator.integers(len(seeds), size=len(seeds)) for place in of_seed[index]])
+        for _ in range(DRAWS)
+    ]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return of(sorted(gain)), float(low), float(high)
+
+
+def table(found: Gains, r: Mapping[Place, float], key: str) -> str:
+    """A row for every value of the swept setting: r, and the gain of every method and form."""
+    head = [key, "r", *(f"{method}, {FORMS[form]} (%)" for method, form in found)]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for value in sorted({value for _, value in r}):
+        own = spread([score for (_, at), score in r.items() if at == value])
+        cells = [f"{value:g}", f"{own.mean:.4f} ± {own.std or 0:.4f}"]
+        for several in found.values():
+            percent = {seed: 100 * gain for (seed, at), gain in several.items() if at == value}
+            compared = paired(percent, dict.fromkeys(percent, 0.0))
+            cells.append(
+                f"{compared.mean:+.1f} [{interval_text(compared.to_dict(), 1)}]" if compared else "not run"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def correlations_table(correlations: Mapping[tuple[str, str], tuple[float, float, float]]) -> str:
+    """A row for every method and form."""
+    lines = ["| gain of | rank correlation with r | 95 % interval |", "| --- | ---: | --- |"]
+    for (method, form), (value, low, high) in correlations.items():
+        lines.append(f"| {method}, {FORMS[form]} | {value:+.2f} | {low:+.2f} to {high:+.2f} |")
+    return "\n".join(lines)
+
+
+def draw(
+    path: Path,
+    found: Gains,
+    r: Mapping[Place, float],
+    correlations: Mapping[tuple[str, str], tuple[float, float, float]],
+    key: str,
+    again: str,
+) -> None:
+    """Write a PNG: gain against r, a panel for every method and form, a colour for every value of the swept setting."""
+    values = sorted({value for _, value in r})
+    with styled():
+        figure = Canvas(figsize=(3.3 * len(found), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+        for panel, ((method, form), several) in zip(panels, found.items(), strict=True):
+            for index, value in enumerate(values):
+                places = [place for place in several if place[1] == value]
+                panel.plot(
+                    [r[place] for place in places],
+                    [100 * several[place] for place in places],
+                    linestyle="none",
+                    marker=MARKERS[index % len(MARKERS)],
+                    color=[*COLOURS[1:], INK][index % len(COLOURS)],
+                    label=f"{key} {value:g}",
+                )
+            rank, low, high = correlations[method, form]
+            panel.axhline(0, color=SOFT, linewidth=0.6)
+            panel.set_title(
+                f"{method}, {FORMS[form]}: rank corr. {rank:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize=8
+            )
+            panel.set_xlabel("r of the strict network")
+        panels[0].set_ylabel("gain over strict (%)")
+        legend(figure, *panels)
+        write_png(path, figure, again)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write the tables and the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(words)
+    results = [run.result for run in read_folder(given.folder)[0] if run.finished]
+    swept = swept_setting(results)
+    if swept is None:
+        parser.error(f"{given.folder}: its runs differ in no one number that takes three values or more")
+    key = swept.rpartition(".")[2]
+    found, r = gains(results, swept), scores_at(json.loads(given.scores.read_text(encoding="utf-8")), swept)
+    lacking = sorted({place for several in found.values() for place in several} - r.keys())
+    if lacking:
+        parser.error(
+            f"{given.scores} has no score of the strict run of seed {lacking[0][0]}, {key} {lacking[0][1]:g}"
+        )
+    correlations = {row: correlation(several, r) for row, several in found.items()}
+    again = f"python docs/tools/gain.py {given.folder} {given.scores} --out {given.out}"
+    note = NOTE.format(
+        metric=results[0]["metric"]["name"], seeds=len({seed for seed, _ in r}), pairs=len(r), key=key
+    )
+    parts = [
+        "# What relaxing gains, against the score",
+        table(found, r, key),
+        correlations_table(correlations),
+        note,
+        f"Written by `{again}`, commit of the runs {results[0]['commit'][:7]}.",
+    ]
+    (given.out / "gain.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    draw(given.out / "gain.png", found, r, correlations, key, again)
+
+
+if __name__ == "__main__":
+    main()
