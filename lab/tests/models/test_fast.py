@@ -279,15 +279,20 @@ def test_batches_of_gradients(name: str) -> None:
     assert_equal(slopes(ours), [torch.stack(each) for each in zip(*rows, strict=True)])
 
 
-def functions(out: Tensor) -> set[str]:
-    """Names of all functions in the graph of a result."""
+def nodes(out: Tensor) -> set[Any]:
+    """All functions in the graph of a result."""
     found, todo = set(), [out.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in found:
             found.add(node)
             todo += [other for other, _ in node.next_functions]
-    return {type(node).__name__ for node in found}
+    return found
+
+
+def functions(out: Tensor) -> set[str]:
+    """Their names."""
+    return {type(node).__name__ for node in nodes(out)}
 
 
 def ours_among(out: Tensor) -> set[str]:
@@ -327,6 +332,26 @@ def test_where_derivatives_by_hand_are_used() -> None:
     assert "_FunctionBackward" not in functions(layer.eval()(*inputs))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "_FunctionBackward" not in functions(layer.train()(*inputs))
+
+
+def test_members_are_computed_by_hand_one_by_one() -> None:
+    """On a CPU; where edges differ between members, and where another transform runs, ordinary operations are used."""
+    _, ours, parameters, inputs = members("messages")
+    ours.train()
+
+    def of(p: dict[str, Tensor], *x: Tensor) -> Tensor:
+        return value(ours, p, x)
+
+    differ = torch.vmap(of)(parameters, *inputs)
+    shared = torch.vmap(of, in_dims=(0, *(0 for _ in inputs[:-1]), None))(
+        parameters, *inputs[:-1], inputs[-1][0]
+    )
+    torch.testing.assert_close(shared, differ, rtol=1e-10, atol=1e-12)
+    by_hand = [type(node).__name__ for node in nodes(shared)].count("_FunctionBackward")
+    assert by_hand > [type(node).__name__ for node in nodes(differ)].count("_FunctionBackward")
+    assert by_hand % MEMBERS == 0
+    with fast.set_enabled(False):
+        assert not ours_among(torch.vmap(of)(parameters, *inputs))
 
 
 STACKED: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {

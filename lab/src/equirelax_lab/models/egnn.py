@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
 from equirelax_lab.models.fast.switch import is_hooked
+from equirelax_lab.models.stack import select
 
 
 class EGNNLayer(nn.Module):
@@ -51,7 +52,7 @@ class EGNNLayer(nn.Module):
         """h (n, hidden), x (n, 3), v (n, 3) or None, edge_index (2, e) [source, target], edge_features
         (e, f) or None -> (h', x')."""
         source, target = edge_index[0], edge_index[1]
-        relative = x.index_select(0, target) - x.index_select(0, source)  # (e, 3)
+        relative = select(x, 0, target) - select(x, 0, source)  # (e, 3)
         scalars = relative.square().sum(dim=1, keepdim=True)
         if edge_features is not None:
             scalars = torch.cat([scalars, edge_features], dim=1)
@@ -79,13 +80,13 @@ class EGNNLayer(nn.Module):
         """
         first = self.message[0]
         if type(first) is not nn.Linear or is_hooked(first) or is_hooked(self.message):
-            ends = [h.index_select(0, target), h.index_select(0, source), scalars]
+            ends = [select(h, 0, target), select(h, 0, source), scalars]
             return self.message(torch.cat(ends, dim=1))
         of_target, of_source, of_scalars = first.weight.split(
             [self.hidden, self.hidden, scalars.shape[1]], dim=1
         )
-        mixed = nn.functional.linear(h, of_target, first.bias).index_select(0, target)
-        mixed = mixed + nn.functional.linear(h, of_source).index_select(0, source)
+        mixed = select(nn.functional.linear(h, of_target, first.bias), 0, target)
+        mixed = mixed + select(nn.functional.linear(h, of_source), 0, source)
         mixed = mixed + nn.functional.linear(scalars, of_scalars)
         for module in list(self.message)[1:]:
             mixed = module(mixed)

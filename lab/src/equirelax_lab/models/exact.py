@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from equirelax_lab.models.fast.switch import transforms_active
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 class Exact:
@@ -26,7 +25,7 @@ class Exact:
         # made outside inference mode, so that it may be saved for a backward pass later
         with torch.inference_mode(False):
             cast = self.value.to(device=x.device, dtype=dtype)
-        if not transforms_active():  # what torch.func makes must not outlive it
+        if not is_functorch_wrapped_tensor(cast):  # what belongs to a transform must not outlive it
             self._casts[key] = cast
         return cast
 

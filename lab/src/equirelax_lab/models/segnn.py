@@ -19,7 +19,7 @@ from equirelax_lab.models.fast import is_enabled
 from equirelax_lab.models.fast.messages import Messages, Plan
 from equirelax_lab.models.fast.switch import is_hooked
 from equirelax_lab.models.gate import Gate
-from equirelax_lab.models.stack import Stack, centres, mean_rows, sum_rows
+from equirelax_lab.models.stack import Stack, centres, mean_rows, select, sum_rows
 from equirelax_lab.models.tensor_product import TensorProduct, fully_connected_instructions
 
 MESSAGE_SCALARS = o3.Irreps("2x0e")  # distance, product of the charges
@@ -117,7 +117,7 @@ class SEGNNLayer(nn.Module):
     def _by_modules(self, x: Tensor, edges: Edges) -> Tensor:
         """Compute the sums of messages (dim, n) by calling every module on the rows of all edges."""
         source, target = edges.edge_index[0], edges.edge_index[1]
-        ends = torch.cat([x.index_select(1, target), x.index_select(1, source), edges.scalars.t()])
+        ends = torch.cat([select(x, 1, target), select(x, 1, source), edges.scalars.t()])
         messages = self.gate(self.message_1(ends.t(), edges.attributes))
         messages = self.gate(self.message_2(messages, edges.attributes))
         return sum_rows(messages.t(), target, x.shape[1])
@@ -221,9 +221,9 @@ class SEGNN(nn.Module):
     def _edges(self, positions: Tensor, charges: Tensor, edge_index: Tensor) -> Edges:
         """Compute distance and product of the charges, and the spherical harmonics of x_source - x_target."""
         source, target = edge_index[0], edge_index[1]
-        relative = positions.index_select(0, source) - positions.index_select(0, target)  # (e, 3)
+        relative = select(positions, 0, source) - select(positions, 0, target)  # (e, 3)
         distances = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
-        products = charges.index_select(0, source) * charges.index_select(0, target)
+        products = select(charges, 0, source) * select(charges, 0, target)
         scalars = torch.cat([distances, products], dim=1)
         attributes = spherical_harmonics(self.lmax_attributes, relative)
         stack = Stack.of(edge_index, positions.shape[0])

@@ -7,11 +7,12 @@ batch can be stacked, in the worst case as one graph with all nodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from equirelax_lab.models.readable import values_are_readable
+from equirelax_lab.models.readable import is_mapped, only_mapped, values_are_readable
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Stack:
         """Find the stack with the most copies for edges (2, e) between `count` nodes.
 
         Graphs must follow one another in nodes and edges alike. The answer depends on values, so that a stack is looked for
-        on the CPU only, and not under compilation and `torch.func.vmap`; elsewhere it is one graph.
+        on the CPU only, and not under compilation nor where `torch.func.vmap` maps over the edges; elsewhere it is one graph.
         """
         edges = edge_index.shape[1]
-        if edge_index.device.type == "cpu" and values_are_readable() and edges > 0:
+        if edge_index.device.type == "cpu" and values_are_readable(edge_index) and edges > 0:
             for nodes in range(1, count // 2 + 1):
                 if count % nodes == 0 and (edges * nodes) % count == 0:
                     size = edges * nodes // count
@@ -60,6 +61,35 @@ def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
     if not torch.equal(edge_index[:, size:], edge_index[:, :-size] + nodes):
         return False
     return int(edge_index[:, :size].max()) < nodes
+
+
+class _Select(torch.autograd.Function):
+    """`x.index_select(dim, index)` for members x under `torch.func.vmap` and an index that they share: one call for all.
+
+    Torch's own rule makes a gather of it, whose derivative adds up number by number.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, dim: int, index: Tensor) -> Tensor:
+        return x.index_select(dim, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: what `vmap` calls is differentiated by itself."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, dim: int, index: Tensor
+    ) -> tuple[Tensor, int]:
+        return x.movedim(in_dims[0] or 0, 0).index_select(dim + 1, index), 0
+
+
+def select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`x.index_select(dim, index)`; dim is not negative."""
+    if only_mapped() and is_mapped(x) and not is_mapped(index):
+        chosen: Tensor = _Select.apply(x, dim, index)
+        return chosen
+    return x.index_select(dim, index)
 
 
 def sum_rows(x: Tensor, index: Tensor, count: int) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax_lab.models.fast.switch import may_use_hand_written, needs_ordinary
+from equirelax_lab.models.fast.switch import may_map_hand_written, may_use_hand_written, needs_ordinary
+from equirelax_lab.models.readable import is_mapped
 
 
 class ByHand(ABC):
@@ -37,10 +38,19 @@ class ByHand(ABC):
 
     def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         """Compute the output, within a call of `module`, by hand where that may be done and by the formula elsewhere."""
-        if not may_use_hand_written(module, inputs[0]):
-            return self.formula(*inputs)
-        out: Tensor = _Function.apply(self, *inputs)
-        return out
+        if may_use_hand_written(module, inputs[0]):
+            out: Tensor = _Function.apply(self, *inputs)
+            return out
+        alike = not any(is_mapped(x) for x in self.held)
+        if may_map_hand_written(module, inputs[0]) and alike and any(is_mapped(x) for x in inputs):
+            mapped: Tensor = _Mapped.apply(self, *inputs)
+            return mapped
+        return self.formula(*inputs)
+
+    @property
+    def held(self) -> Sequence[Tensor]:
+        """Tensors that are read beside the inputs, and differ from call to call."""
+        return ()
 
 
 class _Function(torch.autograd.Function):
@@ -63,6 +73,26 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled() or needs_ordinary(grad) or any(needed[i] for i in ctx.rule.unwritten):
             return None, *gradients(ctx.rule.formula, inputs, needed, grad)
         return None, *ctx.rule.backward(grad, inputs, saved)
+
+
+class _Mapped(torch.autograd.Function):
+    """A `ByHand` of the members that `torch.func.vmap` maps over, one after another."""
+
+    @staticmethod
+    def forward(rule: ByHand, *inputs: Tensor) -> Tensor:
+        return rule.formula(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: what `vmap` calls is differentiated by itself."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], rule: ByHand, *inputs: Tensor) -> tuple[Tensor, int]:
+        members = [
+            [x] * info.batch_size if dim is None else x.unbind(dim)
+            for x, dim in zip(inputs, in_dims[1:], strict=True)
+        ]
+        return torch.stack([_Function.apply(rule, *of_one) for of_one in zip(*members, strict=True)]), 0
 
 
 def gradients(

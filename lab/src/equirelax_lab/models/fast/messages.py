@@ -29,7 +29,7 @@ from equirelax_lab.models.fast.coupling import (
     mix,
 )
 from equirelax_lab.models.fast.gating import Gating, gate_backward, gate_forward
-from equirelax_lab.models.stack import Stack
+from equirelax_lab.models.stack import Stack, select
 
 
 class Plan(NamedTuple):
@@ -87,8 +87,8 @@ def message_product(
     w0, w1, w_edge = joined(plan.first, _scaled(plan.first, weight, plan.constant))
     of_scalars = (w0.t() @ x[:scalars].flatten(1)).unflatten(1, x.shape[1:])  # (2 half, nodes, copies)
     of_vectors = mix(w1, x[scalars:].flatten(1)).unflatten(2, x.shape[1:])  # (2 half, 3, nodes, copies)
-    s = of_scalars[:half].index_select(1, stack.target) + of_scalars[half:].index_select(1, stack.source)
-    v = of_vectors[:half].index_select(2, stack.target) + of_vectors[half:].index_select(2, stack.source)
+    s = select(of_scalars[:half], 1, stack.target) + select(of_scalars[half:], 1, stack.source)
+    v = select(of_vectors[:half], 2, stack.target) + select(of_vectors[half:], 2, stack.source)
     s = s.flatten(1) + w_edge.t() @ edge_scalars.flatten(1)
     v = v.flatten(2)
     out_s = s[:n_s] + (v[:n_s] * vector).sum(1) + bias[:, None]
@@ -238,6 +238,10 @@ class Messages(ByHand):
     def __init__(self, plan: Plan, stack: Stack) -> None:
         self.plan, self.stack = plan, stack
         self.size = _Sizes.of(plan, stack)
+
+    @property
+    def held(self) -> Sequence[Tensor]:
+        return self.stack.source, self.stack.target
 
     def formula(self, *inputs: Tensor) -> Tensor:
         x, edge_scalars, attributes, weight_1, bias_1, weight_2, bias_2 = inputs

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from equirelax_lab.models.readable import only_mapped
+
 _enabled = True
 
 
@@ -64,6 +66,20 @@ def may_use_hand_written(module: nn.Module, x: Tensor) -> bool:
     Evaluation with gradients uses ordinary operations, and so does autocast, which chooses a precision for each of them.
     """
     if needs_ordinary() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return module.training or not torch.is_grad_enabled()
+
+
+def may_map_hand_written(module: nn.Module, x: Tensor) -> bool:
+    """Whether to use derivatives that are written out for every member by itself: on the CPU, where one `torch.func.vmap` runs
+    and nothing else is against them.
+
+    Ordinary operations on all members take few launches, which a GPU waits for, and twice the memory traffic, which a CPU
+    waits for.
+    """
+    if not _enabled or not only_mapped() or forward_ad._current_level >= 0 or x.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled(x.device.type):
         return False
     return module.training or not torch.is_grad_enabled()
 
