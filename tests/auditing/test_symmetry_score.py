@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -340,6 +341,45 @@ def test_ratio_and_z_have_no_unit() -> None:
     found = [of_vectors(Three(), squares, unit).layers[0] for unit in (1.0, 1e-15)]
     assert found[1].ratio == pytest.approx(found[0].ratio, rel=1e-5)
     assert found[1].z == pytest.approx(found[0].z, rel=1e-5)
+
+
+class Gated(Graphs):
+    """The same with a nonlinearity: vectors are scaled by a function of their lengths and of the scalars."""
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        scalars, vectors = x[:, :2], x[:, 2:].unflatten(1, (2, 3))
+        gated = vectors * torch.sigmoid(vectors.norm(dim=2, keepdim=True) + scalars[..., None])
+        return super().forward(torch.cat([scalars.tanh(), gated.flatten(1)], 1), graph)
+
+
+def node_means(model: nn.Module, batch: Any) -> Tensor:
+    return loss(model, batch) / batch[1].bincount()
+
+
+@pytest.mark.parametrize("of", [loss, node_means])
+def test_whole_orbits_cancel_at_every_layer(of: Any) -> None:
+    """Graphs of different sizes through a layer that is called twice, moved by all 48 symmetries of the cube: mean A = 0."""
+    turns = torch.stack(
+        [
+            torch.diag(torch.tensor(signs, dtype=torch.float64))[list(order)]
+            for signs in itertools.product((1.0, -1.0), repeat=3)
+            for order in itertools.permutations(range(3))
+        ]
+    )
+    moves_in, moves_out = (from_irreps(rep).matrix(turns) for rep in (IN, OUT))
+    orbits = [
+        (x @ move.T, graph, y @ moved.T)
+        for x, graph, y in doubled(graphs(3))
+        for move, moved in zip(moves_in, moves_out, strict=True)
+    ]
+    torch.manual_seed(0)
+    net = Gated().double()
+    found = er.symmetry_score(net, joined(orbits), of, placement=PLACEMENT)
+    for one in found.layers:
+        assert one.size > 1e-3
+        assert one.ratio == pytest.approx(-1 / (len(orbits) - 1), rel=1e-9)
+    some = er.symmetry_score(net, joined(orbits[::7]), of, placement=PLACEMENT)
+    assert all(abs(one.ratio + 1 / (some.examples - 1)) > 1e-4 for one in some.layers)
 
 
 def test_rounding_is_no_asymmetry() -> None:

@@ -168,7 +168,9 @@ def test_a_false_alarms_of_a_layer_stay_below_the_bounds(name: str, n: int, nois
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("n", "noise"), [(6, 0.0), (30, 1.0)])
-def test_c_examples_estimate_the_gradient_at_the_best_equivariant_map(name: str, n: int, noise: float) -> None:
+def test_c_examples_estimate_the_gradient_at_the_best_equivariant_map(
+    name: str, n: int, noise: float
+) -> None:
     data = Data(name, asymmetry=1.0)
     best = data.best_equivariant()
     s = scored(data.moments(best, noise, n, 2000))[0]
