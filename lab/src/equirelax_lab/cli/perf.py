@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from equirelax.errors import ConfigError
 from equirelax.files import write_text
-from equirelax.settings import COUNT, JOBS
+from equirelax.settings import COUNT, JOBS, check
 from equirelax_lab.cli import options
 from equirelax_lab.cli.terminal import show
 from equirelax_lab.training.perf_subjects import SUBJECTS
@@ -20,7 +21,8 @@ other programs first.
 
 examples:
   equirelax perf
-  equirelax perf modelnet40 --model vn-dgcnn"""
+  equirelax perf modelnet40 --model vn-dgcnn
+  equirelax perf --stack 1 8"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,11 +40,23 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--simulate", action="store_true", help="also time the simulation of the N-body set, on two threads"
     )
+    parser.add_argument(
+        "--stack",
+        type=int,
+        nargs="*",
+        default=None,
+        metavar="N",
+        help="time stacks of so many runs beside one run, and say how many fit into memory (without a number 1, 8 and 64)",
+    )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)
+    for count in parsed.stack or ():
+        check(count, COUNT, "--stack")
     # Imported now: what trains is slow to import, and help need not wait for it.
     from equirelax_lab.training.perf import measure, simulation, table
 
+    if parsed.stack is not None:
+        return _stack(parsed)
     result = measure(
         parsed.benchmark,
         parsed.model,
@@ -53,6 +67,27 @@ def main(words: Sequence[str]) -> int:
     )
     if parsed.simulate:
         result["simulation"] = simulation(threads=2)
+    write_text(parsed.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    show(table(result))
+    print(parsed.out)
+    return 0
+
+
+def _stack(parsed: options.Namespace) -> int:
+    """`--stack`: stacks of runs instead of kinds of steps."""
+    for name in ("rows", "simulate"):
+        if parsed[name]:
+            raise ConfigError(f"--{name} is not for --stack: leave one of them out.")
+    from equirelax_lab.training.perf_stack import MEMBERS, measure_stack, table
+
+    result = measure_stack(
+        parsed.benchmark,
+        parsed.model,
+        parsed.stack or MEMBERS,
+        batch_size=parsed.batch_size,
+        repetitions=parsed.repetitions,
+        threads=parsed.threads,
+    )
     write_text(parsed.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     show(table(result))
     print(parsed.out)

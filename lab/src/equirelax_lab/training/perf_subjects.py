@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
-from equirelax_lab.data import GraphSet, MolecularFrames
+from equirelax_lab.data import GraphSet, MolecularFrames, Samples
 from equirelax_lab.data.graphs import complete_graph, gather, squared_distances
 from equirelax_lab.tasks.task import Batch
 
@@ -35,6 +35,7 @@ class Subject:
         goals: Name of a ratio, or of a case (in milliseconds) -> goal.
         rank: Rank of low-rank residuals that are timed too; None where they gain nothing.
         groups: Number of groups of grouped residuals that are timed too; None where they gain nothing.
+        samples: Makes a set of a number of samples, to train on; None where there are none without data.
     """
 
     models: tuple[str, ...]
@@ -48,6 +49,7 @@ class Subject:
     goals: dict[str, str] = field(default_factory=dict)
     rank: int | None = None
     groups: int | None = None
+    samples: Callable[[int], Samples] | None = None
 
 
 def random_systems(count: int) -> GraphSet:
@@ -107,6 +109,7 @@ SUBJECTS = {
             "projected inference / strict inference": "1.00 ± 0.02",
         },
         groups=4,
+        samples=random_systems,
     ),
     "modelnet40": Subject(
         models=("vn-pointnet", "vn-dgcnn"),
