@@ -44,6 +44,17 @@ def test_spreads_by_hand() -> None:
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_value_that_is_not_finite_decides_nothing(value: float) -> None:
+    assert not math.isfinite(spread([1.0, value]).mean)
+    assert math.isnan(spread([1.0, value]).std or 0.0)
+    found = paired({0: value, 1: 1.0}, {0: 1.0, 1: 2.0})
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval == (-math.inf, math.inf)
+    assert found.p is None
+
+
 @pytest.mark.parametrize("count", [2, 3, 12, 40])
 def test_intervals_and_tests_are_students_for_any_number_of_seeds(count: int) -> None:
     ttest = pytest.importorskip("scipy.stats").ttest_rel

@@ -27,7 +27,8 @@ class Paired:
     Attributes:
         mean: Mean difference.
         std: Sample standard deviation of the differences; None for one seed.
-        interval: 95 % interval of the mean difference by Student's t; None for one seed.
+        interval: 95 % interval of the mean difference by Student's t, of all numbers where a difference is not finite; None for
+            one seed.
         wins: Number of seeds that do better than the baseline.
         count: Number of seeds that both have.
         p: Of the two-sided paired t test, not corrected for other comparisons; None for one seed, or without any spread.
@@ -48,10 +49,11 @@ class Paired:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of at least one value."""
-    return Spread(
-        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
-    )
+    """Mean and standard deviation of at least one value; of values that are not all finite the deviation is NaN."""
+    std = None
+    if len(values) > 1:
+        std = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return Spread(statistics.fmean(values), std, len(values))
 
 
 def paired(
@@ -74,8 +76,9 @@ def paired(
         from scipy import special  # type: ignore[import-untyped]  # takes a while to import, and no help text needs it
 
         half = float(special.stdtrit(count - 1, 0.975)) * found.std / math.sqrt(count)
-        interval = (found.mean - half, found.mean + half)
-        if found.std:
+        finite = math.isfinite(half)
+        interval = (found.mean - half, found.mean + half) if finite else (-math.inf, math.inf)
+        if found.std and finite:
             effect = found.mean / found.std
             p = 2 * float(special.stdtr(count - 1, -abs(effect) * math.sqrt(count)))
     wins = sum((d > 0) if higher_is_better else (d < 0) for d in differences)
