@@ -78,9 +78,10 @@ def scheduler(
     machines: LocalMachine,
     jobs: int = 2,
     show: Callable[[Sequence[Trial]], None] = lambda _: None,
+    stack: int = 1,
 ) -> Scheduler:
     study = read_study(path)
-    return Scheduler(study, out, Source(trials(study, out)), None, jobs, show, machines)
+    return Scheduler(study, out, Source(trials(study, out)), None, jobs, show, machines, stack)
 
 
 def statuses(found: Scheduler) -> dict[str, str]:
@@ -263,17 +264,17 @@ def test_a_second_study_in_the_folder_is_refused(study_file: File, tmp_path: Pat
 
 
 def test_runs_that_others_work_on_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs: list[Any] = [SimpleNamespace(folder=tmp_path / name) for name in "abcd"]
+    runs: list[Any] = [SimpleNamespace(folder=tmp_path / name, grid="", kind=name) for name in "abcd"]
     queue = Queue(runs)
     with locked(tmp_path / "a"):
         assert queue.take(0) == []
         assert queue.take(1) == [], "the one that goes on uses a core"
-        assert queue.take(2) == [runs[1]]
+        assert queue.take(2) == [[runs[1]]]
         assert f"a: process {os.getpid()} on" in capsys.readouterr().err
         assert len(queue) == 3
-    assert queue.take(2) == [runs[0], runs[2]]
+    assert queue.take(2) == [[runs[0]], [runs[2]]]
     queue.append(runs[1])
-    assert queue.take(5) == [runs[3], runs[1]]
+    assert queue.take(5) == [[runs[3]], [runs[1]]]
     assert capsys.readouterr().err == "", "it was said once"
 
 

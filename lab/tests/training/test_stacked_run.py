@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from equirelax_lab.tasks.nbody import NBodyTask
 from equirelax_lab.training import stacked_run
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
+from equirelax_lab.training.stack import StackError
 from equirelax_lab.training.stacked_loop import StackedLoop
 from equirelax_lab.training.stacked_run import StackedRun, train_stack
 from equirelax_lab.training.stopping import StopRequest
@@ -123,3 +126,70 @@ def test_an_interrupted_stack_goes_on(
             train(run.config, run.folder, tiny_root, resume=True, machine=QUIET)
         assert_alike(rows_of(run.folder), rows_of(alone))
         assert_alike(read(run.folder / LAST), read(alone / LAST))
+
+
+@pytest.mark.slow
+def test_a_member_that_is_no_longer_finite_fails_alone(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights become NaN in the second epoch; the other run is, to the bit, what it is beside a healthy one."""
+    config = tiny_config("ace", model="egnn", epochs=3, validate_every=1)
+    healthy = stack_of(config, tmp_path / "healthy")
+    assert train_stack(healthy, tiny_root, machine=QUIET)
+    epoch = StackedLoop.epoch
+
+    def poisoned(loop: StackedLoop) -> list[dict[str, float]]:
+        if loop.completed == 1:
+            with torch.no_grad():
+                next(loop.members[1].assembly.model.parameters()).fill_(torch.nan)
+        return epoch(loop)
+
+    monkeypatch.setattr(StackedLoop, "epoch", poisoned)
+    runs = stack_of(config, tmp_path / "stack")
+    assert train_stack(runs, tiny_root, machine=QUIET)
+    assert runs[0].result is not None
+    assert rows_of(runs[0].folder) == rows_of(healthy[0].folder)
+    assert runs[1].result is None
+    assert "epoch 2" in runs[1].failure
+    assert "the weight" in runs[1].failure
+    assert str(runs[1].folder / BEST).split("/")[-1] in runs[1].failure
+    assert len(rows_of(runs[1].folder)) == 1
+    assert not (runs[1].folder / RESULT).exists()
+
+
+@pytest.mark.slow
+def test_runs_that_cannot_be_stacked_are_refused(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    def refusal(config: Any, other: Any = None, machine: Machine = QUIET) -> str:
+        runs = [
+            StackedRun(config, tmp_path / "a"),
+            StackedRun(other or config.updated({"seed": 1}), tmp_path / "b"),
+        ]
+        with pytest.raises(StackError) as caught:
+            train_stack(runs, tiny_root, machine=machine)
+        return str(caught.value)
+
+    strict = tiny_config("strict", model="egnn")
+    assert "--devices 1" in refusal(strict, machine=replace(QUIET, devices=2))
+    assert "--accumulate 1" in refusal(strict, machine=replace(QUIET, accumulate=2))
+    assert "learning_rate was" in refusal(strict, strict.updated({"seed": 1, "learning_rate": 0.5}))
+    assert "muon" in refusal(tiny_config("strict", optimizer="muon"))
+    assert refusal(tiny_config("remul", model="egnn"))
+    assert refusal(tiny_config("scheduled", model="egnn", strength={"rows": 4}))
+    assert not (tmp_path / "a" / RESULT).exists()
+
+
+def test_a_step_that_cannot_be_computed_for_several_networks_is_refused(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose course depends on numbers."""
+    loss = NBodyTask.loss
+
+    def branching(self: NBodyTask, prediction: torch.Tensor, batch: Any) -> torch.Tensor:
+        return 2 * loss(self, prediction, batch) if prediction.sum() > 0 else loss(self, prediction, batch)
+
+    monkeypatch.setattr(NBodyTask, "loss", branching)
+    runs = stack_of(tiny_config("strict", model="egnn"), tmp_path)
+    with pytest.raises(StackError, match="data-dependent control flow"):
+        train_stack(runs, tiny_root, machine=QUIET)

@@ -12,7 +12,7 @@ from equirelax.settings import JOBS, check
 from equirelax_lab.cli import options
 from equirelax_lab.cli.help import Filled
 from equirelax_lab.cli.hints import Hints
-from equirelax_lab.cli.study import add_execution, run_study
+from equirelax_lab.cli.study import add_execution, add_stack, run_study
 from equirelax_lab.cli.train import default_folder
 from equirelax_lab.recipes import VARIANTS
 from equirelax_lab.studies.keys import Keys, merged, nested, read_value
@@ -77,6 +77,7 @@ def main(words: Sequence[str]) -> int:
         said = options.explain(str(error), options.flags(_parser(benchmark)), Hints())
         raise ConfigError(f"{said} See equirelax compare --help.") from error
     check(known.jobs, JOBS, "--jobs")
+    check(known.stack, JOBS, "--stack")
     methods = _names(known.methods, "--methods")
     models = _models(known, benchmark)
     for name in special:
@@ -168,6 +169,7 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         "-o", "--out", help="folder of the comparison (default: runs/BENCHMARK/compare-MODEL)"
     )
     add_execution(parser)
+    add_stack(parser)
     return parser
 
 

@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data": ("equirelax_lab.cli.data", "make or fetch data sets"),
     "train": ("equirelax_lab.cli.train", "train one model with one method"),
+    "stack": (
+        "equirelax_lab.cli.stack",
+        "train runs that differ in the seed alone in one process, all in each step",
+    ),
     "recipe": (
         "equirelax_lab.cli.recipe",
         "print the settings of a published experiment, and where they come from",
@@ -91,7 +95,7 @@ commands:
 Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
 
 Exit codes: 0 done, 1 a run failed (audit: not equivariant), 2 bad input or missing data,
-130 interrupted (add --resume to go on)."""
+3 runs that cannot be stacked, 130 interrupted (add --resume to go on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,10 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
 
 Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures.
 With --ray the runs go to the machines of a Ray cluster (extra `ray`), which must share the file system that holds OUT and
-the data. The runs of a machine that is lost are tried again on another one, from their last checkpoints."""
+the data. The runs of a machine that is lost are tried again on another one, from their last checkpoints.
+
+With --stack N up to N runs that differ in the seed alone go through one process, every training step as one computation
+(equirelax stack). Runs that cannot do that go one at a time, and it is said why."""
 
 VERBS = ("run", "estimate", "show")
 
@@ -75,7 +78,7 @@ def main(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         return 0
-    given = options.parse(parser, rest, jobs=JOBS)
+    given = options.parse(parser, rest, jobs=JOBS, **({"stack": JOBS} if verb == "run" else {}))
     if verb == "show" and (Path(given.study).is_dir() or Path(given.study).name == JOURNAL):
         return _show_folder(Path(given.study))
     study = read_study(find_file(given.study), given.small)
@@ -93,13 +96,25 @@ def _parser(command: str, verb: str, what: str) -> options.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
     parser.add_argument("-o", "--out", help="folder of the study (default: runs/studies/NAME, or NAME-small)")
     add_execution(parser, ray=verb != "show")
+    if verb in ("run", ""):
+        add_stack(parser)
     return parser
+
+
+def add_stack(parser: argparse.ArgumentParser) -> None:
+    """Add --stack."""
+    parser.add_argument(
+        "--stack",
+        type=int,
+        default=1,
+        help="runs that one process trains, all in each step; they differ in the seed alone",
+    )
 
 
 def add_execution(parser: argparse.ArgumentParser, ray: bool = True) -> None:
     """Add the flags that say where many runs execute, and on which data: --jobs, --ray (unless False), --data."""
     parser.add_argument(
-        "--jobs", type=int, help="runs at the same time (default: the file's, else one for every core)"
+        "--jobs", type=int, help="processes at the same time (default: the file's, else one for every core)"
     )
     if ray:
         parser.add_argument(
@@ -114,7 +129,7 @@ def _reproduce(rest: list[str]) -> int:
         titles = {name: read_study(ready_file(name)).title for name in ready_names()}
         print(filled("\n".join(["studies that come with equirelax:", *rows(titles.items())]), columns()))
         return 0 if rest else 2
-    given = options.parse(_parser("reproduce", "", "NAME"), rest, jobs=JOBS)
+    given = options.parse(_parser("reproduce", "", "NAME"), rest, jobs=JOBS, stack=JOBS)
     study = read_study(ready_file(given.study), given.small)
     return run_study(study, _folder(study, given), given)
 
@@ -125,7 +140,7 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     Args:
         study: The study, from a file or made by a comparison, which is not put beside published numbers.
         out: Its folder.
-        given: The parsed flags of `add_execution`.
+        given: The parsed flags of `add_execution` and `add_stack`.
 
     Returns:
         The exit code: 0; 1 if a run failed; 130 if interrupted, in which case nothing is compared.
@@ -133,7 +148,7 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     found = trials(study, out)
     left = [trial.config for trial in found if trial.status == "waiting"]
     check_data(left, named_root(given.data))
-    code = schedule(study, out, given, Source(found), len(left), len(found))
+    code = schedule(study, out, given, Source(found), len(left), len(found), given.stack)
     if code == 130:
         return code
     from equirelax_lab.report.comparison import beside, compare_grids
@@ -146,7 +161,13 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
 
 
 def schedule(
-    study: Study, out: Path, given: argparse.Namespace, source: Source, left: int, total: int
+    study: Study,
+    out: Path,
+    given: argparse.Namespace,
+    source: Source,
+    left: int,
+    total: int,
+    stack: int = 1,
 ) -> int:
     """Run the trials of `source`, and show how they go on.
 
@@ -157,19 +178,26 @@ def schedule(
         source: Where its trials come from.
         left: How many trials are left.
         total: How many there are in all.
+        stack: The most runs that one process trains.
 
     Returns:
         The exit code of `Scheduler.run`.
+
+    Raises:
+        ConfigError: Stacks are asked for on a Ray cluster.
     """
+    if stack > 1 and given.ray is not None:
+        raise ConfigError("--stack is for the runs of this machine: leave out --ray, or --stack.")
     with machines_of(given.ray) as machines:
         study = decided(study, machines)
         jobs = fair_jobs(study, given.jobs, left, machines)
         state = counts(source.trials, total)
         print(f"{study.title}: {state}; {jobs} at a time {machines.place}, in {out}.", flush=True)
-        if forecast := _forecast(study, source.trials, jobs, machines.place, given):
+        # a stack's pace is not known from single runs
+        if stack == 1 and (forecast := _forecast(study, source.trials, jobs, machines.place, given)):
             print(forecast, flush=True)
         with Board(f"{study.title}{_terms(study)}", total) as board:
-            code = Scheduler(study, out, source, given.data, jobs, board.show, machines).run()
+            code = Scheduler(study, out, source, given.data, jobs, board.show, machines, stack).run()
     if code == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
     return code

@@ -27,22 +27,25 @@ LOCK = "study.lock"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run to be started.
+    """One run to be started, or several that one process trains as a stack.
 
     Attributes:
         config: Its settings.
         folder: Its folder.
         machine: Where and how it executes.
         environment: Environment variables in addition to those of this process.
+        stacked: Settings and folder of the further runs in its stack.
     """
 
     config: RunConfig
     folder: Path
     machine: Machine
     environment: Mapping[str, str] = field(default_factory=dict)
+    stacked: tuple[tuple[RunConfig, Path], ...] = ()
 
     def start(self, data: str | None) -> subprocess.Popen[bytes]:
-        """Start the run as a process whose output goes to log.txt, or go on with what its folder holds.
+        """Start the run as a process whose output goes to log.txt, or go on with what its folder holds. A stack's output goes
+        to the log of its first run.
 
         The process leads a session of its own, so that Ctrl-C in the terminal does not reach it: the scheduler passes
         it on.
@@ -50,11 +53,15 @@ class Job:
         Args:
             data: The data root; None stands for the usual one.
         """
-        settings = self.folder / CONFIG
-        if not settings.exists():
-            self.config.write(settings)
-        words = [sys.executable, "-m", "equirelax_lab.cli", "train", self.config.benchmark]
-        words += ["--config", str(settings), "--out", str(self.folder), "--resume"]
+        for config, folder in ((self.config, self.folder), *self.stacked):
+            if not (folder / CONFIG).exists():
+                config.write(folder / CONFIG)
+        words = [sys.executable, "-m", "equirelax_lab.cli"]
+        if self.stacked:
+            words += ["stack", str(self.folder), *(str(folder) for _, folder in self.stacked)]
+        else:
+            words += ["train", self.config.benchmark]
+            words += ["--config", str(self.folder / CONFIG), "--out", str(self.folder), "--resume"]
         words += ["--data", data] if data else []
         for name, value in asdict(self.machine).items():
             words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")

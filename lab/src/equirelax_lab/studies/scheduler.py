@@ -12,6 +12,7 @@ from types import FrameType
 
 from equirelax.errors import ConfigError, StorageError
 from equirelax_lab.studies.machines import LOCK, Ending, Handle, Job, LocalMachine, Machines
+from equirelax_lab.studies.stacks import NOT_STACKABLE, Kind, kind_of, stacks
 from equirelax_lab.studies.study import Study
 from equirelax_lab.studies.trials import Recorded, Status, Trial, write_journal
 from equirelax_lab.training.folder import LOG, RESULT
@@ -83,10 +84,18 @@ class Queue:
 
     A trial on which another process works waits until that process has ended: a run that outlived an earlier, killed
     command would refuse a second process in its folder, and it uses cores.
+
+    Args:
+        trials: The trials.
+        stack: The most trials that one process trains.
+
+    Attributes:
+        alone: Kinds of trials that cannot be stacked.
     """
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self.trials = list(trials)
+    def __init__(self, trials: Sequence[Trial], stack: int = 1) -> None:
+        self.trials, self.stack = list(trials), stack
+        self.alone: set[Kind] = set()
         self._named: set[Path] = set()
 
     def __len__(self) -> int:
@@ -96,8 +105,10 @@ class Queue:
         """Add a trial at the end."""
         self.trials.append(trial)
 
-    def take(self, room: int) -> list[Trial]:
-        """Remove and return the trials to start now, where there is room for `room` more runs."""
+    def take(self, room: int) -> list[list[Trial]]:
+        """Remove and return the trials to start now, those of each process in a list, where there is room for `room` more
+        processes.
+        """
         if room < 1:
             return []
         owners = {t.folder: owner for t in self.trials if (owner := holder(t.folder)) is not None}
@@ -107,27 +118,28 @@ class Queue:
                 text = f"{folder.name}: {owner} works on it; waiting for its end."
                 print(text, file=sys.stderr, flush=True)
         free = [trial for trial in self.trials if trial.folder not in owners]
-        taken = free[: max(0, room - len(owners))]
-        self.trials = [trial for trial in self.trials if trial not in taken]
+        taken = stacks(free, self.stack, self.alone)[: max(0, room - len(owners))]
+        started = [trial for group in taken for trial in group]
+        self.trials = [trial for trial in self.trials if trial not in started]
         return taken
 
 
 @dataclass(eq=False)
 class _Try:
-    """One start of a run.
+    """One start of a run, or of a stack of runs.
 
     Attributes:
-        trial: The run.
+        trials: The runs of the process.
         handle: The started process.
-        position: Where its part of the run's log begins.
+        positions: Where its part of each run's log begins.
         since: When it got a machine.
         asked: How often it was asked to end.
         overdue: Whether it was killed because it took too long.
     """
 
-    trial: Trial
+    trials: list[Trial]
     handle: Handle
-    position: int
+    positions: list[int]
     since: float | None = None
     asked: int = 0
     overdue: bool = False
@@ -142,9 +154,10 @@ class Scheduler:
         out: The study's folder.
         source: Where the trials come from.
         data: The data root as a run's --data takes it; None stands for the usual one.
-        jobs: Runs at the same time.
+        jobs: Processes at the same time.
         show: Called at every look with all trials.
         machines: Where the runs execute.
+        stack: The most runs that one process trains; those of a process differ in the seed alone.
     """
 
     study: Study
@@ -154,6 +167,7 @@ class Scheduler:
     jobs: int
     show: Callable[[Sequence[Trial]], None]
     machines: Machines = LOCAL
+    stack: int = 1
     interrupts: Interrupts = field(default_factory=Interrupts)
     _running: list[_Try] = field(default_factory=list)
     _closed: bool = False
@@ -189,12 +203,14 @@ class Scheduler:
         if self.study.share_cores:
             threads = threads_each(self.jobs, machine.devices, self.study.on_gpu, self.machines)
             machine = replace(machine, threads=threads)
-        waiting = Queue([trial for trial in self.source.trials if trial.status == "waiting"])
+        waiting = Queue([trial for trial in self.source.trials if trial.status == "waiting"], self.stack)
         self._note()
         while True:
             starting = [] if self._stopping() else self._next(waiting)
-            for trial in starting:
-                self._start(Job(trial.config, trial.folder, machine), trial)
+            for group in starting:
+                first, *others = group
+                further = tuple((trial.config, trial.folder) for trial in others)
+                self._start(Job(first.config, first.folder, machine, stacked=further), group)
             if not (self._running or starting or (waiting and not self._stopping())):
                 break
             self.show(self.source.trials)
@@ -204,9 +220,13 @@ class Scheduler:
                 if ending is None:
                     continue
                 self._running.remove(each)
-                self._end(each, ending)
-                if each.trial.status == "waiting" and not self.interrupts.count:
-                    waiting.append(each.trial)
+                if ending.code == NOT_STACKABLE and len(each.trials) > 1:
+                    self._unstack(each, waiting)
+                else:
+                    self._end(each, ending)
+                for trial in each.trials:
+                    if trial.status == "waiting" and not self.interrupts.count:
+                        waiting.append(trial)
                 self._note()
                 self.show(self.source.trials)  # before a broken run is started again
         self.show(self.source.trials)
@@ -217,35 +237,52 @@ class Scheduler:
     def _note(self) -> None:
         write_journal(self.out, self.study, self.source.trials)
 
-    def _next(self, waiting: Queue) -> list[Trial]:
+    def _next(self, waiting: Queue) -> list[list[Trial]]:
         """The trials that fill the free places: those that wait first, then further ones of the source."""
         room = self.jobs - len(self._running)
         starting = waiting.take(room)
         while len(starting) + len(waiting) < room and (trial := self.source.next()) is not None:
-            starting.append(trial)
+            starting.append([trial])
         return starting
 
-    def _start(self, job: Job, trial: Trial) -> None:
-        """Start a run; one that cannot be started has failed."""
-        trial.attempts += 1
+    def _start(self, job: Job, group: list[Trial]) -> None:
+        """Start the process of a run or of a stack; what cannot be started has failed."""
+        positions = []
         try:
-            trial.folder.mkdir(parents=True, exist_ok=True)
-            log = trial.folder / LOG
-            position = log.stat().st_size if log.exists() else 0
+            for trial in group:
+                trial.attempts += 1
+                trial.folder.mkdir(parents=True, exist_ok=True)
+                log = trial.folder / LOG
+                positions.append(log.stat().st_size if log.exists() else 0)
             handle = self.machines.start(job, self.data)
         except StorageError:
             raise
         except OSError as error:
-            self._settle(trial, "failed", f"it could not be started: {error}", broken=True)
+            for trial in group:
+                self._settle(trial, "failed", f"it could not be started: {error}", broken=True)
             return
-        self._running.append(_Try(trial, handle, position))
+        self._running.append(_Try(group, handle, positions))
         self._place(self._running[-1])
+
+    def _unstack(self, each: _Try, waiting: Queue) -> None:
+        """Have the runs of a process trained one at a time, since they cannot be stacked; say why."""
+        first = each.trials[0]
+        waiting.alone.add(kind_of(first))
+        print(
+            f"{first.kind}: {reason(NOT_STACKABLE, first.folder / LOG, each.positions[0])}",
+            file=sys.stderr,
+            flush=True,
+        )
+        for trial in each.trials:
+            trial.status, trial.attempts = "waiting", trial.attempts - 1
 
     def _place(self, each: _Try) -> None:
         """Note that a run has got a machine; its time starts now."""
         where = each.handle.where
         if where is not None and each.since is None:
-            each.since, each.trial.status, each.trial.where = time.monotonic(), "running", where
+            each.since = time.monotonic()
+            for trial in each.trials:
+                trial.status, trial.where = "running", where
             self._note()
 
     def _watch(self, each: _Try) -> Ending | None:
@@ -254,26 +291,39 @@ class Scheduler:
             each.handle.poll()
         )  # before the source reads the run's table, which is whole if the run has ended
         self._place(each)
-        if each.trial.status != "pruned" and self.source.watch(each.trial):
-            self._settle(each.trial, "pruned")
-            if ending is None:
-                each.handle.interrupt()
+        if len(each.trials) == 1:  # a single run of a stack cannot be ended
+            (trial,) = each.trials
+            if trial.status != "pruned" and self.source.watch(trial):
+                self._settle(trial, "pruned")
+                if ending is None:
+                    each.handle.interrupt()
         if ending is not None:
             return ending
         for _ in range(self.interrupts.count - each.asked):
             each.handle.interrupt()
         each.asked = self.interrupts.count
         limit = self.study.timeout
-        if limit is not None and each.since is not None and time.monotonic() - each.since > limit:
+        if limit is None or each.since is None:
+            return None
+        if time.monotonic() - each.since > len(each.trials) * limit:
             each.overdue = True
             each.handle.kill()
         return None
 
     def _end(self, each: _Try, ending: Ending) -> None:
+        """Note how the runs of a process ended."""
+        for trial, position in zip(each.trials, each.positions, strict=True):
+            if trial.status != "pruned":
+                log = trial.folder / LOG
+                said = log.exists() and log.stat().st_size > position
+                # what ends a whole stack stands in the log of its first run
+                own = reason(ending.code, log, position)
+                whole = reason(ending.code, each.trials[0].folder / LOG, each.positions[0])
+                self._end_one(trial, ending, each.overdue, own if said else whole)
+
+    def _end_one(self, trial: Trial, ending: Ending, overdue: bool, said: str) -> None:
         """Note how a run ended: finished, interrupted, to be tried again, or failed for good."""
-        trial, code = each.trial, ending.code
-        if trial.status == "pruned":
-            return
+        code = ending.code
         # The result is the last thing that a run writes; what goes wrong when its processes part does no harm.
         if (trial.folder / RESULT).exists():
             self._settle(trial, "finished")
@@ -285,8 +335,8 @@ class Scheduler:
             # another process took the folder between our look and our start
             trial.status, trial.attempts = "waiting", trial.attempts - 1
             return
-        why = ending.why or reason(code, trial.folder / LOG, each.position)
-        if each.overdue and self.study.timeout is not None:
+        why = ending.why or said
+        if overdue and self.study.timeout is not None:
             why = f"not finished after {duration(self.study.timeout)}, the study's timeout"
         if code != BAD_INPUT and trial.attempts < self.study.attempts:
             trial.status, trial.reason = "waiting", why
