@@ -144,9 +144,11 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
     from equirelax_lab.training.provenance import commit, hardware, versions
 
     scores = [_scored(folder, examples, draws, root, len(folders) == 1) for folder in folders]
-    words = ["--score", *map(again.place, folders), "--examples", str(examples)]
-    words += ["--draws", str(draws)] if draws else []
-    command = again.command("symmetry", *words, *(["-o", again.place(out)] if out else []))
+    runs_named = [again.place(folder) for folder in folders]
+    words = ["--examples", str(examples), *(["--draws", str(draws)] if draws else [])]
+    words += ["-o", again.place(out)] if out else []
+    command = again.command("symmetry", "--score", *runs_named, *words)
+    below = command if len(folders) <= 3 else " ".join(["equirelax symmetry --score RUN...", *words])
     where = out or folders[0]
     numbers = {
         "command": command,
@@ -167,7 +169,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
     parts += [f"## {one['run']}\n\n`{one['command']}`\n\n{layer_table(one)}" for one in scores]
     write_text(where / f"{SCORE}.json", json.dumps(numbers, indent=None if draws else 2) + "\n")
     write_text(where / f"{SCORE}.md", "# How symmetric are the data?\n\n" + "\n\n".join(parts) + "\n")
-    draw_scores(where / f"{SCORE}.png", panels_over_seeds(scores) if together else scores, command)
+    draw_scores(where / f"{SCORE}.png", panels_over_seeds(scores) if together else scores, below)
     print("\n" + "\n\n".join([table, *([seeds_table(scores)] if together or draws else [])]))
     print(f"\nchart: {where / f'{SCORE}.png'}")
     return 0

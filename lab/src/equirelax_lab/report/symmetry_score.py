@@ -137,7 +137,7 @@ def draw_scores(path: Path, scores: Sequence[Mapping[str, Any]], again: str) -> 
         for layer in one["layers"]
         for side in (-1, 1)
     ]
-    largest = max(*ends, *(DEAD_ZONE / one["examples"] for one in scores))
+    largest = max(*ends, *(min(DEAD_ZONE / one["examples"], 1.0) for one in scores))
     lowest = min(0.0, *ends)
     with styled():
         figure = Canvas(figsize=(4.2 * columns + 0.6, rows * (0.2 * tallest + 1.3)), layout="constrained")
