@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equirelax.relaxation import relaxation_of
 from equirelax_lab.data import Samples
 from equirelax_lab.training.assembly import Assembly
 from equirelax_lab.training.averages import Averages
 from equirelax_lab.training.checkpoint import Selection, write_selected, write_state
 from equirelax_lab.training.equivariance import EquivarianceErrors
-from equirelax_lab.training.evaluation import loss_sum, totals
+from equirelax_lab.training.evaluation import Evaluation
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, LAST
 from equirelax_lab.training.loggers import Loggers
 
@@ -45,6 +44,9 @@ class Trained(Protocol):
     steps: int
     fixed_memory: bool
 
+    def evaluation(self, val: Samples, train: Samples) -> Evaluation:
+        """What measures its networks on these samples, which are on their device."""
+
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on: plain data and tensors."""
 
@@ -72,6 +74,7 @@ class EpochEnd:
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         self.val = val.subset(share).to(self.fabric.device)
         self.train = train.subset(slice(0, FITTED)).subset(share).to(self.fabric.device)
+        self.evaluation = loop.evaluation(self.val, self.train)
         metric, rule = self.assembly.task.metric, self.assembly.config.training.select
         self.selection, self.average_selection = Selection(metric, rule), Selection(metric, rule)
         copied = self.fabric.world_size > 1 or loop.fixed_memory
@@ -108,13 +111,13 @@ class EpochEnd:
     def _validation(self, epoch: int, last: bool) -> dict[str, float]:
         """The columns of an epoch that validates."""
         row: dict[str, float] = {}
-        networks = [("val", self.assembly.model, self.selection)]
+        networks = [("val", "trained", self.selection)]
         if self.loop.averages is not None:
-            networks.append(("averaged", self.loop.averages.model, self.average_selection))
+            networks.append(("averaged", "averaged", self.average_selection))
         form = "relaxed" if self.assembly.deploys_relaxed else "projected"
-        for prefix, model, selection in networks:
-            row |= self._metrics(model, prefix)
-            best = selection.consider(epoch - 1, row[f"{prefix}/{form}"], model)
+        for prefix, name, selection in networks:
+            row |= self._metrics(name, prefix)
+            best = selection.consider(epoch - 1, row[f"{prefix}/{form}"], self.evaluation.networks[name])
             if best is not None:
                 row[f"{prefix}/best"] = best
         row |= self._fit()
@@ -126,13 +129,12 @@ class EpochEnd:
             row |= {f"weight/{key}": norm for key, norm in norms.items()}
         return row
 
-    def _metrics(self, model: nn.Module, prefix: str) -> dict[str, float]:
+    def _metrics(self, network: str, prefix: str) -> dict[str, float]:
         """The metrics of a network on the validation set, projected and relaxed; ranks share the samples."""
         task = self.assembly.task
-        relaxed = projected = totals(task, model, self.val)
+        relaxed = projected = self.evaluation.totals(network)
         if self.assembly.relaxation is not None:
-            with relaxation_of(model).strict():
-                projected = totals(task, model, self.val)
+            projected = self.evaluation.totals(network, strict=True)
         row: dict[str, float] = {}
         sums = self._over_ranks(torch.stack([projected, relaxed]))
         for form, total in zip(("projected", "relaxed"), sums, strict=True):
@@ -146,11 +148,9 @@ class EpochEnd:
         Training minimises the relaxed network's loss. Where the projected network's stays behind, the residuals have
         learnt what the strict weights were to learn.
         """
-        task, model, relaxation = self.assembly.task, self.assembly.model, self.assembly.relaxation
-        relaxed = projected = loss_sum(task, model, self.train)
-        if relaxation is not None:
-            with relaxation.strict():
-                projected = loss_sum(task, model, self.train)
+        relaxed = projected = self.evaluation.loss_sum("trained")
+        if self.assembly.relaxation is not None:
+            projected = self.evaluation.loss_sum("trained", strict=True)
         count = relaxed.new_tensor(float(len(self.train)))
         first, second, total = self._over_ranks(torch.stack([projected, relaxed, count])).tolist()
         return {"fit/projected": first / total, "fit/relaxed": second / total}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.errors import DataError
-from equirelax.relaxation import cannot_fold, project
+from equirelax.relaxation import cannot_fold, project, relaxation_of
 from equirelax_lab.data import Samples
 from equirelax_lab.tasks.task import Task
 from equirelax_lab.training.assembly import Assembly
@@ -55,6 +56,38 @@ def loss_sum(task: Task, model: nn.Module, data: Samples) -> Tensor:
             batch = task.eval_batch(data, rows)
             total += len(rows) * task.loss(task.predict(model, batch), batch).double()
     return total
+
+
+class Evaluation:
+    """What a run measures of its networks at the end of an epoch.
+
+    Args:
+        task: Its task.
+        networks: The networks by name: "trained", and "averaged" where the run has one.
+        val: Validation samples, on the networks' device.
+        train: Training samples whose loss is followed, on that device.
+    """
+
+    def __init__(self, task: Task, networks: Mapping[str, nn.Module], val: Samples, train: Samples) -> None:
+        self.task, self.networks = task, networks
+        self.val, self.train = val, train
+
+    def totals(self, network: str, strict: bool = False) -> Tensor:
+        """The `totals` of a network on the validation samples, with its residuals or without."""
+        model = self.networks[network]
+        with in_form(model, strict):
+            return totals(self.task, model, self.val)
+
+    def loss_sum(self, network: str, strict: bool = False) -> Tensor:
+        """The `loss_sum` of a network on the training samples, with its residuals or without."""
+        model = self.networks[network]
+        with in_form(model, strict):
+            return loss_sum(self.task, model, self.train)
+
+
+def in_form(model: nn.Module, strict: bool) -> AbstractContextManager[object]:
+    """A context in which a relaxed model is strict, or one that changes nothing."""
+    return relaxation_of(model).strict() if strict else contextlib.nullcontext()
 
 
 def mean_error(task: Task, model: nn.Module, data: Samples) -> float:

@@ -13,6 +13,7 @@ from equirelax_lab.tasks.task import Batch
 from equirelax_lab.training.assembly import Assembly, build_optimizer, build_scheduler
 from equirelax_lab.training.averages import Averages
 from equirelax_lab.training.divergence import Divergence
+from equirelax_lab.training.evaluation import Evaluation
 from equirelax_lab.training.graph import Gradients, graphed
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
@@ -131,6 +132,13 @@ class Loop:
                 self.optimizer.zero_grad()
             self.fabric.backward(loss)
         return loss.detach(), terms
+
+    def evaluation(self, val: Samples, train: Samples) -> Evaluation:
+        """See `epoch_end.Trained`."""
+        networks = {"trained": self.assembly.model}
+        if self.averages is not None:
+            networks["averaged"] = self.averages.model
+        return Evaluation(self.assembly.task, networks, val, train)
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on bit for bit: plain data and tensors. Take it between epochs."""

@@ -12,6 +12,7 @@ from equirelax_lab.data import Samples
 from equirelax_lab.training.assembly import Assembly
 from equirelax_lab.training.averages import Averages
 from equirelax_lab.training.divergence import Divergence
+from equirelax_lab.training.evaluation import Evaluation
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.objective import Objective
@@ -39,6 +40,7 @@ class Member:
         failure: Why it cannot go on; empty while it trains.
         random_state: Its own random state of torch, outside of training.
         shared_state: Returns its share of what the stack holds: optimizer, scheduler, method.
+        in_stack: Lets its evaluation take part in the stack's, which computes for all members at once.
     """
 
     fixed_memory = True
@@ -63,6 +65,7 @@ class Member:
         self.completed = self.steps = 0
         self.failure = ""
         self.shared_state: Callable[[], dict[str, Any]] = dict
+        self.in_stack: Callable[[Evaluation], Evaluation] = lambda own: own
 
     @contextlib.contextmanager
     def own_randomness(self) -> Iterator[None]:
@@ -72,6 +75,13 @@ class Member:
             yield
         finally:
             self.random_state = torch.get_rng_state()
+
+    def evaluation(self, val: Samples, train: Samples) -> Evaluation:
+        """See `epoch_end.Trained`."""
+        networks = {"trained": self.assembly.model}
+        if self.averages is not None:
+            networks["averaged"] = self.averages.model
+        return self.in_stack(Evaluation(self.assembly.task, networks, val, train))
 
     def state_dict(self) -> dict[str, Any]:
         """What a single run's loop saves, so that the run may go on alone or in a stack; take it in `own_randomness`."""

@@ -23,6 +23,7 @@ from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.member import Member
 from equirelax_lab.training.objective import Objective
 from equirelax_lab.training.stack import StackError, average_networks, joined, part_of, stack_networks
+from equirelax_lab.training.stacked_evaluation import StackedEvaluation
 from equirelax_lab.training.step_sizes import StepSizes
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class StackedLoop:
         completed: Epochs that are done.
         steps: Optimizer steps taken, over all resumptions.
         gradients: Computes the gradients of a stacked batch.
+        evaluation: Measures all members at once, on a GPU.
         on_step: Called after every optimizer step with the number of steps that the epoch has taken.
 
     Raises:
@@ -86,8 +88,14 @@ class StackedLoop:
         self._terms: Mapping[str, Mapping[str, Tensor]] = {}
         self._shared: set[str] = set()
         self._tried = False
+        networks = {"trained": template.model}
+        if self.averages is not None:
+            networks["averaged"] = self.averages.model
+        self.evaluation = StackedEvaluation(networks, self._axes)
         for index, member in enumerate(members):
             member.shared_state = functools.partial(self._state_of, index)
+            if fabric.device.type == "cuda":  # a CPU gains nothing by it
+                member.in_stack = self.evaluation.join
 
     def epoch(self) -> list[dict[str, float]]:
         """Train all members for one epoch.
@@ -126,6 +134,7 @@ class StackedLoop:
             self.on_step(index + 1)
         if self.scheduler is not None:
             self.scheduler.step()
+        self.evaluation.forget()
         self.completed += 1
         sizes, means = self.sizes.columns(), (torch.as_tensor(sums) / self.loader.batches).tolist()
         return [
