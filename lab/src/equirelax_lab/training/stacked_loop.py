@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from equirelax.errors import EquirelaxError, NonFiniteError
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 """Optimizers that move every number by itself, so that a stacked tensor moves as its parts would."""
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Modules whose random numbers would not be those of single runs."""
 
 
 class StackedLoop:
@@ -86,7 +89,7 @@ class StackedLoop:
                 self._gradients, self.template.method, tensors, self.loader, template.config.method
             )
         self._terms: Mapping[str, Mapping[str, Tensor]] = {}
-        self._shared: set[str] = set()
+        self._tables = Tables()
         self._tried = False
         networks = {"trained": template.model}
         if self.averages is not None:
@@ -118,9 +121,9 @@ class StackedLoop:
         for index, batches in enumerate(zip(*(member.loader for member in self.members), strict=True)):
             for member, batch in zip(self.members, batches, strict=True):
                 member.divergence.begin(batch, index, self.steps, self.completed)
-            losses, terms = self._tried_gradients(self._stacked(batches), index)
+            losses, terms = self._tried_gradients(self.stacked(batches), index)
             for member, loss in zip(self.members, losses, strict=True):
-                self._guard(member, lambda own=member, value=loss: own.divergence.check_loss(value))  # type: ignore[misc]
+                self._guard(member, functools.partial(member.divergence.check_loss, loss))
             sums = sums + terms
             self._check_gradients(parameters)
             self.sizes.before_step(index)
@@ -145,7 +148,7 @@ class StackedLoop:
     def _finish(self, member: Member, columns: dict[str, float]) -> dict[str, float]:
         """Check a member's epoch, and let its own objects follow the stack's."""
         member.completed, member.steps = self.completed, self.steps
-        self._guard(member, lambda: member.divergence.check_epoch(columns))
+        self._guard(member, functools.partial(member.divergence.check_epoch, columns))
         self._follow(member)
         return columns
 
@@ -170,27 +173,26 @@ class StackedLoop:
             for mine, whole in zip(own, parameters, strict=True):
                 mine.grad = None if whole.grad is None else whole.grad[index]
             member = self.members[index]
-            self._guard(member, lambda: member.divergence.check_gradients(own))  # noqa: B023 - called here and now
+            self._guard(member, functools.partial(member.divergence.check_gradients, own))
             for mine in own:
                 mine.grad = None
 
-    def _stacked(self, batches: Sequence[Batch]) -> Batch:
+    def stacked(self, batches: Sequence[Batch]) -> Batch:
         """The members' batches with an axis of members in front. Tables of whole numbers that are alike, such as the edges
         of graphs, stay single: that is faster, and some networks read them.
+
+        Raises:
+            StackError: The batches have different shapes.
         """
         whole: Batch = {}
-        self._shared = set()
         for name, first in batches[0].items():
             parts = [batch[name] for batch in batches]
-            if all(part is first for part in parts[1:]):
-                whole[name] = first
-                self._shared.add(name)
-                continue
-            stacked = torch.stack(parts)
-            same = not first.is_floating_point() and bool((stacked == stacked[:1]).all())
-            whole[name] = first if same else stacked
-            if same:
-                self._shared.add(name)
+            if any(part.shape != first.shape for part in parts):
+                shapes = sorted({tuple(part.shape) for part in parts})
+                raise StackError(
+                    f"their batches differ in shape: '{name}' is {' and '.join(map(str, shapes))} in step {self.steps + 1}."
+                )
+            whole[name] = first if self._tables.alike(name, parts) else torch.stack(parts)
         return whole
 
     def _tried_gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ class StackedLoop:
             if method is None
             else {k: _by_member(v, len(self.members)) for k, v in method.state_vectors().items()}
         )
-        batch_axes = {name: None if name in self._shared else 0 for name in batch}
+        batch_axes = {name: None if name in self._tables.shared else 0 for name in batch}
 
         def objective(
             weights: dict[str, Tensor], vectors: dict[str, Tensor], batch: Batch
@@ -313,6 +315,41 @@ class StackedLoop:
             self._follow(member)
 
 
+class Tables:
+    """Knows which tensors of a batch are tables that are the same for all members.
+
+    On a GPU comparing them waits for the device: it is done once for the same tensors, and not again for those that have
+    differed.
+
+    Attributes:
+        shared: The names of those that are the same in the present step.
+    """
+
+    def __init__(self) -> None:
+        self.shared: set[str] = set()
+        self._differ: set[str] = set()
+        self._compared: dict[str, list[Tensor]] = {}
+
+    def alike(self, name: str, parts: list[Tensor]) -> bool:
+        """Whether a tensor is the same in the batches of all members."""
+        before = self._compared.get(name, [])
+        known = len(before) == len(parts) and all(a is b for a, b in zip(before, parts, strict=True))
+        if name not in self._differ and not known and not _same(parts):
+            self._differ.add(name)
+            self.shared.discard(name)
+        elif name not in self._differ:
+            self.shared.add(name)
+            self._compared[name] = parts
+        return name in self.shared
+
+
+def _same(parts: Sequence[Tensor]) -> bool:
+    first, *others = parts
+    if all(part is first for part in others):
+        return True
+    return not first.is_floating_point() and all(torch.equal(first, part) for part in others)
+
+
 def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
     """Why a run cannot be one of a stack, in words; empty where nothing is known against it."""
     config, method = assembly.config, assembly.method
@@ -322,6 +359,9 @@ def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
         return f"its batches come in {loader.parts} parts: choose --accumulate 1"
     if config.training.optimizer not in OPTIMIZERS:
         return f"the optimizer {config.training.optimizer} does not move every number by itself: choose {', '.join(OPTIMIZERS)}"
+    for path, module in assembly.model.named_modules():
+        if isinstance(module, DROPOUTS) and module.p > 0:
+            return f"'{path}' ({type(module).__name__}) draws at random in every step: set dropout to 0"
     return "" if method is None else method.stack_obstacle()
 
 
