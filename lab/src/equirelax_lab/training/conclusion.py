@@ -33,7 +33,7 @@ def conclude(
         val: Validation samples.
         folder: The run's folder.
         commit: The commit that it was trained with.
-        members: Number of runs in its stack, which is noted in the result. `seconds` is then the time of the whole stack.
+        members: Number of runs in its stack, which is noted in the result.
 
     Raises:
         NonFiniteError: No validation had a finite value.

@@ -66,8 +66,12 @@ class Divergence:
         if not math.isfinite(float(total)) and not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise NonFiniteError(f"A gradient is not finite in {self._step()}, though the loss is.")
 
-    def check_epoch(self, means: Mapping[str, float]) -> None:
+    def check_epoch(self, means: Mapping[str, float], finite: bool) -> None:
         """Check the means of the epoch and the weights at its end.
+
+        Args:
+            means: The loss and the penalty.
+            finite: Whether all weights are finite.
 
         Raises:
             NonFiniteError: A mean or a weight is not finite, or the loss is more than `EXPLODED` times that at the start.
@@ -79,7 +83,7 @@ class Divergence:
                 bad = [k for k, loss in enumerate(losses) if not math.isfinite(float(loss))]
                 first = f"step {bad[0] // self.objective.loader.parts + 1} of " if bad else ""
                 raise NonFiniteError(f"The training {name.rpartition('/')[2]} is {value} in {first}{epoch}.")
-        if not finite_weights(self.objective.model):
+        if not finite:
             raise NonFiniteError(f"A weight is not finite at the end of {epoch}.")
         loss = means["train/loss"]
         if self.first_loss is None:

@@ -35,6 +35,7 @@ class Trained(Protocol):
         completed: Epochs that are done.
         steps: Optimizer steps taken, over all resumptions.
         fixed_memory: Whether the weights must stay where they are in memory.
+        sharing: Number of runs that share the process, and so its time.
     """
 
     assembly: Assembly
@@ -43,6 +44,7 @@ class Trained(Protocol):
     completed: int
     steps: int
     fixed_memory: bool
+    sharing: int
 
     def evaluation(self, val: Samples, train: Samples) -> Evaluation:
         """What measures its networks on these samples, which are on their device."""
@@ -64,7 +66,7 @@ class EpochEnd:
     Attributes:
         selection: The weights that are best on validation.
         average_selection: The averaged weights that are best on validation; it stays empty without `ema`.
-        seconds: Time spent in training and validation, over all resumptions.
+        seconds: Time spent in training and validation, over all resumptions; of a stack's time the run's share.
         saved: Number of epochs that the resumable checkpoint holds.
     """
 
@@ -102,7 +104,8 @@ class EpochEnd:
             }
             row |= {f"method/{name}": value for name, value in method.scalars().items()}
         now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
+        self.seconds += (now - self._since) / self.loop.sharing
+        self._since = now
         row["seconds"] = self.seconds
         self.loggers.log(epoch - 1, row)
         if last or stopping or epoch % training.checkpoint_every == 0:

@@ -12,7 +12,7 @@ from equirelax_lab.data import Samples
 from equirelax_lab.tasks.task import Batch
 from equirelax_lab.training.assembly import Assembly, build_optimizer, build_scheduler
 from equirelax_lab.training.averages import Averages
-from equirelax_lab.training.divergence import Divergence
+from equirelax_lab.training.divergence import Divergence, finite_weights
 from equirelax_lab.training.evaluation import Evaluation
 from equirelax_lab.training.graph import Gradients, graphed
 from equirelax_lab.training.loader import EpochLoader
@@ -42,6 +42,7 @@ class Loop:
         gradients: Computes the gradients of a part of a batch.
         on_step: Called after every optimizer step with the number of steps that the epoch has taken.
         fixed_memory: Whether the weights must stay where they are, since a CUDA graph may read them there.
+        sharing: 1: no other run shares its process.
 
     Raises:
         ConfigError: `machine.graph` is set, and steps differ in more than the numbers in their batches.
@@ -72,7 +73,7 @@ class Loop:
         self.divergence = Divergence(objective, every_step)
         self.completed = self.steps = 0
         self.on_step: Callable[[int], None] = lambda taken: None
-        self.fixed_memory = machine.graph
+        self.fixed_memory, self.sharing = machine.graph, 1
         self.gradients: Gradients = self._gradients
         if machine.graph:
             model = assembly.model
@@ -120,7 +121,7 @@ class Loop:
             self.scheduler.step()
         means = self.fabric.all_reduce(torch.as_tensor(sums) / loader.batches, reduce_op="mean")
         columns = dict(zip(("train/loss", "train/penalty"), torch.as_tensor(means).tolist(), strict=True))
-        divergence.check_epoch(columns)
+        divergence.check_epoch(columns, finite_weights(self.assembly.model))
         self.completed += 1
         return columns | self.sizes.columns()[0]
 

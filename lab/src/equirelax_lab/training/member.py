@@ -37,6 +37,7 @@ class Member:
         steps: Optimizer steps taken, over all resumptions.
         averages: Averaged weights, which the stack updates; None where `ema` is 0.
         fixed_memory: True: its weights are part of the stack's memory and must stay there.
+        sharing: Number of runs in its stack.
         failure: Why it cannot go on; empty while it trains.
         random_state: Its own random state of torch, outside of training.
         shared_state: Returns its share of what the stack holds: optimizer, scheduler, method.
@@ -63,6 +64,7 @@ class Member:
         self.divergence = Divergence(objective, every_step=fabric.device.type == "cpu")
         self.averages = Averages(assembly.model, training.ema) if training.ema else None
         self.completed = self.steps = 0
+        self.sharing = 1
         self.failure = ""
         self.shared_state: Callable[[], dict[str, Any]] = dict
         self.in_stack: Callable[[Evaluation], Evaluation] = lambda own: own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,6 +97,7 @@ class StackedLoop:
         self.evaluation = StackedEvaluation(networks, self._axes)
         for index, member in enumerate(members):
             member.shared_state = functools.partial(self._state_of, index)
+            member.sharing = len(members)
             if fabric.device.type == "cuda":  # a CPU gains nothing by it
                 member.in_stack = self.evaluation.join
 
@@ -140,17 +141,13 @@ class StackedLoop:
         self.evaluation.forget()
         self.completed += 1
         sizes, means = self.sizes.columns(), (torch.as_tensor(sums) / self.loader.batches).tolist()
-        return [
-            self._finish(member, dict(zip(("train/loss", "train/penalty"), mean, strict=True))) | size
-            for member, mean, size in zip(self.members, means, sizes, strict=True)
-        ]
-
-    def _finish(self, member: Member, columns: dict[str, float]) -> dict[str, float]:
-        """Check a member's epoch, and let its own objects follow the stack's."""
-        member.completed, member.steps = self.completed, self.steps
-        self._guard(member, functools.partial(member.divergence.check_epoch, columns))
-        self._follow(member)
-        return columns
+        columns = [dict(zip(("train/loss", "train/penalty"), mean, strict=True)) for mean in means]
+        finite = finite_members(parameters, count)
+        for member, own, weights in zip(self.members, columns, finite, strict=True):
+            member.completed, member.steps = self.completed, self.steps
+            self._guard(member, functools.partial(member.divergence.check_epoch, own, weights))
+        self._follow(range(count))
+        return [own | size for own, size in zip(columns, sizes, strict=True)]
 
     def _guard(self, member: Member, check: Callable[[], None]) -> None:
         """Note that a member has failed where `check` raises, with where it began."""
@@ -159,7 +156,7 @@ class StackedLoop:
         try:
             check()
         except NonFiniteError as error:
-            self._follow(member)
+            self._follow([self.members.index(member)])
             member.failure = f"{error}{member.divergence.origin()}"
 
     def _check_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -204,6 +201,10 @@ class StackedLoop:
         except (RuntimeError, ValueError, TypeError, EquirelaxError) as error:
             if isinstance(error, StackError):
                 raise
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise StackError(
+                    f"the GPU's memory does not hold {len(self.members)} of these networks: choose a smaller --stack."
+                ) from error
             raise StackError(
                 f"its training step cannot be computed for several networks at once: {_first_line(error)}"
             ) from error
@@ -255,33 +256,40 @@ class StackedLoop:
         return {
             "optimizer": part_of(self.optimizer.state_dict(), lambda whole: whole[index]),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "method": self._method_state(index),
+            "method": self._method_state(index, self._whole_method()),
         }
 
-    def _method_state(self, index: int) -> dict[str, Any] | None:
-        method, own = self.template.method, self.members[index].assembly.method
-        if method is None or own is None:
+    def _whole_method(self) -> dict[str, Any]:
+        """The state of the method of all members; {} without one."""
+        return {} if self.template.method is None else self.template.method.state_dict()
+
+    def _method_state(self, index: int, whole: dict[str, Any]) -> dict[str, Any] | None:
+        """The member's part of `whole`."""
+        own = self.members[index].assembly.method
+        if own is None:
             return None
-        state = method.state_dict()
-        regularizer = state.pop("regularizer", None)
+        regularizer = whole.get("regularizer")
+        state = {key: value for key, value in whole.items() if key != "regularizer"}
         state = part_of(state, lambda whole: _by_member(whole, len(self.members))[index])
         if regularizer is not None and own.regularizer is not None:  # the generators are the members' own
             state["regularizer"] = {**own.regularizer.state_dict(), "steps": regularizer["steps"]}
         return state  # type: ignore[no-any-return]
 
-    def _follow(self, member: Member) -> None:
-        """Give a member's own method and average what the stack's have become."""
-        index = self.members.index(member)
-        method = member.assembly.method
-        if method is not None:
-            method.load_state_dict(self._method_state(index) or {})
-            if method.regularizer is not None:
-                method.regularizer.terms = {
-                    key: {name: value[index].detach() for name, value in own.items()}
-                    for key, own in self._terms.items()
-                }
-        if member.averages is not None and self.averages is not None:
-            member.averages.steps = self.averages.steps
+    def _follow(self, indices: Iterable[int]) -> None:
+        """Give the members' own methods and averages what the stack's have become."""
+        whole = self._whole_method()
+        for index in indices:
+            member = self.members[index]
+            method = member.assembly.method
+            if method is not None:
+                method.load_state_dict(self._method_state(index, whole) or {})
+                if method.regularizer is not None:
+                    method.regularizer.terms = {
+                        key: {name: value[index].detach() for name, value in own.items()}
+                        for key, own in self._terms.items()
+                    }
+            if member.averages is not None and self.averages is not None:
+                member.averages.steps = self.averages.steps
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
         """Continue from the members' states, which single runs or stacks have saved.
@@ -311,8 +319,7 @@ class StackedLoop:
             self.averages.steps = joined(
                 [s["averages"]["steps"] for s in states], torch.stack, "averages.steps"
             )
-        for member in self.members:
-            self._follow(member)
+        self._follow(range(len(self.members)))
 
 
 class Tables:
@@ -378,6 +385,12 @@ def clip_members(parameters: Sequence[Tensor], members: int, largest: float) -> 
     factors = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *(1,) * (gradient.dim() - 1)).to(gradient.dtype))
+
+
+def finite_members(parameters: Sequence[Tensor], members: int) -> list[bool]:
+    """Whether all weights of each member are finite; waits for the device once."""
+    flags = [torch.isfinite(p.detach()).reshape(members, -1).all(1) for p in parameters]
+    return torch.stack(flags).all(0).tolist()  # type: ignore[no-any-return]
 
 
 def _check_alike(assemblies: Sequence[Assembly]) -> None:
