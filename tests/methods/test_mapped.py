@@ -15,7 +15,10 @@ import equirelax as er
 from equirelax.errors import MethodError, PenaltyError
 from equirelax.methods import Method
 from equirelax.relaxation import Relaxation
+from equirelax.relaxation.columns import SharedColumns
 from equirelax.relaxation.regularizers import FiniteRotation, LieDerivative, ProjectionNorms
+from equirelax.relaxation.terms.linear import linear_terms
+from equirelax.symmetry import SO, Cyclic, Group, O, trivial, vector
 
 MEMBERS = 3
 STRENGTHS = (0.2, -0.3)
@@ -52,8 +55,8 @@ def member(make: Make, seed: int) -> Member:
     for i, residual in enumerate(relaxation.residuals.values()):
         residual.set_gamma(STRENGTHS[i] * (1 + seed))
     generator = torch.Generator().manual_seed(seed)
-    for vector in method.state_vectors().values():
-        vector.copy_(torch.rand(vector.shape, generator=generator))
+    for own in method.state_vectors().values():
+        own.copy_(torch.rand(own.shape, generator=generator))
     return Member(method).train()
 
 
@@ -114,12 +117,53 @@ def test_nothing_outlives_the_map() -> None:
     torch.vmap(mapped)(*arguments)
     assert seen == [terms]
     assert terms == {}
-    assert all(method.state_vectors()[name] is vector for name, vector in before.items())
+    assert all(method.state_vectors()[name] is own for name, own in before.items())
     with pytest.raises(PenaltyError, match="no inputs were kept"):
         method.regularizer()
     x, y = batch()
     (nn.functional.mse_loss(made[0].model(x), y) + method.penalty()).backward()
     assert method.regularizer.terms
+
+
+def test_inputs_of_a_forward_without_a_penalty_are_forgotten() -> None:
+    made, (p, b, x, _, _) = stack(METHODS["scheduled"])
+    method = made[0].method
+
+    class Forward(Member):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            with method.mapped():
+                return self.model(x)
+
+    made[0].__class__ = Forward
+    torch.vmap(lambda *stacked: value(made[0], *stacked))(p, b, x)
+    with pytest.raises(PenaltyError, match="no inputs were kept"):
+        method.penalty()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("samples", "points"), [(2, 2), (40, 2), (2, 20)])
+@pytest.mark.parametrize("group", [SO(3), O(3), Cyclic(4)], ids=repr)
+def test_sums_in_weight_space(group: Group, samples: int, points: int, shared: bool) -> None:
+    """Lie algebras, discrete elements, biases; second moments, rows, and features that points share."""
+    rep = 2 * vector(group) + trivial(group, 3)
+    generator = torch.Generator().manual_seed(0)
+    weights, inputs = (
+        torch.randn(MEMBERS, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((rep.dim, rep.dim + 1), (samples, rep.dim, points))
+    )
+
+    def sums(weight: Tensor, x: Tensor) -> Tensor:
+        columns = SharedColumns(x[:, :-1], x[:, -1:, 0]) if shared else x
+        bias = None if shared else weight[:, -1]
+        return torch.stack(linear_terms(weight[:, :-1], bias, [columns], -2, rep, rep))
+
+    found = torch.vmap(sums)(weights.requires_grad_(), inputs)
+    alone = torch.stack([sums(w, x) for w, x in zip(weights, inputs, strict=True)])
+    torch.testing.assert_close(found, alone, rtol=1e-12, atol=0)
+    factors = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    slopes = [torch.autograd.grad((total * factors).sum(), weights)[0] for total in (found, alone)]
+    torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-11)
+    assert bool((alone > 0).all())
 
 
 def test_the_terms_are_there_within() -> None:
