@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from equirelax_lab.tasks.nbody import NBodyTask
-from equirelax_lab.training import stacked_run
+from equirelax_lab.training import stack_memory, stacked_run
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
 from equirelax_lab.training.stack import StackError
 from equirelax_lab.training.stacked_loop import StackedLoop
-from equirelax_lab.training.stacked_run import StackedRun, train_stack
+from equirelax_lab.training.stacked_run import MEASURED, StackedRun, train_stack
 from equirelax_lab.training.stopping import StopRequest
 
 from equirelax.relaxation import read
@@ -193,3 +193,17 @@ def test_a_step_that_cannot_be_computed_for_several_networks_is_refused(
     runs = stack_of(tiny_config("strict", model="egnn"), tmp_path)
     with pytest.raises(StackError, match="data-dependent control flow"):
         train_stack(runs, tiny_root, machine=QUIET)
+
+
+@pytest.mark.slow
+def test_a_stack_that_does_not_fit_is_refused_before_it_trains(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = stack_of(tiny_config("strict", "egnn", epochs=1), tmp_path, tuple(range(MEASURED + 1)))
+    monkeypatch.setattr(stack_memory, "machine_bytes", lambda: 1e4)
+    with pytest.raises(StackError, match="0 fit"):
+        train_stack(runs, tiny_root, machine=QUIET)
+    monkeypatch.undo()
+    assert all(run.open for run in runs)
+    assert train_stack(runs, tiny_root, machine=QUIET)
+    assert all(run.result is not None for run in runs)

@@ -40,9 +40,10 @@ class StackMemory:
         Args:
             made: Makes a stack of a number of members.
         """
-        one, two = (epoch_bytes(made(count)) for count in (1, 2))
+        first, second = made(1), made(2)
+        one, two = epoch_bytes(first), epoch_bytes(second)
         each = max(two - one, 1)
-        return cls(max(one - each, 0), each, _available(made(1).loader.device))
+        return cls(max(one - each, 0), each, _available(first.loader.device))
 
     def of(self, members: int) -> int:
         """Bytes that so many members take."""

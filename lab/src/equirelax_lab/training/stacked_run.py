@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,16 @@ from equirelax_lab.training.progress import EpochProgress
 from equirelax_lab.training.run_loggers import run_loggers
 from equirelax_lab.training.samples import load_samples
 from equirelax_lab.training.stack import StackError
+from equirelax_lab.training.stack_memory import StackMemory
 from equirelax_lab.training.stacked_loop import StackedLoop
 from equirelax_lab.training.stopping import StopRequest, graceful_interrupt
 from equirelax_lab.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+MEASURED = 4
+"""Larger stacks are measured before they are made, with a step of one and of two members."""
 
 
 @dataclass(eq=False)
@@ -75,7 +80,8 @@ def train_stack(
         Whether all runs have finished or failed; False after an interruption.
 
     Raises:
-        StackError: The runs cannot be stacked; says why. Nothing is lost: each of them can be trained alone.
+        StackError: The runs cannot be stacked, or do not fit into memory together; says why. Nothing is lost: each of them can be
+            trained alone.
         ConfigError: A folder holds a run with other settings, or the settings do not work here.
         FolderInUseError: Another process writes to a folder.
         DataError: Data is missing.
@@ -136,12 +142,29 @@ class _Training:
         self.runs, self.states = [run for run, _ in runs], [state for _, state in runs]
         self.machine, self.commit = machine, commit
         self.samples: dict[Any, tuple[Samples, Samples, Samples, int]] = {}
+        if len(self.runs) > MEASURED:
+            self._memory(root, fabric).check(len(self.runs))
         self.members: list[Member] = []
         for run in self.runs:
             train, _, _, steps = self._samples(run, root, fabric)
             self.members.append(Member(assemble(run.config, root, steps), train, fabric, machine))
         template = assemble(self.runs[0].config, root, steps)
         self.loop = StackedLoop(self.members, template, fabric, machine)
+
+    def _memory(self, root: Path | None, fabric: Fabric) -> StackMemory:
+        """What the runs take, by a step of one of them and of two."""
+        machine = dataclasses.replace(self.machine, graph=False)
+        config = self.runs[0].config
+        train, _, _, steps = self._samples(self.runs[0], root, fabric)
+        batch = train.subset(slice(0, config.training.batch_size))
+
+        def made(count: int) -> StackedLoop:
+            members = [
+                Member(assemble(run.config, root, steps), batch, fabric, machine) for run in self.runs[:count]
+            ]
+            return StackedLoop(members, assemble(config, root, steps), fabric, machine)
+
+        return StackMemory.measured(made)
 
     def _samples(
         self, run: StackedRun, root: Path | None, fabric: Fabric
