@@ -282,3 +282,16 @@ class _Detached(nn.Module):
 def test_an_energy_without_a_gradient_is_named() -> None:
     with pytest.raises(RepresentationError, match="_Detached carry no gradient of the positions"):
         ConservativeForces(_Detached())(*molecules())
+
+
+def test_members_of_a_stack_are_refused() -> None:
+    """Autograd cannot be called within `torch.vmap`."""
+    model = ConservativeForces(AtomTransformer())
+    numbers, places, batch = molecules()
+    parameters, buffers = torch.func.stack_module_state([model, model])
+
+    def of(p: dict[str, Tensor], b: dict[str, Tensor]) -> Any:
+        return torch.func.functional_call(model, (p, b), (numbers, places, batch))
+
+    with pytest.raises(RepresentationError, match="one network at a time"):
+        torch.vmap(of)(parameters, buffers)

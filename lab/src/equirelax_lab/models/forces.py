@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.errors import RepresentationError
+from equirelax_lab.models.readable import only_mapped
 
 
 class ConservativeForces(nn.Module):
@@ -31,8 +32,14 @@ class ConservativeForces(nn.Module):
             batch: (n,) long, the molecule of every atom.
 
         Raises:
-            RepresentationError: autograd finds no path from the energies to the positions.
+            RepresentationError: autograd finds no path from the energies to the positions, or `torch.func.vmap` maps over
+                networks.
         """
+        if only_mapped():
+            raise RepresentationError(
+                "ConservativeForces differentiates by autograd, which cannot be mapped over networks by torch.func.vmap: call it "
+                "for one network at a time"
+            )
         create_graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             numbers, batch = _recordable(numbers), _recordable(batch)
