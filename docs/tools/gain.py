@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from equirelax_lab.report.drawing import styled, write_png
-from equirelax_lab.report.lines import legend
 from equirelax_lab.report.looks import COLOURS, INK, MARKERS, SOFT
 from equirelax_lab.report.rows import settings, swept_setting
 from equirelax_lab.report.runs import read_folder
@@ -30,16 +29,21 @@ FORMS = {"relaxed": "deployed", "projected": "projected"}
 """Of a relaxed network -> in words."""
 DRAWS = 10_000
 """Of the seeds, with replacement, for an interval."""
+DIGITS = 6
+"""Of r: where the examples cancel exactly, r is -1/(n - 1) but for rounding, which has no rank."""
 NOTE = """\
 r: over all layers, of the strict network; mean ± standard deviation over seeds. Gain: 1 - the relaxed network's test error
 ({metric}) over that of the strict network of the same seed, in per cent, with the 95 % interval of the mean over the {seeds}
-seeds (Student's t); *deployed* with its residuals, *projected* without them. Rank correlation: Spearman's, of gain and r over
-all {pairs} pairs of seed and {key}, with a 95 % interval from drawing the seeds with replacement 10,000 times."""
+seeds (Student's t) where there are several; *deployed* with its residuals, *projected* without them. Rank correlation:
+Spearman's, of gain and r over all {pairs} pairs of seed and {key}, with a 95 % interval from drawing the seeds with replacement
+10,000 times."""
 
 Place = tuple[int, float]
 """Seed and value of the swept setting."""
 Gains = dict[tuple[str, str], dict[Place, float]]
 """Method and form -> place -> gain."""
+Correlation = tuple[float, float, float]
+"""Its value, and the ends of an interval."""
 
 
 def scores_at(scores: Mapping[str, Any], key: str) -> dict[Place, float]:
@@ -47,7 +51,7 @@ def scores_at(scores: Mapping[str, Any], key: str) -> dict[Place, float]:
     found = {}
     for one in scores["runs"]:
         own = settings({"method": one["config"]["method"], "config": one["config"]})
-        found[int(one["config"]["seed"]), float(own[key])] = float(one["whole"]["ratio"])
+        found[int(one["config"]["seed"]), float(own[key])] = round(one["whole"]["ratio"], DIGITS)
     return found
 
 
@@ -67,9 +71,11 @@ def gains(results: Sequence[Mapping[str, Any]], key: str) -> Gains:
     return found
 
 
-def correlation(gain: Mapping[Place, float], r: Mapping[Place, float]) -> tuple[float, float, float]:
-    """Spearman's rank correlation, and the ends of its 95 % interval from drawing seeds with replacement."""
+def correlation(gain: Mapping[Place, float], r: Mapping[Place, float]) -> Correlation | None:
+    """Spearman's rank correlation, and the ends of its 95 % interval from drawing seeds with replacement; None for one seed."""
     seeds = sorted({seed for seed, _ in gain})
+    if len(seeds) < 2:
+        return None
     of_seed = [[place for place in sorted(gain) if place[0] == seed] for seed in seeds]
     generator = np.random.default_rng(0)
 
@@ -94,14 +100,17 @@ def table(found: Gains, r: Mapping[Place, float], key: str) -> str:
         for several in found.values():
             percent = {seed: 100 * gain for (seed, at), gain in several.items() if at == value}
             compared = paired(percent, dict.fromkeys(percent, 0.0))
+            interval = interval_text(None if compared is None else compared.to_dict(), 1)
             cells.append(
-                f"{compared.mean:+.1f} [{interval_text(compared.to_dict(), 1)}]" if compared else "not run"
+                "not run"
+                if compared is None
+                else f"{compared.mean:+.1f} " + (f"[{interval}]" if interval else "(one seed)")
             )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def correlations_table(correlations: Mapping[tuple[str, str], tuple[float, float, float]]) -> str:
+def correlations_table(correlations: Mapping[tuple[str, str], Correlation]) -> str:
     """A row for every method and form."""
     lines = ["| gain of | rank correlation with r | 95 % interval |", "| --- | ---: | --- |"]
     for (method, form), (value, low, high) in correlations.items():
@@ -113,16 +122,17 @@ def draw(
     path: Path,
     found: Gains,
     r: Mapping[Place, float],
-    correlations: Mapping[tuple[str, str], tuple[float, float, float]],
+    correlations: Mapping[tuple[str, str], Correlation],
     key: str,
     again: str,
 ) -> None:
-    """Write a PNG: gain against r, a panel for every method and form, a colour for every value of the swept setting."""
+    """Write a PNG: gain against r, a panel for every method and form of several seeds, a colour for every swept value."""
     values = sorted({value for _, value in r})
     with styled():
-        figure = Canvas(figsize=(3.3 * len(found), 3.4), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-        for panel, ((method, form), several) in zip(panels, found.items(), strict=True):
+        figure = Canvas(figsize=(4.6 * len(correlations), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(correlations), squeeze=False)[0]
+        for panel, ((method, form), ranked) in zip(panels, correlations.items(), strict=True):
+            several = found[method, form]
             for index, value in enumerate(values):
                 places = [place for place in several if place[1] == value]
                 panel.plot(
@@ -133,14 +143,14 @@ def draw(
                     color=[*COLOURS[1:], INK][index % len(COLOURS)],
                     label=f"{key} {value:g}",
                 )
-            rank, low, high = correlations[method, form]
             panel.axhline(0, color=SOFT, linewidth=0.6)
+            rank, low, high = ranked
             panel.set_title(
-                f"{method}, {FORMS[form]}: rank corr. {rank:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize=8
+                f"{method}, {FORMS[form]}: rank correlation {rank:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize=8
             )
             panel.set_xlabel("r of the strict network")
         panels[0].set_ylabel("gain over strict (%)")
-        legend(figure, *panels)
+        panels[0].legend(fontsize=7)
         write_png(path, figure, again)
 
 
@@ -164,7 +174,8 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(
             f"{given.scores} has no score of the strict run of seed {lacking[0][0]}, {key} {lacking[0][1]:g}"
         )
-    correlations = {row: correlation(several, r) for row, several in found.items()}
+    ranked = {row: correlation(several, r) for row, several in found.items()}
+    correlations = {row: value for row, value in ranked.items() if value is not None}
     again = f"python docs/tools/gain.py {given.folder} {given.scores} --out {given.out}"
     note = NOTE.format(
         metric=results[0]["metric"]["name"], seeds=len({seed for seed, _ in r}), pairs=len(r), key=key

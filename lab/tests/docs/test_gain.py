@@ -78,10 +78,14 @@ def test_gains_are_paired_and_ranked_against_r(
     all_pairs = gain.gains([run.result for run in found], KEY)
     assert all_pairs["resilient", "relaxed"][2, 0.25] == pytest.approx(0.1)
     r = gain.scores_at(scores(found), KEY)
-    rank, low, high = gain.correlation(all_pairs["resilient", "relaxed"], r)
-    assert low <= rank <= high
-    assert rank > 0.9
-    assert gain.correlation(all_pairs["resilient", "projected"], r)[2] < -0.9
+    upwards, downwards = (gain.correlation(all_pairs["resilient", form], r) for form in gain.FORMS)
+    assert upwards is not None
+    assert downwards is not None
+    assert upwards[1] <= upwards[0] <= upwards[2]
+    assert upwards[0] > 0.9
+    assert downwards[2] < -0.9
+    alone = {place: 0.1 for place in r if place[0] == 1}
+    assert gain.correlation(alone, r) is None
     assert "| resilient, projected | -" in page
     with Image.open(tmp_path / "gain.png") as picture:
         assert min(picture.size) > 200

@@ -128,7 +128,7 @@ def draw_scores(path: Path, scores: Sequence[Mapping[str, Any]], again: str) -> 
         scores: As for `score_table`, or from `panels_over_seeds`, whose bars have a line of one standard deviation each way.
         again: The command that writes the picture again.
     """
-    columns = min(COLUMNS, len(scores))
+    columns = 2 if len(scores) == 4 else min(COLUMNS, len(scores))
     rows = math.ceil(len(scores) / columns)
     tallest = max(len(one["layers"]) for one in scores)
     ends = [
