@@ -166,10 +166,12 @@ class StackedLoop:
         gradients = [p.grad for p in parameters if p.grad is not None]
         sums = torch.stack([g.reshape(len(self.members), -1).abs().sum(1) for g in gradients]).sum(0)
         for index in (~torch.isfinite(sums)).nonzero().flatten().tolist():
-            own = list(self.members[index].assembly.model.parameters())
+            member = self.members[index]
+            if member.failure:
+                continue
+            own = list(member.assembly.model.parameters())
             for mine, whole in zip(own, parameters, strict=True):
                 mine.grad = None if whole.grad is None else whole.grad[index]
-            member = self.members[index]
             self._guard(member, functools.partial(member.divergence.check_gradients, own))
             for mine in own:
                 mine.grad = None
@@ -352,7 +354,7 @@ class Tables:
 
 def _same(parts: Sequence[Tensor]) -> bool:
     first, *others = parts
-    if all(part is first for part in others):
+    if others and all(part is first for part in others):
         return True
     return not first.is_floating_point() and all(torch.equal(first, part) for part in others)
 
