@@ -163,6 +163,7 @@ def test_models_with_nothing_to_relax_run_without_relaxation(study_file: File) -
         ({"devices": "two"}, "'devices' is 'two'"),
         ({"accelerator": "gpus"}, "'accelerator' is 'gpus'.*'gpu'"),
         ({"accelerator": ["gpu"]}, "'accelerator'"),
+        ({"graph": "yes"}, "'graph' is 'yes'; expected true or false"),
         ({"jobs": "two"}, "'jobs' is 'two'"),
         ({"title": 3}, "'title' is 3"),
         ({"settings": {"epoch": 3}}, "'epoch'.*'epochs'"),
@@ -277,3 +278,9 @@ def test_the_wheel_takes_them_along() -> None:
         pytest.skip("an installed package, not a checkout")
     wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"studies": "equirelax_lab/ready"}
+
+
+def test_where_runs_execute_stands_in_the_file(study_file: File) -> None:
+    machine = read_study(study_file(accelerator="gpu", graph=True, devices=1)).machine
+    assert (machine.accelerator, machine.graph, machine.devices) == ("gpu", True, 1)
+    assert not read_study(study_file()).machine.graph

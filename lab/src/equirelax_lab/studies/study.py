@@ -20,7 +20,9 @@ GRID_KEYS = (
     "benchmark", "models", "methods", "seeds", "recipe", "about", "as_published", "settings", "per_model", "per_method",
     "sweep",
 )  # fmt: skip
-STUDY_KEYS = ("title", "published", "attempts", "timeout", "jobs", "devices", "accelerator", "grids", "small")
+STUDY_KEYS = (
+    "title", "published", "attempts", "timeout", "jobs", "devices", "accelerator", "graph", "grids", "small",
+)  # fmt: skip
 SEARCH = "search-"
 """The beginning of the names of searches that come with the laboratory."""
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -103,7 +105,7 @@ class Study:
 def read_study(path: Path, small: bool = False) -> Study:
     """The study in a YAML file.
 
-    Its keys are those of `Study` and `Grid`, with `devices` and `accelerator` for the machine. Under `grids` (names ->
+    Its keys are those of `Study` and `Grid`, with `devices`, `accelerator` and `graph` for the machine. Under `grids` (names ->
     grids) there may be several grids; grid keys at the top hold for all of them, and each may change them. Keys under
     `small` change the others for a quick variant; null there takes out a grid or a swept setting.
 
@@ -138,6 +140,7 @@ def _study(name: str, values: Mapping[str, Any], small: bool, changed: tuple[str
         machine=Machine(
             accelerator=keys.one_of("accelerator", ("cpu", "gpu", "auto"), "cpu"),  # type: ignore[arg-type]
             devices=keys.count("devices", 1),
+            graph=keys.flag("graph"),
             progress=False,
         ),
         small=small,
