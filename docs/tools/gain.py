@@ -183,8 +183,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parts = [
         "# What relaxing gains, against the score",
         table(found, r, key),
-        correlations_table(correlations),
         note,
+        correlations_table(correlations),
         f"Written by `{again}`, commit of the runs {results[0]['commit'][:7]}.",
     ]
     (given.out / "gain.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
