@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from equirelax_lab import models
+from equirelax_lab.models.fast import by_hand
 from equirelax_lab.placements import EGNOStreams
 from model_inputs import batch_graphs, bodies, full_graph
 from torch import Tensor, nn
@@ -162,3 +163,11 @@ def test_every_member_is_as_alone(network: str, method: str, kind: str, inside: 
             torch.testing.assert_close(slopes[key][k], gradient, rtol=0, atol=TOLERANCE * largest, msg=key)
         for key, buffer in one.named_buffers():
             torch.testing.assert_close(buffers[key][k], buffer, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["strict", "CR"])
+def test_ordinary_operations_as_on_a_gpu(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There all members are computed at once, and none of them by hand."""
+    monkeypatch.setattr(by_hand, "may_map_hand_written", lambda module, x: False)
+    test_every_member_is_as_alone("SEGNN", method, "", False)
