@@ -197,6 +197,8 @@ def test_draws_scatter_around_the_score_and_runs_of_several_seeds_are_put_togeth
     page = (tmp_path / "symmetry_score.md").read_text()
     assert f"| strict | 2 | 5 | 6 | {statistics.fmean(ratios):.4f} ± {statistics.stdev(ratios):.4f} |" in page
     assert "| scheduled | 1 | 5 | 3 |" in capsys.readouterr().out
+    assert main([*words[:3], "--examples", "500", "--draws", "3"]) == 2
+    assert "every draw takes 500" in capsys.readouterr().err
 
 
 @pytest.mark.slow

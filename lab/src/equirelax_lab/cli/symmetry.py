@@ -38,7 +38,7 @@ With --score the command scores instead how symmetric the data are at every laye
 strict network on single validation samples. It takes runs of any method, also strict ones (equirelax.symmetry_score, and the
 page "How symmetric are my data?"). It writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
 several runs into --out, with means over the runs that differ in their seed alone. --draws repeats every score on random draws
-of the validation samples: how far does it scatter, and is it an asymmetry or noise?
+of the validation samples, which shows how far it scatters.
 
 examples:
   equirelax symmetry runs/mocap/egnn-resilient-seed0
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--draws",
         type=int,
-        help="further scores with --score, each of as many samples drawn with replacement (default: 0)",
+        help="further scores with --score, each of as many samples drawn at random (default: 0)",
     )
     parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
     parser.add_argument("--samples", type=int, default=8, help="random group elements")

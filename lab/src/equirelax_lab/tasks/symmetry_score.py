@@ -36,11 +36,12 @@ class HeldOut:
 
         Args:
             network: The network.
-            draw: None takes evenly spaced samples. A number seeds a draw of `examples` samples with replacement, which are
-                independent examples of the distribution that gives every held-out sample the same weight.
+            draw: None takes evenly spaced samples. A number seeds a draw of `examples` different samples: a sample that is drawn
+                twice would count as agreement.
 
         Raises:
-            ConfigError: The network is not relaxed, and the run's settings have no places for residuals.
+            ConfigError: The network is not relaxed, and the run's settings have no places for residuals; or there are no more
+                samples than a draw takes.
             AuditError: No residual can be scored.
         """
         relaxed = isinstance(network, Relaxation)
@@ -67,7 +68,13 @@ class HeldOut:
 
     def _chosen(self, available: int, draw: int | None) -> Tensor:
         if draw is not None:
-            return torch.randint(available, (self.examples,), generator=torch.Generator().manual_seed(draw))
+            if self.examples >= available:
+                raise ConfigError(
+                    f"there are {available} samples in '{self.split}', and every draw takes {self.examples}: all draws would be "
+                    f"the same. Take fewer examples, half of the samples or less."
+                )
+            order = torch.randperm(available, generator=torch.Generator().manual_seed(draw))
+            return order[: self.examples]
         return torch.linspace(0, available - 1, min(self.examples, available)).round().long()
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
