@@ -17,6 +17,7 @@ from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METR
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
 from equirelax_lab.training.stack import StackError
+from equirelax_lab.training.stack_memory import USABLE, StackMemory
 from equirelax_lab.training.stacked_loop import StackedLoop
 from equirelax_lab.training.stacked_run import MEASURED, StackedRun, train_stack
 from equirelax_lab.training.stopping import StopRequest
@@ -207,3 +208,18 @@ def test_a_stack_that_does_not_fit_is_refused_before_it_trains(
     assert all(run.open for run in runs)
     assert train_stack(runs, tiny_root, machine=QUIET)
     assert all(run.result is not None for run in runs)
+
+
+@pytest.mark.slow
+def test_as_many_are_stacked_as_fit(
+    tiny_root: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(StackMemory, "measured", lambda made: StackMemory(0, 1, 3 / USABLE + 0.1))
+    runs = stack_of(tiny_config("strict", "egnn", epochs=1), tmp_path, tuple(range(MEASURED + 1)))
+    assert train_stack(runs, tiny_root, machine=QUIET)
+    assert [run.result and run.result["stacked"] for run in runs] == [3, 3, 3, 2, 2]
+    assert capsys.readouterr().err == "3 of 5 runs fit into memory together; the others follow.\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ def train_stack(
 ) -> bool:
     """Train all runs, or go on with what their folders hold; each folder receives what `train` writes into it.
 
-    Runs whose checkpoints are of different epochs are trained in several stacks, one after another. A run whose numbers are
-    no longer finite fails alone.
+    Runs whose checkpoints are of different epochs, and those that do not fit into memory together, are trained in several
+    stacks, one after another. A run whose numbers are no longer finite fails alone.
 
     Args:
         runs: Runs that differ in the seed alone; their `result` or `failure` is set.
@@ -80,7 +81,7 @@ def train_stack(
         Whether all runs have finished or failed; False after an interruption.
 
     Raises:
-        StackError: The runs cannot be stacked, or do not fit into memory together; says why. Nothing is lost: each of them can be
+        StackError: The runs cannot be stacked, or no two of them fit into memory; says why. Nothing is lost: each of them can be
             trained alone.
         ConfigError: A folder holds a run with other settings, or the settings do not work here.
         FolderInUseError: Another process writes to a folder.
@@ -124,7 +125,8 @@ class _Training:
     """The training of a stack whose runs are at the same epoch.
 
     Args:
-        runs: The runs, with what each of them resumes from (None at the beginning).
+        runs: The runs, with what each of them resumes from (None at the beginning). Of many, only as many as fit into memory
+            are trained.
         root: Data root.
         fabric: Lightning Fabric, launched.
         machine: How it executes.
@@ -139,11 +141,11 @@ class _Training:
         machine: Machine,
         commit: str | None,
     ) -> None:
-        self.runs, self.states = [run for run, _ in runs], [state for _, state in runs]
         self.machine, self.commit = machine, commit
         self.samples: dict[Any, tuple[Samples, Samples, Samples, int]] = {}
-        if len(self.runs) > MEASURED:
-            self._memory(root, fabric).check(len(self.runs))
+        if len(runs) > MEASURED:
+            runs = runs[: self._fitting([run for run, _ in runs], root, fabric)]
+        self.runs, self.states = [run for run, _ in runs], [state for _, state in runs]
         self.members: list[Member] = []
         for run in self.runs:
             train, _, _, steps = self._samples(run, root, fabric)
@@ -151,20 +153,32 @@ class _Training:
         template = assemble(self.runs[0].config, root, steps)
         self.loop = StackedLoop(self.members, template, fabric, machine)
 
-    def _memory(self, root: Path | None, fabric: Fabric) -> StackMemory:
-        """What the runs take, by a step of one of them and of two."""
+    def _fitting(self, runs: Sequence[StackedRun], root: Path | None, fabric: Fabric) -> int:
+        """How many of the runs fit into memory together, by a step of one of them and of two.
+
+        Raises:
+            StackError: Not even two fit.
+        """
         machine = dataclasses.replace(self.machine, graph=False)
-        config = self.runs[0].config
-        train, _, _, steps = self._samples(self.runs[0], root, fabric)
+        config = runs[0].config
+        train, _, _, steps = self._samples(runs[0], root, fabric)
         batch = train.subset(slice(0, config.training.batch_size))
 
         def made(count: int) -> StackedLoop:
             members = [
-                Member(assemble(run.config, root, steps), batch, fabric, machine) for run in self.runs[:count]
+                Member(assemble(run.config, root, steps), batch, fabric, machine) for run in runs[:count]
             ]
             return StackedLoop(members, assemble(config, root, steps), fabric, machine)
 
-        return StackMemory.measured(made)
+        memory = StackMemory.measured(made)
+        if memory.most < 2:
+            memory.check(len(runs))
+        if memory.most < len(runs):
+            print(
+                f"{memory.most} of {len(runs)} runs fit into memory together; the others follow.",
+                file=sys.stderr,
+            )
+        return min(memory.most, len(runs))
 
     def _samples(
         self, run: StackedRun, root: Path | None, fabric: Fabric
