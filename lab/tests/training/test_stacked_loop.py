@@ -183,8 +183,8 @@ def test_egno(method: str, motions: Path) -> None:
 def test_vn_pointnet(method: str, objects: Path) -> None:
     """Batch norms, whose running statistics every member has of its own.
 
-    Every point is its own nearest neighbour, so that a cross product is 0 but for rounding, whose sign decides a part of the
-    gradient: the weights hardly move here, and gradients of up to 500 are compared to 1e-6.
+    Its gradients magnify rounding a million times, also where a single network's weights change in their last digits: the
+    weights hardly move here, and gradients of up to 500 are compared to 1e-6.
     """
     config = defaults("modelnet40", "vn-pointnet", method).updated(
         {
