@@ -60,6 +60,10 @@ class RPP(Method):
             residual.fix_gamma()
             residual.set_gamma(self.settings.gamma)
 
+    def stack_obstacle(self) -> str:
+        """See `Method`."""
+        return "its priors leave out what does not train, and mapped parameters do not tell"
+
     def squares(self) -> tuple[Tensor, Tensor]:
         """||W_eq||^2 and ||W_res||^2 with gradients; parameters that do not train are left out."""
         zero = self._gammas().new_zeros(())
