@@ -110,6 +110,7 @@ faults: $(STAMP)
 # The site, into site/: strictly, with the numbers that lab/results/ holds. Needs no network.
 docs: $(STAMP)
 	$(BIN)/python docs/tools/verdict.py --check
+	$(BIN)/python docs/tools/comparisons.py --check
 	$(BIN)/python docs/tools/insert_results.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 

@@ -70,12 +70,13 @@ class Row:
 
 
 def read_row(named: str, root: Path = RESULTS) -> Row:
-    """The row "folder: label" or "folder: label, averaged".
+    """The row "folder: label" or "folder: label, averaged"; what follows " as " is its name in the table.
 
     Raises:
         VerdictError: There is none.
     """
-    folder, _, rest = named.partition(": ")
+    path, _, shown = named.partition(" as ")
+    folder, _, rest = path.partition(": ")
     label, _, averaged = rest.partition(", ")
     runs, problems, _ = read_folder(root / folder)
     rows = by_label([run.result for run in runs if run.finished])
@@ -83,7 +84,7 @@ def read_row(named: str, root: Path = RESULTS) -> Row:
         raise VerdictError(f"{named!r} is no row of {folder}, which has {', '.join(rows) or problems}.")
     if averaged and any(not run.get("averaged") for run in rows[label]):
         raise VerdictError(f"{named!r}: its runs have no averaged weights.")
-    return Row(rest, rows[label], bool(averaged))
+    return Row(shown or rest, rows[label], bool(averaged))
 
 
 def best(candidates: Sequence[Row]) -> Row:

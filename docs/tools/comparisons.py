@@ -1,0 +1,96 @@
+"""Write comparisons.md beside every comparisons.yaml in lab/results: the comparisons that a study named before its runs.
+
+    python docs/tools/comparisons.py            write them
+    python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
+
+comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it. Each is the difference of the two rows'
+test errors, seed by seed, in the form that the method deploys. "Better" and "worse" need six seeds in common and a paired t test
+below 0.05 after Holm's correction for all pairs of the file; anything else is undecided.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from equirelax_lab.report.statistics import decimals, holm, interval_text, paired
+from equirelax_lab.report.table import headline
+from verdict import RESULTS, ROOT, SEEDS, Row, VerdictError, read_row
+
+HEADER = (
+    "| difference | by seed | mean | 95 % interval | better seeds | p, corrected | decided |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)
+ALPHA = 0.05
+
+
+def errors(row: Row) -> dict[int, float]:
+    """Seed -> test error in the form that the method deploys."""
+    return {run["seed"]: run["test"][headline(run["method"])] for run in row.runs}
+
+
+def table(pairs: Sequence[Sequence[str]], folder: Path) -> str:
+    """The differences of all pairs of rows of the comparisons in `folder`.
+
+    Raises:
+        VerdictError: A row is not there.
+    """
+    rows = [(read_row(first, folder), read_row(second, folder)) for first, second in pairs]
+    found = [paired(errors(ours), errors(theirs), ours.higher_is_better) for ours, theirs in rows]
+    tested = {str(k): one.p for k, one in enumerate(found) if one is not None and one.p is not None}
+    corrected = holm(tested)
+    lines = [HEADER]
+    for k, ((first, second), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
+        if one is None:
+            raise VerdictError(f"{first!r} and {second!r} have no seed in common.")
+        digits, p = decimals(statistics.fmean(errors(theirs).values())), corrected.get(str(k))
+        seeds = sorted(errors(ours).keys() & errors(theirs).keys())
+        decided = "undecided"
+        if one.count >= SEEDS and p is not None and p < ALPHA:
+            decided = "better" if (one.mean > 0) == ours.higher_is_better else "worse"
+        cells = [
+            f"{first} minus {second}",
+            " ".join(f"{errors(ours)[seed] - errors(theirs)[seed]:+.{digits}f}" for seed in seeds),
+            f"{one.mean:+.{digits}f}",
+            interval_text(one.to_dict(), digits),
+            f"{one.wins} of {one.count}",
+            "" if p is None else f"{p:.2g}",
+            decided,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def text(path: Path) -> str:
+    """The content of comparisons.md for a comparisons.yaml."""
+    listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return f"# Comparisons named before the runs\n\n{table(listed, path.parent)}\n"
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the tables, or with --check only compare."""
+    if list(words) not in ([], ["--check"]):
+        print(__doc__)
+        return 2
+    stale = False
+    for path in sorted(RESULTS.glob("**/comparisons.yaml")):
+        try:
+            content = text(path)
+        except VerdictError as error:
+            print(f"{path.relative_to(ROOT)}: {error}", file=sys.stderr)
+            return 2
+        written = path.with_suffix(".md")
+        if not words:
+            written.write_text(content, encoding="utf-8")
+            print(content)
+        elif not written.exists() or written.read_text(encoding="utf-8") != content:
+            print(f"{written.relative_to(ROOT)} differs from the results: python docs/tools/comparisons.py")
+            stale = True
+    return int(stale)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""Comparisons that a study named before its runs: differences, Holm's correction, and what decides."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doc_pages import ROOT
+
+sys.path.insert(0, str(ROOT / "docs" / "tools"))
+import comparisons
+from verdict import Row, VerdictError
+
+
+def row(method: str, errors: dict[int, float]) -> Row:
+    other = {seed: 1e3 for seed in errors}
+    form, not_deployed = ("relaxed", "projected") if method == "resilient" else ("projected", "relaxed")
+    runs: list[dict[str, Any]] = [
+        {
+            "seed": seed,
+            "method": method,
+            "metric": {"higher_is_better": False},
+            "test": {form: error, not_deployed: other[seed]},
+        }
+        for seed, error in errors.items()
+    ]
+    return Row(method, runs, False)
+
+
+SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
+ROWS = {
+    "a: strict": row("strict", SIX),
+    "a: resilient": row("resilient", {seed: e - 1 - 0.1 * (-1) ** seed for seed, e in SIX.items()}),
+    "a: worse": row("scheduled", {seed: e + 1 + 0.1 * (-1) ** seed for seed, e in SIX.items()}),
+    "a: near": row("ace", {seed: e + 0.3 + 0.35 * (-1) ** (seed // 2) for seed, e in SIX.items()}),
+    "a: few": row("swing", {seed: SIX[seed] - 1 - 0.01 * seed for seed in range(5)}),
+    "a: others": row("rpp", {99: 1.0}),
+}
+
+
+@pytest.fixture(autouse=True)
+def given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparisons, "read_row", lambda name, folder: ROWS[name])
+
+
+def decided(*firsts: str) -> list[list[str]]:
+    lines = comparisons.table([(first, "a: strict") for first in firsts], Path()).splitlines()[2:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_form_that_is_deployed_decides() -> None:
+    better, worse = decided("a: resilient", "a: worse")
+    assert (better[2], better[4], better[-1]) == ("-1.00", "6 of 6", "better")
+    assert (worse[2], worse[4], worse[-1]) == ("+1.00", "0 of 6", "worse")
+
+
+def test_fewer_than_six_seeds_decide_nothing() -> None:
+    [few] = decided("a: few")
+    assert float(few[-2]) < 1e-3
+    assert few[-1] == "undecided"
+
+
+def test_p_is_corrected_for_the_number_of_pairs() -> None:
+    [alone] = decided("a: near")
+    among = decided("a: near", "a: worse", "a: resilient")
+    assert float(among[0][-2]) == pytest.approx(
+        float(alone[-2]), rel=0.1
+    )  # the largest of three is not multiplied
+    twice = decided("a: near", "a: near")
+    assert float(twice[0][-2]) == pytest.approx(min(1.0, 2 * float(alone[-2])), rel=0.1)
+
+
+def test_rows_without_a_common_seed_are_an_error() -> None:
+    with pytest.raises(VerdictError, match="a: others"):
+        decided("a: others")
