@@ -327,6 +327,7 @@ def test_how_a_process_ended() -> None:
 def test_cores_are_shared_among_runs_and_their_processes(
     study_file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     study, four = read_study(study_file()), read_study(study_file(jobs=4))
     assert fair_jobs(study, None, 100) == cores()
     assert [fair_jobs(four, wanted, left) for wanted, left in ((None, 100), (3, 100), (None, 2), (None, 0))] == [
@@ -341,6 +342,10 @@ def test_cores_are_shared_among_runs_and_their_processes(
     three = read_study(study_file(devices=3))
     assert (fair_jobs(three, None, 100), fair_jobs(three, 9, 100)) == (4, 9)
     assert [threads_each(jobs, devices=3) for jobs in (1, 2, 4, 9)] == [4, 2, 1, 1]
+    for limit, threads in (("1", 1), ("3", 3), ("2,1", 2), ("99", 4), ("", 4), ("0", 4), ("many", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+        assert threads_each(1, devices=3) == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
 
     monkeypatch.setattr(machines_module, "cores", lambda: 16)
     machines = Scripts(DONE)
@@ -352,6 +357,7 @@ def test_cores_are_shared_among_runs_and_their_processes(
 def test_a_run_sees_the_gpus_that_the_fewest_are_on(
     study_file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machines_module, "cores", lambda: 16)
     monkeypatch.setattr(machines_module.torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv(machines_module.GPUS, raising=False)

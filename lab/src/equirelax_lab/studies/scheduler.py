@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 import time
@@ -374,9 +376,10 @@ def fair_jobs(study: Study, wanted: int | None, left: int, machines: Machines = 
 
 
 def threads_each(jobs: int, devices: int = 1, gpu: bool = False, machines: Machines = LOCAL) -> int:
-    """Threads for each process when `jobs` runs of `devices` processes share the cores."""
+    """Threads for each process when `jobs` runs of `devices` processes share the cores; OMP_NUM_THREADS, if set, is the most."""
+    most = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))
     threads = 1
-    while machines.slots(devices, threads + 1, gpu) >= jobs:
+    while (most is None or threads < int(most[0])) and machines.slots(devices, threads + 1, gpu) >= jobs:
         threads += 1
     return threads
 
