@@ -29,6 +29,8 @@ def folders(configs: Sequence[Any], root: Path) -> list[str]:
 def test_a_folder_without_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stack", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no {CONFIG}" in capsys.readouterr().err
+    assert main(["stack", str(tmp_path), str(tmp_path / "." / "x" / "..")]) == 2
+    assert f"{tmp_path} is named twice" in capsys.readouterr().err
 
 
 def test_why_runs_cannot_be_stacked_is_the_last_line(

@@ -14,6 +14,7 @@ from equirelax_lab.studies.stacks import NOT_STACKABLE
 from equirelax_lab.studies.study import read_study
 from equirelax_lab.studies.trials import read_journal, trials
 from equirelax_lab.training.folder import CONFIG, LOG
+from equirelax_lab.training.lock import Owner
 
 pytestmark = pytest.mark.serial
 
@@ -107,3 +108,20 @@ def test_what_breaks_the_process_is_the_reason_of_all_of_its_runs(study_file: Fi
     assert found.run() == 1
     assert [(t.status, t.reason) for t in found.source.trials] == [("failed", "RuntimeError: no memory")] * 2
     assert machines.started == [["strict-seed0", "strict-seed1"]] * 2
+
+
+def test_all_runs_of_a_stack_wait_where_another_process_took_the_folder_of_one(
+    study_file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our look and our start: the process refuses them all, and none has failed."""
+    machines = Stacks(lambda labels: finish(labels) if len(machines.started) > 1 else "exit 2")
+    owners = [Owner.here()]
+
+    def holder(folder: Path) -> Owner | None:
+        return owners.pop() if owners and machines.started and folder.name == "strict-seed1" else None
+
+    monkeypatch.setattr(scheduler_module, "holder", holder)
+    found = study(study_file(seeds=3, methods=["strict"]), tmp_path / "out", machines, 8)
+    assert found.run() == 0
+    assert machines.started == [["strict-seed0", "strict-seed1", "strict-seed2"]] * 2
+    assert [trial.attempts for trial in found.source.trials] == [1, 1, 1]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from equirelax_lab.tasks.nbody import NBodyTask
 from equirelax_lab.training import stack_memory, stacked_run
+from equirelax_lab.training.epoch_end import EpochEnd
 from equirelax_lab.training.folder import BEST, BEST_AVERAGE, CONFIG, LAST, METRICS, RESULT, read_table
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
@@ -130,6 +131,24 @@ def test_an_interrupted_stack_goes_on(
 
 
 @pytest.mark.slow
+def test_a_stop_while_runs_are_validated_keeps_the_same_epoch_of_all(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop between two runs of the stack is seen by none of them before the next epoch, as in a single run."""
+    request, call = StopRequest(), EpochEnd.__call__
+
+    def stopped(end: EpochEnd, columns: dict[str, float], stopping: bool) -> None:
+        call(end, columns, stopping)
+        request.made = True
+
+    monkeypatch.setattr(EpochEnd, "__call__", stopped)
+    monkeypatch.setattr(stacked_run, "graceful_interrupt", lambda: nullcontext(request))
+    runs = stack_of(tiny_config("strict", model="egnn", epochs=3, checkpoint_every=3), tmp_path)
+    assert not train_stack(runs, tiny_root, machine=QUIET)
+    assert [read(run.folder / LAST)["completed"] for run in runs] == [2, 2]
+
+
+@pytest.mark.slow
 def test_a_member_that_is_no_longer_finite_fails_alone(
     tiny_root: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +175,17 @@ def test_a_member_that_is_no_longer_finite_fails_alone(
     assert str(runs[1].folder / BEST).split("/")[-1] in runs[1].failure
     assert len(rows_of(runs[1].folder)) == 1
     assert not (runs[1].folder / RESULT).exists()
+
+
+def test_a_run_whose_checkpoint_is_damaged_fails_alone(
+    tiny_root: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    runs = stack_of(tiny_config("strict", model="egnn", epochs=1), tmp_path)
+    runs[0].config.write(tmp_path / "0" / CONFIG)
+    (tmp_path / "0" / LAST).write_bytes(b"damaged")
+    assert train_stack(runs, tiny_root, machine=QUIET)
+    assert str(tmp_path / "0" / LAST) in runs[0].failure
+    assert runs[1].result is not None
 
 
 @pytest.mark.slow

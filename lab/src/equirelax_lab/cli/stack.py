@@ -39,6 +39,10 @@ def main(words: Sequence[str]) -> int:
     options.add_machine(parser)
     parsed = options.parse(parser, words[1:])
     folders = [Path(folder) for folder in parsed.folders]
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{folder} is named twice: name every folder once.")
     configs = [_config(folder) for folder in folders]
     follow_parent()
     # Lightning takes seconds to import: help and mistakes need not wait for it.

@@ -314,6 +314,8 @@ class Scheduler:
 
     def _end(self, each: _Try, ending: Ending) -> None:
         """Note how the runs of a process ended."""
+        # Another process took a folder between our look and our start. A stack then trains none of its runs.
+        taken = ending.code == BAD_INPUT and any(holder(trial.folder) is not None for trial in each.trials)
         for trial, position in zip(each.trials, each.positions, strict=True):
             if trial.status != "pruned":
                 log = trial.folder / LOG
@@ -321,9 +323,9 @@ class Scheduler:
                 # what ends a whole stack stands in the log of its first run
                 own = reason(ending.code, log, position)
                 whole = reason(ending.code, each.trials[0].folder / LOG, each.positions[0])
-                self._end_one(trial, ending, each.overdue, own if said else whole)
+                self._end_one(trial, ending, each.overdue, taken, own if said else whole)
 
-    def _end_one(self, trial: Trial, ending: Ending, overdue: bool, said: str) -> None:
+    def _end_one(self, trial: Trial, ending: Ending, overdue: bool, taken: bool, said: str) -> None:
         """Note how a run ended: finished, interrupted, to be tried again, or failed for good."""
         code = ending.code
         # The result is the last thing that a run writes; what goes wrong when its processes part does no harm.
@@ -333,8 +335,7 @@ class Scheduler:
         if self.interrupts.count:
             trial.status = "waiting"
             return
-        if code == BAD_INPUT and holder(trial.folder) is not None:
-            # another process took the folder between our look and our start
+        if taken:
             trial.status, trial.attempts = "waiting", trial.attempts - 1
             return
         why = ending.why or said

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from equirelax.errors import NonFiniteError
+from equirelax.errors import CheckpointError, NonFiniteError
 from equirelax_lab.data import Samples
 from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.training import provenance
@@ -70,7 +70,7 @@ def train_stack(
     """Train all runs, or go on with what their folders hold; each folder receives what `train` writes into it.
 
     Runs whose checkpoints are of different epochs, and those that do not fit into memory together, are trained in several
-    stacks, one after another. A run whose numbers are no longer finite fails alone.
+    stacks, one after another. A run whose numbers are no longer finite, or whose checkpoint cannot be read, fails alone.
 
     Args:
         runs: Runs that differ in the seed alone; their `result` or `failure` is set.
@@ -86,7 +86,7 @@ def train_stack(
         ConfigError: A folder holds a run with other settings, or the settings do not work here.
         FolderInUseError: Another process writes to a folder.
         DataError: Data is missing.
-        CheckpointError: A checkpoint cannot be resumed from.
+        CheckpointError: A checkpoint lacks what the stack needs.
     """
     machine = (machine or Machine()).resolved(torch.cuda.device_count())
     check_trackers(machine)
@@ -107,18 +107,25 @@ def train_stack(
         while left := [run for run in runs if run.open]:
             if request.made:
                 return False
-            with launched(machine) as fabric:
-                _Training(_least_advanced(left), root, fabric, machine, commit).run(request)
+            if together := _least_advanced(left):
+                with launched(machine) as fabric:
+                    _Training(together, root, fabric, machine, commit).run(request)
     return True
 
 
 def _least_advanced(runs: Sequence[StackedRun]) -> list[tuple[StackedRun, dict[str, Any] | None]]:
-    """The runs that have the fewest epochs behind them, with what each resumes from (None at its beginning)."""
-    states = [read_state(run.folder / LAST) if (run.folder / LAST).exists() else None for run in runs]
-    done = [0 if state is None else state["completed"] for state in states]
-    return [
-        pair for pair, epochs in zip(zip(runs, states, strict=True), done, strict=True) if epochs == min(done)
-    ]
+    """The runs that have the fewest epochs behind them, with what each resumes from (None at its beginning).
+
+    A run whose checkpoint cannot be read fails, and is not among them.
+    """
+    found: list[tuple[StackedRun, dict[str, Any] | None]] = []
+    for run in runs:
+        try:
+            found.append((run, read_state(run.folder / LAST) if (run.folder / LAST).exists() else None))
+        except CheckpointError as error:
+            run.failure = str(error)
+    done = [0 if state is None else state["completed"] for _, state in found]
+    return [pair for pair, epochs in zip(found, done, strict=True) if epochs == min(done)]
 
 
 class _Training:
@@ -200,10 +207,15 @@ class _Training:
                 for end, state in zip(self.ends, states, strict=True):
                     end.load_state_dict(state)
                 self.loop.load_state_dicts(states)
-            epochs = self.runs[0].config.training.epochs
-            while self.loop.completed < epochs and not request.made and any(run.open for run in self.runs):
-                if not self._epoch(request):
+            epochs, stopping = self.runs[0].config.training.epochs, request.made
+            while self.loop.completed < epochs and not stopping and any(run.open for run in self.runs):
+                columns = self._epoch()
+                if columns is None:
                     return
+                # Asked once: a stop that comes while runs are finished would be seen by the later ones alone, and the
+                # others would keep no checkpoint of this epoch.
+                stopping = request.made
+                self._finish(columns, stopping)
         if self.loop.completed == epochs:
             for index, run in enumerate(self.runs):
                 if run.open:
@@ -228,10 +240,10 @@ class _Training:
             member, train, val, run.folder, stack.enter_context(contextlib.closing(Loggers(*loggers)))
         )
 
-    def _epoch(self, request: StopRequest) -> bool:
-        """Train an epoch and finish it for every member; returns whether the stack can go on."""
+    def _epoch(self) -> list[dict[str, float]] | None:
+        """Train an epoch; returns the members' columns, or None if the stack cannot go on."""
         try:
-            columns = self.loop.epoch()
+            return self.loop.epoch()
         except RuntimeError as error:
             # Numbers that are not finite end in an error in some networks, and so for all members.
             for index, member in enumerate(self.members):
@@ -239,7 +251,10 @@ class _Training:
                     self._fail(index, member.failure or f"{error}{member.divergence.origin()}")
             if all(run.open for run in self.runs):
                 raise
-            return False
+            return None
+
+    def _finish(self, columns: Sequence[dict[str, float]], stopping: bool) -> None:
+        """What follows an epoch, for every member; `stopping` says that no further epoch follows now."""
         for index, (run, member) in enumerate(zip(self.runs, self.members, strict=True)):
             if not run.open:
                 continue
@@ -248,12 +263,11 @@ class _Training:
                 continue
             try:
                 with member.own_randomness():
-                    self.ends[index](columns[index], request.made)
+                    self.ends[index](columns[index], stopping)
             except (NonFiniteError, RuntimeError) as error:
                 if not member.divergence.explains(error):
                     raise
                 self._fail(index, f"{error}{member.divergence.origin()}")
-        return True
 
     def _fail(self, index: int, why: str) -> None:
         run, end = self.runs[index], self.ends[index]
