@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,34 @@ def test_what_is_written_is_read_again_row_by_row(tmp_path: Path) -> None:
     assert (tmp_path / RUNS).read_bytes() == before  # without a time stamp
 
 
+def in_numbers(row: Mapping[str, str]) -> dict[str, float]:
+    return {key: float(value or "nan") for key, value in row.items()}
+
+
+def test_curves_are_kept_to_seven_digits(tmp_path: Path) -> None:
+    written = {
+        "a": "7.443580150604248",
+        "b": "-1.23456789e-12",
+        "c": "12345678901",
+        "d": "0.5",
+        "e": "",
+        "f": "nan",
+        "g": "x.y",
+    }
+    write_archive(tmp_path, Archive((Entry("r", "finished", result={"x": 1.0}, rows=(written,)),), None))
+    [entry] = read_archive(tmp_path).entries
+    kept = {
+        "a": "7.44358",
+        "b": "-1.234568e-12",
+        "c": "12345678901",
+        "d": "0.5",
+        "e": "",
+        "f": "nan",
+        "g": "x.y",
+    }
+    assert dict(entry.rows[0]) == kept
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp_path: Path) -> None:
     folder, kept = study(make, tmp_path), tmp_path.parent / "kept"
@@ -53,9 +82,10 @@ def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp
         assert [run.name for run in before.runs] == [run.name for run in after.runs]
         assert list(before.problems) == list(after.problems)
         for one, other in zip(before.runs, after.runs, strict=True):
-            assert (one.result, list(one.rows), one.status, one.reason) == (
-                other.result, list(other.rows), other.status, other.reason,
-            )  # fmt: skip
+            assert (one.result, one.status, one.reason) == (other.result, other.status, other.reason)
+            assert [in_numbers(row) for row in other.rows] == [
+                pytest.approx(in_numbers(row), rel=1e-6, nan_ok=True) for row in one.rows
+            ]
     assert read_run(kept / "first" / "resilient-seed0").reason == "The loss is nan."
     text = (kept / "first" / "summary.md").read_text()
     summarise_again(kept / "first")

@@ -265,7 +265,8 @@ def test_it_gives_up_when_nothing_works(
     assert len(again.started) == 12
 
 
-def test_runs_share_the_cores(search_file: Write, tmp_path: Path) -> None:
+def test_runs_share_the_cores(search_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     search = read_search(search_file())
     assert searcher(search, tmp_path / "two", two := Stubs(), jobs=2).run() == 0
     assert {job.machine.threads for job in two.started} == {1}

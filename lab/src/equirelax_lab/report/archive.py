@@ -2,7 +2,8 @@
 
 runs.json.gz holds, run by run, the name of its folder, its status, why it failed, and the content of its result.json (without a
 result: of its config.yaml); also the study that the runs belong to. curves.csv.gz holds the rows of all metrics.csv files, each
-with its run's name in the first column. Checkpoints and logs are not kept.
+with its run's name in the first column, to seven digits, as many as float32 has: further ones take half of the file and say
+nothing. Checkpoints and logs are not kept.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def write_archive(folder: Path, archive: Archive) -> None:
     writer = csv.DictWriter(text, ["run", *columns], restval="", lineterminator="\n")
     writer.writeheader()
     for entry in archive.entries:
-        writer.writerows({"run": entry.name, **row} for row in entry.rows)
+        writer.writerows(
+            {"run": entry.name, **{column: _short(value) for column, value in row.items()}}
+            for row in entry.rows
+        )
     _write(folder / RUNS, json.dumps(content, separators=(",", ":"), ensure_ascii=False))
     _write(folder / CURVES, text.getvalue())
 
@@ -98,6 +102,16 @@ def read_archive(folder: Path) -> Archive:
     if layout != LAYOUT:
         raise ConfigError(f"{path} has layout {layout}; this version of equirelax reads layout {LAYOUT}.")
     return Archive(entries, study)
+
+
+def _short(value: str) -> str:
+    """A number to seven digits, where it has more after its point; anything else as it is."""
+    try:
+        exact = float(value)
+    except ValueError:
+        return value
+    short = f"{exact:.7g}"
+    return value if float(short) == exact or "." not in value else short
 
 
 def _entry(rows: Mapping[str, Table], *, name: str, columns: Sequence[str], **more: Any) -> Entry:
