@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from equirelax_lab.models.fast.switch import transforms_active
+
 
 class Exact:
     """A constant tensor, cast once for every dtype and device. A buffer would be rounded by `.float()` for good."""
@@ -25,7 +27,9 @@ class Exact:
         # made outside inference mode, so that it may be saved for a backward pass later
         with torch.inference_mode(False):
             cast = self.value.to(device=x.device, dtype=dtype)
-        if not is_functorch_wrapped_tensor(cast):  # what belongs to a transform must not outlive it
+        # what belongs to a transform must not outlive it; a compiler cannot look at a tensor for that
+        owned = transforms_active() if torch.compiler.is_compiling() else is_functorch_wrapped_tensor(cast)
+        if not owned:
             self._casts[key] = cast
         return cast
 

@@ -41,11 +41,14 @@ class ByHand(ABC):
         if may_use_hand_written(module, inputs[0]):
             out: Tensor = _Function.apply(self, *inputs)
             return out
-        alike = not any(is_mapped(x) for x in self.held)
-        if may_map_hand_written(module, inputs[0]) and alike and any(is_mapped(x) for x in inputs):
+        if may_map_hand_written(module, inputs[0]) and self._alike() and any(is_mapped(x) for x in inputs):
             mapped: Tensor = _Mapped.apply(self, *inputs)
             return mapped
         return self.formula(*inputs)
+
+    def _alike(self) -> bool:
+        """Whether what is read beside the inputs is the same for all members."""
+        return not any(is_mapped(x) for x in self.held)
 
     @property
     def held(self) -> Sequence[Tensor]:
