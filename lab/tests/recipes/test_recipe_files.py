@@ -140,3 +140,10 @@ def test_settings_of_version_0_1_are_read_as_they_were() -> None:
     # settings that a user writes, a few of them, are changes of the published recipe
     few = config_from_dict({"benchmark": "nbody", "model": "segnn", "method": "ace", "epochs": 3})
     assert (few.recipe, few.training.drop_last, few.training.epochs) == ("published", True, 3)
+
+
+@pytest.mark.parametrize("recipe", [None, 7])
+def test_a_recipe_that_is_no_name_is_refused(recipe: object) -> None:
+    values = defaults("nbody", "segnn", "ace").to_dict() | {"recipe": recipe}
+    with pytest.raises(ConfigError, match="'recipe'"):
+        config_from_dict(values)

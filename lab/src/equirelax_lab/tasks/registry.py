@@ -128,7 +128,7 @@ def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
         return from_earlier(values, task.dataset_type, task.network_types[model])
     recipe, trained_as = values.get("recipe", "published"), values.get("trained_as")
     for key, value in (("recipe", recipe), ("trained_as", trained_as)):
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str) and (key == "recipe" or value is not None):
             raise ConfigError(f"'{key}' is {shown(value)}; expected a name.")
     return defaults(benchmark, model, method, recipe, trained_as).updated(values)
 
