@@ -375,3 +375,15 @@ def test_compiled_code_looks_at_hooks():
     assert torch.equal(torch.compile(author, backend=backend)(X), author(X))
     assert torch.equal(compiled(X), model(X))
     assert not torch.equal(compiled(X), author(X))
+
+
+def test_a_gamma_that_its_dtype_cannot_hold_is_refused():
+    model = Pair().float()
+    relaxation = er.relax(model, DECLARED)
+    relaxation.set_gamma(0.5)
+    with pytest.raises(RelaxationStateError, match="1e\\+300"):
+        relaxation.set_gamma(1e300)
+    assert set(relaxation.gammas().tolist()) == {0.5}
+    model.double()
+    relaxation.set_gamma(1e300)
+    assert set(relaxation.gammas().tolist()) == {1e300}

@@ -7,6 +7,7 @@ hook along, bound to the copy.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -246,7 +247,15 @@ class Residual(nn.Module, HookOwner):
         return ""
 
     def set_gamma(self, value: float) -> None:
-        """Set the strength in place."""
+        """Set the strength in place.
+
+        Raises:
+            RelaxationStateError: The value is finite, and too large for gamma's dtype.
+        """
+        if torch.finfo(self.gamma.dtype).max < abs(value) < math.inf:
+            raise RelaxationStateError(
+                f"gamma is {value:g}, which is too large for {self.gamma.dtype}: set a smaller one"
+            )
         with torch.no_grad():
             self.gamma.fill_(value)
 
