@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equirelax.errors import CheckpointError
@@ -24,6 +25,14 @@ FAMILY = ("equirelax-run-", "equirelax-state-")
 """What the formats of every version begin with."""
 OLDER = "equirelax"
 """Key of an older version's `last.ckpt`."""
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Torch's random states as a checkpoint names them: "rng", and on a GPU "cuda_rng"."""
+    states = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda_rng"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 @dataclass(frozen=True)

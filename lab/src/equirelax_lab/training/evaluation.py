@@ -15,6 +15,7 @@ from equirelax.relaxation import cannot_fold, project, relaxation_of
 from equirelax_lab.data import Samples
 from equirelax_lab.tasks.task import Task
 from equirelax_lab.training.assembly import Assembly
+from equirelax_lab.training.averages import Averages
 
 
 @contextlib.contextmanager
@@ -83,6 +84,14 @@ class Evaluation:
         model = self.networks[network]
         with in_form(model, strict):
             return loss_sum(self.task, model, self.train)
+
+
+def evaluation_of(assembly: Assembly, averages: Averages | None, val: Samples, train: Samples) -> Evaluation:
+    """What a run measures of the network that it trains, and of its averaged one where it has one."""
+    networks = {"trained": assembly.model}
+    if averages is not None:
+        networks["averaged"] = averages.model
+    return Evaluation(assembly.task, networks, val, train)
 
 
 def in_form(model: nn.Module, strict: bool) -> AbstractContextManager[object]:

@@ -12,8 +12,9 @@ from equirelax_lab.data import Samples
 from equirelax_lab.tasks.task import Batch
 from equirelax_lab.training.assembly import Assembly, build_optimizer, build_scheduler
 from equirelax_lab.training.averages import Averages
+from equirelax_lab.training.checkpoint import random_states
 from equirelax_lab.training.divergence import Divergence, finite_weights
-from equirelax_lab.training.evaluation import Evaluation
+from equirelax_lab.training.evaluation import Evaluation, evaluation_of
 from equirelax_lab.training.graph import Gradients, graphed
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
@@ -136,15 +137,12 @@ class Loop:
 
     def evaluation(self, val: Samples, train: Samples) -> Evaluation:
         """See `epoch_end.Trained`."""
-        networks = {"trained": self.assembly.model}
-        if self.averages is not None:
-            networks["averaged"] = self.averages.model
-        return Evaluation(self.assembly.task, networks, val, train)
+        return evaluation_of(self.assembly, self.averages, val, train)
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on bit for bit: plain data and tensors. Take it between epochs."""
         method, scheduler, averages = self.assembly.method, self.scheduler, self.averages
-        state = {
+        return {
             "completed": self.completed,
             "steps": self.steps,
             "weights": self.assembly.model.state_dict(),
@@ -153,11 +151,8 @@ class Loop:
             "method": None if method is None else method.state_dict(),
             "averages": None if averages is None else averages.state_dict(),
             "first_loss": self.divergence.first_loss,
-            "rng": torch.get_rng_state(),
+            **random_states(self.fabric.device),
         }
-        if self.fabric.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the last thing before the next epoch, for it sets torch's random state.

@@ -11,8 +11,9 @@ import torch
 from equirelax_lab.data import Samples
 from equirelax_lab.training.assembly import Assembly
 from equirelax_lab.training.averages import Averages
+from equirelax_lab.training.checkpoint import random_states
 from equirelax_lab.training.divergence import Divergence
-from equirelax_lab.training.evaluation import Evaluation
+from equirelax_lab.training.evaluation import Evaluation, evaluation_of
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.objective import Objective
@@ -80,10 +81,7 @@ class Member:
 
     def evaluation(self, val: Samples, train: Samples) -> Evaluation:
         """See `epoch_end.Trained`."""
-        networks = {"trained": self.assembly.model}
-        if self.averages is not None:
-            networks["averaged"] = self.averages.model
-        return self.in_stack(Evaluation(self.assembly.task, networks, val, train))
+        return self.in_stack(evaluation_of(self.assembly, self.averages, val, train))
 
     def state_dict(self) -> dict[str, Any]:
         """What a single run's loop saves, so that the run may go on alone or in a stack; take it in `own_randomness`."""
@@ -91,18 +89,15 @@ class Member:
         if self.averages is not None:
             averages = self.averages.state_dict()
             averages["model"] = _copied(averages["model"])
-        state = {
+        return {
             "completed": self.completed,
             "steps": self.steps,
             "weights": _copied(self.assembly.model.state_dict()),
             **self.shared_state(),
             "averages": averages,
             "first_loss": self.divergence.first_loss,
-            "rng": torch.get_rng_state(),
+            **random_states(self.fabric.device),
         }
-        if self.fabric.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what belongs to this run alone; `StackedLoop.load_state_dicts` takes the rest.
