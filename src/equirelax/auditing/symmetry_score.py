@@ -222,9 +222,12 @@ def _score(relaxation: Relaxation, batch: Any, loss: Loss) -> SymmetryScore:
     skipped = {key: found for key, found in spaces.items() if isinstance(found, str)}
     scored = {key: space for key, space in spaces.items() if not isinstance(space, str)}
     if not scored:
+        reasons: dict[str, list[str]] = {}
+        for key, reason in skipped.items():
+            reasons.setdefault(reason, []).append(key or "(model)")
         raise AuditError(
             "no residual of the model can be scored: "
-            + "; ".join(f"{key or '(model)'}: {reason}" for key, reason in list(skipped.items())[:5])
+            + "; ".join(f"{', '.join(keys[:5])}: {reason}" for reason, keys in reasons.items())
         )
     model, sums = relaxation.model, Sums(scored, relaxation.gammas().device)
     with measuring(model, None):
@@ -248,7 +251,7 @@ def _space(residual: Residual) -> Space | str:
     if isinstance(site, StreamSite):
         return "it is a step of a residual stream"
     if not site.in_rep.linear:
-        return "it reads positions, which translations move"
+        return "it reads positions, which translations move (choose residuals that read them relative to their mean)"
     for rep in (site.in_rep, out_rep):
         if not rep.orthogonal:
             return f"{rep!r} is not orthogonal, so that there is no mean over its group"
