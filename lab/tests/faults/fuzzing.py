@@ -26,9 +26,12 @@ ODD: tuple[Any, ...] = (
 ODD_WORDS = (
     "", " ", "-", "--", "---", "=", "--=", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 5000,
     "0x10", "1_0", "true", "null", "None", "[]", "[1", "{", "{}", "{a: 1}", "'", '"', "a,b", ",", ",,",
-    "a=b", "@x", "../..", "/", ".", "/dev/null", "/nowhere/at/all", "n" * 5000, "é🦆\u202e", "%s", "{0}",
+    "a=b", "@x", "../..", "/proc/sys/kernel", ".", "/dev/null", "/nowhere/at/all", "n" * 5000, "é🦆\u202e", "%s", "{0}",
     "$HOME", "*", "!!python/name:os.system", "\n",
 )  # fmt: skip
+"""Words that replace valid ones. The folder outside is a small one in which nothing can be written: commands that read all
+of a folder would find on another, as on `/`, whatever the machine has.
+"""
 TINY_NETWORK = {
     "layers": 2,
     "hidden": 8,

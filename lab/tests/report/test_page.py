@@ -353,6 +353,34 @@ def test_a_damaged_journal_is_named_and_the_runs_are_shown(make: Make, tmp_path:
     assert chapter.study is None
 
 
+def test_a_folder_in_which_no_run_can_be_read_is_named(make: Make, tmp_path: Path) -> None:
+    make("strict", 0, 5.0)
+    lost = tmp_path / "other" / "strict-seed0"
+    lost.mkdir(parents=True)
+    (lost / "config.yaml").write_text("epochs: 1\n")
+    (chapter,) = gather([tmp_path])
+    assert any(str(lost) in words for words in chapter.problems)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_many_runs_that_cannot_be_read_the_first_are_named(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(14):
+        folder = tmp_path / "many" / f"strict-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("epochs: 1\n")
+    words = ["report", str(tmp_path), "--out", str(tmp_path / "page.html")]
+    assert main(words) == 2
+    assert "4 more" in capsys.readouterr().err
+    make("strict", 0, 5.0)
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert said.count("config.yaml") == 10
+    assert "4 more" in said
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("many/strict-seed") >= 14
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_a_journal_is_found_from_within_the_study(tmp_path: Path, depth: int) -> None:
     journal(tmp_path, grid__strict_seed0=("failed", "why"))

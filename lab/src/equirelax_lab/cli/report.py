@@ -39,10 +39,10 @@ def main(words: Sequence[str]) -> int:
 
     from equirelax_lab.report import again
     from equirelax_lab.report.page import write_page
-    from equirelax_lab.report.runs import gather
+    from equirelax_lab.report.runs import first_few, gather
 
     chapters = gather(paths)
-    for problem in (words for chapter in chapters for words in chapter.problems):
+    for problem in first_few([words for chapter in chapters for words in chapter.problems]):
         print(f"equirelax report: {problem}", file=sys.stderr)
     try:
         command = again.command("report", *map(again.place, paths))

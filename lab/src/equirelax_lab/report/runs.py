@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def gather(paths: Sequence[Path]) -> list[Chapter]:
     """Chapters for all runs in `paths`: folders of runs, of comparisons, of studies, or folders that hold such, at any depth.
 
     Runs in one folder make one chapter; so do runs that are named one by one. A run that cannot be read is left out and listed
-    among the problems of its chapter.
+    among the problems of its chapter, or of the first one where its own has no run left.
 
     Raises:
         ConfigError: A path is missing, or no run in it can be read.
@@ -168,9 +168,17 @@ def gather(paths: Sequence[Path]) -> list[Chapter]:
     if single:
         runs, problems = _each(single)
         chapters += _chapters("runs", runs, problems, None)
-    if not any(chapter.runs for chapter in chapters):
-        raise ConfigError(" ".join(words for chapter in chapters for words in chapter.problems))
-    return [chapter for chapter in chapters if chapter.runs]
+    lost = tuple(words for chapter in chapters if not chapter.runs for words in chapter.problems)
+    kept = [chapter for chapter in chapters if chapter.runs]
+    if not kept:
+        raise ConfigError(" ".join(first_few(lost)))
+    return [replace(kept[0], problems=(*kept[0].problems, *lost)), *kept[1:]]
+
+
+def first_few(problems: Sequence[str]) -> list[str]:
+    """The first ten sentences, and how many follow: a folder that holds all kinds of files can have hundreds."""
+    more = len(problems) - 10
+    return [*problems[:10], f"{more} more like these."] if more > 0 else list(problems)
 
 
 def is_run(folder: Path) -> bool:
