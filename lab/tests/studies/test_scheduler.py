@@ -278,6 +278,14 @@ def test_runs_that_others_work_on_wait(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "", "it was said once"
 
 
+def test_a_stack_of_another_process_takes_one_place(tmp_path: Path) -> None:
+    runs: list[Any] = [SimpleNamespace(folder=tmp_path / name, grid="", kind=name) for name in "abc"]
+    queue = Queue(runs, stack=2)
+    with locked(tmp_path / "a"), locked(tmp_path / "b"):
+        assert queue.take(1) == []
+        assert queue.take(2) == [[runs[2]]]
+
+
 def test_changed_settings_are_refused_and_damaged_runs_are_listed(study_file: File, tmp_path: Path) -> None:
     path, out, machines = study_file(seeds=3), tmp_path / "out", Scripts(DONE)
     assert scheduler(path, out, machines).run() == 0

@@ -120,7 +120,8 @@ class Queue:
                 text = f"{folder.name}: {owner} works on it; waiting for its end."
                 print(text, file=sys.stderr, flush=True)
         free = [trial for trial in self.trials if trial.folder not in owners]
-        taken = stacks(free, self.stack, self.alone)[: max(0, room - len(owners))]
+        others = {(owner.host, owner.pid) for owner in owners.values()}  # one may hold the folders of a stack
+        taken = stacks(free, self.stack, self.alone)[: max(0, room - len(others))]
         started = [trial for group in taken for trial in group]
         self.trials = [trial for trial in self.trials if trial not in started]
         return taken
