@@ -44,7 +44,7 @@ def relax(
         placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...),
             or None for `Layers` with the keywords below.
         residual: The kind of the residuals; None: `Dense()`, initialised to zeros, or what the file of a known network says.
-        include, exclude: path patterns ("encoder.*"); one that matches nothing is an error.
+        include, exclude: path patterns ("encoder.*") or names of classes; one that matches nothing is an error.
         generator: Random numbers of the residuals' initial weights; None uses torch's global generator.
 
     Returns:

@@ -94,8 +94,8 @@ commands:
 
 Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
 
-Exit codes: 0 done, 1 a run failed (audit: not equivariant), 2 bad input or missing data,
-3 runs that cannot be stacked, 130 interrupted (add --resume to go on)."""
+Exit codes: 0 done, 1 a run of several failed (audit: not equivariant), 2 bad input, missing data
+or a failed run, 3 runs that cannot be stacked, 130 interrupted (add --resume to go on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
