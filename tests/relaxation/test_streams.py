@@ -10,7 +10,8 @@ from stream_toys import Rows, atoms, close, reference, relaxed
 from torch import nn
 
 from equirelax.relaxation.kinds import StreamStep
-from equirelax.relaxation.kinds.stream import SpectralLinear, StreamMap, moments
+from equirelax.relaxation.kinds.stream import SpectralLinear, StreamMap, linear, moments
+from equirelax.symmetry import O, trivial, vector
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +146,20 @@ def test_equal_rows_give_no_nan():
     out = model(z, torch.ones_like(pos))
     out.sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_generator_of_its_own_spares_the_global_one():
+    before = torch.get_rng_state()
+    generator = torch.Generator().manual_seed(0)
+    StreamStep(spectral=True, first=True).build(vector(O(3)), trivial(O(3), 6), -1, generator)
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+def test_without_one_the_global_generator_goes_on_as_ever():
+    """The weights behind a layer's are those that stored runs have: torch's layer draws its own first."""
+    after = []
+    for draw in (lambda: linear(3, 6, 0), lambda: [nn.Linear(3, 6) for _ in range(2)]):
+        torch.manual_seed(0)
+        draw()
+        after.append(torch.rand(()))
+    assert after[0] == after[1]

@@ -17,7 +17,7 @@ import equirelax.relaxation as er
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.kinds import LinearMap, get
 from equirelax.relaxation.kinds.kind import Penalised
-from equirelax.relaxation.regularizers import LieDerivative, residual_terms
+from equirelax.relaxation.regularizers import FiniteRotation, LieDerivative, Regularizer, residual_terms
 from equirelax.relaxation.regularizers.lie_derivative import choose_rows
 from equirelax.relaxation.spec import decode, encode
 from equirelax.symmetry import SO, O, Representation, trivial, vector
@@ -125,6 +125,11 @@ class KindConformance(ABC):
         pairs = zip(one.parameters(), other.parameters(), strict=True)
         check(not all(torch.equal(a, b) for a, b in pairs), "weights do not depend on the generator")
 
+    def test_initial_weights_leave_the_global_generator(self) -> None:
+        before = torch.get_rng_state()
+        self.build()
+        equal([torch.get_rng_state()], [before], "state of PyTorch's global generator")
+
     def test_the_strength_scales_all_of_the_map(self) -> None:
         scale = torch.tensor([-0.3], dtype=torch.float64)
         for axis in self.axes:
@@ -220,6 +225,19 @@ class KindConformance(ABC):
         value.backward()
         finite([(name, p.grad) for name, p in relaxation.residual_parameters().items()], "the gradient")
 
+    def test_penalties_change_nothing(self) -> None:
+        """No running statistics of a residual in training mode."""
+        relaxation, x = self.relaxed()
+        relaxation.model.train()
+        penalties: list[Regularizer] = [LieDerivative(relaxation)]
+        if self.reps()[0].group.algebra_dim:
+            penalties.append(FiniteRotation(relaxation, 1.0))
+        for penalty in penalties:
+            relaxation.model(x)
+            before = copy.deepcopy(dict(relaxation.model.named_buffers()))
+            finite([("all residuals", penalty())], type(penalty).__name__)
+            same(dict(relaxation.model.named_buffers()), before, f"buffers after {type(penalty).__name__}")
+
     def test_the_summary_knows_its_memory(self) -> None:
         relaxation, _ = self.relaxed()
         residual, memory = relaxation["0"], relaxation.summary().memory
@@ -252,6 +270,23 @@ class KindConformance(ABC):
         finite(gradients.items(), "the gradient")
         missing = [name for name, gradient in gradients.items() if gradient is None]
         check(not missing, f"no gradient reaches {', '.join(missing)}")
+
+    def test_autocast_changes_rounding_alone(self) -> None:
+        relaxation, x = self.relaxed()
+        relaxation.set_gamma(0.7)
+        model, x = relaxation.model.float().train(), x.float()
+        expected = copy.deepcopy(model)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(x)
+        close(found.float(), expected, 0.1, "outputs under autocast")
+
+    def test_a_batch_without_rows_changes_nothing(self) -> None:
+        relaxation, x = self.relaxed()
+        relaxation.set_gamma(0.7)
+        model = relaxation.model.train()
+        before = copy.deepcopy(model.state_dict())
+        same(tuple(model(x[:0]).shape), (0, self.reps()[1].dim), "shape of the output")
+        same(model.state_dict(), before, "the state after a batch without rows")
 
     def test_copies_pickles_and_files_carry_it(self) -> None:
         relaxation, x = self.relaxed()

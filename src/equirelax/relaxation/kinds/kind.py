@@ -6,9 +6,11 @@ import in `__init__`, and one test that subclasses `equirelax.testing.KindConfor
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -71,6 +73,9 @@ class Slope:
 class ResidualMap(nn.Module):
     """The unconstrained map f of a residual `gamma f(x)`: a module that is called as `map(x, scale)` and gives `scale * f(x)`,
     features on the feature axis, or f(x) where the scale is left out.
+
+    Penalties evaluate it too, and must change nothing. Modules in it that keep running statistics therefore do so only while
+    their attribute `track_running_stats` is true, as torch's own do.
 
     Attributes:
         feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points); of a convolution the axis of the
@@ -232,6 +237,14 @@ def get(name: str) -> type[ResidualKind]:
     return _KINDS[name]
 
 
+def own_draws(generator: torch.Generator | None) -> AbstractContextManager[None]:
+    """Within this block modules that draw initial weights, which the kind replaces, leave PyTorch's global generator as it was.
+
+    Without a generator of the kind's own the global one goes on, as its seed determines the weights that follow.
+    """
+    return torch.random.fork_rng(devices=[], enabled=generator is not None)
+
+
 def initialise(
     parameters: Sequence[Tensor], init: Init, std: float, generator: torch.Generator | None
 ) -> None:
@@ -247,17 +260,30 @@ def initialise(
                 parameter.uniform_(-bound, bound, generator=generator)
 
 
+@contextlib.contextmanager
+def untracked(map_: nn.Module) -> Iterator[None]:
+    """Within this block calls of the map leave its running statistics as they are."""
+    tracking: list[Any] = [part for part in map_.modules() if getattr(part, "track_running_stats", False)]
+    try:
+        for part in tracking:
+            part.track_running_stats = False
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True
+
+
 def jacobian_sums(calls: Sequence[Penalised]) -> list[Terms]:
     """The terms of any map, by Jacobian-vector products."""
     found = []
     for call in calls:
         dtype = penalty_dtype(next(call.map.parameters()).dtype)
         inputs = [dense(x).to(dtype) for x in call.inputs]
-        found.append(
-            jacobian_terms(
+        with untracked(call.map):
+            terms = jacobian_terms(
                 call.map, inputs, call.feature_axis, call.in_rep, call.out_rep, call.finite_difference
             )
-        )
+        found.append(terms)
     return found
 
 

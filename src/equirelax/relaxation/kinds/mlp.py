@@ -18,6 +18,7 @@ from equirelax.relaxation.kinds.kind import (
     ResidualMap,
     Slope,
     initialise,
+    own_draws,
     register,
     spectral_norm,
     with_biases,
@@ -97,7 +98,8 @@ class MLP(ResidualKind):
         generator: torch.Generator | None = None,
     ) -> MLPMap:
         """An `MLPMap` from in_rep.dim to out_rep.dim."""
-        map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
+        with own_draws(generator):
+            map_ = MLPMap(self._sizes(in_rep.dim, out_rep.dim), feature_axis)
         for layer in map_.layers[:-1]:
             initialise(list(layer.parameters()), "default", self.std, generator)
         last = list(map_.layers[-1].parameters())

@@ -46,10 +46,12 @@ class NormedPerceptronMap(ResidualMap):
         )
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * f(x)` for x (..., in_dim)."""
-        rows = dense(x)
-        y: Tensor = self.layers(rows.reshape(-1, rows.shape[-1]))
-        y = y.view(*rows.shape[:-1], -1)
+        """`scale * f(x)` for x (..., in_dim), in the dtype of the weights under autocast too, as statistics want it."""
+        features = dense(x)
+        rows = features.reshape(-1, features.shape[-1]).to(next(self.parameters()).dtype)
+        with torch.autocast(rows.device.type, enabled=False):
+            y: Tensor = self.layers(rows)
+        y = y.view(*features.shape[:-1], y.shape[-1])
         return y if scale is None else scale * y
 
 

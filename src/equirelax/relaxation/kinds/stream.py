@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap, register
+from equirelax.relaxation.kinds.kind import ResidualKind, ResidualMap, own_draws, register
 from equirelax.relaxation.surroundings import in_backward
 from equirelax.settings import COUNT, within
 from equirelax.symmetry import Representation
@@ -53,13 +53,16 @@ def moments(x: Tensor) -> Moments:
 class SpectralLinear(nn.Linear):
     """`(W / sigma) x + b`, sigma the largest singular value of W (Miyato et al., arXiv 1802.05957).
 
-    sigma is estimated by `iterations` steps of the power iteration in every training-mode call; between them the estimate's
-    vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation by gradient
+    sigma is estimated by `iterations` steps of the power iteration in every training-mode call that has rows; between them the
+    estimate's vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation by gradient
     checkpointing sees the estimate of the call that it repeats.
 
     Args:
         in_features, out_features: sizes. generator: for the power iteration's first vector.
         iterations: Number of steps of the power iteration.
+
+    Attributes:
+        track_running_stats: Whether calls move the estimate; see `ResidualMap`.
     """
 
     left: Tensor
@@ -74,6 +77,7 @@ class SpectralLinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features)
         self.iterations = iterations
+        self.track_running_stats = True
         self.register_buffer("left", torch.empty(out_features))
         self.register_buffer("right", torch.empty(in_features))
         self.reset_estimate(generator)
@@ -103,17 +107,20 @@ class SpectralLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        if self.training and not in_backward():
+        if self.training and self.track_running_stats and x.numel() and not in_backward():
             self.iterate()
         return nn.functional.linear(x, self.effective_weight(), self.bias)
 
 
 class RowNorm(nn.Module):
     """Batch normalisation of rows, with the names of torch.nn.BatchNorm1d; a recomputation by gradient checkpointing does
-    not count twice. A `StreamMap` has arithmetic of its own.
+    not count twice, and a batch without rows does not count. A `StreamMap` has arithmetic of its own.
 
     Args:
         width: number of features. eps: added to the variance. momentum: of the running statistics.
+
+    Attributes:
+        track_running_stats: Whether calls move the running statistics; see `ResidualMap`.
     """
 
     running_mean: Tensor
@@ -122,6 +129,7 @@ class RowNorm(nn.Module):
     def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.track_running_stats = True
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
@@ -129,9 +137,9 @@ class RowNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (rows, width) -> the same shape."""
-        if self.training:
+        if self.training and x.numel():
             variance, mean = torch.var_mean(x, dim=0, correction=0)
-            if not in_backward():
+            if self.track_running_stats and not in_backward():
                 self.track(mean, variance, x.shape[0])
         else:
             mean, variance = self.running_mean, self.running_var
@@ -215,9 +223,9 @@ class StreamMap(ResidualMap):
 
 def linear(in_dim: int, out_dim: int, iterations: int, generator: torch.Generator | None = None) -> nn.Linear:
     """A linear map with PyTorch's initial weights; with `iterations` above 0 a `SpectralLinear`."""
-    made = (
-        SpectralLinear(in_dim, out_dim, generator, iterations) if iterations else nn.Linear(in_dim, out_dim)
-    )
+    with own_draws(generator):
+        plain = not iterations
+        made = nn.Linear(in_dim, out_dim) if plain else SpectralLinear(in_dim, out_dim, generator, iterations)
     bound = 1 / math.sqrt(in_dim)
     with torch.no_grad():
         for parameter in (made.weight, made.bias):
