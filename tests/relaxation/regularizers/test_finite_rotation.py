@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from stream_toys import relaxed as relaxed_streams
 
 import equirelax as er
 from equirelax.errors import PenaltyError
@@ -79,3 +80,45 @@ def test_angles_and_groups_that_have_none_are_refused() -> None:
         FiniteRotation(relaxed(2 * vector(SO(3))), 0.01, 0.0)
     with pytest.raises(PenaltyError, match=r"Cyclic|C3"):
         FiniteRotation(relaxed(2 * regular(Cyclic(3))), 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_penalised_in_float32(dtype: torch.dtype) -> None:
+    relaxation = relaxed(2 * vector(SO(3)))
+    x = torch.randn(7, 6).to(dtype)
+    values = []
+    for of in (dtype, torch.float64):
+        relaxation.model.to(of)
+        penalty = FiniteRotation(relaxation, 1.0, generator=torch.Generator().manual_seed(0))
+        relaxation.model(x.to(of))
+        values.append(penalty())
+    assert values[0].dtype == torch.float32
+    # inputs of the second layer are rounded differently
+    torch.testing.assert_close(values[0].double(), values[1], rtol=0.02, atol=0.0)
+
+
+def test_a_residual_that_read_no_rows_counts_nothing() -> None:
+    relaxation = relaxed(2 * vector(SO(3)))
+    penalty = FiniteRotation(relaxation, 1.0)
+    x = torch.randn(7, 6, dtype=torch.float64)
+    first, second = relaxation.model
+    first(x[:0])
+    second(x)
+    value = penalty()
+    value.backward()
+    assert float(penalty.terms["0"]["lie"]) == 0
+    assert float(value) == float(penalty.terms["1"]["lie"]) > 0
+    assert all(bool(p.grad.isfinite().all()) for p in relaxation["0"].map.parameters())
+
+
+def test_not_a_number_is_kept() -> None:
+    relaxation = relaxed(2 * vector(SO(3)))
+    penalty = FiniteRotation(relaxation, 1.0)
+    relaxation.model(torch.full((7, 6), torch.nan, dtype=torch.float64))
+    assert penalty().isnan()
+
+
+def test_streams_are_refused_by_name() -> None:
+    _, relaxation = relaxed_streams()
+    with pytest.raises(PenaltyError, match=next(iter(relaxation.residuals))):
+        FiniteRotation(relaxation, 1.0)

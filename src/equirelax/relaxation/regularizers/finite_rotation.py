@@ -9,8 +9,11 @@ from torch import Tensor
 
 from equirelax.errors import PenaltyError
 from equirelax.relaxation.columns import Columns, dense
+from equirelax.relaxation.kinds.kind import untracked
+from equirelax.relaxation.kinds.stream import StreamMap
 from equirelax.relaxation.regularizers.regularizer import Regularizer, register
 from equirelax.relaxation.relaxation import Relaxation
+from equirelax.relaxation.terms.precision import penalty_dtype, promoted
 from equirelax.settings import NOT_NEGATIVE, Range, check
 from equirelax.symmetry import Group
 
@@ -24,13 +27,13 @@ class FiniteRotation(Regularizer):
     weaker than the root of all squares of `LieDerivative`.
 
     Args:
-        relaxation: The residuals to penalise; none of them a convolution.
+        relaxation: The residuals to penalise; none of them a convolution or a step of a stream.
         weight: lambda_reg, the factor of the penalty.
         degrees: The angle.
         generator: Random numbers of the axes; on the CPU.
 
     Raises:
-        PenaltyError: an angle that turns nothing, or a residual whose group has no rotations to turn by.
+        PenaltyError: an angle that turns nothing, a residual whose group has no rotations to turn by, or a residual stream.
     """
 
     def __init__(
@@ -43,6 +46,11 @@ class FiniteRotation(Regularizer):
         check(weight, NOT_NEGATIVE, "weight", PenaltyError)
         check(degrees, Range(0, 360, open_least=True, open_most=True), "degrees", PenaltyError)
         for key, residual in relaxation:
+            if isinstance(residual.map, StreamMap):
+                raise PenaltyError(
+                    f"{key}: a residual stream starts from the model's inputs, and one of its steps cannot be turned alone; take "
+                    "LieDerivative"
+                )
             if not residual.map.reads_inputs or not residual.in_rep.group.algebra_dim:
                 raise PenaltyError(
                     f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take LieDerivative"
@@ -64,13 +72,16 @@ class FiniteRotation(Regularizer):
             residual = self.relaxation[key]
             axis = residual.feature_axis
             g = self._element(residual.in_rep.group)
-            lengths = []
-            for rows in inputs:
-                x = dense(rows).to(next(residual.map.parameters()).dtype)
-                turned = residual.out_rep.apply(g.to(x), residual.map(x), axis=axis)
-                moved = residual.map(residual.in_rep.apply(g.to(x), x, axis=axis))
-                lengths.append(_length(turned - moved, axis))
-            means.append(torch.cat(lengths).mean())
+            map_, lengths = promoted(residual.map), []
+            with untracked(map_):
+                for rows in inputs:
+                    x = dense(rows).to(penalty_dtype(next(map_.parameters()).dtype))
+                    turned = residual.out_rep.apply(g.to(x), map_(x), axis=axis)
+                    moved = map_(residual.in_rep.apply(g.to(x), x, axis=axis))
+                    lengths.append(_length(turned - moved, axis))
+            of_all = torch.cat(lengths)
+            # the mean of no rows is not a number, their sum is 0
+            means.append(of_all.mean() if len(of_all) else of_all.sum())
             self.terms[key] = {"lie": means[-1].detach(), "norm": torch.zeros_like(means[-1])}
         return self.weight * torch.stack(means).sum()
 
