@@ -18,6 +18,8 @@ from equirelax.symmetry import (
     Lorentz,
     O,
     Symmetric,
+    custom,
+    from_irreps,
     positions,
     pseudovector,
     regular,
@@ -252,3 +254,27 @@ def test_products_on_cuda() -> None:
     torch.testing.assert_close(
         rep.apply(g, weight[:, :3].T.cuda()).cpu(), rep.apply(g.cpu(), weight[:, :3].T)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_half_precision_is_rounded_and_no_more(group: Group, dtype: torch.dtype) -> None:
+    """Elements come in the dtype of a network, as those of a canonicaliser do."""
+    rep = everything(group)
+    if group in (O(3), SE(3)):
+        rep = rep + from_irreps("0o+1o+1e", group)
+    g = group.sample(3, generator=rng(2), dtype=dtype)
+    for found, exact in (
+        (rep.matrix(g), rep.matrix(g.double())),
+        (group.inverse(g), group.inverse(g.double())),
+    ):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_given_matrices_of_a_finite_group_serve_half_precision(dtype: torch.dtype) -> None:
+    group = Dihedral(4)
+    g = group.elements(dtype)
+    rep = custom(group, discrete=group.discrete())
+    torch.testing.assert_close(rep.matrix(g), g, rtol=0, atol=1e-6)

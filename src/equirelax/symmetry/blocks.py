@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.files import did_you_mean
-from equirelax.symmetry.group import Group, constants
+from equirelax.symmetry.group import Group, constants, determinant_sign, widened
 
 _TYPES: dict[str, type[Block]] = {}
 Kind = Literal["generators", "discrete"]
@@ -249,7 +249,7 @@ class Sign(Block):
         super().__init__(group, 1, "sign")
 
     def matrix(self, g: Tensor) -> Tensor:
-        return torch.linalg.det(self.group.linear_part(g)).sign()[..., None, None]
+        return determinant_sign(self.group.linear_part(g))
 
     def _generators(self) -> Tensor:
         return torch.zeros(self.group.algebra_dim, 1, 1, dtype=torch.float64)
@@ -271,7 +271,7 @@ class Pseudovector(Block):
 
     def matrix(self, g: Tensor) -> Tensor:
         linear = self.group.linear_part(g)
-        return torch.linalg.det(linear).sign()[..., None, None] * linear
+        return determinant_sign(linear) * linear
 
     def _generators(self) -> Tensor:
         return self.group.linear_part(self.group.algebra())
@@ -293,8 +293,9 @@ class Regular(Block):
 
     def matrix(self, g: Tensor) -> Tensor:
         self.group.check_shape(g)
-        elements = self.group.elements(g.dtype, g.device)
-        products = (g.unsqueeze(-3) @ elements).flatten(-2)  # (..., order, n n): g h for every h
+        wide = widened(g)
+        elements = self.group.elements(wide.dtype, g.device)
+        products = (wide.unsqueeze(-3) @ elements).flatten(-2)  # (..., order, n n): g h for every h
         image = torch.cdist(products, elements.flatten(-2)).argmin(dim=-1)
         return torch.nn.functional.one_hot(image, self.dim).to(g.dtype).mT
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from equirelax.errors import RepresentationError
 from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.exponential import matrix_exp, rotation_vectors
-from equirelax.symmetry.group import ELEMENT_LIMIT, Group, closure
+from equirelax.symmetry.group import ELEMENT_LIMIT, Group, closure, widened
 from equirelax.symmetry.lie import SO, O
 from equirelax.symmetry.matrix_group import structure_constants
 
@@ -174,8 +174,9 @@ def _element_table(group: Group, discrete: Tensor) -> Tensor:
 def _looked_up(group: Group, table: Tensor, g: Tensor) -> Tensor:
     """Look up rho(g), (..., d, d), for elements (..., n, n) of a finite group, in `_element_table`."""
     group.check_shape(g)
-    elements = group.elements(g.dtype, g.device).flatten(1)
-    index = torch.cdist(g.flatten(-2).reshape(-1, elements.shape[1]), elements).argmin(dim=-1)
+    wide = widened(g)
+    elements = group.elements(wide.dtype, g.device).flatten(1)
+    index = torch.cdist(wide.flatten(-2).reshape(-1, elements.shape[1]), elements).argmin(dim=-1)
     return table[index].reshape(*g.shape[:-2], *table.shape[1:])
 
 

@@ -180,7 +180,7 @@ class Group(ABC):
     def inverse(self, g: Tensor) -> Tensor:
         """Compute g^-1 for elements (..., dim, dim), differentiably."""
         self.check_shape(g)
-        return torch.linalg.inv(g)
+        return torch.linalg.inv(widened(g)).to(g.dtype)
 
     def elements(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
@@ -297,6 +297,16 @@ def closure(generators: Tensor, limit: int) -> Tensor | None:
             count += 1
         visited += 1
     return found[:count].clone()
+
+
+def widened(g: Tensor) -> Tensor:
+    """Return `g` in float32 or better: torch has no determinants, inverses or distances in half precision."""
+    return g.to(torch.promote_types(g.dtype, torch.float32))
+
+
+def determinant_sign(r: Tensor) -> Tensor:
+    """Compute the signs of the determinants of matrices (..., n, n), (..., 1, 1)."""
+    return torch.linalg.det(widened(r)).sign().to(r.dtype)[..., None, None]
 
 
 def empty(dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from equirelax.errors import RepresentationError
 from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.exponential import matrix_exp, rotation_vectors
-from equirelax.symmetry.group import Group, constants
+from equirelax.symmetry.group import Group, constants, determinant_sign, widened
 from equirelax.symmetry.lie import SE, SO, E, O, rotation_algebra
 from equirelax.symmetry.representation import Representation
 
@@ -45,12 +45,12 @@ class Irrep(Block):
         self.names_group = isinstance(group, O)
 
     def matrix(self, g: Tensor) -> Tensor:
-        linear = self.group.linear_part(g)
-        determinant = torch.linalg.det(linear).sign()[..., None, None]
+        linear = widened(self.group.linear_part(g))
+        determinant = determinant_sign(linear)
         vectors = rotation_vectors(linear * determinant).to(torch.float64)
         turns = rotation_generators(self.l).to(g.device)
         out = matrix_exp(torch.einsum("...k,kij->...ij", vectors, turns)).to(g.dtype)
-        return out * determinant if self.p == -1 and self.parity_acts else out
+        return out * determinant.to(g.dtype) if self.p == -1 and self.parity_acts else out
 
     def _generators(self) -> Tensor:
         turns = rotation_generators(self.l)
