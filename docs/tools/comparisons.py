@@ -3,9 +3,10 @@
     python docs/tools/comparisons.py            write them
     python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
 
-comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it. Each is the difference of the two rows'
-test errors, seed by seed, in the form that the method deploys. "Better" and "worse" need six seeds in common and a paired t test
-below 0.05 after Holm's correction for all pairs of the file; anything else is undecided.
+comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it; "folder: row, averaged" takes the
+averaged weights. Each is the difference of the two rows' test errors, seed by seed, in the form that the method deploys. "Better"
+and "worse" need six seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for all pairs of the
+file; anything else is undecided. Below the table stands in which settings the two rows of a pair differ besides the method.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from equirelax_lab.report.conclusion import ENOUGH_SEEDS, differing_settings
+from equirelax_lab.report.rows import TITLE, in_words, shown
 from equirelax_lab.report.statistics import decimals, holm, interval_text, paired
 from equirelax_lab.report.table import headline
-from verdict import RESULTS, ROOT, SEEDS, Row, VerdictError, read_row
+from verdict import RESULTS, ROOT, Row, VerdictError, read_row
 
 HEADER = (
     "| difference | by seed | mean | 95 % interval | better seeds | p, corrected | decided |\n"
@@ -29,27 +32,28 @@ ALPHA = 0.05
 
 def errors(row: Row) -> dict[int, float]:
     """Seed -> test error in the form that the method deploys."""
-    return {run["seed"]: run["test"][headline(run["method"])] for run in row.runs}
+    return row.errors("test", headline(row.runs[0]["method"]))
 
 
 def table(pairs: Sequence[Sequence[str]], folder: Path) -> str:
-    """The differences of all pairs of rows of the comparisons in `folder`.
+    """The differences of all pairs of rows of the comparisons in `folder`, and the settings in which pairs differ.
 
     Raises:
         VerdictError: A row is not there.
     """
     rows = [(read_row(first, folder), read_row(second, folder)) for first, second in pairs]
     found = [paired(errors(ours), errors(theirs), ours.higher_is_better) for ours, theirs in rows]
-    tested = {str(k): one.p for k, one in enumerate(found) if one is not None and one.p is not None}
-    corrected = holm(tested)
-    lines = [HEADER]
+    # a pair without a p belongs to the family all the same
+    corrected = holm({str(k): 1.0 if one is None or one.p is None else one.p for k, one in enumerate(found)})
+    lines, differences = [HEADER], []
     for k, ((first, second), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
         if one is None:
             raise VerdictError(f"{first!r} and {second!r} have no seed in common.")
-        digits, p = decimals(statistics.fmean(errors(theirs).values())), corrected.get(str(k))
+        digits, p = decimals(statistics.fmean(errors(theirs).values())), corrected[str(k)]
         seeds = sorted(errors(ours).keys() & errors(theirs).keys())
-        decided = "undecided"
-        if one.count >= SEEDS and p is not None and p < ALPHA:
+        failed = ours.failed + theirs.failed
+        decided = f"undecided ({failed} more failed)" if failed else "undecided"
+        if one.count >= ENOUGH_SEEDS and p < ALPHA and not failed:
             decided = "better" if (one.mean > 0) == ours.higher_is_better else "worse"
         cells = [
             f"{first} minus {second}",
@@ -57,11 +61,16 @@ def table(pairs: Sequence[Sequence[str]], folder: Path) -> str:
             f"{one.mean:+.{digits}f}",
             interval_text(one.to_dict(), digits),
             f"{one.wins} of {one.count}",
-            "" if p is None else f"{p:.2g}",
+            "" if one.p is None else f"{p:.2g}",
             decided,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if words := differing_settings(ours.runs[0], theirs.runs[0]):
+            listed = (
+                f"{in_words(key)} {shown(own)} instead of {shown(its)}" for key, (own, its) in words.items()
+            )
+            differences.append(f"{first} minus {second}: {', '.join(listed)}")
+    return "\n".join([*lines, "", f"**{TITLE}**: {'; '.join(differences) or 'none'}."])
 
 
 def text(path: Path) -> str:

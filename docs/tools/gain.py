@@ -56,18 +56,28 @@ def scores_at(scores: Mapping[str, Any], key: str) -> dict[Place, float]:
 
 
 def gains(results: Sequence[Mapping[str, Any]], key: str) -> Gains:
-    """The gain of every relaxed run in both forms."""
-    strict, found = {}, Gains()
+    """The gain of every relaxed run in both forms.
+
+    Raises:
+        ValueError: Higher values are better, two runs of a method have one place, or a relaxed run has no strict one.
+    """
+    errors: dict[str, dict[Place, Mapping[str, float]]] = {BASELINE: {}}
     for result in results:
         place = int(result["seed"]), float(settings(result)[key])
-        if result["method"] == BASELINE:
-            strict[place] = float(result["test"]["projected"])
-    for result in results:
-        place = int(result["seed"]), float(settings(result)[key])
-        if result["method"] != BASELINE:
+        of_method = errors.setdefault(result["method"], {})
+        if result["metric"]["higher_is_better"]:
+            raise ValueError(f"{result['metric']['name']} is no error: higher values are better")
+        if place in of_method:
+            raise ValueError(f"{result['method']} has two runs of seed {place[0]}, {key} {place[1]:g}")
+        of_method[place] = result["test"]
+    strict, found = errors.pop(BASELINE), Gains()
+    for method, of_method in errors.items():
+        for place, test in of_method.items():
+            if place not in strict:
+                raise ValueError(f"there is no strict run of seed {place[0]}, {key} {place[1]:g}")
             for form in FORMS:
-                gain = 1 - float(result["test"][form]) / strict[place]
-                found.setdefault((result["method"], form), {})[place] = gain
+                gain = 1 - float(test[form]) / float(strict[place]["projected"])
+                found.setdefault((method, form), {})[place] = gain
     return found
 
 
@@ -168,7 +178,11 @@ def main(words: Sequence[str] | None = None) -> None:
     if swept is None:
         parser.error(f"{given.folder}: its runs differ in no one number that takes three values or more")
     key = swept.rpartition(".")[2]
-    found, r = gains(results, swept), scores_at(json.loads(given.scores.read_text(encoding="utf-8")), swept)
+    try:
+        found = gains(results, swept)
+    except ValueError as error:
+        parser.error(f"{given.folder}: {error}")
+    r = scores_at(json.loads(given.scores.read_text(encoding="utf-8")), swept)
     lacking = sorted({place for several in found.values() for place in several} - r.keys())
     if lacking:
         parser.error(

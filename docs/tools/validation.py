@@ -2,8 +2,9 @@
 
     python docs/tools/validation.py runs/nbody-exploration [--out FILE]
 
-The folder holds a folder for every arm, with runs or an archive of runs. An arm is measured by the least projected validation
-error over the evaluations, of raw and averaged weights the better one. Runs that are not finished count in no mean.
+The folder holds a folder for every arm, with runs or an archive of runs; an arm has one run a seed, and rows of a folder that
+differ in a setting are arms of their own. An arm is measured by the least projected validation error over the evaluations, of raw
+and averaged weights the better one. Runs that are not finished count in no mean.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from equirelax_lab.report.rows import labels
 from equirelax_lab.report.runs import Run, comparison_folders, read_folder
 from equirelax_lab.report.statistics import interval_text, paired, spread, spread_text
 from equirelax_lab.training.dynamics import first_lag
@@ -115,11 +117,16 @@ def main(words: Sequence[str] | None = None) -> None:
     arms: dict[str, list[Run]] = {}
     for folder in comparison_folders(given.folder):
         runs = read_folder(folder)[0]
-        several = len({run.result["method"] for run in runs}) > 1
-        for run in runs:
-            arms.setdefault(f"{folder.name} {run.result['method']}" if several else folder.name, []).append(
-                run
-            )
+        place = folder.relative_to(given.folder).as_posix().removeprefix(".")
+        named = labels([run.result for run in runs])
+        for run, label in zip(runs, named, strict=True):
+            name = " ".join(filter(None, (place, label))) if len(set(named)) > 1 or not place else place
+            arms.setdefault(name, []).append(run)
+    for name, runs in arms.items():
+        if len({run.result["seed"] for run in runs}) < len(runs):
+            parser.error(f"{name} has two runs of one seed")
+        if runs[0].result["metric"].get("higher_is_better"):
+            parser.error(f"{name}: the least error counts here, and of this metric higher values are better")
     arms = {name: arms[name] for name in sorted(arms, key=lambda name: (name != BASELINE, name))}
     hours = sum(float(run.rows[-1]["seconds"]) for runs in arms.values() for run in runs if run.rows) / 3600
     text = (

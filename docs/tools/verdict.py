@@ -5,12 +5,14 @@
 
 lab/results/verdict/verdict.yaml names the rows of lab/results that are compared, and what to do. Of several candidates the one
 with the least mean validation error is taken, in the projected form; the test error has no part in that. "Better" and "worse"
-need six seeds in common, a 95 % interval of the paired difference without zero, and learning rates that were chosen for every
-row alike; anything else is not decided.
+need six seeds in common, no run that failed, a 95 % interval of the paired difference without zero, learning rates that were
+chosen for every row alike, and no other setting than the optimiser and its rate in which the two rows differ; anything else is
+not decided.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from equirelax_lab.report.rows import TITLE, by_label, in_words, training_settings
+from equirelax_lab.report.conclusion import ENOUGH_SEEDS, differing_settings
+from equirelax_lab.report.rows import TITLE, by_label, in_words, settings
 from equirelax_lab.report.runs import read_folder
 from equirelax_lab.report.statistics import decimals, interval_text, paired, spread, spread_text
 from equirelax_lab.tasks.task import heading
@@ -27,8 +30,6 @@ from equirelax_lab.tasks.task import heading
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "results"
 FOLDER = RESULTS / "verdict"
-SEEDS = 6
-"""Fewer decide nothing."""
 
 HEADER = "| benchmark | strict | strict, better trained | best relaxed, projected | what to do |\n| --- | --- | --- | --- | --- |"
 
@@ -45,16 +46,18 @@ class Row:
         name: In words: "ace, averaged".
         runs: Contents of its result.json files.
         averaged: Whether the averaged weights are meant.
+        failed: Number of runs with the same settings that ended without a result.
     """
 
     name: str
     runs: Sequence[Mapping[str, Any]]
     averaged: bool
+    failed: int = 0
 
-    def errors(self, part: str) -> dict[int, float]:
+    def errors(self, part: str, form: str = "projected") -> dict[int, float]:
         """Seed -> error on "val" or "test"."""
         found = (run["averaged"] if self.averaged else run for run in self.runs)
-        return {run["seed"]: one[part]["projected"] for run, one in zip(self.runs, found, strict=True)}
+        return {run["seed"]: one[part][form] for run, one in zip(self.runs, found, strict=True)}
 
     @property
     def higher_is_better(self) -> bool:
@@ -84,13 +87,20 @@ def read_row(named: str, root: Path = RESULTS) -> Row:
         raise VerdictError(f"{named!r} is no row of {folder}, which has {', '.join(rows) or problems}.")
     if averaged and any(not run.get("averaged") for run in rows[label]):
         raise VerdictError(f"{named!r}: its runs have no averaged weights.")
-    return Row(shown or rest, rows[label], bool(averaged))
+    own = settings(rows[label][0])
+    failed = sum(run.failed and settings(run.result) == own for run in runs)
+    return Row(shown or rest, rows[label], bool(averaged), failed)
 
 
 def best(candidates: Sequence[Row]) -> Row:
-    """The one with the best mean validation error."""
+    """The one with the best mean validation error; NaN is the worst."""
     sign = -1 if candidates[0].higher_is_better else 1
-    return min(candidates, key=lambda row: sign * statistics.fmean(row.errors("val").values()))
+
+    def rank(row: Row) -> float:
+        mean = sign * statistics.fmean(row.errors("val").values())
+        return math.inf if math.isnan(mean) else mean
+
+    return min(candidates, key=rank)
 
 
 def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
@@ -101,13 +111,17 @@ def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
     digits = decimals(statistics.fmean(strict.errors("test").values()))
     interval = interval_text(found.to_dict(), digits)
     numbers = f"Relaxed minus better: {found.mean:+.{digits}f}" + (f" [{interval}]" if interval else "")
-    if found.interval is None or found.count < SEEDS:
+    if found.interval is None or found.count < ENOUGH_SEEDS:
         return f"{numbers}; {found.count} seed{'s decide' if found.count > 1 else ' decides'} nothing"
     low, high = found.interval
     if low <= 0 <= high:
         decided = "not decided"
+    elif failed := relaxed.failed + strict.failed:
+        decided = f"not decided, for {failed} more failed"
     elif not chosen_alike:
         decided = "not decided, for rates were not chosen alike"
+    elif differing_settings(relaxed.runs[0], strict.runs[0]).keys() - {"optimizer", "learning_rate"}:
+        decided = "not decided, for the two differ in more than the method"
     else:
         decided = "better" if (low > 0) == relaxed.higher_is_better else "worse"
     return f"{numbers} in {found.count} seeds: {decided}"
@@ -115,20 +129,18 @@ def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
 
 def differing(strict: Row, relaxed: Row) -> str:
     """Settings in which the two differ: "learning rate 0.0018 (strict), 0.0009 (ace)"; empty where there are none."""
-    ours, theirs = training_settings(strict.runs[0]), training_settings(relaxed.runs[0])
-    parts = [
-        f"{in_words(key)} {ours[key]} ({strict.name}), {theirs[key]} ({relaxed.name})"
-        for key in ours
-        if key in theirs and ours[key] != theirs[key]
-    ]
-    return ", ".join(parts)
+    found = differing_settings(strict.runs[0], relaxed.runs[0])
+    return ", ".join(
+        f"{in_words(key)} {ours} ({strict.name}), {theirs} ({relaxed.name})"
+        for key, (ours, theirs) in found.items()
+    )
 
 
 RULE = (
     "Mean ± standard deviation of the test error over seeds. Of several rows the one with the best validation error is "
     "shown. The last column has the best relaxed minus the better strict one, seed by seed, with a 95 % interval; a "
-    f"difference is decided with {SEEDS} seeds or more, an interval without zero, and learning rates chosen for every row "
-    "alike."
+    f"difference is decided with {ENOUGH_SEEDS} seeds or more and no failed run, an interval without zero, learning rates chosen "
+    "for every row alike, and no further setting in which the two differ."
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from doc_pages import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import comparisons
+from equirelax_lab.tasks.registry import defaults
 from verdict import Row, VerdictError
 
 
-def row(method: str, errors: dict[int, float]) -> Row:
+def row(method: str, errors: dict[int, float], failed: int = 0, **settings: Any) -> Row:
     other = {seed: 1e3 for seed in errors}
     form, not_deployed = ("relaxed", "projected") if method == "resilient" else ("projected", "relaxed")
     runs: list[dict[str, Any]] = [
@@ -23,10 +25,12 @@ def row(method: str, errors: dict[int, float]) -> Row:
             "method": method,
             "metric": {"higher_is_better": False},
             "test": {form: error, not_deployed: other[seed]},
+            "averaged": {"test": {form: error - 2, not_deployed: other[seed]}},
+            "config": defaults("nbody", "egnn", "strict").updated(settings).to_dict(),
         }
         for seed, error in errors.items()
     ]
-    return Row(method, runs, False)
+    return Row(method, runs, False, failed)
 
 
 SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
@@ -37,7 +41,11 @@ ROWS = {
     "a: near": row("ace", {seed: e + 0.3 + 0.35 * (-1) ** (seed // 2) for seed, e in SIX.items()}),
     "a: few": row("swing", {seed: SIX[seed] - 1 - 0.01 * seed for seed in range(5)}),
     "a: others": row("rpp", {99: 1.0}),
+    "a: level": row("ace", {seed: e - 1 for seed, e in SIX.items()}),
+    "a: faster": row("ace", {seed: e - 1 - 0.01 * seed for seed, e in SIX.items()}, learning_rate=0.5),
+    "a: broken": row("ace", {seed: e - 1 - 0.01 * seed for seed, e in SIX.items()}, failed=2),
 }
+ROWS["a: resilient, averaged"] = replace(ROWS["a: resilient"], averaged=True)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +54,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decided(*firsts: str) -> list[list[str]]:
-    lines = comparisons.table([(first, "a: strict") for first in firsts], Path()).splitlines()[2:]
+    lines = comparisons.table([(first, "a: strict") for first in firsts], Path()).splitlines()[2:-2]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
@@ -70,6 +78,32 @@ def test_p_is_corrected_for_the_number_of_pairs() -> None:
     )  # the largest of three is not multiplied
     twice = decided("a: near", "a: near")
     assert float(twice[0][-2]) == pytest.approx(min(1.0, 2 * float(alone[-2])), rel=0.1)
+
+
+def test_a_pair_without_a_p_counts_in_the_correction() -> None:
+    [alone] = decided("a: near")
+    pair, without = decided("a: near", "a: level")
+    assert without[-2:] == ["", "undecided"]
+    assert float(pair[-2]) == pytest.approx(min(1.0, 2 * float(alone[-2])), rel=0.1)
+
+
+def test_averaged_weights_are_those_of_the_row_that_says_so() -> None:
+    [averaged] = decided("a: resilient, averaged")
+    assert averaged[2] == "-3.00"
+
+
+def test_failed_runs_leave_a_pair_undecided() -> None:
+    [broken] = decided("a: broken")
+    assert float(broken[-2]) < 1e-3
+    assert broken[-1].startswith("undecided (2")
+
+
+def test_settings_that_differ_stand_below_the_table() -> None:
+    text = comparisons.table([("a: resilient", "a: strict"), ("a: faster", "a: strict")], Path())
+    line = text.splitlines()[-1]
+    assert "a: faster minus a: strict: learning rate 0.5 instead of " in line
+    assert "a: resilient" not in line
+    assert comparisons.table([("a: resilient", "a: strict")], Path()).endswith(": none.")
 
 
 def test_rows_without_a_common_seed_are_an_error() -> None:

@@ -94,3 +94,13 @@ def test_gains_are_paired_and_ranked_against_r(
     with pytest.raises(SystemExit):
         gain.main(["runs", str(tmp_path / "scores.json"), "--out", str(tmp_path)])
     assert "seed 2, asymmetry 0.5" in capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_paired_are_refused() -> None:
+    results = [run.result for run in runs()]
+    with pytest.raises(ValueError, match="two runs of seed 0"):
+        gain.gains([*results, results[1]], KEY)
+    with pytest.raises(ValueError, match="no strict run of seed 0"):
+        gain.gains(results[1:], KEY)
+    with pytest.raises(ValueError, match="higher"):
+        gain.gains([{**one, "metric": {**METRIC, "higher_is_better": True}} for one in results], KEY)

@@ -25,7 +25,7 @@ def made(seed: int, raw: list[float], averaged: list[float], status: str = "fini
         }
         for epoch, (one, other) in enumerate(zip(raw, averaged, strict=True))
     ]
-    result = {"seed": seed, "method": "swing", "test": {"projected": 77.77}}
+    result = {"seed": seed, "method": "swing", "test": {"projected": 77.77}, "metric": {}}
     return Run(f"swing-seed{seed}", result, rows, status)
 
 
@@ -40,6 +40,36 @@ def test_the_least_of_either_weights_counts_seed_by_seed() -> None:
     assert "| 2.75 ± 1.06 | -0.75 [" in swing
     assert swing.endswith("| 0: 3.50 1: 2.00 | 4.00 | 1.00 | no, no |")
     assert validation.left(arms) == "Not finished:\n\n- slow, seed 0: epoch 2, 1.00 so far"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": 0}, "two runs of one seed"),
+        ({"metric": {"higher_is_better": True}}, "higher values are better"),
+    ],
+)
+def test_runs_that_it_cannot_compare_are_refused(
+    changed: dict[str, object],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [made(seed, [1.0], [1.0]) for seed in range(2)]
+    runs[1] = Run(runs[1].name, {**runs[1].result, **changed}, runs[1].rows, "finished")
+    runs = runs if "seed" in changed else runs[1:]
+    monkeypatch.setattr(validation, "comparison_folders", lambda folder: [folder / "strict"])
+    monkeypatch.setattr(validation, "read_folder", lambda folder: (runs, [], None))
+    monkeypatch.setattr(validation, "labels", lambda results: ["strict" for _ in results])
+    with pytest.raises(SystemExit):
+        validation.main(["runs"])
+    assert words in capsys.readouterr().err
+
+
+def test_rows_of_one_folder_are_arms_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    validation.main([str(ROOT / "lab/results/mocap-optimisers")])
+    text = capsys.readouterr().out
+    assert re.search(r"^\| adam-rates strict learning_rate=0.005 \| 2 \|", text, flags=re.MULTILINE)
 
 
 def test_committed_archives_are_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +13,28 @@ from doc_pages import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import verdict
+from equirelax_lab.tasks.registry import defaults
 
 
-def row(name: str, test: Mapping[int, float], val: float = 1.0, higher: bool = False) -> Any:
+def row(
+    name: str,
+    test: Mapping[int, float],
+    val: float = 1.0,
+    higher: bool = False,
+    failed: int = 0,
+    **settings: Any,
+) -> Any:
     runs = [
         {
             "seed": seed,
             "metric": {"higher_is_better": higher},
             "val": {"projected": val},
             "test": {"projected": error},
+            "config": defaults("nbody", "egnn", "strict").updated(settings).to_dict(),
         }
         for seed, error in test.items()
     ]
-    return verdict.Row(name, runs, False)
+    return verdict.Row(name, runs, False, failed)
 
 
 SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
@@ -71,6 +81,20 @@ def test_what_is_decided(relaxed: dict[int, float], alike: bool, higher: bool, d
     )
 
 
+@pytest.mark.parametrize(
+    ("relaxed", "decided"),
+    [
+        (row("ace", shifted(-1.0), failed=1), "not decided, for 1 more failed"),
+        (row("ace", shifted(-1.0), augment=True), "not decided, for the two differ in more than the method"),
+        (row("ace", shifted(-1.0), augment=False, learning_rate=0.5, optimizer="muon"), "better"),
+    ],
+)
+def test_failed_runs_and_other_settings_decide_nothing(relaxed: Any, decided: str) -> None:
+    assert verdict.verdict(relaxed, row("strict", SIX, augment=False), True).endswith(
+        f"in 6 seeds: {decided}"
+    )
+
+
 def test_other_seeds_decide_nothing() -> None:
     assert "no seeds in common" in verdict.verdict(row("ace", {9: 1.0}), row("strict", SIX), True)
 
@@ -80,6 +104,12 @@ def test_validation_chooses_whatever_the_test_error() -> None:
     assert verdict.best(rows).name == "b"
     rows = [row("a", {0: 1.0}, val=3.0, higher=True), row("b", {0: 9.0}, val=2.0, higher=True)]
     assert verdict.best(rows).name == "a"
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_row_whose_validation_is_nan_is_not_the_best(higher: bool) -> None:
+    rows = [row("nan", {0: 1.0}, val=math.nan, higher=higher), row("b", {0: 9.0}, val=2.0, higher=higher)]
+    assert verdict.best(rows).name == verdict.best(rows[::-1]).name == "b"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,13 @@ def test_a_group_without_exact_action_has_no_equivariance_error() -> None:
     assert "| n/a |" in summary_text(summarise([one]))
 
 
+def test_all_machines_and_numbers_of_threads_are_named() -> None:
+    runs = [result("strict", 0, 8.0), result("strict", 1, 8.0), result("ace", 0, 6.0)]
+    for run, threads in zip(runs, (2, 1, 1), strict=True):
+        run["hardware"] = {**run["hardware"], "cpu": "a core", "threads": threads}
+    assert "; a core, 1 or 2 thread(s) a run; torch " in summary_text(summarise(runs))
+
+
 def test_higher_may_be_better() -> None:
     runs = [accuracy("strict", s, 50.0) for s in (0, 1)] + [accuracy("ace", s, 60.0 + s) for s in (0, 1)]
     runs += [accuracy("resilient", s, 40.0) for s in (0, 1)]
@@ -230,7 +237,7 @@ def test_higher_may_be_better() -> None:
     assert summary["methods"]["ace"]["paired_with_strict"]["wins"] == 2
     assert summary["methods"]["resilient"]["paired_with_strict"]["wins"] == 0
     told = conclusion(summary)
-    assert "best relaxed method here is ace" in told
+    assert "best relaxed method here, by validation, is ace" in told
     assert "Its test accuracy, after projection back" in told
     assert "10.50 points above that of strict (95 % interval +4.15 to +16.85 points, 2 seeds)" in told
     text = summary_text(summary)
@@ -245,7 +252,7 @@ def test_networks_without_residuals_are_not_called_relaxed() -> None:
         run["gammas"] = {}
     assert "| **60.00** (as trained) |  |  |  |" in summary_text(summarise(runs))
     told = conclusion(summarise(runs))
-    assert told.startswith("The best method here beside strict is equi-tuning: undecided")
+    assert told.startswith("The best method here beside strict, by validation, is equi-tuning: undecided")
     assert "Its test accuracy is 10.00 points above" in told
 
 

@@ -268,6 +268,8 @@ def test_the_penalty_of_projections_takes_the_place_and_the_weights_of_the_lie_d
     assert none.regularizer is None
     with pytest.raises(ConfigError, match="'strength': penalty is 'projection', and degrees is set"):
         tiny_config("scheduled", strength={"penalty": "projection", "degrees": 5.0})
+    with pytest.raises(ConfigError, match="'strength': degrees is set"):
+        tiny_config("scheduled", strength={"degrees": 5.0, "rows": 8})
 
 
 def test_settings_reach_the_method(tiny_config: Callable[..., Any]) -> None:

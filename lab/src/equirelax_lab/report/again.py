@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import by_label
 from equirelax_lab.report.runs import Study
-from equirelax_lab.tasks.from_recipe import changes
-from equirelax_lab.tasks.registry import base_of, config_from_dict
-from equirelax_lab.tasks.settings import EARLIER
+from equirelax_lab.tasks.command_line import train_command
+from equirelax_lab.tasks.registry import config_from_dict
 
 
 def place(path: Path) -> str:
@@ -50,22 +48,9 @@ def train(result: Mapping[str, Any]) -> str:
     """The command that trains a run again: its recipe, and every setting in which it differs.
 
     Args:
-        result: Content of its result.json. A run of version 0.1, which had no recipes, begins with the published one.
+        result: Content of its result.json.
     """
-    config = config_from_dict(result["config"])
-    words = ["train", config.benchmark, "--model", config.model, "--method", config.method]
-    if config.recipe not in ("published", EARLIER):
-        words += ["--recipe", config.recipe]
-    if config.trained_as:
-        words += ["--trained_as", config.trained_as]
-    words += ["--seed", str(config.seed)]
-    base, kind = base_of(config), config.to_dict()["residual"].get("kind")
-    if kind != base.to_dict()["residual"].get("kind"):  # which brings settings of its own
-        base = base.updated({"residual": {"kind": kind}})
-        words += ["--residual.kind", str(kind)]
-    for key, (_, here) in changes(config, base).items():
-        words += [f"--{key}", here if isinstance(here, str) else json.dumps(here)]
-    return command(*words)
+    return train_command(config_from_dict(result["config"]))
 
 
 def training(results: Sequence[Mapping[str, Any]]) -> Numbers:

@@ -62,7 +62,7 @@ def write_comparison(
     lost = [run.result for run in runs if run.failed]
     text = comparison_text(summary, lost, tables.levels(table))
     text += "".join(f"\n**Left out**: {words}\n" for words in problems)
-    sentence, command = conclusion(summary), again.summarise(out)
+    sentence, command = conclusion(summary, lost), again.summarise(out)
     made = f"Tables and pictures are written again by `{command}`."
     write_text(out / TABLE, f"# {title}\n\n{text}\n{made}\n\n{sentence}\n")
     _write_tables(out / TABLES, comparison_tables(summary, lost, tables.levels(table)))

@@ -7,8 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equirelax_lab.report.rows import SHARED, by_label, in_words, shown, strict_rows, training_settings
-from equirelax_lab.report.statistics import Paired, paired
+from equirelax_lab.report.rows import (
+    SHARED,
+    by_label,
+    in_words,
+    settings,
+    shown,
+    strict_rows,
+    training_settings,
+)
+from equirelax_lab.report.statistics import Paired, holm, paired
 
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of a network that is called exactly equivariant."""
@@ -16,6 +24,8 @@ ENOUGH_SEEDS = 6
 """With fewer seeds no interval is taken to show anything."""
 LEVEL = 0.02
 """The share of strict's mean within which an interval has to lie for a method to be called level with it."""
+ALPHA = 0.05
+"""A difference counts where the p of its test, corrected for the number of methods, is below this."""
 
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
@@ -39,37 +49,47 @@ class _Comparison:
     tried: frozenset[str]
 
 
-def conclusion(summary: Mapping[str, Any]) -> str:
+def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] = ()) -> str:
     """Name the best method beside strict, for the first model that was trained with several methods, and say how sure that is.
 
-    Settings are chosen by validation for every method alike: of several rows of one method on the same data with the same network
-    the one with the best validation metric counts, and it is compared with the strict row that has the best one. Whatever else
-    differs between the two is named. The sentences call a method
+    Methods and settings are chosen by validation: of several rows of one method on the same data with the same network the one
+    with the best validation metric counts, it is compared with the strict row that has the best one, and of all methods the one
+    that is furthest ahead of strict in validation is named. Whatever else differs between the two rows is named, too. The
+    sentences call a method
 
-    - better or worse than strict where the 95 % interval of the paired difference excludes zero,
+    - better or worse than strict where the 95 % interval of the paired difference excludes zero, and p is below `ALPHA` after
+      Holm's correction for the number of methods,
     - level with strict where the whole interval lies within `LEVEL` of strict's mean,
-    - undecided elsewhere, and always with fewer than `ENOUGH_SEEDS` seeds, or where another setting than the optimiser differs
-      and the two rows had not the same values to choose from.
+    - undecided elsewhere, and always with fewer than `ENOUGH_SEEDS` seeds, where runs of one of the two failed, or where another
+      setting than the optimiser differs and the two rows had not the same values to choose from.
 
     Args:
         summary: From `summarise`.
+        failed: What is known of runs that ended without a result, with their settings.
     """
     found = _comparisons(summary)
     if not found:
         return NOTHING
     higher = summary["metric"].get("higher_is_better", False)
-    best = (max if higher else min)(found, key=lambda one: one.paired.mean)
+    best = min(found, key=lambda one: _ahead(one, summary["methods"], higher))
     runs = {name: several[0] for name, several in by_label(summary["runs"]).items()}
-    differing = _differing(runs[best.name], runs[best.strict])
+    differing = differing_settings(runs[best.name], runs[best.strict])
     row, level = summary["methods"][best.name], summary["methods"][best.strict]["test"]["projected"]["mean"]
     kind = "relaxed method here" if row["residuals"] else "method here beside strict"
     reasons = _doubts(best.paired)
+    lost = sum(settings(one) in (settings(runs[best.name]), settings(runs[best.strict])) for one in failed)
+    if lost:
+        reasons.append(f"{lost} more of their runs failed")
     if differing.keys() - {"optimizer"} - best.tried:
         reasons.append("the two differ in more than the method")
     verdict = "undecided" if reasons else _verdict(best.paired, level, higher)
+    corrected = holm({one.name: 1.0 if one.paired.p is None else one.paired.p for one in found})
+    if verdict in ("better", "worse") and best.paired.p is not None and corrected[best.name] >= ALPHA:
+        verdict = "undecided"
+        reasons.append(f"{len(found)} methods were compared (Holm's p is {corrected[best.name]:.2g})")
     against = {"undecided": "against", "level": "with"}.get(verdict, "than")
     parts = [
-        f"The best {kind} is {best.name}: {verdict} {against} {best.strict}{_because(reasons)}.",
+        f"The best {kind}, by validation, is {best.name}: {verdict} {against} {best.strict}{_because(reasons)}.",
         f"{_state(row, summary['metric']['name'] if higher else 'error')} is {_difference(best, level, higher)}.",
     ]
     if differing:
@@ -175,10 +195,22 @@ def _tried(runs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
 
 def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> str:
     """The row with the best mean validation metric."""
-    return (max if higher else min)(names, key=lambda name: rows[name]["val"]["mean"])
+    return min(names, key=lambda name: _rank(rows[name], higher))
 
 
-def _differing(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
+    """How the row stands to its strict row in validation, lower where it is better: rows may be of several data sets."""
+    own, its = _rank(rows[one.name], higher), _rank(rows[one.strict], higher)
+    return own if math.isinf(own) else own - its
+
+
+def _rank(row: Row, higher: bool) -> float:
+    """The mean validation metric as a number that is lower where it is better; NaN is the worst."""
+    mean = float(row["val"]["mean"])
+    return math.inf if math.isnan(mean) else -mean if higher else mean
+
+
+def differing_settings(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings in which the training of two runs differs: setting -> (value of the run, value of the strict one)."""
     own, its = training_settings(run), training_settings(strict)
     return {key: (own[key], its[key]) for key in own if key in its and own[key] != its[key]}

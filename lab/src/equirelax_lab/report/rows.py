@@ -16,8 +16,8 @@ SHARED = ("dataset", "network")
 """Sections of the settings that a run must share with the strict run that it is compared with."""
 
 TITLE = "Settings that differ between rows"
-OF_THE_METHOD = ("residual", "strength")
-"""Sections of the settings that are the method itself."""
+OF_THE_METHOD = ("residual", "strength", "residual_rate", "projected_share")
+"""Sections of the settings, and settings, that are the method itself: strict training has nothing that they could change."""
 NOT_NAMED = ("benchmark", "model", "method", "checkpoint_every", "audit_every")
 """Settings that the rows' names give, and settings that do not change a run's result."""
 ONLY_WITH = {
@@ -122,11 +122,16 @@ def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | Non
 
     It has the same data and network. Of several, as in a sweep over the learning rate, it is the one that shares the most
     settings.
-    If there is none, it is the strict row of the same model, provided that there is only one.
+    If there is none, it is the strict row of the same model on the same data, provided that there is only one.
     """
     alike = strict_rows(run, rows)
     if not alike:
-        model = [n for n, (r, *_) in rows.items() if (r["method"], r["model"]) == (BASELINE, run["model"])]
+        model = [
+            label
+            for label, (other, *_) in rows.items()
+            if (other["method"], other["model"]) == (BASELINE, run["model"])
+            and other["config"].get("dataset") == run["config"].get("dataset")
+        ]
         return model[0] if len(model) == 1 else None
     own = settings(run)
 

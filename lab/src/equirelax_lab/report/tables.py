@@ -205,8 +205,7 @@ def _lags(summary: Summary) -> str:
 
 def _context(summary: Summary) -> str:
     """How the runs of the main table were made, in a paragraph."""
-    hardware, rows = summary["hardware"], by_label(summary["runs"])
-    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread(s) a run"
+    rows = by_label(summary["runs"])
     several = any(len(strict_rows(run, rows)) > 1 for run, *_ in rows.values())
     against = (
         ", seed by seed, to the strict row that shares the most settings"
@@ -218,8 +217,17 @@ def _context(summary: Summary) -> str:
         f"{summary['benchmark']}, {summary['model']}; mean ± standard deviation over seeds; paired: "
         f"difference{against}, with a 95 % t interval. Published: the papers' own numbers, on "
         f"other data and hardware.{scale} {recipes_line(summary['runs'])} "
-        f"Commit {', '.join(summary['commits'])}; {device}; torch {summary['versions'].get('torch', '?')}."
+        f"Commit {', '.join(summary['commits'])}; {_machines(summary['runs'])}."
     )
+
+
+def _machines(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs were made on: "AMD EPYC, 1 or 2 thread(s) a run; torch 2.13.0"."""
+    devices = dict.fromkeys(run["hardware"]["gpu"] or run["hardware"]["cpu"] for run in runs)
+    threads = sorted({run["hardware"]["threads"] for run in runs if not run["hardware"]["gpu"]})
+    versions = dict.fromkeys(str(run["versions"].get("torch", "?")) for run in runs)
+    a_run = f", {' or '.join(map(str, threads))} thread(s) a run" if threads else ""
+    return f"{', '.join(devices)}{a_run}; torch {', '.join(versions)}"
 
 
 # Further conditions: dropped points, corruptions.

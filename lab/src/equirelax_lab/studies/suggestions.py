@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from equirelax_lab.studies.keys import merged
 from equirelax_lab.studies.scheduler import Source
 from equirelax_lab.studies.search import Axis, Search, figures
 from equirelax_lab.studies.trials import Status, Trial
+from equirelax_lab.tasks.command_line import train_command
 from equirelax_lab.tasks.methods import is_strict
-from equirelax_lab.tasks.registry import base_of
-from equirelax_lab.tasks.settings import RunConfig
 from equirelax_lab.tasks.task import Metric
 from equirelax_lab.training.folder import METRICS, differences, read_table
 
@@ -184,7 +182,7 @@ class Suggestions(Source):
             "optimised": search.column,
             "trials": entries,
             "best": best,
-            "command": None if best is None else command(search.run(best["values"])),
+            "command": None if best is None else train_command(search.run(best["values"])),
             "left": max(0, search.trials - sum(entry["status"] != "running" for entry in entries)),
         }
         write_text(self.out / OUTCOME, json.dumps(content, indent=2) + "\n")
@@ -253,21 +251,6 @@ def validations(folder: Path, column: str) -> dict[int, float]:
     return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
 
 
-def command(config: RunConfig) -> str:
-    """The command line of a run: `equirelax train` with every setting that is not its recipe's."""
-    usual = base_of(config).to_dict()
-    words = [f"equirelax train {config.benchmark} --model {config.model} --method {config.method}"]
-    words += [f"--recipe {config.recipe}"] if config.recipe != "published" else []
-    words += [f"--trained_as {shlex.quote(config.trained_as)}"] if config.trained_as else []
-    for key, value in config.to_dict().items():
-        inside = value if isinstance(value, dict) else {"": value}
-        before = usual[key] if isinstance(value, dict) else {"": usual[key]}
-        for inner, own in inside.items():
-            if own != before[inner]:
-                words.append(f"--{key}{'.' if inner else ''}{inner} {_word(own)}")
-    return " ".join(words)
-
-
 def final_study(search: Search, values: dict[str, Any], trials: int) -> str:
     """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
     config, changes = search.config, search.changes(values)
@@ -281,19 +264,14 @@ def final_study(search: Search, values: dict[str, Any], trials: int) -> str:
         "benchmark": config.benchmark,
         "models": [config.model],
         "methods": [config.method] if is_strict(config.method) else ["strict", config.method],
-        "seeds": SEEDS,
+        "seeds": [
+            config.seed + 1 + k for k in range(SEEDS)
+        ],  # others than the one that the search was tuned on
         "recipe": config.recipe,
         "settings": shared,
         "per_method": {config.method: own},
     }
     return yaml.safe_dump(content, sort_keys=False)
-
-
-def _word(value: Any) -> str:
-    """A value as a shell and the command line read it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else shlex.quote(str(value))
 
 
 def _entry(trial: FrozenTrial) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class MD17Dataset(Splits):
     scale: Literal["forces", "energies"] = "forces"
 
     @property
+    def seeded(self) -> bool:
+        """See `Dataset`."""
+        return self.frames == "random"
+
+    @property
     def counts(self) -> tuple[int, int, int | None]:
         """Frames of every split. Raises `ConfigError` where those of training or validation are not given."""
         if self.train is None or self.val is None:

@@ -48,7 +48,7 @@ class Course(Scheduled.Settings):
             its map that is not equivariant, times lie_weight, and of the part that is, times norm_weight, whatever the data are
             (see `ProjectionNorms`).
         degrees: Penalise, in the place of both terms of lie, the mean difference that a rotation by this angle makes (see
-            `FiniteRotation`), times lie_weight; 0 does not.
+            `FiniteRotation`), times lie_weight, at every step and of all rows; 0 does not.
     """
 
     per: Literal["step", "epoch"] = "epoch"
@@ -61,6 +61,10 @@ class Course(Scheduled.Settings):
         if self.penalty == "projection" and self.degrees:
             raise ConfigError(
                 "penalty is 'projection', and degrees is set, which is for the penalty lie: leave one out."
+            )
+        if self.degrees and (self.every != 1 or self.rows is not None):
+            raise ConfigError(
+                "degrees is set, whose penalty is of all rows of every step: leave out degrees, or every and rows."
             )
 
 
@@ -278,9 +282,13 @@ def _scheduled(relaxation: Relaxation, settings: Course, config: RunConfig, step
         method.regularizer = ProjectionNorms(
             relaxation, settings.norm_weight, settings.lie_weight, every=settings.every
         )
-    elif settings.degrees and settings.lie_weight:
+    elif settings.degrees:
         generator = torch.Generator().manual_seed(config.seed)
-        method.regularizer = FiniteRotation(relaxation, settings.lie_weight, settings.degrees, generator)
+        method.regularizer = (
+            FiniteRotation(relaxation, settings.lie_weight, settings.degrees, generator)
+            if settings.lie_weight
+            else None
+        )
     return method
 
 

@@ -42,6 +42,11 @@ class QM9Dataset(Splits):
     source: Literal["subset", "full"] = "subset"
     partition: Literal["ordered", "shuffled", "seeded"] = "shuffled"
 
+    @property
+    def seeded(self) -> bool:
+        """See `Dataset`."""
+        return self.partition == "seeded"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchNetNetwork(Near, Wide):

@@ -249,7 +249,7 @@ class Dataset(Settings):
 
     @property
     def seeded(self) -> bool:
-        """Whether the files are those of the run's seed."""
+        """Whether the samples depend on the run's seed."""
         return False
 
 

@@ -175,7 +175,8 @@ def _decay(settings: Training, epoch: int) -> float:
     if settings.schedule == "step":
         return float(settings.step_factor ** (epoch // settings.step_epochs))
     if settings.schedule == "milestones":
-        passed = sum(epoch >= share * settings.epochs for share in settings.milestones)
+        # rounded: 0.56 * 25 is 14.000000000000002
+        passed = sum(epoch >= round(share * settings.epochs, 9) for share in settings.milestones)
         return float(settings.step_factor**passed)
     if settings.schedule == "cosine":
         last = settings.final_learning_rate / settings.learning_rate

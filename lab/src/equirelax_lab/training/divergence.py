@@ -20,10 +20,9 @@ EXPLODED = 1e6
 class Divergence:
     """Ends a run whose numbers are no longer finite, or explode.
 
-    A single process on the CPU checks the loss of every step before its backward pass, and the gradients before the
-    optimizer's step, so that the weights stay finite. On a GPU this would wait for the device, and with several
-    processes the others would wait: there the means of an epoch and the weights are checked at its end, before anything
-    is saved.
+    A single process on the CPU checks the loss and the gradients of every step before the optimizer's step, so that the
+    weights stay finite. On a GPU this would wait for the device, and with several processes the others would wait: there
+    the means of an epoch and the weights are checked at its end, before anything is saved.
 
     Args:
         objective: What is minimised; a failure is traced by computing it again on the last batch.

@@ -60,7 +60,8 @@ class Objective(nn.Module):
         loss = share * (loss if own is None else loss + own)
 
         def moved_loss() -> Tensor:
-            numbers = (step, self.loader.rank, *((index % parts,) if parts > 1 else ()))
+            # a last number other than 0: without it, those of rank 0 would be the loader's numbers of epoch `step`
+            numbers = (step, self.loader.rank, index % parts, 1)
             generator = torch.Generator().manual_seed(epoch_seed(self.assembly.config.seed, *numbers))
             moved = task.moved(batch, generator)
             return share * task.loss(task.predict(self.model, moved), moved)
