@@ -4,9 +4,10 @@
     python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
 
 comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it; "folder: row, averaged" takes the
-averaged weights. Each is the difference of the two rows' test errors, seed by seed, in the form that the method deploys. "Better"
-and "worse" need six seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for all pairs of the
-file; anything else is undecided. Below the table stands in which settings the two rows of a pair differ besides the method.
+averaged weights. Each is the difference of the two rows' test errors, seed by seed, in the form that the method deploys.
+"Better" and "worse" need six seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for
+all pairs of the file; anything else is undecided. Below the table stands in which settings the two rows of a pair differ
+besides the method.
 """
 
 from __future__ import annotations
