@@ -258,6 +258,8 @@ def test_lbfgs_and_what_is_no_optimizer_are_refused() -> None:
         method.attach(torch.optim.LBFGS(relaxation.model.parameters()))
     with pytest.raises(MethodError, match=r"not a str.*method\.step\(\)"):
         method.attach("adam")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="not a NoneType"):
+        method.attach(None)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="different"):
         method.attach([])
     optimizer = torch.optim.Adam(relaxation.model.parameters())
@@ -572,10 +574,18 @@ class Wrapped(torch.optim.Optimizer):
         return self.optimizer.step(closure)
 
 
-def test_a_wrapped_optimizer_is_looked_through() -> None:
+class Wrapper:
+    """Holds an optimizer, and is none."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, Wrapper])
+def test_a_wrapped_optimizer_is_looked_through(wrap: Callable[[torch.optim.Optimizer], Any]) -> None:
     relaxation = chain(2)
     optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.01)
-    method = ace(relaxation).attach(Wrapped(optimizer))
+    method = ace(relaxation).attach(wrap(optimizer))
     train(relaxation, method, [optimizer], 2)
     assert multipliers(method) != [0.0, 0.0]
 

@@ -124,6 +124,35 @@ def test_it_measures_the_projected_network_on_the_same_batch() -> None:
     assert watch.projected != watch.relaxed
 
 
+class Forces(nn.Module):
+    """Forces (batch, 6) from an energy, computed in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.layer(x).square().sum(), x, create_graph=self.training)
+        return -slope
+
+
+def test_a_network_that_derives_forces_from_an_energy_is_measured() -> None:
+    torch.manual_seed(0)
+    rep = 2 * vector(SO(3))
+    model = Forces()
+    relaxation = er.relax(
+        model, er.Layers(residual=er.Dense(init="default"), declare=(er.Linear("layer", rep, rep),))
+    )
+    relaxation.set_gamma(0.7)
+    x, y = batch(0)
+    watch = ProjectedLoss(relaxation)
+    watch(torch.tensor(1.0), lambda: (model(x) - y).square().mean())
+    assert all(p.grad is None for p in model.parameters())
+    er.project(model)
+    assert watch.projected == pytest.approx(float((model(x) - y).square().mean().detach()), rel=1e-6)
+
+
 def test_an_error_in_the_loss_leaves_everything_as_it_was() -> None:
     relaxation = relaxed()
     before = {name: buffer.clone() for name, buffer in relaxation.model.named_buffers()}

@@ -387,3 +387,12 @@ def test_a_gamma_that_its_dtype_cannot_hold_is_refused():
     model.double()
     relaxation.set_gamma(1e300)
     assert set(relaxation.gammas().tolist()) == {1e300}
+
+
+def test_strengths_on_several_devices_come_to_the_first_ones():
+    relaxation = both_relaxed()[1]
+    first, *others = relaxation.residuals.values()
+    first.to("meta")  # the device that every machine has beside the CPU
+    assert {residual.gamma.device.type for residual in others} == {"cpu"}
+    gammas = relaxation.gammas()
+    assert (gammas.device.type, gammas.shape) == ("meta", (4,))

@@ -22,7 +22,7 @@ def as_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ..
     Raises:
         MethodError: No optimizer, one twice, something else, or an optimizer that no method can step with.
     """
-    several = [given] if isinstance(given, Optimizer) else list(given)
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
     found = tuple(_unwrapped(optimizer) for optimizer in several)
     if not found or len({id(optimizer) for optimizer in found}) != len(found):
         raise MethodError(

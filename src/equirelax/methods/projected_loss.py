@@ -58,8 +58,9 @@ class ProjectedLoss:
         watch(task, lambda: criterion(model(x), y))
         optimizer.step()
 
-    At every so many calls the same batch is evaluated again, without residuals and without gradients. Torch's random numbers,
-    buffers (such as those of batch norm) and modes stay as they were.
+    At every so many calls the same batch is evaluated again, without residuals. No gradient is kept, though gradients are on, so
+    that a network may derive forces from its energy. Torch's random numbers, buffers (such as those of batch norm) and modes stay
+    as they were.
 
     The warning says that projection takes away most of the fit to the training data; `lags` is its rule. That may be good, where
     the residuals have memorised the samples, or bad, where the strict weights were left undertrained. Compare `projected` with a
@@ -117,9 +118,10 @@ class ProjectedLoss:
         self._calls += 1
         if (self._calls - 1) % self.every:
             return False
-        with torch.no_grad(), untouched(self.relaxation.model), self.relaxation.strict():
-            projected = loss()
-        self._note(_scalar(projected, "the loss that is computed anew"), _scalar(relaxed, "the relaxed loss"))
+        # a network that derives forces from an energy needs gradients in its forward
+        with torch.enable_grad(), untouched(self.relaxation.model), self.relaxation.strict():
+            projected = _scalar(loss(), "the loss that is computed anew")
+        self._note(projected, _scalar(relaxed, "the relaxed loss"))
         return True
 
     def _note(self, projected: float, relaxed: float) -> None:

@@ -254,8 +254,9 @@ class Relaxation:
             residual.set_gamma(value)
 
     def gammas(self) -> Tensor:
-        """The strengths, detached, of shape (residuals,)."""
-        return torch.cat([whole(residual.gamma.detach()) for residual in self.residuals.values()])
+        """The strengths, detached, of shape (residuals,), on the first residual's device."""
+        gammas = [whole(residual.gamma.detach()) for residual in self.residuals.values()]
+        return torch.cat([gamma.to(gammas[0].device) for gamma in gammas])
 
     def norms(self) -> dict[str, float]:
         """Key -> Lipschitz constant of the residual's map without its strength, of those of which one is known: the largest
