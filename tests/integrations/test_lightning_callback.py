@@ -153,6 +153,22 @@ def test_a_last_micro_batch_without_a_loss_brings_the_penalty_all_the_same(tmp_p
     torch.testing.assert_close(callback.state_dict()["method"]["gammas"], made.relaxation.gammas())
 
 
+def test_a_micro_batch_without_a_loss_does_not_count_in_the_penalty(tmp_path: Path) -> None:
+    settings = {"total_steps": 4, "schedule": "constant", "rows": None}
+    batches, loader = list(data()), data()
+    loader.dataset.tensors[0][8:16] = float("inf")  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    module, callback = Returns(nothing=(1,)), relaxing("scheduled", **settings)
+    trainer(tmp_path, callback, max_epochs=1, accumulate_grad_batches=2).fit(module, loader)
+    model, _ = by_hand("scheduled", [[batches[0], NOTHING], [batches[2], batches[3]]], **settings)
+    state = er.relaxation_of(model).strict_state_dict()
+    for key, value in module.model.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-4, atol=1e-5)
+    found = [value for one in callback.state_dict()["residuals"].values() for value in one.values()]
+    assert found
+    assert all(bool(torch.isfinite(value).all()) for value in found)
+
+
 @pytest.mark.parametrize(("method", "relaxed"), [("ace", False), ("scheduled", False), ("resilient", True)])
 def test_evaluations_see_what_is_deployed(method: str, relaxed: bool, tmp_path: Path) -> None:
     class Compare(lightning.Callback):

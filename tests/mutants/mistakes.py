@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "copies carry the last batch",
         "relaxation/residual.py",
-        '        state["_kept"] = []\n',
-        "",
+        '"_kept": [], "keep_inputs": False',
+        '"keep_inputs": False',
         "lab/tests/relaxation/test_relax.py",
     ),
     Mutant(

@@ -85,7 +85,8 @@ class RelaxationCallback(Callback):
             None: no audit.
         watch: Steps from one measurement of the projected network's training loss to the next; see
             `equirelax.methods.ProjectedLoss`. At these steps `training_step` is called a second time, without residuals,
-            while the module's `log` does nothing, and no gradient of it is kept; what else it counts or keeps, it does twice. None: no measurement.
+            while the module's `log` does nothing, and no gradient of it is kept; what else it counts or keeps, it does twice.
+            None: no measurement.
         others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network and are
             networks of their own, such as a teacher: they stay as they are.
         settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;
@@ -253,8 +254,13 @@ class RelaxationCallback(Callback):
 
     def _trained(self, run: TrainerRun, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`training_step` with the penalty."""
+        _, inside, _ = self._at_work()
+        kept = [(residual, residual.inputs_kept) for residual in inside.relaxation.residuals.values()]
         output = call(*args, **kwargs)
         loss = _loss_of(output)
+        if loss is None:  # the batch is left out; what was kept of the step's other micro-batches is not
+            for residual, count in kept:
+                residual.forget_inputs(count)
         if self.watch is not None and isinstance(loss, Tensor) and run.step_follows():
             with run.silent():
                 measured = self.watch(loss, lambda: _loss_of(call(*args, **kwargs)))

@@ -57,7 +57,7 @@ class Method(ABC):
     A residual that `Strict` switched off is switched on again, and its weights train.
 
     Args:
-        relaxation: The relaxed model. The method replaces another one that was attached to it.
+        relaxation: The relaxed model. The method ends another one that was made for it.
         settings: The method's settings; None takes them from `fields`.
         regularizer: Optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
         fields: Settings by name; they replace those of `settings`.
@@ -130,7 +130,7 @@ class Method(ABC):
             if not residual.enabled:
                 residual.enabled = True
                 residual.map.requires_grad_(True)
-            residual.keep_inputs = regularizer is not None and regularizer.reads_inputs
+        self._keep_inputs()
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
         """Step with an optimizer, or with several: the method steps whenever all of them have stepped.
@@ -139,9 +139,9 @@ class Method(ABC):
         `relax` from `model.parameters()` lacks none. Learnt strengths are never decayed: those in a group with weight decay
         move to a group of their own.
 
-        A second `attach`, of this method or of another one on the same relaxation, replaces the first. `project` ends
-        it. A copy or a pickle of an optimizer loses its hooks: attach the copied method to it. Load the state of an
-        optimizer after attaching, since its groups must be those that were saved.
+        A second `attach` replaces the first. Another method on the same relaxation ends this one, as `project` does: to go
+        back, make it anew. A copy or a pickle of an optimizer loses its hooks: attach the copied method to it. Load the state
+        of an optimizer after attaching, since its groups must be those that were saved.
 
         Args:
             optimizer: Any optimizer of torch but LBFGS, or a list of them. Wrappers of Accelerate and Lightning are unwrapped.
@@ -153,15 +153,16 @@ class Method(ABC):
         Raises:
             StaleOptimizerError: parameters are missing and no group can be added safely any more, since the optimizer
                 has taken steps, a learning-rate scheduler was made for it, or it takes matrices only (Muon).
-            MethodError: the optimizer cannot be stepped with, a setting is unknown or would have no effect, or the
-                model was projected.
+            MethodError: the optimizer cannot be stepped with, a setting is unknown or would have no effect, the
+                model was projected, or another method took over.
         """
         self._check_present()
+        self._check_not_ended()
         optimizers = as_optimizers(optimizer)
         hold(self.relaxation, optimizers, group)
-        self._let_go()
-        self._ended = ""
+        self._unhook()
         self._enrol()
+        self._keep_inputs()
         self._attachment = Attachment(optimizers, self._stepped)
         return self
 
@@ -317,8 +318,18 @@ class Method(ABC):
             self._skip()
 
     def skip(self) -> None:
-        """Leave the next step of the attached optimizers out: the loop has no loss for it, so that it moves nothing."""
+        """Leave a step out, as of a batch whose loss is not finite. Call it in the place of `penalty()`:
+
+            if not torch.isfinite(task):
+                method.skip()
+                continue
+
+        The inputs that the residuals have kept since the last `penalty()`, those of all micro-batches, do not count in the
+        next one. If the attached optimizers step before that, it moves nothing.
+        """
         self._skipped = True
+        if self.regularizer is not None:
+            self.regularizer.forget()
 
     def _stepped(self) -> None:
         """The optimizers have stepped."""
@@ -338,13 +349,20 @@ class Method(ABC):
         self.relaxation.after_step()
 
     def _enrol(self) -> None:
-        """Drive the residuals from here on: another method that was attached to them steps no more."""
+        """Drive the residuals from here on: another method that drove any of them steps no more."""
         residuals = self.relaxation.residuals.values()
         for former in drivers_of(residuals):
-            if former is not self and isinstance(former, Method) and former._attachment is not None:
-                former._let_go()
-                former._ended = f"{type(self).__name__} took over its residuals; attach it again to go back"
+            if former is not self and isinstance(former, Method):
+                name = type(former).__name__
+                former._end(f"{type(self).__name__} took over its residuals; to go back, make a new {name}")
         enrol(self, residuals)
+
+    def _keep_inputs(self) -> None:
+        """Have the residuals that the regularizer reads keep their inputs, and no others."""
+        for residual in self.relaxation.residuals.values():
+            residual.keep_inputs = False
+        if self.regularizer is not None:
+            self.regularizer.keep()
 
     def forgotten(self) -> str:
         """A message where the residuals' weights changed and the method never stepped; else an empty text."""
@@ -354,10 +372,18 @@ class Method(ABC):
 
     def detach(self) -> None:
         """Stop stepping for good, because residuals are removed."""
-        self._let_go()
-        self._ended = "residuals of its model were removed; make a new method from er.relaxation_of(model), or relax again"
+        self._end(
+            "residuals of its model were removed; make a new method from er.relaxation_of(model), or relax again"
+        )
 
-    def _let_go(self) -> None:
+    def _end(self, why: str) -> None:
+        """Stop stepping, and having inputs kept, for good."""
+        self._unhook()
+        if self.regularizer is not None:
+            self.regularizer.stop()
+        self._ended = why
+
+    def _unhook(self) -> None:
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
@@ -381,10 +407,13 @@ class Method(ABC):
                 f"Relax it again, and make the method from what relax() returns"
             )
 
-    def _check_alive(self) -> None:
-        """Raise if the method no longer drives anything."""
+    def _check_not_ended(self) -> None:
         if self._ended:
             raise MethodError(f"{type(self).__name__}: {self._ended}")
+
+    def _check_alive(self) -> None:
+        """Raise if the method no longer drives anything."""
+        self._check_not_ended()
         if self._attachment is not None and self._attachment.lost:
             raise MethodError(
                 f"this {type(self).__name__} is a copy, and optimizers lose their hooks when they are copied or unpickled: "
@@ -409,8 +438,12 @@ class Method(ABC):
             for path, value in zip(self.paths, vector.tolist(), strict=True):
                 rows[path][key] = value
         if self.regularizer is not None:
-            for path, terms in self.regularizer.terms.items():
-                rows[path].update({key: float(value) for key, value in terms.items()})
+            # its keys are those of its own handle, which may be of a part of the model
+            read = self.regularizer.relaxation.residuals
+            paths = {residual: path for path, residual in self.relaxation.residuals.items()}
+            for key, terms in self.regularizer.terms.items():
+                if key in read and read[key] in paths:
+                    rows[paths[read[key]]].update({name: float(value) for name, value in terms.items()})
         return rows
 
     def scalars(self) -> dict[str, float]:
@@ -479,6 +512,12 @@ class Method(ABC):
         self._begun = False
         self._watch.forget()
         self._idle.step()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # copied residuals keep no inputs before a method has them do so; one that lost its optimizers does when it is attached
+        if self._attachment is None and not self._ended:
+            self._keep_inputs()
 
     @abstractmethod
     def _term(self) -> Tensor:

@@ -60,7 +60,7 @@ class ProjectedLoss:
 
     At every so many calls the same batch is evaluated again, without residuals. No gradient is kept, though gradients are on, so
     that a network may derive forces from its energy. Torch's random numbers, buffers (such as those of batch norm) and modes stay
-    as they were.
+    as they were. With DDP's `find_unused_parameters` call it after the backward pass and not before it.
 
     The warning says that projection takes away most of the fit to the training data; `lags` is its rule. That may be good, where
     the residuals have memorised the samples, or bad, where the strict weights were left undertrained. Compare `projected` with a

@@ -7,6 +7,7 @@ hook along, bound to the copy.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -210,6 +211,15 @@ class Residual(nn.Module, HookOwner):
         return [one.value for one in kept]
 
     @property
+    def inputs_kept(self) -> int:
+        """The number of inputs that `take_inputs` would give."""
+        return len(self._kept)
+
+    def forget_inputs(self, first: int = 0) -> None:
+        """Forget the inputs kept since the last `take_inputs`, but for the `first` ones."""
+        del self._kept[first:]
+
+    @property
     def keeper(self) -> object:
         """The object that holds the kept inputs: residuals with the same keeper hold the same tensors."""
         return self
@@ -282,10 +292,8 @@ class Residual(nn.Module, HookOwner):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles of a model must not carry the batch that it last saw.
-        state = self.__dict__.copy()
-        state["_kept"] = []
-        return state
+        # Copies and pickles of a model must not carry the batch that it last saw, and no method reads what they would keep.
+        return {**self.__dict__, "_kept": [], "keep_inputs": False}
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
@@ -328,7 +336,15 @@ _DRIVERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Driver]] = weakref.Wea
 def enrol(driver: Driver, residuals: Iterable[Residual]) -> None:
     """Make `driver` the one that drives these residuals; it replaces an earlier one, and is not kept alive by this."""
     for residual in residuals:
-        _DRIVERS[residual] = weakref.ref(driver)
+        _DRIVERS[residual] = weakref.ref(driver, functools.partial(_undriven, weakref.ref(residual)))
+
+
+def _undriven(residual: weakref.ref[Residual], _: object) -> None:
+    """Have a residual keep no inputs any more, for its driver is gone and no other one has come."""
+    left = residual()
+    if left is not None:
+        left.keep_inputs = False
+        left.forget_inputs()
 
 
 def drivers_of(residuals: Iterable[Residual]) -> list[Driver]:

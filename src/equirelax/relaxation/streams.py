@@ -227,6 +227,11 @@ class StreamResidual(Residual):
         self.paths, self._kept_paths = self._kept_paths, []
         return super().take_inputs()
 
+    def forget_inputs(self, first: int = 0) -> None:
+        """Forget the model's inputs, and which residuals the stream had passed."""
+        super().forget_inputs(first)
+        del self._kept_paths[first:]
+
     @property
     def keeper(self) -> object:
         """The stream."""

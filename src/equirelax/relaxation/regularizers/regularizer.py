@@ -58,7 +58,7 @@ class Regularizer(ABC):
         self.generator = generator
         self.every, self.steps = every, 0
         self.terms: dict[str, dict[str, Tensor]] = {}
-        self._keep()
+        self.keep()
 
     @abstractmethod
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
@@ -84,7 +84,7 @@ class Regularizer(ABC):
     def advance(self) -> None:
         """Go on to the next step, after the optimizer's."""
         self.steps += 1
-        self._keep()
+        self.keep()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the generator's state where there is one."""
@@ -96,12 +96,18 @@ class Regularizer(ABC):
         self.steps = int(state["steps"])
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
-        self._keep()
+        self.keep()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Make the residuals keep their inputs in the steps that need them, and in no other."""
         for _, residual in self.relaxation:
             residual.keep_inputs = self.reads_inputs and self.due
+
+    def stop(self) -> None:
+        """Make the residuals keep no inputs any more, and forget those that they have kept; `keep` begins anew."""
+        for _, residual in self.relaxation:
+            residual.keep_inputs = False
+        self.forget()
 
     def __call__(self) -> Tensor:
         """The penalty, a 0-dimensional tensor to add to the loss. Reads the inputs that were kept, and forgets them."""
@@ -136,9 +142,9 @@ class Regularizer(ABC):
         return kept
 
     def forget(self) -> None:
-        """Drop inputs that were kept and will not be used."""
+        """Forget inputs that were kept and will not be used."""
         for _, residual in self.relaxation:
-            residual.take_inputs()
+            residual.forget_inputs()
 
 
 def _needs_no_inputs(residual: Residual) -> bool:
@@ -185,9 +191,9 @@ def get(name: str) -> type[Regularizer]:
 
 def safe_root(total: Tensor) -> Tensor:
     """sqrt(total), with gradient 0 where total is 0: the plain root's is infinite there,
-    where zero-initialised residuals start.
+    where zero-initialised residuals start. NaN stays NaN, so that the loss shows it.
     """
-    positive = total > 0
+    positive = ~(total <= 0)
     return torch.where(
         positive, torch.where(positive, total, torch.ones_like(total)).sqrt(), torch.zeros_like(total)
     )
