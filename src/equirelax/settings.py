@@ -42,15 +42,17 @@ class Range:
     Attributes:
         least, most: The ends; None: there is none. Upper ends keep sizes from being tried that no computer holds.
         open_least, open_most: Whether the ends themselves are left out.
+        whole: Whether only whole numbers are in it, as of what is counted; 8.0 is none.
     """
 
     least: float | None = None
     most: float | None = None
     open_least: bool = False
     open_most: bool = False
+    whole: bool = False
 
     def __contains__(self, value: Any) -> bool:
-        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
+        if not isinstance(value, numbers.Integral) and (self.whole or not math.isfinite(value)):
             return False
         low = self.least is None or (value > self.least if self.open_least else value >= self.least)
         high = self.most is None or (value < self.most if self.open_most else value <= self.most)
@@ -62,7 +64,10 @@ class Range:
             parts.append(f"{'above' if self.open_least else 'at least'} {self.least:,}")
         if self.most is not None:
             parts.append(f"{'below' if self.open_most else 'at most'} {self.most:,}")
-        return " and ".join(parts) or "a finite number"
+        ends = " and ".join(parts)
+        if self.whole:
+            return f"a whole number, {ends}" if ends else "a whole number"
+        return ends or "a finite number"
 
 
 FINITE = Range()
@@ -72,21 +77,21 @@ SHARE = Range(0, 1, open_most=True)
 """A part of a whole, never all of it."""
 FACTOR = Range(0, 1, open_least=True)
 """A factor that is applied again and again."""
-COUNT = Range(1, 10**9)
+COUNT = Range(1, 10**9, whole=True)
 """A number of epochs, steps, samples or rows."""
-COUNT_OR_NONE = Range(0, 10**9)
+COUNT_OR_NONE = Range(0, 10**9, whole=True)
 """A count that may be 0."""
-WIDTH = Range(1, 16_384)
+WIDTH = Range(1, 16_384, whole=True)
 """Channels or features of one layer."""
-DEPTH = Range(1, 1_000)
+DEPTH = Range(1, 1_000, whole=True)
 """Layers, one after the other."""
-DEGREE = Range(0, 11)
+DEGREE = Range(0, 11, whole=True)
 """The degree of irreps: e3nn has constants up to 11."""
-SEED = Range(0, 2**32 - 1)
+SEED = Range(0, 2**32 - 1, whole=True)
 """NumPy accepts these seeds, too."""
-SEEDS = Range(1, 10_000)
+SEEDS = Range(1, 10_000, whole=True)
 """A number of seeds."""
-JOBS = Range(1, 4_096)
+JOBS = Range(1, 4_096, whole=True)
 """A number of processes, threads or devices."""
 
 

@@ -163,6 +163,8 @@ def test_errors_say_what_to_do() -> None:
         resolve("tringle")
     with pytest.raises(MethodError, match="total_steps is 0"):
         scheduled(0)
+    with pytest.raises(MethodError, match=r"total_steps is 82\.5"):  # gamma would not end at 0
+        scheduled(82.5)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="steps_per_epoch is 0"):
         scheduled(5, steps_per_epoch=0)
     with pytest.raises(MethodError, match="finite"):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import typing
 
+import numpy as np
 import pytest
 import torch
 from equirelax_lab.data.smoke import SmokeSettings
@@ -55,19 +56,31 @@ def test_every_benchmarks_own_settings_are_within_their_ranges(config: RunConfig
         ({"learning_rate": -1}, "'learning_rate' is -1.0; expected above 0."),
         ({"learning_rate": math.nan}, "'learning_rate' is nan; expected above 0."),
         ({"learning_rate": 10**400}, "'learning_rate' is inf; expected above 0."),
-        ({"batch_size": 0}, "'batch_size' is 0; expected at least 1 and at most 1,000,000,000."),
-        ({"epochs": 10**5000}, "'epochs' is a number of 5000 digits; expected at least 1"),
+        (
+            {"batch_size": 0},
+            "'batch_size' is 0; expected a whole number, at least 1 and at most 1,000,000,000.",
+        ),
+        ({"epochs": 10**5000}, "'epochs' is a number of 5000 digits; expected a whole number, at least 1"),
         ({"step_factor": 0}, "'step_factor' is 0.0; expected above 0 and at most 1."),
         ({"momentum": 1}, "'momentum' is 1.0; expected at least 0 and below 1."),
-        ({"network": {"hidden": 0}}, "'network.hidden' is 0; expected at least 1 and at most 16,384."),
-        ({"network": {"layers": -3}}, "'network.layers' is -3; expected at least 1 and at most 1,000."),
+        (
+            {"network": {"hidden": 0}},
+            "'network.hidden' is 0; expected a whole number, at least 1 and at most 16,384.",
+        ),
+        (
+            {"network": {"layers": -3}},
+            "'network.layers' is -3; expected a whole number, at least 1 and at most 1,000.",
+        ),
         ({"residual": {"kind": "low-rank", "rank": 0}}, "'residual.rank' is 0"),
         (
             {"residual": {"kind": "mlp", "scale": math.inf}},
             "'residual.scale' is inf; expected a finite number.",
         ),
         ({"strength": {"rows": 0}}, "'strength.rows' is 0"),
-        ({"seed": 2**32}, "'seed' is 4294967296; expected at least 0 and at most 4,294,967,295."),
+        (
+            {"seed": 2**32},
+            "'seed' is 4294967296; expected a whole number, at least 0 and at most 4,294,967,295.",
+        ),
     ],
 )
 def test_numbers_that_cannot_work_are_refused_by_their_key(
@@ -86,7 +99,11 @@ def test_ends_of_ranges() -> None:
     assert 10**400 in POSITIVE
     assert 10**9 in COUNT
     assert 10**9 + 1 not in COUNT
+    assert 1.5 not in COUNT
+    assert 8.0 not in COUNT
+    assert np.int64(8) in COUNT
     assert str(Range(0, 5, open_least=True)) == "above 0 and at most 5"
+    assert str(Range(1, 5, whole=True)) == "a whole number, at least 1 and at most 5"
     assert len(shown({"a": ["x" * 10_000] * 10_000})) <= 80
 
 

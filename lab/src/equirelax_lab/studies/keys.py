@@ -101,7 +101,7 @@ class Keys:
         """A whole number in the range `wanted`."""
         found = self.values.get(key, default)
         if isinstance(found, bool) or not isinstance(found, int) or found not in wanted:
-            self._refuse(key, f"a whole number, {wanted}")
+            self._refuse(key, str(wanted))
         return int(found)
 
     def count_or_none(self, key: str) -> int | None:
