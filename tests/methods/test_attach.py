@@ -168,6 +168,33 @@ def test_gamma_moves_out_of_a_group_with_weight_decay(named: bool) -> None:
         assert len(first["param_names"]) == len(first["params"])
 
 
+def test_settings_that_are_lists_are_none_of_single_parameters() -> None:
+    """Two betas stay two, also in a group of two parameters."""
+    relaxation = chain(1)
+    ace(relaxation)
+    gamma = relaxation["mixes.0"].gamma
+    weight, *others = (p for p in relaxation.model.parameters() if p is not gamma)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": [weight, gamma]}]
+    for optimizer in (
+        er.optim.Muon(relaxation.model, 0.1, params=groups, adam_betas=[0.9, 0.99], weight_decay=0.1),  # type: ignore[arg-type]
+        torch.optim.AdamW([dict(group) for group in groups], lr=0.1, betas=[0.9, 0.99]),  # type: ignore[arg-type]
+    ):
+        ace(relaxation).attach(optimizer)
+        names = {"adam_betas", "betas"} & set(optimizer.defaults)
+        assert [list(g[name]) for name in names for g in optimizer.param_groups] == [[0.9, 0.99]] * 3
+        assert [len(g["params"]) for g in optimizer.param_groups] == [len(others), 1, 1]
+
+
+def test_a_moved_gamma_has_a_learning_rate_of_its_own() -> None:
+    """One that a tensor holds, and that schedulers change in place."""
+    relaxation = chain(2)
+    optimizer = torch.optim.AdamW(relaxation.model.parameters(), lr=torch.tensor(0.01), weight_decay=0.5)
+    ace(relaxation).attach(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.005, 0.005])
+
+
 def test_a_group_of_gammas_alone_stops_decaying_at_any_time() -> None:
     relaxation = chain(2)
     gammas = [r.gamma for _, r in relaxation]

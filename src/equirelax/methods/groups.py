@@ -105,7 +105,7 @@ def _add(missing: _Missing, optimizers: Sequence[Optimizer], settings: Mapping[s
     chosen = next((o for o, reason in zip(optimizers, reasons, strict=True) if not reason), None)
     if chosen is None:
         raise StaleOptimizerError(_refusal(missing, [reason for reason in reasons if reason]))
-    first = _settings(chosen.param_groups[0])
+    first = _settings(chosen, chosen.param_groups[0])
     unknown = [key for key in settings if key not in first]
     if unknown:
         raise MethodError(
@@ -144,24 +144,30 @@ def _refusal(missing: _Missing, reasons: list[str]) -> str:
     )
 
 
-def _parallel(group: Mapping[str, Any]) -> list[str]:
-    """The entries of a group that have one item for every parameter, such as their names."""
-    count = len(group["params"])
-    return [k for k, v in group.items() if k != "params" and isinstance(v, list) and len(v) == count]
+def _parallel(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
+    """The entries of a group that have one item for every parameter, such as their names; its settings are none of them, also
+    where they are lists.
+    """
+    count, others = len(group["params"]), {"params", *optimizer.defaults}
+    return [k for k, v in group.items() if k not in others and isinstance(v, list) and len(v) == count]
 
 
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the whole group, such as its learning rate."""
-    own = {"params", "param_names", *_parallel(group)}
+    own = {"params", "param_names", *_parallel(optimizer, group)}
     return {key: value for key, value in group.items() if key not in own}
+
+
+def _copied(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for another group: tensors, such as a learning rate that is changed in place, are copied."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in settings.items()}
 
 
 def _add_group(optimizer: Optimizer, named: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> None:
     """Add a group, with names where the other groups have names."""
     with_names = "param_names" in optimizer.param_groups[0]
-    copied = {key: value.clone() if isinstance(value, Tensor) else value for key, value in settings.items()}
     optimizer.add_param_group(
-        {**copied, "params": list(named.items()) if with_names else list(named.values())}
+        {**_copied(settings), "params": list(named.items()) if with_names else list(named.values())}
     )
 
 
@@ -193,11 +199,11 @@ def _spare_gammas(relaxation: Relaxation, optimizer: Optimizer) -> None:
 
 def _move(optimizer: Optimizer, group: dict[str, Any], chosen: set[int]) -> None:
     """Move parameters (by identity) out of a group into one of their own, with its settings but no weight decay."""
-    settings, parallel = _undecayed(_settings(group)), ["params", *_parallel(group)]
+    settings, parallel = _undecayed(_settings(optimizer, group)), ["params", *_parallel(optimizer, group)]
     taken = [id(p) in chosen for p in group["params"]]
     added = {k: [v for v, here in zip(group[k], taken, strict=True) if here] for k in parallel}
     for key in parallel:
         group[key] = [v for v, here in zip(group[key], taken, strict=True) if not here]
     if "param_names" in added:
         added["params"] = list(zip(added.pop("param_names"), added["params"], strict=True))
-    optimizer.add_param_group({**settings, **added})
+    optimizer.add_param_group({**_copied(settings), **added})
