@@ -357,3 +357,13 @@ def test_a_checkpoint_file_holds_no_code():
         "iterations": 1,
         "plain_start": False,
     }
+
+
+def test_a_slope_is_computed_on_the_models_device():
+    """Also that of a stream with the input's width, which starts as the identity."""
+    relaxation = er.relax(Net(width=3), STREAM)
+    residual = relaxation["interactions.1"]
+    assert residual.default_path()[0].map.start is None
+    slope = residual.slope()
+    with torch.device("meta"):  # tensors that name no device are made on another than the model's
+        assert residual.slope() == slope

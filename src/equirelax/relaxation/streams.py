@@ -252,7 +252,11 @@ class StreamResidual(Residual):
     def slope(self) -> Slope:
         """The norm of the affine map, in evaluation, from the model's input to what is added here."""
         start = self.default_path()[0].map.start
-        matrix = torch.eye(self.in_rep.dim, dtype=torch.float64) if start is None else _weight(start)
+        matrix = (
+            torch.eye(self.in_rep.dim, dtype=torch.float64, device=self.gamma.device)
+            if start is None
+            else _weight(start)
+        )
         for member in self.default_path():
             norm = member.map.norm
             scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
