@@ -173,3 +173,20 @@ def test_m12_a_weight_shared_with_a_layer_that_is_not_relaxed_is_not_folded():
     er.relax(model, include="0")
     with pytest.raises(UnfoldableError, match="shares its weight with 1"):
         er.project(model, mode="fold")
+
+
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_sizes_of_a_model_in_half_precision_are_those_of_its_numbers(mode):
+    """Their squares are beyond the largest of float16."""
+    model = nn.Sequential(nn.Linear(6, 6, bias=False, dtype=torch.float16))
+    relaxation = er.relax(model, er.Layers(declare=(er.relaxation.Linear("0", "2x1o", "2x1o"),)))
+    relaxation.set_gamma(1.0)
+    with torch.no_grad():
+        relaxation["0"].map.weight.fill_(0).diagonal().fill_(300.0)
+        relaxation["0"].map.weight[0, 1] = 400.0
+    before = model[0].weight.detach().clone()
+    (report,) = er.project(model, mode=mode).residuals
+    assert report.size == pytest.approx((6 * 300**2 + 400**2) ** 0.5, rel=1e-3)
+    assert report.error == pytest.approx(1.0 if mode == "drop" else 400 / report.size, rel=1e-3)
+    moved = (model[0].weight - before).double()
+    assert float(moved.norm()) == pytest.approx(report.folded, rel=1e-3, abs=1e-6)

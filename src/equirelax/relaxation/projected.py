@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equirelax.relaxation.layers import Fold
 from equirelax.relaxation.residual import Residual
+from equirelax.relaxation.terms.precision import penalty_dtype
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ HEADER = ("module", "gamma", "|gamma W|", "folded", "lost", "note")
 
 
 def scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
-    """gamma W and gamma b of a linear residual, detached."""
+    """gamma W and gamma b of a linear residual, detached, in float32 or better: squares of entries overflow below it."""
     with torch.no_grad():
         map_ = residual.linear_map
         weight, bias = map_.effective_weight(), map_.effective_bias()
-        return residual.gamma * weight, None if bias is None else residual.gamma * bias
+        dtype = penalty_dtype(weight.dtype)
+        gamma = residual.gamma.to(dtype)
+        return gamma * weight.to(dtype), None if bias is None else gamma * bias.to(dtype)
 
 
 def record(key: str, residual: Residual, fold: Fold | None = None, note: str = "") -> Projected:
