@@ -280,6 +280,15 @@ def test_rows_without_graph_numbers_are_one_graph() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("call", [{}, {"edge_index": None}])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_rows_without_edges_are_one_graph(call: dict[str, None], numbered: bool) -> None:
+    batch = Argument(3, "batch") if numbered else None
+    graphs = Graphs(batch=batch, edges=Argument(2, "edge_index"))
+    h, x = torch.randn(5, 4), torch.randn(5, 3)
+    torch.testing.assert_close(graphs.mean(x, (h, x), call, "b"), x.mean(0, keepdim=True))
+
+
 def test_rows_that_nothing_tells_apart_are_not_centred() -> None:
     """Graphs that are centred together would move one another."""
     torch.manual_seed(0)

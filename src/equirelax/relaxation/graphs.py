@@ -67,16 +67,17 @@ class Graphs:
             PlacementError: Nothing says which rows of a flat call are of one graph.
         """
         if x.dim() == 2 and not self.one_graph:
+            if self.batch is None and self.edges is None:
+                raise PlacementError(
+                    f"{path or 'the model'}: nothing says which of the {len(x)} rows of coordinates are of one graph, so their "
+                    "means are not known. Name the argument with the number of every node's graph, batch=..., or the edges, "
+                    "edges=...; one_graph=True says that every call has one graph"
+                )
             numbers = None if self.batch is None else self.batch.given(args, kwargs)
-            if numbers is None and self.edges is not None:
-                return neighbourhood_mean(x, self.edges(args, kwargs))
-            if self.batch is not None:
-                return group_means(x, numbers)
-            raise PlacementError(
-                f"{path or 'the model'}: nothing says which of the {len(x)} rows of coordinates are of one graph, so their "
-                "means are not known. Name the argument with the number of every node's graph, batch=..., or the edges, "
-                "edges=...; one_graph=True says that every call has one graph"
-            )
+            edges = None if self.edges is None else self.edges.given(args, kwargs)
+            if numbers is None and edges is not None:
+                return neighbourhood_mean(x, edges)
+            return group_means(x, numbers)
         there = None if self.mask is None else self.mask.given(args, kwargs)
         return x.mean(dim=-2, keepdim=True) if there is None else mean_where(x, there)
 
