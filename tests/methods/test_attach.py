@@ -314,6 +314,43 @@ def test_muon_beside_adam_and_a_step_when_both_have_stepped() -> None:
     train(relaxation, method, optimizers, 3)
 
 
+def pair(relaxation: Relaxation) -> list[torch.optim.Optimizer]:
+    """One optimizer of the weights, and one of the strengths."""
+    gammas = [r.gamma for _, r in relaxation]
+    return [torch.optim.SGD(params, lr=0.01) for params in (not_gamma(relaxation), gammas)]
+
+
+def test_an_optimizer_that_steps_seldom_is_no_reason_for_a_warning() -> None:
+    relaxation = chain(2)
+    often, seldom = pair(relaxation)
+    method = ace(relaxation).attach([often, seldom])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            train(relaxation, method, [often], 4)
+            before = multipliers(method)
+            train(relaxation, method, [often, seldom], 1)
+            assert multipliers(method) != before
+
+
+def test_of_several_optimizers_one_that_was_replaced_is_noticed() -> None:
+    relaxation = chain(2)
+    often, seldom = pair(relaxation)
+    method = ace(relaxation).attach([often, seldom])
+    train(relaxation, method, [often, seldom], 2)
+    with pytest.warns(EquirelaxWarning, match=r"no longer steps.*all of the optimizers"):
+        train(relaxation, method, [often, pair(relaxation)[1]], 4)
+
+
+def test_of_several_optimizers_one_that_never_stepped_is_named_at_the_projection() -> None:
+    relaxation = chain(2)
+    often, seldom = pair(relaxation)
+    method = ace(relaxation).attach([often, seldom])
+    train(relaxation, method, [often], 3)
+    with pytest.warns(EquirelaxWarning, match=r"never stepped.*all of the optimizers"):
+        er.project(relaxation.model)
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("make", [ace, scheduled])
 def test_a_step_that_the_scaler_skips_is_none(make: Callable[[Relaxation], Method], kind: str) -> None:

@@ -20,10 +20,12 @@ class Attachment:
 
     Attributes:
         lost: Whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
+        ahead: Ids of the parameters of optimizers that have stepped since the last call, and wait for the others.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], advance: Callable[[], None]) -> None:
         self.lost = False
+        self.ahead: set[int] = set()
         self._advance = advance
         self._waiting = {id(optimizer) for optimizer in optimizers}
         self._all = frozenset(self._waiting)
@@ -35,9 +37,11 @@ class Attachment:
         if found_inf is not None and bool(found_inf):
             return
         self._waiting.discard(id(optimizer))
-        if not self._waiting:
-            self._waiting = set(self._all)
-            self._advance()
+        if self._waiting:
+            self.ahead.update(id(p) for group in optimizer.param_groups for p in group["params"])
+            return
+        self._waiting, self.ahead = set(self._all), set()
+        self._advance()
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -50,4 +54,5 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.lost = bool(state["lost"])
+        self.ahead = set()
         self._handles = []

@@ -422,7 +422,9 @@ class Method(ABC):
 
     def _check_idle(self) -> None:
         """Warn where the weights change and the method does not step."""
-        if self._idle.changes < FORGOTTEN <= self._idle.look():
+        # of several optimizers some may step more often than others
+        ahead = () if self._attachment is None else self._attachment.ahead
+        if self._idle.changes < FORGOTTEN <= self._idle.look(ahead):
             what = "no longer steps" if self._idle.stepped else "has not stepped yet"
             warnings.warn(_never_stepped(self, what), EquirelaxWarning, stacklevel=4)
 
@@ -563,6 +565,11 @@ def _never_stepped(method: Method, what: str) -> str:
     if method._attachment is None:
         advice = (
             f"Attach it, method = {name}(...).attach(optimizer), or call method.step() after optimizer.step()"
+        )
+    elif method._attachment.ahead:
+        advice = (
+            "It steps when all of the optimizers have stepped to which it is attached, and one of them has not: attach it to "
+            "those that train the model"
         )
     else:
         advice = "Attach it to the optimizer that trains the model now: method.attach(optimizer)"

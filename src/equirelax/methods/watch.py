@@ -9,7 +9,7 @@ few entries of a few parameters are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,14 +73,20 @@ class IdleWatch:
         self.changes = 0
         self._last: Snapshot | None = None
 
-    def look(self) -> int:
-        """Compare with the last look, and return the count; micro-batches change nothing."""
+    def look(self, ahead: Collection[int] = ()) -> int:
+        """Compare with the last look, and return the count; micro-batches change nothing.
+
+        Args:
+            ahead: Ids of parameters whose changes do not count.
+        """
         last = self._last
         if last is None:
             self._last = self._snapshot()
-        elif last.written() or last.values_changed():
-            self.changes += 1
-            self._last = self._snapshot()
+        else:
+            names = {name for name, p in last.parameters.items() if id(p) not in ahead}
+            if last.written() & names or last.values_changed(names):
+                self.changes += 1
+                self._last = self._snapshot()
         return self.changes
 
     def step(self) -> None:
