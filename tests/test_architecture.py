@@ -13,7 +13,7 @@ LIBRARY = Path(equirelax.__file__).parent
 LAB = Path(__file__).parents[1] / "lab" / "src" / "equirelax_lab"
 ROOMS = {
     "equirelax": [
-        "errors", "files", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing",
+        "errors", "files", "ranks", "settings", "zips", "symmetry", "relaxation", "methods", "auditing", "optim", "testing",
         "integrations", "command", "__main__",
     ],
     "equirelax_lab": ["extras", "models", "data", "placements", "recipes", "tasks", "training", "studies", "report", "cli"],

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from equirelax.auditing.moments import Loss, Probe, Rows, probe, rows_of
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError, NonFiniteError
+from equirelax.ranks import ranks, summed
 from equirelax.relaxation import (
     Convolution,
     GridKernels,
@@ -395,10 +396,10 @@ class Sums:
 
     def _lower_and_all(self, local: Tensor) -> tuple[Tensor, Tensor]:
         """The sums of a tensor over the ranks below this one, and over all ranks; the latter to the bit the same on all."""
-        if _ranks() == 1:
+        if ranks() == 1:
             return torch.zeros_like(local), local
         lower, every, first = torch.zeros_like(local), torch.zeros_like(local), local
-        for rank in range(_ranks()):
+        for rank in range(ranks()):
             here = local.clone()
             dist.broadcast(here, src=rank)
             if rank < dist.get_rank():
@@ -418,7 +419,7 @@ class Sums:
     def kept(self, keys: list[str]) -> tuple[Tensor, Tensor]:
         """For some residuals, d_i of this rank's examples, (residuals, examples), and the sum of ``|A_i|^2`` over all ranks."""
         chosen = [index for index, key in enumerate(self.spaces) if key in keys]
-        return torch.cat(self._steps, 1)[chosen], _over_ranks(self._squares.clone())[chosen]
+        return torch.cat(self._steps, 1)[chosen], summed(self._squares)[chosen]
 
 
 def _measure(probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss, sums: Sums) -> int:
@@ -476,7 +477,7 @@ def _summary(relaxation: Relaxation, sums: Sums, skipped: dict[str, str], n: int
         raise NonFiniteError("the gradients are so large that their squares overflow")
     weights = torch.where(size > 0, 1 / size, 0.0)
     whole_steps = weights @ steps
-    parts = _over_ranks(
+    parts = summed(
         torch.cat(
             [
                 steps.sum(1),
@@ -508,22 +509,11 @@ def _z(total: Tensor, squares: Tensor) -> Tensor:
     return torch.where(squares > 0, total / squares.sqrt(), 0.0)
 
 
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _over_ranks(local: Tensor) -> Tensor:
-    """The sum over the ranks of the default process group."""
-    if _ranks() > 1:
-        dist.all_reduce(local)
-    return local
-
-
 def _of_ranks(numbers: list[int], device: torch.device) -> list[list[int]]:
     """The numbers of every rank."""
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
-    if _ranks() == 1:
+    if ranks() == 1:
         return [own.tolist()]
-    found = [torch.empty_like(own) for _ in range(_ranks())]
+    found = [torch.empty_like(own) for _ in range(ranks())]
     dist.all_gather(found, own)
     return [one.tolist() for one in found]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from equirelax import settings as checking
 from equirelax.errors import EquirelaxError, MethodError
 from equirelax.methods.dual import DualAscent
+from equirelax.ranks import ranks, summed
 from equirelax.settings import NOT_NEGATIVE, POSITIVE, within
 
 LEAST = 1e-3  # a weight stays above this share of the sum: at 0 its task would never come back
@@ -116,7 +116,7 @@ class GradNorm:
         self.forget()
         if losses is None:
             return
-        seen = _mean_over_ranks(torch.cat([losses, *gradients]))
+        seen = summed(torch.cat([losses, *gradients])) / ranks()
         losses = seen[: len(losses)]
         norms = seen[len(losses) :].view(len(losses), -1).norm(dim=1)
         if not bool(torch.isfinite(seen).all()):
@@ -199,11 +199,3 @@ class GradNorm:
 
 
 GradNorm.__signature__ = checking.signature_of(GradNorm.__init__, GradNorm.Settings)  # type: ignore[attr-defined]
-
-
-def _mean_over_ranks(local: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return local
-    total = local.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()

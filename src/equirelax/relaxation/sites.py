@@ -53,13 +53,6 @@ def first_parameter(module: nn.Module) -> str | None:
     return found[0].name if found and found[0].kind in named else None
 
 
-def second_input(module: nn.Module) -> Reader:
-    """Reads the second argument of a module's forward, by position or by its name."""
-    found = parameters_of(module)
-    named = len(found) > 1 and found[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return Arguments(((1, found[1].name if named else ""),))
-
-
 def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> str:
     """Why `delta` cannot be added to `output`, in words; empty where it can.
 

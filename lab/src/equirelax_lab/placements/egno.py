@@ -19,11 +19,11 @@ from equirelax.errors import PlacementError
 from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.graphs import Graphs, Positions
 from equirelax.relaxation.kinds import StreamStep
+from equirelax.relaxation.placements.declarations import declared_paths
 from equirelax.relaxation.placements.placement import (
     Placed,
     Placement,
     Survey,
-    matching,
     register_placement,
     with_starts,
 )
@@ -97,7 +97,7 @@ class EGNOStreams(Placement):
                 f"{source or type(model).__name__}: its forward has the arguments {arguments}; expected `positions` "
                 f"first, and `{GRAPH}`, the graph of every node"
             )
-        found = matching([f"{self.root}layers.*"], modules, "EGNOStreams")
+        found = declared_paths(list(modules.items()), f"{self.root}layers.*", "EGNOStreams")
         layers = [path for path in modules if path in found and path.count(".") == self.root.count(".") + 1]
         h, x = self._h(embedding), self._x(source, arguments.index(GRAPH))
         sites = [dataclasses.replace(site, path=path) for path in layers for site in (h, x)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -81,23 +80,3 @@ def get(name: str) -> Placement:
             f"no placement {name!r}.{did_you_mean(name, names())} Registered are {', '.join(names())}"
         )
     return _NAMED[name]()
-
-
-def matching(patterns: Iterable[str], paths: Iterable[str], what: str) -> set[str]:
-    """Paths that match any of the shell-style patterns; every pattern must match something.
-
-    Raises:
-        PlacementError: for a pattern that matches nothing, with the nearest paths.
-    """
-    paths = [p for p in paths if p]
-    result: set[str] = set()
-    for pattern in patterns:
-        hits = fnmatch.filter(paths, pattern)
-        if not hits:
-            raise PlacementError(
-                f"{what}: the pattern {pattern!r} matches no module.{did_you_mean(pattern, paths)} Patterns "
-                f"are shell-style ('layers.*.update_1') and match whole module paths, of which the model has "
-                f"{len(paths)}"
-            )
-        result.update(hits)
-    return result
