@@ -83,9 +83,11 @@ def test_several_residuals_on_a_module_and_inside_it() -> None:
     for parameter in relaxation.residual_parameters().values():
         nn.init.normal_(parameter)
     expected = [
-        h + relaxation["block:0"](torch.cat([h, v], 1)),
+        h + relaxation["block:0"].delta(torch.cat([h, v], 1)),
         strict.last(
-            strict.block.inner(v) + relaxation["block.inner"](v) + relaxation["block:1"](torch.cat([h, v], 1))
+            strict.block.inner(v)
+            + relaxation["block.inner"].delta(v)
+            + relaxation["block:1"].delta(torch.cat([h, v], 1))
         ),
     ]
     for found, wanted in zip(relaxation.model(h, v), expected, strict=True):

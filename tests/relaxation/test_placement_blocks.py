@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import equirelax as er
-from equirelax.errors import PlacementError
+from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.relaxation import Adds, AddTo, Argument, Blocks, Dense, Reads
 from equirelax.relaxation.graphs import Graphs, group_means, mean_where, neighbourhood_mean
 from equirelax.relaxation.spec import decode, encode
@@ -357,7 +357,7 @@ def test_several_tensors_with_channels_entries_and_spans() -> None:
         strict = model["b"]((s, v), edges)
     means = torch.stack([where[g == GRAPH].mean(0) for g in GRAPH])
     rows = torch.cat([s, v.flatten(1), where - means], dim=1)
-    deltas = [residual(rows) for _, residual in relaxation]
+    deltas = [residual.delta(rows) for _, residual in relaxation]
     torch.testing.assert_close(found["v"], strict["v"] + deltas[0].view(7, 2, 3), rtol=1e-12, atol=1e-12)
     moved = torch.cat([deltas[1], torch.zeros(7, 2, dtype=torch.float64), deltas[2]], dim=1)
     torch.testing.assert_close(found["all"], strict["all"] + moved, rtol=1e-12, atol=1e-12)
@@ -448,3 +448,37 @@ def test_an_output_is_not_written_into(item: Any, output: Any) -> None:
     assert found[item].tolist() == [4.0, 4.0]
     assert output[item] is target
     assert target.tolist() == [1.0, 1.0]
+
+
+class PassOn(nn.Module):
+    """Returns its first argument."""
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return x
+
+
+class InARow(nn.Module):
+    """Runs its children one after another, as nn.Sequential does, each with what else it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = PassOn(), PassOn()
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x, *others)
+        return x
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_block_that_runs_its_children_may_not_run_the_residual_among_them(others: int) -> None:
+    placement = Blocks("InARow", reads=Reads("x", "2x1o"), adds=Adds(None, "2x1o"))
+    x, more = torch.randn(5, 6), [torch.randn(5)] * others
+    model = nn.ModuleDict({"row": InARow()})
+    relaxation = er.relax(model, placement)
+    with pytest.raises(RelaxationStateError, match="row: the network calls its residual"):
+        model["row"](x, *more)
+    with relaxation.strict(), pytest.raises(RelaxationStateError, match="row"):
+        model["row"](x, *more)
+    er.project(model)
+    assert torch.equal(model["row"](x, *more), x)

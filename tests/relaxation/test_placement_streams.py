@@ -94,7 +94,7 @@ def test_the_stream_is_added_to_the_node_features_of_every_block():
     h = model.embedding(z)
     edges, distances = graph(pos, batch)
     attributes = model.distance_expansion(distances)
-    streams = [residual(pos) for _, residual in relaxation]
+    streams = [residual.delta(pos) for _, residual in relaxation]
     with relaxation.strict():
         for interaction, stream in zip(model.interactions, streams, strict=True):
             h = h + interaction(h, edges, distances, attributes) + stream

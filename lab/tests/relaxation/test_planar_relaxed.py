@@ -132,7 +132,7 @@ def test_low_rank_is_the_product_of_its_factors() -> None:
     assert isinstance(residual.map, LowRankConvMap)
     x, convolution = draw(2, 8, 9, 9), residual.site.convolution
     assert convolution is not None
-    torch.testing.assert_close(residual(x), 0.7 * convolution(x, residual.map.effective_weight()))
+    torch.testing.assert_close(residual.delta(x), 0.7 * convolution(x, residual.map.effective_weight()))
     wide = er.relax(network(Cyclic(4)), residual=LowRank(50))["3"].map
     assert sum(p.numel() for p in wide.parameters()) == 8 * (9 * 8 + 8)  # no more than the kernel's own rank
 

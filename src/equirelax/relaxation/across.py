@@ -183,7 +183,7 @@ class AheadResidual(Residual):
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the module that is read."""
         if self.active:
-            self._waiting = self(self.take(module, args, kwargs))
+            self._waiting = self(self.take(module, args, kwargs), added=True)
 
     def add_ahead(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -122,9 +122,28 @@ class Residual(nn.Module, HookOwner):
         """Whether the optimizer moves gamma."""
         return self.gamma.requires_grad
 
-    def forward(self, x: Columns) -> Tensor:
-        """`gamma * map(x)` for features on the site's feature axis."""
+    def delta(self, x: Columns) -> Tensor:
+        """`gamma * map(x)` for features on the site's feature axis: what is added. No penalty sees the call."""
         return self.map(x, self.gamma)
+
+    def forward(self, x: Columns, *others: Any, added: bool = False) -> Tensor:
+        """`delta(x)`, for the residual's own hook.
+
+        Args:
+            x: The input.
+            others: What else a network gives that takes the residual for one of its layers.
+            added: Whether the hook calls, which adds the result to what the module gave.
+
+        Raises:
+            RelaxationStateError: The network itself calls the residual, as does a module that runs all of its children.
+        """
+        if not added:
+            raise RelaxationStateError(
+                f"{self.site.key or 'the model'}: the network calls its residual as one more layer, since the module that holds "
+                f"it runs all of its children. Make that module an nn.Sequential, or leave {self.site.path!r} out of the "
+                f"placement. What a residual adds is residual.delta(x)"
+            )
+        return self.delta(x)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         """Read the residual's input from its module's call."""
@@ -139,7 +158,7 @@ class Residual(nn.Module, HookOwner):
         if not self.active:
             return None
         x = self.take(module, args, kwargs)
-        return self.add(module, output, self(x))
+        return self.add(module, output, self(x, added=True))
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
         """Read, check and cast the residual's input, and keep it for penalties that need it.

@@ -216,9 +216,9 @@ class StreamResidual(Residual):
         if self._keeps():
             self._kept.append(self.shared.kept)
             self._kept_paths.append(self.shared.path)
-        return self.add(module, output, self._delta(source, value))
+        return self.add(module, output, self._times_gamma(source, value))
 
-    def _delta(self, x: Tensor, value: Affine) -> Tensor:
+    def _times_gamma(self, x: Tensor, value: Affine) -> Tensor:
         """gamma s_i, (rows, width)."""
         return nn.functional.linear(x, self.gamma * value.weight, self.gamma * value.offset)
 
@@ -269,10 +269,10 @@ class StreamResidual(Residual):
         members = self.shared.members
         return tuple(members[: members.index(self) + 1])
 
-    def forward(self, x: Columns) -> Tensor:
+    def delta(self, x: Columns) -> Tensor:
         """`gamma s_i` for a model's input x (rows, dim), by `default_path`; without side effects."""
         x = dense(x)
-        return self._delta(x, stream_values(self.default_path(), moments(x))[-1])
+        return self._times_gamma(x, stream_values(self.default_path(), moments(x))[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "paths": [], "_kept_paths": []}
