@@ -12,9 +12,10 @@ from torch import Tensor
 
 from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
+from equirelax.ranks import ranks
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.kinds.kind import Penalised, Rule, Terms
-from equirelax.relaxation.regularizers.regularizer import Regularizer, over_ranks, ranks, register, safe_root
+from equirelax.relaxation.regularizers.regularizer import Regularizer, over_ranks, register, safe_root
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.terms.precision import penalty_dtype

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from equirelax.errors import PenaltyError
 from equirelax.files import did_you_mean
+from equirelax.ranks import ranks, summed
 from equirelax.relaxation.columns import Columns
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.residual import Residual
@@ -205,11 +205,4 @@ def over_ranks(local: Tensor) -> Tensor:
     """
     if ranks() == 1:
         return local
-    total = local.detach().clone()
-    dist.all_reduce(total)
-    return total + ranks() * (local - local.detach())
-
-
-def ranks() -> int:
-    """The size of the default process group, 1 where there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return summed(local) + ranks() * (local - local.detach())
