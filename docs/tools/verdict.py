@@ -12,6 +12,7 @@ not decided.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, differing_settings
 from equirelax_lab.report.rows import TITLE, by_label, in_words, settings
-from equirelax_lab.report.runs import read_folder
+from equirelax_lab.report.runs import Run, read_folder
 from equirelax_lab.report.statistics import decimals, interval_text, paired, spread, spread_text
 from equirelax_lab.tasks.task import heading
 
@@ -81,7 +82,7 @@ def read_row(named: str, root: Path = RESULTS) -> Row:
     path, _, shown = named.partition(" as ")
     folder, _, rest = path.partition(": ")
     label, _, averaged = rest.partition(", ")
-    runs, problems, _ = read_folder(root / folder)
+    runs, problems = _read(root / folder)
     rows = by_label([run.result for run in runs if run.finished])
     if label not in rows or averaged not in ("", "averaged"):
         raise VerdictError(f"{named!r} is no row of {folder}, which has {', '.join(rows) or problems}.")
@@ -90,6 +91,13 @@ def read_row(named: str, root: Path = RESULTS) -> Row:
     own = settings(rows[label][0])
     failed = sum(run.failed and settings(run.result) == own for run in runs)
     return Row(shown or rest, rows[label], bool(averaged), failed)
+
+
+@functools.cache
+def _read(folder: Path) -> tuple[Sequence[Run], Sequence[str]]:
+    """The runs of a folder, which many rows share, and the problems met."""
+    runs, problems, _ = read_folder(folder)
+    return runs, problems
 
 
 def best(candidates: Sequence[Row]) -> Row:

@@ -266,7 +266,7 @@ def test_the_slope_of_a_stream_is_that_of_its_jacobian() -> None:
     for key, residual in found:
         if key.endswith(":x"):
             residual.set_gamma(1.0)
-            jacobian = torch.autograd.functional.jacobian(residual, point).reshape(3, 3)
+            jacobian = torch.autograd.functional.jacobian(residual.delta, point).reshape(3, 3)
             expected = float(torch.linalg.matrix_norm(jacobian, 2))
             assert residual.slope().constant == pytest.approx(expected, rel=1e-9), key
 
