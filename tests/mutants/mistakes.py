@@ -96,7 +96,7 @@ MUTANTS = (
         "relaxation/kinds/kind.py",
         "None if bias is None else scale * bias",
         "None if bias is None else bias",
-        "lab/tests/relaxation/test_maps.py",
+        "tests/relaxation/kinds/test_kind_dense.py",
     ),
     Mutant(
         "a batch from outside is kept without a clone",
