@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 import equirelax as er
 from equirelax.errors import EquirelaxWarning, MethodError, StaleOptimizerError
 from equirelax.methods import Method
+from equirelax.methods.attachment import PATIENCE
 from equirelax.relaxation import Relaxation, relaxation_of
 
 needs_muon = pytest.mark.skipif(
@@ -340,6 +341,22 @@ def test_of_several_optimizers_one_that_was_replaced_is_noticed() -> None:
     train(relaxation, method, [often, seldom], 2)
     with pytest.warns(EquirelaxWarning, match=r"no longer steps.*all of the optimizers"):
         train(relaxation, method, [often, pair(relaxation)[1]], 4)
+
+
+def test_of_several_optimizers_one_that_is_forgotten_is_noticed_while_training() -> None:
+    relaxation = chain(2)
+    often, forgotten = pair(relaxation)
+    method = ace(relaxation).attach([often, forgotten])
+    with pytest.warns(EquirelaxWarning, match=r"has not stepped yet.*all of the optimizers"):
+        train(relaxation, method, [often], PATIENCE + 3)
+
+
+def test_optimizers_may_come_from_any_collection() -> None:
+    relaxation = chain(2)
+    optimizers = dict(zip("ab", pair(relaxation), strict=True))
+    method = ace(relaxation).attach(optimizers.values())  # type: ignore[arg-type]
+    train(relaxation, method, list(optimizers.values()), 1)
+    assert multipliers(method) != [0.0, 0.0]
 
 
 def test_of_several_optimizers_one_that_never_stepped_is_named_at_the_projection() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 from collections.abc import Callable
@@ -134,6 +135,23 @@ def test_a_regularizer_of_a_part_has_that_part_alone_keep_inputs() -> None:
     assert rows["mixes.0"]["lie"] > 0
 
 
+def test_a_regularizer_of_ones_own_keeps_inputs_beside_a_method_that_reads_none() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.Adam(relaxation.model.parameters())
+    method = er.ACE(relaxation, dual_lr=0.1)
+    own = LieDerivative(relaxation)
+    method.attach(optimizer)
+    assert forward(relaxation) == [3, 3]
+    assert torch.isfinite(own())
+    del method, optimizer
+    gc.collect()
+    assert forward(relaxation) == [3, 3]
+    assert torch.isfinite(own())
+    del own
+    assert kept(relaxation) == [0, 0]
+    assert forward(relaxation) == [0, 0]
+
+
 # Methods that follow one another
 
 
@@ -153,3 +171,26 @@ def test_a_method_that_was_replaced_cannot_be_attached_again(attached: bool) -> 
     assert not any(residual.is_learnt for _, residual in relaxation)
     forward(relaxation)
     assert torch.isfinite(again.penalty())
+
+
+def test_a_method_that_has_ended_ends_no_other() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.Adam(relaxation.model.parameters())
+    whole = scheduled(relaxation)
+    parts = [relaxation_of(relaxation.model.get_submodule(f"mixes.{index}")) for index in range(2)]
+    first, second = [scheduled(part).attach(optimizer) for part in parts]
+    assert forward(relaxation) == [3, 3]
+    assert torch.isfinite(first.penalty())
+    assert torch.isfinite(second.penalty())
+    with pytest.raises(MethodError, match="took over"):
+        whole.penalty()
+
+
+def test_a_method_that_has_ended_loads_nothing() -> None:
+    relaxation = chain(2)
+    first = scheduled(relaxation)
+    state = first.state_dict()
+    er.ACE(relaxation, dual_lr=0.1)
+    with pytest.raises(MethodError, match="ACE took over"):
+        first.load_state_dict(state)
+    assert forward(relaxation) == [0, 0]

@@ -153,6 +153,22 @@ def test_a_network_that_derives_forces_from_an_energy_is_measured() -> None:
     assert watch.projected == pytest.approx(float((model(x) - y).square().mean().detach()), rel=1e-6)
 
 
+def test_no_graph_of_the_parameters_is_built() -> None:
+    """Its memory would come on top of that of a graph whose backward pass is still to come."""
+    relaxation = relaxed()
+    graphs = []
+
+    def loss() -> Tensor:
+        found = relaxation.model(batch(0)[0]).square().mean()
+        graphs.append(found.grad_fn)
+        return found
+
+    before = [p.requires_grad for p in relaxation.model.parameters()]
+    ProjectedLoss(relaxation)(torch.tensor(1.0), loss)
+    assert graphs == [None]
+    assert [p.requires_grad for p in relaxation.model.parameters()] == before
+
+
 def test_an_error_in_the_loss_leaves_everything_as_it_was() -> None:
     relaxation = relaxed()
     before = {name: buffer.clone() for name, buffer in relaxation.model.named_buffers()}

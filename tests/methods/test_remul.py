@@ -208,6 +208,26 @@ def test_micro_batches_count_as_one_step() -> None:
     assert abs(found[0][0] - 1.0) > 1e-2
 
 
+def test_micro_batches_that_are_skipped_leave_no_trace() -> None:
+    found = []
+    for skipped in (False, True):
+        relaxation = chain(2)
+        method = REMUL(relaxation, weighting="gradnorm", weights_lr=0.1)
+        optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.01)
+        method.attach(optimizer)
+        for step in range(3):
+            if skipped and step == 1:
+                x, y = batch(seed=9)
+                first = loss_of(relaxation.model, x, y)
+                method.objective(first, lambda first=first: 3 * first, last=False)
+                method.skip()
+            optimizer.zero_grad()
+            objective(relaxation.model, method, seed=step).backward()
+            optimizer.step()
+        found.append(method.scalars())
+    assert found[0] == found[1]
+
+
 def test_the_last_weight_that_is_used_is_looked_at() -> None:
     model = perceptron()
     model.register_parameter("unused", nn.Parameter(torch.ones(2, 2, dtype=torch.float64)))

@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "folding forgets gamma",
         "relaxation/projected.py",
-        "return gamma * weight.to(dtype), None if bias is None else gamma * bias.to(dtype)",
-        "return weight.to(dtype), None if bias is None else gamma * bias.to(dtype)",
+        "return gamma * weight, None if bias is None else gamma * bias",
+        "return weight, None if bias is None else gamma * bias",
         "tests/relaxation/test_fold.py",
     ),
     Mutant(

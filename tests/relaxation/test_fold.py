@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import equirelax as er
-from equirelax.errors import EquirelaxWarning, UnfoldableError
+from equirelax.errors import EquirelaxWarning, NonFiniteError, UnfoldableError
 from equirelax.relaxation import Constant, cannot_fold
 from equirelax.relaxation.kinds import EquivariantDense
 from equirelax.symmetry import Lorentz, equivariant_projection, vector
@@ -188,5 +188,24 @@ def test_sizes_of_a_model_in_half_precision_are_those_of_its_numbers(mode):
     (report,) = er.project(model, mode=mode).residuals
     assert report.size == pytest.approx((6 * 300**2 + 400**2) ** 0.5, rel=1e-3)
     assert report.error == pytest.approx(1.0 if mode == "drop" else 400 / report.size, rel=1e-3)
-    moved = (model[0].weight - before).double()
+    moved = (model[0].weight.detach() - before).double()
     assert float(moved.norm()) == pytest.approx(report.folded, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_a_product_beyond_half_precision_is_never_folded_as_nan(gamma):
+    """U V is 160,000, which float16 does not have: times 0 it is 0, and otherwise it is refused."""
+    model = nn.Sequential(nn.Linear(6, 6, bias=False, dtype=torch.float16))
+    declared = (er.relaxation.Linear("0", "6x0e", "6x0e"),)
+    relaxation = er.relax(model, er.Layers(residual=er.LowRank(4), declare=declared))
+    relaxation.set_gamma(gamma)
+    with torch.no_grad():
+        for weight in relaxation["0"].map.parameters():
+            weight.fill_(200.0)
+    before = model[0].weight.detach().clone()
+    if gamma:
+        with pytest.raises(NonFiniteError, match=r"0 .*drop"):
+            er.project(model, mode="fold")
+    else:
+        er.project(model, mode="fold")
+    assert torch.equal(model[0].weight, before)

@@ -79,7 +79,7 @@ def test_residuals_that_read_the_same_batch_share_a_copy():
 
     model = Fork()
     relaxation = fill(er.relax(model, DECLARED))
-    LieDerivative(relaxation)
+    _ = LieDerivative(relaxation)  # inputs are kept while it is there
     array = X.numpy().copy()
     batch = torch.from_numpy(array)
     model(batch)

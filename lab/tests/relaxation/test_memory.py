@@ -72,10 +72,10 @@ def test_what_a_penalty_keeps_and_makes(kind: str) -> None:
     model = Two()
     relaxation = er.relax(model, residual=KINDS[kind])
     memory = relaxation.summary().memory
-    er.relaxation.regularizers.LieDerivative(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     rows = 5 * 30
     model(torch.randn(5, 4, 3, 30))
-    kept = {key: [dense(x) for x in residual.take_inputs()] for key, residual in relaxation}
+    kept = {key: [dense(x) for x in residual.take_inputs()] for key, residual in penalty.relaxation}
     assert memory.input_row * rows == held(x for inputs in kept.values() for x in inputs)
     assert memory.gram == sum(gram(residual, kept[key]) for key, residual in relaxation)
     assert (memory.gram == 0) == (kind == "perceptron")
@@ -119,10 +119,10 @@ def test_bytes_in_words(count: int, words: str) -> None:
 def test_streams_keep_one_input_and_convolutions_none() -> None:
     _, relaxation = stream_toys.relaxed()
     relaxation.model.train()
-    er.relaxation.regularizers.LieDerivative(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     _, pos = stream_toys.atoms(n=9)
     relaxation.model(*stream_toys.atoms(n=9))
-    kept = {x.data_ptr(): x for _, residual in relaxation for x in map(dense, residual.take_inputs())}
+    kept = {x.data_ptr(): x for _, residual in penalty.relaxation for x in map(dense, residual.take_inputs())}
     assert len(kept) == 1 < len(relaxation)
     assert relaxation.summary().memory.input_row * len(pos) == held(kept.values())
     plane = GroupConv2d(4 * trivial(Cyclic(4)), 4 * trivial(Cyclic(4)), 3)

@@ -151,9 +151,9 @@ def test_block_penalties_see_what_a_block_breaks():
     inputs, _, _ = egnn_case()
     relaxation = er.relax(model, "egnn-equivariant")
     randomise(relaxation)
-    er.relaxation.regularizers.LieDerivative(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     model(*inputs)
-    for _, residual in relaxation:
+    for _, residual in penalty.relaxation:
         lie, norm = residual_terms(residual, residual.take_inputs())
         assert lie <= 1e-20 * norm
         assert norm > 0

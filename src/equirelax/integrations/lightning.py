@@ -84,9 +84,9 @@ class RelaxationCallback(Callback):
             lists the entries that are compared; without it all are. Or a function of the network, which returns the report.
             None: no audit.
         watch: Steps from one measurement of the projected network's training loss to the next; see
-            `equirelax.methods.ProjectedLoss`. At these steps `training_step` is called a second time, without residuals,
-            while the module's `log` does nothing, and no gradient of it is kept; what else it counts or keeps, it does twice.
-            None: no measurement.
+            `equirelax.methods.ProjectedLoss`. At these steps `training_step` is called a second time, without residuals
+            and gradients of the parameters, while the module's `log` does nothing; what else it counts or keeps, it does
+            twice. None: no measurement.
         others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network and are
             networks of their own, such as a teacher: they stay as they are.
         settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+PATIENCE = 100
+"""Steps of some of several optimizers after which one that has not stepped at all is missed."""
+
 
 class Attachment:
     """Calls `advance` when every optimizer has stepped since the last call.
@@ -21,6 +24,7 @@ class Attachment:
     Attributes:
         lost: Whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
         ahead: Ids of the parameters of optimizers that have stepped since the last call, and wait for the others.
+        stuck: Whether others stepped `PATIENCE` times and an optimizer not once: it is likely to be forgotten.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], advance: Callable[[], None]) -> None:
@@ -29,6 +33,8 @@ class Attachment:
         self._advance = advance
         self._waiting = {id(optimizer) for optimizer in optimizers}
         self._all = frozenset(self._waiting)
+        self._never = set(self._waiting)
+        self._steps = 0
         self._handles = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
 
     def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -36,12 +42,19 @@ class Attachment:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
+        self._never.discard(id(optimizer))
+        self._steps += 1
         self._waiting.discard(id(optimizer))
         if self._waiting:
             self.ahead.update(id(p) for group in optimizer.param_groups for p in group["params"])
             return
         self._waiting, self.ahead = set(self._all), set()
         self._advance()
+
+    @property
+    def stuck(self) -> bool:
+        """See the class."""
+        return bool(self._never) and self._steps >= PATIENCE
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -54,5 +67,5 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.lost = bool(state["lost"])
-        self.ahead = set()
+        self.ahead, self._never, self._steps = set(), set(), 0
         self._handles = []

@@ -130,7 +130,8 @@ class Method(ABC):
             if not residual.enabled:
                 residual.enabled = True
                 residual.map.requires_grad_(True)
-        self._keep_inputs()
+        if regularizer is not None:
+            regularizer.keep()
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
         """Step with an optimizer, or with several: the method steps whenever all of them have stepped.
@@ -162,7 +163,8 @@ class Method(ABC):
         hold(self.relaxation, optimizers, group)
         self._unhook()
         self._enrol()
-        self._keep_inputs()
+        if self.regularizer is not None:
+            self.regularizer.keep()
         self._attachment = Attachment(optimizers, self._stepped)
         return self
 
@@ -328,6 +330,7 @@ class Method(ABC):
         next one. If the attached optimizers step before that, it moves nothing.
         """
         self._skipped = True
+        self._skip()
         if self.regularizer is not None:
             self.regularizer.forget()
 
@@ -357,13 +360,6 @@ class Method(ABC):
                 former._end(f"{type(self).__name__} took over its residuals; to go back, make a new {name}")
         enrol(self, residuals)
 
-    def _keep_inputs(self) -> None:
-        """Have the residuals that the regularizer reads keep their inputs, and no others."""
-        for residual in self.relaxation.residuals.values():
-            residual.keep_inputs = False
-        if self.regularizer is not None:
-            self.regularizer.keep()
-
     def forgotten(self) -> str:
         """A message where the residuals' weights changed and the method never stepped; else an empty text."""
         if self._idle.stepped or not self._begun or not self._idle.look():
@@ -377,7 +373,9 @@ class Method(ABC):
         )
 
     def _end(self, why: str) -> None:
-        """Stop stepping, and having inputs kept, for good."""
+        """Stop stepping, and having inputs kept, for good. A method that has ended is left as it is."""
+        if self._ended:
+            return
         self._unhook()
         if self.regularizer is not None:
             self.regularizer.stop()
@@ -423,7 +421,7 @@ class Method(ABC):
     def _check_idle(self) -> None:
         """Warn where the weights change and the method does not step."""
         # of several optimizers some may step more often than others
-        ahead = () if self._attachment is None else self._attachment.ahead
+        ahead = () if self._attachment is None or self._attachment.stuck else self._attachment.ahead
         if self._idle.changes < FORGOTTEN <= self._idle.look(ahead):
             what = "no longer steps" if self._idle.stepped else "has not stepped yet"
             warnings.warn(_never_stepped(self, what), EquirelaxWarning, stacklevel=4)
@@ -481,8 +479,9 @@ class Method(ABC):
         """Continue from `state_dict()`. Nothing changes if the state does not fit.
 
         Raises:
-            MethodError: the state of another method or model, or a damaged one.
+            MethodError: the state of another method or model, or a damaged one; another method took over.
         """
+        self._check_not_ended()
         if state.get("method") != self.name:
             raise MethodError(
                 f"the state is of method {state.get('method')!r}, this is {self.name!r}; "
@@ -518,8 +517,8 @@ class Method(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # copied residuals keep no inputs before a method has them do so; one that lost its optimizers does when it is attached
-        if self._attachment is None and not self._ended:
-            self._keep_inputs()
+        if self._attachment is None and not self._ended and self.regularizer is not None:
+            self.regularizer.keep()
 
     @abstractmethod
     def _term(self) -> Tensor:

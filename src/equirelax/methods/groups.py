@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ def as_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ..
     Raises:
         MethodError: No optimizer, one twice, something else, or an optimizer that no method can step with.
     """
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    several = list(given) if isinstance(given, Iterable) else [given]
     found = tuple(_unwrapped(optimizer) for optimizer in several)
     if not found or len({id(optimizer) for optimizer in found}) != len(found):
         raise MethodError(

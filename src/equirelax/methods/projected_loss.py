@@ -58,8 +58,8 @@ class ProjectedLoss:
         watch(task, lambda: criterion(model(x), y))
         optimizer.step()
 
-    At every so many calls the same batch is evaluated again, without residuals. No gradient is kept, though gradients are on, so
-    that a network may derive forces from its energy. Torch's random numbers, buffers (such as those of batch norm) and modes stay
+    At every so many calls the same batch is evaluated again, without residuals and without gradients of the parameters, though
+    a network may derive forces from its energy. Torch's random numbers, buffers (such as those of batch norm) and modes stay
     as they were. With DDP's `find_unused_parameters` call it after the backward pass and not before it.
 
     The warning says that projection takes away most of the fit to the training data; `lags` is its rule. That may be good, where
@@ -118,8 +118,13 @@ class ProjectedLoss:
         self._calls += 1
         if (self._calls - 1) % self.every:
             return False
-        # a network that derives forces from an energy needs gradients in its forward
-        with torch.enable_grad(), untouched(self.relaxation.model), self.relaxation.strict():
+        # A network that derives forces from an energy needs gradients in its forward; the parameters need none.
+        with (
+            torch.enable_grad(),
+            _frozen(self.relaxation.model),
+            untouched(self.relaxation.model),
+            self.relaxation.strict(),
+        ):
             projected = _scalar(loss(), "the loss that is computed anew")
         self._note(projected, _scalar(relaxed, "the relaxed loss"))
         return True
@@ -174,6 +179,19 @@ def _scalar(loss: Tensor, what: str) -> float:
         got = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
         raise MethodError(f"ProjectedLoss: {what} {got}; expected a scalar tensor")
     return float(loss.detach())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters need no gradients within it, so that a graph, and its memory, is only where a network itself differentiates."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -161,6 +161,7 @@ class REMUL(Method):
             self._gradnorm.step()
 
     def _skip(self) -> None:
+        self._losses, self._adding = None, False
         if self._gradnorm is not None:
             self._gradnorm.forget()
 

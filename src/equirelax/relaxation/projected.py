@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equirelax.relaxation.layers import Fold
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.terms.precision import penalty_dtype
+from equirelax.relaxation.terms.precision import promoted
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,10 @@ HEADER = ("module", "gamma", "|gamma W|", "folded", "lost", "note")
 def scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
     """gamma W and gamma b of a linear residual, detached, in float32 or better: squares of entries overflow below it."""
     with torch.no_grad():
-        map_ = residual.linear_map
+        map_ = promoted(residual.linear_map)
         weight, bias = map_.effective_weight(), map_.effective_bias()
-        dtype = penalty_dtype(weight.dtype)
-        gamma = residual.gamma.to(dtype)
-        return gamma * weight.to(dtype), None if bias is None else gamma * bias.to(dtype)
+        gamma = residual.gamma.to(weight.dtype)
+        return gamma * weight, None if bias is None else gamma * bias
 
 
 def record(key: str, residual: Residual, fold: Fold | None = None, note: str = "") -> Projected:

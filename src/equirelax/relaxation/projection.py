@@ -150,6 +150,11 @@ def _fold(
             f"{key} ({type(module).__name__}): the layer's own weights hold NaN or infinity; go back to an "
             f"earlier checkpoint"
         )
+    if not all(bool(torch.isfinite(amount.to(parameter)).all()) for parameter, amount in fold.writes):
+        raise NonFiniteError(
+            f"{key} ({type(module).__name__}): what would be folded is too large for the dtype of its weights; project with "
+            f'mode="drop", or convert the model to float32 first'
+        )
     return fold, residual.fold_note()
 
 

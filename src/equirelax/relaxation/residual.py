@@ -7,7 +7,6 @@ hook along, bound to the copy.
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -355,15 +354,7 @@ _DRIVERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Driver]] = weakref.Wea
 def enrol(driver: Driver, residuals: Iterable[Residual]) -> None:
     """Make `driver` the one that drives these residuals; it replaces an earlier one, and is not kept alive by this."""
     for residual in residuals:
-        _DRIVERS[residual] = weakref.ref(driver, functools.partial(_undriven, weakref.ref(residual)))
-
-
-def _undriven(residual: weakref.ref[Residual], _: object) -> None:
-    """Have a residual keep no inputs any more, for its driver is gone and no other one has come."""
-    left = residual()
-    if left is not None:
-        left.keep_inputs = False
-        left.forget_inputs()
+        _DRIVERS[residual] = weakref.ref(driver)
 
 
 def drivers_of(residuals: Iterable[Residual]) -> list[Driver]:

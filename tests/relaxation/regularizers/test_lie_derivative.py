@@ -332,7 +332,7 @@ def test_a_shared_module_counts_once_per_call():
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    LieDerivative(relaxation)
+    _ = LieDerivative(relaxation)  # inputs are kept while it is there
     model(torch.randn(2, 3, dtype=torch.float64))
     assert len(relaxation["0"].take_inputs()) == 2
 

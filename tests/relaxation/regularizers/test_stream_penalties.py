@@ -175,10 +175,12 @@ def test_the_penalty_moves_residuals_and_not_their_state():
 
 def test_evaluation_and_no_grad_do_not_count():
     model, relaxation = relaxed()
-    er.relaxation.regularizers.LieDerivative(relaxation)
+    penalty = er.relaxation.regularizers.LieDerivative(relaxation)
     with torch.no_grad():
         model(None, cloud())
     model.eval()(None, cloud())
     with relaxation.strict():
         model.train()(None, cloud())
     assert all(not residual.take_inputs() for _, residual in relaxation)
+    model(None, cloud())
+    assert float(penalty().detach()) > 0

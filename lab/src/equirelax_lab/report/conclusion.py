@@ -58,7 +58,7 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
     sentences call a method
 
     - better or worse than strict where the 95 % interval of the paired difference excludes zero, and p is below `ALPHA` after
-      Holm's correction for the number of methods,
+      Holm's correction for the number of comparisons,
     - level with strict where the whole interval lies within `LEVEL` of strict's mean,
     - undecided elsewhere, and always with fewer than `ENOUGH_SEEDS` seeds, where runs of one of the two failed, or where another
       setting than the optimiser differs and the two rows had not the same values to choose from.
@@ -86,7 +86,7 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
     corrected = holm({one.name: 1.0 if one.paired.p is None else one.paired.p for one in found})
     if verdict in ("better", "worse") and best.paired.p is not None and corrected[best.name] >= ALPHA:
         verdict = "undecided"
-        reasons.append(f"{len(found)} methods were compared (Holm's p is {corrected[best.name]:.2g})")
+        reasons.append(f"it is one of {len(found)} comparisons (Holm's p is {corrected[best.name]:.2g})")
     against = {"undecided": "against", "level": "with"}.get(verdict, "than")
     parts = [
         f"The best {kind}, by validation, is {best.name}: {verdict} {against} {best.strict}{_because(reasons)}.",
@@ -199,9 +199,13 @@ def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> s
 
 
 def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
-    """How the row stands to its strict row in validation, lower where it is better: rows may be of several data sets."""
+    """How the row stands to its strict row in validation, lower where it is better: in points where higher values are, else as a
+    share of strict's error, since rows may be of several data sets.
+    """
     own, its = _rank(rows[one.name], higher), _rank(rows[one.strict], higher)
-    return own if math.isinf(own) else own - its
+    if math.isinf(own) or math.isinf(its):
+        return math.inf
+    return own - its if higher or not its else (own - its) / abs(its)
 
 
 def _rank(row: Row, higher: bool) -> float:

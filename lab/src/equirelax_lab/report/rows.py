@@ -113,8 +113,13 @@ def strict_rows(run: Result, rows: Mapping[str, Sequence[Result]]) -> list[str]:
         label
         for label, (other, *_) in rows.items()
         if (other["method"], other["model"]) == (BASELINE, run["model"])
-        and all(other["config"].get(s) == run["config"].get(s) for s in SHARED)
+        and all(_section(other, name) == _section(run, name) for name in SHARED)
     ]
+
+
+def _section(result: Result, name: str) -> dict[str, Any]:
+    """The settings of one section; those that the run's version lacked are as they were then."""
+    return {key: value for key, value in settings(result).items() if key.startswith(f"{name}.")}
 
 
 def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | None:
@@ -130,7 +135,7 @@ def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | Non
             label
             for label, (other, *_) in rows.items()
             if (other["method"], other["model"]) == (BASELINE, run["model"])
-            and other["config"].get("dataset") == run["config"].get("dataset")
+            and _section(other, "dataset") == _section(run, "dataset")
         ]
         return model[0] if len(model) == 1 else None
     own = settings(run)

@@ -75,7 +75,7 @@ class ResidualMap(nn.Module):
     features on the feature axis, or f(x) where the scale is left out.
 
     Penalties evaluate it too, and must change nothing. Modules in it that keep running statistics therefore do so only while
-    their attribute `track_running_stats` is true, as torch's own do.
+    their attribute `track_running_stats` is true, as torch's batch norm does; its instance norm does not.
 
     Attributes:
         feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points); of a convolution the axis of the

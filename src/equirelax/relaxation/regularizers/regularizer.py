@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -99,15 +101,22 @@ class Regularizer(ABC):
         self.keep()
 
     def keep(self) -> None:
-        """Make the residuals keep their inputs in the steps that need them, and in no other."""
+        """Make the residuals keep their inputs in the steps that need them, and in no other, until `stop`, until another
+        regularizer reads them, or until this one is gone.
+        """
+        if not self.reads_inputs:
+            return
         for _, residual in self.relaxation:
-            residual.keep_inputs = self.reads_inputs and self.due
+            if _reader_of(residual) is not self:
+                _READERS[residual] = weakref.ref(self, functools.partial(_unread, weakref.ref(residual)))
+            residual.keep_inputs = self.due
 
     def stop(self) -> None:
-        """Make the residuals keep no inputs any more, and forget those that they have kept; `keep` begins anew."""
+        """Make the residuals whose inputs this one reads keep none any more, and forget those that they have kept."""
         for _, residual in self.relaxation:
-            residual.keep_inputs = False
-        self.forget()
+            if _reader_of(residual) is self:
+                del _READERS[residual]
+                _stop_keeping(residual)
 
     def __call__(self) -> Tensor:
         """The penalty, a 0-dimensional tensor to add to the loss. Reads the inputs that were kept, and forgets them."""
@@ -145,6 +154,27 @@ class Regularizer(ABC):
         """Forget inputs that were kept and will not be used."""
         for _, residual in self.relaxation:
             residual.forget_inputs()
+
+
+_READERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Regularizer]] = weakref.WeakKeyDictionary()
+"""The regularizer for which a residual keeps its inputs. Without it nobody would take them, and they would pile up."""
+
+
+def _reader_of(residual: Residual) -> Regularizer | None:
+    reference = _READERS.get(residual)
+    return None if reference is None else reference()
+
+
+def _unread(residual: weakref.ref[Residual], _: object) -> None:
+    """The reader of a residual's inputs is gone, and no other one has come."""
+    left = residual()
+    if left is not None:
+        _stop_keeping(left)
+
+
+def _stop_keeping(residual: Residual) -> None:
+    residual.keep_inputs = False
+    residual.forget_inputs()
 
 
 def _needs_no_inputs(residual: Residual) -> bool:
