@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equirelax.relaxation.layers import Fold
 from equirelax.relaxation.residual import Residual
-from equirelax.relaxation.terms.precision import promoted
+from equirelax.relaxation.terms.precision import penalty_dtype, promoted, whole
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,12 @@ HEADER = ("module", "gamma", "|gamma W|", "folded", "lost", "note")
 def scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
     """gamma W and gamma b of a linear residual, detached, in float32 or better: squares of entries overflow below it."""
     with torch.no_grad():
-        map_ = promoted(residual.linear_map)
+        map_ = residual.linear_map
+        gamma: Tensor = residual.gamma
+        dtype = next(map_.parameters()).dtype
+        if dtype != penalty_dtype(dtype):  # not always: what is promoted is no longer sharded
+            map_, gamma = promoted(map_), whole(gamma).to(penalty_dtype(dtype))
         weight, bias = map_.effective_weight(), map_.effective_bias()
-        gamma = residual.gamma.to(weight.dtype)
         return gamma * weight, None if bias is None else gamma * bias
 
 
