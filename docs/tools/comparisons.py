@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from equirelax_lab.report.conclusion import ENOUGH_SEEDS, differing_settings
+from equirelax_lab.report.conclusion import ALPHA, ENOUGH_SEEDS, differing_settings
 from equirelax_lab.report.rows import TITLE, in_words, shown
 from equirelax_lab.report.statistics import decimals, holm, interval_text, paired
 from equirelax_lab.report.table import headline
@@ -28,7 +28,6 @@ HEADER = (
     "| difference | by seed | mean | 95 % interval | better seeds | p, corrected | decided |\n"
     "| --- | --- | --- | --- | --- | --- | --- |"
 )
-ALPHA = 0.05
 
 
 def errors(row: Row) -> dict[int, float]:

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from equirelax_lab.report.drawing import styled, write_png
 from equirelax_lab.report.looks import COLOURS, INK, MARKERS, SOFT
-from equirelax_lab.report.rows import settings, swept_setting
+from equirelax_lab.report.rows import BASELINE, settings, swept_setting
 from equirelax_lab.report.runs import read_folder
 from equirelax_lab.report.statistics import interval_text, paired, spread
 from matplotlib.figure import Figure as Canvas
 from scipy.stats import spearmanr
 
-BASELINE = "strict"
 FORMS = {"relaxed": "deployed", "projected": "projected"}
 """Of a relaxed network -> in words."""
 DRAWS = 10_000

@@ -14,12 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from equirelax_lab.report.rows import labels
+from equirelax_lab.report.rows import BASELINE, labels
 from equirelax_lab.report.runs import Run, comparison_folders, read_folder
 from equirelax_lab.report.statistics import interval_text, paired, spread, spread_text
 from equirelax_lab.training.dynamics import first_lag
 
-BASELINE = "strict"
 FORMS = {"raw": "val/projected", "averaged": "averaged/projected"}
 END = 0.1
 """Share of the epochs over which the losses on training data are averaged, at the end."""

@@ -25,7 +25,7 @@ ENOUGH_SEEDS = 6
 LEVEL = 0.02
 """The share of strict's mean within which an interval has to lie for a method to be called level with it."""
 ALPHA = 0.05
-"""A difference counts where the p of its test, corrected for the number of methods, is below this."""
+"""A difference counts where the p of its test, corrected for the number of comparisons, is below this."""
 
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
