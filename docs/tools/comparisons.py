@@ -4,10 +4,12 @@
     python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
 
 comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it; "folder: row, averaged" takes the
-averaged weights. Each is the difference of the two rows' test errors, seed by seed, in the form that the method deploys.
-"Better" and "worse" need six seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for
-all pairs of the file; anything else is undecided. Below the table stands in which settings the two rows of a pair differ
-besides the method.
+averaged weights, and "folder: row, by validation" in every run the raw or the averaged ones, whichever validation prefers. Each
+is the difference of the two rows' test errors, seed by seed, in the form that the method deploys. "Better" and "worse" need six
+seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for all pairs of the file. A pair may
+have a number as its third item, a margin that was named beforehand: "level" needs as many seeds and a 95 % interval within plus
+or minus the margin. Anything else is undecided. Below the table stands in which settings the two rows of a pair differ besides
+the method.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from equirelax_lab.report.conclusion import ALPHA, ENOUGH_SEEDS, differing_settings
 from equirelax_lab.report.rows import TITLE, in_words, shown
-from equirelax_lab.report.statistics import decimals, holm, interval_text, paired
+from equirelax_lab.report.statistics import Paired, decimals, holm, interval_text, paired
 from equirelax_lab.report.table import headline
 from verdict import RESULTS, ROOT, Row, VerdictError, read_row
 
@@ -35,26 +38,46 @@ def errors(row: Row) -> dict[int, float]:
     return row.errors("test", headline(row.runs[0]["method"]))
 
 
-def table(pairs: Sequence[Sequence[str]], folder: Path) -> str:
+def decision(found: Paired, p: float, higher_is_better: bool, failed: int, margin: float | None) -> str:
+    """ "better", "worse", "level" or "undecided", of the first row beside the second.
+
+    Args:
+        found: The differences.
+        p: Of the paired t test, corrected.
+        higher_is_better: Whether a larger value wins.
+        failed: Number of runs of the two rows that ended without a result.
+        margin: The largest difference that counts as none; None where nobody named one.
+    """
+    if failed:
+        return f"undecided ({failed} more failed)"
+    if found.count < ENOUGH_SEEDS or found.interval is None:
+        return "undecided"
+    if p < ALPHA:
+        return "better" if (found.mean > 0) == higher_is_better else "worse"
+    level = margin is not None and -margin <= found.interval[0] and found.interval[1] <= margin
+    return "level" if level else "undecided"
+
+
+def table(pairs: Sequence[Sequence[Any]], folder: Path) -> str:
     """The differences of all pairs of rows of the comparisons in `folder`, and the settings in which pairs differ.
+
+    Args:
+        pairs: The items of comparisons.yaml.
+        folder: Where it lies.
 
     Raises:
         VerdictError: A row is not there.
     """
-    rows = [(read_row(first, folder), read_row(second, folder)) for first, second in pairs]
+    rows = [(read_row(first, folder), read_row(second, folder)) for first, second, *_ in pairs]
     found = [paired(errors(ours), errors(theirs), ours.higher_is_better) for ours, theirs in rows]
     # a pair without a p belongs to the family all the same
     corrected = holm({str(k): 1.0 if one is None or one.p is None else one.p for k, one in enumerate(found)})
     lines, differences = [HEADER], []
-    for k, ((first, second), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
+    for k, ((first, second, *margin), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
         if one is None:
             raise VerdictError(f"{first!r} and {second!r} have no seed in common.")
         digits, p = decimals(statistics.fmean(errors(theirs).values())), corrected[str(k)]
         seeds = sorted(errors(ours).keys() & errors(theirs).keys())
-        failed = ours.failed + theirs.failed
-        decided = f"undecided ({failed} more failed)" if failed else "undecided"
-        if one.count >= ENOUGH_SEEDS and p < ALPHA and not failed:
-            decided = "better" if (one.mean > 0) == ours.higher_is_better else "worse"
         cells = [
             f"{first} minus {second}",
             " ".join(f"{errors(ours)[seed] - errors(theirs)[seed]:+.{digits}f}" for seed in seeds),
@@ -62,7 +85,7 @@ def table(pairs: Sequence[Sequence[str]], folder: Path) -> str:
             interval_text(one.to_dict(), digits),
             f"{one.wins} of {one.count}",
             "" if one.p is None else f"{p:.2g}",
-            decided,
+            decision(one, p, ours.higher_is_better, ours.failed + theirs.failed, *margin or [None]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
         if words := differing_settings(ours.runs[0], theirs.runs[0]):

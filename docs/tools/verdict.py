@@ -39,6 +39,14 @@ class VerdictError(Exception):
     """verdict.yaml names a row that is not there."""
 
 
+RAW, AVERAGED, BY_VALIDATION = "", "averaged", "by validation"
+
+
+def _worst_last(error: float) -> float:
+    """An error to sort by: NaN is the worst."""
+    return math.inf if math.isnan(error) else error
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a comparison, in the projected form.
@@ -46,19 +54,30 @@ class Row:
     Attributes:
         name: In words: "ace, averaged".
         runs: Contents of its result.json files.
-        averaged: Whether the averaged weights are meant.
+        weights: Which weights are meant: as trained (RAW), their average (AVERAGED), or in every run the one of the two with the
+            better validation error (BY_VALIDATION).
         failed: Number of runs with the same settings that ended without a result.
     """
 
     name: str
     runs: Sequence[Mapping[str, Any]]
-    averaged: bool
+    weights: str = RAW
     failed: int = 0
 
     def errors(self, part: str, form: str = "projected") -> dict[int, float]:
         """Seed -> error on "val" or "test"."""
-        found = (run["averaged"] if self.averaged else run for run in self.runs)
-        return {run["seed"]: one[part][form] for run, one in zip(self.runs, found, strict=True)}
+        return {run["seed"]: self._evaluation(run, form)[part][form] for run in self.runs}
+
+    def _evaluation(self, run: Mapping[str, Any], form: str) -> Mapping[str, Any]:
+        """The part of a result.json with the errors of the weights that are meant."""
+        if self.weights == RAW:
+            return run
+        averaged: Mapping[str, Any] = run["averaged"]
+        if self.weights == AVERAGED:
+            return averaged
+        sign = -1 if self.higher_is_better else 1
+        raw, other = (_worst_last(sign * one["val"][form]) for one in (run, averaged))
+        return averaged if other < raw else run
 
     @property
     def higher_is_better(self) -> bool:
@@ -74,23 +93,24 @@ class Row:
 
 
 def read_row(named: str, root: Path = RESULTS) -> Row:
-    """The row "folder: label" or "folder: label, averaged"; what follows " as " is its name in the table.
+    """The row "folder: label", "folder: label, averaged" or "folder: label, by validation"; what follows " as " is its name in
+    the table.
 
     Raises:
         VerdictError: There is none.
     """
     path, _, shown = named.partition(" as ")
     folder, _, rest = path.partition(": ")
-    label, _, averaged = rest.partition(", ")
+    label, _, weights = rest.partition(", ")
     runs, problems = _read(root / folder)
     rows = by_label([run.result for run in runs if run.finished])
-    if label not in rows or averaged not in ("", "averaged"):
+    if label not in rows or weights not in (RAW, AVERAGED, BY_VALIDATION):
         raise VerdictError(f"{named!r} is no row of {folder}, which has {', '.join(rows) or problems}.")
-    if averaged and any(not run.get("averaged") for run in rows[label]):
+    if weights and any(not run.get("averaged") for run in rows[label]):
         raise VerdictError(f"{named!r}: its runs have no averaged weights.")
     own = settings(rows[label][0])
     failed = sum(run.failed and settings(run.result) == own for run in runs)
-    return Row(shown or rest, rows[label], bool(averaged), failed)
+    return Row(shown or rest, rows[label], weights, failed)
 
 
 @functools.cache
@@ -105,8 +125,7 @@ def best(candidates: Sequence[Row]) -> Row:
     sign = -1 if candidates[0].higher_is_better else 1
 
     def rank(row: Row) -> float:
-        mean = sign * statistics.fmean(row.errors("val").values())
-        return math.inf if math.isnan(mean) else mean
+        return _worst_last(sign * statistics.fmean(row.errors("val").values()))
 
     return min(candidates, key=rank)
 

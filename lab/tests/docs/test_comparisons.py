@@ -13,7 +13,7 @@ from doc_pages import ROOT
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import comparisons
 from equirelax_lab.tasks.registry import defaults
-from verdict import Row, VerdictError
+from verdict import AVERAGED, BY_VALIDATION, Row, VerdictError
 
 
 def row(method: str, errors: dict[int, float], failed: int = 0, **settings: Any) -> Row:
@@ -25,12 +25,16 @@ def row(method: str, errors: dict[int, float], failed: int = 0, **settings: Any)
             "method": method,
             "metric": {"higher_is_better": False},
             "test": {form: error, not_deployed: other[seed]},
-            "averaged": {"test": {form: error - 2, not_deployed: other[seed]}},
+            "val": {form: 3.0},
+            "averaged": {
+                "val": {form: 2.0 if seed % 2 else 4.0},
+                "test": {form: error - 2, not_deployed: other[seed]},
+            },
             "config": defaults("nbody", "egnn", "strict").updated(settings).to_dict(),
         }
         for seed, error in errors.items()
     ]
-    return Row(method, runs, False, failed)
+    return Row(method, runs, failed=failed)
 
 
 SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
@@ -45,7 +49,9 @@ ROWS = {
     "a: faster": row("ace", {seed: e - 1 - 0.01 * seed for seed, e in SIX.items()}, learning_rate=0.5),
     "a: broken": row("ace", {seed: e - 1 - 0.01 * seed for seed, e in SIX.items()}, failed=2),
 }
-ROWS["a: resilient, averaged"] = replace(ROWS["a: resilient"], averaged=True)
+ROWS["a: resilient, averaged"] = replace(ROWS["a: resilient"], weights=AVERAGED)
+ROWS["a: resilient, by validation"] = replace(ROWS["a: resilient"], weights=BY_VALIDATION)
+ROWS["a: about equal"] = row("ace", {seed: e + 0.01 + 0.05 * (-1) ** seed for seed, e in SIX.items()})
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +59,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparisons, "read_row", lambda name, folder: ROWS[name])
 
 
-def decided(*firsts: str) -> list[list[str]]:
-    lines = comparisons.table([(first, "a: strict") for first in firsts], Path()).splitlines()[2:-2]
+def decided(*firsts: str, margin: tuple[float, ...] = ()) -> list[list[str]]:
+    pairs = [(first, "a: strict", *margin) for first in firsts]
+    lines = comparisons.table(pairs, Path()).splitlines()[2:-2]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
@@ -90,6 +97,25 @@ def test_a_pair_without_a_p_counts_in_the_correction() -> None:
 def test_averaged_weights_are_those_of_the_row_that_says_so() -> None:
     [averaged] = decided("a: resilient, averaged")
     assert averaged[2] == "-3.00"
+
+
+def test_weights_may_be_chosen_by_validation() -> None:
+    [chosen] = decided("a: resilient, by validation")
+    assert chosen[1] == "-1.10 -2.90 -1.10 -2.90 -1.10 -2.90"
+
+
+@pytest.mark.parametrize(
+    ("first", "margin", "words"),
+    [
+        ("a: about equal", (), "undecided"),
+        ("a: about equal", (0.25,), "level"),
+        ("a: about equal", (0.05,), "undecided"),  # the interval is wider
+        ("a: worse", (2.0,), "worse"),  # a difference that is seen is not called level
+        ("a: few", (9.0,), "undecided"),
+    ],
+)
+def test_level_needs_a_margin_named_beforehand(first: str, margin: tuple[float, ...], words: str) -> None:
+    assert decided(first, margin=margin)[0][-1] == words
 
 
 def test_failed_runs_leave_a_pair_undecided() -> None:

@@ -34,7 +34,7 @@ def row(
         }
         for seed, error in test.items()
     ]
-    return verdict.Row(name, runs, False, failed)
+    return verdict.Row(name, runs, failed=failed)
 
 
 SIX = {seed: 5.0 + 0.01 * seed for seed in range(6)}
@@ -104,6 +104,25 @@ def test_validation_chooses_whatever_the_test_error() -> None:
     assert verdict.best(rows).name == "b"
     rows = [row("a", {0: 1.0}, val=3.0, higher=True), row("b", {0: 9.0}, val=2.0, higher=True)]
     assert verdict.best(rows).name == "a"
+
+
+def test_weights_by_validation_are_chosen_run_by_run() -> None:
+    pairs = {0: ((3.0, 30.0), (2.0, 20.0)), 1: ((2.0, 21.0), (3.0, 31.0)), 2: ((math.nan, 1.0), (9.0, 90.0))}
+    runs: list[dict[str, Any]] = [
+        {
+            "seed": seed,
+            "metric": {"higher_is_better": False},
+            "val": {"projected": raw[0]},
+            "test": {"projected": raw[1]},
+            "averaged": {"val": {"projected": averaged[0]}, "test": {"projected": averaged[1]}},
+        }
+        for seed, (raw, averaged) in pairs.items()
+    ]
+    assert verdict.Row("ace", runs, verdict.BY_VALIDATION).errors("test") == {0: 20.0, 1: 21.0, 2: 90.0}
+    assert verdict.Row("ace", runs, verdict.AVERAGED).errors("test") == {0: 20.0, 1: 31.0, 2: 90.0}
+    assert verdict.Row("ace", runs).errors("test") == {0: 30.0, 1: 21.0, 2: 1.0}
+    higher = [{**run, "metric": {"higher_is_better": True}} for run in runs]
+    assert verdict.Row("ace", higher, verdict.BY_VALIDATION).errors("test") == {0: 30.0, 1: 31.0, 2: 90.0}
 
 
 @pytest.mark.parametrize("higher", [False, True])
