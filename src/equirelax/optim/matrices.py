@@ -7,7 +7,7 @@ import re
 from torch import nn
 
 from equirelax.relaxation.kinds import ResidualMap
-from equirelax.relaxation.layers.family import families
+from equirelax.relaxation.layers.family import families_of
 from equirelax.relaxation.matrices import Matrices, by_shape, without_vectors
 
 NORM = re.compile(r"Norm(\d+d|V\d+)?$")
@@ -50,7 +50,7 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
         declared: dict[str, tuple[Matrices, ...]] = {}
         if isinstance(module, ResidualMap):
             declared = module.matrices()
-        elif family := next((each for each in families().values() if each.matches(module)), None):
+        elif family := next(families_of(module), None):
             declared = family.matrices(module)
         elif isinstance(module, nn.modules.conv._ConvNd):
             declared = {"weight": _by_group(module)}

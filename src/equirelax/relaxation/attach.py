@@ -11,7 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from equirelax.errors import PlacementError, RelaxationStateError
 from equirelax.relaxation.across import share
-from equirelax.relaxation.entries import CHILD, PLACEMENT, roots
+from equirelax.relaxation.entries import CHILD, PLACEMENT, roots, take_off
 from equirelax.relaxation.hooks import guard_hooks
 from equirelax.relaxation.kinds import ResidualKind
 from equirelax.relaxation.placements import Layers, get
@@ -81,7 +81,8 @@ def attach(
         generator: Random numbers of the residuals' initial weights.
 
     Raises:
-        PlacementError: the placement chooses two residuals of one key.
+        PlacementError: the placement chooses two residuals of one key, or a module that can hold none. The model is left as
+            it was, as with any error.
     """
     _refuse(model)
     survey = placement.survey(model)
@@ -95,9 +96,13 @@ def attach(
         for placed in survey.placed
         if placed.site.key not in left_out
     ]
-    for placed, built in made:
-        _attach(model, placed, built)
-    share(model, [built for _, built in made])
+    try:
+        for placed, built in made:
+            _attach(model, placed, built)
+        share(model, [built for _, built in made])
+    except BaseException:
+        take_off(model, [built for _, built in made])
+        raise
     model.__dict__[PLACEMENT] = placement
     # importing what torch.compile is made of takes seconds, and an optimizer imports it anyway
     importlib.import_module("torch._dynamo")
@@ -161,8 +166,9 @@ def _refuse(model: nn.Module) -> None:
         )
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         raise RelaxationStateError(
-            f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it "
-            f"afterwards"
+            f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it in "
+            f"DistributedDataParallel afterwards. DataParallel is not supported: its copies on further GPUs would call the "
+            f"residuals of the first one"
         )
     traced = next((m for m in model.modules() if getattr(m, "is_compile_graph_model", False)), None)
     if traced is not None:  # it keeps the code of its first call, whatever hooks come and go
@@ -227,6 +233,10 @@ def _run_by(module: nn.Module) -> Iterator[nn.Module]:
 def _attach(model: nn.Module, placed: Placed, residual: Residual) -> None:
     module = model.get_submodule(placed.site.path)
     host = host_of(model, module)
+    if isinstance(host, torch.jit.ScriptModule):
+        raise PlacementError(
+            f"{placed.site.key} ({type(module).__name__}): a script module cannot hold a residual; exclude it"
+        )
     name = CHILD if not placed.site.slot else f"{CHILD}_{placed.site.slot}"
     if host is not module:
         depth = sum(1 for m in module.modules() if m is not host and host in m.modules())

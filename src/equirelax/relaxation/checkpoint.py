@@ -43,7 +43,7 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     """The state from which `load_relaxation_state` rebuilds a relaxed model: plain data and tensors.
 
     Raises:
-        CheckpointError: a residual belongs to a module outside, with its placement.
+        CheckpointError: a residual belongs to a module outside, with its placement; or modules were rearranged since.
     """
     model = relaxation.model
     for one in relaxation.entries():
@@ -51,6 +51,12 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
             raise CheckpointError(
                 f"{one.key or type(model).__name__}: its placement is with a module around this {type(model).__name__}, "
                 f"which is needed to rebuild it: save the module that was given to relax(), or one around it"
+            )
+        if one.has_moved:
+            raise CheckpointError(
+                f"{one.key or type(model).__name__}: the relaxed module has been moved since, from {one.residual.site.path!r} in "
+                f"the module that was given to relax(), so that the placement cannot rebuild it: project before modules are "
+                f"rearranged, and relax again afterwards"
             )
     derived = derived_keys(model)
     return {

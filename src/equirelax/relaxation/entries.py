@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from equirelax.errors import RelaxationStateError
-from equirelax.relaxation.hooks import owners, unhook
+from equirelax.relaxation.hooks import behind, unhook
 from equirelax.relaxation.residual import Residual
 from equirelax.relaxation.sites import join
 
@@ -32,6 +32,7 @@ class Entry:
         module: The relaxed module.
         residual: The residual.
         root: Path of the module that was given to `relax`; None where that lies outside.
+        has_moved: Whether the module stands elsewhere than where it was relaxed, as after `del sequential[0]`.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Entry:
     module: nn.Module
     residual: Residual
     root: str | None
+    has_moved: bool = False
 
 
 def of_residual(key: str) -> bool:
@@ -70,28 +72,39 @@ def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def find(model: nn.Module) -> list[Entry]:
     """Every residual inside a model once, in the model's order, whoever relaxed which part of it.
 
+    A residual relaxes the module that has its hook, which may stand elsewhere by now than where it was relaxed.
+
     Raises:
-        RelaxationStateError: a residual inside belongs to a module outside, such as an `nn.Sequential` around this one.
+        RelaxationStateError: a residual inside belongs to a module outside, such as an `nn.Sequential` around this one; or
+            modules were rearranged in such a way that two residuals are of one module.
     """
     residuals = [(path, module) for path, module in model.named_modules() if isinstance(module, Residual)]
     if not residuals:
         return []
     owner = _roots_of(model)
     hooked = _hooked(model)
-    found = []
+    found: dict[str, Entry] = {}
     for place, residual in residuals:
-        site, root = residual.site, owner.get(residual)
-        path = None if root is None else _below(model, root, site.path)
-        if path is None:
-            root, path = None, _from_inside(site.path, hooked.get(residual, []))
-        if path is None:
+        site, root, on = residual.site, owner.get(residual), hooked.get(residual, {})
+        path = None if root is None else join(root, site.path)
+        module = None if path is None else _at(model, path, on)
+        has_moved = root is not None and module is None
+        if module is None:
+            path = _from_inside(site.path, list(on))
+            module = None if path is None else on[path]
+        if path is None or module is None:
             raise RelaxationStateError(
                 f"{type(model).__name__} holds a residual at {place} that belongs to a module around it ({site.path!r} in "
                 f"the model that was relaxed): look through that one, or through the whole model"
             )
         key = f"{path}:{site.slot}" if site.slot else path
-        found.append(Entry(key, path, model.get_submodule(path), residual, root))
-    return found
+        if key in found:
+            raise RelaxationStateError(
+                f"{type(model).__name__}: the residuals at {place} and of {found[key].module!r} are both of {key!r} since its "
+                f"modules were rearranged: project before, and relax again afterwards"
+            )
+        found[key] = Entry(key, path, module, residual, root, has_moved)
+    return list(found.values())
 
 
 def _roots_of(model: nn.Module) -> dict[Residual, str]:
@@ -106,22 +119,29 @@ def _roots_of(model: nn.Module) -> dict[Residual, str]:
     return result
 
 
-def _below(model: nn.Module, root: str, path: str) -> str | None:
-    """The path from the model of what lies at `path` in a relaxed module; None where that was rebuilt since."""
+def _at(model: nn.Module, path: str, hooked: dict[str, nn.Module]) -> nn.Module | None:
+    """The module at `path`, or inside wrappers there, if it is one of those that have a residual's hook; else None. A residual
+    without any hook, which adds nothing, stays where it was.
+    """
     try:
-        model.get_submodule(join(root, path))
+        module = model.get_submodule(path)
     except AttributeError:
         return None
-    return join(root, path)
+    while hooked and not any(module is one for one in hooked.values()):
+        inside = list(module.children())
+        if len(inside) != 1:
+            return None
+        module = inside[0]
+    return module
 
 
-def _hooked(model: nn.Module) -> dict[Residual, list[str]]:
-    """Paths, under all their names, of the modules on which every residual has a hook."""
-    result: dict[Residual, list[str]] = {}
+def _hooked(model: nn.Module) -> dict[Residual, dict[str, nn.Module]]:
+    """The modules to whose calls every residual has a hook, by their paths, under all their names."""
+    result: dict[Residual, dict[str, nn.Module]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for owner in owners(module):
+        for owner in behind(module):
             if isinstance(owner, Residual):
-                result.setdefault(owner, []).append(path)
+                result.setdefault(owner, {})[path] = module
     return result
 
 
@@ -153,20 +173,26 @@ def check_detachable(model: nn.Module, gone: Collection[Entry]) -> None:
 def detach(model: nn.Module, gone: Collection[Entry]) -> None:
     """Remove these residuals of a model with their hooks; where all are removed the model is the author's own again."""
     check_detachable(model, gone)
-    residuals = {one.residual for one in gone}
-    owners: set[Any] = set(residuals)
-    for residual in residuals:
-        if residual.shared is not None:
-            residual.shared.members.remove(residual)
-            if not residual.shared.members:
-                owners.add(residual.shared)
     marked = {path: model.get_submodule(path) for path in roots(model)}
-    for module in list(model.modules()):
-        unhook(module, owners)
-        for name, child in list(module.named_children()):
-            if child in residuals:
-                delattr(module, name)
-    left = {one.root for one in find(model)}
+    take_off(model, [one.residual for one in gone])
+    left = set(_roots_of(model).values())
     for path, module in marked.items():
         if path not in left:
             del module.__dict__[PLACEMENT]
+
+
+def take_off(model: nn.Module, residuals: Iterable[Residual]) -> None:
+    """Remove residuals with their hooks, also where they were put on half-way."""
+    residuals = set(residuals)
+    owners: set[Any] = set(residuals)
+    for residual in residuals:
+        if residual.shared is not None:
+            if residual in residual.shared.members:
+                residual.shared.members.remove(residual)
+            if not residual.shared.members:
+                owners.add(residual.shared)
+    for module in list(model.modules()):
+        unhook(module, owners)
+        for name, child in list(module._modules.items()):
+            if child in residuals:
+                del module._modules[name]  # wrappers of torch.compile would look for it in the module inside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -17,13 +16,14 @@ from equirelax.files import did_you_mean
 from equirelax.relaxation.entries import Entry, detach, find, of_residual, own_modules, roots
 from equirelax.relaxation.history import History, figure
 from equirelax.relaxation.hooks import guard_hooks, park, unpark
-from equirelax.relaxation.layers import families
+from equirelax.relaxation.layers.family import families_of
 from equirelax.relaxation.placements.placement import (
     Placement,
 )
 from equirelax.relaxation.projected import ProjectionReport, record
 from equirelax.relaxation.residual import Residual, drivers_of
 from equirelax.relaxation.summary import Summary, memory_of, rows
+from equirelax.relaxation.surroundings import is_compiled
 from equirelax.relaxation.terms.precision import whole
 
 if TYPE_CHECKING:
@@ -317,13 +317,12 @@ class Relaxation:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of `torch.compile` and of parallel training."""
-    dynamo = sys.modules.get("torch._dynamo")  # without it nothing is compiled; importing it takes seconds
-    compiled = () if dynamo is None else (dynamo.eval_frame.OptimizedModule,)
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
-        elif isinstance(model, compiled):
-            model = model._orig_mod
+        elif is_compiled(model):
+            inside: Any = model
+            model = inside._orig_mod
         else:
             return model
 
@@ -333,8 +332,7 @@ def derived_keys(model: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules(remove_duplicate=False)
-        for family in families().values()
-        if family.matches(module)
+        for family in families_of(module)
         for name in family.derived(module)
     }
 
@@ -342,6 +340,5 @@ def derived_keys(model: nn.Module) -> set[str]:
 def refresh(model: nn.Module) -> None:
     """Have every layer compute such buffers again."""
     for module in model.modules():
-        for family in families().values():
-            if family.matches(module):
-                family.refresh(module)
+        for family in families_of(module):
+            family.refresh(module)

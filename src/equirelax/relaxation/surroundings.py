@@ -1,6 +1,6 @@
-"""What the current call runs under: a transform of `torch.func` or a trace, and autograd's backward pass.
+"""What the current call runs under: a transform of `torch.func` or a trace, autograd's backward pass, a compiled module.
 
-Torch has no public question for either; these two are the only places of the library that ask in private names.
+Torch has no public question for them; these are the only places of the library that ask in private names.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from torch import nn
 
 
 def in_transform() -> bool:
@@ -31,3 +32,9 @@ def in_backward() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what `torch.compile` gives for another one, `_orig_mod`, to whose attributes it forwards."""
+    dynamo = sys.modules.get("torch._dynamo")  # without it nothing is compiled; importing it takes seconds
+    return dynamo is not None and isinstance(module, dynamo.eval_frame.OptimizedModule)

@@ -7,7 +7,7 @@ A new family is one file with one `LayerFamily` under `@register`, and one test 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.matrices import Matrices
 from equirelax.relaxation.sites import Site
+from equirelax.relaxation.surroundings import is_compiled
 
 _FAMILIES: dict[str, LayerFamily] = {}
 
@@ -103,6 +104,14 @@ def register(cls: type[LayerFamily]) -> type[LayerFamily]:
 def families() -> dict[str, LayerFamily]:
     """All registered families by name."""
     return dict(_FAMILIES)
+
+
+def families_of(module: nn.Module) -> Iterator[LayerFamily]:
+    """The families that recognise a module. Those of what `torch.compile` wraps recognise the module inside, which calls the
+    hooks, and not the wrapper, which forwards its attributes.
+    """
+    if not is_compiled(module):
+        yield from (family for family in families().values() if family.matches(module))
 
 
 def get_family(name: str | None, path: str) -> LayerFamily:

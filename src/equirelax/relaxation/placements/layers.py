@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from equirelax.errors import PlacementError
 from equirelax.relaxation.entries import own_modules
 from equirelax.relaxation.kinds import Dense, ResidualKind
 from equirelax.relaxation.layers import Skip, families
+from equirelax.relaxation.layers.family import families_of
 from equirelax.relaxation.networks import Recognised, recognised
 from equirelax.relaxation.placements.declarations import Constant, Declaration, declared_paths
 from equirelax.relaxation.placements.placement import (
@@ -164,13 +166,13 @@ def named_paths(targets: Iterable[str], modules: list[tuple[str, nn.Module]], wh
 
 def family_site(path: str, module: nn.Module) -> Site | Skip | None:
     """The site of a module, or the reason why it has none, by the first family that knows it; None where none does."""
-    for family in families().values():
-        if family.matches(module):
-            site = family.site(path, module)
-            if isinstance(site, Site) and not site.can_break:
-                return Skip(INVARIANT)
-            return site
-    return None
+    family = next(families_of(module), None)
+    if family is None:
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        return Skip("a script module, which cannot hold a residual")
+    site = family.site(path, module)
+    return Skip(INVARIANT) if isinstance(site, Site) and not site.can_break else site
 
 
 def _nothing(model: nn.Module, left: dict[str, tuple[str, str]], included: set[str] | None) -> str:
