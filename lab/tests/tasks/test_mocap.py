@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from equirelax_lab.tasks.methods import choice
 from equirelax_lab.tasks.mocap import MocapTask
 from equirelax_lab.tasks.registry import build_task, defaults
@@ -158,6 +162,25 @@ def test_one_strength_for_h_and_one_for_x_of_every_layer(root: Path) -> None:
     paper = assemble(defaults("mocap", "egno", "ace"), root)
     assert paper.relaxation is not None
     assert len(paper.relaxation.residuals) == 12
+
+
+def test_the_control_that_the_recipe_of_motion_capture_recommends_runs_and_is_tested_relaxed(
+    root: Path,
+) -> None:
+    text = (resources.files("equirelax_lab.recipes") / "mocap.yaml").read_text(encoding="utf-8")
+    (recommended,) = re.findall(r"`(--method [^`]*)`", text.replace("\n#", ""))
+    _, method, *words = shlex.split(recommended)
+    config = settings("egno", method)
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        section, _, key = flag.removeprefix("--").partition(".")
+        config = config.updated({section: {key: yaml.safe_load(value)}})
+    assembly = assemble(config, root)
+    assert assembly.method is not None
+    assert assembly.relaxation is not None
+    assert config.residual.placement == "egno-ace"
+    assert (method, assembly.deploys_relaxed) == ("rpp", True)
+    assert float(assembly.method.penalty().detach()) == 0
+    assert all(float(gamma) == 1 for gamma in assembly.relaxation.gammas())
 
 
 def test_a_transformer_has_nothing_to_relax(root: Path) -> None:
