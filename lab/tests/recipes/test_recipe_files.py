@@ -10,6 +10,7 @@ import yaml
 from equirelax_lab.cli.main import main
 from equirelax_lab.recipes import benchmarks, read, variants
 from equirelax_lab.recipes.commented import parse
+from equirelax_lab.tasks.command_line import train_command
 from equirelax_lab.tasks.from_recipe import changes
 from equirelax_lab.tasks.matching import about, matched
 from equirelax_lab.tasks.registry import base_of, config_from_dict, defaults, named
@@ -121,6 +122,20 @@ def test_a_run_names_its_recipe_and_what_was_changed() -> None:
     assert changes(config, base_of(config)) == {"epochs": (2000, 7), "network.hidden": (64, 8)}
     with pytest.raises(ConfigError, match="for recipe 'published', not 'printed'"):
         config.updated({"recipe": "published"})
+
+
+def test_settings_that_another_kind_of_residual_brings_are_changes() -> None:
+    recipe = defaults("nbody", "segnn", "scheduled")
+    config = recipe.updated({"residual": {"kind": "mlp", "layers": 4}})
+    found = named(config)["changed"]
+    assert found["residual.kind"] == {"recipe": "dense", "here": "mlp"}
+    assert found["residual.layers"] == {"recipe": None, "here": 4}
+    assert found["residual.hidden"] == {"recipe": None, "here": None}
+    assert "residual.init" not in found  # both kinds have it, with one value
+    # what the kind of the recipe alone has
+    back = changes(recipe, config)
+    assert back["residual.layers"] == (4, None)
+    assert train_command(config).endswith("--residual.kind mlp --residual.layers 4")
 
 
 def test_settings_of_version_0_1_are_read_as_they_were() -> None:

@@ -93,7 +93,10 @@ def _config(
 
 
 def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Return, for every setting in which a run differs from its recipe: dotted key -> (value of the recipe, value of the run)."""
+    """Return, for every setting in which a run differs from its recipe: dotted key -> (value of the recipe, value of the run).
+
+    A value is None where the recipe, or the run, does not have the setting: another kind of residual has others.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     ours, theirs = config.to_dict(), base.to_dict()
     for key, value in theirs.items():
@@ -103,7 +106,8 @@ def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
             if ours[key] != value:
                 found[key] = (value, ours[key])
             continue
-        for inner, before in value.items():
-            if ours[key].get(inner) != before:
-                found[f"{key}.{inner}"] = (before, ours[key].get(inner))
+        for inner in {**value, **ours[key]}:
+            before, here = value.get(inner), ours[key].get(inner)
+            if inner not in value or here != before:
+                found[f"{key}.{inner}"] = (before, here)
     return found
