@@ -92,6 +92,24 @@ def test_a_root_that_was_named_is_filled_and_a_read_only_one_is_not(tmp_path: Pa
     assert len(nbody.load("train", root=sealed)) == 12
 
 
+def test_a_set_that_was_extended_beside_a_read_only_root_is_found(tmp_path: Path) -> None:
+    sealed = tmp_path / "sealed"
+    few = make(sealed, 5, seed=3)
+    sealed.chmod(0o555)
+    more = make(sealed, 12, seed=3)
+    assert more.is_relative_to(cache_root())
+    data = nbody.load("train", root=sealed, seed=3, count=12)
+    assert torch.equal(data.positions[:5], nbody.load("train", root=sealed, seed=3, count=5).positions)
+    assert (make(sealed, 4, seed=3), make(sealed, 9, seed=3)) == (few, more)
+    assert len(nbody.load("train", root=sealed, seed=3, count=12)) == 12
+    with pytest.raises(DataError, match=rf"{more} holds 12 systems; 13 were requested"):
+        nbody.load("train", root=sealed, seed=3, count=13)
+    manifest = manifest_path(more)
+    manifest.write_text(manifest.read_text().replace('"count": 12', '"count": "many"'))
+    with pytest.raises(DataError, match=r"how many systems.*--force"):
+        nbody.load("train", root=sealed, seed=3, count=12)
+
+
 def test_an_interrupted_make_leaves_nothing_half_and_can_go_on(tmp_path: Path) -> None:
     def interrupt(split: str, done: int, count: int) -> None:
         if split == "val":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from equirelax.errors import DataError
 from equirelax_lab.data import charged, gravity
-from equirelax_lab.data.archive import manifest_path, read_archive, write_archive
+from equirelax_lab.data.archive import manifest_path, read_archive, read_manifest, write_archive
 from equirelax_lab.data.blocks import STEPS_PER_FRAME, TIME_STEP, Trajectories
 from equirelax_lab.data.graphs import GraphSet, complete_graph, gather, nearest_neighbours, squared_distances
-from equirelax_lab.data.root import command, data_root, find, writable_root
+from equirelax_lab.data.root import command, data_root, find, search_roots, writable_root
 
 SPLITS = ("train", "val", "test")
 SYSTEMS = ("charged", "gravity")
@@ -135,10 +135,12 @@ def make(
             raise DataError(f"The size of the split {split!r} must be 1 or more; got {count}.")
         # The cache is used only if the root cannot be written to.
         places = (data_root(root) / relative, writable_root(root) / relative)
-        path = next((place for place in places if place.exists()), None)
-        kept = _verified(path, system, clamp, seed, root) if path is not None and not force else None
-        if path is None or kept is None:
-            path, kept = writable_root(root) / relative, {}
+        path = None if force else _large_enough(places, count, _remedy(system, clamp, seed, root))
+        kept: Mapping[str, np.ndarray] = {}
+        if path is None:
+            path = writable_root(root) / relative
+        else:
+            kept, _ = _read(path, system, clamp, seed, root)
         have = len(kept.get("charges", ()))
         paths[split] = path
         if have >= count:
@@ -156,20 +158,32 @@ def make(
     return paths
 
 
-def _verified(
-    path: Path, system: str, clamp: str | None, seed: int, root: str | Path | None
-) -> dict[str, np.ndarray] | None:
-    """Read the arrays of a file; None if writing was not finished. Raise `DataError` if it is damaged."""
-    if not manifest_path(path).exists():
-        return None
-    arrays, _ = _read(path, system, clamp, seed, root)
-    return arrays
+def _large_enough(places: Iterable[Path], count: int | None, remedy: str) -> Path | None:
+    """The first of `places` with a complete file of `count` systems (None: of any number), or else the one with the most.
+
+    The result is None where no file is complete. Raise `DataError`, ending in `remedy`, if a manifest is damaged.
+    """
+    sizes = {}
+    for place in places:
+        if place.exists() and manifest_path(place).exists():
+            size = read_manifest(place, remedy).get("count")
+            if not isinstance(size, int):
+                raise DataError(
+                    f"The manifest {manifest_path(place)} does not say how many systems there are. {remedy}"
+                )
+            sizes[place] = size
+    fitting = (place for place, size in sizes.items() if size >= (count or 0))
+    return next(fitting, max(sizes, key=sizes.__getitem__, default=None))
+
+
+def _remedy(system: str, clamp: str | None, seed: int, root: str | Path | None) -> str:
+    return f"Make it again: {_command(system, clamp, seed, root, '--force')}"
 
 
 def _read(
     path: Path, system: str, clamp: str | None, seed: int, root: str | Path | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    remedy = f"Make it again: {_command(system, clamp, seed, root, '--force')}"
+    remedy = _remedy(system, clamp, seed, root)
     arrays, manifest = read_archive(path, remedy)
     expected = settings(system, clamp)
     if manifest.get("settings") != expected or json.loads(str(arrays.pop("settings", "{}"))) != expected:
@@ -261,6 +275,8 @@ def load(
 ) -> NBodySet:
     """Load the first `count` systems of a split (default: all), after checking the file's SHA-256.
 
+    Of the files below the data root and in the cache the first one is read that is complete and large enough.
+
     Args:
         split, system, clamp, seed, root: As for `make`.
         count: Number of systems; None: all.
@@ -269,7 +285,7 @@ def load(
     Raises:
         DataError: The file is missing, damaged or too small. The message contains the command that makes it.
     """
-    path = _find(split, system, clamp, seed, root)
+    path = _find(split, system, clamp, seed, root, count)
     arrays, manifest = _read(path, system, clamp, seed, root)
     available = len(arrays["charges"])
     count = available if count is None else count
@@ -311,12 +327,18 @@ def NBody(
     return load(split, system=system, clamp=clamp, count=count, seed=seed, root=root)
 
 
-def _find(split: str, system: str, clamp: str | None, seed: int, root: str | Path | None) -> Path:
-    return find(
-        relative_path(split, system, clamp, seed),
-        root,
-        hint=f"Make it: {_command(system, clamp, seed, root)}",
-    )
+def _find(
+    split: str,
+    system: str,
+    clamp: str | None,
+    seed: int,
+    root: str | Path | None,
+    count: int | None = None,
+) -> Path:
+    relative = relative_path(split, system, clamp, seed)
+    first = find(relative, root, hint=f"Make it: {_command(system, clamp, seed, root)}")
+    places = (folder / relative for folder in search_roots(root))
+    return _large_enough(places, count, _remedy(system, clamp, seed, root)) or first
 
 
 def replay(
