@@ -228,6 +228,20 @@ def test_official_revised_archive(tmp_path: Path) -> None:
         load("train", tmp_path, (1, 1, 1))
 
 
+def test_random_frames_are_drawn_from_all_of_the_official_archive(tmp_path: Path) -> None:
+    """Not from those alone that its splits name."""
+    write_revised(tmp_path / "md17" / "rmd17", [0, 1, 2], [3, 4], count=60)
+    drawn = [
+        md17.load(split, "ethanol", "rmd17", tmp_path, (20, 10, None), dtype=torch.float64, frames="random")
+        for split in md17.SPLITS
+    ]
+    assert [len(part) for part in drawn] == [20, 10, 30]
+    seen = torch.cat([part.positions for part in drawn])[:, 0, 0]
+    assert torch.equal(seen.sort().values, torch.from_numpy(frames(60)[0][:, 0, 0]).sort().values)
+    with pytest.raises(DataError, match=r"rmd17_ethanol\.npz has 60 frames"):
+        md17.load("train", "ethanol", "rmd17", tmp_path, (50, 11, 1), frames="random")
+
+
 def test_original_trajectories_are_shuffled_and_no_frame_is_tested_that_was_trained(tmp_path: Path) -> None:
     (tmp_path / "md17").mkdir()
     np.savez(tmp_path / "md17" / "md17_ethanol.npz", **original())

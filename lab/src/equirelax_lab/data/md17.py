@@ -109,7 +109,7 @@ def read(source: str, molecule: str, part: str, root: str | os.PathLike[str] | N
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(frames.energies))
         half = len(order) // 2
         return frames.take(order[:half] if part == "train" else order[half:])
-    name = FOLDER / f"rmd17_{molecule}_{part}.xyz"
+    name = _prepared(molecule, part)
     if (archive := RMD17.locate(root)) is not None and not _anywhere(name, root):
         return _read_revised(archive, molecule, part)
     hint = f"Get the official archive ({command('equirelax data get rmd17', root)}), or put the frames there as extended XYZ"
@@ -150,6 +150,11 @@ def get_original(
     )
 
 
+def _prepared(molecule: str, part: str) -> Path:
+    """Where the revised set's frames for one part are as extended XYZ, below the data root."""
+    return FOLDER / f"rmd17_{molecule}_{part}.xyz"
+
+
 def _known(molecule: str) -> Molecule:
     if molecule not in MOLECULES:
         raise DataError(
@@ -170,10 +175,15 @@ def _read_original(molecule: str, root: str | os.PathLike[str] | None) -> Frames
     return _checked_npz(path, molecule, ("z", "R", "E", "F"))
 
 
+def _read_archived(folder: Path, molecule: str) -> Frames:
+    """Read all frames of the official archive."""
+    keys = ("nuclear_charges", "coords", "energies", "forces")
+    return _checked_npz(folder / "npz_data" / MOLECULES[molecule].revised, molecule, keys)
+
+
 def _read_revised(folder: Path, molecule: str, part: str) -> Frames:
     """Read the frames of the first official split."""
-    keys = ("nuclear_charges", "coords", "energies", "forces")
-    frames = _checked_npz(folder / "npz_data" / MOLECULES[molecule].revised, molecule, keys)
+    frames = _read_archived(folder, molecule)
     path = folder / "splits" / f"index_{part}_01.csv"
     check_sum(path)
     try:
@@ -368,7 +378,14 @@ def _first(
 
 
 def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None) -> Frames:
-    """Read all frames of a source."""
+    """Read all frames of a source: of the official archive those that its splits leave out too."""
+    if source == "rmd17":
+        _known(molecule)
+        prepared = (_prepared(molecule, part) for part in ("train", "test"))
+        if (archive := RMD17.locate(root)) is not None and not any(
+            _anywhere(name, root) for name in prepared
+        ):
+            return _read_archived(archive, molecule)
     one, other = (read(source, molecule, part, root) for part in ("train", "test"))
     _check_order(one, other, molecule)
     joined: dict[str, Any] = {

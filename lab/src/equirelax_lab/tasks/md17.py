@@ -1,4 +1,4 @@
-"""rMD17: energies and forces of one molecule in many shapes (CR section 5.3, on the original MD17)."""
+"""MD17 and rMD17: energies and forces of one molecule in many shapes (CR section 5.3, on the original MD17)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ForceNetwork(Near):
 
 class MD17Task(Task[MD17Dataset]):
     """Energy and forces, the exact gradient of the energy. Loss: L1 of the energy plus 80 times the mean length of the
-    forces' errors, both in units of the training forces' size. Selected by the forces.
+    forces' errors, both in units of `dataset.scale`. Selected by the forces.
     """
 
     name: ClassVar[str] = "md17"
