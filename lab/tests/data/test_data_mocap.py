@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from equirelax_lab.data import mocap
+from equirelax_lab.data.archive import write_archive
 from equirelax_lab.data.mocap import skeleton_graph
 from real_data import SAMPLES
 
@@ -41,6 +42,16 @@ def write(root: Path, motion: Arrays | None = None, split: Arrays | None = None)
     np.savez(folder / "cmu09_run.npz", **(motion_arrays() if motion is None else motion))
     np.savez(folder / "egno_split_run.npz", **(split_arrays() if split is None else split))
     return root
+
+
+def test_files_are_compared_with_their_manifests(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    path = root / mocap.FOLDER / "cmu09_run.npz"
+    write_archive(path, motion_arrays(), {})
+    mocap.load("val", root=root)
+    write(root, {**motion_arrays(), "pos": motion_arrays()["pos"] + 1})
+    with pytest.raises(DataError, match=r"cmu09_run\.npz is damaged.*its manifest says"):
+        mocap.load("val", root=root)
 
 
 def test_samples_follow_the_protocol(tmp_path: Path) -> None:

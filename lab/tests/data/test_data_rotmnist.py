@@ -12,6 +12,7 @@ import pytest
 import torch
 from equirelax_lab.cli import main
 from equirelax_lab.data import data_root, digits, rotmnist
+from equirelax_lab.data.archive import load_npz, manifest_path, write_archive
 
 from equirelax.errors import DataError
 
@@ -97,7 +98,10 @@ def test_bad_arrays(tmp_path: Path, change: dict[str, np.ndarray | None], messag
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"mnist\.npz is missing; looked for .*Put mnist\.npz"):
+    with pytest.raises(
+        DataError,
+        match=r"mnist\.npz is missing; looked for .*equirelax data get mnist --data .*; or put mnist\.npz",
+    ):
         rotmnist.load("train", tmp_path)
     path = write(tmp_path, arrays())
     path.write_bytes(path.read_bytes()[:-200])
@@ -105,6 +109,19 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         rotmnist.load("train", tmp_path)
     with pytest.raises(DataError, match="Unknown split 'tst'"):
         rotmnist.load("tst", tmp_path)  # type: ignore[arg-type]
+
+
+def test_another_file_under_the_same_manifest_is_noticed(tmp_path: Path) -> None:
+    found = arrays()
+    path = tmp_path / rotmnist.RELATIVE
+    write_archive(path, found, {})
+    rotmnist.load("train", tmp_path)
+    write(tmp_path, {**found, "train_y": found["train_y"][::-1]})
+    with pytest.raises(DataError, match=r"mnist\.npz is damaged.*its manifest says"):
+        rotmnist.load("train", tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"mnist\.npz is missing"):
+        load_npz(path, path)
 
 
 @pytest.mark.data
@@ -164,6 +181,7 @@ def test_mnist_is_fetched_and_written_as_the_file_that_load_reads(
         assert found["train_x"].shape == (60_000, 28, 28)
         assert (found["test_y"] == np.arange(60_000, 70_000) % 10).all()
         assert (found["test_x"][:, 0, 3] == np.arange(60_000, 70_000) % 251).all()
+    assert manifest_path(path).is_file()
 
 
 @pytest.mark.parametrize(

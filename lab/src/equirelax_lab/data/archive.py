@@ -87,13 +87,16 @@ def read_archive(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[s
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
-    found = hashlib.sha256(content).hexdigest()
+    _check_against(manifest, hashlib.sha256(content).hexdigest(), path, remedy)
+    return load_npz(io.BytesIO(content), path, remedy), manifest
+
+
+def _check_against(manifest: Mapping[str, Any], found: str, path: Path, remedy: str) -> None:
     if found != manifest["sha256"]:
         raise DataError(
             f"{path} is damaged or was changed: its SHA-256 is {found}, "
             f"its manifest says {manifest['sha256']}. {remedy}"
         )
-    return load_npz(io.BytesIO(content), path, remedy), manifest
 
 
 def load_npz(
@@ -101,13 +104,16 @@ def load_npz(
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz (with `keys`: only these) without unpickling anything.
 
-    Every array that is read is compared with its CRC-32, and a file (not bytes in memory) with SHA256SUMS, see `check_sum`.
+    Every array that is read is compared with its CRC-32, and a file (not bytes in memory) with its manifest, where there is one,
+    and with SHA256SUMS, see `check_sum`.
 
     Raises:
         DataError: The file, which the message calls `name`, is missing or damaged.
     """
     if isinstance(source, Path):
         check_sum(source)
+        if manifest_path(source).is_file() and source.is_file():
+            _check_against(read_manifest(source, remedy), sha256(source), source, remedy)
     try:
         with source.open("rb") if isinstance(source, Path) else source as file:
             with zipfile.ZipFile(file) as archive:

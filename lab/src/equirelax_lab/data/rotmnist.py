@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from equirelax.errors import DataError
-from equirelax.files import atomic_write
-from equirelax_lab.data.archive import load_npz
-from equirelax_lab.data.root import find, writable_root
+from equirelax_lab.data.archive import load_npz, write_archive
+from equirelax_lab.data.root import command, find, writable_root
 from equirelax_lab.extras import install
 
 RELATIVE = Path("mnist") / "mnist.npz"
-HINT = "Put mnist.npz (train_x, train_y, test_x, test_y) there"
+CONTENT = "mnist.npz (train_x, train_y, test_x, test_y)"
 SIZES = {"train": 10_000, "val": 2_000, "test": 50_000}
 SEED = 0
 
@@ -65,9 +64,10 @@ def load(split: Literal["train", "val", "test"], root: str | Path | None = None)
     """
     if split not in SIZES:
         raise DataError(f"Unknown split {split!r}; choose one of {', '.join(SIZES)}.")
-    path = find(RELATIVE, root, hint=HINT)
-    arrays = load_npz(path, path, HINT + " again.")
-    images, labels = _checked(path, arrays)
+    get_it = command("equirelax data get mnist", root)
+    path = find(RELATIVE, root, hint=f"Get it: {get_it}; or put {CONTENT} there")
+    remedy = f"Get it again ({get_it}), or put {CONTENT} there"
+    images, labels = _checked(path, load_npz(path, path, f"{remedy}."), remedy)
     names = list(SIZES)
     start = sum(SIZES[name] for name in names[: names.index(split)])
     rows = slice(start, start + SIZES[split])
@@ -91,24 +91,21 @@ def get(root: str | Path | None = None) -> Path:
         from sklearn.datasets import fetch_openml
     except ImportError as error:
         raise DataError(f"MNIST is fetched with scikit-learn: {install('planes')}") from error
+    by_hand = f"Put {CONTENT} there, got in another way."
     try:
         found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"MNIST could not be fetched from openml.org ({error}). {HINT}, got in another way."
-        ) from error
+        raise DataError(f"MNIST could not be fetched from openml.org ({error}). {by_hand}") from error
     images, labels = np.asarray(found.data), np.asarray(found.target).astype(np.uint8)
     if images.shape != (70_000, 784):
-        raise DataError(f"openml.org sent {images.shape} numbers instead of MNIST's (70000, 784). {HINT}.")
+        raise DataError(f"openml.org sent {images.shape} numbers instead of MNIST's (70000, 784). {by_hand}")
     images = images.astype(np.uint8).reshape(-1, 28, 28)
     path = writable_root(root) / RELATIVE
-    path.parent.mkdir(parents=True, exist_ok=True)
     halves = {"train": slice(0, 60_000), "test": slice(60_000, None)}
     arrays = {
         f"{half}_{key}": a[rows] for half, rows in halves.items() for key, a in (("x", images), ("y", labels))
     }
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_archive(path, arrays, {"made_from": "mnist_784 of openml.org, version 1"})
     return path
 
 
@@ -125,11 +122,11 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(path: Path, arrays: dict[str, np.ndarray], remedy: str) -> tuple[np.ndarray, np.ndarray]:
     """Check both halves of MNIST and join them: images (n, 28, 28) and labels (n,)."""
     missing = [key for key in ("train_x", "train_y", "test_x", "test_y") if key not in arrays]
     if missing:
-        raise DataError(f"{path} has no array {', '.join(missing)}. {HINT}.")
+        raise DataError(f"{path} has no array {', '.join(missing)}. {remedy}.")
     halves = [(arrays[f"{half}_x"], arrays[f"{half}_y"]) for half in ("train", "test")]
     needed = sum(SIZES.values())
     fits = all(
@@ -139,10 +136,10 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
     if not fits or sum(len(y) for _, y in halves) < needed:
         found = " and ".join(f"images {x.shape} {x.dtype} with labels {y.shape}" for x, y in halves)
         raise DataError(
-            f"{path} should hold {needed} images of 28 x 28 bytes or more with their labels; it holds {found}. {HINT}."
+            f"{path} should hold {needed} images of 28 x 28 bytes or more with their labels; it holds {found}. {remedy}."
         )
     images, labels = (np.concatenate(parts) for parts in zip(*halves, strict=True))
     if labels.min() < 0 or labels.max() > 9:
         wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise DataError(f"{path} holds the label {wrong}; expected 0 to 9. {HINT}.")
+        raise DataError(f"{path} holds the label {wrong}; expected 0 to 9. {remedy}.")
     return images, labels
