@@ -175,6 +175,7 @@ def test_a_file_of_settings_may_name_the_recipe(compared: Any, tmp_path: Path) -
         (["--ace.threads", "3"], "--threads"),
         (["--seeds", "0"], "'--seeds' is 0"),
         (["--methods", ","], "--methods"),
+        (["--methods", "strict,scheduled,ace", "--recipe", "released"], "--about scheduled"),
     ],
 )
 def test_mistakes_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

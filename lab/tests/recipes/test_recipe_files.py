@@ -12,7 +12,7 @@ from equirelax_lab.recipes import benchmarks, read, variants
 from equirelax_lab.recipes.commented import parse
 from equirelax_lab.tasks.command_line import train_command
 from equirelax_lab.tasks.from_recipe import changes
-from equirelax_lab.tasks.matching import about, matched
+from equirelax_lab.tasks.matching import about, check_variant, matched
 from equirelax_lab.tasks.registry import base_of, config_from_dict, defaults, named
 from equirelax_lab.tasks.settings import EARLIER, read_yaml
 
@@ -80,6 +80,19 @@ def test_the_comparison_is_about_the_first_learnt_method_else_the_first_that_rel
     assert matched("nbody", "segnn", "strict", None) == ("published", None)
     assert matched("nbody", "segnn", "strict", "ace", "printed") == ("fair", "ace printed")
     assert matched("nbody", "segnn", "strict", "scheduled", "released") == ("released", "scheduled released")
+
+
+def test_rows_are_not_trained_as_a_method_that_lacks_their_variant() -> None:
+    rows = [("segnn", name) for name in ("strict", "scheduled", "ace")]
+    with pytest.raises(
+        ConfigError, match=r"ace has no recipe 'released'.*leave ace out, or --about scheduled"
+    ):
+        check_variant("nbody", rows, "released", "ace")
+    check_variant("nbody", rows, "released", "scheduled")
+    check_variant("nbody", rows, "released")
+    check_variant("nbody", rows, "printed", "ace")  # the others are trained as ace printed
+    with pytest.raises(ConfigError, match=r"leave ace out, or take another recipe"):
+        check_variant("nbody", rows[::2], "released", "ace")
 
 
 def test_unknown_variants_are_named() -> None:

@@ -171,7 +171,8 @@ def _of_grid(study: Study, grid: Grid, out: Path) -> Iterator[Trial]:
             raise ConfigError(
                 "none of its models has anything to relax: choose a method that needs no residuals."
             )
-        check_variant(grid.benchmark, [(config.model, config.method) for _, config in kinds], grid.recipe)
+        rows = [(config.model, config.method) for _, config in kinds]
+        check_variant(grid.benchmark, rows, grid.recipe, _trained_as(grid))
         _check_swept(grid, [config for _, config in kinds])
         for name, config in kinds:
             for seed in grid.seeds:
@@ -200,6 +201,11 @@ def _models(grid: Grid) -> Sequence[str]:
     return models
 
 
+def _trained_as(grid: Grid) -> str | None:
+    """The method that all rows are trained as; None: each as itself."""
+    return None if grid.as_published else about(grid.methods, grid.about)
+
+
 def _fits(grid: Grid, model: str, method: str) -> bool:
     """Whether `method` is run on `model`: of several models, those with nothing to relax are run without relaxation."""
     if len(_models(grid)) == 1 or not needs_residuals(method):
@@ -218,8 +224,7 @@ def _kinds(grid: Grid, model: str, method: str) -> list[tuple[str, RunConfig]]:
             raise ConfigError(f"'settings' holds '{key}': that is a key of the grid, '{theirs}'.")
     config = grid.begun.get((model, method))
     if config is None:
-        reference = None if grid.as_published else about(grid.methods, grid.about)
-        recipe = matched(grid.benchmark, model, method, reference, grid.recipe)
+        recipe = matched(grid.benchmark, model, method, _trained_as(grid), grid.recipe)
         config = defaults(grid.benchmark, model, method, *recipe)
     first = f"{model}-{method}" if len(_models(grid)) > 1 else method
     try:

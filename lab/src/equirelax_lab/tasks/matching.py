@@ -30,8 +30,12 @@ def about(methods: Sequence[str], named: str | None = None) -> str | None:
                 f"The comparison is to be about '{named}', which is none of its methods: {', '.join(methods)}."
             )
         return named
-    relaxing = [name for name in methods if needs_residuals(name) and name not in CONTROLS]
+    relaxing = [name for name in methods if _relaxes(name)]
     return next((name for name in relaxing if is_learnt(name)), next(iter(relaxing), None))
+
+
+def _relaxes(method: str) -> bool:
+    return needs_residuals(method) and method not in CONTROLS
 
 
 def matched(
@@ -56,10 +60,36 @@ def matched(
     return ("fair" if own == "published" else own), trained_as
 
 
-def check_variant(benchmark: str, pairs: Sequence[tuple[str, str]], variant: str) -> None:
-    """Raise `ConfigError` if no pair (model, method) has the variant."""
+def check_variant(
+    benchmark: str, pairs: Sequence[tuple[str, str]], variant: str, about: str | None = None
+) -> None:
+    """Check that a comparison can be made with a variant of the recipes.
+
+    Args:
+        benchmark: The benchmark.
+        pairs: (model, method) of its rows.
+        variant: The variant.
+        about: The method that all rows are trained as; None: each as itself.
+
+    Raises:
+        ConfigError: No row has the variant; or one has it, and the method that it is trained as has not: its data and training
+            would be of another variant than its network.
+    """
     known = [name for model, method in pairs for name in variants(benchmark, model, method)]
     if variant not in known:
         raise ConfigError(
             f"No method here has a recipe '{variant}'. There are: {', '.join(dict.fromkeys(known))}."
         )
+    if about is None:
+        return
+    having = [(model, method) for model, method in pairs if variant in variants(benchmark, model, method)]
+    for model, method in having:
+        if variant not in variants(benchmark, model, about):
+            other = next((name for _, name in having if _relaxes(name)), None)
+            instead = (
+                f"--about {other} (in a study's file about: {other})" if other else "take another recipe"
+            )
+            raise ConfigError(
+                f"{about} has no recipe '{variant}', and {method}, which is trained as {about}, has one: leave {about} out, "
+                f"or {instead}."
+            )
