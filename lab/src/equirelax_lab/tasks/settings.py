@@ -122,7 +122,7 @@ class Training(Protocol, Muon, LearningRate):
         projected_share: Share s of the projected network's loss on the same batch in what is minimised, which is
             (1 - s) L(gamma) + s L(0); 0 does not compute it.
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
-        decay_biases: Whether weight decay holds for biases and other parameters of one dimension.
+        decay_biases: Whether weight decay holds for biases and for the weights of norm layers.
         momentum: Momentum of sgd.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         augment: Move every training batch by a random element of the benchmark's group.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
     settings, model = assembly.config.training, assembly.model
     parameters: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if not settings.decay_biases:
-        parameters = _without_biases(parameters[0]["params"])
+        parameters = _without_biases(model)
     if settings.residual_rate != 1.0 and assembly.relaxation is not None:
         slow = {id(p) for p in assembly.relaxation.residual_parameters().values()}
         parameters = _apart(parameters, slow, settings.learning_rate * settings.residual_rate)
@@ -136,11 +137,27 @@ def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
     raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw, sgd or muon.")
 
 
-def _without_biases(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """The parameters in two groups; that of one-dimensional ones has no weight decay."""
-    matrices = {"params": [p for p in parameters if p.dim() > 1]}
-    biases = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
-    return [group for group in (matrices, biases) if group["params"]]
+NORM_LAYER = re.compile(r"Norm(\dd)?$")
+"""Names of classes of norm layers: LayerNorm, BatchNorm1d, EquivariantLayerNorm; but not NormActivation."""
+
+
+def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters in two groups; that of biases and norm layers has no weight decay.
+
+    They are told by their names and by the class of their layer, since linear layers of steerable features keep their
+    weights in one dimension.
+    """
+    modules = dict(model.named_modules())
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for path, parameter in model.named_parameters():
+        layer, _, name = path.rpartition(".")
+        if isinstance(modules[layer], nn.ParameterList):
+            layer, _, name = layer.rpartition(".")
+        plain = "bias" in name or NORM_LAYER.search(type(modules[layer]).__name__)
+        (others if plain else decayed).append(parameter)
+    groups = ({"params": decayed}, {"params": others, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 def _apart(groups: list[dict[str, Any]], chosen: set[int], rate: float) -> list[dict[str, Any]]:
