@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equirelax.auditing import audit
+from equirelax.auditing import audit, label_free
 from equirelax.errors import AuditError
 from equirelax.symmetry import O, On, vector
 from equirelax.testing import assert_equivariant
@@ -62,8 +66,72 @@ def test_a_float64_model_runs_in_float64() -> None:
     assert (report.dtype, report.notes) == ("float64", ())
 
 
-def test_a_function_that_calls_a_float32_module() -> None:
+def _calls(linear: nn.Module) -> dict[str, Any]:
+    holder = SimpleNamespace(linear=linear)
+    return {
+        "closure": lambda x: linear(x),
+        "partial": functools.partial(lambda module, x: module(x), linear),
+        "bound method": linear.forward,
+        "out of reach": lambda x: holder.linear(x),
+    }
+
+
+@pytest.mark.parametrize("how", list(_calls(nn.Identity())))
+def test_a_function_that_calls_a_float32_module(how: str) -> None:
     linear = nn.Linear(4, 3, bias=False)
-    report = audit(lambda x: linear(x), torch.randn(5, 3, 4), ALONG, ALONG, samples=2)
+    report = audit(_calls(linear)[how], torch.randn(5, 3, 4), ALONG, ALONG, samples=2)
     assert report.equivariant
-    assert any("not cast" in note for note in report.notes)
+    assert report.dtype == ("float32" if how == "out of reach" else "float64")
+    assert any("not cast" in note for note in report.notes) == (how == "out of reach")
+    assert linear.weight.dtype == torch.float32
+
+
+class Normalised(nn.Module):
+    """Vectors times the batch norm of their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.norm(x.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("measure", ["audit", "label_free"])
+def test_a_module_that_a_function_calls_runs_in_evaluation_mode_and_is_restored(measure: str) -> None:
+    network, x = Normalised().train(), torch.randn(8, 3)
+    network(x)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    if measure == "audit":
+        report = audit(lambda x: network(x), x, "1x1o", "1x1o", samples=2)
+        assert report.relative < 1e-12
+        assert report.notes == ()
+    else:
+        assert label_free(network.forward, [x], "1x1o", "1x1o", samples=2).relative < 1e-12
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class Scaled(nn.Module):
+    """Vectors times a constant that was rounded to float32."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        constant = torch.tensor([1 / 3])
+        if kind == "attribute":
+            self.constant = constant
+        else:
+            self.register_buffer(
+                "constant", constant.to(torch.complex64 if kind == "complex" else torch.float32)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        bent = torch.stack((x[:, 0], x[:, 1], 3 * self.constant.real * x[:, 2]), dim=1)
+        return bent + 0 * x
+
+
+@pytest.mark.parametrize("kind", ["attribute", "buffer", "complex"])
+def test_rounded_constants_count_wherever_a_module_keeps_them(kind: str) -> None:
+    report = audit(Scaled(kind), torch.randn(5, 3), "1x1o", "1x1o", samples=4, per_layer=False)
+    assert 1e-9 < report.relative < 1e-7
+    assert report.equivariant

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import AuditReport, audit, label_free
-from equirelax.auditing.error import largest, norm, relative_error, root_of_squares
+from equirelax.auditing.norms import largest, norm, relative_error, root_of_squares
 from equirelax.errors import AuditError, NonFiniteError
-from equirelax.symmetry import SE, SO, E, O, On, positions, vector
+from equirelax.symmetry import (
+    SE,
+    SO,
+    Cyclic,
+    E,
+    GridField,
+    Lorentz,
+    O,
+    On,
+    Symmetric,
+    positions,
+    trivial,
+    vector,
+)
 
 torch.set_num_threads(1)
 V = vector(SO(3))
@@ -343,3 +358,124 @@ def test_an_output_that_is_listed_as_invariant_is_not_called_unlisted() -> None:
         short(model, torch.randn(4, 3), V, {"forces": V, **more}).notes for more in ({"energy": None}, {})
     ]
     assert [any("does not list it" in note for note in found) for found in notes] == [False, True]
+
+
+# What a sample may be
+
+
+def test_masks_and_classes_of_pixels_move_with_their_grid() -> None:
+    field = GridField(trivial(Cyclic(4)))
+    picture = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert short(lambda x: x > 0, picture, field, field).equivariant
+    assert short(lambda x: (2 * x).round().long(), picture, field, field).equivariant
+    assert not short(lambda x: x.cumsum(-1) > 0, picture, field, field).equivariant
+
+
+def test_whole_numbers_are_permuted() -> None:
+    table = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sample = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    rows = On(vector(Symmetric(5)), 0)
+
+    def embedded(x: Tensor, species: Tensor) -> Tensor:
+        return x + table[species].to(x)
+
+    assert short(embedded, sample, (rows, rows), rows).equivariant
+    assert not short(embedded, sample, (rows, None), rows).equivariant
+    with pytest.raises(AuditError, match=r"int64.*casts it"):
+        short(lambda x: x, torch.arange(3), V, V)
+
+
+def test_a_sample_that_requires_gradients_keeps_that() -> None:
+    def forces(x: Tensor) -> Tensor:
+        return -torch.autograd.grad((x.square().sum() ** 1.5), x, create_graph=True)[0]
+
+    sample = torch.randn(5, 3).requires_grad_()
+    report = audit(forces, sample, V, V, samples=2)
+    assert report.relative < 1e-12
+    assert report.lie.relative < 1e-12
+    assert sample.grad is None
+
+
+def test_a_model_that_wants_no_gradients_is_measured() -> None:
+    def strict(x: Tensor) -> Tensor:
+        assert not x.requires_grad
+        return x * x.norm()
+
+    assert short(strict, torch.randn(5, 3)).equivariant
+
+
+def test_a_sparse_input_passes_through_submodules() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
+            return torch.sparse.mm(neighbours, x)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sum = Sum()
+
+        def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
+            return self.sum(x, neighbours) + x
+
+    report = audit(Network(), (torch.randn(5, 3), torch.ones(5, 5).to_sparse()), (V, None), V, samples=2)
+    assert report.equivariant
+    assert [row.path for row in report.layers].count("sum") == 1
+
+
+class Closed(OrderedDict[str, Tensor]):
+    """As Hugging Face's `ModelOutput`."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise Exception("You cannot use ``update``.")
+
+
+@pytest.mark.parametrize("kind", [Closed, MappingProxyType])
+def test_mappings_that_cannot_be_copied_are_taken(kind: Any) -> None:
+    assert short(lambda x: kind({"y": x}), torch.randn(5, 3), V, {"y": V}).equivariant
+
+
+def test_a_wrapper_that_passes_everything_on_takes_what_its_module_takes() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    class TakesData(nn.Module):
+        def forward(self, data: dict[str, Tensor]) -> Tensor:
+            return data["pos"]
+
+    class TakesPositions(nn.Module):
+        def forward(self, pos: Tensor) -> Tensor:
+            return pos
+
+    for inner in (TakesData(), TakesPositions()):
+        assert short(Wrapper(inner), {"pos": torch.randn(5, 3)}, {"pos": V}).equivariant
+
+
+def test_an_audit_leaves_other_generators_and_switches_alone() -> None:
+    x = torch.randn(5, 3)
+    torch.manual_seed(42)
+    short(nn.Identity(), x)
+    assert torch.initial_seed() == 42
+    seeds = torch.cuda._lazy_seed_tracker.get_calls()
+    assert not any("equirelax/auditing" in line for call in seeds if call for line in call[1])
+    before = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.mkldnn.conv.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def test_an_audit_runs_under_another_default_device() -> None:
+    model, x = nn.Identity(), torch.randn(5, 3)
+    with torch.device("meta"):
+        assert audit(model, x, V, V, samples=2).equivariant
+
+
+def test_label_free_refuses_representations_of_another_group() -> None:
+    with pytest.raises(AuditError, match="does not contain"):
+        label_free(nn.Identity(), [torch.randn(5, 4)], vector(Symmetric(4)), vector(Symmetric(4)), Lorentz())

@@ -292,7 +292,7 @@ MUTANTS = (
     # auditing
     Mutant(
         "errors are relative to the smaller norm",
-        "auditing/error.py",
+        "auditing/norms.py",
         "bottom = max(float(a.norm()), float(b.norm())) if scale is None else scale / size",
         "bottom = min(float(a.norm()), float(b.norm())) if scale is None else scale / size",
         "tests/auditing/test_audit.py",

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from equirelax.errors import RepresentationError
 from equirelax.symmetry import (
@@ -63,6 +64,18 @@ def test_matrices_that_are_no_representation_are_refused() -> None:
     )  # of order 2, the generator of order 3
     with pytest.raises(RepresentationError, match="obey other relations"):
         custom(Cyclic(3), None, wrong).matrix(Cyclic(3).elements())
+
+
+@pytest.mark.parametrize(
+    ("group", "discrete"),
+    [(O(2), torch.eye(2)), (O(3), 2 * torch.eye(3)), (O(3), torch.diag(torch.tensor([1.0, 1.0, -1.0])))],
+    ids=["turns no generator", "not of order 2", "another reflection"],
+)
+def test_discrete_elements_that_do_not_fit_the_generators_are_refused(group: Group, discrete: Tensor) -> None:
+    own = vector(group).generators()
+    custom(group, own, vector(group).discrete())
+    with pytest.raises(RepresentationError, match="not of one representation"):
+        custom(group, own, discrete.double()[None])
 
 
 def test_a_spec_keeps_every_digit() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from equirelax.auditing.breaking import Breaking, breaking
 from equirelax.auditing.elements import component as element_component
-from equirelax.auditing.elements import contains
 from equirelax.auditing.error import (
     Measurement,
     Precision,
@@ -34,11 +32,10 @@ from equirelax.auditing.samples import (
     Function,
     Leaf,
     call,
-    group_of,
+    common_group,
     leaves,
     only_present,
     read_representations,
-    representations,
 )
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError, RelaxationStateError
@@ -84,7 +81,8 @@ def audit(
     Translations of SE(n) and E(n) are sampled up to the largest coordinate of the sample's positions, which the report states.
 
     Args:
-        model: A module, or a function (then nothing is cast).
+        model: A module, or a function. Modules that the function is bound to, closes over, names as globals or holds as arguments
+            of a `functools.partial` run in evaluation mode and in ``dtype`` too, and are restored.
         sample: One input on the model's device, nested as the model needs it. A tensor or PyG ``Data`` is passed as
             ``model(sample)``, a tuple or list as ``model(*sample)``, and a mapping as ``model(**sample)`` if its keys are the
             names of ``forward``'s parameters, else as ``model(sample)``, as NequIP's, MACE's and SevenNet's networks expect
@@ -135,7 +133,7 @@ def audit(
         in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
         if own_input:
             in_rep = only_present(sample, in_rep)
-        group = _checked(group or group_of(in_rep, out_rep), in_rep, out_rep)
+        group = common_group(group, in_rep, out_rep)
         case = Case(module, sample, in_rep, out_rep, group, torch.float64 if dtype is None else dtype)
         notes = []
         try:
@@ -151,7 +149,7 @@ def audit(
                     "inside: leave dtype out, or give dtype=torch.float32"
                 ) from error
             why = (
-                "modules that a function calls are not cast"
+                "something that the function calls is not cast"
                 if isinstance(module, Function)
                 else "it seems to cast inside"
             )
@@ -252,12 +250,12 @@ def _report(
             notes += why
         before = measure(case, sampled, discrete)
         if lie:
-            derivative = lie_derivative(case, reach)
+            derivative = lie_derivative(case, reach, before.vanishing)
         if relaxation is not None:
             with relaxation.strict():
                 after = measure(case, sampled, discrete)
         if per_layer:
-            worst = torch.tensor(before.worst.element, dtype=torch.float64)
+            worst = torch.tensor(before.worst.element, dtype=torch.float64, device="cpu")
             chosen = _chosen(group, worst, sampled, discrete)
             localisation = localise(
                 case,
@@ -268,6 +266,9 @@ def _report(
                 measured=lambda: measure(case, chosen, discrete[:0]).relative,
                 layer_reps=layer_reps,
                 strict_equivariant=None if after is None else after.relative <= tolerance,
+                vanishing=frozenset(
+                    path.removeprefix("output").removeprefix(".") for path in before.vanishing
+                ),
             )
     form = AS_IT_IS if relaxation is None else deployed or _deployed(relaxation)
     each: tuple[Breaking, ...] = ()
@@ -277,9 +278,10 @@ def _report(
     unlisted = {
         leaf.path for leaf in returned.leaves if leaf.action is None and not _listed(leaf.path, case.out_rep)
     }
-    if zero := [leaf.path for leaf in returned.leaves if not exact(leaf.value) and not leaf.value.any()]:
+    if before.vanishing:
         notes.append(
-            f"{', '.join(zero)} is 0 on the sample, which is equivariant whatever computes it: audit other weights or inputs"
+            f"{', '.join(before.vanishing)} is 0 on the sample, exactly or but for rounding, which is equivariant whatever "
+            "computes it: audit other weights or inputs"
         )
     return AuditReport(
         model=_title(model),
@@ -304,17 +306,6 @@ def _report(
         modules=each,
         translations=reach if _translates(group) and where.largest > 0 else None,
     )
-
-
-def _checked(group: Group, in_rep: Any, out_rep: Any) -> Group:
-    """Check that every representation's group contains the group that is sampled, and return the latter."""
-    for rep in itertools.chain(representations(in_rep), representations(out_rep)):
-        if not contains(rep.group, group):
-            raise AuditError(
-                f"{rep!r} is a representation of {rep.group.name}, which does not contain {group.name}: give all "
-                "representations for one group, or for one that contains it"
-            )
-    return group
 
 
 def _chosen(group: Group, worst: Tensor, sampled: Tensor, discrete: Tensor) -> Tensor:
@@ -389,10 +380,14 @@ def _notes(
             "mode (dropout or sampling left on), or adds in no fixed order; errors below that mean nothing"
         )
     if lie is not None and before.relative > tolerance >= lie.relative:
+        other = (
+            ""
+            if case.group.connected
+            else "reflections or another component of the group break equivariance, or "
+        )
         notes.append(
-            "the Lie derivative vanishes but finite elements fail: reflections or another component of the "
-            "group break "
-            "equivariance, or something that is not differentiable (sorting, neighbours, rounding)"
+            f"the Lie derivative vanishes but finite elements fail: {other}something that is not differentiable (sorting, "
+            "neighbours, rounding)"
         )
     if before.relative > tolerance and isinstance(case.out_rep, Mapping) and before.worst.output in unlisted:
         notes.append(

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from equirelax.auditing.actions import Action, action_of
 from equirelax.auditing.elements import acts_through
-from equirelax.auditing.error import coordinates, gap, largest, norm, outputs_of, with_translations
+from equirelax.auditing.error import coordinates, gap, outputs_of, with_translations
+from equirelax.auditing.norms import largest, norm
 from equirelax.auditing.samples import (
     FROM_MODEL,
     Case,
     Leaf,
-    group_of,
+    common_group,
     leaves,
     read_representations,
 )
@@ -106,7 +107,7 @@ def breaking(
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
     in_rep, out_rep = read_representations(in_rep, out_rep, group, relaxation.model)
-    group = group or group_of(in_rep, out_rep)
+    group = common_group(group, in_rep, out_rep)
     generator = torch.Generator().manual_seed(seed)
     elements = torch.cat(
         (group.sample(samples, generator=generator, dtype=torch.float64), group.discrete(dtype=torch.float64))

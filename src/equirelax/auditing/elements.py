@@ -61,7 +61,7 @@ def describe_generator(group: Group, generator: Tensor, index: int) -> str:
 
 def _linear(m: Tensor) -> str:
     n = m.shape[0]
-    eye = torch.eye(n, dtype=m.dtype)
+    eye = torch.eye(n, dtype=m.dtype, device=m.device)
     if torch.allclose(m, eye, atol=_TOLERANCE):
         return "identity"
     if torch.allclose(m, m[0, 0] * eye, atol=_TOLERANCE) and not math.isclose(
@@ -94,7 +94,7 @@ def _spatial(m: Tensor) -> str:
     if improper and angle < _TOLERANCE:
         return "inversion"
     # The axis is the eigenvector of eigenvalue 1, the null space of r - 1. The antisymmetric part fixes its sign.
-    axis = torch.linalg.svd(r - torch.eye(3, dtype=m.dtype)).Vh[-1]
+    axis = torch.linalg.svd(r - torch.eye(3, dtype=m.dtype, device=m.device)).Vh[-1]
     twist = torch.stack((r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]))
     if float(axis @ twist) < 0:
         axis = -axis
@@ -127,7 +127,7 @@ def _lorentz(m: Tensor) -> str:
     boost = f"boost of rapidity {rapidity:.2f} along {_vector(m[1:, 0] / m[1:, 0].norm())}"
     # m = boost @ rotation; the image of the time axis determines the boost.
     v = m[1:, 0]
-    pure = torch.eye(4, dtype=m.dtype)
+    pure = torch.eye(4, dtype=m.dtype, device=m.device)
     pure[0, 0], pure[0, 1:], pure[1:, 0] = m[0, 0], v, v
     pure[1:, 1:] += torch.outer(v, v) / (1 + m[0, 0])
     turn = _linear((torch.linalg.inv(pure) @ m)[1:, 1:])

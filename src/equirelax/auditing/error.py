@@ -1,7 +1,4 @@
-"""Equivariance errors: how far ``f(g x)`` is from ``rho(g) f(x)``, in what norm, relative to what, and what counts as zero.
-
-Norms and maxima here neither overflow nor underflow, and keep NaN.
-"""
+"""Equivariance errors: how far ``f(g x)`` is from ``rho(g) f(x)``, relative to what, and what counts as zero."""
 
 from __future__ import annotations
 
@@ -15,47 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.elements import component, describe
+from equirelax.auditing.norms import largest, largest_entry, norm, relative_error
+from equirelax.auditing.rounding import floors
 from equirelax.auditing.samples import Case, Leaf, act, call, leaves, map_tree
 from equirelax.errors import AuditError, NonFiniteError, RepresentationError
 from equirelax.symmetry import Group, On, TensorAction
-
-
-def norm(x: Tensor) -> float:
-    """Frobenius norm of a real or complex tensor, whose entries are divided by the largest before they are squared."""
-    size = largest_entry(x)
-    if size == 0 or not math.isfinite(size):
-        return size
-    return size * float((x / size).norm())
-
-
-def largest_entry(x: Tensor) -> float:
-    """max |x|: 0 for an empty tensor, NaN if any entry is NaN."""
-    return float(x.abs().max()) if x.numel() else 0.0
-
-
-def relative_error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
-    """``||a - b|| / max(||a||, ||b||)``: symmetric, at most 2, and 0 if both are 0. ``scale`` replaces the denominator."""
-    size = largest((largest_entry(found), largest_entry(expected)))
-    if size == 0:
-        return 0.0
-    a, b = found / size, expected / size  # the entries are at most 1, the largest is 1
-    bottom = max(float(a.norm()), float(b.norm())) if scale is None else scale / size
-    gap = float((a - b).norm())
-    return gap / bottom if bottom > 0 else (0.0 if gap == 0 else math.inf)
-
-
-def root_of_squares(values: Iterable[float]) -> float:
-    """``sqrt(sum v^2)``."""
-    return math.hypot(*values)
-
-
-def largest(values: Iterable[float], default: float = 0.0) -> float:
-    """The largest value, or NaN if any is NaN: Python's ``max`` drops or keeps NaN depending on the order."""
-    found = list(values)
-    if any(math.isnan(value) for value in found):
-        return math.nan
-    return max(found, default=default)
-
 
 FAR = 100.0
 """Points farther from the origin than this many times their spread count as far away."""
@@ -180,6 +141,8 @@ class Measurement:
         repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws random numbers.
         worst: The element with the largest relative error.
         not_compared: Path and class of outputs without an error (strings, empty tensors, foreign objects).
+        vanishing: Paths of outputs that are 0 on the sample and on what it is transformed to, exactly or but for rounding. Their
+            relative error counts as 0, and says nothing about the model.
     """
 
     absolute: float
@@ -191,6 +154,7 @@ class Measurement:
     repeatability: float
     worst: Worst
     not_compared: tuple[str, ...] = ()
+    vanishing: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +249,9 @@ class Gap:
     relative: float
 
 
-def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> Gap:
+def gap(
+    g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0, floor: float | None = None
+) -> Gap:
     """Compare an output on g x with that on x.
 
     Args:
@@ -294,6 +260,7 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
         base: The output on x.
         found: The output on g x.
         spread: Spread of the sample's coordinates, to which the error of a single position is relative.
+        floor: For an output that is 0 but for rounding, the largest entry up to which no difference counts.
 
     Raises:
         AuditError: The output's size depends on the group element.
@@ -306,8 +273,9 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
             "compared"
         )
     if exact(base.value) or exact(found.value):
-        difference = (found.value - base.value).to(torch.float64)
-        return Gap(base.value, difference, float(bool((difference != 0).any())))
+        expected = act(g, base.value, base.action) if exact(base.value) else base.value
+        difference = (found.value - expected).to(torch.float64)
+        return Gap(expected, difference, float(bool((difference != 0).any())))
     try:
         expected = act(g, base.value, base.action)
     except RepresentationError as error:  # the height and the width of a grid differ
@@ -316,6 +284,8 @@ def gap(g: Tensor, words: str, base: Leaf, found: Leaf, spread: float = 0.0) -> 
         raise NonFiniteError(
             f"`{found.path}` is so large that it overflows when it is transformed by a {words}"
         )
+    if floor is not None and largest_entry(found.value) <= floor:
+        return Gap(expected, found.value - expected, 0.0)
     return Gap(
         expected,
         found.value - expected,
@@ -346,7 +316,8 @@ def measure(case: Case, sampled: Tensor, discrete: Tensor) -> Measurement:
         for a, b in zip(reference, again, strict=True)
     )
 
-    tally = _Tally(reference, coordinates(case.sample, case.in_rep).spread)
+    rounded = floors(case, reference, lambda other: outputs_of(other, None, "the sample as given").leaves)
+    tally = _Tally(reference, coordinates(case.sample, case.in_rep).spread, rounded)
     known: dict[bytes, tuple[Leaf, ...]] = {}  # the few elements of a finite group are drawn repeatedly
     for index, g in enumerate(torch.cat((sampled, discrete))):
         words = describe(group, g)
@@ -373,8 +344,8 @@ def _same_outputs(reference: Sequence[Leaf], found: Sequence[Leaf], words: str) 
 class _Tally:
     """Running maxima and means over elements."""
 
-    def __init__(self, reference: Sequence[Leaf], spread: float) -> None:
-        self.reference, self.spread = reference, spread
+    def __init__(self, reference: Sequence[Leaf], spread: float, floors: Mapping[str, float]) -> None:
+        self.reference, self.spread, self.floors = reference, spread, floors
         self.absolute, self.relative = 0.0, -1.0
         self.outputs = {leaf.path: 0.0 for leaf in reference}
         self.components: dict[str, float] = {}
@@ -387,7 +358,7 @@ class _Tally:
         part = component(group, g)
         self.count += mean
         for i, (base, leaf) in enumerate(zip(self.reference, found, strict=True)):
-            met = gap(g, words, base, leaf, self.spread)
+            met = gap(g, words, base, leaf, self.spread, self.floors.get(leaf.path))
             difference = met.difference
             self.absolute = largest((self.absolute, largest_entry(difference)))
             self.outputs[leaf.path] = largest((self.outputs[leaf.path], met.relative))
@@ -403,7 +374,7 @@ class _Tally:
                     element=tuple(tuple(row) for row in g.tolist()),
                     description=words,
                     output=leaf.path,
-                    entry=tuple(int(k) for k in torch.unravel_index(torch.tensor(at), difference.shape)),
+                    entry=tuple(int(k) for k in np.unravel_index(at, difference.shape)),
                     expected=_number(met.expected.flatten()[at]),
                     found=_number(leaf.value.flatten()[at]),
                 )
@@ -423,6 +394,13 @@ class _Tally:
             repeatability=repeat,
             worst=self.worst,
             not_compared=whole.rest,
+            vanishing=tuple(
+                leaf.path
+                for leaf in self.reference
+                if not exact(leaf.value)
+                and self.outputs[leaf.path] == 0
+                and (leaf.path in self.floors or not leaf.value.any())
+            ),
         )
 
 
@@ -449,7 +427,8 @@ _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The floating dtypes of a model's parameters and buffers."""
+    """The floating dtypes of a model's parameters, and of its buffers and other constants. Of complex tensors those of the parts
+    count."""
 
     parameters: frozenset[torch.dtype]
     buffers: frozenset[torch.dtype]
@@ -457,10 +436,16 @@ class Precision:
     @classmethod
     def of(cls, model: nn.Module) -> Precision:
         """Read the dtypes of a model outside of `measuring`."""
-        return cls(
-            frozenset(p.dtype for p in model.parameters() if p.is_floating_point()),
-            frozenset(b.dtype for b in model.buffers() if b.is_floating_point()),
-        )
+        own = {id(p) for p in model.parameters()}
+        plain = (value for module in model.modules() for value in vars(module).values())
+        constants = (value for value in plain if isinstance(value, Tensor) and id(value) not in own)
+        return cls(_dtypes(model.parameters()), _dtypes((*model.buffers(), *constants)))
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> frozenset[torch.dtype]:
+    """The floating dtypes of tensors and of the parts of complex ones."""
+    found = {tensor.dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
+    return frozenset(_REAL.get(kind, kind) for kind in found)
 
 
 def tolerance_of(

@@ -33,7 +33,7 @@ from equirelax.auditing.actions import (
     on_grid,
     pixel_rows,
 )
-from equirelax.auditing.error import largest, largest_entry
+from equirelax.auditing.norms import largest, largest_entry
 
 MAX_FIT = 256
 """Longest axis on which a free linear map is fitted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from torch.autograd.functional import jvp as double_backward_jvp
 
 from equirelax.auditing.elements import describe_generator
-from equirelax.auditing.error import largest, largest_entry, norm, root_of_squares, with_translations
+from equirelax.auditing.error import size_of_positions, with_translations
+from equirelax.auditing.norms import largest, largest_entry, norm, root_of_squares
 from equirelax.auditing.samples import Case, Leaf, call, leaves, map_tree
 from equirelax.symmetry import TensorAction
 
@@ -26,7 +27,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorRow:
-    """``||L_A f(x)||`` (Frobenius norm over all outputs), absolute and divided by ``||f(x)||``, for one generator A."""
+    """``||L_A f(x)||`` for one generator A: the Frobenius norm over all outputs, and relative to ``||f(x)||`` the largest over
+    the outputs. The denominator of positions is the norm of their distances from their mean."""
 
     name: str
     absolute: float
@@ -58,7 +60,7 @@ class LieReport:
         return largest(row.relative for row in self.generators)
 
 
-def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
+def lie_derivative(case: Case, reach: float = 1.0, vanishing: Collection[str] = ()) -> LieReport | None:
     """Measure the Lie derivative of a model at a sample.
 
     Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use), then central
@@ -67,9 +69,10 @@ def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
 
     Args:
         reach: Length of the generators of translations.
+        vanishing: Paths of outputs that are 0, which are left out.
 
     Returns:
-        The report; ``None`` for a group without a Lie algebra, or if all outputs are whole numbers.
+        The report; ``None`` for a group without a Lie algebra, or if there is no output to differentiate.
     """
     group, dtype, in_rep, out_rep = case.group, case.dtype, case.in_rep, case.out_rep
     algebra = with_translations(group, group.algebra(), reach)
@@ -77,21 +80,24 @@ def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
         return None
     base = case.moved()
     inputs = [leaf for leaf in leaves(base, in_rep, "input") if leaf.action is not None]
-    points = tuple(_real(leaf.value) for leaf in inputs)
-    tangents = [_derivative(leaf.value, leaf.action, algebra) for leaf in inputs if leaf.action is not None]
-    function = _function(case.model, base, in_rep, out_rep)
+    points = tuple(_real(leaf.value.detach()) for leaf in inputs)
+    tangents = [
+        _derivative(leaf.value.detach(), leaf.action, algebra) for leaf in inputs if leaf.action is not None
+    ]
+    function = _function(case.model, base, in_rep, out_rep, vanishing)
 
     output = call(case.model, case.moved())
     reference = [
         dataclasses.replace(leaf, value=_dense(leaf.value.detach()))
         for leaf in leaves(output, out_rep, "output")
-        if differentiable(leaf.value)
+        if differentiable(leaf.value) and leaf.path not in vanishing
     ]
     if not reference:
         return None
     actions = [
         None if leaf.action is None else _derivative(leaf.value, leaf.action, algebra) for leaf in reference
     ]
+    sizes = [_size(leaf) for leaf in reference]
     size = root_of_squares(norm(leaf.value) for leaf in reference)
 
     kinds = {dtype, *(_real(leaf.value).dtype for leaf in reference)}
@@ -106,10 +112,18 @@ def lie_derivative(case: Case, reach: float = 1.0) -> LieReport | None:
             d.double() if action is None else action[i] - d.double()
             for action, d in zip(actions, moved, strict=True)
         ]
-        absolute = root_of_squares(norm(gap) for gap in gaps)
-        name = describe_generator(group, generator, i)
-        rows.append(GeneratorRow(name, absolute, absolute / size if size > 0 else absolute))
+        errors = [norm(gap) for gap in gaps]
+        relative = largest(
+            error / own if own > 0 else error for error, own in zip(errors, sizes, strict=True)
+        )
+        rows.append(GeneratorRow(describe_generator(group, generator, i), root_of_squares(errors), relative))
     return LieReport(method, reason, tuple(rows))
+
+
+def _size(leaf: Leaf) -> float:
+    """The norm of an output, of positions after their mean is subtracted, so that it does not depend on the origin."""
+    spread = size_of_positions(leaf.value, leaf.action)
+    return spread if spread is not None and spread > 1e-12 * norm(leaf.value) else norm(leaf.value)
 
 
 def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
@@ -126,8 +140,10 @@ def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
     return torch.tensordot(coefficients.to(moved), moved, dims=1)
 
 
-def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -> Function:
-    """Turn the model into a function from its transforming inputs to its differentiable outputs."""
+def _function(
+    model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any, vanishing: Collection[str] = ()
+) -> Function:
+    """Turn the model into a function from its transforming inputs to its differentiable outputs, but for those listed."""
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         queue = list(values)
@@ -136,11 +152,15 @@ def _function(model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any) -
             if leaf.action is None:
                 return leaf.value.clone()
             value = queue.pop(0)
+            if leaf.value.requires_grad and not value.requires_grad:
+                value = value.requires_grad_()  # as the sample, for a model that leaves it to its caller
             return torch.view_as_complex(value) if leaf.value.is_complex() else value
 
         output = call(model, map_tree(base, in_rep, put, "input"))
         return tuple(
-            _real(leaf.value) for leaf in leaves(output, out_rep, "output") if differentiable(leaf.value)
+            _real(leaf.value)
+            for leaf in leaves(output, out_rep, "output")
+            if differentiable(leaf.value) and leaf.path not in vanishing
         )
 
     return function
@@ -180,7 +200,7 @@ def double_backward(
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     _, moved = double_backward_jvp(lambda *xs: function(*(x.clone() for x in xs)), points, tangents)
-    return tuple(moved)
+    return tuple(value.detach() for value in moved)
 
 
 def finite_differences(
@@ -215,9 +235,8 @@ def _choose(
         try:
             found = derive(function, points, mixed)
         except (
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # no derivative rule, or gradients switched off inside
+            Exception
+        ) as error:  # no derivative rule, gradients switched off inside, or a model that wants none
             reason = (
                 f"{name} failed: {str(error).strip().splitlines()[0][:100]}"
                 if str(error).strip()

@@ -54,6 +54,7 @@ def localise(
     measured: Callable[[], float],
     layer_reps: Mapping[str, Any] | None,
     strict_equivariant: bool | None = None,
+    vanishing: frozenset[str] = frozenset(),
 ) -> Localisation:
     """Measure every call of every module. The model must be in its measuring state.
 
@@ -68,6 +69,7 @@ def localise(
             that nothing explains in an equivariant strict network (a choice of frames, for instance) is then no break. Layers
             whose residuals alone break the symmetry come first, and another module breaks it only if it breaks the strict
             network too.
+        vanishing: Paths of the model's outputs that are 0, exactly or but for rounding.
     """
     model, group, dtype = case.model, case.group, case.dtype
     declarations = Declarations(model, group, layer_reps)
@@ -83,7 +85,7 @@ def localise(
         return calls
 
     classifier = _classifier(declarations, case, elements, tolerance)
-    ends = _ends(case)
+    ends = dataclasses.replace(_ends(case), vanishing=vanishing)
     # A second point distinguishes actions that agree at one. It is not needed if no break is looked for.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
 
@@ -164,10 +166,11 @@ def _worst_first(row: LayerRow) -> tuple[int, float]:
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredActions:
-    """The actions declared for a call, by the path of the tensor."""
+    """The actions declared for a call, by the path of the tensor, and the paths of outputs that are 0."""
 
     inputs: dict[str, Action]
     outputs: dict[str, Action]
+    vanishing: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass
@@ -243,6 +246,9 @@ def _trace(
         actions: dict[str, Action] = getattr(declared, which)
         found = {}
         for key in getattr(base[0], which):
+            if which == "outputs" and key in declared.vanishing:
+                found[key] = Verdict("fits", "0", actions.get(key))
+                continue
             every = [*base, *(c for row in moved for c in row)]
             if any(key not in getattr(c, which) for c in every):
                 found[key] = Verdict("unknown", "it is not there in every run")

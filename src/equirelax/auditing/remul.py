@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing.error import outputs_of
-from equirelax.auditing.samples import FROM_MODEL, Case, Leaf, act, group_of, read_representations
+from equirelax.auditing.samples import (
+    FROM_MODEL,
+    Case,
+    Function,
+    Leaf,
+    act,
+    common_group,
+    read_representations,
+)
 from equirelax.auditing.state import measuring
 from equirelax.errors import AuditError
 from equirelax.symmetry import Group
@@ -57,7 +65,7 @@ def label_free(
     The model runs in evaluation mode in `dtype` and is restored afterwards. Batches are not written to.
 
     Args:
-        model: A module, or a function (then nothing is cast).
+        model: A module or a function, as for `audit`.
         batches: Inputs, each as for `audit`: a tensor, a tuple, a mapping or PyG data.
         in_rep, out_rep: How the group acts on an input and on the one output tensor, as for `audit`.
         group: The group that elements are sampled from; by default the group of the representations.
@@ -71,14 +79,14 @@ def label_free(
     if samples < 1:
         raise AuditError(f"samples={samples}: at least one group element is needed")
     in_rep, out_rep = read_representations(in_rep, out_rep, group, model)
-    group = group or group_of(in_rep, out_rep)
+    group = common_group(group, in_rep, out_rep)
     elements = group.sample(samples, generator=torch.Generator().manual_seed(seed))
-    module = model if isinstance(model, nn.Module) else nn.Identity()
+    module = model if isinstance(model, nn.Module) else Function(model)
     sums = torch.zeros(3, dtype=torch.float64)
     rows = 0
     with measuring(module, dtype, seed):
         for batch in batches:
-            found, count = _batch(Case(model, batch, in_rep, out_rep, group, dtype), elements)
+            found, count = _batch(Case(module, batch, in_rep, out_rep, group, dtype), elements)
             sums, rows = sums + found, rows + count
     if not rows:
         raise AuditError("there is no batch with an output: nothing was measured")

@@ -8,9 +8,10 @@ import textwrap
 from typing import Any
 
 from equirelax.auditing.breaking import Breaking
-from equirelax.auditing.error import Measurement, Worst, largest
+from equirelax.auditing.error import Measurement, Worst
 from equirelax.auditing.html import report_html, report_page
 from equirelax.auditing.lie import LieReport
+from equirelax.auditing.norms import largest
 from equirelax.auditing.text import Section, entry_text, folded, number, number_or_unknown, table
 
 BREAKS = "BREAKS"

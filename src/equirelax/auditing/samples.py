@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from equirelax.auditing.elements import contains
 from equirelax.errors import AuditError, RepresentationError
 from equirelax.symmetry import (
     SE,
@@ -103,7 +105,7 @@ def map_tree(
     if reps is not None:
         raise AuditError(
             f"{_name(path)} is a {type(tree).__name__}, which holds no tensor for {_show(reps)} to act on: "
-            "give None there, or audit a function that takes tensors"
+            "give None there, or audit a function that takes and returns tensors"
         )
     if other is not None:
         other(path, tree)
@@ -148,7 +150,8 @@ def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
 
     Args:
         element: Matrix of a group element, (n, n), float64.
-        value: Floating or complex tensor of a shape that ``action`` acts on. Real and imaginary part transform alike.
+        value: Tensor of a shape that ``action`` acts on. Real and imaginary part transform alike; whole numbers and truth values
+            keep their dtype.
     """
     if action is None:
         return value
@@ -156,23 +159,25 @@ def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
     if value.is_complex():
         parts = (action.apply(element, part.double()) for part in (value.real, value.imag))
         return torch.complex(*parts)
+    if not value.is_floating_point():
+        return action.apply(element, value.double()).round().to(value.dtype)
     return action.apply(element, value.double())
 
 
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
     """Copy a sample, with its floating tensors transformed by ``element`` (``None``: the identity) and cast to ``dtype``.
 
-    The action is computed in float64 and rounded once. Integer and boolean tensors are copied as they are.
+    The action is computed in float64 and rounded once. Whole numbers and truth values, which are only permuted, keep their dtype.
+    Copies require gradients where the sample does.
     """
 
     def copied(leaf: Leaf) -> Tensor:
         value = leaf.value.detach()
+        moved = value if element is None else act(element, value, leaf.action)
         if not value.is_floating_point() and not value.is_complex():
-            return value.clone()
+            return moved.clone()
         target = dtype if value.is_floating_point() else complex_of(dtype)
-        if element is None or leaf.action is None:
-            return value.to(target, copy=True)
-        return act(element, value, leaf.action).to(target)
+        return moved.to(target, copy=True).requires_grad_(leaf.value.requires_grad)
 
     return map_tree(tree, reps, copied, "input")
 
@@ -211,15 +216,27 @@ def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
             f"{type(reps).__name__}: give one Representation, On(representation, axis), GridField(representation) or None"
         )
     action = as_action(reps)
-    if not (value.is_floating_point() or (value.is_complex() and action.representation.linear)):
-        kinds = "real and complex floating" if action.representation.linear else "real floating"
+    if value.is_complex() and not action.representation.linear:
         raise AuditError(
-            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on {kinds} tensors only: give None there"
+            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on real tensors only"
+        )
+    if not (value.is_floating_point() or value.is_complex() or _permutes(action.representation)):
+        raise AuditError(
+            f"{_name(path)} is {value.dtype}; {action.representation!r} acts on floating tensors only: give None if no element "
+            "changes it, else audit a function that casts it"
         )
     wrong = action.mismatch(value.shape)
     if wrong:
         raise AuditError(f"{_name(path)} has shape {tuple(value.shape)}, but {wrong}")
     return action
+
+
+def _permutes(rep: Representation) -> bool:
+    """Whether every element only permutes entries, so that it acts on whole numbers and truth values too."""
+    if rep.group.algebra_dim:
+        return rep.invariant
+    matrices = rep.discrete()
+    return bool(((matrices == 0) | (matrices == 1)).all())
 
 
 def _check_names(reps: Any, names: Any, path: str, kind: str) -> Mapping[str, Any]:
@@ -253,10 +270,10 @@ def _check_length(reps: Any, tree: Any, path: str) -> list[Any]:
 
 
 def _same_mapping(tree: Mapping[str, Any], values: dict[str, Any]) -> Any:
-    twin: Any = copy.copy(tree)
     try:
+        twin: Any = copy.copy(tree)
         twin.update(values)
-    except (AttributeError, TypeError):
+    except Exception:  # a class of somebody else may refuse either, with any error
         return values
     return twin
 
@@ -272,8 +289,7 @@ def is_graph(value: Any) -> bool:
         return True
     if isinstance(value, BaseData):
         raise AuditError(
-            f"{type(value).__name__} is not supported as a sample: audit a function that takes its tensors "
-            "and builds it"
+            f"{type(value).__name__} is not supported: audit a function that takes its tensors and builds it, or returns them"
         )
     return False
 
@@ -296,17 +312,34 @@ def _show(reps: Any) -> str:
 
 
 class Function(nn.Module):
-    """A plain function as a module without state of its own. The module of a bound method is cast with it."""
+    """A plain function as a module. The modules that it reaches are its children, and run in the measuring state like a model."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
-        owner = getattr(function, "__self__", None)
-        if isinstance(owner, nn.Module):
-            self.owner = owner
+        for name, module in _reached(function):
+            self.add_module(name if not hasattr(self, name) else f"{name}_", module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+
+def _reached(function: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that a function is bound to, closes over, names as globals or holds as arguments of a partial, each with a name."""
+    if isinstance(function, functools.partial):
+        yield from _reached(function.func)
+        held = {**{f"argument_{i}": value for i, value in enumerate(function.args)}, **function.keywords}
+        if isinstance(function.func, nn.Module):
+            held["func"] = function.func
+    elif inspect.ismethod(function):
+        held = {"owner": function.__self__}
+        yield from _reached(function.__func__)
+    elif inspect.isfunction(function):
+        named = inspect.getclosurevars(function)
+        held = {**named.globals, **named.nonlocals}
+    else:
+        held = dict(getattr(function, "__dict__", {}))
+    yield from ((name, value) for name, value in held.items() if isinstance(value, nn.Module))
 
 
 def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
@@ -333,6 +366,11 @@ def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
     rest = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    passes_on = not named and rest and any(p.kind == p.VAR_POSITIONAL for p in parameters)
+    if passes_on and isinstance(model, nn.Module):
+        inside = list(model.children())
+        if len(inside) == 1:
+            return takes_keywords(inside[0], sample)
     return needed <= set(sample) and (rest or set(sample) <= named)
 
 
@@ -436,6 +474,22 @@ def group_of(in_rep: Any, out_rep: Any) -> Group:
     for rep in (*representations(in_rep), *representations(out_rep)):
         return rep.group
     raise AuditError("nothing transforms: in_rep and out_rep hold no representation, and no group is given")
+
+
+def common_group(group: Group | None, in_rep: Any, out_rep: Any) -> Group:
+    """The group that elements are taken from: the given one, or that of the representations.
+
+    Raises:
+        AuditError: There is neither, or a representation is of a group that does not contain it.
+    """
+    chosen = group or group_of(in_rep, out_rep)
+    for rep in (*representations(in_rep), *representations(out_rep)):
+        if not contains(rep.group, chosen):
+            raise AuditError(
+                f"{rep!r} is a representation of {rep.group.name}, which does not contain {chosen.name}: give all "
+                "representations for one group, or for one that contains it"
+            )
+    return chosen
 
 
 def _is_representation(value: Any) -> bool:

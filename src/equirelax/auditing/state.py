@@ -60,7 +60,10 @@ def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Ite
         insides = [one.inside(copies) for one in held]
         gradients = [(tensor, tensor.grad, tensor.requires_grad) for tensor, _ in copies.kept]
         try:
-            torch.manual_seed(seed)
+            # torch.manual_seed() would seed every accelerator too, also those whose state is not kept.
+            torch.default_generator.manual_seed(seed)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(seed)
             if dtype is not None:
                 torch.set_default_dtype(dtype)
             for tensor, _, _ in gradients:
@@ -99,18 +102,22 @@ def full_precision() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(backends.cuda.matmul, "fp32_precision"):
-            switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-            switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-            name, off = "fp32_precision", "ieee"
+            of_cuda = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+            switches = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+            name, off = "fp32_precision", ("ieee", "none")
         else:
-            switches, name, off = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False
-        saved = [getattr(switch, name) for switch in switches]
+            of_cuda, switches = [backends.cuda.matmul, backends.cudnn], []
+            name, off = "allow_tf32", (False,)
+        if torch.cuda.is_available():
+            switches += of_cuda
+        # A switch that is off is not written to: written values no longer follow `torch.backends.fp32_precision`.
+        saved = [(switch, getattr(switch, name)) for switch in switches if getattr(switch, name) not in off]
         try:
-            for switch in switches:
-                setattr(switch, name, off)
+            for switch, _ in saved:
+                setattr(switch, name, off[0])
             yield
         finally:
-            for switch, value in zip(switches, saved, strict=True):
+            for switch, value in saved:
                 setattr(switch, name, value)
 
 

@@ -32,8 +32,8 @@ class Custom(Block):
         name: for tables and messages.
 
     Raises:
-        RepresentationError: counts or shapes do not fit the group, or the commutators are not those of its
-        algebra.
+        RepresentationError: counts or shapes do not fit the group, the commutators are not those of its algebra, or the
+            discrete elements do not turn the generators as the group's do.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Custom(Block):
         self._given = [part if len(part) else part.new_zeros(0, self.dim, self.dim) for part in self._given]
         self._matrix_fn = matrix_fn
         self._check_commutators()
+        self._check_discrete()
 
     def _check_commutators(self) -> None:
         rho, basis = self._given[0], self.group.algebra()
@@ -75,6 +76,27 @@ class Custom(Block):
                 f"{self.group.name}'s algebra by {error:.2g}. Give drho(A_i) for A = group.algebra(), in its "
                 "order and with its signs."
             )
+
+    def _check_discrete(self) -> None:
+        """Check rho(h) drho(A) rho(h)^-1 = drho(h A h^-1), and rho(h)^2 = 1 where h^2 = 1. `_element_table` checks finite
+        groups."""
+        basis, (rho, turned) = self.group.algebra(), self._given
+        if not len(basis):
+            return
+        for h, own in zip(self.group.discrete(), turned, strict=True):
+            inverse = torch.linalg.inv(h)
+            coefficients = (h @ basis @ inverse).flatten(1) @ torch.linalg.pinv(basis.flatten(1))
+            wanted = torch.einsum("ij,jab->iab", coefficients, rho)
+            wrong = [own @ rho - wanted @ own]
+            if torch.allclose(h @ h, torch.eye(len(h), dtype=h.dtype, device=h.device)):
+                wrong.append(own @ own - torch.eye(self.dim, dtype=own.dtype, device=own.device))
+            error = max(float(part.abs().max()) for part in wrong)
+            if error > 1e-6 * max(1.0, float(rho.abs().max()), float(own.abs().max())) ** 2:
+                raise RepresentationError(
+                    f"custom representation {self.name!r}: the discrete elements and the generators are not of one "
+                    f"representation of {self.group.name} (off by {error:.2g}). Give rho(h) for h = group.discrete(), in "
+                    "its order."
+                )
 
     def matrix(self, g: Tensor) -> Tensor:
         self.group.check_shape(g)

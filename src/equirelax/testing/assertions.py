@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ def assert_equivariant(
     Returns:
         The report of a model that passed.
 
+    Warns:
+        UserWarning: Every output is 0, exactly or but for rounding, so that nothing was shown.
+
     Raises:
         AssertionError: The relative error is larger. The message names the group element and the module that breaks equivariance.
 
@@ -59,5 +63,11 @@ def assert_equivariant(
     )
     report = measure(lie=False, per_layer=False)
     if report.equivariant:
+        if set(report.before.vanishing) >= set(report.before.outputs):
+            warnings.warn(
+                f"{report.model} returns 0 on the sample, which is equivariant whatever computes it: give it other weights or "
+                "another sample",
+                stacklevel=2,
+            )
         return report
     raise AssertionError(f"\n{measure()}")  # the layers are measured only if the assertion fails

@@ -1,0 +1,64 @@
+"""Outputs that are 0 but for rounding, such as the total of forces that cancel: what is left of them has no symmetry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from equirelax.auditing.norms import largest_entry, relative_error
+from equirelax.auditing.samples import Case, Leaf, leaves, map_tree
+
+SMALL = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""An output below this share of the sample's and the other outputs' largest entry may be rounding."""
+CHANGED = 1e-2
+"""Relative change of an output after every input was rounded differently, from which on it is rounding."""
+
+
+def floors(case: Case, outputs: Sequence[Leaf], again: Callable[[Case], Sequence[Leaf]]) -> dict[str, float]:
+    """Path of every output that is 0 but for rounding -> the largest entry up to which it still is.
+
+    Two things have to come together: the output is small beside everything else, and it becomes another one where every floating
+    tensor of the sample changes by a few units in the last place.
+
+    Args:
+        case: What is measured.
+        outputs: The outputs on the sample.
+        again: Calls the model of a case on its sample, and returns the outputs.
+    """
+    inputs = [leaf.value.detach() for leaf in leaves(case.sample, None) if _plain(leaf)]
+    size = max(map(largest_entry, [*inputs, *(leaf.value for leaf in outputs)]), default=0.0)
+    floor = SMALL.get(case.dtype, 1e-2) * size
+    small = [leaf for leaf in outputs if leaf.measurable and largest_entry(leaf.value) <= floor]
+    if not small:
+        return {}
+    others = {leaf.path: leaf.value for leaf in again(_rounded_differently(case))}
+    return {
+        leaf.path: floor
+        for leaf in small
+        if leaf.path in others
+        and others[leaf.path].shape == leaf.value.shape
+        and relative_error(others[leaf.path], leaf.value) > CHANGED
+    }
+
+
+def _plain(leaf: Leaf) -> bool:
+    """Whether a tensor has entries of its own that can be changed one by one."""
+    return leaf.measurable and leaf.value.layout == torch.strided and not leaf.value.is_nested
+
+
+def _rounded_differently(case: Case) -> Case:
+    """The same case, with every floating tensor of the sample changed by a few units in the last place of the run's dtype."""
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.finfo(case.dtype).eps
+
+    def changed(leaf: Leaf) -> Tensor:
+        if not _plain(leaf):
+            return leaf.value
+        noise = torch.randn(leaf.value.shape, generator=generator, dtype=torch.float64, device="cpu")
+        value = leaf.value.detach().double()
+        return (value * (1 + 4 * unit * noise.to(value.device))).requires_grad_(leaf.value.requires_grad)
+
+    return dataclasses.replace(case, sample=map_tree(case.sample, None, changed))
