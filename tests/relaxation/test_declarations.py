@@ -275,6 +275,11 @@ def test_wrong_axes_are_told_with_shapes_also_where_there_are_three_points_n6():
         model["map"](torch.randn(2, 4, 3, 3))
 
 
+def fields(channels: int) -> Linear:
+    rep = GridField(channels * trivial(Cyclic(4)))
+    return Linear("map", rep, rep)
+
+
 @pytest.mark.parametrize(
     ("module", "declare", "words"),
     [
@@ -308,6 +313,9 @@ def test_wrong_axes_are_told_with_shapes_also_where_there_are_three_points_n6():
             "two GridFields",
         ),
         (lambda: nn.Linear(3, 3), lambda: Linear("map", "1x1o", channels=(3, 3)), "channel_axis"),
+        (lambda: nn.ConvTranspose2d(2, 2, 3), lambda: fields(2), "^map .*transposed"),
+        (lambda: nn.Conv3d(2, 2, 3), lambda: fields(2), "^map .*3 axes"),
+        (lambda: nn.Conv1d(2, 2, 3), lambda: fields(2), "^map .*1 axes"),
     ],
 )
 def test_declarations_that_cannot_be_are_refused(module, declare, words):
@@ -429,6 +437,7 @@ class Invariant(nn.Module):
             ["0:0", "0:1"],
         ),
         (nn.Sequential(nn.ReLU()), None, []),
+        (nn.Sequential(nn.Conv3d(2, 2, 3)), None, []),
     ],
 )
 def test_every_kind_of_module_has_a_line_that_relaxes_it(network, line, keys):
@@ -469,3 +478,16 @@ def test_one_pattern_and_one_declaration_need_no_tuple():
         assert decode(encode(lone)) == several
     model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(11)))
     assert list(er.relax(model, Layers(include="10", declare=Linear("*", V))).residuals) == ["10"]
+
+
+def test_a_module_with_two_names_is_found_by_each():
+    def build() -> nn.Module:
+        model = nn.Module()
+        model.enc = nn.Sequential(OwnMatrix())
+        model.dec, model.other = model.enc, OwnMatrix()
+        return model
+
+    declared = Linear("OwnMatrix", On("1x1o", axis=-1), channel_axis=-2)
+    for include in ("dec.0", "dec.*"):
+        assert list(er.relax(build(), er.Layers(include=include, declare=declared)).residuals) == ["enc.0"]
+    assert list(er.relax(build(), er.Layers(exclude="dec.0", declare=declared)).residuals) == ["other"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 import equirelax as er
@@ -166,3 +169,50 @@ def test_convolutions_refuse_it() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, bias=False))
     with pytest.raises(PlacementError, match="Grouped makes no convolution"):
         er.relax(model, er.Layers(residual=Grouped(2), declare=(er.Linear("0", field, field),)))
+
+
+def relaxed_linear(kind: Grouped) -> nn.Sequential:
+    """One linear map between all features of two representations, relaxed."""
+    in_rep, out_rep = reps()["lorentz"]
+    model = nn.Sequential(nn.Linear(in_rep.dim, out_rep.dim, bias=False))
+    er.relax(model, er.Layers(declare=er.relaxation.Linear("0", in_rep, out_rep), residual=kind)).set_gamma(
+        1.0
+    )
+    return model
+
+
+def test_averages_of_buffers_leave_the_tables_of_indices_as_they_are() -> None:
+    model = relaxed_linear(Grouped(2, "normal", std=0.3))
+    average = AveragedModel(model, use_buffers=True, avg_fn=get_ema_avg_fn(0.9999))
+    for _ in range(3):
+        average.update_parameters(model)
+    x = torch.randn(5, model[0].in_features)
+    torch.testing.assert_close(average(x), model(x))
+    assert not list(model.buffers())
+
+
+def test_a_model_without_memory_gets_its_numbers_from_a_state_dict() -> None:
+    model = relaxed_linear(Grouped(2, "normal", std=0.3))
+    with torch.device("meta"):
+        empty = relaxed_linear(Grouped(2))
+    other = empty.to_empty(device="cpu")
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(5, model[0].in_features)
+    for twin in (other, copy.deepcopy(other)):
+        assert torch.equal(twin(x), model(x))
+
+
+@pytest.mark.slow
+def test_the_tables_of_indices_are_constants_of_exported_and_compiled_models() -> None:
+    model = relaxed_linear(Grouped(2, "normal", std=0.3))
+    x = torch.randn(5, model[0].in_features)
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    for name in reps():
+        map_ = grouped(name)
+        x = random(*shape, map_.in_dim)
+        torch.testing.assert_close(map_(x), x @ map_.effective_weight().T)

@@ -16,7 +16,7 @@ with it have the pattern of W, and the penalties of W are the sums of its blocks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from equirelax.relaxation.terms.precision import penalty_dtype
 from equirelax.settings import COUNT, NOT_NEGATIVE, within
 from equirelax.symmetry import Representation
 from equirelax.symmetry.blocks import Block
+from equirelax.symmetry.group import constants
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,31 @@ def split(rep: Representation, groups: int) -> Split:
     )
 
 
+class Tables:
+    """The tables of indices of a `GroupedMap`, on every device on which it was.
+
+    They are constants: no buffers, which tools average, round and fill with zeros. Copies and pickles have those on the CPU.
+
+    Args:
+        read, written: See `GroupedMap`.
+        order: sorts `written`.
+    """
+
+    def __init__(self, read: Tensor, written: Tensor, order: Tensor) -> None:
+        self._on = {read.device: (read, written, order)}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The tables read, written and order."""
+        if device not in self._on:
+            with constants():
+                first = next(iter(self._on.values()))
+                self._on[device] = (first[0].to(device), first[1].to(device), first[2].to(device))
+        return self._on[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_on": dict([next(iter(self._on.items()))])}
+
+
 class GroupedMap(LinearMap):
     """`W x` on the feature axis with a W that is dense within each of G groups of channels; W is never formed to apply it.
 
@@ -95,13 +121,7 @@ class GroupedMap(LinearMap):
         rest: (left-over outputs, in_rep.dim), or None where all outputs are dealt to the groups.
         part_in, part_out: Representations of the input and output of one matrix of `weight`.
         rest_out: the same for what `rest` writes.
-        read: (G, in), the features that each of `weight` reads. written: (G * out + left-over), those that the rows
-            of `weight` and `rest` write.
     """
-
-    read: Tensor
-    written: Tensor
-    _order: Tensor
 
     def __init__(
         self, in_rep: Representation, out_rep: Representation, groups: int, feature_axis: int = -1
@@ -109,14 +129,13 @@ class GroupedMap(LinearMap):
         super().__init__()
         self.feature_axis = feature_axis
         self.in_dim = in_rep.dim
-        ins, outs = split(in_rep, groups), split(out_rep, groups)
+        with constants():
+            ins, outs = split(in_rep, groups), split(out_rep, groups)
+            written = torch.cat([outs.own.flatten(), outs.shared])
+            read = torch.cat([ins.own, ins.shared.expand(groups, -1)], 1)
+            self._tables = Tables(read, written, written.argsort())
         self.part_in, self.part_out = ins.own_rep + ins.shared_rep, outs.own_rep
         self.rest_out = outs.shared_rep
-        written = torch.cat([outs.own.flatten(), outs.shared])
-        # functions of the representations: no state dict needs them
-        self.register_buffer("read", torch.cat([ins.own, ins.shared.expand(groups, -1)], 1), persistent=False)
-        self.register_buffer("written", written, persistent=False)
-        self.register_buffer("_order", written.argsort(), persistent=False)
         self.weight = nn.Parameter(torch.empty(groups, self.part_out.dim, self.part_in.dim))
         self.rest = nn.Parameter(torch.empty(len(outs.shared), in_rep.dim)) if len(outs.shared) else None
 
@@ -124,6 +143,25 @@ class GroupedMap(LinearMap):
     def groups(self) -> int:
         """G."""
         return len(self.weight)
+
+    @property
+    def read(self) -> Tensor:
+        """(G, in), the features that each of `weight` reads."""
+        return self._tables.on(self.weight.device)[0]
+
+    @property
+    def written(self) -> Tensor:
+        """(G * out + left-over), the features that the rows of `weight` and `rest` write."""
+        return self._tables.on(self.weight.device)[1]
+
+    @property
+    def _order(self) -> Tensor:
+        return self._tables.on(self.weight.device)[2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupedMap:
+        moved: GroupedMap = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tables.on(self.weight.device)  # not only in the first call, which may be compiled or captured
+        return moved
 
     def matrices(self) -> dict[str, tuple[Matrices, ...]]:
         """One matrix for every group."""
@@ -153,7 +191,8 @@ class GroupedMap(LinearMap):
         x = dense(x)
         if self.feature_axis == -1:
             parts = self._gather(x.reshape(-1, x.shape[-1]).T)  # (G, in, rows)
-            y = torch.bmm(weight, parts).flatten(0, 1).T.unflatten(0, x.shape[:-1])
+            y = torch.bmm(weight, parts).flatten(0, 1).T
+            y = y.reshape(*x.shape[:-1], y.shape[-1])
             if rest is not None:
                 y = torch.cat([y, nn.functional.linear(x, rest)], dim=-1)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equirelax.errors import RepresentationError
+from equirelax.errors import PlacementError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.layers.channels import channels_of, fold_channels
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, register
@@ -79,7 +79,9 @@ def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -
         )
     if (channel, vector_) != (1, 2):
         x = x.movedim((channel, vector_), (1, 2))
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
+    return x.reshape(
+        x.shape[0], x.shape[1] * x.shape[2], x.shape[3:].numel()
+    )  # -1 is ambiguous where nothing is
 
 
 @register
@@ -100,7 +102,10 @@ class VectorNeuronLinear(LayerFamily):
         """All components of all channels to all components of all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
         base = vector(O(int(getattr(layer, "vector_size", 3))))
-        ins, outs = channels_of(path, module)
+        try:
+            ins, outs = channels_of(path, module)
+        except PlacementError:  # a pool or a norm, of the same layout
+            return Skip("has channel_axis and vector_axis, but no weight of shape (out, in) over channels")
         return VectorSite(
             path,
             ins * base,

@@ -186,7 +186,12 @@ class Constant:
 
 def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
     """Paths of the modules that `target` names: by class ("VNLinear"; "package.module.VNLinear" where several have
-    the name), or by path pattern.
+    the name), or by path pattern. A module that the model holds under several names is found by each.
+
+    Args:
+        modules: The model, with path "", and the modules inside it, each under its first name.
+        target: The class or pattern.
+        what: Whose target it is, for the message.
 
     Raises:
         PlacementError: where it names none.
@@ -198,9 +203,15 @@ def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str)
     }
     if by_class:
         return by_class
-    hits = {path for path, _ in modules if path and fnmatch.fnmatch(path, target)}
+    first = {module: path for path, module in modules}
+    names = [
+        (name, first[module])
+        for name, module in modules[0][1].named_modules(remove_duplicate=False)
+        if name and module in first
+    ]
+    hits = {path for name, path in names if fnmatch.fnmatch(name, target)}
     if not hits:
-        known = sorted({type(m).__name__ for _, m in modules}) + [p for p, _ in modules if p]
+        known = sorted({type(m).__name__ for _, m in modules}) + [name for name, _ in names]
         raise PlacementError(
             f"{what}: {target!r} is neither a class nor a path (pattern) of the model's "
             f"modules.{did_you_mean(target, known)}"

@@ -28,6 +28,7 @@ from equirelax.relaxation.sites import Site
 from equirelax.relaxation.spec import spec
 from equirelax.relaxation.summary import SKIPPED, UNKNOWN
 
+EXCLUDED = "excluded by a pattern"
 INVARIANT = "maps invariants to invariants, where there is no equivariance to relax"
 
 
@@ -84,13 +85,18 @@ class Layers(Placement):
             if around and not (known and all(by is network for by in around)):
                 continue  # a part of what is relaxed; a network's own residuals may lie inside one another
             found: tuple[Site, ...] | Site | Skip | None
-            if path in declared:
-                found = declared[path].site(path, module)
-            elif network is not None and known:
-                able = tuple(site for site in network.sites[path] if site.can_break)
-                found = able or Skip(INVARIANT)
-            else:
-                found = family_site(path, module)
+            try:
+                if path in declared:
+                    found = declared[path].site(path, module)
+                elif network is not None and known:
+                    able = tuple(site for site in network.sites[path] if site.can_break)
+                    found = able or Skip(INVARIANT)
+                else:
+                    found = family_site(path, module)
+            except PlacementError:
+                if path not in excluded:
+                    raise
+                found = Skip(EXCLUDED)
             if found is None:
                 if included is not None and self.include is not None and path in self.include:
                     left[path] = (
@@ -101,7 +107,7 @@ class Layers(Placement):
             if isinstance(found, Skip):
                 left[path] = (SKIPPED, found.reason)
             elif path in excluded:
-                left[path] = (SKIPPED, "excluded by a pattern")
+                left[path] = (SKIPPED, EXCLUDED)
             elif included is not None and path not in included:
                 left[path] = (SKIPPED, "not included by any pattern")
             elif path not in declared and any(p != path and p.startswith(inside) for p in declared):

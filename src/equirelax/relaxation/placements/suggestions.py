@@ -61,7 +61,7 @@ def _line(path: str, module: nn.Module) -> tuple[str, int]:
             return _declare(declared, "if it maps vectors (..., 3, channels)"), 1
         sizes = f"of {module.in_features} and {module.out_features} features"
         return _declare(f'Linear("{pattern}", in_rep, out_rep)', f"with the representations {sizes}"), 3
-    if isinstance(module, (nn.Conv2d, nn.Conv3d)) and path:
+    if isinstance(module, nn.Conv2d) and path:
         sizes = f"of {module.in_channels} and {module.out_channels} channels"
         declared = f'Linear("{pattern}", GridField(in_rep), GridField(out_rep))'
         return _declare(declared, f"with the representations {sizes}"), 2
