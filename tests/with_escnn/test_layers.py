@@ -12,7 +12,7 @@ from escnn_networks import SPACES, draw, fill, hidden
 from torch import nn
 
 import equirelax as er
-from equirelax.errors import PlacementError
+from equirelax.errors import PlacementError, UnfoldableError
 from equirelax.relaxation.layers.escnn import EscnnConvolution, exact_bases
 from equirelax.relaxation.relaxation import derived_keys
 from equirelax.symmetry import On, as_representation
@@ -216,6 +216,24 @@ def test_folding_a_bias_keeps_its_invariant_part() -> None:
     kept = torch.tensor([2.5, 2.5, 2.5, 2.5, 5.0, 0.0, 0.0], dtype=torch.float64)
     # escnn keeps the bias' expansion in float32, even after double()
     assert torch.allclose(layer.expand_parameters()[1], own + 2 * kept, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weights", "bias"])
+def test_nothing_is_folded_into_what_a_parametrization_computes(name: str) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    fields = enn.FieldType(SPACES["C4"](), [SPACES["C4"]().trivial_repr] * 2)
+    layer = enn.R2Conv(fields, fields, 3, padding=1, recompute=True)
+    nn.utils.parametrize.register_parametrization(layer, name, Doubled())
+    relaxation = er.relax(layer, residual=er.Dense("normal", std=1.0, bias=True))
+    with torch.no_grad():
+        relaxation[""].map.bias.fill_(1.0)
+    relaxation.set_gamma(1.0)
+    with pytest.raises(UnfoldableError, match=name):
+        er.project(layer, mode="fold")
+    assert len(er.relaxation_of(layer)) == 1
 
 
 def test_a_layer_of_another_library_is_not_taken_for_escnns() -> None:

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equirelax.errors import PlacementError, RepresentationError
+from equirelax.errors import PlacementError, RepresentationError, UnfoldableError
 from equirelax.relaxation.kernels import BasisBlock, BasisKernels, GridKernels, KernelSymmetry
 from equirelax.relaxation.kinds.convolution import Convolution
 from equirelax.relaxation.layers.family import Fold, LayerFamily, Skip, no_bias, register
@@ -127,10 +127,11 @@ class _EscnnLayer(LayerFamily):
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
         """Each block onto the span of its basis; a bias onto the layer's trivial irreps."""
         layer: Any = module
+        own = _parameter(layer, "weights", site)
         transposed = isinstance(site, GridSite) and site.convolution.transposed
         kernel = (weight.transpose(0, 1) if transposed else weight).reshape(*_dims(site), -1)
         amount, folded = (
-            layer.weights.new_zeros(layer.weights.shape, dtype=weight.dtype),
+            torch.zeros_like(own, dtype=weight.dtype),
             torch.zeros_like(kernel),
         )
         for block in basis_blocks(layer):
@@ -140,9 +141,24 @@ class _EscnnLayer(LayerFamily):
             folded[where] = (coefficients @ block.basis.flatten(1).to(weight)).view(tile.shape)
             amount[block.start : block.start + coefficients.numel()] = coefficients.flatten()
         folded = folded.transpose(0, 1) if transposed else folded
-        made = Fold(folded.reshape(weight.shape), None, [(layer.weights, amount)])
+        made = Fold(folded.reshape(weight.shape), None, [(own, amount)])
         made.after = functools.partial(self.refresh, module)
         return _with_bias(layer, site, made, bias)
+
+
+def _parameter(layer: Any, name: str, site: Site) -> nn.Parameter:
+    """A parameter of the layer.
+
+    Raises:
+        UnfoldableError: A parametrization computes it, so that what is added to it would be lost.
+    """
+    own = getattr(layer, name)
+    if not isinstance(own, nn.Parameter):
+        raise UnfoldableError(
+            f"{site.path} ({type(layer).__name__}) has no parameter {name!r} to fold into, for that is computed from others: "
+            f'remove its parametrization, or project with mode="drop" or unfoldable="drop"'
+        )
+    return own
 
 
 def _dims(site: Site) -> tuple[int, int]:
@@ -155,10 +171,11 @@ def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
         return fold
     if layer.bias is None:
         raise no_bias(layer, site)
+    own = _parameter(layer, "bias", site)
     expansion = layer.bias_expansion.to(bias)  # (channels, trivial irreps)
     coefficients = torch.linalg.pinv(expansion) @ bias
     fold.bias = expansion @ coefficients
-    fold.writes.append((layer.bias, coefficients))
+    fold.writes.append((own, coefficients))
     return fold
 
 
