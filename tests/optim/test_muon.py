@@ -334,6 +334,30 @@ def test_a_copy_goes_on_bit_for_bit(copied: Callable[..., tuple[nn.Module, Muon]
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_a_copy_reads_residuals_that_come_later_off_the_network_that_it_is_attached_for() -> None:
+    model, optimizer = copy.deepcopy((layer := VNLinear(8, 8), Muon(layer)))
+    relaxation = er.relax(model, residual=er.relaxation.kinds.Grouped(2))
+    er.Scheduled(relaxation, total_steps=5).attach(optimizer).detach()
+    weight = relaxation[""].map.weight
+    weight.grad = torch.randn_like(weight)
+    start = weight.detach().clone()
+    optimizer.step()
+    expected = start - 1e-3 * 12**0.5 * torch.stack([slow_orthogonalised(0.0975 * g) for g in weight.grad])
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    with pytest.warns(er.errors.EquirelaxWarning, match="read_network"):
+        copy.deepcopy(optimizer).add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
+
+
+def test_a_group_that_is_refused_is_not_added() -> None:
+    model = nn.Linear(3, 3)
+    optimizer = Muon(model, params=[model.weight])
+    with pytest.raises(ConfigError, match="momentum"):
+        optimizer.add_param_group({"params": [model.bias], "momentum": 2.0})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [model.bias], "momentum": 0.5})
+    assert len(optimizer.param_groups) == 2
+
+
 def test_schedulers_groups_of_names_and_parameters_without_gradients() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     frozen, groups = model[1].bias, [{"params": [("weight", model[0].weight)], "lr": 0.1}]

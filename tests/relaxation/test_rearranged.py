@@ -67,12 +67,14 @@ def test_a_layer_is_put_in_front_of_a_relaxed_one_and_what_is_folded_stays_with_
     torch.testing.assert_close(model(X), before)
 
 
-def test_a_residual_is_found_by_the_module_it_reads_and_not_by_the_one_it_is_added_to():
-    class Ahead(Placement):
-        def survey(self, model: nn.Module) -> Survey:
-            rep = vector(O(3))
-            return Survey((Placed(AheadSite("1", rep, rep, adds_to="2"), er.Dense()),), {})
+class Ahead(Placement):
+    def survey(self, model: nn.Module) -> Survey:
+        rep = vector(O(3))
+        kind = er.Dense("normal", std=1.0)
+        return Survey((Placed(AheadSite("1", rep, rep, adds_to="2"), kind),), {})
 
+
+def test_a_residual_is_found_by_the_module_it_reads_and_not_by_the_one_it_is_added_to():
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
     er.relax(model, Ahead())
     del model[0]
@@ -156,3 +158,19 @@ def test_a_placement_that_fails_half_way_leaves_the_model_as_it_was():
     assert nothing_left(model)
     assert list(model.state_dict()) == keys
     assert len(er.relax(model, Blocks("b.0", Reads("input", "4x0e"), Adds(None, "4x0e")))) == 1
+
+
+def test_nothing_waits_for_its_module_after_a_forward_that_raised():
+    class Raising(nn.Module):
+        def forward(self, x):
+            raise ValueError
+
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 3), nn.Sequential(Raising()))
+    er.relax(model, Ahead()).set_gamma(1.0)
+    model[1].register_forward_hook(lambda *_: Raising()(None))
+    with pytest.raises(ValueError):
+        model(X)
+    with pytest.raises(RelaxationStateError, match="without 1"):
+        model[2](X)
+    er.project(model)
+    assert not model._forward_hooks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,14 @@ class _Missing:
         return bool(self.weights or self.gammas)
 
 
+@runtime_checkable
+class ReadsNetwork(Protocol):
+    """An optimizer that treats parameters as the layers do that hold them, such as `equirelax.optim.Muon`."""
+
+    def read_network(self, model: nn.Module) -> None:
+        """Read the parameters that come later off this network, where the optimizer does not know its own."""
+
+
 def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapping[str, Any]) -> None:
     """Make sure that the optimizers hold every trainable parameter of the residuals, and decay no learnt gamma.
 
@@ -78,6 +86,9 @@ def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapp
             f"attach: {', '.join(settings)} would have no effect, for the optimizer holds every parameter of the "
             f"residuals already. Leave it out; or make the optimizer of relaxation.strict_parameters() alone"
         )
+    for optimizer in optimizers:
+        if isinstance(optimizer, ReadsNetwork):
+            optimizer.read_network(relaxation.model)
     if missing:
         _add(missing, optimizers, settings)
     for optimizer in optimizers:

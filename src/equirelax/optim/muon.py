@@ -8,6 +8,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from equirelax.errors import ConfigError
+from equirelax.errors import ConfigError, EquirelaxWarning
 from equirelax.files import did_you_mean
 from equirelax.optim.matrices import matrices_of
 from equirelax.relaxation.matrices import Matrices, by_shape
@@ -128,16 +129,34 @@ class Muon(torch.optim.Optimizer):
             param_group: `params`, and settings in place of the optimizer's.
 
         Raises:
-            ConfigError: a setting is out of its range.
+            ConfigError: a setting is out of its range; no group is added then.
         """
+        _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        _check(group)
-        if any(p not in self._matrices for p in group["params"]):
+        new = [p for p in self.param_groups[-1]["params"] if p not in self._matrices]
+        if new:
             model = self._model()
+            if model is None:
+                warnings.warn(
+                    f"Muon: this copy knows the matrices of the parameters that it had, and not the network: those of {len(new)} "
+                    "new ones are read from their shapes. Call read_network(model) before.",
+                    EquirelaxWarning,
+                    stacklevel=2,
+                )
             found = {} if model is None else matrices_of(model)
-            for p in group["params"]:
-                self._matrices.setdefault(p, found[p] if p in found else by_shape(p))
+            for p in new:
+                self._matrices[p] = found[p] if p in found else by_shape(p)
+
+    def read_network(self, model: nn.Module) -> None:
+        """Give a copy, or what was unpickled, the network, whose layers tell the matrices of parameters that come later.
+
+        `method.attach` does it. An optimizer that knows its network keeps it.
+
+        Args:
+            model: The network.
+        """
+        if self._model() is None:
+            self._model = weakref.ref(model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_matrices": self._matrices}

@@ -161,7 +161,7 @@ class AheadSite(RowSite):
 class AheadResidual(Residual):
     """A residual that waits between the call that it reads and the one that it is added to.
 
-    Nothing waits between two forwards.
+    Nothing waits between two forwards, also after one that raised.
     """
 
     site: AheadSite
@@ -176,14 +176,19 @@ class AheadResidual(Residual):
         return self.site.adds_to
 
     def hook_up(self, model: nn.Module) -> None:
-        """Put hooks on the module that is read and on the one that is added to."""
+        """Put hooks on the module that is read, on the one that is added to, and on the relaxed model."""
         super().hook_up(model)
         model.get_submodule(self.adds_to).register_forward_pre_hook(self.add_ahead, with_kwargs=True)
+        model.register_forward_hook(self.end, with_kwargs=True, always_call=True)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the module that is read."""
         if self.active:
             self._waiting = self(self.take(module, args, kwargs), added=True)
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Hook of the relaxed model, called also when its forward raises: forget the forward."""
+        self._waiting = None
 
     def add_ahead(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -136,11 +136,12 @@ def _at(model: nn.Module, path: str, hooked: dict[str, nn.Module]) -> nn.Module 
 
 
 def _hooked(model: nn.Module) -> dict[Residual, dict[str, nn.Module]]:
-    """The modules to whose calls every residual has a hook, by their paths, under all their names."""
+    """The modules that have the hook of every residual, `Residual.hook`, by their paths, under all their names."""
     result: dict[Residual, dict[str, nn.Module]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for owner in behind(module):
-            if isinstance(owner, Residual):
+        for hook in behind(module):
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, Residual) and hook == owner.hook:
                 result.setdefault(owner, {})[path] = module
     return result
 

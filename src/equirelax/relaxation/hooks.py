@@ -61,13 +61,11 @@ def owners(module: nn.Module) -> Iterator[HookOwner]:
                 yield owner
 
 
-def behind(module: nn.Module) -> Iterator[HookOwner]:
-    """Owners of the hooks that a relaxation has on this module and that run after its forward, also while they are off."""
+def behind(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """The hooks that a relaxation has on this module and that run after its forward, also while they are off."""
     parked: _Parked | None = module.__dict__.get(PARKED)
     for table in (module._forward_hooks, {} if parked is None else parked.taken[0]):
-        for hook in list(table.values()):
-            if (owner := _owner(hook)) is not None:
-                yield owner
+        yield from (hook for hook in list(table.values()) if _owner(hook) is not None)
 
 
 def park(modules: Iterable[nn.Module]) -> list[nn.Module]:
