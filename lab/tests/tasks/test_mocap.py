@@ -91,6 +91,30 @@ def test_loss_is_the_mean_over_the_times_and_the_metric_the_last(
     assert task.metric.factor == 1e-2
 
 
+@pytest.mark.parametrize("features", ["published", "fixed-height"])
+def test_a_rank_sees_its_part_as_in_the_whole(features: str, root: Path) -> None:
+    """In training and in validation: the published height is over the largest of all ranks' samples."""
+    task = task_of("egno", root, features)
+    data, chosen = task.load("train"), torch.tensor([3, 70, 41, 8, 5])
+    whole = task.train_batch(data, chosen, torch.Generator())
+    assert all(torch.equal(whole[name], value) for name, value in data.batch(chosen).items())
+    val = task.load("val")
+    count = len(val)
+    assert count % task.chunk
+    rows = range(0, count, task.chunk)
+    seen = [task.eval_batch(val, range(k, min(k + task.chunk, count)))["features"] for k in rows]
+    evaluated = torch.cat(seen).unflatten(0, (count, 31))
+    for rank in range(2):
+        share = slice(rank, None, 2)
+        part = task.train_batch(data, chosen, torch.Generator(), share)
+        for name in ("features", "positions"):
+            assert torch.equal(part[name].unflatten(0, (-1, 31)), whole[name].unflatten(0, (5, 31))[share])
+        own = task.part(val, share)
+        batch = task.eval_batch(own, range(len(own)))
+        assert torch.equal(batch["features"].unflatten(0, (-1, 31)), evaluated[share])
+        assert torch.equal(batch["targets"], val.targets[share].flatten(0, 1))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_samples_are_turned_about_themselves(model: str, root: Path) -> None:
     """For REMUL: vectors by one rotation per sample, positions about their mean, features not at all."""

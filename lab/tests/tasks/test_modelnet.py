@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from equirelax_lab.data import clouds, corruptions, modelnet
 from equirelax_lab.tasks.modelnet import EVALUATION_SEED, ModelNetTask
 from equirelax_lab.tasks.registry import build_task, defaults
 from equirelax_lab.tasks.settings import RunConfig
+from equirelax_lab.training import epoch_end
+from equirelax_lab.training.assembly import assemble
 from equirelax_lab.training.loader import EpochLoader
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.run import train
@@ -102,6 +105,33 @@ def test_training_batches_depend_on_the_generator_alone_and_are_shared_by_ranks(
         assert torch.equal(part["labels"], whole["labels"][rank::2])
     loader = EpochLoader(data, found.train_batch, 32, seed=0)
     assert sum(len(batch["labels"]) for batch in loader) == len(data)
+
+
+def test_the_loss_is_followed_on_objects_of_the_whole_set_as_training_sees_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_end, "FITTED", 7)
+    assembly = assemble(config(), root)
+    data = assembly.task.load("train")
+    count = len(data)
+    rows = [k * count // 7 for k in range(7)]
+    ends = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        fabric = SimpleNamespace(global_rank=rank, world_size=world, device=torch.device("cpu"))
+        loop = SimpleNamespace(
+            assembly=assembly, fabric=fabric, evaluation=lambda *_: None, fixed_memory=False
+        )
+        ends.append(epoch_end.EpochEnd(loop, data, data, Path(), None))  # type: ignore[arg-type]
+    one, *parts = (end.train for end in ends)
+    assert one.points.shape == (7, 24, 3)
+    assert torch.equal(one.labels, data.labels[rows])
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.points, one.points[rank::2])
+    # every object is a part of the file's, and turned
+    for found, row in zip(one.points, rows, strict=True):
+        apart = (found.norm(dim=1)[:, None] - data.points[row].norm(dim=1)).abs()
+        assert apart.amin(1).max() < 1e-5
+        assert (found - data.points[row][apart.argmin(1)]).abs().max() > 0.1
 
 
 def test_without_augmentation_only_the_rotation_is_random(root: Path) -> None:

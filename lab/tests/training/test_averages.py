@@ -86,7 +86,7 @@ def test_a_checkpoint_without_an_average_is_refused() -> None:
 def test_the_losses_on_training_data_are_those_of_the_last_weights(
     tiny_root: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """fit/projected is the task's loss on the first training samples, computed one sample at a time."""
+    """fit/projected is the task's loss on training samples, here on all of them, computed one sample at a time."""
     train(tiny_config("ace"), tmp_path, tiny_root, machine=QUIET)
     assembly = load_run(tmp_path / LAST, tiny_root)
     data = assembly.task.load("train")

@@ -78,7 +78,7 @@ class GraphSet:
             "velocities": vectors(self.velocities).flatten(0, 1),
             "targets": vectors(self.targets).flatten(0, 1),
         }
-        out["features"] = self._features(index).flatten(0, 1)
+        out["features"] = self.features_of(index).flatten(0, 1)
         out["edge_index"], out["graph"] = edge_index, graph
         out["edge_features"] = self.edge_features.index_select(0, index).flatten(0, 1)
         if self.charges is not None:
@@ -100,8 +100,11 @@ class GraphSet:
         }
         return dataclasses.replace(self, **moved)
 
-    def _features(self, index: Tensor) -> Tensor:
-        """Node features (b, n, f) of the systems `index` (b,). A set whose features depend on the batch overrides this."""
+    def features_of(self, index: Tensor) -> Tensor:
+        """Node features (b, n, f) of a batch of the systems `index` (b,), long and on the set's device.
+
+        A set whose features depend on the batch overrides this.
+        """
         return self.features.index_select(0, index)
 
     def _topology(self, index: Tensor) -> tuple[Tensor, Tensor]:

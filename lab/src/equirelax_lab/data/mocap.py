@@ -9,9 +9,11 @@ published windows and downloads the published positions; `mocap_cases` makes the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -182,13 +184,22 @@ class MocapSet(GraphSet):
     starts: Tensor | None = None
     joints: tuple[str, ...] = ()
 
-    def _features(self, index: Tensor) -> Tensor:
-        """The features (b, 31, f) of the samples `index` (b,) as a batch of their own."""
-        chosen = super()._features(index)
+    def features_of(self, index: Tensor) -> Tensor:
+        """The features (b, 31, f) of the samples `index` (b,), which are a whole batch."""
+        chosen = super().features_of(index)
         if self.kind != "published" or self.heights is None:
             return chosen
         height = self.heights.index_select(0, index)
         return torch.cat([chosen[..., :1], height / height.max()], -1)
+
+    def in_batches(self, size: int) -> Self:
+        """The set with the features that batches of `size` samples have, one batch after the other.
+
+        They then no longer depend on which samples are read together.
+        """
+        batches = torch.arange(len(self), device=self.device).split(size)
+        features = torch.cat([self.features_of(index) for index in batches])
+        return dataclasses.replace(self, features=features, heights=None)
 
 
 def load(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from equirelax.settings import COUNT, POSITIVE, WIDTH, Range, within
 from equirelax.symmetry import E, positions, vector
-from equirelax_lab.data import MocapSet, mocap
+from equirelax_lab.data import MocapSet, Samples, mocap
 from equirelax_lab.data.augment import turn_each
 from equirelax_lab.models import EGNN, EGNO, Transformer
 from equirelax_lab.models.stack import centres
@@ -98,6 +98,19 @@ class MocapTask(Task[MocapDataset]):
         d = self.dataset
         starts = d.starts if split == "train" else None
         return mocap.load(split, case=d.subject, features=d.features, starts=starts, root=self.root)
+
+    def train_batch(
+        self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
+    ) -> Batch:
+        """As for every benchmark. The published height is over the largest of the whole batch, not of this rank's part."""
+        batch = super().train_batch(data, indices, generator, share)
+        features: Tensor = data.features_of(indices.to(data.device))
+        return {**batch, "features": features[share].flatten(0, 1)}
+
+    def part(self, data: Any, share: slice) -> Samples:
+        """A rank's part, whose published heights are over the largest of `chunk` samples of the whole set."""
+        part: Samples = data.in_batches(self.chunk).subset(share)
+        return part
 
     def build_model(self) -> nn.Module:
         """A network on 2 node features (32 for `invariant`) and 2 edge features."""

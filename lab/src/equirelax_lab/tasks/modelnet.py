@@ -20,7 +20,8 @@ from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Representations, 
 
 AUDIT_SAMPLES = 8
 EVALUATION_SEED = 0
-"""Seed of the rotations and the dropout of validation and test objects, which are the same in every run."""
+"""Seed of the rotations and the dropout of validation and test objects, and of the points and rotations of the training objects
+whose loss is followed: they are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
 TEN = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
@@ -150,6 +151,14 @@ class ModelNetTask(Task[ModelNetDataset]):
             points = clouds.shift(points, generator)
         points = clouds.rotate(points, clouds.rotations(d.train_rotation, len(points), generator))
         return {"points": points[share], "labels": batch["labels"][share]}
+
+    def as_trained(self, data: Any) -> CloudSet:
+        """The objects with as many points as training reads, and rotated as there, each by a rotation of its own."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        points = self._chosen_points(data.points, generator)
+        turns = clouds.rotations(self.dataset.train_rotation, len(points), generator)
+        turned: CloudSet = dataclasses.replace(data, points=clouds.rotate(points, turns))
+        return turned
 
     def _chosen_points(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The points of a cloud that are used, normalised where that is configured."""

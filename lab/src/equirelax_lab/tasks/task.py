@@ -186,6 +186,20 @@ class Task(ABC, Generic[D]):
         batch: Batch = data.batch(indices)
         return batch
 
+    def as_trained(self, data: Any) -> Samples:
+        """Training samples (`load("train")`, or some of them) with which `eval_batch` makes batches as training has them.
+
+        What `augment` does is left out. By default they are returned as they are: a benchmark overrides this whose
+        `train_batch` makes more of a sample than that. Every call gives the same.
+        """
+        samples: Samples = data
+        return samples
+
+    def part(self, data: Any, share: slice) -> Samples:
+        """A rank's part of the samples that are evaluated; each looks as it does where one rank evaluates all of them."""
+        part: Samples = data.subset(share)
+        return part
+
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every sample moved by a group element of its own, targets too (REMUL).
 

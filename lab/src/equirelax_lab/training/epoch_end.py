@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 FITTED = 500
-"""Number of training samples whose loss is followed, the first ones."""
+"""Number of training samples whose loss is followed, evenly spaced over the training set."""
 
 
 class Trained(Protocol):
@@ -58,7 +58,7 @@ class EpochEnd:
 
     Args:
         loop: The run's training, before its first epoch.
-        train: Training samples; the loss of the first `FITTED` is followed.
+        train: Training samples; the loss of `FITTED` is followed, which are evenly spaced over them.
         val: Validation samples.
         folder: The run's folder.
         loggers: What receives the rows of metrics.
@@ -73,9 +73,12 @@ class EpochEnd:
     def __init__(self, loop: Trained, train: Samples, val: Samples, folder: Path, loggers: Loggers) -> None:
         self.loop, self.folder, self.loggers = loop, folder, loggers
         self.assembly, self.fabric = loop.assembly, loop.fabric
+        task, count = self.assembly.task, min(FITTED, len(train))
+        # data sets are ordered: by class, by size, by run
+        followed = task.as_trained(train.subset([k * len(train) // count for k in range(count)]))
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        self.val = val.subset(share).to(self.fabric.device)
-        self.train = train.subset(slice(0, FITTED)).subset(share).to(self.fabric.device)
+        self.val = task.part(val, share).to(self.fabric.device)
+        self.train = task.part(followed, share).to(self.fabric.device)
         self.evaluation = loop.evaluation(self.val, self.train)
         metric, rule = self.assembly.task.metric, self.assembly.config.training.select
         self.selection, self.average_selection = Selection(metric, rule), Selection(metric, rule)
