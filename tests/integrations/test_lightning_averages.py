@@ -188,6 +188,32 @@ def test_a_copy_is_relaxed_alike_and_a_network_of_its_own_is_left_alone(tmp_path
     assert not any(isinstance(inside, Residual) for inside in module.teacher.modules())
 
 
+class Targeted(Module):
+    """Makes a copy, and a network of its own that is in the way, with the optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        self.copy, self.target = copy.deepcopy(self.model), Network()
+        er.project(self.copy)
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_fit_that_is_refused_late_leaves_the_module_as_it_was(by_hand: bool, tmp_path: Path) -> None:
+    module = Targeted()
+    if by_hand:
+        er.relax(module.model, relaxing()._placement)
+    keys = list(module.state_dict())
+    for _ in range(2):
+        with pytest.raises(RelaxationStateError, match=r"Targeted\.target"):
+            trainer(tmp_path, relaxing("resilient")).fit(module, data())
+        others = [key for key in module.state_dict() if key.startswith(("copy", "target"))]
+        assert list(module.state_dict()) == keys + others
+        assert not any("equirelax" in key for key in others)
+        assert not module._state_dict_hooks
+        assert not module._load_state_dict_post_hooks
+        del module.copy, module.target
+
+
 class NequIPs(Module):
     """Averages as NequIP's EMALightningModule does, with its class."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -151,6 +152,13 @@ def test_a_last_micro_batch_without_a_loss_brings_the_penalty_all_the_same(tmp_p
     for key, value in module.model.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(callback.state_dict()["method"]["gammas"], made.relaxation.gammas())
+
+
+def test_a_last_micro_batch_without_a_loss_and_a_penalty_without_gradient(tmp_path: Path) -> None:
+    module = Returns(nothing=(1, 3))
+    start = [p.detach().clone() for p in module.parameters()]
+    trainer(tmp_path, relaxing("strict"), max_epochs=1, accumulate_grad_batches=2).fit(module, data())
+    assert not any(map(torch.equal, module.parameters(), start))
 
 
 def test_a_micro_batch_without_a_loss_does_not_count_in_the_penalty(tmp_path: Path) -> None:
@@ -398,6 +406,25 @@ def test_after_an_exception_the_module_is_the_authors_and_its_network_relaxed(
         assert again.method.relaxation["layers.0"].map.weight is kept
     trainer(tmp_path, relaxing(), max_epochs=1).fit(module, data())
     assert list(module.model.state_dict()) == AUTHORS
+
+
+def test_after_an_exception_residuals_of_a_relaxation_by_hand_are_in_the_state(tmp_path: Path) -> None:
+    module = Module()
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, relaxing(), Stops("training")).fit(module, data())
+    assert list(module.state_dict()) == [f"model.{key}" for key in AUTHORS]
+    er.project(module.model)
+    er.relax(module.model, PLACEMENT)
+    for one in (module, copy.deepcopy(module)):
+        assert len(one.state_dict()) == 3 * len(AUTHORS)
+        with pytest.raises(RuntimeError, match="equirelax_residual"):
+            one.load_state_dict(Module().state_dict())
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, relaxing(), Stops("training")).fit(module, data())
+    for one in (module, copy.deepcopy(module)):
+        assert list(one.state_dict()) == [f"model.{key}" for key in AUTHORS]
+        one.load_state_dict(Module().state_dict())
+    assert len(module._state_dict_hooks) == len(module._load_state_dict_post_hooks) == 1
 
 
 def test_early_stopping_is_an_end(tmp_path: Path) -> None:

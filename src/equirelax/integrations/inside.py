@@ -20,6 +20,7 @@ from equirelax.integrations.averages import (
 )
 from equirelax.relaxation import ProjectionReport, Relaxation, project
 from equirelax.relaxation.entries import of_residual
+from equirelax.relaxation.residual import Residual
 
 
 class RelaxedInside:
@@ -51,30 +52,37 @@ class RelaxedInside:
         self._copies: dict[str, Relaxation] = {}
         self._averages: dict[str, StrictAverage] = {}
         self._hooks: list[RemovableHandle] = []
+        self._relaxed: list[nn.Module] = []  # copies that were not relaxed before
         self._strict = contextlib.ExitStack()
         copies = (copy.network for copy in copies_of(relaxation.model, owners(), module))
         averages = (one for _, one in _all_modules(owners()) if StrictAverage.fits(one))
         refuse_unknown(relaxation.model, owners(), [*copies, *averages])
         _check_names(self._others, owners())
-        self.pair()
+        try:
+            self.pair()
+        except BaseException:
+            self.undo()
+            raise
 
     def pair(self) -> None:
         """Relax copies of the network, and adapt averages; call it again where others may have been made in between."""
         network, owners = self.relaxation.model, self._owners()
-        found = copies_of(network, owners, self._module)
-        self._copies = {
-            copy.name: relax_alike(copy, self.relaxation)
-            for copy in found
-            if copy.name.partition(".")[2] not in self._others
-        }
+        self._copies = {}
+        for copy in copies_of(network, owners, self._module):
+            if copy.name.partition(".")[2] in self._others:
+                continue
+            if not _residuals(copy.network):
+                self._relaxed.append(copy.network)
+            self._copies[copy.name] = relax_alike(copy, self.relaxation)
         for name, inside in _all_modules(owners):
             if StrictAverage.fits(inside) and not any(one.is_of(inside) for one in self._averages.values()):
                 self._averages[name] = StrictAverage(inside, self.relaxation)
         around = [inside for _, inside in _all_modules(owners) if type(inside) is type(self._module)]
         for one in (self._module, *around):
-            if _leave_residuals_out not in one._state_dict_hooks.values():
-                self._hooks.append(one.register_state_dict_post_hook(_leave_residuals_out))
-                self._hooks.append(one.register_load_state_dict_post_hook(_miss_no_residuals))
+            if not _Hook.at_work(one):
+                residuals = _residuals(one)
+                self._hooks.append(one.register_state_dict_post_hook(_LeavesResidualsOut(residuals)))
+                self._hooks.append(one.register_load_state_dict_post_hook(_MissesNoResiduals(residuals)))
 
     def begin_strict(self) -> None:
         """Show the network and its copies without residuals, until `end_strict`."""
@@ -97,13 +105,20 @@ class RelaxedInside:
         return report
 
     def release(self) -> None:
-        """Undo what was done to the module and to averages; the network stays relaxed."""
+        """Undo what was done to the module and to averages; the network and its copies stay relaxed."""
         self.end_strict()
         for hook in self._hooks:
             hook.remove()
         for average in self._averages.values():
             average.remove()
         self._hooks, self._averages, self._copies = [], {}, {}
+
+    def undo(self) -> None:
+        """Leave the module and the copies as they were; the network stays relaxed."""
+        self.release()
+        for copy in self._relaxed:
+            if _residuals(copy):
+                project(copy)
 
     def state(self) -> dict[str, Any]:
         """The residuals with their strengths, of the network, of its copies and of other averages: tensors and plain data."""
@@ -184,14 +199,57 @@ def fill(relaxation: Relaxation, state: Mapping[str, Mapping[str, Tensor]], what
             ) from error
 
 
-def _leave_residuals_out(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
-) -> None:
+def _residuals(module: nn.Module) -> list[Residual]:
+    return [inside for inside in module.modules() if isinstance(inside, Residual)]
+
+
+class _Hook:
+    """A hook of a module's state, at work as long as one of the residuals that it is about is in there.
+
+    After a training that an exception ended, the network may be projected and relaxed again by hand: its new residuals belong
+    in the state.
+
+    Args:
+        residuals: Those in the module.
+    """
+
+    def __init__(self, residuals: list[Residual]) -> None:
+        self._about = residuals
+
+    def is_over(self, module: nn.Module) -> bool:
+        """Whether none of the residuals is in the module any more."""
+        inside = {id(residual) for residual in _residuals(module)}
+        return not any(id(residual) in inside for residual in self._about)
+
+    @staticmethod
+    def at_work(module: nn.Module) -> bool:
+        """Whether the module has such a hook; those that are over, which cannot remove themselves while torch goes through
+        them, are removed.
+        """
+        found = False
+        for hooks in (module._state_dict_hooks, module._load_state_dict_post_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, _Hook) and hook.is_over(module):
+                    del hooks[key]
+                found = found or (isinstance(hook, _Hook) and key in hooks)
+        return found
+
+
+class _LeavesResidualsOut(_Hook):
     """A hook of `state_dict`."""
-    for key in [key for key in state if key.startswith(prefix) and of_residual(key)]:
-        del state[key]
+
+    def __call__(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    ) -> None:
+        if not self.is_over(module):
+            for key in [key for key in state if key.startswith(prefix) and of_residual(key)]:
+                del state[key]
 
 
-def _miss_no_residuals(module: nn.Module, incompatible: Any) -> None:
+class _MissesNoResiduals(_Hook):
     """A hook of `load_state_dict`."""
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not of_residual(key)]
+
+    def __call__(self, module: nn.Module, incompatible: Any) -> None:
+        if not self.is_over(module):
+            missing = incompatible.missing_keys
+            missing[:] = [key for key in missing if not of_residual(key)]

@@ -158,6 +158,7 @@ class RelaxationCallback(Callback):
             self._let_go()
             self.method, self._kept = None, {}
         self._run = run = TrainerRun(trainer, pl_module, stage == "fit")
+        run.was_relaxed = self._inside is not None
         if run.fitting:
             _check_trainer(trainer)
             self.projection, self.report, self._kept = None, None, {}
@@ -290,8 +291,8 @@ class RelaxationCallback(Callback):
             return output
         run.has_loss = False
         penalty = method.penalty() * run.trainer.accumulate_grad_batches
-        if output is None:
-            return penalty
+        if output is None:  # Strict's has no gradient
+            return penalty if penalty.requires_grad else None
         if not isinstance(loss, Tensor):
             return output  # the trainer says what is wrong with it
         return {**output, "loss": loss + penalty} if isinstance(output, Mapping) else loss + penalty
@@ -395,14 +396,15 @@ class RelaxationCallback(Callback):
             self._undo(run)
 
     def _undo(self, run: TrainerRun) -> None:
-        """Leave the network as it was before this call relaxed it."""
+        """Leave the module as it was before this call."""
+        if not run.fitting or run.was_relaxed:
+            return
+        if self._inside is not None:
+            self._inside.undo()
+            self._inside = None
         network = _found(run.module, self._path)
         if run.fresh and network is not None and _is_relaxed(network):
-            if self._inside is None or self._inside.relaxation.model is not network:
-                project(network)
-            else:
-                self._inside.project()
-                self._inside = None
+            project(network)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its functions back."""

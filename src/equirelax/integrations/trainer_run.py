@@ -26,6 +26,7 @@ class TrainerRun:
     Attributes:
         is_set_up: Whether the module's `setup` is through.
         fresh: Whether the network was relaxed in this call.
+        was_relaxed: Whether an earlier call left it relaxed, and its residuals out of the module's state.
         trained: Whether a batch was trained on.
         attached: Whether the method is attached to the optimizers.
         is_over: Whether `fit` came to its end.
@@ -37,7 +38,7 @@ class TrainerRun:
 
     def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
         self.trainer, self.module, self.fitting = trainer, module, fitting
-        self.is_set_up = self.fresh = self.trained = self.has_loss = False
+        self.is_set_up = self.fresh = self.was_relaxed = self.trained = self.has_loss = False
         self.attached = self.is_over = self.averaged = False
         self.sample: Any = None
         self.random: dict[str, Any] | None = None
