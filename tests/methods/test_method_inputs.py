@@ -124,6 +124,23 @@ def test_nothing_is_kept_once_residuals_are_pruned() -> None:
         method.attach(torch.optim.Adam(relaxation.model.parameters()))
 
 
+def test_a_part_in_evaluation_mode_is_penalised_while_the_rest_trains() -> None:
+    """As with frozen batch norms: its residual trains, and so its penalty counts."""
+    penalties = []
+    for frozen in (False, True):
+        relaxation = chain(2)
+        method = scheduled(relaxation)
+        relaxation.model.get_submodule("mixes.0").train(not frozen)
+        assert forward(relaxation) == [3, 3]
+        penalties.append(method.penalty())
+    assert penalties[0] == penalties[1]
+    with torch.no_grad():
+        assert forward(relaxation) == [0, 0]
+    assert forward(relaxation_of(copy.deepcopy(relaxation.model))) == [0, 0]
+    relaxation.model.eval()
+    assert forward(relaxation) == [0, 0]
+
+
 def test_a_regularizer_of_a_part_has_that_part_alone_keep_inputs() -> None:
     relaxation = chain(2)
     part = relaxation_of(relaxation.model.get_submodule("mixes.0"))

@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant(
         "inputs are kept in evaluation too",
         "relaxation/residual.py",
-        "if not (self.keep_inputs and self.training and torch.is_grad_enabled()):",
+        "if not (self.keep_inputs and torch.is_grad_enabled() and self._trains()):",
         "if not (self.keep_inputs and torch.is_grad_enabled()):",
         "tests/relaxation/regularizers/test_lie_derivative.py",
     ),

@@ -45,6 +45,8 @@ class Residual(nn.Module, HookOwner):
         called: Whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
         keep_inputs: keep the (detached) inputs of training calls for a penalty;
             methods that need them set it.
+        together: Residuals whose inputs the same penalty reads. While one of them is in training mode calls with gradients are
+            training calls of all, also in a part that is in evaluation mode for its batch norms or dropout.
         mapped: Whether calls within a transform of `torch.func` keep them too; see `Method.mapped`.
     """
 
@@ -60,6 +62,7 @@ class Residual(nn.Module, HookOwner):
         self.suspended = 0
         self.called = False
         self.keep_inputs = False
+        self.together: Sequence[Residual] = ()
         self.mapped = False
         self._kept: list[Kept] = []
         if reference is not None:
@@ -208,13 +211,16 @@ class Residual(nn.Module, HookOwner):
         """Whether penalties use the current call."""
         if not self.map.reads_inputs:
             return False
-        if not (self.keep_inputs and self.training and torch.is_grad_enabled()):
+        if not (self.keep_inputs and torch.is_grad_enabled() and self._trains()):
             return False
         return not in_backward() and (self.mapped or not in_transform())
 
+    def _trains(self) -> bool:
+        return self.training or any(other.training for other in self.together)
+
     def take_inputs(self) -> list[Columns]:
-        """The inputs kept since the last call, one tensor for every training-mode call
-        with gradients; then forgets them.
+        """The inputs kept since the last call, one tensor for every training call (see `together`);
+        then forgets them.
 
         Raises:
             PenaltyError: something was written into one of them since.
@@ -311,7 +317,7 @@ class Residual(nn.Module, HookOwner):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of a model must not carry the batch that it last saw, and no method reads what they would keep.
-        return {**self.__dict__, "_kept": [], "keep_inputs": False}
+        return {**self.__dict__, "_kept": [], "keep_inputs": False, "together": ()}
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

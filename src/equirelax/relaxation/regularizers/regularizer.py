@@ -106,10 +106,11 @@ class Regularizer(ABC):
         """
         if not self.reads_inputs:
             return
-        for _, residual in self.relaxation:
+        together = tuple(self.relaxation.residuals.values())
+        for residual in together:
             if _reader_of(residual) is not self:
                 _READERS[residual] = weakref.ref(self, functools.partial(_unread, weakref.ref(residual)))
-            residual.keep_inputs = self.due
+            residual.keep_inputs, residual.together = self.due, together
 
     def stop(self) -> None:
         """Make the residuals whose inputs this one reads keep none any more, and forget those that they have kept."""
@@ -173,7 +174,7 @@ def _unread(residual: weakref.ref[Residual], _: object) -> None:
 
 
 def _stop_keeping(residual: Residual) -> None:
-    residual.keep_inputs = False
+    residual.keep_inputs, residual.together = False, ()
     residual.forget_inputs()
 
 
