@@ -160,7 +160,7 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """
     import difflib
 
-    near = [each for each in known if initials(each) == word] or difflib.get_close_matches(
+    near = [each for each in known if word and initials(each) == word] or difflib.get_close_matches(
         word, known, n=3, cutoff=0.5
     )
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_toys import chain
 from torch import Tensor, nn
 
 import equirelax as er
@@ -88,7 +89,7 @@ def test_what_differs_from_step_to_step_is_named() -> None:
         "rows": er.Scheduled(relaxation, STEPS, rows=2),
         "penalty_times_gamma": er.Scheduled(relaxation, STEPS, penalty_times_gamma=True),
         "scaling": er.ACE(relaxation, dual_lr=0.1, regularizer=LieDerivative(relaxation, scaling="mean")),
-        "axes": er.ACE(relaxation, dual_lr=0.1, regularizer=FiniteRotation(relaxation, weight=0.1)),
+        "planes": er.ACE(relaxation, dual_lr=0.1, regularizer=FiniteRotation(relaxation, weight=0.1)),
         "at random": er.methods.get("remul")(relaxation),
     }
     for word, method in named.items():
@@ -100,3 +101,13 @@ def test_a_method_that_was_replaced_is_not_replayed() -> None:
     er.ACE(er.relaxation_of(model), dual_lr=0.1).attach(optimizer)
     with pytest.raises(er.errors.MethodError, match="took over"):
         method.replayed()
+
+
+def test_a_replayed_step_counts_after_one_that_was_left_out() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.0)
+    method = er.methods.Swing(relaxation, period=8).attach(optimizer)
+    method.skip()
+    method.replayed()
+    optimizer.step()
+    assert method.steps == 1

@@ -228,5 +228,5 @@ def test_obstacles() -> None:
     assert er.methods.get("remul")(relaxation).stack_obstacle()
     assert "priors" in er.methods.get("rpp")(relaxation).stack_obstacle()
     drawn = (LieDerivative(relaxation, rows=4), FiniteRotation(relaxation, 0.1))
-    for regularizer, word in zip(drawn, ("rows", "axes"), strict=True):
+    for regularizer, word in zip(drawn, ("rows", "planes"), strict=True):
         assert word in er.ACE(relaxation, dual_lr=0.1, regularizer=regularizer).stack_obstacle()

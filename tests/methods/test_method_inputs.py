@@ -15,8 +15,8 @@ from method_toys import batch, chain
 from torch import Tensor
 
 import equirelax as er
-from equirelax.errors import MethodError
-from equirelax.methods import Method
+from equirelax.errors import MethodError, PenaltyError
+from equirelax.methods import REMUL, Method
 from equirelax.relaxation import Relaxation, relaxation_of
 from equirelax.relaxation.regularizers import LieDerivative, safe_root
 
@@ -211,3 +211,86 @@ def test_a_method_that_has_ended_loads_nothing() -> None:
     with pytest.raises(MethodError, match="ACE took over"):
         first.load_state_dict(state)
     assert forward(relaxation) == [0, 0]
+
+
+FAILS: dict[str, Callable[[Relaxation], object]] = {
+    "symmetry-following without a measure": er.SymmetryFollowing,
+    "a schedule that is not a number": lambda r: er.Scheduled(r, 5, schedule=lambda progress: math.nan),
+    "gradnorm without parameters": lambda r: REMUL(r, weighting="gradnorm", shared=[]),
+    "an unknown setting": lambda r: er.ACE(r, dual_lr=0.1, nonsense=1),
+}
+
+
+@pytest.mark.parametrize("case", list(FAILS))
+def test_a_method_that_cannot_be_made_ends_no_other(case: str) -> None:
+    relaxation = chain(2)
+    relaxation.set_gamma(0.3)
+    optimizer = torch.optim.Adam(relaxation.model.parameters())
+    running = er.ACE(relaxation, dual_lr=0.1).attach(optimizer)
+    before = relaxation.gammas()
+    with pytest.raises(MethodError):
+        FAILS[case](relaxation)
+    assert torch.equal(relaxation.gammas(), before)
+    assert len(relaxation.gamma_parameters()) == 2
+    forward(relaxation)
+    assert torch.isfinite(running.penalty())
+
+
+def test_a_method_that_has_ended_does_not_step() -> None:
+    relaxation = chain(2)
+    first = scheduled(relaxation)
+    forward(relaxation)
+    first.penalty()
+    er.ACE(relaxation, dual_lr=0.1, initial=1.0)
+    with torch.no_grad():
+        for parameter in relaxation.model.parameters():
+            parameter.add_(0.1)
+    before = relaxation.gammas()
+    with pytest.raises(MethodError, match="ACE took over"):
+        first.step()
+    assert torch.equal(relaxation.gammas(), before)
+
+
+def test_a_copy_is_known_to_the_residuals_of_its_own_model() -> None:
+    relaxation = chain(2)
+    first = scheduled(relaxation)
+    twin = copy.deepcopy(first)
+    er.ACE(twin.relaxation, dual_lr=0.1)
+    with pytest.raises(MethodError, match="ACE took over"):
+        twin.penalty()
+    forward(relaxation)
+    assert torch.isfinite(first.penalty())
+    again = copy.deepcopy(first)
+    er.project(again.relaxation.model)
+    with pytest.raises(MethodError, match="removed"):
+        again.penalty()
+
+
+def test_a_regularizer_that_is_gone_leaves_the_inputs_to_the_one_before() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.Adam(relaxation.model.parameters())
+    method = scheduled(relaxation).attach(optimizer)
+    for_a_log = LieDerivative(relaxation)
+    assert forward(relaxation) == [3, 3]
+    del for_a_log
+    gc.collect()
+    assert forward(relaxation)[0] > 0
+    assert torch.isfinite(method.penalty())
+    other = LieDerivative(relaxation)
+    other.stop()
+    forward(relaxation)
+    assert torch.isfinite(method.penalty())
+
+
+def test_a_state_that_is_loaded_forgets_inputs_and_changes_nothing_where_it_does_not_fit() -> None:
+    relaxation = chain(2)
+    method = scheduled(relaxation)
+    state = method.state_dict()
+    relaxation.model(torch.full((3, 6), torch.nan, dtype=torch.float64))
+    method.load_state_dict(state)
+    forward(relaxation)
+    assert torch.isfinite(method.penalty())
+    damaged = {**state, "steps": 3, "regularizer": {"generator": None}}
+    with pytest.raises(PenaltyError, match="steps"):
+        method.load_state_dict(damaged)
+    assert method.steps == 0

@@ -227,3 +227,38 @@ def test_a_projected_model_has_nothing_to_drive() -> None:
     er.project(relaxation.model)
     with pytest.raises(er.EquirelaxError):
         er.ACE(relaxation, dual_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda r, steps: er.Scheduled(r, steps), lambda r, steps: er.methods.Swing(r, period=steps)],
+    ids=["scheduled", "swing"],
+)
+def test_a_course_of_another_length_holds_from_the_first_step(build: Any) -> None:
+    first = build(chain(2), 5)
+    x, _ = batch()
+    optimizer = torch.optim.SGD(first.relaxation.model.parameters(), lr=0.0)
+    first.attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (first.relaxation.model(x).square().mean() + first.penalty()).backward()
+        optimizer.step()
+    longer = build(chain(2), 41)
+    longer.load_state_dict(first.state_dict())
+    assert longer.relaxation.gammas().tolist() == pytest.approx([longer.gamma_at(2)] * 2)
+
+
+def test_strict_leaves_nothing_that_an_optimizer_goes_on_moving() -> None:
+    relaxation = chain(2)
+    optimizer = torch.optim.Adam(relaxation.model.parameters(), lr=0.1)
+    method: Method = er.ACE(relaxation, dual_lr=0.1, initial=1.0).attach(optimizer)
+    x, y = batch()
+    for step in range(3):
+        if step == 2:
+            method = er.Strict(relaxation).attach(optimizer)
+            before = {key: p.detach().clone() for key, p in relaxation.residual_parameters().items()}
+        loss = (relaxation.model(x) - y).square().mean() + method.penalty()
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        optimizer.step()
+    assert all(torch.equal(p, before[key]) for key, p in relaxation.residual_parameters().items())

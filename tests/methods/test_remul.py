@@ -371,3 +371,37 @@ def test_misuse_says_what_to_do() -> None:
     er.project(relaxed.model)
     with pytest.raises(MethodError, match="no residual"):
         REMUL(relaxed)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_gradnorm_counts_no_step_that_a_scaler_skipped(attached: bool) -> None:
+    """Where the losses are finite, and the scaled gradients are not."""
+    found = []
+    for skipped in (0, 2):
+        relaxation = chain(2)
+        method = REMUL(relaxation, weighting="gradnorm", weights_optimizer="sgd")
+        optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.0)
+        if attached:
+            method.attach(optimizer)
+        for _ in range(skipped):
+            objective(relaxation.model, method)
+            if not attached:
+                method.step()  # after an optimizer's step that moved nothing
+        objective(relaxation.model, method).backward()
+        for parameter in relaxation.model.parameters():
+            with torch.no_grad():
+                parameter.add_(0.0)
+        optimizer.step()
+        if not attached:
+            method.step()
+        found.append((method.weights, method._gradnorm.initial))  # type: ignore[union-attr]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("method", [REMUL, er.methods.RPP])
+def test_a_regularizer_is_no_setting(method: Any) -> None:
+    relaxation = chain(2)
+    own = er.relaxation.regularizers.LieDerivative(relaxation)
+    with pytest.raises(MethodError, match="regularizer"):
+        method(relaxation, regularizer=own)

@@ -54,6 +54,8 @@ class Method(ABC):
         er.ACE(relaxation, dual_lr=8e-4)
         er.ACE(relaxation, er.ACE.Settings(dual_lr=8e-4))
 
+    A subclass checks its arguments before `super().__init__`, which ends the method that drives the residuals now.
+
     A residual that `Strict` switched off is switched on again, and its weights train.
 
     Args:
@@ -297,7 +299,7 @@ class Method(ABC):
         self._check_alive()
         if self._attachment is None:
             self._watch.begin()
-        self._begun = True
+        self._begun, self._skipped = True, False
         for residual in self.relaxation.residuals.values():
             residual.called = True
         self._observe()
@@ -307,9 +309,10 @@ class Method(ABC):
         step was skipped (as under a `GradScaler`) nothing moves.
 
         Raises:
-            MethodError: the method is attached, or there was no `penalty()` before it.
+            MethodError: the method is attached, there was no `penalty()` before it, or another method took over.
             StaleOptimizerError: the optimizer does not train a residual or its gamma.
         """
+        self._check_not_ended()
         if self._attachment is not None:
             raise MethodError(
                 f"{type(self).__name__} is attached to its optimizer and steps with it: leave method.step() out"
@@ -480,6 +483,7 @@ class Method(ABC):
 
         Raises:
             MethodError: the state of another method or model, or a damaged one; another method took over.
+            PenaltyError: the state of the regularizer is damaged.
         """
         self._check_not_ended()
         if state.get("method") != self.name:
@@ -501,6 +505,8 @@ class Method(ABC):
             raise MethodError(
                 f"the state has strengths of shape {tuple(state['gammas'].shape)}; expected {expected}, one per residual"
             )
+        if self.regularizer is not None:
+            self.regularizer.check_state(state["regularizer"])
         self._load(state)
         residuals = self.relaxation.residuals.values()
         if residuals:
@@ -508,14 +514,18 @@ class Method(ABC):
             for residual, gamma in zip(residuals, parts, strict=True):
                 with torch.no_grad():
                     residual.gamma.copy_(gamma)
+        self._apply()
         if self.regularizer is not None:
             self.regularizer.load_state_dict(state["regularizer"])
-        self._begun = False
+            self.regularizer.forget()
+        self._begun = self._skipped = False
         self._watch.forget()
         self._idle.step()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if not self._ended:
+            enrol(self, self.relaxation.residuals.values())
         # copied residuals keep no inputs before a method has them do so; one that lost its optimizers does when it is attached
         if self._attachment is None and not self._ended and self.regularizer is not None:
             self.regularizer.keep()
@@ -535,6 +545,9 @@ class Method(ABC):
     @abstractmethod
     def _load(self, state: dict[str, Any]) -> None:
         """Take the method's own state, after checking all of it."""
+
+    def _apply(self) -> None:  # noqa: B027 - most methods prescribe no strengths
+        """Set the strengths that the method prescribes for the next step."""
 
     def _skip(self) -> None:  # noqa: B027 - most methods have nothing to forget
         """Forget what was noted for a step that the optimizer then skipped, as far as one can tell."""

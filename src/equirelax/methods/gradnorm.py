@@ -98,9 +98,7 @@ class GradNorm:
             self._keep_last(losses[0])
         gradients = [self._gradient(loss) for loss in losses]
         values = torch.stack([loss.detach() for loss in losses]).to(self.weights)
-        if self._losses is not None and bool(
-            torch.isfinite(self._losses).all()
-        ):  # else that step was skipped
+        if self._losses is not None:
             values = values + self._losses
             gradients = [a + b for a, b in zip(gradients, self._gradients, strict=True)]
         self._losses, self._gradients = values, gradients

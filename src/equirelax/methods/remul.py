@@ -84,17 +84,19 @@ class REMUL(Method):
         shared: Iterable[nn.Parameter] | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(handle_of(relaxation), settings, **fields)
-        own = self.settings
+        own = self.Settings.given(settings, fields)
+        handle = handle_of(relaxation)
+        gradnorm = None
+        if own.weighting == "gradnorm":
+            chosen = _weights_of(handle) if shared is None else list(shared)
+            gradnorm = GradNorm((own.alpha, own.beta), chosen, own, last=shared is None)
+        super().__init__(handle, own)
         for residual in self.relaxation.residuals.values():
             residual.fix_gamma()
             residual.set_gamma(own.gamma)
         self._losses: tuple[Tensor, Tensor] | None = None
         self._adding = False  # a micro-batch before has noted its losses, and more follow
-        self._gradnorm: GradNorm | None = None
-        if own.weighting == "gradnorm":
-            chosen = _weights_of(self.relaxation) if shared is None else list(shared)
-            self._gradnorm = GradNorm((own.alpha, own.beta), chosen, own, last=shared is None)
+        self._gradnorm = gradnorm
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -128,6 +130,8 @@ class REMUL(Method):
             return self.settings.alpha * task + penalty
         other = moved()
         if torch.is_grad_enabled():
+            if self._gradnorm is not None and self._attachment is not None and not self._adding:
+                self._gradnorm.forget()  # what a step noted that a GradScaler skipped
             self._note(task.detach(), other.detach(), last)
         if self._gradnorm is None:
             return self.settings.alpha * task + self.settings.beta * other + penalty

@@ -55,7 +55,7 @@ class RPP(Method):
     capturable: ClassVar[bool] = True
 
     def __init__(self, relaxation: Relaxation, settings: Settings | None = None, **fields: Any) -> None:
-        super().__init__(relaxation, settings, **fields)
+        super().__init__(relaxation, self.Settings.given(settings, fields))
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
             residual.set_gamma(self.settings.gamma)

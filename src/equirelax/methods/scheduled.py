@@ -107,9 +107,11 @@ class Scheduled(Method):
                 generator=generator,
                 every=own.every,
             )
-        super().__init__(relaxation, own, regularizer=regularizer)
+        self.settings = own
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.steps = 0
+        self.gamma_at(0)  # a schedule that gives no number ends no other method
+        super().__init__(relaxation, own, regularizer=regularizer)
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
         self._apply()
@@ -193,4 +195,3 @@ class Scheduled(Method):
 
     def _load(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
-        self._apply()

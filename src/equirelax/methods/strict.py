@@ -33,6 +33,8 @@ class Strict(Method):
             residual.set_gamma(0.0)
             residual.enabled = False
             residual.requires_grad_(False)
+            for parameter in residual.parameters():
+                parameter.grad = None  # else an optimizer with momentum or decay goes on moving it
 
     def penalty(self) -> Tensor:
         """Zero."""

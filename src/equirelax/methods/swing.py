@@ -97,4 +97,3 @@ class Swing(Method):
 
     def _load(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
-        self._apply()

@@ -112,12 +112,13 @@ class SymmetryFollowing(Method):
         regularizer: Regularizer | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(relaxation, settings, regularizer=regularizer, **fields)
+        self._check_handle(relaxation)
         if not callable(measure):
             raise MethodError(
                 f"SymmetryFollowing: measure is {shown(measure)}; expected a function of the relaxation, such as "
                 f"lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss)"
             )
+        super().__init__(relaxation, settings, regularizer=regularizer, **fields)
         self.measure = measure
         self.steps = 0
         self.ratios: Tensor | None = None

@@ -11,7 +11,19 @@ from stream_toys import relaxed as relaxed_streams
 import equirelax as er
 from equirelax.errors import PenaltyError
 from equirelax.relaxation.regularizers import FiniteRotation, LieDerivative
-from equirelax.symmetry import SO, Cyclic, regular, vector
+from equirelax.symmetry import (
+    SE,
+    SO,
+    Cyclic,
+    E,
+    Group,
+    Lorentz,
+    O,
+    Scaling,
+    regular,
+    trivial,
+    vector,
+)
 
 
 def relaxed(rep: object) -> er.relaxation.Relaxation:
@@ -36,10 +48,9 @@ def test_mean_over_rows_of_norms_at_five_degrees_summed_over_residuals() -> None
     generator = torch.Generator().manual_seed(3)
     expected = torch.zeros((), dtype=torch.float64)
     for key, residual in relaxation.residuals.items():
-        axis = torch.randn(3, generator=generator, dtype=torch.float64)
-        turn = torch.linalg.matrix_exp(
-            math.radians(5) * torch.einsum("i,ijk->jk", axis / axis.norm(), SO(3).algebra())
-        )
+        first, second = torch.linalg.qr(torch.randn(3, 2, generator=generator, dtype=torch.float64)).Q.T
+        plane = torch.outer(second, first) - torch.outer(first, second)
+        turn = torch.linalg.matrix_exp(math.radians(5) * plane)
         both = torch.block_diag(turn, turn)
         assert math.degrees(math.acos((float(turn.trace()) - 1) / 2)) == pytest.approx(5)
         total = 0.0
@@ -80,6 +91,40 @@ def test_angles_and_groups_that_have_none_are_refused() -> None:
         FiniteRotation(relaxed(2 * vector(SO(3))), 0.01, 0.0)
     with pytest.raises(PenaltyError, match=r"Cyclic|C3"):
         FiniteRotation(relaxed(2 * regular(Cyclic(3))), 0.01)
+    with pytest.raises(PenaltyError, match="Scaling"):
+        FiniteRotation(relaxed(6 * trivial(Scaling())), 0.01)
+
+
+@pytest.mark.parametrize("group", [SO(2), O(3), SO(5), SE(2), E(3), SE(4), Lorentz()], ids=str)
+def test_in_every_group_it_turns_by_the_angle_in_any_plane_and_shifts_nothing(group: Group) -> None:
+    penalty = FiniteRotation(relaxed(6 * trivial(group)), 1.0, 30.0, torch.Generator().manual_seed(0))
+    elements = torch.stack([penalty._element(group) for _ in range(30)])
+    assert bool(group.contains(elements).all())
+    n = 3 if isinstance(group, Lorentz) else group.linear_dim
+    linear = elements[:, 1:, 1:] if isinstance(group, Lorentz) else elements[:, :n, :n]
+    cosine = (linear.diagonal(dim1=1, dim2=2).sum(1) - (n - 2)) / 2
+    torch.testing.assert_close(cosine, torch.full_like(cosine, math.cos(math.radians(30))))
+    if group.dim > n:
+        rest = elements[:, 0, 1:] if isinstance(group, Lorentz) else elements[:, :n, n]
+        assert not rest.any()
+    # every pair of axes is mixed by some of them
+    assert bool(((linear - torch.eye(n, dtype=torch.float64)).abs().amax(0) > 1e-3).all())
+
+
+def test_it_reaches_every_axis() -> None:
+    """Of a map that stretches one axis of five, whichever it is."""
+    for axis in range(5):
+        rep = vector(SO(5))
+        model = torch.nn.Sequential(torch.nn.Linear(5, 5, bias=False)).double()
+        relaxation = er.relax(
+            model, er.Layers(residual=er.Dense(), declare=(er.relaxation.Linear("Linear", rep, rep),))
+        )
+        relaxation.set_gamma(1.0)
+        with torch.no_grad():
+            relaxation["0"].map.weight.copy_(torch.eye(5))[axis, axis] = 3.0
+        penalty = FiniteRotation(relaxation, 1.0, 90.0, torch.Generator().manual_seed(0))
+        model(torch.randn(7, 5, dtype=torch.float64))
+        assert float(penalty()) > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

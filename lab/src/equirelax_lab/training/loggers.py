@@ -115,24 +115,35 @@ class Events:
             SummaryWriter,
         )  # imports tensorboard, which help texts need not wait for
 
-        self.writer = SummaryWriter(str(folder / EVENTS))
+        self.folder = folder / EVENTS
+        with storage_errors(self.folder):
+            self.writer = SummaryWriter(str(self.folder))
 
     def log(self, epoch: int, row: Mapping[str, float]) -> None:
-        """Add a scalar for every column, at step `epoch`."""
-        for name, value in row.items():
-            self.writer.add_scalar(name, value, epoch)
+        """Add a scalar for every column, at step `epoch`.
+
+        Raises:
+            StorageError: The disk is full, or the place may not be written to.
+        """
+        with storage_errors(self.folder):
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, epoch)
 
     def close(self) -> None:
-        """Write what is left."""
-        self.writer.close()
+        """Write what is left.
+
+        Raises:
+            StorageError: As for `log`.
+        """
+        with storage_errors(self.folder):
+            self.writer.close()
 
 
 @contextlib.contextmanager
-def room_for_events(folder: Path) -> Iterator[None]:
-    """Within it a disk that has no room for events raises a `StorageError` that names their folder in `folder`.
+def quiet_event_thread() -> Iterator[None]:
+    """Within it the thread that writes events prints no traceback where the disk has no room for them.
 
-    A thread writes the events. The errors that it meets are raised by the next call that logs, so its own traceback is
-    left out.
+    The next call of `Events` raises the error that the thread met.
     """
     before = threading.excepthook
 
@@ -142,7 +153,6 @@ def room_for_events(folder: Path) -> Iterator[None]:
 
     threading.excepthook = hook
     try:
-        with storage_errors(folder / EVENTS):
-            yield
+        yield
     finally:
         threading.excepthook = before

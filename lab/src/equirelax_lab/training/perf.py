@@ -182,8 +182,6 @@ def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
     """A step of a user's loop: loss, penalty, backward pass, and the optimizer's step, which is the method's too."""
     optimizer = build_optimizer(assembly)
     task, model, method = assembly.task, assembly.model, assembly.method
-    if assembly.relaxation is not None:
-        assembly.relaxation.set_gamma(0.5)
 
     def step() -> None:
         optimizer.zero_grad()

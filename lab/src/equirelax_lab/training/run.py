@@ -20,7 +20,7 @@ from equirelax_lab.training.epoch_end import EpochEnd
 from equirelax_lab.training.folder import CONFIG, LAST, RESULT, check_folder
 from equirelax_lab.training.launch import global_rank, launched
 from equirelax_lab.training.lock import LOCK, locked
-from equirelax_lab.training.loggers import Loggers, room_for_events
+from equirelax_lab.training.loggers import Loggers, quiet_event_thread
 from equirelax_lab.training.loop import Loop
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.progress import EpochProgress
@@ -107,7 +107,7 @@ def _fit(
     state = read_state(checkpoint) if checkpoint.exists() else None
     start = 0 if state is None else state["completed"]
     with (
-        room_for_events(folder),
+        quiet_event_thread(),
         contextlib.closing(_loggers(loop, folder, machine, start)) as loggers,
     ):
         end = EpochEnd(loop, train, val, folder, loggers)

@@ -23,7 +23,7 @@ from equirelax_lab.training.epoch_end import EpochEnd
 from equirelax_lab.training.folder import CONFIG, LAST, check_folder
 from equirelax_lab.training.launch import launched
 from equirelax_lab.training.lock import locked
-from equirelax_lab.training.loggers import Loggers, room_for_events
+from equirelax_lab.training.loggers import Loggers, quiet_event_thread
 from equirelax_lab.training.machine import Machine
 from equirelax_lab.training.member import Member
 from equirelax_lab.training.progress import EpochProgress
@@ -226,7 +226,7 @@ class _Training:
         run, member, state = self.runs[index], self.members[index], self.states[index]
         start = 0 if state is None else state["completed"]
         run.config.write(run.folder / CONFIG)
-        stack.enter_context(room_for_events(run.folder))
+        stack.enter_context(quiet_event_thread())
         loggers = run_loggers(run.config, run.folder, self.machine, start)
         if self.machine.progress and index == 0:
             config, task = run.config, member.assembly.task

@@ -15,13 +15,14 @@ from equirelax.relaxation.regularizers.regularizer import Regularizer, register
 from equirelax.relaxation.relaxation import Relaxation
 from equirelax.relaxation.terms.precision import penalty_dtype, promoted
 from equirelax.settings import NOT_NEGATIVE, Range, check
-from equirelax.symmetry import Group
+from equirelax.symmetry import SE, SO, E, Group, Lorentz, O
 
 
 @register("finite-rotation")
 class FiniteRotation(Regularizer):
     """`weight * sum_i mean_x || rho_out(g) f_i(x) - f_i(rho_in(g) x) ||` over residuals i and their rows x, where g turns by a
-    given angle about an axis that is drawn anew for every residual and call.
+    given angle in a plane that is drawn anew for every residual and call. It is for groups that hold the rotations of space:
+    SO(n), O(n), SE(n), E(n), of which nothing is shifted, and the Lorentz group, of which nothing is boosted.
 
     No root is taken of a sum: for small angles this is about the angle times the mean length of one Lie derivative, and much
     weaker than the root of all squares of `LieDerivative`.
@@ -30,7 +31,7 @@ class FiniteRotation(Regularizer):
         relaxation: The residuals to penalise; none of them a convolution or a step of a stream.
         weight: lambda_reg, the factor of the penalty.
         degrees: The angle.
-        generator: Random numbers of the axes; on the CPU.
+        generator: Random numbers of the planes; on the CPU.
 
     Raises:
         PenaltyError: an angle that turns nothing, a residual whose group has no rotations to turn by, or a residual stream.
@@ -51,20 +52,22 @@ class FiniteRotation(Regularizer):
                     f"{key}: a residual stream starts from the model's inputs, and one of its steps cannot be turned alone; take "
                     "LieDerivative"
                 )
-            if not residual.map.reads_inputs or not residual.in_rep.group.algebra_dim:
+            if not residual.map.reads_inputs or not isinstance(
+                residual.in_rep.group, (SO, O, SE, E, Lorentz)
+            ):
                 raise PenaltyError(
-                    f"{key}: {residual.in_rep.group.name} has no rotation by {degrees} degrees here; take LieDerivative"
+                    f"{key}: {residual.in_rep.group.name} has no plane to turn by {degrees} degrees in here; take LieDerivative"
                 )
         super().__init__(relaxation, generator=generator)
         self.weight, self.degrees = weight, degrees
 
     def capture_obstacle(self) -> str:
         """See `Regularizer`."""
-        return "the penalty draws its axes"
+        return "the penalty draws its planes"
 
     def stack_obstacle(self) -> str:
         """See `Regularizer`."""
-        return "the penalty draws its axes"
+        return "the penalty draws its planes"
 
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
         means = []
@@ -86,12 +89,17 @@ class FiniteRotation(Regularizer):
         return self.weight * torch.stack(means).sum()
 
     def _element(self, group: Group) -> Tensor:
-        """A rotation by the angle about a random axis: an element of the group, float64."""
-        count = group.algebra_dim
-        direction = torch.randn(count, generator=self.generator, dtype=torch.float64)
-        if count > 3:  # of E(3) the translations come behind the rotations
-            direction[3:] = 0
-        return group.exp(math.radians(self.degrees) * direction / direction.norm())
+        """A rotation by the angle in a random plane: an element of the group, float64."""
+        n = 3 if isinstance(group, Lorentz) else group.linear_dim
+        ends = torch.linalg.qr(torch.randn(n, 2, generator=self.generator, dtype=torch.float64)).Q
+        angle = math.radians(self.degrees)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turn = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float64)
+        identity = torch.eye(2, dtype=torch.float64)
+        g = torch.eye(group.dim, dtype=torch.float64)
+        first = group.dim - n if isinstance(group, Lorentz) else 0  # the axis of time comes first
+        g[first : first + n, first : first + n] += ends @ (turn - identity) @ ends.mT
+        return g
 
 
 def _length(x: Tensor, axis: int) -> Tensor:

@@ -93,31 +93,48 @@ class Regularizer(ABC):
         generator = None if self.generator is None else self.generator.get_state()
         return {"steps": self.steps, "generator": generator}
 
+    def check_state(self, state: object) -> None:
+        """Raise a `PenaltyError` unless it is a `state_dict()` of a regularizer."""
+        lacking = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set())
+        if lacking:
+            raise PenaltyError(
+                f"the state of {type(self).__name__} lacks {sorted(lacking)}; is the file damaged?"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`.
+
+        Raises:
+            PenaltyError: something is missing; nothing is changed then.
+        """
+        self.check_state(state)
         self.steps = int(state["steps"])
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
         self.keep()
 
     def keep(self) -> None:
-        """Make the residuals keep their inputs in the steps that need them, and in no other, until `stop`, until another
-        regularizer reads them, or until this one is gone.
+        """Make the residuals keep their inputs in the steps that need them, and in no other, until `stop`, or until this one is
+        gone. While another regularizer reads the same residuals, the one that was made last, or has stepped last, says when.
         """
         if not self.reads_inputs:
             return
-        together = tuple(self.relaxation.residuals.values())
-        for residual in together:
-            if _reader_of(residual) is not self:
-                _READERS[residual] = weakref.ref(self, functools.partial(_unread, weakref.ref(residual)))
-            residual.keep_inputs, residual.together = self.due, together
+        for residual in self.relaxation.residuals.values():
+            readers = _readers_of(residual)
+            _READERS[residual] = [
+                *(weakref.ref(reader, _gone(residual)) for reader in readers if reader is not self),
+                weakref.ref(self, _gone(residual)),
+            ]
+            self._have_kept(residual)
+
+    def _have_kept(self, residual: Residual) -> None:
+        residual.keep_inputs, residual.together = self.due, tuple(self.relaxation.residuals.values())
 
     def stop(self) -> None:
-        """Make the residuals whose inputs this one reads keep none any more, and forget those that they have kept."""
+        """Read the residuals' inputs no more; those that no other regularizer reads keep none, and forget what they have kept."""
         for _, residual in self.relaxation:
-            if _reader_of(residual) is self:
-                del _READERS[residual]
-                _stop_keeping(residual)
+            if any(reader is self for reader in _readers_of(residual)):
+                _leave_to(residual, [reader for reader in _readers_of(residual) if reader is not self])
 
     def __call__(self) -> Tensor:
         """The penalty, a 0-dimensional tensor to add to the loss. Reads the inputs that were kept, and forgets them."""
@@ -157,23 +174,34 @@ class Regularizer(ABC):
             residual.forget_inputs()
 
 
-_READERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Regularizer]] = weakref.WeakKeyDictionary()
-"""The regularizer for which a residual keeps its inputs. Without it nobody would take them, and they would pile up."""
+_READERS: weakref.WeakKeyDictionary[Residual, list[weakref.ref[Regularizer]]] = weakref.WeakKeyDictionary()
+"""The regularizers for which a residual keeps its inputs, the last one last. Without any nobody would take them, and they would
+pile up."""
 
 
-def _reader_of(residual: Residual) -> Regularizer | None:
-    reference = _READERS.get(residual)
-    return None if reference is None else reference()
+def _readers_of(residual: Residual) -> list[Regularizer]:
+    """The regularizers that are there."""
+    found = (reference() for reference in _READERS.get(residual, ()))
+    return [reader for reader in found if reader is not None]
+
+
+def _gone(residual: Residual) -> Callable[[object], None]:
+    """What to do when a reader of a residual's inputs is gone; it keeps the residual alive no longer than others do."""
+    return functools.partial(_unread, weakref.ref(residual))
 
 
 def _unread(residual: weakref.ref[Residual], _: object) -> None:
-    """The reader of a residual's inputs is gone, and no other one has come."""
     left = residual()
     if left is not None:
-        _stop_keeping(left)
+        _leave_to(left, _readers_of(left))
 
 
-def _stop_keeping(residual: Residual) -> None:
+def _leave_to(residual: Residual, readers: list[Regularizer]) -> None:
+    """Have a residual keep its inputs for the last of these readers; without any it keeps none."""
+    _READERS[residual] = [weakref.ref(reader, _gone(residual)) for reader in readers]
+    if readers:
+        readers[-1]._have_kept(residual)
+        return
     residual.keep_inputs, residual.together = False, ()
     residual.forget_inputs()
 
