@@ -41,8 +41,8 @@ def relax(
 
     Args:
         model: any module, built and not yet relaxed, compiled, scripted or wrapped for parallel training.
-        placement: a `Placement`, the name of a registered one ("layers", "segnn-cr", ...),
-            or None for `Layers` with the keywords below.
+        placement: a `Placement`, the name of a registered one ("layers"; the laboratory registers others, such as "segnn-cr",
+            when `equirelax_lab.placements` is imported), or None for `Layers` with the keywords below.
         residual: The kind of the residuals; None: `Dense()`, initialised to zeros, or what the file of a known network says.
         include, exclude: path patterns ("encoder.*") or names of classes; one that matches nothing is an error.
         generator: Random numbers of the residuals' initial weights; None uses torch's global generator.

@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     parser = flags.parser("equirelax audit", ALSO)
     parser.add_argument(
         "--data",
-        help="data root of a run's benchmark (default: EQUIRELAX_DATA, else the user's cache folder)",
+        help="data root of a run's benchmark, before the user's cache folder (default: EQUIRELAX_DATA)",
     )
     parsed = parser.parse_args(words[1:])
     from equirelax.command.audit import audit_network, finish

@@ -122,7 +122,7 @@ def make(words: Sequence[str]) -> int:
     parser.add_argument("--system", choices=list(nbody.SYSTEMS), default="charged", help="simulator")
     parser.add_argument("--clamp", help="of charged: component (as in the public data) or norm (equivariant)")
     parser.add_argument(
-        "--data_seed",
+        "--seed",
         type=int,
         default=0,
         help="seed of the data; runs use 0, or their own with draw: seeded",
@@ -135,8 +135,7 @@ def make(words: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=2, help="number of blocks simulated in parallel")
     parser.add_argument("--data", help=options.DATA)
     counts = dict.fromkeys(nbody.SPLITS, COUNT)
-    words = ["--data_seed" if word == "--seed" else word for word in words]
-    parsed = options.parse(parser, words, data_seed=SEED, threads=JOBS, **counts)
+    parsed = options.parse(parser, words, seed=SEED, threads=JOBS, **counts)
     sizes = dict(nbody.DEFAULT_SIZES[parsed.system])
     sizes.update({split: parsed[split] for split in nbody.SPLITS if parsed[split] is not None})
 
@@ -147,7 +146,7 @@ def make(words: Sequence[str]) -> int:
         parsed.system,
         clamp=parsed.clamp,
         sizes=sizes,
-        seed=parsed.data_seed,
+        seed=parsed.seed,
         root=parsed.data,
         force=parsed.force,
         threads=parsed.threads,
@@ -197,17 +196,16 @@ def make_mocap(words: Sequence[str]) -> int:
     parser.add_argument(
         "--starts", type=int, help="of a new case: samples per trial (default: 100, or as many as fit)"
     )
-    parser.add_argument("--data_seed", type=int, help="of a new case: seed of the split (default: 0)")
+    parser.add_argument("--seed", type=int, help="of a new case: seed of the split (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite a case of the same name")
     parser.add_argument("--data", help=options.DATA)
-    words = ["--data_seed" if word == "--seed" else word for word in words]
-    parsed = options.parse(parser, words, starts=COUNT, data_seed=SEED)
+    parsed = options.parse(parser, words, starts=COUNT, seed=SEED)
     paths = mocap_cases.make(
         parsed.case,
         parsed.asf,
         parsed.amc,
         starts=parsed.starts,
-        seed=parsed.data_seed,
+        seed=parsed.seed,
         root=parsed.data,
         force=parsed.force,
     )

@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
         "--seeds", help="seeds separated by commas (default: three fresh ones, or those in OUT)"
     )
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: one for every core)")
-    parser.add_argument("--data", help="data root (default: EQUIRELAX_DATA, else the user's cache folder)")
+    parser.add_argument("--data", help=options.DATA)
     given = options.parse(parser, words[1:], jobs=JOBS)
     demo = Demo(Path(given.out), _seeds(given.seeds))
     # Here and not above: torch and e3nn take seconds to import, which help and mistakes need not wait for.

@@ -92,7 +92,7 @@ commands:
   equirelax data make nbody
   equirelax compare nbody --methods strict,scheduled,ace --seeds 1 --epochs 40
 
-Data is looked for in --data, else in the folder that EQUIRELAX_DATA names, else in the user's cache folder.
+Data is looked for in --data, or without it in the folder that EQUIRELAX_DATA names, then in the user's cache folder.
 
 Exit codes: 0 done, 1 a run of several failed (audit: not equivariant), 2 bad input, missing data
 or a failed run, 3 runs that cannot be stacked, 130 interrupted (add --resume to go on)."""

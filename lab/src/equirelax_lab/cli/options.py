@@ -25,7 +25,7 @@ from equirelax_lab.training.machine import Machine
 if typing.TYPE_CHECKING:
     from equirelax_lab.tasks.settings import RunConfig
 
-DATA = "data root (default: EQUIRELAX_DATA, else the user's cache folder)"
+DATA = "data root, before the user's cache folder (default: EQUIRELAX_DATA)"
 """The help of --data."""
 _NUMBERS = {"int": "N", "float": "X"}
 """Placeholders of numbers in help texts."""

@@ -59,6 +59,9 @@ the data. The runs of a machine that is lost are tried again on another one, fro
 With --stack N up to N runs that differ in the seed alone go through one process, every training step as one computation
 (equirelax stack). Runs that cannot do that go one at a time, and it is said why."""
 
+REPRODUCE = """\
+Run or continue one of the papers' tables and figures, our numbers beside the published ones. NAME is one of the studies below;
+equirelax study --help says how to write one of your own."""
 VERBS = ("run", "estimate", "show")
 
 
@@ -92,7 +95,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser(command: str, verb: str, what: str) -> options.ArgumentParser:
-    parser = options.parser([command] if command == "reproduce" else [command, verb], DESCRIPTION)
+    about = REPRODUCE if command == "reproduce" else DESCRIPTION
+    parser = options.parser([command] if command == "reproduce" else [command, verb], about)
     parser.add_argument("study", metavar=what, help="study file, or name of one that comes with equirelax")
     parser.add_argument("--small", action="store_true", help="the small variant, for a laptop")
     parser.add_argument("-o", "--out", help="folder of the study (default: runs/studies/NAME, or NAME-small)")
