@@ -179,14 +179,16 @@ class AheadResidual(Residual):
         """Put hooks on the module that is read, on the one that is added to, and on the relaxed model."""
         super().hook_up(model)
         model.get_submodule(self.adds_to).register_forward_pre_hook(self.add_ahead, with_kwargs=True)
-        model.register_forward_hook(self.end, with_kwargs=True, always_call=True)
+        model.register_forward_hook(self.end_forward, with_kwargs=True, always_call=True)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of the module that is read."""
-        if self.active:
+        """Forward hook of the module that is read, called also when its forward raises."""
+        if self.active and not self.has_failed(output):
             self._waiting = self(self.take(module, args, kwargs), added=True)
 
-    def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def end_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         """Hook of the relaxed model, called also when its forward raises: forget the forward."""
         self._waiting = None
 

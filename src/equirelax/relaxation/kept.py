@@ -42,7 +42,7 @@ class Kept:
     @property
     def intact(self) -> bool:
         """Whether nothing was written into it since it was kept."""
-        return self.writes is None or self.writes == _writes(self.value)
+        return self.writes is None or self.writes == counts(self.value)
 
 
 _COPIES: weakref.WeakValueDictionary[tuple[Any, ...], _Part] = weakref.WeakValueDictionary()
@@ -58,8 +58,7 @@ def keep(x: Columns) -> Kept:
     else:
         parts = (_part(x),)
         value = parts[0].value
-    counted = not (torch.compiler.is_compiling() or in_transform())
-    return Kept(value, _writes(value) if counted else None, parts)
+    return Kept(value, writes(value), parts)
 
 
 def _part(x: Tensor) -> _Part:
@@ -79,5 +78,16 @@ def _part(x: Tensor) -> _Part:
     return found
 
 
-def _writes(x: Columns) -> tuple[int, ...]:
-    return tuple(part._version for part in ((x.own, x.common) if isinstance(x, SharedColumns) else (x,)))
+def writes(x: Columns) -> tuple[int, ...] | None:
+    """How often something was written into the memory of every part; None for what is traced, mapped or in inference mode,
+    where nothing is counted.
+    """
+    if torch.compiler.is_compiling() or in_transform():
+        return None
+    first = x.own if isinstance(x, SharedColumns) else x  # both parts are of one forward
+    return None if first.is_inference() else counts(x)
+
+
+def counts(x: Columns) -> tuple[int, ...]:
+    """The numbers of `writes` where there are any."""
+    return (x.own._version, x.common._version) if isinstance(x, SharedColumns) else (x._version,)

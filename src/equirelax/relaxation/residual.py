@@ -8,6 +8,8 @@ hook along, bound to the copy.
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from equirelax.errors import PenaltyError, RelaxationStateError, RepresentationError
 from equirelax.relaxation.columns import Columns, SharedColumns
 from equirelax.relaxation.hooks import HookOwner
-from equirelax.relaxation.kept import Kept, keep
+from equirelax.relaxation.kept import Kept, counts, keep, writes
 from equirelax.relaxation.kinds.kind import LinearMap, Penalised, ResidualMap, Rule, Slope
 from equirelax.relaxation.sites import Site
 from equirelax.relaxation.surroundings import in_backward, in_transform
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Residual(nn.Module, HookOwner):
-    """`gamma * map(x)`, added to a module's output.
+    """`gamma * map(x)`, added to a module's output. It reads x before the module computes, which may put its output there.
 
     Args:
         site: The place where it attaches, which reads and writes.
@@ -65,6 +67,8 @@ class Residual(nn.Module, HookOwner):
         self.together: Sequence[Residual] = ()
         self.mapped = False
         self._kept: list[Kept] = []
+        # thread -> the arguments of its call that is under way, what was read of them, and `writes` of that
+        self._begun: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any, tuple[int, ...] | None]] = {}
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -153,23 +157,44 @@ class Residual(nn.Module, HookOwner):
 
     def hook_up(self, model: nn.Module) -> None:
         """Put its hooks on the modules of the relaxed model."""
-        model.get_submodule(self.site.path).register_forward_hook(self.hook, with_kwargs=True)
+        module = model.get_submodule(self.site.path)
+        module.register_forward_pre_hook(self.begin, with_kwargs=True)
+        module.register_forward_hook(self.hook, with_kwargs=True, always_call=True)
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the relaxed module: read the call."""
+        if not self.active:
+            return
+        try:
+            x = self.read(args, kwargs)
+            count = writes(x) if isinstance(x, (Tensor, SharedColumns)) else None
+        except Exception:
+            return  # `hook` reads it, and says what is wrong
+        self._begun[_thread()] = (args, kwargs, x, count)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the relaxed module."""
-        if not self.active:
+        """Forward hook of the relaxed module, called also when its forward raises."""
+        if not self.active or self.has_failed(output):
             return None
         x = self.take(module, args, kwargs)
         return self.add(module, output, self(x, added=True))
 
+    def has_failed(self, output: Any) -> bool:
+        """Whether the call for which `hook` is called has raised; it is forgotten then."""
+        if output is not None or sys.exc_info()[0] is None:
+            return False
+        self._begun.pop(_thread(), None)
+        return True
+
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """Read, check and cast the residual's input, and keep it for penalties that need it.
+        """Check and cast the residual's input, and keep it for penalties that need it.
 
         Raises:
             RepresentationError: the call does not have the features that the residual was placed for.
+            RelaxationStateError: the module has written into what the residual read.
         """
         self.called = True
-        x = self.read(args, kwargs)
+        x = self._read_before(module, args, kwargs)
         shape = tuple(x.shape) if isinstance(x, (Tensor, SharedColumns)) else ()
         size = shape[self.feature_axis] if len(shape) >= -self.feature_axis else None
         if size != self.in_rep.dim:
@@ -182,6 +207,26 @@ class Residual(nn.Module, HookOwner):
             x = x.to(self.gamma.dtype)  # networks that cast inside
         if self._keeps():
             self._kept.append(keep(x))
+        return x
+
+    def _read_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `begin` read of this call."""
+        begun = self._begun.pop(_thread(), None)
+        if begun is None:
+            return self.read(args, kwargs)
+        own_args, own_kwargs, x, count = begun
+        if torch.compiler.is_compiling():
+            return x
+        if own_args is not args or own_kwargs is not kwargs:
+            return self.read(
+                args, kwargs
+            )  # a hook of somebody else has changed the call, or it is another one
+        if count is not None and count != counts(x):
+            raise RelaxationStateError(
+                f"{self.name_of(module)} writes into what it is called with (an operation in place), which its residual reads: "
+                f"f(x) in y = module(x) + gamma f(x) would be of something else. Let it compute out of place, such as "
+                f"nn.ReLU(inplace=False), or relax the layers inside it"
+            )
         return x
 
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
@@ -317,11 +362,16 @@ class Residual(nn.Module, HookOwner):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of a model must not carry the batch that it last saw, and no method reads what they would keep.
-        return {**self.__dict__, "_kept": [], "keep_inputs": False, "together": ()}
+        return {**self.__dict__, "_kept": [], "keep_inputs": False, "together": (), "_begun": {}}
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"{self.in_rep!r} -> {self.out_rep!r}"
+
+
+def _thread() -> int:
+    """The number of the present thread, of which there is one where code is compiled."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 _TYPES: dict[type[Site], type[Residual]] = {}

@@ -204,6 +204,10 @@ class StreamResidual(Residual):
         members = self.shared.members
         return members[members.index(self) + 1 :]
 
+    def hook_up(self, model: nn.Module) -> None:
+        """Put its hook on the block, of whose call it reads nothing."""
+        model.get_submodule(self.site.path).register_forward_hook(self.hook, with_kwargs=True)
+
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the block: the stream advances, and is added if this residual is active."""
         source = self.shared.source
