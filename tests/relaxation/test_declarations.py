@@ -314,8 +314,8 @@ def fields(channels: int) -> Linear:
         ),
         (lambda: nn.Linear(3, 3), lambda: Linear("map", "1x1o", channels=(3, 3)), "channel_axis"),
         (lambda: nn.ConvTranspose2d(2, 2, 3), lambda: fields(2), "^map .*transposed"),
-        (lambda: nn.Conv3d(2, 2, 3), lambda: fields(2), "^map .*3 axes"),
-        (lambda: nn.Conv1d(2, 2, 3), lambda: fields(2), "^map .*1 axes"),
+        (lambda: nn.Conv3d(2, 2, 3), lambda: fields(2), r"^map .*\(3, 3, 3\)"),
+        (lambda: nn.Conv1d(2, 2, 3), lambda: fields(2), r"^map .*\(3,\)"),
     ],
 )
 def test_declarations_that_cannot_be_are_refused(module, declare, words):

@@ -122,6 +122,7 @@ def test_a_declared_compiled_module_is_projected():
     assert nothing_left(model)
 
 
+@pytest.mark.slow
 def test_a_compiled_relaxed_module_keeps_its_key_and_is_folded_into():
     model, _ = relaxed(2)
     before = model(X)

@@ -1,8 +1,8 @@
 """The relaxed layer: `f(x) = f_eq(x) + gamma f_neq(x)` (CR section 4, ACE section 3.1).
 
-A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and a forward hook of
-it, so that the layer keeps its class, its forward and its keys; both deepcopy and pickle carry the
-hook along, bound to the copy.
+A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and has hooks before and
+behind its forward, so that the layer keeps its class, its forward and its keys; both deepcopy and pickle
+carry the hooks along, bound to the copy.
 """
 
 from __future__ import annotations

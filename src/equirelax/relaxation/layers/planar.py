@@ -74,7 +74,7 @@ def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: R
     if getattr(layer, "transposed", False):
         return Skip("it is a transposed convolution, whose kernel is that of the opposite direction")
     if not isinstance(layer.kernel_size, int) and len(layer.kernel_size) != 2:
-        return Skip(f"its kernel has {len(layer.kernel_size)} axes, and fields on the plane have two")
+        return Skip(f"its kernel_size is {tuple(layer.kernel_size)}, and fields on the plane have two axes")
     size, padding = _pair(layer.kernel_size), getattr(layer, "padding", 0)
     if size[0] != size[1]:
         return Skip(f"its kernel of {size[0]} x {size[1]} is not square")
