@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from handle_toys import nothing_left
@@ -50,18 +52,40 @@ def test_a_layer_is_taken_out_of_a_relaxed_sequential(tmp_path):
     again = er.relaxation_of(model)
     assert list(again.residuals.items()) == [("0", residuals[1]), ("1", residuals[2])]
     assert [again.module(key) for key in again.residuals] == list(model)
-    with pytest.raises(CheckpointError, match="'1'"):
-        er.save(model, tmp_path / "model.pt")
+    check_saved(model, nn.Sequential(Vectors(), Vectors()), tmp_path / "model.pt")
     er.project(model, mode="fold")
     assert nothing_left(model)
     torch.testing.assert_close(model(X), before)
 
 
-def test_a_layer_is_put_in_front_of_a_relaxed_one_and_what_is_folded_stays_with_it():
+def check_saved(model: nn.Module, twin: nn.Module, path: Path) -> None:
+    """The file relaxes a model that is arranged alike, and fills it."""
+    er.save(model, path)
+    er.load(twin, path)
+    assert torch.equal(twin(X), model(X))
+
+
+def test_a_residual_whose_module_stands_where_the_placement_chooses_none_is_not_saved(tmp_path):
+    class Two(nn.Module):
+        def __init__(self, own: nn.Module) -> None:
+            super().__init__()
+            self.own, self.beside = own, nn.Linear(3, 3)
+
+    model, rep = nn.Sequential(nn.Linear(3, 3, bias=False)), vector(O(3))
+    er.relax(model, er.Layers(declare=er.Linear("?", rep, rep)))
+    model[0] = Two(model[0])
+    with pytest.raises(CheckpointError, match=r"^0\.own: .*'0'"):
+        er.save(model, tmp_path / "model.pt")
+    er.project(model)
+    assert nothing_left(model)
+
+
+def test_a_layer_is_put_in_front_of_a_relaxed_one_and_what_is_folded_stays_with_it(tmp_path):
     model, _ = relaxed(2)
     model.insert(0, Vectors())
     before = model(X)
     assert list(er.relaxation_of(model).residuals) == ["1", "2"]
+    check_saved(model, nn.Sequential(*(Vectors() for _ in range(3))), tmp_path / "model.pt")
     er.project(model, mode="fold")
     assert nothing_left(model)
     torch.testing.assert_close(model(X), before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -43,7 +44,8 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     """The state from which `load_relaxation_state` rebuilds a relaxed model: plain data and tensors.
 
     Raises:
-        CheckpointError: a residual belongs to a module outside, with its placement; or modules were rearranged since.
+        CheckpointError: a residual belongs to a module outside, with its placement; or its module was moved to where the
+            placement chooses none.
     """
     model = relaxation.model
     for one in relaxation.entries():
@@ -52,16 +54,18 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
                 f"{one.key or type(model).__name__}: its placement is with a module around this {type(model).__name__}, "
                 f"which is needed to rebuild it: save the module that was given to relax(), or one around it"
             )
-        if one.has_moved:
+    chosen = {root: _chosen(relaxation, root) for root in relaxation.placements}
+    for one in relaxation.entries():
+        if one.has_moved and one.key not in chosen[one.root or ""]:
             raise CheckpointError(
-                f"{one.key or type(model).__name__}: the relaxed module has been moved since, from {one.residual.site.path!r} in "
-                f"the module that was given to relax(), so that the placement cannot rebuild it: project before modules are "
-                f"rearranged, and relax again afterwards"
+                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} in the module that was given to "
+                f"relax(), and where it stands now the placement chooses none, which is needed to rebuild it: save before modules "
+                f"are rearranged or wrapped; or project, rearrange and relax again"
             )
     derived = derived_keys(model)
     return {
         "format": FORMAT,
-        "parts": {root: _part(relaxation, root) for root in relaxation.placements},
+        "parts": {root: _part(relaxation, root, keys) for root, keys in chosen.items()},
         "learnt": sorted(key for key, residual in relaxation if residual.is_learnt),
         "enabled": {key: residual.enabled for key, residual in relaxation},
         "model": {key: value for key, value in _whole(model).items() if key not in derived},
@@ -80,12 +84,16 @@ def _whole(model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def _part(relaxation: Relaxation, root: str) -> dict[str, Any]:
+def _chosen(relaxation: Relaxation, root: str) -> dict[str, str]:
+    """What the placement of a module that was relaxed chooses in it as it is now: key -> key seen from that module."""
+    survey = relaxation.placements[root].survey(relaxation.model.get_submodule(root))
+    return {join(root, placed.site.key): placed.site.key for placed in survey.placed}
+
+
+def _part(relaxation: Relaxation, root: str, chosen: Mapping[str, str]) -> dict[str, Any]:
     """A module that was relaxed: its placement, and which of that one's residuals have been removed since."""
-    placement = relaxation.placements[root]
-    chosen = [placed.site.key for placed in placement.survey(relaxation.model.get_submodule(root)).placed]
-    left_out = [key for key in chosen if join(root, key) not in relaxation.residuals]
-    return {"placement": encode(placement), "left_out": left_out}
+    left_out = [own for key, own in chosen.items() if key not in relaxation.residuals]
+    return {"placement": encode(relaxation.placements[root]), "left_out": left_out}
 
 
 def load_relaxation_state(
