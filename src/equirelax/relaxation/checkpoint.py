@@ -58,9 +58,9 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     for one in relaxation.entries():
         if one.has_moved and one.key not in chosen[one.root or ""]:
             raise CheckpointError(
-                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} in the module that was given to "
-                f"relax(), and where it stands now the placement chooses none, which is needed to rebuild it: save before modules "
-                f"are rearranged or wrapped; or project, rearrange and relax again"
+                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} when it was relaxed, and where "
+                f"it stands now the placement chooses none, so that it cannot be rebuilt: save before modules are rearranged or "
+                f"wrapped; or project, rearrange and relax again"
             )
     derived = derived_keys(model)
     return {
