@@ -58,8 +58,8 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     for one in relaxation.entries():
         if one.has_moved and one.key not in chosen[one.root or ""]:
             raise CheckpointError(
-                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} when it was relaxed, and where "
-                f"it stands now the placement chooses none, so that it cannot be rebuilt: save before modules are rearranged or "
+                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} when it was relaxed; where "
+                f"it stands now the placement chooses none, so that it cannot be rebuilt. Save before modules are rearranged or "
                 f"wrapped; or project, rearrange and relax again"
             )
     derived = derived_keys(model)
