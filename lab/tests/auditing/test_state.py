@@ -165,7 +165,8 @@ def test_inference_mode() -> None:
     assert report.lie.relative < 1e-8
 
 
-def test_switches() -> None:
+def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # elsewhere those of CUDA are left alone
     backends = torch.backends
     saved = backends.cuda.matmul.allow_tf32
     backends.cuda.matmul.allow_tf32 = True
