@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import audit, label_free
+from equirelax.auditing.samples import Function
 from equirelax.errors import AuditError
 from equirelax.symmetry import O, On, vector
 from equirelax.testing import assert_equivariant
@@ -84,6 +86,55 @@ def test_a_function_that_calls_a_float32_module(how: str) -> None:
     assert report.dtype == ("float32" if how == "out of reach" else "float64")
     assert any("not cast" in note for note in report.notes) == (how == "out of reach")
     assert linear.weight.dtype == torch.float32
+
+
+unrelated = nn.Linear(2, 2)
+
+
+class Predictor:
+    """No module; its network has the name of a global."""
+
+    def __init__(self) -> None:
+        self.unrelated = nn.Linear(4, 3, bias=False)
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.unrelated(x)
+
+
+def test_the_modules_of_a_function_are_those_that_it_reads() -> None:
+    predictor = Predictor()
+    children = dict(Function(predictor.predict).named_children())
+    assert children == {"unrelated": predictor.unrelated}
+    assert audit(predictor.predict, torch.randn(5, 3, 4), ALONG, ALONG, samples=2).dtype == "float64"
+
+
+def test_names_of_a_functions_modules_need_not_be_names_of_attributes() -> None:
+    linear = nn.Linear(4, 3, bias=False)
+    both = functools.partial(lambda x, **rest: linear(x), **{"a.b": linear, "training": nn.Identity()})
+    assert len(list(Function(both).named_children())) == 2  # linear once
+    assert audit(both, torch.randn(5, 3, 4), ALONG, ALONG, samples=2).equivariant
+
+
+def test_a_variable_without_a_value_is_no_module() -> None:
+    def make() -> Callable[[Tensor], Tensor]:
+        def function(x: Tensor) -> Tensor:
+            return x if x is not None else later(x)
+
+        return function
+
+        later = abs
+
+    assert audit(make(), torch.randn(5, 3), "1x1o", "1x1o", samples=2).equivariant
+
+
+def test_a_function_of_keywords_decides_itself_what_it_takes() -> None:
+    head = nn.Linear(4, 3, bias=False)
+
+    def function(*args: Any, **kwargs: Any) -> Tensor:
+        return head(kwargs["features"])
+
+    sample = {"features": torch.randn(5, 3, 4)}
+    assert audit(function, sample, {"features": ALONG}, ALONG, samples=2).equivariant
 
 
 class Normalised(nn.Module):

@@ -479,3 +479,26 @@ def test_an_audit_runs_under_another_default_device() -> None:
 def test_label_free_refuses_representations_of_another_group() -> None:
     with pytest.raises(AuditError, match="does not contain"):
         label_free(nn.Identity(), [torch.randn(5, 4)], vector(Symmetric(4)), vector(Symmetric(4)), Lorentz())
+
+
+def test_whole_numbers_that_are_not_exact_in_float64_are_refused() -> None:
+    permuted = vector(Symmetric(4))
+    with pytest.raises(AuditError, match="above"):
+        short(lambda i: i % 2, torch.tensor([2**60 + 1, 3, 5, 7]), permuted, permuted)
+
+
+def test_nested_tensors_inside_a_model_are_passed_by() -> None:
+    class Lengths(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return torch.stack([row.norm() for row in rows.unbind()])
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lengths = Lengths()
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.nested.as_nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+            return self.lengths(rows)
+
+    assert audit(Network(), torch.randn(5, 3), V, None, samples=2).equivariant

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equirelax.auditing import audit
-from equirelax.symmetry import SO
+from equirelax.symmetry import SO, Cyclic, vector
 from equirelax.testing import assert_equivariant
 
 torch.set_num_threads(1)
@@ -64,6 +64,35 @@ def test_what_is_small_is_measured_all_the_same(broken: Callable[[Tensor], Tenso
     report = audit(broken, x, "1x1o", "1x1o", samples=8, per_layer=False)
     assert report.before.vanishing == ()
     assert not report.equivariant
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rounding_excuses_no_error_that_is_larger(dtype: torch.dtype) -> None:
+    """In half precision, and of a short distance far from the origin, rounding alone changes an output by some per cent."""
+
+    def network(x: Tensor) -> dict[str, Tensor]:
+        return {"energy": -1000 - x.square().sum(), "forces": x * x.new_tensor([1.0, -2.0, 0.5])}
+
+    report = audit(network, points(), "1x1o", {"forces": "1x1o"}, samples=4, dtype=dtype, per_layer=False)
+    assert not report.equivariant
+    assert report.before.vanishing == ()
+
+    far = torch.tensor([[300.0, 0.0, 0.0], [300.002, 0.001, -0.001]])
+    report = audit(lambda x: (x[1] - x[0]).abs(), far, "1x1o", "1x1o", samples=4, dtype=dtype, lie=False)
+    assert not report.equivariant
+
+
+def test_a_model_that_takes_the_sample_alone_is_measured() -> None:
+    edge = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    def bounded(x: Tensor) -> Tensor:
+        assert bool((x.abs() <= 1).all())
+        return 0 * x
+
+    turns = vector(Cyclic(4))
+    assert audit(bounded, edge, turns, turns, samples=2).equivariant
+    report = audit(lambda x: (1 - x.square().amax()).sqrt(), edge, turns, None, samples=2)
+    assert report.equivariant
 
 
 def test_an_assertion_that_shows_nothing_warns() -> None:

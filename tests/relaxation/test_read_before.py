@@ -136,3 +136,73 @@ def test_compiled_and_exported_the_entry_is_read_before():
     exported = torch.export.export(model, ({"h": ONES},)).module()
     assert torch.equal(exported({"h": ONES})["h"], 12 * ONES)
     assert nothing_begun(relaxation)
+
+
+def triple(module, args, kwargs):
+    return tuple(3 * x for x in args), {key: 3 * x for key, x in kwargs.items()}
+
+
+def triple_in_place(module, args, kwargs):
+    for key in kwargs:
+        kwargs[key] = 3 * kwargs[key]
+    return args, kwargs
+
+
+@pytest.mark.parametrize("hook", [triple, triple_in_place])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_arguments_that_a_later_pre_hook_replaces_are_read_as_the_module_gets_them(hook, compiled):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x):
+            return self.map(input=x)
+
+    model = Named()
+    relaxation = er.relax(model, er.Layers(residual=er.Dense(), declare=er.Linear("map", "1x1o", "1x1o")))
+    relaxation.set_gamma(1.0)
+    with torch.no_grad():
+        model.map.weight.copy_(torch.eye(3))
+        relaxation["map"].map.weight.copy_(torch.eye(3))
+    model.map.register_forward_pre_hook(hook, with_kwargs=True)
+    call = torch.compile(model, backend="eager") if compiled else model
+    assert torch.equal(call(torch.ones(1, 3)), 6 * torch.ones(1, 3))
+
+
+def test_where_a_hook_of_somebody_else_raises_nothing_is_kept():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False))
+
+    def refuse(module, args, output):
+        raise ValueError("not today")
+
+    handle = model[0].register_forward_hook(refuse)
+    relaxation = er.relax(model, er.Layers(residual=er.Dense(), declare=er.Linear("0", "1x1o", "1x1o")))
+    method = er.Scheduled(relaxation, total_steps=10, schedule="constant")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not today"):
+            model(torch.ones(1, 3))
+    assert relaxation["0"].inputs_kept == 0
+    assert nothing_begun(relaxation)
+    handle.remove()
+    try:
+        raise KeyError
+    except KeyError:  # a model may be called while an exception is handled
+        model(torch.ones(1, 3))
+    assert relaxation["0"].inputs_kept == 1
+    assert torch.isfinite(method.penalty())
+
+
+def test_what_is_written_into_another_part_of_the_same_memory_matters_not():
+    class Scratch(nn.Linear):
+        def forward(self, x, scratch):
+            scratch.zero_()
+            return super().forward(x)
+
+    model = nn.Sequential(Scratch(3, 3, bias=False))
+    relaxation = er.relax(model, er.Layers(declare=er.Linear("0", "1x1o", "1x1o")))
+    relaxation.set_gamma(1.0)
+    state = torch.ones(1, 6)
+    with torch.no_grad():
+        model[0](state[:, :3], state[:, 3:])
+    assert nothing_begun(relaxation)

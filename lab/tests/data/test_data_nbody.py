@@ -108,6 +108,7 @@ def test_a_set_that_was_extended_beside_a_read_only_root_is_found(tmp_path: Path
     manifest.write_text(manifest.read_text().replace('"count": 12', '"count": "many"'))
     with pytest.raises(DataError, match=r"how many systems.*--force"):
         nbody.load("train", root=sealed, seed=3, count=12)
+    assert len(nbody.load("train", root=sealed, seed=3, count=5)) == 5  # which needs no second place
 
 
 def test_an_interrupted_make_leaves_nothing_half_and_can_go_on(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def tensors_of(tree: Any, copy: bool = True) -> dict[str, Tensor]:
     """The measurable tensors of a tree by path, dense, in float64; without ``copy`` float64 tensors are not copied."""
     found = {leaf.path: leaf.value.detach() for leaf in leaves(tree, None) if leaf.measurable}
     dense = {
-        path: value if value.layout == torch.strided else value.to_dense() for path, value in found.items()
+        path: value if value.layout == torch.strided or value.is_nested else value.to_dense()
+        for path, value in found.items()
     }
     return {path: value.to(torch.float64, copy=copy) for path, value in dense.items()}
 

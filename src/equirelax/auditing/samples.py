@@ -9,11 +9,14 @@ need to list only what transforms.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
+import dis
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -38,6 +41,9 @@ from equirelax.symmetry import (
 from equirelax.symmetry.escnn import is_escnn
 from equirelax.symmetry.given import is_given
 from equirelax.symmetry.irreps import is_irreps
+
+EXACT = 2**53
+"""Up to here whole numbers are exact in float64, in which actions are computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +231,10 @@ def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
             f"{_name(path)} is {value.dtype}; {action.representation!r} acts on floating tensors only: give None if no element "
             "changes it, else audit a function that casts it"
         )
+    if value.dtype in (torch.int64, torch.uint64) and bool((value.abs() > EXACT).any()):
+        raise AuditError(
+            f"{_name(path)} has whole numbers above {EXACT}, which are not moved exactly: number them anew"
+        )
     wrong = action.mismatch(value.shape)
     if wrong:
         raise AuditError(f"{_name(path)} has shape {tuple(value.shape)}, but {wrong}")
@@ -318,7 +328,10 @@ class Function(nn.Module):
         super().__init__()
         self.function = function
         for name, module in _reached(function):
-            self.add_module(name if not hasattr(self, name) else f"{name}_", module)
+            name = re.sub(r"\W", "_", name)
+            while hasattr(self, name):
+                name += "_"
+            self.add_module(name, module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -332,14 +345,31 @@ def _reached(function: Any) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(function.func, nn.Module):
             held["func"] = function.func
     elif inspect.ismethod(function):
-        held = {"owner": function.__self__}
+        owner = function.__self__
+        held = {"owner": owner} if isinstance(owner, nn.Module) else dict(getattr(owner, "__dict__", {}))
         yield from _reached(function.__func__)
     elif inspect.isfunction(function):
-        named = inspect.getclosurevars(function)
-        held = {**named.globals, **named.nonlocals}
+        held = {**_globals_of(function), **_closure_of(function)}
     else:
         held = dict(getattr(function, "__dict__", {}))
     yield from ((name, value) for name, value in held.items() if isinstance(value, nn.Module))
+
+
+def _globals_of(function: Any) -> dict[str, Any]:
+    """The globals that a function reads by name; names of attributes, which look the same in its code, are none."""
+    read = [
+        step.argval for step in dis.get_instructions(function) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    ]
+    return {name: function.__globals__[name] for name in read if name in function.__globals__}
+
+
+def _closure_of(function: Any) -> dict[str, Any]:
+    """The variables that a function closes over and that have a value."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell
+            found[name] = cell.cell_contents
+    return found
 
 
 def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
@@ -367,7 +397,7 @@ def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
     needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
     rest = any(p.kind == p.VAR_KEYWORD for p in parameters)
     passes_on = not named and rest and any(p.kind == p.VAR_POSITIONAL for p in parameters)
-    if passes_on and isinstance(model, nn.Module):
+    if passes_on and isinstance(model, nn.Module) and not isinstance(model, Function):
         inside = list(model.children())
         if len(inside) == 1:
             return takes_keywords(inside[0], sample)

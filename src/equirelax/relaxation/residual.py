@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -67,8 +67,9 @@ class Residual(nn.Module, HookOwner):
         self.together: Sequence[Residual] = ()
         self.mapped = False
         self._kept: list[Kept] = []
-        # thread -> the arguments of its call that is under way, what was read of them, and `writes` of that
-        self._begun: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any, tuple[int, ...] | None]] = {}
+        # thread -> the arguments of its call that is under way, what was read of them, `writes` of that, and the exception that
+        # was being handled
+        self._begun: dict[int, tuple[Any, ...]] = {}
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
@@ -162,15 +163,17 @@ class Residual(nn.Module, HookOwner):
         module.register_forward_hook(self.hook, with_kwargs=True, always_call=True)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the relaxed module: read the call."""
+        """Pre-hook of the relaxed module: read the call. Later pre-hooks that replace arguments are noticed, those that replace
+        entries of a mapping are not."""
         if not self.active:
             return
+        x = count = None
         try:
             x = self.read(args, kwargs)
-            count = writes(x) if isinstance(x, (Tensor, SharedColumns)) else None
+            count = writes(x) if isinstance(x, (Tensor, SharedColumns)) and not _in_shared_memory(x) else None
         except Exception:
-            return  # `hook` reads it, and says what is wrong
-        self._begun[_thread()] = (args, kwargs, x, count)
+            pass  # `hook` reads it, and says what is wrong
+        self._begun[_thread()] = (args, dict(kwargs), x, count, _error())
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the relaxed module, called also when its forward raises."""
@@ -180,8 +183,9 @@ class Residual(nn.Module, HookOwner):
         return self.add(module, output, self(x, added=True))
 
     def has_failed(self, output: Any) -> bool:
-        """Whether the call for which `hook` is called has raised; it is forgotten then."""
-        if output is not None or sys.exc_info()[0] is None:
+        """Whether the call for which `hook` is called has raised, in the module or in a hook; it is forgotten then."""
+        error, begun = _error(), self._begun.get(_thread())
+        if error is None or (output is not None if begun is None else error is begun[-1]):
             return False
         self._begun.pop(_thread(), None)
         return True
@@ -214,13 +218,9 @@ class Residual(nn.Module, HookOwner):
         begun = self._begun.pop(_thread(), None)
         if begun is None:
             return self.read(args, kwargs)
-        own_args, own_kwargs, x, count = begun
-        if torch.compiler.is_compiling():
-            return x
-        if own_args is not args or own_kwargs is not kwargs:
-            return self.read(
-                args, kwargs
-            )  # a hook of somebody else has changed the call, or it is another one
+        own_args, own_kwargs, x, count, _ = begun
+        if x is None or not _same(args, own_args) or not _same(kwargs.values(), own_kwargs.values()):
+            return self.read(args, kwargs)
         if count is not None and count != counts(x):
             raise RelaxationStateError(
                 f"{self.name_of(module)} writes into what it is called with (an operation in place), which its residual reads: "
@@ -285,8 +285,9 @@ class Residual(nn.Module, HookOwner):
         return len(self._kept)
 
     def forget_inputs(self, first: int = 0) -> None:
-        """Forget the inputs kept since the last `take_inputs`, but for the `first` ones."""
+        """Forget the inputs kept since the last `take_inputs`, but for the `first` ones, and those of calls that never ended."""
         del self._kept[first:]
+        self._begun.clear()
 
     @property
     def keeper(self) -> object:
@@ -372,6 +373,22 @@ class Residual(nn.Module, HookOwner):
 def _thread() -> int:
     """The number of the present thread, of which there is one where code is compiled."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _in_shared_memory(x: Columns) -> bool:
+    """Whether x is a part of larger memory: what is written elsewhere in that counts as written into x."""
+    parts = (x.own, x.common) if isinstance(x, SharedColumns) else (x,)
+    return not torch.compiler.is_compiling() and any(part._is_view() for part in parts)
+
+
+def _error() -> BaseException | None:
+    """The exception that is being handled; of compiled code, which handles none, None."""
+    return None if torch.compiler.is_compiling() else sys.exc_info()[1]
+
+
+def _same(values: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether both hold the same objects in the same order."""
+    return len(values) == len(others) and all(a is b for a, b in zip(values, others, strict=True))
 
 
 _TYPES: dict[type[Site], type[Residual]] = {}

@@ -91,6 +91,8 @@ def test_angles_and_groups_that_have_none_are_refused() -> None:
         FiniteRotation(relaxed(2 * vector(SO(3))), 0.01, 0.0)
     with pytest.raises(PenaltyError, match=r"Cyclic|C3"):
         FiniteRotation(relaxed(2 * regular(Cyclic(3))), 0.01)
+    with pytest.raises(PenaltyError, match=r"O\(1\)"):
+        FiniteRotation(relaxed(6 * trivial(O(1))), 0.01)
     with pytest.raises(PenaltyError, match="Scaling"):
         FiniteRotation(relaxed(6 * trivial(Scaling())), 0.01)
 

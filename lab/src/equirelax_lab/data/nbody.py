@@ -163,17 +163,19 @@ def _large_enough(places: Iterable[Path], count: int | None, remedy: str) -> Pat
 
     The result is None where no file is complete. Raise `DataError`, ending in `remedy`, if a manifest is damaged.
     """
-    sizes = {}
+    sizes: dict[Path, int] = {}
     for place in places:
-        if place.exists() and manifest_path(place).exists():
-            size = read_manifest(place, remedy).get("count")
-            if not isinstance(size, int):
-                raise DataError(
-                    f"The manifest {manifest_path(place)} does not say how many systems there are. {remedy}"
-                )
-            sizes[place] = size
-    fitting = (place for place, size in sizes.items() if size >= (count or 0))
-    return next(fitting, max(sizes, key=sizes.__getitem__, default=None))
+        if not (place.exists() and manifest_path(place).exists()):
+            continue
+        size = read_manifest(place, remedy).get("count")
+        if not isinstance(size, int):
+            raise DataError(
+                f"The manifest {manifest_path(place)} does not say how many systems there are. {remedy}"
+            )
+        if size >= (count or 0):
+            return place
+        sizes[place] = size
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _remedy(system: str, clamp: str | None, seed: int, root: str | Path | None) -> str:

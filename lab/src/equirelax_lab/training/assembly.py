@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from equirelax.errors import ConfigError
 from equirelax.methods.base import Method
 from equirelax.optim import Muon
+from equirelax.optim.matrices import NORM
 from equirelax.relaxation import Relaxation, Residual, relax
 from equirelax_lab.tasks.methods import Following, build_method, build_wrapper, is_strict, is_wrapper
 from equirelax_lab.tasks.registry import build_task, check_optimizer
@@ -137,10 +137,6 @@ def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
     raise ConfigError(f"Unknown optimizer '{settings.optimizer}'; choose adam, adamw, sgd or muon.")
 
 
-NORM_LAYER = re.compile(r"Norm(\dd)?$")
-"""Names of classes of norm layers: LayerNorm, BatchNorm1d, EquivariantLayerNorm; but not NormActivation."""
-
-
 def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
     """The parameters in two groups; that of biases and norm layers has no weight decay.
 
@@ -154,7 +150,7 @@ def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
         layer, _, name = path.rpartition(".")
         if isinstance(modules[layer], nn.ParameterList):
             layer, _, name = layer.rpartition(".")
-        plain = "bias" in name or NORM_LAYER.search(type(modules[layer]).__name__)
+        plain = "bias" in name or NORM.search(type(modules[layer]).__name__)
         (others if plain else decayed).append(parameter)
     groups = ({"params": decayed}, {"params": others, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]

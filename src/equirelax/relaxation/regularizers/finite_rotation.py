@@ -52,11 +52,13 @@ class FiniteRotation(Regularizer):
                     f"{key}: a residual stream starts from the model's inputs, and one of its steps cannot be turned alone; take "
                     "LieDerivative"
                 )
-            if not residual.map.reads_inputs or not isinstance(
-                residual.in_rep.group, (SO, O, SE, E, Lorentz)
-            ):
+            group = residual.in_rep.group
+            turns = isinstance(group, (SO, O, SE, E, Lorentz)) and (
+                isinstance(group, Lorentz) or group.linear_dim > 1
+            )
+            if not residual.map.reads_inputs or not turns:
                 raise PenaltyError(
-                    f"{key}: {residual.in_rep.group.name} has no plane to turn by {degrees} degrees in here; take LieDerivative"
+                    f"{key}: {group.name} has no plane to turn by {degrees} degrees in here; take LieDerivative"
                 )
         super().__init__(relaxation, generator=generator)
         self.weight, self.degrees = weight, degrees

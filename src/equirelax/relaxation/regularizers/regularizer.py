@@ -119,16 +119,12 @@ class Regularizer(ABC):
         """
         if not self.reads_inputs:
             return
-        for residual in self.relaxation.residuals.values():
+        together = tuple(self.relaxation.residuals.values())
+        for residual in together:
             readers = _readers_of(residual)
-            _READERS[residual] = [
-                *(weakref.ref(reader, _gone(residual)) for reader in readers if reader is not self),
-                weakref.ref(self, _gone(residual)),
-            ]
-            self._have_kept(residual)
-
-    def _have_kept(self, residual: Residual) -> None:
-        residual.keep_inputs, residual.together = self.due, tuple(self.relaxation.residuals.values())
+            if not readers or readers[-1] is not self:
+                _remember(residual, [*(reader for reader in readers if reader is not self), self])
+            residual.keep_inputs, residual.together = self.due, together
 
     def stop(self) -> None:
         """Read the residuals' inputs no more; those that no other regularizer reads keep none, and forget what they have kept."""
@@ -185,6 +181,10 @@ def _readers_of(residual: Residual) -> list[Regularizer]:
     return [reader for reader in found if reader is not None]
 
 
+def _remember(residual: Residual, readers: list[Regularizer]) -> None:
+    _READERS[residual] = [weakref.ref(reader, _gone(residual)) for reader in readers]
+
+
 def _gone(residual: Residual) -> Callable[[object], None]:
     """What to do when a reader of a residual's inputs is gone; it keeps the residual alive no longer than others do."""
     return functools.partial(_unread, weakref.ref(residual))
@@ -198,9 +198,10 @@ def _unread(residual: weakref.ref[Residual], _: object) -> None:
 
 def _leave_to(residual: Residual, readers: list[Regularizer]) -> None:
     """Have a residual keep its inputs for the last of these readers; without any it keeps none."""
-    _READERS[residual] = [weakref.ref(reader, _gone(residual)) for reader in readers]
+    _remember(residual, readers)
     if readers:
-        readers[-1]._have_kept(residual)
+        residual.keep_inputs = readers[-1].due
+        residual.together = tuple(readers[-1].relaxation.residuals.values())
         return
     residual.keep_inputs, residual.together = False, ()
     residual.forget_inputs()
