@@ -148,8 +148,9 @@ def triple_in_place(module, args, kwargs):
     return args, kwargs
 
 
-@pytest.mark.parametrize("hook", [triple, triple_in_place])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("hook", "compiled"), [(triple, False), (triple_in_place, False), (triple_in_place, True)]
+)
 def test_arguments_that_a_later_pre_hook_replaces_are_read_as_the_module_gets_them(hook, compiled):
     class Named(nn.Module):
         def __init__(self):

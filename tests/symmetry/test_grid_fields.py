@@ -147,8 +147,8 @@ def test_a_batch_keeps_the_frames_of_a_sample_together() -> None:
 
 def test_derivatives_pass_through() -> None:
     field = GridField(mixed(Cyclic(4)))
-    x = torch.randn(3, field.dim, 3, 3, dtype=torch.float64, requires_grad=True)
-    g = Cyclic(4).elements()[:3]
+    x = torch.randn(2, field.dim, 2, 2, dtype=torch.float64, requires_grad=True)
+    g = Cyclic(4).elements()[1:3]
     assert torch.autograd.gradcheck(lambda x: field.apply(g, x), x)
     assert torch.autograd.gradgradcheck(lambda x: field.apply(g, x), x)
 
