@@ -176,7 +176,9 @@ def test_what_pip_is_to_install_is_there() -> None:
             elif word.startswith("requirements"):
                 assert (ROOT / word).exists()
             else:
-                assert word in ("-r", "--no-deps", "nequip", "jupyter") or re.fullmatch(r"\w+==[\d.]+", word), word
+                assert word in ("-r", "--no-deps", "nequip", "jupyter") or re.fullmatch(
+                    r"\w+==[\d.]+", word
+                ), word
 
 
 def test_tests_of_the_other_programs_are_there() -> None:

@@ -12,7 +12,8 @@ import pytest
 from equirelax_lab.cli import main
 from equirelax_lab.report.archive import CURVES, RUNS, Archive, Entry, read_archive, write_archive
 from equirelax_lab.report.comparison import TABLES, comparisons, summarise_again
-from equirelax_lab.report.runs import gather, read_folder, read_run
+from equirelax_lab.report.runs import Run, archived, gather, read_folder, read_run
+from equirelax_lab.studies.trials import JOURNAL
 from made import Make, study
 
 from equirelax.errors import ConfigError
@@ -40,6 +41,17 @@ def test_what_is_written_is_read_again_row_by_row(tmp_path: Path) -> None:
     before = (tmp_path / RUNS).read_bytes()
     write_archive(tmp_path, found)
     assert (tmp_path / RUNS).read_bytes() == before  # without a time stamp
+
+
+def test_reasons_do_not_say_where_the_runs_lay(tmp_path: Path) -> None:
+    reason = f"The loss exploded. {tmp_path / 'strict-seed0'} keeps best.ckpt."
+    run = Run("strict-seed0", {"config": {"seed": 0}}, (), "failed", reason)
+    journal = {"status": "failed", "attempts": 2, "reason": reason}
+    (tmp_path / JOURNAL).write_text(json.dumps({"name": "n", "runs": {"ace-seed0": journal}}))
+    found = archived([run], tmp_path)
+    assert {entry.name: entry.reason for entry in found.entries} == dict.fromkeys(
+        ("strict-seed0", "ace-seed0"), "The loss exploded. strict-seed0 keeps best.ckpt."
+    )
 
 
 def in_numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -296,20 +297,27 @@ def of_config(config: RunConfig) -> dict[str, Any]:
 
 
 def archived(runs: Iterable[Run], folder: Path) -> Archive:
-    """`runs` as an archive, with what the journal of their study in `folder` says of those that never began."""
+    """`runs` as an archive, with what the journal of their study in `folder` says of those that never began. Reasons of failures
+    name files below `folder` without the place where that was.
+    """
+    place = f"{folder.resolve()}{os.sep}"
     journal = _journal(folder, [])
     statuses = {} if journal is None else journal_inside(journal, folder)
     entries = [
         Entry(run.name, run.status, rows=run.rows, result=run.result)
         if run.finished
-        else Entry(run.name, run.status, run.reason, config=run.result["config"], rows=run.rows)
+        else Entry(
+            run.name, run.status, run.reason.replace(place, ""), config=run.result["config"], rows=run.rows
+        )
         for run in runs
     ]
     known = {entry.name for entry in entries}
     if journal is not None:
         entries += [
             Entry(
-                name, str(one.get("status")), str(one.get("reason")) if one.get("status") == "failed" else ""
+                name,
+                str(one.get("status")),
+                str(one.get("reason")).replace(place, "") if one.get("status") == "failed" else "",
             )
             for name, one in statuses.items()
             if name not in known
