@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ MISSING = {
     folder: package for folder, package in ELSEWHERE.items() if importlib.util.find_spec(package) is None
 }
 torch.set_num_threads(1)  # in every worker of pytest-xdist too: there are as many of them as cores
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Everything that a test makes is float64, from one seed: `pytestmark = pytest.mark.usefixtures("float64")`."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from equirelax.auditing import audit
 from equirelax.auditing.elements import component, describe, describe_generator
 from equirelax.auditing.lie import (
     DIFFERENCES,
@@ -197,3 +198,16 @@ def test_differences_of_a_network_that_rounds_to_float32_inside() -> None:
     assert found is not None
     assert found.method == DIFFERENCES
     assert found.relative < 1e-3
+
+
+@pytest.mark.parametrize("away", [0.0, 1e4])
+def test_the_derivative_of_a_single_position_does_not_depend_on_the_origin(away: float) -> None:
+    """A centre of mass has no spread of its own: that of the sample counts, as for finite elements."""
+    points = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    place = positions(E(3))
+
+    def centre(x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True) + 1e-3 * (x - x.mean(0)).abs().mean(0, keepdim=True)
+
+    report = audit(centre, points + away, place, place, samples=4, per_layer=False)
+    assert 1e-5 < report.lie.relative < 1e-2

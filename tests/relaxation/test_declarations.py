@@ -19,12 +19,7 @@ from equirelax.symmetry import SO, Cyclic, GridField, O, On, equivariant_project
 V = vector(O(3))
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Mixing(nn.Module):

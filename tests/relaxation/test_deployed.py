@@ -14,13 +14,7 @@ import equirelax as er
 from equirelax.errors import CheckpointError, MethodError, PlacementError, RelaxationStateError
 from equirelax.relaxation import read_strict
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_pruning_removes_what_has_no_strength():

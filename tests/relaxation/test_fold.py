@@ -15,13 +15,7 @@ from equirelax.symmetry import Lorentz, equivariant_projection, vector
 o3 = pytest.importorskip("e3nn.o3")
 from relax_toys import Net, randomise, sample  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_folding_without_a_declared_constant_is_refused_and_changes_nothing():

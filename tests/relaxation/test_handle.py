@@ -16,13 +16,7 @@ from equirelax.auditing import breaking
 from equirelax.errors import CheckpointError, RelaxationStateError
 from equirelax.relaxation import Linear
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 NAMES = [("a", "b"), ("c", "d")]

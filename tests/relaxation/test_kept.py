@@ -14,13 +14,7 @@ import equirelax as er
 from equirelax.errors import PenaltyError
 from equirelax.relaxation.regularizers import LieDerivative
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def relaxed() -> tuple[nn.Module, LieDerivative]:

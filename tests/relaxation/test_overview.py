@@ -16,13 +16,7 @@ from equirelax.errors import RelaxationStateError
 from equirelax.relaxation.history import LIMIT, History
 from equirelax.relaxation.residual import enrol
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def deep(blocks: int) -> er.Relaxation:

@@ -15,12 +15,7 @@ from equirelax.symmetry import E, positions, trivial
 geometric = pytest.importorskip("torch_geometric.nn.models")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def graph(pos, batch):

@@ -18,12 +18,7 @@ from equirelax.symmetry import O, vector
 X = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Vectors(nn.Module):

@@ -21,12 +21,7 @@ from equirelax.symmetry import O, trivial
 STREAM = Streams("interactions.?", "hidden_channels", centred=False)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_copies_are_of_their_own():

@@ -13,13 +13,7 @@ from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.kinds.stream import SpectralLinear, StreamMap, linear, moments
 from equirelax.symmetry import O, trivial, vector
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 0, 1), (0, 1, 0)])

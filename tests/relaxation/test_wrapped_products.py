@@ -22,12 +22,7 @@ from wrapped_products import IN_IRREPS, OUT_IRREPS, Gated, OfDicts, Scaled, node
 PATHS = ["gated.tp", "plain", "normed.tp", "alone.tp", "dicts.fc_tensor_product"]
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def randomise(relaxation, gamma=1.0):

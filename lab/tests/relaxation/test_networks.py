@@ -49,12 +49,7 @@ class Theirs(nn.Module):
 Theirs.__name__ = "SEGNN"
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def ours():

@@ -16,13 +16,7 @@ from equirelax.symmetry import E, O, positions, vector
 pytest.importorskip("e3nn")
 from equirelax_lab.models import EGNN, SEGNN
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def systems(count=3, bodies=5):

@@ -26,13 +26,7 @@ from equirelax.symmetry import O, vector
 o3 = pytest.importorskip("e3nn.o3")
 from relax_toys import Net, randomise, sample, shapes  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_relax_changes_nothing_until_a_strength_is_set():

@@ -289,21 +289,25 @@ def gap(
     return Gap(
         expected,
         found.value - expected,
-        relative_error(found.value, expected, _scale(found.value, expected, base.action, spread)),
+        relative_error(found.value, expected, scale_of((found.value, expected), base.action, spread)),
     )
 
 
-def _scale(found: Tensor, expected: Tensor, action: TensorAction | None, spread: float) -> float | None:
-    """The norm of positions after their mean is subtracted, so that it does not depend on the origin; None for others."""
-    sizes = [size_of_positions(value, action) for value in (found, expected)]
+def scale_of(values: Sequence[Tensor], action: TensorAction | None, spread: float) -> float | None:
+    """What the errors of positions are relative to, so that it does not depend on the origin; None for other tensors.
+
+    Args:
+        values: The positions that are compared.
+        action: How they transform.
+        spread: Spread of the sample's coordinates, which stands for that of a single point, such as a centre of mass.
+    """
+    sizes = [size_of_positions(value, action) for value in values]
     if None in sizes:
         return None
     size = max(size for size in sizes if size is not None)
-    if size > 1e-12 * norm(expected):
+    if size > 1e-12 * max(map(norm, values)):
         return size
-    return (
-        spread * (expected.numel() / expected.shape[-1]) ** 0.5 or None
-    )  # a single point, such as a centre of mass
+    return spread * (values[0].numel() / values[0].shape[-1]) ** 0.5 or None
 
 
 def measure(case: Case, sampled: Tensor, discrete: Tensor) -> Measurement:

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.autograd.functional import jvp as double_backward_jvp
 
 from equirelax.auditing.elements import describe_generator
-from equirelax.auditing.error import size_of_positions, with_translations
+from equirelax.auditing.error import coordinates, scale_of, with_translations
 from equirelax.auditing.norms import largest, largest_entry, norm, root_of_squares
 from equirelax.auditing.samples import Case, Leaf, call, leaves, map_tree
 from equirelax.symmetry import TensorAction
@@ -97,7 +97,8 @@ def lie_derivative(case: Case, reach: float = 1.0, vanishing: Collection[str] = 
     actions = [
         None if leaf.action is None else _derivative(leaf.value, leaf.action, algebra) for leaf in reference
     ]
-    sizes = [_size(leaf) for leaf in reference]
+    spread = coordinates(case.sample, in_rep).spread
+    sizes = [scale_of((leaf.value,), leaf.action, spread) or norm(leaf.value) for leaf in reference]
     size = root_of_squares(norm(leaf.value) for leaf in reference)
 
     kinds = {dtype, *(_real(leaf.value).dtype for leaf in reference)}
@@ -118,12 +119,6 @@ def lie_derivative(case: Case, reach: float = 1.0, vanishing: Collection[str] = 
         )
         rows.append(GeneratorRow(describe_generator(group, generator, i), root_of_squares(errors), relative))
     return LieReport(method, reason, tuple(rows))
-
-
-def _size(leaf: Leaf) -> float:
-    """The norm of an output, of positions after their mean is subtracted, so that it does not depend on the origin."""
-    spread = size_of_positions(leaf.value, leaf.action)
-    return spread if spread is not None and spread > 1e-12 * norm(leaf.value) else norm(leaf.value)
 
 
 def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
@@ -234,9 +229,8 @@ def _choose(
     for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
         try:
             found = derive(function, points, mixed)
-        except (
-            Exception
-        ) as error:  # no derivative rule, gradients switched off inside, or a model that wants none
+        # no derivative rule, gradients switched off inside, or a model that wants none
+        except Exception as error:
             reason = (
                 f"{name} failed: {str(error).strip().splitlines()[0][:100]}"
                 if str(error).strip()

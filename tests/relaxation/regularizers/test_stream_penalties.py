@@ -12,13 +12,7 @@ from equirelax.relaxation.kinds import StreamStep
 from equirelax.relaxation.kinds.stream import SpectralLinear
 from equirelax.relaxation.regularizers import residual_terms
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Net(nn.Module):

@@ -140,8 +140,8 @@ def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
 def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
     """The parameters in two groups; that of biases and norm layers has no weight decay.
 
-    They are told by their names and by the class of their layer, since linear layers of steerable features keep their
-    weights in one dimension.
+    Names and the class of the layer decide, and not the number of dimensions: linear layers of steerable features keep their
+    weights in one.
     """
     modules = dict(model.named_modules())
     decayed: list[nn.Parameter] = []
