@@ -69,6 +69,29 @@ def test_a_learnt_gamma_is_fixed() -> None:
     assert not relaxation.gamma_parameters()
 
 
+def strict_weight(period: int, steps: int) -> list[float]:
+    """The course of w under gradient descent on (w + gamma v - 1)^2 / 2 from w = v = 0."""
+    method = Swing(chain(1), amplitude=0.4, period=period)
+    w = v = 0.0
+    found = []
+    for step in range(steps):
+        gamma = method.gamma_at(step)
+        error = w + gamma * v - 1.0
+        w, v = w - 0.05 * error, v - 0.05 * gamma * error
+        found.append(w)
+    return found
+
+
+def test_what_a_swing_leaves_to_the_strict_weight_in_the_smallest_network() -> None:
+    """docs/explanation/mathematics.md: fast, w converges to the target; slow, it swings around it; constant, it stays short."""
+    assert strict_weight(period=20, steps=4000)[-1] == pytest.approx(1.0, abs=1e-9)
+    slow = strict_weight(period=4000, steps=9000)[-4000:]
+    assert max(slow) - min(slow) > 0.2
+    assert sum(slow) / len(slow) == pytest.approx(1.0, abs=1e-3)
+    constant = strict_weight(period=10**9, steps=4000)[-1]
+    assert constant == pytest.approx(1.0 / (1.0 + 0.4**2), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
