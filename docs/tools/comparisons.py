@@ -1,5 +1,7 @@
 """Write comparisons.md beside every comparisons.yaml in lab/results: the comparisons that a study named before its runs.
 
+The table is in the folder tables as CSV and LaTeX too.
+
     python docs/tools/comparisons.py            write them
     python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
 
@@ -20,17 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import derived
 import yaml
 from equirelax_lab.report.conclusion import ALPHA, ENOUGH_SEEDS, differing_settings
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import TITLE, in_words, shown
 from equirelax_lab.report.statistics import Paired, decimals, holm, interval_text, paired
 from equirelax_lab.report.table import headline
 from verdict import RESULTS, ROOT, Row, VerdictError, read_row
 
-HEADER = (
-    "| difference | by seed | mean | 95 % interval | better seeds | p, corrected | decided |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
-)
+HEAD = ("difference", "by seed", "mean", "95 % interval", "better seeds", "p, corrected", "decided")
 
 
 def errors(row: Row) -> dict[int, float]:
@@ -58,12 +59,15 @@ def decision(found: Paired, p: float, higher_is_better: bool, failed: int, margi
     return "level" if level else "undecided"
 
 
-def table(pairs: Sequence[Sequence[Any]], folder: Path) -> str:
-    """The differences of all pairs of rows of the comparisons in `folder`, and the settings in which pairs differ.
+def compare(pairs: Sequence[Sequence[Any]], folder: Path) -> tuple[Numbers, str]:
+    """Compare all pairs of rows.
 
     Args:
         pairs: The items of comparisons.yaml.
         folder: Where it lies.
+
+    Returns:
+        A table of the differences, and a line with the settings in which pairs differ.
 
     Raises:
         VerdictError: A row is not there.
@@ -72,13 +76,13 @@ def table(pairs: Sequence[Sequence[Any]], folder: Path) -> str:
     found = [paired(errors(ours), errors(theirs), ours.higher_is_better) for ours, theirs in rows]
     # a pair without a p belongs to the family all the same
     corrected = holm({str(k): 1.0 if one is None or one.p is None else one.p for k, one in enumerate(found)})
-    lines, differences = [HEADER], []
+    lines, differences = [], []
     for k, ((first, second, *margin), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
         if one is None:
             raise VerdictError(f"{first!r} and {second!r} have no seed in common.")
         digits, p = decimals(statistics.fmean(errors(theirs).values())), corrected[str(k)]
         seeds = sorted(errors(ours).keys() & errors(theirs).keys())
-        cells = [
+        cells = (
             f"{first} minus {second}",
             " ".join(f"{errors(ours)[seed] - errors(theirs)[seed]:+.{digits}f}" for seed in seeds),
             f"{one.mean:+.{digits}f}",
@@ -86,20 +90,21 @@ def table(pairs: Sequence[Sequence[Any]], folder: Path) -> str:
             f"{one.wins} of {one.count}",
             "" if one.p is None else f"{p:.2g}",
             decision(one, p, ours.higher_is_better, ours.failed + theirs.failed, *margin or [None]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(cells)
         if words := differing_settings(ours.runs[0], theirs.runs[0]):
             listed = (
                 f"{in_words(key)} {shown(own)} instead of {shown(its)}" for key, (own, its) in words.items()
             )
             differences.append(f"{first} minus {second}: {', '.join(listed)}")
-    return "\n".join([*lines, "", f"**{TITLE}**: {'; '.join(differences) or 'none'}."])
+    return Numbers("Comparisons", HEAD, tuple(lines)), f"**{TITLE}**: {'; '.join(differences) or 'none'}."
 
 
-def text(path: Path) -> str:
-    """The content of comparisons.md for a comparisons.yaml."""
-    listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return f"# Comparisons named before the runs\n\n{table(listed, path.parent)}\n"
+def files(path: Path) -> dict[Path, str]:
+    """What belongs beside a comparisons.yaml."""
+    table, differing = compare(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+    text = f"# Comparisons named before the runs\n\n{table.markdown()}\n{differing}\n"
+    return derived.with_tables(path.with_suffix(".md"), text, table)
 
 
 def main(words: Sequence[str]) -> int:
@@ -107,21 +112,21 @@ def main(words: Sequence[str]) -> int:
     if list(words) not in ([], ["--check"]):
         print(__doc__)
         return 2
-    stale = False
+    stale: list[Path] = []
     for path in sorted(RESULTS.glob("**/comparisons.yaml")):
         try:
-            content = text(path)
+            found = files(path)
         except VerdictError as error:
             print(f"{path.relative_to(ROOT)}: {error}", file=sys.stderr)
             return 2
-        written = path.with_suffix(".md")
-        if not words:
-            written.write_text(content, encoding="utf-8")
-            print(content)
-        elif not written.exists() or written.read_text(encoding="utf-8") != content:
-            print(f"{written.relative_to(ROOT)} differs from the results: python docs/tools/comparisons.py")
-            stale = True
-    return int(stale)
+        if words:
+            stale += derived.stale(found)
+        else:
+            derived.write(found)
+            print(found[path.with_suffix(".md")])
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} differs from the results: python docs/tools/comparisons.py")
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python docs/tools/verdict.py            write it
     python docs/tools/verdict.py --check    exit code 1 where it would change
 
+The table is in lab/results/verdict/tables as CSV and LaTeX too.
+
 lab/results/verdict/verdict.yaml names the rows of lab/results that are compared, and what to do. Of several candidates the one
 with the least mean validation error is taken, in the projected form; the test error has no part in that. "Better" and "worse"
 need six seeds in common, no run that failed, a 95 % interval of the paired difference without zero, learning rates that were
@@ -21,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import derived
 import yaml
 from equirelax_lab.report.conclusion import ENOUGH_SEEDS, differing_settings
+from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import TITLE, by_label, in_words, settings
 from equirelax_lab.report.runs import Run, read_folder
 from equirelax_lab.report.statistics import decimals, interval_text, paired, spread, spread_text
@@ -32,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "results"
 FOLDER = RESULTS / "verdict"
 
-HEADER = "| benchmark | strict | strict, better trained | best relaxed, projected | what to do |\n| --- | --- | --- | --- | --- |"
+HEAD = ("benchmark", "strict", "strict, better trained", "best relaxed, projected", "what to do")
 
 
 class VerdictError(Exception):
@@ -171,21 +175,21 @@ RULE = (
 )
 
 
-def summary(listed: Sequence[Mapping[str, Any]], root: Path = RESULTS) -> str:
-    """The content of summary.md for the entries of verdict.yaml."""
-    lines, differences, sizes = [HEADER], [], []
+def files(listed: Sequence[Mapping[str, Any]], folder: Path, root: Path = RESULTS) -> dict[Path, str]:
+    """What belongs in the folder of the verdict for the entries of verdict.yaml."""
+    lines, differences, sizes = [], [], []
     for one in listed:
         strict = read_row(one["strict"], root)
         candidates = [strict, *(read_row(name, root) for name in one.get("better_trained", ()))]
         better, relaxed = best(candidates), best([read_row(name, root) for name in one["relaxed"]])
-        cells = [
+        cells = (
             f"{one['benchmark']}, {heading(strict.runs[0]['metric'])}",
             strict.numbers(),
             better.text() if len(candidates) > 1 else "not run",
             relaxed.text(),
             f"{one['do']} {verdict(relaxed, better, one['rates_chosen_alike'])}.",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(cells)
         if found := differing(better, relaxed):
             differences.append(f"{one['benchmark']}: {found}")
         named = (one["strict"], *one.get("better_trained", ()), *one["relaxed"])
@@ -193,14 +197,16 @@ def summary(listed: Sequence[Mapping[str, Any]], root: Path = RESULTS) -> str:
         size = strict.runs[0]["scaled_down"] or "the paper's size"
         sizes.append(f"- {one['benchmark']}: {size} ({', '.join(folders)})")
     differing_line = f"**{TITLE}** (better strict, best relaxed): {'; '.join(differences) or 'none'}."
+    table = Numbers("Verdict", HEAD, tuple(lines))
     blocks = [
         "# Does relaxing pay?",
-        "\n".join(lines),
+        table.markdown().rstrip(),
         differing_line,
         RULE,
         "What was run of the papers' settings:",
     ]
-    return "\n\n".join([*blocks, "\n".join(sizes)]) + "\n"
+    text = "\n\n".join([*blocks, "\n".join(sizes)]) + "\n"
+    return derived.with_tables(folder / "summary.md", text, table)
 
 
 def main(words: Sequence[str]) -> int:
@@ -210,18 +216,17 @@ def main(words: Sequence[str]) -> int:
         return 2
     listed = yaml.safe_load((FOLDER / "verdict.yaml").read_text(encoding="utf-8"))
     try:
-        text = summary(listed)
+        found = files(listed, FOLDER)
     except VerdictError as error:
         print(f"verdict.yaml: {error}", file=sys.stderr)
         return 2
-    path = FOLDER / "summary.md"
     if words:
-        stale = not path.exists() or path.read_text(encoding="utf-8") != text
-        if stale:
+        stale = derived.stale(found)
+        for path in stale:
             print(f"{path.relative_to(ROOT)} differs from the results: python docs/tools/verdict.py")
-        return int(stale)
-    path.write_text(text, encoding="utf-8")
-    print(text)
+        return int(bool(stale))
+    derived.write(found)
+    print(found[FOLDER / "summary.md"])
     return 0
 
 

@@ -61,8 +61,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decided(*firsts: str, margin: tuple[float, ...] = ()) -> list[list[str]]:
     pairs = [(first, "a: strict", *margin) for first in firsts]
-    lines = comparisons.table(pairs, Path()).splitlines()[2:-2]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [list(line) for line in comparisons.compare(pairs, Path())[0].rows]
 
 
 def test_the_form_that_is_deployed_decides() -> None:
@@ -125,13 +124,30 @@ def test_failed_runs_leave_a_pair_undecided() -> None:
 
 
 def test_settings_that_differ_stand_below_the_table() -> None:
-    text = comparisons.table([("a: resilient", "a: strict"), ("a: faster", "a: strict")], Path())
-    line = text.splitlines()[-1]
+    line = comparisons.compare([("a: resilient", "a: strict"), ("a: faster", "a: strict")], Path())[1]
     assert "a: faster minus a: strict: learning rate 0.5 instead of " in line
     assert "a: resilient" not in line
-    assert comparisons.table([("a: resilient", "a: strict")], Path()).endswith(": none.")
+    assert comparisons.compare([("a: resilient", "a: strict")], Path())[1].endswith(": none.")
 
 
 def test_rows_without_a_common_seed_are_an_error() -> None:
     with pytest.raises(VerdictError, match="a: others"):
         decided("a: others")
+
+
+def test_the_table_is_written_as_csv_and_latex_too_and_a_check_names_what_is_stale(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "comparisons.yaml").write_text('- ["a: resilient", "a: strict"]\n')
+    monkeypatch.setattr(comparisons, "RESULTS", tmp_path)
+    monkeypatch.setattr(comparisons, "ROOT", tmp_path)
+    assert comparisons.main(["--check"]) == 1
+    assert comparisons.main([]) == 0
+    assert "better" in (tmp_path / "comparisons.md").read_text()
+    assert (tmp_path / "tables/comparisons.csv").read_text().splitlines()[1].endswith(",better")
+    assert comparisons.main(["--check"]) == 0
+    latex = tmp_path / "tables/comparisons.tex"
+    latex.write_text(latex.read_text().replace("better", "worse"))
+    capsys.readouterr()
+    assert comparisons.main(["--check"]) == 1
+    assert "comparisons.tex" in capsys.readouterr().out

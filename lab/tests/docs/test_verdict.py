@@ -47,7 +47,15 @@ def shifted(by: float, seeds: int = 6) -> dict[int, float]:
 
 def test_the_table_is_what_the_results_say() -> None:
     listed = yaml.safe_load((ROOT / "lab/results/verdict/verdict.yaml").read_text(encoding="utf-8"))
-    assert (ROOT / "lab/results/verdict/summary.md").read_text(encoding="utf-8") == verdict.summary(listed)
+    folder = ROOT / "lab/results/verdict"
+    found = verdict.files(listed, folder)
+    assert {path.relative_to(folder).as_posix() for path in found} == {
+        "summary.md",
+        "tables/verdict.csv",
+        "tables/verdict.tex",
+    }
+    for path, text in found.items():
+        assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(
