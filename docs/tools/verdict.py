@@ -175,13 +175,13 @@ RULE = (
 )
 
 
-def files(listed: Sequence[Mapping[str, Any]], folder: Path, root: Path = RESULTS) -> dict[Path, str]:
+def files(listed: Sequence[Mapping[str, Any]], folder: Path) -> dict[Path, str]:
     """What belongs in the folder of the verdict for the entries of verdict.yaml."""
     lines, differences, sizes = [], [], []
     for one in listed:
-        strict = read_row(one["strict"], root)
-        candidates = [strict, *(read_row(name, root) for name in one.get("better_trained", ()))]
-        better, relaxed = best(candidates), best([read_row(name, root) for name in one["relaxed"]])
+        strict = read_row(one["strict"])
+        candidates = [strict, *(read_row(name) for name in one.get("better_trained", ()))]
+        better, relaxed = best(candidates), best([read_row(name) for name in one["relaxed"]])
         cells = (
             f"{one['benchmark']}, {heading(strict.runs[0]['metric'])}",
             strict.numbers(),
