@@ -1,4 +1,4 @@
-"""Hugging Face's Accelerate: accumulated gradients, states that a training goes on from, weights with a model card.
+"""Train with Hugging Face's Accelerate: accumulated gradients, checkpoints to resume from, weights with a model card.
 
 Needs torch and accelerate; `accelerate launch examples/accelerate_loop.py` runs it on several devices.
 """
@@ -20,11 +20,11 @@ from equirelax.auditing import AuditReport, card
 def main(
     folder: Path, epochs: int = 10, resume: bool = False, accumulate: int = 2
 ) -> tuple[nn.Module, AuditReport]:
-    """Relax, train, project, audit; the weights and their card are in `folder / "network"`."""
+    """Relax, train, project and audit; save the weights and their card in `folder / "network"`."""
     accelerator = Accelerator(gradient_accumulation_steps=accumulate)
     torch.manual_seed(0)
     model = Network()
-    method = er.ACE(er.relax(model, PLACEMENT), dual_lr=1e-2, augmented=0.5)  # before there is an optimizer
+    method = er.ACE(er.relax(model, PLACEMENT), dual_lr=1e-2, augmented=0.5)  # before the optimizer
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     loader = DataLoader(TensorDataset(*data(512, 0)), batch_size=32)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)

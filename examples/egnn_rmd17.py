@@ -1,7 +1,9 @@
-"""EGNN (Satorras et al., 2021) as in egnn-pytorch, unedited: its weights mix invariant numbers only, so there is no
-equivariant layer to relax. The library knows its blocks: residuals map [features, coordinates] to both.
+"""Relax the EGNN (Satorras et al., 2021) of egnn-pytorch, unedited.
 
-Forces are how far the last block moves the atoms. Needs `pip install ".[examples]" "./lab[md17]"`.
+Its weights mix only invariant numbers, so there is no equivariant layer to relax. The library knows its blocks: residuals map
+[features, coordinates] to both. The force on an atom is how far the network moves it.
+
+Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Equiformer (Liao and Smidt, 2023) as in equiformer-pytorch, unedited: its linear maps keep features by degree,
-which is a layer family of the library, so all of it is automatic.
+"""Relax the Equiformer (Liao and Smidt, 2023) of equiformer-pytorch, unedited.
 
-The package computes its rotations without gradients: forces are the type-1 output here, as the gradient of its
-energy would be wrong. Its network is equivariant to SE(3), not to reflections. Needs `pip install ".[examples]" "./lab[md17]"`.
+Its linear maps on features by degree are a layer family of the library, so nothing needs to be declared. The package computes
+its rotations without gradients, so the gradient of its energy would be wrong: the forces here are its type-1 output. The
+network is equivariant to SE(3), not to reflections. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations

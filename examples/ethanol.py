@@ -1,4 +1,4 @@
-"""What the examples share: frames of rMD17 ethanol, and a small table of what came out."""
+"""Code that the examples share: frames of rMD17 ethanol, and a small table of results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch(frames: list[ase.Atoms]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def show(title: str, before: AuditReport, after: AuditReport, losses: list[float]) -> None:
-    """The audit of the relaxed network and of the projected one, and what training did to the loss."""
+    """Print the audits of the relaxed and of the projected network, and how training changed the loss."""
     print(f"{'':10}  {'group':6}  {'equivariance error':>18}  first module that breaks")
     for name, report in (("relaxed", before), ("projected", after)):
         broken = "none" if report.equivariant else report.first_break or "the model itself"

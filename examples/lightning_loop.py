@@ -15,7 +15,7 @@ from equirelax.integrations.lightning import RelaxationCallback
 
 
 class AngularMomentum(lightning.LightningModule):
-    """Learns what `plain_loop.py` learns."""
+    """Learns the task of `plain_loop.py`."""
 
     def __init__(self) -> None:
         super().__init__()

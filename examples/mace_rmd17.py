@@ -1,4 +1,4 @@
-"""MACE (Batatia et al., 2022), unedited, trained by its own function; needs an environment of its own, for e3nn 0.4.4."""
+"""Relax MACE (Batatia et al., 2022), unedited, in its own training function; needs a separate environment, for e3nn 0.4.4."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(epochs: int = 4, folder: Path = Path("runs/mace")) -> tuple[nn.Module, 
         atomic_numbers=[1, 6, 8], atomic_inter_scale=1.0, atomic_inter_shift=0.0,
     )  # fmt: skip
     train, valid, loss = loader(frames[:16], 8), loader(frames[16:], 4), modules.WeightedEnergyForcesLoss()
-    method = er.ACE(er.relax(network), dual_lr=1e-2)  # before there is an optimizer
+    method = er.ACE(er.relax(network), dual_lr=1e-2)  # before the optimizer
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     checkpoints = tools.CheckpointHandler(directory=str(folder), tag="ethanol", keep=False)

@@ -1,6 +1,6 @@
-"""NequIP (Batzner et al., 2022) from its own package, unedited: its layers are e3nn's, so all of it is automatic.
+"""Relax NequIP (Batzner et al., 2022) from its own package, unedited: its layers are e3nn's, so nothing needs to be declared.
 
-Its forces are the gradient of its energy, relaxed or not. Needs `pip install ".[examples]" "./lab[md17]"`.
+Its forces are minus the gradient of its energy, relaxed or not. Needs `pip install ".[examples]" "./lab[md17]"`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPECIES, CUTOFF = ["H", "C", "O"], 4.0  # A
 
 
 def audit(network: nn.Module, data: dict[str, Tensor]) -> AuditReport:
-    """Check the energy and the forces, of all that NequIP returns."""
+    """Audit the energy and the forces among NequIP's outputs."""
     reps = {"pos": positions(E(3))}, {"forces": vector(E(3))}
     return er.audit(network, data, *reps, outputs=["total_energy", "forces"], samples=4)
 

@@ -1,6 +1,6 @@
-"""A plain PyTorch loop: one small network of vectors trained strict, scheduled (CR) and learnt (ACE), then projected.
+"""A plain PyTorch loop that trains one small network of vectors strict, scheduled (CR) and learnt (ACE), and projects it.
 
-The task is the angular momentum of four bodies over their mean squared distance. Needs torch alone.
+The task is the angular momentum of four bodies divided by their mean squared distance from the origin. Needs torch alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def data(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train(name: str, epochs: int) -> tuple[float, float, float]:
-    """Test error relaxed, test error projected, equivariance error projected."""
+    """Train with the method `name`; return the relaxed and the projected test error, and the projected equivariance error."""
     torch.manual_seed(0)
     (x, y), (test_x, test_y), mse, model = data(512, 0), data(512, 1), nn.functional.mse_loss, Network()
     options = {"scheduled": {"total_steps": 8 * epochs}, "ace": {"dual_lr": 1e-2, "augmented": 0.5}}
