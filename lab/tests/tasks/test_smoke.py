@@ -281,7 +281,7 @@ def test_compare_from_end_to_end(root: Path, tmp_path: Path, capsys: pytest.Capt
     words += ["--network.hidden", "4", "--network.layers", "3", "--dataset.every", "3"]
     assert main([*words, "--data", str(root), "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "Left out, for there is nothing to relax: scheduled on conv." in text
+    assert "Left out, because there is nothing to relax: scheduled on conv." in text
     for name in ("strict e2cnn", "scheduled e2cnn", "strict conv"):
         assert f"| {name} |" in text
     results = {p.parent.name: json.loads(p.read_text()) for p in out.glob("*/result.json")}

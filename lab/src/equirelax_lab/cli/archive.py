@@ -1,4 +1,4 @@
-"""`equirelax archive`: the results of runs in two small files a comparison, to keep and to share."""
+"""`equirelax archive`: keep the results of each comparison in two small files, to store and to share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from equirelax_lab.cli.terminal import show
 DESCRIPTION = """\
 Keep the results of comparisons and studies without the folders of their runs. For every comparison below FOLDER, finished
 or not, OUT receives runs.json.gz (the result or the settings of every run, its status, and why it failed), curves.csv.gz
-(all their metrics.csv), summary.md and the pictures. `equirelax report` and `equirelax summarise` read them as they read
-folders of runs. FOLDER stays as it is; checkpoints and logs are not kept.
+(the metrics.csv of all runs), summary.md and the pictures. `equirelax report` and `equirelax summarise` read them like
+folders of runs. FOLDER is not changed. Checkpoints and logs are not kept.
 
 examples:
   equirelax archive runs/nbody/compare-segnn --out kept/nbody
@@ -23,8 +23,8 @@ examples:
 def main(words: Sequence[str]) -> int:
     """`words` begins with "archive"."""
     parser = options.parser(["archive"], DESCRIPTION)
-    parser.add_argument("folder", help="folder of a comparison or a study, or one that holds such")
-    parser.add_argument("-o", "--out", required=True, help="folder for what is kept")
+    parser.add_argument("folder", help="folder of a comparison or a study, or a folder that contains some")
+    parser.add_argument("-o", "--out", required=True, help="folder for the archive")
     parsed = options.parse(parser, words[1:])
     folder, out = Path(parsed.folder), Path(parsed.out)
     if out.resolve() == folder.resolve():

@@ -1,4 +1,4 @@
-"""`equirelax audit`: is a network equivariant, and what breaks it? Of a run of ours, or of anybody's network."""
+"""`equirelax audit`: is a network, of a run or of your own, equivariant, and which module breaks it?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ benchmark gives the inputs and says how they transform.
   equirelax audit runs/nbody/segnn-ace-seed0 --layers"""
 
 OF_NETWORKS = ("given", "out", "inputs", "rows", "group", "weights")
-"""Flags that a run answers by itself."""
+"""Flags whose values a run supplies."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     parser = flags.parser("equirelax audit", ALSO)
     parser.add_argument(
         "--data",
-        help="data root of a run's benchmark, before the user's cache folder (default: EQUIRELAX_DATA)",
+        help="data root of a run's benchmark, searched before the user's cache folder (default: EQUIRELAX_DATA)",
     )
     parsed = parser.parse_args(words[1:])
     from equirelax.command.audit import audit_network, finish
@@ -53,7 +53,7 @@ def audit_run(parsed: argparse.Namespace) -> AuditReport:
         if getattr(parsed, name) is not None:
             flag = "in" if name == "given" else name
             raise ConfigError(
-                f"--{flag} is for networks named as module:name; {parsed.network} is taken for a run, which knows that itself."
+                f"--{flag} is for networks named as module:name; {parsed.network} is read as a run, which supplies that itself."
             )
     from equirelax.command.audit import measured
     from equirelax_lab.data.root import named_root

@@ -12,7 +12,7 @@ from equirelax_lab.data import data_root, smoke, status
 from equirelax_lab.data.root import DataStatus, named_root
 from equirelax_lab.tasks.registry import TASKS
 
-DESCRIPTION = """List benchmarks with their models, methods, placements, and data sets with where they are.
+DESCRIPTION = """List the benchmarks with their models, the methods, the placements, and the data sets with their locations.
 
 example:
   equirelax list --data my-data"""
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _places(row: DataStatus, root: str | None) -> Iterator[str]:
-    """Where a data set is, or how to get it. There may be several sets of smoke plumes, which flags distinguish."""
+    """Where a data set is, or how to get it. There may be several sets of smoke plumes, told apart by their flags."""
     if not row.available:
         yield f"missing; to get it: {row.how_to_get}"
     elif row.name != "smoke":
@@ -51,4 +51,4 @@ def _places(row: DataStatus, root: str | None) -> Iterator[str]:
             f"there: {place} {settings.flags and f'({settings.flags})'}" for place, settings in sets.items()
         )
         if not sets:
-            yield f"not finished; to go on: {row.how_to_get}"
+            yield f"not finished; to continue: {row.how_to_get}"

@@ -1,4 +1,4 @@
-"""`equirelax compare`: methods x seeds in parallel processes, then a table and a picture; a study made from options."""
+"""`equirelax compare`: train methods x seeds in parallel processes, then write a table and a picture."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from equirelax_lab.training.machine import Machine
 
 DESCRIPTION = """Train several methods over several seeds, and compare them.
 
-A comparison is a study without a file (see equirelax study). Every run is a process of its own with a folder of its own,
-OUT/METHOD-seedN (OUT/MODEL-METHOD-seedN with several models); finished runs are kept, so the same command goes on where an
+A comparison is a study without a file (see equirelax study). Every run is a separate process with its own folder,
+OUT/METHOD-seedN (OUT/MODEL-METHOD-seedN with several models). Finished runs are kept: the same command continues where an
 interrupted one stopped. At the end OUT receives summary.md (the table), curves.png, all results in runs.json.gz and
-curves.csv.gz, and study.json, the state of every run; a sweep over one number also sweep.png. Settings as for equirelax
-train hold for all runs; with the name of a method or model in front they hold for that one.
+curves.csv.gz, and study.json, the state of every run. A sweep over one number also writes sweep.png. The settings of
+equirelax train apply to all runs; with the name of a method or model in front, they apply to that one only.
 
-All rows match: they take the learning rate, optimiser, epochs, augmentation and data (everything but what makes a method
-what it is) from the recipe of the relaxed method that the comparison is about: the first learnt one unless --about names
-another. With --as_published every row is trained as its own paper trained it.
+All rows match: they take the learning rate, optimiser, epochs, augmentation and data (everything except the settings that
+define a method) from the recipe of the relaxed method that the comparison is about. That is the first learnt one unless
+--about names another. With --as_published every row is trained as in its own paper.
 
 examples:
 {examples}"""
@@ -49,7 +49,7 @@ OTHERS = {
     "mocap": "  equirelax compare mocap --subject run --methods strict,scheduled,ace,resilient",
     "smoke": "  equirelax compare smoke --models e2cnn,conv,mlp --methods strict,scheduled,ace --e2cnn.network.hidden 24",
 }
-"""Benchmark -> an example that only it has."""
+"""Benchmark -> an example specific to it."""
 
 METHODS = "strict,scheduled,ace"
 
@@ -59,7 +59,7 @@ ADVICE = {
     "trained_as": "All rows are trained as one method is: --about names it.",
     "resume": "A comparison goes on by itself: repeat the command without it.",
 }
-"""What options of `train` mean to somebody who compares."""
+"""Option of `train` -> advice for somebody who compares."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -121,7 +121,7 @@ def main(words: Sequence[str]) -> int:
         share_cores=False,
     )
     if skipped := left_out(grid):
-        print(f"Left out, for there is nothing to relax: {', '.join(skipped)}.", flush=True)
+        print(f"Left out, because there is nothing to relax: {', '.join(skipped)}.", flush=True)
     default = default_folder(configs[models[0], methods[0]]).parent / f"compare-{'-'.join(models)}"
     return run_study(study, Path(known.out) if known.out else default, known)
 
@@ -147,7 +147,7 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
         "--methods", default=METHODS, help=f"methods, separated by commas (default: {METHODS})"
     )
     parser.add_argument(
-        "--seeds", default="3", help="how many seeds, from 0 on; or a list with commas: 3,4,5 (default: 3)"
+        "--seeds", default="3", help="how many seeds, from 0 on, or a list with commas: 3,4,5 (default: 3)"
     )
     variants = ", ".join(VARIANTS)
     parser.add_argument(
@@ -157,11 +157,11 @@ def _parser(benchmark: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--about", help="the relaxed method whose training settings and data all rows take")
     parser.add_argument(
-        "--as_published", "--as-published", action="store_true", help="train every row as its own paper did"
+        "--as_published", "--as-published", action="store_true", help="train every row as in its own paper"
     )
     parser.add_argument(
         "--sweep",
-        help="KEY=VALUE,VALUE,...: a run for every value of a setting, of the methods that have it; KEY+KEY=... sets "
+        help="KEY=VALUE,VALUE,...: a run for every value of a setting, for the methods that have it; KEY+KEY=... sets "
         "several to the same value",
     )
     parser.add_argument("--config", help="YAML file of settings, such as the config.yaml of a run; flags win")
@@ -203,10 +203,10 @@ def _given(
 
     Args:
         config: A run that has the settings.
-        words: The flags, without the name of the method or model that they are for.
-        owner: That name; empty where they are for all runs.
-        machine: Whether flags of the machine may be among them.
-        methods: All methods of the comparison, where the flags are for all of them.
+        words: The flags, without the name of the method or model that they apply to.
+        owner: That name; empty where they apply to all runs.
+        machine: Whether flags of the machine are allowed.
+        methods: All methods of the comparison, where the flags apply to all of them.
     """
     config = options.with_kind(config, words)
     parser = options.parser(["compare", config.benchmark], "")
@@ -229,7 +229,7 @@ def _given(
 
 
 def _check_common(settings: Mapping[str, Any], configs: Mapping[tuple[str, str], RunConfig]) -> None:
-    """Raise `ConfigError` unless all runs have the settings that are for all of them."""
+    """Raise `ConfigError` unless all runs have the settings that apply to all of them."""
     wanted = [
         f"{key}.{inner}" if isinstance(value, dict) else key
         for key, value in settings.items()
@@ -240,7 +240,7 @@ def _check_common(settings: Mapping[str, Any], configs: Mapping[tuple[str, str],
         lacking = [run for run in configs if key not in names[run]]
         if not lacking:
             continue
-        # the part of a run's name, model or method, that those which have the setting do not share with the others
+        # The part of a run's name, model or method, in which the runs that have the setting differ from the others.
         part = 0 if key.startswith("network.") else 1
         others = [run[part] for run in configs if run not in lacking]
         raise ConfigError(
@@ -251,9 +251,9 @@ def _check_common(settings: Mapping[str, Any], configs: Mapping[tuple[str, str],
 def _begun(
     benchmark: str, models: Sequence[str], methods: Sequence[str], known: argparse.Namespace
 ) -> dict[tuple[str, str], RunConfig]:
-    """(model, method) -> the settings that its runs begin with where a file of settings is given.
+    """(model, method) -> the settings that its runs start from where a file of settings is given.
 
-    The recipe is that of the file if it names one, as the config.yaml of a run does.
+    The recipe is the file's if it names one, as the config.yaml of a run does.
     """
     stored = read_yaml(known.config)
     reference = None if known.as_published else about(methods, known.about)
@@ -283,7 +283,7 @@ def _sweep(text: str | None) -> dict[str, tuple[Any, ...]]:
 
 
 def _names(text: str, flag: str) -> list[str]:
-    """Names separated by commas, each once."""
+    """Names separated by commas, without duplicates."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise ConfigError(f"{flag} gives no name.")
@@ -291,7 +291,7 @@ def _names(text: str, flag: str) -> list[str]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    """How many seeds, or seeds separated by commas."""
+    """The seeds, from their number or from a list separated by commas."""
     parts = [read_value(part) for part in text.split(",") if part.strip()]
     return Keys({"--seeds": parts if "," in text else (parts or [text])[0]}, ("--seeds",)).seeds("--seeds")
 

@@ -30,12 +30,12 @@ from equirelax_lab.data.mocap_published import PUBLISHED
 from equirelax_lab.data.root import find
 
 DESCRIPTION = {
-    "make": """Simulate a data set and write it below the data root, with a SHA-256 that is checked whenever it is loaded.
+    "make": """Simulate a data set and write it below the data root, with a SHA-256 that is checked at every load.
 
 Splits that exist and are large enough are kept. The charged set (10,000 / 2,000 / 2,000 systems of five bodies) takes
 a few seconds, the gravity set (100 bodies) a quarter of an hour.
 
-Motion capture cases are made from CMU's own files (mocap.cs.cmu.edu, free for all uses): see
+Motion capture cases are made from CMU's original files (mocap.cs.cmu.edu, free for all uses): see
 equirelax data make mocap --help. For smoke plumes see equirelax data make smoke --help.
 
 examples:
@@ -44,21 +44,21 @@ examples:
   equirelax data make smoke --size 32 --positions 5 --steps 150""",
     "make smoke": """Simulate smoke plumes with PhiFlow (extra `planes`), one file with a checksum per run.
 
-An interrupted call continues with the runs that are missing. The default has the paper's size: 40 runs of 250 frames on
+An interrupted call continues with the missing runs. The default has the paper's size: 40 runs of 250 frames on
 64 x 64 points, and 8 runs from other positions. The first example takes about two minutes on one core.
 
 examples:
   equirelax data make smoke --size 32 --positions 5 --steps 150
   equirelax data make smoke --symmetry scale --size 32 --positions 5 --steps 150
   equirelax data make smoke --asymmetry 0""",
-    "make mocap": """Make a motion capture case from CMU's own files: the skeleton (.asf) and the trials (.amc) of one subject.
+    "make mocap": """Make a motion capture case from CMU's files: the skeleton (.asf) and the trials (.amc) of one subject.
 
 run (subject 9) and walk (subject 35) are the published cases. Their trials are recognised among the files by their frames,
 and their windows are the published ones. The published order of the walks is known only from the published file, which
-equirelax data get mocap-walk downloads: from CMU's files they are numbered by name, which is the same protocol on another
-partition, and what the results of this project were computed with.
+equirelax data get mocap-walk downloads. From CMU's files they are numbered by name: the same protocol on another
+partition. The results of this project were computed with that partition.
 
-Any other name makes a new case, for --subject NAME: the seed chooses a quarter of the trials for validation and a quarter for
+Any other name makes a new case, for --subject NAME. The seed chooses a quarter of the trials for validation and a quarter for
 testing, and every trial gives --starts samples.
 
 examples:
@@ -76,9 +76,9 @@ examples:
   mocap-walk    7 MB, the same of subject 35, in the published order of trials
   mnist         from openml.org
 
-An interrupted download continues where it stopped. If no address works, the message says what to get by hand and how to pass it
-on with --archive. For the other data sets the command prints where they are, or how to make them. Where each comes from, its
-licence and its splits: docs/reference/data.md.
+An interrupted download continues where it stopped. If no address works, the message says which file to download by hand and how
+to pass it with --archive. For the other data sets the command prints where they are, or how to make them. docs/reference/data.md
+lists the source, the licence and the splits of each.
 
 examples:
   equirelax data get modelnet40
@@ -92,10 +92,10 @@ examples:
 USAGE = """usage: equirelax data {make,get} NAME ...
 
   make  simulate a data set (nbody, smoke), or convert raw files (mocap)
-  get   download a data set (modelnet40, rmd17, md17, qm9, mocap-run, mocap-walk, mnist); say where one is, or how to get it
+  get   download a data set (modelnet40, rmd17, md17, qm9, mocap-run, mocap-walk, mnist); print where one is, or how to get it
 
-equirelax list names all data sets and says which are there. equirelax data make --help and equirelax data get --help
-explain more."""
+equirelax list names all data sets and says which are there. For details see equirelax data make --help and
+equirelax data get --help."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def make(words: Sequence[str]) -> int:
         "--seed",
         type=int,
         default=0,
-        help="seed of the data; runs use 0, or their own with draw: seeded",
+        help="seed of the data; runs use 0, or their own seed with draw: seeded",
     )
     for split in nbody.SPLITS:
         parser.add_argument(f"--{split}", type=int, help=f"number of systems in the {split} split")
@@ -180,8 +180,8 @@ def make_smoke(words: Sequence[str]) -> int:
 
 _ORDERED = "The windows are the published ones."
 _UNORDERED = (
-    "The windows are the published ones, but the trials are numbered by file name, since their published order is not known: "
-    "another partition by the same protocol. `equirelax data get mocap-walk` downloads the published one."
+    "The windows are the published ones, but the trials are numbered by file name, since their published order is not "
+    "known. This is another partition by the same protocol. `equirelax data get mocap-walk` downloads the published one."
 )
 
 
@@ -194,10 +194,10 @@ def make_mocap(words: Sequence[str]) -> int:
     parser.add_argument("--asf", required=True, help="the subject's skeleton")
     parser.add_argument("--amc", required=True, nargs="+", help="the trials, three or more")
     parser.add_argument(
-        "--starts", type=int, help="of a new case: samples per trial (default: 100, or as many as fit)"
+        "--starts", type=int, help="for a new case: samples per trial (default: 100, or as many as fit)"
     )
-    parser.add_argument("--seed", type=int, help="of a new case: seed of the split (default: 0)")
-    parser.add_argument("--force", action="store_true", help="overwrite a case of the same name")
+    parser.add_argument("--seed", type=int, help="for a new case: seed of the split (default: 0)")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing case of the same name")
     parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words, starts=COUNT, seed=SEED)
     paths = mocap_cases.make(
@@ -222,7 +222,7 @@ def get(words: Sequence[str]) -> int:
     parser.add_argument("name", help="data set; see equirelax list")
     parser.add_argument("--data", help=options.DATA)
     parser.add_argument("--archive", help="verify and unpack this archive instead of downloading one")
-    parser.add_argument("--url", help="another address of the archive, used instead of the known ones")
+    parser.add_argument("--url", help="another address of the archive, instead of the known ones")
     parser.add_argument("--molecule", help=f"for md17: {', '.join(md17.MOLECULES)}")
     parser.add_argument("--force", action="store_true", help="download again, even if the data set is there")
     parsed = options.parse(parser, words)
@@ -287,7 +287,7 @@ def get_mocap(parsed: Namespace) -> list[Path]:
 
 
 def get_qm9(parsed: Namespace) -> list[Path]:
-    """All of QM9 and its subset, downloaded if they are missing; `qm9` alone is content with the subset."""
+    """All of QM9 and its subset, downloaded if they are missing; for `qm9` the subset is enough."""
     wanted = parsed.force or parsed.archive is not None or parsed.url is not None
     row = next(row for row in status(parsed.data) if row.name == parsed.name)
     if row.location is not None and not wanted:

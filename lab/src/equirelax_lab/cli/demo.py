@@ -1,4 +1,4 @@
-"""`equirelax demo`: what the library is for in a few minutes, each part with a number."""
+"""`equirelax demo`: show in a few minutes what the library is for, each part with a number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DESCRIPTION = """Show what the library is for, in three parts, each with a numbe
 fresh seeds, and the paired interval is printed, whatever comes out
 
 OUT receives summary.md (the table), demo.png (the picture), demo.html (the page, which needs nothing else) and compare/ (the
-runs). The seeds are drawn at the first start and kept in OUT. Ctrl-C stops; the same command goes on.
+runs). The seeds are drawn at the first start and kept in OUT. Ctrl-C stops; the same command continues.
 
 examples:
   equirelax demo
@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "network": {"hidden": 32},
     "dataset": SIZES,
 }
-"""Of the runs, beyond the recipe `small`."""
+"""Settings of the runs, on top of the recipe `small`."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--data", help=options.DATA)
     given = options.parse(parser, words[1:], jobs=JOBS)
     demo = Demo(Path(given.out), _seeds(given.seeds))
-    # Here and not above: torch and e3nn take seconds to import, which help and mistakes need not wait for.
+    # Imported here because torch and e3nn take seconds to import, and help and error messages need not wait for them.
     import torch
 
     from equirelax_lab.report import demo as shown
@@ -80,11 +80,11 @@ def main(words: Sequence[str]) -> int:
 
 
 class Demo:
-    """What the folder of a demo remembers, so that it goes on where it was interrupted.
+    """The state of a demo, kept in its folder so that an interrupted demo continues where it stopped.
 
     Args:
         out: The folder.
-        seeds: Those that are wanted; None takes the folder's, or draws fresh ones.
+        seeds: The requested seeds; None takes the folder's, or draws fresh ones.
 
     Raises:
         ConfigError: The folder holds a demo with other seeds or settings, or its file is damaged.
@@ -103,12 +103,12 @@ class Demo:
 
     @property
     def seeds(self) -> list[int]:
-        """Of all parts; the first two use the first one."""
+        """The seeds of all parts; the first two parts use the first seed."""
         found: list[int] = self.state["seeds"]
         return found
 
     def part(self, name: str, run: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a part, from the folder, or else from a run of it."""
+        """The result of a part, from the folder if it is there, otherwise by running the part."""
         if name not in self.state["parts"]:
             with self.timed(name):
                 found = run(self.seeds[0])
@@ -118,17 +118,17 @@ class Demo:
         return result
 
     def timed(self, name: str) -> _Timed:
-        """A context whose seconds, and CPU seconds of this process and those that it starts, are kept, also after an error."""
+        """Context that records its seconds, and the CPU seconds of this process and its children, also after an error."""
         return _Timed(self, name)
 
     def add_seconds(self, name: str, seconds: float, cpu_seconds: float) -> None:
-        """Add to what a part has taken so far."""
+        """Add to the time that a part has taken so far."""
         for key, value in (("seconds", seconds), ("cpu_seconds", cpu_seconds)):
             self.state[key][name] = round(self.state[key].get(name, 0.0) + value, 1)
         self._write()
 
     def note_speed(self) -> None:
-        """Note how fast a core is, in GFLOP/s of a product of two 1024 x 1024 matrices: times mean little without it."""
+        """Record the speed of a core, in GFLOP/s of a product of two 1024 x 1024 matrices: times mean little without it."""
         if "gflops" not in self.state:
             import torch
 
@@ -178,7 +178,7 @@ def _cpu_seconds() -> float:
 
 
 def _compare(demo: Demo, given: argparse.Namespace) -> int:
-    """Make the data that is missing, and train what is left; returns the exit code."""
+    """Make missing data, and train the remaining runs; returns the exit code."""
     from equirelax_lab.cli.study import schedule
     from equirelax_lab.data import nbody
     from equirelax_lab.report.comparison import compare_grids
@@ -212,7 +212,7 @@ def _compare(demo: Demo, given: argparse.Namespace) -> int:
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:
-    """Seeds separated by commas, at least two, each once."""
+    """Seeds separated by commas: at least two, all different."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""`equirelax fields`: pictures of the forecast of a finished smoke run beside the true fields."""
+"""`equirelax fields`: draw the forecast of a finished smoke run beside the true fields."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SPLITS = {"future": "Future", "domain": "Domain"}
 
 DESCRIPTION = """\
 Roll out a finished smoke run on one window of the test set and draw it: true and predicted velocity and the error, as
-fields.png (some steps side by side) and rollout.gif (all steps, animated). The model is the one that the method hands
-over: with its residuals where the method deploys them (resilient, rpp), projected otherwise.
+fields.png (some steps side by side) and rollout.gif (all steps, animated). The model is the one that the method deploys:
+with its residuals for resilient and rpp, projected otherwise.
 
 examples:
   equirelax fields runs/smoke/e2cnn-ace-seed0
@@ -38,9 +38,9 @@ def main(words: Sequence[str]) -> int:
     """`words` begins with "fields"."""
     parser = options.parser(["fields"], DESCRIPTION)
     parser.add_argument("run", help="folder of a finished smoke run")
-    parser.add_argument("--window", type=int, default=0, help="which window of the split, from 0 on")
+    parser.add_argument("--window", type=int, default=0, help="which window of the split, counted from 0")
     parser.add_argument("--split", choices=list(SPLITS), default="future", help="of the test set")
-    parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
+    parser.add_argument("-o", "--out", help="folder for the output (default: the run's)")
     parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:], window=COUNT_OR_NONE)
     from equirelax_lab.data.smoke_simulation import BOX
@@ -91,7 +91,7 @@ def forecast(assembly: Assembly, data: FieldSet, window: int) -> Tensor:
 
 
 def placed(task: SmokeTask, side: int) -> str:
-    """Say where the inflow of a simulation is, or its scale."""
+    """Describe where the inflow of a simulation is, or its scale."""
     from equirelax_lab.data.smoke import SCALES
 
     if task.settings.symmetry == "scale":
@@ -100,7 +100,7 @@ def placed(task: SmokeTask, side: int) -> str:
 
 
 def described(assembly: Assembly) -> str:
-    """Model, method and seed in words, and the state of the network that is drawn."""
+    """Model, method and seed in words, and the form of the network that is drawn."""
     config = assembly.config
     form = ""
     if assembly.relaxation is not None:

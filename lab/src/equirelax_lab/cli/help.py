@@ -1,4 +1,4 @@
-"""How help texts look: as wide as the terminal, paragraphs filled, columns and examples kept."""
+"""Layout of help texts: as wide as the terminal, with paragraphs filled, and columns and examples kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 NARROWEST, WIDEST = 40, 110
-"""Columns of a help text, whatever the terminal has."""
+"""Limits on the columns of a help text, whatever the width of the terminal."""
 FLAGS = 28
 """The column in which the explanations of flags begin."""
 _COLUMNS = re.compile(r"(\s+\S(?:.*?\S)?\s{2,})(\S.*)")
-"""A line of two columns: a name after some blanks, and what it is after two blanks or more."""
+"""A line of two columns: an indented name, and its explanation after two or more blanks."""
 
 
 def columns() -> int:
@@ -22,10 +22,10 @@ def columns() -> int:
 
 
 def filled(text: str, width: int) -> str:
-    """A text in lines of at most `width` columns.
+    """Fill a text into lines of at most `width` columns.
 
-    Lines that begin at the margin are joined to paragraphs. Indented ones are kept; where one is too long, its second column is
-    wrapped, and a command is continued with a backslash, so that it can be copied.
+    Lines that begin at the margin are joined into paragraphs. Indented lines are kept. Where one is too long, its second column
+    is wrapped, and a command is continued with a backslash, so that it can be copied.
     """
     lines: list[str] = []
     paragraph: list[str] = []
@@ -40,15 +40,15 @@ def filled(text: str, width: int) -> str:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """An indented line that is too long."""
+    """Wrap an indented line that is too long."""
     first = line[: len(line) - len(line.lstrip())]
     found = _COLUMNS.fullmatch(line)
     if found is None and line.lstrip().startswith("equirelax "):
-        # a flag stays beside its value
+        # A flag stays beside its value.
         glued = re.sub(r"(--?\w\S*) (?=[^-\s])", "\\1\0", line.lstrip())
         parts = _wrap(glued, width - 2, first, f"{first}    ")
         return [f"{part} \\".replace("\0", " ") for part in parts[:-1]] + [parts[-1].replace("\0", " ")]
-    if found is None or width - len(found[1]) < width // 3:  # the second column has no room beside the first
+    if found is None or width - len(found[1]) < width // 3:  # no room for the second column beside the first
         return _wrap(line.lstrip(), width, first, f"{first}  ")
     return _wrap(found[2], width, found[1], " " * len(found[1]))
 
@@ -72,7 +72,7 @@ class Filled(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=FLAGS, width=columns())
 
     def start_section(self, heading: str | None) -> None:
-        """Begin a group of flags; its title is filled, too."""
+        """Begin a group of flags; its title is filled as well."""
         super().start_section(None if heading is None else "\n".join(_wrap(heading, self._width - 1)))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

@@ -1,4 +1,4 @@
-"""What somebody may have meant by an option that a command does not have."""
+"""Suggestions for options that a command does not have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from equirelax_lab.tasks.settings import RunConfig
 
 SIMILAR = 0.6
-"""How alike two names are, as `difflib` measures it, for one to be suggested for the other."""
+"""The least similarity of two names, as `difflib` measures it, at which one is suggested for the other."""
 ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "cuda", "device"), "--accelerator gpu, with --devices N for several"),
     **dict.fromkeys(("o", "output", "output_dir", "save_dir", "logdir", "dir", "folder"), "--out"),
@@ -25,21 +25,21 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule"), "--schedule"),
     **dict.fromkeys(("grad_clip", "clip", "max_grad_norm"), "--gradient_clip"),
 }
-"""The names of other programs -> the flags that do the same here."""
+"""Names of flags in other programs -> the flags that do the same here."""
 VALUES: Mapping[str, str] = {"cuda": "gpu", "bf16": "bf16-mixed", "32": "32-true"}
-"""The values of other programs -> the values that mean the same here."""
+"""Values of flags in other programs -> the values that mean the same here."""
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a command knows when an option is not among its flags.
+    """The context from which a command makes a suggestion for an unknown option.
 
     Attributes:
         config: A run that the command is about: settings of other methods, models and benchmarks are then named.
         more: The command's flags that its parser of settings does not have.
         advice: Name of an option of a related command -> a sentence that says what to do here.
-        methods: The methods of a comparison, each of which may be given settings of its own, as --ace.dual_lr.
-        prefix: What stands before a flag on the command line: --, or --ace. for settings of one method.
+        methods: The methods of a comparison, each of which may have its own settings, as in --ace.dual_lr.
+        prefix: The text before a flag on the command line: --, or --ace. for settings of one method.
     """
 
     config: RunConfig | None = None
@@ -49,7 +49,7 @@ class Hints:
     prefix: str = "--"
 
     def suggestion(self, flag: str, known: Sequence[str]) -> str:
-        """What may have been meant by an unknown flag.
+        """Suggest what may have been meant by an unknown flag.
 
         Args:
             flag: The flag as it was written, such as --lr.
@@ -83,7 +83,7 @@ def _short(flag: str) -> str:
 
 
 def _near(name: str, known: Sequence[str]) -> list[str]:
-    """The flags that are written alike, with their sections or without."""
+    """The flags with a similar spelling, with or without their sections."""
     score: dict[str, float] = {}
     for each in known:
         forms = {each.lstrip("-"), _short(each)}
@@ -93,7 +93,7 @@ def _near(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _where(name: str, config: RunConfig, methods: Sequence[str]) -> str:
-    """A sentence that says which other methods, kinds of residuals, models or benchmarks have the setting `name`; or nothing."""
+    """A sentence that names the other methods, kinds of residuals, models or benchmarks with the setting `name`; or nothing."""
     section, _, key = name.rpartition(".")
     if section in ("", "strength") and (found := _methods(key)):
         if mine := [each for each in methods if each in found]:

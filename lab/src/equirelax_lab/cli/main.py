@@ -1,4 +1,4 @@
-"""The command `equirelax`: runs one of its commands, and prints errors as one line with exit code 2."""
+"""The command `equirelax`: runs a subcommand, and prints errors as one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from equirelax.files import did_you_mean
 from equirelax_lab.cli.help import columns, filled, rows
 from equirelax_lab.extras import install_module
 
-# name -> (module, one line); modules are imported when they are needed, so that `equirelax --help` is quick.
+# name -> (module, one line). Modules are imported only when they are needed, so that `equirelax --help` is quick.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "equirelax_lab.cli.demo",
-        "what the library is for in a few minutes: a network relaxed and projected, a mistake found, methods compared",
+        "see what the library is for in a few minutes: a network relaxed and projected, a mistake found, methods compared",
     ),
     "list": (
         "equirelax_lab.cli.catalogue",
-        "benchmarks, models, methods, placements, and which data is there",
+        "list benchmarks, models, methods, placements, and which data is there",
     ),
-    "data": ("equirelax_lab.cli.data", "make or fetch data sets"),
+    "data": ("equirelax_lab.cli.data", "make or download data sets"),
     "train": ("equirelax_lab.cli.train", "train one model with one method"),
     "stack": (
         "equirelax_lab.cli.stack",
-        "train runs that differ in the seed alone in one process, all in each step",
+        "train runs that differ only in the seed in one process, all in each step",
     ),
     "recipe": (
         "equirelax_lab.cli.recipe",
@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "reproduce": (
         "equirelax_lab.cli.study",
-        "run or continue one of the papers' tables and figures, ours beside theirs",
+        "run or continue one of the papers' tables and figures, our numbers beside theirs",
     ),
     "search": (
         "equirelax_lab.cli.search",
@@ -55,27 +55,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "audit": (
         "equirelax_lab.cli.audit",
-        "is a network equivariant, and which module breaks it: a run's, or anybody's",
+        "check whether a network, a run's or your own, is equivariant, and which module breaks it",
     ),
     "symmetry": (
         "equirelax_lab.cli.symmetry",
-        "how much a run's data want to break the symmetry, residual by residual",
+        "show how strongly a run's data break the symmetry, residual by residual",
     ),
-    "fields": ("equirelax_lab.cli.fields", "draw what a smoke run forecasts, as a picture and an animation"),
+    "fields": ("equirelax_lab.cli.fields", "draw the forecast of a smoke run, as a picture and an animation"),
     "summarise": (
         "equirelax_lab.cli.summarise",
-        "table, sentence and pictures of comparisons anew, from their results",
+        "rewrite table, sentence and pictures of comparisons from their results",
     ),
-    "archive": ("equirelax_lab.cli.archive", "keep the results of runs in two small files a comparison"),
-    "report": ("equirelax_lab.cli.report", "one HTML page about runs and comparisons"),
+    "archive": ("equirelax_lab.cli.archive", "keep the results of each comparison in two small files"),
+    "report": ("equirelax_lab.cli.report", "write one HTML page about runs and comparisons"),
     "project": (
         "equirelax_lab.cli.project",
-        "write a trained model without its relaxation, as the author's own state dict",
+        "write a trained model without its relaxation, with the state dict of the original network",
     ),
-    "toy": ("equirelax_lab.cli.toy", "what every form of ACE does to gamma, on two toy problems"),
+    "toy": ("equirelax_lab.cli.toy", "show what every form of ACE does to gamma, on two toy problems"),
     "planted": (
         "equirelax_lab.cli.planted",
-        "does the symmetry score name the layer at which an asymmetry was planted, on a toy problem",
+        "test whether the symmetry score names the layer at which an asymmetry was planted, on a toy problem",
     ),
     "perf": ("equirelax_lab.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }
@@ -92,10 +92,10 @@ commands:
   equirelax data make nbody
   equirelax compare nbody --methods strict,scheduled,ace --seeds 1 --epochs 40
 
-Data is looked for in --data, or without it in the folder that EQUIRELAX_DATA names, then in the user's cache folder.
+Data is searched for in --data, or without it in the folder that EQUIRELAX_DATA names, then in the user's cache folder.
 
 Exit codes: 0 done, 1 a run of several failed (audit: not equivariant), 2 bad input, missing data
-or a failed run, 3 runs that cannot be stacked, 130 interrupted (add --resume to go on)."""
+or a failed run, 3 runs that cannot be stacked, 130 interrupted (add --resume to continue)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,10 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EquirelaxError as error:
         return complain(str(error))
     except KeyboardInterrupt as interrupt:
-        # A command may say more exactly how to go on.
+        # A command may say more exactly how to continue.
         print(str(interrupt) or "Interrupted; the same command goes on, or begins anew.", file=sys.stderr)
-        # Python notes an interrupt within exec(text), as dataclasses use it while they are imported, and `python -m` then ends
-        # by SIGINT whatever the exit code; the next exec(text) clears the note.
+        # Python records an interrupt within exec(text), which dataclasses use while they are imported, and `python -m` then
+        # ends by SIGINT whatever the exit code. The next exec(text) clears the record.
         exec("")
         return 130
     except ModuleNotFoundError as error:
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except OSError as error:
-        # a path that is no file, too long, or not ours to read: what was given on the command line is at fault
+        # A path that is no file, is too long, or may not be read: a mistake on the command line.
         if error.filename is None:
             raise
         return complain(f"{error.filename} cannot be used: {error.strerror}.")
@@ -150,7 +150,7 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -162,7 +162,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncollected(wanted: object) -> Iterator[None]:
-    """Switch the garbage collector off where `wanted`: with torch it takes a quarter of the time of a help text."""
+    """Switch the garbage collector off where `wanted`: with torch loaded it takes a quarter of the time of a help text."""
     if not wanted or not gc.isenabled():
         yield
         return
@@ -180,6 +180,6 @@ def complain(message: str) -> int:
 
 
 def _presentable(message: str) -> str:
-    """A message for a terminal: very long words are cut, and control characters are escaped."""
+    """Prepare a message for a terminal: cut very long words, and escape control characters."""
     short = re.sub(r"\S{400,}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", message)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in short)

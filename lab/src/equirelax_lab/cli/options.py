@@ -25,23 +25,23 @@ from equirelax_lab.training.machine import Machine
 if typing.TYPE_CHECKING:
     from equirelax_lab.tasks.settings import RunConfig
 
-DATA = "data root, before the user's cache folder (default: EQUIRELAX_DATA)"
+DATA = "data root, searched before the user's cache folder (default: EQUIRELAX_DATA)"
 """The help of --data."""
 _NUMBERS = {"int": "N", "float": "X"}
 """Placeholders of numbers in help texts."""
 LONGEST = 50
-"""Characters of choices that may stand behind a flag in a help text; longer ones are in its explanation."""
+"""Most characters of choices that are shown after a flag in a help text; longer lists go into its explanation."""
 
-# The benchmarks are imported where they are needed: many commands have flags and no settings of a run.
+# The benchmarks are imported only where they are needed: many commands have flags but no settings of a run.
 
 
 def parser(words: Sequence[str], description: str, epilog: str = "", usage: str = "") -> ArgumentParser:
-    """A parser for the command `words`, which raises instead of exiting.
+    """Make a parser for the command `words` that raises instead of exiting.
 
     Args:
         words: The command.
-        description, epilog: What help says before and after the flags (see `help.filled`).
-        usage: What stands behind the command in the line of usage; by default all flags.
+        description, epilog: The text of the help before and after the flags (see `help.filled`).
+        usage: The text after the command in the line of usage; by default all flags.
     """
     prog = " ".join(["equirelax", *words])
     return ArgumentParser(
@@ -56,7 +56,7 @@ def parser(words: Sequence[str], description: str, epilog: str = "", usage: str 
 
 
 class Formatter(Filled, DefaultHelpFormatter):
-    """Formats flags with their defaults; a number's placeholder is N where it is whole, else X."""
+    """Formats flags with their defaults; the placeholder is N for whole numbers and X for others."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, kind = action.help or "", self._get_type_str(action) or ""
@@ -64,7 +64,7 @@ class Formatter(Filled, DefaultHelpFormatter):
             text += f" One of {choices.strip('{}').replace(',', ', ')}."
         if action.required and action.option_strings:
             return f"{text} (required)"
-        # None is the default of flags that need not be given, and a value, null, of settings that allow it
+        # None is the default of optional flags. For settings that allow it, it is a value, null.
         has_default = (
             action.option_strings
             and action.nargs != 0
@@ -95,12 +95,12 @@ def parse(
 
     Args:
         options: The parser.
-        words: The words behind the command.
-        hints: What is known about options that the parser does not have.
+        words: The words after the command.
+        hints: The context for suggestions about options that the parser does not have.
         ranges: Ranges of the parser's own flags; settings declare theirs themselves.
 
     Raises:
-        ConfigError: An unknown flag (with a suggestion), a missing value, or a value of the wrong type or outside of its range.
+        ConfigError: An unknown flag (with a suggestion), a missing value, or a value of the wrong type or outside its range.
     """
     try:
         parsed = options.parse_args([_in_full(_underscored(word), flags(options)) for word in words])
@@ -118,7 +118,7 @@ def flags(options: argparse.ArgumentParser) -> list[str]:
 
 
 def explain(message: str, known: list[str], hints: Hints) -> str:
-    """A parser's message in one line, with a suggestion for an unknown flag."""
+    """Rewrite a parser's message as one line, with a suggestion for an unknown flag."""
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: ?(.*)", message):
         unknown = [word.split("=")[0] for word in match.group(1).split() if word.startswith("-")]
@@ -136,7 +136,7 @@ def explain(message: str, known: list[str], hints: Hints) -> str:
         expected = " or ".join(IN_WORDS.get(name, name) for name in [*names, "NoneType"])
         return f"{hints.prefix}{key} is '{value.rstrip('.')}'; expected {expected}."
     if match := re.match(r"the following arguments are required: (.*)", message):
-        # the parser names them without their dashes
+        # The parser names them without their dashes.
         missing = [f"--{name}" if f"--{name}" in known else name for name in match.group(1).split(", ")]
         return f"Missing: {', '.join(missing)}."
     if match := re.match(
@@ -185,7 +185,7 @@ def _in_full(word: str, known: list[str]) -> str:
 
 
 def benchmark_of(command: str, words: Sequence[str]) -> str | None:
-    """The benchmark, which is the first word; None where only help is wanted."""
+    """The benchmark, which is the first word; None where only help is requested."""
     from equirelax_lab.tasks.registry import TASKS, task_class
 
     if words and not words[0].startswith("-"):
@@ -197,7 +197,7 @@ def benchmark_of(command: str, words: Sequence[str]) -> str | None:
 
 
 def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
-    """Read the values of some flags before the parser with all flags can be made."""
+    """Read the values of some flags, before the parser with all flags can be made."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         first.add_argument(f"--{name}")
@@ -209,7 +209,7 @@ def peek(words: Sequence[str], *names: str) -> dict[str, str | None]:
 
 
 def starting_config(benchmark: str, words: Sequence[str], method: str | None = None) -> RunConfig:
-    """The settings before flags: those of the recipe, changed by the file of --config."""
+    """The settings before flags are applied: those of the recipe, changed by the file of --config."""
     from equirelax_lab.tasks.from_recipe import is_earlier
     from equirelax_lab.tasks.registry import config_from_dict, task_class
     from equirelax_lab.tasks.settings import NAMES, read_yaml
@@ -222,20 +222,20 @@ def starting_config(benchmark: str, words: Sequence[str], method: str | None = N
     names = {"method": "strict", "model": next(iter(task_class(benchmark).models)), "benchmark": benchmark}
     names |= {key: stored[key] for key in NAMES if stored.get(key) is not None}
     begun = stored if is_earlier(stored) else {**names, **chosen, "benchmark": benchmark}
-    # names in the file that are not those of the command line are refused
+    # Names in the file that differ from those on the command line are refused.
     config = config_from_dict(begun).updated(stored).updated({"benchmark": benchmark, **chosen})
     return with_kind(config, words)
 
 
 def with_kind(config: RunConfig, words: Sequence[str]) -> RunConfig:
-    """The settings with the kind of residuals that the flags name: the kind's own settings are flags, too."""
+    """The settings with the kind of residuals that the flags name, since the kind's own settings are flags as well."""
     given = peek(words, "residual.kind", "kind")
     kind = given["residual.kind"] or given["kind"]
     return config if kind is None else config.updated({"residual": {"kind": kind}})
 
 
 def add_settings(options: ArgumentParser, config: RunConfig) -> None:
-    """One flag for every setting of a run, with `config` as defaults: first those of training, by what they are about."""
+    """Add one flag for every setting of a run, with `config` as defaults: first those of training, by topic."""
     for kind in type(config.training).__mro__:
         if own := [
             name for name in vars(kind).get("__annotations__", ()) if name in config.training.to_dict()
@@ -248,21 +248,21 @@ def add_settings(options: ArgumentParser, config: RunConfig) -> None:
 
 
 def add_machine(options: ArgumentParser) -> None:
-    """Flags for where a run executes."""
+    """Add the flags that say where a run executes."""
     add_flags(options, Machine(), "")
 
 
 def add_flags(
     options: ArgumentParser, settings: Settings, prefix: str, names: Sequence[str] = (), title: str = ""
 ) -> None:
-    """A flag for every field, with the field's documentation as its help.
+    """Add a flag for every field, with the field's documentation as its help.
 
     Args:
         options: The parser.
         settings: The defaults.
         prefix: The section with its dot; empty for settings without one.
-        names: The fields; empty stands for all.
-        title: What the flags are, in words; empty stands for the first sentence of the class's documentation.
+        names: The fields; empty means all.
+        title: What the flags are, in words; empty means the first sentence of the class's documentation.
     """
     words = documentation(type(settings))
     if not (names := names or [each.name for each in dataclasses.fields(settings)]):
@@ -280,7 +280,7 @@ def _first_sentence(kind: type) -> str:
 
 
 def _kind_names() -> Any:
-    """The names of the kinds of residuals, as a type of flags."""
+    """The names of the kinds of residuals, as the type of a flag."""
     from equirelax_lab.tasks.settings import KIND_NAMES
 
     return Literal[KIND_NAMES]  # type: ignore[valid-type]
@@ -295,7 +295,7 @@ def _in_text(hint: Any) -> Any:
 
 
 def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
-    """The settings with the parsed flags put in."""
+    """The settings, updated with the parsed flags."""
     values: dict[str, Any] = {f.name: parsed[f.name] for f in dataclasses.fields(config.training)}
     for name in config.sections:
         values[name] = {key: parsed[f"{name}.{key}"] for key in getattr(config, name).to_dict()}
@@ -305,12 +305,12 @@ def config_from(parsed: Namespace, config: RunConfig) -> RunConfig:
 
 
 def machine_from(parsed: Namespace) -> Machine:
-    """Where to run, from parsed flags. Raises `ConfigError` for a number outside of its range."""
+    """Where to run, from parsed flags. Raises `ConfigError` for a number outside its range."""
     return Machine.of({field.name: parsed[field.name] for field in dataclasses.fields(Machine)}, "--{}")
 
 
 def methods_text() -> str:
-    """The methods with a line each, for help texts."""
+    """The methods, one line each, for help texts."""
     from equirelax_lab.tasks.methods import CHOICES
 
     return "\n".join(["methods:", *rows((name, choice.description) for name, choice in CHOICES.items())])

@@ -15,8 +15,8 @@ from equirelax_lab.training.perf_subjects import SUBJECTS
 DESCRIPTION = """\
 Time a training step at the papers' sizes, strict and relaxed, and inference before and after projection.
 
-No data is needed. Times are minima over repetitions, taken in turn in one process after a warm-up. Beside each time stands
-the arithmetic of its matrix products, and beside each ratio of times its floor, the same ratio of multiply-adds. Close
+No data is needed. Times are minima over repetitions, taken in turn in one process after a warm-up. Each time is shown with
+the arithmetic of its matrix products, and each ratio of times with its floor, the same ratio of multiply-adds. Close
 other programs first.
 
 examples:
@@ -46,13 +46,13 @@ def main(words: Sequence[str]) -> int:
         nargs="*",
         default=None,
         metavar="N",
-        help="time stacks of so many runs beside one run, and say how many fit into memory (without a number 1, 8 and 64)",
+        help="time stacks of so many runs beside one run, and print how many fit into memory (1, 8 and 64 without numbers)",
     )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)
     for count in parsed.stack or ():
         check(count, COUNT, "--stack")
-    # Imported now: what trains is slow to import, and help need not wait for it.
+    # Imported here because training code is slow to import, and help need not wait for it.
     from equirelax_lab.training.perf import measure, simulation, table
 
     if parsed.stack is not None:
@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _stack(parsed: options.Namespace) -> int:
-    """`--stack`: stacks of runs instead of kinds of steps."""
+    """Run `--stack`: time stacks of runs instead of kinds of steps."""
     for name in ("rows", "simulate"):
         if parsed[name]:
             raise ConfigError(f"--{name} is not for --stack: leave one of them out.")

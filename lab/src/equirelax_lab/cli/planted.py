@@ -14,9 +14,9 @@ from equirelax_lab.cli.terminal import show
 DESCRIPTION = """\
 Plant an asymmetry at one layer of a small network's task, and score how symmetric the data are at every layer.
 
-Needs no data; about a minute for a seed on one core. The network has a trunk of two layers and three heads, all equivariant; its
-targets come from a network of the same kind, to one layer of which a map is added that no rotation leaves alone. A strict network
-is trained and scored on held-out examples as it trains; then a relaxed one whose gammas follow the score
+Needs no data; takes about a minute per seed on one core. The network has a trunk of two layers and three heads, all equivariant.
+Its targets come from a network of the same kind, one layer of which has an added map that no rotation leaves unchanged. A strict
+network is trained and scored on held-out examples as it trains. Then a relaxed one is trained whose gammas follow the score
 (equirelax.SymmetryFollowing).
 
 examples:
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
         help="folder for planted.json, summary.md, its tables as CSV and LaTeX, scores.png and courses.png",
     )
     parsed = options.parse(parser, words[1:], steps=COUNT, seed=SEED, seeds=COUNT)
-    import torch  # and matplotlib, which a help text can do without
+    import torch  # these imports include matplotlib, which a help text does not need
 
     from equirelax_lab.report import again
     from equirelax_lab.report.planted import draw_courses, gammas_table, panels_of, ratios_table

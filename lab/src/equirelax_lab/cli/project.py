@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from equirelax_lab.training.assembly import Assembly
 
 DESCRIPTION = """\
-Write a trained model without its relaxation: the author's own keys and sizes, exactly equivariant. Beside it stands its
-model card, a page of Markdown: what it is, how it was trained, how equivariant it is, and how to load it.
+Write a trained model without its relaxation: with the keys and sizes of the original network, exactly equivariant. A model
+card is written beside it, a page of Markdown: what it is, how it was trained, how equivariant it is, and how to load it.
 
-With --mode fold every layer first takes over the part of its residual that it can express; perceptrons and
-block residuals cannot be folded: an error, or --unfoldable drop.
+With --mode fold every layer first takes over the part of its residual that it can express. Perceptrons and block
+residuals cannot be folded: they raise an error, or are dropped with --unfoldable drop.
 
 example:
   equirelax project runs/nbody/segnn-ace-seed0/best.ckpt -o strict.safetensors"""
@@ -39,14 +39,17 @@ def main(words: Sequence[str]) -> int:
         "--mode", choices=["drop", "fold"], default="drop", help="remove residuals, or fold them first"
     )
     parser.add_argument(
-        "--unfoldable", choices=["raise", "drop"], default="raise", help="with fold: what cannot be"
+        "--unfoldable",
+        choices=["raise", "drop"],
+        default="raise",
+        help="with fold: for what cannot be folded",
     )
     parser.add_argument("--data", help=f"of the card's audit: {options.DATA}")
     parsed = options.parse(parser, words[1:])
     out = Path(parsed.out)
     if out.suffix != ".safetensors":
         raise ConfigError(
-            f"--out is '{out}'; it should end in .safetensors: a file of tensors, readable by everyone and without code."
+            f"--out is '{out}'; it should end in .safetensors: a file of tensors that can be read without running code."
         )
     from safetensors.torch import save
 
@@ -81,9 +84,7 @@ def _audit(assembly: Assembly) -> tuple[AuditReport | None, str]:
         case = assembly.task.audit_case()
     except DataError as error:
         print(f"equirelax project: {error} The data root can be named with --data.", file=sys.stderr)
-        return (
-            None,
-            "the benchmark's data was not there",
-        )  # a card that is published names no folder of this machine
+        # A card may be published: it names no folder of this machine.
+        return None, "the benchmark's data was not there"
     with case.headed(assembly.model) as model:
         return audit(model, case.sample, case.in_rep, case.out_rep, case.group, per_layer=False), ""

@@ -1,4 +1,4 @@
-"""`equirelax recipe`: the settings of one published experiment, and the source of each value."""
+"""`equirelax recipe`: print the settings of one published experiment, and the source of each value."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from equirelax_lab.recipes import VARIANTS, Recipe, read, variants
 from equirelax_lab.tasks.methods import CHOICES
 from equirelax_lab.tasks.registry import TASKS, defaults
 
-DESCRIPTION = """Print a recipe: all settings of a run, with the place in the paper or its code behind each value that has one.
+DESCRIPTION = """Print a recipe: all settings of a run, each with its source in the paper or its code where there is one.
 
-The output is a file for --config. Settings without a comment are ours.
+The output can be used as a file for --config. Settings without a comment are ours.
 
 variants:
 {variants}
@@ -42,11 +42,11 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--variant", default="published", help=f"one of {', '.join(VARIANTS)}")
     parser.add_argument(
         "--trained_as",
-        help="METHOD or 'METHOD VARIANT': with the training settings and the data of that recipe",
+        help="METHOD or 'METHOD VARIANT': take the training settings and the data of that recipe",
     )
     given = options.parse(parser, words[1:])
     if given.benchmark in CHOICES and given.method in TASKS:
-        raise ConfigError(f"The benchmark stands first: equirelax recipe {given.method} {given.benchmark}.")
+        raise ConfigError(f"The benchmark comes first: equirelax recipe {given.method} {given.benchmark}.")
     config = defaults(given.benchmark, given.model, given.method, given.variant, given.trained_as)
     recipe = read(given.benchmark, config.model, given.method, given.variant, given.trained_as)
     print(printed(recipe, config.to_dict()))
@@ -57,8 +57,8 @@ def printed(recipe: Recipe, settings: Mapping[str, Any]) -> str:
     """The settings of a run as YAML with the comments of its recipe.
 
     Args:
-        recipe: where the comments are.
-        settings: all settings, in the layout of config.yaml.
+        recipe: The recipe, which has the comments.
+        settings: All settings, in the layout of config.yaml.
     """
     others = [
         name for name in variants(recipe.benchmark, recipe.model, recipe.method) if name != recipe.variant
@@ -86,7 +86,7 @@ def _lines(settings: Mapping[str, Any], comments: Mapping[str, str], prefix: str
         if not comment:
             yield text
             continue
-        # one line behind the value, the others above it
+        # A comment of one line goes after the value, longer ones above it.
         yield from (f"{indent}# {line}" for line in comment[:-1])
         room = WIDTH - max(COLUMN, len(text) + 2) - 2
         first, *rest = textwrap.wrap(comment[-1], max(room, 20))
@@ -95,5 +95,5 @@ def _lines(settings: Mapping[str, Any], comments: Mapping[str, str], prefix: str
 
 
 def _scalar(value: Any) -> str:
-    """A value in YAML, in one line."""
+    """A value in YAML, on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

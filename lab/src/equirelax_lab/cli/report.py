@@ -1,4 +1,4 @@
-"""`equirelax report`: one HTML page about runs and comparisons, their main figures as PNG, and all numbers as CSV."""
+"""`equirelax report`: write one HTML page about runs and comparisons, their main figures as PNG, and all numbers as CSV."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PAGE = "report.html"
 
 DESCRIPTION = """\
 Write one HTML page about runs: tables with paired tests and published numbers, curves of training, strengths and Lie
-derivatives layer by layer, equivariance errors, costs, and what was run on which machine. The page holds everything that
-it needs: it can be sent, and opened without a network. Runs that have not finished are shown as far as they came.
+derivatives layer by layer, equivariance errors, costs, and what was run on which machine. The page contains everything that
+it needs: it can be sent, and opened offline. Unfinished runs are shown up to their last epoch.
 
 examples:
   equirelax report runs/nbody/compare-segnn --open
@@ -27,7 +27,7 @@ examples:
 def main(words: Sequence[str]) -> int:
     """`words` begins with "report"."""
     parser = options.parser(["report"], DESCRIPTION)
-    parser.add_argument("paths", nargs="+", help="folders of runs, of comparisons, or folders that hold such")
+    parser.add_argument("paths", nargs="+", help="folders of runs or comparisons, or folders that contain some")
     parser.add_argument("-o", "--out", help=f"file to write (default: {PAGE} in the folder, if it is one)")
     parser.add_argument("--title", default="", help="title of the page")
     parser.add_argument("--pictures", help="folder for the main figures as PNG files")
@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _out(given: str | None, paths: Sequence[Path]) -> Path:
-    """Where the page goes: where --out says, else into the only folder named, else into the current one."""
+    """The file of the page: that of --out, else one in the only folder named, else one in the current folder."""
     if given is None:
         return (paths[0] if paths[0].is_dir() else paths[0].parent) / PAGE if len(paths) == 1 else Path(PAGE)
     out = Path(given)

@@ -1,4 +1,4 @@
-"""`equirelax search`: good settings of a method, by trying."""
+"""`equirelax search`: search for good settings of a method."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import read_result
 
-DESCRIPTION = """Search for settings of a method that are good on the validation set, by trying.
+DESCRIPTION = """Search for settings of a method that are good on the validation set.
 
-  equirelax search FILE           search, or go on with it; what is finished is kept, what was interrupted goes on
-  equirelax search FOLDER         the trials of a search, and what was best
+  equirelax search FILE           search, or continue a search; finished trials are kept, interrupted ones continued
+  equirelax search FOLDER         show the trials of a search, and the best one
 
 FILE is a YAML file, or the name of one that comes with equirelax (listed without FILE):
 
@@ -40,15 +40,15 @@ FILE is a YAML file, or the name of one that comes with equirelax (listed withou
     # settings that take the same value
     lie_weight+norm_weight: {log: [1.0e-4, 1]}
   trials: 20
-  seed: 0           # of the suggestions; run_seed is the runs'
+  seed: 0           # of the suggestions; run_seed is that of the runs
   pruner: median    # or none
-  startup: 5        # first trials, at random and to the end
+  startup: 5        # first trials, drawn at random and never ended early
   warmup: 20        # epochs before which no run is ended
   small: {trials: 6, settings: {epochs: 20}}
 
-Optuna suggests the settings of each trial from the results of those before it. A run whose validation value is worse than
+Optuna suggests the settings of each trial from the results of the earlier ones. A run whose validation value is worse than
 the median of the others after as many epochs is ended early. Only validation counts, of projected models (of relaxed ones
-for methods that deploy them); the test set plays no part. OUT receives a folder for every trial, search.json with all of
+for methods that deploy them). The test set is not used. OUT receives a folder for every trial, search.json with all of
 them, and best.yaml, a study of the best settings over several seeds beside the strict network."""
 
 
@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         HISTORY,
         OUTCOME,
         Suggestions,
-    )  # needs Optuna, which help does not
+    )  # imports Optuna, which help does not need
 
     if given.trials is not None:
         search = dataclasses.replace(search, trials=given.trials)
@@ -93,7 +93,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The content of search.json as a table of all trials, the best ones first, with how to go on."""
+    """The content of search.json as a table of all trials, the best ones first, and how to continue."""
     metric, best = found["metric"], found["best"]
     keys = list(found["search"]["search"])
     kind = found["optimised"].removeprefix("val/")
@@ -131,13 +131,13 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ConfigError(f"{path.parent} is no search's folder: there is no {path.name} in it.")
+        raise ConfigError(f"{path.parent} is not the folder of a search: there is no {path.name} in it.")
     found = read_result(path)
     if not isinstance(found, dict) or not {"trials", "best", "metric", "search", "optimised", "left"} <= set(
         found
     ):
         raise ConfigError(
-            f"{path} is not what a search writes. Remove it and search again; finished trials are kept."
+            f"{path} was not written by a search. Remove it and search again; finished trials are kept."
         )
     return found
 

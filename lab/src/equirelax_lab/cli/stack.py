@@ -1,4 +1,4 @@
-"""`equirelax stack`: several runs that differ in the seed alone, trained in one process."""
+"""`equirelax stack`: train several runs that differ only in the seed in one process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from equirelax_lab.tasks.settings import RunConfig, read_yaml
 from equirelax_lab.training.folder import CONFIG, LOG
 from equirelax_lab.training.parent import follow_parent
 
-DESCRIPTION = """Train runs that differ in the seed alone in one process: every step is one computation for all of them.
+DESCRIPTION = """Train runs that differ only in the seed in one process: every step is one computation for all of them.
 
 `equirelax compare --stack N` and `equirelax study run --stack N` call this command. Each FOLDER holds the config.yaml of a run,
-or a run to be continued, and receives what `equirelax train` writes there: numbers differ by rounding. A run whose numbers are
-no longer finite fails alone. Runs that cannot be trained like this are refused with the reason (exit code 3); train them one
-at a time.
+or a run to be continued, and receives what `equirelax train` writes there; numbers differ by rounding. If the numbers of a run
+are no longer finite, only that run fails. Runs that cannot be stacked are refused with the reason (exit code 3); train them
+one at a time.
 
 examples:
   equirelax stack runs/nbody/compare-segnn/ace-seed0 runs/nbody/compare-segnn/ace-seed1"""
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
             raise ConfigError(f"{folder} is named twice: name every folder once.")
     configs = [_config(folder) for folder in folders]
     follow_parent()
-    # Lightning takes seconds to import: help and mistakes need not wait for it.
+    # Imported here because Lightning takes seconds to import, and help and error messages need not wait for it.
     from equirelax_lab.training.stack import StackError
     from equirelax_lab.training.stacked_run import StackedRun, train_stack
 
@@ -73,7 +73,7 @@ def _config(folder: Path) -> RunConfig:
 
 
 def _report(folder: Path, failure: str) -> None:
-    """Say why a run failed, also in its own log, where the scheduler of a comparison reads it."""
+    """Report why a run failed, also in its own log, where the scheduler of a comparison reads it."""
     print(f"equirelax: error: {folder}: {failure}", file=sys.stderr)
     with (folder / LOG).open("a", encoding="utf-8") as log:
         log.write(f"equirelax: error: {failure}\n")

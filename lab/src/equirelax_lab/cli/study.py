@@ -1,4 +1,4 @@
-"""`equirelax study run|estimate|show` and `equirelax reproduce`: many runs from one file."""
+"""`equirelax study run|estimate|show` and `equirelax reproduce`: run many runs from one file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from equirelax_lab.training.progress import duration
 
 DESCRIPTION = """Run a grid of benchmarks, models, methods, settings and seeds that a file describes.
 
-  equirelax study run FILE        run it, or go on with it; finished runs are kept, broken ones tried again
-  equirelax study estimate FILE   time a little of every kind of run, and say how long the study takes here
-  equirelax study show FILE       say what would be run
-  equirelax study show FOLDER     say how far it is and what failed, with the tables
+  equirelax study run FILE        run or continue it; finished runs are kept, broken ones tried again
+  equirelax study estimate FILE   time a little of every kind of run, and print how long the study takes here
+  equirelax study show FILE       print what would be run
+  equirelax study show FOLDER     print its progress and failures, with the tables
   equirelax reproduce NAME        run or continue one of the papers' tables and figures, our numbers beside theirs
 
 FILE is a YAML file, or the name of a study that comes with equirelax (`equirelax reproduce` lists them):
@@ -45,23 +45,23 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   per_method: {ace: {learning_rate: 9e-4}}
   # or, together, {dataset.train+epochs: [[500, 600], [1000, 300]]}
   sweep: {dataset.train: [500, 1000, 3000]}
-  attempts: 2               # of a run that breaks
+  attempts: 2               # for a run that breaks
   timeout: 2 h              # a try that takes longer counts as broken
   devices: 1                # processes that share a run's batches
   accelerator: cpu          # or gpu, or auto: GPUs where there are any
   graph: false              # replay training steps as CUDA graphs, which needs settings: {drop_last: true}
   small: {seeds: 1, settings: {epochs: 20}}
 
-Every run is a process of its own in OUT/METHOD-seedN; OUT receives study.json and the comparison's tables and pictures.
+Every run is a separate process in OUT/METHOD-seedN. OUT receives study.json and the comparison's tables and pictures.
 With --ray the runs go to the machines of a Ray cluster (extra `ray`), which must share the file system that holds OUT and
-the data. The runs of a machine that is lost are tried again on another one, from their last checkpoints.
+the data. If a machine is lost, its runs are tried again on another one, from their last checkpoints.
 
-With --stack N up to N runs that differ in the seed alone go through one process, every training step as one computation
-(equirelax stack). Runs that cannot do that go one at a time, and it is said why."""
+With --stack N, one process trains up to N runs that differ only in the seed, with every training step as one computation
+(equirelax stack). Runs that cannot be stacked are trained one at a time, and the reason is printed."""
 
 REPRODUCE = """\
-Run or continue one of the papers' tables and figures, our numbers beside the published ones. NAME is one of the studies below;
-equirelax study --help says how to write one of your own."""
+Run or continue one of the papers' tables and figures, our numbers beside the published ones. NAME is one of the studies below.
+equirelax study --help explains how to write your own."""
 VERBS = ("run", "estimate", "show")
 
 
@@ -87,7 +87,7 @@ def main(words: Sequence[str]) -> int:
         return _show_folder(Path(given.study))
     study = read_study(find_file(given.study), given.small)
     if verb == "show":
-        from equirelax_lab.report.comparison import described  # draws, which help does not need
+        from equirelax_lab.report.comparison import described  # imports matplotlib, which help does not need
 
         print(described(study, trials(study)) + _terms(study))
         return 0
@@ -112,7 +112,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "--stack",
         type=int,
         default=1,
-        help="runs that one process trains, all in each step; they differ in the seed alone",
+        help="runs that one process trains, all in each step; they differ only in the seed",
     )
 
 
@@ -143,7 +143,7 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
     """Run what is left of a study, print its comparisons, our numbers beside the published ones, and the failed runs.
 
     Args:
-        study: The study, from a file or made by a comparison, which is not put beside published numbers.
+        study: The study, from a file or made by a comparison. Comparisons are not put beside published numbers.
         out: Its folder.
         given: The parsed flags of `add_execution` and `add_stack`.
 
@@ -174,7 +174,7 @@ def schedule(
     total: int,
     stack: int = 1,
 ) -> int:
-    """Run the trials of `source`, and show how they go on.
+    """Run the trials of `source`, and show their progress.
 
     Args:
         study: The study, which may be a search.
@@ -183,13 +183,13 @@ def schedule(
         source: Where its trials come from.
         left: How many trials are left.
         total: How many there are in all.
-        stack: The most runs that one process trains.
+        stack: The largest number of runs that one process trains.
 
     Returns:
         The exit code of `Scheduler.run`.
 
     Raises:
-        ConfigError: Stacks are asked for on a Ray cluster.
+        ConfigError: Stacks are requested on a Ray cluster.
     """
     if stack > 1 and given.ray is not None:
         raise ConfigError("--stack is for the runs of this machine: leave out --ray, or --stack.")
@@ -209,10 +209,10 @@ def schedule(
 
 
 def _forecast(study: Study, found: Sequence[Trial], jobs: int, place: str, given: argparse.Namespace) -> str:
-    """How long the runs take, in a line; empty where nothing is left or that is not long."""
+    """How long the runs take, in one line; empty where nothing is left or the time is short."""
     if all(trial.status != "waiting" for trial in found):
         return ""
-    from equirelax_lab.studies.estimate import forecast  # trains, which help does not need
+    from equirelax_lab.studies.estimate import forecast  # imports training code, which help does not need
 
     torch.set_num_threads(study.machine.threads)
     return forecast(found, study, jobs, place, named_root(given.data))
@@ -229,7 +229,7 @@ def machines_of(ray: str | None) -> contextlib.AbstractContextManager[Machines]:
 
 def _estimate(study: Study, given: argparse.Namespace) -> int:
     """Time a little of every kind of run that has runs left."""
-    from equirelax_lab.studies import estimate  # trains, which help does not need
+    from equirelax_lab.studies import estimate  # imports training code, which help does not need
 
     out = _folder(study, given)
     found = trials(study, out)
@@ -242,7 +242,7 @@ def _estimate(study: Study, given: argparse.Namespace) -> int:
         jobs, place = fair_jobs(study, given.jobs, len(waiting), machines), machines.place
         threads = threads_each(jobs, study.machine.devices, study.on_gpu, machines)
     torch.set_num_threads(threads)
-    imports = time.process_time()  # every run's process needs what this process has needed so far
+    imports = time.process_time()  # the process of every run needs as long as this one has so far
     costs: dict[tuple[str, str], estimate.Cost] = {}
     for trial in waiting:
         if (key := (trial.grid, trial.kind)) not in costs:
@@ -260,7 +260,7 @@ def _folder(study: Study, given: argparse.Namespace) -> Path:
 
 
 def _terms(study: Study) -> str:
-    """What holds for every run, in brackets; empty for runs of one process on CPUs without a timeout."""
+    """The terms of every run, in brackets; empty for runs of one process on CPUs without a timeout."""
     devices = study.machine.devices
     terms = [f"{devices} processes each"] if devices > 1 else []
     terms += ["on GPUs"] if study.on_gpu else []

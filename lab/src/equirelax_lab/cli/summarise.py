@@ -10,7 +10,7 @@ from equirelax_lab.cli.terminal import show
 
 DESCRIPTION = """\
 Write the archive, summary.md and the pictures of comparisons anew, from the results of their runs; nothing is trained.
-For comparisons that an earlier version wrote, or whose folder has received runs.
+Use it for comparisons that an earlier version wrote, or whose folder has received further runs.
 
 examples:
   equirelax summarise runs/nbody/compare-segnn
@@ -20,7 +20,7 @@ examples:
 def main(words: Sequence[str]) -> int:
     """`words` begins with "summarise"."""
     parser = options.parser(["summarise"], DESCRIPTION)
-    parser.add_argument("paths", nargs="+", help="folders of comparisons, or folders that hold such")
+    parser.add_argument("paths", nargs="+", help="folders of comparisons, or folders that contain some")
     parsed = options.parse(parser, words[1:])
 
     from equirelax_lab.report.comparison import comparisons, summarise_again

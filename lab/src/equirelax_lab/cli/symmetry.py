@@ -1,4 +1,4 @@
-"""`equirelax symmetry`: how much does the data of a run want to break the symmetry, residual by residual?"""
+"""`equirelax symmetry`: how strongly do the data of a run break the symmetry, residual by residual?"""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SCORE = "symmetry_score"
 EXAMPLES, DRAWS = Range(2, 1_000_000), Range(0, 10_000)
 
 DESCRIPTION = """\
-Show how much a run's data want to break the symmetry.
+Show how strongly a run's data break the symmetry.
 
-The report says first how exactly the deployed form keeps the symmetry. Then it lists for every residual of the run gamma, slack
+The report first states how exactly the deployed form keeps the symmetry. For every residual of the run it then lists gamma, slack
 and multiplier; its size, which gamma alone does not show (abs(gamma) x norm of W, share of the output); the equivariance error
-that it adds, measured, and a bound on it where the assumptions of one hold (n/a elsewhere); and the course of gamma and the
+that it adds, measured, and a bound on it where the bound's assumptions hold (n/a elsewhere); and the course of gamma and the
 multipliers over training. It is written to symmetry.md, symmetry.json and symmetry.png in the run's folder, its table to
 symmetry.csv and symmetry.tex.
 
-With --score the command scores instead how symmetric the data are at every layer of the run's network, from the gradients of the
-strict network on single validation samples. It takes runs of any method, also strict ones (equirelax.symmetry_score, and the
+With --score the command instead scores how symmetric the data are at every layer of the run's network, from the gradients of the
+strict network on single validation samples. It takes runs of any method, including strict ones (equirelax.symmetry_score, and the
 page "How symmetric are my data?"). It writes symmetry_score.md, .json and .png into the run's folder, or a table and a chart of
-several runs into --out, with means over the runs that differ in their seed alone. --draws repeats every score on random draws
+several runs into --out, with means over the runs that differ only in their seed. --draws repeats every score on random draws
 of the validation samples, which shows how far it scatters.
 
 examples:
@@ -50,19 +50,17 @@ examples:
 def main(words: Sequence[str]) -> int:
     """`words` begins with "symmetry"."""
     parser = options.parser(["symmetry"], DESCRIPTION)
-    parser.add_argument("run", nargs="+", help="folder of a finished run; with --score of several")
+    parser.add_argument("run", nargs="+", help="folder of a finished run; with --score, of several")
     parser.add_argument("--score", action="store_true", help="score how symmetric the data are")
-    parser.add_argument(
-        "--examples", type=int, help="validation samples that --score looks at (default: 128)"
-    )
+    parser.add_argument("--examples", type=int, help="validation samples that --score uses (default: 128)")
     parser.add_argument(
         "--draws",
         type=int,
         help="further scores with --score, each of as many samples drawn at random (default: 0)",
     )
-    parser.add_argument("-o", "--out", help="folder for what is written (default: the run's)")
+    parser.add_argument("-o", "--out", help="folder for the output (default: the run's)")
     parser.add_argument("--samples", type=int, default=8, help="random group elements")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the elements")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the group elements")
     parser.add_argument("--data", help=options.DATA)
     parsed = options.parse(parser, words[1:], samples=COUNT, seed=SEED)
     of_score = {"examples": (parsed.examples, EXAMPLES), "draws": (parsed.draws, DRAWS)}
@@ -128,7 +126,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
         ConfigError: A run is not finished, its weights are not kept, or several runs have no `out`.
     """
     if len(runs) > 1 and out is None:
-        raise ConfigError(f"{len(runs)} runs were named; say with --out where their table goes.")
+        raise ConfigError(f"{len(runs)} runs were named; give a folder for their table with --out.")
     folders = [run_folder(path) for path in runs]
     if lacking := [folder for folder in folders if not (folder / BEST).exists()]:
         raise ConfigError(f"{lacking[0]} does not hold its weights ({BEST}): train it again.")
@@ -176,7 +174,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
 
 
 def _scored(folder: Path, examples: int, draws: int, root: Path | None, shown: bool) -> dict[str, Any]:
-    """A run's scores as plain data, on evenly spaced samples and on draws."""
+    """A run's scores as plain data, on evenly spaced samples and on random draws."""
     from equirelax_lab.report import again
     from equirelax_lab.tasks.symmetry_score import HeldOut
     from equirelax_lab.tasks.task import heading
@@ -203,10 +201,10 @@ def _scored(folder: Path, examples: int, draws: int, root: Path | None, shown: b
 
 
 def run_folder(path: Path) -> Path:
-    """The folder of a finished run, given itself or a file in it.
+    """The folder of a finished run, from its path or that of a file in it.
 
     Raises:
-        ConfigError: there is no finished run.
+        ConfigError: There is no finished run.
     """
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
@@ -226,7 +224,7 @@ def run_folder(path: Path) -> Path:
 def measure(
     folder: Path, samples: int, seed: int, root: Path | None
 ) -> tuple[tuple[Breaking, ...] | None, NetworkBounds | None]:
-    """What the selected weights do; (None, None) where they are not kept (best.ckpt).
+    """Measure the selected weights; (None, None) where they are not kept (best.ckpt).
 
     Raises:
         ConfigError: `samples` is below 1. CheckpointError: the file is damaged. DataError: the data is missing.

@@ -1,4 +1,4 @@
-"""Results on a terminal: Markdown tables that are wider than it stand on their side, and sentences are wrapped between words."""
+"""Print results on a terminal: Markdown tables that are too wide are transposed, and sentences are wrapped between words."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ GAP = "  "
 
 
 def show(text: str) -> None:
-    """Print results: fitted to a terminal, as they are elsewhere, so that a file or a pipe gets the Markdown."""
+    """Print results, fitted to a terminal; a file or a pipe gets the Markdown as it is."""
     print(fitted(text, columns()) if sys.stdout.isatty() else text, flush=True)
 
 
 def fitted(text: str, width: int) -> str:
-    """Markdown in lines of at most `width` characters, where words and cells allow it."""
+    """Fit Markdown into lines of at most `width` characters, where words and cells allow it."""
     lines: list[str] = []
     for is_table, group in itertools.groupby(text.split("\n"), lambda line: line.lstrip().startswith("|")):
         if is_table:
@@ -32,7 +32,7 @@ def fitted(text: str, width: int) -> str:
 
 
 def _sentence(line: str, width: int) -> list[str]:
-    """A line that is no table; commands are kept in one, so that they can be copied."""
+    """Wrap a line outside tables; commands stay on one line, so that they can be copied."""
     indent = line[: len(line) - len(line.lstrip())]
     if line.lstrip().startswith("equirelax "):
         return [line]
@@ -43,18 +43,18 @@ def _sentence(line: str, width: int) -> list[str]:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a row, without marks."""
+    """The cells of a row, without markup."""
     found = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
     return [_plain(cell.strip().replace("\\|", "|")) for cell in found]
 
 
 def _plain(text: str) -> str:
-    """Text without marks for bold print."""
+    """The text without the markup for bold."""
     return text.replace("**", "")
 
 
 def _table(rows: list[list[str]], width: int) -> Iterator[str]:
-    """A table with one line a row if that fits, else with one line a column, for as many rows at a time as fit."""
+    """A table with one line per row if that fits, else with one line per column, for as many rows at a time as fit."""
     rows = [row for row in rows if not all(_RULE.fullmatch(cell) for cell in row)]
     kept = [column for column in zip(*rows, strict=False) if any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
@@ -76,7 +76,7 @@ def _table(rows: list[list[str]], width: int) -> Iterator[str]:
 
 
 def _blocks(bodies: Sequence[tuple[str, ...]], room: int) -> Iterator[list[tuple[str, ...]]]:
-    """The rows of a table in groups that fit beside each other; each has one at least."""
+    """The rows of a table in groups that fit side by side, each of at least one row."""
     block: list[tuple[str, ...]] = []
     used = 0
     for body in bodies:

@@ -1,4 +1,4 @@
-"""`equirelax toy`: what the plain, augmented, PI and resilient forms of ACE do to gamma, and its orbit under two Adams."""
+"""`equirelax toy`: show what the plain, augmented, PI and resilient forms of ACE do to gamma, and its orbit under two Adams."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from equirelax_lab.cli.terminal import show
 DESCRIPTION = """\
 Train a small vector-neuron network with every form of ACE on two toy problems, and show what gamma does.
 
-Needs no data; about a minute on one core. "symmetric" has targets made by a network of the same kind:
+Needs no data; takes about a minute on one core. "symmetric" has targets made by a network of the same kind:
 gamma = 0 is feasible. "broken" has targets that no equivariant network can fit. gamma and the residual's weight can be
-traded for each other, so the table has their product too.
+traded for each other, so the table also lists their product.
 
 A second table and picture show gamma where the task does not depend on it and Adam moves both gamma and the multipliers, as
-in ACE's released code: it goes around 0 for ever, at an amplitude that the learning rate sets. With --run the strengths of
-a run of ACE are drawn over it.
+in ACE's released code: it oscillates around 0 for ever, at an amplitude that the learning rate sets. With --run the strengths
+of a run of ACE are drawn over it.
 
 examples:
   equirelax toy
   equirelax toy --run runs/nbody/segnn-ace-seed0"""
 
 ORBIT_STEPS = 9000
-"""As many as 300 epochs of N-body's published run take."""
+"""The steps of 300 epochs of N-body's published run."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     parser = options.parser(["toy"], DESCRIPTION)
     parser.add_argument("--steps", type=int, default=2500, help="training steps of every form")
     parser.add_argument("--dual_lr", type=float, default=1e-2, help="step size of the multipliers (eta_d)")
-    parser.add_argument("--seed", type=int, default=0, help="of data and weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and weights")
     parser.add_argument(
         "--run", default=None, help="folder of a run of ACE whose gamma is compared with the orbit"
     )
@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         help="folder for toy.json, summary.md, its tables as CSV and LaTeX, gamma.png and orbit.png",
     )
     parsed = options.parse(parser, words[1:], steps=COUNT, dual_lr=POSITIVE, seed=SEED)
-    import torch  # and matplotlib, which a help text can do without
+    import torch  # these imports include matplotlib, which a help text does not need
 
     from equirelax_lab.report import again
     from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table

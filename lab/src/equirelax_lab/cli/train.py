@@ -1,4 +1,4 @@
-"""`equirelax train`: one run."""
+"""`equirelax train`: train one model with one method."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import CONFIG
 from equirelax_lab.training.parent import follow_parent
 
-DESCRIPTION = """Train one model with one method, select on validation, read the test set once.
+DESCRIPTION = """Train one model with one method, select on the validation set, and read the test set once.
 
-The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows it); every
+The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows it). Every
 flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt
 (resumable), best.ckpt (selected weights), result.json, and tensorboard/ where tensorboard is installed. Ctrl-C ends the run
-after the present epoch; the same command with --resume goes on, on one CPU bit for bit as if it had not been interrupted.
+after the current epoch. The same command with --resume continues it: on one CPU, bit for bit as if it had not been interrupted.
 
 {shorter}
 
 examples:
 {examples}"""
 
-SHORTER = """A flag may be written without its section, the part before the dot, where no other flag ends alike
-(--dual_lr for --strength.dual_lr), and with - for _ (--learning-rate). Lists stand in brackets: --milestones [0.8,0.9]."""
+SHORTER = """A flag may be written without its section, the part before the dot, where no other flag has the same ending
+(--dual_lr for --strength.dual_lr), and with - for _ (--learning-rate). Lists go in brackets: --milestones [0.8,0.9]."""
 
 EXAMPLES = """  equirelax train {benchmark} --model {model} --method ace --seed 0
   equirelax train {benchmark} --model {model} --method scheduled --epochs 20 --out runs/quick
@@ -47,7 +47,7 @@ ADVICE = {
     "seeds": "A run has one seed: --seed. equirelax compare takes several.",
     "sweep": "equirelax compare sweeps over the values of a setting; a run has one.",
 }
-"""What options of `compare` mean to somebody who trains one run."""
+"""Option of `compare` -> advice for somebody who trains one run."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
     folder = Path(parsed.out) if parsed.out else default_folder(config)
     machine = options.machine_from(parsed)
     follow_parent()
-    # Lightning takes seconds to import: help and mistakes need not wait for it.
+    # Imported here because Lightning takes seconds to import, and help and error messages need not wait for it.
     from equirelax_lab.training.run import train
 
     if parsed.resume and not (folder / CONFIG).exists():
@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser(config: RunConfig | None) -> ArgumentParser:
-    """The parser of a run whose settings begin as `config`; None stands for help about any benchmark."""
+    """The parser of a run with the default settings `config`; None is for help about any benchmark."""
     names = {"benchmark": "nbody", "model": "segnn"}
     if config is not None:
         names = {"benchmark": config.benchmark, "model": config.model}
@@ -105,7 +105,7 @@ def _parser(config: RunConfig | None) -> ArgumentParser:
     )
     add_names(parser, config)
     parser.add_argument("-o", "--out", help="the run's folder (default: runs/BENCHMARK/MODEL-METHOD-seedN)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, or start it")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder, or start it")
     if config is not None:
         options.add_settings(parser, config)
     options.add_machine(parser)
@@ -123,13 +123,18 @@ def _refuse_several(benchmark: str, words: Sequence[str]) -> None:
 
 
 def add_names(parser: ArgumentParser, config: RunConfig | None) -> None:
-    """Flags for the names of a run, and for the sources of its settings and data."""
+    """Add flags for the names of a run, and for the sources of its settings and data."""
     model, method, seed = ("", "strict", 0) if config is None else (config.model, config.method, config.seed)
     parser.add_argument(
         "--model", default=model or None, help="model of the benchmark; equirelax list names them"
     )
     parser.add_argument("--method", default=method, help="method; listed below")
-    parser.add_argument("--seed", type=int, default=seed, help="seed of weights, order and augmentation")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=seed,
+        help="seed of the weights, the order of samples and the augmentation",
+    )
     parser.add_argument(
         "--recipe",
         default="published" if config is None else config.recipe,
@@ -178,7 +183,7 @@ def describe(result: dict[str, Any], folder: Path) -> str:
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
-    """The recipe that a run began with, and the changed settings."""
+    """The recipe that a run started from, and the changed settings."""
     trained_as = f", trained as {recipe['trained_as']}" if recipe["trained_as"] else ""
     changed = (f"{key} {own['here']} ({own['recipe']})" for key, own in recipe["changed"].items())
     return f"{recipe['variant']}{trained_as}; changed: {', '.join(changed) or 'nothing'}"
