@@ -1,4 +1,4 @@
-"""The command line that trains a run: its recipe, and every setting in which it differs."""
+"""The command line that trains a run: its recipe, and every setting that differs from the recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from equirelax_lab.tasks.settings import EARLIER, RunConfig
 
 
 def train_command(config: RunConfig) -> str:
-    """`equirelax train ...` as one types it. A run of version 0.1, which had no recipes, begins with the published one."""
+    """The line `equirelax train ...` of a run. A run of version 0.1, which had no recipes, starts from the published one."""
     words = ["equirelax", "train", config.benchmark, "--model", config.model, "--method", config.method]
     if config.recipe not in ("published", EARLIER):
         words += ["--recipe", config.recipe]

@@ -1,4 +1,4 @@
-"""A run's settings from a recipe, or from the full settings of a run of version 0.1, which had none."""
+"""A run's settings from a recipe, or from the full settings of a run of version 0.1, which had no recipes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def is_earlier(values: Mapping[str, Any]) -> bool:
 
 
 def from_earlier(values: Mapping[str, Any], dataset: type[Dataset], network: type[Network]) -> RunConfig:
-    """The settings of a run of version 0.1; settings that it did not have yet take their defaults, which are what it did."""
+    """The settings of a run of version 0.1. Settings that it did not have take their defaults, which reproduce its behaviour."""
     own = {key: value for key, value in values.items() if key not in (*NAMES, "seed")}
     config = _config(
         values["benchmark"], values["model"], values["method"], own, (dataset, network), EARLIER, None
@@ -95,7 +95,7 @@ def _config(
 def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return, for every setting in which a run differs from its recipe: dotted key -> (value of the recipe, value of the run).
 
-    A value is None where the recipe, or the run, does not have the setting: another kind of residual has others.
+    A value is None where the recipe or the run does not have the setting, since kinds of residuals differ in their settings.
     """
     found: dict[str, tuple[Any, Any]] = {}
     ours, theirs = config.to_dict(), base.to_dict()

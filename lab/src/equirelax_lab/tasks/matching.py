@@ -9,7 +9,7 @@ from equirelax_lab.recipes import variants
 from equirelax_lab.tasks.methods import choice, is_learnt, needs_residuals
 
 CONTROLS = ("equivariant-control",)
-"""Methods with residuals that relax nothing."""
+"""Methods whose residuals relax nothing."""
 
 
 def about(methods: Sequence[str], named: str | None = None) -> str | None:
@@ -45,8 +45,8 @@ def matched(
 
     Args:
         benchmark, model, method: The row.
-        about: The method whose training settings and data the row takes; None: its own.
-        variant: The variant; a method that does not have it takes the published one.
+        about: The method whose training settings and data the row takes; None takes its own.
+        variant: The variant; a method without it takes the published one.
     """
 
     def of(name: str) -> str:
@@ -69,11 +69,11 @@ def check_variant(
         benchmark: The benchmark.
         pairs: (model, method) of its rows.
         variant: The variant.
-        about: The method that all rows are trained as; None: each as itself.
+        about: The method whose training settings all rows take; None lets every row take its own.
 
     Raises:
-        ConfigError: No row has the variant; or one has it, and the method that it is trained as has not: its data and training
-            would be of another variant than its network.
+        ConfigError: No row has the variant, or a row has it but the method whose training settings it takes does not: its data
+            and training would be of another variant than its network.
     """
     known = [name for model, method in pairs for name in variants(benchmark, model, method)]
     if variant not in known:

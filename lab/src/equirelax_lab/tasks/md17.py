@@ -1,4 +1,4 @@
-"""MD17 and rMD17: energies and forces of one molecule in many shapes (CR section 5.3, on the original MD17)."""
+"""MD17 and rMD17: energies and forces of one molecule in many conformations (CR section 5.3, on the original MD17)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MD17Dataset(Splits):
     """Which molecule, and how many frames of it.
 
     Attributes:
-        molecule: One of ten; aspirin (21 atoms) and ethanol (9 atoms) are the ones measured here.
-        source: The recomputed rmd17, or the original md17, of which the papers report.
+        molecule: One of ten molecules; aspirin (21 atoms) and ethanol (9 atoms) are measured here.
+        source: The recomputed rmd17, or the original md17, on which the papers report.
         train: Training frames.
         val: Validation frames.
         test: Test frames; null takes all others.
@@ -51,7 +51,7 @@ class MD17Dataset(Splits):
 
     @property
     def counts(self) -> tuple[int, int, int | None]:
-        """Frames of every split. Raises `ConfigError` where those of training or validation are not given."""
+        """The number of frames of every split. Raises `ConfigError` where that of training or validation is not given."""
         if self.train is None or self.val is None:
             raise ConfigError(
                 "'dataset.train' and 'dataset.val' must be numbers: the test set takes the other frames."
@@ -61,10 +61,10 @@ class MD17Dataset(Splits):
 
 @dataclass(frozen=True, kw_only=True)
 class ForceNetwork(Near):
-    """Size of a network of energies.
+    """Size of a network that predicts energies.
 
     Attributes:
-        size: paper, or small: a few percent of its weights, for one CPU core.
+        size: paper, or small with a few percent of the weights, for one CPU core.
         cutoff: Largest distance of neighbours, Angstrom; the plain network has none.
     """
 
@@ -72,8 +72,8 @@ class ForceNetwork(Near):
 
 
 class MD17Task(Task[MD17Dataset]):
-    """Energy and forces, the exact gradient of the energy. Loss: L1 of the energy plus 80 times the mean length of the
-    forces' errors, both in units of `dataset.scale`. Selected by the forces.
+    """Energy and forces, the exact gradient of the energy. The loss is the L1 error of the energy plus 80 times the mean
+    length of the forces' errors, both in units of `dataset.scale`. Weights are selected by the force error.
     """
 
     name: ClassVar[str] = "md17"
@@ -112,11 +112,11 @@ class MD17Task(Task[MD17Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The frames, each turned by its own rotation where `augment` is set."""
+        """The frames, each rotated by its own rotation where `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every frame and its forces, moved by its own element of O(3)."""
+        """Every frame and its forces, transformed by its own element of O(3)."""
         drawn = O(3).sample(len(batch["energies"]), generator=generator)
         moved = {
             key: turn(batch[key], drawn.to(batch[key]), batch["graph"]) for key in ("positions", "forces")
@@ -191,11 +191,11 @@ class MD17Task(Task[MD17Dataset]):
         )
 
     def published(self) -> dict[str, str]:
-        """Empty: we do not know the papers' numbers, which are of the original MD17."""
+        """Empty: we do not know the papers' numbers, which are for the original MD17."""
         return {}
 
     def scaled_down(self) -> str | None:
-        """As for every benchmark, and whether the network is the small one."""
+        """The description of every benchmark, and whether the network is the small one."""
         network: ForceNetwork = self.config.network  # type: ignore[assignment]
         small = "the small network" if network.size == "small" else None
         return "; ".join(filter(None, (small, super().scaled_down()))) or None

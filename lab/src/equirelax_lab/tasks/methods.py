@@ -1,4 +1,4 @@
-"""The methods by the name that recipes and command line use: their settings, and how a run builds them."""
+"""The methods by the names that recipes and the command line use: their settings, and how a run builds them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Course(Scheduled.Settings):
 
     Attributes:
         per: Whether gamma changes at every step or only from epoch to epoch.
-        course_epochs: Epochs that the course takes; null: all of the run's. A longer one is cut off by the run's end, after a
-            shorter one gamma stays at its end.
-        penalty: lie: the Lie derivative and the norm of what a residual adds to the data; projection: the norms of the part of
-            its map that is not equivariant, times lie_weight, and of the part that is, times norm_weight, whatever the data are
-            (see `ProjectionNorms`).
-        degrees: Penalise, in the place of both terms of lie, the mean difference that a rotation by this angle makes (see
-            `FiniteRotation`), times lie_weight, at every step and of all rows; 0 does not.
+        course_epochs: Epochs that the course takes; null takes all epochs of the run. The end of the run cuts off a longer
+            course; after a shorter one gamma keeps its last value.
+        penalty: lie: the Lie derivative and the norm of a residual's output on the data; projection: the norm of the
+            non-equivariant part of its map, times lie_weight, and that of the equivariant part, times norm_weight, whatever
+            the data are (see `ProjectionNorms`).
+        degrees: Penalise, instead of both terms of lie, the mean difference that a rotation by this angle makes (see
+            `FiniteRotation`), times lie_weight, at every step and on all rows; 0 does not.
     """
 
     per: Literal["step", "epoch"] = "epoch"
@@ -73,8 +73,8 @@ class Following(SymmetryFollowing.Settings):
     """SymmetryFollowing: gamma follows the symmetry score of validation samples.
 
     Attributes:
-        measure_every: Steps from one measurement to the next; null measures once an epoch.
-        examples: Validation samples that it is measured on.
+        measure_every: Steps from one measurement to the next; null measures once per epoch.
+        examples: Validation samples that the score is measured on.
     """
 
     measure_every: int | None = within(COUNT, None)  # type: ignore[assignment]
@@ -86,7 +86,7 @@ class Tuning(EquiTuned.Settings):
     """Equi-Tuning: the network's predictions averaged over group elements.
 
     Attributes:
-        reflections: Average over reflections too, where the group has them.
+        reflections: Average over reflections as well, where the group has them.
     """
 
     reflections: bool = False
@@ -94,10 +94,10 @@ class Tuning(EquiTuned.Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Canonicalizer(Settings):
-    """Equi-Adapt: a small equivariant network turns every sample into a pose of its own before the network.
+    """Equi-Adapt: a small equivariant network rotates every sample into a canonical pose before the network.
 
     Attributes:
-        hidden: Channels of vectors of the canonicalising network.
+        hidden: Vector channels of the canonicalising network.
         layers: Its hidden layers.
         neighbours: Nearest neighbours whose mean is its second input.
     """
@@ -109,13 +109,13 @@ class Canonicalizer(Settings):
 
 @dataclass(frozen=True)
 class Choice:
-    """A method on the command line. The settings that make it what it is are in `recipes/methods.yaml`.
+    """A method on the command line. The settings that define it are in `recipes/methods.yaml`.
 
     Attributes:
         description: What it is, in a sentence.
         settings: The class of its settings.
         deploys_relaxed: Whether the trained model is used with its residuals.
-        optimizer: The optimiser that makes the method what it is; None takes the benchmark's.
+        optimizer: The optimiser that defines the method; None takes the benchmark's.
     """
 
     description: str
@@ -138,17 +138,21 @@ CHOICES: dict[str, Choice] = {
     ),
     "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACE.Settings),
     "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACE.Settings),
-    "swing": Choice("trial: gamma swings around 0, and stays there from a step on", Swing.Settings),
+    "swing": Choice("trial: gamma swings around 0, and stays at 0 from a certain step on", Swing.Settings),
     "symmetry-following": Choice(
-        "trial: gamma follows a score of the data's asymmetry, and is 0 where that is noise", Following, True
+        "trial: gamma follows a score of the data's asymmetry, and is 0 where the score is noise",
+        Following,
+        True,
     ),
     "equivariant-control": Choice(
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)", Course
     ),
     "no-schedule": Choice("ablation of CR: gamma is 1 throughout; projected all the same", Course),
-    "no-lie": Choice("ablation of CR: no Lie term, the norm alone", Course),
+    "no-lie": Choice("ablation of CR: no Lie term, only the norm", Course),
     "no-penalty": Choice("ablation of CR: neither Lie term nor norm", Course),
-    "remul": Choice("REMUL: the loss on moved samples as a second task; any network", REMUL.Settings, True),
+    "remul": Choice(
+        "REMUL: the loss on transformed samples as a second task; any network", REMUL.Settings, True
+    ),
     "rpp": Choice("RPP: Gaussian priors on equivariant and residual weights", RPP.Settings, True),
     "equi-tuning": Choice("Equi-Tuning: predictions averaged over group elements; any network", Tuning),
     "equi-adapt": Choice(
@@ -177,12 +181,12 @@ def is_learnt(name: str) -> bool:
 
 
 def is_strict(name: str) -> bool:
-    """Whether the network is trained as its author wrote it, with nothing added (strict, strict-muon)."""
+    """Whether the network is trained as its author wrote it, without additions (strict, strict-muon)."""
     return choice(name).settings is Strict.Settings
 
 
 def needs_residuals(name: str) -> bool:
-    """Whether the method drives residuals, so that it is for networks that have any."""
+    """Whether the method controls residuals, and so needs a network that has some."""
     return not (is_strict(name) or is_wrapper(name) or issubclass(choice(name).settings, REMUL.Settings))
 
 
@@ -200,7 +204,7 @@ def build_method(
     """The method of a run.
 
     Args:
-        relaxation: A relaxed model's handle; for REMUL also a model that is not relaxed.
+        relaxation: The handle of a relaxed model; for REMUL also a model that is not relaxed.
         config: The run's settings.
         steps_per_epoch: Optimiser steps of one epoch, for schedules.
         measure: The symmetry score of held-out samples, for methods that follow it.
@@ -229,7 +233,7 @@ def build_method(
     if isinstance(settings, Following):
         steps = settings.measure_every or steps_per_epoch
         return SymmetryFollowing(relaxation, measure, dataclasses.replace(settings, measure_every=steps))
-    raise ConfigError(f"{config.method} drives no residuals: there is no method to build.")
+    raise ConfigError(f"{config.method} controls no residuals: there is no method to build.")
 
 
 def build_wrapper(
@@ -244,7 +248,7 @@ def build_wrapper(
         group: The benchmark's group.
 
     Raises:
-        ConfigError: The settings are of another method, or Equi-Adapt is to turn something else than point clouds.
+        ConfigError: The settings are of another method, or the inputs for Equi-Adapt are not point clouds.
     """
     if isinstance(settings, Tuning):
         return EquiTuned(
@@ -254,7 +258,7 @@ def build_wrapper(
         raise ConfigError(f"{type(settings).__qualname__} describes no module around a network.")
     if len(inputs) != 1 or inputs[0] != vector(inputs[0].group) or inputs[0].dim != 3:
         raise ConfigError(
-            "equi-adapt turns point clouds, (batch, points, 3) as the one argument of the model; this model takes "
+            "equi-adapt turns point clouds, (batch, points, 3) as the only argument of the model; this model takes "
             f"{', '.join(map(repr, inputs))}. With a canonicaliser of your own use equirelax.methods.EquiAdapted."
         )
     from equirelax_lab.models.canonical import VNCanonicalizer
@@ -264,7 +268,7 @@ def build_wrapper(
 
 
 def _rotations(group: Group) -> Group:
-    """The part of a group of space that has no reflections."""
+    """The subgroup, without reflections, of a group in space."""
     if isinstance(group, E):
         return SE(group.n)
     return SO(group.n) if isinstance(group, O) else group

@@ -23,15 +23,15 @@ AUDIT_SAMPLES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class MocapDataset(Dataset):
-    """Which motion.
+    """The motion to predict.
 
     Attributes:
         subject: run (subject 9, 200 training samples), walk (subject 35, 198), or the name of a case made with
             `equirelax data make mocap`.
         features: Node features: as published (|v| and the height over the largest of the batch), fixed-height
             (over the largest of the training set), or invariant (|v| and joint number: E(3) end to end).
-        starts: Training samples of every trial, the first ones; null takes the protocol's (run: 40 of each of 5 trials,
-            walk: 18 of each of 11).
+        starts: Training samples of every trial, the first ones; null takes those of the protocol (run: 40 of each of 5
+            trials, walk: 18 of each of 11).
     """
 
     subject: str
@@ -47,7 +47,7 @@ class EGNONetwork(Wide):
         layers: Layers, each a temporal convolution and a round of message passing.
         modes: Frequencies that the temporal convolutions keep, 1 to 3.
         time_features: Size of the time embedding.
-        vector_init: Initial weights of the temporal convolutions of vectors are of U(0, vector_init).
+        vector_init: Initial weights of the temporal convolutions of vectors are drawn from U(0, vector_init).
     """
 
     modes: int = within(Range(1, 3))
@@ -72,7 +72,7 @@ class MocapTask(Task[MocapDataset]):
     """Joint positions 26 to 30 frames ahead from positions and velocities. The loss is the mean over these five
     times, the metric the MSE of the last.
 
-    Height as a node feature tells up from down: the network is E(3)-equivariant for given features, the whole
+    Height as a node feature tells up from down. The network is E(3)-equivariant for given features, but the whole
     prediction only under rotations about the vertical and horizontal translations (see `end_to_end`).
     """
 
@@ -102,13 +102,13 @@ class MocapTask(Task[MocapDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """As for every benchmark. The published height is over the largest of the whole batch, not of this rank's part."""
+        """As in `Task`. The published height is relative to the largest of the whole batch, not of this rank's part."""
         batch = super().train_batch(data, indices, generator, share)
         features: Tensor = data.features_of(indices.to(data.device))
         return {**batch, "features": features[share].flatten(0, 1)}
 
     def part(self, data: Any, share: slice) -> Samples:
-        """A rank's part, whose published heights are over the largest of `chunk` samples of the whole set."""
+        """A rank's part, whose published heights are relative to the largest of `chunk` samples of the whole set."""
         part: Samples = data.in_batches(self.chunk).subset(share)
         return part
 
@@ -161,8 +161,8 @@ class MocapTask(Task[MocapDataset]):
         return nn.functional.mse_loss(last, batch["targets"])
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every sample turned, by a rotation of its own, about the mean of its input positions; features stay, so
-        that up turns along.
+        """Rotate every sample, by its own rotation, about the mean of its input positions. Features are kept, so that
+        the upward direction rotates with the sample.
         """
         mean = centres(batch["positions"], batch["graph"])
         shifts = {"positions": mean, "targets": mean, "trajectory": mean[:, None]}
@@ -179,9 +179,9 @@ class MocapTask(Task[MocapDataset]):
         return AuditCase(inputs, (where, vector(group), *rest), where, group)
 
     def end_to_end(self, model: nn.Module) -> tuple[nn.Module, AuditCase]:
-        """The prediction as a function of positions and velocities alone, features made from them, and the case to
-        audit it with: with the features `invariant` it is E(3)-equivariant if the model is; with a height among them
-        only rotations about the vertical, reflections at vertical planes and horizontal translations are left.
+        """The prediction as a function of positions and velocities only, with features made from them, and the case to
+        audit it with. With the features `invariant` it is E(3)-equivariant if the model is. With a height among them,
+        only rotations about the vertical, reflections in vertical planes and horizontal translations remain.
         """
         data = self.load("val")
         batch = data.batch(range(AUDIT_SAMPLES))
@@ -191,8 +191,8 @@ class MocapTask(Task[MocapDataset]):
         return FromMotion(self, model, data, batch), AuditCase(sample, (where, vector(group)), where, group)
 
     def published(self) -> dict[str, str]:
-        """EGNO as ACE has it, whose figures are those of relaxed networks; EGNN as EGNO's paper, the Transformer
-        as REMUL's.
+        """EGNO from ACE's paper, whose figures are those of relaxed networks; EGNN from EGNO's; the Transformer from
+        REMUL's.
         """
         return PUBLISHED.get((self.config.model, self.dataset.subject), {})
 
@@ -215,12 +215,12 @@ PUBLISHED: dict[tuple[str, str], dict[str, str]] = {
 
 
 class FromMotion(nn.Module):
-    """A model's prediction from positions and velocities alone: makes the node and edge features from them.
+    """A model's prediction from positions and velocities only: makes the node and edge features from them.
 
     Args:
-        task, model: what predicts.
-        data: where the batch is from.
-        batch: a batch whose edges are used.
+        task, model: The benchmark, and the model that predicts.
+        data: The data set of the batch.
+        batch: A batch whose edges are used.
     """
 
     def __init__(self, task: MocapTask, model: nn.Module, data: MocapSet, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""ModelNet40: which of 40 kinds is this rotated cloud of points? (CR section 5.1; ACE section 5)"""
+"""ModelNet40: which of 40 classes does this rotated point cloud belong to? (CR section 5.1; ACE section 5)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from equirelax_lab.tasks.task import AuditCase, Batch, Metric, Representations, 
 AUDIT_SAMPLES = 8
 EVALUATION_SEED = 0
 """Seed of the rotations and the dropout of validation and test objects, and of the points and rotations of the training objects
-whose loss is followed: they are the same in every run."""
+whose loss is tracked: they are the same in every run."""
 DROPOUTS = (0.0, 0.25, 0.5, 0.75, 0.85)
 TEN = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
@@ -31,26 +31,26 @@ TEN = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelNetDataset(Dataset):
-    """Which objects, and what is done to their points.
+    """Which objects are used, and how their points are changed.
 
     Attributes:
         classes: All forty, or the ten of ModelNet10.
-        per_class: Training objects of every class, the first ones; null takes all that are not validation's.
+        per_class: Training objects of every class, the first ones; null takes all outside the validation set.
         test_per_class: Test objects of every class, the first ones; null takes all.
         points: Points of a cloud.
-        sampling: Which ones of the file's: other ones in every training batch (and the first ones in evaluation), or
+        sampling: Which of the file's points: different ones in every training batch (and the first ones in evaluation), or
             always the first ones.
-        normalise: Centre the chosen points, and scale them into the unit ball; the file's clouds are so as a whole.
+        normalise: Centre the chosen points, and scale them into the unit ball; the file's whole clouds already are.
         train_rotation: Rotations of training objects: none, about the vertical (z), or any (so3).
         test_rotation: The same for validation and test objects.
         point_dropout: Largest share of points that is dropped from a training object (drawn per object).
         test_point_dropout: The same for validation and test objects; ACE drops there too.
         scale_and_shift: Scale training objects and shift them.
-        scaling: How: all axes alike by 2/3 to 3/2, or every axis by a factor of its own, and a shift by up to 0.2 along
+        scaling: How: all axes alike by 2/3 to 3/2, or every axis by its own factor, and a shift by up to 0.2 along
             each axis; or the latter, then points dropped, all axes alike by 0.8 to 1.25 and a shift by up to 0.1.
         label_smoothing: Share of the target that is spread over all classes.
         conditions: Further measurements on the test set: point dropout, or that and corruptions.
-        conditions_per_class: Test objects of every class that these are made on; null takes all.
+        conditions_per_class: Test objects of every class for these measurements; null takes all.
     """
 
     classes: Literal["all", "ten"] = "all"
@@ -75,7 +75,7 @@ class CloudNetwork(Network):
     """Size of a network on point clouds.
 
     Attributes:
-        width: Factor on all numbers of channels; 1 is the papers' size.
+        width: Factor on all channel numbers; 1 is the papers' size.
         neighbours: Neighbours of a point in the graphs; PointNet has none.
         dropout: Share of the head's hidden features that training drops.
     """
@@ -110,7 +110,7 @@ class ModelNetTask(Task[ModelNetDataset]):
     """All four networks have batch norm over objects."""
 
     def load(self, split: Split) -> CloudSet:
-        """The split; validation and test objects are rotated and thinned out once, as configured."""
+        """The split; validation and test objects are rotated, and their points dropped, once, as configured."""
         d = self.dataset
         data = modelnet.load(
             split,
@@ -130,7 +130,7 @@ class ModelNetTask(Task[ModelNetDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """Points, dropout, scale, shift and rotation for every object (the order of CR's training); with the scaling
+        """Points, dropout, scale, shift and rotation for every object (the order of CR's training). With the scaling
         `twice` the rotation comes before the dropout, as there.
         """
         d = self.dataset
@@ -153,7 +153,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return {"points": points[share], "labels": batch["labels"][share]}
 
     def as_trained(self, data: Any) -> CloudSet:
-        """The objects with as many points as training reads, and rotated as there, each by a rotation of its own."""
+        """The objects with as many points as in training, and rotated as in training, each by its own rotation."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         points = self._chosen_points(data.points, generator)
         turns = clouds.rotations(self.dataset.train_rotation, len(points), generator)
@@ -177,7 +177,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         """The configured network for the configured number of classes.
 
         Raises:
-            RepresentationError: sizes that make no network.
+            RepresentationError: The sizes do not make a network.
         """
         network: CloudNetwork = self.config.network  # type: ignore[assignment]
         classes = len(TEN) if self.dataset.classes == "ten" else modelnet.CLASSES
@@ -200,7 +200,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return predicted
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy; for logarithms of probabilities that is the negative log-likelihood."""
+        """Cross entropy, which for log-probabilities is the negative log-likelihood."""
         return nn.functional.cross_entropy(
             prediction, batch["labels"], label_smoothing=self.dataset.label_smoothing
         )
@@ -210,7 +210,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return (prediction.argmax(1) == batch["labels"]).double().mean()
 
     def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
-        """(2 classes + 1,): objects of every class that are recognised, all of every class, sum of the loss."""
+        """(2 classes + 1,): correctly classified objects of every class, all objects of every class, sum of the loss."""
         classes = prediction.shape[1]
         right = (prediction.argmax(1) == batch["labels"]).double()
         total = torch.bincount(batch["labels"], minlength=classes).double()
@@ -219,7 +219,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return torch.cat([correct, total, loss[None]])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """Instance accuracy, class accuracy (mean over the classes that are there) in %, mean cross entropy."""
+        """Instance accuracy, class accuracy (mean over the classes that occur) in %, mean cross entropy."""
         correct, total = totals[:-1].view(2, -1)
         there = total > 0
         return {
@@ -245,13 +245,13 @@ class ModelNetTask(Task[ModelNetDataset]):
         return found
 
     def _changed(self, data: CloudSet, change: Callable[[Tensor, torch.Generator], Tensor]) -> CloudSet:
-        """The chosen objects, their points changed by the same random numbers in every run."""
+        """The chosen objects, with points changed by the same random numbers in every run."""
         chosen = self._chosen(data)
         points = change(chosen.points, torch.Generator().manual_seed(EVALUATION_SEED))
         return dataclasses.replace(chosen, points=points)
 
     def _chosen(self, data: CloudSet) -> CloudSet:
-        """The first objects of every class, as many as are configured."""
+        """The first objects of every class, as many as configured."""
         count = self.dataset.conditions_per_class
         if count is None:
             return data
@@ -262,24 +262,24 @@ class ModelNetTask(Task[ModelNetDataset]):
         return data.subset((rank < count).nonzero().flatten())
 
     def representations(self) -> Representations:
-        """Points turn, what comes out stays. VN-PointNet has a cross product, which reflections would turn over; the
-        plain networks are shown rotations alone.
+        """Points rotate, the output is invariant. VN-PointNet has a cross product, which is not equivariant to
+        reflections; the plain networks are shown only rotations.
         """
         group: Group = O(3) if self.config.model == "vn-dgcnn" else SO(3)
         return Representations((vector(group),), None, group)
 
     def audit_case(self) -> AuditCase:
-        """Eight validation objects; errors are relative to what tells the objects' logits apart.
+        """Eight validation objects; errors are relative to the differences between the objects' logits.
 
-        Logits of all objects have much in common, at the start of training nearly everything: relative to their
-        size even a broken network would look invariant.
+        The logits of all objects have a large common part, at the start of training nearly their whole size. Relative to
+        that size even a broken network would look invariant.
         """
         batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
         kinds = self.representations()
         return AuditCase(self.inputs(batch), kinds.inputs, kinds.output, kinds.group, head=_contrast)
 
     def scaled_down(self) -> str | None:
-        """As for every benchmark, and whether there are ten classes."""
+        """The description of every benchmark, and whether there are ten classes."""
         ten = "10 of 40 classes" if self.dataset.classes == "ten" else None
         return "; ".join(filter(None, (ten, super().scaled_down()))) or None
 
@@ -297,5 +297,5 @@ def _corruption(name: str, severity: int) -> Callable[[Tensor, torch.Generator],
 
 
 def _contrast(logits: Tensor) -> Tensor:
-    """Logits (b, classes) less their mean over the objects."""
+    """Logits (b, classes) minus their mean over the objects."""
     return logits - logits.mean(0)

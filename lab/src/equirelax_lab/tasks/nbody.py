@@ -23,19 +23,19 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class NBodyDataset(Splits):
-    """Which trajectories.
+    """Which trajectories are used.
 
     Attributes:
         train: Training samples, the first ones of the set (the papers use 3,000; a set is made with 10,000).
         val: Validation samples (a set is made with 2,000).
         test: Test samples (a set is made with 2,000).
         draw: Training and validation systems: shared, the same in every run, or seeded, the set whose seed is the run's, so that
-            differences between methods are seen over data too. Test systems are always those of seed 0.
+            differences between methods also vary with the data. Test systems are always those of seed 0.
         system: Charged particles: 5 bodies.
-        clamp: The force rule: by component as in the public data, or by norm, which is equivariant.
+        clamp: How the force is clamped: by component as in the public data, or by norm, which is equivariant.
         rotations: What `augment` does: one rotation of a whole training batch, or one for each of its systems.
-        rotate_evaluation: Turn validation and test systems too, each by a rotation of its own, the same ones in every run.
-            An equivariant network cannot tell.
+        rotate_evaluation: Rotate validation and test systems as well, each by its own rotation, the same ones in every run.
+            It makes no difference to an equivariant network.
     """
 
     system: Literal["charged"] = "charged"
@@ -56,8 +56,8 @@ class SEGNNNetwork(Steerable):
 
     Attributes:
         centre: Subtract each system's mean position: E(3) instead of O(3).
-        axis_centre: Subtract from every position its own mean over x, y and z, as the released code does. No rotation
-            respects that: the network is not equivariant then.
+        axis_centre: Subtract from every position its own mean over x, y and z, as the released code does. The network is
+            then not equivariant, since rotations do not commute with that.
     """
 
     centre: bool = False
@@ -103,7 +103,7 @@ class NBodyTask(Task[NBodyDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The systems; with `augment` all turned by one rotation, or each by its own."""
+        """The systems; with `augment` all rotated by one rotation, or each by its own."""
         if not self.config.training.augment or self.dataset.rotations == "batch":
             return super().train_batch(data, indices, generator, share)
         turns = random_rotation(generator, count=len(indices))[share]
@@ -111,7 +111,7 @@ class NBodyTask(Task[NBodyDataset]):
         return batch
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every system and its target, turned about the origin by its own rotation."""
+        """Every system and its target, rotated about the origin by its own rotation."""
         return turn_each(batch, ("positions", "velocities", "targets"), generator)
 
     def build_model(self) -> nn.Module:
@@ -143,7 +143,7 @@ class NBodyTask(Task[NBodyDataset]):
         return b["positions"], b["velocities"], b["features"], b["edge_index"], b["edge_features"]
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Positions (nodes, 3) at the target frame; SEGNN predicts what is added to the input's."""
+        """Positions (nodes, 3) at the target frame; SEGNN predicts the displacement from the input's."""
         output: Tensor = model(*self.inputs(batch))
         return batch["positions"] + output if self.config.model == "segnn" else output
 
@@ -152,7 +152,7 @@ class NBodyTask(Task[NBodyDataset]):
         return nn.functional.mse_loss(prediction, batch["targets"])
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """The loss, which is the metric too."""
+        """The loss, which is also the metric."""
         return self.loss(prediction, batch)
 
     def audit_case(self) -> AuditCase:

@@ -1,8 +1,8 @@
 """The course of gamma under ACE's two Adams where the task does not depend on it: an orbit around 0.
 
-ACE as released (arXiv 2505.13631) moves gamma and its multiplier lambda by Adam. Where the task's loss does not depend on gamma,
-both see lambda gamma alone, and Adam divides the size of the gradient away: gamma circles, with an amplitude that is set by the
-learning rate of gamma and a period that is set by Adam's betas.
+ACE as released (arXiv 2505.13631) updates gamma and its multiplier lambda with Adam. Where the task's loss does not depend on
+gamma, both have only the gradient of lambda gamma, and Adam normalises its size. gamma oscillates, with an amplitude that is
+set by the learning rate of gamma and a period that is set by Adam's betas.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from equirelax.errors import ConfigError
 from equirelax.methods.dual import BETAS
 
 CURVATURES = (0.0, 0.01, 0.1, 1.0)
-"""Curvatures c of the task's loss in gamma, c/2 gamma^2, that are shown beside each other."""
+"""Curvatures c of the task's loss in gamma, c/2 gamma^2, that are shown side by side."""
 
 
 def simulate(
@@ -29,21 +29,21 @@ def simulate(
     curvature: float = 0.0,
     residuals: int = 1,
 ) -> tuple[list[float], list[float]]:
-    """(gamma, lambda) before every step and after the last one, each `steps + 1` numbers, float64.
+    """Simulate (gamma, lambda) before every step and after the last one, each `steps + 1` numbers, float64.
 
     gamma descends and lambda ascends on lambda gamma + curvature / 2 gamma^2, both by Adam with its default betas, both with
-    gradients at the same moment: the terms of one residual in ACE's Lagrangian, and a task that is quadratic in gamma.
+    gradients at the same point: the terms of one residual in ACE's Lagrangian, and a task that is quadratic in gamma.
 
     Args:
-        steps: number of optimizer steps, >= 1.
-        lr: learning rate of gamma.
-        dual_lr, dual_eps: learning rate and epsilon of lambda.
+        steps: Number of optimizer steps, >= 1.
+        lr: Learning rate of gamma.
+        dual_lr, dual_eps: Learning rate and epsilon of lambda.
         initial: gamma at the start; lambda starts at 0.
         curvature: c >= 0.
-        residuals: number of residuals over whose terms a mean is taken; 1 for a sum.
+        residuals: Number of residuals over whose terms the mean is taken; 1 for a sum.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: A number is out of range.
     """
     if steps < 1 or curvature < 0 or residuals < 1 or not (lr > 0 and dual_lr > 0):
         raise ConfigError(
@@ -60,7 +60,7 @@ def simulate(
 
 
 class _Adam:
-    """Adam's step for one number: a tensor of one entry would take a hundred times as long."""
+    """Adam for one number; a tensor of one entry would take a hundred times as long."""
 
     def __init__(self, lr: float, eps: float) -> None:
         self.lr, self.eps = lr, eps
@@ -77,10 +77,10 @@ class _Adam:
 
 
 def describe(gammas: Sequence[float]) -> dict[str, Any]:
-    """Where gamma goes through zero, and how far it goes between: {"crossings", "half_periods", "amplitudes"}.
+    """Where gamma crosses zero, and how large it gets in between: {"crossings", "half_periods", "amplitudes"}.
 
-    Crossings are steps (the first one behind the change of sign), half-periods the steps between two of them, amplitudes the
-    largest abs(gamma) between two of them.
+    Crossings are steps (the first one after the change of sign), half-periods the steps between two crossings, amplitudes the
+    largest abs(gamma) between two crossings.
     """
     crossings = [
         i for i in range(1, len(gammas)) if gammas[i - 1] * gammas[i] < 0 or gammas[i] == 0 != gammas[i - 1]

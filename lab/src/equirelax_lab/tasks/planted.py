@@ -1,4 +1,4 @@
-"""A mistake planted in a network, and the audit that names its place: the second part of `equirelax demo`."""
+"""Plant a mistake in a network, and find its place with an audit: the second part of `equirelax demo`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SYSTEMS, BODIES = 4, 5
 
 
 class CentredProduct(TensorProduct):
-    """A tensor product that subtracts from every vector its own mean over x, y and z, which no rotation respects.
+    """A tensor product that subtracts from every vector its own mean over x, y and z, which is not equivariant.
 
-    The code of SEGNN does so with the positions that it reads (RobDHess/Steerable-E3-GNN, issue 12).
+    The code of SEGNN does this to its input positions (RobDHess/Steerable-E3-GNN, issue 12).
     """
 
     def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
-        """As `TensorProduct`, but for the mistake."""
+        """Like `TensorProduct`, except for the mistake."""
         out = super().forward(x, attributes)
         parts = []
         for (_, ir), part in zip(
@@ -40,8 +40,8 @@ def run_planted(seed: int, layers: int = 4) -> dict[str, Any]:
     """Audit a SEGNN, plant the mistake in one of its tensor products, and audit it again.
 
     Args:
-        seed: Of the weights, the systems, and the place of the mistake.
-        layers: Of the SEGNN.
+        seed: Seed of the weights, the systems, and the place of the mistake.
+        layers: Layers of the SEGNN.
 
     Returns:
         Plain data: `planted` and `named` (paths of modules), `before` and `after` (relative equivariance errors), `modules` (for

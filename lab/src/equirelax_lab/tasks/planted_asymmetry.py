@@ -1,8 +1,9 @@
 """An asymmetry planted at one layer of a small network's task: does the symmetry score name the layer?
 
-A vector-neuron network with a trunk of two layers and three heads. The targets come from a network of the same kind; at one of
-its five layers a dense map that no rotation leaves alone is added ("planted"), or at none. A strict network is trained on fresh,
-isotropic examples and scored on held-out ones as it trains; a relaxed one lets its gammas follow the score.
+The network is a vector-neuron network with a trunk of two layers and three heads. The targets come from a network of the same
+kind, in which a dense map that no rotation leaves unchanged is added ("planted") at one of its five layers, or at none. A strict
+network is trained on fresh, isotropic examples and scored on held-out ones as it trains. In a relaxed one the gammas follow the
+score.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ LAYERS = ("trunk.0", "trunk.1", "heads.0", "heads.1", "heads.2")
 NOWHERE = "nowhere"
 PLANTED = (NOWHERE, *LAYERS)
 FOLLOWED = (NOWHERE, "heads.1", "trunk.0")
-"""Where something is planted for the network whose gammas follow."""
+"""Where an asymmetry is planted for the network whose gammas follow the score."""
 BATCH, HELD_OUT = 128, 512
 RATE, NOISE, STRENGTH = 5e-3, 0.3, 1.0
-"""Learning rate of Adam; standard deviations of the targets' noise, and of what is planted as a share of the layer's output."""
+"""Learning rate of Adam; standard deviation of the targets' noise; standard deviation of the planted map's output, relative to
+that of the layer's output."""
 FOLLOWING = SymmetryFollowing.Settings(measure_every=10)
 
 Batch = tuple[Tensor, Tensor]
@@ -63,10 +65,10 @@ class Examples:
 
     Args:
         planted: One of `PLANTED`.
-        seed: Of the network that makes the targets, and of the examples.
+        seed: Seed of the network that makes the targets, and of the examples.
 
     Raises:
-        ConfigError: `planted` is no layer.
+        ConfigError: `planted` is not a layer.
     """
 
     def __init__(self, planted: str, seed: int) -> None:
@@ -101,7 +103,7 @@ class Examples:
         return torch.randn(count, CHANNELS, 3, dtype=torch.float64, generator=self._draws)
 
     def draw(self, count: int) -> Batch:
-        """Inputs (count, 4, 3), isotropic, and targets (count, 3, 3): of variance 1 where nothing is planted, and noise."""
+        """Draw inputs (count, 4, 3), isotropic, and targets (count, 3, 3): of variance 1 where nothing is planted, plus noise."""
         x = self._inputs(count)
         with torch.no_grad():
             y = self.teacher(x) / self._scale
@@ -115,7 +117,7 @@ def errors(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def moments(steps: int, records: int) -> Iterator[int]:
-    """Numbers of steps at which a course is recorded: the start, then closer together at the beginning, and the end."""
+    """The steps at which a course is recorded: the start, the end, and steps in between that are denser at the beginning."""
     yield from sorted({round(steps * (index / records) ** 2) for index in range(records + 1)})
 
 
@@ -125,12 +127,12 @@ def train_strict(planted: str, steps: int, seed: int = 0, records: int = 20) -> 
     Args:
         planted: One of `PLANTED`.
         steps: Number of optimizer steps.
-        seed: Of targets, examples and initial weights.
+        seed: Seed of the targets, examples and initial weights.
         records: How often it is scored after the start.
 
     Returns:
         {"planted", "step", "loss" (held out), "ratio" (over all layers), "ratios" (key -> r), lists over moments; "score", the
-        last one as plain data}.
+        last score as plain data}.
     """
     examples = Examples(planted, seed)
     held_out = examples.draw(HELD_OUT)
@@ -160,8 +162,8 @@ def train_following(planted: str, steps: int, seed: int = 0) -> dict[str, Any]:
         planted, steps, seed: As for `train_strict`, with the same examples.
 
     Returns:
-        {"planted", "step", "gammas" (key -> gamma), lists over the measurements and the start; "loss" and "loss_strict", held out
-        at the end, as deployed and with all gamma 0}.
+        {"planted", "step", "gammas" (key -> gamma), lists over the start and the measurements; "loss" and "loss_strict", the
+        held-out losses at the end, as deployed and with all gamma 0}.
     """
     examples = Examples(planted, seed)
     held_out = examples.draw(HELD_OUT)
@@ -201,7 +203,7 @@ def run_planted(steps: int = 1000, seeds: Sequence[int] = (0,)) -> dict[str, Any
 
     Args:
         steps: Number of optimizer steps of every network.
-        seeds: Of targets, examples and initial weights; everything is done for each.
+        seeds: Seeds of the targets, examples and initial weights; everything is repeated for each.
 
     Returns:
         {"settings": {...}, "strict": [see `train_strict`], "following": [see `train_following`]}, runs with their "seed".

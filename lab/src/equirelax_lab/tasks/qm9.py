@@ -23,15 +23,15 @@ PAPERS_TRAIN = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class QM9Dataset(Splits):
-    """Which molecules, and what is learnt about them.
+    """Which molecules are used, and what is learnt about them.
 
     Attributes:
         target: The property.
-        targets: Standardised after subtracting atomic references, less their mean and divided by their mean absolute
-            deviation (mad), all from the training molecules alone, or raw.
+        targets: Standardised after subtracting atomic references, or with the mean subtracted and divided by the mean
+            absolute deviation (mad), all computed from the training molecules only, or raw.
         source: The 16,771 molecules of qm9_subset.npz, or all 130,831 of qm9.npz.
-        partition: Of the subset: in the order of its file, where validation and test molecules are of other kinds
-            than those of training, shuffled, or seeded: shuffled anew for every seed of a run. full is never ordered.
+        partition: How the subset is split: ordered, as in its file, where validation and test molecules are of other
+            kinds than those of training; shuffled; or seeded, shuffled anew for every seed of a run. full is never ordered.
         train: Training molecules, in a fixed random order; null takes all (13,000 of the subset).
         val: Validation molecules; null takes all (1,800).
         test: Test molecules; null takes all (1,971).
@@ -75,7 +75,7 @@ class MolecularSEGNNNetwork(Near, Steerable):
     Attributes:
         norm: Normalise the features of every layer over the atoms of a molecule, or not at all.
         pooling: How the atoms' features become the molecule's.
-        distances: What messages read of a distance: itself, or its square.
+        distances: The input of messages: the distance itself, or its square.
         harmonics: Normalisation of the spherical harmonics (of e3nn).
     """
 
@@ -111,7 +111,7 @@ class QM9Task(Task[QM9Dataset]):
         self.metric = Metric(f"MAE of {name}", "1e-3" if thousandths else "1", "meV" if thousandths else unit)
 
     def load(self, split: Split) -> MoleculeSet:
-        """The split, with the edges of a SEGNN, which are the same in every batch."""
+        """The split, with the edges for a SEGNN, which are the same in every batch."""
         d = self.dataset
         data = qm9.load(
             split,
@@ -133,12 +133,12 @@ class QM9Task(Task[QM9Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The molecules, each turned by its own rotation where `augment` is set."""
+        """The molecules, each rotated by its own rotation where `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every molecule moved by an element of E(3) of its own, translated by up to 1 Angstrom along each axis; the
-        targets are invariant.
+        """Every molecule transformed by its own element of E(3), with a translation of up to 1 Angstrom along each axis;
+        the targets are invariant.
         """
         count = batch["targets"].shape[0]
         where, graph = batch["positions"], batch["graph"]
@@ -179,7 +179,7 @@ class QM9Task(Task[QM9Dataset]):
         return tuple(batch[name] for name in names)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The scaled property, (molecules, 1) float64: the largest energies have more digits than float32."""
+        """The scaled property, (molecules, 1) float64: the largest energies need more digits than float32 has."""
         predicted: Tensor = model(*self.inputs(batch))
         return predicted.double()
 
@@ -199,13 +199,13 @@ class QM9Task(Task[QM9Dataset]):
         return AuditCase(inputs, where, trivial(group), group)
 
     def published(self) -> dict[str, str]:
-        """SchNet on U0, in ACE; the unit is not stated in our source, the training set was all of QM9."""
+        """SchNet on U0, from ACE. Our source does not state the unit; the training set was all of QM9."""
         if self.config.model == "schnet" and self.dataset.target == "U0":
             return {"strict": "9.64 (unit unknown)", "ace": "3.40 (unit unknown)"}
         return {}
 
     def scaled_down(self) -> str | None:
-        """As for every benchmark, and whether there are fewer training molecules than in the papers."""
+        """The description of every benchmark, and whether there are fewer training molecules than in the papers."""
         d = self.dataset
         words = [super().scaled_down()]
         if d.train is None and d.source == "subset":

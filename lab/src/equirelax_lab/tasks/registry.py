@@ -64,7 +64,7 @@ def defaults(
     """The settings of a recipe; `model` None takes the benchmark's first. See `equirelax_lab.recipes.read`.
 
     Raises:
-        ConfigError: an unknown benchmark, model, method or variant.
+        ConfigError: The benchmark, model, method or variant is unknown.
     """
     task = task_class(benchmark)
     model = model or next(iter(task.models))
@@ -93,7 +93,7 @@ def base_of(config: RunConfig) -> RunConfig:
 
 
 def named(config: RunConfig) -> dict[str, Any]:
-    """The recipe that a run began with, and the settings in which it differs, in the layout of result.json."""
+    """The recipe that a run started from, and the settings in which it differs, in the layout of result.json."""
     differing = {} if config.recipe == EARLIER else changes(config, base_of(config))
     return {
         "variant": config.recipe,

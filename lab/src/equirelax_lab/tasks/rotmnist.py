@@ -1,4 +1,4 @@
-"""Rotated digits: which digit is this, turned by any angle? A finite group approximates a continuous one."""
+"""Rotated digits: which digit is this, rotated by any angle? A finite group approximates a continuous one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsDataset(Splits):
-    """Which images.
+    """Which images are used.
 
     Attributes:
         source: MNIST's, rotated by any angle (10,000 training, 2,000 validation, 50,000 test images), or scikit-learn's
@@ -39,9 +39,9 @@ class ClassifierNetwork(Network):
     """Size of a convolutional classifier.
 
     Attributes:
-        width: Fields of the first stage, each as many channels as the group has elements; the plain network has as many
+        width: Fields of the first stage, each with as many channels as the group has elements; the plain network has as many
             channels as that of C4.
-        stages: Of two convolutions each; the size is halved in between.
+        stages: Stages of two convolutions each; the size of the image is halved between them.
     """
 
     width: int = within(WIDTH)
@@ -49,13 +49,13 @@ class ClassifierNetwork(Network):
 
 
 class RotMNISTTask(Task[DigitsDataset]):
-    """Class of an image of a digit, rotated at random in training and test; accuracy."""
+    """Class of an image of a digit, rotated at random in training and test; the metric is accuracy."""
 
     name: ClassVar[str] = "rotmnist"
     title: ClassVar[str] = "Rotated MNIST: digits at any angle"
     models: ClassVar[dict[str, str]] = {
-        "c4": "group convolutions of C4, regular fields: invariant to turns by 90 degrees",
-        "d4": "group convolutions of D4: invariant to reflections too, which digits are not",
+        "c4": "group convolutions of C4, regular fields: invariant to rotations by 90 degrees",
+        "d4": "group convolutions of D4: also invariant to reflections, which digits are not",
         "plain": "convolutions of the same width: not equivariant",
     }
     dataset_type = DigitsDataset
@@ -74,14 +74,14 @@ class RotMNISTTask(Task[DigitsDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The images; with `augment` each is turned by its own element of C4 (or D4)."""
+        """The images; with `augment` each is transformed by its own element of C4 (or D4)."""
         batch: Batch = data.batch(indices[share])
         if not self.config.training.augment:
             return batch
         return self._turned(batch, self._group.sample(len(indices), generator=generator)[share])
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every image turned by its own element of C4 (or D4); the class stays."""
+        """Every image transformed by its own element of C4 (or D4); the class is kept."""
         return self._turned(batch, self._group.sample(len(batch["images"]), generator=generator))
 
     def _turned(self, batch: Batch, elements: Tensor) -> Batch:
@@ -113,7 +113,7 @@ class RotMNISTTask(Task[DigitsDataset]):
         return (prediction.argmax(1) == batch["labels"]).double().mean()
 
     def audit_case(self) -> AuditCase:
-        """Eight validation images; errors are relative to what tells the images' logits apart."""
+        """Eight validation images; errors are relative to the differences between the images' logits."""
         batch = self.eval_batch(self.load("val"), range(AUDIT_SAMPLES))
         return AuditCase(
             self.inputs(batch),

@@ -1,6 +1,6 @@
-"""A small network relaxed, trained and projected, measured on the way: the first part of `equirelax demo`.
+"""Relax, train and project a small network, and measure it on the way: the first part of `equirelax demo`.
 
-The task is the force on a charge, F = q (E + v x B): what it is made of turns, and mirrors, in three different ways.
+The task is the force on a charge, F = q (E + v x B). Its inputs transform in three different ways under O(3).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ForceNetwork(nn.Module):
         self.force = o3.FullyConnectedTensorProduct(self.gate.irreps_out, read, OUT)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply the inputs and 1 in pairs, and what comes out with them again."""
+        """Multiply the inputs and 1 in pairs, and multiply the result with them again."""
         read = torch.cat([torch.ones_like(x[:, :1]), x], -1)
         force: Tensor = self.force(self.gate(self.pairs(read, read)), read)
         return force
@@ -71,12 +71,12 @@ def run_round_trip(seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     """Relax a network, train it, project it, and measure before, during and after.
 
     Args:
-        seed: Of weights, data and order.
-        epochs: Of training; 8 steps each.
+        seed: Seed of the weights, the data and their order.
+        epochs: Epochs of training; 8 steps each.
 
     Returns:
         Plain data: `stages` (name, equivariance error, test error), `course` (step, equivariance error of the relaxed network,
-        gamma), `parameters` {strict, relaxed}, `same_keys` and `code`, the source of what was run.
+        gamma), `parameters` {strict, relaxed}, `same_keys` and `code`, the source of the code that was run.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """The settings of a run: every field is a flag of the command line, a key of config.yaml and a line of documentation.
 
 The numbers of the experiments are in the recipes (`equirelax_lab.recipes`) and have no default here. A default switches its
-setting off, or does what version 0.1 did.
+setting off, or keeps the behaviour of version 0.1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from equirelax.settings import (
 from equirelax_lab.recipes.recipe import SECTIONS
 
 NAMES = ("benchmark", "model", "method", "recipe", "trained_as")
-"""Keys that say which settings a run begins with."""
+"""Keys that say which settings a run starts from."""
 EARLIER = "0.1"
 """The variant of runs of version 0.1, which had no recipes."""
 LARGEST_FILE = 100_000
@@ -48,13 +48,13 @@ LARGEST_FILE = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Settings):
-    """Settings of the optimiser muon, which orthogonalises the steps of matrices and leaves everything else to adam, at adam's
-    learning rates.
+    """Settings of the optimiser muon, which orthogonalises the steps of matrices and leaves all other parameters to adam, at
+    adam's learning rates.
 
     Attributes:
         muon_momentum: Momentum of muon.
         muon_rms: Root mean square of the entries of muon's steps over the learning rate; 1 is that of adam's first step, 0.2
-            what language models are trained with.
+            is usual for language models.
     """
 
     muon_momentum: float = within(SHARE, 0.95)
@@ -67,14 +67,14 @@ class LearningRate(Settings):
 
     Attributes:
         learning_rate: Step size of the optimiser (eta_p in ACE).
-        schedule: constant, step (times `step_factor` every `step_epochs`), milestones (times `step_factor` at every one of
+        schedule: constant, step (times `step_factor` every `step_epochs`), milestones (times `step_factor` at each of
             `milestones`), or cosine (down to `final_learning_rate` at the end).
         step_epochs: Epochs between two steps of the schedule step.
         step_factor: Factor of the schedules step and milestones.
         milestones: Shares of the epochs at which the schedule milestones steps, such as 0.8 and 0.9.
         final_learning_rate: Learning rate at the end of the schedule cosine.
         hold: Share of the epochs before the schedule cosine begins to fall.
-        restart_epochs: Epochs after which the schedule cosine starts anew at its full size (warm restarts); null: never.
+        restart_epochs: Epochs after which the schedule cosine starts again at its full size (warm restarts); null: never.
         warmup_epochs: Epochs over which the learning rate first rises to its full size, in equal steps.
     """
 
@@ -95,11 +95,11 @@ class Protocol(Settings):
 
     Attributes:
         ema: Decay of an average of the weights over training steps, bias-corrected, which is validated, selected and tested
-            beside the weights themselves; 0 keeps no average.
+            along with the weights themselves; 0 keeps no average.
         select: The weights that are tested: those of the best validation, or the last ones.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
         checkpoint_every: Epochs from one resumable checkpoint to the next.
-        audit_every: Validations from one measurement of the equivariance error to the next, and at the end; 0 never
+        audit_every: Validations from one measurement of the equivariance error to the next, with one at the end; 0 never
             measures during training. It changes nothing else in the run.
     """
 
@@ -119,13 +119,13 @@ class Training(Protocol, Muon, LearningRate):
         batch_size: Samples of one step, over all devices together.
         optimizer: The optimiser of weights, residuals and learnt strengths.
         residual_rate: Learning rate of the residuals' weights over that of all other parameters.
-        projected_share: Share s of the projected network's loss on the same batch in what is minimised, which is
+        projected_share: Share s of the projected network's loss on the same batch in the objective
             (1 - s) L(gamma) + s L(0); 0 does not compute it.
         weight_decay: L2 term of weights and residuals (adamw, muon: decoupled); strengths (gamma) never decay.
-        decay_biases: Whether weight decay holds for biases and for the weights of norm layers.
+        decay_biases: Whether weight decay applies to biases and to the weights of norm layers.
         momentum: Momentum of sgd.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
-        augment: Move every training batch by a random element of the benchmark's group.
+        augment: Transform every training batch by a random element of the benchmark's group.
         drop_last: Leave out an epoch's last batch where it is smaller than the others.
     """
 
@@ -144,17 +144,17 @@ class Training(Protocol, Muon, LearningRate):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualSettings(Settings):
-    """Where the residuals stand, and what they are made of.
+    """Where the residuals are placed, and of which kind they are.
 
-    In files and on the command line the settings of the kind stand beside the others, `kind` is its name, and the name
-    stream stands for the residual stream of a placement, which has no settings.
+    In files and on the command line the settings of the kind are listed with the others, `kind` is its name, and the name
+    stream denotes the residual stream of a placement, which has no settings.
 
     Attributes:
-        placement: Name of a placement; it says which modules get a residual and what the residual reads. none for
+        placement: Name of a placement, which determines the modules that get a residual and the residual's input; none for
             networks that have nothing to relax.
         exclude: Path patterns of layers that get no residual.
         unbiased: Path patterns of layers whose residual has no bias, whatever the kind's `bias` says.
-        kind: What the residuals are made of; a new kind takes over the settings that it shares with the one before.
+        kind: The kind of residuals; a new kind takes over the settings that it shares with the previous one.
     """
 
     placement: str
@@ -166,8 +166,8 @@ class ResidualSettings(Settings):
     def of(
         cls, values: Mapping[str, Any], key: str = "{}", error: type[EquirelaxError] | None = None
     ) -> ResidualSettings:
-        """Settings from values in the layout of files. What only other kinds know is left out: recipes begin with the settings
-        of another method, and so perhaps of another kind.
+        """Settings from values in the layout of files. Settings that only other kinds have are left out, because recipes start
+        from the settings of another method, which may use another kind.
         """
         known = [name for name in values if name in KIND_FIELDS]
         kind = _kind_of(values, Dense(), key, drop=known, error=error or cls.error)
@@ -188,7 +188,7 @@ class ResidualSettings(Settings):
         return super().changed({**_without_kind(values), "kind": kind}, key, error)
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout of files: the kind's name, and its settings beside the others."""
+        """The layout of files: the kind's name, and its settings along with the others."""
         own = {"placement": self.placement, "kind": STREAM if self.kind is None else self.kind.name}
         rest = {"exclude": list(self.exclude), "unbiased": list(self.unbiased)}
         return {**own, **({} if self.kind is None else self.kind.to_dict()), **rest}
@@ -198,7 +198,7 @@ STREAM = "stream"
 KIND_NAMES = (*(name for name in kinds.names() if name != kinds.StreamStep.name), STREAM)
 KIND_FIELDS = {f.name for name in KIND_NAMES if name != STREAM for f in dataclasses.fields(kinds.get(name))}
 EARLIER_KIND = {"init", "std", "bias", "hidden", "layers"}
-"""Settings that stand together only in files of earlier versions, which have those of all kinds."""
+"""Settings that occur together only in files of earlier versions, which have those of all kinds."""
 
 
 def _without_kind(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,11 +216,11 @@ def _kind_of(
     """The kind that `values` name, with its settings in them.
 
     Args:
-        values: In the layout of files.
+        values: The settings, in the layout of files.
         before: The kind that is changed.
         key: See `Settings.of`.
         drop: Settings that are left out where the kind does not have them.
-        error: The class to raise.
+        error: The class of the exception to raise.
     """
     name = values.get("kind", STREAM if before is None else before.name)
     if not isinstance(name, str) or name not in KIND_NAMES:
@@ -245,7 +245,7 @@ def _kind_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Settings):
-    """Which samples: one subclass for every benchmark."""
+    """The samples of a run: one subclass for every benchmark."""
 
     @property
     def seeded(self) -> bool:
@@ -255,7 +255,7 @@ class Dataset(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Splits(Dataset):
-    """How many samples.
+    """The number of samples in each split.
 
     Attributes:
         train: Training samples; null takes all.
@@ -270,7 +270,7 @@ class Splits(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Settings):
-    """The strict network's size: one subclass for every model."""
+    """The size of the strict network: one subclass for every model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,9 +326,9 @@ class RunConfig(Settings):
     """One run: its names on the command line, and the settings behind them.
 
     Attributes:
-        seed: Seed of weights, order and augmentation.
-        recipe: The variant of the recipe that the settings begin with, or `EARLIER`.
-        trained_as: METHOD or METHOD VARIANT whose training settings and data the recipe was given; None: its own.
+        seed: Seed of the weights, the order of samples and the augmentation.
+        recipe: The variant of the recipe that the settings start from, or `EARLIER`.
+        trained_as: METHOD or METHOD VARIANT whose training settings and data the recipe was given; None for its own.
     """
 
     benchmark: str
@@ -384,10 +384,10 @@ class RunConfig(Settings):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that is there twice instead of taking the last."""
+    """YAML's safe loader, which refuses a duplicate key instead of taking the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping of keys that differ."""
+        """A mapping without duplicate keys."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for name, count in Counter(names).items():
             if count > 1:
@@ -401,10 +401,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, has a key twice, holds too much, or is not a mapping.
+        ConfigError: The file cannot be read, is not YAML, has a duplicate key, is too large, or is not a mapping.
     """
     try:
-        # the loader builds plain Python values alone, as yaml.safe_load does
+        # the loader builds only plain Python values, as yaml.safe_load does
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
@@ -424,7 +424,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _outgrows(loaded: Any, most: int) -> bool:
-    """Whether there are more than `most` values, those behind YAML's references counted at every place."""
+    """Whether there are more than `most` values, where those behind YAML's aliases count at every place."""
     waiting, count = [loaded], 0
     while waiting and count <= most:
         value = waiting.pop()
@@ -440,7 +440,7 @@ def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The mapping at a key; an empty one where there is none.
 
     Raises:
-        ConfigError: There is something else.
+        ConfigError: The value is something else.
     """
     found = values.get(name)
     if found is None:

@@ -26,21 +26,21 @@ AUDIT_SAMPLES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SmokeDataset(Dataset, smoke.Plumes):
-    """Which simulated plumes, and which windows of them. `equirelax data make smoke` makes them.
+    """Which simulated plumes are used, and which windows of them. `equirelax data make smoke` makes them.
 
     Attributes:
         symmetry: rotation: inflow on one of four sides; scale: plumes at several spatial and temporal scales.
         size: Grid points along each side.
         positions: Inflow positions on every side (10: 40 runs).
         steps: Frames of every run.
-        asymmetry: How much the buoyancy differs by side; 0 is exactly symmetric under turns by 90 degrees.
-        inputs: Frames that a prediction reads.
+        asymmetry: How much the buoyancy differs between sides; 0 is exactly symmetric under rotations by 90 degrees.
+        inputs: Input frames of a prediction.
         outputs: Frames that are rolled out, and compared, in training.
         horizon: Frames that are rolled out in test.
         val_horizon: Frames that are rolled out in validation; null takes as many as in test.
-        every: From one window's start to the next one's, in frames.
+        every: Frames from the start of one window to the start of the next.
         coarsen: Width of the squares of pixels that are averaged into one.
-        loss: Mean squared error over the frames of the roll-out, or the sum of those of its frames.
+        loss: Mean squared error over all frames of the roll-out, or the sum of the errors of its frames.
     """
 
     inputs: int = within(COUNT)
@@ -59,10 +59,10 @@ class PlaneNetwork(Layered):
     Attributes:
         hidden: Fields (plain networks: channels) of the hidden layers; null takes the papers' 92, for scale 64.
         layers: Convolutions (of the MLP: linear layers).
-        kernel: Their width; null takes the papers' 3, for scale 5.
-        group: Of the rotation task's equivariant networks.
+        kernel: Width of the kernels; null takes the papers' 3, for scale 5.
+        group: Group of the rotation task's equivariant networks.
         norm: Normalise the fields of the hidden layers.
-        varied: Start rsteer with weights that differ from place to place of the kernel, and so not equivariant.
+        varied: Start rsteer with weights that vary over the positions of the kernel, which is therefore not equivariant.
     """
 
     hidden: int | None = within(WIDTH, None)
@@ -73,8 +73,8 @@ class PlaneNetwork(Layered):
 
 
 class SmokeTask(Task[SmokeDataset]):
-    """Velocity (2, H, W) of the next frame from ten frames, rolled out; root of the mean squared error of the roll-out
-    on later frames of the training runs (Future) and on runs from other inflow positions (Domain).
+    """Velocity (2, H, W) of the next frame from ten frames, rolled out. The metric is the root mean squared error of the
+    roll-out on later frames of the training runs (Future) and on runs from other inflow positions (Domain).
     """
 
     name: ClassVar[str] = "smoke"
@@ -87,13 +87,13 @@ class SmokeTask(Task[SmokeDataset]):
     chunk: ClassVar[int] = 20
 
     def load(self, split: Split) -> FieldSet:
-        """Windows of training or validation frames; of the test set those of both splits, Future first."""
+        """Windows of training or validation frames; for the test set those of both test splits, Future first."""
         if split == "test":
             return FieldSet.joined([self.windows("future"), self.windows("domain")])
         return self.windows(split)
 
     def windows(self, split: smoke.Split) -> FieldSet:
-        """Windows of one of the data's own splits, as long as training or test needs them."""
+        """Windows of one split of the data, as long as training or test needs them."""
         d = self.dataset
         self._check_steps()
         return smoke.load(
@@ -133,7 +133,7 @@ class SmokeTask(Task[SmokeDataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The windows; with `augment` each is turned by its own element of the group."""
+        """The windows; with `augment` each is transformed by its own element of the group."""
         batch: Batch = data.batch(indices[share])
         if not self.config.training.augment:
             return batch
@@ -141,7 +141,7 @@ class SmokeTask(Task[SmokeDataset]):
         return self._turned(batch, elements)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every window and its targets, turned by its own element of the group."""
+        """Every window and its targets, transformed by its own element of the group."""
         return self._turned(batch, self._elements(len(batch["input"]), generator))
 
     def build_model(self) -> nn.Module:
@@ -166,7 +166,7 @@ class SmokeTask(Task[SmokeDataset]):
         return (batch["input"],)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The roll-out (b, outputs, 2, H, W): every predicted frame is read for the next."""
+        """The roll-out (b, outputs, 2, H, W): every predicted frame is an input of the next."""
         return rollout(model, batch["input"], batch["target"].shape[1])
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
@@ -175,12 +175,12 @@ class SmokeTask(Task[SmokeDataset]):
         return frames * nn.functional.mse_loss(prediction, batch["target"])
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
-        """RSteer's, on how far its weights vary, and RPP's prior on its plain weights; 0 of the other networks."""
+        """RSteer's penalty on the variation of its weights, or RPP's prior on its plain weights; 0 for other networks."""
         found = [m.regulariser() for m in model.modules() if isinstance(m, planes.PlaneForecaster)]
         return found[0] if found else None
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Root of the mean squared error of the batch."""
+        """Root mean squared error of the batch."""
         return nn.functional.mse_loss(prediction, batch["target"]).sqrt()
 
     def statistics(self, prediction: Tensor, batch: Batch, samples: int) -> Tensor:
@@ -215,7 +215,7 @@ class SmokeTask(Task[SmokeDataset]):
         return self.dataset.symmetry == "rotation"
 
     def audit_case(self) -> AuditCase:
-        """A few validation windows, turned by multiples of 90 degrees (and reflected, for D4)."""
+        """A few validation windows, rotated by multiples of 90 degrees (and reflected, for D4)."""
         if not self.auditable:
             raise ConfigError(
                 "smoke with symmetry 'scale' cannot be audited: scalings have no exact action on a grid of pixels. "

@@ -1,4 +1,4 @@
-"""The symmetry score of a benchmark's held-out samples, each a batch of its own, so that every network and loss will do."""
+"""The symmetry score of a benchmark's held-out samples, each in a separate batch, which works for every network and loss."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from equirelax_lab.tasks.task import NO_PLACEMENT, Batch, Split, Task
 class HeldOut:
     """Validation or test samples to score networks on, as they are evaluated: evenly spaced, or drawn at random.
 
-    They are read at the first call. With several ranks each takes its share.
+    The samples are loaded at the first call. Each of several ranks takes its share.
 
     Args:
         task: The benchmark.
-        examples: Number of samples, at least 2; all of them where there are fewer.
-        split: Which samples.
+        examples: Number of samples, at least 2; all samples where there are fewer.
+        split: The split of the samples.
     """
 
     def __init__(self, task: Task[Any], examples: int, split: Split = "val") -> None:
@@ -32,15 +32,15 @@ class HeldOut:
         self._batches: dict[int | None, list[Batch]] = {}
 
     def __call__(self, network: Relaxation | nn.Module, draw: int | None = None) -> SymmetryScore:
-        """The score of a network of the benchmark, relaxed or not; the residuals' places are the run's.
+        """Score a network of the benchmark, relaxed or not; the residuals are placed as in the run.
 
         Args:
             network: The network.
-            draw: None takes evenly spaced samples. A number seeds a draw of `examples` different samples: a sample that is drawn
+            draw: None takes evenly spaced samples. A number seeds a draw of `examples` different samples; a sample that is drawn
                 twice would count as agreement.
 
         Raises:
-            ConfigError: The network is not relaxed, and the run's settings have no places for residuals; or there are no more
+            ConfigError: The network is not relaxed and the run's settings have no places for residuals, or there are no more
                 samples than a draw takes.
             AuditError: No residual can be scored.
         """

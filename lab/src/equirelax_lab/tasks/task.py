@@ -39,7 +39,7 @@ class Metric:
         name: Its name in words.
         unit: A factor: a value of 5.6 with unit "1e-3" is 0.0056.
         symbol: How the unit is printed ("%", "meV"); None prints the factor.
-        higher_is_better: As for accuracies.
+        higher_is_better: Whether higher values are better, as for accuracies.
     """
 
     name: str
@@ -80,7 +80,7 @@ def heading(metric: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Representations:
-    """How the group acts on the model's arguments and on its output (None: not at all)."""
+    """How the group acts on the model's arguments and on its output (None where it does not act)."""
 
     inputs: tuple[Any, ...]
     output: Any
@@ -91,8 +91,7 @@ class Representations:
 class AuditCase:
     """A sample for the model, how the group acts on it and on the output, and the group.
 
-    `head`, if given, is applied to the model's output first: what is measured, relative errors too, is its
-    value.
+    `head`, if given, is applied to the model's output first; its value is measured, also for relative errors.
     """
 
     sample: tuple[Tensor | None, ...]
@@ -131,11 +130,11 @@ class Task(ABC, Generic[D]):
     """Model -> the class of its settings."""
     metric: Metric
     counted: ClassVar[str] = "samples"
-    """The word for what the numbers of the data set's settings count."""
+    """The word for the items that the numbers in the data set's settings count."""
     chunk: ClassVar[int] = 250
     """Samples of one evaluation batch."""
     smallest_batch: ClassVar[int] = 1
-    """Samples that a training step needs on every rank; a smaller last batch of an epoch is left out."""
+    """Fewest samples that a training step needs on every rank; a smaller last batch of an epoch is left out."""
 
     def __init__(self, config: RunConfig, root: Path | None = None) -> None:
         import equirelax_lab.placements  # noqa: F401  (registers placements and layers of the laboratory's networks)
@@ -155,7 +154,7 @@ class Task(ABC, Generic[D]):
         """The settings of a recipe for a model and a method, both known to exist; see `equirelax_lab.recipes.read`.
 
         Raises:
-            ConfigError: there is no such recipe.
+            ConfigError: There is no such recipe.
         """
         return from_recipe(
             read(cls.name, model, method, recipe, trained_as), cls.dataset_type, cls.network_types[model]
@@ -173,11 +172,11 @@ class Task(ABC, Generic[D]):
         Args:
             data: The split, from `load`.
             indices: (b,) samples of the whole batch, over all ranks.
-            generator: Random numbers; they are drawn for the whole batch, so that all ranks together see the batch of a
-                single process.
+            generator: Random numbers, drawn for the whole batch, so that all ranks together have the batch of a single
+                process.
             share: This rank's part of the batch.
 
-        By default the graphs, turned by one rotation per batch where `augment` is set (CR and ACE, N-body).
+        By default the graphs, rotated by one rotation per batch where `augment` is set (CR and ACE, N-body).
         """
         return graph_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
@@ -187,21 +186,21 @@ class Task(ABC, Generic[D]):
         return batch
 
     def as_trained(self, data: Any) -> Samples:
-        """Training samples (`load("train")`, or some of them) with which `eval_batch` makes batches as training has them.
+        """Training samples (`load("train")`, or some of them) from which `eval_batch` makes batches like those of training.
 
-        What `augment` does is left out. By default they are returned as they are: a benchmark overrides this whose
-        `train_batch` makes more of a sample than that. Every call gives the same.
+        The changes of `augment` are left out. By default the samples are returned as they are; a benchmark whose
+        `train_batch` changes samples in other ways overrides this. Every call gives the same.
         """
         samples: Samples = data
         return samples
 
     def part(self, data: Any, share: slice) -> Samples:
-        """A rank's part of the samples that are evaluated; each looks as it does where one rank evaluates all of them."""
+        """A rank's part of the samples to evaluate, each the same as where one rank evaluates all of them."""
         part: Samples = data.subset(share)
         return part
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with every sample moved by a group element of its own, targets too (REMUL).
+        """The batch with every sample and its target transformed by its own group element (REMUL).
 
         Raises:
             ConfigError: This benchmark cannot move its samples.
@@ -225,7 +224,7 @@ class Task(ABC, Generic[D]):
         """The training loss: a scalar, the mean over the batch."""
 
     def regulariser(self, model: nn.Module) -> Tensor | None:
-        """A term that a network of this benchmark adds to the loss, a scalar; None for no term."""
+        """A scalar term that a network of this benchmark adds to the loss, or None."""
         return None
 
     @abstractmethod
@@ -271,8 +270,8 @@ class Task(ABC, Generic[D]):
         """The configured placement with the configured residual.
 
         Raises:
-            PlacementError: an unknown name.
-            ConfigError: a placement that takes no residual, or there is none.
+            PlacementError: The name is unknown.
+            ConfigError: The placement takes no residual, or there is none.
         """
         if self.config.residual.placement == NO_PLACEMENT:
             raise ConfigError(
@@ -339,14 +338,14 @@ def _is_number(value: Any) -> bool:
 def graph_batch(
     data: GraphSet, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
 ) -> Batch:
-    """One rank's share of a batch of graphs, all turned by one rotation or not at all."""
+    """One rank's share of a batch of graphs, all rotated by one rotation or not at all."""
     return data.batch(indices[share], random_rotation(generator) if rotate else None)
 
 
 def molecule_batch(
     data: Any, indices: Tensor, generator: torch.Generator, share: slice, *, rotate: bool
 ) -> Batch:
-    """One rank's share of a batch of molecules, each turned by its own rotation or not at all."""
+    """One rank's share of a batch of molecules, each rotated by its own rotation or not at all."""
     turns = random_rotation(generator, count=len(indices))[share] if rotate else None
     batch: Batch = data.batch(indices[share], turns)
     return batch

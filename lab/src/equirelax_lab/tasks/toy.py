@@ -3,7 +3,7 @@
 Two regression problems for a three-layer vector-neuron network with a dense residual on every layer:
 
 - "symmetric": the targets come from another network of the same kind, so that gamma = 0 can reach them;
-- "broken": a fixed linear map that no rotation leaves alone is added, so that relaxation is really needed.
+- "broken": a fixed linear map that no rotation leaves unchanged is added, so that relaxation is really needed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class VectorNetwork(nn.Module):
 
 
 def gate(x: Tensor) -> Tensor:
-    # |x| / (1 + |x|) in [0, 1): smooth, and a function of the norm alone.
+    # |x| / (1 + |x|) in [0, 1): smooth, and a function of the norm only.
     norm = x.square().sum(-1, keepdim=True).add(1e-6).sqrt()
     return x * norm / (1.0 + norm)
 
@@ -64,10 +64,10 @@ def make_problem(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         name: "symmetric" or "broken".
-        seed: of the data and of the network that made them.
+        seed: Seed of the data and of the network that made them.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: The name is unknown.
     """
     if name not in PROBLEMS:
         raise ConfigError(
@@ -120,25 +120,25 @@ def run_form(
     """Train one form on one problem, full batch, Adam on weights and gamma alike.
 
     Args:
-        problem, form: keys of PROBLEMS and FORMS.
-        steps: number of optimizer steps.
-        lr: eta_p; also the step of the resilient form's slacks.
-        dual_lr: eta_d, gradient ascent as printed.
-        rho: price of the resilient form's slacks.
-        seed: of problem and initial weights.
-        records: number of moments, evenly spaced, at which the state is kept; the last step is one of them.
+        problem, form: Keys of PROBLEMS and FORMS.
+        steps: Number of optimizer steps.
+        lr: eta_p; also the step size of the resilient form's slacks.
+        dual_lr: eta_d, for gradient ascent as printed.
+        rho: Price of the resilient form's slacks.
+        seed: Seed of the problem and the initial weights.
+        records: Number of moments, evenly spaced, at which the state is recorded; the last step is one of them.
 
     Returns:
         {"problem", "form", "paths", "step", "loss_relaxed", "loss_strict", "gamma", "multiplier", "final",
         ...}, where "step" and the losses (mean squared error, targets of variance 1) are lists over moments,
         "gamma", "multiplier", "effective_multiplier", "gamma_weight" (|gamma| times the Frobenius norm of the
-        residual's weight, which is what acts: gamma alone may be traded for it) and, for resilient forms,
+        residual's weight; only the product acts, so that one may be traded for the other) and, for resilient forms,
         "slack" are lists over moments of lists over residuals, and "final" has "max_abs_gamma", "swing_gamma"
         (largest range of one gamma) and "max_gamma_weight" over the last fifth of the moments, and both
         losses at the end.
 
     Raises:
-        ConfigError: unknown problem or form.
+        ConfigError: The problem or form is unknown.
     """
     x, y = make_problem(problem, seed)
     with seeded(seed + 1):
@@ -200,14 +200,14 @@ def run_toy(
     """Run every form on every problem; returns plain data for JSON and plots, the same numbers on every call.
 
     Args:
-        problems, forms: which of PROBLEMS and FORMS.
+        problems, forms: Keys of PROBLEMS and FORMS.
         steps, lr, dual_lr, rho, seed, records: see `run_form`.
 
     Returns:
         {"settings": {...}, "forms": {form: its settings}, "runs": [see `run_form`]}.
 
     Raises:
-        ConfigError: unknown problem or form.
+        ConfigError: A problem or form is unknown.
     """
     settings = {"steps": steps, "lr": lr, "dual_lr": dual_lr, "rho": rho, "seed": seed, "records": records}
     runs = [
