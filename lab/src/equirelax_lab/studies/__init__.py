@@ -1,1 +1,1 @@
-"""Many runs as one: grids of benchmarks, models, methods, settings and seeds from a file."""
+"""Studies: grids of benchmarks, models, methods, settings and seeds from a file."""

@@ -1,4 +1,4 @@
-"""How a study goes on: a live table on a terminal, elsewhere a line for each change and one now and then."""
+"""The progress of a study: a live table on a terminal; elsewhere a line for each change, and a summary now and then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from equirelax_lab.studies.trials import Status, Trial
 from equirelax_lab.training.progress import duration
 
-if TYPE_CHECKING:  # rich is imported when something is shown: a help text needs none
+if TYPE_CHECKING:  # rich is imported only when something is shown; a help text does not need it
     from rich.console import Console
     from rich.table import Table
 
@@ -24,18 +24,18 @@ STYLE: dict[Status, str] = {
 """The states in the order of the table, and their styles."""
 LEAST_ROWS = 4
 COLUMNS = 80
-"""Columns of what is written elsewhere than on a terminal."""
+"""Columns of the output where it is not a terminal."""
 
 
 class Board:
-    """A context whose `show` may be called as often as one likes.
+    """A context that shows trials; `show` may be called any number of times.
 
     Attributes:
-        paces: Trial -> seconds of an epoch, of those that have done one.
+        paces: Trial -> seconds per epoch, for trials that have finished one.
 
     Args:
-        title: What stands above the table.
-        total: How many trials there will be; None stands for those that are shown.
+        title: The title of the table.
+        total: How many trials there will be; None takes the number that is shown.
         console: Where the table goes; by default standard error.
     """
 
@@ -87,10 +87,10 @@ class Board:
             self._last = now
 
     def left(self, trials: Sequence[Trial]) -> str:
-        """How long all runs take that are left, in words; empty before an epoch is done.
+        """The time that the remaining runs take, in words; empty before the first epoch is done.
 
-        Each run's epochs left count at its own pace, or else that of its kind or the mean of all; runs that wait are spread
-        over as many places as there are runs now.
+        A run's remaining epochs are counted at its own pace, else at that of its kind, else at the mean of all. Waiting runs
+        are spread over as many places as there are running ones.
         """
         for trial in trials:
             if trial.status == "running" or (trial.status == "finished" and trial not in self.paces):
@@ -113,7 +113,7 @@ class Board:
 
 
 def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = None, left: str = "") -> Table:
-    """The first `rows` trials, running and failed ones first, and below how many are in each state, and the time left."""
+    """The first `rows` trials, running and failed ones first; below them the number in each state, and the time left."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -136,7 +136,7 @@ def table(trials: Sequence[Trial], title: str, rows: int, total: int | None = No
 
 
 def counts(trials: Sequence[Trial], total: int | None = None) -> str:
-    """How many of `total` trials are in each state, in a line."""
+    """How many of `total` trials are in each state, on one line."""
     number = Counter(trial.status for trial in trials)
     parts = [f"{number['finished']} of {len(trials) if total is None else total} runs finished"]
     parts += [
@@ -148,7 +148,7 @@ def counts(trials: Sequence[Trial], total: int | None = None) -> str:
 
 
 def line(trials: Sequence[Trial], total: int | None = None, left: str = "") -> str:
-    """How many trials are in each state, the time left, and the epochs of those that run, in lines of `COLUMNS`."""
+    """How many trials are in each state, the time left, and the epochs of running ones, in lines of `COLUMNS`."""
     running = [trial for trial in trials if trial.status == "running"]
     epochs = [f"{t.label}: epoch {t.epochs}/{t.config.training.epochs}" for t in running]
     lines = [counts(trials, total)]
@@ -162,7 +162,7 @@ def line(trials: Sequence[Trial], total: int | None = None, left: str = "") -> s
 
 
 def _progress(trial: Trial) -> tuple[str, str, str]:
-    """The epoch, the best validation value, and the time that is left at the present pace."""
+    """The epoch, the best validation value, and the time left at the present pace."""
     row, epochs = trial.progress(), trial.config.training.epochs
     try:
         done, spent = int(row["epoch"]) + 1, float(row["seconds"])

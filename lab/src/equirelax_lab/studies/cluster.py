@@ -23,7 +23,7 @@ from equirelax_lab.studies.machines import LOCK, Ending, Job, Process
 from equirelax_lab.training.parent import end_with_this_process
 
 SECONDS_TO_SEE = 15.0
-"""How long a node may take to see a new file: network file systems show it to other machines after some seconds."""
+"""How long a node may take to see a new file: network file systems may show it to other machines only after some seconds."""
 SECONDS_TO_ANSWER = 120.0
 SECONDS_TO_CONNECT = 5.0
 
@@ -33,9 +33,9 @@ class Node:
     """A machine of the cluster.
 
     Attributes:
-        number: Ray's identifier of it.
-        name: Ray's name of it.
-        cores, gpus: What Ray may use of it.
+        number: Ray's identifier for it.
+        name: Ray's name for it.
+        cores, gpus: How many of them Ray may use.
     """
 
     number: str
@@ -45,13 +45,13 @@ class Node:
 
 
 def look(out: Path, token: str, version: str, patience: float = SECONDS_TO_SEE) -> str:
-    """What keeps this machine from working in the study's folder, in words; empty if nothing does.
+    """The reason why this machine cannot work in the study's folder, in words; empty if it can.
 
     Args:
         out: The folder, an absolute path.
         token: The content of its lock file.
         version: The version of equirelax that runs the study.
-        patience: Seconds within which this machine must see that content.
+        patience: Seconds within which this machine must see the lock file with that content.
     """
     if equirelax.__version__ != version:
         return f"has equirelax {equirelax.__version__}, and this machine {version}"
@@ -76,7 +76,7 @@ def unblocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 class Attempt:
-    """One try of a run on the node that Ray chose for it: an actor, which lives as long as the try."""
+    """One try of a run on the node that Ray chose for it: an actor that lives as long as the try."""
 
     def __init__(self, job: Job, data: str | None, token: str, out: Path, version: str) -> None:
         import ray
@@ -87,7 +87,7 @@ class Attempt:
         if self.problem:
             return
         try:
-            # The run ends with this actor: one whose study is lost must not hold its folder any longer.
+            # The run ends with this actor, so that a run whose study is lost does not keep its folder locked.
             with unblocked(signal.SIGINT, signal.SIGTERM):
                 self.process = Process(replace(job, environment=end_with_this_process()).start(data))
         except OSError as error:
@@ -112,7 +112,7 @@ class Attempt:
 
 @dataclass(eq=False)
 class RemoteAttempt:
-    """The handle of an `Attempt`, which asks it for its state without ever waiting for the answer."""
+    """The handle of an `Attempt`: asks it for its state without waiting for the answer."""
 
     ray: Any
     actor: Any
@@ -122,7 +122,7 @@ class RemoteAttempt:
     _ending: Ending | None = None
 
     def poll(self) -> Ending | None:
-        """See `Handle`. A try whose node was lost has ended."""
+        """See `Handle`. A try whose node is lost has ended."""
         if self._ending is not None:
             return self._ending
         if self._question is None:
@@ -133,7 +133,7 @@ class RemoteAttempt:
         try:
             number, ending = self.ray.get(question)
         except self.ray.exceptions.ActorUnavailableError:
-            return None  # it cannot be reached just now; Ray decides whether it is lost
+            return None  # it cannot be reached for now; Ray decides whether it is lost
         except self.ray.exceptions.RayError as error:
             return self._end(Ending(None, f"{self._place()} was lost ({_first_line(error)})"))
         if self.where is None:
@@ -164,7 +164,7 @@ class RemoteAttempt:
 
 @dataclass(eq=False)
 class RayCluster:
-    """A Ray cluster: runs are actors, and as many execute at a time as there are cores, and GPUs, for.
+    """A Ray cluster: runs are actors, and as many execute at the same time as there are cores and GPUs for.
 
     Attributes:
         ray: The package `ray`, connected to the cluster.
@@ -234,7 +234,7 @@ class RayCluster:
         return sum(_fit(node, devices, threads, gpu) for node in nodes)
 
     def start(self, job: Job, data: str | None) -> RemoteAttempt:
-        """See `Machines`. Without `data`, runs use this machine's EQUIRELAX_DATA, or else what is usual on their node."""
+        """See `Machines`. Without `data`, runs use this machine's EQUIRELAX_DATA, or else the default of their node."""
         machine = job.machine
         root = data or os.environ.get(ENVIRONMENT)
         job = replace(job, folder=job.folder.resolve())
@@ -261,7 +261,7 @@ def connected(address: str) -> Iterator[RayCluster]:
         address: "auto" for the cluster that this machine belongs to, or HOST:PORT, or ray://HOST:PORT.
 
     Raises:
-        ConfigError: Ray is not installed, no cluster answers there, or its version of Ray or Python is another one.
+        ConfigError: Ray is not installed, no cluster answers, or its version of Ray or Python differs.
     """
     try:
         import ray
@@ -285,7 +285,7 @@ def connected(address: str) -> Iterator[RayCluster]:
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray installs a handler of its own
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own handler
 
 
 def _reach(ray: Any, address: str) -> None:
@@ -309,6 +309,6 @@ def _fit(node: Node, devices: int, threads: int, gpu: bool) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank, or else its class."""
+    """The first line of an error's message that is not blank, or else the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""How long a study will take: part of an epoch of one run of every kind is timed, and the rest is computed from that."""
+"""Estimate how long a study will take: time part of an epoch of one run of every kind, and compute the rest from that."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ BUDGET = 20.0
 """Seconds to spend on the training steps of one kind; a shorter epoch is timed as a whole."""
 LEAST_STEPS = 2
 QUICK = 10.0
-"""Seconds after which no further kind is timed for a forecast, and a tenth of which a kind's steps may take."""
+"""Seconds after which no further kind is timed for a forecast. The steps of one kind may take a tenth of it."""
 LEAST_EPOCHS = 20
-"""Epochs of all runs below which nothing is timed: the runs themselves show as soon how long they take."""
+"""Epochs of all runs below which nothing is timed: the runs themselves show just as soon how long they take."""
 LONG = 60.0
-"""Seconds below which nothing is said."""
+"""Seconds below which no forecast is printed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cost:
         epoch: Seconds of an epoch's training steps.
         validation: Seconds to evaluate the validation set once.
         test: Seconds to evaluate the test set once.
-        forms: Forms in which a network is evaluated: relaxed networks in two.
+        forms: Number of forms in which a network is evaluated; two for relaxed networks.
     """
 
     start: float
@@ -54,7 +54,7 @@ class Cost:
     forms: int
 
     def seconds(self, config: RunConfig, done: int = 0) -> float:
-        """Seconds that a run takes of which `done` epochs are done."""
+        """Seconds that are left of a run after `done` epochs."""
         training = config.training
         left = max(training.epochs - done, 0)
         validations = self.forms * self.validation * math.ceil(left / training.validate_every)
@@ -71,7 +71,7 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
 
     Args:
         config: The run's settings.
-        root: The data root; None stands for the usual one.
+        root: The data root; None takes the default.
         budget: Seconds to spend on training steps; at least two are timed after the first.
         devices: Processes that share every batch and the validation samples. The share of the first one is timed, without
             their communication.
@@ -98,17 +98,17 @@ def measure(config: RunConfig, root: Path | None = None, budget: float = BUDGET,
 
 
 def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root: Path | None = None) -> str:
-    """How long the runs that are left take, in a line, from finished runs of their kinds or a few timed steps.
+    """How long the remaining runs take, in one line, from finished runs of their kinds or a few timed steps.
 
     Args:
         trials: All runs.
         study: The study.
         jobs: Runs at the same time.
         place: Where the runs execute, in words.
-        root: The data root; None stands for the usual one.
+        root: The data root; None takes the default.
 
     Returns:
-        The line; empty where it is not long, or where runs need GPUs, on which nothing is timed here.
+        The line; empty where the time is short, or where runs need GPUs, on which nothing is timed here.
     """
     left = [trial for trial in trials if trial.status == "waiting"]
     if study.on_gpu or sum(t.config.training.epochs - t.epochs for t in left) < LEAST_EPOCHS:
@@ -119,7 +119,7 @@ def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root:
     for key, trial in first.items():
         if key in costs or time.perf_counter() - begun > QUICK:
             continue
-        # A run that cannot work reports that itself, and fails without stopping the others.
+        # A run that cannot work reports the reason itself, and fails without stopping the others.
         with contextlib.suppress(EquirelaxError, RuntimeError, MemoryError):
             costs[key] = measure(trial.config, root, QUICK / 10, study.machine.devices)
     known = [costs[t.grid, t.kind].seconds(t.config, t.epochs) for t in left if (t.grid, t.kind) in costs]
@@ -131,7 +131,7 @@ def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root:
 
 
 def _past(trial: Trial) -> Cost | None:
-    """The cost of a run as a finished one had it; None if it is not finished."""
+    """The measured cost of a finished run; None if it is not finished."""
     if trial.status != "finished":
         return None
     try:
@@ -150,7 +150,7 @@ def _evaluation_seconds(assembly: Assembly, data: Samples) -> float:
 
 
 def _step_seconds(objective: Objective, loader: EpochLoader, budget: float) -> float:
-    """Mean seconds of a training step with its batch; the first one, which is slower, counts only if it is the only one."""
+    """Mean seconds of a training step with its batch; the first, slower step counts only if it is the only one."""
     assembly = objective.assembly
     optimizer = build_optimizer(assembly)
     clip = assembly.config.training.gradient_clip
@@ -188,12 +188,12 @@ def text(
     threads: int,
     place: str = "here",
 ) -> str:
-    """A table of the kinds of runs, and how long all runs that are left take.
+    """A table of the kinds of runs, and how long all remaining runs take.
 
     Args:
         trials: All runs.
-        costs: (grid, kind) -> cost, of the kinds that have runs left.
-        study: The study, for the processes of its runs, and its timeout: kinds that take longer are named.
+        costs: (grid, kind) -> cost, for the kinds that have runs left.
+        study: The study, for the processes of its runs, and for its timeout: kinds that take longer are named.
         jobs: Runs at the same time.
         threads: Threads of each process.
         place: Where the runs execute, in words.

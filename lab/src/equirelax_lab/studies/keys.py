@@ -1,4 +1,4 @@
-"""Reading the YAML files of studies and searches: every key is known, and every value has the kind that its key needs."""
+"""Read the YAML files of studies and searches: every key must be known, and every value must be of the type of its key."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def read_file(path: Path, small: bool, build: Callable[[Mapping[str, Any], bool, tuple[str, ...]], T]) -> T:
-    """What the YAML file at `path` describes.
+    """Read what the YAML file at `path` describes.
 
     Args:
         path: The file.
-        small: Whether its small variant is wanted: the file's keys with those under `small` put in.
+        small: Whether to read its small variant: the file's keys, updated with those under `small`.
         build: Makes the description from the keys. Its other arguments are whether these are the keys of the small variant, and
             a description of what that variant changes.
 
@@ -57,7 +57,7 @@ class Keys:
         where: The keys that lead to it, as a prefix for messages ("grids.one.").
 
     Raises:
-        ConfigError: A key is not known; suggests one that is.
+        ConfigError: A key is unknown; the message suggests a known one.
     """
 
     def __init__(self, values: Mapping[str, Any], known: tuple[str, ...], where: str = "") -> None:
@@ -73,7 +73,7 @@ class Keys:
                 raise ConfigError(f"'{self.where}{key}' is missing.")
 
     def text(self, key: str, default: str = "") -> str:
-        """Text, without blanks around it."""
+        """Text, without surrounding blanks."""
         found = self.values.get(key, default)
         return found.strip() if isinstance(found, str) else self._refuse(key, "text")
 
@@ -154,7 +154,7 @@ class Keys:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` put in; mappings are merged key by key."""
+    """`values` updated with `changes`; mappings are merged key by key."""
     result = dict(values)
     for key, value in changes.items():
         before = result.get(key)
@@ -170,7 +170,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """The value that `text` stands for in a file. Raises `ConfigError` if it is not YAML."""
+    """The value of `text` as if read from a file. Raises `ConfigError` if it is not YAML."""
     try:
         return _numbers(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
@@ -178,7 +178,7 @@ def read_value(text: str) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """`value` with text such as 1e-3, which YAML 1.1 does not take for a number, read as one."""
+    """`value` with text such as 1e-3, which YAML 1.1 does not read as a number, converted to one."""
     if isinstance(value, Mapping):
         return {key: _numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -187,7 +187,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _changes(values: Mapping[str, Any], changes: Mapping[str, Any], where: str = "") -> tuple[str, ...]:
-    """What `changes` change in `values`, as phrases."""
+    """Phrases that say what `changes` change in `values`."""
     found: list[str] = []
     for key, value in changes.items():
         if key in ("title", "published"):

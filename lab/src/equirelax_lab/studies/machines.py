@@ -1,4 +1,4 @@
-"""Where runs execute: what a scheduler needs to know of a set of machines, and the machine that it runs on itself."""
+"""Where runs execute: what a scheduler needs to know about a set of machines, and the local machine."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LOCK = "study.lock"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run to be started, or several that one process trains as a stack.
+    """One run to start, or several that one process trains as a stack.
 
     Attributes:
         config: Its settings.
         folder: Its folder.
         machine: Where and how it executes.
         environment: Environment variables in addition to those of this process.
-        stacked: Settings and folder of the further runs in its stack.
+        stacked: Settings and folders of the other runs in its stack.
     """
 
     config: RunConfig
@@ -44,14 +44,13 @@ class Job:
     stacked: tuple[tuple[RunConfig, Path], ...] = ()
 
     def start(self, data: str | None) -> subprocess.Popen[bytes]:
-        """Start the run as a process whose output goes to log.txt, or go on with what its folder holds. A stack's output goes
+        """Start the run as a process whose output goes to log.txt, or continue the run in its folder. A stack's output goes
         to the log of its first run.
 
-        The process leads a session of its own, so that Ctrl-C in the terminal does not reach it: the scheduler passes
-        it on.
+        The process leads its own session, so that Ctrl-C in the terminal does not reach it; the scheduler passes it on.
 
         Args:
-            data: The data root; None stands for the usual one.
+            data: The data root; None takes the default.
         """
         for config, folder in ((self.config, self.folder), *self.stacked):
             if not (folder / CONFIG).exists():
@@ -77,7 +76,7 @@ class Ending:
     """How a run ended.
 
     Attributes:
-        code: Its exit code, or minus the number of the signal that ended it; None if that is unknown, because its machine
+        code: Its exit code, or minus the number of the signal that ended it; None if unknown, because its machine
             was lost.
         why: The reason in words, where the run's log cannot tell it.
     """
@@ -97,7 +96,7 @@ class Handle(Protocol):
         """How it ended; None while it runs."""
 
     def interrupt(self) -> None:
-        """Ask it to end after its present epoch, or at once if it is asked again."""
+        """Ask it to end after its current epoch, or at once if it is asked again."""
 
     def kill(self) -> None:
         """End it now, with all of its processes."""
@@ -113,7 +112,7 @@ class Machines(Protocol):
         """Check that runs can work in the study's folder, which this process holds.
 
         Raises:
-            ConfigError: They cannot; says which machine, and why.
+            ConfigError: They cannot; the message names the machine and the reason.
         """
 
     def slots(self, devices: int, threads: int, gpu: bool) -> int:
@@ -135,7 +134,7 @@ class Process:
     where: str | None = ""
 
     def poll(self) -> Ending | None:
-        """See `Handle`. Ends what a broken distributed run left of its process group."""
+        """See `Handle`. Ends the remaining processes of a broken distributed run."""
         code = self.process.poll()
         if code is None:
             return None
@@ -155,7 +154,7 @@ class Process:
 
 @dataclass(eq=False)
 class LocalMachine:
-    """This machine. Runs that need GPUs see those that the fewest other runs use."""
+    """This machine. Runs that need GPUs get those that the fewest other runs use."""
 
     place: str = "here"
     _on_gpus: list[tuple[Process, list[str]]] = field(default_factory=list)

@@ -26,40 +26,40 @@ BAD_INPUT = 2
 POLL = 0.2
 """Seconds between two looks at the runs."""
 TAIL = 5
-"""Lines of a failed run's log that are shown."""
+"""Lines that are shown of a failed run's log."""
 LOCAL = LocalMachine()
 
 
 @dataclass(eq=False)
 class Source:
-    """Where the trials of a study come from; this one has them all from the beginning.
+    """The source of a study's trials; this one has all of them from the beginning.
 
     Attributes:
-        trials: All trials so far. Those that wait when the scheduler begins are started first.
+        trials: All trials so far. Those that are waiting when the scheduler begins are started first.
     """
 
     trials: list[Trial]
 
     def open(self, out: Path) -> None:
-        """Read what the study's folder remembers; called once, when this process holds it."""
+        """Read the state from the study's folder; called once, when this process holds the folder."""
 
     def next(self) -> Trial | None:
-        """A further trial, which is now among `trials`; None if there is none."""
+        """Add a further trial to `trials` and return it; None if there is none."""
         return None
 
     def watch(self, trial: Trial) -> bool:
-        """Whether a running trial should be ended early; called at each look at it."""
+        """Whether a running trial should be ended early; called whenever the scheduler checks it."""
         return False
 
     def ended(self, trial: Trial, broken: bool) -> bool:
-        """Note that a trial has finished, failed for good or been pruned.
+        """Record that a trial has finished, failed for good or been pruned.
 
         Args:
             trial: The trial.
-            broken: Whether it failed for a reason that does not lie in its settings.
+            broken: Whether it failed for a reason other than its settings.
 
         Returns:
-            Whether no more trials are to be started.
+            Whether to start no more trials.
         """
         return False
 
@@ -67,14 +67,14 @@ class Source:
 class Interrupts:
     """A signal handler that counts Ctrl-C and SIGTERM.
 
-    It is installed even where these are ignored, as in a shell's background jobs: `kill -INT` must reach the runs.
+    It is installed even where these signals are ignored, as in a shell's background jobs: `kill -INT` must reach the runs.
     """
 
     def __init__(self) -> None:
         self.count = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Count a signal, and say what it does."""
+        """Count a signal, and print what it does."""
         self.count += 1
         if self.count == 1:
             text = "\nStopping: runs end after their present epoch (again: at once)."
@@ -84,12 +84,12 @@ class Interrupts:
 class Queue:
     """Trials to be started.
 
-    A trial on which another process works waits until that process has ended: a run that outlived an earlier, killed
+    A trial on which another process works waits until that process has ended. A run that outlived an earlier, killed
     command would refuse a second process in its folder, and it uses cores.
 
     Args:
         trials: The trials.
-        stack: The most trials that one process trains.
+        stack: The largest number of trials that one process trains.
 
     Attributes:
         alone: Kinds of trials that cannot be stacked.
@@ -108,7 +108,7 @@ class Queue:
         self.trials.append(trial)
 
     def take(self, room: int) -> list[list[Trial]]:
-        """Remove and return the trials to start now, those of each process in a list, where there is room for `room` more
+        """Remove and return the trials to start now, a list for each process, where there is room for `room` more
         processes.
         """
         if room < 1:
@@ -120,7 +120,9 @@ class Queue:
                 text = f"{folder.name}: {owner} works on it; waiting for its end."
                 print(text, file=sys.stderr, flush=True)
         free = [trial for trial in self.trials if trial.folder not in owners]
-        others = {(owner.host, owner.pid) for owner in owners.values()}  # one may hold the folders of a stack
+        others = {
+            (owner.host, owner.pid) for owner in owners.values()
+        }  # one process may hold the folders of a stack
         taken = stacks(free, self.stack, self.alone)[: max(0, room - len(others))]
         started = [trial for group in taken for trial in group]
         self.trials = [trial for trial in self.trials if trial not in started]
@@ -135,7 +137,7 @@ class _Try:
         trials: The runs of the process.
         handle: The started process.
         positions: Where its part of each run's log begins.
-        since: When it got a machine.
+        since: The time when it got a machine.
         asked: How often it was asked to end.
         overdue: Whether it was killed because it took too long.
     """
@@ -156,11 +158,11 @@ class Scheduler:
         study: The study, for its attempts, timeout, machine and journal.
         out: The study's folder.
         source: Where the trials come from.
-        data: The data root as a run's --data takes it; None stands for the usual one.
+        data: The data root as a run's --data takes it; None takes the default.
         jobs: Processes at the same time.
-        show: Called at every look with all trials.
+        show: Called with all trials whenever the scheduler checks them.
         machines: Where the runs execute.
-        stack: The most runs that one process trains; those of a process differ in the seed alone.
+        stack: The largest number of runs that one process trains; the runs of a process differ only in the seed.
     """
 
     study: Study
@@ -176,10 +178,10 @@ class Scheduler:
     _closed: bool = False
 
     def run(self) -> int:
-        """Run all trials that are left.
+        """Run all remaining trials.
 
         Returns:
-            0 when no trial has failed, 1 when some have, 130 when interrupted (the same command goes on).
+            0 when no trial has failed, 1 when some have, 130 when interrupted (the same command continues).
 
         Raises:
             FolderInUseError: Another process runs a study in this folder.
@@ -193,7 +195,7 @@ class Scheduler:
                 self.machines.prepare(self.out)
                 self._work()
             finally:
-                for each in self._running:  # there are some only after an error in this process
+                for each in self._running:  # some are left only after an error in this process
                     each.handle.interrupt()
                 for number, handler in before.items():
                     signal.signal(number, handler)
@@ -241,7 +243,7 @@ class Scheduler:
         write_journal(self.out, self.study, self.source.trials)
 
     def _next(self, waiting: Queue) -> list[list[Trial]]:
-        """The trials that fill the free places: those that wait first, then further ones of the source."""
+        """The trials that fill the free places: waiting ones first, then further ones from the source."""
         room = self.jobs - len(self._running)
         starting = waiting.take(room)
         while len(starting) + len(waiting) < room and (trial := self.source.next()) is not None:
@@ -249,7 +251,7 @@ class Scheduler:
         return starting
 
     def _start(self, job: Job, group: list[Trial]) -> None:
-        """Start the process of a run or of a stack; what cannot be started has failed."""
+        """Start the process of a run or of a stack; a run that cannot be started has failed."""
         positions = []
         try:
             for trial in group:
@@ -268,7 +270,7 @@ class Scheduler:
         self._place(self._running[-1])
 
     def _unstack(self, each: _Try, waiting: Queue) -> None:
-        """Have the runs of a process trained one at a time, since they cannot be stacked; say why."""
+        """Queue the runs of a process to be trained one at a time, since they cannot be stacked, and print why."""
         first = each.trials[0]
         waiting.alone.add(kind_of(first))
         print(
@@ -280,7 +282,7 @@ class Scheduler:
             trial.status, trial.attempts = "waiting", trial.attempts - 1
 
     def _place(self, each: _Try) -> None:
-        """Note that a run has got a machine; its time starts now."""
+        """Record that a run has got a machine; its time starts now."""
         where = each.handle.where
         if where is not None and each.since is None:
             each.since = time.monotonic()
@@ -289,7 +291,7 @@ class Scheduler:
             self._note()
 
     def _watch(self, each: _Try) -> Ending | None:
-        """How a run ended; while it runs, pass interrupts on, and end it if its source or its timeout asks for that."""
+        """How a run ended; while it runs, pass interrupts on, and end it if its source or its timeout requires that."""
         ending = (
             each.handle.poll()
         )  # before the source reads the run's table, which is whole if the run has ended
@@ -314,22 +316,22 @@ class Scheduler:
         return None
 
     def _end(self, each: _Try, ending: Ending) -> None:
-        """Note how the runs of a process ended."""
-        # Another process took a folder between our look and our start. A stack then trains none of its runs.
+        """Record how the runs of a process ended."""
+        # Another process took a folder between our check and our start. A stack then trains none of its runs.
         taken = ending.code == BAD_INPUT and any(holder(trial.folder) is not None for trial in each.trials)
         for trial, position in zip(each.trials, each.positions, strict=True):
             if trial.status != "pruned":
                 log = trial.folder / LOG
                 said = log.exists() and log.stat().st_size > position
-                # what ends a whole stack stands in the log of its first run
+                # the reason why a whole stack ends is in the log of its first run
                 own = reason(ending.code, log, position)
                 whole = reason(ending.code, each.trials[0].folder / LOG, each.positions[0])
                 self._end_one(trial, ending, each.overdue, taken, own if said else whole)
 
     def _end_one(self, trial: Trial, ending: Ending, overdue: bool, taken: bool, said: str) -> None:
-        """Note how a run ended: finished, interrupted, to be tried again, or failed for good."""
+        """Record how a run ended: finished, interrupted, to be tried again, or failed for good."""
         code = ending.code
-        # The result is the last thing that a run writes; what goes wrong when its processes part does no harm.
+        # The result is the last file that a run writes; a failure while its processes shut down does no harm.
         if (trial.folder / RESULT).exists():
             self._settle(trial, "finished")
             return
@@ -353,7 +355,7 @@ class Scheduler:
 
 
 def decided(study: Study, machines: Machines = LOCAL) -> Study:
-    """The study with the accelerator auto decided: GPUs if some machine has enough for a run."""
+    """The study with the accelerator `auto` resolved: GPUs if some machine has enough for a run."""
     devices = study.machine.devices
     if study.machine.accelerator != "auto":
         return study
@@ -365,11 +367,11 @@ def decided(study: Study, machines: Machines = LOCAL) -> Study:
 
 
 def fair_jobs(study: Study, wanted: int | None, left: int, machines: Machines = LOCAL) -> int:
-    """The number of runs at the same time: the number that is wanted, else the study's, else as many as have a core for
-    each of their processes; never more than are left.
+    """The number of runs at the same time: the requested number, else the study's, else as many as have a core for each of
+    their processes; never more than are left.
 
     Raises:
-        ConfigError: Fewer than one are wanted, or no machine can take a run.
+        ConfigError: Fewer than one are requested, or no machine can take a run.
     """
     if wanted is not None and wanted < 1:
         raise ConfigError(f"--jobs is {wanted}; at least one run at a time is needed.")
@@ -378,7 +380,7 @@ def fair_jobs(study: Study, wanted: int | None, left: int, machines: Machines = 
 
 
 def threads_each(jobs: int, devices: int = 1, gpu: bool = False, machines: Machines = LOCAL) -> int:
-    """Threads for each process when `jobs` runs of `devices` processes share the cores; OMP_NUM_THREADS, if set, is the most."""
+    """Threads of each process when `jobs` runs of `devices` processes share the cores; at most OMP_NUM_THREADS, if it is set."""
     most = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))
     threads = 1
     while (most is None or threads < int(most[0])) and machines.slots(devices, threads + 1, gpu) >= jobs:
@@ -387,7 +389,7 @@ def threads_each(jobs: int, devices: int = 1, gpu: bool = False, machines: Machi
 
 
 def reason(code: int | None, log: Path, position: int) -> str:
-    """Why a run ended, in a line: the last line of its log after `position`, or the signal that ended it."""
+    """Why a run ended, in one line: the last line of its log after `position`, or the signal that ended it."""
     if code is None:
         return "nobody knows how it ended"
     if code < 0:
@@ -412,6 +414,6 @@ def failures(trials: Sequence[Trial | Recorded]) -> str:
         lines.append(f"  {trial.label}: {trial.reason}")
         log = trial.folder / LOG
         tail = log.read_text("utf-8", "replace").splitlines()[-TAIL:] if log.is_file() else []
-        if len(tail) > 1:  # a single line is the reason
+        if len(tail) > 1:  # a single line is the reason itself
             lines += [f"    the end of {log}:", *(f"      {line}" for line in tail)]
     return "".join(f"{line}\n" for line in lines)

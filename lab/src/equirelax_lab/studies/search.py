@@ -1,4 +1,4 @@
-"""What a search is: a study that chooses its next trials, read from a YAML file that names the ranges of some settings."""
+"""Searches: studies that choose their next trials, read from a YAML file that names the ranges of some settings."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Search(Study):
         settings: The part of them that the file changes.
         axes: The settings that are searched for.
         trials: How many runs in all.
-        seed: Seed of the suggestions; the runs' own is in `config`.
-        pruner: median ends a run whose validation value is worse than the median of those before it at the same epoch; none
+        seed: Seed of the suggestions; that of the runs is in `config`.
+        pruner: median ends a run whose validation value is worse than the median of the earlier runs at the same epoch; none
             ends no run.
         startup: Runs at the beginning whose settings are drawn at random, and which are never ended early.
         warmup: Epochs before which no run is ended.
@@ -74,12 +74,12 @@ class Search(Study):
 
     @property
     def column(self) -> str:
-        """The column of metrics.csv that is optimised: of projected models, or relaxed ones if the method deploys them."""
+        """The column of metrics.csv that is optimised: for projected models, or for relaxed ones if the method deploys them."""
         return "val/relaxed" if choice(self.config.method).deploys_relaxed else "val/projected"
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What must stay the same for a search to go on, as plain JSON. More trials, jobs or attempts change nothing."""
+        """What must stay the same for a search to continue, as plain JSON. More trials, jobs or attempts are allowed."""
         config = self.config
         return {
             "benchmark": config.benchmark,
@@ -96,7 +96,7 @@ class Search(Study):
         }
 
     def changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that `values` (axis key -> value) stand for, in the layout of config.yaml."""
+        """The settings that `values` (axis key -> value) give, in the layout of config.yaml."""
         found: dict[str, Any] = {}
         for axis in self.axes:
             for name in axis.names:
@@ -117,7 +117,7 @@ def read_search(path: Path, small: bool = False) -> Search:
 
     Raises:
         ConfigError: The file cannot be read; a key is unknown (with a suggestion) or missing, or a value is of the wrong
-            kind or outside of its range; or `small` is asked for, and there is no small variant.
+            kind or outside its range; or `small` is requested, and there is no small variant.
     """
     return read_file(path, small, lambda values, *variant: _search(path.stem, values, *variant))
 
@@ -149,7 +149,7 @@ def _search(name: str, values: Mapping[str, Any], small: bool, changed: tuple[st
         startup=keys.count("startup", STARTUP, COUNT),
         warmup=keys.count("warmup", config.training.epochs // 3, COUNT_OR_NONE),
     )
-    for axis in axes:  # every end and every choice must be a value that the setting may have
+    for axis in axes:  # every end and every choice must be a valid value of the setting
         others = {other.key: other.values[0] for other in axes}
         for value in axis.values:
             try:

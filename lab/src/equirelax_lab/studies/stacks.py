@@ -9,7 +9,7 @@ from equirelax_lab.studies.trials import Trial
 NOT_STACKABLE = 3
 """Exit code of a process whose runs cannot be stacked; the last line of its log says why."""
 Kind = tuple[str, str]
-"""Grid and name of runs that differ in the seed alone."""
+"""Grid and name of runs that differ only in the seed."""
 
 
 def kind_of(trial: Trial) -> Kind:
@@ -18,11 +18,11 @@ def kind_of(trial: Trial) -> Kind:
 
 
 def stacks(trials: Sequence[Trial], size: int, alone: Collection[Kind] = ()) -> list[list[Trial]]:
-    """The runs in groups that one process trains each, in the order of the groups' first runs.
+    """The runs in groups, each trained by one process, in the order of the groups' first runs.
 
     Args:
-        trials: Runs that wait.
-        size: The most runs of a group; 1 makes a group of every run.
+        trials: Waiting runs.
+        size: The largest number of runs in a group; 1 makes a group of every run.
         alone: Kinds of runs that cannot be stacked.
     """
     groups: list[list[Trial]] = []

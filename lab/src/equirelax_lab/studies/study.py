@@ -1,4 +1,4 @@
-"""What a study is: grids of runs, read from a small YAML file or made from the options of a comparison."""
+"""Studies: grids of runs, read from a small YAML file or made from the options of a comparison."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Grid:
     Attributes:
         name: Name of the grid's folder; the only grid of a study uses the study's own folder.
         benchmark: The benchmark; see `equirelax list`.
-        models: Models of the benchmark; empty stands for its first one.
+        models: Models of the benchmark; empty takes its first one.
         methods: Methods to train each model with.
         seeds: Seeds of every run.
-        recipe: Variant of the recipes that the runs begin with, where their method has it.
+        recipe: Variant of the recipes that the runs start from, where their method has it.
         about: The relaxed method whose training settings and data all rows take; None chooses it (see `matching.about`).
-        as_published: Whether every row is trained as its own paper did instead.
+        as_published: Whether every row is trained as in its own paper instead.
         settings: Settings of all runs, in the layout of config.yaml.
         per_model: Settings of the runs of one model; they win over `settings`.
         per_method: Settings of the runs of one method; they win over `per_model`.
         sweep: Setting, or several joined by +, -> values. Each value of joined settings is one for all of them, or a tuple
-            with one for each. Every combination is run, of the methods that have the setting.
-        begun: (model, method) -> settings that its runs begin with instead of those of a recipe.
+            with one for each. Every combination is run, for the methods that have the setting.
+        begun: (model, method) -> settings that its runs start from instead of those of a recipe.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Study:
         name: Name of the file without its ending; empty for a comparison, which has no file.
         title: The study in words.
         published: What the papers say, in words.
-        grids: What is run.
+        grids: The grids of runs.
         attempts: How often a run that breaks is tried in all.
-        timeout: Seconds after which one try of a run is killed and counts as broken; None stands for no limit. The next
-            try goes on from the run's last checkpoint.
-        jobs: Runs at the same time; None stands for as many as have a core for each of their processes, and GPUs.
+        timeout: Seconds after which one try of a run is killed and counts as broken; None means no limit. The next
+            try continues from the run's last checkpoint.
+        jobs: Runs at the same time; None means as many as have a core for each of their processes, and GPUs.
         machine: Where and how each run executes. Its `devices` processes share the batches (DDP); with the accelerator
-            gpu each of them gets a GPU of its own.
+            gpu each of them gets its own GPU.
         share_cores: Whether the runs share all cores, instead of using the threads that `machine` names.
         small: Whether this is the small variant.
         changed: What the small variant changes, as phrases.
@@ -106,12 +106,12 @@ def read_study(path: Path, small: bool = False) -> Study:
     """The study in a YAML file.
 
     Its keys are those of `Study` and `Grid`, with `devices`, `accelerator` and `graph` for the machine. Under `grids` (names ->
-    grids) there may be several grids; grid keys at the top hold for all of them, and each may change them. Keys under
-    `small` change the others for a quick variant; null there takes out a grid or a swept setting.
+    grids) there may be several grids. Grid keys at the top apply to all of them, and each may change them. Keys under
+    `small` change the others for a quick variant; null there removes a grid or a swept setting.
 
     Raises:
         ConfigError: The file cannot be read; a key is unknown (with a suggestion) or missing, or a value is of the wrong
-            kind; or `small` is asked for, and there is no small variant.
+            kind; or `small` is requested, and there is no small variant.
     """
     return read_file(path, small, lambda values, *variant: _study(path.stem, values, *variant))
 
@@ -178,7 +178,7 @@ def _grid(name: str, values: Mapping[str, Any], where: str) -> Grid:
 
 
 def _values(found: Any, key: str, where: str) -> tuple[Any, ...]:
-    """The values of one swept key; lists among them, which hold one value for each joined setting, become tuples."""
+    """The values of one swept key; lists of one value for each joined setting become tuples."""
     if not isinstance(found, list) or not found:
         raise ConfigError(f"'{where}' is {shown(found)}; expected a list of values.")
     joined = key.count("+") + 1
@@ -204,8 +204,8 @@ def ready_names(searches: bool = False) -> list[str]:
 
 
 def ready_file(name: str, searches: bool = False) -> Path:
-    """The file of a study, or search, that comes with the laboratory. Raises `ConfigError`, with a suggestion, if there is
-    none of that name.
+    """The file of a study, or search, that comes with the laboratory. Raises `ConfigError`, with a suggestion, if none has
+    that name.
     """
     wanted, names = name.replace("_", "-"), ready_names(searches)
     if wanted not in names:
@@ -223,5 +223,5 @@ def find_file(text: str, searches: bool = False) -> Path:
     """
     path = Path(text)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return path  # reading it says what is wrong with it
+        return path  # reading it will report what is wrong with it
     return ready_file(text, searches)

@@ -1,8 +1,8 @@
-"""The trials of a search: Optuna (Akiba et al., KDD 2019) chooses them, and one file remembers them.
+"""The trials of a search, chosen by Optuna (Akiba et al., KDD 2019) and recorded in one file.
 
-Suggestions come from Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), with a seed of its own for
-every trial: what trial n is given depends only on what is known of those before it, not on whether the search was
-interrupted meanwhile. What is optimised is the best validation value of a run. The test set plays no part.
+Suggestions come from Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), with a separate seed for
+every trial: the settings of trial n depend only on what is known about the earlier trials, not on whether the search was
+interrupted in between. The objective is the best validation value of a run. The test set is not used.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ HISTORY, OUTCOME, BEST = "search.journal", "search.json", "best.yaml"
 """Optuna's memory, all trials for readers, and a study of the best settings."""
 NAME = "search"
 GIVE_UP = 3
-"""Trials that fail in a row, after which something else than their settings is likely to be wrong."""
+"""Number of trials that fail in a row, after which something other than their settings is likely to be wrong."""
 SEEDS = 3
 """Seeds of the final runs in best.yaml."""
 SHARED, OWN = ("dataset", "network"), ("strength", "residual")
-"""Sections of settings that the strict runs in best.yaml take over where they were searched for, and those that they do not
-have."""
+"""Sections of settings that the strict runs in best.yaml take over if they were searched for, and sections that strict runs do
+not have."""
 
 
 class _Held(JournalFileOpenLock):
-    """No lock of Optuna's, which would outlive a killed search: the process holds the whole folder already."""
+    """No lock: the process already holds the whole folder, and a lock of Optuna's would outlive a killed search."""
 
     def acquire(self) -> bool:
         return True
@@ -55,7 +55,7 @@ class Suggestions(Source):
     """The trials of a search, which Optuna chooses.
 
     Args:
-        search: What is searched for.
+        search: The search.
         metric: The metric of its benchmark.
     """
 
@@ -66,10 +66,10 @@ class Suggestions(Source):
         self._failures = 0
 
     def open(self, out: Path) -> None:
-        """Read what the search's folder remembers.
+        """Read the state from the search's folder.
 
         Raises:
-            ConfigError: The folder holds another search, or its memory is damaged.
+            ConfigError: The folder holds another search, or its file is damaged.
         """
         self.out, path = out, out / HISTORY
         _end_with_a_whole_line(path)
@@ -104,7 +104,7 @@ class Suggestions(Source):
         self.write()
 
     def next(self) -> Trial | None:
-        """The next trial, with the settings that Optuna suggests; None if there are as many as wanted."""
+        """The next trial, with the settings that Optuna suggests; None if there are enough trials."""
         number = len(self.trials)
         if number >= self.search.trials:
             return None
@@ -114,7 +114,7 @@ class Suggestions(Source):
         return trial
 
     def watch(self, trial: Trial) -> bool:
-        """Remember what a run has measured; returns whether it is behind the others and should end."""
+        """Record what a run has measured; returns whether it is behind the others and should end."""
         number = self.trials.index(trial)
         known = self._frozen()[number].intermediate_values
         for epoch, value in sorted(validations(trial.folder, self.search.column).items()):
@@ -126,7 +126,7 @@ class Suggestions(Source):
         return False
 
     def ended(self, trial: Trial, broken: bool) -> bool:
-        """Remember how a trial ended; returns whether too many in a row have failed."""
+        """Record how a trial ended; returns whether too many in a row have failed."""
         number, value = self.trials.index(trial), None
         if trial.status == "finished":
             value = self._best_value(trial)
@@ -137,7 +137,7 @@ class Suggestions(Source):
         if trial.status == "finished":
             self._study.tell(number, value)
         else:
-            # Settings that do not work teach the suggestions as much as settings that are behind; a broken run does not.
+            # The suggestions learn from settings that do not work as from settings that are behind, but not from a broken run.
             self._study.tell(number, state=TrialState.FAIL if broken else TrialState.PRUNED)
         self._failures = self._failures + 1 if trial.reason else 0
         best = self.best()
@@ -157,8 +157,8 @@ class Suggestions(Source):
         return self.best() is not None and self._failures < GIVE_UP
 
     def entries(self) -> list[dict[str, Any]]:
-        """All trials by number, as search.json has them: `values` are the settings by the keys of the axes, `value` is the
-        optimised one, of a pruned trial the last that was measured, and `epochs` those after which it was measured last.
+        """All trials by number, as in search.json: `values` are the settings by the keys of the axes, `value` is the value of
+        the objective (for a pruned trial the last measured one), and `epochs` the epochs after which it was last measured.
         """
         return [_entry(frozen) for frozen in self._frozen()]
 
@@ -190,7 +190,7 @@ class Suggestions(Source):
             write_text(self.out / BEST, final_study(search, best["values"], len(entries)))
 
     def _add(self, number: int, asked: optuna.Trial) -> Trial:
-        """Append a trial that is to be run, with the settings that it was given before, or is given now."""
+        """Append a trial to run, with the settings that it was given before, or is given now."""
         self._asked[number] = asked
         self._draw_as(number)
         return self._append(number, {axis.key: _suggested(asked, axis) for axis in self.search.axes})
@@ -204,7 +204,7 @@ class Suggestions(Source):
         return trial
 
     def _draw_as(self, number: int) -> None:
-        """Draw with the seed of a trial, not of the command: an interrupted search suggests what it would have."""
+        """Draw with the seed of a trial, not of the command: an interrupted search makes the same suggestions."""
         seed = (self.search.seed * 1_000_003 + number) % 2**32
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -255,7 +255,7 @@ def final_study(search: Search, values: dict[str, Any], trials: int) -> str:
     """A study of the best settings over several seeds, beside strict runs on the same data with the same network."""
     config, changes = search.config, search.changes(values)
     settings = merged(search.settings, {key: value for key, value in changes.items() if key in SHARED})
-    # The strict runs have no strength, and take nothing else that was searched for.
+    # The strict runs have no strength, and take nothing else of what was searched for.
     shared = {key: value for key, value in settings.items() if key not in OWN}
     own = {key: value for key, value in settings.items() if key in OWN}
     own = merged(own, {key: value for key, value in changes.items() if key not in SHARED})
@@ -266,7 +266,7 @@ def final_study(search: Search, values: dict[str, Any], trials: int) -> str:
         "methods": [config.method] if is_strict(config.method) else ["strict", config.method],
         "seeds": [
             config.seed + 1 + k for k in range(SEEDS)
-        ],  # others than the one that the search was tuned on
+        ],  # seeds other than the one that the search was tuned on
         "recipe": config.recipe,
         "settings": shared,
         "per_method": {config.method: own},
@@ -305,7 +305,7 @@ def _pruner(search: Search) -> optuna.pruners.BasePruner:
 
 
 def _end_with_a_whole_line(path: Path) -> None:
-    """Cut off the part of a line that a killed search had written: Optuna would not read what comes after it."""
+    """Cut off an incomplete last line of a killed search: Optuna would not read what comes after it."""
     if path.exists():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1

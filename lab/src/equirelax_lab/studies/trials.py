@@ -23,25 +23,25 @@ from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, changed_setti
 
 JOURNAL = "study.json"
 NOT_SWEPT = (*NAMES, "seed")
-"""Keys of a run's settings that say which run it is."""
+"""Keys of a run's settings that identify the run."""
 Status = Literal["waiting", "running", "finished", "pruned", "failed"]
 
 
 @dataclass(eq=False)
 class Trial:
-    """One run of a study, and how far it is.
+    """One run of a study, and its progress.
 
     Attributes:
-        label: What tables call it: its folder relative to the study's.
+        label: Its name in tables: its folder relative to the study's.
         grid: Name of its grid.
-        kind: Its name without the seed; trials of a kind differ in the seed alone.
+        kind: Its name without the seed; trials of a kind differ only in the seed.
         config: Its settings.
         folder: The run's folder.
-        status: What it does now; pruned is a run that a search ended early.
+        status: Its current state; pruned is a run that a search ended early.
         attempts: How often the present command has started it.
         reason: Why it failed last; empty if it did not.
         where: The machine that it ran on last; empty for this one.
-        note: What is said besides when it ends, such as the result of a search's trial.
+        note: What is also printed when it ends, such as the result of a search's trial.
     """
 
     label: str
@@ -74,7 +74,7 @@ class Trial:
         """Set the status to what the run's folder shows.
 
         Raises:
-            ConfigError: The folder holds a run with other settings, which must not be taken for this one.
+            ConfigError: The folder holds a run with other settings, which must not be mistaken for this one.
         """
         if not (self.folder / CONFIG).exists():
             return
@@ -83,7 +83,7 @@ class Trial:
             if not differing and (self.folder / RESULT).exists():
                 read_result(self.folder / RESULT)
                 self.status = "finished"
-        except ConfigError as error:  # a damaged file concerns this run alone
+        except ConfigError as error:  # a damaged file concerns only this run
             self.status, self.reason = "failed", str(error)
             return
         if differing:
@@ -121,13 +121,13 @@ def grid_folder(study: Study, grid: Grid) -> Path:
 
 
 def left_out(grid: Grid) -> list[str]:
-    """METHOD on MODEL for those that do not go together, because the model has nothing to relax."""
+    """METHOD on MODEL for the pairs that cannot be combined, because the model has nothing to relax."""
     pairs = itertools.product(_models(grid), grid.methods)
     return [f"{method} on {model}" for model, method in pairs if not _fits(grid, model, method)]
 
 
 def full_keys(config: RunConfig, key: str) -> list[str]:
-    """The dotted names of the settings that `key` may stand for: its own, or else those of all sections that end with it."""
+    """The dotted names that `key` may mean: `key` itself, or else the settings of all sections that end with it."""
     names = setting_names(config)
     return [key] if key in names else [name for name in names if name.endswith(f".{key}")]
 
@@ -146,7 +146,7 @@ def check_data(configs: Iterable[RunConfig], root: Path | None) -> None:
 
     Args:
         configs: The settings of the runs.
-        root: The data root; None stands for the usual one.
+        root: The data root; None takes the default.
     """
     seen = []
     for config in configs:
@@ -202,12 +202,12 @@ def _models(grid: Grid) -> Sequence[str]:
 
 
 def _trained_as(grid: Grid) -> str | None:
-    """The method that all rows are trained as; None: each as itself."""
+    """The method whose training settings all rows take; None lets every row take its own."""
     return None if grid.as_published else about(grid.methods, grid.about)
 
 
 def _fits(grid: Grid, model: str, method: str) -> bool:
-    """Whether `method` is run on `model`: of several models, those with nothing to relax are run without relaxation."""
+    """Whether `method` is run on `model`; among several models, those with nothing to relax are run without relaxation."""
     if len(_models(grid)) == 1 or not needs_residuals(method):
         return True
     return defaults(grid.benchmark, model, method).residual.placement != NO_PLACEMENT
@@ -279,7 +279,7 @@ def _axis(config: RunConfig, text: str, values: Sequence[Any]) -> list[tuple[str
 
 @dataclass(frozen=True)
 class Recorded:
-    """A trial as its folder and the journal show it, without the file of its study.
+    """A trial as recorded in its folder and the journal, without the file of its study.
 
     Attributes:
         label: Its folder relative to the study's.
@@ -298,9 +298,9 @@ class Recorded:
 
 
 def recorded(out: Path) -> list[Recorded]:
-    """All trials in the folder of a study, a comparison or a search, also those that failed, were pruned or wait.
+    """All trials in the folder of a study, a comparison or a search, including failed, pruned and waiting ones.
 
-    Without a journal, every folder below `out` that holds a run's settings is a trial.
+    Without a journal, every folder below `out` that contains a run's settings is a trial.
 
     Raises:
         ConfigError: The journal is damaged.
@@ -353,10 +353,10 @@ def read_journal(out: Path) -> dict[str, Any]:
     """
     path = out / JOURNAL
     if not path.exists():
-        raise ConfigError(f"{out} is no study's folder: there is no {JOURNAL} in it.")
+        raise ConfigError(f"{out} is not the folder of a study: there is no {JOURNAL} in it.")
     content = read_result(path)
     runs = content.get("runs") if isinstance(content, dict) else None
     keys = {"status", "attempts", "reason"}
     if not isinstance(runs, dict) or not all(isinstance(r, dict) and keys <= r.keys() for r in runs.values()):
-        raise ConfigError(f"{path} is not what a study writes. Remove it and run the study again.")
+        raise ConfigError(f"{path} was not written by a study. Remove it and run the study again.")
     return content
