@@ -27,8 +27,8 @@ from equirelax_lab.training.memory import fitting
 class Assembly:
     """The objects of a run.
 
-    A strict run has neither a relaxation nor a method: its model is the author's own, unchanged. The run of a wrapper
-    (Equi-Tuning, Equi-Adapt) has none either, and its model is the wrapped one. REMUL has a method without a relaxation on
+    A strict run has neither a relaxation nor a method: its model is the author's, unchanged. The run of a wrapper
+    (Equi-Tuning, Equi-Adapt) has neither, and its model is the wrapped one. REMUL has a method without a relaxation on
     networks that have nothing to relax.
 
     Attributes:
@@ -36,7 +36,7 @@ class Assembly:
         task: Data, loss and metric.
         model: The network, relaxed or wrapped.
         relaxation: The handle on its residuals.
-        method: What drives the residuals' strengths.
+        method: The method that controls the residuals' strengths.
         strict_parameters: Number of the author's parameters.
         relaxed_parameters: Number of all parameters.
     """
@@ -66,7 +66,7 @@ def assemble(config: RunConfig, root: Path | None = None, steps_per_epoch: int =
         steps_per_epoch: Optimizer steps in an epoch, for schedules.
 
     Raises:
-        ConfigError: The settings do not go together, or this machine's memory cannot hold the network.
+        ConfigError: The settings cannot be combined, or this machine's memory cannot hold the network.
     """
     with fitting(config):
         return _assemble(config, root, steps_per_epoch)
@@ -94,7 +94,7 @@ def _assemble(config: RunConfig, root: Path | None, steps_per_epoch: int) -> Ass
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, with learnt strengths and without those that a schedule or a rule sets."""
+    """Number of parameters, including learnt strengths but not those that a schedule or a rule sets."""
     fixed = {id(m.gamma) for m in model.modules() if isinstance(m, Residual) and not m.is_learnt}
     return sum(p.numel() for p in model.parameters() if id(p) not in fixed)
 
@@ -102,7 +102,7 @@ def count_parameters(model: nn.Module) -> int:
 def build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
     """Make the configured optimizer of weights, residuals and strengths, and attach the method to it.
 
-    Make the scheduler afterwards: attaching gives learnt strengths a group of their own, without weight decay.
+    Make the scheduler afterwards: attaching puts learnt strengths into a separate group, without weight decay.
     """
     optimizer = _build_optimizer(assembly)
     if assembly.method is not None:
@@ -138,10 +138,10 @@ def _build_optimizer(assembly: Assembly) -> torch.optim.Optimizer:
 
 
 def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters in two groups; that of biases and norm layers has no weight decay.
+    """The parameters in two groups; the group of biases and norm layers has no weight decay.
 
-    Names and the class of the layer decide, and not the number of dimensions: linear layers of steerable features keep their
-    weights in one.
+    The names and the class of the layer decide, not the number of dimensions: linear layers of steerable features keep their
+    weights in one dimension.
     """
     modules = dict(model.named_modules())
     decayed: list[nn.Parameter] = []
@@ -157,7 +157,7 @@ def _without_biases(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _apart(groups: list[dict[str, Any]], chosen: set[int], rate: float) -> list[dict[str, Any]]:
-    """The groups with the chosen parameters (by identity) in groups of their own, which have another learning rate."""
+    """The groups, with the chosen parameters (by identity) in separate groups that have another learning rate."""
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
     own = [
         {**group, "params": [p for p in group["params"] if id(p) in chosen], "lr": rate} for group in groups

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, without the bias of its start."""
+"""A bias-corrected exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Averages:
 
         m_t = sum_s decay^(t-s) w_s / sum_s decay^(t-s),   s = 1 .. t
 
-    which is m_t = m_(t-1) + (1 - decay) / (1 - decay^t) (w_t - m_(t-1)): the weights of the start count no more than
+    which is m_t = m_(t-1) + (1 - decay) / (1 - decay^t) (w_t - m_(t-1)). The weights at the start count no more than
     any others, and m_1 = w_1. Strengths (gamma) and buffers are copied, not averaged: the averaged network is relaxed
-    as far as the trained one.
+    as much as the trained one.
 
     Args:
         model: The network that is trained, on its device.
@@ -39,7 +39,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present weights into the average, after an optimizer step."""
+        """Add the present weights to the average, after an optimizer step."""
         share = (1 - self.decay) / (1 - self.decay ** (self.steps + 1))
         self.steps += 1
         torch._foreach_lerp_(list(self.model.parameters()), list(self.trained.parameters()), share)
@@ -56,7 +56,7 @@ class Averages:
         return list(zip(averaged, trained, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged network's state and the number of steps in it."""
+        """The averaged network's state and the number of steps in the average."""
         return {"steps": self.steps, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: selected weights, the state that a run resumes from, and reading both without running code."""
+"""A run's checkpoints: the selected weights, and the state that a run resumes from; both are read without running code."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from equirelax_lab.training.folder import BEST, LAST
 SELECTED, STATE = "equirelax-run-2", "equirelax-state-3"
 """Formats of `best.ckpt` and of `last.ckpt`."""
 FAMILY = ("equirelax-run-", "equirelax-state-")
-"""What the formats of every version begin with."""
+"""The common beginning of the formats of every version."""
 OLDER = "equirelax"
-"""Key of an older version's `last.ckpt`."""
+"""A key of the `last.ckpt` of an older version."""
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Torch's random states as a checkpoint names them: "rng", and on a GPU "cuda_rng"."""
+    """Torch's random states under their names in checkpoints: "rng", and on a GPU "cuda_rng"."""
     states = {"rng": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda_rng"] = torch.cuda.get_rng_state(device)
@@ -37,7 +37,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Selected:
-    """Weights chosen on validation, the epoch (from 0) that they are of, and their validation value."""
+    """Weights selected on validation, their epoch (from 0), and their validation value."""
 
     epoch: int
     value: float
@@ -48,7 +48,7 @@ class Selection:
     """Keeps the weights that are best on validation, or the last ones.
 
     Args:
-        metric: What weights are compared by.
+        metric: The metric by which weights are compared.
         rule: "best", or "last" for the latest weights whose value is finite.
 
     Attributes:
@@ -60,7 +60,7 @@ class Selection:
         self.selected: Selected | None = None
 
     def consider(self, epoch: int, value: float, model: nn.Module) -> float | None:
-        """Take the model's weights if they are better; returns the value of those that are selected now."""
+        """Take the model's weights if they are better; returns the value of the weights that are now selected."""
         best = self.metric.worst if self.selected is None else self.selected.value
         if self.metric.better(value, best) or (self.rule == "last" and math.isfinite(value)):
             self.selected = Selected(epoch, value, copy_weights(model))
@@ -90,12 +90,12 @@ def write_selected(path: Path, config: RunConfig, selected: Selected) -> None:
 
 
 def write_state(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
-    """Write what a run resumes from, with its settings."""
+    """Write the state that a run resumes from, with its settings."""
     write({"format": STATE, "config": config.to_dict(), **state}, path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `write_state` wrote.
+    """Read what `write_state` wrote.
 
     Raises:
         CheckpointError: The file is missing or damaged, or another version or program wrote it.

@@ -29,11 +29,11 @@ def conclude(
 
     Args:
         assembly: The run's objects; the model is projected.
-        end: What followed its epochs.
+        end: The run's `EpochEnd`, which holds the selected weights.
         val: Validation samples.
         folder: The run's folder.
         commit: The commit that it was trained with.
-        members: Number of runs in its stack, which is noted in the result.
+        members: Number of runs in its stack, which is recorded in the result.
 
     Raises:
         NonFiniteError: No validation had a finite value.
@@ -110,7 +110,7 @@ def strengths(assembly: Assembly) -> dict[str, float]:
 
 
 def equivariance_error(assembly: Assembly) -> dict[str, Any] | None:
-    """The relative equivariance error in float64 before and after projection; the model is projected by it.
+    """The relative equivariance error in float64 before and after projection, which this function performs.
 
     Returns:
         {before, after, group, dtype}; None where the task's group does not act exactly on its samples.

@@ -1,4 +1,4 @@
-"""The cost of a prediction: multiply-adds of matrix products and convolutions, which are exact, and time on this machine."""
+"""The cost of a prediction: exact multiply-adds of matrix products and convolutions, and time on this machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WARM_UP, REPETITIONS = 2, 5
 
 
 class _MultiplyAdds(TorchDispatchMode):
-    """Counts as torch's `FlopCounterMode` does, by the same formulas.
+    """Counts like torch's `FlopCounterMode`, by the same formulas.
 
-    That one also attributes the counts to modules, by hooks that fail where a prediction differentiates with respect to its
-    input, as networks do that predict forces.
+    `FlopCounterMode` also attributes the counts to modules, by hooks that fail where a prediction differentiates with respect to
+    its input, as networks that predict forces do.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def multiply_adds(call: Callable[[], Any]) -> float:
 def inference_cost(assembly: Assembly, data: Samples) -> dict[str, dict[str, float]]:
     """The cost of one sample in a batch of up to 16: {relaxed, projected} -> {multiply_adds, milliseconds}.
 
-    Milliseconds are the least of five repetitions, after two that warm up.
+    Milliseconds are the minimum of five repetitions, after two for warm-up.
     """
     count = min(SAMPLES, len(data))
     batch = assembly.task.eval_batch(data, range(count))

@@ -1,4 +1,4 @@
-"""NaN, infinity and explosions during training: noticed before they are saved, and traced to a module."""
+"""Detect NaN, infinity and explosions during training before they are saved, and trace them to a module."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from equirelax_lab.training.non_finite import first_non_finite, largest_gain
 from equirelax_lab.training.objective import Objective
 
 EXPLODED = 1e6
-"""A mean loss of an epoch that is more than this multiple of the loss at the start ends a run, as infinity does."""
+"""A run ends if the mean loss of an epoch is more than this multiple of the loss at the start, as if it were infinite."""
 
 
 class Divergence:
     """Ends a run whose numbers are no longer finite, or explode.
 
     A single process on the CPU checks the loss and the gradients of every step before the optimizer's step, so that the
-    weights stay finite. On a GPU this would wait for the device, and with several processes the others would wait: there
+    weights stay finite. On a GPU this would wait for the device, and with several processes the others would wait. There
     the means of an epoch and the weights are checked at its end, before anything is saved.
 
     Args:
-        objective: What is minimised; a failure is traced by computing it again on the last batch.
+        objective: The objective of training; a failure is traced by computing it again on the last batch.
         every_step: Whether every step is checked.
 
     Attributes:
-        first_loss: The loss at the start, the measure of an explosion: the first step's, or, where steps are not checked,
-            the first epoch's mean, which all processes share. None before.
+        first_loss: The loss at the start, with which an explosion is measured: the first step's, or, where steps are not
+            checked, the first epoch's mean, which all processes share. None before.
     """
 
     def __init__(self, objective: Objective, every_step: bool) -> None:
@@ -42,7 +42,7 @@ class Divergence:
         self._exploded = False
 
     def begin(self, batch: Batch, index: int, step: int, epoch: int) -> None:
-        """Remember part `index` of epoch `epoch` (both from 0), which is computed next."""
+        """Record part `index` of epoch `epoch` (both from 0), which is computed next."""
         self._last, self._epoch = (batch, index, step), epoch
 
     def check_loss(self, loss: Tensor) -> None:
@@ -60,7 +60,7 @@ class Divergence:
         if not self.every_step:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # One sum over all of them; the entries are looked at one by one only if it overflows.
+        # One sum over all of them; the entries are checked one by one only if it overflows.
         total = torch.nn.utils.get_total_norm(gradients, 1.0)
         if not math.isfinite(float(total)) and not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise NonFiniteError(f"A gradient is not finite in {self._step()}, though the loss is.")
@@ -95,12 +95,12 @@ class Divergence:
             )
 
     def explains(self, error: Exception) -> bool:
-        """Whether numbers that are not finite, or exploded, are the cause of an error."""
+        """Whether numbers that are not finite, or that exploded, are the cause of an error."""
         numbers = isinstance(error, NonFiniteError)
         return numbers or (isinstance(error, RuntimeError) and not finite_weights(self.objective.model))
 
     def origin(self) -> str:
-        """Where it began, as a sentence that follows the error's; empty where the last batch does not show it.
+        """Where the failure began, as a sentence to append to the error's; empty where the last batch does not show it.
 
         Call it while the network is still on its device.
         """
@@ -116,7 +116,7 @@ class Divergence:
                 gain = largest_gain(model, objective)
                 return "" if gain is None else f" The layer that amplifies most: {gain}."
             origin = first_non_finite(model, objective)
-        except EquirelaxError:  # the model refuses this batch, and has said why
+        except EquirelaxError:  # the model rejects this batch, and its error says why
             return ""
         if origin is None or origin.what == "loss":
             return self._in_method() or ("" if origin is None else f" It begins in {origin}.")
@@ -143,7 +143,7 @@ class Divergence:
 
 
 def finite_weights(model: nn.Module) -> bool:
-    """Whether all parameters are finite; waits for the device once."""
+    """Whether all parameters are finite; synchronises with the device once."""
     flags = [torch.isfinite(parameter.detach()).all() for parameter in model.parameters()]
     return bool(torch.stack(flags).all()) if flags else True
 

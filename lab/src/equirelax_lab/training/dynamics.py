@@ -1,5 +1,5 @@
-"""What metrics.csv tells of a run: whether strengths, multipliers and slacks still move at its end, loss spikes, and whether the
-projected network lags behind the relaxed one.
+"""Facts about a run from metrics.csv: whether strengths, multipliers and slacks still change at its end, loss spikes, and
+whether the projected network lags behind the relaxed one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from equirelax.methods import lags
 from equirelax_lab.training.folder import read_table
 
 COURSES = ("gamma", "multiplier", "slack")
-"""The kinds of columns that are followed; their names are KIND/RESIDUAL."""
+"""The kinds of columns that are tracked; their names are KIND/RESIDUAL."""
 
 SPIKE, SPIKE_EPOCHS = 1000.0, 2
 """A loss is reported if it is this many times larger than before, for at least this many epochs."""
@@ -28,11 +28,11 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, str]]:
     """Read and check the rows of a metrics.csv.
 
     Args:
-        path: Of the file.
-        epochs: Length of the run, whose last epoch the last row must be of. None does not check it.
+        path: The file.
+        epochs: Length of the run; the last row must be of the last epoch. None does not check it.
 
     Raises:
-        ConfigError: The file is missing or cut short, or holds something that is not a number.
+        ConfigError: The file is missing or truncated, or contains something that is not a number.
     """
     try:
         rows = read_table(path)
@@ -56,7 +56,7 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, str]]:
 
 
 def courses(rows: Sequence[Mapping[str, str]]) -> Courses:
-    """The columns that are followed, with NaN for empty cells; {} for a run without residuals."""
+    """The tracked columns, with NaN for empty cells; {} for a run without residuals."""
     columns: Courses = {}
     for column in rows[0] if rows else ():
         kind, slash, key = column.partition("/")
@@ -66,7 +66,7 @@ def courses(rows: Sequence[Mapping[str, str]]) -> Courses:
 
 
 def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
-    """How strengths and multipliers ended.
+    """Summarise how strengths and multipliers ended.
 
     Returns:
         None for a run without residuals; else
@@ -75,7 +75,7 @@ def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
         ``drift``: kind (gamma, multiplier, slack) -> {change, swing, relative}. Change is the difference between the last
         and the first value in the window, swing the range of the values, each the largest over the residuals; relative is
         the swing over the largest absolute value in the window: 1 or more where the values cross zero, near 0 where they
-        hardly move.
+        hardly change.
     """
     values = courses(rows)
     if "gamma" not in values:
@@ -95,7 +95,7 @@ def dynamics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
 
 
 def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
-    """Epochs in which the mean training loss was `SPIKE` times the smallest before them, for `SPIKE_EPOCHS` or longer.
+    """Find epochs in which the mean training loss was `SPIKE` times the smallest before them, for `SPIKE_EPOCHS` or longer.
 
     Returns:
         For each spike: ``first`` and ``last`` epoch (from 1), ``before``: the smallest loss until then, ``largest`` loss.

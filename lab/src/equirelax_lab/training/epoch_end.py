@@ -1,4 +1,4 @@
-"""What follows every epoch: validation, selection, a row of metrics, a checkpoint."""
+"""The end of every epoch: validation, selection, a row of metrics, a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 FITTED = 500
-"""Number of training samples whose loss is followed, evenly spaced over the training set."""
+"""Number of training samples whose loss is tracked, evenly spaced over the training set."""
 
 
 class Trained(Protocol):
-    """What is known of a run's training: `Loop`, or a `Member` of a stack.
+    """The state of a run's training: `Loop`, or a `Member` of a stack.
 
     Attributes:
         assembly: The run's objects.
         fabric: Lightning Fabric, launched.
         averages: Averaged weights; None without `ema`.
-        completed: Epochs that are done.
+        completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
-        fixed_memory: Whether the weights must stay where they are in memory.
+        fixed_memory: Whether the weights must keep their place in memory.
         sharing: Number of runs that share the process, and so its time.
     """
 
@@ -47,10 +47,10 @@ class Trained(Protocol):
     sharing: int
 
     def evaluation(self, val: Samples, train: Samples) -> Evaluation:
-        """What measures its networks on these samples, which are on their device."""
+        """The evaluation of its networks on these samples, which are on their device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What training needs to go on: plain data and tensors."""
+        """The state that training needs to continue: plain data and tensors."""
 
 
 class EpochEnd:
@@ -58,16 +58,16 @@ class EpochEnd:
 
     Args:
         loop: The run's training, before its first epoch.
-        train: Training samples; the loss of `FITTED` is followed, which are evenly spaced over them.
+        train: Training samples; the loss of `FITTED` of them, evenly spaced, is tracked.
         val: Validation samples.
         folder: The run's folder.
-        loggers: What receives the rows of metrics.
+        loggers: The receivers of the rows of metrics.
 
     Attributes:
         selection: The weights that are best on validation.
         average_selection: The averaged weights that are best on validation; it stays empty without `ema`.
-        seconds: Time spent in training and validation, over all resumptions; of a stack's time the run's share.
-        saved: Number of epochs that the resumable checkpoint holds.
+        seconds: Time spent in training and validation, over all resumptions; in a stack, the run's share of the time.
+        saved: Number of completed epochs in the resumable checkpoint.
     """
 
     def __init__(self, loop: Trained, train: Samples, val: Samples, folder: Path, loggers: Loggers) -> None:
@@ -91,7 +91,7 @@ class EpochEnd:
         """Finish the epoch that `loop` has just completed.
 
         Args:
-            columns: What the epoch's training measured, the first columns of its row.
+            columns: The measurements of the epoch's training, the first columns of its row.
             stopping: Whether no further epoch follows now, so that a checkpoint is due.
         """
         training, epoch = self.assembly.config.training, self.loop.completed
@@ -151,8 +151,8 @@ class EpochEnd:
     def _fit(self) -> dict[str, float]:
         """The task's loss on training data, without augmentation, as projected and as trained: means over samples.
 
-        Training minimises the relaxed network's loss. Where the projected network's stays behind, the residuals have
-        learnt what the strict weights were to learn.
+        Training minimises the relaxed network's loss. Where the projected network's loss lags behind, the residuals have
+        learnt what the strict weights should learn.
         """
         relaxed = projected = self.evaluation.loss_sum("trained")
         if self.assembly.relaxation is not None:
@@ -172,7 +172,7 @@ class EpochEnd:
         self.saved = self.loop.completed
 
     def state_dict(self) -> dict[str, Any]:
-        """What was selected, and the clock."""
+        """The selected weights, and the time spent."""
         return {
             "selected": self.selection.state_dict(),
             "selected_average": self.average_selection.state_dict(),
@@ -180,7 +180,7 @@ class EpochEnd:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`, which a checkpoint held."""
+        """Continue from a `state_dict()` that a checkpoint held."""
         self.selection.load_state_dict(state["selected"])
         self.average_selection.load_state_dict(state["selected_average"])
         self.seconds, self.saved = state["seconds"], state["completed"]
@@ -192,7 +192,7 @@ class EpochEnd:
                 write_selected(self.folder / name, self.assembly.config, selection.selected)
 
     def kept(self) -> str:
-        """Which files are left of a run that cannot go on, as a sentence."""
+        """A sentence that names the files of a run that cannot continue."""
         selected = self.selection.selected
         files = [] if selected is None else [f"{BEST} (the best weights, of epoch {selected.epoch + 1})"]
         files += [f"{LAST} (the state after epoch {self.saved})"] if self.saved else []

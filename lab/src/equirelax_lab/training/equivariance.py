@@ -1,4 +1,4 @@
-"""The equivariance error during training: cheap enough for every validation, and without a trace in the run."""
+"""The equivariance error during training: cheap enough for every validation, and without any effect on the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from equirelax_lab.tasks.task import AuditCase
 from equirelax_lab.training.assembly import Assembly
 
 ELEMENTS = 2
-"""Number of group elements drawn, besides a reflection of every further component or the generators of a finite group."""
+"""Number of group elements drawn, in addition to a reflection of every further component or the generators of a finite group."""
 RELAXED, PROJECTED = "equivariance/relaxed", "equivariance/projected"
 """Columns of metrics.csv."""
 
@@ -25,14 +25,14 @@ RELAXED, PROJECTED = "equivariance/relaxed", "equivariance/projected"
 class EquivarianceErrors:
     """Measures a run's network repeatedly, always on the same samples and group elements.
 
-    Only the network changes from one measurement to the next. Weights, gradients, modes and random states are left as
-    they were, so that a run is the same with and without it.
+    Only the network changes from one measurement to the next. Weights, gradients, modes and random states are left
+    unchanged, so that a run is the same with and without it.
 
     Args:
         assembly: The run's objects.
-        copied: Whether a copy of the network is measured. It must be where a parameter cannot be cast to another dtype and
-            back: PyTorch then drops the hooks by which DDP averages its gradient, and its memory moves, which a CUDA
-            graph goes on reading.
+        copied: Whether to measure a copy of the network. This is necessary where a parameter cannot be cast to another dtype
+            and back: PyTorch then drops the hooks by which DDP averages its gradient, and moves its memory, while a CUDA
+            graph keeps reading the old place.
     """
 
     def __init__(self, assembly: Assembly, copied: bool = False) -> None:

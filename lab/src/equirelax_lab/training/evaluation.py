@@ -60,13 +60,13 @@ def loss_sum(task: Task, model: nn.Module, data: Samples) -> Tensor:
 
 
 class Evaluation:
-    """What a run measures of its networks at the end of an epoch.
+    """The measurements of a run's networks at the end of an epoch.
 
     Args:
-        task: Its task.
+        task: The run's task.
         networks: The networks by name: "trained", and "averaged" where the run has one.
         val: Validation samples, on the networks' device.
-        train: Training samples whose loss is followed, on that device.
+        train: Training samples whose loss is tracked, on that device.
     """
 
     def __init__(self, task: Task, networks: Mapping[str, nn.Module], val: Samples, train: Samples) -> None:
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def evaluation_of(assembly: Assembly, averages: Averages | None, val: Samples, train: Samples) -> Evaluation:
-    """What a run measures of the network that it trains, and of its averaged one where it has one."""
+    """The evaluation of the network that a run trains, and of its averaged network where it has one."""
     networks = {"trained": assembly.model}
     if averages is not None:
         networks["averaged"] = averages.model
@@ -124,5 +124,5 @@ def evaluate_all(assembly: Assembly, data: Samples) -> dict[str, dict[str, float
 
 
 def headline_of(task: Task, values: dict[str, dict[str, float] | None]) -> dict[str, float | None]:
-    """The headline metric alone, out of the result of `evaluate_all`."""
+    """Only the headline metric, from the result of `evaluate_all`."""
     return {form: None if all_of is None else all_of[task.metric.name] for form, all_of in values.items()}

@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, the check whether a run may go there, and reading its files."""
+"""A run's folder: the names of its files, the check whether a run may use it, and reading its files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NEEDED = (
 )  # fmt: skip
 """The keys of every result.json."""
 KINDS = ("relaxed", "projected", "folded")
-"""The forms of the network that it has a value of."""
+"""The forms of the network for which it has a value."""
 
 
 def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Check that this run may go into `folder`; returns its result if it is finished already.
+    """Check that this run may use `folder`; returns its result if it is already finished.
 
     Raises:
         ConfigError: The folder holds a run and `resume` is False, or a run with other settings.
@@ -47,12 +47,12 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
 
 
 def changed_settings(config: RunConfig, folder: Path) -> list[str]:
-    """In which settings `config` differs from the run in `folder`, in words.
+    """Describe the settings in which `config` differs from the run in `folder`.
 
-    A setting that the run's version did not have yet has the value of its recipe.
+    A setting that the run's version did not have has the value of its recipe.
 
     Raises:
-        ConfigError: The file does not hold a run's settings.
+        ConfigError: The file does not contain a run's settings.
     """
     path = folder / CONFIG
     values = read_yaml(path)
@@ -64,7 +64,7 @@ def changed_settings(config: RunConfig, folder: Path) -> list[str]:
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """In which settings two configurations differ, in words."""
+    """Describe the settings in which two configurations differ."""
     lines = []
     for key in sorted(stored.keys() | wanted.keys()):
         old, new = stored.get(key), wanted.get(key)
@@ -118,7 +118,7 @@ def check_result(result: Any, where: Path) -> None:
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, as text.
 
-    An incomplete last row is left out, also one without the end of its line, whose last number may be cut.
+    An incomplete last row is left out. That includes a row without a line ending, whose last number may be cut.
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = [line for line in file if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""A training step in memory that stays where it is, so that a CUDA graph can repeat it with one launch."""
+"""A training step at fixed memory addresses, so that a CUDA graph can repeat it with one launch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ WARM_UP = 3
 Gradients = Callable[[Batch, int], tuple[Tensor, Tensor]]
 """Computes gradients for part `index` of an epoch, and returns the objective and its terms."""
 Capture = Callable[[Callable[[], tuple[Tensor, Tensor]]], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
-"""Captures a call: returns what repeats its kernels, and its outputs, which every repetition writes anew."""
+"""Captures a call: returns a function that repeats its kernels, and its outputs, which every repetition overwrites."""
 
 
 class GraphedGradients:
     """Computes the gradients of batches of one shape, on a GPU by replaying a CUDA graph.
 
-    Every batch is copied into buffers that keep their memory. The first `WARM_UP` steps run as they are; the next one is
-    captured, forward pass, loss, penalty and backward pass, and from then on replayed. The optimizer's step, and the
-    method's with it, stay outside the graph: they take few kernels, read learning rates and schedules in Python, and
-    change weights, strengths and multipliers in place, where the graph reads them.
+    Every batch is copied into buffers that keep their memory. The first `WARM_UP` steps run uncaptured. The next one is
+    captured, with forward pass, loss, penalty and backward pass, and from then on replayed. The optimizer's step, which
+    includes the method's, stays outside the graph: it takes few kernels, reads learning rates and schedules in Python, and
+    changes weights, strengths and multipliers in place, where the graph reads them.
 
     Args:
-        gradients: What is to be repeated.
+        gradients: The computation to repeat.
         method: Its `replayed()` is called after every replay; None for a strict network.
         tensors: The network's parameters and buffers, which the graph reads.
         capture: Captures a call; None runs it uncaptured.
@@ -54,7 +54,7 @@ class GraphedGradients:
         """Compute gradients as `gradients` does; the objective comes without its autograd graph.
 
         Raises:
-            ConfigError: The batch has other shapes than the first one, or the step cannot be captured.
+            ConfigError: The shapes of the batch differ from those of the first one, or the step cannot be captured.
         """
         self._copy(batch)
         self.steps += 1
@@ -82,7 +82,7 @@ class GraphedGradients:
         return objective.detach().clone(), terms.clone()
 
     def _copy(self, batch: Batch) -> None:
-        """Copy a batch into the buffers, which the first one makes."""
+        """Copy a batch into the buffers, which are made for the first batch."""
         if not self.batch:
             self.batch = {name: tensor.clone() for name, tensor in batch.items()}
             return
@@ -107,7 +107,7 @@ def graphed(
     """`gradients` as a CUDA graph, where the loader's device is a GPU; elsewhere uncaptured, which is printed.
 
     Raises:
-        ConfigError: The settings give steps that differ in more than the numbers in their batches.
+        ConfigError: The settings make steps that differ in more than the values in their batches.
     """
     obstacle = _obstacle(method, loader, method_name)
     if obstacle:
@@ -119,7 +119,7 @@ def graphed(
 
 
 def capture_on(device: torch.device) -> Capture | None:
-    """What captures a call on a device; None where there is nothing."""
+    """The function that captures a call on a device; None where there is none."""
     return _cuda_graph if device.type == "cuda" else None
 
 
@@ -147,7 +147,7 @@ def _cuda_graph(
 
 
 def _on_side_stream(call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Run a call on a stream of its own, as CUDA graphs want it before a capture."""
+    """Run a call on a separate stream, as CUDA graphs require before a capture."""
     if not torch.cuda.is_available():
         return call()
     stream = torch.cuda.Stream()

@@ -1,4 +1,4 @@
-"""Starts the processes of a run, on the devices that it is given."""
+"""Start the processes of a run on its devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def launched(machine: Machine) -> Iterator[Fabric]:
-    """Lightning Fabric with every process started; the further ones end with this one's errors.
+    """Lightning Fabric with every process started; the other processes end if this one raises an error.
 
     Raises:
         ConfigError: The accelerator, number of devices or strategy is not available here.
@@ -28,7 +28,7 @@ def launched(machine: Machine) -> Iterator[Fabric]:
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")  # about the data loaders that we do not use
+        warnings.filterwarnings("ignore", module="lightning.*")  # about data loaders, which we do not use
         try:
             fabric = Fabric(
                 accelerator=machine.accelerator,
@@ -45,7 +45,7 @@ def launched(machine: Machine) -> Iterator[Fabric]:
             yield fabric
         except BaseException:
             for process in getattr(fabric.strategy.launcher, "procs", ()):
-                process.kill()  # it may wait for this one for ever
+                process.kill()  # it might wait for this one for ever
             raise
 
 

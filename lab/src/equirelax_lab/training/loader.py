@@ -1,4 +1,4 @@
-"""Batches of a data set in memory, whose order and augmentation depend on the seed and the epoch alone."""
+"""Batches of a data set in memory, whose order and augmentation depend only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class EpochLoader:
 
     Args:
         data: The samples; they are moved to `device` once.
-        make: Makes a batch out of the data, the batch's samples, a generator and this rank's share, as
-            `Task.train_batch` does.
+        make: Makes a batch from the data, the batch's samples, a generator and this rank's share, like
+            `Task.train_batch`.
         batch_size: Samples in a batch, over all ranks; the last batch of an epoch may be smaller.
         seed: Seed of the order and the augmentation.
         rank: Number of this process.
         world: Number of processes.
-        device: Where the batches are needed.
+        device: The device of the batches.
         smallest: Samples that every rank needs in every part of a batch; batches with fewer are left out.
-        parts: Number of parts in which every batch is given, one after the other.
+        parts: Number of parts into which every batch is split.
         drop_last: Whether the last batch of an epoch is left out where it is smaller than the others.
     """
 
@@ -89,7 +89,7 @@ class EpochLoader:
         return self.world * len(range(size)[self._slice(part)]) / size
 
     def _slice(self, part: int) -> slice:
-        """Where this rank's samples of a part stand in the batch."""
+        """The position of this rank's samples of a part in the batch."""
         return slice(self.rank + self.world * part, None, self.world * self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -106,6 +106,6 @@ class EpochLoader:
 def epoch_seed(seed: int, *numbers: int) -> int:
     """A seed for one epoch, or another numbered part, of one run.
 
-    torch's CPU generator reads the low 32 bits of a seed alone, so the numbers are mixed into 32 bits.
+    torch's CPU generator reads only the low 32 bits of a seed, so the numbers are mixed into 32 bits.
     """
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])

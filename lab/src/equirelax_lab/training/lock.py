@@ -1,8 +1,8 @@
 """One process at a time in a folder: a lock that names its owner and ends with it.
 
-It is written by hand on the lock of open files that atomic writes use as well (`equirelax.files.try_lock`). The package
-filelock would not shorten it: its lock files stay behind when they are released, asking who holds a folder would create one,
-and errors of file systems without locks would have to be distinguished here all the same.
+It is built on the lock of open files that atomic writes also use (`equirelax.files.try_lock`). The package filelock would not
+make it shorter: its lock files are left behind when they are released, asking who holds a folder would create one, and errors of
+file systems without locks would still have to be distinguished here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Owner:
     Attributes:
         pid: Its number.
         host: The name of its machine.
-        since: Local time at which it took the folder, to the second.
+        since: Local time at which it took the folder, in full seconds.
     """
 
     pid: int
@@ -44,7 +44,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
-        """The owner that a lock file names; None if it names none, as between its locking and the writing of the name."""
+        """The owner named in a lock file; None if it names none, as between locking and writing the name."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(content["pid"]), str(content["host"]), str(content["since"]))
@@ -57,7 +57,7 @@ class Owner:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold `folder`, which is made if needed, while the context is open.
+    """Hold `folder`, which is created if needed, while the context is open.
 
     The operating system frees the lock of a process however it ends. The lock file of a dead process is taken over, with a
     message. On a file system without locks a warning is printed instead.
@@ -67,8 +67,8 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         name: The name of the lock file in it.
 
     Raises:
-        FolderInUseError: Another process holds the folder; names that process.
-        ConfigError: The folder cannot be made or written to.
+        FolderInUseError: Another process holds the folder; the message names that process.
+        ConfigError: The folder cannot be created or written to.
     """
     path = folder / name
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -83,14 +83,14 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is locked: a process that has opened it meanwhile sees that the path leads elsewhere.
+        # Removed while it is locked: a process that has opened it in the meantime sees that the path no longer leads to it.
         path.unlink(missing_ok=True)
         os.close(handle)
         _remove_empty(made)
 
 
 def _remove_empty(made: list[Path]) -> None:
-    """Remove the folders among `made` that are empty, as after settings that cannot be used."""
+    """Remove the empty folders among `made`, which are left after unusable settings."""
     with contextlib.suppress(OSError):
         for place in made:
             place.rmdir()
@@ -112,7 +112,7 @@ def _take(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its owner removed it between our opening and our locking: try again
+        os.close(handle)  # its owner removed it between our opening and locking it: try again
 
 
 def _name_owner(handle: int, path: Path) -> None:
@@ -143,7 +143,7 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def holder(folder: Path, name: str = LOCK) -> Owner | None:
-    """The living process that holds `folder`; None if there is none, or that cannot be known.
+    """The living process that holds `folder`; None if there is none, or if it cannot be determined.
 
     Args:
         folder: The folder.

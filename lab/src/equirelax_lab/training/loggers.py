@@ -1,11 +1,11 @@
-"""Where the metrics of every epoch go: metrics.csv, TensorBoard's events, and a bar or lines on the terminal.
+"""Loggers of the metrics of every epoch: metrics.csv, TensorBoard's events, and a bar or lines on the terminal.
 
-metrics.csv has one row for every epoch. It is appended to while the run goes on, and cut back when it is resumed. Columns:
+metrics.csv has one row for every epoch. Rows are appended during the run, and later ones are dropped when it is resumed. Columns:
 
 - epoch (from 0) and step: number of optimizer steps so far;
 - train/loss and train/penalty: means over the epoch; seconds: since the start;
 - update/strict and update/residual: root mean square of the change of a weight in an optimizer step;
-- in epochs that validate: val/projected, val/relaxed, val/best; the same with averaged/ of the averaged weights, where `ema`
+- in epochs that validate: val/projected, val/relaxed, val/best; the same with averaged/ for the averaged weights, where `ema`
   keeps them; fit/projected and fit/relaxed: the task's loss on a fixed part of the training data; equivariance/relaxed and
   equivariance/projected: relative equivariance errors in float64, in the validations that `audit_every` chooses;
   weight/RESIDUAL: the norm of the residual's map, to be multiplied by its gamma;
@@ -30,17 +30,17 @@ EVENTS = "tensorboard"
 
 
 class Logger(Protocol):
-    """Something that receives a row of metrics for every epoch."""
+    """Receives a row of metrics for every epoch."""
 
     def log(self, epoch: int, row: Mapping[str, float]) -> None:
-        """Take the row of epoch `epoch` (from 0)."""
+        """Log the row of epoch `epoch` (from 0)."""
 
     def close(self) -> None:
         """End the run's log."""
 
 
 class Loggers:
-    """Several loggers as one; none in ranks but the first."""
+    """Several loggers as one; there are none in ranks other than the first."""
 
     def __init__(self, *loggers: Logger) -> None:
         self.loggers = loggers
@@ -60,7 +60,7 @@ class EpochTable:
     """Writes `metrics.csv`.
 
     Args:
-        folder: Where the file goes.
+        folder: The folder of the file.
         resume_from: Rows of this epoch and later are dropped, since the run will write them again. 0 starts a new file.
     """
 
@@ -71,10 +71,10 @@ class EpochTable:
             self._cut(resume_from)
 
     def log(self, epoch: int, row: Mapping[str, float]) -> None:
-        """Append the row of an epoch; a column that is new is added to the rows before it, empty.
+        """Append the row of an epoch; a new column is added to the earlier rows with empty cells.
 
         Raises:
-            StorageError: The disk is full, or the place may not be written to.
+            StorageError: The disk is full, or the file may not be written to.
         """
         cells: dict[str, Any] = {"epoch": epoch, **row}
         if new := [key for key in cells if key not in self.columns]:
@@ -86,7 +86,7 @@ class EpochTable:
             csv.DictWriter(file, self.columns).writerow(cells)
 
     def close(self) -> None:
-        """Every row is written already."""
+        """Do nothing: every row is already written."""
 
     def _rewrite(self, rows: list[Any]) -> None:
         with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -113,7 +113,7 @@ class Events:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import (
             SummaryWriter,
-        )  # imports tensorboard, which help texts need not wait for
+        )  # imports tensorboard, for which help texts need not wait
 
         self.folder = folder / EVENTS
         with storage_errors(self.folder):
@@ -130,10 +130,10 @@ class Events:
                 self.writer.add_scalar(name, value, epoch)
 
     def close(self) -> None:
-        """Write what is left.
+        """Write the remaining events.
 
         Raises:
-            StorageError: As for `log`.
+            StorageError: See `log`.
         """
         with storage_errors(self.folder):
             self.writer.close()
@@ -141,9 +141,9 @@ class Events:
 
 @contextlib.contextmanager
 def quiet_event_thread() -> Iterator[None]:
-    """Within it the thread that writes events prints no traceback where the disk has no room for them.
+    """Context in which the thread that writes events prints no traceback if the disk is full.
 
-    The next call of `Events` raises the error that the thread met.
+    The next call of `Events` raises the error of the thread.
     """
     before = threading.excepthook
 

@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """Trains a run's network, an epoch at a time.
+    """Trains a run's network, one epoch at a time.
 
     Args:
         assembly: The run's objects; the network moves to the device of `fabric`.
         train: Training samples.
         fabric: Lightning Fabric, launched: devices and ranks.
-        machine: How it executes: the parts of a batch, the precision, and whether steps are captured.
+        machine: How the run executes: the parts of a batch, the precision, and whether steps are captured.
 
     Attributes:
-        completed: Epochs that are done.
+        completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
         averages: Averaged weights; None where `ema` is 0.
         sizes: The size of the optimizer's steps.
         divergence: Checks of losses, gradients and weights.
         gradients: Computes the gradients of a part of a batch.
         on_step: Called after every optimizer step with the number of steps that the epoch has taken.
-        fixed_memory: Whether the weights must stay where they are, since a CUDA graph may read them there.
+        fixed_memory: Whether the weights must keep their place in memory, since a CUDA graph may read them there.
         sharing: 1: no other run shares its process.
 
     Raises:
-        ConfigError: `machine.graph` is set, and steps differ in more than the numbers in their batches.
+        ConfigError: `machine.graph` is set, and steps differ in more than the values in their batches.
     """
 
     def __init__(self, assembly: Assembly, train: Samples, fabric: Fabric, machine: Machine) -> None:
@@ -112,7 +112,7 @@ class Loop:
             self.sizes.before_step(index // loader.parts)
             if clip:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
-            self.optimizer.step()  # the method steps with it
+            self.optimizer.step()  # this includes the method's step
             self.steps += 1
             self.sizes.after_step()
             if self.averages is not None:
@@ -140,7 +140,7 @@ class Loop:
         return evaluation_of(self.assembly, self.averages, val, train)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training needs to go on bit for bit: plain data and tensors. Take it between epochs."""
+        """The state that training needs to continue bit for bit: plain data and tensors. Call it between epochs."""
         method, scheduler, averages = self.assembly.method, self.scheduler, self.averages
         return {
             "completed": self.completed,
@@ -155,7 +155,7 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the last thing before the next epoch, for it sets torch's random state.
+        """Continue from `state_dict()`. Call it last before the next epoch, because it sets torch's random state.
 
         Raises:
             CheckpointError: The state holds no averaged weights, and the run has some.

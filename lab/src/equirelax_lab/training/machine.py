@@ -11,23 +11,23 @@ from equirelax.settings import JOBS, Settings, within
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Settings):
-    """Where and how a run executes; results differ by rounding alone.
+    """Where and how a run executes; results differ only by rounding.
 
     Attributes:
         accelerator: cpu, gpu, or auto: GPUs (CUDA) where there is one for every device, else the CPU.
         devices: Number of devices (processes).
-        accumulate: Parts in which every batch is computed, one after the other, to need less memory. A last batch with
-            fewer samples than parts is left out; what looks at a whole batch (batch norm) sees a part.
+        accumulate: Parts in which every batch is computed, one after the other, to save memory. A last batch with
+            fewer samples than parts is left out. Batch norm sees one part at a time.
         precision: 32-true, or bf16-mixed: products of a training step in bfloat16. Weights, penalties, strengths,
             validation and test stay in full precision.
         strategy: Lightning Fabric's strategy: auto, ddp, ...
-        graph: Capture the training step as a CUDA graph and replay it, which launches its many small kernels at once: one
-            GPU, batches of one shape. Elsewhere the same step runs uncaptured.
+        graph: Capture the training step as a CUDA graph and replay it, which launches its many small kernels at once. It
+            needs one GPU and batches of one shape. Without a GPU the same step runs uncaptured.
         threads: Threads of torch in every process; small models are fastest with one.
         progress: Show a bar or lines.
         tensorboard: Write TensorBoard events beside metrics.csv, where the package tensorboard is installed.
-        wandb: Log to Weights & Biases too, as its own variables say (WANDB_MODE=offline: into the run's folder).
-        mlflow: Log to MLflow too, where its own variable MLFLOW_TRACKING_URI says.
+        wandb: Also log to Weights & Biases, according to its own variables (WANDB_MODE=offline: into the run's folder).
+        mlflow: Also log to MLflow, at the address in its own variable MLFLOW_TRACKING_URI.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
@@ -43,7 +43,7 @@ class Machine(Settings):
     mlflow: bool = False
 
     def resolved(self, gpus: int) -> Machine:
-        """The machine with the accelerator auto decided, where `gpus` GPUs are there."""
+        """The machine with the accelerator `auto` resolved, given `gpus` GPUs."""
         if self.accelerator != "auto":
             return self
         return replace(self, accelerator="gpu" if gpus >= self.devices else "cpu")

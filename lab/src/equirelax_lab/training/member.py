@@ -1,4 +1,4 @@
-"""One run of a stack, with what belongs to it alone: its network, batches, checks and random state."""
+"""One run of a stack, with the parts that it does not share: its network, batches, checks and random state."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Member:
-    """A run of a stack; what follows an epoch sees it as it sees a single run's loop (`epoch_end.Trained`).
+    """A run of a stack, which looks like a single run's loop to the end of an epoch (`epoch_end.Trained`).
 
-    Make it right after its assembly: it takes torch's random state over, which validation and audits of this run use.
+    Make it right after its assembly: it takes over torch's random state, which validation and audits of this run use.
 
     Args:
         assembly: The run's objects; the network moves to the device of `fabric`.
@@ -34,15 +34,15 @@ class Member:
         machine: How it executes.
 
     Attributes:
-        completed: Epochs that are done.
+        completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
         averages: Averaged weights, which the stack updates; None where `ema` is 0.
         fixed_memory: True: its weights are part of the stack's memory and must stay there.
         sharing: Number of runs in its stack.
-        failure: Why it cannot go on; empty while it trains.
+        failure: Why it cannot continue; empty while it trains.
         random_state: Its own random state of torch, outside of training.
-        shared_state: Returns its share of what the stack holds: optimizer, scheduler, method.
-        in_stack: Lets its evaluation take part in the stack's, which computes for all members at once.
+        shared_state: Returns its share of the stack's state: optimizer, scheduler, method.
+        in_stack: Makes its evaluation a part of the stack's, which computes for all members at once.
     """
 
     fixed_memory = True
@@ -72,7 +72,7 @@ class Member:
 
     @contextlib.contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Within it torch's random state is this run's, as if it were alone."""
+        """Context in which torch's random state is that of this run, as if it were alone."""
         torch.set_rng_state(self.random_state)
         try:
             yield
@@ -84,7 +84,7 @@ class Member:
         return self.in_stack(evaluation_of(self.assembly, self.averages, val, train))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a single run's loop saves, so that the run may go on alone or in a stack; take it in `own_randomness`."""
+        """The state of a single run's loop, so that the run can continue alone or in a stack; call it in `own_randomness`."""
         averages = None
         if self.averages is not None:
             averages = self.averages.state_dict()
@@ -100,7 +100,7 @@ class Member:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what belongs to this run alone; `StackedLoop.load_state_dicts` takes the rest.
+        """Load the part that belongs only to this run; `StackedLoop.load_state_dicts` loads the rest.
 
         Raises:
             CheckpointError: The state holds no averaged weights, and the run has some.
@@ -114,5 +114,5 @@ class Member:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict in memory of its own: a part of the stack's memory would be saved with all of it."""
+    """A copy of a state dict: a view into the stack's memory would be saved with all of that memory."""
     return {key: value.clone() for key, value in state.items()}

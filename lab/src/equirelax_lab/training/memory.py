@@ -1,4 +1,4 @@
-"""Refuses networks that this machine cannot train while they are built, before its memory is full."""
+"""Refuse networks that are too large to train on this machine, while they are built and before its memory is full."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from equirelax_lab.tasks.registry import base_of
 from equirelax_lab.tasks.settings import RunConfig
 
 COPIES = 4
-"""Copies of every weight in training: itself, its gradient and Adam's two moments."""
+"""Copies of every weight in training: the weight itself, its gradient and Adam's two moments."""
 
 
 def machine_bytes() -> float:
-    """Physical memory of this machine in bytes; infinity where the system does not tell."""
+    """Physical memory of this machine in bytes; infinity where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # Windows has no sysconf
@@ -34,7 +34,7 @@ def fitting(config: RunConfig) -> Iterator[None]:
 
     Raises:
         ConfigError: There are more parameters, or the system refuses memory. The message names the settings that are larger
-            than the benchmark's own.
+            than the benchmark's.
     """
     most, total = machine_bytes(), 0
 

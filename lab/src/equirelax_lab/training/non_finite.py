@@ -1,4 +1,4 @@
-"""Finds where NaN or infinity begins: the first module in a forward pass, or the first one in the backward pass."""
+"""Find where NaN or infinity begins: the first module in the forward pass, or the first one in the backward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NonFinite:
     """Where NaN or infinity begins.
 
     Attributes:
-        path: Of the module; the model itself has an empty path.
+        path: Path of the module; empty for the model itself.
         type: Class of the module.
         what: weight, input, output, gradient or loss.
         text: The same in words.
@@ -52,20 +52,20 @@ class Gain:
 
 
 def first_non_finite(model: nn.Module, loss: Callable[[], Tensor]) -> NonFinite | None:
-    """Find where NaN or infinity begins, for a batch that is known to give them.
+    """Find where NaN or infinity begins, for a batch that is known to produce them.
 
     The loss is computed without gradients, to check weights and outputs, and again with gradients if all of these are
-    finite. The model's training mode is kept, buffers are set back afterwards, and `.grad` is left alone. The inputs that
-    a relaxed model keeps for penalties are used up, as by any forward pass.
+    finite. The model's training mode is kept, buffers are restored afterwards, and `.grad` is not changed. The inputs that
+    a relaxed model keeps for penalties are overwritten, as by any forward pass.
 
     Args:
         model: Relaxed or not.
         loss: Calls the model and returns the loss, a scalar: ``lambda: criterion(model(x), y)``.
 
     Returns:
-        The first module in the order of execution that has a weight that is not finite, or that makes an output that is not
-        finite out of finite inputs. If all outputs are finite, the module that makes a gradient that is not finite out of a
-        finite one. None if everything is finite.
+        The first module in the order of execution that has a weight that is not finite, or that makes a non-finite output
+        from finite inputs. If all outputs are finite, the module that makes a non-finite gradient from a finite one. None if
+        everything is finite.
     """
     with _buffers_kept(model):
         forward = _Forward(model)
@@ -133,8 +133,8 @@ class _Hooked:
 class _Forward(_Hooked):
     """Finds the first weight or output that is not finite.
 
-    A module that makes finite outputs out of inputs that are not finite, such as a softmax over masked scores, clears what
-    was noted before it.
+    A module that makes finite outputs from non-finite inputs, such as a softmax over masked scores, clears what was recorded
+    before it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,7 +147,7 @@ class _Forward(_Hooked):
         with self.hooked():
             try:
                 return loss()
-            # A model or torch.linalg raises these on numbers that are not finite, whose origin is known by then.
+            # A model or torch.linalg raises these on non-finite numbers, whose origin is known by then.
             except (NonFiniteError, torch.linalg.LinAlgError):
                 if self.origin is None:
                     raise
@@ -178,7 +178,7 @@ class _Forward(_Hooked):
 
 
 class _Backward(_Hooked):
-    """Finds the first gradient in the backward pass that is not finite; the module that reads its tensor made it."""
+    """Finds the first non-finite gradient in the backward pass; it was made by the module that reads its tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -251,7 +251,7 @@ def _finite(tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Set running statistics and other buffers back at the end."""
+    """Restore running statistics and other buffers at the end."""
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield

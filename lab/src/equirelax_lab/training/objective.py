@@ -1,4 +1,4 @@
-"""What a training step minimises: the task's loss on a batch, and what the method adds to it."""
+"""The objective of a training step: the task's loss on a batch, and the method's term."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Objective(nn.Module):
 
     Args:
         assembly: The run's task, network and method.
-        loader: Whose batches are passed to `forward`.
+        loader: The loader of the batches that are passed to `forward`.
         autocast: Whether autocast computes products in bfloat16. Fabric's own mixed precision is not used: it rounds the
-            batch, positions and targets too, to bfloat16, and it casts a weight once for all its uses, so that their
+            batch, including positions and targets, to bfloat16, and it casts a weight once for all its uses, so that their
             gradients add up in bfloat16.
     """
 
@@ -35,14 +35,14 @@ class Objective(nn.Module):
             step: Number of optimizer steps taken so far; it seeds the group elements that REMUL draws.
 
         Returns:
-            The objective, a scalar with gradients, and (2,) the task's loss and what the method added, detached.
+            The objective, a scalar with gradients, and (2,) the task's loss and the method's term, detached.
         """
         device = self.loader.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
             return self._terms(batch, index, step)
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The task's loss, in part of the projected network."""
+        """The task's loss, with the share of the projected network's where that is configured."""
         task, relaxation = self.assembly.task, self.assembly.relaxation
         share = self.assembly.config.training.projected_share
         loss = task.loss(task.predict(self.model, batch), batch)
@@ -60,7 +60,7 @@ class Objective(nn.Module):
         loss = share * (loss if own is None else loss + own)
 
         def moved_loss() -> Tensor:
-            # a last number other than 0: without it, those of rank 0 would be the loader's numbers of epoch `step`
+            # The last number is not 0: otherwise rank 0 would draw the loader's numbers of epoch `step`.
             numbers = (step, self.loader.rank, index % parts, 1)
             generator = torch.Generator().manual_seed(epoch_seed(self.assembly.config.seed, *numbers))
             moved = task.moved(batch, generator)

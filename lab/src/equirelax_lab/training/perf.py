@@ -1,6 +1,6 @@
-"""Times a training step, strict and relaxed, and counts the multiply-adds that it needs at least.
+"""Time a training step, strict and relaxed, and count the multiply-adds that it needs at least.
 
-All cases are timed in one process and in turn, a step of every case and then again, after a warm-up. Minima are reported,
+All cases are timed in one process and in turn, one step of every case per round, after a warm-up. Minima are reported,
 because every disturbance makes a measurement longer. With one thread the thread's CPU time is measured, which other programs
 do not lengthen.
 """
@@ -92,7 +92,7 @@ def measure(
     Args:
         benchmark: One of `perf_subjects.SUBJECTS`.
         model: One of its models; None takes the first.
-        batch_size: Samples in a batch; this and what follows is the subject's own value where it is None.
+        batch_size: Samples in a batch; this and the following arguments take the subject's own value where they are None.
         rows: Input rows that the subsampled penalty is computed from.
         repetitions: Timed repetitions of every case, after the warm-up.
         threads: Threads of torch.
@@ -123,7 +123,7 @@ def measure(
     assemblies = {name: assemble(config) for name, config in configs.items()}
     memory = {name: stated_memory(assembly) for name, assembly in assemblies.items()}
     steps = {name: training_step(assembly, batch) for name, assembly in assemblies.items()}
-    # a call takes as many steps as it needs to compute the penalty once
+    # A call takes as many steps as are needed to compute the penalty once.
     periods = {name: getattr(config.strength, "every", 1) for name, config in configs.items()}
     calls = {name: repeated(step, periods[name]) for name, step in steps.items()}
     multiply_adds = {
@@ -160,7 +160,7 @@ def measure(
 
 
 def relaxed_cases(config: RunConfig, rows: int, name: str) -> dict[str, RunConfig]:
-    """Settings without a penalty, with the exact one in every step or every fourth, and with one from sampled rows."""
+    """Settings without a penalty, with the exact one at every step or every fourth, and with one from sampled rows."""
     return {
         f"{name}, no penalty": config.updated({"strength": {"lie_weight": 0.0, "norm_weight": 0.0}}),
         f"{name} + exact penalty": config,
@@ -179,7 +179,7 @@ def stated_memory(assembly: Assembly) -> dict[str, int]:
 
 
 def training_step(assembly: Assembly, batch: Batch) -> Callable[[], None]:
-    """A step of a user's loop: loss, penalty, backward pass, and the optimizer's step, which is the method's too."""
+    """A step of a user's loop: loss, penalty, backward pass, and the optimizer's step, which includes the method's."""
     optimizer = build_optimizer(assembly)
     task, model, method = assembly.task, assembly.model, assembly.method
 
@@ -225,7 +225,7 @@ def inference_cases(strict: RunConfig, relaxed: RunConfig, batch: Batch) -> list
 
 
 def products(call: Callable[[], Any]) -> list[Factors]:
-    """The matrix products of a call, of the forward and of the backward pass."""
+    """The matrix products of a call, in the forward and the backward pass."""
     with MatrixProducts() as mode:
         call()
     return mode.factors
@@ -250,7 +250,7 @@ def replay(factors: list[Factors]) -> Callable[[], None]:
 
 
 def simulation(threads: int) -> dict[str, Any]:
-    """Seconds that it takes to simulate and write all 14,000 trajectories of the charged N-body set; they are then removed."""
+    """The seconds to simulate and write all 14,000 trajectories of the charged N-body set, which are then removed."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         nbody.make(root=folder, threads=threads)

@@ -1,4 +1,4 @@
-"""Times training steps of a stack of runs beside those of one run, method by method."""
+"""Time training steps of a stack of runs and those of one run, method by method."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def measure_stack(
 ) -> dict[str, Any]:
     """Time epochs of a few steps, of one run and of stacks of the same run with several seeds, in turn.
 
-    A step is what training does: the batch, loss and penalty, backward pass, checks, and the optimizer's and the method's
-    step; on a GPU the gradients are one CUDA graph, of single runs too. Samples are random.
+    A step is that of training: the batch, loss and penalty, backward pass, checks, and the optimizer's and the method's
+    step. On a GPU the gradients are one CUDA graph, also for single runs. Samples are random.
 
     Args:
-        benchmark, model: See `perf.measure`; of a benchmark whose samples can be made without data.
+        benchmark, model: See `perf.measure`; the benchmark must have samples that can be made without data.
         members: Numbers of members.
-        batch_size: Samples in a batch; this and what follows is the subject's own value where it is None.
+        batch_size: Samples in a batch; this and the following arguments take the subject's own value where they are None.
         repetitions: Timed epochs of every case, after the warm-up.
         threads: Threads of torch.
         machine: The accelerator; None takes a GPU where there is one.
@@ -72,7 +72,7 @@ def measure_stack(
     machine = Machine(accelerator=machine.accelerator, graph=on_gpu, threads=threads, progress=False)
     torch.set_num_threads(threads)
     samples = timed.samples(STEPS * batch_size)
-    # other programs do not lengthen the time of a thread
+    # Other programs do not lengthen the CPU time of a thread.
     clock = time.thread_time if threads == 1 and not on_gpu else time.perf_counter
     rows = []
     with launched(machine) as fabric:
@@ -110,7 +110,7 @@ def _rows(
     repetitions: int,
     clock: Callable[[], float],
 ) -> list[dict[str, Any]]:
-    """One row for every number of members, of one method."""
+    """The rows of one method, one for every number of members."""
 
     def made(count: int) -> StackedLoop:
         runs = [config.updated({"seed": seed}) for seed in range(count)]

@@ -1,4 +1,4 @@
-"""What `equirelax perf` can time: random batches of the papers' sizes, and the goals."""
+"""The subjects of `equirelax perf`: random batches of the papers' sizes, and the goals."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Subject:
         repetitions: Repetitions that are timed, by default.
         threads: Threads of torch, by default.
         goals: Name of a ratio, or of a case (in milliseconds) -> goal.
-        rank: Rank of low-rank residuals that are timed too; None where they gain nothing.
-        groups: Number of groups of grouped residuals that are timed too; None where they gain nothing.
-        samples: Makes a set of a number of samples, to train on; None where there are none without data.
+        rank: Rank of low-rank residuals that are also timed; None where they gain nothing.
+        groups: Number of groups of grouped residuals that are also timed; None where they gain nothing.
+        samples: Makes a set of a number of samples to train on; None where samples need data.
     """
 
     models: tuple[str, ...]

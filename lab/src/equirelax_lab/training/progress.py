@@ -1,4 +1,4 @@
-"""How far a run is, and how long it will take: a bar and a line on a terminal, a line now and then elsewhere."""
+"""The progress of a run, and how long it will take: a bar and a line on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich is imported when something is drawn: help texts and the times of a study need none
+if (
+    TYPE_CHECKING
+):  # rich is imported only when something is drawn; help texts and the times of a study do not need it
     from rich.console import Console, RenderableType
     from rich.live import Live
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 0.2
 SECONDS_TO_MEASURE = 2.0
-"""Time steps for so many seconds, after the first step, before announcing how long the run takes."""
+"""Seconds for which steps are timed, after the first step, before announcing how long the run takes."""
 LONG = 60.0
-"""Announce beforehand how long a run takes if it takes more seconds than this."""
+"""The duration of a run is announced if it is more seconds than this."""
 
 
 class EpochProgress:
     """Shows the epoch, the time left, the loss, validation and the strengths: a logger that writes to the terminal.
 
-    The time left is that of the epochs left, at this process's pace since its first step. Before the first epoch is over it
-    is the time of the training steps alone.
+    The time left is that of the remaining epochs, at this process's pace since its first step. Before the first epoch is over it
+    is the time of the training steps only.
 
     Args:
-        start: Epochs that are done.
+        start: Number of completed epochs.
         epochs: Length of the run.
         steps: Training steps of an epoch.
         label: Name of the run.
@@ -62,7 +64,7 @@ class EpochProgress:
             self.live.start()
 
     def step(self, done: int) -> None:
-        """Note that `done` training steps of the present epoch are taken."""
+        """Record that `done` training steps of the present epoch are taken."""
         self.part = done / self.steps
         now = self.clock()
         if self._anchor is None:  # the first step is slower than the others
@@ -84,12 +86,12 @@ class EpochProgress:
             self._show(now)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         if self.live is not None:
             self.live.stop()
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds until the last epoch is done; None before there is anything to compute them from."""
+        """Seconds until the last epoch is done; None before they can be computed."""
         if self._anchor is None or self._position == self._anchor[1]:
             return None
         begun, position = self._anchor
@@ -108,7 +110,7 @@ class EpochProgress:
         )
 
     def text(self) -> str:
-        """The latest metrics in a line."""
+        """The latest metrics, on one line."""
         latest = self.latest
         parts = [f"loss {latest['train/loss']:.4g}"] if "train/loss" in latest else []
         if "val/projected" in latest:
@@ -125,7 +127,7 @@ class EpochProgress:
         return self.completed + self.part
 
     def _tell_length(self, now: float) -> None:
-        """Say how long the run takes, if that is long."""
+        """Announce how long the run takes, if that is long."""
         left = self.seconds_left(now)
         if left is not None and left > LONG:
             pace = left / (self.epochs - self._position)

@@ -17,7 +17,7 @@ def commit() -> str | None:
     """The commit of the running source tree, with "+dirty" if it has changes; None outside a repository."""
     folder = Path(__file__).resolve().parent
     revision = _git(folder, "rev-parse", "HEAD")
-    # An installed package can lie in another project's repository (in its .venv), whose commit is not ours.
+    # An installed package can be inside another project's repository (in its .venv), whose commit is not ours.
     if revision is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     changes = _git(
@@ -35,7 +35,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, str | int | None]:
-    """CPU model, number of cores that this process may use, threads of torch, and the GPU if there is one."""
+    """CPU model, number of cores available to this process, threads of torch, and the GPU if there is one."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_model(),

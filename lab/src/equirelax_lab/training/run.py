@@ -63,11 +63,11 @@ def train(
     """
     machine = (machine or Machine()).resolved(torch.cuda.device_count())
     check_trackers(machine)
-    # The first rank starts the others, after it has checked and locked the folder.
+    # The first rank checks and locks the folder before it starts the others.
     if global_rank():
         return _train(config, folder, root, resume, machine)
     if (folder / CONFIG).exists() and (folder / RESULT).exists():  # no process writes to a finished run
-        remove_left(folder / LOCK)  # left by a process that was killed at its very end
+        remove_left(folder / LOCK)  # left by a process that was killed just before its end
         return _train(config, folder, root, resume, machine)
     with locked(folder):
         return _train(config, folder, root, resume, machine)
@@ -80,7 +80,7 @@ def _train(
     finished = check_folder(config, folder, resume) if global_rank() == 0 else None
     if finished is not None:
         return finished
-    # Read now: the source tree may change during the run, but not what was imported.
+    # Read now: the source tree may change during the run, but the imported code does not.
     commit = provenance.commit()
     torch.set_num_threads(machine.threads)
     train_data, val, steps = load_samples(config, root, machine)
@@ -98,10 +98,10 @@ def _train(
 def _fit(
     loop: Loop, train: Samples, val: Samples, folder: Path, machine: Machine, request: StopRequest
 ) -> EpochEnd:
-    """Train the epochs that are left, or until a stop is requested.
+    """Train the remaining epochs, or until a stop is requested.
 
     Raises:
-        NonFiniteError: A number is not finite or the loss exploded; says where it began, and what was kept.
+        NonFiniteError: A number is not finite or the loss exploded; the message says where it began, and what was kept.
     """
     config, checkpoint = loop.assembly.config, folder / LAST
     state = read_state(checkpoint) if checkpoint.exists() else None
@@ -134,7 +134,7 @@ def _fit(
 
 
 def _loggers(loop: Loop, folder: Path, machine: Machine, start: int) -> Loggers:
-    """What receives the metrics of the epochs from `start` on: in the first rank alone."""
+    """The loggers of the epochs from `start` on; only the first rank has any."""
     if global_rank():
         return Loggers()
     config = loop.assembly.config

@@ -1,4 +1,4 @@
-"""What receives the metrics of a run: its table, TensorBoard's events, and services."""
+"""The loggers of a run: its table, TensorBoard's events, and services."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from equirelax_lab.training.trackers import trackers
 
 
 def run_loggers(config: RunConfig, folder: Path, machine: Machine, start: int) -> list[Logger]:
-    """Everything but what is shown in the terminal.
+    """All loggers except the one that writes to the terminal.
 
     Args:
         config: The run's settings.
         folder: The run's folder.
-        machine: Where the run executes; says which loggers there are.
-        start: Epochs that are done, whose rows are there already.
+        machine: Where the run executes, which determines the loggers.
+        start: Number of completed epochs, whose rows are already written.
     """
     loggers: list[Logger] = [EpochTable(folder, start)]
     if machine.tensorboard:

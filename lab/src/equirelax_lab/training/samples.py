@@ -13,7 +13,7 @@ from equirelax_lab.training.machine import Machine
 
 
 def load_samples(config: RunConfig, root: Path | None, machine: Machine) -> tuple[Samples, Samples, int]:
-    """The training samples, the validation samples and the number of optimizer steps of an epoch.
+    """Load the training samples and the validation samples, and compute the number of optimizer steps of an epoch.
 
     Raises:
         ConfigError: There are fewer training samples than a step needs.

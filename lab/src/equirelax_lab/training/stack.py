@@ -1,4 +1,4 @@
-"""Networks whose parameters and buffers are parts of common tensors with a leading axis of members, and their states."""
+"""Networks whose parameters and buffers are parts of common tensors with a leading member axis, and their states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equirelax.errors import CheckpointError, ConfigError
 
 RUNNING = ("running_mean", "running_var")
-"""Names of the buffers in which batch norm keeps statistics of what it sees: every member has its own."""
+"""Names of the buffers in which batch norm keeps running statistics: every member has its own."""
 
 
 class StackError(ConfigError):
@@ -19,17 +19,17 @@ class StackError(ConfigError):
 
 
 def stack_networks(template: nn.Module, members: Sequence[nn.Module]) -> dict[str, int | None]:
-    """Put the parameters and buffers of all members into those of `template`, and make the members' own views of them.
+    """Put the parameters and buffers of all members into those of `template`, and make those of the members views of them.
 
-    Every parameter of `template` gets an axis of members in front, so that an optimizer of `template` moves all members
+    Every parameter of `template` gets a leading member axis, so that an optimizer of `template` updates all members
     at once. Buffers that are equal in all members, such as tables of indices, stay single and are shared.
 
     Args:
-        template: A network of the same construction, which computes nothing from here on but under `torch.vmap`.
+        template: A network of the same construction, which from then on can compute only under `torch.vmap`.
         members: The networks. Each computes as before, on its part of the memory.
 
     Returns:
-        The axis of members of every buffer by name: 0, or None for a shared one.
+        The member axis of every buffer by name: 0, or None for a shared one.
 
     Raises:
         StackError: The networks do not have the same parameters and buffers.
@@ -55,7 +55,7 @@ def stack_networks(template: nn.Module, members: Sequence[nn.Module]) -> dict[st
 
 
 def average_networks(template: nn.Module, members: Sequence[nn.Module]) -> None:
-    """Make the parameters and buffers of the members views of those of `template`, which has the members' axis already.
+    """Make the parameters and buffers of the members views of those of `template`, which already has the member axis.
 
     Args:
         template: A copy of a network that `stack_networks` has stacked.
@@ -76,7 +76,7 @@ def _alike(name: str, parts: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def part_of(state: Any, part: Callable[[Tensor], Tensor]) -> Any:
-    """One member's share of a state: plain data and zero-dimensional tensors as they are, of every other tensor a part.
+    """One member's share of a state: its part of every tensor; plain data and zero-dimensional tensors are kept as they are.
 
     Args:
         state: Dicts and lists of tensors and plain data.
@@ -92,15 +92,15 @@ def part_of(state: Any, part: Callable[[Tensor], Tensor]) -> Any:
 
 
 def joined(states: Sequence[Any], join: Callable[[list[Tensor]], Tensor], where: str = "") -> Any:
-    """The state of the stack out of its members' states: the inverse of `part_of`.
+    """The state of the stack from its members' states: the inverse of `part_of`.
 
     Args:
         states: One for each member.
-        join: Makes a stacked tensor out of the members' tensors.
+        join: Makes a stacked tensor from the members' tensors.
         where: The path to the states within the whole state, for messages.
 
     Raises:
-        CheckpointError: What members share differs.
+        CheckpointError: A part that members share differs.
     """
     first = states[0]
     if isinstance(first, dict) and all(isinstance(s, dict) and s.keys() == first.keys() for s in states):

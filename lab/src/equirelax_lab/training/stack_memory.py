@@ -1,4 +1,4 @@
-"""The memory that a stack of runs takes, found out with one and with two members before many are made."""
+"""The memory that a stack of runs takes, measured with one and with two members before many are made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from equirelax_lab.training.stack import StackError
 from equirelax_lab.training.stacked_loop import StackedLoop
 
 USABLE = 0.9
-"""Share of a device's memory that a stack may fill; the rest is for what an allocator cannot use."""
+"""Share of a device's memory that a stack may fill; the rest allows for memory that the allocator cannot use."""
 TRANSIENT = 1.4
-"""By how much a step on the CPU takes more than what is counted there: 1.2 to 1.45 times with SEGNN and its penalties."""
+"""Memory of a step on the CPU over the memory counted there: 1.2 to 1.45 with SEGNN and its penalties."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class StackMemory:
     """Bytes that a training step of a stack takes, `fixed + members * each`.
 
     Attributes:
-        fixed: What all members share.
-        each: What every member adds.
+        fixed: Bytes that all members share.
+        each: Bytes that every member adds.
         available: The device's memory.
     """
 
@@ -35,7 +35,7 @@ class StackMemory:
 
     @classmethod
     def measured(cls, made: Callable[[int], StackedLoop]) -> StackMemory:
-        """Train an epoch with one member and with two, and draw a line through what they take.
+        """Train an epoch with one member and with two, and fit a line through the bytes that they take.
 
         Args:
             made: Makes a stack of a number of members.
@@ -46,7 +46,7 @@ class StackMemory:
         return cls(max(one - each, 0), each, _available(first.loader.device))
 
     def of(self, members: int) -> int:
-        """Bytes that so many members take."""
+        """Bytes that `members` members take."""
         return self.fixed + members * self.each
 
     @property
@@ -58,7 +58,7 @@ class StackMemory:
         """Refuse a stack that does not fit.
 
         Raises:
-            StackError: It does not; says how many would.
+            StackError: It does not fit; the message says how many members would.
         """
         if members > self.most:
             raise StackError(
@@ -68,8 +68,8 @@ class StackMemory:
 
 
 def epoch_bytes(loop: StackedLoop) -> int:
-    """What an epoch takes: on a GPU the most that was allocated; on the CPU, where nobody counts, the weights in all their
-    copies and what autograd keeps for a backward pass, times `TRANSIENT`.
+    """Bytes that an epoch takes: on a GPU, the peak of the allocated memory; on the CPU, where allocations are not counted, the
+    weights in all their copies and the tensors that autograd keeps for a backward pass, times `TRANSIENT`.
     """
     device = loop.loader.device
     if device.type == "cuda":

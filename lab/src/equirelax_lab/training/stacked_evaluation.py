@@ -1,4 +1,4 @@
-"""Validation of a stack: one forward pass for all members, where a single one waits for its launches."""
+"""Validation of a stack with one forward pass for all members, since a single one is bound by kernel launches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equirelax_lab.tasks.task import Batch, Task
 from equirelax_lab.training.evaluation import Evaluation, evaluating, in_form
 
 Measure = Callable[[Task, nn.Module, Batch, int], Tensor]
-"""Measures a batch with so many samples: sums over them, in float64."""
+"""Measures a batch with a number of samples: sums over them, in float64."""
 
 
 def statistics(task: Task, model: nn.Module, batch: Batch, count: int) -> Tensor:
@@ -26,13 +26,13 @@ def summed_loss(task: Task, model: nn.Module, batch: Batch, count: int) -> Tenso
 
 
 class StackedEvaluation:
-    """Measures the networks of all members together, when the first of them asks, and keeps what it found for the others.
+    """Measures the networks of all members together when the first of them asks, and keeps the results for the others.
 
     A network that cannot be mapped in evaluation, such as one that differentiates for forces, is measured member by member.
 
     Args:
         networks: The stacked networks by the names of `Evaluation`.
-        axes: The axis of members of every parameter and buffer by name; None for one that members share.
+        axes: The member axis of every parameter and buffer by name; None for one that members share.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], axes: Mapping[str, int | None]) -> None:
@@ -42,16 +42,16 @@ class StackedEvaluation:
         self._found: dict[tuple[Measure, str, bool], Tensor] = {}
 
     def join(self, own: Evaluation) -> Evaluation:
-        """A member's evaluation as a part of this one; members join in their order."""
+        """Make a member's evaluation a part of this one; members join in their order."""
         self.members.append(own)
         return _MemberEvaluation(self, len(self.members) - 1, own)
 
     def forget(self) -> None:
-        """Forget what was found, since the weights have moved."""
+        """Discard the results, since the weights have changed."""
         self._found.clear()
 
     def measured(self, measure: Measure, network: str, strict: bool) -> Tensor | None:
-        """What `measure` gives for every member, with an axis of members in front; None where it cannot be mapped."""
+        """The result of `measure` for every member, with a leading member axis; None where it cannot be mapped."""
         key = (measure, network, strict)
         if self.able and key not in self._found:
             try:
@@ -80,7 +80,7 @@ class StackedEvaluation:
                 part = torch.vmap(of_one, in_dims=(axes, batch_axes), randomness="error")(weights, batch)
                 total = part if total is None else total + part
         if total is None:
-            raise ValueError("there are no samples")  # each member says so itself
+            raise ValueError("there are no samples")  # each member raises this error itself
         return total
 
 
@@ -114,7 +114,7 @@ class _MemberEvaluation(Evaluation):
 
 
 def _stacked(batches: Sequence[Batch]) -> tuple[Batch, dict[str, int | None]]:
-    """The members' batches with an axis of members in front, and the axis of every tensor; None for one that all share."""
+    """The members' batches with a leading member axis, and the axis of every tensor; None for one that all share."""
     whole: Batch = {}
     axes: dict[str, int | None] = {}
     for name, first in batches[0].items():

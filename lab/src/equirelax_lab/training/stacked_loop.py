@@ -1,4 +1,4 @@
-"""The training loop of a stack: runs that differ in the seed alone, every step one computation for all of them."""
+"""The training loop of a stack: runs that differ only in the seed, with every step one computation for all of them."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-"""Optimizers that move every number by itself, so that a stacked tensor moves as its parts would."""
+"""Optimizers that update every entry independently, so that a stacked tensor changes as its parts would."""
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-"""Modules whose random numbers would not be those of single runs."""
+"""Modules whose random numbers would differ from those of single runs."""
 
 
 class StackedLoop:
-    """Trains the networks of a stack, an epoch at a time.
+    """Trains the networks of a stack, one epoch at a time.
 
-    One further assembly, the template, holds the stacked tensors: its parameters have an axis of members in front, its
-    optimizer and its method move them elementwise, and the loss and the penalty of all members are computed by its network
-    under `torch.vmap`. The members' own networks are views of the same memory. Their methods take the template's state over
-    where something reads them.
+    One further assembly, the template, holds the stacked tensors: its parameters have a leading member axis, its optimizer
+    and its method update them elementwise, and its network computes the loss and the penalty of all members under
+    `torch.vmap`. The members' own networks are views of the same memory. Their methods take over the template's state before
+    something reads them.
 
     Args:
         members: The runs, whose assemblies are not trained yet.
@@ -51,14 +51,14 @@ class StackedLoop:
         machine: How it executes.
 
     Attributes:
-        completed: Epochs that are done.
+        completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
         gradients: Computes the gradients of a stacked batch.
         evaluation: Measures all members at once, on a GPU.
         on_step: Called after every optimizer step with the number of steps that the epoch has taken.
 
     Raises:
-        StackError: The runs cannot be stacked; says why.
+        StackError: The runs cannot be stacked; the message says why.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class StackedLoop:
         if reason := obstacle(template, self.loader):
             raise StackError(reason)
         template.model.to(fabric.device)
-        # before the weights are stacked: it groups parameters by their number of axes
+        # Built before the weights are stacked, since it groups parameters by their number of axes.
         self.optimizer = build_optimizer(template)
         self._axes = stack_networks(template.model, [member.assembly.model for member in members])
         self.template = _with_method(template, self.optimizer, self.loader.batches)
@@ -98,16 +98,16 @@ class StackedLoop:
         for index, member in enumerate(members):
             member.shared_state = functools.partial(self._state_of, index)
             member.sharing = len(members)
-            if fabric.device.type == "cuda":  # a CPU gains nothing by it
+            if fabric.device.type == "cuda":  # it gains nothing on a CPU
                 member.in_stack = self.evaluation.join
 
     def epoch(self) -> list[dict[str, float]]:
         """Train all members for one epoch.
 
-        A member whose numbers are not finite gets a `failure`; the others go on, and its own numbers touch none of theirs.
+        A member whose numbers are not finite gets a `failure`. The others continue, unaffected by its numbers.
 
         Returns:
-            The columns of every member, as `Loop.epoch` returns them; {} of one that has failed.
+            The columns of every member, as `Loop.epoch` returns them; {} for one that has failed.
 
         Raises:
             StackError: The first step cannot be computed for all members at once.
@@ -130,7 +130,7 @@ class StackedLoop:
             self.sizes.before_step(index)
             if clip:
                 clip_members(parameters, count, clip)
-            self.optimizer.step()  # the method steps with it
+            self.optimizer.step()  # this includes the method's step
             self.steps += 1
             self.sizes.after_step()
             if self.averages is not None:
@@ -150,7 +150,7 @@ class StackedLoop:
         return [own | size for own, size in zip(columns, sizes, strict=True)]
 
     def _guard(self, member: Member, check: Callable[[], None]) -> None:
-        """Note that a member has failed where `check` raises, with where it began."""
+        """Record that a member has failed if `check` raises, and where the failure began."""
         if member.failure:
             return
         try:
@@ -160,7 +160,7 @@ class StackedLoop:
             member.failure = f"{error}{member.divergence.origin()}"
 
     def _check_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Check the gradients of all members by a sum for each; entries are looked at only where one overflows."""
+        """Check the gradients of all members by a sum for each; entries are checked only where a sum overflows."""
         if not self.members[0].divergence.every_step:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -177,8 +177,8 @@ class StackedLoop:
                 mine.grad = None
 
     def stacked(self, batches: Sequence[Batch]) -> Batch:
-        """The members' batches with an axis of members in front. Tables of whole numbers that are alike, such as the edges
-        of graphs, stay single: that is faster, and some networks read them.
+        """The members' batches with a leading member axis. Tables of whole numbers that are equal, such as the edges of
+        graphs, stay single: that is faster, and some networks read their values.
 
         Raises:
             StackError: The batches have different shapes.
@@ -195,7 +195,7 @@ class StackedLoop:
         return whole
 
     def _tried_gradients(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """`gradients`; the first time, what goes wrong is a reason not to stack."""
+        """`gradients`; at the first call, an error is a reason not to stack."""
         if self._tried:
             return self.gradients(batch, index)
         try:
@@ -245,7 +245,7 @@ class StackedLoop:
         return values.detach(), terms
 
     def _averages(self) -> Averages | None:
-        """The average of the stacked weights, whose parts are the members' averaged networks."""
+        """The average of the stacked weights; its parts are the members' averaged networks."""
         decay = self.template.config.training.ema
         if not decay:
             return None
@@ -278,7 +278,7 @@ class StackedLoop:
         return state  # type: ignore[no-any-return]
 
     def _follow(self, indices: Iterable[int]) -> None:
-        """Give the members' own methods and averages what the stack's have become."""
+        """Copy the state of the stack's method and averages to the members' own."""
         whole = self._whole_method()
         for index in indices:
             member = self.members[index]
@@ -294,10 +294,10 @@ class StackedLoop:
                 member.averages.steps = self.averages.steps
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
-        """Continue from the members' states, which single runs or stacks have saved.
+        """Continue from the members' states, saved by single runs or stacks.
 
         Raises:
-            CheckpointError: A state does not fit, or the states are not of the same step.
+            CheckpointError: A state does not fit, or the states are of different steps.
         """
         for member, state in zip(self.members, states, strict=True):
             member.load_state_dict(state)
@@ -325,13 +325,13 @@ class StackedLoop:
 
 
 class Tables:
-    """Knows which tensors of a batch are tables that are the same for all members.
+    """Finds the tensors of a batch that are tables that are the same for all members.
 
-    On a GPU comparing them waits for the device: it is done once for the same tensors, and not again for those that have
-    differed.
+    On a GPU, comparing tensors waits for the device. It is done once for the same tensors, and not repeated for tensors that
+    have differed.
 
     Attributes:
-        shared: The names of those that are the same in the present step.
+        shared: The names of the tables that are the same in the present step.
     """
 
     def __init__(self) -> None:
@@ -360,7 +360,7 @@ def _same(parts: Sequence[Tensor]) -> bool:
 
 
 def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
-    """Why a run cannot be one of a stack, in words; empty where nothing is known against it."""
+    """Why a run cannot be part of a stack, in words; empty where no reason is known."""
     config, method = assembly.config, assembly.method
     if loader.world > 1:
         return f"{loader.world} processes share its batches: choose --devices 1"
@@ -375,12 +375,12 @@ def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
 
 
 def clip_members(parameters: Sequence[Tensor], members: int, largest: float) -> None:
-    """Scale the gradients of every member by itself, as `torch.nn.utils.clip_grad_norm_` does.
+    """Clip the gradients of every member separately, as `torch.nn.utils.clip_grad_norm_` does.
 
     Args:
         parameters: Stacked parameters.
         members: Length of their first axis.
-        largest: The largest norm that stays.
+        largest: The largest norm allowed.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(g.reshape(members, -1), dim=1) for g in gradients])
@@ -390,13 +390,13 @@ def clip_members(parameters: Sequence[Tensor], members: int, largest: float) -> 
 
 
 def finite_members(parameters: Sequence[Tensor], members: int) -> list[bool]:
-    """Whether all weights of each member are finite; waits for the device once."""
+    """Whether all weights of each member are finite; synchronises with the device once."""
     flags = [torch.isfinite(p.detach()).reshape(members, -1).all(1) for p in parameters]
     return torch.stack(flags).all(0).tolist()  # type: ignore[no-any-return]
 
 
 def _check_alike(assemblies: Sequence[Assembly]) -> None:
-    """Raise `StackError` unless the runs differ in the seed alone."""
+    """Raise `StackError` unless the runs differ only in the seed."""
     first = assemblies[0].config.to_dict()
     for assembly in assemblies[1:]:
         lines = differences({**first, "seed": None}, {**assembly.config.to_dict(), "seed": None})
@@ -405,7 +405,7 @@ def _check_alike(assemblies: Sequence[Assembly]) -> None:
 
 
 def _with_method(template: Assembly, optimizer: torch.optim.Optimizer, steps: int) -> Assembly:
-    """The template with a method that was made for its stacked strengths, and moves with its optimizer."""
+    """The template with a method that is made for its stacked strengths, and steps with its optimizer."""
     if template.method is None or template.relaxation is None:
         return template
     method = build_method(template.relaxation, template.config, steps)
@@ -413,7 +413,7 @@ def _with_method(template: Assembly, optimizer: torch.optim.Optimizer, steps: in
 
 
 def _by_member(vector: Tensor, members: int) -> Tensor:
-    """A stacked vector (residuals * members, 1) of a method with the members first: (members, residuals)."""
+    """A method's stacked vector (residuals * members, 1), rearranged with the members first: (members, residuals)."""
     return vector.reshape(-1, members).t()
 
 

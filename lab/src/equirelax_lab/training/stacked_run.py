@@ -1,4 +1,4 @@
-"""Several runs that differ in the seed alone, from settings to result.json, in one process as a stack."""
+"""Several runs that differ only in the seed, from settings to result.json, in one process as a stack."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 MEASURED = 4
-"""Larger stacks are measured before they are made, with a step of one and of two members."""
+"""The memory of larger stacks is measured before they are made, with a step of one and of two members."""
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class StackedRun:
         config: Its settings.
         folder: Its own folder.
         result: The content of its result.json, once it has finished.
-        failure: Why it cannot go on; empty if it can.
+        failure: Why it cannot continue; empty if it can.
     """
 
     config: RunConfig
@@ -67,13 +67,14 @@ class StackedRun:
 def train_stack(
     runs: Sequence[StackedRun], root: Path | None = None, *, machine: Machine | None = None
 ) -> bool:
-    """Train all runs, or go on with what their folders hold; each folder receives what `train` writes into it.
+    """Train all runs, or continue those in their folders; each folder receives the files that `train` writes.
 
-    Runs whose checkpoints are of different epochs, and those that do not fit into memory together, are trained in several
-    stacks, one after another. A run whose numbers are no longer finite, or whose checkpoint cannot be read, fails alone.
+    Runs whose checkpoints are of different epochs, and runs that do not fit into memory together, are trained in several
+    stacks, one after another. If the numbers of a run are no longer finite, or its checkpoint cannot be read, only that run
+    fails.
 
     Args:
-        runs: Runs that differ in the seed alone; their `result` or `failure` is set.
+        runs: Runs that differ only in the seed; their `result` or `failure` is set.
         root: Data root; None takes EQUIRELAX_DATA or the user's cache folder.
         machine: Where and how the stack executes.
 
@@ -81,8 +82,8 @@ def train_stack(
         Whether all runs have finished or failed; False after an interruption.
 
     Raises:
-        StackError: The runs cannot be stacked, or no two of them fit into memory; says why. Nothing is lost: each of them can be
-            trained alone.
+        StackError: The runs cannot be stacked, or no two of them fit into memory; the message says why. Nothing is lost: each of
+            them can be trained alone.
         ConfigError: A folder holds a run with other settings, or the settings do not work here.
         FolderInUseError: Another process writes to a folder.
         DataError: Data is missing.
@@ -96,7 +97,7 @@ def train_stack(
         raise StackError(f"batches come in {machine.accumulate} parts: choose --accumulate 1.")
     for run in runs:
         run.result = check_folder(run.config, run.folder, resume=True)
-    # Read now: the source tree may change during the run, but not what was imported.
+    # Read now: the source tree may change during the run, but the imported code does not.
     commit = provenance.commit()
     torch.set_num_threads(machine.threads)
     with contextlib.ExitStack() as stack:
@@ -114,7 +115,7 @@ def train_stack(
 
 
 def _least_advanced(runs: Sequence[StackedRun]) -> list[tuple[StackedRun, dict[str, Any] | None]]:
-    """The runs that have the fewest epochs behind them, with what each resumes from (None at its beginning).
+    """The runs with the fewest completed epochs, and the state that each resumes from (None at its beginning).
 
     A run whose checkpoint cannot be read fails, and is not among them.
     """
@@ -132,11 +133,11 @@ class _Training:
     """The training of a stack whose runs are at the same epoch.
 
     Args:
-        runs: The runs, with what each of them resumes from (None at the beginning). Of many, only as many as fit into memory
-            are trained.
+        runs: The runs, and the state that each of them resumes from (None at the beginning). Of many, only as many as fit into
+            memory are trained.
         root: Data root.
         fabric: Lightning Fabric, launched.
-        machine: How it executes.
+        machine: How the stack executes.
         commit: The commit that it is trained with.
     """
 
@@ -161,7 +162,7 @@ class _Training:
         self.loop = StackedLoop(self.members, template, fabric, machine)
 
     def _fitting(self, runs: Sequence[StackedRun], root: Path | None, fabric: Fabric) -> int:
-        """How many of the runs fit into memory together, by a step of one of them and of two.
+        """How many of the runs fit into memory together, measured by a step of one and of two of them.
 
         Raises:
             StackError: Not even two fit.
@@ -190,7 +191,7 @@ class _Training:
     def _samples(
         self, run: StackedRun, root: Path | None, fabric: Fabric
     ) -> tuple[Samples, Samples, Samples, int]:
-        """The training samples on the device, both sets as they were read, and the steps of an epoch."""
+        """The training samples on the device, both sets as read, and the steps of an epoch."""
         dataset = run.config.dataset
         key = (dataset, run.config.seed if dataset.seeded else None)
         if key not in self.samples:
@@ -199,7 +200,7 @@ class _Training:
         return self.samples[key]
 
     def run(self, request: StopRequest) -> None:
-        """Train the epochs that are left, or until a stop is requested, and write the results."""
+        """Train the remaining epochs, or until a stop is requested, and write the results."""
         with contextlib.ExitStack() as stack:
             self.ends = [self._end(index, stack) for index in range(len(self.runs))]
             states = [state for state in self.states if state is not None]
@@ -212,7 +213,7 @@ class _Training:
                 columns = self._epoch()
                 if columns is None:
                     return
-                # Asked once: a stop that comes while runs are finished would be seen by the later ones alone, and the
+                # Read once: if a stop came while runs finish their epochs in turn, only the later ones would see it, and the
                 # others would keep no checkpoint of this epoch.
                 stopping = request.made
                 self._finish(columns, stopping)
@@ -222,7 +223,7 @@ class _Training:
                     self._conclude(index, run)
 
     def _end(self, index: int, stack: contextlib.ExitStack) -> EpochEnd:
-        """What follows the epochs of a member, with its open loggers."""
+        """The end of epochs for a member, with its open loggers."""
         run, member, state = self.runs[index], self.members[index], self.states[index]
         start = 0 if state is None else state["completed"]
         run.config.write(run.folder / CONFIG)
@@ -245,7 +246,7 @@ class _Training:
         try:
             return self.loop.epoch()
         except RuntimeError as error:
-            # Numbers that are not finite end in an error in some networks, and so for all members.
+            # Non-finite numbers raise an error in some networks, and so for all members.
             for index, member in enumerate(self.members):
                 if member.divergence.explains(error):
                     self._fail(index, member.failure or f"{error}{member.divergence.origin()}")
@@ -254,7 +255,7 @@ class _Training:
             return None
 
     def _finish(self, columns: Sequence[dict[str, float]], stopping: bool) -> None:
-        """What follows an epoch, for every member; `stopping` says that no further epoch follows now."""
+        """Finish an epoch for every member; `stopping` means that no further epoch follows now."""
         for index, (run, member) in enumerate(zip(self.runs, self.members, strict=True)):
             if not run.open:
                 continue

@@ -1,4 +1,4 @@
-"""By how much an optimizer step changes the weights."""
+"""Measure by how much an optimizer step changes the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepSizes:
     Args:
         assembly: The run's objects.
         steps: Optimizer steps of an epoch.
-        members: Length of the leading axis of all weights, in a stack of runs; None for a single run.
+        members: In a stack of runs, the length of the leading axis of all weights; None for a single run.
     """
 
     def __init__(self, assembly: Assembly, steps: int, members: int | None = None) -> None:
@@ -58,7 +58,7 @@ class StepSizes:
         """The root mean square of the change of a weight in a step of this epoch.
 
         Returns:
-            The columns update/strict and update/residual of every member; of a single run a list of one.
+            The columns update/strict and update/residual of every member; for a single run, a list of one.
         """
         squares, self._squares = self._squares, {}
         means = {name: torch.stack(values).mean(0).reshape(-1).tolist() for name, values in squares.items()}

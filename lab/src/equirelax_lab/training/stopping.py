@@ -1,4 +1,4 @@
-"""How a run is interrupted: the first signal lets it finish its epoch, the second ends it at once."""
+"""Interrupt a run: the first signal lets it finish its epoch, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask a run to stop: Ctrl-C, and what schedulers and `kill` send."""
+"""The signals that ask a run to stop: that of Ctrl-C, and the one that schedulers and `kill` send."""
 
 
 @dataclass
 class StopRequest:
-    """Whether somebody has asked the run to stop, resumable, after the present epoch."""
+    """Whether the run was asked to stop after the present epoch, in a resumable state."""
 
     made: bool = False
 

@@ -1,7 +1,7 @@
-"""Loggers to services that follow many runs: Weights & Biases and MLflow, which are imported when they are asked for.
+"""Loggers for services that track many runs: Weights & Biases and MLflow, which are imported only when requested.
 
-Both read their own environment variables, which say where the runs go. A run that is resumed goes on under its old identity,
-which its folder remembers. What goes wrong in a service once the run has begun is said once, and the run goes on without it.
+Both read their own environment variables, which say where the runs go. A resumed run keeps its identity, which is stored in its
+folder. If a service fails after the run has begun, this is reported once, and the run continues without it.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 IDENTITIES = "trackers.json"
 """The file in a run's folder with the run's identities in the services."""
 PROJECT = "equirelax"
-"""The project, or experiment, of runs where the service's environment variables name none."""
+"""The project, or experiment, of runs if the service's environment variables name none."""
 LONGEST = 500
-"""Characters of a parameter that every store of MLflow takes."""
+"""Longest parameter, in characters, that every store of MLflow accepts."""
 
 
 def check_trackers(machine: Machine) -> None:
-    """Raise `ConfigError` where a service is asked for whose package is not installed, before anything is written."""
+    """Raise `ConfigError`, before anything is written, if the package of a requested service is not installed."""
     for name in TRACKERS:
         if getattr(machine, name) and importlib.util.find_spec(name) is None:
             raise ConfigError(f"--{name} needs the package '{name}': {install(name)}.")
 
 
 def trackers(machine: Machine, folder: Path, config: RunConfig) -> Iterator[Tracker]:
-    """The services that are asked for, each begun with the run's settings."""
+    """The requested services, each begun with the run's settings."""
     for name, tracker in TRACKERS.items():
         if getattr(machine, name):
             yield tracker(folder, config)
@@ -68,7 +68,7 @@ class Tracker(ABC):
         self._lost = False
         try:
             self._begin(config)
-        # services raise errors of many classes, and those of their transport
+        # Services raise errors of many classes, including those of their transport.
         except Exception as error:
             raise ConfigError(
                 f"--{self.name}: {_first_line(error)} {self.remedy} Then add --resume."
@@ -116,7 +116,7 @@ class Tracker(ABC):
 
 
 class WeightsAndBiases(Tracker):
-    """A run of Weights & Biases. WANDB_PROJECT, WANDB_MODE and its other variables hold."""
+    """A run of Weights & Biases, which honours WANDB_PROJECT, WANDB_MODE and its other variables."""
 
     name = "wandb"
     remedy = "Log in with `wandb login`, or set WANDB_MODE=offline to keep the run on this disk."
@@ -143,7 +143,7 @@ class WeightsAndBiases(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of MLflow. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
+    """A run of MLflow, which honours MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
 
     name = "mlflow"
     remedy = "MLFLOW_TRACKING_URI names where runs go."
