@@ -10,11 +10,11 @@
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
 The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et
-al., NeurIPS 2025, arXiv 2505.13631). The package imports torch and numpy alone, when its first name is used; e3nn and PyTorch
-Geometric are imported when a model of theirs is met.
+al., NeurIPS 2025, arXiv 2505.13631). The package imports only torch and numpy, when one of its names is first used. It imports
+e3nn and PyTorch Geometric only for models that are built with them.
 
-What most people need is here; the rest is in the rooms `symmetry`, `relaxation`, `methods`, `auditing`,
-`optim` and `testing`.
+The most common names are available here. The rest are in the subpackages `symmetry`, `relaxation`, `methods`,
+`auditing`, `optim` and `testing`.
 """
 
 import importlib as _importlib

@@ -1,4 +1,4 @@
-"""The errors of equirelax. Every message names the place, what was expected, and what to do next."""
+"""The errors of equirelax. Every message says where the error is, what was expected, and what to do next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write files so that a crash leaves either the old file or the new one, never a part of one."""
+"""Write files atomically: a crash leaves either the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which is renamed to `path` on success and removed after an error.
+    """Yield a temporary path next to `path`, which is renamed to `path` on success and removed after an error.
 
     The temporary name keeps the suffix of `path`, for writers that choose a format by it. Parent folders are created. Temporary
     files of killed writers are removed: a temporary file is locked as long as its writer lives.
 
     Raises:
-        StorageError: The disk is full or the place may not be written to. An older file at `path` is untouched.
+        StorageError: The disk is full or the path is not writable. An older file at `path` is untouched.
     """
     target = Path(path)
     with storage_errors(target):
@@ -50,7 +50,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _temporary(target: Path) -> tuple[int | None, Path]:
-    """Create a file beside `target`; return the descriptor that locks it (None without locks) and its path."""
+    """Create a file next to `target`; return the descriptor that locks it (None without locks) and its path."""
     while True:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}"
@@ -72,7 +72,7 @@ def _remove_temporaries(target: Path) -> None:
 
 
 def remove_left(path: Path) -> None:
-    """Remove a file if the process that locks it while it lives is dead; else do nothing."""
+    """Remove a file if the process that locked it has ended; else do nothing."""
     with contextlib.suppress(OSError):  # it is gone, or belongs to another user
         handle = os.open(path, os.O_RDWR)
         try:
@@ -113,7 +113,7 @@ def is_at(handle: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn errors of a full disk or a place without write permission into a `StorageError` that names `path`."""
+    """Turn errors of a full disk or missing write permission into a `StorageError` that names `path`."""
     try:
         yield
     except EquirelaxError:
@@ -156,7 +156,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return a sentence such as ` Did you mean 'gamma'?`, or an empty string if no known word is similar.
 
-    A known word is similar if `word` is its initials (lr: learning_rate), else if both are spelt alike.
+    A known word is similar if `word` is its initials (lr: learning_rate), or else if their spelling is similar.
     """
     import difflib
 
@@ -167,6 +167,6 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
 
 
 def initials(name: str) -> str:
-    """The initials of a name of several words, behind the dots and dashes before it; empty for a single word."""
+    """The initials of a name of several words, after its last dot or dash; empty for a single word."""
     words = re.split(r"[.-]", name)[-1].split("_")
     return "".join(word[:1] for word in words) if len(words) > 1 else ""

@@ -1,8 +1,9 @@
 """Settings that check themselves: frozen dataclasses whose fields have types, choices and ranges.
 
-Methods and kinds of residuals have one such class each, which their constructors, recipes and command lines share. A
-field declares its range where it stands, `epochs: int = within(COUNT, 100)`; choices are its type, `Literal["sum", "mean"]`.
-The section "Attributes:" of the class's docstring describes every field, and is the help of the command line.
+Every method and every kind of residual has one such class, which its constructor, recipes and command lines share. A
+field declares its range in its definition, `epochs: int = within(COUNT, 100)`, and its choices by its type,
+`Literal["sum", "mean"]`. The section "Attributes:" of the class's docstring describes every field, and is the help text of the
+command line.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ IN_WORDS = {
     "str": "text",
     "NoneType": "null",
 }
-"""How messages name types."""
+"""Names of types in messages."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Range:
     """Finite numbers between two ends. NaN and infinity are in no range.
 
     Attributes:
-        least, most: The ends; None: there is none. Upper ends keep sizes from being tried that no computer holds.
-        open_least, open_most: Whether the ends themselves are left out.
-        whole: Whether only whole numbers are in it, as of what is counted; 8.0 is none.
+        least, most: The ends; None: there is none. Upper ends reject sizes that no computer can hold.
+        open_least, open_most: Whether the ends themselves are excluded.
+        whole: Whether only integers are in it, as for counts; 8.0 is not one.
     """
 
     least: float | None = None
@@ -74,9 +75,9 @@ FINITE = Range()
 POSITIVE = Range(0, open_least=True)
 NOT_NEGATIVE = Range(0)
 SHARE = Range(0, 1, open_most=True)
-"""A part of a whole, never all of it."""
+"""A fraction of a whole, below 1."""
 FACTOR = Range(0, 1, open_least=True)
-"""A factor that is applied again and again."""
+"""A factor that is applied repeatedly."""
 COUNT = Range(1, 10**9, whole=True)
 """A number of epochs, steps, samples or rows."""
 COUNT_OR_NONE = Range(0, 10**9, whole=True)
@@ -84,11 +85,11 @@ COUNT_OR_NONE = Range(0, 10**9, whole=True)
 WIDTH = Range(1, 16_384, whole=True)
 """Channels or features of one layer."""
 DEPTH = Range(1, 1_000, whole=True)
-"""Layers, one after the other."""
+"""A number of consecutive layers."""
 DEGREE = Range(0, 11, whole=True)
 """The degree of irreps: e3nn has constants up to 11."""
 SEED = Range(0, 2**32 - 1, whole=True)
-"""NumPy accepts these seeds, too."""
+"""A seed that NumPy accepts as well."""
 SEEDS = Range(1, 10_000, whole=True)
 """A number of seeds."""
 JOBS = Range(1, 4_096, whole=True)
@@ -99,8 +100,8 @@ def within(wanted: Range, default: Any = dataclasses.MISSING) -> Any:
     """A dataclass field with a range.
 
     Args:
-        wanted: The range; of a list it holds for every number in it. None passes where the field's type allows it.
-        default: The default; without it the number has to be given.
+        wanted: The range, which also applies to every number in a list. None passes if the field's type allows it.
+        default: The default value. Without it the number must be given.
     """
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={_KEY: wanted})
@@ -116,16 +117,16 @@ def range_of(field: dataclasses.Field[Any]) -> Range | None:
 
 
 def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = ConfigError) -> None:
-    """Refuse a number outside of its range, and what is no number.
+    """Reject a number outside its range, or a value that is not a number.
 
     Args:
-        value: The number, of NumPy too, a list or tuple of them, or None, which stands for "not given" and passes.
+        value: A number of Python or NumPy, a list or tuple of them, or None ("not given"), which passes.
         wanted: The range.
         name: The name in the message, such as a key in quotes or a flag.
         error: The class to raise.
 
     Raises:
-        EquirelaxError: A number is outside of the range, or something is no real number.
+        EquirelaxError: A number is outside the range, or a value is not a real number.
     """
     if isinstance(value, list | tuple):
         for number in value:
@@ -140,12 +141,13 @@ def check(value: Any, wanted: Range, name: str, error: type[EquirelaxError] = Co
 class Settings:
     """Base class of settings: a frozen dataclass that checks its fields when it is made.
 
-    Whole numbers are taken where floats are wanted, and NumPy's numbers where Python's are; they become Python's, which files
-    can hold. A subclass adds fields; what concerns several of them it checks in its own `__post_init__`, after calling this
+    Integers are accepted for floats, and NumPy's numbers for Python's. All are converted to Python's types, which files can
+    hold. A subclass adds fields. It checks conditions on several fields in its own `__post_init__`, after calling this
     class's.
 
     Raises:
-        EquirelaxError: A value of the wrong type, an unknown choice, or a number outside of its range; `error` is its class.
+        EquirelaxError: A value has the wrong type, a choice is unknown, or a number is outside its range. The attribute
+            `error` sets the class of the error.
     """
 
     error: ClassVar[type[EquirelaxError]] = ConfigError
@@ -158,15 +160,15 @@ class Settings:
     def of(
         cls, values: Mapping[str, Any], key: str = "{}", error: type[EquirelaxError] | None = None
     ) -> Self:
-        """Settings from values by name, which are checked under the names that the user knows.
+        """Make settings from values by name, with messages in the names that the user knows.
 
         Args:
             values: Values by field.
             key: The name of a field in messages, with {} for the field: "'strength.{}'".
-            error: The class to raise; by default the settings' own.
+            error: The class of errors; by default that of the settings.
 
         Raises:
-            EquirelaxError: An unknown or missing field, or a value that does not fit.
+            EquirelaxError: A field is unknown or missing, or a value does not fit.
         """
         error = error or cls.error
         given = checked(cls, values, key, error)
@@ -182,11 +184,11 @@ class Settings:
 
     @classmethod
     def given(cls, settings: Self | None, fields: Mapping[str, Any]) -> Self:
-        """The settings of a constructor that takes either an object of this class, or its fields by name.
+        """Make the settings of a constructor that takes an object of this class or its fields by name.
 
         Args:
-            settings: The object; None makes one from `fields`.
-            fields: Values by field; they replace those of `settings`.
+            settings: The object. None makes one from `fields`.
+            fields: Values by field, which replace those of `settings`.
 
         Raises:
             EquirelaxError: `settings` is something else, or a field is unknown, missing, or does not fit.
@@ -203,7 +205,7 @@ class Settings:
     def changed(
         self, values: Mapping[str, Any], key: str = "{}", error: type[EquirelaxError] | None = None
     ) -> Self:
-        """A copy with some values replaced; arguments and errors as in `of`."""
+        """Return a copy with some values replaced. Arguments and errors are those of `of`."""
         error = error or self.error
         given = checked(type(self), values, key, error)
         return _made(lambda: dataclasses.replace(self, **given), key, error)
@@ -218,7 +220,7 @@ def _listed(value: Any) -> Any:
 
 
 def _made(make: Callable[[], T], key: str, error: type[EquirelaxError]) -> T:
-    """Call `make`; an error about several fields then names their section."""
+    """Call `make`, and name the section in an error that concerns several fields."""
     try:
         return make()
     except EquirelaxError as found:
@@ -229,7 +231,7 @@ def _made(make: Callable[[], T], key: str, error: type[EquirelaxError]) -> T:
 def checked(
     kind: type[Settings], values: Mapping[str, Any], key: str, error: type[EquirelaxError]
 ) -> dict[str, Any]:
-    """Check values by field, and convert them to the fields' types; arguments and errors as in `Settings.of`."""
+    """Check values by field and convert them to the fields' types. Arguments and errors are those of `Settings.of`."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     found = {}
     for name, value in values.items():
@@ -250,7 +252,7 @@ def types_of(kind: type[Settings]) -> dict[str, Any]:
 
 
 def signature_of(init: Callable[..., Any], kind: type[Settings]) -> inspect.Signature:
-    """The signature of a constructor `init(self, ..., **fields)` with the fields of `kind` in the place of `**fields`."""
+    """The signature of a constructor `init(self, ..., **fields)`, with the fields of `kind` in place of `**fields`."""
     own = list(inspect.signature(init).parameters.values())[1:]
     if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD:
         return inspect.Signature(own)
@@ -260,7 +262,7 @@ def signature_of(init: Callable[..., Any], kind: type[Settings]) -> inspect.Sign
 
 
 def documentation(kind: type[Settings]) -> dict[str, str]:
-    """Field -> what the docstrings of the class and its bases say about it under "Attributes:"."""
+    """Field -> its description under "Attributes:" in the docstrings of the class and its bases."""
     found: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
         text = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("Attributes:\n")[2]
@@ -272,7 +274,7 @@ def documentation(kind: type[Settings]) -> dict[str, str]:
 
 
 def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> Any:
-    """`value` if it has the type `hint`; a number becomes Python's `float` or `int`, as is wanted."""
+    """Return `value` if it has the type `hint`, with a number converted to `float` or `int` as the hint requires."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     choices = [str(word) for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
     for option in options:
@@ -305,7 +307,7 @@ def _fitting(value: Any, hint: Any, label: str, error: type[EquirelaxError]) -> 
 
 
 def _as_float(value: Any) -> float:
-    """A number as a float; infinity, which no range holds, where a whole number is too large for one."""
+    """A number as a float; infinity, which is in no range, for an integer too large for one."""
     try:
         return float(value)
     except OverflowError:
@@ -317,7 +319,7 @@ def _quoted(label: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A user's value for a message: in Python's notation, in one line of at most 80 characters."""
+    """A user's value for a message, in Python's notation and in one line of at most 80 characters."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 60
     brief.maxlist = brief.maxtuple = 8

@@ -1,4 +1,4 @@
-"""Check what Python's zipfile does not: that the directory of an archive lists all members, by their own names."""
+"""Check that the directory of a zip archive lists all members by their own names, which Python's zipfile does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relaxing: residual branches, their strengths, where they go, and how they are taken away again."""
+"""Relaxation: residual branches, their strengths, their placement in a model, and their removal."""
 
 from equirelax.relaxation.across import AheadSite, CapturedSite
 from equirelax.relaxation.attach import relax, relaxation_of
@@ -57,7 +57,7 @@ from equirelax.relaxation.spec import spec
 from equirelax.relaxation.streams import StreamResidual, StreamSite
 from equirelax.relaxation.summary import Memory, Summary
 
-# it needs what is above
+# These need the imports above.
 from equirelax.relaxation import kinds, regularizers  # isort: skip
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`relax`: put a placement's residuals on a model, without editing it."""
+"""`relax`: add a placement's residuals to a model without editing it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from equirelax.relaxation.residual import Residual, make_residual
 from equirelax.settings import shown
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
-"""They run all of their children, and so must not have residuals among them."""
+"""Containers that run all of their children, so that a residual cannot be a direct child."""
 
 
 def relax(
@@ -37,22 +37,23 @@ def relax(
 
     The model keeps its class, its forward and its keys; a residual lives at `<path>.equirelax_residual`.
     Strengths are 0 until a method (or `Relaxation.set_gamma`) sets them, so the model's outputs do not change
-    yet. Create optimizers afterwards.
+    yet. Create optimizers after this call.
 
     Args:
-        model: any module, built and not yet relaxed, compiled, scripted or wrapped for parallel training.
+        model: any module that is built and not yet relaxed, compiled, scripted or wrapped for parallel training.
         placement: a `Placement`, the name of a registered one ("layers"; the laboratory registers others, such as "segnn-cr",
             when `equirelax_lab.placements` is imported), or None for `Layers` with the keywords below.
-        residual: The kind of the residuals; None: `Dense()`, initialised to zeros, or what the file of a known network says.
-        include, exclude: path patterns ("encoder.*") or names of classes; one that matches nothing is an error.
-        generator: Random numbers of the residuals' initial weights; None uses torch's global generator.
+        residual: The kind of the residuals. None uses `Dense()`, initialised to zeros, or the kind that a known network
+            declares.
+        include, exclude: path patterns ("encoder.*") or names of classes. A pattern that matches nothing is an error.
+        generator: Random number generator for the residuals' initial weights. None uses torch's global generator.
 
     Returns:
-        The handle over the residuals; `print(relaxation.summary())` says what was touched, and why.
+        The handle over the residuals. `print(relaxation.summary())` shows which modules were relaxed, and why.
 
     Raises:
-        RelaxationStateError: for a model that is relaxed, compiled, scripted or wrapped already.
-        PlacementError: where nothing can be relaxed, a pattern matches nothing, or `placement` or `residual` is none.
+        RelaxationStateError: the model is already relaxed, compiled, scripted or wrapped.
+        PlacementError: nothing can be relaxed, a pattern matches nothing, or `placement` or `residual` is not one.
 
     Examples:
         >>> import torch, equirelax as er
@@ -72,17 +73,17 @@ def attach(
     left_out: Collection[str] = (),
     generator: torch.Generator | None = None,
 ) -> Relaxation:
-    """Put a placement's residuals on a model.
+    """Add a placement's residuals to a model.
 
     Args:
         model: As for `relax`.
         placement: chooses the residuals.
-        left_out: keys of those to do without, such as residuals that were pruned before the model was saved.
-        generator: Random numbers of the residuals' initial weights.
+        left_out: keys of residuals to leave out, such as those that were pruned before the model was saved.
+        generator: Random number generator for the residuals' initial weights.
 
     Raises:
-        PlacementError: the placement chooses two residuals of one key, or a module that can hold none. The model is left as
-            it was, as with any error.
+        PlacementError: the placement chooses two residuals with one key, or a module that cannot hold one. As with any
+            error, the model is left as it was.
     """
     _refuse(model)
     survey = placement.survey(model)
@@ -104,15 +105,17 @@ def attach(
         take_off(model, [built for _, built in made])
         raise
     model.__dict__[PLACEMENT] = placement
-    # importing what torch.compile is made of takes seconds, and an optimizer imports it anyway
+    # This import takes seconds, but an optimizer imports the module anyway.
     importlib.import_module("torch._dynamo")
     guard_hooks(compiled_before=True)
     return Relaxation(model)
 
 
 def relaxation_of(model: nn.Module) -> Relaxation:
-    """The handle over all residuals inside a model: of a copy, an unpickled one, of a part of a relaxed model, or of a
-    module around one or several that were relaxed one by one.
+    """The handle over all residuals inside a model.
+
+    The model may be a copy, an unpickled model, a part of a relaxed model, or a module that contains parts relaxed one by
+    one.
 
     Raises:
         RelaxationStateError: the model is not relaxed, or a residual inside belongs to a module around it.
@@ -171,7 +174,7 @@ def _refuse(model: nn.Module) -> None:
             f"residuals of the first one"
         )
     traced = next((m for m in model.modules() if getattr(m, "is_compile_graph_model", False)), None)
-    if traced is not None:  # it keeps the code of its first call, whatever hooks come and go
+    if traced is not None:  # it keeps the code of its first call, whatever hooks are added or removed
         raise RelaxationStateError(
             f"{name} holds a {type(traced).__name__}, which NequIP builds with compile_mode: compile and which would run the "
             f"code of its first call ever after, with residuals or without: build it with compile_mode: eager"
@@ -205,8 +208,10 @@ def _reference(model: nn.Module, module: nn.Module) -> Tensor | None:
 
 
 def host_of(model: nn.Module, module: nn.Module) -> nn.Module:
-    """The module that owns the residual: the relaxed one, or, where that runs its children in order, the last one inside
-    it, of those that stand nowhere else in the model if there are any.
+    """The module that owns the residual.
+
+    This is the relaxed module itself. A container, which runs its children, cannot own one: then it is the last module
+    inside, preferably one that is not used elsewhere in the model.
     """
     if not isinstance(module, CONTAINERS):
         return module
@@ -222,7 +227,7 @@ def host_of(model: nn.Module, module: nn.Module) -> nn.Module:
 
 
 def _run_by(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a container and the containers inside it run."""
+    """The modules that a container, or a container inside it, runs."""
     for child in module.children():
         if isinstance(child, CONTAINERS):
             yield from _run_by(child)

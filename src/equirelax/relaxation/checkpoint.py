@@ -1,4 +1,4 @@
-"""`save` and `load`: a relaxed model with its placement, so that loading needs nothing but the model."""
+"""`save` and `load` for relaxed models. The placement is in the file, so that loading needs only the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from equirelax.zips import check_complete
 
 FORMAT = "equirelax-relaxed-model-2"
 OLD_FORMAT = "equirelax-relaxed-model-1"
-"""Of equirelax 0.1; the strict weights in it are still read."""
+"""The format of equirelax 0.1, of which only the strict weights can still be read."""
 
 
 class Stateful(Protocol):
@@ -34,18 +34,18 @@ class Stateful(Protocol):
     relaxation: Relaxation
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data."""
+        """The state as tensors and plain data."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; nothing is changed when it does not fit."""
+        """Continue from a `state_dict()`. A state that does not fit changes nothing."""
 
 
 def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     """The state from which `load_relaxation_state` rebuilds a relaxed model: plain data and tensors.
 
     Raises:
-        CheckpointError: a residual belongs to a module outside, with its placement; or its module was moved to where the
-            placement chooses none.
+        CheckpointError: a residual belongs to a module outside the model, which holds its placement; or its module was
+            moved to a path where the placement chooses no residual.
     """
     model = relaxation.model
     for one in relaxation.entries():
@@ -73,7 +73,7 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
 
 
 def _whole(model: nn.Module) -> dict[str, Any]:
-    """The model's state dict, with the residuals also where `equirelax.integrations` leaves them out of it."""
+    """The model's state dict with all residuals, including those that `equirelax.integrations` leaves out."""
     state = model.state_dict()
     if any(map(of_residual, state)):
         return state
@@ -85,13 +85,13 @@ def _whole(model: nn.Module) -> dict[str, Any]:
 
 
 def _chosen(relaxation: Relaxation, root: str) -> dict[str, str]:
-    """What the placement of a module that was relaxed chooses in it as it is now: key -> key seen from that module."""
+    """What the placement of a relaxed module chooses in the module as it is now: key -> key as seen from that module."""
     survey = relaxation.placements[root].survey(relaxation.model.get_submodule(root))
     return {join(root, placed.site.key): placed.site.key for placed in survey.placed}
 
 
 def _part(relaxation: Relaxation, root: str, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """A module that was relaxed: its placement, and which of that one's residuals have been removed since."""
+    """The state of a relaxed module: its placement, and the residuals of it that have since been removed."""
     left_out = [own for key, own in chosen.items() if key not in relaxation.residuals]
     return {"placement": encode(relaxation.placements[root]), "left_out": left_out}
 
@@ -99,16 +99,17 @@ def _part(relaxation: Relaxation, root: str, chosen: Mapping[str, str]) -> dict[
 def load_relaxation_state(
     model: nn.Module, state: dict[str, Any], placement: Placement | None = None
 ) -> Relaxation:
-    """Relax a strict model as the state says and load its weights; a model with the same residuals is only loaded.
+    """Relax a strict model as the state says, and load its weights.
+
+    A model that already has the same residuals only gets the weights.
 
     Args:
         model: the author's model, or one that has the same residuals.
         state: The state from `relaxation_state`.
-        placement: instead of the stored one, for classes that are not registered.
+        placement: A placement to use instead of the stored one, for classes that are not registered.
 
     Raises:
-        CheckpointError: for a state of another format or of another model;
-            the model is left as it was.
+        CheckpointError: the state has another format or is of another model. The model is left as it was.
     """
     _check_format(state)
     if any(isinstance(module, Residual) for module in model.modules()):
@@ -161,7 +162,7 @@ def _relaxed(model: nn.Module, state: dict[str, Any], placement: Placement | Non
 
 
 def _check_fits(relaxation: Relaxation, state: dict[str, Any]) -> None:
-    """Check residuals, keys and shapes, so that loading cannot fail half-way."""
+    """Check residuals, keys and shapes, so that loading cannot fail halfway."""
     model = relaxation.model
     if set(state["enabled"]) != set(relaxation.residuals):
         raise CheckpointError(
@@ -188,7 +189,7 @@ def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
         else:
             residual.fix_gamma()
         residual.enabled = bool(state["enabled"][key])
-    # Derived buffers are there or not, as the model's training mode has it: they are neither asked for nor loaded.
+    # Whether derived buffers exist depends on the training mode: they are neither required nor loaded.
     own = _whole(relaxation.model)
     derived = derived_keys(relaxation.model)
     given = {key: value for key, value in state["model"].items() if key not in derived}
@@ -200,17 +201,17 @@ def _fill(relaxation: Relaxation, state: dict[str, Any]) -> None:
 def save(
     model: nn.Module | Relaxation, path: str | os.PathLike[str], *, method: Stateful | None = None
 ) -> None:
-    """Write a relaxed model (weights, residuals, strengths, placements) to a file, by way of a temporary one.
+    """Save a relaxed model (weights, residuals, strengths, placements) to a file, which is replaced atomically.
 
     Args:
-        model: the relaxed model, a module around one or several relaxed parts, or its handle; all of it is written.
+        model: the relaxed model, a module that contains relaxed parts, or a handle; the whole module is written.
         path: Path of the file.
-        method: its state (multipliers, slacks, the number of its steps) is written too; give `load` one of the same
-            settings to go on. The optimizer's state is not in the file.
+        method: A method whose state (multipliers, slacks, number of steps) is written too. To continue training, give
+            `load` a method with the same settings. The optimizer's state is not in the file.
 
     Raises:
         CheckpointError: see `relaxation_state`; or the method belongs to another model.
-        StorageError: the disk is full, or the place may not be written to; an older file stays whole.
+        StorageError: the disk is full, or the path is not writable. An older file stays intact.
     """
     relaxation = model if isinstance(model, Relaxation) else Relaxation(model)
     state = relaxation_state(relaxation)
@@ -229,11 +230,13 @@ def _check_owner(relaxation: Relaxation, method: Stateful) -> None:
 
 
 def read_strict(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The weights of the author's own model in a file that `save` wrote, also one of equirelax 0.1: a state dict with the
-    keys that the model has before `relax`.
+    """Read the weights of the author's own model from a file that `save` wrote, also with equirelax 0.1.
+
+    Returns:
+        A state dict with the keys that the model has before `relax`.
 
     Raises:
-        CheckpointError: see `read`; or it is no file of `save`.
+        CheckpointError: see `read`; or the file was not written by `save`.
     """
     state = read(path)
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -243,10 +246,10 @@ def read_strict(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write tensors and plain data by way of a temporary file, for `read`.
+    """Write tensors and plain data for `read`, replacing the file atomically.
 
     Raises:
-        StorageError: the disk is full, or the place may not be written to; an older file stays whole.
+        StorageError: the disk is full, or the path is not writable. An older file stays intact.
     """
     # Through an open file: with a path, torch does not tell a full disk from any other error.
     with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -254,13 +257,13 @@ def write(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Read a file written by torch, tensors and plain data only; no code in it is ever run.
+    """Read tensors and plain data from a file written by torch. Code in the file is never run.
 
-    Every byte that is loaded is compared with its checksum first (CRC-32, which `torch.save` writes and
-    `torch.load` does not look at), so that a damaged file is an error and not other weights.
+    The CRC-32 checksums, which `torch.save` writes and `torch.load` ignores, are verified first, so that a damaged file
+    raises an error instead of giving wrong weights.
 
     Raises:
-        CheckpointError: where the file is missing, damaged, or holds more than tensors and plain data.
+        CheckpointError: the file is missing, damaged, or holds more than tensors and plain data.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
@@ -275,8 +278,8 @@ def read(path: str | os.PathLike[str]) -> Any:
             f"{name} cannot be read as a checkpoint: it holds more than tensors and plain data, such as code, of which "
             f"nothing was run ({_first_line(error)}). Write it anew, with er.save or a state dict."
         ) from error
-    # zipfile and torch.load report damage by many types (BadZipFile, RuntimeError, EOFError, KeyError, ...): all
-    # mean the same here.
+    # zipfile and torch.load report damage by many types (BadZipFile, RuntimeError, EOFError, KeyError, ...), which
+    # all mean the same here.
     except Exception as error:
         raise CheckpointError(
             f"{name} cannot be read as a checkpoint: it is damaged, or no file of torch.save "
@@ -289,16 +292,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _verify(file: IO[bytes]) -> None:
-    """Compare every member of an archive by `torch.save` with its CRC-32.
+    """Compare every member of an archive that `torch.save` wrote with its CRC-32.
 
     Raises:
-        zipfile.BadZipFile: a checksum differs, or the archive is not of the form that `torch.save` writes. What
-            else damaged directories lead to (NotImplementedError, ValueError, EOFError, ...) comes from zipfile.
+        zipfile.BadZipFile: a checksum differs, or the archive is not of the form that `torch.save` writes. A damaged
+            directory can raise other errors of zipfile (NotImplementedError, ValueError, EOFError, ...).
     """
     with zipfile.ZipFile(file) as archive:
         check_complete(file, archive)
         for entry in archive.infolist():
-            # Compressed members could unpack to any size; torch reads nothing of one that is marked as a folder (bit 4).
+            # Compressed members could unpack to any size; torch reads nothing from one marked as a folder (bit 4).
             if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & 0x10 or entry.is_dir():
                 raise zipfile.BadZipFile(f"{entry.filename} is not stored as torch stores it")
         if (broken := archive.testzip()) is not None:
@@ -312,23 +315,23 @@ def load(
     *,
     method: Stateful | None = None,
 ) -> Relaxation:
-    """Load a file of `save`: relax `model` as the file says, or fill a model that has the same residuals.
+    """Load a file that `save` wrote: relax `model` as the file says, or fill a model that has the same residuals.
 
         er.load(model, path)                                      # to evaluate, to deploy, to start a new method
 
-        method = er.ACE(er.relax(model), dual_lr=8e-4)            # to go on training: everything built as before ...
+        method = er.ACE(er.relax(model), dual_lr=8e-4)            # to continue training: everything built as before ...
         er.load(model, path, method=method)                       # ... then loaded
 
     Args:
         model: the author's model, of which only the architecture matters; or one that has the file's residuals.
         path: Path of the file.
-        placement: instead of the stored one, for placements that are not registered.
-        method: made on the relaxed model; it goes on from the state that is in the file.
+        placement: A placement to use instead of the stored one, for placements that are not registered.
+        method: A method made on the relaxed model, which continues from the state in the file.
 
     Raises:
-        CheckpointError: see `read` and `load_relaxation_state`; the file holds no method's state, or the method belongs
+        CheckpointError: see `read` and `load_relaxation_state`; or the file holds no method's state, or the method belongs
             to another model.
-        MethodError: the state of another method.
+        MethodError: the file holds the state of another method.
     """
     state = read(path)
     if method is None:

@@ -1,4 +1,4 @@
-"""The residuals inside a module: finding them with the placements that put them there, and taking them off again."""
+"""Find the residuals inside a module, with the placements that put them there, and remove them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from equirelax.relaxation.placements.placement import Placement
 
 CHILD = "equirelax_residual"
-"""Beginning of the name that a residual has in the module that holds it, and so in a state dict."""
+"""Prefix of a residual's name in the module that holds it, and therefore in a state dict."""
 PLACEMENT = "_equirelax_placement"
-"""Attribute of a module that was relaxed: the placement that chose its residuals."""
+"""Attribute of a relaxed module that holds the placement that chose its residuals."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One residual, as seen from the module through which one looks.
+    """One residual, as seen from the model in which it was found.
 
     Args:
-        key: Path of the relaxed module from there, and ":slot" where it has several residuals.
-        path: Path of the relaxed module from there, "" for the module itself.
+        key: Path of the relaxed module from that model, and ":slot" where it has several residuals.
+        path: Path of the relaxed module from that model, "" for the model itself.
         module: The relaxed module.
         residual: The residual.
-        root: Path of the module that was given to `relax`; None where that lies outside.
-        has_moved: Whether the module stands elsewhere than where it was relaxed, as after `del sequential[0]`.
+        root: Path of the module that was given to `relax`; None if that lies outside.
+        has_moved: Whether the module's path has changed since it was relaxed, as after `del sequential[0]`.
     """
 
     key: str
@@ -49,7 +49,7 @@ def of_residual(key: str) -> bool:
 
 
 def roots(model: nn.Module) -> dict[str, Placement]:
-    """Path -> placement of the modules inside that were relaxed (given to `relax`), outer ones first."""
+    """Path -> placement of the modules inside that were given to `relax`, outer ones first."""
     return {
         path: module.__dict__[PLACEMENT]
         for path, module in model.named_modules()
@@ -58,7 +58,7 @@ def roots(model: nn.Module) -> dict[str, Placement]:
 
 
 def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(path, module) of every module of the model, residuals and what lies inside them left out."""
+    """(path, module) of every module of the model, without residuals and the modules inside them."""
     found: list[tuple[str, nn.Module]] = []
     hidden: list[str] = []
     for path, module in model.named_modules():
@@ -70,13 +70,13 @@ def own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def find(model: nn.Module) -> list[Entry]:
-    """Every residual inside a model once, in the model's order, whoever relaxed which part of it.
+    """Find every residual inside a model, once and in the model's order, whichever calls of `relax` added them.
 
-    A residual relaxes the module that has its hook, which may stand elsewhere by now than where it was relaxed.
+    A residual relaxes the module that has its hook. Since the call of `relax`, that module may have moved.
 
     Raises:
         RelaxationStateError: a residual inside belongs to a module outside, such as an `nn.Sequential` around this one; or
-            modules were rearranged in such a way that two residuals are of one module.
+            modules were rearranged so that two residuals now have the same key.
     """
     residuals = [(path, module) for path, module in model.named_modules() if isinstance(module, Residual)]
     if not residuals:
@@ -108,7 +108,7 @@ def find(model: nn.Module) -> list[Entry]:
 
 
 def _roots_of(model: nn.Module) -> dict[Residual, str]:
-    """The innermost relaxed module around every residual: a module that holds residuals is not relaxed again."""
+    """Path of the innermost relaxed module around every residual."""
     inside = {
         path: {module for module in model.get_submodule(path).modules() if isinstance(module, Residual)}
         for path in roots(model)
@@ -120,8 +120,9 @@ def _roots_of(model: nn.Module) -> dict[Residual, str]:
 
 
 def _at(model: nn.Module, path: str, hooked: dict[str, nn.Module]) -> nn.Module | None:
-    """The module at `path`, or inside wrappers there, if it is one of those that have a residual's hook; else None. A residual
-    without any hook, which adds nothing, stays where it was.
+    """The module at `path`, or inside wrappers there, if it has the residual's hook; else None.
+
+    A residual without any hook, which adds nothing, stays where it was.
     """
     try:
         module = model.get_submodule(path)
@@ -136,7 +137,7 @@ def _at(model: nn.Module, path: str, hooked: dict[str, nn.Module]) -> nn.Module 
 
 
 def _hooked(model: nn.Module) -> dict[Residual, dict[str, nn.Module]]:
-    """The modules that have the hook of every residual, `Residual.hook`, by their paths, under all their names."""
+    """Residual -> path -> module, for the modules that have the residual's hook (`Residual.hook`), under all their names."""
     result: dict[Residual, dict[str, nn.Module]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for hook in behind(module):
@@ -147,17 +148,17 @@ def _hooked(model: nn.Module) -> dict[Residual, dict[str, nn.Module]]:
 
 
 def _from_inside(path: str, hooked: list[str]) -> str | None:
-    """The relaxed module among those that have the hooks, where the module to which its site's path leads is outside."""
+    """Find the relaxed module's path among `hooked`, when the site's path was counted from a module outside this model."""
     same = [own for own in hooked if own in ("", path) or path.endswith(f".{own}")]
     return next(iter(same or hooked), None)
 
 
 def check_detachable(model: nn.Module, gone: Collection[Entry]) -> None:
-    """Check that these residuals can be taken off alone.
+    """Check that these residuals can be removed without others.
 
     Raises:
-        RelaxationStateError: one of them shares hooks with residuals outside the model, or a later step of its residual
-            stream stays.
+        RelaxationStateError: one of them shares hooks with residuals outside the model, or a later residual of its stream
+            is to stay.
     """
     going = {one.residual for one in gone}
     for one in gone:
@@ -172,7 +173,7 @@ def check_detachable(model: nn.Module, gone: Collection[Entry]) -> None:
 
 
 def detach(model: nn.Module, gone: Collection[Entry]) -> None:
-    """Remove these residuals of a model with their hooks; where all are removed the model is the author's own again."""
+    """Remove these residuals and their hooks. If all are removed, the model is the author's own again."""
     check_detachable(model, gone)
     marked = {path: model.get_submodule(path) for path in roots(model)}
     take_off(model, [one.residual for one in gone])
@@ -183,7 +184,7 @@ def detach(model: nn.Module, gone: Collection[Entry]) -> None:
 
 
 def take_off(model: nn.Module, residuals: Iterable[Residual]) -> None:
-    """Remove residuals with their hooks, also where they were put on half-way."""
+    """Remove residuals and their hooks, also if they were only partly attached."""
     residuals = set(residuals)
     owners: set[Any] = set(residuals)
     for residual in residuals:

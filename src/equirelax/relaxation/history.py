@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIMIT = 1000
-"""So many steps are kept at most."""
+"""Largest number of steps that are kept."""
 NAMED = 10
-"""So many residuals get names of their own in the legend; of more only the first and the last do."""
+"""Largest number of residuals that are all named in the legend; of more, only the first and the last are."""
 
 
 class History:
@@ -35,7 +35,7 @@ class History:
         self._stride = 1
 
     def step(self, gammas: Tensor) -> None:
-        """Note the strengths after one more step; never waits for the device."""
+        """Record the strengths after one more step, without waiting for the device."""
         self.steps += 1
         if self.steps % self._stride:
             return
@@ -45,7 +45,7 @@ class History:
             self.gammas = [one for one in self.gammas if one[0] % self._stride == 0]
 
     def error(self, relative: float, strict: float | None) -> None:
-        """Note an equivariance error at the present step."""
+        """Record an equivariance error at the current step."""
         self.errors.append((self.steps, relative, strict))
 
     def curves(self) -> tuple[list[int], Tensor]:
@@ -53,12 +53,12 @@ class History:
         return [step for step, _ in self.gammas], torch.stack([values for _, values in self.gammas]).cpu()
 
     def keep(self, columns: list[int]) -> None:
-        """Forget the strengths of all residuals but these, as when the others were removed."""
+        """Keep the strengths of these residuals only, as after the others were removed."""
         self.gammas = [(step, values[columns]) for step, values in self.gammas]
 
 
 def figure(history: History, names: Sequence[str]) -> Figure:
-    """Strengths over optimizer steps, first residuals dark and last ones light; below them the errors, where recorded.
+    """Plot strengths over optimizer steps, from dark (first residual) to light (last), and below them the recorded errors.
 
     Args:
         history: A history with at least one strength.
@@ -91,7 +91,7 @@ def figure(history: History, names: Sequence[str]) -> Figure:
         ax.grid(axis="y", color="0.9", linewidth=0.8)
         ax.set_axisbelow(True)
     axes[-1, 0].set_xlabel("optimizer steps")
-    pyplot.close(result)  # shown by who gets it: else notebooks show it twice
+    pyplot.close(result)  # otherwise a notebook shows the returned figure twice
     return result
 
 

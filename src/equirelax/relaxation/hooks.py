@@ -1,7 +1,7 @@
-"""The hooks that a relaxation puts on modules: found by their owners, taken off for a while, removed.
+"""The hooks that a relaxation puts on modules: find them by their owners, suspend them, remove them.
 
-Every hook of a relaxation is a bound method of a `HookOwner`: a residual, or what several residuals share. This distinguishes it
-from the author's own hooks, and copies and pickles of a model carry it along, bound to the copy.
+Every hook of a relaxation is a bound method of a `HookOwner`: a residual, or an object that several residuals share. This
+distinguishes it from the author's own hooks. In a copy or an unpickled model the hooks are bound to the copy.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _LOCK = threading.RLock()
 
 
 class HookOwner:
-    """Base class of what puts hooks, its own bound methods, on a model's modules."""
+    """Base class of objects whose bound methods are hooks on a model's modules."""
 
 
 @dataclass
 class _Parked:
-    """Hooks that are off a module for a while.
+    """Hooks that are temporarily off a module.
 
     Attributes:
         depth: Number of blocks that keep them off.
-        orders, taken, marks: For each of the module's tables of hooks its order before, the hooks that were taken out, and
-            the entries about these in the dictionaries beside the table.
+        orders, taken, marks: For each of the module's hook tables, the order of its keys before, the hooks that were taken
+            out, and their entries in the dictionaries that accompany the table.
     """
 
     depth: int = 1
@@ -39,7 +39,7 @@ class _Parked:
 
 
 def _tables(module: nn.Module) -> tuple[tuple[Any, tuple[Any, ...]], ...]:
-    """The module's hooks of calls by their number, each with the dictionaries that say how they are called."""
+    """The module's tables of call hooks, each with the dictionaries that say how its hooks are called."""
     return (
         (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
         (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
@@ -52,7 +52,7 @@ def _owner(hook: Callable[..., Any]) -> HookOwner | None:
 
 
 def owners(module: nn.Module) -> Iterator[HookOwner]:
-    """Owners of the hooks that a relaxation has on this module, also while they are off."""
+    """Yield the owners of the hooks that a relaxation has on this module, also while they are off."""
     parked: _Parked | None = module.__dict__.get(PARKED)
     tables = [table for table, _ in _tables(module)] + ([] if parked is None else parked.taken)
     for table in tables:
@@ -62,16 +62,16 @@ def owners(module: nn.Module) -> Iterator[HookOwner]:
 
 
 def behind(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    """The hooks that a relaxation has on this module and that run after its forward, also while they are off."""
+    """Yield a relaxation's hooks on this module that run after its forward, also while they are off."""
     parked: _Parked | None = module.__dict__.get(PARKED)
     for table in (module._forward_hooks, {} if parked is None else parked.taken[0]):
         yield from (hook for hook in list(table.values()) if _owner(hook) is not None)
 
 
 def park(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Take a relaxation's hooks off the modules; returns those that have any, for `unpark`.
+    """Take a relaxation's hooks off the modules, and return the modules that have any, for `unpark`.
 
-    Blocks may be nested, and overlap in several threads: the hooks come back with the last `unpark`.
+    Blocks may be nested, and may overlap in several threads: the last `unpark` puts the hooks back.
     """
     held = []
     with _LOCK:
@@ -98,11 +98,11 @@ def _take(module: nn.Module) -> _Parked:
 
 
 def unpark(modules: Iterable[nn.Module], all_blocks: bool = False) -> None:
-    """Put the hooks back where they were among the others, once no block wants them off any more.
+    """Put the hooks back in their old order among the others, once no block keeps them off any more.
 
     Args:
         modules: The result of `park`.
-        all_blocks: put them back whatever blocks there are, as in a copy that was made inside one.
+        all_blocks: Put them back whatever blocks are open, as in a copy that was made inside one.
     """
     with _LOCK:
         for module in modules:
@@ -130,7 +130,7 @@ def _put_back(module: nn.Module, parked: _Parked) -> None:
 
 
 def unhook(module: nn.Module, gone: set[Any]) -> None:
-    """Remove the hooks of these owners from a module, also those that are off it for a while."""
+    """Remove the hooks of these owners from a module, also those that are temporarily off."""
     parked: _Parked | None = module.__dict__.get(PARKED)
     for table, marks in _tables(module):
         _remove(table, marks, gone)
@@ -150,14 +150,14 @@ def _remove(table: Any, marks: Iterable[Any], gone: set[Any]) -> None:
 
 
 def guard_hooks(compiled_before: bool = False) -> None:
-    """Make `torch.compile` look at the hooks of modules before it takes code that it compiled earlier.
+    """Make `torch.compile` check the hooks of modules before it reuses compiled code.
 
-    By default it does not, so that a relaxed model runs the code compiled for a model of the same classes that is not
-    relaxed, or for itself inside `strict()`, and the reverse.
+    By default it does not. A relaxed model would then run the code compiled for an unrelaxed model of the same classes, or
+    for itself inside `strict()`, and vice versa.
 
     Args:
-        compiled_before: discard what was compiled without looking (all of the process: it is compiled again when it is
-            called).
+        compiled_before: Discard all code that the process compiled without this check. It is compiled again when it is
+            next called.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None or not dynamo.config.skip_nnmodule_hook_guards:

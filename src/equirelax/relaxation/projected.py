@@ -23,9 +23,8 @@ class Projected:
         gamma: Its strength before the projection.
         size: Frobenius norm of `gamma W` (nan for a residual that is not linear).
         folded: Frobenius norm of the part that went into the layer's own weights.
-        error: projection error, the norm of what was lost over `size` (0 where nothing
-            was there; nan if not linear).
-        note: why it was not folded, if folding was asked for.
+        error: projection error, the norm of the lost part over `size` (0 for a residual of size 0; nan if not linear).
+        note: why it was not folded, if folding was requested.
     """
 
     key: str
@@ -38,11 +37,11 @@ class Projected:
 
 @dataclass(frozen=True)
 class ProjectionReport:
-    """The report of `project` or `Relaxation.prune`, residual by residual; `str()` is a table.
+    """The report of `project` or `Relaxation.prune`, with one entry per residual. `str()` is a table.
 
     Args:
         mode: "drop" or "fold".
-        residuals: those that were removed.
+        residuals: the records of the removed residuals.
     """
 
     mode: str
@@ -84,19 +83,19 @@ HEADER = ("module", "gamma", "|gamma W|", "folded", "lost", "note")
 
 
 def scaled(residual: Residual) -> tuple[Tensor, Tensor | None]:
-    """gamma W and gamma b of a linear residual, detached, in float32 or better: squares of entries overflow below it."""
+    """gamma W and gamma b of a linear residual, detached, in float32 or better: lower precisions overflow when squared."""
     with torch.no_grad():
         map_ = residual.linear_map
         gamma: Tensor = residual.gamma
         dtype = next(map_.parameters()).dtype
-        if dtype != penalty_dtype(dtype):  # not always: what is promoted is no longer sharded
+        if dtype != penalty_dtype(dtype):  # only if needed: a promoted tensor is no longer sharded
             map_, gamma = promoted(map_), whole(gamma).to(penalty_dtype(dtype))
         weight, bias = map_.effective_weight(), map_.effective_bias()
         return gamma * weight, None if bias is None else gamma * bias
 
 
 def record(key: str, residual: Residual, fold: Fold | None = None, note: str = "") -> Projected:
-    """The record of a residual that is removed, after `fold` (None: it is dropped)."""
+    """The record of a residual that is folded by `fold`, or dropped (None)."""
     gamma = float(residual.gamma.detach())
     if not residual.is_linear:
         return Projected(key, gamma, float("nan"), 0.0, float("nan") if gamma else 0.0, note)

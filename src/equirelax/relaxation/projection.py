@@ -1,4 +1,4 @@
-"""`project`: back to the author's own classes, keys and size, exactly equivariant."""
+"""`project`: turn a relaxed model back into an exactly equivariant one, with the author's classes, keys and size."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ MODES = ("drop", "fold")
 
 
 def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str = "raise") -> ProjectionReport:
-    """Remove the relaxation from a model, in place:
-    its classes, keys and size are the author's again, and it is equivariant.
+    """Remove the relaxation from a model, in place.
+
+    The model is equivariant again, and its classes, keys and size are those that the author gave it.
 
     Args:
         model: a relaxed model, or its handle.
-        mode: "drop" removes the residuals, which is what CR and ACE do, and what `Relaxation.strict`
-            shows; "fold" first adds to every layer's own weights the part of `gamma W` that it can
-            express, by orthogonal projection.
-        unfoldable: With "fold", whether residuals that cannot be folded "raise" an error or are "drop"ped.
+        mode: "drop" removes the residuals, as CR and ACE do; `Relaxation.strict` shows the result beforehand.
+            "fold" first adds to every layer's own weights the part of `gamma W` that the layer can express, by
+            orthogonal projection.
+        unfoldable: With "fold", whether a residual that cannot be folded makes the call "raise" an error, or is
+            dropped ("drop").
 
     Returns:
         The strength, size and projection error of every residual.
@@ -44,8 +46,7 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
     Raises:
         RelaxationStateError: the model is not relaxed.
         NonFiniteError: a residual, or a layer that it would be folded into, holds NaN or infinity.
-        UnfoldableError: a residual cannot be folded and `unfoldable` is "raise".
-            Nothing has been changed then.
+        UnfoldableError: a residual cannot be folded and `unfoldable` is "raise". The model is then unchanged.
     """
     for name, value, known in (("mode", mode, MODES), ("unfoldable", unfoldable, ("raise", "drop"))):
         if value not in known:
@@ -91,7 +92,7 @@ def _check_finite(relaxation: Relaxation) -> None:
 
 
 def _place(parameter: Tensor) -> Hashable:
-    """Equal for parameters that are the same numbers in memory."""
+    """A key that is equal for parameters that share memory."""
     return (parameter.data_ptr(), parameter.numel()) if parameter.data_ptr() else id(parameter)
 
 
@@ -105,7 +106,7 @@ def _holders(model: nn.Module) -> dict[Hashable, dict[nn.Module, str]]:
 
 
 def _check_untied(one: Entry, fold: Fold, holders: Mapping[Hashable, Mapping[nn.Module, str]]) -> None:
-    """Two layers with one weight cannot each have their own correction, which is for one place in the network."""
+    """Check that no other layer shares the weights: a correction is for one place in the network."""
     inside = set(one.module.modules())
     for parameter, _ in fold.writes:
         others = [path for module, path in holders.get(_place(parameter), {}).items() if module not in inside]
@@ -120,7 +121,7 @@ def _check_untied(one: Entry, fold: Fold, holders: Mapping[Hashable, Mapping[nn.
 def _fold(
     one: Entry, holders: Mapping[Hashable, Mapping[nn.Module, str]], unfoldable: str
 ) -> tuple[Fold | None, str]:
-    # what a family says of a site is about the module through which one looks
+    # The family's messages name paths as seen from the model that is projected.
     key, module, residual = one.key, one.module, one.residual
     site = dataclasses.replace(residual.site, path=one.path)
     try:
@@ -159,7 +160,7 @@ def _fold(
 
 
 def cannot_fold(relaxation: Relaxation) -> dict[str, str]:
-    """Residuals that `mode="fold"` would refuse: key -> reason. Changes nothing."""
+    """Find the residuals that `mode="fold"` would refuse, key -> reason, without changing the model."""
     refused = {}
     holders = _holders(relaxation.model)
     for one in relaxation.entries():

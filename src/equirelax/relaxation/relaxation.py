@@ -53,19 +53,19 @@ class Audited(Protocol):
 class Relaxation:
     """All residuals inside a model: iterate, summarise, switch off, remove.
 
-    Made by `equirelax.relax` or, for a copy of a relaxed model or a module around relaxed ones, by
-    `equirelax.relaxation_of`. The residuals and their strengths live in the model; the handle holds the history for
-    `plot` alone.
+    `equirelax.relax` returns one. `equirelax.relaxation_of` makes one for a copy of a relaxed model, or for a module that
+    contains relaxed ones. The residuals and their strengths live in the model; the handle itself holds only the history
+    for `plot`.
 
     Args:
-        model: a module with residuals inside, whoever relaxed which part of it; wrappers of `torch.compile` and of
-            parallel training are looked through.
+        model: a module with residuals inside, which may come from several calls of `relax`. Wrappers of `torch.compile`
+            and of parallel training are unwrapped.
 
     Attributes:
-        model: the module through which one looks.
+        model: the unwrapped module.
         residuals: key of the residual (path of its module from `model`, and ":slot" where a module has several)
             -> `Residual`, in model order. A module with several names counts once.
-        placements: path from `model` -> `Placement` of every module that was relaxed.
+        placements: path from `model` -> `Placement`, for every module that was relaxed.
 
     Raises:
         RelaxationStateError: the model is not relaxed, or a residual inside belongs to a module around it.
@@ -81,7 +81,7 @@ class Relaxation:
         self.residuals: dict[str, Residual] = {}
         self.placements: dict[str, Placement] = {}
         self.history = History()
-        self._named: set[str] = set()  # residuals of which it was said that nothing calls them
+        self._named: set[str] = set()  # residuals already named in the warning that nothing calls them
         self._look()
         if not self.residuals and not self.may_be_empty:
             raise RelaxationStateError(
@@ -127,21 +127,22 @@ class Relaxation:
         return self._one(key).module
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every residual with its key, module and the relaxed part of the model that it belongs to."""
+        """Return every residual with its key, its module and the relaxed part of the model that it belongs to."""
         return tuple(self._entries.values())
 
     def summary(self) -> Summary:
-        """Every module of the model: relaxed, skipped or unknown, and why; and the memory that training takes."""
+        """List every module of the model (relaxed, skipped or unknown, and why) and the memory that training takes."""
         memory = memory_of(self.strict_parameters().values(), self.residuals.values())
         return Summary(rows(self.model, self.entries()), memory)
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[nn.Module]:
-        """Within it the model is the author's own, to the bit and at its speed: the residuals' hooks are off its modules.
+        """Run the model without its residuals inside a `with` block.
 
-        It computes what it would after `project(model, mode="drop")`. Blocks may be nested and may overlap in several
-        threads; whoever trains the model meanwhile trains it without residuals, so give another thread a copy. A copy
-        that is made inside the block stays strict, until `relaxation_of(copy).enable()`.
+        Within the block the residuals' hooks are off the modules, so the outputs and the speed are exactly those of the
+        author's model, as after `project(model, mode="drop")`. Blocks may be nested and may overlap in several
+        threads. A thread that trains the model meanwhile trains it without residuals, so give it a copy. A copy
+        that is made inside the block stays strict until `relaxation_of(copy).enable()`.
         """
         held = self._suspend()
         try:
@@ -157,7 +158,7 @@ class Relaxation:
         return park(self.model.modules())
 
     def enable(self, on: bool = True) -> None:
-        """Switch every residual on or off; on also ends every `strict()` block."""
+        """Switch every residual on or off. Switching on also ends every `strict()` block."""
         for residual in self.residuals.values():
             residual.enabled = on
             residual.suspended = 0 if on else residual.suspended
@@ -165,17 +166,17 @@ class Relaxation:
             unpark(self.model.modules(), all_blocks=True)
 
     def prune(self, threshold: float = 0.0) -> ProjectionReport:
-        """Remove the residuals whose strength is at most `threshold` in absolute value, such as those that ResilientACE
-        has driven to 0, and leave the others: for a network that is deployed relaxed.
+        """Remove the residuals whose strength is at most `threshold` in absolute value, and keep the others.
 
-        Residuals of a stream stay as long as a later one of the stream does, for which they are a step. A method that was
-        made before refers to the residuals that are gone: to train on, make a new one.
+        Use it for a network that is deployed relaxed, for example to remove the residuals that ResilientACE has driven
+        to 0. A residual of a stream stays as long as a later one of the same stream stays, because the later one builds
+        on it. A method that was made earlier still refers to the removed residuals: to continue training, make a new one.
 
         Args:
             threshold: largest |gamma| that is removed, at least 0.
 
         Returns:
-            What was removed.
+            A report of the removed residuals.
 
         Raises:
             PlacementError: the threshold is below 0 or not a number.
@@ -202,8 +203,10 @@ class Relaxation:
         return report
 
     def after_step(self) -> None:
-        """Note that the optimizer took a step: the strengths go to the history, and a residual that no call has reached
-        since the last step is named in a warning, once. Methods call it.
+        """Record an optimizer step. Methods call this.
+
+        Adds the strengths to the history, and warns once about every residual that no call has reached since the last
+        step.
         """
         self.history.step(self.gammas())
         idle = [key for key, residual in self if residual.enabled and not residual.called]
@@ -222,10 +225,10 @@ class Relaxation:
             )
 
     def record(self, error: Audited | float) -> None:
-        """Note an equivariance error for `plot`, at the present optimizer step.
+        """Record an equivariance error for `plot` at the current optimizer step.
 
         Args:
-            error: The report of `equirelax.audit` of the model, or a relative error.
+            error: The report that `equirelax.audit` returns for the model, or a relative error.
         """
         if isinstance(error, (int, float)):
             self.history.error(float(error), None)
@@ -233,7 +236,7 @@ class Relaxation:
             self.history.error(error.before.relative, None if error.after is None else error.after.relative)
 
     def plot(self) -> Figure:
-        """Every strength over the optimizer steps of the methods made on this handle, and the errors given to `record`.
+        """Plot the strengths over the optimizer steps of the methods made on this handle, and the errors given to `record`.
 
             for step, (x, y) in enumerate(loader):
                 ...
@@ -241,10 +244,10 @@ class Relaxation:
                     relaxation.record(er.audit(model, sample, in_rep, out_rep))
             relaxation.plot().savefig("training.png")
 
-        At most 1000 steps are kept, evenly spaced. Needs matplotlib; a notebook shows what is returned.
+        At most 1000 steps are kept, evenly spaced. Needs matplotlib. A notebook shows the returned figure.
 
         Raises:
-            RelaxationStateError: nothing was noted, or matplotlib is missing.
+            RelaxationStateError: nothing was recorded, or matplotlib is missing.
         """
         return figure(self.history, list(self.residuals))
 
@@ -259,8 +262,9 @@ class Relaxation:
         return torch.cat([gamma.to(gammas[0].device) for gamma in gammas])
 
     def norms(self) -> dict[str, float]:
-        """Key -> Lipschitz constant of the residual's map without its strength, of those of which one is known: the largest
-        singular value of a linear map, and an upper bound of others.
+        """Key -> Lipschitz constant of the residual's map, without its strength, where one is known.
+
+        It is the largest singular value of a linear map, and an upper bound for other maps.
         """
         slopes = {key: residual.slope().constant for key, residual in self}
         return {key: value for key, value in slopes.items() if value is not None}
@@ -285,14 +289,11 @@ class Relaxation:
         return result
 
     def strict_state_dict(self) -> dict[str, Any]:
-        """The state dict that the author's unrelaxed model would have:
-        its keys, no others. Tensors are not copied.
-        """
+        """The state dict that the author's unrelaxed model would have, with its keys only. Tensors are not copied."""
         return {k: v for k, v in self.model.state_dict().items() if not of_residual(k)}
 
     def load_strict(self, state: Mapping[str, Any]) -> None:
-        """Load a state dict of the author's unrelaxed model,
-        such as a pretrained one; residuals stay as they are.
+        """Load a state dict of the author's unrelaxed model, such as a pretrained one. The residuals stay as they are.
 
         Raises:
             CheckpointError: for missing or unexpected keys.
@@ -328,7 +329,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def derived_keys(model: nn.Module) -> set[str]:
-    """Keys of buffers that layers compute from their parameters, and that come and go with the training mode."""
+    """Keys of buffers that layers compute from their parameters and hold in one training mode only."""
     return {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules(remove_duplicate=False)
@@ -338,7 +339,7 @@ def derived_keys(model: nn.Module) -> set[str]:
 
 
 def refresh(model: nn.Module) -> None:
-    """Have every layer compute such buffers again."""
+    """Make every layer recompute the buffers that it derives from its parameters."""
     for module in model.modules():
         for family in families_of(module):
             family.refresh(module)

@@ -1,10 +1,9 @@
-"""Turning the small declarative objects of this room into plain data and back,
-so that checkpoints can carry them.
+"""Turn the small declarative objects of this package into plain data and back, so that checkpoints can hold them.
 
 A class decorated with `@spec("name")` must be a dataclass whose fields are plain values,
 representations (on axes or grids too), groups, other such objects, or tuples of these. `encode` gives nested dicts and lists of
-plain Python; `decode` is its inverse. No code is ever stored, so a checkpoint from a stranger can be
-read without running anything of theirs.
+plain Python; `decode` is its inverse. Code is never stored, so reading a checkpoint from an untrusted source runs no
+code of theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def spec(name: str) -> Callable[[type[_T]], type[_T]]:
 
     def register(cls: type[_T]) -> type[_T]:
         known = _KINDS.get(name, cls)
-        # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+        # a class that is defined again, as when a notebook cell runs twice, replaces the earlier one
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise PlacementError(f"two classes are registered as {name!r}: {known!r} and {cls!r}")
         _KINDS[name] = cls
@@ -37,7 +36,7 @@ def spec(name: str) -> Callable[[type[_T]], type[_T]]:
 
 
 def encode(value: Any) -> Any:
-    """Plain data (dicts, lists, strings, numbers, None) that `decode` turns back into `value`.
+    """Turn `value` into plain data (dicts, lists, strings, numbers, None), which `decode` turns back.
 
     Raises:
         PlacementError: for an object of a class that is not registered with `@spec`.
@@ -65,7 +64,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """Inverse of `encode`; lists come back as tuples.
+    """Invert `encode`. Lists come back as tuples.
 
     Raises:
         CheckpointError: for a kind or a field that this version does not know.

@@ -16,7 +16,7 @@ from equirelax.relaxation.terms.precision import penalty_dtype
 
 RELAXED, SKIPPED, UNKNOWN = "relaxed", "skipped", "unknown"
 MOMENTS = 2
-"""Tensors like its parameter that Adam keeps for each."""
+"""Number of tensors of a parameter's size that Adam keeps for it."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class Row:
     """One module of the model.
 
     Args:
-        path: Path of the module ("" is the model itself); with ":slot" where a module has several residuals.
+        path: Path of the module ("" is the model itself), with ":slot" where a module has several residuals.
         type: Name of the module's class.
-        status: "relaxed", "skipped" or "unknown" (it has parameters of its own,
-            and no layer family knows it).
+        status: "relaxed", "skipped" or "unknown" (it has parameters of its own, and no layer family knows it).
         reason: The reason for the status.
         shape: (out_dim, in_dim) of the residual, where there is one.
         parameters: Number of the residual's parameters, without gamma.
@@ -45,16 +44,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, activations left out: these depend on the model's forward, and on the batch.
+    """The memory that training takes, in bytes, without activations: these depend on the model and on the batch.
 
     Args:
         strict: the author's own parameters.
         residual: parameters of the residuals, strengths included.
-        trained: those of both that take a gradient.
-        input_row: Bytes that a penalty keeps of one row of inputs (sample, node, edge, point) at all residuals, from the
-            forward pass to the penalty. Most of it are views of activations that backward needs as well.
-        gram: the matrices that exact penalties make of all rows, at most: residuals that read the same share theirs, and
-            where there are fewer rows than features, these stand for themselves.
+        trained: parameters of either kind that require a gradient.
+        input_row: Bytes that a penalty keeps for one row of inputs (sample, node, edge, point) at all residuals, from the
+            forward pass to the penalty. Most of them are views of activations that backward needs as well.
+        gram: an upper bound on the Gram matrices of exact penalties. Residuals with the same input share one, and with
+            fewer rows than features the rows themselves are kept instead.
     """
 
     strict: int
@@ -95,7 +94,7 @@ def readable(count: int) -> str:
 
 
 def memory_of(strict: Iterable[nn.Parameter], residuals: Iterable[Residual]) -> Memory:
-    """Memory of a model with these parameters of its own and these residuals."""
+    """The memory of a model with these parameters and these residuals."""
     own, residuals = list(strict), list(residuals)
     added = [p for residual in residuals for p in (*residual.map.parameters(), residual.gamma)]
     return Memory(
@@ -108,7 +107,7 @@ def memory_of(strict: Iterable[nn.Parameter], residuals: Iterable[Residual]) -> 
 
 
 def _input_row(residuals: list[Residual]) -> int:
-    """The bytes that a penalty keeps of one row of input."""
+    """The bytes that a penalty keeps for one row of input."""
     kept = {id(r.keeper): r.in_rep.dim * r.gamma.element_size() for r in residuals if r.map.reads_inputs}
     return sum(kept.values())
 
@@ -117,8 +116,8 @@ def _input_row(residuals: list[Residual]) -> int:
 class Summary:
     """The rows of a relaxation, and the memory that training it takes.
 
-    `str()` is a table of at most 40 lines: where there are more rows, those of modules that differ in a number alone are
-    one line, and what is still too much is named below the table. `full()` has a line for every row.
+    `str()` is a table of at most 40 lines. If there are more rows, modules whose paths differ only in a number share a
+    line, and the rows that still do not fit are named below the table. `full()` has a line for every row.
     """
 
     rows: tuple[Row, ...]
@@ -143,7 +142,7 @@ class Summary:
             groups = _grouped(self.rows)
         shown = groups
         if len(groups) > LINES - FRAME:
-            # what matters most stays: relaxed ones, then those that nobody knows, then the skipped ones
+            # keep what matters most: relaxed modules, then unknown ones, then skipped ones
             rank = {RELAXED: 0, UNKNOWN: 1, SKIPPED: 2}
             first = sorted(range(len(groups)), key=lambda i: (rank[groups[i][0].status], i))[
                 : LINES - FRAME - 3
@@ -172,11 +171,11 @@ class Summary:
 
 HEADER = ("module", "type", "status", "residual", "parameters", "relaxes", "why")
 LINES = 40
-"""A terminal's height, about."""
+"""Roughly the height of a terminal."""
 FRAME = 4
-"""Lines of a table that are no rows: header, rule and totals."""
+"""Lines of a table that are not rows: header, rule and totals."""
 WIDTH = 160
-"""Of a line that names what is not shown."""
+"""Width of a line that names the rows not shown."""
 
 
 def _table(cells: list[tuple[str, ...]]) -> list[str]:
@@ -219,7 +218,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def _name(group: list[Row]) -> str:
-    """ "layers.{0..5}.map (6)" for a group; where several numbers differ, each with its range."""
+    """The name of a group, such as "layers.{0..5}.map (6)"; every number that differs gets its range."""
     if len(group) == 1:
         return group[0].path or "(model)"
     numbers = [[int(n) for n in _NUMBER.findall(row.path)] for row in group]
@@ -236,7 +235,7 @@ def _name(group: list[Row]) -> str:
 
 
 def _shortened(start: str, names: list[str]) -> str:
-    """Names up to a line's width, and how many more there are."""
+    """As many names as fit on a line, and the number of the others."""
     shown: list[str] = []
     for name in names:
         if len(start) + len(", ".join([*shown, name])) > WIDTH:
@@ -247,7 +246,7 @@ def _shortened(start: str, names: list[str]) -> str:
 
 
 def rows(model: nn.Module, found: Sequence[Entry]) -> tuple[Row, ...]:
-    """One row for every module of the model, one more for every further residual of a module."""
+    """One row for every module of the model, and one more for every further residual of a module."""
     relaxed: dict[int, list[Entry]] = {}
     for one in found:
         relaxed.setdefault(id(one.module), []).append(one)
@@ -286,7 +285,7 @@ def _row(one: Entry, kind: str, also: str) -> Row:
 
 
 def _left(model: nn.Module, found: Sequence[Entry]) -> dict[int, tuple[str, str]]:
-    """The modules that placements left alone or lost since: id of the module -> (status, reason)."""
+    """Modules that placements left alone, or whose residual was removed since: id of the module -> (status, reason)."""
     present = {one.key for one in found}
     placements = roots(model)
     result: dict[int, tuple[str, str]] = {}
@@ -316,5 +315,5 @@ def _names(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _also(names: list[str]) -> str:
-    """Words for the further names of a module that the model holds under several."""
+    """A phrase that lists the further names of a module that the model holds under several."""
     return f"; the same module as {', '.join(names[1:])}" if len(names) > 1 else ""
