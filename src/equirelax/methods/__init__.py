@@ -1,5 +1,7 @@
-"""Methods, which drive the strengths: strict (does nothing), scheduled (CR), ace and resilient (ACE), and the trials swing and
-symmetry-following; and what they are compared with: remul, rpp, and two modules around any network, EquiTuned and EquiAdapted.
+"""Methods, which drive the strengths of the residuals, and baselines to compare them with.
+
+The methods are strict (does nothing), scheduled (CR), ace and resilient (ACE), and the trials swing and symmetry-following. The
+baselines are remul, rpp, and EquiTuned and EquiAdapted, two modules that wrap any network.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)

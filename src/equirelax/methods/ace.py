@@ -1,4 +1,4 @@
-"""ACE with equality constraints (arXiv 2505.13631, Algorithm 1): for data that have the whole symmetry."""
+"""ACE with equality constraints (arXiv 2505.13631, Algorithm 1), for data with the full symmetry."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class ACE(Lagrangian):
         gamma_i  <- gamma_i  - eta_p (grad_gamma_i J0 + lambda_i)   your optimizer, by `penalty()`
         lambda_i <- lambda_i + eta_d gamma_i                        the method, gamma as `penalty()` saw it
 
-    Deploy with gamma := 0 (`project`). The plain form oscillates where J0's curvature in gamma is below eta_d,
-    and diverges where J0 is linear in gamma. Two options damp it:
+    Deploy with gamma := 0 (`project`). The plain form oscillates if J0's curvature in gamma is below eta_d,
+    and diverges if J0 is linear in gamma. Two options damp it:
 
         augmented c:  penalty = sum_i lambda_i gamma_i + (c/2) gamma_i^2
         pi kappa_p:   penalty = sum_i mu_i gamma_i,  mu_i = lambda_i + kappa_p gamma_i(t-1)   see `Lagrangian`
 
-    The augmented term does not change the solution and its multiplier (lambda_i* = -grad_gamma_i J0 at gamma = 0),
-    since it vanishes at gamma = 0; away from it lambda_i + c gamma_i is the estimate of the
+    The augmented term vanishes at gamma = 0, so it changes neither the solution nor its multiplier
+    (lambda_i* = -grad_gamma_i J0 at gamma = 0). Away from the solution, lambda_i + c gamma_i estimates the
     multiplier ("effective_multiplier" in the logs). The linear problem with SGD converges for c > eta_d (and
     eta_p c < 2).
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Lagrangian.Settings):
-        """Settings of Algorithm 1: those that both algorithms share."""
+        """Settings of Algorithm 1, which are those that both algorithms share."""
 
     settings: Settings
 

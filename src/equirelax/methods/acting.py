@@ -11,7 +11,7 @@ from equirelax.symmetry import Group, Representation, TensorAction, as_represent
 from equirelax.symmetry.given import is_given
 
 Kind = Representation | TensorAction | None
-"""How one tensor transforms; None: not at all."""
+"""How one tensor transforms; None: it does not."""
 
 
 def act(g: Tensor, value: Tensor, kind: Kind) -> Tensor:
@@ -22,7 +22,7 @@ def act(g: Tensor, value: Tensor, kind: Kind) -> Tensor:
 
 
 def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> tuple[Any, ...]:
-    """Apply `act` to every argument that transforms; the others pass unchanged.
+    """Apply `act` to every argument that transforms. The others are returned unchanged.
 
     Raises:
         RepresentationError: The numbers of arguments and of representations differ.
@@ -39,7 +39,7 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
     """Apply `act` to an output, or to every entry of a tuple or list (which is returned as a tuple).
 
     Raises:
-        RepresentationError: The output is something else, or has another number of entries.
+        RepresentationError: The output is something else, or its number of entries differs from that of `kinds`.
     """
     if isinstance(output, Tensor):
         return act_on_all(g, (output,), kinds)[0]
@@ -53,10 +53,10 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
 
 
 def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
-    """A tuple of representations from anything that `as_representation` takes, None, or a tuple or list of these.
+    """Make a tuple of representations from anything that `as_representation` takes, None, or a tuple or list of these.
 
     Raises:
-        RepresentationError: Something else was given.
+        RepresentationError: `reps` is something else.
     """
     several = isinstance(reps, (tuple, list)) and not is_given(reps)  # e3nn's Irreps are a tuple too
     try:

@@ -1,4 +1,4 @@
-"""Attachment of a method to its optimizers, through hooks that run after every step that they really take."""
+"""Attachment of a method to its optimizers, through hooks that run after every step that was not skipped."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from torch.optim import Optimizer
 
 PATIENCE = 100
-"""Steps of some of several optimizers after which one that has not stepped at all is missed."""
+"""Number of steps of the other optimizers after which one that has never stepped is considered forgotten."""
 
 
 class Attachment:
     """Calls `advance` when every optimizer has stepped since the last call.
 
-    A step that a `GradScaler` skips does not count: most optimizers are then not called at all; fused ones are called,
-    change nothing, and have `found_inf` set.
+    A step that a `GradScaler` skips does not count. Most optimizers are then not called at all. Fused ones are called with
+    `found_inf` set, and change nothing.
 
     Args:
-        optimizers: Different optimizers.
-        advance: Called within the last optimizer's `step`, after its parameters have moved.
+        optimizers: Distinct optimizers.
+        advance: A function that is called within the last optimizer's `step`, after its parameters have moved.
 
     Attributes:
         lost: Whether this is a copy or was unpickled: optimizers lose their hooks when they are copied.
-        ahead: Ids of the parameters of optimizers that have stepped since the last call, and wait for the others.
-        stuck: Whether others stepped `PATIENCE` times and an optimizer not once: it is likely to be forgotten.
+        ahead: Ids of the parameters of optimizers that have stepped since the last call and wait for the others.
+        stuck: Whether the others have stepped `PATIENCE` times and one optimizer never: it was probably forgotten.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], advance: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Attachment:
         self._handles = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
 
     def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # a GradScaler sets it for the length of a step
+        # a GradScaler sets it for the duration of a step
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return

@@ -27,12 +27,13 @@ from equirelax.relaxation.residual import drivers_of, enrol
 from equirelax.relaxation.terms.precision import whole
 from equirelax.settings import FINITE, within
 
-FORGOTTEN = 2  # changes of the weights without a step of the method before `penalty` warns
+FORGOTTEN = 2  # `penalty` warns after this many changes of the weights without a step of the method
 
 
 class Method(ABC):
-    """Base class of all methods. Relax the model, make the optimizer, make the method and attach it; then one line of the
-    loop changes:
+    """Base class of all methods.
+
+    Relax the model, make the optimizer, make the method and attach it. Then one line of the loop changes:
 
         relaxation = er.relax(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -41,36 +42,36 @@ class Method(ABC):
         loss = criterion(model(x), y) + method.penalty()
         optimizer.zero_grad(); loss.backward(); optimizer.step()     the method steps with it
 
-    A loop for every method, also for those that weight the loss itself, is
+    A loop for every method, including those that weight the loss itself, is
 
         loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
     A method takes as many steps as its optimizer. A step that a `torch.amp.GradScaler` skips does not count: it moves no
-    multiplier, no slack and no schedule, so that a schedule over T steps ends late by the number of skipped steps.
+    multiplier, slack or schedule, so that a schedule over T steps ends late by the number of skipped steps.
     (With the triangle and s skipped steps the last gamma is 2 s / (T - 1) instead of 0, and `project` removes it.)
 
-    Every method has a dataclass of settings, `Settings`, and takes either its fields by name or an object of it:
+    Every method has a dataclass of settings, `Settings`, and takes either its fields by name or an instance:
 
         er.ACE(relaxation, dual_lr=8e-4)
         er.ACE(relaxation, er.ACE.Settings(dual_lr=8e-4))
 
-    A subclass checks its arguments before `super().__init__`, which ends the method that drives the residuals now.
+    A subclass checks its arguments before `super().__init__`, which ends the method that currently drives the residuals.
 
-    A residual that `Strict` switched off is switched on again, and its weights train.
+    Residuals that `Strict` switched off are switched on again, and their weights train.
 
     Args:
-        relaxation: The relaxed model. The method ends another one that was made for it.
-        settings: The method's settings; None takes them from `fields`.
+        relaxation: The relaxed model. An earlier method that was made for it ends.
+        settings: The method's settings. None takes them from `fields`.
         regularizer: Optional regulariser of the residuals (Lie derivative and norm), added to `penalty()`.
-        fields: Settings by name; they replace those of `settings`.
+        fields: Settings by name, which replace those of `settings`.
 
     Attributes:
         settings: The method's settings.
         name: The name under which the method is registered.
-        description: One line about the method.
+        description: A description in one line.
         deploys_relaxed: Whether the model is used with its residuals (True) or projected (False).
-        capturable: Whether a CUDA graph can hold its part of the loss; see `capture_obstacle`.
-        stackable: Whether several members can be trained in one stack; see `stack_obstacle`.
+        capturable: Whether a CUDA graph can capture the method's part of the loss; see `capture_obstacle`.
+        stackable: Whether several models can be trained in one stack; see `stack_obstacle`.
 
     Raises:
         MethodError: The model was projected, a setting is unknown, missing or out of range, or `relaxation` or `regularizer` is
@@ -79,13 +80,13 @@ class Method(ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(checking.Settings):
-        """The settings of a method that has none; other methods derive theirs from it."""
+        """The empty settings, from which methods derive theirs."""
 
         error: ClassVar[type[EquirelaxError]] = MethodError
 
     @dataclass(frozen=True, kw_only=True)
     class FixedStrength(Settings):
-        """Settings of methods that leave the strengths where they are.
+        """Settings of methods with fixed strengths.
 
         Attributes:
             gamma: The fixed strength of every residual.
@@ -138,25 +139,25 @@ class Method(ABC):
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], **group: Any) -> Self:
         """Step with an optimizer, or with several: the method steps whenever all of them have stepped.
 
-        Parameters of the residuals that the optimizer lacks are added to it as a group; an optimizer that was made after
-        `relax` from `model.parameters()` lacks none. Learnt strengths are never decayed: those in a group with weight decay
-        move to a group of their own.
+        Parameters of the residuals that the optimizer lacks are added to it as a group. An optimizer that was made after
+        `relax` from `model.parameters()` lacks none. Weight decay is never applied to learnt strengths: those in a group with
+        weight decay move to a separate group.
 
-        A second `attach` replaces the first. Another method on the same relaxation ends this one, as `project` does: to go
-        back, make it anew. A copy or a pickle of an optimizer loses its hooks: attach the copied method to it. Load the state
-        of an optimizer after attaching, since its groups must be those that were saved.
+        A second `attach` replaces the first. Making another method on the same relaxation ends this one, and so does
+        `project`: to go back, make a new one. A copied or unpickled optimizer loses its hooks: attach the copied method to
+        it. Load the state of an optimizer after attaching, since its groups must match the saved ones.
 
         Args:
-            optimizer: Any optimizer of torch but LBFGS, or a list of them. Wrappers of Accelerate and Lightning are unwrapped.
+            optimizer: Any torch optimizer except LBFGS, or a list of them. Wrappers of Accelerate and Lightning are unwrapped.
             group: Settings of an added group, such as `lr`; by default those of the optimizer's first group.
 
         Returns:
             This method.
 
         Raises:
-            StaleOptimizerError: parameters are missing and no group can be added safely any more, since the optimizer
-                has taken steps, a learning-rate scheduler was made for it, or it takes matrices only (Muon).
-            MethodError: the optimizer cannot be stepped with, a setting is unknown or would have no effect, the
+            StaleOptimizerError: parameters are missing and no group can be added safely any more, because the optimizer
+                has taken steps, a learning-rate scheduler was made for it, or it accepts only matrices (Muon).
+            MethodError: the optimizer is not supported, a setting is unknown or would have no effect, the
                 model was projected, or another method took over.
         """
         self._check_present()
@@ -172,7 +173,7 @@ class Method(ABC):
 
     @property
     def paths(self) -> list[str]:
-        """Paths of the relaxed modules, in the model's order: the order of every per-residual vector here."""
+        """Paths of the relaxed modules in the model's order, which is the order of all per-residual vectors."""
         return list(self.relaxation.residuals)
 
     def objective(
@@ -180,13 +181,14 @@ class Method(ABC):
     ) -> Tensor:
         """The scalar to minimise; here `task + penalty()`.
 
-        A batch in micro-batches gives the same gradients as a whole batch: `task` (and `moved`) is then the micro-batch's share
-        of the batch's loss, so that the shares add up to it, and `last` marks the last one, which adds the penalty of all.
+        A batch split into micro-batches gives the same gradients as the whole batch. `task` (and `moved`) is then the
+        micro-batch's share of the batch's loss, so that the shares add up to it. `last` marks the last micro-batch, which adds
+        the penalty for all of them.
 
         Args:
             task: The task's loss on the batch, a scalar.
-            moved: Returns the task's loss on the batch in which every sample, and its target, is moved by a group element
-                of its own, drawn anew. Called only by methods that need it (REMUL).
+            moved: A function that returns the task's loss on a transformed batch: every sample, with its target, is moved by
+                a separate, newly drawn group element. Only methods that need it (REMUL) call it.
             last: Whether an optimizer step follows.
 
         Raises:
@@ -197,14 +199,14 @@ class Method(ABC):
     def penalty(self) -> Tensor:
         """The term to add to the loss, a scalar. Call it after the forward pass(es).
 
-        With gradient accumulation call it once, with the last micro-batch: it reads what all of them kept, and adds the
-        regulariser's sums before it takes roots. It may also be called for every micro-batch: what it adds is as given,
-        and counts as one step. Under `torch.no_grad` it leaves no trace and is the multipliers' or schedule's
-        part alone.
+        With gradient accumulation, call it once, with the last micro-batch: it reads the inputs kept from all of them, and
+        adds up the regulariser's sums before it takes roots. If it is called for every micro-batch, the terms add up as they
+        are, and the calls count as one step. Under `torch.no_grad` it has no side effects, and returns only the part of the
+        multipliers or the schedule.
 
         Warns:
-            EquirelaxWarning: the residuals' weights have changed twice since the method stepped; it was not attached, or
-                to another optimizer, and nobody calls `step()`.
+            EquirelaxWarning: the residuals' weights have changed twice since the method stepped: it is not attached to the
+                optimizer that trains them, and `step()` is not called.
 
         Raises:
             MethodError: the model was projected, or another method took over; the method is a copy that is not attached;
@@ -223,23 +225,23 @@ class Method(ABC):
         return self._all_terms()
 
     def _all_terms(self) -> Tensor:
-        """The method's own part of the loss, and the regularizer's."""
+        """The sum of the method's own part of the loss and the regulariser's."""
         term = self._term()
         return term if self.regularizer is None else term + self._regularizer_weight() * self.regularizer()
 
     @contextlib.contextmanager
     def mapped(self, vectors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-        """Within it `penalty()` works in a function that `torch.func.vmap` maps over members of a stack.
+        """Let `penalty()` work in a function that `torch.func.vmap` maps over the members of a stack.
 
-        Enter it inside the mapped function, around the forward pass and `penalty()`: hooks keep inputs of the forward pass,
-        which are tensors of the transform, and may not outlive it. `penalty()` counts as no step; after the map call
-        `replayed()` once, before the optimizer's step.
+        Enter this context inside the mapped function, around the forward pass and `penalty()`: hooks keep inputs of the
+        forward pass, which are tensors of the transform and must not outlive it. `penalty()` does not count as a step. After
+        the map, call `replayed()` once, before the optimizer's step.
 
         Args:
-            vectors: What stands in the place of `state_vectors()`: those of the mapped member. None leaves them.
+            vectors: The mapped member's values for `state_vectors()`. None leaves them as they are.
 
         Raises:
-            MethodError: The method has no vector of such a name.
+            MethodError: The method has no vector of that name.
         """
         own, residuals = self.state_vectors(), self.relaxation.residuals.values()
         others = {} if vectors is None else vectors
@@ -267,31 +269,31 @@ class Method(ABC):
                 self.regularizer.terms = noted
 
     def state_vectors(self) -> dict[str, Tensor]:
-        """The tensors (n,) of its state, with one entry for every residual, by the names of its attributes."""
+        """The tensors (n,) of the method's state, with one entry per residual: attribute name -> tensor."""
         return {}
 
     def stack_obstacle(self) -> str:
-        """Why members with weights of their own cannot be trained in one stack, in words; empty where they can.
+        """The reason why models with separate weights cannot be trained in one stack; empty if they can.
 
-        A stack computes the steps of several trainings at once, with `torch.func.vmap`. A method says that it can by
-        `stackable`: what it does is then the same for every member but for the numbers in tensors.
+        A stack computes the steps of several training runs at once, with `torch.func.vmap`. A method declares by `stackable`
+        that it supports this: its computation is then the same for every member, except for the values in tensors.
         """
         if not self.stackable:
             return "it decides by numbers of the training, or draws at random, what a step computes"
         return "" if self.regularizer is None else self.regularizer.stack_obstacle()
 
     def capture_obstacle(self) -> str:
-        """Why a CUDA graph cannot hold the method's part of the loss, in words; empty where it can.
+        """The reason why a CUDA graph cannot capture the method's part of the loss; empty if it can.
 
-        A graph repeats the kernels of one step: it reads tensors anew, and keeps what Python decided when it was captured.
-        A method says that it can be captured by `capturable`; its tensors then keep their memory from step to step.
+        A graph replays the kernels of one step: it reads the tensors again, but every decision that Python made at capture is
+        fixed. A method declares by `capturable` that it supports this: its tensors then keep their memory from step to step.
         """
         if not self.capturable:
             return "it decides in Python, or draws at random, what a step computes"
         return "" if self.regularizer is None else self.regularizer.capture_obstacle()
 
     def replayed(self) -> None:
-        """Note that a CUDA graph that holds a forward pass and `objective()` was replayed. Call it before the optimizer's step.
+        """Record the replay of a CUDA graph that holds a forward pass and `objective()`. Call it before the optimizer's step.
 
         Raises:
             MethodError: The model was projected, or another method took over.
@@ -305,11 +307,12 @@ class Method(ABC):
         self._observe()
 
     def step(self) -> None:
-        """Take one step of a method that is attached to no optimizer. Call it after every step of the optimizer; where that
-        step was skipped (as under a `GradScaler`) nothing moves.
+        """Take one step of a method that is not attached to an optimizer.
+
+        Call it after every step of the optimizer. If that step was skipped (as under a `GradScaler`), nothing moves.
 
         Raises:
-            MethodError: the method is attached, there was no `penalty()` before it, or another method took over.
+            MethodError: the method is attached, `penalty()` was not called before, or another method took over.
             StaleOptimizerError: the optimizer does not train a residual or its gamma.
         """
         self._check_not_ended()
@@ -323,14 +326,14 @@ class Method(ABC):
             self._skip()
 
     def skip(self) -> None:
-        """Leave a step out, as of a batch whose loss is not finite. Call it in the place of `penalty()`:
+        """Skip a step, for example for a batch whose loss is not finite. Call it in place of `penalty()`:
 
             if not torch.isfinite(task):
                 method.skip()
                 continue
 
-        The inputs that the residuals have kept since the last `penalty()`, those of all micro-batches, do not count in the
-        next one. If the attached optimizers step before that, it moves nothing.
+        The inputs that the residuals have kept since the last `penalty()`, from all micro-batches, do not enter the next
+        one. If the attached optimizers step before that, the method does not move.
         """
         self._skipped = True
         self._skip()
@@ -338,7 +341,7 @@ class Method(ABC):
             self.regularizer.forget()
 
     def _stepped(self) -> None:
-        """The optimizers have stepped."""
+        """Advance the method after its optimizers have stepped."""
         if self._skipped:
             self._skipped = False
             return
@@ -355,7 +358,7 @@ class Method(ABC):
         self.relaxation.after_step()
 
     def _enrol(self) -> None:
-        """Drive the residuals from here on: another method that drove any of them steps no more."""
+        """Take over the residuals, and end every other method that drives any of them."""
         residuals = self.relaxation.residuals.values()
         for former in drivers_of(residuals):
             if former is not self and isinstance(former, Method):
@@ -364,19 +367,19 @@ class Method(ABC):
         enrol(self, residuals)
 
     def forgotten(self) -> str:
-        """A message where the residuals' weights changed and the method never stepped; else an empty text."""
+        """A message if the residuals' weights changed but the method never stepped; else an empty string."""
         if self._idle.stepped or not self._begun or not self._idle.look():
             return ""
         return _never_stepped(self, "never stepped")
 
     def detach(self) -> None:
-        """Stop stepping for good, because residuals are removed."""
+        """Stop stepping permanently, because residuals are removed."""
         self._end(
             "residuals of its model were removed; make a new method from er.relaxation_of(model), or relax again"
         )
 
     def _end(self, why: str) -> None:
-        """Stop stepping, and having inputs kept, for good. A method that has ended is left as it is."""
+        """Stop stepping and keeping inputs, permanently. A method that has already ended is left as it is."""
         if self._ended:
             return
         self._unhook()
@@ -391,7 +394,7 @@ class Method(ABC):
 
     @classmethod
     def _check_handle(cls, relaxation: object) -> None:
-        """Raise unless it is the handle of a model."""
+        """Raise unless `relaxation` is the handle of a model."""
         if not isinstance(relaxation, Relaxation):
             raise MethodError(
                 f"{cls.__name__}: the relaxation is a {type(relaxation).__name__}; expected what equirelax.relax(model) "
@@ -422,7 +425,7 @@ class Method(ABC):
             )
 
     def _check_idle(self) -> None:
-        """Warn where the weights change and the method does not step."""
+        """Warn if the weights change but the method does not step."""
         # of several optimizers some may step more often than others
         ahead = () if self._attachment is None or self._attachment.stuck else self._attachment.ahead
         if self._idle.changes < FORGOTTEN <= self._idle.look(ahead):
@@ -430,10 +433,10 @@ class Method(ABC):
             warnings.warn(_never_stepped(self, what), EquirelaxWarning, stacklevel=4)
 
     def logs(self) -> dict[str, dict[str, float]]:
-        """Path -> {"gamma": value, ...}; waits for the device.
+        """Path -> {"gamma": value, ...}. Waits for the device.
 
-        Besides gamma what the method has: "multiplier", "effective_multiplier", "slack" (see the method),
-        and "lie" and "norm", the regulariser's sums (before roots and weights) in its last call.
+        In addition to gamma there are the values that the method has, such as "multiplier", "effective_multiplier" and
+        "slack" (see the method), and "lie" and "norm", the regulariser's sums (before roots and weights) in its last call.
         """
         gammas = self._gammas().detach().tolist()
         rows = {path: {"gamma": gamma} for path, gamma in zip(self.paths, gammas, strict=True)}
@@ -450,7 +453,7 @@ class Method(ABC):
         return rows
 
     def scalars(self) -> dict[str, float]:
-        """Numbers of the whole method for logs, such as REMUL's weights; waits for the device."""
+        """Values of the whole method for logs, such as REMUL's weights. Waits for the device."""
         return {}
 
     def _repr_html_(self) -> str:
@@ -467,10 +470,10 @@ class Method(ABC):
         return f"<p>{title}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
+        """The state as tensors and plain Python, for `torch.save` and `torch.load(weights_only=True)`.
 
-        Take it between steps. The strengths are in it as well as in the model's state, since constructing a method
-        sets them anew. Settings (learning rates, number of steps) are not in it: those of the constructor hold.
+        Call it between steps. It contains the strengths, although the model's state does too, because constructing a method
+        resets them. It does not contain settings (learning rates, number of steps): those of the constructor apply.
         """
         gammas = self.relaxation.gammas()
         state: dict[str, Any] = {"method": self.name, "paths": self.paths, "gammas": gammas, **self._state()}
@@ -482,7 +485,7 @@ class Method(ABC):
         """Continue from `state_dict()`. Nothing changes if the state does not fit.
 
         Raises:
-            MethodError: the state of another method or model, or a damaged one; another method took over.
+            MethodError: the state is damaged or of another method or model, or another method took over.
             PenaltyError: the state of the regularizer is damaged.
         """
         self._check_not_ended()
@@ -526,7 +529,7 @@ class Method(ABC):
         self.__dict__.update(state)
         if not self._ended:
             enrol(self, self.relaxation.residuals.values())
-        # copied residuals keep no inputs before a method has them do so; one that lost its optimizers does when it is attached
+        # copied residuals keep no inputs until a method asks for them; a method that lost its optimizers asks when it is attached
         if self._attachment is None and not self._ended and self.regularizer is not None:
             self.regularizer.keep()
 
@@ -544,16 +547,16 @@ class Method(ABC):
 
     @abstractmethod
     def _load(self, state: dict[str, Any]) -> None:
-        """Take the method's own state, after checking all of it."""
+        """Load the method's own state, after checking all of it."""
 
     def _apply(self) -> None:  # noqa: B027 - most methods prescribe no strengths
         """Set the strengths that the method prescribes for the next step."""
 
     def _skip(self) -> None:  # noqa: B027 - most methods have nothing to forget
-        """Forget what was noted for a step that the optimizer then skipped, as far as one can tell."""
+        """Forget the values recorded for a step that the optimizer seems to have skipped."""
 
     def _observe(self) -> None:  # noqa: B027 - most methods have nothing to note
-        """Note what the step must see of time t: called at every `penalty()` with gradients."""
+        """Record the values at time t that the step needs; called at every `penalty()` with gradients."""
 
     def _vectors(self) -> dict[str, Tensor]:
         """Per-residual vectors (n,) for the logs."""

@@ -1,4 +1,4 @@
-"""Ascent on multipliers by torch's optimizers: gradient ascent as ACE prints it, or Adam as ACE's released code uses."""
+"""Ascent on multipliers by torch's optimizers: gradient ascent as in the ACE paper, or Adam as in ACE's released code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from equirelax.files import did_you_mean
 OPTIMIZERS = ("sgd", "adam")
 BETAS = (0.9, 0.999)
 MOMENTS = {"first": ("exp_avg", -1), "second": ("exp_avg_sq", 1)}
-"""Key of a saved state -> torch's name, and the sign there: with `maximize` torch averages the negated gradients."""
+"""Key of a saved state -> torch's name and sign: with `maximize`, torch averages the negated gradients."""
 
 
 class DualAscent:
@@ -21,11 +21,11 @@ class DualAscent:
 
     Args:
         optimizer: "sgd" or "adam".
-        lr: eta_d > 0; may be changed between steps.
+        lr: eta_d > 0. It may be changed between steps.
         eps: Adam's epsilon > 0.
 
     Raises:
-        MethodError: unknown optimizer, or a number out of range.
+        MethodError: the optimizer is unknown, or a number is out of range.
     """
 
     def __init__(self, optimizer: str, lr: float, eps: float = 1e-8) -> None:
@@ -49,14 +49,14 @@ class DualAscent:
         multipliers.grad = None
 
     def _follow(self, multipliers: Tensor, state: dict[str, Any]) -> torch.optim.Optimizer:
-        """An optimizer that continues from a saved state, with its moments in the dtype and on the device of `multipliers`."""
+        """Make an optimizer that continues from a saved state, with moments in the dtype and on the device of `multipliers`."""
         self._moving = multipliers
         if self.optimizer == "sgd":
             self._torch = torch.optim.SGD([multipliers], lr=self.lr, maximize=True)
             return self._torch
         self._torch = torch.optim.Adam([multipliers], lr=self.lr, betas=BETAS, eps=self.eps, maximize=True)
         if all(state[key] is not None for key in MOMENTS):
-            # not by torch's own load_state_dict, which wants a state of the same parameter groups
+            # torch's own load_state_dict requires a state of the same parameter groups
             self._torch.state[multipliers] = {
                 "step": torch.tensor(float(state["count"])),
                 **{name: sign * state[key].to(multipliers) for key, (name, sign) in MOMENTS.items()},
@@ -64,13 +64,13 @@ class DualAscent:
         return self._torch
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer's name, step count and moments of the gradients given to `step` (None before the first step of Adam)."""
+        """The optimizer's name, step count and moments of the gradients given to `step` (None before Adam's first step)."""
         adam = {} if self._torch is None or self._moving is None else self._torch.state.get(self._moving, {})
         moments = {key: sign * adam[name] if name in adam else None for key, (name, sign) in MOMENTS.items()}
         return {"optimizer": self.optimizer, "count": int(adam.get("step", 0)), **moments}
 
     def check_state(self, state: dict[str, Any], size: int) -> None:
-        """Raise MethodError unless `state` is of the same optimizer and of `size` multipliers."""
+        """Raise MethodError unless `state` is of the same optimizer and for `size` multipliers."""
         if state.get("optimizer") != self.optimizer:
             raise MethodError(
                 f"the state was saved with dual_optimizer={state.get('optimizer')!r}, this method has "
@@ -84,5 +84,5 @@ class DualAscent:
                 )
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Continue with the multipliers `like` from a state that `check_state` accepted."""
+        """Continue from a state that `check_state` accepted, with the multipliers `like`."""
         self._follow(like, state)

@@ -1,4 +1,4 @@
-"""Equi-Adapt (Mondal et al., NeurIPS 2023, arXiv 2310.01647): every sample is first turned into a canonical pose."""
+"""Equi-Adapt (Mondal et al., NeurIPS 2023, arXiv 2310.01647): every sample is first moved to a canonical pose."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class EquiAdapted(nn.Module):
     c and f are trained together through the task's loss (Kaba et al., ICML 2023), without the prior that keeps the poses
     of a pretrained f upright. A prediction costs one of c and one of f.
 
-    It is no `Method`: it wraps the network, and there is nothing to step.
+    It is not a `Method`: it wraps the network, and there is nothing to step.
 
     Args:
-        model: f, called with positional arguments; a child under "model.".
-        canonicalizer: c, called with the same arguments; returns elements (b, n, n) of the group, one for
-            every entry of the first axis of the arguments that transform. A child under "canonicalizer.".
-        in_rep: For every argument anything that `symmetry.as_representation` takes, or None (invariant); not a tuple for a
-            single argument.
+        model: f, called with positional arguments. Its keys begin with "model.".
+        canonicalizer: c, called with the same arguments. It returns elements (b, n, n) of the group, one for
+            every entry of the first axis of the arguments that transform. Its keys begin with "canonicalizer.".
+        in_rep: For every argument, anything that `symmetry.as_representation` takes, or None (invariant). A single argument
+            needs no tuple.
         out_rep: The same for the output of f.
 
     Raises:
-        RepresentationError: in_rep or out_rep is no representation.
+        RepresentationError: in_rep or out_rep is not a representation.
     """
 
     def __init__(self, model: nn.Module, canonicalizer: nn.Module, in_rep: Any, out_rep: Any) -> None:

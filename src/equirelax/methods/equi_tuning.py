@@ -1,4 +1,4 @@
-"""Equi-Tuning (Basu et al., AAAI 2023, arXiv 2210.06475): a network's answers, averaged over the group."""
+"""Equi-Tuning (Basu et al., AAAI 2023, arXiv 2210.06475): a network's outputs, averaged over the group."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class EquiTuned(nn.Module):
     With all elements of a finite group it is exactly equivariant; with M sampled ones of an infinite group the error
     falls like 1/sqrt(M). A prediction costs M predictions of f.
 
-    It is no `Method`: it wraps the network, and there is nothing to step.
+    It is not a `Method`: it wraps the network, and there is nothing to step.
 
     Args:
-        model: f, called with positional arguments; a child, so that keys begin with "model.".
-        in_rep: For every argument anything that `symmetry.as_representation` takes, or None (invariant); not a tuple for a
-            single argument.
+        model: f, called with positional arguments. Its keys begin with "model.".
+        in_rep: For every argument, anything that `symmetry.as_representation` takes, or None (invariant). A single argument
+            needs no tuple.
         out_rep: The same for the output of f.
-        group: The group of the elements; by default that of the representations. For SE(n) and E(n) the mean is over
-            rotations and reflections about the origin alone: centre the input.
+        group: The group of the elements; by default that of the representations. For SE(n) and E(n) the mean is only over
+            rotations and reflections about the origin: centre the input.
         settings: `Settings`, or None to give them by name.
         fields: Settings by name.
 
     Raises:
-        RepresentationError: in_rep or out_rep is no representation.
-        MethodError: A setting is unknown or out of range, or no mean exists over the group.
+        RepresentationError: in_rep or out_rep is not a representation.
+        MethodError: A setting is unknown or out of range, or the group has no uniform mean.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class EquiTuned(nn.Module):
         """How many elements are averaged over.
 
         Attributes:
-            samples: Elements M that a prediction is averaged over; a finite group with no more is taken whole.
+            samples: Number M of elements that a prediction is averaged over. A finite group with at most M is used whole.
             seed: Seed of the elements, which are the same in every prediction.
-            training_samples: Elements drawn anew in every call in training mode (from torch's global generator; the whole of a
-                finite group with no more); 0 trains the network as it is.
+            training_samples: Number of elements drawn in every call in training mode, from torch's global generator. A finite
+                group with no more elements is used whole. 0 trains the network as it is.
         """
 
         error: ClassVar[type[EquirelaxError]] = MethodError
@@ -72,21 +72,21 @@ class EquiTuned(nn.Module):
                 f"{self.group.name} is not compact: there is no uniform mean over it; give a compact subgroup"
             )
         self.model = model
-        # No buffer: in a buffer a cast of the model would round the elements, and keys would change.
+        # Not a buffer: a cast of the model would round the elements, and keys would change.
         self._elements = self._draw(self.settings.samples, torch.Generator().manual_seed(self.settings.seed))
 
     @property
     def elements(self) -> Tensor:
-        """The elements of evaluation, (M, n, n) in float64 on the CPU."""
+        """The elements used in evaluation, (M, n, n) in float64 on the CPU."""
         return self._elements
 
     @property
     def exact(self) -> bool:
-        """Whether the whole group is averaged over."""
+        """Whether the mean is over the whole group."""
         return self._covered(self.settings.samples)
 
     def forward(self, *args: Any) -> Any:
-        """The model's output, averaged; in training mode over `training_samples` elements.
+        """The averaged output of the model; in training mode over `training_samples` elements.
 
         Raises:
             RepresentationError: arguments or output do not fit in_rep and out_rep.

@@ -1,4 +1,4 @@
-"""GradNorm (Chen et al., ICML 2018, arXiv 1711.02257): weights of several losses, balanced by their gradients."""
+"""GradNorm (Chen et al., ICML 2018, arXiv 1711.02257): weights of several losses, balanced by gradient norms."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from equirelax.methods.dual import DualAscent
 from equirelax.ranks import ranks, summed
 from equirelax.settings import NOT_NEGATIVE, POSITIVE, within
 
-LEAST = 1e-3  # a weight stays above this share of the sum: at 0 its task would never come back
+LEAST = 1e-3  # a weight stays above this share of the sum: from 0 it could never recover
 
 
 class GradNorm:
-    """Weights w_i of losses L_i whose gradients should train all tasks at one rate.
+    """Weights w_i of losses L_i, chosen so that all tasks train at the same rate.
 
-        G_i  = w_i || grad_W L_i ||                    W: the shared parameters that are looked at
+        G_i  = w_i || grad_W L_i ||                    W: the shared parameters
         r_i  = (L_i / L_i(0)) / mean_j (L_j / L_j(0))  inverse training rate
         L_gn = sum_i | G_i - mean_j(G_j) r_i^a |       its gradient in w_i, the second term held constant
         w    = w - lr * grad L_gn ("sgd"), or Adam's step; then scaled back to its sum
 
-    Over the ranks of a process group losses and gradients are averaged, so that every rank has the same
+    Losses and gradients are averaged over the ranks of a process group, so that every rank has the same
     weights.
 
     Args:
-        weights: Weights at the start, each > 0; their sum is kept.
-        parameters: W, such as those of the last shared layer (the paper's choice, and cheap).
-        last: Take as W only the last of `parameters` that the losses depend on.
+        weights: Initial weights, each > 0. Their sum is kept.
+        parameters: W, for example the parameters of the last shared layer, which the paper uses and which is cheap.
+        last: Whether W is only the last of `parameters` that the losses depend on.
         settings: `Settings`, or None to give them by name.
         fields: Settings by name.
 
@@ -45,8 +45,8 @@ class GradNorm:
         """How the weights move.
 
         Attributes:
-            asymmetry: GradNorm's exponent a of the relative training rate; 0 makes the gradients equal (the paper uses 0.12
-                to 1.5).
+            asymmetry: GradNorm's exponent a of the relative training rate. 0 makes the gradients equal; the paper uses 0.12
+                to 1.5.
             weights_lr: Step size of the losses' weights (0.025 in the paper).
             weights_optimizer: The optimiser of the losses' weights.
         """
@@ -89,7 +89,7 @@ class GradNorm:
         self.initial = None if self.initial is None else self.initial.to(self.weights)
 
     def observe(self, losses: Sequence[Tensor]) -> None:
-        """Note losses and their gradients, before the backward pass; micro-batches add up.
+        """Record losses and their gradients, before the backward pass. Those of micro-batches add up.
 
         Raises:
             MethodError: a loss does not depend on the parameters.
@@ -104,12 +104,12 @@ class GradNorm:
         self._losses, self._gradients = values, gradients
 
     def forget(self) -> None:
-        """Forget the losses and gradients noted since the last step."""
+        """Forget the losses and gradients recorded since the last step."""
         self._losses, self._gradients = None, []
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the weights by the noted losses and gradients; do nothing without any, or where a loss is NaN or infinite."""
+        """Move the weights by the recorded losses and gradients; do nothing without any, or if a loss is NaN or infinite."""
         losses, gradients = self._losses, self._gradients
         self.forget()
         if losses is None:
@@ -126,7 +126,7 @@ class GradNorm:
         self.weights.mul_(self.total / self.weights.sum())
 
     def gradient(self, losses: Tensor, norms: Tensor) -> Tensor:
-        """grad L_gn in the weights (n,), for losses L_i (n,) and || grad_W L_i || (n,)."""
+        """The gradient of L_gn in the weights (n,), for losses L_i (n,) and || grad_W L_i || (n,)."""
         initial = losses if self.initial is None else self.initial
         # A loss that was 0 at the start has no rate: it counts as untrained.
         progress = torch.where(initial > 0, losses / initial.where(initial > 0, 1.0), 1.0)
@@ -136,7 +136,7 @@ class GradNorm:
         return torch.sign(scaled - scaled.mean() * rates**self.settings.asymmetry) * norms
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, initial losses (None before the first step) and the optimizer's state."""
+        """The weights, the initial losses (None before the first step) and the optimizer's state."""
         initial = None if self.initial is None else self.initial.clone()
         return {"weights": self.weights.clone(), "initial": initial, "optimizer": self._ascent.state_dict()}
 
@@ -144,7 +144,7 @@ class GradNorm:
         """Continue from `state_dict()`.
 
         Raises:
-            MethodError: the state does not fit; nothing is changed then.
+            MethodError: the state does not fit. Nothing is changed then.
         """
         weights, initial = state.get("weights"), state.get("initial")
         for name, value in (("weights", weights), ("initial", initial)):
@@ -171,7 +171,7 @@ class GradNorm:
         try:
             parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            # Such a compiled backward pass reuses what it has saved, so that only its first call may be believed.
+            # Such a compiled backward pass reuses the buffers that it has saved, so that only its first call is correct.
             if "donated" not in str(error):
                 raise
             raise MethodError(
@@ -187,7 +187,7 @@ class GradNorm:
         return parts
 
     def _gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of one loss in W, flat."""
+        """The flattened gradient of one loss in W."""
         parts = self._parts(loss)
         flat = [
             (torch.zeros_like(p) if part is None else part).reshape(-1)

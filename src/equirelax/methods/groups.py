@@ -1,4 +1,4 @@
-"""Parameter groups of optimizers: they hold every parameter of the residuals, and gamma without weight decay."""
+"""Parameter groups of optimizers: every parameter of the residuals is in one, and gamma in one without weight decay."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from equirelax.relaxation import Relaxation
 
 
 def as_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """One optimizer or several as a tuple; wrappers of Accelerate and Lightning are unwrapped.
+    """Make a tuple of one optimizer or several. Wrappers of Accelerate and Lightning are unwrapped.
 
     Raises:
-        MethodError: No optimizer, one twice, something else, or an optimizer that no method can step with.
+        MethodError: There is no optimizer, one is given twice, or one is unsupported or not an optimizer.
     """
     several = list(given) if isinstance(given, Iterable) else [given]
     found = tuple(_unwrapped(optimizer) for optimizer in several)
@@ -51,7 +51,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
 
 @dataclass
 class _Missing:
-    """The parameters, by name, that no optimizer holds."""
+    """The parameters that no optimizer holds, by name."""
 
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
     gammas: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -62,23 +62,23 @@ class _Missing:
 
 @runtime_checkable
 class ReadsNetwork(Protocol):
-    """An optimizer that treats parameters as the layers do that hold them, such as `equirelax.optim.Muon`."""
+    """An optimizer whose treatment of a parameter depends on its layer, such as `equirelax.optim.Muon`."""
 
     def read_network(self, model: nn.Module) -> None:
-        """Read the parameters that come later off this network, where the optimizer does not know its own."""
+        """Use this network for parameters that are added later, if the optimizer does not know its own network."""
 
 
 def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapping[str, Any]) -> None:
-    """Make sure that the optimizers hold every trainable parameter of the residuals, and decay no learnt gamma.
+    """Make sure that the optimizers hold every trainable parameter of the residuals and do not decay any learnt gamma.
 
     Args:
         relaxation: The relaxed model.
         optimizers: From `as_optimizers`. Missing parameters go to the first one that can take them.
-        settings: Settings of added groups; they replace those of the optimizer's first group.
+        settings: Settings of added groups, which replace those of the optimizer's first group.
 
     Raises:
         StaleOptimizerError: Parameters are missing, and no optimizer can take them safely.
-        MethodError: A setting that no group has, or settings although nothing is missing.
+        MethodError: No group has such a setting, or settings are given although no parameter is missing.
     """
     missing = _missing(relaxation, optimizers)
     if not missing and settings:
@@ -131,7 +131,7 @@ def _add(missing: _Missing, optimizers: Sequence[Optimizer], settings: Mapping[s
 
 
 def _closed(optimizer: Optimizer) -> str:
-    """Why no group can be added safely; empty where one can."""
+    """The reason why no group can be added safely; empty if one can."""
     name = type(optimizer).__name__
     if isinstance(optimizer, _MUON):
         return f"{name} takes matrices only"
@@ -156,9 +156,7 @@ def _refusal(missing: _Missing, reasons: list[str]) -> str:
 
 
 def _parallel(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
-    """The entries of a group that have one item for every parameter, such as their names; its settings are none of them, also
-    where they are lists.
-    """
+    """The entries of a group that have one item per parameter, such as their names, and are not settings that are lists."""
     count, others = len(group["params"]), {"params", *optimizer.defaults}
     return [k for k, v in group.items() if k not in others and isinstance(v, list) and len(v) == count]
 
@@ -170,12 +168,12 @@ def _settings(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for another group: tensors, such as a learning rate that is changed in place, are copied."""
+    """A copy of settings for another group, with tensors cloned, such as a learning rate that is changed in place."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in settings.items()}
 
 
 def _add_group(optimizer: Optimizer, named: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> None:
-    """Add a group, with names where the other groups have names."""
+    """Add a group, with names if the other groups have names."""
     with_names = "param_names" in optimizer.param_groups[0]
     optimizer.add_param_group(
         {**_copied(settings), "params": list(named.items()) if with_names else list(named.values())}
@@ -187,7 +185,7 @@ def _undecayed(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spare_gammas(relaxation: Relaxation, optimizer: Optimizer) -> None:
-    """Move learnt strengths out of groups with weight decay, into groups of their own."""
+    """Move learnt strengths from groups with weight decay to separate groups without."""
     names = {id(gamma): f"{key}.gamma" for key, gamma in relaxation.gamma_parameters().items()}
     for group in list(optimizer.param_groups):
         inside = [p for p in group["params"] if id(p) in names]
@@ -209,7 +207,7 @@ def _spare_gammas(relaxation: Relaxation, optimizer: Optimizer) -> None:
 
 
 def _move(optimizer: Optimizer, group: dict[str, Any], chosen: set[int]) -> None:
-    """Move parameters (by identity) out of a group into one of their own, with its settings but no weight decay."""
+    """Move parameters (by identity) from a group to a new one with the same settings but no weight decay."""
     settings, parallel = _undecayed(_settings(optimizer, group)), ["params", *_parallel(optimizer, group)]
     taken = [id(p) in chosen for p in group["params"]]
     added = {k: [v for v, here in zip(group[k], taken, strict=True) if here] for k in parallel}

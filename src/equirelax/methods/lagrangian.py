@@ -1,4 +1,4 @@
-"""The common part of ACE's two algorithms: learnt strengths, a multiplier per residual, and the multipliers' step."""
+"""The common part of ACE's two algorithms: learnt strengths, one multiplier per residual, and the multipliers' step."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Lagrangian(Method):
         lambda_i(t+1) = lambda_i(t) + eta_d h_i(t)         or Adam's step; inequalities: projected at 0
         mu_i(t+1)     = lambda_i(t+1) + kappa_p h_i(t)     kappa_p = `pi`; mu = lambda for pi = 0
 
-    and mu is what the next `penalty()` uses. The multipliers are the integral of the constraint's value; the
+    and the next `penalty()` uses mu. The multipliers are the integral of the constraint's value; the
     PI form adds a proportional term (the nuPI controller of Sohrabi et al., ICML 2024, with nu = 0). It damps
-    the oscillation of the plain form as the augmented term does, but with the value of one step ago: it is
-    stable for `eta_d < kappa_p (1 - eta_p kappa_p)`, where the task is linear in gamma and the primal
-    optimizer is SGD.
+    the oscillation of the plain form as the augmented term does, but with the value of the previous step. For a
+    task that is linear in gamma, with SGD as the primal optimizer, it is stable if
+    `eta_d < kappa_p (1 - eta_p kappa_p)`.
 
     Under DDP nothing is communicated: multipliers and slacks are functions of gamma alone, and DDP keeps gamma
     equal on all ranks, so they are equal too.
 
     Args:
-        relaxation: The relaxed model; every gamma is learnt from here on.
+        relaxation: The relaxed model. Every gamma is learnt from now on.
         settings: `Settings`, or None to give them by name.
         regularizer: Optional regulariser of the residuals.
         fields: Settings by name.
@@ -52,17 +52,17 @@ class Lagrangian(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Method.Settings):
-        """What ACE's two algorithms share.
+        """Settings that ACE's two algorithms share.
 
         Attributes:
             dual_lr: Step size of the multipliers (eta_d).
-            dual_optimizer: sgd as printed in the paper, adam as in the released code.
+            dual_optimizer: sgd as in the paper, adam as in the released code.
             dual_eps: Epsilon of adam.
-            augmented: Weight c of the augmented term (c/2) gamma^2; 0 is the printed algorithm.
-            pi: Proportional gain kappa_p of the multipliers' PI update; 0 is the printed algorithm.
-            initial: Strength at the start; null keeps what the residuals have.
-            reduction: Sum over the residuals (as printed) or mean of the multipliers' terms; the multipliers move by the
-                undivided constraint in both cases.
+            augmented: Weight c of the augmented term (c/2) gamma^2; 0 is the algorithm of the paper.
+            pi: Proportional gain kappa_p of the multipliers' PI update; 0 is the algorithm of the paper.
+            initial: Initial strength; null keeps the strengths of the residuals.
+            reduction: Sum over the residuals (as in the paper) or mean of the multipliers' terms. In both cases the multipliers
+                move by the undivided constraint.
         """
 
         dual_lr: float = within(POSITIVE)
@@ -107,14 +107,14 @@ class Lagrangian(Method):
 
     @abstractmethod
     def effective_multipliers(self) -> Tensor:
-        """Factor (n,) of grad h in gamma's gradient: lambda with its proportional and augmented parts."""
+        """The factor (n,) of grad h in gamma's gradient: lambda with its proportional and augmented parts."""
 
     def base_multipliers(self) -> Tensor:
         """mu = lambda + kappa_p h(t-1), of shape (n,)."""
         return self.multipliers + self.proportional
 
     def _step_primal(self, seen: Tensor) -> None:
-        """Move the method's own primal variables, with right-hand sides at time t."""
+        """Step the method's own primal variables, with right-hand sides at time t."""
 
     def _project(self) -> None:
         """Project the multipliers onto their feasible set."""
@@ -134,7 +134,7 @@ class Lagrangian(Method):
         self._observe_primal()
 
     def _observe_primal(self) -> None:
-        """Note the values at time t that the method's own primal variables need."""
+        """Record the values at time t that the method's own primal variables need."""
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -147,7 +147,7 @@ class Lagrangian(Method):
         self.proportional.copy_(self.settings.pi * seen)  # in place, where a CUDA graph reads it
 
     def _align(self) -> None:
-        """Follow a model that was moved to another device or dtype after the method was made."""
+        """Move the state to the model's device and dtype, if these changed after the method was made."""
         like = self._gammas()
         if self.multipliers.device != like.device or self.multipliers.dtype != like.dtype:
             for key, vector in self.state_vectors().items():

@@ -1,4 +1,4 @@
-"""Whether the strict weights learn too: the projected network's loss on training batches, beside the relaxed one's."""
+"""The projected network's loss on training batches, compared with the relaxed network's: do the strict weights learn?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from equirelax.relaxation import Relaxation
 from equirelax.settings import COUNT, check, shown
 
 CHECKS = 12
-"""Number of measurements that are looked at, in two halves."""
+"""Number of measurements that the rule uses, in two halves."""
 RATIO = 2.0
 STILL = 0.95
 
@@ -24,17 +24,17 @@ STILL = 0.95
 def lags(projected: Sequence[float], relaxed: Sequence[float]) -> bool:
     """Whether the projected network has fallen behind and does not catch up.
 
-    Of the last `CHECKS` pairs the newer half decides, with P and R the means of the projected and the relaxed loss in it,
-    and P' the mean of the projected loss in the older half:
+    P and R are the means of the projected and the relaxed loss in the newer half of the last `CHECKS` pairs, and P' is the
+    mean of the projected loss in the older half. The network lags if
 
         P > 2 R        without the residuals the loss is more than twice as large
-        P > 0.95 P'    and it falls no further
+        P > 0.95 P'    and it no longer falls
 
     Args:
-        projected, relaxed: Losses of the same batches with the same weights, the oldest first.
+        projected, relaxed: Losses of the same batches with the same weights, oldest first.
 
     Returns:
-        False as long as there are fewer than `CHECKS`.
+        Whether it lags; False as long as there are fewer than `CHECKS` pairs.
     """
     if len(projected) < CHECKS or len(relaxed) < CHECKS:
         return False
@@ -44,10 +44,10 @@ def lags(projected: Sequence[float], relaxed: Sequence[float]) -> bool:
 
 
 class ProjectedLoss:
-    """Follows what the projected network's loss on training batches is, and warns once when it lags behind the relaxed one's.
+    """Measures the projected network's loss on training batches, and warns once if it lags behind the relaxed network's.
 
-    Training minimises the relaxed network's loss, but what is deployed is the projected one. Once the residuals have fitted
-    the training data, hardly any gradient is left, and the strict weights stay where they are. One line of the loop, between
+    Training minimises the relaxed network's loss, but the projected network is deployed. Once the residuals have fitted
+    the training data, hardly any gradient is left, and the strict weights stop learning. Add one line to the loop, between
     the backward pass and the optimizer's step:
 
         watch = er.methods.ProjectedLoss(relaxation, every=100)
@@ -58,26 +58,26 @@ class ProjectedLoss:
         watch(task, lambda: criterion(model(x), y))
         optimizer.step()
 
-    At every so many calls the same batch is evaluated again, without residuals and without gradients of the parameters, though
-    a network may derive forces from its energy. Torch's random numbers, buffers (such as those of batch norm) and modes stay
-    as they were. With DDP's `find_unused_parameters` call it after the backward pass and not before it.
+    Every `every` calls it evaluates the same batch again, without residuals and without gradients of the parameters. The
+    network may still derive forces from its energy. Torch's random state, buffers (such as those of batch norm) and modes stay
+    as they were. With DDP's `find_unused_parameters`, call it after the backward pass and not before it.
 
-    The warning says that projection takes away most of the fit to the training data; `lags` is its rule. That may be good, where
-    the residuals have memorised the samples, or bad, where the strict weights were left undertrained. Compare `projected` with a
-    strict network's error on validation data: docs/how_to/projected_loss.md says what to do where it is no lower.
+    The warning means that projection removes most of the fit to the training data; `lags` is its rule. That may be good, if
+    the residuals have memorised the samples, or bad, if the strict weights are undertrained. Compare `projected` with a
+    strict network's error on validation data: docs/how_to/projected_loss.md says what to do if it is no lower.
 
     Args:
         relaxation: The relaxed model.
-        every: Calls from one measurement to the next, at least 1; the first call is one. `CHECKS` of them should take at
-            least as long as one swing of gamma, where it swings.
+        every: Number of calls from one measurement to the next, at least 1. The first call measures. If gamma swings,
+            `CHECKS` measurements should span at least one swing.
 
     Attributes:
         projected: The loss without the residuals at the last measurement; NaN before the first.
-        relaxed: The loss with them, likewise.
-        lagging: Whether the rule held there.
+        relaxed: The loss with the residuals, likewise.
+        lagging: Whether the rule held at the last measurement.
 
     Raises:
-        MethodError: `relaxation` or `every` is something else.
+        MethodError: `relaxation` or `every` has the wrong type or value.
     """
 
     def __init__(self, relaxation: Relaxation, *, every: int = 100) -> None:
@@ -95,17 +95,17 @@ class ProjectedLoss:
         self._history: list[tuple[float, float]] = []
 
     def __call__(self, relaxed: Tensor, loss: Callable[[], Tensor]) -> bool:
-        """Count a step, and measure if it is time to.
+        """Count a step, and measure if a measurement is due.
 
         Args:
             relaxed: The task's loss on the batch, without the method's penalty, a scalar.
-            loss: Computes it anew from the same batch.
+            loss: A function that computes the loss again from the same batch.
 
         Returns:
             Whether it measured.
 
         Raises:
-            MethodError: `loss` is no function, or a loss is no scalar.
+            MethodError: `loss` is not a function, or a loss is not a scalar.
 
         Warns:
             EquirelaxWarning: The projected network lags, for the first time.
@@ -118,7 +118,7 @@ class ProjectedLoss:
         self._calls += 1
         if (self._calls - 1) % self.every:
             return False
-        # A network that derives forces from an energy needs gradients in its forward; the parameters need none.
+        # A network that derives forces from an energy needs autograd in its forward, but no gradients of parameters.
         with (
             torch.enable_grad(),
             _frozen(self.relaxation.model),
@@ -132,7 +132,7 @@ class ProjectedLoss:
     def _note(self, projected: float, relaxed: float) -> None:
         self.projected, self.relaxed = projected, relaxed
         if not (math.isfinite(projected) and math.isfinite(relaxed)):
-            return  # training itself has gone wrong
+            return  # training itself has diverged
         self._history = [*self._history, (projected, relaxed)][-CHECKS:]
         without, with_residuals = zip(*self._history, strict=True)
         self.lagging = lags(without, with_residuals)
@@ -158,7 +158,7 @@ class ProjectedLoss:
         return {"projected": self.projected, "relaxed": self.relaxed}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain Python: the count, the last measurements, and whether it has warned."""
+        """The state in plain Python: the count, the last measurements, and whether it has warned."""
         return {
             "calls": self._calls,
             "warned": self._warned,
@@ -183,7 +183,7 @@ def _scalar(loss: Tensor, what: str) -> float:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters need no gradients within it, so that a graph, and its memory, is only where a network itself differentiates."""
+    """Switch off the parameters' gradients in a block, so that only a network that differentiates itself builds a graph."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -196,9 +196,9 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Calls of the model within it change neither its buffers nor torch's random state, on the CPU and on its devices.
+    """Keep calls of the model in a block from changing its buffers and torch's random state, on the CPU and its devices.
 
-    Buffers are replaced by copies, instead of being copied back: a backward pass that is still to come may need them.
+    Buffers are replaced by copies instead of being copied back, because a later backward pass may need them.
     """
     places = {p.device for p in model.parameters() if p.device.type != "cpu"}
     kind = next((device.type for device in places), "cuda")

@@ -14,10 +14,10 @@ _M = TypeVar("_M", bound=type[Method])
 
 
 def register(name: str, description: str) -> Callable[[_M], _M]:
-    """Class decorator that registers a method under a name, with a description of one line.
+    """Class decorator that registers a method under a name, with a description in one line.
 
     Raises:
-        MethodError: Another class has the name.
+        MethodError: Another class is registered under the name.
     """
 
     def add(cls: _M) -> _M:

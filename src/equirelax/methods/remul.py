@@ -1,4 +1,4 @@
-"""REMUL (Elhag et al., arXiv 2410.17878): equivariance as a second task, learnt from moved samples."""
+"""REMUL (Elhag et al., arXiv 2410.17878): equivariance as a second task, learnt from transformed samples."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from equirelax.settings import NOT_NEGATIVE, within
     "remul", "REMUL: the loss on samples and on moved samples, weighted; any network; deployed as trained"
 )
 class REMUL(Method):
-    """alpha L(f(x), y) + beta L(f(g x), g y), with a fresh g for every sample.
+    """alpha L(f(x), y) + beta L(f(g x), g y), with a newly drawn g for every sample.
 
-    The loop gives both losses to `objective`:
+    The loop passes both losses to `objective`:
 
         loss = method.objective(criterion(model(x), y), lambda: criterion(model(g x), g y))
 
-    It is for networks that can break the symmetry: relaxed ones, whose strengths stay at `gamma` (so that they are
-    deployed as they are trained, with residuals), and networks without any symmetry, which are given instead of a
+    It is for networks that can break the symmetry. These are relaxed ones, whose strengths stay at `gamma` (so they are
+    deployed as trained, with residuals), and networks without any symmetry, which are given instead of a
     relaxation.
 
-    With "gradnorm" alpha and beta keep their sum and are moved so that both losses train at one rate; see
+    With "gradnorm", alpha and beta keep their sum and are moved so that both losses train at the same rate; see
     `GradNorm`, whose gradients are taken in `shared`.
 
     Args:
@@ -54,10 +54,10 @@ class REMUL(Method):
         """Weights of the two losses.
 
         Attributes:
-            alpha: Weight of the loss on samples as they are.
-            beta: Weight of the loss on moved samples; not both are 0, and with gradnorm none is.
-            weighting: Constant weights, or GradNorm's, which start there and keep their sum.
-            gamma: The fixed strength of the residuals, where the model has any.
+            alpha: Weight of the loss on the original samples.
+            beta: Weight of the loss on transformed samples. At most one of the two is 0, and with gradnorm none.
+            weighting: Constant weights, or those of GradNorm, which start at alpha and beta and keep their sum.
+            gamma: The fixed strength of the residuals, if the model has any.
         """
 
         alpha: float = within(NOT_NEGATIVE, 1.0)
@@ -95,12 +95,12 @@ class REMUL(Method):
             residual.fix_gamma()
             residual.set_gamma(own.gamma)
         self._losses: tuple[Tensor, Tensor] | None = None
-        self._adding = False  # a micro-batch before has noted its losses, and more follow
+        self._adding = False  # an earlier micro-batch has recorded its losses, and more follow
         self._gradnorm = gradnorm
 
     @property
     def weights(self) -> tuple[float, float]:
-        """alpha and beta of the next step; waits for the device where they are learnt."""
+        """alpha and beta of the next step. Waits for the device if they are learnt."""
         if self._gradnorm is None:
             return self.settings.alpha, self.settings.beta
         alpha, beta = self._gradnorm.weights.tolist()
@@ -109,12 +109,12 @@ class REMUL(Method):
     def objective(
         self, task: Tensor, moved: Callable[[], Tensor] | None = None, *, last: bool = True
     ) -> Tensor:
-        """alpha task + beta moved(); under `torch.no_grad` it leaves no trace. Micro-batches: see `Method.objective`.
+        """alpha task + beta moved(). Under `torch.no_grad` it has no side effects. Micro-batches: see `Method.objective`.
 
         Args:
             task: The loss on the batch, a scalar.
-            moved: Returns the loss on the batch in which every sample and its target is moved by an element of its own.
-                With beta = 0 it is not called.
+            moved: A function that returns the loss on the batch in which every sample, with its target, is moved by a
+                separate group element. With beta = 0 it is not called.
             last: Whether an optimizer step follows.
 
         Raises:
@@ -131,7 +131,7 @@ class REMUL(Method):
         other = moved()
         if torch.is_grad_enabled():
             if self._gradnorm is not None and self._attachment is not None and not self._adding:
-                self._gradnorm.forget()  # what a step noted that a GradScaler skipped
+                self._gradnorm.forget()  # the values recorded for a step that a GradScaler skipped
             self._note(task.detach(), other.detach(), last)
         if self._gradnorm is None:
             return self.settings.alpha * task + self.settings.beta * other + penalty
@@ -140,11 +140,11 @@ class REMUL(Method):
             self._gradnorm.observe((task, other))
         alpha, beta = (
             self._gradnorm.weights.clone()
-        )  # `step` writes into them before some loops call backward
+        )  # in some loops `step` overwrites them before backward is called
         return alpha * task + beta * other + penalty
 
     def _note(self, task: Tensor, other: Tensor, last: bool) -> None:
-        """Keep the losses for logs, adding up those of micro-batches."""
+        """Keep the losses for the logs; those of micro-batches are added up."""
         if self._adding and self._losses is not None:
             task, other = task + self._losses[0], other + self._losses[1]
         self._losses, self._adding = (task, other), not last
@@ -185,6 +185,6 @@ class REMUL(Method):
 
 
 def _weights_of(relaxation: Relaxation) -> list[nn.Parameter]:
-    """The author's own weights that train, biases and norms left out, in the model's order."""
+    """The trainable weights of the author's model in its order, without biases and norms."""
     own = relaxation.strict_parameters().values()
     return [p for p in own if p.requires_grad and p.dim() >= 2]

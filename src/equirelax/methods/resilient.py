@@ -1,4 +1,4 @@
-"""Resilient ACE (arXiv 2505.13631, Algorithm 2): inequality constraints, for partly symmetric data."""
+"""Resilient ACE (arXiv 2505.13631, Algorithm 2): inequality constraints, for partially symmetric data."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class ResilientACE(Lagrangian):
         u_i      <- u_i      - eta_p (rho u_i - lambda_i)                         the method, eta_p = primal_lr
         lambda_i <- [lambda_i + eta_d (|gamma_i| - u_i)]_+                        the method
 
-    At the solution u_i = lambda_i / rho: a large multiplier names a layer whose data break the symmetry.
-    Deployed with gamma kept.
+    At the solution u_i = lambda_i / rho: a large multiplier indicates a layer whose data break the symmetry.
+    The network is deployed with its residuals.
 
-    `form` chooses between Algorithm 2 ("algorithm") and what the released code does instead:
+    `form` chooses between Algorithm 2 ("algorithm") and the variants in the released code:
 
         "released", on N-body: gamma and u descend (rho + 1) u^2 - lambda u + (lambda - u) |gamma|, u by Adam;
             lambda_i <- [lambda_i + eta_d (|gamma_i| - 2 u_i)]_+
         "clamped", on motion capture: Algorithm 1 with lambda_i <- [lambda_i + eta_d gamma_i]_+, without slacks: only
             gamma_i <= 0 is enforced
 
-    The price of the slacks adds the damping that Algorithm 1 lacks: a J0 that is linear in gamma is solved too, for
-    small steps if eta_d < rho / 4 (about); above that it oscillates.
+    The price of the slacks adds the damping that Algorithm 1 lacks. With small steps and eta_d below about rho / 4 it
+    also solves a J0 that is linear in gamma; above that it oscillates.
 
     Options, with h_i = |gamma_i| - u_i and mu_i = [lambda_i + kappa_p h_i(t-1)]_+ (`pi`; mu = lambda without
     it):
@@ -53,10 +53,10 @@ class ResilientACE(Lagrangian):
     so that m_i = [mu_i + c h_i]_+ replaces lambda_i in the steps of gamma and of u.
 
     `penalty()` is the sum of mu_i |gamma_i| (plus, when augmented, the rest of that term), without the terms that depend
-    on u alone.
+    only on u.
 
     Args:
-        relaxation: The relaxed model; every gamma is learnt from here on.
+        relaxation: The relaxed model. Every gamma is learnt from now on.
         settings: `Settings`, or None to give them by name.
         regularizer: Optional regulariser of the residuals.
         fields: Settings by name. `primal_lr` is required here.
@@ -70,11 +70,11 @@ class ResilientACE(Lagrangian):
         """Settings of Algorithm 2.
 
         Attributes:
-            primal_lr: Step size of the slacks (eta_p), which in the paper is that of gamma; null takes the learning rate of
-                the run. Its product with rho is below 2, so that the slacks settle.
+            primal_lr: Step size of the slacks (eta_p), in the paper the same as that of gamma; null takes the learning rate of
+                the run. Its product with rho is below 2, so that the slacks converge.
             rho: Weight of the slacks' cost (rho/2) ||u||^2.
-            form: Algorithm 2 as printed (algorithm), or what the released code does in its place on N-body (released) and on
-                motion capture (clamped); see `ResilientACE`. Only algorithm has `augmented` and `pi`.
+            form: Algorithm 2 of the paper (algorithm), or its variants in the released code for N-body (released) and motion
+                capture (clamped); see `ResilientACE`. Only algorithm supports `augmented` and `pi`.
         """
 
         primal_lr: float | None = within(POSITIVE, None)
@@ -114,7 +114,7 @@ class ResilientACE(Lagrangian):
         self._force: Tensor | None = None
 
     def constraint(self) -> Tensor:
-        """h_i = |gamma_i| - u_i, (n,); see `form` for others."""
+        """h_i = |gamma_i| - u_i, (n,); the other values of `form` have other constraints."""
         gammas = self._gammas()
         if self.settings.form == "clamped":
             return gammas
@@ -167,7 +167,7 @@ class ResilientACE(Lagrangian):
             self.slack_descent.load_state_dict(state["slack_descent"], self.slacks)
 
     def state_vectors(self) -> dict[str, Tensor]:
-        """See `Method`; the slacks too."""
+        """See `Method`. The slacks are included."""
         return {**super().state_vectors(), "slacks": self.slacks}
 
     def _vectors(self) -> dict[str, Tensor]:

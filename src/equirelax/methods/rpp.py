@@ -19,18 +19,18 @@ from equirelax.settings import NOT_NEGATIVE, within
 class RPP(Method):
     """task + eq_weight ||W_eq||^2 + residual_weight ||W_res||^2, with every strength fixed.
 
-    W_eq are all parameters of the author's model, W_res those of the residuals. The sums are the negative
-    logarithms of Gaussian priors N(0, sigma_eq^2) and N(0, sigma_res^2), up to constants: for a task loss that is
-    a mean over N samples of negative log-likelihoods,
+    W_eq are all parameters of the author's model, W_res those of the residuals. The penalties are, up to constants, the
+    negative logarithms of Gaussian priors N(0, sigma_eq^2) and N(0, sigma_res^2): for a task loss that is
+    the mean of negative log-likelihoods over N samples,
 
         weight = 1 / (2 N sigma^2)
 
-    so that residual_weight > eq_weight says that the symmetric solution is likelier before data are seen.
-    Nothing forces the residuals to vanish; the model is deployed with them. Give the optimizer no weight decay
-    of its own: it would be a second prior.
+    so residual_weight > eq_weight means that the symmetric solution is more likely a priori.
+    Nothing forces the residuals to vanish, and the model is deployed with them. Use an optimizer without weight decay,
+    which would be a second prior.
 
     Args:
-        relaxation: The relaxed model; a gamma that was learnt is fixed again.
+        relaxation: The relaxed model. A learnt gamma is fixed again.
         settings: `Settings`, or None to give them by name.
         fields: Settings by name.
 
@@ -65,14 +65,14 @@ class RPP(Method):
         return "its priors leave out what does not train, and mapped parameters do not tell"
 
     def squares(self) -> tuple[Tensor, Tensor]:
-        """||W_eq||^2 and ||W_res||^2 with gradients; parameters that do not train are left out."""
+        """||W_eq||^2 and ||W_res||^2 of the trainable parameters, with gradients."""
         zero = self._gammas().new_zeros(())
         strict = list(self.relaxation.strict_parameters().values())
         residual = list(self.relaxation.residual_parameters().values())
         return _squares(strict, zero), _squares(residual, zero)
 
     def scalars(self) -> dict[str, float]:
-        """ "eq_square" and "residual_square": ||W_eq||^2 and ||W_res||^2 now."""
+        """The current ||W_eq||^2 and ||W_res||^2, as "eq_square" and "residual_square"."""
         with torch.no_grad():
             strict, residual = self.squares()
         return {"eq_square": float(strict), "residual_square": float(residual)}
@@ -92,6 +92,6 @@ class RPP(Method):
 
 
 def _squares(parameters: list[nn.Parameter], zero: Tensor) -> Tensor:
-    """Sum of squares over parameters, each once, in the precision and on the device of `zero`."""
+    """The sum of squares over parameters, each once, in the precision and on the device of `zero`."""
     flat = [whole(p).to(zero).flatten() for p in {id(p): p for p in parameters if p.requires_grad}.values()]
     return torch.stack([torch.dot(v, v) for v in flat]).sum() if flat else zero

@@ -1,4 +1,4 @@
-"""Scheduled relaxation (CR, arXiv 2408.13242, section 4): one strength for all, driven by a schedule."""
+"""Scheduled relaxation (CR, arXiv 2408.13242, section 4): one strength for all residuals, driven by a schedule."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 @register("scheduled", "CR: one strength, 0 -> 1 -> 0 by a schedule, with the Lie-derivative regulariser")
 class Scheduled(Method):
-    """gamma follows a schedule; the residuals are kept small and near equivariance by CR's regulariser.
+    """gamma follows a schedule, and CR's regulariser keeps the residuals small and close to equivariance.
 
         gamma(t) = peak * schedule(t / (total_steps - 1)),   t = 0, 1, ... counts the optimizer's steps
         loss     = task + lie_weight * sqrt(LD) + norm_weight * sqrt(N)
 
-    so that the triangle is 0 at the first step and exactly 0 at the last, whereas the printed `2 (1 - t/T)`
-    ends at 2/T. Per epoch: gamma(e) = peak * schedule(e / (epochs - 1)), constant within an epoch, exactly 0 in the
-    whole last epoch. After `total_steps` gamma stays at the schedule's end. A step that a GradScaler skips does not count:
-    see `Method`.
+    so that the triangle is exactly 0 at the first step and at the last, whereas the paper's `2 (1 - t/T)`
+    ends at 2/T. Per epoch: gamma(e) = peak * schedule(e / (epochs - 1)), constant within an epoch and exactly 0 in the
+    whole last epoch. After `total_steps`, gamma stays at the end of the schedule. A step that a GradScaler skips does not
+    count: see `Method`.
 
     Args:
-        relaxation: The relaxed model; a gamma that was learnt is fixed again.
+        relaxation: The relaxed model. A learnt gamma is fixed again.
         total_steps: Number of optimizer steps of the whole training, at least 1.
         settings: `Settings`, or None to give them by name.
-        steps_per_epoch: Steps of an epoch, at least 1: gamma changes once per epoch. None: it changes at every step.
-        generator: Random numbers that choose the rows of the regulariser.
+        steps_per_epoch: Steps per epoch, at least 1, to change gamma once per epoch. None changes it at every step.
+        generator: Random number generator that chooses the rows of the regulariser.
         fields: Settings by name.
 
     Warns:
-        EquirelaxWarning: The training is too short for its schedule: one step, whose gamma is the schedule's start, or two
-            for a triangle, which is 0 at both.
+        EquirelaxWarning: The training is too short for its schedule: it has one step, whose gamma is the schedule's start, or
+            two for a triangle, which is 0 at both.
 
     Raises:
         MethodError: A setting is unknown or out of range.
@@ -51,16 +51,17 @@ class Scheduled(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Method.Settings):
-        """The course of gamma, and CR's regulariser; with both weights 0 there is none, and no inputs are kept.
+        """The schedule of gamma, and CR's regulariser. With both weights 0 it is off, and no inputs are kept.
 
         Attributes:
-            schedule: Course of gamma over the run; in Python also a function from progress in [0, 1] to gamma.
-            peak: Factor on the course, which reaches 1.
+            schedule: Schedule of gamma over the run; in Python also a function from progress in [0, 1] to gamma.
+            peak: Factor on the schedule, which reaches 1.
             lie_weight: Weight of the Lie-derivative term (lambda_reg).
             norm_weight: Weight of the residual-norm term (lambda_reg).
-            rows: Input rows that the regulariser is computed from; null takes all of them.
-            scaling: Square roots of sums, as printed, or means that do not depend on the batch size.
-            every: The regulariser is computed at every so many steps, times that number; published settings use 1.
+            rows: Number of input rows from which the regulariser is computed; null takes all of them.
+            scaling: Square roots of sums, as in the paper, or means that do not depend on the batch size.
+            every: The regulariser is computed once in this many steps, and multiplied by this number; published settings
+                use 1.
             penalty_times_gamma: Multiply the regulariser by gamma (CR on VN-DGCNN).
         """
 
@@ -110,7 +111,7 @@ class Scheduled(Method):
         self.settings = own
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.steps = 0
-        self.gamma_at(0)  # a schedule that gives no number ends no other method
+        self.gamma_at(0)  # an invalid schedule raises here, before another method ends
         super().__init__(relaxation, own, regularizer=regularizer)
         for residual in relaxation.residuals.values():
             residual.fix_gamma()
@@ -124,7 +125,7 @@ class Scheduled(Method):
         return super().capture_obstacle()
 
     def _points(self) -> int:
-        """Number of values that the schedule takes: steps, or epochs."""
+        """Number of values that the schedule takes, one per step or per epoch."""
         return (
             self.total_steps if self.steps_per_epoch is None else -(-self.total_steps // self.steps_per_epoch)
         )

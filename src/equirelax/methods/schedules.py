@@ -17,12 +17,12 @@ def triangle(progress: float) -> float:
 
 
 def linear(progress: float) -> float:
-    """`1 - p`: from 1 down to exactly 0."""
+    """`1 - p`, from 1 down to exactly 0."""
     return 1.0 - progress
 
 
 def cosine(progress: float) -> float:
-    """`(1 + cos(pi p)) / 2`: from 1 down to exactly 0, flat at both ends."""
+    """`(1 + cos(pi p)) / 2`, from 1 down to exactly 0, flat at both ends."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -46,10 +46,10 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def resolve(schedule: str | Schedule) -> Schedule:
-    """The schedule with a name; a callable from progress in [0, 1] to gamma is returned unchanged.
+    """Return the schedule with a name; a callable from progress in [0, 1] to gamma is returned unchanged.
 
     Raises:
-        MethodError: An unknown name, or neither a name nor a callable.
+        MethodError: The name is unknown, or `schedule` is neither a name nor a callable.
     """
     if callable(schedule):
         return schedule

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 @register("strict", "no relaxation: residuals switched off, their weights frozen")
 class Strict(Method):
-    """The baseline: the residuals are switched off, their gamma is 0, and their weights are frozen, since DDP would wait
-    for their gradients otherwise.
+    """The baseline: the residuals are switched off and their gamma is 0.
+
+    Their weights are frozen, because DDP would otherwise wait for their gradients.
 
     Args:
-        relaxation: The relaxed model; its outputs are those of the strict model.
-        settings: `Strict` has none.
+        relaxation: The relaxed model, whose outputs become those of the strict model.
+        settings: `Strict` has no settings.
     """
 
     capturable: ClassVar[bool] = True
@@ -34,14 +35,14 @@ class Strict(Method):
             residual.enabled = False
             residual.requires_grad_(False)
             for parameter in residual.parameters():
-                parameter.grad = None  # else an optimizer with momentum or decay goes on moving it
+                parameter.grad = None  # otherwise an optimizer with momentum or decay would keep moving it
 
     def penalty(self) -> Tensor:
-        """Zero."""
+        """Return zero."""
         return self._term()
 
     def step(self) -> None:
-        """Do nothing; raise where the method is attached, as every method does."""
+        """Do nothing, but raise if the method is attached, as every method does."""
         if self._attachment is not None:
             super().step()
 

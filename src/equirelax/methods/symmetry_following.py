@@ -1,4 +1,4 @@
-"""Strengths that follow a symmetry score: relaxed where the data break the symmetry, exactly strict where they do not."""
+"""Strengths that follow a symmetry score: a layer is relaxed if the data break the symmetry there, and else exactly strict."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from equirelax.relaxation.regularizers import Regularizer
 
 STRENGTH = Range(-1000, 1000)
-"""Of gamma: larger ones overflow in low precision."""
+"""The range of gamma: larger values overflow in low precision."""
 
 
 class Measured(Protocol):
-    """What the method needs of `equirelax.auditing.SymmetryScore`."""
+    """The part of `equirelax.auditing.SymmetryScore` that the method needs."""
 
     @property
     def examples(self) -> int:
-        """n."""
+        """The number of examples, n."""
 
     @property
     def ratios(self) -> Mapping[str, float]:
@@ -43,40 +43,40 @@ Measure = Callable[[Relaxation], Measured]
     "gamma follows a score of the data's asymmetry, layer by layer; deployed relaxed; a trial of this project",
 )
 class SymmetryFollowing(Method):
-    """gamma follows how far the data break the symmetry at each layer.
+    """gamma of each layer follows how strongly the data break the symmetry there.
 
-    After every k-th step the score is measured, r between 0 and 1 for n examples, and
+    After every k-th step the score is measured, a ratio r between 0 and 1 from n examples, and
 
         gamma_i <- (1 - eta) gamma_i + eta f(r_i),       f(r) = largest max(r - c/n, 0) / (1 - c/n),
         gamma_i <- 0 exactly where |gamma_i| < threshold.
 
-    On symmetric data r is 0 up to noise of size 1/n; while it stays in the dead zone ``r <= c/n``, gamma falls as (1 - eta)^t and
-    ends at exactly 0, so that the network that is deployed with its residuals is the strict one. What the rule guarantees is
+    On symmetric data r is 0 up to noise of size 1/n. While it stays in the dead zone ``r <= c/n``, gamma falls as (1 - eta)^t and
+    ends at exactly 0, so that the network that is deployed with its residuals is the strict one. The guarantees of the rule are
     proved in docs/explanation/symmetry_score.md. Residuals that the score leaves out count as r = 0.
 
-    Measure on examples that are not trained on and not moved by random group elements. A measurement costs a forward pass over
-    them, and a backward pass for every bit of a batch's number of examples and one more:
+    Measure on examples that are not used for training and not moved by random group elements. A measurement costs a forward
+    pass over them and, for a batch of n examples, one backward pass for every bit of n, plus one:
 
         method = er.SymmetryFollowing(
             relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), measure_every=100
         ).attach(optimizer)
 
-    Under DDP every rank measures, on examples of its own, and all follow the score of all.
+    Under DDP every rank measures on separate examples, and all ranks follow the common score.
 
     Args:
-        relaxation: The relaxed model; every gamma is set by the rule from here on.
-        measure: relaxation -> its score, as `equirelax.symmetry_score` gives it; it must be given.
+        relaxation: The relaxed model. The rule sets every gamma from now on.
+        measure: A function from the relaxation to its score, as `equirelax.symmetry_score` returns it; required.
         settings: `Settings`, or None to give them by name.
         regularizer: Optional regulariser of the residuals.
         fields: Settings by name.
 
     Attributes:
         steps: Steps taken.
-        ratios: r of every residual when it was last measured, (residuals,); None before.
+        ratios: r of every residual at the last measurement, (residuals,); None before the first.
 
     Raises:
-        MethodError: A setting is unknown or out of range, or `measure` is left out or no function; at a step, when it gives
-            something else, scores residuals of another model, or measures on so few examples that c/n is 1 or more.
+        MethodError: A setting is unknown or out of range, or `measure` is missing or not a function. At a step: `measure`
+            returned something else, scored residuals of another model, or used so few examples that c/n is 1 or more.
     """
 
     deploys_relaxed: ClassVar[bool] = True
@@ -87,11 +87,11 @@ class SymmetryFollowing(Method):
 
         Attributes:
             measure_every: Steps from one measurement to the next (k).
-            rate: The share of the way that gamma goes at once (eta).
-            dead_zone: c; ratios up to c/n are taken for noise.
-            largest: gamma where all examples pull the same way (r = 1).
+            rate: The fraction of the distance to its target that gamma moves per measurement (eta).
+            dead_zone: c; ratios up to c/n count as noise.
+            largest: gamma if all examples pull in the same direction (r = 1).
             threshold: A smaller gamma is set to 0.
-            initial: gamma at the start.
+            initial: Initial gamma.
         """
 
         measure_every: int = within(COUNT, 100)
@@ -127,7 +127,7 @@ class SymmetryFollowing(Method):
         relaxation.set_gamma(self.settings.initial)
 
     def target(self, ratio: float, examples: int) -> float:
-        """f(r), where gamma goes.
+        """f(r), the value that gamma moves towards.
 
         Raises:
             MethodError: There are so few examples that every ratio counts as noise.

@@ -1,4 +1,4 @@
-"""The handle of a model without residuals, for methods that need none."""
+"""The handle of a model without residuals, for methods that do not need any."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from equirelax.relaxation.residual import Residual
 
 
 class Unrelaxed(Relaxation):
-    """The handle of a model that is not relaxed; it has no residuals.
+    """The handle of a model that is not relaxed, and so has no residuals.
 
     Args:
         model: Any module, such as a network without any symmetry.
 
     Raises:
-        RelaxationStateError: The model is relaxed, and so has a handle already.
+        RelaxationStateError: The model is relaxed: use its own handle.
     """
 
     may_be_empty = True
@@ -30,7 +30,7 @@ class Unrelaxed(Relaxation):
         super().__init__(model)
 
     def gammas(self) -> Tensor:
-        """No strengths: (0,), in float32 or better, on the model's device."""
+        """An empty tensor of strengths, (0,), in float32 or better, on the model's device."""
         like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         return torch.zeros(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 

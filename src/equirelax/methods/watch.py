@@ -1,9 +1,11 @@
-"""Checks of how parameters move: whether a method is stepped at all; and, in loops that call `step()` themselves, whether
-a step was skipped, the optimizer trains the residuals, and the order is right.
+"""Checks of how parameters move.
 
-PyTorch counts the in-place writes to every tensor (`Tensor._version`), so that "has the optimizer written to
-it?" is a comparison of integers on the host: no copy of the weights, no wait for the device. Fused
-optimizers, and those that write through `parameter.data`, are not counted; where the counters stand still, a
+They find out whether a method is stepped at all. In loops that call `step()` themselves, they also find out whether
+a step was skipped, whether the optimizer trains the residuals, and whether the order of calls is right.
+
+PyTorch counts the in-place writes to every tensor (`Tensor._version`), so whether the optimizer has written to one is a
+comparison of integers on the host, which neither copies the weights nor waits for the device. Writes of fused
+optimizers, and those through `parameter.data`, are not counted. If the counters stand still, a
 few entries of a few parameters are compared.
 """
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from equirelax.relaxation import Relaxation
 
 WITNESSES, WITNESS_ENTRIES = 8, 16
-PATIENCE = 2  # steps in a row before a residual that does not move, or a wrong order, is an error
+PATIENCE = 2  # consecutive steps after which an unmoved residual, or a wrong order, is an error
 
 
 class Snapshot:
@@ -29,7 +31,7 @@ class Snapshot:
 
     Args:
         parameters: name -> parameter.
-        suspects: names whose values are sampled besides the few that always are.
+        suspects: names whose values are sampled in addition to the few that always are.
         sample: whether values are sampled at all.
     """
 
@@ -43,7 +45,7 @@ class Snapshot:
         self.witnesses = {name: _entries(parameters[name]).clone() for name in names}
 
     def written(self) -> set[str]:
-        """Names of the parameters whose counters have moved since."""
+        """Names of the parameters whose counters have changed since."""
         return {name for name, p in self.parameters.items() if p._version != self.versions[name]}
 
     def values_changed(self, names: Iterable[str] | None = None) -> bool:
@@ -74,7 +76,7 @@ class IdleWatch:
         self._last: Snapshot | None = None
 
     def look(self, ahead: Collection[int] = ()) -> int:
-        """Compare with the last look, and return the count; micro-batches change nothing.
+        """Compare with the last call, and return the count. Micro-batches without an optimizer step do not change it.
 
         Args:
             ahead: Ids of parameters whose changes do not count.
@@ -90,7 +92,7 @@ class IdleWatch:
         return self.changes
 
     def step(self) -> None:
-        """Start counting anew, because the method steps."""
+        """Restart the count, because the method steps."""
         self.stepped = True
         self.changes = 0
         self._last = None
@@ -102,12 +104,12 @@ class IdleWatch:
             for name, p in residual.named_parameters()
             if p.requires_grad
         }
-        # values for optimizers whose writes are not counted; once the method has stepped, waiting for the device is not worth it
+        # sample values for optimizers whose writes are not counted, but do not wait for the device once the method has stepped
         return Snapshot(trainable, sample=not self.stepped)
 
 
 class ParameterWatch:
-    """Finds out what the optimizer did between a method's `penalty()` and its `step()`.
+    """Detects what the optimizer did between a method's `penalty()` and its `step()`.
 
     Args:
         relaxation: the relaxed model.
@@ -118,7 +120,7 @@ class ParameterWatch:
         self._before: Snapshot | None = None
         self._after_skip: Snapshot | None = None
         self._late = 0
-        self._by_value = False  # the optimizer's writes are not counted, and so staleness is not seen
+        self._by_value = False  # the optimizer's writes are not counted, so staleness cannot be detected
         self._settled = False  # every residual has been seen to move
         self._confirmed: set[str] = set()
         self._graded: set[str] = set()
@@ -131,10 +133,10 @@ class ParameterWatch:
         return self._before is not None
 
     def begin(self) -> None:
-        """Note the state of every trainable parameter; a second call before `end` (micro-batches) does nothing.
+        """Record the state of every trainable parameter. A second call before `end` (micro-batches) does nothing.
 
         Raises:
-            MethodError: parameters moved between `step()` and this call, twice in a row: the order is wrong.
+            MethodError: parameters moved between `step()` and this call twice in a row, so the order of calls is wrong.
         """
         if self._before is not None:
             return
@@ -149,7 +151,7 @@ class ParameterWatch:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient(name)))
 
     def end(self) -> bool:
-        """Whether the optimizer moved anything since `begin`; False means that its step was skipped.
+        """Whether the optimizer has moved anything since `begin`; False means that its step was skipped.
 
         Raises:
             MethodError: `begin` was not called.
@@ -175,7 +177,7 @@ class ParameterWatch:
         return moved
 
     def forget(self) -> None:
-        """Start anew, as after a state was loaded."""
+        """Forget everything recorded, as after loading a state."""
         self._remove_hooks()
         self._before = self._after_skip = None
         self._late = 0
