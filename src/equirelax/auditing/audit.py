@@ -1,4 +1,4 @@
-"""Audit a model: is it equivariant, how far not, under which element, and which layer breaks it?"""
+"""Audit a model: is it equivariant, how large is the error, for which element, and which layer breaks it?"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from equirelax.relaxation.residual import drivers_of
 from equirelax.symmetry import Group
 
 NEGLIGIBLE = 1e-5
-"""A module breaks equivariance if it adds more than this share of the model's error. Rounded constants add less."""
+"""A module breaks equivariance if it adds more than this fraction of the model's error. Rounded constants add less."""
 
 
 def audit(
@@ -68,40 +68,40 @@ def audit(
 ) -> AuditReport:
     """Measure how far a model is from equivariance, ``f(rho_in(g) x) = rho_out(g) f(x)``.
 
-    The model runs in evaluation mode in ``dtype``, without autocast, TF32 and compiled code. It is restored exactly, also
+    The model runs in evaluation mode in ``dtype``, without autocast, TF32 and compiled code. It is restored exactly, even
     after an error: training flags, parameters, buffers, gradients, tensors and containers that its modules hold as
     attributes, and random states. The sample is never written to. Transforms are computed in float64. While
     ``DistributedDataParallel`` trains a model, audit a ``copy.deepcopy`` of it: casting a parameter to ``dtype`` and back
     makes PyTorch drop DDP's hooks on its gradient.
 
-    Floating and complex outputs are compared by norms, whole numbers and truth values exactly (one entry that differs is a
-    relative error of 1), and Python's numbers as tensors. The report names what cannot be compared (strings, foreign
-    objects).
+    Floating and complex outputs are compared by norms, integers and booleans exactly (one differing entry is a
+    relative error of 1), and Python's numbers as tensors. The report names the outputs that cannot be compared (strings,
+    foreign objects).
 
     Translations of SE(n) and E(n) are sampled up to the largest coordinate of the sample's positions, which the report states.
 
     Args:
         model: A module, or a function. Modules that the function is bound to, closes over, names as globals or holds as arguments
-            of a `functools.partial` run in evaluation mode and in ``dtype`` too, and are restored.
+            of a `functools.partial` also run in evaluation mode and in ``dtype``, and are restored.
         sample: One input on the model's device, nested as the model needs it. A tensor or PyG ``Data`` is passed as
-            ``model(sample)``, a tuple or list as ``model(*sample)``, and a mapping as ``model(**sample)`` if its keys are the
-            names of ``forward``'s parameters, else as ``model(sample)``, as NequIP's, MACE's and SevenNet's networks expect
-            it. A few molecules or graphs are enough, and faster than a training batch.
-        in_rep: How the sample transforms, as a tree with its shape. Every tensor gets what
+            ``model(sample)`` and a tuple or list as ``model(*sample)``. A mapping is passed as ``model(**sample)`` if its keys
+            are the names of ``forward``'s parameters, else as ``model(sample)``, as the networks of NequIP, MACE and SevenNet
+            expect. A few molecules or graphs are enough, and faster than a training batch.
+        in_rep: How the sample transforms, as a tree with the sample's structure. Every tensor gets anything that
             `equirelax.symmetry.as_representation` takes (``"2x0e+1x1o"`` or a ``Representation`` for the last axis,
             ``On(representation, axis)``, ``GridField(representation)`` for images, e3nn's ``Irreps``, an escnn
-            ``FieldType``) or ``None`` (invariant); mappings and ``Data`` get a mapping that lists what transforms. By
-            default the model's ``irreps_in``, ``in_type`` or ``in_rep``.
+            ``FieldType``) or ``None`` (invariant). Mappings and ``Data`` get a mapping that lists the entries that transform.
+            By default the model's ``irreps_in``, ``in_type`` or ``in_rep``.
         out_rep: The same for the output. By default the model's ``irreps_out``, ``out_type`` or ``out_rep``.
-        group: Elements are drawn from it; by default the group of the representations. It may be a subgroup
+        group: The group from which elements are drawn; by default that of the representations. It may be a subgroup
             of theirs, such as SO(3) for representations of O(3).
-        outputs: Names of the entries that are compared, where the model returns a mapping. By default all of them are, those that
-            ``out_rep`` does not list as invariants; NequIP's networks, for example, return their edges' vectors too.
+        outputs: Names of the entries to compare, if the model returns a mapping. By default all entries are compared, those that
+            ``out_rep`` does not list as invariants. NequIP's networks, for example, also return their edge vectors.
         samples: Number of elements drawn (Haar measure for compact groups). One element of every other
-            component of a Lie group, or the generators of a finite one, are tried in addition.
+            component of a Lie group, or the generators of a finite group, are tried in addition.
         seed: Seed of the elements, and of any random numbers that the model draws.
         dtype: Precision in which the model runs. By default float64, or float32 for a model that fails in float64 because it
-            casts inside; the report then says so.
+            casts internally; the report then says so.
         tolerance: Relative error that counts as equivariant. By default that of the coarsest of ``dtype``, the model's
             parameters and its outputs: 1e-9 for float64, 1e-5 for float32 (rounded constants), 1e-2 for float16 and 5e-2 for
             bfloat16. Buffers, and single parameters that are coarser than the others, count as float32 at most.
@@ -109,15 +109,15 @@ def audit(
         per_layer: Whether to look for the layer that breaks equivariance. This keeps the activations of a few runs in memory.
         layer_reps: Known representations inside the model: a path pattern (``fnmatch``) -> the representation of the output, in
             any of the forms above, or a pair (inputs, output).
-        deployed: The form in which a relaxed model will be used, ``"projected"`` or ``"relaxed"``; the report leads with it. By
-            default what the attached method deploys, ``"projected"`` if no method is attached. For a network that is deployed
-            relaxed, the report also says how far each relaxed module is from equivariance.
+        deployed: The form in which a relaxed model will be used, ``"projected"`` or ``"relaxed"``, which the report lists first.
+            By default it is the form that the attached method deploys, or ``"projected"`` without a method. For a network that
+            is deployed relaxed, the report also says how far each relaxed module is from equivariance.
 
     Returns:
         The report, which ``print(report)`` shows.
 
     Raises:
-        AuditError: Sample, representations and group do not fit each other, the model does not return one of ``outputs``, or it
+        AuditError: Sample, representations and group do not fit together, the model does not return one of ``outputs``, or it
             fails in the given ``dtype`` but runs in float32.
         NonFiniteError: The model returns NaN or infinity.
     """
@@ -162,7 +162,7 @@ def audit(
 
 @contextlib.contextmanager
 def _only(module: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
-    """Within it a module returns only these entries of its mapping; None: all of them."""
+    """Make a module return only these entries of its mapping within a block; None: all of them."""
     if names is None:
         yield
         return
@@ -327,7 +327,7 @@ def _relaxation(model: nn.Module) -> Relaxation | None:
 
 
 def _deployed(relaxation: Relaxation) -> str:
-    """The form that is deployed by the method which drives the residuals."""
+    """The form that the method which drives the residuals deploys."""
     drivers = drivers_of(relaxation.residuals.values())
     relaxed = any(isinstance(driver, Method) and driver.deploys_relaxed for driver in drivers)
     return RELAXED if relaxed else PROJECTED
@@ -355,7 +355,7 @@ def _action(leaf: Leaf, dtype: torch.dtype, output: bool = False) -> str:
 
 
 def _listed(path: str, out_rep: Any) -> bool:
-    """Whether a mapping of representations names the entry of the output to which a path leads, if only as an invariant."""
+    """Whether a mapping of representations lists the output entry at a path, even if only as an invariant."""
     heads = [f"output.{key}" for key in out_rep] if isinstance(out_rep, Mapping) else []
     return any(path == head or path.startswith((f"{head}.", f"{head}[")) for head in heads)
 

@@ -68,8 +68,8 @@ def equivariance_bounds(
     """Compute ACE's bounds for a relaxed, possibly nested ``nn.Sequential`` of linear layers and equivariant maps.
 
     Args:
-        model: The relaxed model, with its present strengths.
-        constants: Lipschitz constants of maps between the layers, by class name: ``{"NormGate": 1.0}``.
+        model: The relaxed model, with its current strengths.
+        constants: Lipschitz constants of the maps between the layers, by class name: ``{"NormGate": 1.0}``.
 
     Returns:
         The bounds, or the reason why there are none.
@@ -136,7 +136,7 @@ def _layer(
 
 
 def _check(name: str, module: nn.Module, in_rep: Representation, out_rep: Representation) -> None:
-    """Raise unless f(0) = 0 and f is equivariant between orthogonal actions, on drawn rows and elements."""
+    """Raise unless f(0) = 0 and f is equivariant between orthogonal actions, tested on random rows and elements."""
     x = torch.randn(8, in_rep.dim, dtype=torch.float64)
     if module(x).shape != (8, out_rep.dim) or bool(module(torch.zeros_like(x)).any()):
         raise _NoBound(f"{name} changes the number of features, or f(0) is not 0")

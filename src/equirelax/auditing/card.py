@@ -1,4 +1,4 @@
-"""The section of a model card on equivariance: what `audit` measured, in Markdown, to be kept beside the weights."""
+"""The section of a model card on equivariance: the results of `audit` in Markdown, to be kept with the weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from equirelax.files import write_text
 
 
 def card(report: AuditReport) -> str:
-    """What an audit measured, as a section of a model card.
+    """Write the results of an audit as a section of a model card.
 
-    The text is Markdown and ends with a line break. It says whether the network is equivariant, first for the form in which it
-    is deployed, how that was measured, and for a network that is deployed relaxed what each residual adds to the error. Any
-    format with fields of text can hold it, such as `extra_files` of `torch.export.save` and `_extra_files` of
+    The text is Markdown and ends with a line break. It says whether the network is equivariant, first in the form in which it
+    is deployed, and how this was measured. For a network that is deployed relaxed, it says what each residual adds to the
+    error. Any format with text fields can hold it, such as `extra_files` of `torch.export.save` and `_extra_files` of
     `torch.jit.save`.
 
     Args:
-        report: The report of `equirelax.audit` of the network that the card describes. A relaxed network whose method is not
-            attached any more is audited with `deployed="relaxed"`.
+        report: The report of `equirelax.audit` for the network that the card describes. Audit a relaxed network whose method
+            is no longer attached with `deployed="relaxed"`.
     """
     main = report.forms[report.deployed]
     verdict = "yes" if report.passes else "no"
@@ -53,14 +53,14 @@ def card(report: AuditReport) -> str:
 
 
 def write_card(report: AuditReport, weights: str | os.PathLike[str]) -> Path:
-    """Write the card beside a file of weights, under its name with `.md` for its last suffix; returns the card's path.
+    """Write the card next to a file of weights, under its name with the suffix `.md`, and return the card's path.
 
     Args:
         report: As for `card`.
         weights: Path of the file that the card describes, such as one of `equirelax.save`.
 
     Raises:
-        StorageError: The disk is full, or the place may not be written to; an older card stays whole.
+        StorageError: The disk is full, or the path is not writable. An older card stays intact.
     """
     path = Path(weights).with_suffix(".md")
     write_text(path, card(report))

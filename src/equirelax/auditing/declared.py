@@ -32,16 +32,16 @@ Actions = dict[str, TensorAction]
 
 
 class Declarations:
-    """What is declared about the modules of one model.
+    """The declared representations of the modules of one model.
 
     Args:
         model: The audited model.
-        group: The group of the audit; declarations for groups that it does not act through are ignored.
-        layer_reps: Path pattern -> what ``as_representation`` takes for the output, or (inputs, output), inputs being
-            one of these (first argument) or a sequence with one of these or ``None`` for each positional argument.
+        group: The group of the audit. Declarations for groups through which it does not act are ignored.
+        layer_reps: Path pattern -> anything that ``as_representation`` takes, for the output; or a pair (inputs, output), where
+            inputs is one of these (first argument) or a sequence with one of these or ``None`` for each positional argument.
 
     Raises:
-        AuditError: A pattern matches no module, or a value is not of this form.
+        AuditError: A pattern matches no module, or a value does not have this form.
     """
 
     def __init__(self, model: nn.Module, group: Group, layer_reps: Mapping[str, Any] | None = None) -> None:
@@ -55,7 +55,7 @@ class Declarations:
                 raise AuditError(f"layer_reps: {pattern!r} matches no module.{did_you_mean(pattern, paths)}")
             for path in matched:
                 self.by_user[path] = _parse(pattern, value, group)
-        # By the path of the layer in this model, whichever part of it was relaxed.
+        # Paths are counted from this model, whichever part of it was relaxed.
         self.relaxed_at: dict[str, list[Residual]] = {}
         if any(isinstance(module, Residual) for module in model.modules()):
             for one in relaxation_of(model).entries():

@@ -1,4 +1,4 @@
-"""Group elements and generators in words, and whether one group acts through the representations of another."""
+"""Describe group elements and generators, and find out whether a group acts through the representations of another."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ CLOSE = 1e-6
 def acts_through(group: Group, other: Group) -> bool:
     """Whether the elements of ``group``, or their linear parts, are elements of ``other``.
 
-    This is checked on a few sampled elements and on the discrete generators. If ``other`` is given by generators only, so that
-    membership cannot be decided, the Lie algebra of ``group`` must lie in the span of that of ``other``, and each discrete
+    This is checked on a few sampled elements and on the discrete generators. If ``other`` is given by generators only, membership
+    cannot be decided. Then the Lie algebra of ``group`` must lie in the span of that of ``other``, and each discrete
     generator must be one of ``other``'s.
     """
     if other == group:
@@ -180,7 +180,7 @@ def contains(group: Group, subgroup: Group) -> bool:
 
 
 def _decides(group: Group) -> bool:
-    """Whether a group can decide which matrices are its elements."""
+    """Whether the group can decide which matrices are its elements."""
     return not isinstance(group, MatrixGroup) or group.order is not None
 
 

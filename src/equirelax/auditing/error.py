@@ -1,4 +1,4 @@
-"""Equivariance errors: how far ``f(g x)`` is from ``rho(g) f(x)``, relative to what, and what counts as zero."""
+"""Equivariance errors: the distance of ``f(g x)`` from ``rho(g) f(x)``, the scale it is relative to, and what counts as zero."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def coordinates(sample: Any, in_rep: Any) -> Coordinates:
 
 
 def with_translations(group: Group, elements: Tensor, scale: float) -> Tensor:
-    """Scale the translations of elements (..., n+1, n+1) of SE(n) or E(n); elements of other groups are returned unchanged."""
+    """Scale the translations of elements (..., n+1, n+1) of SE(n) or E(n). Elements of other groups are returned unchanged."""
     n = group.linear_dim
     if group.dim == n or scale in (0.0, 1.0):
         return elements
@@ -131,17 +131,17 @@ class Measurement:
     Attributes:
         absolute: Max over g, outputs and entries of ``|f(g x) - rho(g) f(x)|``.
         relative: Max over g and outputs of ``||f(g x) - rho(g) f(x)|| / max(||f(g x)||, ||f(x)||)`` in Frobenius norms. The
-            denominator of positions is the norm of their distances from their mean. 1 if an output of whole numbers or truth
-            values differs in any entry.
+            denominator of positions is the norm of their distances from their mean. It is 1 if an output of integers or
+            booleans differs in any entry.
         e: REMUL's E, ``mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||`` (arXiv 2410.17878).
         e_prime: REMUL's E', ``mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||``. In both, x runs over the leading
-            axis of the output (samples, nodes), and the worst of several outputs counts.
+            axis of the output (samples, nodes), and the largest value over several outputs is taken.
         outputs: The relative error of every output.
         components: The relative error over each sampled component of the group ("proper", "with reflection").
         repeatability: ``max |f(x) - f(x)|`` over two calls on the same input; not 0 for a model that draws random numbers.
         worst: The element with the largest relative error.
         not_compared: Path and class of outputs without an error (strings, empty tensors, foreign objects).
-        vanishing: Paths of outputs that are 0 on the sample and on what it is transformed to, exactly or but for rounding. Their
+        vanishing: Paths of outputs that are 0, exactly or up to rounding, on the sample and on the transformed samples. Their
             relative error counts as 0, and says nothing about the model.
     """
 
@@ -162,9 +162,9 @@ class Outputs:
     """The outputs of a model.
 
     Attributes:
-        leaves: What can be compared, detached: float64, complex128, or int64 for whole numbers and truth values. Python's
-            and numpy's numbers are tensors here.
-        rest: Path and class of what cannot be compared.
+        leaves: The outputs that can be compared, detached, as float64, complex128, or int64 for integers and booleans. Python's
+            and NumPy's numbers are tensors here.
+        rest: Path and class of the outputs that cannot be compared.
         dtypes: Path of every floating or complex tensor -> its dtype when it was returned.
     """
 
@@ -231,7 +231,7 @@ def _is_number(value: Any) -> bool:
 
 
 def exact(value: Tensor) -> bool:
-    """Whether a tensor holds whole numbers or truth values, which are compared exactly."""
+    """Whether a tensor holds integers or booleans, which are compared exactly."""
     return not (value.is_floating_point() or value.is_complex())
 
 
@@ -256,11 +256,11 @@ def gap(
 
     Args:
         g: The element.
-        words: The element in words.
+        words: A description of the element.
         base: The output on x.
         found: The output on g x.
         spread: Spread of the sample's coordinates, to which the error of a single position is relative.
-        floor: For an output that is 0 but for rounding, the largest entry up to which no difference counts.
+        floor: For an output that is 0 up to rounding, the largest entry up to which differences are ignored.
 
     Raises:
         AuditError: The output's size depends on the group element.
@@ -294,12 +294,12 @@ def gap(
 
 
 def scale_of(values: Sequence[Tensor], action: TensorAction | None, spread: float) -> float | None:
-    """What the errors of positions are relative to, so that it does not depend on the origin; None for other tensors.
+    """The scale of the relative errors of positions, which does not depend on the origin; None for other tensors.
 
     Args:
         values: The positions that are compared.
         action: How they transform.
-        spread: Spread of the sample's coordinates, which stands for that of a single point, such as a centre of mass.
+        spread: Spread of the sample's coordinates, which is used for a single point, such as a centre of mass.
     """
     sizes = [size_of_positions(value, action) for value in values]
     if None in sizes:
@@ -431,15 +431,17 @@ _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The floating dtypes of a model's parameters, and of its buffers and other constants. Of complex tensors those of the parts
-    count."""
+    """The floating dtypes of a model's parameters, and of its buffers and other constants.
+
+    A complex tensor counts with the dtype of its real and imaginary parts.
+    """
 
     parameters: frozenset[torch.dtype]
     buffers: frozenset[torch.dtype]
 
     @classmethod
     def of(cls, model: nn.Module) -> Precision:
-        """Read the dtypes of a model outside of `measuring`."""
+        """Read the dtypes of a model outside `measuring`."""
         own = {id(p) for p in model.parameters()}
         plain = (value for module in model.modules() for value in vars(module).values())
         constants = (value for value in plain if isinstance(value, Tensor) and id(value) not in own)
@@ -447,7 +449,7 @@ class Precision:
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> frozenset[torch.dtype]:
-    """The floating dtypes of tensors and of the parts of complex ones."""
+    """The floating dtypes of tensors, and of the real and imaginary parts of complex ones."""
     found = {tensor.dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
     return frozenset(_REAL.get(kind, kind) for kind in found)
 
@@ -457,7 +459,7 @@ def tolerance_of(
 ) -> tuple[float, list[str]]:
     """Choose the tolerance for a model measured in ``dtype``, with notes for the reader.
 
-    It is the tolerance of the coarsest dtype among the run, the parameters and the outputs. Half precision counts for parameters
+    It is the tolerance of the coarsest dtype of the run, the parameters and the outputs. Half precision counts for parameters
     only if all of them have it, and never for buffers: a single coarse tensor says nothing about the precision of the others,
     and would let errors of 1e-2 pass.
 

@@ -1,4 +1,4 @@
-"""A report as HTML: a piece for notebooks, and a page that holds everything it needs."""
+"""A report as HTML: a fragment for notebooks, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from equirelax.auditing.report import AuditReport, Localisation
 
 ROWS = 20
-"""Most rows of a table in a notebook; a page has all of them."""
+"""Maximum number of rows of a table in a notebook; a page has all of them."""
 SMALLEST, LARGEST = 1e-17, 10.0
 """Ends of the logarithmic axis on which errors are drawn."""
 
@@ -64,21 +64,21 @@ body{margin:0 auto;max-width:1180px;padding:1rem 1.25rem 4rem;background:var(--g
 .equirelax-audit td.path,.equirelax-audit td.words{min-width:0}
 .equirelax-audit .scale{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
-# The page can use nothing but what it holds.
+# The page loads no external resources.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def report_html(report: AuditReport) -> str:
-    """Format a report for a notebook, readable on light and dark ground; long tables are cut."""
+    """Format a report for a notebook, readable on light and dark backgrounds. Long tables are cut."""
     return f'<div class="equirelax-audit"><style>{_PIECE}</style>{_body(report, ROWS)}</div>'
 
 
 def report_page(report: AuditReport, command: str = "") -> str:
-    """Format a report as a page for the browser, for small screens and for paper.
+    """Format a report as a page for browsers, small screens and print.
 
     Args:
         report: The report.
-        command: The command that makes the report again, which the page shows; empty for none.
+        command: The command that reproduces the report, which the page shows; empty for none.
     """
     title = escape(f"Equivariance of {report.model} under {report.group}")
     again = f"<p>Made by <code>{escape(command)}</code></p>" if command else ""
@@ -93,7 +93,7 @@ def report_page(report: AuditReport, command: str = "") -> str:
 
 
 def _body(report: AuditReport, most: int | None) -> str:
-    """The report without its frame; tables have at most `most` rows."""
+    """The report without its frame. Tables have at most `most` rows."""
     first, *others = report.headline
     kind = "ok" if report.passes else "no"
     parts = [
@@ -138,7 +138,7 @@ def _scale(forms: dict[str, Measurement], tolerance: float) -> str:
 
 
 def _place(value: float) -> float:
-    """Where a value lies between the ends of the axis, in per cent."""
+    """The position of a value between the ends of the axis, in percent."""
     if math.isnan(value):
         return 100.0
     low, high = math.log10(SMALLEST), math.log10(LARGEST)
@@ -221,11 +221,11 @@ def _table(
     """Format a table.
 
     Args:
-        titles: The heads of the columns.
+        titles: The column heads.
         rows: The cells.
         numbers: The first column of numbers.
-        most: Most rows; None: all.
-        words: The first column of words behind the numbers; None: there is none.
+        most: Maximum number of rows; None: all.
+        words: The first column of text after the numbers; None: there is none.
         marked: Rows whose status is marked.
     """
     end = len(titles) if words is None else words

@@ -1,4 +1,4 @@
-"""Norms and maxima that neither overflow nor underflow, and keep NaN."""
+"""Norms and maxima that neither overflow nor underflow, and that propagate NaN."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def norm(x: Tensor) -> float:
 
 
 def largest_entry(x: Tensor) -> float:
-    """max |x|: 0 for an empty tensor, NaN if any entry is NaN."""
+    """``max |x|``, 0 for an empty tensor, and NaN if any entry is NaN."""
     return float(x.abs().max()) if x.numel() else 0.0
 
 
 def relative_error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
-    """``||a - b|| / max(||a||, ||b||)``: symmetric, at most 2, and 0 if both are 0. ``scale`` replaces the denominator."""
+    """``||a - b|| / max(||a||, ||b||)``, symmetric, at most 2, and 0 if both are 0. ``scale`` replaces the denominator."""
     size = largest((largest_entry(found), largest_entry(expected)))
     if size == 0:
         return 0.0

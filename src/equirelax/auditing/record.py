@@ -20,7 +20,7 @@ class Call:
     Attributes:
         module, path, type: The module, its path and the name of its class.
         index: Number of the module's call, 0 for the first.
-        parent: Number of the call in which it was made, -1 for the model.
+        parent: Number of the call from which it was made, -1 for the model.
         arguments: Detached copies of (args, kwargs).
         inputs, outputs: Their floating tensors by path, as detached copies in float64. Paths of inputs begin with ``[0]`` for
             positional and ``[1]`` for keyword arguments.
@@ -39,7 +39,7 @@ class Call:
 
 
 def tensors_of(tree: Any, copy: bool = True) -> dict[str, Tensor]:
-    """The measurable tensors of a tree by path, dense, in float64; without ``copy`` float64 tensors are not copied."""
+    """The measurable tensors of a tree by path, dense and in float64. Without ``copy``, float64 tensors are not copied."""
     found = {leaf.path: leaf.value.detach() for leaf in leaves(tree, None) if leaf.measurable}
     dense = {
         path: value if value.layout == torch.strided or value.is_nested else value.to_dense()

@@ -30,7 +30,7 @@ class LayerRow:
         type: The module's class.
         call: Number of the call, 0 for the first.
         status: ``ok``; ``BREAKS`` (its inputs transform and its output does not, because of its own code); ``breaks inside`` (a
-            module in it breaks); ``passes on`` (its input is broken, it adds nothing); ``unknown``.
+            module inside it breaks); ``passes on`` (its input is broken, and it adds nothing); ``unknown``.
         arriving: Relative error of its worst input; ``None`` if unknown.
         relative: Relative error that the module adds: the error of its output when its inputs are transformed exactly; ``None``
             if unknown.
@@ -38,7 +38,7 @@ class LayerRow:
         output: Relative error of its output in the run.
         inputs: The action that explains each input, or the closest one.
         outputs: The same for each output.
-        note: The evidence, an assumption that was made, or why something is unknown.
+        note: The evidence, an assumption that was made, or the reason why something is unknown.
     """
 
     path: str
@@ -55,19 +55,19 @@ class LayerRow:
 
     @property
     def breaks(self) -> bool:
-        """Whether its own code breaks equivariance."""
+        """Whether the module's own code breaks equivariance."""
         return self.status == BREAKS
 
     @property
     def name(self) -> str:
-        """The path for the reader, with the number of the call from the second on."""
+        """The path as it is printed, with the number of the call from the second call on."""
         name = self.path or "(model)"
         return f"{name} (call {self.call + 1})" if self.call else name
 
 
 @dataclasses.dataclass(frozen=True)
 class Break:
-    """The first place where equivariance is lost: the module whose own code breaks it, and the evidence in words."""
+    """The first place where equivariance is lost: the module whose own code breaks it, and a description of the evidence."""
 
     path: str
     type: str
@@ -80,11 +80,11 @@ class Localisation:
 
     Attributes:
         rows: The calls: first those that break, then those with a break inside, those that pass a break on, unknown ones, and
-            the rest; within each status by the relative error that they add.
+            the rest. Within each status they are sorted by the relative error that they add.
         first: The first break in the order of execution; ``None`` if the model is equivariant or no break was found.
         note: Why nothing could be localised, else empty.
-        strict: The first break of the strict network, for a relaxed model that is not equivariant without its residuals
-            either; else ``None``.
+        strict: The first break of the strict network, for a relaxed model that is not equivariant even without its
+            residuals; else ``None``.
     """
 
     rows: tuple[LayerRow, ...]
@@ -93,7 +93,7 @@ class Localisation:
     strict: Break | None = None
 
     def sections(self, broken: bool) -> list[Section]:
-        """The sections for the printed report; one line for an equivariant model."""
+        """The sections of the printed report; one line for an equivariant model."""
         if self.note:
             return [Section([f"layers: {self.note}"])]
         if not broken:
@@ -148,13 +148,13 @@ class Localisation:
 
 
 LINES = 40
-"""Most lines of a printed report; folded rows are counted in a line of their own."""
+"""Maximum number of lines of a printed report; a separate line counts the folded rows."""
 AS_IT_IS, PROJECTED, RELAXED = "as it is", "projected", "relaxed"
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditReport:
-    """Result of :func:`equirelax.auditing.audit`. ``str(report)`` is a table; ``to_dict()`` goes into JSON.
+    """Result of :func:`equirelax.auditing.audit`. ``str(report)`` is a table, and ``to_dict()`` can be written as JSON.
 
     Attributes:
         model: Class name of the audited model.
@@ -164,13 +164,13 @@ class AuditReport:
         seed: Seed of the sampling.
         tolerance: Relative error up to which the model counts as equivariant.
         before: Errors of the model as it is, which for a relaxed model includes its residuals.
-        after: Errors of a relaxed model without its residuals (what projection by dropping leaves); else ``None``.
+        after: Errors of a relaxed model without its residuals, as projection by dropping leaves it; else ``None``.
         lie: Lie derivatives of the model as it is; ``None`` for a group without a Lie algebra, or if ``lie=False``.
         localisation: The layers of the model as it is; ``None`` if ``per_layer=False``.
         inputs: How every tensor of the sample was assumed to transform.
         outputs: How every tensor of the output was assumed to transform.
         notes: Remarks, such as randomness in the model or tensors that were not compared.
-        deployed: The form that will be used and that the printed report leads with: ``projected``, ``relaxed``, or
+        deployed: The form that will be used, which the printed report lists first: ``projected``, ``relaxed``, or
             ``as it is`` for a model that is not relaxed.
         modules: How each residual breaks the symmetry, for a model that is deployed relaxed; else empty.
         translations: Largest sampled translation; ``None`` if there are no translations.
@@ -195,7 +195,7 @@ class AuditReport:
 
     @property
     def forms(self) -> dict[str, Measurement]:
-        """The errors of every form that was measured, by its name; the deployed form is the first."""
+        """The errors of every form that was measured, by its name. The deployed form is first."""
         if self.after is None:
             return {AS_IT_IS: self.before}
         if self.deployed == RELAXED:
@@ -250,8 +250,8 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """Convert everything to plain dictionaries, lists, numbers and strings, which JSON can hold.
 
-        What is known of the deployed form comes first: `deployed`, `passes`, and `errors`, a mapping from every form that was
-        measured to its errors. NaN and infinity, for which JSON has no numbers, are the strings "nan" and "inf".
+        The results for the deployed form come first: `deployed`, `passes`, and `errors`, a mapping from every form that was
+        measured to its errors. NaN and infinity, which JSON cannot represent as numbers, are the strings "nan" and "inf".
         """
         rest = dataclasses.asdict(self)
         head = {key: rest.pop(key) for key in ("model", "group", "deployed")}
@@ -270,10 +270,10 @@ class AuditReport:
         )  # type: ignore[no-any-return]
 
     def to_html(self, command: str = "") -> str:
-        """Format the report as an HTML page that holds everything it needs.
+        """Format the report as a self-contained HTML page.
 
         Args:
-            command: The command that makes the report again, which the page shows; empty for none.
+            command: The command that reproduces the report, which the page shows; empty for none.
         """
         return report_page(self, command)
 
@@ -286,7 +286,7 @@ class AuditReport:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """The verdict, first on the form that is deployed."""
+        """The verdict, with the deployed form first."""
         name = f"{self.model} under {self.group}"
         if self.after is None:
             return (f"{name}: {self._verdict(self.before)}, tolerance {number(self.tolerance)})",)
@@ -303,7 +303,7 @@ class AuditReport:
 
     @property
     def measured(self) -> str:
-        """How the errors were measured, in words."""
+        """A description of how the errors were measured."""
         far = (
             f", translations up to {self.translations:.3g} (the largest coordinate)"
             if self.translations
@@ -362,7 +362,7 @@ class AuditReport:
 
     @property
     def where_title(self) -> str:
-        """What the worst element, the layers and the Lie derivative are about, in words."""
+        """The title of the part with the worst element, the layers and the Lie derivative."""
         if self.after is None:
             return "Where equivariance breaks"
         return "Where equivariance breaks in the network as it is now, relaxed"
@@ -404,7 +404,7 @@ class AuditReport:
 
     @property
     def residuals_note(self) -> str:
-        """What the columns of `residuals` mean."""
+        """An explanation of the columns of `residuals`."""
         return (
             "adds: share of the module's output; breaks by: error of what is added, of the same size; output alone: relative "
             "error of the model's output with this residual alone"

@@ -1,4 +1,4 @@
-"""Outputs that are 0 but for rounding, such as the total of forces that cancel: what is left of them has no symmetry."""
+"""Find outputs that are 0 up to rounding, such as a sum of forces that cancel. The rounding itself has no symmetry."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from equirelax.auditing.norms import largest_entry, relative_error
 from equirelax.auditing.samples import Case, Leaf, leaves, map_tree
 
 SMALL = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""An output below this share of the sample's and the other outputs' largest entry may be rounding."""
+"""An output below this fraction of the largest entry of the sample and the outputs may be rounding."""
 CHANGED = 0.25
-"""Relative change of an output, after every input was rounded differently, from which on it is rounding."""
+"""An output is rounding if its relative change, after every input was rounded differently, exceeds this."""
 ROUNDINGS = 2
-"""How often the inputs are rounded differently; the largest change counts."""
+"""Number of times that the inputs are rounded differently. The largest change counts."""
 
 
 def floors(case: Case, outputs: Sequence[Leaf], again: Callable[[Case], Sequence[Leaf]]) -> dict[str, float]:
-    """Path of every output that is 0 but for rounding -> the largest entry up to which it still is.
+    """Find the outputs that are 0 up to rounding: path -> the largest entry up to which the output counts as 0.
 
-    Two things have to come together: the output is small beside everything else, and it becomes another one where every floating
+    Two conditions must hold: the output is small compared with everything else, and it changes considerably if every floating
     tensor of the sample changes by a few units in the last place. In half precision, where a single rounding is as large as
     many errors, and for models that fail on inputs that were rounded differently, no output counts as rounding.
 
     Args:
-        case: What is measured.
+        case: The model and its sample.
         outputs: The outputs on the sample.
-        again: Calls the model of a case on its sample, and returns the outputs.
+        again: A function that calls the model of a case on its sample, and returns the outputs.
     """
     if case.dtype not in SMALL:
         return {}
@@ -41,7 +41,7 @@ def floors(case: Case, outputs: Sequence[Leaf], again: Callable[[Case], Sequence
     for seed in range(ROUNDINGS if small else 0):
         try:
             others = {leaf.path: leaf.value for leaf in again(_rounded_differently(case, seed))}
-        except Exception:  # the model takes nothing but what it was given, such as points on a boundary
+        except Exception:  # the model accepts only the exact inputs, such as points on a boundary
             return {}
         for leaf in small:
             other = others.get(leaf.path)
@@ -51,7 +51,7 @@ def floors(case: Case, outputs: Sequence[Leaf], again: Callable[[Case], Sequence
 
 
 def _plain(leaf: Leaf) -> bool:
-    """Whether a tensor has entries of its own that can be changed one by one."""
+    """Whether the entries of a tensor can be changed one by one."""
     return leaf.measurable and leaf.value.layout == torch.strided and not leaf.value.is_nested
 
 

@@ -1,10 +1,10 @@
-"""Samples, outputs and their representations as trees that are walked together, and how a model is called with a sample.
+"""Samples, outputs and their representations as trees that are walked together, and calls of a model with a sample.
 
-A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor`` or anything nested
-from these. Everything else that it holds (numbers, strings, ``None``, sparse adjacency objects) passes through untouched. A
+A *tree* is a tensor, a tuple, a list, a mapping, a dataclass, a PyG ``Data``, an escnn ``GeometricTensor`` or any nesting
+of these. Everything else in it (numbers, strings, ``None``, sparse adjacency objects) passes through unchanged. A
 *tree of representations* has the same shape, with a :class:`~equirelax.symmetry.Representation`, an :class:`On`, a
-:class:`GridField` or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. Mappings and ``Data``
-need to list only what transforms.
+:class:`GridField` or ``None`` (invariant) at every tensor; ``None`` may also stand for a whole branch. For a mapping or a
+``Data`` it needs to list only the entries that transform.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from equirelax.symmetry.given import is_given
 from equirelax.symmetry.irreps import is_irreps
 
 EXACT = 2**53
-"""Up to here whole numbers are exact in float64, in which actions are computed."""
+"""Integers up to this are exact in float64, in which actions are computed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One tensor of a tree: where it is, its value, and how it transforms (``None``: not at all)."""
+    """One tensor of a tree: its path, its value, and how it transforms (``None``: it does not)."""
 
     path: str
     value: Tensor
@@ -56,7 +56,7 @@ class Leaf:
 
     @property
     def measurable(self) -> bool:
-        """Whether a small change of it means something: real floating tensors with at least one entry."""
+        """Whether a small change of the tensor is meaningful: it is real and floating, with at least one entry."""
         return self.value.is_floating_point() and self.value.numel() > 0
 
 
@@ -70,7 +70,7 @@ def map_tree(
     """Apply ``function`` to every tensor of a tree and ``other`` to the path and value of every other leaf.
 
     The returned tree has new containers (a ``Data`` is copied), so that a model that writes into its input does not change the
-    caller's sample. Its tensors are what ``function`` returns.
+    caller's sample. Its tensors are the results of ``function``.
 
     Raises:
         AuditError: ``reps`` does not have the shape of ``tree``, lists a name that the tree lacks, or gives a representation to
@@ -156,8 +156,8 @@ def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
 
     Args:
         element: Matrix of a group element, (n, n), float64.
-        value: Tensor of a shape that ``action`` acts on. Real and imaginary part transform alike; whole numbers and truth values
-            keep their dtype.
+        value: Tensor of a shape that ``action`` acts on. Real and imaginary parts transform alike. Integers and booleans keep
+            their dtype.
     """
     if action is None:
         return value
@@ -173,8 +173,8 @@ def act(element: Tensor, value: Tensor, action: TensorAction | None) -> Tensor:
 def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype) -> Any:
     """Copy a sample, with its floating tensors transformed by ``element`` (``None``: the identity) and cast to ``dtype``.
 
-    The action is computed in float64 and rounded once. Whole numbers and truth values, which are only permuted, keep their dtype.
-    Copies require gradients where the sample does.
+    The action is computed in float64 and rounded once. Integers and booleans, which are only permuted, keep their dtype.
+    Copies require gradients if the tensors of the sample do.
     """
 
     def copied(leaf: Leaf) -> Tensor:
@@ -190,7 +190,7 @@ def transformed(tree: Any, reps: Any, element: Tensor | None, dtype: torch.dtype
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: a model at a sample.
+    """The subject of a measurement: a model at a sample.
 
     Attributes:
         model: A module or a function.
@@ -209,7 +209,7 @@ class Case:
     dtype: torch.dtype = torch.float64
 
     def moved(self, element: Tensor | None = None) -> Any:
-        """A fresh copy of the sample in `dtype`, transformed by an element."""
+        """Return a new copy of the sample in `dtype`, transformed by an element."""
         return transformed(self.sample, self.in_rep, element, self.dtype)
 
 
@@ -242,7 +242,7 @@ def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
 
 
 def _permutes(rep: Representation) -> bool:
-    """Whether every element only permutes entries, so that it acts on whole numbers and truth values too."""
+    """Whether every element only permutes entries, so that it also acts on integers and booleans."""
     if rep.group.algebra_dim:
         return rep.invariant
     matrices = rep.discrete()
@@ -283,13 +283,13 @@ def _same_mapping(tree: Mapping[str, Any], values: dict[str, Any]) -> Any:
     try:
         twin: Any = copy.copy(tree)
         twin.update(values)
-    except Exception:  # a class of somebody else may refuse either, with any error
+    except Exception:  # a third-party class may reject either, with any error
         return values
     return twin
 
 
 def is_graph(value: Any) -> bool:
-    """Whether ``value`` is a PyG ``Data`` or ``Batch``. PyG is not imported for this: without it no sample can be one."""
+    """Whether ``value`` is a PyG ``Data`` or ``Batch``. This does not import PyG: if it is not imported, no sample is one."""
     if "torch_geometric.data" not in sys.modules:
         return False
     from torch_geometric.data import Data
@@ -322,7 +322,7 @@ def _show(reps: Any) -> str:
 
 
 class Function(nn.Module):
-    """A plain function as a module. The modules that it reaches are its children, and run in the measuring state like a model."""
+    """A plain function as a module. The modules that it uses are its children, and run in the measuring state like a model."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -338,7 +338,7 @@ class Function(nn.Module):
 
 
 def _reached(function: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that a function is bound to, closes over, names as globals or holds as arguments of a partial, each with a name."""
+    """Yield (name, module) for the modules that a function is bound to, closes over, reads as globals or holds in a partial."""
     if isinstance(function, functools.partial):
         yield from _reached(function.func)
         held = {**{f"argument_{i}": value for i, value in enumerate(function.args)}, **function.keywords}
@@ -356,7 +356,7 @@ def _reached(function: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _globals_of(function: Any) -> dict[str, Any]:
-    """The globals that a function reads by name; names of attributes, which look the same in its code, are none."""
+    """The globals that a function reads by name, without attribute names, which look the same in its code."""
     read = [
         step.argval for step in dis.get_instructions(function) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
     ]
@@ -364,7 +364,7 @@ def _globals_of(function: Any) -> dict[str, Any]:
 
 
 def _closure_of(function: Any) -> dict[str, Any]:
-    """The variables that a function closes over and that have a value."""
+    """The variables with a value that a function closes over."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
@@ -384,8 +384,8 @@ def call(model: nn.Module | Callable[..., Any], sample: Any) -> Any:
 def takes_keywords(model: nn.Module | Callable[..., Any], sample: Any) -> bool:
     """Whether a sample is a mapping whose keys are parameters of the model's forward.
 
-    Any other mapping, and PyG ``Data``, is one argument. Keys that the forward does not name count as keywords only if it has
-    ``**kwargs``.
+    Any other mapping, and PyG ``Data``, is passed as one argument. Keys that the forward does not name count as keywords only if
+    it has ``**kwargs``.
     """
     if not isinstance(sample, Mapping) or is_graph(sample) or not all(isinstance(key, str) for key in sample):
         return False
@@ -414,7 +414,7 @@ def as_arguments(model: nn.Module | Callable[..., Any], sample: Any, tree: Any) 
 
 
 def _forward(model: Any) -> Callable[..., Any]:
-    """The forward that the arguments reach, inside wrappers that pass everything on."""
+    """The forward that receives the arguments, inside wrappers that pass everything on."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
@@ -436,7 +436,7 @@ class _FromModel:
 
 
 FROM_MODEL: Final[Any] = _FromModel()
-"""Take the representation from the model's own attributes. None would mean that nothing transforms."""
+"""Read the representation from the model's own attributes. None would mean that nothing transforms."""
 
 _ATTRIBUTES = {
     "in_rep": (("irreps_in",), ("irreps_in1", "irreps_in2"), ("in_type",), ("in_rep",)),
@@ -466,7 +466,7 @@ def read_representations(
 def model_representations(model: Any, name: str) -> Any:
     """Read the tree from a model's attributes: ``irreps_in``, ``in_type`` or ``in_rep``, and likewise for the output.
 
-    A network that takes a dict has a mapping from names to irreps.
+    A network that takes a dict has a mapping from names to irreps there.
 
     Raises:
         AuditError: The model has none of these attributes.
@@ -489,7 +489,7 @@ def model_representations(model: Any, name: str) -> Any:
 
 
 def only_present(tree: Any, reps: Any) -> Any:
-    """Restrict a model's own mapping of names to representations to the names that are there."""
+    """Restrict a model's own mapping from names to representations to the names that are present."""
     if isinstance(reps, Mapping) and isinstance(tree, Mapping):
         return {key: rep for key, rep in reps.items() if key in tree}
     return reps
@@ -507,7 +507,7 @@ def group_of(in_rep: Any, out_rep: Any) -> Group:
 
 
 def common_group(group: Group | None, in_rep: Any, out_rep: Any) -> Group:
-    """The group that elements are taken from: the given one, or that of the representations.
+    """Choose the group that elements are taken from: the given one, or that of the representations.
 
     Raises:
         AuditError: There is neither, or a representation is of a group that does not contain it.
@@ -550,7 +550,7 @@ def _read(tree: Any, group: Group | None, path: str) -> Any:
 
 
 def _groups(tree: Any) -> Iterator[Group]:
-    """The groups of the entries that have a group of their own."""
+    """Yield the groups of the entries that have a group."""
     if isinstance(tree, (Representation, TensorAction)):
         yield tree.group
     elif isinstance(tree, Mapping):

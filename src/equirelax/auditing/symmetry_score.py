@@ -1,4 +1,4 @@
-"""How symmetric are the data, layer by layer? A score from the gradients of one strict network.
+"""A score of how symmetric the data are at each layer, from the gradients of one strict network.
 
 docs/explanation/symmetry_score.md states and proves what the score estimates.
 """
@@ -37,25 +37,25 @@ from equirelax.relaxation.relaxation import unwrapped
 from equirelax.symmetry import Representation, equivariant_projection, trivial
 
 ENTRIES = 2**22
-"""The moments of so many examples are held at a time that they have about this many entries."""
+"""Approximate number of entries of the moments that are held at a time."""
 ROUNDING = 10
-"""What is smaller beside the whole gradient than so many units of the dtype's precision is rounding."""
+"""A part of the gradient smaller than this many units of the dtype's precision, relative to the whole, is rounding."""
 SAME = 1e-6
-"""Sums of two ranks that differ by a smaller share are of the same examples."""
+"""Sums of two ranks whose relative difference is at most this are of the same examples."""
 ALL = "all layers"
 END = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How one layer's data break the symmetry.
+    """How strongly the data break the symmetry at one layer.
 
     Attributes:
-        key: The residual's key; of the row over all residuals `"all layers"`.
+        key: The residual's key, or `"all layers"` for the row over all residuals.
         type: Class of its module.
-        score: s, an unbiased estimate of ``|E A|^2``, in the square of the loss's unit over the weight's; it may be below 0.
+        score: s, an unbiased estimate of ``|E A|^2``, in the square of the loss's unit over the weight's; it may be negative.
         ratio: ``r = s / mean |A_i|^2``, from -1/(n - 1) to 1: the share of the non-equivariant gradient that is common to all
-            examples. 0 (to noise) where the data are symmetric.
+            examples. It is 0 up to noise if the data are symmetric.
         z: s over its standard deviation if ``E A = 0``.
         size: ``mean |A_i|^2``.
     """
@@ -70,12 +70,13 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class SymmetryScore:
-    """The scores of a model's residuals; ``str()`` is a table, and a notebook shows one.
+    """The scores of a model's residuals. ``str()`` is a table, and a notebook shows one.
 
     Attributes:
-        examples: n.
-        whole: Over all residuals: ratio is the mean of theirs, and z is that of the mean, so that it is one test and not many.
-        layers: One for each residual, in the model's order.
+        examples: The number of examples, n.
+        whole: The score over all residuals. Its ratio is the mean of theirs and its z is that of the mean, which makes it one
+            test instead of many.
+        layers: One score per residual, in the model's order.
         skipped: Key -> why a residual has no score.
     """
 
@@ -136,46 +137,46 @@ HEADER = ("layer", "class", "s", "r", "z")
 def symmetry_score(
     model: nn.Module, batch: Any, loss: Loss, *, placement: Placement | str | None = None
 ) -> SymmetryScore:
-    """Score how far the data break the symmetry at every layer that can be relaxed, from gradients of the strict network.
+    """Score how strongly the data break the symmetry at every layer that can be relaxed, from gradients of the strict network.
 
-    For a residual and an example i let ``M_i`` be the sum over the layer's rows of the outer product of the loss's gradient by
-    its output and ``[x; 1]``, x what it read: the gradient of a dense residual at gamma 1 and weight 0, with a bias. With P
-    the orthogonal projection onto the equivariant maps and ``A_i = (1 - P) M_i``,
+    For a residual and an example i, let ``M_i`` be the gradient of a dense residual with a bias, at gamma 1 and weight 0. It is
+    the sum over the layer's rows of the outer product of the loss's gradient in the layer's output and ``[x; 1]``, where x is
+    the layer's input. With P the orthogonal projection onto the equivariant maps and ``A_i = (1 - P) M_i``,
 
         s = (n |mean A|^2 - mean |A_i|^2) / (n - 1),        r = s / mean |A_i|^2
 
-    over n examples. If the examples are independent, s estimates ``|E A|^2`` without bias, and ``E A = 0`` where the network is
+    over n examples. If the examples are independent, s estimates ``|E A|^2`` without bias, and ``E A = 0`` if the network is
     equivariant and the data are symmetric. The standard deviation in z is that of
 
         s = 2 / (n (n - 1)) sum_i d_i,        d_i = <A_i, A_1 + ... + A_(i-1)>,
 
     a sum of martingale differences if ``E A = 0``: ``z = sum d_i / sqrt(sum d_i^2)``. s and r do not depend on the order
-    of the examples, z does a little.
+    of the examples; z depends on it slightly.
 
-    Take independent held-out examples, not moved by random group elements, which would hide what they break. The model may be
-    relaxed or not. It runs strict (as with all gamma 0), in evaluation mode and in its own dtype, and is left as it was.
-    Calls, rows and batches are added up before anything is squared; the moments of a few examples at a time are held. Where a
-    process group runs, every rank must call it with examples of its own, and all get the score of all.
+    Use independent held-out examples that are not moved by random group elements, which would hide the asymmetry. The model may
+    be relaxed or not. It runs strict (as with all gamma 0), in evaluation mode and in its own dtype, and is left as it was.
+    Calls, rows and batches are added up before anything is squared, and only the moments of a few examples are held at a time.
+    In a process group, every rank must call the function with separate examples, and all get the common score.
 
     Args:
-        model: The network, relaxed or not; wrappers of `torch.compile` and of parallel training are looked through.
-        batch: One batch, whatever `loss` takes; or several, as a `DataLoader`, a generator or another iterator, such as
+        model: The network, relaxed or not. Wrappers of `torch.compile` and of parallel training are unwrapped.
+        batch: One batch, in any form that `loss` takes; or several, as a `DataLoader`, a generator or another iterator, such as
             `iter(list_of_batches)`.
-        loss: (model, batch) -> the loss of every example, of shape (examples,). A scalar counts as one example, so that
-            an iterator over batches of one example each works with any loss, and with networks that mix the examples of a batch.
-        placement: Which layers of a model that is not relaxed are looked at, as for `equirelax.relax`; None: all that it finds.
+        loss: (model, batch) -> the loss of every example, of shape (examples,). A scalar counts as one example. An iterator over
+            batches of one example each therefore works with any loss, and with networks that mix the examples of a batch.
+        placement: The layers to score in a model that is not relaxed, as for `equirelax.relax`; None: all that it finds.
 
     Returns:
-        The scores. Residuals without an exact orthogonal projection are in `skipped`, with the reason: those that read
-        positions (translations), between representations that are not orthogonal (scalings, boosts), of kernels on a grid that
-        obey their group only nearly, of streams, of networks that differentiate themselves (forces) before that layer, and those
-        on whose output the loss does not depend.
+        The scores. Some residuals are in `skipped`, with the reason: those that read positions (translations), those
+        between representations that are not orthogonal (scalings, boosts), kernels on a grid that obey their group only
+        approximately, residuals of streams, those of networks that differentiate themselves (forces) before that layer, and
+        those on whose output the loss does not depend.
 
     Raises:
-        AuditError: No residual can be scored, there are fewer than two examples, `loss` gives something else, the loss of one
-            example depends on another example, `placement` is given for a model that is relaxed, another rank failed, or all
+        AuditError: No residual can be scored, there are fewer than two examples, `loss` returns something else, the loss of one
+            example depends on another example, `placement` is given for a relaxed model, another rank failed, or all
             ranks gave the same examples.
-        NonFiniteError: A loss, a gradient, or what a layer read is NaN or infinity.
+        NonFiniteError: A loss, a gradient, or the input of a layer contains NaN or infinity.
         PlacementError: The model has nothing to relax.
 
     Examples:
@@ -184,7 +185,7 @@ def symmetry_score(
         >>> torch.nn.init.eye_(model[0].weight).requires_grad
         True
         >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-        >>> y = x + torch.tensor([0.0, 0.0, -1.0])  # gravity: no rotation respects it
+        >>> y = x + torch.tensor([0.0, 0.0, -1.0])  # gravity, which breaks the symmetry
         >>> score = er.symmetry_score(
         ...     model,
         ...     (x, y),
@@ -246,7 +247,7 @@ def _batches(batch: Any) -> Iterable[Any]:
 
 
 def _space(residual: Residual) -> Space | str:
-    """The maps at a residual's place; a string says why their projection is not known."""
+    """The space of maps at a residual's place, or a string that says why their projection is not known."""
     site = residual.site
     out_rep = site.out_rep.linear_part()  # what is added to positions is a displacement
     if isinstance(site, StreamSite):
@@ -267,18 +268,18 @@ def _space(residual: Residual) -> Space | str:
 
 
 class Space(ABC):
-    """All maps at a residual's place, each with a bias, and the projection onto those that are not equivariant."""
+    """The space of all maps at a residual's place, with biases, and the projection onto its non-equivariant part."""
 
     size: int
-    """Entries of a map."""
+    """Number of entries of a map."""
 
     @abstractmethod
     def moments(self, calls: list[Rows], start: int, stop: int) -> Tensor:
-        """A_i of the examples start, ..., stop - 1 of a batch: (stop - start, size), in float64."""
+        """A_i of the examples start, ..., stop - 1 of a batch, (stop - start, size), in float64."""
 
 
 class DenseSpace(Space):
-    """Matrices (out_dim, in_dim + 1), the last column the bias."""
+    """Matrices (out_dim, in_dim + 1), whose last column is the bias."""
 
     def __init__(self, in_rep: Representation, out_rep: Representation) -> None:
         self.in_rep, self.out_rep = in_rep + trivial(in_rep.group), out_rep
@@ -325,13 +326,13 @@ class KernelSpace(Space):
 
 
 def _without_rounding(rest: Tensor, whole: Tensor, dtype: torch.dtype) -> Tensor:
-    """A_i, set to 0 where it is so small beside M_i that it is rounding, which all examples may share."""
+    """A_i, set to 0 where it is only rounding compared with M_i, since rounding may be common to all examples."""
     norms = [torch.linalg.vector_norm(of, dim=1, keepdim=True) for of in (rest, whole)]
     return torch.where(norms[0] > ROUNDING * torch.finfo(dtype).eps * norms[1], rest, 0.0)
 
 
 def _split(call: Rows, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-    """The rows of each example from `start` to before `stop`."""
+    """The rows of each example from `start` up to but not including `stop`."""
     order = call.example.argsort(stable=True)
     counts = torch.bincount(call.example, minlength=stop).tolist()
     at = sum(counts[:start])
@@ -342,11 +343,11 @@ def _split(call: Rows, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
 
 
 class Sums:
-    """Running sums over the examples of all ranks: all that the score needs of them.
+    """Running sums over the examples of all ranks, from which the score is computed.
 
     Args:
-        spaces: Key -> the maps at a residual's place.
-        device: Where the ranks exchange tensors.
+        spaces: Key -> the space of maps at a residual's place.
+        device: The device on which the ranks exchange tensors.
 
     Attributes:
         reached: Keys of the residuals whose outputs the loss of this rank's examples depended on.
@@ -363,12 +364,12 @@ class Sums:
         self._twins: list[bool] = []
 
     def add(self, rows: dict[str, list[Rows]], count: int, most: int) -> None:
-        """Add a batch of each rank: their examples are taken a few at a time, rank after rank.
+        """Add a batch of each rank, a few examples at a time, rank by rank.
 
         Args:
             rows: The calls of every residual in this rank's batch.
-            count: Examples of this rank's batch; 0 where it has none left.
-            most: Examples of the largest batch of the ranks.
+            count: Number of examples in this rank's batch; 0 if it has none left.
+            most: Number of examples in the largest batch of all ranks.
         """
         self.reached.update(key for key, calls in rows.items() if calls)
         chunk = max(1, ENTRIES // sum(self._sizes))
@@ -395,7 +396,7 @@ class Sums:
             self._squares += torch.stack([gram.diagonal().sum() for gram in grams])
 
     def _lower_and_all(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums of a tensor over the ranks below this one, and over all ranks; the latter to the bit the same on all."""
+        """The sums of a tensor over the ranks below this one and over all ranks; the latter is identical on all ranks."""
         if ranks() == 1:
             return torch.zeros_like(local), local
         lower, every, first = torch.zeros_like(local), torch.zeros_like(local), local
@@ -417,13 +418,13 @@ class Sums:
         return bool(self._twins) and all(self._twins)
 
     def kept(self, keys: list[str]) -> tuple[Tensor, Tensor]:
-        """For some residuals, d_i of this rank's examples, (residuals, examples), and the sum of ``|A_i|^2`` over all ranks."""
+        """d_i of this rank's examples, (residuals, examples), and the sum of ``|A_i|^2`` over all ranks, of some residuals."""
         chosen = [index for index, key in enumerate(self.spaces) if key in keys]
         return torch.cat(self._steps, 1)[chosen], summed(self._squares)[chosen]
 
 
 def _measure(probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss, sums: Sums) -> int:
-    """Add up all batches, one of each rank at a time; returns the number of examples of all ranks."""
+    """Add up all batches, one of each rank at a time, and return the number of examples of all ranks."""
     batches, examples, ended = iter(_batches(batch)), 0, False
     while True:
         count, failure = 0, None
@@ -510,7 +511,7 @@ def _z(total: Tensor, squares: Tensor) -> Tensor:
 
 
 def _of_ranks(numbers: list[int], device: torch.device) -> list[list[int]]:
-    """The numbers of every rank."""
+    """Gather the numbers of every rank."""
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
     if ranks() == 1:
         return [own.tolist()]

@@ -6,7 +6,7 @@ import dataclasses
 
 
 def table(titles: list[str], rows: list[list[str]], right: frozenset[int] | None = None) -> str:
-    """Format a plain text table: titles, a rule, rows; columns in ``right`` (by default all but the first) right-aligned."""
+    """Format a plain text table: titles, a rule, rows. Columns in ``right`` (by default all but the first) are right-aligned."""
     right = frozenset(range(1, len(titles))) if right is None else right
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     lines = []
@@ -40,10 +40,10 @@ class Section:
     Attributes:
         head: The lines before the rows.
         rows: The rows.
-        what: The name of the rows in the line that says how many were folded.
+        what: The name of the rows in the line that counts the folded ones.
         tail: The lines after the rows.
         shown: Number of rows that are shown; all by default.
-        weight: How much longer than other sections it stays when something must be folded.
+        weight: How long the section stays compared with others when rows must be folded.
     """
 
     head: list[str]
