@@ -1,1 +1,1 @@
-"""Relaxation inside other people's training programs: each module imports its program when it is imported or used."""
+"""Relaxation in third-party training programs. Each module imports its program when it is imported or used."""

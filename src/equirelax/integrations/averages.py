@@ -1,8 +1,8 @@
-"""Averaged copies of a network's weights, such as an exponential moving average, beside a network that is relaxed.
+"""Averaged copies of a network's weights, such as an exponential moving average, for a network that is relaxed.
 
-Averages pair their weights with `network.parameters()` by position. Where a copy was made before the network was relaxed, the
-positions no longer fit. A copy of the whole network is relaxed in the same way; NequIP's EMAWeights is shown the author's
-parameters alone; what nobody here knows is refused.
+Averages pair their weights with `network.parameters()` by position. If a copy was made before the network was relaxed, the
+positions no longer fit. A copy of the whole network is relaxed in the same way, NequIP's EMAWeights sees only the author's
+parameters, and unknown averages are rejected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from equirelax.relaxation.residual import Residual
 
 
 def held_modules(owners: Mapping[str, object]) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of every module that the owners hold as an attribute, or in a list or tuple that is one.
+    """Yield (name, module) for every module that the owners hold as an attribute, or in a list or tuple attribute.
 
     Args:
         owners: Name -> LightningModule or callback.
@@ -41,9 +41,9 @@ class Copy:
     """A module of the network's class, with the author's parameters by name and shape.
 
     Args:
-        name: Where it is held.
+        name: The name of its owner, and its path there.
         network: The module.
-        is_average: Whether it stands in an `AveragedModel`, or in a copy of the whole module, as Lightning's averages have them.
+        is_average: Whether it is inside an `AveragedModel`, or inside a copy of the whole module, as in Lightning's averages.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Copy:
 
 
 def copies_of(network: nn.Module, owners: Mapping[str, object], module: nn.Module) -> list[Copy]:
-    """What the owners hold that looks like a copy of the network.
+    """Find the modules of the owners that look like copies of the network.
 
     Args:
         network: The network, relaxed or not.
@@ -81,13 +81,13 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def relax_alike(copy: Copy, relaxation: Relaxation) -> Relaxation:
-    """The handle of a copy that has the residuals of the network, with its values and strengths; they train nowhere.
+    """Give a copy the residuals of the network, with their values and strengths but not trainable, and return its handle.
 
-    A copy that was made of the relaxed network has them already, and is left as it is.
+    A copy of the relaxed network already has them, and is left as it is.
 
     Raises:
         RelaxationStateError: The copy is relaxed in another way; or it is not known to be an average and has other weights,
-            so that it may be a network of its own.
+            so that it may be a separate network.
     """
     network = copy.network
     if any(isinstance(module, Residual) for module in network.modules()):
@@ -119,13 +119,13 @@ def _same_weights(network: nn.Module, relaxation: Relaxation) -> bool:
 
 
 class StrictAverage:
-    """Shows an average that pairs by position the author's parameters alone, and keeps one of the residuals beside it.
+    """Shows only the author's parameters to an average that pairs by position, and keeps a separate average of the residuals.
 
-    The average is NequIP's `EMAWeights`: buffers of its own, `update_parameters(model)` after every step, and
+    The average is NequIP's `EMAWeights`, with its buffers, `update_parameters(model)` after every step, and
     `swap_parameters(model)` before and after an evaluation. Its buffers, and so the keys of a checkpoint, stay the author's.
 
     Args:
-        average: The average; its two functions are replaced until `remove`.
+        average: The average. Its two functions are replaced until `remove`.
         relaxation: The relaxed network.
     """
 
@@ -143,7 +143,7 @@ class StrictAverage:
         average.update_parameters, average.swap_parameters = self.update_parameters, self.swap_parameters
 
     def is_of(self, module: nn.Module) -> bool:
-        """Whether it is for this average."""
+        """Whether this object wraps the given average."""
         return self._average is module
 
     @staticmethod
@@ -154,17 +154,17 @@ class StrictAverage:
         )
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the author's weights, and the residuals' beside them."""
+        """Update the averages of the author's weights and of the residuals."""
         self._update(_Own(model))
         self._follow().update_parameters(self._inside)
 
     def swap_parameters(self, model: nn.Module) -> None:
-        """Exchange weights and averages, of the author's parameters and of the residuals."""
+        """Exchange weights and averages of the author's parameters and of the residuals."""
         self._swap(_Own(model))
         self._follow().swap_parameters(self._inside)
 
     def remove(self) -> None:
-        """Give the average its functions back."""
+        """Restore the functions of the average."""
         for name in self.FUNCTIONS:
             vars(self._average).pop(name, None)
 
@@ -180,22 +180,21 @@ class _Own:
         self._model = model
 
     def parameters(self) -> list[nn.Parameter]:
-        """The author's parameters, each once, in the model's order."""
+        """Return the author's parameters, each once, in the model's order."""
         listed = (p for _, module in own_modules(self._model) for p in module.parameters(recurse=False))
         return list({id(p): p for p in listed}.values())
 
 
 def refuse_unknown(network: nn.Module, owners: Mapping[str, object], known: Iterable[nn.Module]) -> None:
-    """Refuse what looks like an average by position: as many tensors as the network has parameters of its author, in their
-    shapes.
+    """Reject an object that looks like an average by position: it holds one tensor, in its shape, per author's parameter.
 
     Args:
         network: The relaxed network.
         owners: Name -> LightningModule or callback.
-        known: Averages that are dealt with, and copies.
+        known: Averages that are already handled, and copies.
 
     Raises:
-        RelaxationStateError: With the name of what was found.
+        RelaxationStateError: There is such an object, which the message names.
     """
     own = _Own(network).parameters()
     wanted, identities = [p.shape for p in own], {id(p) for p in own}

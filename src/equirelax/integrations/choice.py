@@ -1,4 +1,4 @@
-"""A method chosen by name and settings, as files of settings give it; by its class; or by a function that makes it."""
+"""The choice of a method: by name and settings, as in configuration files, by class, or by a function that makes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equirelax.relaxation import Relaxation
 from equirelax.settings import shown
 
 LENGTHS = ("total_steps", "steps_per_epoch")
-"""What a method may ask of the trainer."""
+"""Settings that a method may take from the trainer."""
 AUTO = "auto"
 NOT_SETTINGS = ("relaxation", "settings", "regularizer", "generator", "shared")
 
@@ -28,10 +28,10 @@ class MethodChoice:
         settings: Settings by name, for a method given by name or class. `total_steps` and `steps_per_epoch` may be "auto".
 
     Attributes:
-        deploys_relaxed: Whether the method deploys the relaxed network; None where only the method itself can tell.
+        deploys_relaxed: Whether the method deploys the relaxed network; None if only the method itself can tell.
 
     Raises:
-        MethodError: No such method, or a setting is unknown, missing or out of range.
+        MethodError: The method is unknown, or a setting is unknown, missing or out of range.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class MethodChoice:
         ]
 
     def make(self, relaxation: Relaxation, lengths: Mapping[str, Callable[[], int]]) -> Method:
-        """The method.
+        """Make the method.
 
         Args:
             relaxation: The relaxed network.
-            lengths: "total_steps" and "steps_per_epoch" -> a function that computes it; called where it is needed.
+            lengths: "total_steps" and "steps_per_epoch" -> a function that computes the value, called only if it is needed.
 
         Raises:
-            MethodError: The method cannot be made, or is none.
+            MethodError: The method cannot be made, or the function returned something else.
         """
         made = self._make(relaxation, **{**self._fields, **{name: lengths[name]() for name in self._wanted}})
         if not isinstance(made, Method):

@@ -24,20 +24,21 @@ from equirelax.relaxation.residual import Residual
 
 
 class RelaxedInside:
-    """Keeps the residuals out of the module's state dict, and averages of its weights paired with the network.
+    """Keeps the residuals out of the module's state dict, and keeps averages of its weights paired with the network.
 
     Args:
         relaxation: The relaxed network.
-        module: The module around it, whose state dict has the author's keys alone until `release`.
-        owners: Returns name -> object, of what may hold averages: the module, and callbacks of its trainer.
-        others: Paths in an owner of networks of their own, which are no averages.
+        module: The module around it, whose state dict has only the author's keys until `release`.
+        owners: A function that returns name -> object for the objects that may hold averages: the module and callbacks of its
+            trainer.
+        others: Paths, in an owner, of separate networks that are not averages.
 
     Attributes:
         relaxation: The relaxed network.
 
     Raises:
         RelaxationStateError: An average cannot be paired with the network.
-        PlacementError: One of `others` is not there.
+        PlacementError: One of `others` does not exist.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RelaxedInside:
             raise
 
     def pair(self) -> None:
-        """Relax copies of the network, and adapt averages; call it again where others may have been made in between."""
+        """Relax copies of the network, and adapt averages. Call it again if new ones may have been made since."""
         network, owners = self.relaxation.model, self._owners()
         self._copies = {}
         for copy in copies_of(network, owners, self._module):
@@ -91,7 +92,7 @@ class RelaxedInside:
             self._strict.enter_context(handle.strict())
 
     def end_strict(self) -> None:
-        """Show them with residuals again; without `begin_strict` it does nothing."""
+        """Show them with residuals again. Without `begin_strict` it does nothing."""
         self._strict.close()
 
     def project(self) -> ProjectionReport:
@@ -105,7 +106,7 @@ class RelaxedInside:
         return report
 
     def release(self) -> None:
-        """Undo what was done to the module and to averages; the network and its copies stay relaxed."""
+        """Undo the changes to the module and to averages. The network and its copies stay relaxed."""
         self.end_strict()
         for hook in self._hooks:
             hook.remove()
@@ -114,14 +115,14 @@ class RelaxedInside:
         self._hooks, self._averages, self._copies = [], {}, {}
 
     def undo(self) -> None:
-        """Leave the module and the copies as they were; the network stays relaxed."""
+        """Restore the module and the copies. The network stays relaxed."""
         self.release()
         for copy in self._relaxed:
             if _residuals(copy):
                 project(copy)
 
     def state(self) -> dict[str, Any]:
-        """The residuals with their strengths, of the network, of its copies and of other averages: tensors and plain data."""
+        """The residuals, with strengths, of the network, its copies and other averages, as tensors and plain data."""
         self.pair()
         return {
             "residuals": _state_of(self.relaxation),
@@ -133,12 +134,12 @@ class RelaxedInside:
         """Fill the residuals from `state()`.
 
         Args:
-            state: What `state()` returned.
-            taken: The end of the name of a copy whose weights the network got from the checkpoint, so that it gets that
-                copy's residuals too, unless the copy is here. "" if they are the network's own.
+            state: The result of `state()`.
+            taken: The end of the name of a copy whose weights the network got from the checkpoint. The network then also gets
+                that copy's residuals, unless the copy is present. "" if the weights are the network's own.
 
         Raises:
-            CheckpointError: The state is of a network with other residuals, or without an average that is there now.
+            CheckpointError: The state is of a network with other residuals, or lacks an average that is present now.
         """
         self.pair()
         for name in (*self._copies, *self._averages):
@@ -178,7 +179,7 @@ def _state_of(relaxation: Relaxation) -> dict[str, dict[str, Tensor]]:
 
 
 def fill(relaxation: Relaxation, state: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
-    """Load the entry "residuals" of `RelaxedInside.state`; `what` names the network in messages.
+    """Load the entry "residuals" of `RelaxedInside.state`. `what` names the network in messages.
 
     Raises:
         CheckpointError: The state is of a network with other residuals.
@@ -204,13 +205,13 @@ def _residuals(module: nn.Module) -> list[Residual]:
 
 
 class _Hook:
-    """A hook of a module's state, at work as long as one of the residuals that it is about is in there.
+    """A hook of a module's state, which is active as long as one of its residuals is in the module.
 
-    After a training that an exception ended, the network may be projected and relaxed again by hand: its new residuals belong
+    After an exception ended a training run, the user may project the network and relax it again: the new residuals belong
     in the state.
 
     Args:
-        residuals: Those in the module.
+        residuals: The residuals in the module.
     """
 
     def __init__(self, residuals: list[Residual]) -> None:
@@ -223,8 +224,9 @@ class _Hook:
 
     @staticmethod
     def at_work(module: nn.Module) -> bool:
-        """Whether the module has such a hook; those that are over, which cannot remove themselves while torch goes through
-        them, are removed.
+        """Whether the module has an active hook. Inactive ones are removed.
+
+        They cannot remove themselves while torch iterates over the hooks.
         """
         found = False
         for hooks in (module._state_dict_hooks, module._load_state_dict_post_hooks):
@@ -236,7 +238,7 @@ class _Hook:
 
 
 class _LeavesResidualsOut(_Hook):
-    """A hook of `state_dict`."""
+    """A hook of `state_dict` that leaves the residuals out."""
 
     def __call__(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
@@ -247,7 +249,7 @@ class _LeavesResidualsOut(_Hook):
 
 
 class _MissesNoResiduals(_Hook):
-    """A hook of `load_state_dict`."""
+    """A hook of `load_state_dict` that does not report the residuals as missing."""
 
     def __call__(self, module: nn.Module, incompatible: Any) -> None:
         if not self.is_over(module):

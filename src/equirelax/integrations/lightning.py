@@ -1,4 +1,4 @@
-"""Relaxation in Lightning's trainer: a callback, on a LightningModule that knows nothing of it."""
+"""Relaxation in Lightning's trainer, by a callback. The LightningModule needs no changes."""
 
 from __future__ import annotations
 
@@ -47,65 +47,66 @@ except ImportError:
         ) from missing
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
-"""Strategies that cut parameters into pieces, whereas penalties and projections need the whole."""
+"""Strategies that shard parameters, whereas penalties and projections need whole ones."""
 AVERAGE = "._average_model.module{}"
-"""Where Lightning's WeightAveraging keeps its copy of the network."""
+"""The path at which Lightning's WeightAveraging keeps its copy of the network."""
 SPAWNED = "_MultiProcessingLauncher"
 ERROR, STRENGTH = "relaxation/equivariance_error", "relaxation/largest_gamma"
 LOSSES = "relaxation/{}_loss"
 
 
 class RelaxationCallback(Callback):
-    """Relaxes the network of a LightningModule while it trains, and leaves the module as its author wrote it.
+    """Relaxes the network of a LightningModule during training, and leaves the module as its author wrote it.
 
         trainer = Trainer(callbacks=[RelaxationCallback(method="ace", dual_lr=1e-2)])
         trainer.fit(module, data)
 
-    The network at `module.model` is relaxed before `configure_optimizers` is called, so that an optimizer made of the module's
-    parameters trains the residuals and their strengths. The method's penalty is added to the loss that `training_step` returns,
-    once for every step of the optimizer, and the method steps with the optimizer. Validation, test and prediction see what the
-    method deploys. When `fit` ends, the network is projected where the method deploys it so, and audited on request.
+    The network at `module.model` is relaxed before `configure_optimizers` is called, so that an optimizer of the module's
+    parameters also trains the residuals and their strengths. The method's penalty is added to the loss that `training_step`
+    returns, once per optimizer step, and the method steps with the optimizer. Validation, test and prediction use the network
+    as the method deploys it. When `fit` ends, the network is projected if the method deploys it projected, and audited on
+    request.
 
-    The module's state dict, and so `state_dict` in every checkpoint, has the author's keys alone. The residuals, their
-    strengths, the method, and torch's random state are in the callback's state, so that a training continues from
-    `fit(ckpt_path=...)`; where it was saved at the end of an epoch, to the bit in one process on a CPU.
+    The module's state dict, and therefore `state_dict` in every checkpoint, has only the author's keys. The residuals, their
+    strengths, the method, and torch's random state are in the callback's state, so that training continues from
+    `fit(ckpt_path=...)`. From a checkpoint at the end of an epoch, in one process on a CPU, it continues bit for bit.
 
-    Every `fit` is a training of its own. A network that is relaxed already, by hand or by a `fit` that an exception ended, keeps
-    its residuals. A `fit` that is refused leaves the module as it was.
+    Every `fit` is a separate training run. A network that is already relaxed, by hand or by a `fit` that an exception ended,
+    keeps its residuals. A `fit` that is refused leaves the module as it was.
 
     Args:
         method: The name of a method ("ace", "scheduled", "resilient", ...), with its settings in `settings`; a mapping
-            {"name": ..., and the settings}; a class of methods; or a function that makes one of the relaxation, and that may also
-            take `total_steps` and `steps_per_epoch` by name.
+            {"name": ..., and the settings}; a class of methods; or a function that makes a method from the relaxation, and that
+            may also take `total_steps` and `steps_per_epoch` by name.
         module: Path of the network in the LightningModule; "" relaxes the LightningModule itself.
-        placement: What `equirelax.relax` takes: a placement or its name. None relaxes what is known by default.
-        audit: How to check the network when `fit` ends: arguments of `equirelax.audit` by name, {"in_rep": ..., "out_rep": ...}.
-            Without "sample" the network's first input in training is the sample. Where the network returns a mapping, "outputs"
-            lists the entries that are compared; without it all are. Or a function of the network, which returns the report.
+        placement: A placement or its name, as for `equirelax.relax`. None relaxes the layers that are known by default.
+        audit: Arguments of `equirelax.audit` by name, {"in_rep": ..., "out_rep": ...}, for a check of the network when `fit`
+            ends. Without "sample", the network's first input in training is the sample. If the network returns a mapping,
+            "outputs" lists the entries to compare, by default all. Or a function of the network that returns the report.
             None: no audit.
         watch: Steps from one measurement of the projected network's training loss to the next; see
             `equirelax.methods.ProjectedLoss`. At these steps `training_step` is called a second time, without residuals
-            and gradients of the parameters, while the module's `log` does nothing; what else it counts or keeps, it does
-            twice. None: no measurement.
-        others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network and are
-            networks of their own, such as a teacher: they stay as they are.
-        settings: The method's settings by name. Where it needs `total_steps`, the trainer's number of optimizer steps is taken;
-            `steps_per_epoch="auto"` takes that of an epoch.
+            and gradients of the parameters. The module's `log` then does nothing, but any other side effects of
+            `training_step` happen twice. None: no measurement.
+        others: Paths of modules in the LightningModule, or in another callback, that look like a copy of the network but are
+            separate networks, such as a teacher. They stay as they are.
+        settings: The method's settings by name. If the method needs `total_steps`, it gets the trainer's number of optimizer
+            steps; `steps_per_epoch="auto"` gives it the number per epoch.
 
     Attributes:
         method: The method; None before `fit`.
-        projection: What the projection at the end of the last `fit` removed; None where the network is deployed relaxed.
+        projection: The report of the projection at the end of the last `fit`; None if the network is deployed relaxed.
         report: The audit at the end of the last `fit`; None without one.
-        watch: What follows the projected network's training loss; None without it.
+        watch: The `ProjectedLoss` that measures the projected network's training loss; None without it.
 
     Raises:
-        MethodError: A setting is unknown, missing or out of range; in `fit`, a module that is optimised by hand, a second
-            callback of this class, a strategy that shards parameters, or one that trains a copy of a network that is deployed
-            relaxed in a process of its own.
+        MethodError: A setting is unknown, missing or out of range. In `fit`: the module uses manual optimization, there is a
+            second callback of this class, or the strategy shards parameters or trains a copy of a network that is deployed
+            relaxed in another process.
         PlacementError: In `fit`, `placement`, `module` or `others` does not fit.
         StaleOptimizerError: In `fit`, the module's optimizer lacks parameters of the residuals.
-        RelaxationStateError: In `fit`, an average of the weights that was made before cannot be paired with the network any more.
-        CheckpointError: A checkpoint was not made with this callback, or of another network.
+        RelaxationStateError: In `fit`, an average of the weights that was made before can no longer be paired with the network.
+        CheckpointError: A checkpoint was not made with this callback, or is of another network.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class RelaxationCallback(Callback):
     # Building
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """For `fit`, have the network relaxed when the module's own `setup` and `configure_model` are through."""
+        """For `fit`, arrange that the network is relaxed after the module's own `setup` and `configure_model`."""
         if self._run is None or self._run.module is not pl_module:
             self._let_go()
             self.method, self._kept = None, {}
@@ -180,7 +181,7 @@ class RelaxationCallback(Callback):
             self._build(run)
 
     def _build(self, run: TrainerRun) -> None:
-        """Relax the network, make the method, and have its penalty added."""
+        """Relax the network, make the method, and arrange that its penalty is added."""
         if not run.module.automatic_optimization:
             raise MethodError(
                 f"{type(run.module).__name__} optimises by hand (automatic_optimization is False), so that a callback cannot add "
@@ -190,7 +191,7 @@ class RelaxationCallback(Callback):
         run.fresh = not _is_relaxed(network)
         relaxation = relax(network, self._placement) if run.fresh else Relaxation(network)
         _check_placement(relaxation, self._placement)
-        self._make_method(run, relaxation)  # it sets the strengths, from which averages begin
+        self._make_method(run, relaxation)  # it sets the strengths, with which averages begin
         self._adopt(run, relaxation)
         if isinstance(self._audit, Mapping) and "sample" not in self._audit:
             run.note_input(network)
@@ -228,7 +229,7 @@ class RelaxationCallback(Callback):
         self._attach()
 
     def _at_work(self) -> tuple[TrainerRun, RelaxedInside, Method]:
-        """What a call of `fit` works with.
+        """The run, the relaxed network and the method of the current call of `fit`.
 
         Raises:
             MethodError: No trainer has set the callback up.
@@ -249,17 +250,17 @@ class RelaxationCallback(Callback):
         run.attached = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the random numbers of the checkpoint."""
+        """Restore the random state of the checkpoint."""
         if self._run is not None:
             self._run.restore_random()
 
     def _trained(self, run: TrainerRun, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """`training_step` with the penalty."""
+        """Call `training_step` and add the penalty."""
         _, inside, _ = self._at_work()
         kept = [(residual, residual.inputs_kept) for residual in inside.relaxation.residuals.values()]
         output = call(*args, **kwargs)
         loss = _loss_of(output)
-        if loss is None:  # the batch is left out; what was kept of the step's other micro-batches is not
+        if loss is None:  # forget the inputs of this batch, but not those of the step's other micro-batches
             for residual, count in kept:
                 residual.forget_inputs(count)
         if self.watch is not None and isinstance(loss, Tensor) and run.step_follows():
@@ -274,7 +275,7 @@ class RelaxationCallback(Callback):
         return self._with_penalty(run, output)
 
     def _with_penalty(self, run: TrainerRun, output: Any) -> Any:
-        """What `training_step` returned, with the penalty where a step of the optimizer follows.
+        """Add the penalty to the output of `training_step` if an optimizer step follows.
 
         The trainer divides every loss by the number of batches that it accumulates.
         """
@@ -294,7 +295,7 @@ class RelaxationCallback(Callback):
         if output is None:  # Strict's has no gradient
             return penalty if penalty.requires_grad else None
         if not isinstance(loss, Tensor):
-            return output  # the trainer says what is wrong with it
+            return output  # the trainer reports what is wrong with it
         return {**output, "loss": loss + penalty} if isinstance(output, Mapping) else loss + penalty
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -339,7 +340,7 @@ class RelaxationCallback(Callback):
     # The end
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Project the network where the method deploys it projected, and audit it."""
+        """Project the network if the method deploys it projected, and audit it."""
         run, inside, method = self._at_work()
         run.end()
         network = inside.relaxation.model
@@ -351,7 +352,7 @@ class RelaxationCallback(Callback):
         try:
             self.report = self._audited(network, run.sample)
         except EquirelaxError as error:
-            # the training is done, and whatever its program does next must not be lost with it
+            # the training is done, and the program must be able to continue
             warnings.warn(f"the audit failed. {error}", EquirelaxWarning, stacklevel=2)
         run.sample = None
         run.is_over = True
@@ -386,7 +387,7 @@ class RelaxationCallback(Callback):
         return audit(network, move_data_to_device(sample, device), **arguments)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its functions back. A network that was trained stays relaxed, as training left it."""
+        """Restore the module's functions. A network that was trained stays relaxed, as training left it."""
         self._end_evaluation()
         run = self._run
         if run is None:
@@ -396,7 +397,7 @@ class RelaxationCallback(Callback):
             self._undo(run)
 
     def _undo(self, run: TrainerRun) -> None:
-        """Leave the module as it was before this call."""
+        """Restore the module to its state before this call."""
         if not run.fitting or run.was_relaxed:
             return
         if self._inside is not None:
@@ -407,7 +408,7 @@ class RelaxationCallback(Callback):
             project(network)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module its functions back."""
+        """Restore the module's functions."""
         run = self._run
         if run is not None:
             run.end()
@@ -419,8 +420,9 @@ class RelaxationCallback(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The residuals with their strengths, the method, averages of the residuals, and torch's random state: tensors and plain
-        data. After `fit` it is the state at its end, before the projection.
+        """The state of the residuals with their strengths, the method, averages of the residuals, and torch's random numbers.
+
+        It consists of tensors and plain data. After `fit` it is the state at its end, before the projection.
         """
         if self._kept or self._inside is None or self.method is None or self._run is None:
             return self._kept
@@ -435,7 +437,7 @@ class RelaxationCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse a checkpoint that was made without this callback where its residuals would be missed."""
+        """Reject a checkpoint that was made without this callback if its residuals are needed."""
         if self._run is not None:
             # Lightning's WeightAveraging: "state_dict" has the averages
             self._run.averaged = "current_model_state" in checkpoint
@@ -447,7 +449,7 @@ class RelaxationCallback(Callback):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Outside of `fit` it is needed where the network is deployed relaxed alone.
+        """Continue from `state_dict()`. Outside `fit` this is needed only if the network is deployed relaxed.
 
         Raises:
             CheckpointError: The state is of a network with other residuals.
@@ -477,7 +479,7 @@ class RelaxationCallback(Callback):
 
 
 def _loss_of(output: Any) -> Any:
-    """The loss in what `training_step` returned."""
+    """The loss in the output of `training_step`."""
     return output.get("loss") if isinstance(output, Mapping) else output
 
 
@@ -491,7 +493,7 @@ def _then(call: Callable[..., Any], after: Callable[[], None]) -> Callable[..., 
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and lists of configurations, such as OmegaConf's, as those of Python."""
+    """Convert mappings and lists of configurations, such as OmegaConf's, to Python's."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | tuple):
@@ -500,7 +502,7 @@ def _plain(value: Any) -> Any:
 
 
 def _builds_late(module: LightningModule) -> bool:
-    """Whether the module has a `configure_model` of its own, which Lightning then calls after `setup`."""
+    """Whether the module defines `configure_model`, which Lightning then calls after `setup`."""
     owner = next(cls for cls in type(module).__mro__ if "configure_model" in vars(cls))
     return owner.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
 
@@ -510,7 +512,7 @@ def _is_relaxed(network: nn.Module) -> bool:
 
 
 def _found(module: LightningModule, path: str) -> nn.Module | None:
-    """The network, None where the module has none yet."""
+    """The network, or None if the module has none yet."""
     try:
         return unwrapped(module.get_submodule(path))
     except AttributeError:
@@ -530,7 +532,7 @@ def _network(module: LightningModule, path: str) -> nn.Module:
 
 
 def _check_placement(relaxation: Relaxation, wanted: Placement | str | None) -> None:
-    """Check that a network that was relaxed before was relaxed in the way that is asked for now."""
+    """Check that a network that was already relaxed has the requested placement."""
     wanted = placements.get(wanted) if isinstance(wanted, str) else wanted
     if wanted is not None and list(relaxation.placements.values()) != [wanted]:
         raise PlacementError(
@@ -552,7 +554,7 @@ def _check_trainer(trainer: Trainer) -> None:
 
 
 def _check_held(trainer: Trainer, relaxation: Relaxation, module: LightningModule, path: str) -> None:
-    """Check that the optimizers hold every parameter of the residuals that trains."""
+    """Check that the optimizers hold every trainable parameter of the residuals."""
     held = {
         id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
     }
@@ -568,7 +570,7 @@ def _check_held(trainer: Trainer, relaxation: Relaxation, module: LightningModul
 
 
 def _check_what_stays(trainer: Trainer, method: Method) -> None:
-    """Check that the residuals, which are deployed, outlive the training: in checkpoints, and in this process."""
+    """Check that residuals that are deployed outlive the training, in checkpoints and in this process."""
     for callback in trainer.checkpoint_callbacks:
         if getattr(callback, "save_weights_only", False):
             raise MethodError(

@@ -1,7 +1,7 @@
 """MACE (Batatia et al., arXiv 2206.07697) in its own training function, `mace.tools.train`.
 
-That function takes a model, a loss module and an optimizer, and has no place for a penalty. It says in each call of the model,
-by the argument `training`, whether it trains or evaluates, which is all that is needed here.
+That function takes a model, a loss module and an optimizer, and has no place for a penalty. The argument `training` of each
+call of the model says whether it trains or evaluates, which is all that is needed here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from equirelax.methods import Method
 
 @contextlib.contextmanager
 def training(method: Method, *losses: nn.Module) -> Iterator[None]:
-    """Within it `mace.tools.train` trains a relaxed MACE.
+    """Let `mace.tools.train` train a relaxed MACE inside a `with` block.
 
         model = mace.modules.ScaleShiftMACE(...)
         method = er.ACE(er.relax(model), dual_lr=1e-2)               # before there is an optimizer
@@ -27,16 +27,16 @@ def training(method: Method, *losses: nn.Module) -> Iterator[None]:
         er.project(model)
 
     The method's penalty is added to the loss of training batches. Evaluations, by which MACE chooses the checkpoint that it
-    keeps, are of what the method deploys: the network without its residuals, or for `ResilientACE` with them.
+    keeps, use the network as the method deploys it: without its residuals, or for `ResilientACE` with them.
 
     Args:
-        method: attached to the optimizer; it drives the residuals of the MACE that is trained, which may be wrapped for
-            distributed training.
-        losses: The loss module, and that of stage two (`swa.loss_fn`) if there is one. A loss that is missing here leads to a
-            `MethodError` at the first step, which has no penalty then.
+        method: A method that is attached to the optimizer and drives the residuals of the MACE that is trained, which may be
+            wrapped for distributed training.
+        losses: The loss module, and that of stage two (`swa.loss_fn`) if there is one. If a loss is missing here, its first
+            step has no penalty and raises a `MethodError`.
 
     Raises:
-        MethodError: the method needs the loss on moved samples (REMUL), which this function cannot compute.
+        MethodError: the method needs the loss on transformed samples (REMUL), which this function cannot compute.
     """
     phase = _Phase(method)
     model = method.relaxation.model
@@ -50,11 +50,11 @@ def training(method: Method, *losses: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        phase.evaluation.close()  # PyTorch calls no hook after an interrupt by the keyboard
+        phase.evaluation.close()  # PyTorch calls no hook after a KeyboardInterrupt
 
 
 class _Phase:
-    """Whether the last call of the model was one of training, and what holds while it is evaluated."""
+    """Whether the last call of the model was for training, and the contexts that are open during an evaluation."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -62,7 +62,7 @@ class _Phase:
         self.evaluation = contextlib.ExitStack()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a call of the model."""
+        """Prepare a call of the model."""
         self.trains = bool(kwargs.get("training", False))
         if self.trains:
             return
@@ -73,9 +73,9 @@ class _Phase:
             self.evaluation.callback(residual.train)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After it, also where it failed."""
+        """Clean up after a call of the model, even if it failed."""
         self.evaluation.close()
 
     def add(self, module: nn.Module, args: tuple[Any, ...], value: Tensor) -> Tensor:
-        """After a call of the loss."""
+        """Add the penalty after a call of the loss."""
         return self.method.objective(value) if self.trains else value

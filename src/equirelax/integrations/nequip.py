@@ -1,9 +1,10 @@
-"""NequIP (Batzner et al., arXiv 2101.03164): a network in memory, relaxed or projected, as its package's ASE calculator and as
-a file that was compiled by AOTInductor.
+"""Deployment of NequIP networks (Batzner et al., arXiv 2101.03164) in memory, relaxed or projected.
 
-`nequip-package` and `nequip-compile` begin with a checkpoint of `nequip-train`, which holds the author's weights alone. They are
-the way to deploy a projected network. What is here is for a network that is deployed relaxed, whose residuals they leave out, and
-for one that was trained in a loop of your own.
+A network can become an ASE calculator of the nequip package, or a file compiled by AOTInductor.
+
+`nequip-package` and `nequip-compile` begin with a checkpoint of `nequip-train`, which holds only the author's weights. They are
+the way to deploy a projected network. The functions here are for a network that is deployed relaxed, whose residuals those
+programs leave out, and for one that was trained in your own loop.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ SUFFIX = ".nequip.pt2"
 
 
 def calculator(network: nn.Module, device: str = "cpu", species: Mapping[str, str] | None = None) -> Any:
-    """A `nequip.ase.NequIPCalculator` of a network in memory, which may be relaxed.
+    """Make a `nequip.ase.NequIPCalculator` for a network in memory, which may be relaxed.
 
     Args:
         network: The network that a model builder of NequIP returned (a `GraphModel`). It is put into evaluation mode and
             moved to the device.
-        device: The device that computes.
-        species: Chemical symbol -> name of the type in the network; None where the types' names are the symbols.
+        device: The device on which to compute.
+        species: Chemical symbol -> name of the type in the network; None if the names of the types are the symbols.
     """
     from nequip.ase import NequIPCalculator
     from nequip.integrations.utils import basic_transforms
@@ -46,20 +47,20 @@ def calculator(network: nn.Module, device: str = "cpu", species: Mapping[str, st
 
 
 def load_relaxed(path: str | os.PathLike[str], placement: Placement | None = None) -> Relaxation:
-    """The network of a checkpoint of `nequip-train` with its residuals, which NequIP's own programs leave out.
+    """Load the network of a `nequip-train` checkpoint with its residuals, which NequIP's own programs leave out.
 
-    Weights and residuals are those that NequIP deploys: the averages where the training averaged (`EMALightningModule`). NequIP
-    unpickles the file to build the network: load files of people whom you trust alone.
+    Weights and residuals are those that NequIP deploys: the averages if the training averaged (`EMALightningModule`). NequIP
+    unpickles the file to build the network, so load only files from people whom you trust.
 
     Args:
-        path: A checkpoint of a training with `RelaxationCallback` on `module: model.sole_model`.
-        placement: The callback's placement; None is `relax`'s own.
+        path: A checkpoint of a training run with `RelaxationCallback` on `module: model.sole_model`.
+        placement: The callback's placement; None is the default of `relax`.
 
     Returns:
-        The handle; the network is its `model`.
+        The handle, whose `model` is the network.
 
     Raises:
-        CheckpointError: The callback left nothing in the checkpoint, or it is of a network with other residuals.
+        CheckpointError: The checkpoint has no state of the callback, or is of a network with other residuals.
     """
     from nequip.model.saved_models.load_utils import load_saved_model
     from nequip.utils.global_state import set_global_state
@@ -92,21 +93,21 @@ def compile_network(
     device: str = "cpu",
     species: Mapping[str, str] | None = None,
 ) -> None:
-    """Compile a network by AOTInductor, as `nequip-compile` does, residuals and all.
+    """Compile a network with its residuals by AOTInductor, as `nequip-compile` does.
 
-    The file needs equirelax no more. `NequIPCalculator.from_compiled_model` loads it, and LAMMPS if it was made for that. NequIP
-    compares it with the network on the frame before this returns. The network itself is left as it is.
+    The file no longer needs equirelax. `NequIPCalculator.from_compiled_model` loads it, and so does LAMMPS if it is the target.
+    Before the function returns, NequIP compares the file with the network on the frame. The network itself is left as it is.
 
     Args:
         network: As for `calculator`.
         path: The file to write; its name ends with `.nequip.pt2`.
-        frame: `ase.Atoms` with at least three atoms, and as many neighbours, of the kind that will be computed.
+        frame: `ase.Atoms` with at least three atoms and three neighbours, like the systems that will be computed.
         report: The audit of this network. Its model card becomes the entry `equirelax_card` of the file's metadata.
-        target: What the file is for: "ase", "pair_nequip" (LAMMPS) or "batch".
+        target: The use of the file: "ase", "pair_nequip" (LAMMPS) or "batch".
         device, species: As for `calculator`.
 
     Raises:
-        AuditError: The network is relaxed and there is no report: its error is a part of what is deployed.
+        AuditError: The network is relaxed and there is no report. The deployed file must state the network's error.
         ValueError: The path has another suffix, or the target is unknown.
     """
     from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
@@ -131,7 +132,7 @@ def compile_network(
             f"kept in the file, or project it first"
         )
     wanted = COMPILE_TARGET_DICT[target]
-    model = copy.deepcopy(network)  # NequIP takes the gradients off what it compiles
+    model = copy.deepcopy(network)  # NequIP removes the gradients of the network that it compiles
     dims = {kind: torch.export.Dim(f"num_{kind}s", min=2) for kind in ("graph", "node", "edge")}
     flags = {
         key: str(int(value)) for key, value in get_latest_global_state(only_metadata_related=True).items()

@@ -1,4 +1,4 @@
-"""One call of Lightning's trainer, such as `fit`: what a callback does to the module meanwhile, and asks of the trainer."""
+"""One call of Lightning's trainer, such as `fit`: a callback's temporary changes to the module and queries of the trainer."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class TrainerRun:
-    """One call of the trainer: its module with the functions that are wrapped for it, and what is noted meanwhile.
+    """One call of the trainer: its module, whose functions are wrapped meanwhile, and the state of the call.
 
     Attributes:
-        is_set_up: Whether the module's `setup` is through.
+        is_set_up: Whether the module's `setup` has finished.
         fresh: Whether the network was relaxed in this call.
-        was_relaxed: Whether an earlier call left it relaxed, and its residuals out of the module's state.
-        trained: Whether a batch was trained on.
+        was_relaxed: Whether an earlier call left it relaxed, with its residuals outside the module's state.
+        trained: Whether any batch was used for training.
         attached: Whether the method is attached to the optimizers.
-        is_over: Whether `fit` came to its end.
-        averaged: Whether the weights of the checkpoint that is loaded are averages.
+        is_over: Whether `fit` has finished.
+        averaged: Whether the weights of the loaded checkpoint are averages.
         has_loss: Whether a batch since the last step of the optimizer had a loss.
-        sample: The network's first input in training, where `note_input` asked for it.
-        random: The random state to go on with.
+        sample: The network's first input in training, if `note_input` was called.
+        random: The random state with which to continue.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, fitting: bool) -> None:
@@ -46,7 +46,7 @@ class TrainerRun:
         self._hooks: list[RemovableHandle] = []
 
     def wrap(self, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Replace a function of the module until `end`, once."""
+        """Replace a function of the module until `end`, at most once."""
         if name not in self._wrapped:
             original = getattr(self.module, name)
             self._wrapped[name] = self.module.__dict__.get(name)
@@ -54,7 +54,7 @@ class TrainerRun:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """The module's `log`, and `log_dict` with it, do nothing within it."""
+        """Disable the module's `log`, and with it `log_dict`, in a block."""
         before = self.module.__dict__.get("log")
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         try:
@@ -66,7 +66,7 @@ class TrainerRun:
                 self.module.log = before  # type: ignore[method-assign]
 
     def note_input(self, network: nn.Module) -> None:
-        """Keep the first input that the network gets in training."""
+        """Record the first input that the network gets in training."""
 
         def note(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.sample is None and network.training:
@@ -75,7 +75,7 @@ class TrainerRun:
         self._hooks.append(network.register_forward_pre_hook(note, with_kwargs=True))
 
     def end(self) -> None:
-        """Give the module its functions back."""
+        """Restore the module's functions."""
         for name, before in self._wrapped.items():
             if before is None:
                 delattr(self.module, name)
@@ -86,7 +86,7 @@ class TrainerRun:
         self._wrapped, self._hooks = {}, []
 
     def owners(self, callback: Callback) -> dict[str, object]:
-        """Name -> object, of what may hold averages: the module, and the other callbacks."""
+        """Name -> object for the objects that may hold averages: the module and the other callbacks."""
         found: dict[str, object] = {type(self.module).__name__: self.module}
         for other in callbacks_of(self.trainer):
             if other is not callback:
@@ -95,14 +95,14 @@ class TrainerRun:
         return found
 
     def step_follows(self) -> bool:
-        """Whether a step of the optimizer follows the present batch."""
+        """Whether a step of the optimizer follows the current batch."""
         trainer = self.trainer
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         last = trainer.is_last_batch or ready >= trainer.num_training_batches
         return last or ready % trainer.accumulate_grad_batches == 0
 
     def steps(self, start: int) -> int:
-        """Number of the optimizer's steps from `start` to the end of training."""
+        """The number of optimizer steps from `start` to the end of training."""
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total) or total < 0:
             raise MethodError(
@@ -112,7 +112,7 @@ class TrainerRun:
         return max(int(total) - start, 1)
 
     def steps_per_epoch(self) -> int:
-        """Number of the optimizer's steps of an epoch."""
+        """The number of optimizer steps per epoch."""
         if self.trainer.train_dataloader is None:
             self.trainer.fit_loop.setup_data()
         batches = self.trainer.num_training_batches
@@ -121,7 +121,7 @@ class TrainerRun:
         return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
 
     def random_state(self) -> dict[str, Any] | None:
-        """Torch's random state; None with several processes, of which one alone writes the checkpoint."""
+        """Torch's random state; None with several processes, since only one of them writes the checkpoint."""
         if self.trainer.world_size > 1:
             return None
         device = self.module.device
@@ -139,18 +139,18 @@ class TrainerRun:
         loop = self.trainer.fit_loop
         if (
             loop.is_resuming and loop._data_fetcher is not None
-        ):  # it was begun before, with other random numbers
+        ):  # its iteration began earlier, with other random numbers
             iter(loop._data_fetcher)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The trainer's callbacks, also those that the module added."""
+    """The trainer's callbacks, including those that the module added."""
     found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return found
 
 
 def _as_sample(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call's arguments in the form that `audit` takes, copied, for the network may write into them."""
+    """A copy of a call's arguments in the form that `audit` takes. It is a copy because the network may write into them."""
     if args and kwargs:
         bound = inspect.signature(network.forward).bind(*args, **kwargs)
         args, kwargs = (), dict(bound.arguments)

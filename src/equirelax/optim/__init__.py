@@ -1,4 +1,4 @@
-"""Muon for equivariant networks, which knows the matrices in their layers' weights."""
+"""Muon for equivariant networks, which finds the matrices in their layers' weights."""
 
 from equirelax.optim.matrices import matrices_of
 from equirelax.optim.muon import Muon

@@ -1,4 +1,4 @@
-"""Which matrices the parameters of a network hold."""
+"""Find the matrices that the parameters of a network hold."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from equirelax.relaxation.layers.family import families_of
 from equirelax.relaxation.matrices import Matrices, by_shape, without_vectors
 
 NORM = re.compile(r"Norm(\d+d|V\d+)?$")
-"""How the names of normalisation layers end: LayerNorm, BatchNorm2d, EquivariantLayerNormV2."""
+"""Endings of the names of normalisation layers, such as LayerNorm, BatchNorm2d and EquivariantLayerNormV2."""
 
 
 def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
     """Find the matrices in every parameter of a network, relaxed or not.
 
-    A layer of a registered family says which its parameters hold (`LayerFamily.matrices`): e3nn's linear maps and tensor
-    products keep one matrix for every path, and for every channel of the second input, in one flat vector; escnn's layers one for
-    every pair of representations. So does the map of a residual. Any other parameter is read by its shape: two axes are rows
-    and columns; of more axes, as in the kernel of a convolution, all but the first are columns, group by group
-    where a convolution has groups. Embedding tables are not matrices, tied ones neither, nor are arrays with a single row or
-    column, nor weights that act on every channel by itself: those of norms, of Allegro's tensor products and of MACE's
-    symmetric contractions.
+    For a layer of a registered family, the family knows the matrices (`LayerFamily.matrices`). e3nn's linear maps and tensor
+    products keep one matrix for every path, and for every channel of the second input, in one flat vector. escnn's layers keep
+    one for every pair of representations. The map of a residual also knows its matrices. Any other parameter is read by its
+    shape: two axes are rows and columns; of more axes, as in the kernel of a convolution, the first is rows and the others are
+    columns, separately for every group of a convolution with groups.
+
+    Some parameters are not matrices: embedding tables, even tied ones, arrays with a single row or column, and weights that act
+    on every channel separately (of norms, of Allegro's tensor products and of MACE's symmetric contractions).
 
     Args:
         model: The network.
 
     Returns:
-        For every parameter its matrices; an empty tuple where it holds none.
+        For every parameter its matrices, or an empty tuple if it holds none.
 
     Examples:
         >>> import torch
@@ -61,16 +62,16 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, tuple[Matrices, ...]]:
 
 
 def _by_group(convolution: nn.modules.conv._ConvNd) -> tuple[Matrices, ...]:
-    """The kernel of every group, (channels, other channels x pixels)."""
+    """The kernel of every group of a convolution, (channels, other channels x pixels)."""
     weight, groups = convolution.weight, convolution.groups
     return without_vectors([Matrices(0, (groups, len(weight) // groups, weight[0].numel()), (0, 1, 2))])
 
 
 def _channelwise(module: nn.Module) -> list[nn.Parameter]:
-    """The weights with which a module takes every channel by itself, though their shape may look like a matrix's.
+    """The weights that act on every channel separately, although their shape may look like that of a matrix.
 
-    Norms and products are known by the names of their classes, products by the axis of their channels too: (channels, paths)
-    in Allegro, (elements, paths, channels) in MACE.
+    Norms and products are recognised by the names of their classes, and products also by the axis of their channels:
+    (channels, paths) in Allegro, (elements, paths, channels) in MACE.
     """
     names = {cls.__name__ for cls in type(module).__mro__}
     if any(NORM.search(name) for name in names):

@@ -1,4 +1,4 @@
-"""Muon for equivariant networks: the step of every matrix orthogonalised, Adam for everything else.
+"""Muon for equivariant networks: orthogonalised steps for matrices, and Adam for everything else.
 
 Reference:
     K. Jordan, Y. Jin, V. Boza, J. You, F. Cesista, L. Newhouse, J. Bernstein, "Muon: an optimizer for hidden layers in
@@ -25,13 +25,13 @@ from equirelax.relaxation.matrices import Matrices, by_shape
 from equirelax.settings import shown
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of X, (X X^H) X and (X X^H)^2 X in a Newton-Schulz step: Jordan's, which are steepest at 0."""
+"""Coefficients of X, (X X^H) X and (X X^H)^2 X in a Newton-Schulz step: Jordan's, which are steepest at 0."""
 STEPS = 5
 LEAST_NORM = 1e-7
 
 
 class _Move(NamedTuple):
-    """A parameter, its gradient, and where the matrices lie in both."""
+    """A parameter, its gradient, and the positions of the matrices in both."""
 
     parameter: Tensor
     gradient: Tensor
@@ -39,7 +39,7 @@ class _Move(NamedTuple):
 
 
 class Muon(torch.optim.Optimizer):
-    r"""Muon on the matrices of a network, Adam on all its other parameters, as one optimizer.
+    r"""Muon for the matrices of a network and Adam for all its other parameters, in one optimizer.
 
     For the gradient G and the momentum M of a matrix with r rows and c columns,
 
@@ -47,39 +47,39 @@ class Muon(torch.optim.Optimizer):
         W <- (1 - lr wd) W - lr rms sqrt(max(r, c)) NS((1 - m) G + m M)
 
     where NS, five Newton-Schulz steps, keeps the singular vectors and brings all singular values to between 0.7 and 1.2.
-    `matrices_of` finds where the parameters hold matrices: the weights of plain layers and vector neurons are matrices
+    `matrices_of` finds the matrices in the parameters. The weights of plain layers and vector neurons are matrices
     themselves; e3nn's and escnn's flat weights hold one for every path or pair of representations. Such a step commutes with
     orthogonal changes of basis of the channels. An equivariant network stays exactly equivariant, since only its weights
-    change. Everything else, such as biases, norms, embeddings and gamma, is moved by Adam with decoupled weight decay at the
-    same learning rate.
+    change. Adam, with decoupled weight decay and the same learning rate, moves everything else, such as biases, norms,
+    embeddings and gamma.
 
-    `rms` is about the root mean square of a matrix step's entries over the learning rate. Adam's is 1 at its first step and
-    falls as gradients disagree; Liu et al. (2025, arXiv 2502.16982, section 2.2) take 0.2 for language models. With the
-    default of 1, learning rates that suit Adam are where to begin.
+    `rms` is approximately the root mean square of the entries of a matrix step divided by the learning rate. Adam's is 1 at
+    its first step and falls as gradients disagree; Liu et al. (2025, arXiv 2502.16982, section 2.2) use 0.2 for language
+    models. With the default of 1, begin with learning rates that suit Adam.
 
     On plain matrices a step with rms 0.2 is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which computes NS in
-    bfloat16 and one matrix at a time. Here NS is computed in the parameter's precision, float32 at least, and for all
-    matrices of one size at once.
+    bfloat16 and one matrix at a time. Here NS is computed in the parameter's precision, at least float32, and for all
+    matrices of the same size at once.
 
-    It is used as any optimizer of torch is: learning-rate schedulers, closures, `state_dict` and parameter groups work, and
-    `method.attach(optimizer)` does. The residuals of a relaxed network are matrices too.
+    It works like any torch optimizer, with learning-rate schedulers, closures, `state_dict`, parameter groups and
+    `method.attach(optimizer)`. The residuals of a relaxed network also hold matrices.
 
     Args:
-        model: The network. Its layers tell which matrices the parameters hold.
+        model: The network. Its layers determine which matrices the parameters hold.
         lr: Learning rate of both parts, 0 or more.
         params: Parameters, named parameters or groups of them, as for any optimizer; by default all of `model`. A group
             may have its own `lr`, `momentum`, `rms`, `weight_decay`, `adam_betas` and `adam_eps`.
-        matrices: For parameters named here (as `model.named_parameters()` names them) the matrices that they hold, in
-            place of what their layers say; `()` leaves a parameter to Adam, as in `{"head.weight": ()}`.
+        matrices: The matrices of some parameters, by their names in `model.named_parameters()`, instead of those that the
+            layers determine. `()` leaves a parameter to Adam, as in `{"head.weight": ()}`.
         momentum: m above, in [0, 1).
-        rms: As above, more than 0.
+        rms: rms above, more than 0.
         weight_decay: wd above, 0 or more, for every parameter. `attach` exempts gamma.
         adam_betas: Decay rates of Adam's two moments, each in [0, 1).
         adam_eps: Adam's epsilon, more than 0.
 
     Raises:
-        ConfigError: `model` is not a module, a number is out of its range, or `matrices` has the name of no parameter or
-            entries outside of one.
+        ConfigError: `model` is not a module, a number is out of range, or `matrices` has an unknown name or entries
+            outside its parameter.
 
     Examples:
         >>> import torch
@@ -123,13 +123,13 @@ class Muon(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as `method.attach` does with those of residuals that came after the optimizer.
+        """Add a group of parameters, as `method.attach` does for residuals that were made after the optimizer.
 
         Args:
-            param_group: `params`, and settings in place of the optimizer's.
+            param_group: `params`, and settings that replace the optimizer's.
 
         Raises:
-            ConfigError: a setting is out of its range; no group is added then.
+            ConfigError: a setting is out of range. No group is added then.
         """
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -148,9 +148,9 @@ class Muon(torch.optim.Optimizer):
                 self._matrices[p] = found[p] if p in found else by_shape(p)
 
     def read_network(self, model: nn.Module) -> None:
-        """Give a copy, or what was unpickled, the network, whose layers tell the matrices of parameters that come later.
+        """Set the network of a copied or unpickled optimizer, whose layers determine the matrices of parameters added later.
 
-        `method.attach` does it. An optimizer that knows its network keeps it.
+        `method.attach` calls it. An optimizer that knows its network keeps it.
 
         Args:
             model: The network.
@@ -171,10 +171,10 @@ class Muon(torch.optim.Optimizer):
         """Move every parameter that has a gradient.
 
         Args:
-            closure: Computes the gradients and returns the loss, where the loop has not done so.
+            closure: A function that computes the gradients and returns the loss, if the loop has not done so.
 
         Returns:
-            What `closure` returned, or None.
+            The result of `closure`, or None.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -197,7 +197,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any], moves: Sequence[_Move]) -> None:
-        """Move the matrices, all of one size at once."""
+        """Step the matrices, all of the same size at once."""
         steps: list[Tensor] = []
         sized: dict[tuple[Any, ...], list[Tensor]] = {}
         for p, gradient, matrices in moves:
@@ -225,7 +225,7 @@ class Muon(torch.optim.Optimizer):
             p.add_(step.view(p.shape), alpha=-float(group["lr"]))
 
     def _adam(self, group: dict[str, Any], moves: Sequence[_Move]) -> None:
-        """Move the entries that belong to no matrix."""
+        """Step the entries that belong to no matrix."""
         owners: list[tuple[Tensor, list[slice]]] = []
         values, grads, first, second, steps = [], [], [], [], []
         for p, gradient, matrices in moves:
@@ -256,14 +256,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Five Newton-Schulz steps, which nearly orthogonalise matrices.
+    """Orthogonalise matrices approximately, by five Newton-Schulz steps.
 
     Args:
         matrices: (n, rows, columns) with rows <= columns, real or complex.
 
     Returns:
-        Matrices (n, rows, columns) with the same singular vectors and singular values of about 0.7 to 1.2, in float32 where
-        `matrices` are of lower precision. A matrix of zeros stays as it is.
+        Matrices (n, rows, columns) with the same singular vectors and singular values of about 0.7 to 1.2, in float32 if
+        `matrices` have lower precision. A matrix of zeros stays as it is.
     """
     a, b, c = COEFFICIENTS
     x = matrices.float() if matrices.dtype in (torch.float16, torch.bfloat16) else matrices
@@ -297,7 +297,7 @@ def _named(
 
 
 def _check(group: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a setting of a group is out of its range."""
+    """Raise ConfigError if a setting of a group is out of range."""
     ranges: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "lr": ("0 or more", lambda v: v >= 0),
         "momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
@@ -309,7 +309,7 @@ def _check(group: Mapping[str, Any]) -> None:
     for name, (allowed, fits) in ranges.items():
         try:
             fitting = fits(group[name])
-        except TypeError:  # text or None, and one number in the place of two
+        except TypeError:  # text or None, or one number in place of two
             fitting = False
         if not fitting:
             raise ConfigError(f"Muon: {name} must be {allowed}, and is {shown(group[name])}.")
@@ -322,7 +322,7 @@ def _others(p: Tensor, matrices: Sequence[Matrices]) -> list[slice]:
 
 
 def _take(p: Tensor, slices: Sequence[slice]) -> Tensor:
-    """Those entries: the parameter itself where they are all of it."""
+    """The entries of a flat parameter in these slices; the parameter itself if they cover all of it."""
     if list(slices) == [slice(0, p.numel())]:
         return p
     flat = p.reshape(-1)

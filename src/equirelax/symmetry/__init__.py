@@ -1,4 +1,4 @@
-"""Groups, their representations and Lie algebras, sampling, and equivariant maps. Needs torch only."""
+"""Groups, their representations and Lie algebras, sampling, and equivariant maps. Needs only torch."""
 
 from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.cartesian import cartesian

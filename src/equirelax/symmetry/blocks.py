@@ -1,4 +1,4 @@
-"""Blocks: how a group acts on one small vector. Representations are direct sums of blocks."""
+"""Blocks: actions of a group on one small vector. Representations are direct sums of blocks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Block(ABC):
     Attributes:
         group: the group that acts.
         dim: d, the length of a vector.
-        name: for tables and messages, such as `vector` or `1o`.
+        name: the name in tables and messages, such as `vector` or `1o`.
         linear: whether the action has no offset.
-        trivial: whether every element leaves every vector as it is.
-        names_group: whether `name` alone says which group acts, as `1o` does for O(3).
+        trivial: whether every element leaves every vector unchanged.
+        names_group: whether `name` alone implies the group that acts, as `1o` does for O(3).
     """
 
     group: Group
@@ -71,7 +71,7 @@ class Block(ABC):
         return self.matrix(self.group.discrete())
 
     def offset(self, g: Tensor) -> Tensor | None:
-        """Compute what is added to rho(g) x, (..., d); None for a linear block."""
+        """Compute the offset that is added to rho(g) x, (..., d); None for a linear block."""
         return None
 
     def generators(
@@ -93,17 +93,17 @@ class Block(ABC):
         return None
 
     def known_hom(self, other: Block) -> Tensor | None:
-        """Return an orthonormal basis (b, d_other, d) of the equivariant maps to `other`; None where it has to be computed."""
+        """Return an orthonormal basis (b, d_other, d) of the equivariant maps to `other`; None if it must be computed."""
         return None
 
     def stacked(self, kind: Kind, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the matrices of `kind` above each other, (count d, d). It is cached: do not write into it."""
+        """Return the matrices of `kind` stacked vertically, (count d, d). It is cached: do not write into it."""
         return self._constant(
             f"{kind} stacked", lambda: self._matrices(kind).reshape(-1, self.dim), dtype, device
         )
 
     def tiled(self, kind: Kind, tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return `tile` copies of each matrix of `kind` on a diagonal, (count, tile d, tile d); also cached."""
+        """Return `tile` copies of each matrix of `kind` on a diagonal, (count, tile d, tile d). It is also cached."""
 
         def build() -> Tensor:
             matrices = self._matrices(kind)
@@ -171,7 +171,7 @@ def block_from_spec(group: Group, spec: dict[str, Any]) -> Block:
 
 
 class Trivial(Block):
-    """A number that every element leaves as it is."""
+    """A number that every element leaves unchanged."""
 
     trivial = True
 
@@ -190,7 +190,7 @@ class Trivial(Block):
 
 
 class Vector(Block):
-    """The defining representation; for SE(n) and E(n) its linear part, so that translations leave a vector as it is."""
+    """The defining representation; for SE(n) and E(n) its linear part, so that translations leave a vector unchanged."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group, group.linear_dim, "vector")
@@ -243,7 +243,7 @@ class Positions(Block):
 
 
 class Sign(Block):
-    """A number multiplied by the sign of the determinant: a pseudoscalar, the parity of a permutation."""
+    """A number multiplied by the sign of the determinant, such as a pseudoscalar or the parity of a permutation."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group, 1, "sign")
@@ -259,7 +259,7 @@ class Sign(Block):
 
 
 class Pseudovector(Block):
-    """det(R) R for groups of rotations and reflections of R^3: angular momenta, magnetic fields."""
+    """det(R) R for groups of rotations and reflections of R^3, such as for angular momenta and magnetic fields."""
 
     def __init__(self, group: Group) -> None:
         if group.linear_dim != 3:

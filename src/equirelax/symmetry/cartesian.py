@@ -1,4 +1,4 @@
-"""Cartesian tensors: 3 x 3 matrices, or a subspace of them in a basis of one's own."""
+"""Cartesian tensors: 3 x 3 matrices, or a subspace of them in a given basis."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from equirelax.symmetry.representation import Representation
 
 
 def cartesian(group: Group, basis: Tensor | None = None) -> Representation:
-    """Build 3 x 3 matrices X, as TensorNet has them: scalars, vectors and symmetric traceless tensors in one.
+    """Build the representation on 3 x 3 matrices X, as in TensorNet: a scalar, a vector and a symmetric traceless tensor.
 
-    A rotation R takes X to R X R^T, an element with det R = -1 to R X^T R^T. So the antisymmetric part is a vector and not a
-    pseudovector: the whole is 1x0e + 1x1o + 1x2e (Simeon and De Fabritiis, arXiv 2306.06482, section 3). Needs no e3nn.
+    A rotation R takes X to R X R^T, and an element with det R = -1 takes it to R X^T R^T. So the antisymmetric part is a vector
+    and not a pseudovector, and the whole is 1x0e + 1x1o + 1x2e (Simeon and De Fabritiis, arXiv 2306.06482, section 3). e3nn is
+    not needed.
 
     Args:
         group: SO(3) or O(3).
-        basis: matrices B_k, (k, 3, 3), of a subspace that the group maps to itself; the components are the c_k of
+        basis: matrices B_k, (k, 3, 3), of a subspace that the group maps to itself. The components are the c_k of
             X = sum_k c_k B_k. None: the nine entries of X, row by row.
 
     Raises:
-        RepresentationError: the group is another one, or the matrices are not the basis of such a subspace.
+        RepresentationError: the group is another one, or the matrices are not a basis of such a subspace.
 
     Examples:
         >>> from equirelax.symmetry import O, cartesian

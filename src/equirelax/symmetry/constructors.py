@@ -1,4 +1,4 @@
-"""The usual representations."""
+"""Constructors of the common representations."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def trivial(group: Group, n: int = 1) -> Representation:
 
 
 def vector(group: Group) -> Representation:
-    """Build the defining representation; for SE(n) and E(n) its linear part, as of velocities, forces and differences."""
+    """Build the defining representation; for SE(n) and E(n) its linear part, as for velocities, forces and differences."""
     return Representation(group, [(1, Vector(group))])
 
 
 def positions(group: Group) -> Representation:
-    """Build points in space: x -> R x + t for SE(n) and E(n), which is affine; for other groups `vector`."""
+    """Build the action on points in space: x -> R x + t for SE(n) and E(n), which is affine; `vector` for other groups."""
     return vector(group) if group.dim == group.linear_dim else Representation(group, [(1, Positions(group))])
 
 
 def sign(group: Group) -> Representation:
-    """Build a number that is multiplied by the sign of the linear part's determinant: a pseudoscalar, a permutation's parity."""
+    """Build a number multiplied by the sign of the linear part's determinant: a pseudoscalar, a permutation's parity."""
     return Representation(group, [(1, Sign(group))])
 
 
 def pseudovector(group: Group) -> Representation:
-    """Build det(R) R for a group that acts on R^3, as of angular momenta.
+    """Build det(R) R for a group that acts on R^3, as for angular momenta.
 
     Raises:
         RepresentationError: the group does not act on R^3.
@@ -58,5 +58,5 @@ def custom(
     matrix_fn: Callable[[Tensor], Tensor] | None = None,
     name: str = "custom",
 ) -> Representation:
-    """Build a representation from your own matrices; `equirelax.symmetry.custom.Custom` has the arguments and errors."""
+    """Build a representation from your own matrices. For arguments and errors see `equirelax.symmetry.custom.Custom`."""
     return Representation(group, [(1, Custom(group, generators, discrete, matrix_fn, name))])

@@ -1,4 +1,4 @@
-"""Blocks of the user's own matrices. Where rho of every element follows from that of the generators, these are enough."""
+"""Blocks of the user's own matrices. The generators' matrices are enough if those of all elements follow from them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ class Custom(Block):
 
     Args:
         group: the group that acts.
-        generators: drho(A_i), (k, d, d), for the basis `group.algebra()` in its order; None where k = 0.
-        discrete: rho of `group.discrete()`, (c, d, d), in its order; None where c = 0.
-        matrix_fn: g (..., n, n) -> rho(g) (..., d, d). Finite groups, SO(n) and O(n) with n = 2, 3 need none: there
-            rho follows from the generators. Elsewhere `matrix` and `apply` raise without it, while everything in
-            weight space works. A function makes the block impossible to write as a spec; it pickles if the
-            function does.
-        name: for tables and messages.
+        generators: drho(A_i), (k, d, d), for the basis `group.algebra()` in its order; None if k = 0.
+        discrete: rho of `group.discrete()`, (c, d, d), in its order; None if c = 0.
+        matrix_fn: g (..., n, n) -> rho(g) (..., d, d). Finite groups, and SO(n) and O(n) with n = 2, 3, do not need it,
+            because rho follows from the generators. For other groups `matrix` and `apply` raise without it, but everything
+            in weight space works. A block with a function has no spec, and can be pickled only if the function can.
+        name: the name in tables and messages.
 
     Raises:
         RepresentationError: counts or shapes do not fit the group, the commutators are not those of its algebra, or the
-            discrete elements do not turn the generators as the group's do.
+            discrete elements do not conjugate the generators as the group's do.
     """
 
     def __init__(
@@ -78,8 +77,10 @@ class Custom(Block):
             )
 
     def _check_discrete(self) -> None:
-        """Check rho(h) drho(A) rho(h)^-1 = drho(h A h^-1), and rho(h)^2 = 1 where h^2 = 1. `_element_table` checks finite
-        groups."""
+        """Check rho(h) drho(A) rho(h)^-1 = drho(h A h^-1), and rho(h)^2 = 1 where h^2 = 1.
+
+        `_element_table` checks finite groups.
+        """
         basis, (rho, turned) = self.group.algebra(), self._given
         if not len(basis):
             return
@@ -172,13 +173,13 @@ def _element_table(group: Group, discrete: Tensor) -> Tensor:
         discrete: rho of `group.discrete()`, (c, d, d).
 
     Raises:
-        RepresentationError: the matrices obey other relations than the group's generators.
+        RepresentationError: the matrices do not obey the same relations as the group's generators.
     """
     elements = group.elements()
     dim, size = group.dim, discrete.shape[-1]
     pairs = torch.zeros(len(discrete), dim + size, dim + size, dtype=torch.float64)
     pairs[:, :dim, :dim], pairs[:, dim:, dim:] = group.discrete(), discrete
-    # Products of the pairs (g, rho(g)) are as many as the elements exactly if rho is a representation.
+    # There are as many products of the pairs (g, rho(g)) as elements exactly if rho is a representation.
     reached = closure(pairs, min(2 * len(elements), ELEMENT_LIMIT)) if len(pairs) else None
     if reached is None:
         if len(elements) == 1:

@@ -1,8 +1,8 @@
 """Convert escnn's groups, elements and field types. Nothing here imports escnn; objects are recognised by their classes.
 
-A gspace's fiber group becomes the group of matrices by which it acts on the base space: (2, 2) on the plane,
-coordinates x right, y up, origin at the centre of the grid, as everywhere in equirelax. escnn's default reflection is
-about the y axis, ours about the x axis, so the order of elements, and of a regular field's channels, may differ: such a
+A gspace's fiber group becomes the group of matrices by which it acts on the base space. On the plane these are (2, 2), with
+x to the right, y up and the origin at the centre of the grid, as everywhere in equirelax. escnn's default reflection is
+about the y axis and ours about the x axis, so the order of elements, and of a regular field's channels, may differ. Such a
 field becomes a `Custom` representation in escnn's channel order, and nothing is permuted.
 """
 
@@ -36,8 +36,8 @@ def element_matrix(space: Any, element: Any) -> Tensor:
     """Compute the matrix (n, n) by which an element, in escnn's own parametrisation, acts on the base space.
 
     Args:
-        space: A gspace. Without a base space the fiber group's defining action is taken: rotations and reflections of
-            the plane for cyclic and dihedral groups, of space for the others.
+        space: A gspace. Without a base space, the fiber group's defining action is used: rotations and reflections of
+            the plane for cyclic and dihedral groups, and of space for the others.
         element: An element of the gspace's fiber group.
     """
     return torch.as_tensor(_action(space)(element), dtype=torch.float64)
@@ -76,7 +76,7 @@ _CONVERSIONS: dict[tuple[str, int], _Conversion] = {}
 
 
 def _converted(space: Any) -> _Conversion:
-    """Return the conversion of a gspace, which is made once. Not all of escnn's groups can be hashed, but each exists once."""
+    """Return the cached conversion of a gspace. Some of escnn's groups cannot be hashed, but each exists only once."""
     key = (str(space.name), id(space.fibergroup))
     if key not in _CONVERSIONS:
         _CONVERSIONS[key] = _Conversion(space)
@@ -89,7 +89,7 @@ def _action(space: Any) -> Any:
         return space.basespace_action
     fiber = space.fibergroup
     if is_escnn(fiber, "CyclicGroup"):
-        # Orders 1 and 2 have no two-dimensional irreps; turns by 2 pi / n are a sum of irreps all the same.
+        # Orders 1 and 2 have no two-dimensional irreps, but rotations by 2 pi / n are still a sum of irreps.
         return lambda element: _turn(2 * math.pi * int(element.value) / fiber.order()).numpy()
     if is_escnn(fiber, "DihedralGroup"):
         n = fiber.order() // 2
@@ -111,7 +111,7 @@ def _turn(angle: float) -> Tensor:
 
 
 class _Conversion:
-    """A gspace's group as one of ours, with the elements of escnn that stand for our elements or generators."""
+    """A gspace's group as one of ours, with escnn's elements that correspond to our elements or generators."""
 
     def __init__(self, space: Any) -> None:
         self.space, self.fiber = space, space.fibergroup
@@ -156,7 +156,7 @@ class _Conversion:
         return torch.as_tensor(self.action(element), dtype=torch.float64)
 
     def block(self, representation: Any) -> tuple[int, Block]:
-        """Convert a representation to (copies, block): a named block where it is one, else a `Custom`."""
+        """Convert a representation to (copies, block): a named block if it is one, else a `Custom`."""
         name = representation.name
         if name not in self._blocks:
             made = self._finite_block if self.group.order is not None else self._continuous_block
@@ -166,7 +166,7 @@ class _Conversion:
     # ---- finite groups --------------------------------------------------------------------------------------
 
     def _of(self, wanted: Tensor, representation: Any) -> Tensor:
-        """Compute rho (count, d, d) of elements that are given as matrices (count, n, n)."""
+        """Compute rho (count, d, d) of elements given as matrices (count, n, n)."""
         index = torch.cdist(wanted.flatten(1), self.matrices.flatten(1)).argmin(dim=1)
         found = [
             torch.as_tensor(representation(self.elements[i]), dtype=torch.float64) for i in index.tolist()
@@ -200,7 +200,7 @@ class _Conversion:
             return self.fiber.element(value, "MAT")
         if is_escnn(self.fiber, "SO2"):
             return self.fiber.element(_angle(matrix), "radians")
-        # Where escnn's flip acts by another reflection F than ours, ours is a rotation times it.
+        # If escnn's flip acts by a reflection other than ours, ours is a rotation times escnn's.
         mirror = self.matrix(self.fiber.element((1, 0.0), "radians"))
         return self.fiber.element((int(flipped), _angle(matrix @ mirror if flipped else matrix)), "radians")
 
@@ -223,7 +223,7 @@ class _Conversion:
         return 1, Custom(self.group, drho, discrete if len(discrete) else None, name=_label(representation))
 
     def _derivative(self, representation: Any, basis: Tensor) -> Tensor:
-        """Compute drho(A) = d/dt rho(exp(tA)) at t = 0, (d, d), exactly to rounding.
+        """Compute drho(A) = d/dt rho(exp(tA)) at t = 0, (d, d), exactly up to rounding.
 
         rho(exp(tA)) is a trigonometric polynomial; at n > 2 frequencies points its derivative is a sum of its values,
         `sum_j (-1)^j / (2 sin(t_j / 2)) rho(t_j)` up to sign, for odd n.
@@ -249,12 +249,12 @@ def _angle(rotation: Tensor) -> float:
 
 
 def _clean(matrices: Tensor) -> Tensor:
-    """Round entries that are whole numbers up to rounding, so that permutations are exact."""
+    """Round entries that are nearly integers, so that permutations are exact."""
     whole = matrices.round()
     return torch.where((matrices - whole).abs() < 1e-12 * max(1, matrices.shape[-1]), whole, matrices)
 
 
 def _label(representation: Any) -> str:
-    """Make a short name for tables and messages; escnn's names of sums list every summand."""
+    """Make a short name for tables and messages, since escnn's names of sums list every summand."""
     name = str(representation.name)
     return f"escnn {name}" if len(name) <= 24 else f"escnn {name[:21]}..."

@@ -1,4 +1,4 @@
-"""The matrix exponential, and its inverse on rotations of space; both exact to rounding."""
+"""The matrix exponential, and its inverse on rotations of space. Both are exact up to rounding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def matrix_exp(a: Tensor) -> Tensor:
     """Compute exp(a) of matrices (..., n, n).
 
-    torch's routine for one matrix alone stops its series too early for norms between 0.003 and 0.05: errors reach 2e-10
-    in float64 (torch 2.13). Its routine for several does not, so a single matrix goes there with a copy of itself.
+    For a single matrix, torch's routine stops its series too early at norms between 0.003 and 0.05: errors reach 2e-10
+    in float64 (torch 2.13). Its routine for several matrices does not, so a single matrix is passed to it with a copy.
     """
     if a.shape[:-2].numel() != 1:
         return torch.matrix_exp(a)
@@ -21,8 +21,8 @@ def matrix_exp(a: Tensor) -> Tensor:
 def rotation_vectors(r: Tensor) -> Tensor:
     """Compute axis times angle in radians (0 to pi), (..., 3), of rotation matrices (..., 3, 3).
 
-    It goes through the unit quaternion by the best conditioned of its four formulas, and so is exact to rounding at the
-    identity and at half turns, where Euler angles and the trace formula are not.
+    It computes the unit quaternion by the best conditioned of its four formulas. The result is therefore exact up to rounding
+    at the identity and at half turns, where Euler angles and the trace formula are not.
     """
     xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
     w_x, w_y, w_z = r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]

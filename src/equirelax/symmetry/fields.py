@@ -19,7 +19,7 @@ from equirelax.symmetry.on import TensorAction
 from equirelax.symmetry.reading import read_representation
 from equirelax.symmetry.representation import Representation
 
-# An element's entries are 0, 1 and -1 to this, where it maps the grid onto itself; by its dtype, as Group.tolerances.
+# The entries of an element that maps the grid onto itself are 0, 1 and -1 within this; by its dtype, as in Group.tolerances.
 TOLERANCES = {torch.float64: 1e-9}
 COARSE = 1e-4
 
@@ -29,19 +29,19 @@ Entries = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class GridField(TensorAction):
-    """How a group of the plane acts on a feature field (..., channels, H, W).
+    """The action of a group of the plane on a feature field (..., channels, H, W).
 
-    Row 0 is the top, columns run to the right; coordinates have x to the right and y up, their origin is the centre of
-    the grid. Turning by +90 degrees is ``torch.rot90(f, 1, (-2, -1))``, s = diag(1, -1) flips axis -2; the channels go
-    with it as `representation` says (the x and y of a vector; the fields of a regular representation).
+    Row 0 is the top, and columns run to the right. Coordinates have x to the right, y up, and the origin at the centre of
+    the grid. Rotation by +90 degrees is ``torch.rot90(f, 1, (-2, -1))``, and s = diag(1, -1) flips axis -2. The channels
+    transform as `representation` says (the x and y of a vector; the fields of a regular representation).
 
-    Only turns by multiples of 90 degrees and flips move pixels to pixels. Elements that do not are refused, never
-    interpolated; the group may have some (fields of C8, SO(2) or O(2) can be turned by 90 degrees). Scalings move no
+    Only rotations by multiples of 90 degrees and flips move pixels to pixels. Other elements are rejected and never
+    interpolated, but the group may have some (fields of C8, SO(2) or O(2) can be rotated by 90 degrees). Scalings move no
     grid of pixels onto itself, so there is no field for them.
 
     Attributes:
-        representation: on the channels; of a finite group of 2 x 2 matrices, or of SO(2) or O(2). An escnn `FieldType`
-            is read.
+        representation: the action on the channels, of a finite group of 2 x 2 matrices, or of SO(2) or O(2). An escnn
+            `FieldType` is converted.
 
     Raises:
         RepresentationError: the representation is of another group.
@@ -59,7 +59,7 @@ class GridField(TensorAction):
         return self.representation.dim
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:
-        """Let g act on fields x (..., dim, H, W). It is exact: pixels are moved and signs are changed.
+        """Let g act on fields x (..., dim, H, W). This is exact: it only moves pixels and changes signs.
 
         A single g is (2, 2). A batch (*b, 2, 2) acts element by element on the first axes of x, which must have the sizes
         b, where b may also hold ones. It can be differentiated any number of times.
@@ -68,8 +68,8 @@ class GridField(TensorAction):
             A tensor of the shape and dtype of x.
 
         Raises:
-            RepresentationError: shapes do not fit; an element is not of the group, does not map the grid onto itself
-                (turns by 45 degrees; by 90 degrees where H != W), or turns signs of whole numbers.
+            RepresentationError: shapes do not fit; or an element is not in the group, does not map the grid onto itself
+                (rotations by 45 degrees, or by 90 degrees if H != W), or changes signs of integers.
         """
         self.group.check_shape(g)
         wrong = self.mismatch(x.shape)
@@ -99,7 +99,7 @@ class GridField(TensorAction):
         return moved[order.argsort()].reshape(x.shape)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """Return an empty tensor (0, *x.shape): finitely many elements alone map a grid onto itself.
+        """Return an empty tensor (0, *x.shape), since only finitely many elements map a grid onto itself.
 
         Raises:
             RepresentationError: the group has a Lie algebra (SO(2), O(2)).
@@ -121,7 +121,7 @@ class GridField(TensorAction):
 
     @property
     def invariant(self) -> bool:
-        """Whether every element leaves every field as it is: for the trivial group alone, as all others move the grid."""
+        """Whether every element leaves every field unchanged, which holds only for the trivial group."""
         return self.group.order == 1
 
     @property
@@ -129,7 +129,7 @@ class GridField(TensorAction):
         return " on a grid"
 
     def spec(self) -> dict[str, Any]:
-        """Return plain Python values, fit for JSON, from which `from_spec` rebuilds the field."""
+        """Return plain, JSON-compatible Python values from which `from_spec` rebuilds the field."""
         return {"representation": self.representation.spec()}
 
     @classmethod
@@ -163,7 +163,7 @@ class GridField(TensorAction):
 
 
 def grid_entries(g: Tensor) -> list[Entries]:
-    """Read the elements (..., 2, 2), one after the other, as whole numbers.
+    """Convert the elements (..., 2, 2) to a list of integer entries.
 
     Raises:
         RepresentationError: one does not map the square grid onto itself.
@@ -179,7 +179,7 @@ def grid_entries(g: Tensor) -> list[Entries]:
 
 
 def move_grid(element: Entries, x: Tensor) -> Tensor:
-    """Compute f(g^-1 p) for pictures f (..., H, W): a flipped or transposed copy of `x`.
+    """Compute f(g^-1 p) for images f (..., H, W): a flipped or transposed copy of `x`.
 
     Raises:
         RepresentationError: g swaps x and y, and H != W.
@@ -202,7 +202,7 @@ def move_grid(element: Entries, x: Tensor) -> Tensor:
 def _channels(representation: Representation, element: Entries) -> tuple[Tensor | None, Tensor | None] | None:
     """Read rho(g) as new[i] = sign[i] old[source[i]]: (source (dim,) long, sign (dim, 1, 1)), each None for the identity.
 
-    The result is None where rho(g) is not a signed permutation.
+    The result is None if rho(g) is not a signed permutation.
 
     Raises:
         RepresentationError: g is not an element of the group.
@@ -229,7 +229,7 @@ def _channels(representation: Representation, element: Entries) -> tuple[Tensor 
 
 
 def _signed_permutation(block: Block, g: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Read rho(g) as (source, sign), both (d,) long; None where it is not a signed permutation."""
+    """Read rho(g) as (source, sign), both (d,) long; None if it is not a signed permutation."""
     matrix = block.matrix(g)
     if not bool(move_entries(matrix)):
         return None

@@ -42,7 +42,7 @@ class _FiniteGroup(Group):
 
     def inverse(self, g: Tensor) -> Tensor:
         self.check_shape(g)
-        return g.mT  # turns, reflections and permutations are orthogonal
+        return g.mT  # rotations, reflections and permutations are orthogonal
 
     def _distance(self, g: Tensor) -> Tensor:
         elements = self._elements().to(g.device)
@@ -118,7 +118,7 @@ class Symmetric(_FiniteGroup, names=["S(n)"]):
         return self._matrices(swap.unsqueeze(0) if self.n == 2 else torch.stack([swap, cycle]))
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Tensor:
-        # Ranks of independent uniform numbers are a uniform permutation: nothing of size n! is listed.
+        # The ranks of independent uniform numbers are a uniform permutation, so the n! elements need not be listed.
         keys = torch.rand(
             count, self.n, generator=generator, dtype=torch.float64, device=draw_device(generator)
         )

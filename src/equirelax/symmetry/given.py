@@ -1,4 +1,4 @@
-"""Read how a whole tensor transforms, in every form in which it may be given."""
+"""Convert every accepted form of the way a whole tensor transforms."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ACCEPTED = f"{READABLE}, On(representation, axis) or GridField(representation)"
 
 
 def as_representation(value: Any, group: Group | None = None) -> Representation | TensorAction:
-    """Read how a tensor transforms.
+    """Convert a value to the representation or action by which a tensor transforms.
 
     Args:
         value: a `Representation`, an `On` or a `GridField`, which are returned as they are; irreps as text
-            (`"2x0e+1x1o"`) or as e3nn's `Irreps`; or an escnn `FieldType`, which becomes a `GridField` where its group
+            (`"2x0e+1x1o"`) or as e3nn's `Irreps`; or an escnn `FieldType`, which becomes a `GridField` if its group
             acts on the plane, and a `Representation` otherwise.
-        group: The group of irreps: SO(3), O(3), SE(3) or E(3); by default O(3). Other values have a group of their own.
+        group: The group of irreps: SO(3), O(3), SE(3) or E(3); by default O(3). Other values specify their group.
 
     Raises:
         RepresentationError: `value` is something else, text that cannot be read, or irreps of another group.
@@ -40,5 +40,5 @@ def as_representation(value: Any, group: Group | None = None) -> Representation 
 
 
 def is_given(value: Any) -> bool:
-    """Whether `as_representation` takes values of this kind (text may still be misspelt)."""
+    """Whether `as_representation` accepts values of this type (text may still be misspelt)."""
     return isinstance(value, TensorAction) or is_readable(value)

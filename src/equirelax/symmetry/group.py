@@ -19,7 +19,7 @@ from equirelax.symmetry.exponential import matrix_exp
 
 _TYPES: dict[str, Callable[..., Group]] = {}
 _NAMES: dict[str, Callable[..., Group]] = {}
-# Closing a set of generators under multiplication stops here: the group is then taken to be infinite.
+# Closing a set of generators under multiplication stops at this size, and the group counts as infinite.
 ELEMENT_LIMIT = 5_040
 
 
@@ -31,7 +31,7 @@ class Group(ABC):
 
     Attributes:
         name: the usual notation, such as `SO(3)`.
-        dim: rows of an element.
+        dim: number of rows of an element.
         linear_dim: size of the linear part of an element: n for SE(n) and E(n), else `dim`.
         compact: whether `sample` draws from the Haar measure.
         connected: whether the Lie algebra alone generates the group.
@@ -44,14 +44,14 @@ class Group(ABC):
     compact: bool
     connected: bool
     order: int | None = None
-    # What `contains` allows where no tolerance is given, by dtype of the element.
+    # The default tolerances of `contains`, by dtype of the element.
     tolerances: ClassVar[dict[torch.dtype, float]] = {torch.float64: 1e-9, torch.float32: 1e-4}
 
     def __init_subclass__(cls, names: Sequence[str] = ()) -> None:
-        """Registers the class under its own name for `from_spec`, and under `names` for `from_name`.
+        """Register the class under its own name for `from_spec`, and under `names` for `from_name`.
 
         Args:
-            names: written names, such as `SO(n)` where the constructor takes a size, else `Lorentz`.
+            names: names such as `SO(n)` if the constructor takes a size, or `Lorentz` if it does not.
         """
         _TYPES[cls.__name__] = cls
         _NAMES.update(dict.fromkeys(names, cls))
@@ -70,11 +70,11 @@ class Group(ABC):
 
     @abstractmethod
     def _distance(self, g: Tensor) -> Tensor:
-        """Compute by how much float64 matrices (..., dim, dim) miss the group's equations: (...), 0 for elements."""
+        """Compute by how much float64 matrices (..., dim, dim) violate the group's equations: (...), 0 for elements."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Return plain Python values, fit for JSON, from which `Group.from_spec` rebuilds the group."""
+        """Return plain, JSON-compatible Python values from which `Group.from_spec` rebuilds the group."""
 
     def algebra(self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
         """Return a basis A_1..A_k of the Lie algebra, (k, dim, dim); k = 0 for a finite group."""
@@ -86,8 +86,8 @@ class Group(ABC):
     ) -> Tensor:
         """Return the discrete generators, which the Lie algebra does not reach, (c, dim, dim).
 
-        A finite group's generators; for O(n) and E(n) one element with determinant -1; none for a connected group. A map
-        is equivariant exactly when it commutes with the Lie algebra and with these.
+        These are the generators of a finite group, one element with determinant -1 for O(n) and E(n), and none for a
+        connected group. A map is equivariant exactly when it commutes with the Lie algebra and with these.
         """
         with constants():
             return self._discrete().to(dtype=dtype, device=device)
@@ -122,8 +122,8 @@ class Group(ABC):
     ) -> Tensor:
         """Draw `count` independent elements, (count, dim, dim).
 
-        Elements of compact groups follow the Haar measure, which is uniform; those of other groups a bounded distribution
-        that the class describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
+        Elements of compact groups follow the uniform Haar measure. Those of other groups follow a bounded distribution, which
+        the class describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
         elements in every dtype.
 
         Raises:
@@ -268,10 +268,10 @@ class Group(ABC):
 
 @contextlib.contextmanager
 def constants() -> Iterator[None]:
-    """Make tensors within this block that outlive the call: plain ones on the CPU, whatever the surroundings.
+    """Make plain CPU tensors in this block, whatever the surrounding modes, so that they can outlive the call.
 
-    A tensor made in inference mode could never again take part in a backward pass, and one made under
-    `with torch.device("meta")` would hold no numbers.
+    A tensor made in inference mode could never take part in a backward pass, and one made under
+    `with torch.device("meta")` would hold no values.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         yield
@@ -290,7 +290,7 @@ def closure(generators: Tensor, limit: int) -> Tensor | None:
         for candidate in found[visited] @ generators:
             if (found[:count] - candidate).abs().amax(dim=(-2, -1)).min() <= 1e-6:
                 continue
-            # A NaN or an overflow is near nothing: the products grow without bound.
+            # A NaN or an overflow equals no element: the products grow without bound.
             if count == limit or not torch.isfinite(candidate).all():
                 return None
             found[count] = candidate
@@ -300,7 +300,7 @@ def closure(generators: Tensor, limit: int) -> Tensor | None:
 
 
 def widened(g: Tensor) -> Tensor:
-    """Return `g` in float32 or better: torch has no determinants, inverses or distances in half precision."""
+    """Return `g` in float32 or better, since torch has no determinants, inverses or distances in half precision."""
     return g.to(torch.promote_types(g.dtype, torch.float32))
 
 
@@ -321,7 +321,7 @@ def orthogonality_error(r: Tensor) -> Tensor:
 
 
 def draw_device(generator: torch.Generator | None) -> torch.device:
-    """Return the device on which numbers of `generator` are drawn."""
+    """Return the device on which `generator` draws numbers."""
     return torch.device("cpu") if generator is None else generator.device
 
 
@@ -334,8 +334,8 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 def haar_orthogonal(count: int, n: int, generator: torch.Generator | None, *, special: bool) -> Tensor:
     """Draw Haar-distributed elements of O(n), or of SO(n) if `special`: (count, n, n) in float64.
 
-    QR of a Gaussian matrix with the diagonal of R made positive (Mezzadri 2007); for SO(n) the first column
-    of a matrix with determinant -1 is negated, which maps the Haar measure of that component onto SO(n)'s.
+    This is the QR decomposition of a Gaussian matrix with the diagonal of R made positive (Mezzadri 2007). For SO(n) the first
+    column of a matrix with determinant -1 is negated, which maps the Haar measure of that component onto SO(n)'s.
     """
     gauss = torch.randn(
         (count, n, n), generator=generator, dtype=torch.float64, device=draw_device(generator)

@@ -1,4 +1,4 @@
-"""Linear maps that commute with a group: bases of them, and orthogonal projection of any map onto them."""
+"""Linear maps that commute with a group: bases of them, and the orthogonal projection onto them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.group import constants
 from equirelax.symmetry.representation import Representation
 
-# Singular values below this share of the largest count as 0.
+# Singular values below this fraction of the largest count as 0.
 RANK_TOLERANCE = 1e-8
 
 

@@ -24,7 +24,7 @@ class Irrep(Block):
     """The irreducible representation of degree l and parity p, of size 2l+1, in the real basis of e3nn.
 
     Under O(3) and E(3) an element R = +-R_0, with R_0 a rotation, acts by p^[det R < 0] D^l(R_0); under
-    SO(3) and SE(3) the parity plays no part. Translations act trivially.
+    SO(3) and SE(3) the parity has no effect. Translations act trivially.
 
     Raises:
         RepresentationError: the group is not SO(3), O(3), SE(3) or E(3), l < 0, or p is not +1 or -1.
@@ -76,11 +76,11 @@ _ROTATION_GENERATORS: dict[int, Tensor] = {}
 def rotation_generators(l: int) -> Tensor:  # noqa: E741
     """Compute drho^l of the rotations about x, y, z in e3nn's real basis, (3, 2l+1, 2l+1), in float64.
 
-    e3nn gives them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in
+    e3nn computes them in the default dtype, often float32. The square of every entry is a multiple of 1/4 in
     exact arithmetic (J_x and J_y couple neighbouring m by sqrt(l(l+1) - m(m+1)) / 2, times sqrt(2) at m =
     0), so rounding that square restores the float64 value.
     """
-    if l not in _ROTATION_GENERATORS and l <= 1:  # of degree 1 are the vectors themselves; these need no e3nn
+    if l not in _ROTATION_GENERATORS and l <= 1:  # degree 1 is the vectors themselves, which need no e3nn
         with constants():
             _ROTATION_GENERATORS[l] = rotation_algebra(3) if l else torch.zeros(3, 1, 1, dtype=torch.float64)
     if l not in _ROTATION_GENERATORS:
@@ -94,7 +94,7 @@ def rotation_generators(l: int) -> Tensor:  # noqa: E741
 
 
 def differences_of_turns(l: int, angle: float = 1e-3) -> Tensor:  # noqa: E741
-    """Compute `rotation_generators` to a few digits by central differences, for e3nn 0.4, which has no generators."""
+    """Approximate `rotation_generators` by central differences, for e3nn 0.4, which has no generators."""
     from e3nn import o3
 
     ahead, back = torch.tensor(angle, dtype=torch.float64), torch.tensor(-angle, dtype=torch.float64)
@@ -104,7 +104,7 @@ def differences_of_turns(l: int, angle: float = 1e-3) -> Tensor:  # noqa: E741
         for turn in (o3.matrix_x, o3.matrix_y, o3.matrix_z)
     ]
     found = torch.stack([(a.to(torch.float64) - b.to(torch.float64)) / (2 * angle) for a, b in pairs])
-    return torch.where(found.abs() < 0.1, 0.0, found)  # the least entry that is not 0 is 1/2
+    return torch.where(found.abs() < 0.1, 0.0, found)  # the smallest nonzero entry is 1/2
 
 
 def is_irreps(value: Any) -> bool:
@@ -116,9 +116,10 @@ def from_irreps(irreps: str | Irreps, group: Group | None = None) -> Representat
     """Build the representation of `irreps` such as `32x0e+32x1o`; degrees above 1 need e3nn.
 
     Args:
-        irreps: terms `<multiplicity>x<degree><parity>` joined by `+`, with parity `e` (even), `o` (odd) or `y` (that of
-            the spherical harmonics, (-1)^degree), the multiplicity 1 where it is left out; or e3nn's `Irreps`.
-        group: O(3) by default, SO(3), SE(3) or E(3). Parity has no effect under SO(3) and SE(3); translations never have one.
+        irreps: terms `<multiplicity>x<degree><parity>` joined by `+`, or e3nn's `Irreps`. The parity is `e` (even), `o`
+            (odd) or `y` (that of the spherical harmonics, (-1)^degree). A missing multiplicity is 1.
+        group: O(3) by default, SO(3), SE(3) or E(3). Parity has no effect under SO(3) and SE(3), and translations act
+            trivially.
 
     Raises:
         RepresentationError: the irreps cannot be read, the group has no such irreps, or e3nn is missing for a degree

@@ -1,13 +1,13 @@
-"""How a finite group of the plane acts on convolution kernels, and the kernels that it leaves alone.
+"""The action of a finite group of the plane on convolution kernels, and its invariant kernels.
 
 A convolution y(p) = sum_d W(d) x(p + d) of feature fields, (g f)(p) = rho(g) f(g^-1 p), commutes with g exactly when
 
     W(g d) = rho_out(g) W(d) rho_in(g)^-1     for every offset d of the kernel,
 
-that is, when W does not change under (g . W)(d) = rho_out(g) W(g^-1 d) rho_in(g)^-1. Kernels are (out, in, k, k): row 0
-is the top, offsets have x to the right and y up, their origin is the kernel's centre (between the pixels for even k).
-Where every rho(g) is a matrix of 0, 1 and -1 with one entry in each row (trivial, sign, vector and regular blocks of C1,
-C2, C4, D1, D2, D4), g moves the entries of W and turns some signs; an invariant kernel then has one free number for
+that is, when W is invariant under (g . W)(d) = rho_out(g) W(g^-1 d) rho_in(g)^-1. Kernels are (out, in, k, k). Row 0
+is the top, and offsets have x to the right, y up and the origin at the kernel's centre (between the pixels for even k).
+If every rho(g) is a signed permutation matrix (trivial, sign, vector and regular blocks of C1,
+C2, C4, D1, D2, D4), g moves the entries of W and changes some signs. An invariant kernel then has one free parameter for
 every orbit of entries, up to sign.
 """
 
@@ -35,7 +35,7 @@ def move_entries(matrices: Tensor, tolerance: float = TOLERANCE) -> Tensor:
 
 
 def maps_grid(g: Tensor) -> bool:
-    """Whether a (2, 2) element maps the square grid onto itself: turns by 90 degrees, flips of x, y and diagonals."""
+    """Whether a (2, 2) element maps the square grid onto itself: a rotation by 90 degrees, or a flip of x, y or a diagonal."""
     return bool(move_entries(g))
 
 
@@ -50,7 +50,7 @@ def offset_permutation(g: Tensor, size: int) -> Tensor:
             f"The element {g.tolist()} does not map a square grid onto itself; only turns by multiples of 90 degrees "
             "and flips do (C1, C2, C4, D1, D2, D4)."
         )
-    half = size - 1  # coordinates times two, so that they are whole numbers for even sizes too
+    half = size - 1  # coordinates times two, so that they are integers for even sizes too
     steps = torch.arange(size)
     rows, columns = torch.meshgrid(steps, steps, indexing="ij")
     points = torch.stack([2 * columns - half, half - 2 * rows]).reshape(2, -1)  # (x, y)
@@ -88,7 +88,7 @@ def signed_permutations(block: Block) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Orbits:
-    """The invariant kernels of one pair of blocks, as one free number for every orbit.
+    """The invariant kernels of one pair of blocks, with one free parameter per orbit.
 
     Args:
         index: (d_out d_in k k,), the orbit that an entry belongs to (0 where `sign` is 0).
@@ -133,7 +133,7 @@ def kernel_orbits(block_in: Block, block_out: Block, size: int) -> Orbits:
 
 
 def is_permutation(representation: Representation) -> bool:
-    """Whether every element permutes entries without signs, as of trivial and regular blocks."""
+    """Whether every element permutes entries without sign changes, as for trivial and regular blocks."""
     try:
         return all(bool((signed_permutations(block)[1] > 0).all()) for _, block in representation.blocks)
     except RepresentationError:

@@ -183,12 +183,11 @@ class Scaling(Group, names=["Scaling"]):
 
 
 class Lorentz(Group, names=["Lorentz", "SO+(1,3)"]):
-    """The proper orthochronous Lorentz group SO+(1,3) on (t, x, y, z), with metric diag(1, -1, -1, -1), c =
-    1.
+    """The proper orthochronous Lorentz group SO+(1,3) on (t, x, y, z), with metric diag(1, -1, -1, -1) and c = 1.
 
-    Not compact. Sampled as (Haar rotation) (boost along z) (Haar rotation), with rapidity uniform in [-1,
-    1], so that the speed stays below tanh(1) = 0.76 of light's. The algebra lists the rotations about x, y,
-    z, then the boosts along x, y, z.
+    Not compact. Sampled as (Haar rotation) (boost along z) (Haar rotation), with rapidity uniform in [-1, 1], so
+    that the speed stays below tanh(1) = 0.76 of light's. The algebra lists the rotations about x, y, z, then the
+    boosts along x, y, z.
     """
 
     def __init__(self) -> None:

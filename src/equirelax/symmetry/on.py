@@ -1,4 +1,4 @@
-"""How a whole tensor transforms: by a representation on one of its axes or on two, or (`fields.py`) on a grid of pixels."""
+"""Actions on whole tensors: by a representation on one axis or two, or (`fields.py`) on a grid of pixels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from equirelax.symmetry.representation import Representation
 
 
 class TensorAction(ABC):
-    """How a group acts on a tensor that has more axes than its representation.
+    """The action of a group on a tensor that has more axes than its representation.
 
     Attributes:
-        representation: how the group acts on one feature vector.
+        representation: the action on one feature vector.
     """
 
     representation: Representation
@@ -42,7 +42,7 @@ class TensorAction(ABC):
 
     @abstractmethod
     def mismatch(self, shape: Sequence[int]) -> str:
-        """Say what is wrong with a tensor of this shape, and what to do; empty where the shape fits."""
+        """Describe what is wrong with a tensor of this shape, and what to do; empty if the shape fits."""
 
     @abstractmethod
     def moves(self, axis: int, dims: int) -> bool:
@@ -50,30 +50,30 @@ class TensorAction(ABC):
 
     @property
     def invariant(self) -> bool:
-        """Whether every element leaves every tensor as it is."""
+        """Whether every element leaves every tensor unchanged."""
         return self.representation.invariant
 
     @property
     def where(self) -> str:
-        """Where in the tensor it acts, for messages: a phrase with a blank before it; empty for the last axis."""
+        """A phrase for messages that says where it acts, with a leading space; empty for the last axis."""
         return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class On(TensorAction):
-    """A representation that acts along another axis than the last, or along each of two axes.
+    """A representation that acts along an axis other than the last, or along each of two axes.
 
-    ``On(vector(SO(3)), -2)`` says that a tensor of shape (..., 3, n) holds vectors along its second axis
-    from the end; ``On(vector(Symmetric(5)), 0)`` that the rows of a tensor of shape (5, ...) are permuted;
+    ``On(vector(SO(3)), -2)`` means that a tensor of shape (..., 3, n) holds vectors along its second axis
+    from the end. ``On(vector(Symmetric(5)), 0)`` means that the rows of a tensor of shape (5, ...) are permuted, and
     ``On(vector(SO(3)), (-2, -1))`` that each of its 3 x 3 matrices M goes to R M R^T. The
     representation may also be irreps of O(3) as text, e3nn's ``Irreps`` or an escnn ``FieldType``: ``On("4x1o", -2)``.
 
     Attributes:
-        representation: on each axis.
+        representation: the representation on each axis.
         axis: one axis, or two different ones.
 
     Raises:
-        RepresentationError: axes that are not one or two different whole numbers; positions on two axes.
+        RepresentationError: the axes are not one or two different integers, or positions are on two axes.
     """
 
     representation: Representation
@@ -95,12 +95,12 @@ class On(TensorAction):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axis as a tuple of one, or both axes."""
+        """The one or two axes as a tuple."""
         return tuple(self.axis) if isinstance(self.axis, tuple) else (self.axis,)
 
     @property
     def full(self) -> Representation:
-        """What acts on the axes flattened, in their order: the representation, or its tensor product with itself."""
+        """The action on the flattened axes, in their order: the representation, or its tensor product with itself."""
         return self.representation if len(self.axes) == 1 else self.representation.tensor(self.representation)
 
     def apply(self, g: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Products of a block's generators or discrete elements with wide matrices, for all copies at once.
 
-M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and entry i of copy u has index u d + i. These run in
-every training step, so each is one batched product without a Python loop over copies or matrices.
+M_1..M_c are the (d, d) matrices of one block, u = 1..mul its copies, and entry i of copy u has index u d + i. These products
+run in every training step, so each is one batched product without a Python loop over copies or matrices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equirelax.symmetry.blocks import Block, Kind
 
-# Small matrices are slow to multiply: copies are grouped until a tile has about this many entries a side.
+# Small matrices are slow to multiply: copies are grouped until a tile has about this many entries per side.
 TILE = 24
 
 

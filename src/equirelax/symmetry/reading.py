@@ -1,4 +1,4 @@
-"""Read representations of one feature vector: ours, irreps as text or of e3nn, field types of escnn."""
+"""Convert representations of one feature vector: our own, irreps as text or from e3nn, and escnn's field types."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ READABLE = "a Representation, irreps as text such as '2x0e+1x1o', e3nn Irreps or
 
 
 def read_representation(value: Any, group: Group | None = None, accepted: str = READABLE) -> Representation:
-    """Read the representation that `value` stands for; irreps are of `group`, by default O(3).
+    """Convert `value` to a representation. Irreps are of `group`, by default O(3).
 
     Raises:
-        RepresentationError: it is none of these, or cannot be read; the message lists what is `accepted`.
+        RepresentationError: the value has another type or cannot be read. The message lists what is `accepted`.
     """
     if isinstance(value, Representation):
         return value
@@ -32,5 +32,5 @@ def read_representation(value: Any, group: Group | None = None, accepted: str = 
 
 
 def is_readable(value: Any) -> bool:
-    """Whether `read_representation` takes values of this kind (text may still be misspelt)."""
+    """Whether `read_representation` accepts values of this type (text may still be misspelt)."""
     return isinstance(value, (Representation, str)) or is_irreps(value) or is_escnn(value, "FieldType")

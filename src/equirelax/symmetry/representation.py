@@ -1,4 +1,4 @@
-"""How a group acts on a feature vector: direct sums of blocks with multiplicities, and their tensor products."""
+"""Representations on feature vectors: direct sums of blocks with multiplicities, and their tensor products."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from equirelax.symmetry.blocks import Block, Kind, Vector, block_from_spec
 from equirelax.symmetry.group import Group
 
 ORTHOGONAL = 1e-6
-"""Entries that are off by less count as orthogonal."""
+"""Tolerance, per entry, within which matrices count as orthogonal."""
 
 
 class Representation:
     """A direct sum of multiples of blocks of one group.
 
-    Layout of a feature vector: the blocks one after the other; a block of multiplicity m and size d takes
-    `m*d` entries, entry i of copy u at `u*d + i` (the layout of e3nn's features). Neighbouring equal blocks are
-    merged, which changes no layout.
+    A feature vector holds the blocks one after the other. A block of multiplicity m and size d takes
+    `m*d` entries, with entry i of copy u at `u*d + i` (the layout of e3nn's features). Neighbouring equal blocks are
+    merged, which does not change the layout.
 
     Attributes:
         group: the group that acts.
         blocks: pairs (multiplicity, block).
         dim: length of a feature vector.
         linear: whether no block is affine (positions).
-        invariant: whether every element leaves every vector as it is.
+        invariant: whether every element leaves every vector unchanged.
     """
 
     def __init__(self, group: Group, blocks: Sequence[tuple[int, Block]]) -> None:
         """Build the direct sum of `blocks`, in this order.
 
         Raises:
-            RepresentationError: a multiplicity is not a whole number >= 0, or a block is of another group.
+            RepresentationError: a multiplicity is not an integer >= 0, or a block is of another group.
         """
         merged: list[tuple[int, Block]] = []
         for multiplicity, block in blocks:
@@ -66,14 +66,14 @@ class Representation:
         self._slices = tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
 
     def slices(self) -> tuple[slice, ...]:
-        """Return where each block lies in the feature vector, in the order of `blocks`."""
+        """Return the slice of the feature vector that each block takes, in the order of `blocks`."""
         return self._slices
 
     @cached_property
     def orthogonal(self) -> bool:
-        """Whether every element keeps lengths; False for positions, which translations move.
+        """Whether every element preserves lengths; False for positions, which translations move.
 
-        The closure of a group of orthogonal matrices is compact, whatever the group itself is.
+        The closure of a group of orthogonal matrices is compact, even if the group is not.
         """
         if not self.linear:
             return False
@@ -89,7 +89,7 @@ class Representation:
     # ---- making new ones -----------------------------------------------------------------------------------
 
     def __add__(self, other: Representation) -> Representation:
-        """Build the direct sum: the features of self, then those of `other`."""
+        """Build the direct sum: the features of `self`, then those of `other`."""
         if not isinstance(other, Representation):
             return NotImplemented
         return Representation(self.group, self.blocks + other.blocks)
@@ -132,7 +132,7 @@ class Representation:
         return Representation(self.group, out)
 
     def linear_part(self) -> Representation:
-        """Replace positions by vectors: the result is how differences of such features transform."""
+        """Replace positions by vectors. The result is the representation of differences of such features."""
         blocks = [(copies, b if b.linear else Vector(self.group)) for copies, b in self.blocks]
         return Representation(self.group, blocks)
 
@@ -151,14 +151,14 @@ class Representation:
     def apply(self, g: Tensor, x: Tensor, axis: int = -1) -> Tensor:
         """Let g act on features x whose `axis` has length dim; affine representations are allowed.
 
-        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x, `axis` not counted; these
-        must have the sizes b, where b may also hold ones.
+        A single g is (n, n). A batch (*b, n, n) acts element by element on the first axes of x, not counting `axis`. These
+        must have the sizes b, where b may also contain ones.
 
         Returns:
             A tensor of the shape and dtype of x.
 
         Raises:
-            RepresentationError: shapes do not fit, or x is not floating point although it changes.
+            RepresentationError: shapes do not fit, or x is not floating point although g changes it.
         """
         self.group.check_shape(g)
         features = self._features_last(x, axis)
@@ -344,7 +344,7 @@ class Representation:
         return [[multiplicity, block.spec()] for multiplicity, block in self.blocks]
 
     def spec(self) -> dict[str, Any]:
-        """Return plain Python values, fit for JSON, from which `from_spec` rebuilds the representation."""
+        """Return plain, JSON-compatible Python values from which `from_spec` rebuilds the representation."""
         return {"group": self.group.spec(), "blocks": self.block_specs()}
 
     @classmethod
@@ -428,7 +428,7 @@ class TensorProduct(Block):
 
 
 def _joined(parts: list[Tensor], axis: int, weight: Tensor, count: int) -> Tensor:
-    """Concatenate the blocks' products; empty, with the right shape, for a representation of size 0."""
+    """Concatenate the blocks' products; an empty tensor of the right shape for a representation of size 0."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, dim=axis) if parts else weight.new_zeros(count, *weight.shape)
