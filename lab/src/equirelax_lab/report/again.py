@@ -1,4 +1,4 @@
-"""The commands that make runs, tables and pictures again."""
+"""The commands that reproduce runs, tables and pictures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from equirelax_lab.tasks.registry import config_from_dict
 
 
 def place(path: Path) -> str:
-    """A path as a reader of the results may type it: from the root of the repository that holds it, or from the present folder.
+    """A path as a reader of the results may type it: from the root of the repository that holds it, or from the current folder.
 
-    Elsewhere the name alone, for results are sent to others, whose folders are not ours.
+    Outside both it is only the name, because results are sent to others, whose folders differ from ours.
     """
     full = path.resolve()
     repository = next((folder for folder in full.parents if (folder / ".git").exists()), None)
@@ -28,7 +28,7 @@ def place(path: Path) -> str:
 
 
 def command(*words: str) -> str:
-    """A command of the laboratory as one types it."""
+    """A command of the laboratory as it is typed."""
     return shlex.join(["equirelax", *words])
 
 
@@ -38,14 +38,14 @@ def summarise(folder: Path) -> str:
 
 
 def study(about: Study | None) -> str | None:
-    """The command that runs a study again; None where the runs belong to none with a name."""
+    """The command that runs a study again; None where the runs belong to no named study."""
     if about is None or not about.name:
         return None
     return command("study", "run", about.name, *(["--small"] if about.small else []))
 
 
 def train(result: Mapping[str, Any]) -> str:
-    """The command that trains a run again: its recipe, and every setting in which it differs.
+    """The command that trains a run again: its recipe, and every setting that differs from the recipe.
 
     Args:
         result: Content of its result.json.
@@ -54,7 +54,7 @@ def train(result: Mapping[str, Any]) -> str:
 
 
 def training(results: Sequence[Mapping[str, Any]]) -> Numbers:
-    """A row for every row of the comparison: its seeds, and the command that trains the first of them again."""
+    """A row for every row of the comparison: its seeds, and the command that repeats the run of the first seed."""
     rows = tuple(
         (label, ", ".join(str(run["seed"]) for run in runs), train(runs[0]))
         for label, runs in by_label(results).items()

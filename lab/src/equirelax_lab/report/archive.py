@@ -1,9 +1,9 @@
-"""Results to keep: every run of a comparison in two small files, whatever became of it.
+"""Archives of results: every run of a comparison in two small files, whatever its outcome.
 
-runs.json.gz holds, run by run, the name of its folder, its status, why it failed, and the content of its result.json (without a
-result: of its config.yaml); also the study that the runs belong to. curves.csv.gz holds the rows of all metrics.csv files, each
-with its run's name in the first column, to seven digits, as many as float32 has: further ones take half of the file and say
-nothing. Checkpoints and logs are not kept.
+runs.json.gz contains, for every run, the name of its folder, its status, why it failed, and the content of its result.json (or,
+without a result, of its config.yaml). It also contains the study that the runs belong to. curves.csv.gz contains the rows of all
+metrics.csv files, each with its run's name in the first column. Numbers have seven digits, as many as float32: further digits
+would take half of the file and carry no information. Checkpoints and logs are not kept.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from equirelax.files import atomic_write
 
 RUNS, CURVES = "runs.json.gz", "curves.csv.gz"
 LAYOUT = 1
-"""Of the two files; another number is refused."""
+"""Version of the layout of the two files; other versions are refused."""
 
 Table = Sequence[Mapping[str, str]]
-"""Rows of a metrics.csv."""
+"""The rows of a metrics.csv."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Entry:
     """One run in an archive.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         status: finished, failed, running or waiting.
-        reason: Why it failed; empty for all others.
+        reason: Why it failed; empty otherwise.
         result: Content of result.json; None without one.
-        config: Content of config.yaml; None where the result has the same, and for a run that never began.
-        rows: Of metrics.csv.
+        config: Content of config.yaml; None where the result contains it, and for a run that never began.
+        rows: Rows of metrics.csv.
     """
 
     name: str
@@ -85,7 +85,7 @@ def read_archive(folder: Path) -> Archive:
     """Read the two files in `folder`.
 
     Raises:
-        ConfigError: one of them is missing, damaged, or of another layout.
+        ConfigError: One of them is missing, damaged, or has another layout.
     """
     path = folder / RUNS
     try:
@@ -105,7 +105,7 @@ def read_archive(folder: Path) -> Archive:
 
 
 def _short(value: str) -> str:
-    """A number to seven digits, where it has more after its point; anything else as it is."""
+    """A number rounded to seven digits, if it has more after its point; anything else unchanged."""
     try:
         exact = float(value)
     except ValueError:
@@ -115,13 +115,13 @@ def _short(value: str) -> str:
 
 
 def _entry(rows: Mapping[str, Table], *, name: str, columns: Sequence[str], **more: Any) -> Entry:
-    """A run of an archive; its rows have its own columns alone, in its own order."""
+    """A run of an archive; its rows have only its own columns, in its own order."""
     own = tuple({column: row[column] for column in columns} for row in rows.get(name, ()))
     return Entry(name=name, rows=own, **more)
 
 
 def _write(path: Path, text: str) -> None:
-    """Compressed, without a time stamp: the same content gives the same file."""
+    """Write compressed text without a time stamp: the same content gives the same file."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 

@@ -1,4 +1,4 @@
-"""Axes: scales, round numbers on logarithmic ones, whole epochs, swept values in full."""
+"""Axes: scales, round numbers on logarithmic axes, whole epochs, swept values in full."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 FEW = 12
-"""Places on an axis that are few enough to be labelled each."""
+"""Up to this many values on an axis are each labelled."""
 MOST_TICKS = 7
-"""On a logarithmic axis."""
+"""Most ticks on a logarithmic axis."""
 
 
 def scaled(axis: Axis, words: str, values: Sequence[float], scale: str | None = None) -> None:
@@ -29,7 +29,7 @@ def scaled(axis: Axis, words: str, values: Sequence[float], scale: str | None = 
 
 
 class RoundLocator(LogLocator):
-    """Round numbers on a logarithmic axis: powers of ten, and as many in between as there is room for."""
+    """Places ticks at round numbers on a logarithmic axis: powers of ten, and as many in between as there is room for."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         """The numbers between `vmin` and `vmax` and one on each side."""
@@ -46,7 +46,7 @@ class RoundLocator(LogLocator):
 
 
 def at_values(axis: Axis, words: str, places: Sequence[float]) -> None:
-    """An axis for few places, each labelled in full."""
+    """Label each of a few values on an axis in full."""
     scaled(axis, words, places)
     if len(places) <= FEW:
         axis.set_major_locator(FixedLocator(list(places)))
@@ -65,7 +65,7 @@ def full(value: float) -> str:
 
 
 def epochs(*panels: Axes) -> None:
-    """Label axes of epochs, with whole numbers; of several panels those at the bottom of a column alone."""
+    """Label axes of epochs with whole numbers; of several panels, only those at the bottom of a column."""
     for index, panel in enumerate(panels):
         nbins = 7 if len(panels) == 1 else 5
         locator = MaxNLocator(nbins, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)  # of one epoch: 1
@@ -75,7 +75,7 @@ def epochs(*panels: Axes) -> None:
 
 
 def _columns_of(panel: Axes) -> int:
-    """How many panels stand side by side in the grid of one."""
+    """How many panels are side by side in the grid of a panel."""
     spec = panel.get_subplotspec()
     return 1 if spec is None else spec.get_gridspec().ncols
 
@@ -95,6 +95,6 @@ def power(value: float) -> str:
 
 
 def spans(values: Sequence[float]) -> str:
-    """The scale for values: log where all are above zero and span more than a factor of ten, else linear."""
+    """The scale for values: log if all are above zero and span more than a factor of ten, else linear."""
     finite = [value for value in values if math.isfinite(value)]
     return "log" if finite and min(finite) > 0 and max(finite) > 10 * min(finite) else "linear"

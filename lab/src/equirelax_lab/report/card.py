@@ -37,8 +37,8 @@ def run_card(
 
     Args:
         assembly: The run, whose model is projected.
-        checkpoint: The run's folder or checkpoint, beside which its result stands.
-        weights: Name of the file of weights that the card is about.
+        checkpoint: The run's folder, or its checkpoint with the result beside it.
+        weights: Name of the file of weights that the card describes.
         mode: How it was projected, "drop" or "fold"; ignored for a run without residuals.
         audited: The report of the projected model, or why it was not measured.
     """
@@ -92,7 +92,7 @@ def run_card(
 
 
 def _result(checkpoint: Path) -> tuple[dict[str, Any] | None, str]:
-    """The result that the selected weights of a run have, or why there is none."""
+    """The result of a run's selected weights, or why there is none."""
     if checkpoint.name == LAST:
         return None, f"these are the last weights ({LAST}), which are not tested"
     path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / RESULT

@@ -1,4 +1,4 @@
-"""Everything that a comparison leaves behind: archive, summary.md, tables, pictures; also for studies, and anew from archives."""
+"""Write the files of a comparison: archive, summary.md, tables, pictures. Also for studies, and anew from archives."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import CONFIG
 
 TABLE, TABLES = "summary.md", "tables"
-"""The file of all tables, and the folder with a CSV and a LaTeX file for each."""
+"""The file with all tables, and the folder with a CSV and a LaTeX file for each."""
 
 
 def write_comparison(
     out: Path, runs: Sequence[Run], source: Path | None = None, problems: Sequence[str] = ()
 ) -> str:
-    """Write what a comparison leaves behind into `out`: archive, summary.md, its tables as CSV and LaTeX, pictures.
+    """Write the files of a comparison into `out`: archive, summary.md, its tables as CSV and LaTeX, pictures.
 
     Args:
         out: A folder.
-        runs: Of one benchmark. Those without a result are kept in the archive, and count as failed where their status says so.
-        source: The folder that held them, where that is not `out`; the journal of their study is looked for there.
-        problems: What was left out and why, a sentence each; they stand below the tables.
+        runs: Runs of one benchmark. Those without a result are kept in the archive, and count as failed if their status says so.
+        source: The folder that held them, if that is not `out`; the journal of their study is searched for there.
+        problems: What was left out and why, a sentence each; they are written below the tables.
 
     Returns:
         The tables, the path of the picture of curves, what was left out, and the concluding sentences.
@@ -73,7 +73,7 @@ def write_comparison(
 
 
 def _write_tables(folder: Path, found: Sequence[Numbers]) -> None:
-    """Every table as CSV and as LaTeX, without files of tables that are no more."""
+    """Write every table as CSV and as LaTeX, and remove the files of tables that no longer exist."""
     kept = {f"{numbers.name}.{ending}" for numbers in found for ending in ("csv", "tex")}
     for path in folder.glob("*"):
         if path.suffix in (".csv", ".tex") and path.name not in kept:
@@ -97,7 +97,7 @@ def comparison_tables(
 def comparison_text(
     summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], levels: tables.Levels
 ) -> str:
-    """All tables of summary.md, and what stands between them."""
+    """All tables of summary.md, and the text between them."""
     text = tables.summary_text(summary)
     if failures.asks_for_failures(summary["runs"], failed):
         shares = failures.failures(failures.shares(summary["runs"], failed))
@@ -114,7 +114,7 @@ def comparisons(paths: Sequence[Path], written: bool = True) -> list[Path]:
         written: Whether a comparison must have been summarised before; otherwise any folder with runs in it is one.
 
     Raises:
-        ConfigError: One of the paths holds none.
+        ConfigError: One of the paths contains no comparison.
     """
     found: list[Path] = []
     for path in paths:
@@ -133,11 +133,11 @@ def comparisons(paths: Sequence[Path], written: bool = True) -> list[Path]:
 
 
 def summarise_again(folder: Path, out: Path | None = None) -> str:
-    """Write a comparison's archive, table and pictures anew; without a finished run, the archive alone.
+    """Write a comparison's archive, table and pictures anew; without a finished run, only the archive.
 
     Args:
-        folder: Of the comparison: folders of runs, an archive, or both.
-        out: Where to; None: `folder` itself.
+        folder: The folder of the comparison, which holds folders of runs, an archive, or both.
+        out: The folder to write to; None takes `folder` itself.
 
     Returns:
         The tables and the concluding sentence.
@@ -146,7 +146,7 @@ def summarise_again(folder: Path, out: Path | None = None) -> str:
         ConfigError: A run cannot be read.
     """
     if (folder / RUNS).exists():
-        read_archive(folder)  # a damaged one is not written over
+        read_archive(folder)  # a damaged one is not overwritten
     runs, problems, _ = read_folder(folder)
     damaged = [words for words in problems if words.startswith(LEFT_OUT)]
     if any(run.finished for run in runs):
@@ -163,7 +163,7 @@ def compare_grids(study: Study, trials: Sequence[Trial], out: Path) -> str:
 
     Args:
         study: The study.
-        trials: Of all its runs.
+        trials: The trials of all its runs.
         out: Its folder.
     """
     parts = []
@@ -173,7 +173,7 @@ def compare_grids(study: Study, trials: Sequence[Trial], out: Path) -> str:
         if not any(trial.status == "finished" for trial in own):
             parts.append(f"{title}\nNo run is finished: there is nothing to compare.")
             continue
-        # in the order of the file, not of the seeds: that is the order of the table's rows
+        # In the order of the file, not of the seeds: this is the order of the table's rows.
         kinds = list(dict.fromkeys(trial.kind for trial in trials if trial.grid == grid.name))
         own.sort(key=lambda trial: kinds.index(trial.kind))
         runs, damaged = [], []
@@ -196,7 +196,7 @@ def _run_of(trial: Trial) -> Run:
 
 
 def beside(study: Study, out: Path) -> str:
-    """Our numbers and the published ones in one table, what the papers say, and what was scaled down.
+    """Our numbers and the published ones in one table, the papers' statements, and what was scaled down.
 
     Reads the archives that `compare_grids` wrote.
     """
@@ -229,7 +229,7 @@ def beside(study: Study, out: Path) -> str:
 
 
 def described(study: Study, found: Sequence[Trial]) -> str:
-    """What a study would run, in words."""
+    """Describe what a study would run."""
     lines = [study.title, ""]
     if study.published:
         lines += [f"Published: {study.published}", ""]
@@ -259,12 +259,12 @@ def described(study: Study, found: Sequence[Trial]) -> str:
 
 
 def _point(value: Any) -> str:
-    """A swept value; of several settings that change together, 1/2/3."""
+    """A swept value; 1/2/3 for several settings that change together."""
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(method, metric, ours, published) of those that have a published number."""
+    """(method, metric, ours, published) of the rows that have a published number."""
     rows = []
     for name, row in summary["methods"].items():
         if row["published"]:

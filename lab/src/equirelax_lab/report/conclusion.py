@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences that claim no more than the runs do and name what else differs."""
+"""State what a comparison shows, in sentences that claim no more than the runs support and name what else differs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from equirelax_lab.report.statistics import Paired, holm, paired
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of a network that is called exactly equivariant."""
 ENOUGH_SEEDS = 6
-"""With fewer seeds no interval is taken to show anything."""
+"""With fewer seeds no interval counts as evidence."""
 LEVEL = 0.02
-"""The share of strict's mean within which an interval has to lie for a method to be called level with it."""
+"""A method is called level with strict if its interval lies within this share of strict's mean."""
 ALPHA = 0.05
-"""A difference counts where the p of its test, corrected for the number of comparisons, is below this."""
+"""A difference counts if the p of its test, corrected for the number of comparisons, is below this."""
 
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
@@ -40,7 +40,7 @@ class _Comparison:
         name: Label of the row.
         strict: Label of the strict row that it is compared with.
         paired: The differences, seed by seed.
-        tried: Settings for which both had the same values to choose from.
+        tried: Settings of which both had the same values to choose from.
     """
 
     name: str
@@ -50,18 +50,17 @@ class _Comparison:
 
 
 def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Name the best method beside strict, for the first model that was trained with several methods, and say how sure that is.
+    """Name the best method other than strict, for the first model that was trained with several methods, and how certain it is.
 
-    Methods and settings are chosen by validation: of several rows of one method on the same data with the same network the one
-    with the best validation metric counts, it is compared with the strict row that has the best one, and of all methods the one
-    that is furthest ahead of strict in validation is named. Whatever else differs between the two rows is named, too. The
-    sentences call a method
+    Methods and settings are chosen by validation. Among rows of one method on the same data with the same network, the one with
+    the best validation metric counts, and it is compared with the strict row that has the best one. The method that is furthest
+    ahead of strict in validation is named, and so is everything else in which the two rows differ. The sentences call a method
 
-    - better or worse than strict where the 95 % interval of the paired difference excludes zero, and p is below `ALPHA` after
+    - better or worse than strict if the 95 % interval of the paired difference excludes zero, and p is below `ALPHA` after
       Holm's correction for the number of comparisons,
-    - level with strict where the whole interval lies within `LEVEL` of strict's mean,
-    - undecided elsewhere, and always with fewer than `ENOUGH_SEEDS` seeds, where runs of one of the two failed, or where another
-      setting than the optimiser differs and the two rows had not the same values to choose from.
+    - level with strict if the whole interval lies within `LEVEL` of strict's mean,
+    - undecided otherwise, and always with fewer than `ENOUGH_SEEDS` seeds, if runs of one of the two failed, or if a setting
+      other than the optimiser differs and the two rows did not have the same values to choose from.
 
     Args:
         summary: From `summarise`.
@@ -101,7 +100,7 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
 
 
 def _doubts(compared: Paired) -> list[str]:
-    """Why a difference decides nothing, whatever it is."""
+    """Why a difference is inconclusive, whatever its size."""
     if compared.count < ENOUGH_SEEDS:
         seeds = "one seed is" if compared.count == 1 else f"{compared.count} seeds are"
         return [f"{seeds} fewer than {ENOUGH_SEEDS}"]
@@ -122,7 +121,7 @@ def _because(reasons: Sequence[str]) -> str:
 
 
 def _state(row: Row, what: str) -> str:
-    """The beginning of a sentence on a row's test metric, which says what state of the network it is of."""
+    """The beginning of a sentence about a row's test metric, which names the state of the network."""
     if not row["residuals"]:
         return f"Its test {what}"
     if row["headline"] == "relaxed":
@@ -131,7 +130,7 @@ def _state(row: Row, what: str) -> str:
 
 
 def _difference(best: _Comparison, level: float, higher: bool) -> str:
-    """Words for a difference and its interval: percent of the strict mean, or points where higher is better."""
+    """A difference and its interval in words: percent of the strict mean, or points where higher is better."""
     compared = best.paired
     if not higher and not level:
         return f"{compared.mean:+.3g} from that of {best.strict}"
@@ -151,13 +150,13 @@ def _difference(best: _Comparison, level: float, higher: bool) -> str:
 
 
 def _digits(share: float) -> int:
-    """Decimals of a percentage: two digits of small ones."""
+    """Decimals of a percentage: two digits for small ones."""
     return 0 if abs(share) >= 0.1 else 1 if abs(share) >= 0.01 or not share else 2
 
 
 def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
-    """For every method of the first model that has several, on each of its data sets, the row with the best validation metric
-    beside the strict row with the best one.
+    """For every method of the first model that has several, on each of its data sets: the row with the best validation metric,
+    compared with the strict row with the best one.
     """
     rows, runs = summary["methods"], by_label(summary["runs"])
     higher = summary["metric"].get("higher_is_better", False)
@@ -199,8 +198,8 @@ def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> s
 
 
 def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
-    """How the row stands to its strict row in validation, lower where it is better: in points where higher values are, else as a
-    share of strict's error, since rows may be of several data sets.
+    """How far the row is from its strict row in validation; lower is better. It is in points where higher values are better, else
+    a share of strict's error, since rows may be of several data sets.
     """
     own, its = _rank(rows[one.name], higher), _rank(rows[one.strict], higher)
     if math.isinf(own) or math.isinf(its):
@@ -209,7 +208,7 @@ def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
 
 
 def _rank(row: Row, higher: bool) -> float:
-    """The mean validation metric as a number that is lower where it is better; NaN is the worst."""
+    """The mean validation metric as a number for which lower is better; NaN is the worst."""
     mean = float(row["val"]["mean"])
     return math.inf if math.isnan(mean) else -mean if higher else mean
 
@@ -221,7 +220,7 @@ def differing_settings(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dic
 
 
 def _network(row: Row) -> str:
-    """The kind of network that projection gives; a network that relaxes its own layers (RSteer, RPP) stays what it is."""
+    """The kind of network after projection; a network that relaxes its own layers (RSteer, RPP) is not changed by it."""
     error = row["equivariance_error"]
     exact = error is not None and error["after"] <= EXACT
     return "an exactly equivariant network" if exact else "the network as its author made it"

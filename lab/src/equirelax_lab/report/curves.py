@@ -1,4 +1,4 @@
-"""Figures of how training went: validation, loss, penalty, steps, and the equivariance error, over the epochs."""
+"""Figures of training over the epochs: validation, loss, penalty, steps, and the equivariance error."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ STEPS = (
     "Root mean square of the change of a weight in one of an epoch's last optimiser steps; mean over seeds."
 )
 SECOND: dict[str, Any] = {"linestyle": ":", "linewidth": 1.0, "markerfacecolor": GROUND}
-"""How the second state of a network is drawn."""
+"""The style of a network's second state."""
 WORDS = {"projected": "projected", "relaxed": "with residuals"}
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A row in one state of its networks: its course for every seed, and their mean."""
+    """A row in one state of its networks: the course of every seed, and their mean."""
 
     seeds: list[Course]
     mean: Course
 
 
 def training(table: Table, metric: Mapping[str, Any]) -> list[Figure]:
-    """Validation, of averaged weights too; loss, penalty; loss on training data; the size of optimiser steps."""
+    """Validation, also of averaged weights; loss and penalty; loss on training data; the size of optimiser steps."""
     found = [
         validation(table, metric),
         _states(
@@ -60,7 +60,7 @@ def training(table: Table, metric: Mapping[str, Any]) -> list[Figure]:
 
 
 def validation(table: Table, metric: Mapping[str, Any]) -> Figure | None:
-    """The validation metric of the projected networks, and as they are trained."""
+    """The validation metric of the networks after projection and as they are trained."""
     return _states(
         table, f"Validation: {heading(metric)}", "val", heading(metric), metric,
         "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
@@ -98,7 +98,7 @@ def _states(
     caption: str,
     states: tuple[str, str] = ("projected", "relaxed"),
 ) -> Figure | None:
-    """Two states of the network over training, the first with full lines and a band over seeds; None where nothing was logged."""
+    """Two states of the network over training, the first with solid lines and a band over seeds; None if nothing was logged."""
     lines: dict[tuple[str, str], _Line] = {}
     for row, runs in table.rows.items():
         for state in states if any(run.residuals for run in runs) else states[:1]:
@@ -151,7 +151,7 @@ def _states(
 
 
 def _column(table: Table, title: str, column: str, caption: str) -> Figure | None:
-    """A logged column over training; None where none of the rows has it, or it is zero throughout."""
+    """A logged column over training; None if none of the rows has it, or it is zero throughout."""
     curves = {row: course for row in table.rows if (course := mean(table.courses(row, column)))}
     values = [value for one in curves.values() for value in one.values()]
     if not any(values):
@@ -175,12 +175,12 @@ def _column(table: Table, title: str, column: str, caption: str) -> Figure | Non
 
 
 def _styles(parts: Sequence[Facet]) -> dict[str, Any]:
-    """A look for every label of the panels, the same in all of them."""
+    """A look for every label, the same in all panels."""
     return looks(list(dict.fromkeys(label for facet in parts for label in facet.rows)))
 
 
 def curve_numbers(title: str, curves: Mapping[str, Mapping[int, float]], most: int = 12) -> Numbers:
-    """A table of curves, a row for each, at `most` epochs or one more."""
+    """A table of curves, one row for each, at `most` epochs or one more."""
     places = sorted({p for one in curves.values() for p in one})
     every = max(-(-len(places) // most), 1)
     kept = sorted({*places[::every], *places[-1:]})

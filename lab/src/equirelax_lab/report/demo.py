@@ -1,4 +1,4 @@
-"""What `equirelax demo` says and leaves behind: lines on the terminal, one table, one picture, one page."""
+"""The output of `equirelax demo`: lines on the terminal, one table, one picture, one page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RATE = (
 )
 FEW = "{seeds} seeds decide nothing; six or more may, and the papers train far longer."
 FLOOR = 1e-17
-"""An axis of errors begins here: an error of exactly 0 has no logarithm."""
+"""Where an axis of errors begins: an error of exactly 0 has no logarithm."""
 
 State = Mapping[str, Any]
 
@@ -110,7 +110,7 @@ def write_demo(out: Path, state: State, runs: Path, data: str | None) -> str:
 
 
 def demo_table(state: State, summary: State) -> Numbers:
-    """Everything that the demo measured, a line each."""
+    """Everything that the demo measured, one line each."""
     trip, planted = state["parts"]["round_trip"], state["parts"]["planted"]
     rows = [
         (name, f"{error:.1e}", f"{test:.4f}", _size(trip, index))
@@ -150,14 +150,14 @@ def _size(trip: State, index: int) -> str:
 
 
 def demo_sentences(state: State, summary: State) -> list[str]:
-    """What the comparison shows, and what it cannot."""
+    """What the comparison shows, and what it cannot show."""
     count = len(state["seeds"])
     few = [FEW.format(seeds=count)] if count < ENOUGH_SEEDS else []
     return [conclusion(summary), RATE.format(rate=state["settings"]["learning_rate"]), *few]
 
 
 def next_commands(out: Path, state: State, data: str | None) -> list[tuple[str, str]]:
-    """(what it does, command) of three commands to try next, as one types them where the demo ran."""
+    """(what it does, command) of three commands to try next, as they are typed where the demo ran."""
     ours = Path(sys.executable).parent
     there = shutil.which("equirelax")
     found = there is not None and Path(there).parent == ours
@@ -177,12 +177,12 @@ def next_commands(out: Path, state: State, data: str | None) -> list[tuple[str, 
 
 
 def _near(path: Path) -> str:
-    """A path as one types it here."""
+    """A path as it is typed in the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def demo_figures(state: State, summary: State) -> list[Figure]:
-    """One for every part."""
+    """One figure for every part."""
     return [_course(state["parts"]["round_trip"]), _modules(state["parts"]["planted"]), _by_seed(summary)]
 
 
@@ -305,7 +305,7 @@ def _runs(summary: State, name: str) -> Sequence[State]:
 
 @dataclass
 class _Chapter:
-    """The one chapter of the page."""
+    """The only chapter of the page."""
 
     title: str
     sections: list[tuple[str, list[Block]]]

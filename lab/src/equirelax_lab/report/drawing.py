@@ -1,7 +1,7 @@
-"""How every figure looks, and how it becomes part of a page (SVG) or a file (PNG).
+"""The style of every figure, and its output as part of a page (SVG) or as a file (PNG).
 
 Colours and markers are those of `looks`. On a page the colours are CSS variables, so that the page's theme sets them, and text
-stays text.
+remains text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from equirelax_lab.report.numbers import Numbers
 
 STYLE: dict[str, Any] = {
     "font.size": 9,
-    "text.parse_math": False,  # names come from files: none of them is a formula
+    "text.parse_math": False,  # names come from files and are not formulas
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": SOFT,
@@ -52,9 +52,9 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "equirelax",
 }
 PALETTE = 64
-"""Colours of a PNG: lines and bands look the same with more, and take a fifth more bytes."""
+"""Number of colours of a PNG; with more, lines and bands look the same and take a fifth more bytes."""
 WIDTH = 5.6
-"""Of a figure, in inches: legible at the width of a phone as well as at half that of a screen."""
+"""Width of a figure in inches: legible at the width of a phone as well as at half that of a screen."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Figure:
     """One figure, drawn by the same function on a page and in a file.
 
     Attributes:
-        title: Above it.
-        caption: What it shows and how to read it; on pages.
+        title: The title above it.
+        caption: What it shows and how to read it; shown on pages.
         draw: Draws it into an empty figure or subfigure.
         numbers: The same as a table.
-        height: In inches; `WIDTH` is its width.
+        height: Height in inches; the width is `WIDTH`.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Figure:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within it, matplotlib draws as this module says."""
+    """Context in which matplotlib draws in the style of this module."""
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         yield
 
@@ -98,7 +98,7 @@ def svg(figure: Figure, name: str) -> str:
     for colour, variable in VARIABLES.items():
         found = found.replace(colour, f"var(--{variable})")
     found = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", found)
-    # the size is that of the page's column; a title for those who do not see it stands above
+    # The size is that of the page's column. The title, for those who do not see the figure, is above it.
     head = re.sub(r' (?:width|height)="[\d.]+pt"', "", found[: found.index(">")])
     label = f' role="img" aria-labelledby="{name}-title" aria-describedby="{name}-caption"'
     return head + label + found[found.index(">") :]
@@ -107,14 +107,14 @@ def svg(figure: Figure, name: str) -> str:
 def png(
     path: Path, figures: Sequence[Figure], title: str, columns: int = 2, again: str = "", dpi: int = 130
 ) -> None:
-    """Write figures side by side into a PNG of few colours, which keeps it small.
+    """Write figures side by side into a PNG with few colours, which keeps it small.
 
     Args:
-        path: Where to.
-        figures: At least one; each goes below the column that ends highest.
-        title: Above everything.
-        columns: How many figures stand side by side.
-        again: The command that writes the picture again; below everything.
+        path: The file.
+        figures: At least one figure; each goes into the shortest column.
+        title: The title above everything.
+        columns: How many figures are side by side.
+        again: The command that writes the picture again, below everything.
         dpi: Dots per inch.
     """
     stacks: list[list[Figure]] = [[] for _ in range(min(columns, len(figures)))]
@@ -136,12 +136,12 @@ def png(
 
 
 def _height(stack: Sequence[Figure]) -> float:
-    """Of figures with their titles, in inches."""
+    """Height of figures with their titles, in inches."""
     return sum(figure.height + 0.3 for figure in stack)
 
 
 def write_png(path: Path, canvas: Canvas, again: str = "", dpi: int = 130) -> None:
-    """Write a figure as a PNG with a small palette, below it the command that writes it again."""
+    """Write a figure as a PNG with a small palette, with the command that writes it again below."""
     from PIL import Image
 
     if again:

@@ -1,4 +1,4 @@
-"""Which rows of a comparison share a panel: all of them while they are few, else those that a reader compares."""
+"""Group the rows of a comparison into panels: one panel for few rows, else one for the rows that a reader compares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from equirelax_lab.report.rows import BASELINE, swept_setting
 from equirelax_lab.report.table import Table
 
 MOST_ROWS = 6
-"""In one panel; with more the figure has several."""
+"""Most rows in one panel; with more, the figure has several panels."""
 MOST_PANELS = 12
 
 
@@ -18,8 +18,8 @@ class Facet:
     """A panel.
 
     Attributes:
-        title: What its rows share.
-        rows: Words for the legend, which leave that out -> row.
+        title: What its rows have in common.
+        rows: Words for the legend, which leave out what the title says -> row.
     """
 
     title: str
@@ -29,8 +29,8 @@ class Facet:
 def facets(table: Table, rows: Sequence[str]) -> list[Facet]:
     """The panels of a figure that has a line for every one of `rows`.
 
-    Panels are made by model and by the value of the setting that was swept, so that the methods stand side by side; else by model
-    alone, by everything that a row's name says besides its method, or by method, each beside the strict row.
+    Panels are made by model and by the value of the swept setting, so that the methods are side by side; else by model only, by
+    everything in a row's name except its method, or by method, each with the strict row.
 
     Args:
         table: The comparison.
@@ -63,7 +63,7 @@ def facets(table: Table, rows: Sequence[str]) -> list[Facet]:
 
 
 def _by_method(rows: Sequence[str]) -> list[Facet]:
-    """A panel for every method, or for as many of its rows as one takes; the one strict row, if there is one, is in each."""
+    """A panel for every method, or for as many of its rows as fit into one; a single strict row, if any, is in each."""
     strict = [row for row in rows if row.split()[0] == BASELINE]
     beside = {row: row for row in strict} if len(strict) == 1 and len(rows) > 1 else {}
     methods: dict[str, list[str]] = {}

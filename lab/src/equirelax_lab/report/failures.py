@@ -1,4 +1,4 @@
-"""Failed runs: how sensitive training is."""
+"""The share of failed runs, which shows how sensitive training is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Shares = dict[str, dict[Any, tuple[int, int]]]
 
 
 def poor(results: Sequence[Result]) -> list[bool]:
-    """For every result whether it is much worse than the best of its network on its data; see `DEFINITION`."""
+    """For every result, whether it is much worse than the best of its network on its data; see `DEFINITION`."""
     values = [result["test"][headline(result["method"])] for result in results]
     kinds = [(result["model"], _data_and_network(result)) for result in results]
     found = []
@@ -37,7 +37,7 @@ def poor(results: Sequence[Result]) -> list[bool]:
         elif result["metric"].get("higher_is_better", False):
             found.append(POOR * value < max(alike))
         else:
-            found.append(0 < POOR * min(alike) < value)  # a perfect run has no multiple
+            found.append(0 < POOR * min(alike) < value)  # an error of 0 has no multiples
     return found
 
 
@@ -46,11 +46,11 @@ def _data_and_network(result: Result) -> dict[str, Any]:
 
 
 def shares(results: Sequence[Result], failed: Sequence[Result]) -> Shares:
-    """How many runs failed.
+    """Count the failed runs.
 
     Args:
         results: Contents of result.json of one benchmark.
-        failed: Of runs that ended without a result: benchmark, model, method, seed and config.
+        failed: The runs that ended without a result, as benchmark, model, method, seed and config.
     """
     every = [*results, *failed]
     bad_ones = [*poor(results), *(True for _ in failed)]
@@ -70,7 +70,7 @@ def shares(results: Sequence[Result], failed: Sequence[Result]) -> Shares:
 def asks_for_failures(results: Sequence[Result], failed: Sequence[Result]) -> bool:
     """Whether a comparison is about how often training fails: a number was swept, or runs ended without a result.
 
-    Elsewhere a method that is far behind is no failed run, but a worse method.
+    In other comparisons a method that is far behind is a worse method, not a failed run.
     """
     return bool(failed) or swept_setting(results) is not None
 

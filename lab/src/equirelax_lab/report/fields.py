@@ -1,4 +1,4 @@
-"""Pictures of a forecast of a velocity field: true, predicted and error side by side, and the roll-out as an animation."""
+"""Pictures of a forecast of a velocity field: truth, prediction and error side by side, and the roll-out as an animation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from equirelax.files import atomic_write
 # Perceptually uniform maps: their order survives colour blindness and printing in grey.
 SPEED, ERROR = "viridis", "magma"
 BAD = "0.6"
-"""Grey, for values that are not finite."""
+"""Grey, for non-finite values."""
 ARROWS = 11
 """Most arrows along each side of a field."""
 STILL = 0.03
@@ -41,12 +41,12 @@ SHADES, GREYS = 112, 32
 
 @dataclass(frozen=True)
 class Forecast:
-    """A roll-out beside the true fields.
+    """A roll-out and the true fields.
 
     Attributes:
         true, predicted: Velocities (T, 2, H, W) at the steps 1 to T of the roll-out; row 0 is the top, components are (x, y).
-        width: Of the box, in units of length.
-        frame: Number of step 0 in its run, the last frame that the network was given.
+        width: Width of the box, in units of length.
+        frame: Frame number of step 0 in its run, the last frame that the network was given.
 
     Raises:
         DataError: The shapes differ or are not those of fields, or a true velocity is not finite.
@@ -84,7 +84,7 @@ class Forecast:
 
 
 def shown_steps(count: int) -> list[int]:
-    """The steps, of `count`, that get a column in the picture: 1, 5, 10, ... and the last; all where they are few."""
+    """The steps, out of `count`, that get a column in the picture: 1, 5, 10, ... and the last, or all if they are few."""
     if count <= 5:
         return list(range(1, count + 1))
     every = 5 * math.ceil(count / (5 * (COLUMNS - 2)))
@@ -92,12 +92,12 @@ def shown_steps(count: int) -> list[int]:
 
 
 def draw_fields(path: Path, forecast: Forecast, title: str, again: str = "") -> None:
-    """Write a PNG: a column for every step of `shown_steps`; true, predicted, and the length of the error.
+    """Write a PNG with a column for every step of `shown_steps`: truth, prediction, and the length of the error.
 
     Args:
-        path: Where to.
+        path: The file.
         forecast: What to draw.
-        title: Above everything.
+        title: The title above everything.
         again: The command that writes the picture again, below everything.
     """
     steps = shown_steps(len(forecast))
@@ -120,12 +120,12 @@ def draw_fields(path: Path, forecast: Forecast, title: str, again: str = "") -> 
 
 
 def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
-    """Write an animated GIF: true, predicted and the length of the error, one frame for every step.
+    """Write an animated GIF of truth, prediction and the length of the error, one frame for every step.
 
     Args:
-        path: Where to.
+        path: The file.
         forecast: What to draw.
-        title: Above everything.
+        title: The title above everything.
     """
     colours, count = _Colours.of(forecast, range(len(forecast))), len(forecast)
     frames = []
@@ -145,7 +145,7 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
             _draw_step(panels, forecast, index, colours)
             heading.set_text(f"{title}\nstep {index + 1} of {count}")
             if index == 0:
-                canvas.draw()  # which finds the layout: from here on nothing moves but the fields
+                canvas.draw()  # this computes the layout: from here on only the fields change
                 figure.set_layout_engine("none")
             canvas.draw()
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB"))
@@ -153,7 +153,7 @@ def draw_rollout(path: Path, forecast: Forecast, title: str) -> None:
 
 
 def _write_gif(path: Path, frames: list[Image.Image]) -> None:
-    """Write all frames with one palette; with one each, colours would change where the field does not."""
+    """Write all frames with one palette; with a palette per frame, colours would change where the field does not."""
     shades = [matplotlib.colormaps[name](np.linspace(0, 1, SHADES))[:, :3] for name in (SPEED, ERROR)]
     greys = np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1)
     palette = Image.new("P", (1, 1))
@@ -174,7 +174,7 @@ class _Colours:
 
     @classmethod
     def of(cls, forecast: Forecast, indices: Sequence[int]) -> _Colours:
-        """For the steps `indices`. The true fields set the scale, so that a prediction that grows without bound does not."""
+        """The scales for the steps `indices`. The true fields set them, so that a diverging prediction does not."""
         rows = list(indices)
         top = _positive(np.linalg.norm(forecast.true[rows], axis=1))
         beyond = bool((np.linalg.norm(forecast.predicted[rows], axis=1) > top).any())
@@ -189,7 +189,7 @@ def _positive(values: np.ndarray) -> float:
 
 
 def _draw_step(panels: Sequence[Axes], forecast: Forecast, index: int, colours: _Colours) -> None:
-    """True, predicted and error of one step."""
+    """Draw truth, prediction and error of one step."""
     for panel, field in zip(panels, (forecast.true[index], forecast.predicted[index]), strict=False):
         _image(panel, np.linalg.norm(field, axis=0), SPEED, colours.speed, forecast.width)
         _arrows(panel, field, float(colours.speed.vmax or 1.0), forecast.width)
@@ -213,13 +213,13 @@ def _map(name: str) -> Colormap:
 
 
 def _arrows(panel: Axes, field: np.ndarray, top: float, width: float) -> None:
-    """Draw directions as arrows of one length, where the field moves; colours show how fast."""
+    """Draw directions as arrows of equal length where the speed is not negligible; colours show the speed."""
     height, across = field.shape[1:]
     rows, columns = (_spread(count) for count in (height, across))
     x, y = field[:, rows[:, None], columns]
     speed = np.hypot(x, y)
     moving = np.isfinite(speed) & (speed > STILL * top)
-    # centres of the pixels: x to the right, y up, the origin in the middle
+    # Centres of the pixels: x to the right, y up, the origin in the middle.
     right = width * ((columns + 0.5) / across - 0.5)
     up = width * (0.5 - (rows + 0.5) / height)
     at_x, at_y = (grid[moving] for grid in np.meshgrid(right, up))
@@ -244,7 +244,7 @@ def _arrows(panel: Axes, field: np.ndarray, top: float, width: float) -> None:
 
 
 def _spread(count: int) -> np.ndarray:
-    """Indices of at most `ARROWS` of `count` pixels, evenly spread about the middle."""
+    """Indices of at most `ARROWS` of `count` pixels, evenly spaced about the middle."""
     every = math.ceil(count / ARROWS)
     return np.arange((count - 1) % every // 2, count, every)
 

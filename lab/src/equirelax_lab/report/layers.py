@@ -1,4 +1,4 @@
-"""Figures of what strengths, multipliers, slacks and Lie derivatives did, layer by layer (CR, figure 3b)."""
+"""Figures of strengths, multipliers, slacks and Lie derivatives over training, layer by layer (CR, figure 3b)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equirelax_lab.report.statistics import shown
 from equirelax_lab.report.table import Course, Table, common, in_curves, mean
 
 DIVERGING = LinearSegmentedColormap.from_list("diverging", [BLUE, "#f7f7f7", RED])
-"""Sides that colour-blind readers tell apart, pale at zero."""
+"""Two hues that colour-blind readers can tell apart, pale at zero."""
 
 KINDS = {
     "gamma": ("Strength gamma", "The strength of each residual; 0 is the equivariant network."),
@@ -35,7 +35,7 @@ KINDS = {
     ),
     "norm": ("Norm of the residual's output", "The norm term of each residual's penalty."),
 }
-"""Columns of metrics.csv (KIND/LAYER) -> title and meaning, in the order in which they are shown; "size" is made of two."""
+"""Columns of metrics.csv (KIND/LAYER) -> title and meaning, in the order in which they are shown; "size" is computed from two."""
 Courses = dict[str, Course]
 """Layer -> its course, the mean over seeds."""
 
@@ -57,7 +57,7 @@ def courses(runs: Sequence[Run]) -> dict[str, Courses]:
 
 
 def strengths(label: str, runs: Sequence[Run]) -> list[Figure]:
-    """For every kind that the runs of one row recorded, curves of all layers above a heat map of layers by time."""
+    """Curves of all layers above a heat map of layers by time, for every kind that the runs of one row recorded."""
     seeds = sum(bool(run.rows) for run in runs)
     note = f"Mean over {seeds} seeds." if seeds > 1 else "One seed."
     return [_by_layer(label, kind, found, note) for kind, found in courses(in_curves(runs)).items()]
@@ -95,7 +95,7 @@ def _by_layer(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
 
 
 def _heat(part: FigureBase, panel: Axes, kind: str, by_layer: Courses) -> None:
-    """Layer by time: logarithmic colours where values span a lot, blue and orange around zero."""
+    """Draw layer by time, with logarithmic colours where values span a wide range, blue and orange around zero."""
     at = common(list(by_layer.values()))
     kept = list(thinned(dict.fromkeys(at, 0.0), len(by_layer)))
     values = [[one[epoch] for epoch in kept] for one in by_layer.values()]
@@ -120,7 +120,7 @@ def _heat(part: FigureBase, panel: Axes, kind: str, by_layer: Courses) -> None:
 
 
 def _heat_numbers(title: str, by_layer: Courses, at: Sequence[int], named: str = "layer") -> Numbers:
-    """A row for every layer, or what else is `named`: first, middle and last epoch, least and greatest value."""
+    """A table with a row for every layer (or other item, `named`): first, middle and last epoch, least and greatest value."""
     if not at:
         return Numbers(title, (named,), tuple((layer,) for layer in by_layer))
     places = sorted({at[0], at[len(at) // 2], at[-1]})
@@ -133,11 +133,11 @@ def _heat_numbers(title: str, by_layer: Courses, at: Sequence[int], named: str =
 
 
 MOST_ROWS = 9
-"""Of a picture of strengths; with more of them the lines of one could not be seen."""
+"""Most rows in a picture of strengths; with more, the lines of one row could not be seen."""
 
 
 def strengths_of_rows(table: Table) -> list[Figure]:
-    """gamma of every residual and seed over training, and |gamma| times the norm of W where it was recorded: a panel a row."""
+    """gamma of every residual and seed over training, and |gamma| times the norm of W if it was recorded: one panel per row."""
     shown_runs = {row: in_curves(runs) for row, runs in table.rows.items()}
     rows = {row: runs for row, runs in shown_runs.items() if any(run.residuals for run in runs)}
     if not rows or len(rows) > MOST_ROWS:

@@ -14,15 +14,15 @@ from matplotlib.figure import FigureBase
 from equirelax_lab.report.looks import Look
 
 SHADES = matplotlib.colormaps["cividis"]
-"""Of layers, early ones dark."""
+"""The colour map of layers: early ones dark."""
 MARKED = 8
-"""Points of a line that are few enough to be marked."""
+"""Lines with up to this many points have markers."""
 MOST_POINTS, LEAST_POINTS, ALL_POINTS = 300, 50, 4000
-"""Along a curve or a heat map. Longer ones are thinned to `MOST_POINTS`, to fewer where a figure has many curves (`ALL_POINTS` in
-all), but never below `LEAST_POINTS`.
+"""Points along a curve or a heat map. Longer ones are thinned to `MOST_POINTS`, to fewer if a figure has many curves
+(`ALL_POINTS` in all), but never below `LEAST_POINTS`.
 """
 TIP = "tip:"
-"""How the id of an artist begins whose rest is its tooltip."""
+"""The beginning of an artist's id, of which the rest is its tooltip."""
 
 
 def line(
@@ -34,16 +34,16 @@ def line(
     tooltip: str = "",
     **style: Any,
 ) -> None:
-    """A line over a course, with markers where its points are few: one point alone would not be seen.
+    """Draw a line over a course, with markers if it has few points: a single point would not be seen.
 
     Args:
-        panel: Where to.
+        panel: The panel to draw into.
         course: Place -> value.
-        look: Of the row.
-        label: In the legend; one that begins with an underscore is not in it.
+        look: The look of the row.
+        label: The label in the legend; a label that begins with an underscore is left out.
         among: How many lines the figure has.
         tooltip: Text of the tooltip; empty shows the label.
-        style: Of the line, where it is not the row's.
+        style: The style of the line, if it is not the row's.
     """
     kept = thinned(course, among)
     marker = look.marker if len(course) <= MARKED else None
@@ -58,7 +58,7 @@ def tip(artist: Artist, words: str) -> None:
 
 
 def legend(part: FigureBase, *panels: Axes) -> None:
-    """A legend of all panels below the figure, each label once, in as many columns as its words leave room for."""
+    """Draw a legend of all panels below the figure, each label once, in as many columns as fit."""
     found: dict[str, Artist] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -80,14 +80,14 @@ def _columns(labels: Sequence[str]) -> int:
 def panels(
     part: FigureBase, titles: Sequence[str], columns: int = 2, share: bool = True, alone: bool = False
 ) -> list[Axes]:
-    """A panel for every title, side by side and below each other.
+    """Make a panel for every title, side by side and below each other.
 
     Args:
         part: The empty figure.
-        titles: Of the panels.
-        columns: At most as many side by side.
-        share: Whether the panels have one vertical axis.
-        alone: Whether a panel that is the only one has its title, too.
+        titles: The titles of the panels.
+        columns: At most this many panels side by side.
+        share: Whether the panels share one vertical axis.
+        alone: Whether a single panel has its title as well.
     """
     columns = min(columns, len(titles))
     count = -(-len(titles) // columns)
@@ -101,17 +101,17 @@ def panels(
 
 
 def panels_height(count: int, columns: int = 2) -> float:
-    """The height of so many panels in inches."""
+    """The height of `count` panels in inches."""
     return 2.9 if count == 1 else 0.3 + 1.75 * -(-count // min(columns, count))
 
 
 def layer_colours(count: int) -> list[str]:
-    """Colours of layers, early ones dark and late ones bright: evenly spaced in lightness, for colour-blind readers too."""
+    """Colours of layers, early ones dark and late ones bright: evenly spaced in lightness, also for colour-blind readers."""
     return [matplotlib.colors.to_hex(SHADES(0.25 + 0.6 * i / max(count - 1, 1))) for i in range(count)]
 
 
 def thinned(points: Mapping[Any, float], among: int = 1) -> dict[Any, float]:
-    """As many points as one of `among` curves may have, evenly chosen, the last one among them."""
+    """Thin points to as many as one of `among` curves may have: evenly spaced, including the last one."""
     places = list(points)
     every = -(-len(places) // max(min(MOST_POINTS, ALL_POINTS // among), LEAST_POINTS))
     kept = places[::every] if every > 1 else places

@@ -1,7 +1,7 @@
 """Colour, dashes, marker and place of every method: the same in every figure, table and page.
 
-A colour stands for a family of methods, dashes and marker for the method in it. Nothing here needs matplotlib, so pages that draw
-nothing can use it too.
+The colour denotes a family of methods, dashes and marker the method within it. Nothing here needs matplotlib, so that pages
+without drawings can use it as well.
 
     METHODS["ace"]                     its `Look`: .colour ("#0072b2"), .variable ("c2"), .dash, .marker
     sorted(names, key=place)           methods in the order in which they are shown
@@ -19,11 +19,11 @@ INK, SOFT, RULE, GROUND = "#1b1d21", "#565b64", "#d9dce1", "#fffffe"
 # Okabe and Ito's colours, which colour-blind readers tell apart, darkened until they stand out from white (WCAG 2.2: 3 to 1).
 ORANGE, BLUE, GREEN, PINK, RED, SKY = "#b87a00", "#0072b2", "#00835f", "#b65c90", "#c65200", "#2490c8"
 COLOURS = (INK, ORANGE, BLUE, GREEN, PINK, RED, SKY)
-"""For rows that no method tells apart."""
+"""Colours for rows that do not differ in their method."""
 VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", GROUND: "ground"} | {
     colour: f"c{index}" for index, colour in enumerate(COLOURS) if index
 }
-"""Colour -> CSS variable of a page, which has another value for it in the dark."""
+"""Colour -> CSS variable of a page, which has another value on dark screens."""
 _LIGHT = {"raised": "#f5f6f8", "link": "#0b5394", "warn": "#8a3b00"}
 _DARK = {
     **{"ground": "#15171b", "raised": "#1f2228", "ink": "#eceef1", "soft": "#a9b0bb", "rule": "#3a3f48"},
@@ -36,12 +36,12 @@ MARKERS = ("o", "s", "D", "^", "X", "v", "P", "*")
 
 @dataclass(frozen=True)
 class Look:
-    """Of a method, or of a row of a figure.
+    """The look of a method, or of a row of a figure.
 
     Attributes:
-        colour: As matplotlib and CSS take it.
-        dash: Line style, as matplotlib takes it.
-        marker: As matplotlib takes it.
+        colour: Colour in the notation of matplotlib and CSS.
+        dash: Line style in the notation of matplotlib.
+        marker: Marker in the notation of matplotlib.
     """
 
     colour: str
@@ -84,8 +84,8 @@ def place(method: str) -> int:
 def looks(rows: Sequence[str]) -> dict[str, Look]:
     """A look for every row (label) of a figure; the first word of a label is its method.
 
-    Rows of one method (its models and variants) share its colour and differ in dashes and markers; where the figure has one
-    method alone, they differ in colour, the first one has its method's, and none that of strict.
+    Rows of one method (its models and variants) share its colour and differ in dashes and markers. If the figure has only one
+    method, they differ in colour: the first one has its method's, and none has that of strict.
     """
     methods = [row.split(" ")[0] for row in rows]
     alone = len(set(methods)) == 1 and len(rows) > 1
@@ -109,7 +109,7 @@ def looks(rows: Sequence[str]) -> dict[str, Look]:
 
 
 def variables() -> str:
-    """CSS that sets the colours of a page, for light and for dark screens; paper is light."""
+    """CSS that sets the colours of a page for light and for dark screens; printed pages are light."""
     light = {variable: colour for colour, variable in VARIABLES.items()} | _LIGHT
     return (
         f":root {{ color-scheme: light dark; {_declared(light)} }}\n"

@@ -1,4 +1,4 @@
-"""A table as text, and how it is written: Markdown, CSV, LaTeX."""
+"""A table as text, and its output as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Numbers:
     Attributes:
         title: What it shows.
         head: The headings of its columns.
-        rows: Its cells; the first one of a row names it, and what stands between two asterisks on each side is bold.
+        rows: Its cells. The first cell of a row names it, and text between double asterisks is bold.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Numbers:
         return re.sub(r"[^a-z0-9.=]+", "-", words).strip("-.") or "table"
 
     def markdown(self) -> str:
-        """Head and rows as Markdown, each line with its end."""
+        """Head and rows as Markdown, with a newline after every line."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -84,7 +84,7 @@ def _numeric(column: tuple[str, ...]) -> bool:
 
 def _latex_row(cells: tuple[str, ...]) -> str:
     line = " & ".join(map(_latex_cell, cells))
-    # a bracket or a star at the beginning of a line would be an argument of the \\ before it
+    # A bracket or a star at the beginning of a line would be an argument of the preceding \\.
     return f"{'{}' if line[:1] in ('[', '*') else ''}{line} \\\\"
 
 
@@ -94,7 +94,7 @@ def _latex_cell(cell: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text for LaTeX, its minus signs and powers of ten as mathematics."""
+    """Text for LaTeX, with minus signs and powers of ten as mathematics."""
     found, end = [], 0
     for match in _POWER.finditer(text):
         number = f"${match[1]}\\times10^{{{int(match[2])}}}$"

@@ -50,7 +50,7 @@ def cost(table: Table) -> Numbers:
 
 
 def _epoch_seconds(run: Run) -> list[float]:
-    """The median time of an epoch; of a run without metrics the mean, from the whole time."""
+    """The median time of an epoch; for a run without metrics the mean, from the total time."""
     clock = [0.0, *(float(row["seconds"]) for row in run.rows if row.get("seconds"))]
     steps = [after - before for before, after in pairwise(clock) if after > before]
     if steps:
@@ -85,7 +85,7 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 
 def changed(chapter: Chapter) -> Numbers:
-    """For every row the settings that are not the papers'."""
+    """The settings of every row that are not the papers'."""
     rows = []
     for label, runs in chapter.by_label().items():
         config = config_from_dict({**runs[0].result["config"], "seed": 0})
@@ -96,7 +96,7 @@ def changed(chapter: Chapter) -> Numbers:
 
 
 def runs(chapter: Chapter) -> Numbers:
-    """A row for every run: how far it came, and what it gave."""
+    """A row for every run: its progress and its result."""
     rows = []
     for label, run in zip(chapter.labels, chapter.runs, strict=True):
         result = run.result

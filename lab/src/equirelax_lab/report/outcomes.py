@@ -1,4 +1,4 @@
-"""Figures of what came out: the deployed networks' test metric seed by seed, and how exactly they keep the symmetry."""
+"""Figures of the results: the deployed networks' test metric seed by seed, and how exactly they keep the symmetry."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def by_seed(table: Table, summary: Mapping[str, Any]) -> Figure:
 
 
 def leading_number(text: str | None) -> float | None:
-    """5.6 for "5.6 ± 0.25"; None where a text does not begin with a number."""
+    """5.6 for "5.6 ± 0.25"; None if a text does not begin with a number."""
     match = re.match(r"-?\d+(\.\d+)?(e-?\d+)?", text or "")
     return float(match.group()) if match else None
 
@@ -155,7 +155,7 @@ def _forms(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _names(panel: Axes, names: Sequence[str]) -> None:
-    """A vertical axis of names, the first on top."""
+    """Label a vertical axis with names, the first on top."""
     panel.set_yticks(range(len(names)), list(names))
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)

@@ -1,4 +1,4 @@
-// Opens all sections at once: on demand, with page.html#everything, and on paper.
+// Opens all sections at once: on demand, with page.html#everything, and for printing.
 (function () {
   "use strict";
   const button = document.getElementById("open-all");

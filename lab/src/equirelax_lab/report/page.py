@@ -1,4 +1,4 @@
-"""A report: one HTML page that holds everything it needs, about finished, unfinished and failed runs."""
+"""A report: one self-contained HTML page about finished, unfinished and failed runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from equirelax_lab.report.runs import STATUSES, Chapter
 from equirelax_lab.report.summary import summarise
 from equirelax_lab.report.table import Table, in_curves
 
-# Nothing is fetched, and nothing could be: the page may only use what it holds.
+# The page is self-contained: nothing is fetched, and the policy allows nothing to be.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; base-uri 'none'; "
     "form-action 'none'"
@@ -34,8 +34,8 @@ class Block:
     Attributes:
         kind: conclusion, text, soft, differing, warn, command, code, table, figures or details.
         content: Text; a command; lines of code; `Numbers`; drawn figures; or, inside details, blocks.
-        title: Of details; what a command does.
-        options: Of tables bold (the column in bold) and words (cells are sentences); of details open and name (their class).
+        title: The title of details, or what a command does.
+        options: For tables, bold (the column in bold) and words (cells are sentences); for details, open and name (their class).
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure on the page: its name, unique there, the figure, and its SVG element."""
+    """A figure on the page: its name, unique on the page, the figure, and its SVG element."""
 
     name: str
     figure: Figure
@@ -73,7 +73,7 @@ class _Chapter:
         ]
 
     def _figures(self, given: Sequence[Figure | None]) -> list[Block]:
-        """Figures side by side where there is room."""
+        """Figures, side by side where there is room."""
         drawn = []
         for figure in given:
             if figure is not None:
@@ -102,7 +102,7 @@ class _Chapter:
         return [*blocks, *([Block("details", under, "Under further conditions")] if under else [])]
 
     def _failures(self) -> list[Block]:
-        """The share of failed runs, and what counts as one; nothing where the comparison is not about that."""
+        """The share of failed runs, and what counts as one; empty if the comparison is not about failures."""
         done, lost = (
             [run.result for run in several] for several in (self.chapter.finished, self.chapter.failed)
         )
@@ -118,14 +118,14 @@ class _Chapter:
         return [Block("table", numbers), Block("soft", failures.DEFINITION), *drawn]
 
     def _symmetry(self) -> list[Block]:
-        """How far the networks were from the symmetry over training, and how exactly the selected ones keep it."""
+        """The equivariance error of the networks over training, and that of the selected ones."""
         selected = None if self.summary is None else outcomes.selected_equivariance(self.summary)
         blocks = self._figures([selected, curves.equivariance(self.table)])
         ended = None if self.summary is None else tables.strengths(self.summary)
         return [*blocks, *([Block("table", ended)] if ended is not None else [])]
 
     def _layers(self) -> list[Block]:
-        """For every row with residuals a section of curves and heat maps; the first one is open."""
+        """A section of curves and heat maps for every row with residuals; the first one is open."""
         blocks: list[Block] = []
         for label, runs in self.table.rows.items():
             if any(run.residuals for run in in_curves(runs)):
@@ -161,9 +161,9 @@ def write_page(out: Path, chapters: Sequence[Chapter], title: str = "", command:
 
     Args:
         out: An .html file.
-        chapters: From `runs.gather`.
-        title: Of the page; by default what the chapters are about.
-        command: What one types to write the page again.
+        chapters: The chapters, from `runs.gather`.
+        title: Title of the page; by default what the chapters are about.
+        command: The command that writes the page again.
     """
     text, count = render(chapters, title, command)
     write_text(out, text)
@@ -182,7 +182,7 @@ def render(chapters: Sequence[Chapter], title: str = "", command: str = "") -> t
 
 
 class Filled(Protocol):
-    """A chapter of a page: its name (the beginning of its ids), its title, sentences that warn, and its sections."""
+    """A chapter of a page: its name (the beginning of its ids), its title, its warnings, and its sections."""
 
     name: str
     title: str
@@ -194,9 +194,9 @@ def fill(title: str, chapters: Sequence[Filled], command: str = "", progress: Nu
     """The page of ready chapters as text.
 
     Args:
-        title: Of the page.
-        chapters: From above to below.
-        command: What one types to write the page again.
+        title: Title of the page.
+        chapters: The chapters, from top to bottom.
+        command: The command that writes the page again.
         progress: A table above everything.
 
     Raises:
@@ -228,7 +228,7 @@ def fill(title: str, chapters: Sequence[Filled], command: str = "", progress: Nu
 
 
 def _as_file(text: str, kind: str) -> str:
-    """Text as an address that a link can save: the page holds the files that it offers."""
+    """Text as a data URL from which a link saves a file: the page contains the files that it offers."""
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
@@ -247,9 +247,9 @@ def chapter_title(chapter: Chapter) -> str:
 
 
 def progress(chapters: Sequence[Chapter]) -> Numbers | None:
-    """How far the studies are that the chapters belong to, a row for every chapter; None where there is no study."""
+    """The progress of the studies that the chapters belong to, a row for every chapter; None if there is no study."""
     pruned = any(chapter.study is not None and chapter.study.counts["pruned"] for chapter in chapters)
-    shown = STATUSES if pruned else STATUSES[:-1]  # only searches prune
+    shown = STATUSES if pruned else STATUSES[:-1]  # only searches prune runs
     rows = [
         (
             chapter.name,

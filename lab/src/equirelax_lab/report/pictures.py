@@ -1,4 +1,4 @@
-"""Figures in files: which of them a comparison leaves behind, and which a report writes beside its page."""
+"""Figures in files: those that a comparison writes, and those that a report writes beside its page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CURVES, SWEEP, CONDITIONS = "curves", "sweep", "conditions"
 def pictures(
     table: Table, runs: Sequence[Run], metric: Mapping[str, Any]
 ) -> dict[str, tuple[list[Figure], int]]:
-    """Name of a picture -> its figures and how many stand side by side; those with nothing to show are left out.
+    """Name of a picture -> its figures and how many are side by side; empty pictures are left out.
 
     Args:
         table: The comparison.
-        runs: Those of its runs that are finished.
-        metric: The headline metric, as result files hold it.
+        runs: Its finished runs.
+        metric: The headline metric, as in result files.
     """
     over_training = [curves.validation(table, metric), curves.fit(table), *layers.strengths_of_rows(table)]
     found: dict[str, tuple[list[Figure | None], int]] = {
@@ -36,12 +36,12 @@ def pictures(
 
 
 def draw_pictures(out: Path, chapters: Sequence[Chapter], again: str = "") -> list[Path]:
-    """Write the main figures of a report as PNG files into `out`: NAME-curves.png for every chapter and, where there is something
+    """Write the main figures of a report as PNG files into `out`: NAME-curves.png for every chapter and, if there is something
     to draw, NAME-layers-ROW.png (layer by time), NAME-sweep.png and NAME-conditions.png.
 
     Args:
         out: A folder.
-        chapters: Of the report.
+        chapters: The chapters of the report.
         again: The command that writes them again.
 
     Returns:

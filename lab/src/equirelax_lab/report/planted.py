@@ -21,7 +21,7 @@ TICKS = (0, 1e-3, 1e-2, 1e-1, 1)
 
 
 def by_place(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Where something was planted -> its runs, one for every seed."""
+    """The place of the planted asymmetry -> its runs, one for every seed."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         found.setdefault(run["planted"], []).append(run)
@@ -29,10 +29,10 @@ def by_place(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
 
 
 def ratios_table(study: Mapping[str, Any]) -> Numbers:
-    """A table: r of every layer of the strict networks, mean and standard deviation over seeds, and the layer with the largest.
+    """A table of r of every layer of the strict networks, mean and standard deviation over seeds, and the layer with the largest.
 
     Args:
-        study: From `equirelax_lab.tasks.planted_asymmetry.run_planted`.
+        study: The output of `equirelax_lab.tasks.planted_asymmetry.run_planted`.
     """
     rows = []
     for planted, runs in by_place(study["strict"]).items():
@@ -50,7 +50,7 @@ def ratios_table(study: Mapping[str, Any]) -> Numbers:
 
 
 def gammas_table(study: Mapping[str, Any]) -> Numbers:
-    """A table: where gammas that follow the score end, and what the networks' losses are, over seeds."""
+    """A table of the final values of gammas that follow the score, and of the networks' losses, over seeds."""
     strict = by_place(study["strict"])
     rows = []
     for planted, runs in by_place(study["following"]).items():
@@ -67,7 +67,7 @@ def gammas_table(study: Mapping[str, Any]) -> Numbers:
 
 
 def _gammas(ends: Sequence[float]) -> str:
-    """Mean and standard deviation, and how many are exactly 0 where some are and others are not."""
+    """Mean and standard deviation, and how many are exactly 0 if only some are."""
     zeros = sum(end == 0 for end in ends)
     if zeros == len(ends):
         return "0"
@@ -96,10 +96,10 @@ def panels_of(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw_courses(path: Path, study: Mapping[str, Any], again: str) -> None:
-    """Write a PNG: r of the strict network's layers over its steps, and below it the gammas that follow r; of the first seed.
+    """Write a PNG of the first seed: r of the strict network's layers over its steps, and below it the gammas that follow r.
 
     Args:
-        path: Where to.
+        path: The file.
         study: As for `ratios_table`.
         again: The command that writes the picture again.
     """

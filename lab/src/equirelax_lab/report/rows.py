@@ -1,4 +1,4 @@
-"""The rows of a table: which runs share one, what tells rows apart, what each is compared with, and which settings differ."""
+"""The rows of a table: which runs share one, how rows differ, what each is compared with, and which settings differ."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHARED = ("dataset", "network")
 
 TITLE = "Settings that differ between rows"
 OF_THE_METHOD = ("residual", "strength", "residual_rate", "projected_share")
-"""Sections of the settings, and settings, that are the method itself: strict training has nothing that they could change."""
+"""Sections of the settings, and settings, that define the method: in strict training there is nothing for them to change."""
 NOT_NAMED = ("benchmark", "model", "method", "checkpoint_every", "audit_every")
-"""Settings that the rows' names give, and settings that do not change a run's result."""
+"""Settings that are in the rows' names, and settings that do not change a run's result."""
 ONLY_WITH = {
     "muon_momentum": ("optimizer", ("muon",)),
     "muon_rms": ("optimizer", ("muon",)),
@@ -31,20 +31,21 @@ ONLY_WITH = {
     "hold": ("schedule", ("cosine",)),
     "restart_epochs": ("schedule", ("cosine",)),
 }
-"""Setting -> the setting and its values without which it does nothing."""
+"""Setting -> another setting and the values that this one must have for the first to have an effect."""
 MANY = 8
 """If more rows than this share a value, the sentence calls them "all other rows"."""
 
 Result = Mapping[str, Any]
 Curves = dict[str, dict[float, list[float]]]
-"""Row (without what it says of the swept setting) -> value of the swept setting -> one number for every seed."""
+"""Row (without the words about the swept setting) -> value of the swept setting -> one number for every seed."""
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """A label for every run: its method, its model where there are several, and the settings in which runs of both differ.
+    """A label for every run: its method, its model if there are several, and the settings in which runs of both differ.
 
-    Settings that always change together are named together: "scheduled lie_weight=norm_weight=0.01". Where a number of the data
-    or of the network takes others along, as a training-set size takes the epochs, it alone is named: "strict train=300".
+    Settings that always change together are named together: "scheduled lie_weight=norm_weight=0.01". If other settings change
+    with a number of the data or of the network, as the epochs with the training-set size, only that number is named: "strict
+    train=300".
     """
     several = len({result["model"] for result in results}) > 1
     found = []
@@ -67,10 +68,10 @@ def by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def in_order(results: Sequence[Result]) -> list[int]:
-    """The places of `results` in the order in which tables and figures show them.
+    """The indices of `results` in the order in which tables and figures show them.
 
-    Models come as they are first met; the methods of each in the one order of all tables; rows of a method by the number that was
-    swept, then by seed.
+    Models are in the order of their first occurrence, the methods of each in the fixed order of all tables, and the rows of a
+    method by the number that was swept, then by seed.
     """
     key = swept_setting(results)
     models = list(dict.fromkeys(result["model"] for result in results))
@@ -84,13 +85,13 @@ def in_order(results: Sequence[Result]) -> list[int]:
 
 
 def settings(result: Result) -> dict[str, Any]:
-    """All settings of a run by dotted key, but its seed and recipe; those that its version lacked are as they were then."""
+    """All settings of a run by dotted key, except seed and recipe; settings that its version lacked have the values it used."""
     return dict(_flat(json.dumps(result["config"])))
 
 
 @functools.lru_cache(maxsize=1024)
 def _flat(config: str) -> dict[str, Any]:
-    """In the order in which the run wrote them, so that later versions word tables of older results alike."""
+    """Settings in the order in which the run wrote them, so that later versions word tables of older results the same way."""
     stored = json.loads(config)
     own = _by_dotted_key(config_from_dict(stored).to_dict())
     ordered = [key for key in _by_dotted_key(stored) if key in own]
@@ -118,16 +119,15 @@ def strict_rows(run: Result, rows: Mapping[str, Sequence[Result]]) -> list[str]:
 
 
 def _section(result: Result, name: str) -> dict[str, Any]:
-    """The settings of one section; those that the run's version lacked are as they were then."""
+    """The settings of one section; settings that the run's version lacked have the values it used."""
     return {key: value for key, value in settings(result).items() if key.startswith(f"{name}.")}
 
 
 def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | None:
     """The row of strict runs that the row of `run` is compared with; None if there is none.
 
-    It has the same data and network. Of several, as in a sweep over the learning rate, it is the one that shares the most
-    settings.
-    If there is none, it is the strict row of the same model on the same data, provided that there is only one.
+    It has the same data and network. Among several, as in a sweep over the learning rate, it is the one that shares the most
+    settings. If there is none, it is the strict row of the same model on the same data, provided that there is only one.
     """
     alike = strict_rows(run, rows)
     if not alike:
@@ -147,7 +147,7 @@ def baseline_row(run: Result, rows: Mapping[str, Sequence[Result]]) -> str | Non
 
 
 def _linked(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """`keys` in groups that change together: each value of one comes with one value of the other, and the reverse. Every group is
+    """Group `keys` that change together: each value of one occurs with one value of the other, and vice versa. Every group is
     ordered by `_leading_first`.
     """
     groups: list[list[str]] = []
@@ -162,7 +162,7 @@ def _linked(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[list
 
 
 def _leading_first(keys: Sequence[str], all_: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`keys`, numbers of the data set and of the network before all others."""
+    """`keys`, with numbers of the data set and of the network before all others."""
     return sorted(keys, key=lambda key: not _leads(key, all_))
 
 
@@ -183,7 +183,9 @@ def _together(keys: Sequence[str], own: Mapping[str, Any], all_: Sequence[Mappin
     """Words for the settings in which a run differs from others of its kind, in the order of the settings."""
     words: list[str] = []
     for group in _linked(keys, all_):
-        several = len({repr(other.get(group[0])) for other in all_}) > 2  # two may differ in much by chance
+        several = (
+            len({repr(other.get(group[0])) for other in all_}) > 2
+        )  # two runs may differ in many settings by chance
         if _leads(group[0], all_) and several:
             words.append(f"{group[0].rpartition('.')[2]}={own[group[0]]}")
             continue
@@ -203,8 +205,8 @@ def swept_setting(results: Sequence[Result]) -> str | None:
     """The dotted key of the one number that was swept; None unless there is exactly one.
 
     It differs between runs of one method and model and takes three values or more. Settings that change one to one count as one,
-    under the name of a number of the data set or network if there is one among them. Others may take two values; each then has a
-    curve of its own.
+    under the name of a number of the data set or network if there is one among them. Other settings may take two values; each
+    value then has its own curve.
     """
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for result in results:
@@ -251,13 +253,13 @@ def _labels_without(results: Sequence[Result], key: str) -> list[str]:
     return found
 
 
-# In which settings rows differ: a reader must know them to compare the rows.
+# The settings in which rows differ: a reader must know them to compare the rows.
 
 
 def training_settings(result: Result) -> dict[str, Any]:
-    """What a run was trained with, by dotted key: optimiser, learning rate, steps, augmentation, data and network.
+    """The settings that a run was trained with, by dotted key: optimiser, learning rate, steps, augmentation, data and network.
 
-    The method's own settings, and those that do nothing in this run, are left out.
+    The method's own settings, and those without effect in this run, are left out.
     """
     own = settings(result)
     return {
@@ -272,7 +274,7 @@ def training_settings(result: Result) -> dict[str, Any]:
 def settings_that_differ(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     """Setting -> row -> its value, for every setting (and "seeds") that two rows have and in which they differ.
 
-    Networks are compared within one model: those of several models differ by nature.
+    Networks are compared within one model, since those of different models always differ.
     """
     rows = {
         label: (
@@ -293,9 +295,9 @@ def settings_that_differ(results: Sequence[Result]) -> dict[str, dict[str, Any]]
 
 
 def differing_line(results: Sequence[Result]) -> str:
-    """The line that stands under a table of these results: "... learning rate 0.0005 (strict, scheduled), 0.0009 (ace)."
+    """The line under a table of these results: "... learning rate 0.0005 (strict, scheduled), 0.0009 (ace)."
 
-    Of a setting that every row's name gives, only the name is written.
+    For a setting that is in every row's name, only its name is written.
     """
     rows = list(by_label(results))
     parts = [_part(key, by_row, rows) for key, by_row in settings_that_differ(results).items()]
@@ -308,7 +310,7 @@ def marked_line(results: Sequence[Result]) -> str:
 
 
 def recipes_line(results: Sequence[Result]) -> str:
-    """The recipes that the rows began with: "Recipes: fair, trained as ace (strict); published (ace)."
+    """The recipes that the rows started from: "Recipes: fair, trained as ace (strict); published (ace)."
 
     Runs of version 0.1, which had no recipes, have "0.1 settings".
     """
@@ -383,7 +385,7 @@ def _kind(row: str) -> str:
 
 
 def _named(some: Sequence[str], rows: Sequence[str]) -> list[str]:
-    """`some` of the `rows` in few words: a setting that they alone share, or method by method."""
+    """`some` of the `rows` in few words: a setting that only they share, or method by method."""
     several = len(set(map(_kind, some))) > 1 or len(set(map(_kind, rows))) == 1
     for word in dict.fromkeys(word for row in some for word in _words(row)):
         if several and set(some) == {row for row in rows if word in _words(row)}:

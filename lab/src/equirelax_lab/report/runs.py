@@ -1,4 +1,4 @@
-"""The runs that a report is about: read from their folders or from archives, checked, and grouped into chapters."""
+"""The runs of a report: read from their folders or from archives, checked, and grouped into chapters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from equirelax_lab.training.folder import CONFIG, METRICS, RESULT, check_result,
 
 STATUSES = ("finished", "running", "waiting", "failed", "pruned")
 OLDER = "summary.json"
-"""In which versions before archives kept the results of a comparison."""
+"""The file in which versions without archives kept the results of a comparison."""
 LEFT_OUT = "Left out: "
-"""How a problem begins that keeps something out of tables and pages."""
+"""The beginning of a problem's text if the problem keeps something out of tables and pages."""
 UP = 3
-"""Where a study's journal is looked for: in the run's folder, in that of its grid, in that of the study."""
+"""Where a study's journal is searched for: in the run's folder, in that of its grid, in that of the study."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Run:
     """One run.
 
     Attributes:
-        name: Of its folder.
-        result: Content of result.json; of a run without one only benchmark, model, method, seed, config and metric.
-        rows: Of metrics.csv; empty where there is none.
-        status: One of `STATUSES`, or unfinished where no study says which.
-        reason: Why it failed; empty for all others.
+        name: Name of its folder.
+        result: Content of result.json; for a run without one only benchmark, model, method, seed, config and metric.
+        rows: Rows of metrics.csv; empty if there is none.
+        status: One of `STATUSES`, or unfinished if no study records it.
+        reason: Why it failed; empty otherwise.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended for good without a result."""
+        """Whether it ended without a result and will not be tried again."""
         return self.status == "failed"
 
     def series(self, column: str) -> dict[int, float]:
@@ -72,14 +72,14 @@ class Run:
         ]
 
     def sizes(self) -> dict[str, dict[int, float]]:
-        """Residual -> epoch -> abs(gamma) times the norm of its weight, at the epochs that recorded both."""
+        """Residual -> epoch -> abs(gamma) times the norm of its weight, at the epochs for which both were recorded."""
         return sizes(self.rows)
 
 
 @dataclass(frozen=True)
 class Study:
-    """The study that runs belong to: name (empty for a comparison), title, whether it is the small variant, and how many of these
-    runs have which status.
+    """The study that runs belong to: name (empty for a comparison), title, whether it is the small variant, and the number of
+    runs with each status.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Chapter:
     """Runs of one benchmark and metric, which one table compares.
 
     Attributes:
-        name: Of the folder that holds them.
-        runs: In the order in which a page shows them.
-        labels: One for every run: its method, and its settings where runs of that method differ in them.
+        name: Name of the folder that holds them.
+        runs: The runs, in the order in which a page shows them.
+        labels: One for every run: its method, and its settings if runs of that method differ in them.
         problems: What was left out and why, a sentence each.
-        study: None where the runs belong to none.
+        study: The study that the runs belong to; None if there is none.
     """
 
     name: str
@@ -113,12 +113,12 @@ class Chapter:
 
     @property
     def failed(self) -> list[Run]:
-        """The runs that ended for good without a result."""
+        """The runs that ended without a result and will not be tried again."""
         return [run for run in self.runs if run.failed]
 
     @property
     def metric(self) -> Mapping[str, Any]:
-        """The headline metric, as result files hold it."""
+        """The headline metric, as in result files."""
         metric: Mapping[str, Any] = self.runs[0].result["metric"]
         return metric
 
@@ -141,10 +141,10 @@ class Chapter:
 
 
 def gather(paths: Sequence[Path]) -> list[Chapter]:
-    """Chapters for all runs in `paths`: folders of runs, of comparisons, of studies, or folders that hold such, at any depth.
+    """Chapters for all runs in `paths`: folders of runs, comparisons or studies, or folders that contain some, at any depth.
 
     Runs in one folder make one chapter; so do runs that are named one by one. A run that cannot be read is left out and listed
-    among the problems of its chapter, or of the first one where its own has no run left.
+    among the problems of its chapter, or of the first chapter if its own has no run left.
 
     Raises:
         ConfigError: A path is missing, or no run in it can be read.
@@ -177,13 +177,13 @@ def gather(paths: Sequence[Path]) -> list[Chapter]:
 
 
 def first_few(problems: Sequence[str]) -> list[str]:
-    """The first ten sentences, and how many follow: a folder that holds all kinds of files can have hundreds."""
+    """The first ten sentences, and how many follow: a folder with all kinds of files can have hundreds."""
     more = len(problems) - 10
     return [*problems[:10], f"{more} more like these."] if more > 0 else list(problems)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run's, or the name of a run in the archive of the folder that should hold it."""
+    """Whether `folder` is the folder of a run, or names a run in the archive of its parent folder."""
     if (folder / CONFIG).exists() or (folder / RESULT).exists():
         return True
     return (folder.parent / RUNS).exists() and any(
@@ -192,15 +192,15 @@ def is_run(folder: Path) -> bool:
 
 
 def comparison_folders(folder: Path) -> list[Path]:
-    """All folders at or below `folder` that hold runs or an archive of runs."""
+    """All folders at or below `folder` that contain runs or an archive of runs."""
     runs = {file.parent.parent for name in (CONFIG, RESULT) for file in folder.rglob(name)}
     return sorted(runs | {file.parent for file in folder.rglob(RUNS)})
 
 
 def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
-    """All runs of a comparison, in the order of its table where one was written; the problems met; the study.
+    """All runs of a comparison, in the order of its table if one was written; the problems found; the study.
 
-    A run's own folder counts more than its entry in the archive, unless it is damaged.
+    A run's folder takes precedence over its entry in the archive, unless it is damaged.
     """
     problems: list[str] = []
     archive = Archive(())
@@ -240,7 +240,7 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str], Study | None]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`, or of that name in the archive of the folder above.
+    """The run in `folder`, or the one of that name in the archive of the parent folder.
 
     Raises:
         ConfigError: There is none, or it cannot be read.
@@ -257,7 +257,7 @@ def read_run(folder: Path) -> Run:
 
 
 class _NeverBegan(Exception):
-    """An archive lists a run of which nothing but its status is known."""
+    """An archive lists a run of which only the status is known."""
 
 
 def _of_folder(folder: Path, status: Mapping[str, Any] | None) -> Run:
@@ -291,14 +291,14 @@ def _unfinished(name: str, stored: dict[str, Any], rows: Table, status: str, rea
 
 
 def of_config(config: RunConfig) -> dict[str, Any]:
-    """What is known of a run without a result: benchmark, model, method, seed and config, as a result holds them."""
+    """What is known about a run without a result: benchmark, model, method, seed and config, as in a result."""
     names = ("benchmark", "model", "method", "seed")
     return {**{name: getattr(config, name) for name in names}, "config": config.to_dict()}
 
 
 def archived(runs: Iterable[Run], folder: Path) -> Archive:
-    """`runs` as an archive, with what the journal of their study in `folder` says of those that never began. Reasons of failures
-    name files below `folder` without the place where that was.
+    """`runs` as an archive, with the entries of their study's journal in `folder` for runs that never began. Reasons of failures
+    name files below `folder` by relative paths.
     """
     place = f"{folder.resolve()}{os.sep}"
     journal = _journal(folder, [])
@@ -335,7 +335,7 @@ def archived(runs: Iterable[Run], folder: Path) -> Archive:
 
 
 def journal_of(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The study's folder and the content of its journal, looked for in `folder` and up to two folders above it.
+    """The study's folder and the content of its journal, searched for in `folder` and up to two folders above it.
 
     Raises:
         ConfigError: The journal is damaged.
@@ -355,7 +355,7 @@ def journal_inside(journal: tuple[Path, Mapping[str, Any]], folder: Path) -> dic
 
 
 def _journal(folder: Path, problems: list[str]) -> tuple[Path, Mapping[str, Any]] | None:
-    """The journal of the study that `folder` is in; a damaged one is a problem, not the end of the report."""
+    """The journal of the study that `folder` is in; a damaged one is added to the problems and does not end the report."""
     try:
         return journal_of(folder)
     except ConfigError as error:
@@ -400,7 +400,7 @@ def _each(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _chapters(name: str, runs: Sequence[Run], problems: Sequence[str], study: Study | None) -> list[Chapter]:
-    """A chapter for every benchmark and metric; the first one carries the problems."""
+    """A chapter for every benchmark and metric; the first one lists the problems."""
     kinds: dict[Any, list[Run]] = {}
     for run in runs:
         kinds.setdefault((run.result["benchmark"], run.result["metric"]["name"]), []).append(run)
@@ -411,7 +411,7 @@ def _chapters(name: str, runs: Sequence[Run], problems: Sequence[str], study: St
 
 
 def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str], study: Study | None) -> Chapter:
-    """In the order of all tables."""
+    """A chapter with its runs in the order of all tables."""
     ordered = [runs[index] for index in in_order([run.result for run in runs])]
     return Chapter(
         name, tuple(ordered), tuple(labels([run.result for run in ordered])), tuple(problems), study
@@ -419,7 +419,7 @@ def _chapter(name: str, runs: Sequence[Run], problems: Iterable[str], study: Stu
 
 
 def _only_in_older(folder: Path, known: Sequence[Run]) -> list[Run]:
-    """Runs that an older version's summary holds and whose folders are gone."""
+    """Runs in the summary of an older version whose folders no longer exist."""
     have = [run.result["config"] for run in known]
     return [
         Run(f"{result['method']}-seed{result['seed']}", result, (), "finished")
@@ -435,7 +435,7 @@ def _listed_by_older(folder: Path) -> list[dict[str, Any]]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8")).get("runs", [])
     except (OSError, ValueError, AttributeError):
-        return []  # every comparison writes it anew; the runs themselves are what counts
+        return []  # every comparison rewrites it; only the runs themselves count
     found = []
     for result in listed:
         try:
@@ -447,7 +447,7 @@ def _listed_by_older(folder: Path) -> list[dict[str, Any]]:
 
 
 def _in_order(runs: Sequence[Run], names: Sequence[str], configs: Sequence[Any]) -> list[Run]:
-    """As the table before had them, by name or else by settings; a new run follows those of its method."""
+    """The runs in the order of the previous table, by name or else by settings; a new run follows those of its method."""
     known: dict[str, float] = {}
     for run in runs:
         if run.name in names:
@@ -482,7 +482,7 @@ def series(table: Table, column: str) -> dict[int, float]:
 
 
 def sizes(table: Table) -> dict[str, dict[int, float]]:
-    """Residual -> epoch (from 1) -> abs(gamma) times the norm of its weight, at the epochs that recorded both."""
+    """Residual -> epoch (from 1) -> abs(gamma) times the norm of its weight, at the epochs for which both were recorded."""
     found = {}
     for column in table[0] if table else ():
         kind, _, key = column.partition("/")

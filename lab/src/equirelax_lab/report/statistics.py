@@ -1,4 +1,4 @@
-"""Means over seeds, the paired comparison with strict runs of the same seeds, and how such numbers are printed."""
+"""Means over seeds, the paired comparison with strict runs of the same seeds, and the formatting of such numbers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Paired:
     Attributes:
         mean: Mean difference.
         std: Sample standard deviation of the differences; None for one seed.
-        interval: 95 % interval of the mean difference by Student's t, of all numbers where a difference is not finite; None for
+        interval: 95 % interval of the mean difference by Student's t; all numbers if a difference is not finite; None for
             one seed.
         wins: Number of seeds that do better than the baseline.
         count: Number of seeds that both have.
-        p: Of the two-sided paired t test, not corrected for other comparisons; None for one seed, or without any spread.
-        effect: Cohen's d_z, the mean difference over the standard deviation of the differences; None where `p` is.
+        p: p value of the two-sided paired t test, not corrected for other comparisons; None for one seed, or without any spread.
+        effect: Cohen's d_z, the mean difference over the standard deviation of the differences; None if `p` is.
     """
 
     mean: float
@@ -49,7 +49,7 @@ class Paired:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of at least one value; of values that are not all finite the deviation is NaN."""
+    """Mean and standard deviation of at least one value; the deviation is NaN if not all values are finite."""
     std = None
     if len(values) > 1:
         std = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
@@ -63,7 +63,7 @@ def paired(
 
     Args:
         values: Seed -> value.
-        baseline: The same of the row to compare with.
+        baseline: The same for the row to compare with.
         higher_is_better: Whether a larger value wins.
     """
     seeds = sorted(values.keys() & baseline.keys())
@@ -88,7 +88,7 @@ def paired(
 def holm(found: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction: name -> p times the number of tests that are not yet decided, at most 1.
 
-    Calling a difference real where the corrected p is below 0.05 is wrong for any row of at most five in a hundred such tables.
+    If differences are called real where the corrected p is below 0.05, at most five in a hundred such tables have a wrong row.
     """
     corrected, largest = {}, 0.0
     for done, name in enumerate(sorted(found, key=lambda name: found[name])):
@@ -98,7 +98,7 @@ def holm(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def decimals(mean: float) -> int:
-    """Two, or as many as show three digits of a mean below 1."""
+    """Number of decimals: two, or as many as show three digits of a mean below 1."""
     if mean == 0 or abs(mean) >= 1 or not math.isfinite(mean):
         return 2
     return 2 - math.floor(math.log10(abs(mean)))
@@ -129,5 +129,5 @@ def interval_text(compared: Mapping[str, Any] | None, digits: int, between: str 
 
 
 def shown(value: float | None, digits: int = 4) -> str:
-    """A number in a table; empty for None and for what is not finite."""
+    """A number in a table; empty for None and for non-finite numbers."""
     return "" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""From the tidy table of a comparison to one summary: statistics over seeds for every row, compared with its strict row."""
+"""Summarise the tidy table of a comparison: statistics over seeds for every row, compared with its strict row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from equirelax_lab.training.folder import KINDS
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics over seeds for every row, in the one order of all tables (see `rows.in_order`), as plain data.
+    """Statistics over seeds for every row, in the order of all tables (see `rows.in_order`), as plain data.
 
     Args:
         results: Contents of result.json files of one benchmark.
@@ -99,7 +99,7 @@ def _spread(values: Mapping[int, float]) -> dict[str, Any] | None:
 def _averaged(
     label: str, method: str, strict: str | None, table: Table, higher: bool
 ) -> dict[str, Any] | None:
-    """Test errors of averaged weights, and how they differ from those of the strict row's averaged weights; None without."""
+    """Test errors of averaged weights, and how they differ from the strict row's; None without averaged weights."""
     kind = headline(method)
     found = table.values(label, "averaged test", kind)
     if not found:
@@ -114,10 +114,10 @@ def _averaged(
 
 
 def strengths_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Over the runs of one row, the worst of each: max abs(gamma) over training and after the last epoch, and how far the
-    multipliers moved over the last tenth of training (see `training.dynamics`); for every run the first epoch at which its
-    projected network lagged (0: never), where its version recorded that. None without residuals, and for results of versions
-    that recorded none of it.
+    """The worst values over the runs of one row: max abs(gamma) over training and after the last epoch, and how far the
+    multipliers moved over the last tenth of training (see `training.dynamics`); for every run also the first epoch at which its
+    projected network lagged (0: never), if its version recorded that. None without residuals, and for results of versions
+    that recorded none of this.
     """
     found = [run["dynamics"] for run in runs if run.get("dynamics")]
     if not found:
@@ -142,7 +142,7 @@ def _published(label: str, run: Mapping[str, Any]) -> str | None:
 
 
 def _scaled_down(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """In words where the runs are smaller than the papers' setting: what all models share, then what differs by model."""
+    """Describe where the runs are smaller than the papers' setting: what all models share, then what differs by model."""
     by_model = {r["model"]: (r["scaled_down"] or "").split("; ") for r in results}
     lists = list(by_model.values())
     shared = [part for part in lists[0] if part and all(part in parts for parts in lists)]

@@ -27,7 +27,7 @@ BARS = "Mean over seeds; bars are one standard deviation."
 
 
 def sweeps(runs: Sequence[Run], metric: Mapping[str, Any]) -> list[Figure]:
-    """Where one number was swept: the deployed networks' metric against it, and how large multipliers and gammas ended."""
+    """If one number was swept: the deployed networks' metric against it, and the final size of multipliers and gammas."""
     results = [run.result for run in runs]
     key = swept_setting(results) if results else None
     if key is None:
@@ -64,7 +64,7 @@ def _spread_cell(average: float, deviation: float) -> str:
 
 
 def failed(found: failures.Shares, name: str) -> Figure | None:
-    """The share of failed runs against the swept setting `name`; None where no run failed or nothing was swept."""
+    """The share of failed runs against the swept setting `name`; None if no run failed or nothing was swept."""
     numbers = failures.failures(found)
     swept = {
         label: {
@@ -90,7 +90,7 @@ def _against(
     cell: Callable[[float, float], str],
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Means with bars of one standard deviation against a number, a line for every row; `cell` prints both in the table."""
+    """Means with bars of one standard deviation against a number, a line for every row; `cell` formats both in the table."""
     places = sorted({level for own in curves.values() for level in own})
     means = [value for own in curves.values() for value, _ in own.values()]
 
@@ -146,7 +146,7 @@ def further_conditions(found: tables.Levels, metric: Mapping[str, Any]) -> Figur
 def _bars(
     panel: Axes, own: Curve, look: Look, row: str, tooltip: str, cell: Callable[[float, float], str]
 ) -> None:
-    """A line with markers and error bars; a tooltip begins with `tooltip` and has the numbers as `cell` prints them."""
+    """Draw a line with markers and error bars; a tooltip begins with `tooltip` and has the numbers as `cell` formats them."""
     order = sorted(own)
     line(panel, {level: own[level][0] for level in order}, look, row, marker=look.marker)
     heights, deviations = ([own[level][index] for level in order] for index in (0, 1))

@@ -1,4 +1,4 @@
-"""How much does this data want to break the symmetry? One run, residual by residual: table and sentences."""
+"""How strongly a run's data break the symmetry, residual by residual: table and sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equirelax_lab.tasks.methods import choice
 from equirelax_lab.training.dynamics import courses, dynamics
 
 STILL = 0.05
-"""Multipliers hardly move if they move by less than this share of their size over the last tenth of training."""
+"""Multipliers "hardly move" if they change by less than this share of their size over the last tenth of training."""
 ALIKE = 0.9
 """Values whose ratio is above this do not tell layers apart."""
 ROUNDING = 1e-6
@@ -32,9 +32,9 @@ def symmetry_study(
 
     Args:
         result: Content of its result.json, which must have residuals (`gammas`).
-        rows: Of its metrics.csv.
-        measured: What every residual breaks at the selected weights; None where these were not kept.
-        bounds: Of the network; None where the selected weights were not kept.
+        rows: Rows of its metrics.csv.
+        measured: How much every residual breaks at the selected weights; None if these were not kept.
+        bounds: Bounds of the network; None if the selected weights were not kept.
         samples: Number of group elements drawn for `measured`.
 
     Returns:
@@ -99,7 +99,7 @@ def symmetry_table(study: Mapping[str, Any]) -> Numbers:
 
 
 def deployed(study: Mapping[str, Any]) -> str:
-    """Say how exactly the form that is deployed keeps the symmetry, then how the other form does: what a reader asks first."""
+    """State how exactly the deployed form keeps the symmetry, then the other form: a reader's first question."""
     error, form = study["equivariance_error"], study["deployed"]
     selected = f"Selected at epoch {study['selected_epoch']} of {study['epochs']}."
     name = "with its residuals" if form == "relaxed" else "projected"
@@ -116,7 +116,7 @@ def deployed(study: Mapping[str, Any]) -> str:
 
 
 def findings(study: Mapping[str, Any]) -> list[str]:
-    """Say in a few sentences what the numbers show besides, and no more."""
+    """State in a few sentences what else the numbers show, and no more."""
     return [line for line in (_course(study), _who(study), _layer_bounds(study), _network(study)) if line]
 
 
@@ -132,7 +132,7 @@ def _course(study: Mapping[str, Any]) -> str:
         )
     one, window = drift["multiplier"], found["window"]
     if one["relative"] < STILL:
-        # an orbit is slow where it turns: a tenth of a run cannot show that it has ended
+        # An orbit is slow at its turning points: a tenth of a run cannot show that it has ended.
         verdict = "they hardly move there, which is no proof that they have converged"
     elif one["relative"] > 1:  # values of both signs
         verdict = "they go around zero"
@@ -150,7 +150,7 @@ def _set(study: Mapping[str, Any]) -> bool:
 
 
 def _who(study: Mapping[str, Any]) -> str:
-    """Name the residual that breaks the symmetry most, and say whether gamma alone would have named another."""
+    """Name the residual that breaks the symmetry most, and state whether gamma alone would have named another."""
     rows = study["residuals"]
     measured = [row for row in rows if row["alone"] is not None]
     if not measured:
@@ -206,7 +206,7 @@ def _network(study: Mapping[str, Any]) -> str:
 
 
 def page(study: Mapping[str, Any], title: str, again: str) -> str:
-    """The markdown page of a run, which the command `again` writes again."""
+    """The Markdown page of a run, which the command `again` writes again."""
     said = "\n".join(f"- {line}" for line in findings(study))
     return (
         f"# {title}\n\n**{deployed(study)}**\n\n{symmetry_table(study).markdown()}\n{said}\n\n{_legend(study)}\n\n"

@@ -1,4 +1,4 @@
-"""The picture of `equirelax symmetry`: what every residual breaks and how large it is, and its course over training."""
+"""The picture of `equirelax symmetry`: how much every residual breaks, how large it is, and its course over training."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ ZERO = 1e-9
 
 
 def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str, again: str) -> None:
-    """Write a PNG: above, errors and sizes residual by residual (where they were measured); below, gamma,
-    multipliers with slacks, and abs(gamma) x norm of W over training (what there is of them).
+    """Write a PNG: above, errors and sizes residual by residual (if they were measured); below, gamma, multipliers with
+    slacks, and abs(gamma) x norm of W over training (those that are available).
 
     Args:
-        path: Where to.
-        study: From `symmetry_study`.
-        rows: Of the run's metrics.csv.
-        title: Above everything, with the error of the deployed form.
+        path: The file.
+        study: The output of `symmetry_study`.
+        rows: Rows of the run's metrics.csv.
+        title: The title above everything, with the error of the deployed form.
         again: The command that writes the picture again.
     """
     keys = [row["key"] for row in study["residuals"]]
-    # the order of the residuals is the order of the layers: so is that of the colours
+    # The residuals are in the order of the layers, and so are the colours.
     colours = dict(zip(keys, layer_colours(len(keys)), strict=True))
     measured = any(row["alone"] is not None for row in study["residuals"])
     with styled():
@@ -56,14 +56,14 @@ def draw_symmetry(path: Path, study: Mapping[str, Any], rows: Rows, title: str, 
             panel = figure.add_subplot(grid[-1, index * width : (index + 1) * width])
             one(panel, rows, colours)
             _frame(panel, study)
-            if not measured and index == 0:  # else the bars say which colour is whose
+            if not measured and index == 0:  # otherwise the bars show the colour of each residual
                 panel.legend(frameon=False, fontsize=7, ncols=2)
         figure.suptitle(f"{title}\n{deployed(study)}", fontsize=10)
         write_png(path, figure, again)
 
 
 def _errors(panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Bars: error that a residual adds; dots: error of the output with it alone; ticks: bound on the bar."""
+    """Bars: error that a residual adds; dots: error of the output with only this residual; ticks: bound on the bar."""
     values = [row[name] for row in residuals for name in ("added", "alone", "bound")]
     _bars(panel, residuals, colours, "added", _least(values))
     _marks(panel, residuals, "alone", "o", "error of the output, this one alone")
@@ -93,7 +93,7 @@ def _least(values: Sequence[float | None]) -> float:
 def _bars(
     panel: Axes, residuals: Sequence[Mapping[str, Any]], colours: Mapping[str, str], name: str, least: float
 ) -> None:
-    """A bar for every residual; where there is none, or it ends before the axis begins, the number."""
+    """A bar for every residual, or the number if there is no bar or it ends before the axis begins."""
     places = range(len(residuals))
     values = [row[name] or 0.0 for row in residuals]
     panel.barh(places, values, height=0.62, color=[colours[row["key"]] for row in residuals])
@@ -123,7 +123,7 @@ def _marks(panel: Axes, residuals: Sequence[Mapping[str, Any]], name: str, marke
 
 
 def _finish(panel: Axes, words: str, values: Sequence[float | None]) -> None:
-    """A logarithmic axis where there is anything to show."""
+    """Make the axis logarithmic if there is anything to show."""
     shown = [value for value in values if value is not None and value > ZERO]
     if shown:
         scaled(panel.xaxis, words, shown, "log")
@@ -147,7 +147,7 @@ def _gammas(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
 
 
 def _prices(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
-    """Multipliers, with dotted slacks where there are any."""
+    """Draw multipliers, with dotted slacks if there are any."""
     _courses(panel, rows, "multiplier", colours)
     _courses(panel, rows, "slack", colours, ":")
     slack = any(column.startswith("slack/") for column in rows[0])
@@ -161,7 +161,7 @@ def _products(panel: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
 
 
 def _frame(panel: Axes, study: Mapping[str, Any]) -> None:
-    """What the panels over training share."""
+    """Draw the elements that all panels over training share."""
     window = study["dynamics"]["window"]
     panel.axvspan(window["first"], window["last"], color="0.5", alpha=0.12, linewidth=0)
     panel.axvline(study["selected_epoch"], color="0.35", linewidth=0.8, linestyle="--")

@@ -23,11 +23,11 @@ DEAD_ZONE, LARGE = 4, 3
 
 
 def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table with a row for every run: over all its layers, and the layer with the largest r.
+    """A Markdown table with a row for every run: over all its layers, and the layer with the largest r.
 
     Args:
-        scores: From `equirelax symmetry --score`: each has "run", "metric", "value" (on the test set), "examples", "whole" and
-            "layers".
+        scores: Scores from `equirelax symmetry --score`: each has "run", "metric", "value" (on the test set), "examples", "whole"
+            and "layers".
     """
     head = ("run", "examples", "r", "z", "largest r", "of layer", "test, as deployed")
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 4 + " --- | --- |"]
@@ -47,7 +47,7 @@ def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The runs that differ in their seed alone, under a label of their method and the settings that tell them apart.
+    """The runs that differ only in their seed, under a label of their method and the settings that distinguish them.
 
     Args:
         scores: As for `score_table`, each with "config".
@@ -60,11 +60,11 @@ def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[st
 
 
 def seeds_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table with a row for all runs that differ in their seed alone: mean and standard deviation of r and z over all
-    layers, and how often they are taken for an asymmetry.
+    """A Markdown table with a row for all runs that differ only in their seed: mean and standard deviation of r and z over all
+    layers, and how often they count as an asymmetry.
 
     Args:
-        scores: As for `over_seeds`. Where a run has "draws", they count in the place of its score, each of "drawn" examples.
+        scores: As for `over_seeds`. If a run has "draws", they replace its score, each of "drawn" examples.
     """
     head = ("runs", "seeds", "examples", "scores", "r", "z", f"r > {DEAD_ZONE}/n", f"z > {LARGE}")
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 7]
@@ -93,7 +93,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def panels_over_seeds(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The runs that differ in their seed alone as one panel for `draw_scores`: means over them, and "spread" of each layer.
+    """The runs that differ only in their seed as one panel for `draw_scores`: means over them, and "spread" of each layer.
 
     Args:
         scores: As for `over_seeds`.
@@ -111,7 +111,7 @@ def panels_over_seeds(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def layer_table(score: Mapping[str, Any]) -> str:
-    """A markdown table of one run's layers."""
+    """A Markdown table of one run's layers."""
     lines = ["| layer | s | r | z |", "| --- | ---: | ---: | ---: |"]
     lines += [
         f"| `{one['key'] or '(model)'}` | {one['score']:.3g} | {one['ratio']:.4f} | {one['z']:.2f} |"
@@ -124,7 +124,7 @@ def draw_scores(path: Path, scores: Sequence[Mapping[str, Any]], again: str) -> 
     """Write a PNG: r of every layer as a bar, a panel for every run, all on one scale; a dotted line marks 4/n.
 
     Args:
-        path: Where to.
+        path: The file.
         scores: As for `score_table`, or from `panels_over_seeds`, whose bars have a line of one standard deviation each way.
         again: The command that writes the picture again.
     """

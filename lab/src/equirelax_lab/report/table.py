@@ -26,11 +26,11 @@ class Measure:
     """One number that a run ended with.
 
     Attributes:
-        row: Label of the row of tables that the run belongs to.
+        row: Label of the table row that the run belongs to.
         run: Name of its folder.
-        method, model, seed: Of the run.
+        method, model, seed: Method, model and seed of the run.
         name: What was measured: test, val, seconds, parameters, "test class accuracy", ...
-        state: Of the network: relaxed, projected, folded; strict; empty where it makes no difference.
+        state: State of the network: relaxed, projected, folded; strict; empty if it makes no difference.
         value: The number.
     """
 
@@ -48,7 +48,7 @@ class Table:
     """The tidy table of runs of one benchmark.
 
     Args:
-        runs: In the order of the rows; those without a result have courses alone.
+        runs: The runs, in the order of the rows; those without a result have only courses.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -68,11 +68,11 @@ class Table:
             self._values.setdefault((one.row, one.name, one.state), []).append((one.seed, one.value))
 
     def values(self, row: str, name: str, state: str = "") -> dict[int, float]:
-        """Seed -> value of a measure; {} where no run of the row has it."""
+        """Seed -> value of a measure; {} if no run of the row has it."""
         return dict(self._values.get((row, name, state), ()))
 
     def names(self, beginning: str) -> list[str]:
-        """The measures whose names begin so, in the order in which they were first met."""
+        """The measures whose names begin with `beginning`, in the order of their first occurrence."""
         return list(dict.fromkeys(one.name for one in self.measures if one.name.startswith(beginning)))
 
     def courses(self, row: str, column: str) -> list[Course]:
@@ -93,7 +93,7 @@ def measures_csv(comparisons: Sequence[Sequence[Run]]) -> str:
 
 
 def in_curves(runs: Sequence[Run]) -> list[Run]:
-    """The runs of a row that its curves are means over: the finished ones, or all where none is finished.
+    """The runs of a row over which its curves are averaged: the finished ones, or all if none is finished.
 
     A run that has only begun would cut the mean over all seeds to its own epochs.
     """
@@ -101,7 +101,7 @@ def in_curves(runs: Sequence[Run]) -> list[Run]:
 
 
 def headline(method: str) -> str:
-    """The state of the network that a method is judged by: projected, or relaxed where that is what it deploys."""
+    """The state of the network by which a method is judged: projected, or relaxed if the method deploys that."""
     return "relaxed" if choice(method).deploys_relaxed else "projected"
 
 
@@ -158,5 +158,5 @@ def _measured(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
 
 
 def _states(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """Of a measure that differs between the states of the network, those that are known."""
+    """The known states of a measure that differs between the states of the network."""
     return ((name, state, value) for state, value in values.items() if value is not None)

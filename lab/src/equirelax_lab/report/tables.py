@@ -1,4 +1,4 @@
-"""The tables of what came out, each made once for summary.md, pages and files."""
+"""The tables of results, each made once for summary.md, pages and files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESULTS_NOTE = (
 
 
 def summary_text(summary: Summary) -> str:
-    """The tables of summary.md: the main one, in what its rows differ, how it was made, then the details."""
+    """The tables of summary.md: the main one, how its rows differ, how it was made, then the details."""
     parts = [main(summary).markdown(), marked_line(summary["runs"]) + "\n", _context(summary) + "\n"]
     return (
         "\n".join([*parts, *(table.markdown() for table in details(summary))])
@@ -73,7 +73,7 @@ def main(summary: Summary) -> Numbers:
 
 
 def tests(summary: Summary) -> Numbers:
-    """The metric of every row, compared with strict by paired tests and effect sizes, beside the published numbers."""
+    """The metric of every row, compared with strict by paired tests and effect sizes, and the published numbers."""
     head = ("method", f"test {heading(summary['metric'])}", *KINDS, "minus strict", "95 % interval")
     more = ("p", "p (Holm)", "d", "better seeds", "published")
     rows = summary["methods"]
@@ -102,8 +102,8 @@ def tests(summary: Summary) -> Numbers:
 def _tested(row: Mapping[str, Any], marked: str) -> list[str]:
     """The headline number with its state, then the number of every state.
 
-    Networks without residuals (Equi-Tuning, Equi-Adapt, REMUL on a plain network) have one state; so have strict ones, but these
-    are what the others are projected to.
+    Networks without residuals (Equi-Tuning, Equi-Adapt, REMUL on a plain network) have one state. So do strict ones, but theirs
+    is the state to which the others are projected.
     """
     relaxes = row["method"] == BASELINE or row["residuals"] > 0
     best = marked.format(spread_text(row["test"][row["headline"]]))
@@ -116,7 +116,7 @@ def _wins(compared: Mapping[str, Any] | None) -> str:
 
 
 def averaged(summary: Summary) -> Numbers | None:
-    """Test errors of weights averaged over training, compared with strict ones averaged alike; None without."""
+    """Test errors of weights averaged over training, compared with strict ones averaged the same way; None without any."""
     head = ("averaged weights", "decay", f"test {heading(summary['metric'])}", *KINDS[:2])
     more = ("minus strict, averaged (paired)", "better seeds")
     rows = []
@@ -139,7 +139,7 @@ def averaged(summary: Summary) -> Numbers | None:
 
 
 def predictions(summary: Summary) -> Numbers | None:
-    """Further metrics on the test set, and the cost of a prediction by the deployed network; None where not recorded."""
+    """Further metrics on the test set, and the cost of a prediction by the deployed network; None if not recorded."""
     methods = {name: row for name, row in summary["methods"].items() if row["inference"]}
     if not methods:
         return None
@@ -161,8 +161,8 @@ def predictions(summary: Summary) -> Numbers | None:
 
 
 def strengths(summary: Summary) -> Numbers | None:
-    """A row for every row with residuals: how large gamma was, whether multipliers still moved at the end, and when the projected
-    network first lagged.
+    """A row for every row with residuals: how large gamma was, whether multipliers still changed at the end, and when the
+    projected network first lagged.
     """
     rows = []
     lags = any((row["strengths"] or {}).get("lag") for row in summary["methods"].values())
@@ -204,7 +204,7 @@ def _lags(summary: Summary) -> str:
 
 
 def _context(summary: Summary) -> str:
-    """How the runs of the main table were made, in a paragraph."""
+    """A paragraph on how the runs of the main table were made."""
     rows = by_label(summary["runs"])
     several = any(len(strict_rows(run, rows)) > 1 for run, *_ in rows.values())
     against = (
@@ -222,7 +222,7 @@ def _context(summary: Summary) -> str:
 
 
 def _machines(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What the runs were made on: "AMD EPYC, 1 or 2 thread(s) a run; torch 2.13.0"."""
+    """The hardware and software of the runs: "AMD EPYC, 1 or 2 thread(s) a run; torch 2.13.0"."""
     devices = dict.fromkeys(run["hardware"]["gpu"] or run["hardware"]["cpu"] for run in runs)
     threads = sorted({run["hardware"]["threads"] for run in runs if not run["hardware"]["gpu"]})
     versions = dict.fromkeys(str(run["versions"].get("torch", "?")) for run in runs)
@@ -266,7 +266,7 @@ def conditions(found: Levels, metric: Mapping[str, Any]) -> Numbers | None:
 
 
 def cell(mean: float, deviation: float | None, metric: Mapping[str, Any]) -> str:
-    """Mean and deviation; percentages have one decimal, for there are many of them."""
+    """Mean and deviation; percentages have one decimal, since there are many of them."""
     if metric.get("symbol") == "%":
         return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
     return spread_text({"mean": mean, "std": deviation})

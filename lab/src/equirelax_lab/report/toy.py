@@ -1,4 +1,4 @@
-"""Pictures and tables of `equirelax toy`: what the forms of ACE do to gamma, and its orbit under two Adams beside a run's."""
+"""Pictures and tables of `equirelax toy`: what the forms of ACE do to gamma, and its orbit under two Adams and in a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from equirelax_lab.report.runs import read_run
 from equirelax_lab.tasks.orbit import describe, simulate
 
 METHOD = {"plain": "ace", "augmented": "ace-augmented", "pi": "ace-pi", "resilient": "resilient"}
-"""Form of ACE -> the method that has its colour; resilient-augmented is a form of resilient."""
+"""Form of ACE -> the method whose colour it takes; resilient-augmented is a form of resilient."""
 TITLES = {
     "symmetric": "symmetric data: gamma = 0 is feasible",
     "broken": "broken symmetry: relaxing is needed",
@@ -30,8 +30,8 @@ def draw_forms(path: Path, study: Mapping[str, Any], again: str) -> None:
     """Write a PNG: a row for every form, a column for every problem, gamma of every residual over the steps.
 
     Args:
-        path: Where to.
-        study: From `equirelax_lab.tasks.toy.run_toy`.
+        path: The file.
+        study: The output of `equirelax_lab.tasks.toy.run_toy`.
         again: The command that writes the picture again.
     """
     runs = {(run["problem"], run["form"]): run for run in study["runs"]}
@@ -58,7 +58,7 @@ def draw_forms(path: Path, study: Mapping[str, Any], again: str) -> None:
 
 
 def forms_table(study: Mapping[str, Any]) -> Numbers:
-    """A table: the end of every form on every problem."""
+    """A table of the final state of every form on every problem."""
     head = ("problem", "form", "max abs gamma", "swing of gamma", "max abs gamma times weight")
     keys = ("max_abs_gamma", "swing_gamma", "max_gamma_weight", "loss_relaxed", "loss_strict")
     rows = tuple(
@@ -69,10 +69,10 @@ def forms_table(study: Mapping[str, Any]) -> Numbers:
 
 @dataclass(frozen=True)
 class RunOrbit:
-    """The strengths of a run beside the simulated ones.
+    """The strengths of a run and the simulated ones.
 
     Attributes:
-        label: Of the run.
+        label: Label of the run.
         steps: Optimiser steps at which gamma was logged.
         gammas: Residual -> gamma at those steps.
         simulated: The orbit at those steps, with the run's own settings and without a task.
@@ -128,7 +128,7 @@ def of_run(folder: Path) -> RunOrbit:
 
 
 def orbit_table(courses: Mapping[float, Sequence[float]]) -> Numbers:
-    """A table: half-periods and amplitudes of gamma, first and last, for every curvature."""
+    """A table of half-periods and amplitudes of gamma, first and last, for every curvature."""
     head = ("curvature of the task in gamma", "half-period, first", "last", "amplitude, first", "last")
     rows = []
     for curvature, course in courses.items():
@@ -147,9 +147,9 @@ def draw_orbit(
     """Write a PNG: gamma over steps for every curvature and, below it, a run's gammas over the simulated one.
 
     Args:
-        path: Where to.
+        path: The file.
         courses: Curvature -> gamma before every step.
-        run: From `of_run`.
+        run: The output of `of_run`.
         again: The command that writes the picture again.
     """
     with styled():
