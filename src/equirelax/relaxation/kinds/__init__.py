@@ -1,6 +1,6 @@
-"""Kinds of residuals: what they are made of, one file each, registered by name.
+"""Kinds of residuals: the maps that residuals consist of, one file each, registered by name.
 
-A new kind needs one line here.
+To add a kind, add one line here.
 """
 
 from equirelax.relaxation.kinds.convolution import Convolution as Convolution

@@ -1,4 +1,4 @@
-"""Maps of relaxed convolutions: how their kernel is applied, and what all of them share."""
+"""Residual maps of relaxed convolutions: how their kernel is applied, and their common part."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _TRANSPOSED = (
 
 @dataclass(frozen=True)
 class Convolution:
-    """How a residual's kernel is applied, as the relaxed layer's is.
+    """The way in which a residual's kernel is applied, which is that of the relaxed layer.
 
     Args:
-        kernel_size: One entry for every spatial axis, 1 to 3 of them.
+        kernel_size: One entry for each of the 1 to 3 spatial axes.
         symmetry: The equivariant kernels.
         stride, padding, dilation: As in torch, one entry for every axis.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
@@ -43,7 +43,7 @@ class Convolution:
         output_padding: Output padding of a transposed convolution.
 
     Raises:
-        PlacementError: settings that do not fit each other.
+        PlacementError: the settings do not fit together.
     """
 
     kernel_size: tuple[int, ...]
@@ -70,15 +70,15 @@ class Convolution:
 
     @property
     def pixels(self) -> int:
-        """Offsets of the kernel."""
+        """Number of offsets of the kernel."""
         return torch.Size(self.kernel_size).numel()
 
     def weight_shape(self, in_dim: int, out_dim: int) -> tuple[int, ...]:
-        """`(out, in, *kernel_size)`, of a transposed one `(in, out, *kernel_size)`."""
+        """`(out, in, *kernel_size)`, or `(in, out, *kernel_size)` for a transposed convolution."""
         return (*((in_dim, out_dim) if self.transposed else (out_dim, in_dim)), *self.kernel_size)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The convolution of x (batch, in, ...) with a dense kernel: (batch, out, ...)."""
+        """Convolve x (batch, in, ...) with a dense kernel: (batch, out, ...)."""
         axes = len(self.kernel_size)
         if self.transposed:
             extra = self.output_padding or (0,) * axes
@@ -91,7 +91,7 @@ class Convolution:
 
 
 class KernelMap(LinearMap):
-    """A map that is a convolution, applied as the relaxed layer's. `effective_weight` is its dense kernel.
+    """A convolution with the relaxed layer's stride, padding and so on. `effective_weight` is its dense kernel.
 
     Args:
         convolution: Kernel size, stride, padding and so on.
@@ -105,18 +105,18 @@ class KernelMap(LinearMap):
         self.feature_axis = -1 - len(convolution.kernel_size)
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """Penalties are computed from the kernel alone."""
+        """The rule of convolutions, whose penalties are computed from the kernel alone."""
         return kernel_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """0: no matrices of inputs are made."""
+        """0, since no matrices of inputs are made."""
         return 0
 
     def _nearest(self, weight: Tensor, in_rep: Representation, out_rep: Representation) -> Tensor:
         return self.convolution.symmetry.project(weight)
 
     def slope(self) -> Slope:
-        """The sum of the largest singular values at all offsets of the kernel, an upper bound."""
+        """An upper bound: the sum of the largest singular values at all offsets of the kernel."""
         if self.convolution.padding_mode not in ("zeros", "circular"):
             return Slope(None, "its padding repeats pixels, which makes it steeper than its kernel")
         constant = sum(map(spectral_norm, self.effective_weight().flatten(2).unbind(-1)))
@@ -129,8 +129,8 @@ def kernel_sums(calls: Sequence[Penalised]) -> list[Terms]:
         lie = convolution.symmetry.lie(W) + sum_A ||drho_out(A) b||^2 + sum_j ||rho_out(g_j) b - b||^2
         norm = ||W||^2 + ||b||^2
 
-    They are the means of CR's terms (section 4) over the pixels of the output, for white inputs: entries of mean 0
-    and variance 1, independent of each other, and no padding.
+    They are the means of CR's terms (section 4) over the pixels of the output, for white inputs (independent entries of
+    mean 0 and variance 1) and no padding.
     """
     found = []
     for call in calls:

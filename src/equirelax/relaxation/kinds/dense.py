@@ -19,7 +19,7 @@ class DenseMap(LinearMap):
     """`W x (+ b)` on the feature axis.
 
     Args:
-        in_dim, out_dim: sizes; `weight` has shape (out_dim, in_dim).
+        in_dim, out_dim: sizes. `weight` has shape (out_dim, in_dim).
         feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points).
         bias: add a bias of shape (out_dim,).
     """
@@ -48,11 +48,11 @@ class DenseMap(LinearMap):
 
 
 class ConvMap(KernelMap):
-    """A dense convolution, applied as the relaxed layer's.
+    """A dense convolution with the relaxed layer's stride, padding and so on.
 
     Args:
         in_dim, out_dim: channels.
-        convolution: kernel size, stride, padding and so on; `weight` has the shape `convolution.weight_shape` gives.
+        convolution: kernel size, stride, padding and so on. `weight` has the shape of `convolution.weight_shape`.
         bias: add a bias of shape (out_dim,).
     """
 
@@ -87,7 +87,7 @@ class Dense(ResidualKind):
         init: Initial weights: "zeros" (the relaxed model starts as the strict one), "normal" with deviation `std` (CR's
             N-body: 1e-4), or "default" (uniform within 1/sqrt(fan-in), as torch.nn.Linear).
         std: Standard deviation for "normal".
-        bias: Whether it has a bias; it is part of the map that the Lie derivative sees.
+        bias: Whether it has a bias, which is part of the map in the Lie derivative.
     """
 
     init: Init = "zeros"

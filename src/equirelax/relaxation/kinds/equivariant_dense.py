@@ -1,6 +1,6 @@
-"""Dense maps that are kept equivariant: the control that separates relaxation from mere extra capacity.
+"""Dense maps that are kept equivariant, as a control that separates relaxation from mere extra capacity.
 
-They have the shape, the strength and the removal of a relaxation, but relax nothing.
+They have the shape and the strength of other residuals and are removed in the same way, but relax nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EquivariantMap(DenseMap):
     """A dense map whose weight is projected onto the equivariant maps in every forward: `P(W) x`.
 
     Args:
-        in_rep, out_rep: Of the features.
+        in_rep, out_rep: Representations of the features.
         feature_axis: See `ResidualMap`.
     """
 
@@ -35,7 +35,7 @@ class EquivariantMap(DenseMap):
 
 
 class EquivariantConvMap(ConvMap):
-    """A dense convolution whose kernel is projected onto the equivariant ones in every forward."""
+    """A dense convolution whose kernel is projected onto the equivariant kernels in every forward."""
 
     def effective_weight(self) -> Tensor:
         """The orthogonal projection of `weight`."""

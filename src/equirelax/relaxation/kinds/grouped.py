@@ -1,17 +1,18 @@
-"""Residuals whose channels are split into groups: dense within a group, nothing between two groups.
+"""Residuals whose channels are split into groups: dense within a group, and zero between groups.
 
 The copies of a block are its channels. Those of each kind of block are dealt to the groups in turn (copy j to group
-j mod G), so that features that were put one behind the other, such as a node's and its messages', meet in every group.
-What is left over, fewer than G channels of a kind, is read by every group as an input, and written from all inputs as an
-output: no number of channels is refused, and a map that has fewer channels than groups is dense.
+j mod G), so that concatenated features, such as those of a node and of its messages, occur in every group.
+Fewer than G channels of a kind are left over. As inputs, every group reads them; as outputs, they are written from all inputs.
+So any number of channels is allowed, and a map with fewer channels than groups is dense.
 
     W = [ W_1                S_1 ]        W_g: out/G x in/G,  S_g: out/G x left-over inputs,
         [      ...           ... ]        R: left-over outputs x all inputs
         [             W_G    S_G ]
         [           R            ]        (up to the order of the features)
 
-A group's channels are a representation, the same for every group. So the group acts within the blocks: the commutators K of W
-with it have the pattern of W, and the penalties of W are the sums of its blocks', each on the features that it reads.
+The channels of a group form a representation, which is the same for every group, so the symmetry group acts within the blocks.
+The commutators K of W with it therefore have the pattern of W, and the penalties of W are the sums of those of its blocks, each
+on the features that it reads.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ from equirelax.symmetry.group import constants
 
 @dataclass(frozen=True)
 class Split:
-    """How the channels of a representation are dealt to G groups.
+    """The division of the channels of a representation into G groups.
 
     Args:
         own: (G, size), the features of every group.
         shared: (rest,), the features that are left over.
-        own_rep, shared_rep: Representations of one group's features, and of those that are left over.
+        own_rep, shared_rep: Representations of the features of one group, and of those that are left over.
     """
 
     own: Tensor
@@ -84,20 +85,21 @@ def split(rep: Representation, groups: int) -> Split:
 
 
 class Tables:
-    """The tables of indices of a `GroupedMap`, on every device on which it was.
+    """The index tables of a `GroupedMap`, on every device on which it has been.
 
-    They are constants: no buffers, which tools average, round and fill with zeros. Copies and pickles have those on the CPU.
+    They are constants and not buffers, which tools average, round and fill with zeros. Copies and pickles hold only those on
+    the CPU.
 
     Args:
         read, written: See `GroupedMap`.
-        order: sorts `written`.
+        order: The permutation that sorts `written`.
     """
 
     def __init__(self, read: Tensor, written: Tensor, order: Tensor) -> None:
         self._on = {read.device: (read, written, order)}
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """The tables read, written and order."""
+        """Return the tables read, written and order."""
         if device not in self._on:
             with constants():
                 first = next(iter(self._on.values()))
@@ -109,18 +111,18 @@ class Tables:
 
 
 class GroupedMap(LinearMap):
-    """`W x` on the feature axis with a W that is dense within each of G groups of channels; W is never formed to apply it.
+    """`W x` on the feature axis, with W dense within each of G groups of channels. W is never formed to apply it.
 
     Args:
-        in_rep, out_rep: Representations of the features; both have at least G channels of some kind.
+        in_rep, out_rep: Representations of the features. Both have at least G channels of some kind.
         groups: G.
         feature_axis: See `ResidualMap`.
 
     Attributes:
-        weight: (G, out, in), one matrix for every group: from its channels and those that every group reads.
-        rest: (left-over outputs, in_rep.dim), or None where all outputs are dealt to the groups.
+        weight: (G, out, in), one matrix for every group, whose inputs are its channels and those that every group reads.
+        rest: (left-over outputs, in_rep.dim), or None if all outputs are dealt to the groups.
         part_in, part_out: Representations of the input and output of one matrix of `weight`.
-        rest_out: the same for what `rest` writes.
+        rest_out: The representation of the outputs of `rest`.
     """
 
     def __init__(
@@ -141,12 +143,12 @@ class GroupedMap(LinearMap):
 
     @property
     def groups(self) -> int:
-        """G."""
+        """The number of groups, G."""
         return len(self.weight)
 
     @property
     def read(self) -> Tensor:
-        """(G, in), the features that each of `weight` reads."""
+        """(G, in), the features that each matrix of `weight` reads."""
         return self._tables.on(self.weight.device)[0]
 
     @property
@@ -160,30 +162,30 @@ class GroupedMap(LinearMap):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupedMap:
         moved: GroupedMap = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tables.on(self.weight.device)  # not only in the first call, which may be compiled or captured
+        self._tables.on(self.weight.device)  # now, since the first call may be compiled or captured
         return moved
 
     def matrices(self) -> dict[str, tuple[Matrices, ...]]:
-        """One matrix for every group."""
+        """The matrices of the groups."""
         return {"weight": without_vectors([Matrices(0, tuple(self.weight.shape), (0, 1, 2))])}
 
     def effective_weight(self) -> Tensor:
-        """W written out, of shape (out_dim, in_dim)."""
+        """W as a dense matrix, of shape (out_dim, in_dim)."""
         rows = self.weight.new_zeros(self.groups, self.part_out.dim, self.in_dim)
         rows = rows.scatter(2, self.read[:, None].expand_as(self.weight), self.weight).flatten(0, 1)
         return (rows if self.rest is None else torch.cat([rows, self.rest]))[self._order]
 
     def linear_rule(self) -> Rule:
-        """Penalties are computed group by group."""
+        """The rule of grouped maps, whose penalties are computed group by group."""
         return grouped_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """Count one Gram matrix for every group, and one of all inputs for the outputs that are left over."""
+        """Count one Gram matrix per group, and one of all inputs for the outputs that are left over."""
         rest = 0 if self.rest is None else self.in_dim**2
         return self.groups * self.part_in.dim**2 + rest if in_rep.linear else 0
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * W x`, G products of thin matrices; the scale goes into these."""
+        """`scale * W x`, by G products of thin matrices that include the scale."""
         weight: Tensor = self.weight
         rest: Tensor | None = self.rest
         if scale is not None:
@@ -209,13 +211,13 @@ class GroupedMap(LinearMap):
 @register("grouped")
 @dataclass(frozen=True)
 class Grouped(ResidualKind):
-    """A linear map that is dense within each of `groups` groups of channels, and does not mix these.
+    """A linear map that is dense within each of `groups` groups of channels, and does not mix the groups.
 
-    It has a G-th of a dense map's weights, optimizer states and arithmetic, in its exact penalties too, and unlike
-    a map of low rank it has full rank. Convolutions are refused.
+    Its weights, optimizer states and arithmetic, also in its exact penalties, are 1/G of those of a dense map. Unlike a
+    low-rank map it has full rank. Convolutions are not supported.
 
     Attributes:
-        groups: G, at least 1. Where a layer has fewer channels than that, reading or writing, its map is dense. Channels
+        groups: G, at least 1. If a layer has fewer input or output channels than this, its map is dense. Channels
             that are left over when those of a kind are dealt to the groups are mixed with all.
         init: As for `Dense`.
         std: Standard deviation for "normal".
@@ -232,7 +234,7 @@ class Grouped(ResidualKind):
         feature_axis: int,
         generator: torch.Generator | None = None,
     ) -> GroupedMap | DenseMap:
-        """A `GroupedMap`, or a `DenseMap` where nothing can be split."""
+        """A `GroupedMap`, or a `DenseMap` if nothing can be split."""
         whole = [split(rep, self.groups).own_rep.dim == 0 for rep in (in_rep, out_rep)]
         if any(whole) or self.groups == 1:
             plain = DenseMap(in_rep.dim, out_rep.dim, feature_axis)
@@ -245,9 +247,9 @@ class Grouped(ResidualKind):
 
 
 def grouped_sums(calls: Sequence[Penalised]) -> list[Terms]:
-    """The terms of grouped maps, differentiable by the weights any number of times.
+    """The terms of grouped maps, differentiable in the weights any number of times.
 
-    Matrices between the same representations, of all groups of all residuals, are computed in one stack.
+    Matrices between the same representations, of all groups and all residuals, are computed in one stack.
     """
     found: list[Terms] = []
     stacks: dict[tuple[Any, ...], list[tuple[int, Sequence[Tensor], Sequence[Moment | Tensor]]]] = {}
@@ -279,7 +281,7 @@ def _of_the_rest(map_: GroupedMap, points: list[Tensor], in_rep: Representation,
 
 
 def _of_groups(map_: GroupedMap, points: list[Tensor]) -> Sequence[Moment | Tensor]:
-    """The second moment (in, in) of the features that every group reads, or the rows (n, in) where these are fewer."""
+    """The second moment (in, in) of the features that every group reads, or the rows (n, in) if these are fewer."""
     groups, size = map_.read.shape
     if map_.feature_axis == -1:
         columns = [x.reshape(-1, x.shape[-1]).T[None] for x in points]

@@ -1,7 +1,7 @@
-"""Kinds of residuals: a kind holds the user's settings and makes a map, which knows the rest.
+"""Kinds of residuals: a kind holds the user's settings and makes a map, which does the rest.
 
-A new kind is one file in this folder, with its settings (a `ResidualKind` under `@register`) and its map (a `ResidualMap`), one
-import in `__init__`, and one test that subclasses `equirelax.testing.KindConformance`.
+To add a kind, write one file in this folder with its settings (a `ResidualKind` under `@register`) and its map (a
+`ResidualMap`), one import in `__init__`, and one test that subclasses `equirelax.testing.KindConformance`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Penalised:
 
     Args:
         map: The map, in float32 or better.
-        inputs: Features on `feature_axis`, detached; none for a map that needs none.
+        inputs: Features on `feature_axis`, detached; empty for a map that needs no inputs.
         feature_axis: See `ResidualMap`.
         in_rep, out_rep: Representations of the map's input and output.
         finite_difference: Whether to approximate the Jacobian-vector products of maps that are not linear.
@@ -54,7 +54,7 @@ class Penalised:
 
 
 Rule = Callable[[Sequence[Any]], list[Terms]]
-"""Computes the terms of several residuals, given as `Penalised`, together."""
+"""A function that computes the terms of several residuals, given as `Penalised`, together."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Slope:
     """A Lipschitz constant: `|f(x) - f(y)| <= constant |x - y|`.
 
     Args:
-        constant: The constant; None where none is known.
-        reason: Why ACE's bounds (section 4) may not use it; empty where they may.
+        constant: The constant; None if none is known.
+        reason: Why ACE's bounds (section 4) may not use it; empty if they may.
     """
 
     constant: float | None
@@ -71,14 +71,16 @@ class Slope:
 
 
 class ResidualMap(nn.Module):
-    """The unconstrained map f of a residual `gamma f(x)`: a module that is called as `map(x, scale)` and gives `scale * f(x)`,
-    features on the feature axis, or f(x) where the scale is left out.
+    """The unconstrained map f of a residual `gamma f(x)`.
 
-    Penalties evaluate it too, and must change nothing. Modules in it that keep running statistics therefore do so only while
-    their attribute `track_running_stats` is true, as torch's batch norm does; its instance norm does not.
+    The module is called as `map(x, scale)` and returns `scale * f(x)`, with features on the feature axis, or f(x) without a
+    scale.
+
+    Penalties also evaluate it, and must not change it. Modules in it that keep running statistics must therefore do so only
+    while their attribute `track_running_stats` is true, as torch's batch norm does; its instance norm does not.
 
     Attributes:
-        feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points); of a convolution the axis of the
+        feature_axis: -1 for x of shape (..., in_dim), -2 for (..., in_dim, points); for a convolution the axis of the
             channels, such as -3 for (..., in_dim, H, W).
         reads_inputs: Whether penalties of the map need its inputs.
         takes_rows: Whether penalties may be estimated from some rows of its inputs.
@@ -89,47 +91,48 @@ class ResidualMap(nn.Module):
     takes_rows: ClassVar[bool] = True
 
     def matrices(self) -> dict[str, tuple[Matrices, ...]]:
-        """The matrices that its own parameters hold, by name, where their shapes do not show it."""
+        """The matrices that the map's own parameters hold, by name, if their shapes do not show them."""
         return {}
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """The rule by which its penalties are computed; residuals with the same rule are computed together.
+        """The rule by which the map's penalties are computed. Residuals with the same rule are computed together.
 
-        By default with Jacobian-vector products, for any map.
+        The default uses Jacobian-vector products and works for any map.
         """
         return jacobian_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """The number of entries, at most, of the matrices that its exact penalties make."""
+        """An upper bound on the number of entries of the matrices that the exact penalties make."""
         return 0
 
     def slope(self) -> Slope:
-        """Its Lipschitz constant."""
+        """The map's Lipschitz constant."""
         return Slope(None, f"no Lipschitz constant is known of {type(self).__name__}")
 
 
 class LinearMap(ResidualMap, ABC):
-    """A map that one matrix (and bias) describes, however it is kept: it has penalties in weight space, and folds."""
+    """A map that is given by one matrix (and bias), in any parametrisation. Its penalties are in weight space, and it folds."""
 
     @abstractmethod
     def effective_weight(self) -> Tensor:
-        """The matrix that is applied, of shape (out_dim, in_dim), or the dense kernel of a convolution;
-        differentiable in the parameters.
+        """The matrix of the map, of shape (out_dim, in_dim), or the dense kernel of a convolution.
+
+        It is differentiable in the parameters.
         """
 
     def effective_bias(self) -> Tensor | None:
-        """The bias that is added, of shape (out_dim,), or None."""
+        """The bias of the map, of shape (out_dim,), or None."""
         return None
 
     def scaled(self, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight and the bias times `scale`, which goes into these since they are smaller than the output."""
+        """The weight and the bias times `scale`. They are scaled because they are smaller than the output."""
         weight, bias = self.effective_weight(), self.effective_bias()
         if scale is None:
             return weight, bias
         return scale * weight, None if bias is None else scale * bias
 
     def projected(self, in_rep: Representation, out_rep: Representation) -> tuple[Tensor, Tensor | None]:
-        """The nearest equivariant weight and the nearest invariant bias, in the Frobenius norm; differentiable."""
+        """The nearest equivariant weight and the nearest invariant bias in the Frobenius norm, differentiably."""
         bias = self.effective_bias()
         if bias is not None:
             bias = equivariant_projection(bias[:, None], trivial(out_rep.group), out_rep)[:, 0]
@@ -143,7 +146,7 @@ class LinearMap(ResidualMap, ABC):
         """`scale * (W x + b)`."""
 
     def penalty_rule(self, in_rep: Representation) -> Rule:
-        """Penalties are computed in weight space where the group acts linearly on the input."""
+        """The rule in weight space if the group acts linearly on the input, else the default."""
         return self.linear_rule() if in_rep.linear else jacobian_sums
 
     def linear_rule(self) -> Rule:
@@ -160,7 +163,9 @@ class LinearMap(ResidualMap, ABC):
 
 
 class ResidualKind(Settings, ABC):
-    """The settings of a residual's map. Subclasses are frozen dataclasses under `@register("name")` that check themselves.
+    """The settings of a residual's map.
+
+    Subclasses are frozen dataclasses under `@register("name")` that check themselves.
 
     Attributes:
         name: The name under which the class is registered.
@@ -179,19 +184,19 @@ class ResidualKind(Settings, ABC):
         feature_axis: int,
         generator: torch.Generator | None = None,
     ) -> ResidualMap:
-        """The map, initialised, in the default dtype on the CPU."""
+        """Make the map, initialised, in the default dtype on the CPU."""
 
     def build_convolution(
         self, in_dim: int, out_dim: int, convolution: Any, generator: torch.Generator | None = None
     ) -> ResidualMap:
-        """The map of a layer that is a convolution, between channels of feature fields.
+        """Make the map for a layer that is a convolution, between channels of feature fields.
 
         Args:
-            in_dim, out_dim: Channels.
-            convolution: A `Convolution`: how the layer applies its kernel.
+            in_dim, out_dim: Numbers of channels.
+            convolution: A `Convolution`, which says how the layer applies its kernel.
 
         Raises:
-            PlacementError: This kind makes no convolutions, which is the default.
+            PlacementError: This kind does not make convolutions, which is the default.
         """
         raise PlacementError(
             f"{type(self).__name__} makes no convolution, and the relaxed layer is one: use Dense, EquivariantDense or "
@@ -204,10 +209,10 @@ _K = TypeVar("_K", bound="type[ResidualKind]")
 
 
 def register(name: str) -> Callable[[_K], _K]:
-    """Class decorator: make a kind known by name, to checkpoints too.
+    """Class decorator that makes a kind known by name, also to checkpoints.
 
     Raises:
-        PlacementError: Another class has the name.
+        PlacementError: Another class is registered under the name.
     """
 
     def add(cls: _K) -> _K:
@@ -220,7 +225,7 @@ def register(name: str) -> Callable[[_K], _K]:
 
 
 def names() -> tuple[str, ...]:
-    """The names of the registered kinds, in the order of their registration."""
+    """The names of the registered kinds, in order of registration."""
     return tuple(_KINDS)
 
 
@@ -228,7 +233,7 @@ def get(name: str) -> type[ResidualKind]:
     """The kind registered as `name`.
 
     Raises:
-        PlacementError: There is none.
+        PlacementError: There is no such kind.
     """
     if name not in _KINDS:
         raise PlacementError(
@@ -238,9 +243,9 @@ def get(name: str) -> type[ResidualKind]:
 
 
 def own_draws(generator: torch.Generator | None) -> AbstractContextManager[None]:
-    """Within this block modules that draw initial weights, which the kind replaces, leave PyTorch's global generator as it was.
+    """Keep modules in this block from advancing PyTorch's global generator by initial weights that the kind replaces.
 
-    Without a generator of the kind's own the global one goes on, as its seed determines the weights that follow.
+    Without a separate generator the global one advances, since its seed determines the weights that follow.
     """
     return torch.random.fork_rng(devices=[], enabled=generator is not None)
 
@@ -262,7 +267,7 @@ def initialise(
 
 @contextlib.contextmanager
 def untracked(map_: nn.Module) -> Iterator[None]:
-    """Within this block calls of the map leave its running statistics as they are."""
+    """Keep calls of the map in this block from changing its running statistics."""
     tracking: list[Any] = [part for part in map_.modules() if getattr(part, "track_running_stats", False)]
     try:
         for part in tracking:
@@ -289,7 +294,7 @@ def jacobian_sums(calls: Sequence[Penalised]) -> list[Terms]:
 
 @dataclass(frozen=True)
 class _Stack:
-    """The properties that linear maps share when they are computed in one stack."""
+    """The properties that linear maps must share to be computed in one stack."""
 
     in_rep: Representation
     out_rep: Representation
@@ -300,7 +305,7 @@ class _Stack:
 
 
 def linear_sums(calls: Sequence[Penalised]) -> list[Terms]:
-    """The terms of linear maps in weight space; those between the same representations are computed in one stack."""
+    """The terms of linear maps in weight space. Those between the same representations are computed in one stack."""
     stacks: dict[_Stack, list[tuple[int, Moment | Tensor]]] = {}
     moments: dict[tuple[Any, ...], Moment | Tensor] = {}
     for index, call in enumerate(calls):
@@ -327,11 +332,11 @@ def linear_sums(calls: Sequence[Penalised]) -> list[Terms]:
 
 
 def spectral_norm(weight: Tensor) -> float:
-    """The largest singular value of a matrix, in float64; 0 of an empty one, NaN where it is not finite."""
+    """The largest singular value of a matrix, in float64; 0 for an empty matrix, NaN for one that is not finite."""
     weight = weight.detach().double()
     if not weight.numel() or not bool(torch.isfinite(weight).all()):
         return float("nan") if weight.numel() else 0.0
-    # the root of the largest eigenvalue of the smaller Gram matrix: as exact, and many times faster than an SVD
+    # the root of the largest eigenvalue of the smaller Gram matrix, which is as exact as an SVD and many times faster
     scale = weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
     weight = (weight if weight.shape[0] <= weight.shape[1] else weight.T) / scale
     return float(scale * torch.linalg.eigvalsh(weight @ weight.T)[-1].clamp_min(0).sqrt())

@@ -1,15 +1,15 @@
 """Low-rank linear maps f(x) = U V x: two thin products, with exact penalties at the same cost.
 
-Both sums of CR's regulariser depend on the inputs X = [x_1 .. x_N] through Y = P X alone, with
+Both sums of CR's regulariser depend on the inputs X = [x_1 .. x_N] only through Y = P X, with
 P = [V; V drho_in(A_1); ..; V rho_in(g_1); ..] of m = r (1 + generators) rows:
 
-    sum_n || drho_out(A) U V x_n - U V drho_in(A) x_n ||^2  =  || F Y ||^2,     F of U alone
+    sum_n || drho_out(A) U V x_n - U V drho_in(A) x_n ||^2  =  || F Y ||^2,     F depends only on U
 
-With orthonormal columns Q that span the rows of Y, || F Y ||^2 = || F P (X Q) ||^2, and with Q held fixed the
-gradients agree too: 2 F^T F Y Q Q^T X^T = 2 F^T F Y X^T. So the m columns X Q stand for all N inputs, and no Gram matrix
-of the inputs (in_dim, in_dim) is made. Second derivatives do not agree, for dY leaves the span of Q: they are taken of all
-inputs, in weight space. Nothing is squared before the difference is taken: an equivariant U V has a Lie
-sum of the square of rounding, as it has in `terms.linear`.
+With orthonormal columns Q that span the rows of Y, || F Y ||^2 = || F P (X Q) ||^2. With Q held fixed the
+gradients agree too: 2 F^T F Y Q Q^T X^T = 2 F^T F Y X^T. So the m columns X Q can replace all N inputs, and no Gram matrix
+of the inputs (in_dim, in_dim) is made. Second derivatives do not agree, because dY leaves the span of Q: they are computed from
+all inputs, in weight space. Nothing is squared before the difference is taken, so the Lie sum of an equivariant U V is the
+square of a rounding error, as in `terms.linear`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from equirelax.symmetry import Representation
 
 
 class LowRankMap(LinearMap):
-    """`U (V x)` on the feature axis: two thin products, U V is never formed to apply it.
+    """`U (V x)` on the feature axis, by two thin products. U V is never formed to apply it.
 
     Args:
         in_dim, out_dim: sizes.
@@ -61,17 +61,17 @@ class LowRankMap(LinearMap):
         return self.up @ self.down
 
     def linear_rule(self) -> Rule:
-        """Penalties are computed by thin products, without the matrix."""
+        """The rule of low-rank maps, whose penalties are computed by thin products, without the matrix."""
         return low_rank_sums
 
     def penalty_entries(self, in_rep: Representation) -> int:
-        """Count the entries of the columns that stand for all inputs."""
+        """Count the entries of the columns that replace all inputs."""
         group = in_rep.group
         moved = 1 + group.algebra_dim + group.discrete_count
         return in_rep.dim * len(self.down) * moved if in_rep.linear else 0
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * U (V x)`; the scale goes into U."""
+        """`scale * U (V x)`, with the scale applied to U."""
         up = self.up if scale is None else scale * self.up
         if self.feature_axis == -1:
             return row_product(up, row_product(self.down, dense(x)))
@@ -79,7 +79,7 @@ class LowRankMap(LinearMap):
 
 
 class LowRankConvMap(KernelMap):
-    """A convolution to r channels, then a mixing of these at every pixel: the kernel U V is never formed to apply it.
+    """A convolution to r channels, which are then mixed at every pixel. The kernel U V is never formed to apply it.
 
     Args:
         in_dim, out_dim: channels.
@@ -97,7 +97,7 @@ class LowRankConvMap(KernelMap):
         return torch.tensordot(self.up, self.down, dims=1)
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * U (V * x)`; the scale goes into U."""
+        """`scale * U (V * x)`, with the scale applied to U."""
         up = self.up if scale is None else scale * self.up
         thin = self.convolution(dense(x), self.down)
         return torch.matmul(up, thin.flatten(self.feature_axis + 1)).unflatten(
@@ -113,14 +113,15 @@ _M = TypeVar("_M", LowRankMap, LowRankConvMap)
 class LowRank(ResidualKind):
     """A linear map from all input features to all output features, of at most a given rank: `U (V x)`.
 
-    On VN-PointNet dense residuals take three times the arithmetic of the network that they relax, those of rank 8 a
-    tenth of it. With U = 0 only U has a gradient at the first step, V from the second on.
+    On VN-PointNet dense residuals take three times the arithmetic of the network that they relax; residuals of rank 8 take a
+    tenth of it. With U = 0 only U has a gradient at the first step, and V from the second step on.
 
     Attributes:
-        rank: r, at least 1. Layers differ in size: where min(in_dim, out_dim) is smaller, that is taken instead,
-            which leaves nothing out.
+        rank: r, at least 1. If min(in_dim, out_dim) of a layer is smaller, that is the rank there, and the map is
+            unrestricted.
         init: Initial values of U: "zeros" (the relaxed model starts as the strict one), "normal" with deviation `std`, or
-            "default" (uniform within 1/sqrt(r)). V is always uniform within 1/sqrt(in_dim), or nothing would train.
+            "default" (uniform within 1/sqrt(r)). V is always uniform within 1/sqrt(in_dim), since nothing would train
+            otherwise.
         std: Standard deviation for "normal".
     """
 
@@ -178,11 +179,12 @@ def low_rank_terms(
     in_rep: Representation,
     out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
-    """(Lie sum, norm sum) of the map x -> U V x over all inputs; differentiable with respect to U and V.
+    """(Lie sum, norm sum) of the map x -> U V x over all inputs, differentiable with respect to U and V.
 
     Args:
-        up: U, (out_dim, r). down: V, (r, in_dim); both of at least float32.
-        inputs: features on `feature_axis`, at least one; they get no gradient.
+        up: U, (out_dim, r), in at least float32.
+        down: V, (r, in_dim), in at least float32.
+        inputs: features on `feature_axis`, at least one tensor; they get no gradient.
     """
     inputs = [x.detach() for x in inputs]
     if in_transform():
@@ -198,7 +200,7 @@ def low_rank_terms(
 
 
 class _LowRank(torch.autograd.Function):
-    """The sums over `points` X Q. Where gradients are to be differentiated, they are those over all inputs."""
+    """The sums over `points` X Q. Gradients that are to be differentiated are computed over all inputs."""
 
     @staticmethod
     def forward(
@@ -234,7 +236,7 @@ class _LowRank(torch.autograd.Function):
 
 
 def _moved(down: Tensor, rep: Representation) -> Tensor:
-    """P: V, V drho(A_i) and V rho(g_j), one below the other."""
+    """P: V, V drho(A_i) and V rho(g_j), stacked vertically."""
     parts = [down]
     if rep.group.algebra_dim:
         parts.append(rep.right(down).flatten(0, 1))
@@ -276,7 +278,7 @@ def _acted_transposed(moved: Tensor, rep: Representation) -> Tensor:
 
 
 def _representatives(matrix: Tensor, inputs: list[Columns], feature_axis: int) -> Tensor:
-    """X Q, of shape (in_dim, m), where Q spans the rows of `matrix` X; or X itself where it has no more columns."""
+    """X Q, of shape (in_dim, m), where Q spans the rows of `matrix` X; or X itself if it has no more columns."""
     blocks = [_as_columns(x, feature_axis, matrix.dtype) for x in inputs]
     count = sum(x.shape[0] * x.shape[2] for x in blocks)
     if count <= len(matrix):
@@ -294,10 +296,10 @@ def _representatives(matrix: Tensor, inputs: list[Columns], feature_axis: int) -
 
 
 def _as_columns(x: Columns, feature_axis: int, dtype: torch.dtype) -> Columns:
-    """(batch, dim, points), without a copy where there is a view of it."""
+    """The inputs as (batch, dim, points), as a view if possible."""
     if isinstance(x, SharedColumns):
         return x.to(dtype)
-    if feature_axis == -2 and x.shape[-1] == 1:  # such as a choice of rows: one product, not one for each
+    if feature_axis == -2 and x.shape[-1] == 1:  # such as chosen rows: one product instead of one per row
         x, feature_axis = x.squeeze(-1), -1
     if feature_axis == -1:
         return x.reshape(1, -1, x.shape[-1]).mT.to(dtype)
@@ -305,7 +307,7 @@ def _as_columns(x: Columns, feature_axis: int, dtype: torch.dtype) -> Columns:
 
 
 def _times(x: Columns, basis: Tensor) -> Tensor:
-    """sum over samples of x (batch, dim, points) times basis (batch, points, m): (dim, m)."""
+    """The sum over samples of x (batch, dim, points) times basis (batch, points, m): (dim, m)."""
     if isinstance(x, SharedColumns):
         return torch.cat([_times(x.own, basis), x.common.mT @ basis.sum(1)])
     return torch.bmm(x, basis).sum(0)

@@ -27,7 +27,7 @@ from equirelax.settings import DEPTH, FINITE, NOT_NEGATIVE, WIDTH, within
 from equirelax.symmetry import Representation
 
 GELU_SLOPE = 1.1290
-"""The largest slope of x Phi(x), at sqrt 2, and of its tanh form too, rounded up."""
+"""The largest slope of x Phi(x), at sqrt 2, and of its tanh approximation, rounded up."""
 
 
 class MLPMap(ResidualMap):
@@ -58,7 +58,7 @@ class MLPMap(ResidualMap):
         return y if self.feature_axis == -1 else y.movedim(-1, self.feature_axis)
 
     def slope(self) -> Slope:
-        """The product of the layers' largest singular values and of GELU's largest slopes, an upper bound."""
+        """An upper bound: the product of the layers' largest singular values and of GELU's largest slopes."""
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         norms = [spectral_norm(layer.weight) for layer in layers]
         constant = math.prod(norms) * GELU_SLOPE ** (len(norms) - 1)
@@ -71,10 +71,10 @@ class MLP(ResidualKind):
     """A GELU perceptron from all input features to all output features.
 
     Attributes:
-        layers: Number of linear layers (ACE: 3); not read where `hidden` is a sequence.
-        hidden: Width of the hidden layers, or a sequence of the width of each; None takes the output's.
-        init: Initial weights of the last layer ("zeros", "normal", "default"); the others keep PyTorch's
-            default, or nothing would train.
+        layers: Number of linear layers (ACE: 3); ignored if `hidden` is a sequence.
+        hidden: Width of the hidden layers, or a sequence with the width of each; None takes the output's.
+        init: Initial weights of the last layer ("zeros", "normal", "default"). The others keep PyTorch's
+            default, since nothing would train otherwise.
         std: Standard deviation for "normal".
         scale: Factor on the last layer's initial weights and biases (CR on MD17: 0.01).
     """

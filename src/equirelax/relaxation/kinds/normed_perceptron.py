@@ -1,5 +1,6 @@
-"""A perceptron with batch normalisation and spectral norms: ACE's residual on the coordinates of EGNO (arXiv 2505.13631,
-experiments, as its code has it).
+"""A perceptron with batch normalisation and spectral norms: ACE's residual on the coordinates of EGNO.
+
+It is that of the experiments in arXiv 2505.13631, as in their code.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from equirelax.symmetry import Representation
 
 
 class NormedPerceptronMap(ResidualMap):
-    """`W_2 norm_2(silu(W_1 norm_1(W_0 x + b_0) + b_1)) + b_2`, W_1 and W_2 divided by their largest singular values.
+    """`W_2 norm_2(silu(W_1 norm_1(W_0 x + b_0) + b_1)) + b_2`, with W_1 and W_2 divided by their largest singular values.
 
     Args:
         in_dim, hidden, out_dim: sizes; W_0 is (in_dim, in_dim), W_1 (hidden, in_dim), W_2 (out_dim, hidden).
-        iterations: steps of the power iteration of every training-mode call.
-        generator: Random numbers of the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
+        iterations: steps of the power iteration in every training-mode call.
+        generator: Random number generator for the initial weights, which are PyTorch's, uniform within 1/sqrt(fan-in).
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class NormedPerceptronMap(ResidualMap):
         )
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """`scale * f(x)` for x (..., in_dim), in the dtype of the weights under autocast too, as statistics want it."""
+        """`scale * f(x)` for x (..., in_dim), in the dtype of the weights even under autocast, as statistics require."""
         features = dense(x)
         rows = features.reshape(-1, features.shape[-1]).to(next(self.parameters()).dtype)
         with torch.autocast(rows.device.type, enabled=False):

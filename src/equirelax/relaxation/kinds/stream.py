@@ -1,13 +1,13 @@
 """The steps of a residual stream: batch normalisation and a linear map for every block that it passes.
 
-    s_0 = start(x)                              x: an input of the model; start: where its size is not the stream's
+    s_0 = start(x)                              x: an input of the model; start: if its size is not the stream's
     s_i = W_i batchnorm_i(s_{i-1}) + b_i
 
-ACE's residuals on SchNet and, with each W_i divided by its largest singular value, on EGNO (arXiv 2505.13631,
-experiments). As there is nothing but linear maps in it, s_i = A_i x + c_i for every row x, and the mean and variance of
-s_i over a batch follow from those of x. So a step takes (A, c) to the next (A, c), which is small, and rows are
-multiplied by it once, where they are used: the same numbers as by running all rows through every step, in training mode
-too, at a fraction of the cost; and the Lie derivative of the whole stream is there in closed form.
+These are ACE's residuals on SchNet and, with each W_i divided by its largest singular value, on EGNO (arXiv 2505.13631,
+experiments). The stream consists only of linear maps, so s_i = A_i x + c_i for every row x, and the mean and variance of
+s_i over a batch follow from those of x. A step therefore only maps the small (A, c) to the next (A, c), and rows are
+multiplied by it once, where they are used. The results are those of running all rows through every step, also in training
+mode, at a fraction of the cost, and the Lie derivative of the whole stream has a closed form.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM_UP = 15
 
 
 class Affine(NamedTuple):
-    """The map x -> weight x + offset; weight (out, in), offset (out,)."""
+    """The map x -> weight x + offset, with weight (out, in) and offset (out,)."""
 
     weight: Tensor
     offset: Tensor
@@ -44,25 +44,26 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor) -> Moments:
-    """The moments of the rows of x (rows, dim); zeros where there are none."""
+    """The moments of the rows of x (rows, dim); zeros if there are no rows."""
     mean = x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1])
     centred = x - mean
     return Moments(x.shape[0], mean, centred.T @ centred / max(x.shape[0], 1))
 
 
 class SpectralLinear(nn.Linear):
-    """`(W / sigma) x + b`, sigma the largest singular value of W (Miyato et al., arXiv 1802.05957).
+    """`(W / sigma) x + b`, with sigma the largest singular value of W (Miyato et al., arXiv 1802.05957).
 
-    sigma is estimated by `iterations` steps of the power iteration in every training-mode call that has rows; between them the
-    estimate's vectors stay. In contrast to torch's parametrisation the module can be pickled, and a recomputation by gradient
-    checkpointing sees the estimate of the call that it repeats.
+    sigma is estimated by `iterations` steps of the power iteration in every training-mode call that has rows. The estimate's
+    vectors are kept between calls. Unlike torch's parametrisation, the module can be pickled, and a recomputation by gradient
+    checkpointing uses the estimate of the call that it repeats.
 
     Args:
-        in_features, out_features: sizes. generator: for the power iteration's first vector.
+        in_features, out_features: sizes.
+        generator: Random number generator for the first vector of the power iteration.
         iterations: Number of steps of the power iteration.
 
     Attributes:
-        track_running_stats: Whether calls move the estimate; see `ResidualMap`.
+        track_running_stats: Whether calls update the estimate; see `ResidualMap`.
     """
 
     left: Tensor
@@ -84,12 +85,12 @@ class SpectralLinear(nn.Linear):
 
     @torch.no_grad()
     def reset_estimate(self, generator: torch.Generator | None = None) -> None:
-        """Estimate sigma anew: after the weight was set by hand."""
+        """Estimate sigma from the beginning, after the weight was set by hand."""
         self.left.normal_(generator=generator)
         self._power(WARM_UP)
 
     def iterate(self) -> None:
-        """The steps of the power iteration of a training-mode call."""
+        """Do the power iteration of a training-mode call."""
         self._power(self.iterations)
 
     @torch.no_grad()
@@ -100,27 +101,31 @@ class SpectralLinear(nn.Linear):
             self.left.copy_(nn.functional.normalize(self.weight @ self.right, dim=0, eps=tiny))
 
     def effective_weight(self) -> Tensor:
-        """W / sigma by the present estimate, (out_features, in_features)."""
-        # copies: the buffers move on before a backward may need them
+        """W / sigma with the current estimate, (out_features, in_features)."""
+        # copies, because the buffers change before a backward may need them
         left, right = self.left.clone(), self.right.clone()
         return self.weight / torch.dot(left, self.weight @ right)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features)."""
+        """Map x (..., in_features) to (..., out_features)."""
         if self.training and self.track_running_stats and x.numel() and not in_backward():
             self.iterate()
         return nn.functional.linear(x, self.effective_weight(), self.bias)
 
 
 class RowNorm(nn.Module):
-    """Batch normalisation of rows, with the names of torch.nn.BatchNorm1d; a recomputation by gradient checkpointing does
-    not count twice, and a batch without rows does not count. A `StreamMap` has arithmetic of its own.
+    """Batch normalisation of rows, with the names of torch.nn.BatchNorm1d.
+
+    A recomputation by gradient checkpointing does not count twice, and a batch without rows does not count. A `StreamMap` has
+    separate arithmetic.
 
     Args:
-        width: number of features. eps: added to the variance. momentum: of the running statistics.
+        width: number of features.
+        eps: added to the variance.
+        momentum: momentum of the running statistics.
 
     Attributes:
-        track_running_stats: Whether calls move the running statistics; see `ResidualMap`.
+        track_running_stats: Whether calls update the running statistics; see `ResidualMap`.
     """
 
     running_mean: Tensor
@@ -136,7 +141,7 @@ class RowNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (rows, width) -> the same shape."""
+        """Normalise x (rows, width)."""
         if self.training and x.numel():
             variance, mean = torch.var_mean(x, dim=0, correction=0)
             if self.track_running_stats and not in_backward():
@@ -147,9 +152,9 @@ class RowNorm(nn.Module):
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, size: int) -> None:
-        """Move the running statistics by those of a batch of `size` rows, the variance made unbiased."""
+        """Update the running statistics by those of a batch of `size` rows, with the variance made unbiased."""
         variance = variance * (size / max(size - 1, 1))
-        # torch maps lerp_ over members one by one, and lerp at once
+        # torch.func.vmap runs lerp_ member by member, but lerp for all at once
         self.running_mean.copy_(self.running_mean.lerp(mean, self.momentum))
         self.running_var.copy_(self.running_var.lerp(variance, self.momentum))
 
@@ -159,13 +164,13 @@ class StreamMap(ResidualMap):
 
     Args:
         width: Width of the stream.
-        in_dim: Size of the model's input where this step has to bring it to `width` first; None elsewhere.
+        in_dim: Size of the model's input if this step must first map it to `width`; else None.
         spectral: Whether weights are divided by their largest singular value.
-        generator: Random numbers of the initial weights, PyTorch's uniform ones within 1/sqrt(fan-in).
+        generator: Random number generator for the initial weights, which are PyTorch's, uniform within 1/sqrt(fan-in).
         iterations, plain_start: See `StreamStep`.
     """
 
-    takes_rows: ClassVar[bool] = False  # all of them cost less than choosing some
+    takes_rows: ClassVar[bool] = False  # using all rows costs less than choosing some
 
     def __init__(
         self,
@@ -184,7 +189,7 @@ class StreamMap(ResidualMap):
         self.linear = linear(width, width, steps, generator)
 
     def begin(self, count: bool) -> Affine:
-        """The stream's first value, as a map of the model's input. count: see `forward`."""
+        """The stream's first value, as a map of the model's input. For `count` see `forward`."""
         if self.start is not None:
             return Affine(self._weight(self.start, count), self.start.bias)
         weight = self.norm.weight
@@ -195,10 +200,10 @@ class StreamMap(ResidualMap):
         """The stream's next value.
 
         Args:
-            s: the present one, as a map of the model's input.
-            rows: moments of the model's input, whose statistics normalise in training mode.
-            count: Whether the call moves the running statistics and the estimate of sigma (in training mode, and
-                not in the recomputation of gradient checkpointing).
+            s: the current value, as a map of the model's input.
+            rows: moments of the model's input, which determine the statistics of the normalisation in training mode.
+            count: Whether the call updates the running statistics and the estimate of sigma (in training mode, and
+                not in a recomputation by gradient checkpointing).
         """
         mean = s.weight @ rows.mean + s.offset
         if self.training:
@@ -222,7 +227,7 @@ class StreamMap(ResidualMap):
 
 
 def linear(in_dim: int, out_dim: int, iterations: int, generator: torch.Generator | None = None) -> nn.Linear:
-    """A linear map with PyTorch's initial weights; with `iterations` above 0 a `SpectralLinear`."""
+    """A linear map with PyTorch's initial weights; a `SpectralLinear` if `iterations` is above 0."""
     with own_draws(generator):
         plain = not iterations
         made = nn.Linear(in_dim, out_dim) if plain else SpectralLinear(in_dim, out_dim, generator, iterations)
@@ -238,14 +243,14 @@ def linear(in_dim: int, out_dim: int, iterations: int, generator: torch.Generato
 @register("stream-step")
 @dataclass(frozen=True)
 class StreamStep(ResidualKind):
-    """A step of a residual stream, batch normalisation and a linear map, for sites that are in a stream.
+    """A step of a residual stream, batch normalisation and a linear map, for sites in a stream.
 
     Attributes:
         spectral: Whether every weight is divided by its largest singular value (ACE on EGNO).
-        iterations: Steps of the power iteration of every training-mode call that estimate it (ACE's code: 5).
-        plain_start: Whether the start's weight is left as it is (ACE's code).
-        first: Whether this is the stream's first step, which brings the model's input to the stream's width
-            where they differ; placements set it.
+        iterations: Steps of the power iteration that estimate it in every training-mode call (ACE's code: 5).
+        plain_start: Whether the start's weight is not divided (ACE's code).
+        first: Whether this is the stream's first step, which maps the model's input to the stream's width
+            if they differ; placements set it.
     """
 
     for_streams: ClassVar[bool] = True

@@ -1,11 +1,11 @@
-"""Linear maps over channels, each of which transforms alike: `y_o = sum_c W_oc x_c` with x_c in any representation.
+"""Linear maps over channels that all transform in the same way: `y_o = sum_c W_oc x_c` with x_c in any representation.
 
-Vector neurons, the vectors of PaiNN and TorchMD-ET, the 3 x 3 tensors of TensorNet, the spherical channels of ViSNet: one
-matrix (out, in) over channels, which any group element commutes with. Channels stand on one axis, the components of the
-representation on another, or on two (a tensor). The residual is dense, from all components of all channels to all
-components of all channels.
+Examples are vector neurons, the vectors of PaiNN and TorchMD-ET, the 3 x 3 tensors of TensorNet and the spherical channels of
+ViSNet. Each has one matrix (out, in) over channels, which commutes with every group element. Channels are on one axis, and the
+components of the representation on another or on two (a tensor). The residual is dense, from all components of all channels
+to all components of all channels.
 
-Its features are ordered block by block of the representation, within a block channel by channel: with one block, such as
+Its features are ordered by the blocks of the representation, and within a block by channel. With one block, such as
 a vector, that is the order (channel, component).
 
 Folding: the orthogonal projection of a dense map onto `W (x) 1_n` is the mean of the n diagonals of its blocks.
@@ -28,15 +28,15 @@ from equirelax.symmetry import On, Representation
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a tensor on which channels and components stand.
+    """The axes of channels and components in a tensor.
 
     Args:
-        channels: Number of channels; 0 where the tensor has no axis of channels.
+        channels: Number of channels; 0 if the tensor has no axis of channels.
         channel_axis: The axis of the channels.
         axes: the axis of the components, or the two axes of a tensor.
-        sizes: Number of components of every block of the representation, on all of `axes` taken together.
-        side: components on each of `axes`.
-        ranks: (number of axes, `axes` of a tensor that has so many), where `axes` does not hold for it.
+        sizes: Number of components of every block of the representation, on all of `axes` together.
+        side: number of components on each of `axes`.
+        ranks: pairs (number of axes, `axes` for a tensor with this many), for tensors to which `axes` does not apply.
     """
 
     channels: int
@@ -47,12 +47,12 @@ class Layout:
     ranks: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def standing(self, dims: int) -> tuple[int, ...]:
-        """The axes (channels first, where there are any) in a tensor of `dims` axes, counted from 0."""
+        """The axes, channels (if any) first, in a tensor with `dims` axes, counted from 0."""
         axes = dict(self.ranks).get(dims, self.axes)
         return tuple(axis % dims for axis in ((self.channel_axis, *axes) if self.channels else axes))
 
     def mismatch(self, shape: tuple[int, ...]) -> str:
-        """Say what is wrong with a tensor of this shape; empty where it fits."""
+        """Describe what is wrong with a tensor of this shape; empty if it fits."""
         wanted = [("channels", self.channels, self.channel_axis)] if self.channels else []
         wanted += [("components", self.side, axis) for axis in dict(self.ranks).get(len(shape), self.axes)]
         dims = len(shape)
@@ -63,7 +63,7 @@ class Layout:
         return f"expected {places}, and the tensor has shape {tuple(shape)}"
 
     def rows(self, x: Tensor) -> Tensor:
-        """(..., features) of a tensor that fits: the declared axes last, flattened."""
+        """The rows (..., features) of a tensor that fits, with the declared axes last and flattened."""
         axes = self.standing(x.dim())
         x = x.movedim(axes, tuple(range(-len(axes), 0)))
         if not self.channels:
@@ -74,7 +74,7 @@ class Layout:
         return torch.cat([part.flatten(-2) for part in x.split(self.sizes, dim=-1)], dim=-1)
 
     def back(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Inverse of `rows`: a tensor of the given shape."""
+        """The inverse of `rows`: a tensor of the given shape."""
         axes = self.standing(len(shape))
         if self.channels:
             parts = rows.split([self.channels * size for size in self.sizes], dim=-1)
@@ -97,12 +97,12 @@ def laid_out(
     ranks: tuple[tuple[int, tuple[int, ...]], ...] = (),
     parts: Representation | None = None,
 ) -> tuple[Layout, Representation]:
-    """The layout of channels that all transform by `action`, and the representation of all of them together.
+    """Return the layout of channels that all transform by `action`, and the representation of all of them together.
 
     Args:
-        action: Of one channel, with the axis or axes of its components.
+        action: The action on one channel, with the axis or axes of its components.
         channel_axis: Axis of the channels.
-        channels: Their number; 0: there is no axis of channels, and one action.
+        channels: Number of channels; 0: there is no axis of channels, and one action.
         ranks: See `Layout`.
         parts: See `channel_site`.
     """
@@ -114,11 +114,11 @@ def laid_out(
 
 @dataclass(frozen=True)
 class AxisSite(Site):
-    """Features that stand on one axis or on two (a tensor), channels on a further one, as rows (..., features).
+    """Features on one axis or two (a tensor), with channels on another axis, as rows (..., features).
 
     Args:
-        in_layout, out_layout: Where they stand in the first argument, and in the output.
-        name: Of the argument, for calls by keyword.
+        in_layout, out_layout: The layouts of the first argument and of the output.
+        name: The name of the argument, for calls by keyword.
     """
 
     in_layout: Layout = field(kw_only=True)
@@ -126,7 +126,7 @@ class AxisSite(Site):
     name: str | None = field(default=None, kw_only=True)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The rows.
+        """Return the rows of the first argument.
 
         Raises:
             RepresentationError: The argument does not have the declared axes.
@@ -145,7 +145,7 @@ class AxisSite(Site):
         return self.in_layout.rows(x)
 
     def add(self, output: Tensor, delta: Tensor) -> Tensor:
-        """The output with the rows added where they stand in it."""
+        """Return the output with the rows added on their axes."""
         return output + self.out_layout.back(delta, tuple(output.shape)).to(output.dtype)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
@@ -159,7 +159,7 @@ class AxisSite(Site):
 
 @register
 class ChannelLinear(LayerFamily):
-    """Matrices over channels. Never matches on its own: axes and representations cannot be guessed, so they are declared."""
+    """Matrices over channels. They match only by declaration, since axes and representations cannot be guessed."""
 
     name = "channel-linear"
 
@@ -168,16 +168,16 @@ class ChannelLinear(LayerFamily):
         return False
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """Not reached without a declaration."""
+        """Never called without a declaration."""
         return Skip("its axes are not declared")
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal over all components; an equivariant map of this form has no bias."""
+        """Fold the mean diagonal over all components. An equivariant map of this form has no bias."""
         return fold_channels(module, site, weight)
 
 
 def fold_channels(module: nn.Module, site: Site, weight: Tensor) -> Fold:
-    """The projection of a dense map onto `W (x) 1`, and its W for the module's own weight.
+    """Project a dense map onto `W (x) 1`, and give W to the module's own weight.
 
     Raises:
         UnfoldableError: the module has no parameter `weight` of shape (out, in) over channels.
@@ -210,7 +210,7 @@ def fold_channels(module: nn.Module, site: Site, weight: Tensor) -> Fold:
 
 
 def channels_of(path: str, module: nn.Module) -> tuple[int, int]:
-    """(in, out) channels, off a weight of shape (out, in).
+    """Read the (in, out) channels from a weight of shape (out, in).
 
     Raises:
         PlacementError: the module has no such weight.
@@ -233,18 +233,17 @@ def channel_site(
     ranks: tuple[tuple[int, tuple[int, ...]], ...] = (),
     parts: Representation | None = None,
 ) -> Site:
-    """The site of a map over channels.
+    """Make the site of a map over channels.
 
     Args:
         action: The action of the group on one channel, with the axis or axes of its components.
         channel_axis: Axis of the channels in input and output.
-        channels: (in, out); None reads them off the module's weight.
+        channels: (in, out); None reads them from the module's weight.
         ranks: See `Layout`.
-        parts: How the components on all axes of `action` taken together transform, where that is another representation than
-            the product over the axes.
+        parts: The representation of the components on all axes of `action` together, if it is not the product over the axes.
 
     Raises:
-        PlacementError: the module has a bias, which moves with no representation; it mixes another axis; or its channels
+        PlacementError: the module has a bias, which is not equivariant; or it mixes another axis; or its channels
             are not known.
     """
     name = f"{path or 'the model'} ({type(module).__name__})"

@@ -1,18 +1,18 @@
 """e3nn's linear maps and tensor products, recognised by their attributes, so that modules with the same attributes work too.
 
-Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products `irreps_in1`, `irreps_in2`,
+Linear maps have `irreps_in`, `irreps_out` and `instructions`; tensor products have `irreps_in1`, `irreps_in2`,
 `irreps_out` and `instructions`. A tensor product is relaxed with respect to its first input: `out += gamma W x_1` with a
 dense W.
 
 Many networks wrap a tensor product, to scale its output or to add a bias, and repeat its irreps as attributes. Such a
-wrapper is relaxed in its product's stead where its output is the product's up to such constants: it holds exactly one
-product, of the same irreps, and no other module (a gate, a norm), and its forward takes both inputs as two tensors. Any
-other wrapper is none of this family, so that the product inside it is found.
+wrapper is relaxed instead of its product if its output is the product's up to such constants: it holds exactly one
+product, of the same irreps, and no other module (a gate, a norm), and its forward takes the inputs as two tensors. Other
+wrappers do not belong to this family, so that the product inside them is found.
 
-Folding. A linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is
-`p w_uw (x) 1_d` with the path weight p; the orthogonal projection of a dense block B onto these is the
-mean of its diagonals, `w_uw += tr(B_wu) / (d p)`. A tensor product with a second input whose 0e
-channel is the constant c holds the same maps in its paths (l, 0e, l), with the factor c times the
+Folding: a linear map from u copies of an irrep of dimension d = 2l+1 to w copies of the same irrep is
+`p w_uw (x) 1_d` with the path weight p. The orthogonal projection of a dense block B onto these is the
+mean of its diagonals, `w_uw += tr(B_wu) / (d p)`. A tensor product whose second input has a constant 0e
+channel c contains the same maps in its paths (l, 0e, l), with the factor c times the
 Wigner symbol `delta / sqrt(d)`.
 """
 
@@ -42,17 +42,17 @@ def _is_irreps(value: Any) -> bool:
 
 
 def has_irreps(module: nn.Module, *names: str) -> bool:
-    """Whether a module has e3nn's irreps under all of these names."""
+    """Whether a module has e3nn irreps under all of these names."""
     return all(_is_irreps(getattr(module, name, None)) for name in names)
 
 
 def _is_e3nn(module: nn.Module, *names: str) -> bool:
-    """Whether a module is of one of these classes of e3nn, without importing it."""
+    """Whether a module is of one of these e3nn classes, without importing e3nn."""
     return any(cls.__name__ in names and cls.__module__.startswith("e3nn") for cls in type(module).__mro__)
 
 
 def is_product(module: nn.Module) -> bool:
-    """Whether a module is itself a tensor product, by its irreps, instructions and weight count, and adds no nonlinearity."""
+    """Whether a module is itself a tensor product, by its irreps, instructions and weight count, without a nonlinearity."""
     return (
         has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out")
         and hasattr(module, "instructions")
@@ -64,8 +64,9 @@ def is_product(module: nn.Module) -> bool:
 
 
 def product_of(module: nn.Module) -> nn.Module | None:
-    """The tensor product whose output, up to constant factors and a bias, a module gives: the module itself, or the one
-    product that it wraps; None where it gives something else.
+    """The tensor product whose output, up to constant factors and a bias, a module returns.
+
+    This is the module itself, or the one product that it wraps; None if the module returns something else.
     """
     if not has_irreps(module, "irreps_in1", "irreps_in2", "irreps_out"):
         return None
@@ -88,7 +89,7 @@ def product_of(module: nn.Module) -> nn.Module | None:
 
 
 def _takes_two_tensors(module: nn.Module) -> bool:
-    """Whether a forward has two arguments or more, and does not say that the first, or what it returns, is a mapping."""
+    """Whether a forward has at least two arguments, and neither the first nor its result is annotated as a mapping."""
     found = parameters_of(module)
     positional = [p for p in found if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(positional) < 2:
@@ -98,12 +99,12 @@ def _takes_two_tensors(module: nn.Module) -> bool:
 
 
 def broken_group(*irreps: Any) -> str:
-    """O(3), or SO(3) where no irrep has odd parity: then the inversion moves nothing, and no map can break it."""
+    """O(3), or SO(3) if no irrep has odd parity: the inversion then acts trivially, and no map can break it."""
     return "O(3)" if any(ir.p == -1 for each in irreps for _, ir in each) else "SO(3)"
 
 
 def _weight(module: nn.Module, site: Site) -> Tensor:
-    """The module's own flat weight, or an error that says why it cannot be folded into."""
+    """The module's own flat weight, or an error that says why nothing can be folded into it."""
     weight = getattr(module, "weight", None)
     own = getattr(module, "internal_weights", True) and getattr(module, "shared_weights", True)
     if not own or not isinstance(weight, nn.Parameter) or weight.dim() != 1:
@@ -129,11 +130,10 @@ def _weight_slices(module: nn.Module, instructions: Any) -> list[slice | None]:
 
 
 def _path_matrices(module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-    """Every path that mixes channels is a matrix (copies of the input, copies of the output), one for each channel of a
-    second input.
+    """The matrices (copies of the input, copies of the output) of the paths that mix channels, by parameter.
 
-    Those are the paths of a linear map, and a tensor product's of the modes uvw, uuw and u<vw; the other modes weight
-    channels one by one.
+    There is one for each channel of a second input. These are the paths of a linear map, and those of a tensor product with the
+    modes uvw, uuw and u<vw; the other modes weight every channel separately.
     """
     weight, instructions = getattr(module, "weight", None), getattr(module, "instructions", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or instructions is None:
@@ -141,7 +141,7 @@ def _path_matrices(module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
     found = []
     for instruction, where in zip(instructions, _weight_slices(module, instructions), strict=True):
         mixes = getattr(instruction, "connection_mode", "uvw").endswith("w")
-        if where is None or where.stop > weight.numel() or not mixes:  # biases stand behind the weights
+        if where is None or where.stop > weight.numel() or not mixes:  # biases come after the weights
             continue
         shape = tuple(instruction.path_shape)
         if len(shape) in (2, 3):
@@ -150,7 +150,7 @@ def _path_matrices(module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
 
 
 def _block_trace(weight: Tensor, out_slice: slice, in_slice: slice, dim: int) -> Tensor:
-    """Mean of the diagonals of the (dim, dim) blocks of `weight[out, in]`: shape (mul_out, mul_in)."""
+    """The mean of the diagonals of the (dim, dim) blocks of `weight[out, in]`: shape (mul_out, mul_in)."""
     block = weight[out_slice, in_slice]
     block = block.reshape(block.shape[0] // dim, dim, block.shape[1] // dim, dim)
     return block.diagonal(dim1=1, dim2=3).mean(-1)
@@ -162,7 +162,7 @@ def _spread(folded: Tensor, coefficients: Tensor, out_slice: slice, in_slice: sl
 
 
 def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
-    """The fold with the scalar part of a bias in it, which goes into the layer's own bias of 0e outputs."""
+    """Add the scalar part of a bias to a fold. It goes into the layer's own bias of 0e outputs."""
     if bias is None or not bool(bias.any()):
         return fold
     own = getattr(layer, "bias", None)
@@ -183,7 +183,7 @@ def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
 
 @register
 class E3nnLinear(LayerFamily):
-    """`e3nn.o3.Linear` and whatever else has irreps_in, irreps_out, instructions and a weight count."""
+    """`e3nn.o3.Linear`, and other modules with irreps_in, irreps_out, instructions and a weight count."""
 
     name = "e3nn-linear"
 
@@ -221,7 +221,7 @@ class E3nnLinear(LayerFamily):
         return _path_matrices(module)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal of each block between equal irreps, for existing instructions."""
+        """Fold the mean diagonal of each block between equal irreps, for existing instructions."""
         layer: Any = module  # known by its attributes, of no class in particular
         own = _weight(module, site)
         amount, folded = torch.zeros_like(own, dtype=weight.dtype), torch.zeros_like(weight)
@@ -245,7 +245,7 @@ class E3nnLinear(LayerFamily):
 
 @register
 class E3nnTensorProduct(LayerFamily):
-    """e3nn's tensor products with weights, with respect to their first input, and what wraps one without a nonlinearity."""
+    """e3nn's tensor products with weights, as maps of their first input, and wrappers of one without a nonlinearity."""
 
     name = "e3nn-tensor-product"
 
@@ -276,7 +276,7 @@ class E3nnTensorProduct(LayerFamily):
         return _path_matrices(module)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
+        """Fold into the paths (l, 0e, l) of type "uvw" whose second input is a declared constant."""
         constants = site.constants if isinstance(site, ProductSite) else ()
         if not constants:
             raise UnfoldableError(
@@ -314,7 +314,7 @@ class E3nnTensorProduct(LayerFamily):
     def _fold_inside(
         self, module: nn.Module, product: nn.Module, site: Site, weight: Tensor, bias: Tensor | None
     ) -> Fold:
-        """Into the product that a module wraps, whose output it multiplies by constants."""
+        """Fold into the product that a module wraps, whose output it multiplies by constants."""
         factors = _factors(module, product, site).to(weight)[:, None]
         if bias is not None and bool(bias.any()):
             raise no_bias(module, site)
@@ -326,7 +326,7 @@ def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tens
     """The constants (dim,) by which a wrapper multiplies its product's output, found by calling both.
 
     Raises:
-        UnfoldableError: where it does something else.
+        UnfoldableError: the wrapper does something else.
     """
     own = _weight(product, site)
     generator = torch.Generator().manual_seed(0)
@@ -352,9 +352,7 @@ def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tens
 def _constant_channel(
     module: Any, constants: tuple[tuple[int, float], ...], seconds: list[slice], instruction: Any
 ) -> tuple[int, float] | None:
-    """(index within the second slot, value) of a declared constant 0e channel that the instruction reads,
-    if any.
-    """
+    """(index in the second slot, value) of a declared constant 0e channel that the instruction reads, or None."""
     ir2 = module.irreps_in2[instruction.i_in2].ir
     if instruction.connection_mode != "uvw" or ir2.l != 0 or ir2.p != 1:
         return None

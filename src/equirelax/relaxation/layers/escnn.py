@@ -1,29 +1,29 @@
 """escnn's steerable convolutions and linear maps (Weiler and Cesa, arXiv 1911.08251; Cesa, Lang and Weiler 2022).
 
-Recognised by their field types and kernel basis, without importing escnn. The residual of a convolution is a dense one
-of the same size, stride, padding and dilation; it reads and adds to the `tensor` of a GeometricTensor.
+They are recognised by their field types and kernel basis, without importing escnn. The residual of a convolution is a dense
+one of the same size, stride, padding and dilation. It reads and adds to the `tensor` of a GeometricTensor.
 
 A layer's kernel is `sum_b w_b K_b` over a sampled basis that is neither orthogonal nor, on small grids, independent, and
-that holds only some of the equivariant kernels (escnn limits angular frequencies by radius). Every pair of fields with
+that spans only some of the equivariant kernels (escnn limits angular frequencies by radius). Every pair of fields with
 the same two representations has the same basis. Folding projects each such block onto the span of its basis, and adds
 the minimum-norm coefficients of the result to `weights`.
 
-Penalties: for groups that map the grid onto itself the exact group difference; for all others (C8, SO(2), O(2), anything
-in space) the squared distance to the layer's own basis. Linear maps have the penalties of any linear map between two
+The penalty is the exact group difference for groups that map the grid onto itself. For all others (C8, SO(2), O(2), all groups
+in space) it is the squared distance to the layer's own basis. Linear maps have the penalties of any linear map between two
 representations.
 
-What escnn does that one should know:
+Some properties of escnn matter here:
 
-- Bases are sampled in float32 whatever the default dtype is, which leaves an equivariance error of 1e-7 in float64 too;
+- Bases are sampled in float32 whatever the default dtype is, which leaves an equivariance error of 1e-7 even in float64.
   `exact_bases(model)` makes them exact.
-- Layers with equal bases share one module, in all models of the process: `model.double()` changes the others' too.
-  Build with `recompute=True` where that matters.
-- In evaluation mode a layer keeps its expanded `filter` and `expanded_bias` (a linear map: `matrix`) as buffers, in
+- Layers with equal bases share one module, in all models of the process, so `model.double()` also changes other models.
+  Build with `recompute=True` if that matters.
+- In evaluation mode a layer keeps its expanded `filter` and `expanded_bias` (a linear map: `matrix`) as buffers. In
   training mode it has none, so the keys of its state dict change. `save`, `load` and `load_strict` leave them out and
-  expand them again. `eval()` outside `torch.no_grad()` leaves a graph on them, which deepcopy refuses.
-- Where the fields of one representation are not next to each other, a layer's tables of channels are buffers that
-  torch's `load_state_dict` refuses to write; `save`, `load` and `load_strict` leave these out too.
-- Field types hold local functions and so do not pickle.
+  expand them again. `eval()` outside `torch.no_grad()` leaves a graph on them, which deepcopy rejects.
+- If the fields of one representation are not next to each other, a layer's tables of channels are buffers that
+  torch's `load_state_dict` refuses to write. `save`, `load` and `load_strict` leave these out too.
+- Field types hold local functions and therefore cannot be pickled.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from equirelax.symmetry import Dihedral, Group, Representation
 from equirelax.symmetry.escnn import from_field_type, from_gspace, from_representation, is_escnn
 from equirelax.symmetry.kernels import check_planar, offset_permutation
 
-# Bases are sampled in float32: singular values below this share of the largest are rounding.
+# Bases are sampled in float32: singular values below this fraction of the largest are rounding.
 _RANK_TOLERANCE = 1e-5
 _TABLES = ("_basisexpansion.in_indices_", "_basisexpansion.out_indices_")
 
 
 @dataclass(frozen=True)
 class GeometricSite(Site):
-    """The tensor (batch, channels, ...) of the GeometricTensors that a module is called with and gives."""
+    """The tensor (batch, channels, ...) of the GeometricTensors that a module receives and returns."""
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The tensor of the first argument.
+        """Return the tensor of the first argument.
 
         Raises:
-            PlacementError: It is no GeometricTensor.
+            PlacementError: It is not a GeometricTensor.
         """
         value = argument(args, kwargs, 0, "input")
         if not is_escnn(value, "GeometricTensor"):
@@ -71,7 +71,7 @@ class GeometricSite(Site):
         return tensor
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """A GeometricTensor of the same type and coordinates, with `delta` added."""
+        """Return a GeometricTensor of the same type and coordinates, with `delta` added."""
         return type(output)(output.tensor + delta.to(output.tensor.dtype), output.type, output.coords)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
@@ -92,7 +92,7 @@ class _EscnnLayer(LayerFamily):
     expanded: str
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """The coefficients of every pair of representations, (output fields, input fields x basis), as of a kernel."""
+        """The coefficients of every pair of representations, (output fields, input fields x basis), as for a kernel."""
         layer: Any = module  # known by its attributes, of no class in particular
         bases = getattr(layer, "basisexpansion", None) or getattr(layer, "basissampler", None)
         if bases is None:
@@ -112,7 +112,7 @@ class _EscnnLayer(LayerFamily):
         return (self.expanded, "expanded_bias", *tables)
 
     def refresh(self, module: nn.Module) -> None:
-        """Expand the kernel and the bias again, where evaluation mode keeps them."""
+        """Expand the kernel and the bias again, if evaluation mode keeps them."""
         layer: Any = module  # known by its attributes, of no class in particular
         if module.training:
             return
@@ -125,7 +125,7 @@ class _EscnnLayer(LayerFamily):
             layer.expanded_bias = None
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Each block onto the span of its basis; a bias onto the layer's trivial irreps."""
+        """Project each block onto the span of its basis, and a bias onto the layer's trivial irreps."""
         layer: Any = module
         own = _parameter(layer, "weights", site)
         transposed = isinstance(site, GridSite) and site.convolution.transposed
@@ -150,7 +150,7 @@ def _parameter(layer: Any, name: str, site: Site) -> nn.Parameter:
     """A parameter of the layer.
 
     Raises:
-        UnfoldableError: A parametrization computes it, so that what is added to it would be lost.
+        UnfoldableError: A parametrization computes it, so that an addition to it would be lost.
     """
     own = getattr(layer, name)
     if not isinstance(own, nn.Parameter):
@@ -166,7 +166,7 @@ def _dims(site: Site) -> tuple[int, int]:
 
 
 def _with_bias(layer: Any, site: Site, fold: Fold, bias: Tensor | None) -> Fold:
-    """The fold with the part of a bias in it that lies in the trivial irreps."""
+    """Add the part of a bias that lies in the trivial irreps to a fold."""
     if bias is None or not bool(bias.any()):
         return fold
     if layer.bias is None:
@@ -184,9 +184,10 @@ class FieldBlock:
     """A layer's basis for all fields of one representation to all fields of another.
 
     Args:
-        rows: (fields_out, d_out), channels of every output field. columns: (fields_in, d_in), of every input field.
+        rows: (fields_out, d_out), channels of every output field.
+        columns: (fields_in, d_in), channels of every input field.
         basis: (n, d_out, d_in, points), as the layer holds it.
-        start: The entry where the block's coefficients (fields_out, fields_in, n) begin in the layer's `weights`.
+        start: The entry of the layer's `weights` at which the block's coefficients (fields_out, fields_in, n) begin.
         in_repr, out_repr: escnn's representations.
     """
 
@@ -199,7 +200,7 @@ class FieldBlock:
 
 
 def basis_blocks(layer: Any) -> Iterator[FieldBlock]:
-    """The blocks of an escnn layer's kernel basis, pairs of representations without a basis left out."""
+    """Yield the blocks of an escnn layer's kernel basis, except pairs of representations without a basis."""
     expansion = layer.basisexpansion
     device = layer.weights.device
     ins, outs = _fields(expansion._in_reprs, device), _fields(expansion._out_reprs, device)
@@ -221,23 +222,23 @@ def _fields(representations: Any, device: torch.device) -> dict[str, tuple[Any, 
 
 
 def _pseudo_inverse(basis: Tensor) -> Tensor:
-    """(d_out d_in points, n), giving the minimum-norm coefficients of the nearest kernel in the span."""
+    """The matrix (d_out d_in points, n) that gives the minimum-norm coefficients of the nearest kernel in the span."""
     return torch.linalg.pinv(basis.flatten(1).double(), rtol=_RANK_TOLERANCE)
 
 
 @register
 class EscnnConvolution(_EscnnLayer):
-    """`R2Conv`, `R3Conv`, their transposed and icosahedral forms, and whatever else derives from their bases."""
+    """`R2Conv`, `R3Conv`, their transposed and icosahedral forms, and other classes derived from their bases."""
 
     name = "escnn-convolution"
     expanded = "filter"
 
     def matches(self, module: nn.Module) -> bool:
-        """Recognise the names of the classes."""
+        """Recognise the layer by the names of its classes."""
         return any(is_escnn(module, name) for name in ("_RdConv", "_RdConvTransposed", "_RdPointConv"))
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All channels of in_type to all channels of out_type, by a dense convolution."""
+        """Relax the map from all channels of in_type to all channels of out_type, by a dense convolution."""
         layer: Any = module
         if is_escnn(module, "_RdPointConv"):
             return Skip("samples its kernel at the points of every call: no dense kernel has its shape")
@@ -274,7 +275,7 @@ class EscnnConvolution(_EscnnLayer):
 def _symmetry(
     layer: Any, in_rep: Representation, out_rep: Representation, transposed: bool
 ) -> KernelSymmetry:
-    """The exact group difference where the group maps the grid onto itself, else the distance to the layer's basis."""
+    """The exact group difference if the group maps the grid onto itself, else the distance to the layer's basis."""
     if layer.d == 2:
         try:
             check_planar(in_rep.group, "the kernels")
@@ -282,7 +283,7 @@ def _symmetry(
             ends = (out_rep, in_rep) if transposed else (in_rep, out_rep)
             return GridKernels(*ends, int(layer.kernel_size))
         except RepresentationError:
-            pass  # the layer's own basis says then what is equivariant
+            pass  # then the layer's own basis defines what is equivariant
     size = (int(layer.kernel_size),) * int(layer.d)
     blocks = []
     for block in basis_blocks(layer):
@@ -306,11 +307,11 @@ class EscnnLinear(_EscnnLayer):
     expanded = "matrix"
 
     def matches(self, module: nn.Module) -> bool:
-        """Recognise the name of the class."""
+        """Recognise the layer by the name of its class."""
         return is_escnn(module, "Linear")
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All channels of in_type to all channels of out_type."""
+        """Relax the map from all channels of in_type to all channels of out_type."""
         layer: Any = module
         try:
             in_rep, out_rep = from_field_type(layer.in_type), from_field_type(layer.out_type)
@@ -320,15 +321,15 @@ class EscnnLinear(_EscnnLayer):
 
 
 def exact_bases(model: nn.Module) -> float:
-    """Make the bases of a model's planar escnn convolutions exact in the dtype that they have, in place.
+    """Make the bases of a model's planar escnn convolutions exact in their current dtype, in place.
 
-    escnn samples them in float32. Every basis kernel is replaced by its mean over those elements of the layer's group
-    that map the grid onto itself (all of C4 and D4; the turns by 90 degrees of C8 and SO(2)), which moves no number by
-    more than about 1e-6. Call it after `model.double()`. Layers with equal bases share them, also those of other models
-    in this process.
+    escnn samples them in float32. Every basis kernel is replaced by its mean over the elements of the layer's group
+    that map the grid onto itself (all of C4 and D4; the rotations by 90 degrees of C8 and SO(2)). This changes no entry by
+    more than about 1e-6. Call the function after `model.double()`. Layers with equal bases share them, even with other
+    models in the same process.
 
     Returns:
-        The largest change of any number.
+        The largest change of any entry.
     """
     change = 0.0
     family = EscnnConvolution()

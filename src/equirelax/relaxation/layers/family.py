@@ -1,6 +1,6 @@
 """Layer families: each recognises its modules, says how they read and write, and folds maps into them.
 
-A new family is one file with one `LayerFamily` under `@register`, and one test that subclasses
+To add a family, write one file with one `LayerFamily` under `@register`, and one test that subclasses
 `equirelax.testing.LayerFamilyConformance`.
 """
 
@@ -22,20 +22,20 @@ _FAMILIES: dict[str, LayerFamily] = {}
 
 @dataclass(frozen=True)
 class Skip:
-    """A module of this family that is left alone, and why."""
+    """The reason why a module of a family is left alone."""
 
     reason: str
 
 
 @dataclass
 class Fold:
-    """The effect of folding a dense map into a layer; nothing is written before `commit`.
+    """The effect of folding a dense map into a layer. Nothing is written before `commit`.
 
     Args:
         weight: the part that the layer can express, as a dense matrix (out_dim, in_dim).
         bias: the part of the bias that it can express, (out_dim,), or None.
         writes: (parameter, amount to add to it) pairs.
-        after: called when they have been added, for what a module keeps beside its parameters.
+        after: a function to call after the additions, which updates values that the module derives from its parameters.
     """
 
     weight: Tensor
@@ -52,7 +52,7 @@ class Fold:
 
 
 def no_bias(module: nn.Module, site: Site) -> UnfoldableError:
-    """The error for a residual with a bias on a layer that has none to take it."""
+    """The error for a residual with a bias on a layer that has no bias."""
     return UnfoldableError(
         f"{site.path} ({type(module).__name__}) has no bias to fold the residual's bias into; use a residual without bias, "
         'or project with mode="drop" or unfoldable="drop"'
@@ -66,37 +66,38 @@ class LayerFamily(ABC):
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether the module is of this family, by its attributes; it must not import the library that defines the module."""
+        """Whether the module is of this family, by its attributes. It must not import the library that defines the module."""
 
     @abstractmethod
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """The site of the module's residual, or the reason why it gets none."""
+        """The site of the module's residual, or the reason why it has none."""
 
     @abstractmethod
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The orthogonal projection of the map `x -> weight x + bias` onto what the layer can express.
+        """Project the map `x -> weight x + bias` orthogonally onto the maps that the layer can express.
 
         Raises:
-            UnfoldableError: with path and reason, where the layer's weights cannot take it.
+            UnfoldableError: the layer's weights cannot hold it. The message has the path and the reason.
         """
 
     def derived(self, module: nn.Module) -> tuple[str, ...]:
-        """Names of buffers that the module computes from its parameters, and has in some states only: no state dict
-        needs to hold them.
+        """Names of buffers that the module computes from its parameters and has only in some states.
+
+        A state dict does not need them.
         """
         return ()
 
     def matrices(self, module: nn.Module) -> dict[str, tuple[Matrices, ...]]:
-        """The matrices that the module's parameters hold, by name, where their shapes do not show it."""
+        """The matrices that the module's parameters hold, by name, if their shapes do not show them."""
         return {}
 
     def refresh(self, module: nn.Module) -> None:
-        """Compute the derived buffers again, after the parameters were set from outside."""
+        """Recompute the derived buffers, after the parameters were set from outside."""
         return
 
 
 def register(cls: type[LayerFamily]) -> type[LayerFamily]:
-    """Class decorator: make a family known to `relax`, in the order of registration."""
+    """Class decorator that makes a family known to `relax`, in the order of registration."""
     _FAMILIES[cls.name] = cls()
     return cls
 
@@ -107,15 +108,17 @@ def families() -> dict[str, LayerFamily]:
 
 
 def families_of(module: nn.Module) -> Iterator[LayerFamily]:
-    """The families that recognise a module. Those of what `torch.compile` wraps recognise the module inside, which calls the
-    hooks, and not the wrapper, which forwards its attributes.
+    """The families that recognise a module.
+
+    For a module wrapped by `torch.compile` they recognise the module inside, which calls the hooks, and not the wrapper, which
+    forwards its attributes.
     """
     if not is_compiled(module):
         yield from (family for family in families().values() if family.matches(module))
 
 
 def get_family(name: str | None, path: str) -> LayerFamily:
-    """The family called `name`; an error that names the module where there is none."""
+    """The family called `name`, or an error that names the module if there is none."""
     if name is None or name not in _FAMILIES:
         raise PlacementError(
             f"{path}: no layer family {name!r}; known are {', '.join(sorted(_FAMILIES))}. Register yours "

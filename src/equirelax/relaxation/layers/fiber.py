@@ -1,9 +1,9 @@
-"""Linear maps on features that are kept apart by degree, as in equiformer-pytorch and se3-transformer-pytorch.
+"""Linear maps on features that are stored by degree, as in equiformer-pytorch and se3-transformer-pytorch.
 
-Features are a mapping degree l -> tensor (..., channels, 2l+1), the degree an integer or its decimal digits. A linear
+Features are a mapping degree l -> tensor (..., channels, 2l+1), where the degree is an integer or its decimal string. A linear
 map has one matrix (channels_in, channels_out) for every degree that it keeps, in `weights`: a `ParameterDict` by
-degree, or a `ParameterList` beside a list `degrees`. The residual is dense from all components of all channels of
-all those degrees to all of them. The bases are e3nn's: degree 1 is (x, y, z).
+degree, or a `ParameterList` with a list `degrees`. The residual is dense, from all components of all channels of
+these degrees to all of them. The bases are e3nn's: degree 1 is (x, y, z).
 
 Folding: the orthogonal projection of a dense block B of degree l onto `W^T (x) 1_(2l+1)` is the mean of its diagonals.
 """
@@ -27,21 +27,21 @@ Key = int | str
 
 @dataclass(frozen=True)
 class DegreeSite(Site):
-    """The features of some degrees side by side, (..., sum of channels (2l+1)), channel after channel.
+    """The concatenated features of some degrees, (..., sum of channels (2l+1)), channel by channel.
 
     Args:
-        keys: Of the mappings that are the first argument and the output.
-        name: Of the argument, for calls by keyword.
+        keys: The keys of the mappings that are the first argument and the output.
+        name: The name of the argument, for calls by keyword.
     """
 
     keys: tuple[Key, ...] = field(kw_only=True)
     name: str | None = field(default=None, kw_only=True)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The features, side by side.
+        """Return the concatenated features.
 
         Raises:
-            PlacementError: The argument is no mapping with these keys.
+            PlacementError: The argument is not a mapping with these keys.
         """
         features = argument(args, kwargs, 0, self.name)
         if not isinstance(features, Mapping) or any(key not in features for key in self.keys):
@@ -54,7 +54,7 @@ class DegreeSite(Site):
         return torch.cat([features[key].flatten(-2) for key in self.keys], dim=-1)
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The mapping with the features added, degree by degree."""
+        """Return the mapping with the features added, degree by degree."""
         sizes = [output[key].shape[-2:].numel() for key in self.keys]
         added = {
             key: output[key] + part.reshape(output[key].shape).to(output[key].dtype)
@@ -80,9 +80,9 @@ class DegreeSite(Site):
 
 
 def weights_by_degree(module: nn.Module) -> dict[Key, nn.Parameter] | None:
-    """The module's matrices (channels_in, channels_out) by the key of their degree; None where it has none such.
+    """The module's matrices (channels_in, channels_out) by the key of their degree; None if it has no such matrices.
 
-    It must have no other parameters of its own.
+    It must not have any other direct parameters.
     """
     weights, degrees = getattr(module, "weights", None), getattr(module, "degrees", None)
     found: dict[Key, nn.Parameter]
@@ -100,7 +100,7 @@ def weights_by_degree(module: nn.Module) -> dict[Key, nn.Parameter] | None:
 
 
 def _of_degree(degree: int) -> Representation:
-    """The representation of one channel; e3nn is needed from degree 2 on."""
+    """The representation of one channel. Degrees above 1 need e3nn."""
     group = SO(3)
     if degree == 0:
         return trivial(group)
@@ -118,7 +118,7 @@ class FiberLinear(LayerFamily):
         return weights_by_degree(module) is not None
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All components of all degrees that it keeps to all of them."""
+        """Relax the map from all components of all degrees that it keeps to all of them."""
         weights = weights_by_degree(module) or {}
         none = Representation(SO(3), [])
         in_rep = sum((w.shape[0] * _of_degree(int(key)) for key, w in weights.items()), none)
@@ -128,8 +128,9 @@ class FiberLinear(LayerFamily):
         return DegreeSite(path, in_rep, out_rep, family=self.name, relaxes="SO(3)", keys=keys, name=name)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal of every block between equal degrees. Of a bias only degree 0 could be kept, and the layer
-        has none.
+        """Fold the mean diagonal of every block between equal degrees.
+
+        Only degree 0 of a bias would be equivariant, and the layer has no bias to hold it.
         """
         folded, writes = torch.zeros_like(weight), []
         row = column = 0

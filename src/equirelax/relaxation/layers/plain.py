@@ -1,7 +1,7 @@
 """Plain linear maps between declared representations of any group.
 
-The module is any that maps `(..., in_dim)` to `(..., out_dim)`; folding needs a parameter `weight` of
-shape (out_dim, in_dim). The part that is folded is the orthogonal projection onto the equivariant maps
+Any module that maps `(..., in_dim)` to `(..., out_dim)` can be declared. Folding needs a parameter `weight` of
+shape (out_dim, in_dim). The folded part is the orthogonal projection onto the equivariant maps
 between the two representations.
 """
 
@@ -17,7 +17,7 @@ from equirelax.symmetry import equivariant_projection, trivial
 
 @register
 class PlainLinearFamily(LayerFamily):
-    """Never matches on its own: representations of a plain matrix cannot be guessed, so they are declared."""
+    """Plain matrices. They match only by declaration, since their representations cannot be guessed."""
 
     name = "plain-linear"
 
@@ -26,11 +26,11 @@ class PlainLinearFamily(LayerFamily):
         return False
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """Not reached without a declaration."""
+        """Never called without a declaration."""
         return Skip("its representations are not declared")
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The projection onto the equivariant maps, from the null space of the group's constraints."""
+        """Fold the projection onto the equivariant maps, from the null space of the group's constraints."""
         own = getattr(module, "weight", None)
         if not isinstance(own, nn.Parameter) or own.shape != weight.shape:
             raise UnfoldableError(

@@ -4,8 +4,8 @@ A module of this family has
 
 - `in_rep`, `out_rep`: representations of one group out of C1, C2, C4, D1, D2, D4, of input and output channels;
 - `kernel_size`, `stride`, `padding` (and `dilation`), each a number or a pair, `kernel_size` square; `padding_mode`;
-- `coefficients(kernel)`: what its parameter `weight` is for the equivariant kernel nearest to a dense one;
-- where it has a parameter `bias`, `constant_coefficients(constants)`: the same for constants (out,).
+- `coefficients(kernel)`: the values of its parameter `weight` for the equivariant kernel nearest to a dense one;
+- if it has a parameter `bias`, `constant_coefficients(constants)`: the same for constants (out,).
 
 Input and output are (batch, channels, H, W). The residual is a dense convolution of the same size, stride and padding.
 """
@@ -40,12 +40,12 @@ class PlanarFamily(LayerFamily):
         )
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All channels at all offsets to all channels."""
+        """Relax the map from all channels at all offsets to all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
         return planar_site(path, module, layer.in_rep, layer.out_rep)
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The mean over the group, written as means over the orbits of the kernel's entries."""
+        """Fold the mean over the group, computed as means over the orbits of the kernel's entries."""
         layer: Any = module
         own = getattr(module, "weight", None)
         by_orbits = callable(getattr(module, "coefficients", None))
@@ -69,7 +69,7 @@ class PlanarFamily(LayerFamily):
 
 
 def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: Representation) -> Site | Skip:
-    """The site of a convolution between two feature fields, which tells its size, stride and padding by attributes."""
+    """Make the site of a convolution between two feature fields, whose attributes give its size, stride and padding."""
     layer: Any = module
     if getattr(layer, "transposed", False):
         return Skip("it is a transposed convolution, whose kernel is that of the opposite direction")
@@ -101,5 +101,5 @@ def planar_site(path: str, module: nn.Module, in_rep: Representation, out_rep: R
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """A number for both axes, or one for each."""
+    """Turn a number for both axes, or one for each, into a pair."""
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))

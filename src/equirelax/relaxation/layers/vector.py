@@ -1,10 +1,9 @@
-"""Vector-neuron linear maps (Deng et al., arXiv 2104.12229): `Y = W X` on channels of vectors,
-any rotation commutes with it.
+"""Vector-neuron linear maps (Deng et al., arXiv 2104.12229): `Y = W X` on channels of vectors, which commutes with rotations.
 
-A module that says where its channels and vectors are, by integer attributes `channel_axis` and
-`vector_axis`, is recognised; any other is declared by `Linear` in the placement (see `channels`). The
+A module with integer attributes `channel_axis` and `vector_axis`, which say where its channels and vectors are, is
+recognised. Any other module is declared by `Linear` in the placement (see `channels`). The
 residual is a dense map 3C -> 3C'. With an attribute `takes_common = True` the module may get a second argument
-`common`: channels that all points share, which stand behind the first argument's.
+`common`, with channels that all points share. They follow the channels of the first argument.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from equirelax.symmetry import O, vector
 class VectorSite(Site):
     """Channels and vector components of the first argument as columns (batch, channels * n, points).
 
-    With the vector axis right behind the channel axis reading them is a view: no element moves.
+    If the vector axis directly follows the channel axis, reading them is a view and copies nothing.
 
     Args:
-        channel_axis, vector_axis: Where they stand, in input and output.
-        common: Whether the module may get, as its second argument `common`, channels (batch, c, n) that all
+        channel_axis, vector_axis: The axes of channels and components in input and output.
+        common: Whether the module may get a second argument `common`, with channels (batch, c, n) that all
             points share.
-        name: Of the first argument, for calls by keyword.
+        name: The name of the first argument, for calls by keyword.
     """
 
     channel_axis: int = field(kw_only=True)
@@ -43,17 +42,17 @@ class VectorSite(Site):
 
     @property
     def feature_axis(self) -> int:
-        """-2, of columns."""
+        """-2, the feature axis of columns."""
         return -2
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """The columns, in two parts where there are channels that points share."""
+        """Return the columns, in two parts if there are channels that points share."""
         own = to_columns(argument(args, kwargs, 0, self.name), self.channel_axis, self.vector_axis, self.path)
         shared = (args[1] if len(args) > 1 else kwargs.get("common")) if self.common else None
         return own if shared is None else SharedColumns(own, shared.flatten(1))
 
     def add(self, output: Tensor, delta: Tensor) -> Tensor:
-        """The output with the columns added where they stand in it."""
+        """Return the output with the columns added on their axes."""
         channel, vector_ = self.channel_axis % output.dim(), self.vector_axis % output.dim()
         moved = output.movedim((channel, vector_), (1, 2)) if (channel, vector_) != (1, 2) else output
         delta = delta.reshape(moved.shape).to(output.dtype)
@@ -70,7 +69,7 @@ class VectorSite(Site):
 
 
 def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -> Tensor:
-    """(batch, channels, n, points...) in any order of axes, as (batch, channels * n, points)."""
+    """Reshape (batch, channels, n, points...), in any order of axes, to (batch, channels * n, points)."""
     channel, vector_ = channel_axis % x.dim(), vector_axis % x.dim()
     if x.dim() < 3:
         raise RepresentationError(
@@ -81,14 +80,12 @@ def to_columns(x: Tensor, channel_axis: int, vector_axis: int, path: str = "") -
         x = x.movedim((channel, vector_), (1, 2))
     return x.reshape(
         x.shape[0], x.shape[1] * x.shape[2], x.shape[3:].numel()
-    )  # -1 is ambiguous where nothing is
+    )  # -1 is ambiguous for an empty tensor
 
 
 @register
 class VectorNeuronLinear(LayerFamily):
-    """Modules with integer attributes `channel_axis` and `vector_axis` and a weight of
-    shape (out_channels, in_channels).
-    """
+    """Modules with integer attributes `channel_axis` and `vector_axis` and a weight of shape (out_channels, in_channels)."""
 
     name = "vector-neuron"
 
@@ -99,12 +96,12 @@ class VectorNeuronLinear(LayerFamily):
         )
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All components of all channels to all components of all channels."""
+        """Relax the map from all components of all channels to all components of all channels."""
         layer: Any = module  # known by its attributes, of no class in particular
         base = vector(O(int(getattr(layer, "vector_size", 3))))
         try:
             ins, outs = channels_of(path, module)
-        except PlacementError:  # a pool or a norm, of the same layout
+        except PlacementError:  # a pool or a norm with the same layout
             return Skip("has channel_axis and vector_axis, but no weight of shape (out, in) over channels")
         return VectorSite(
             path,
@@ -119,5 +116,5 @@ class VectorNeuronLinear(LayerFamily):
         )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """Mean diagonal of every block; an equivariant map has no constant vector, so a bias folds to nothing."""
+        """Fold the mean diagonal of every block. There is no invariant vector, so a bias folds to zero."""
         return fold_channels(module, site, weight)

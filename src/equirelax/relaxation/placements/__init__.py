@@ -1,4 +1,4 @@
-"""Placements: which modules get which residual."""
+"""Placements, which choose the modules to relax and their residuals."""
 
 from equirelax.relaxation.placements.blocks import Blocks
 from equirelax.relaxation.placements.declarations import Constant, Declaration, Linear

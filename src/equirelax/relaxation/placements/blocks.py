@@ -1,4 +1,4 @@
-"""Blocks of a network that nothing recognises, relaxed as wholes: what their residuals read, and where they are added."""
+"""A placement for unrecognised blocks, which are relaxed as wholes: declared inputs and outputs of their residuals."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from equirelax.relaxation.spec import spec
 @spec("blocks")
 @dataclass(frozen=True)
 class Blocks(Placement):
-    """One residual for every tensor that a block adds to; each reads all tensors that are declared.
+    """One residual for every tensor that a block adds to. Each residual reads all declared tensors.
 
     Args:
         target: A path pattern ("layers.*.1"), the name of a class, or its full name with the module.
-        reads: The tensors of the call that are read: one `Reads`, or several.
-        adds: The tensors of the output that are added to: one `Adds`, or several.
+        reads: The tensors of the call that the residuals read: one `Reads`, or several.
+        adds: The tensors of the output to which residuals are added: one `Adds`, or several.
         batch: The argument with the number (nodes,) of every node's graph, for flat batches: its name, or (position, keyword).
-            An argument called `batch` is taken unless another one is named.
+            By default it is an argument called `batch`, if there is one.
         edges: The argument with the edges (2, edges), instead of `batch`: coordinates are read relative to the mean of a node
-            and of the nodes whose edges reach it. An argument called `edge_index` is taken likewise.
-        mask: The argument (..., nodes) that says which nodes are there, for padded batches.
+            and of the nodes whose edges reach it. By default it is an argument called `edge_index`, if there is one.
+        mask: The argument (..., nodes) that says which nodes exist, for padded batches.
         one_graph: Whether all rows of a flat call are nodes of one graph. Without it, and with neither `batch` nor `edges`, a
-            flat call with coordinates that are centred raises a PlacementError, for graphs must not move one another.
+            flat call with centred coordinates raises a PlacementError, because graphs must not influence one another.
         residual: The kind of the residuals.
 
     Raises:
-        PlacementError: `reads` holds no `Reads` or `adds` no `Adds`, or `one_graph` is given beside `batch` or `edges`.
+        PlacementError: `reads` has no `Reads` or `adds` no `Adds`, or `one_graph` is given together with `batch` or `edges`.
 
     Examples:
         >>> Blocks(
@@ -72,10 +72,10 @@ class Blocks(Placement):
             )
 
     def survey(self, model: nn.Module) -> Survey:
-        """Every module that `target` names.
+        """Choose every module that `target` names.
 
         Raises:
-            PlacementError: It names none, or one inside another.
+            PlacementError: It names no module, or one inside another.
         """
         modules = own_modules(model)
         paths = outermost_paths(modules, self.target, "Blocks")
@@ -98,10 +98,10 @@ class Blocks(Placement):
 
 
 def outermost_paths(modules: Iterable[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
-    """Paths of the modules that `target` names, none of which is inside another.
+    """Find the paths of the modules that `target` names, and check that none is inside another.
 
     Raises:
-        PlacementError: It names none, or one inside another.
+        PlacementError: It names no module, or one inside another.
     """
     found = declared_paths(list(modules), target, what)
     for path in found:

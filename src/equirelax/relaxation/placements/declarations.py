@@ -1,4 +1,4 @@
-"""Declarations by the user about modules that nothing recognises: how they transform, and which inputs are constant."""
+"""User declarations about unrecognised modules: how they transform, and which inputs are constant."""
 
 from __future__ import annotations
 
@@ -21,49 +21,50 @@ from equirelax.symmetry import GridField, On, Representation, as_representation
 
 
 class Declaration(ABC):
-    """Says of modules that no family recognises how they transform.
-    Has a field `target`: see `declared_paths`.
+    """Declares how modules that no family recognises transform.
+
+    A subclass has a field `target`; see `declared_paths`.
     """
 
     target: str
 
     @abstractmethod
     def site(self, path: str, module: nn.Module) -> Site:
-        """The site for one of the declared modules.
+        """Make the site for one of the declared modules.
 
         Raises:
-            PlacementError: the module cannot be what is declared.
+            PlacementError: the module does not fit the declaration.
         """
 
 
 @spec("linear")
 @dataclass(frozen=True)
 class Linear(Declaration):
-    """Declares linear maps between two representations of one group, wherever these stand in the tensors.
+    """Declares linear maps between two representations of one group, on any axes of the tensors.
 
-    There are three kinds of maps, which differ in the arguments given:
+    There are three kinds of maps, which differ in their arguments:
 
-    - a matrix from all features to all features: ``Linear("*.mix", "4x0e+2x1o", "1x1o")``; features are on the last axis,
-      or where ``On`` says;
-    - a matrix over channels, each of which transforms alike, with ``channel_axis``: vector neurons and the vector
-      features of PaiNN, TorchMD-ET or GVP are ``Linear("*.vec_proj", On("1x1o", -2), channel_axis=-1)``, the 3 x 3 tensors
-      of TensorNet ``Linear("*.linears_tensor.*", On("1x1o", (-3, -2)), channel_axis=-1)``;
-    - a convolution (batch, in, H, W) -> (batch, out, H', W') between feature fields, with `GridField`. The module must tell
-      its ``kernel_size``, and ``stride``, ``padding``, ``dilation``, ``padding_mode`` where they are not 1, 0, 1 and
-      "zeros", as ``torch.nn.Conv2d`` does.
+    - a matrix from all features to all features: ``Linear("*.mix", "4x0e+2x1o", "1x1o")``. Features are on the last axis,
+      or on that of ``On``.
+    - a matrix over channels that all transform in the same way, with ``channel_axis``. Vector neurons and the vector
+      features of PaiNN, TorchMD-ET or GVP are ``Linear("*.vec_proj", On("1x1o", -2), channel_axis=-1)``, and the 3 x 3
+      tensors of TensorNet are ``Linear("*.linears_tensor.*", On("1x1o", (-3, -2)), channel_axis=-1)``.
+    - a convolution (batch, in, H, W) -> (batch, out, H', W') between feature fields, with `GridField`. Like
+      ``torch.nn.Conv2d``, the module must have the attribute ``kernel_size``, and ``stride``, ``padding``, ``dilation`` and
+      ``padding_mode`` if they are not 1, 0, 1 and "zeros".
 
-    Axes are those of the tensors that the named module itself gets and gives, after any transpose in front of it; negative
-    ones hold for tensors of any number of axes.
+    Axes are those of the tensors that the named module itself receives and returns, after any transpose before it. Negative
+    axes apply to tensors with any number of axes.
 
     Args:
         target: a path pattern ("*.map_to_feat"), or the name of a class ("VNLinear").
         in_rep: Representation of the input, or of one channel, in any form that `equirelax.symmetry.as_representation` takes.
         out_rep: Representation of the output; None takes `in_rep`, which `channel_axis` requires.
-        channel_axis: axis of the channels, of input and output; None: there are no channels beside the representation.
-        channels: (in, out); None reads them off the module's weight of shape (out, in).
+        channel_axis: axis of the channels in input and output; None: there are no channels in addition to the representation.
+        channels: (in, out); None reads them from the module's weight of shape (out, in).
 
     Raises:
-        PlacementError: the representations are of two groups, or channels are declared that cannot be.
+        PlacementError: the representations are of two groups, or the channels do not fit the other arguments.
 
     Examples:
         >>> from equirelax.symmetry import On
@@ -104,7 +105,7 @@ class Linear(Declaration):
             )
 
     def site(self, path: str, module: nn.Module) -> Site:
-        """A dense residual on the first input; see the class."""
+        """Make the site of a dense residual on the first input; see the class."""
         out = self.in_rep if self.out_rep is None else self.out_rep
         if isinstance(self.in_rep, GridField):
             return _convolution(path, module, self.in_rep.representation, out.representation)
@@ -170,13 +171,12 @@ def _convolution(path: str, module: nn.Module, in_rep: Representation, out_rep: 
 @spec("constant")
 @dataclass(frozen=True)
 class Constant:
-    """Declares that a channel of the second input of tensor products is constant,
-    which lets residuals fold into them.
+    """Declares that a channel of the second input of tensor products is constant, so that residuals can be folded into them.
 
     Args:
         target: a path pattern, or the name of a class.
-        channel: index among the second input's features; it must be a 0e channel.
-        value: The channel's value, the same for every row and every call.
+        channel: index among the second input's features, which must be a 0e channel.
+        value: The channel's value, which is the same for every row and every call.
     """
 
     target: str
@@ -185,16 +185,18 @@ class Constant:
 
 
 def declared_paths(modules: list[tuple[str, nn.Module]], target: str, what: str) -> set[str]:
-    """Paths of the modules that `target` names: by class ("VNLinear"; "package.module.VNLinear" where several have
-    the name), or by path pattern. A module that the model holds under several names is found by each.
+    """Find the paths of the modules that `target` names.
+
+    It names a class ("VNLinear", or "package.module.VNLinear" if several have the name), or is a path pattern. A module that
+    the model holds under several names is found by each of them.
 
     Args:
         modules: The model, with path "", and the modules inside it, each under its first name.
         target: The class or pattern.
-        what: Whose target it is, for the message.
+        what: The owner of the target, for the message.
 
     Raises:
-        PlacementError: where it names none.
+        PlacementError: it names no module.
     """
     by_class = {
         path

@@ -38,12 +38,13 @@ class Layers(Placement):
     """A residual on every supported layer.
 
     Args:
-        include: path patterns or names of classes, or a single one; None takes every layer. One that names no module is an error.
-        exclude: path patterns or names of classes to leave out. Layers inside an excluded one are looked at by themselves.
-        residual: The kind of the residuals; None: `Dense()`, or what the file of a known network says.
-        declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed otherwise.
+        include: path patterns or names of classes, or a single one; None takes every layer. It is an error if one names no
+            module.
+        exclude: path patterns or names of classes to leave out. Layers inside an excluded one are considered separately.
+        residual: The kind of the residuals. None uses `Dense()`, or the kind that a known network declares.
+        declare: `Linear` declarations, for modules that no family recognises, or that are to be relaxed differently.
         constants: `Constant` declarations.
-        overrides: (path pattern or class, what its residuals are made of instead of `residual`); the first that fits counts.
+        overrides: (path pattern or class, the kind of residual to use there instead of `residual`). The first match counts.
     """
 
     include: tuple[str, ...] | None = None
@@ -56,12 +57,16 @@ class Layers(Placement):
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "declare", "constants"):
             given = getattr(self, name)
-            if isinstance(given, str | Declaration | Constant):  # a lone one, whose letters are no patterns
+            if isinstance(
+                given, str | Declaration | Constant
+            ):  # a single value: the letters of a string are not patterns
                 object.__setattr__(self, name, (given,))
 
     def survey(self, model: nn.Module) -> Survey:
-        """A declaration beats a network file, which beats a layer family; of the modules inside one another that could be
-        relaxed the outermost is. One that is excluded, not included or refused leaves its children to be looked at.
+        """Choose the layers to relax.
+
+        A declaration takes precedence over a known network, and a known network over a layer family. Of nested modules that
+        could be relaxed, the outermost is. If it is excluded, not included or refused, its children are considered.
         """
         modules = own_modules(model)
         included = None if self.include is None else named_paths(self.include, modules, "include")
@@ -83,7 +88,7 @@ class Layers(Placement):
             known = network is not None and path in network.sites and path not in declared
             around = [by for prefix, by in taken if path.startswith(prefix)]
             if around and not (known and all(by is network for by in around)):
-                continue  # a part of what is relaxed; a network's own residuals may lie inside one another
+                continue  # part of a relaxed module; only a known network's residuals may be nested
             found: tuple[Site, ...] | Site | Skip | None
             try:
                 if path in declared:
@@ -140,10 +145,10 @@ class Layers(Placement):
     def _check_exclusions(
         self, modules: list[tuple[str, nn.Module]], placed: list[str], left: dict[str, tuple[str, str]]
     ) -> None:
-        """Check that no excluded module is relaxed all the same, as a part of another module or through its own parts.
+        """Check that no excluded module is relaxed anyway, as a part of another module or through its own parts.
 
         Raises:
-            PlacementError: an exclusion names modules around relaxed layers, or inside of one, and nothing else.
+            PlacementError: an exclusion names only modules that contain relaxed layers or are inside one.
         """
         known = dict(modules)
         for target in self.exclude:
@@ -166,12 +171,12 @@ class Layers(Placement):
 
 
 def named_paths(targets: Iterable[str], modules: list[tuple[str, nn.Module]], what: str) -> set[str]:
-    """Paths of the modules that any of the targets names; see `declared_paths`."""
+    """Find the paths of the modules that any of the targets names; see `declared_paths`."""
     return {path for target in targets for path in declared_paths(modules, target, what)}
 
 
 def family_site(path: str, module: nn.Module) -> Site | Skip | None:
-    """The site of a module, or the reason why it has none, by the first family that knows it; None where none does."""
+    """The site of a module, or the reason why it has none, from the first family that knows it; None if none does."""
     family = next(families_of(module), None)
     if family is None:
         return None

@@ -1,4 +1,4 @@
-"""Placements choose which modules get which residual."""
+"""The base class of placements, which choose the modules to relax and their residuals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from equirelax.relaxation.streams import StreamSite
 
 @dataclass(frozen=True)
 class Placed:
-    """A site and what its residual is made of."""
+    """A site and the kind of its residual."""
 
     site: Site
     kind: ResidualKind
@@ -25,14 +25,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Survey:
-    """The result of looking at a model: the residuals to attach, and the modules left alone (path -> (status, reason))."""
+    """The result of a survey: the residuals to attach, and the modules to leave alone (path -> (status, reason))."""
 
     placed: tuple[Placed, ...]
     left: dict[str, tuple[str, str]]
 
 
 def with_starts(placed: Iterable[Placed]) -> tuple[Placed, ...]:
-    """The same, with the start of every residual stream at the first of its blocks."""
+    """Mark the first block of every residual stream as its start."""
     found: list[Placed] = []
     begun: set[tuple[str, str]] = set()
     for each in placed:
@@ -47,16 +47,15 @@ def with_starts(placed: Iterable[Placed]) -> tuple[Placed, ...]:
 class Placement(ABC):
     """Chooses the residuals of a model.
 
-    Subclasses are frozen dataclasses registered with `@equirelax.relaxation.spec`,
-    so that checkpoints carry them.
+    Subclasses are frozen dataclasses that are registered with `@equirelax.relaxation.spec`, so that checkpoints can hold them.
     """
 
     @abstractmethod
     def survey(self, model: nn.Module) -> Survey:
-        """Look at a model that is not relaxed (or whose residuals are to be ignored) and choose.
+        """Choose the residuals of a model that is not relaxed, or whose residuals are to be ignored.
 
         Raises:
-            PlacementError: where nothing, or a pattern of the user's, matches.
+            PlacementError: nothing can be relaxed, or a pattern of the user matches nothing.
         """
 
 
@@ -69,7 +68,7 @@ def register_placement(name: str, make: Callable[[], Placement]) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """The registered placements."""
+    """The names of the registered placements."""
     return tuple(sorted(_NAMED))
 
 

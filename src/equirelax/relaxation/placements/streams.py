@@ -1,4 +1,4 @@
-"""A residual stream from positions over the blocks of a network of invariants that nothing recognises."""
+"""A placement of a residual stream from positions over the blocks of an unrecognised network of invariants."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from equirelax.relaxation.spec import spec
 @spec("streams")
 @dataclass(frozen=True)
 class Streams(Placement):
-    """One stream over all blocks, read from positions, added to the invariant features of the nodes: one gamma a block.
+    """One stream over all blocks, which reads positions and adds to the invariant features of the nodes; one gamma per block.
 
     Args:
-        target: A path pattern, or the name of a class, of modules that give features (nodes, channels).
-        channels: Number of these features; or the name of the attribute of the network that holds it.
-        positions: The positions (nodes, n) in the call of the network: the argument's name, or (position, keyword).
-        batch: The number (nodes,) of every node's graph in that call, likewise; None takes the argument `batch`.
-        source: Path of the network whose call that is; "" is the model itself.
-        item: The entry of the blocks' output that is added to; None: the output is a tensor.
-        centred: Read positions relative to the mean of their graph (translations stay exact), or as they are (ACE).
-        one_graph: Whether every call has one graph, where no argument numbers them.
-        residual: The kind of its steps.
+        target: A path pattern, or the name of a class, of modules that return features (nodes, channels).
+        channels: Number of these features, or the name of the network's attribute that holds it.
+        positions: The argument with the positions (nodes, n) in calls of the network: its name, or (position, keyword).
+        batch: The argument with the number (nodes,) of every node's graph in these calls, likewise; None takes `batch`.
+        source: Path of the network whose calls are read; "" is the model itself.
+        item: The entry of the blocks' output to which the stream is added; None: the output is a tensor.
+        centred: Whether positions are read relative to the mean of their graph (translations stay exact), or as they are (ACE).
+        one_graph: Whether every call has one graph, if no argument numbers them.
+        residual: The kind of the stream's steps.
         size: n, the dimension of space.
 
     Examples:
@@ -51,10 +51,10 @@ class Streams(Placement):
     size: int = 3
 
     def survey(self, model: nn.Module) -> Survey:
-        """Every module that `target` names inside the network.
+        """Choose every module that `target` names inside the network.
 
         Raises:
-            PlacementError: There is no such module or attribute, or the residuals are none for streams.
+            PlacementError: There is no such module or attribute, or the kind of residual is not for streams.
         """
         modules = dict(own_modules(model))
         network = modules.get(self.source)

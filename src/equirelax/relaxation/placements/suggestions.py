@@ -1,4 +1,4 @@
-"""What to write where nothing in a model is known: a line of Python for every kind of module that could be relaxed."""
+"""Suggestions for a model without known modules: a line of Python for every kind of module that could be relaxed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ IMPORTED = {
     "equirelax.relaxation": ("Adds", "Blocks", "Layers", "Linear", "Reads", "Streams"),
     "equirelax.symmetry": ("GridField", "On"),
 }
-"""What the lines may use, and where it is from."""
+"""The names that the lines may use, and the packages that have them."""
 COORDINATES = ("coors", "coord", "coords", "coordinates", "pos", "positions", "xyz", "x")
 FEATURES = ("feats", "features", "h", "node_feats", "node_features", "s", "x")
 MOST = 6
 
 
 def suggestions(modules: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
-    """Lines of Python, each with a comment that says of what it would be right; a module's name is written once.
+    """Suggest lines of Python, each with a comment that says when it is right. Repeated module names get one line.
 
-    Linear maps may act on vectors or, with a bias, between features of any representation, convolutions on feature fields;
-    modules that are called with features and coordinates may be relaxed as blocks, and a network that is called with
-    positions alone by a stream over its blocks.
+    Linear maps may act on vectors or, with a bias, between features of any representation, and convolutions on feature fields.
+    Modules that are called with features and coordinates may be relaxed as blocks. A network that is called with
+    only positions may be relaxed by a stream over its blocks.
 
     Args:
         modules: (path, module) of every module of the model.
 
     Returns:
-        The lines, behind those that import what they use.
+        The lines, after the imports that they need.
     """
     found: dict[str, int] = {}
     for path, module in modules:
@@ -42,7 +42,7 @@ def suggestions(modules: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
 
 
 def _imports(lines: list[str]) -> tuple[str, ...]:
-    """What the lines use, imported."""
+    """The imports that the lines need."""
     used = {
         room: [name for name in names if any(re.search(rf"\b{name}\(", line) for line in lines)]
         for room, names in IMPORTED.items()
@@ -51,9 +51,9 @@ def _imports(lines: list[str]) -> tuple[str, ...]:
 
 
 def _line(path: str, module: nn.Module) -> tuple[str, int]:
-    """The line for one module, empty where there is none, and how soon it is to be written."""
+    """The line for one module, empty if there is none, and its position in the order of the lines."""
     pattern = f"*.{path.rpartition('.')[2]}" if "." in path else path
-    if pattern.rpartition(".")[2].isdecimal():  # a number in a list or Sequential names nothing
+    if pattern.rpartition(".")[2].isdecimal():  # a number in a list or Sequential is not a name
         pattern = path
     if isinstance(module, nn.Linear) and path:
         if module.bias is None:
@@ -72,7 +72,7 @@ def _line(path: str, module: nn.Module) -> tuple[str, int]:
 
 
 def _is_a_matrix(module: nn.Module) -> bool:
-    """Whether a module that is none of PyTorch's holds one matrix, called weight, and nothing else."""
+    """Whether a module from outside PyTorch holds one matrix, called weight, and nothing else."""
     own = dict(module.named_parameters())
     return (
         list(own) == ["weight"]
@@ -93,14 +93,14 @@ def _arguments(module: nn.Module) -> tuple[str | None, str | None]:
 
 
 def _block(module: nn.Module) -> str:
-    """A placement for a module that is called with features and coordinates; empty where it is not."""
+    """A placement for a module that is called with features and coordinates; empty for other modules."""
     features, coordinates = _arguments(module)
     if features is None or coordinates is None:
         return ""
     reads = f'(Reads("{features}", "Nx0e"), Reads("{coordinates}", "1x1o", centred=True))'
     adds = '(Adds(0, "Nx0e"), Adds(1, "1x1o"))'
     named = {parameter.name for parameter in parameters_of(module)}
-    mask = ', mask="mask"' if "mask" in named else ""  # means must not be over nodes that are not there
+    mask = ', mask="mask"' if "mask" in named else ""  # means must leave out padded nodes
     return (
         f'equirelax.relax(network, Blocks("{type(module).__name__}", reads={reads}, adds={adds}{mask}))'
         "  # if it returns both, with N features"
@@ -108,7 +108,7 @@ def _block(module: nn.Module) -> str:
 
 
 def _stream(path: str, module: nn.Module) -> str:
-    """A placement for a network that is called with positions and has a list of blocks; empty where it is none."""
+    """A placement for a network that is called with positions and has a list of blocks; empty for other modules."""
     features, coordinates = _arguments(module)
     if coordinates in (None, "x") or features is not None:
         return ""

@@ -1,4 +1,4 @@
-"""Regularizers: penalties on the residuals of a relaxed model, one file each, registered by name."""
+"""Regularizers, which are penalties on the residuals of a relaxed model; one file each, registered by name."""
 
 from equirelax.relaxation.regularizers.finite_rotation import FiniteRotation
 from equirelax.relaxation.regularizers.lie_derivative import LieDerivative, residual_terms

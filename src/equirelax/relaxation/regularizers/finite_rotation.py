@@ -1,4 +1,4 @@
-"""A finite rotation in the place of the Lie derivative, as CR's released code penalises residuals on MD17."""
+"""A finite rotation instead of the Lie derivative, as in CR's released code for MD17."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from equirelax.symmetry import SE, SO, E, Group, Lorentz, O
 
 @register("finite-rotation")
 class FiniteRotation(Regularizer):
-    """`weight * sum_i mean_x || rho_out(g) f_i(x) - f_i(rho_in(g) x) ||` over residuals i and their rows x, where g turns by a
-    given angle in a plane that is drawn anew for every residual and call. It is for groups that hold the rotations of space:
-    SO(n), O(n), SE(n), E(n), of which nothing is shifted, and the Lorentz group, of which nothing is boosted.
+    """`weight * sum_i mean_x || rho_out(g) f_i(x) - f_i(rho_in(g) x) ||` over residuals i and their rows x.
 
-    No root is taken of a sum: for small angles this is about the angle times the mean length of one Lie derivative, and much
-    weaker than the root of all squares of `LieDerivative`.
+    Here g is a rotation by a given angle in a plane that is newly drawn for every residual and call. The penalty is for groups
+    that contain the rotations of space: SO(n), O(n), SE(n) and E(n), without translations, and the Lorentz group, without
+    boosts.
+
+    There is no root of a sum: for small angles the penalty is about the angle times the mean length of one Lie derivative, which
+    is much weaker than the root of all squares in `LieDerivative`.
 
     Args:
-        relaxation: The residuals to penalise; none of them a convolution or a step of a stream.
+        relaxation: The residuals to penalise, without convolutions and steps of streams.
         weight: lambda_reg, the factor of the penalty.
-        degrees: The angle.
-        generator: Random numbers of the planes; on the CPU.
+        degrees: The angle in degrees.
+        generator: Random number generator for the planes, on the CPU.
 
     Raises:
-        PenaltyError: an angle that turns nothing, a residual whose group has no rotations to turn by, or a residual stream.
+        PenaltyError: the angle rotates nothing, the group of a residual has no rotations, or there is a residual stream.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class FiniteRotation(Regularizer):
                     moved = map_(residual.in_rep.apply(g.to(x), x, axis=axis))
                     lengths.append(_length(turned - moved, axis))
             of_all = torch.cat(lengths)
-            # the mean of no rows is not a number, their sum is 0
+            # the mean of no rows is NaN, their sum is 0
             means.append(of_all.mean() if len(of_all) else of_all.sum())
             self.terms[key] = {"lie": means[-1].detach(), "norm": torch.zeros_like(means[-1])}
         return self.weight * torch.stack(means).sum()

@@ -1,6 +1,6 @@
 """The Lie derivative and the norm of every residual, on the inputs of the step: the regularizer of CR (section 4).
 
-Alike residuals are computed together, and linear ones in weight space: exact, without another pass through the model.
+Similar residuals are computed together. Linear ones are computed exactly in weight space, without another pass through the model.
 """
 
 from __future__ import annotations
@@ -26,33 +26,32 @@ SCALINGS = ("root-sum", "mean")
 
 @register("lie-derivative")
 class LieDerivative(Regularizer):
-    """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, with LD and N summed over residuals,
-    samples, generators (CR section 4).
+    """`lie_weight * sqrt(LD) + norm_weight * sqrt(N)`, summed over residuals, samples and generators (CR section 4).
 
         LD = sum || drho_out(A) f(x) - D f(x)[drho_in(A) x] ||^2        N = sum || f(x) ||^2
 
-    Inputs are those of every training-mode call with gradients since the last call of the penalty. Over the ranks of a
-    process group the sums are added before the root, and gradients are such that averaging them over ranks (as DDP does)
-    gives the gradient of the global penalty.
+    The inputs are those of all training-mode calls with gradients since the last call of the penalty. The sums are added over
+    the ranks of a process group before the root is taken. Averaging the gradients over ranks, as DDP does, gives the
+    gradient of the global penalty.
 
     Args:
         relaxation: The residuals to penalise.
         lie_weight, norm_weight: lambda_reg of the paper, which has one for both (0.01 on N-body).
-        rows: Estimate the sums from this many randomly chosen rows per residual (None: all, exact).
-            The sums are unbiased; their roots, by Jensen's inequality, slightly low.
-        scaling: "root-sum", as printed, is the default, so that the papers' lambda_reg keep their meaning;
-            its size grows with the square root of the batch's rows. "mean" takes means before the root, so that its
-            size does not depend on the batch: the sums of the residuals that read rows are divided by these; the terms
-            of convolutions are means already; and residuals of both sorts count alike in the mean of all.
-        generator: For the choice of rows; on the inputs' device.
-        finite_difference: Approximate Jacobian-vector products of residuals that are not linear.
+        rows: Number of randomly chosen rows per residual from which the sums are estimated (None: all, exact).
+            The sums are unbiased; their roots are slightly low, by Jensen's inequality.
+        scaling: "root-sum", as in the paper, is the default, so that the papers' values of lambda_reg keep their meaning.
+            It grows with the square root of the number of rows in the batch. "mean" takes means before the root, so that it
+            does not depend on the batch size: the sums of residuals that read rows are divided by their number, the terms of
+            convolutions are already means, and residuals of both kinds count equally in the mean over all.
+        generator: Random number generator for the choice of rows, on the inputs' device.
+        finite_difference: Whether to approximate Jacobian-vector products of residuals that are not linear.
         every: See `Regularizer`.
 
     Attributes:
         terms: key -> {"lie", "norm"}: the sums (over the rows of all ranks) when they were last computed, detached.
 
     Raises:
-        PenaltyError: An unknown scaling, weights below 0, or rows below 1; see also `Regularizer`.
+        PenaltyError: The scaling is unknown, a weight is below 0, or `rows` is below 1; see also `Regularizer`.
     """
 
     def __init__(
@@ -93,12 +92,12 @@ class LieDerivative(Regularizer):
         return "" if self.rows is None else "the penalty draws its rows (leave rows out)"
 
     def _value(self, kept: dict[str, list[Columns]]) -> Tensor:
-        """The penalty of what was kept, a 0-dimensional tensor."""
+        """The penalty on the kept inputs, a 0-dimensional tensor."""
         lie, norm = self._sums(kept)
         return self.lie_weight * safe_root(lie) + self.norm_weight * safe_root(norm)
 
     def _sums(self, kept: dict[str, list[Columns]]) -> tuple[Tensor, Tensor]:
-        """(Lie sum, norm sum) over all residuals and ranks, scaled; notes each one's terms."""
+        """(Lie sum, norm sum) over all residuals and ranks, scaled. Records the terms of each residual."""
         keys = list(kept)
         members = [(self.relaxation[key], inputs) for key, inputs in kept.items()]
         terms, counts = term_sums(members, self.rows, self.generator, self.finite_difference)
@@ -106,9 +105,9 @@ class LieDerivative(Regularizer):
         counted = self.scaling == "mean" or ranks() > 1
         rows = torch.tensor(counts).to(terms) if counted else terms.new_empty(0)
         if ranks() > 1:
-            # every rank has the same kernels: each gives its share, so that the sum over ranks counts them once
+            # every rank has the same kernels: each contributes a share, so that the sum over ranks counts them once
             share = torch.tensor([1.0 if inputs else 1 / ranks() for inputs in kept.values()]).to(terms)
-            # a residual that read nothing here may have read something elsewhere: ranks exchange those of all
+            # a residual without inputs here may have some on another rank, so ranks exchange the terms of all
             all_keys = list(self.relaxation.residuals)
             places = torch.tensor([all_keys.index(key) for key in keys], device=terms.device)
             here = torch.cat([share * terms, rows[None]])
@@ -120,7 +119,7 @@ class LieDerivative(Regularizer):
         return lie, norm
 
     def _means(self, keys: list[str], terms: Tensor, rows: Tensor) -> Tensor:
-        """Means over rows, and over the residuals that have read any and the convolutions: (2,) of terms (2, residuals)."""
+        """Means (2,) of terms (2, residuals) over rows, and over convolutions and residuals that have read rows."""
         without_rows = [not self.relaxation[key].map.reads_inputs for key in keys]
         convolution = torch.tensor(without_rows, device=terms.device)
         of_kernels = (terms * convolution).sum(1)
@@ -136,17 +135,17 @@ def term_sums(
     generator: torch.Generator | None = None,
     finite_difference: bool = False,
 ) -> tuple[Tensor, list[int]]:
-    """The Lie sums and norm sums of residuals, without gamma, of shape (2, residuals), and the rows of each one's inputs.
+    """The Lie and norm sums of residuals without gamma, of shape (2, residuals), and the number of rows of each one's inputs.
 
-    Every residual says by which rule its terms are computed, and those with the same rule are computed together.
+    Every residual determines the rule by which its terms are computed, and those with the same rule are computed together.
 
     Args:
-        members: Residuals with what `Residual.take_inputs` gave: at least one tensor, or none for a map that needs none
-            (a convolution, of which the number of rows is 0).
-        rows: Use this many random rows of every residual, drawn without replacement, and scale the sums up (None: all
-            rows). Residual streams always count all of them.
-        generator: For the choice of rows; on the inputs' device.
-        finite_difference: Approximate Jacobian-vector products of residuals that are not linear.
+        members: Residuals with the inputs from `Residual.take_inputs`: at least one tensor, or none for a map that needs no
+            inputs (a convolution, whose number of rows is 0).
+        rows: Number of random rows to use for every residual, drawn without replacement; the sums are scaled up (None: all
+            rows). Residual streams always use all of them.
+        generator: Random number generator for the choice of rows, on the inputs' device.
+        finite_difference: Whether to approximate Jacobian-vector products of residuals that are not linear.
     """
     calls: dict[Rule, list[tuple[int, Penalised]]] = {}
     counts, factors = [], []
@@ -199,7 +198,7 @@ def choose_rows(inputs: list[Columns], axis: int, rows: int, generator: torch.Ge
             parts.append(x.rows(here))
         else:
             moved = x if axis == -1 else x.transpose(-1, -2)
-            # plain indexing copies the chosen rows alone, whatever the strides
+            # plain indexing copies only the chosen rows, whatever the strides
             parts.append(
                 moved[here] if moved.dim() == 2 else moved[torch.unravel_index(here, moved.shape[:-1])]
             )

@@ -1,4 +1,4 @@
-"""Norms of the equivariant part of every residual and of the rest, which need no data (Berndt and Stuehmer, ICML 2026)."""
+"""Norms of the equivariant and the other part of every residual, without data (Berndt and Stuehmer, ICML 2026)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from equirelax.settings import NOT_NEGATIVE, check
 
 @register("projection")
 class ProjectionNorms(Regularizer):
-    """`sum_i lambda_G || P_i W_i ||_F + lambda_perp || (1 - P_i) W_i ||_F` over the residuals i, P_i the orthogonal projection
-    onto the equivariant maps (Berndt and Stuehmer, ICML 2026, arXiv 2601.05028).
+    """`sum_i lambda_G || P_i W_i ||_F + lambda_perp || (1 - P_i) W_i ||_F` over the residuals i.
 
-    W_i is the matrix of the residual's map without gamma, with the bias as a last column where it has one, or the kernel
-    of a convolution. A large lambda_perp keeps residuals near the equivariant maps, as the Lie derivative does, but whatever
-    the data are, and for discrete groups on the same footing; lambda_G then says how dear equivariant maps are. No inputs are
-    kept, and no forward pass has to come before.
+    P_i is the orthogonal projection onto the equivariant maps (Berndt and Stuehmer, ICML 2026, arXiv 2601.05028). W_i is the
+    matrix of the residual's map without gamma, with any bias as its last column, or the kernel of a convolution. A large
+    lambda_perp keeps residuals near the equivariant maps, as the Lie derivative does, but independently of the data, and in
+    the same way for discrete groups; lambda_G sets the cost of equivariant maps. No inputs are kept, and no forward pass is
+    needed.
 
-    Where a part is 0, as in residuals that start from zeros, its gradient is taken as 0. All ranks of a process group compute
+    If a part is 0, as in residuals that start from zeros, its gradient is taken as 0. All ranks of a process group compute
     the same value.
 
     Args:
-        relaxation: The residuals to penalise: linear ones, between representations that act linearly.
+        relaxation: The residuals to penalise, which are linear and between representations that act linearly.
         equivariant_weight: lambda_G, at least 0.
         rest_weight: lambda_perp, at least 0.
         every: See `Regularizer`.

@@ -1,4 +1,4 @@
-"""The common part of all regularizers: the steps that compute them, the inputs that they read, and their state."""
+"""The common part of all regularizers: the steps at which they are computed, the inputs that they read, and their state."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _R = TypeVar("_R", bound="type[Regularizer]")
 class Regularizer(ABC):
     """A penalty on the residuals of a relaxed model, which methods add to the loss (`regularizer=`).
 
-    It trains the residuals alone: the inputs that it reads are detached. It is computed outside autocast, in float32 or
+    It trains only the residuals: the inputs that it reads are detached. It is computed outside autocast, in float32 or
     better whatever the model's dtype.
 
-    Subclasses compute `_value`; one that needs no inputs sets `reads_inputs` to False.
+    Subclasses compute `_value`. One that needs no inputs sets `reads_inputs` to False.
 
     Args:
         relaxation: The residuals to penalise.
-        generator: For what is drawn at random.
-        every: k >= 1. The regularizer is computed at the first of every k steps, times k, and is 0 at the others, which
-            keep no inputs. At fixed weights its mean over k steps is the exact one. That is an approximation for
-            optimizers with moments, such as Adam: they see k times the gradient once and none k - 1 times, which
+        generator: Random number generator, if the penalty draws any numbers.
+        every: k >= 1. The regularizer is computed at the first of every k steps and multiplied by k. It is 0 at the others,
+            which keep no inputs. At fixed weights its mean over k steps is exact. For optimizers with moments, such as Adam,
+            this is an approximation: they see k times the gradient once and none k - 1 times, which
             raises the second moment by k. Published settings use 1.
 
     Attributes:
         name: The name under which the class is registered.
         reads_inputs: Whether it reads the inputs of the residuals.
         terms: key -> name of a term -> its value when it was last computed, detached.
-        steps: The number of steps taken: calls of `advance`, which methods make after every step.
+        steps: The number of steps taken, which are calls of `advance`; methods make one after every step.
 
     Raises:
-        PenaltyError: `every` is below 1; at a call, when no inputs were kept.
+        PenaltyError: `every` is below 1; or, at a call, no inputs were kept.
     """
 
     name: ClassVar[str] = ""
@@ -67,34 +67,34 @@ class Regularizer(ABC):
         """The penalty, a 0-dimensional tensor.
 
         Args:
-            kept: Key -> inputs of every residual that takes part, which may be empty where the penalty needs none.
+            kept: Key -> inputs of every residual that takes part; empty for a residual whose penalty needs none.
         """
 
     def capture_obstacle(self) -> str:
-        """Why a CUDA graph cannot hold the penalty, in words; empty where it can. See `methods.Method`."""
+        """The reason why a CUDA graph cannot capture the penalty; empty if it can. See `methods.Method`."""
         return f"every is {self.every}: the penalty is computed in some steps only" if self.every > 1 else ""
 
     def stack_obstacle(self) -> str:
-        """Why members cannot be trained in a stack with the penalty, in words; empty where they can. See `methods.Method`."""
+        """The reason why models cannot be trained in a stack with the penalty; empty if they can. See `methods.Method`."""
         return ""
 
     @property
     def due(self) -> bool:
-        """Whether it is computed in the next step."""
+        """Whether the penalty is computed in the next step."""
         return self.steps % self.every == 0
 
     def advance(self) -> None:
-        """Go on to the next step, after the optimizer's."""
+        """Advance to the next step, after the optimizer's."""
         self.steps += 1
         self.keep()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and the generator's state where there is one."""
+        """The number of steps, and the state of the generator, if there is one."""
         generator = None if self.generator is None else self.generator.get_state()
         return {"steps": self.steps, "generator": generator}
 
     def check_state(self, state: object) -> None:
-        """Raise a `PenaltyError` unless it is a `state_dict()` of a regularizer."""
+        """Raise a `PenaltyError` unless `state` is a `state_dict()` of a regularizer."""
         lacking = self.state_dict().keys() - (state.keys() if isinstance(state, dict) else set())
         if lacking:
             raise PenaltyError(
@@ -105,7 +105,7 @@ class Regularizer(ABC):
         """Continue from `state_dict()`.
 
         Raises:
-            PenaltyError: something is missing; nothing is changed then.
+            PenaltyError: something is missing. Nothing is changed then.
         """
         self.check_state(state)
         self.steps = int(state["steps"])
@@ -114,8 +114,10 @@ class Regularizer(ABC):
         self.keep()
 
     def keep(self) -> None:
-        """Make the residuals keep their inputs in the steps that need them, and in no other, until `stop`, or until this one is
-        gone. While another regularizer reads the same residuals, the one that was made last, or has stepped last, says when.
+        """Make the residuals keep their inputs in exactly the steps that need them.
+
+        This lasts until `stop`, or until this regularizer no longer exists. If several regularizers read the same residuals,
+        the one that was made last, or has stepped last, determines the steps.
         """
         if not self.reads_inputs:
             return
@@ -127,13 +129,13 @@ class Regularizer(ABC):
             residual.keep_inputs, residual.together = self.due, together
 
     def stop(self) -> None:
-        """Read the residuals' inputs no more; those that no other regularizer reads keep none, and forget what they have kept."""
+        """Stop reading the residuals' inputs. Residuals without another reader stop keeping inputs, and forget those kept."""
         for _, residual in self.relaxation:
             if any(reader is self for reader in _readers_of(residual)):
                 _leave_to(residual, [reader for reader in _readers_of(residual) if reader is not self])
 
     def __call__(self) -> Tensor:
-        """The penalty, a 0-dimensional tensor to add to the loss. Reads the inputs that were kept, and forgets them."""
+        """The penalty, a 0-dimensional tensor to add to the loss. It reads the kept inputs and forgets them."""
         if not self.due:
             self.forget()
             like = self.relaxation.gammas()
@@ -171,12 +173,11 @@ class Regularizer(ABC):
 
 
 _READERS: weakref.WeakKeyDictionary[Residual, list[weakref.ref[Regularizer]]] = weakref.WeakKeyDictionary()
-"""The regularizers for which a residual keeps its inputs, the last one last. Without any nobody would take them, and they would
-pile up."""
+"""The regularizers for which a residual keeps its inputs, in order. Without a reader, kept inputs would accumulate."""
 
 
 def _readers_of(residual: Residual) -> list[Regularizer]:
-    """The regularizers that are there."""
+    """The regularizers that still exist among a residual's readers."""
     found = (reference() for reference in _READERS.get(residual, ()))
     return [reader for reader in found if reader is not None]
 
@@ -186,7 +187,7 @@ def _remember(residual: Residual, readers: list[Regularizer]) -> None:
 
 
 def _gone(residual: Residual) -> Callable[[object], None]:
-    """What to do when a reader of a residual's inputs is gone; it keeps the residual alive no longer than others do."""
+    """The callback for the end of a reader of a residual's inputs. It does not keep the residual alive."""
     return functools.partial(_unread, weakref.ref(residual))
 
 
@@ -197,7 +198,7 @@ def _unread(residual: weakref.ref[Residual], _: object) -> None:
 
 
 def _leave_to(residual: Residual, readers: list[Regularizer]) -> None:
-    """Have a residual keep its inputs for the last of these readers; without any it keeps none."""
+    """Make a residual keep its inputs for the last of these readers; without readers it keeps none."""
     _remember(residual, readers)
     if readers:
         residual.keep_inputs = readers[-1].due
@@ -208,20 +209,20 @@ def _leave_to(residual: Residual, readers: list[Regularizer]) -> None:
 
 
 def _needs_no_inputs(residual: Residual) -> bool:
-    """Whether the penalty is of a kernel alone, and the residual is not switched off."""
+    """Whether the penalty depends only on a kernel, and the residual is not switched off."""
     return not residual.map.reads_inputs and residual.active
 
 
 def register(name: str) -> Callable[[_R], _R]:
-    """Class decorator: make a regularizer known by name.
+    """Class decorator that makes a regularizer known by name.
 
     Raises:
-        PenaltyError: another one has the same name.
+        PenaltyError: another class is registered under the name.
     """
 
     def add(cls: _R) -> _R:
         known = _NAMED.get(name, cls)
-        # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+        # a class that is defined again, as when a notebook cell runs twice, replaces the earlier one
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise PenaltyError(f"two regularizers are registered as {name!r}: {known!r} and {cls!r}")
         _NAMED[name] = cls
@@ -240,7 +241,7 @@ def get(name: str) -> type[Regularizer]:
     """The regularizer registered as `name`.
 
     Raises:
-        PenaltyError: there is none.
+        PenaltyError: there is no such regularizer.
     """
     if name not in _NAMED:
         raise PenaltyError(
@@ -250,8 +251,10 @@ def get(name: str) -> type[Regularizer]:
 
 
 def safe_root(total: Tensor) -> Tensor:
-    """sqrt(total), with gradient 0 where total is 0: the plain root's is infinite there,
-    where zero-initialised residuals start. NaN stays NaN, so that the loss shows it.
+    """sqrt(total), with gradient 0 where total is 0.
+
+    The gradient of the plain root is infinite there, where zero-initialised residuals start. NaN stays NaN, so that the loss
+    shows it.
     """
     positive = ~(total <= 0)
     return torch.where(
@@ -260,9 +263,7 @@ def safe_root(total: Tensor) -> Tensor:
 
 
 def over_ranks(local: Tensor) -> Tensor:
-    """Sum over the ranks of the default process group; the gradient is multiplied by their
-    number, which DDP's averaging undoes.
-    """
+    """Sum over the ranks of the default process group. The gradient is multiplied by their number, which DDP averages away."""
     if ranks() == 1:
         return local
     return summed(local) + ranks() * (local - local.detach())

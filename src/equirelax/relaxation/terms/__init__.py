@@ -1,4 +1,4 @@
-"""Sums of squares that penalties are made of, without weights and roots, and their derivatives."""
+"""The sums of squares in penalties, without weights and roots, and their derivatives."""
 
 from equirelax.relaxation.terms.jacobian import directional_derivative, jacobian_terms
 from equirelax.relaxation.terms.linear import linear_terms

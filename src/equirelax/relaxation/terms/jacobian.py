@@ -18,8 +18,8 @@ from equirelax.symmetry import Representation
 
 Map = Callable[[Tensor], Tensor]
 
-# What autograd raises where an operation has no forward-mode rule, or refuses to be transformed; ValueError where a value
-# that should not depend on the direction does.
+# The errors of autograd if an operation has no forward-mode rule or cannot be transformed. It raises ValueError if a value
+# depends on the direction although it should not.
 _NO_RULE = (NotImplementedError, RuntimeError, ValueError)
 
 
@@ -29,8 +29,8 @@ def directional_derivative(
     """(f(x), D f(x)[direction]), differentiable with respect to what f closes over.
 
     Args:
-        finite_difference: use a central difference with a step of the cube root of machine precision instead
-            of forward-mode differentiation (relative error about 1e-10 in float64); taken anyway where an
+        finite_difference: Whether to use a central difference, whose step is the cube root of machine precision, instead
+            of forward-mode differentiation (relative error about 1e-10 in float64). It is always used if an
             operation of f has no forward-mode rule.
     """
     if not finite_difference:
@@ -39,7 +39,7 @@ def directional_derivative(
             return value, moved
         except _NO_RULE:
             pass
-    # Nearly cancelling differences: a step relative to the sizes of x and of the direction
+    # The differences nearly cancel: a step relative to the sizes of x and of the direction
     # keeps both errors near eps^(2/3).
     size = direction.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
     step = torch.finfo(x.dtype).eps ** (1 / 3) * (x.abs().amax() / size).clamp(min=1e-3, max=1e3)
@@ -52,11 +52,11 @@ def directional_derivatives(
     """(f(x), D f(x)[directions]) along several directions (k, *x.shape), at the cost of one f(x) and k derivatives.
 
     Args:
-        finite_difference: As for `directional_derivative`, which is applied one by one where f cannot be vectorised.
+        finite_difference: As for `directional_derivative`, which is called per direction if f cannot be vectorised.
     """
     if len(directions) and not finite_difference:
         try:
-            vmap: Any = torch.func.vmap  # its stub knows neither None among out_dims nor two outputs
+            vmap: Any = torch.func.vmap  # its stub allows neither None among out_dims nor two outputs
             value, moved = vmap(lambda d: torch.func.jvp(f, (x,), (d,)), out_dims=(None, 0))(directions)
             return value, moved
         except _NO_RULE:
@@ -78,7 +78,7 @@ def jacobian_terms(
 
     Args:
         f: acts on features at `feature_axis` of its argument, row by row.
-        inputs: detached tensors, at least one; those without rows add nothing.
+        inputs: detached tensors, at least one. Those without rows contribute nothing.
     """
     lie, norm = inputs[0].new_zeros(()), inputs[0].new_zeros(())
     for x in inputs:

@@ -1,4 +1,4 @@
-"""Penalties of a linear residual in weight space: exact, without another pass through the model.
+"""Exact penalties of a linear residual in weight space, without another pass through the model.
 
 For f(x) = W x and inputs x_1 .. x_N with Gram matrix C = sum_n x_n x_n^T:
 
@@ -7,18 +7,18 @@ For f(x) = W x and inputs x_1 .. x_N with Gram matrix C = sum_n x_n x_n^T:
 
     with  K = W drho_in(A) - drho_out(A) W
 
-and the same with rho(g) for drho(A) for one element g of every component of a disconnected or finite group
-(CR, section 4). A bias b is outside of W: with x~ = [x, 1] and W~ = [W, b] it is the same formula, drho_in
-acting as 0 and rho_in as 1 on the last entry.
+and the same with rho(g) instead of drho(A) for one element g of every component of a disconnected or finite group
+(CR, section 4). With a bias b the formula is the same for x~ = [x, 1] and W~ = [W, b], where drho_in
+acts as 0 and rho_in as 1 on the last entry.
 
-Both sums are quadratic in W, <W, L W> and <W, N W>, with maps L and N that are linear in W and their own transposes. So the
-gradients are 2 L W and 2 N W, and the gradient of <G, L W> is L G: L and N are each other's only derivatives, and a backward
+Both sums are quadratic in W, <W, L W> and <W, N W>, with maps L and N that are linear and symmetric. So the
+gradients are 2 L W and 2 N W, and the gradient of <G, L W> is L G. All derivatives consist of L and N, and a backward
 pass with `create_graph=True` applies them once more.
 
-Where there are fewer rows than features the sums are taken of the rows themselves. With the inputs as columns X, the Lie
+If there are fewer rows than features, the sums are computed from the rows themselves. With the inputs as columns X, the Lie
 terms are || W (drho_in(A) X) - drho_out(A) (W X) ||^2. All products with X, with every drho_in(A) X and with every
-rho_in(g) X are one matrix product W [A_1 X, ..., X], and the gradient is one more: nothing of the size of W is made per
-generator.
+rho_in(g) X are one matrix product W [A_1 X, ..., X], and the gradient is another one, so that no tensor of the size of W is
+made per generator.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from equirelax.relaxation.columns import Columns, SharedColumns, dense
 from equirelax.relaxation.surroundings import in_transform
 from equirelax.symmetry import Representation, trivial
 
-# The parts that samples share are kept as rows while there are so many times fewer of them than features.
+# The parts that samples share are kept as rows if features outnumber them by at least this factor.
 _FEWER = 4
 
 
@@ -43,8 +43,8 @@ _FEWER = 4
 class Moment:
     """C = [[leading, 0], [0, 0]] + rows^T rows.
 
-    With features that all points of a sample share, `leading` is the scatter of the others around each sample's
-    mean, and there is one row per sample; else `leading` is all of C.
+    If all points of a sample share some features, `leading` is the scatter of the other features around each sample's
+    mean, and there is one row per sample. Otherwise `leading` is all of C.
 
     Args:
         leading: (d, d), symmetric, d <= dim.
@@ -64,7 +64,7 @@ class Moment:
         out[:, :d].addmm_(matrix[:, :d], self.leading)
 
     def dense(self) -> Tensor:
-        """C written out, (dim, dim)."""
+        """C as a dense matrix, (dim, dim)."""
         if self.rows is None:
             return self.leading
         full = self.rows.T @ self.rows
@@ -74,7 +74,7 @@ class Moment:
 
 
 def moment_of(inputs: list[Columns], feature_axis: int, dtype: torch.dtype) -> Moment:
-    """Sum over all inputs of x x^T; inputs that do not share their features alike are written out.
+    """The sum over all inputs of x x^T. Inputs that share features in different ways are made dense.
 
     Args:
         inputs: features on `feature_axis`, at least one.
@@ -98,7 +98,7 @@ def _shared_moment(inputs: list[SharedColumns]) -> Moment:
 
 
 def gram_matrix(inputs: list[Tensor], feature_axis: int, dtype: torch.dtype) -> Tensor:
-    """Sum over all inputs of x x^T, of shape (dim, dim); columns (batch, dim, points) are not transposed."""
+    """The sum over all inputs of x x^T, of shape (dim, dim). Columns (batch, dim, points) are not transposed."""
     total: Tensor | None = None
     for x in inputs:
         x = x.to(dtype)
@@ -119,14 +119,14 @@ class Operators(ABC):
 
     @abstractmethod
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """<W, L W> and <W, N W>, each (residuals,), of operations that torch differentiates and maps by itself.
+        """<W, L W> and <W, N W>, each (residuals,), by operations that torch can differentiate and vectorise.
 
-        They are for transforms of `torch.func`. `evaluate` needs half of the products, and writes into what it made.
+        This is for transforms of `torch.func`. `evaluate` needs half as many products, and writes in place.
         """
 
     @abstractmethod
     def evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """<W, L W> and <W, N W>, each (residuals,), then L W and N W, each of the shape of the weights; without a graph."""
+        """<W, L W> and <W, N W>, each (residuals,), then L W and N W, each of the shape of the weights, without a graph."""
 
 
 class Images(torch.autograd.Function):
@@ -146,13 +146,13 @@ class Images(torch.autograd.Function):
 
 
 def quadratic_backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> Tensor:
-    """Gradient by the weights of a function whose context has `operators` and saved (W, L W, N W).
+    """The gradient in the weights of a function whose context has `operators` and saved (W, L W, N W).
 
     Args:
-        lie_grad, norm_grad: Gradients of the two sums, broadcast with the weights.
+        lie_grad, norm_grad: Gradients of the two sums, which broadcast with the weights.
     """
     weights, lie, norm = ctx.saved_tensors
-    # gradients are recorded in a backward pass only under create_graph
+    # in a backward pass, gradients are recorded only under create_graph
     if torch.is_grad_enabled():
         lie, norm = Images.apply(weights, ctx.operators)
     return 2 * (lie_grad * lie + norm_grad * norm)
@@ -162,8 +162,8 @@ def quadratic_backward(ctx: Any, lie_grad: Tensor, norm_grad: Tensor) -> Tensor:
 class _Moments(Operators):
     """L and N of weights (out_dim, residuals, in_dim) between the same two representations.
 
-    `moments` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals in the
-    middle both `right` and `left` see plain matrices, so that a step costs as many small operations for eight
+    `moments` holds the Gram matrix (in_dim, in_dim) of every residual's inputs. With the residuals on the
+    middle axis, both `right` and `left` see plain matrices, so that a step needs as many small operations for eight
     residuals as for one. With M = K C, L W = sum M drho_in^T - drho_out^T M needs no second product with C.
     """
 
@@ -186,7 +186,7 @@ class _Moments(Operators):
         stack = torch.cat(parts).movedim(2, 0)  # (residuals, 1 + k + c, out_dim, in_dim)
         products = stack.flatten(1, 2) @ torch.stack([moment.dense() for moment in self.moments])
         sums = (products.view_as(stack) * stack).sum(dim=(2, 3))
-        # as in `evaluate`, rounding takes no sum below zero, and no gradient with it
+        # as in `evaluate`, clamp sums that rounding makes negative, without affecting the gradient
         sums = sums + (sums.clamp(min=0) - sums).detach()
         return sums[:, 1:].sum(1), sums[:, 0]
 
@@ -213,7 +213,7 @@ class _Moments(Operators):
         tall, tall_products = stack.view(-1, count, in_dim), products.view(-1, count, in_dim)
         for i, moment in enumerate(self.moments):
             moment.times(tall[:, i], tall_products[:, i])
-        # Rounding can push a sum of squares that is zero just below it when it goes through the Gram matrix.
+        # Computed from the Gram matrix, a sum of squares that is zero can be slightly negative by rounding.
         sums = (products * stack).sum(dim=(1, 3)).clamp(min=0)
         gradient = torch.zeros_like(weights)
         if k:
@@ -246,7 +246,7 @@ class _Quadratic(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Samples(Operators):
-    """L and N of weights (residuals, out_dim, in_dim); every residual has as many rows (n, in_dim) as the others."""
+    """L and N of weights (residuals, out_dim, in_dim), where all residuals have the same number of rows (n, in_dim)."""
 
     rows: list[Tensor]
     in_rep: Representation
@@ -302,7 +302,7 @@ class _Sampled(torch.autograd.Function):
 
 
 def _acted(x: Tensor, rep: Representation) -> Tensor:
-    """drho(A_i) x, rho(g_j) x of x (dim, residuals, n): (k + c, dim, residuals, n)."""
+    """drho(A_i) x and rho(g_j) x for x (dim, residuals, n): (k + c, dim, residuals, n)."""
     flat, parts = x.reshape(len(x), -1), [x.new_empty(0, *x.shape)]
     if rep.group.algebra_dim:
         parts.append(rep.left(flat).reshape(-1, *x.shape))
@@ -312,7 +312,7 @@ def _acted(x: Tensor, rep: Representation) -> Tensor:
 
 
 def _act(out: Tensor, x: Tensor, rep: Representation, k: int, c: int) -> None:
-    """Write drho(A_i) x, rho(g_j) x of x (dim, residuals, n) to out[:, :, :k+c] (residuals, dim, k+c, n)."""
+    """Write drho(A_i) x and rho(g_j) x for x (dim, residuals, n) to out[:, :, :k+c] (residuals, dim, k+c, n)."""
     dim, count, n = x.shape
     flat = x.reshape(dim, -1)
     if k:
@@ -322,7 +322,7 @@ def _act(out: Tensor, x: Tensor, rep: Representation, k: int, c: int) -> None:
 
 
 def _adjoint(difference: Tensor, rep: Representation, k: int, c: int) -> Tensor:
-    """sum_i drho(A_i)^T D_i + sum_j rho(g_j)^T D_j, D (residuals, dim, k + c, n): (residuals, dim, 1, n)."""
+    """sum_i drho(A_i)^T D_i + sum_j rho(g_j)^T D_j for D (residuals, dim, k + c, n): (residuals, dim, 1, n)."""
     count, dim, _, n = difference.shape
     stacks = difference.permute(2, 1, 0, 3)  # (k + c, dim, residuals, n)
     total = difference.new_zeros(dim, count * n)
@@ -334,7 +334,7 @@ def _adjoint(difference: Tensor, rep: Representation, k: int, c: int) -> Tensor:
 
 
 def as_rows(x: Columns, feature_axis: int, dtype: torch.dtype) -> Tensor:
-    """Inputs as rows (N, dim), in at least float32."""
+    """The inputs as rows (N, dim), in at least float32."""
     x = dense(x)
     if feature_axis == -2:
         x = x.transpose(-1, -2)
@@ -342,14 +342,14 @@ def as_rows(x: Columns, feature_axis: int, dtype: torch.dtype) -> Tensor:
 
 
 def with_one(rows: Tensor) -> Tensor:
-    """Rows (N, dim) with a last entry 1, of shape (N, dim + 1): what a bias is multiplied by."""
+    """Rows (N, dim) with a last entry 1 for a bias, of shape (N, dim + 1)."""
     return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
 
 
 def second_moment(
     inputs: list[Columns], feature_axis: int, dtype: torch.dtype, dim: int, bias: bool
 ) -> Moment | Tensor:
-    """The second moment, or the rows (N, dim) where those are fewer; with a last feature 1 for a bias."""
+    """The second moment, or the rows (N, dim) if there are fewer of them; with a last feature 1 for a bias."""
     count = sum(x.numel() // x.shape[feature_axis] for x in inputs)
     if count > dim and not bias:
         return moment_of(inputs, feature_axis, dtype)
@@ -368,7 +368,8 @@ def stacked_terms(
     """(Lie sums, norm sums), each (residuals,), of maps between the same two representations.
 
     Args:
-        weights: Weights of shape (out_dim, in_dim). biases: (out_dim,) each, or None for maps without.
+        weights: Weights of shape (out_dim, in_dim).
+        biases: Biases of shape (out_dim,), or None for maps without.
         data: The result of `second_moment` for every residual, all of them moments or all of them rows.
     """
     if biases is not None:
@@ -391,11 +392,11 @@ def linear_terms(
     in_rep: Representation,
     out_rep: Representation,
 ) -> tuple[Tensor, Tensor]:
-    """(Lie sum, norm sum) of the map x -> W x + b over all inputs;
-    differentiable with respect to W and b, any number of times.
+    """(Lie sum, norm sum) of the map x -> W x + b over all inputs, differentiable in W and b any number of times.
 
     Args:
-        weight: (out_dim, in_dim). bias: (out_dim,) or None.
+        weight: (out_dim, in_dim).
+        bias: (out_dim,) or None.
         inputs: tensors with features on `feature_axis`, at least one.
     """
     data = second_moment(list(inputs), feature_axis, weight.dtype, weight.shape[1], bias is not None)

@@ -1,4 +1,4 @@
-"""Maps of residuals in the precision of their penalties, float32 or better, and whole, where they are sharded.
+"""Convert maps of residuals to the precision of their penalties, float32 or better, and gather them if they are sharded.
 
 Sums of squares over thousands of rows overflow in float16 and lose all small terms in bfloat16.
 """
@@ -15,14 +15,14 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def penalty_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 or better."""
+    """The dtype of penalties for parameters of this dtype: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def promoted(module: _M) -> _M:
-    """A module that computes in float32 or better, from the same parameters: gradients reach these.
+    """A module that computes in float32 or better from the same parameters, which get its gradients.
 
-    It is the module itself where nothing is below float32 or sharded, else a view of it, to be used at once.
+    It is the module itself if nothing is below float32 or sharded, else a view of it that must be used at once.
     """
     tensors = (*module.parameters(), *module.buffers())
     if all(_promoted(tensor) is tensor for tensor in tensors):
@@ -50,7 +50,7 @@ def _view(module: _M) -> _M:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself; of one that `torch.distributed.fsdp.fully_shard` has split over processes, all of it.
+    """The tensor itself, or all of a tensor that `torch.distributed.fsdp.fully_shard` has split over processes.
 
     Gradients are averaged over the processes, as FSDP does.
     """
