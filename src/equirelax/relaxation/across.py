@@ -1,8 +1,8 @@
-"""Residuals across modules: those that read, or are added to, the call of another module than their own.
+"""Residuals across modules, which read or are added to the call of a module other than their own.
 
-- A *captured* input, such as raw positions, is read at another module's call, and put behind what the block gets.
-- A residual *ahead* is added to the first argument of a later module, so that it stands behind a nonlinearity that has no
-  module of its own, or one that several modules share.
+- A *captured* input, such as raw positions, is read at another module's call and appended to the block's inputs.
+- A residual *ahead* is added to the first argument of a later module, so that it comes after a nonlinearity that is not a
+  module, or one that several modules share.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from equirelax.relaxation.surroundings import in_backward
 class Shared(HookOwner):
     """State that several residuals of a model share during a forward, such as an input that is captured for all of them.
 
-    It has a pre-hook on the module at `source` of its members' sites, and a hook on the relaxed model.
+    It has a pre-hook on the module at the `source` of its members' sites, and a hook on the relaxed model.
 
     Attributes:
-        members: Those residuals, in the model's order.
+        members: The residuals that share it, in the model's order.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Shared(HookOwner):
 
     @abstractmethod
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the module whose call is read."""
+        """Read the call, as a pre-hook of the module at `source`."""
 
     @abstractmethod
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -56,16 +56,16 @@ def share(model: nn.Module, residuals: Iterable[Residual]) -> None:
     for shared in found.values():
         source = model.get_submodule(shared.members[0].site.source)
         source.register_forward_pre_hook(shared.begin, with_kwargs=True)
-        # also when the forward raises, so that nothing of it is left
+        # also when the forward raises, so that no state of it is left
         model.register_forward_hook(shared.end, with_kwargs=True, always_call=True)
 
 
 @dataclass(frozen=True)
 class CapturedSite(BlockSite):
-    """Some arguments of a block and, behind them on the last axis, what is read of another module's call, (rows, dim).
+    """Some arguments of a block and, after them on the last axis, features (rows, dim) from another module's call.
 
     Args:
-        captured: What is read of that call.
+        captured: The reader of that call.
         source: Path of that module ("" is the relaxed model).
     """
 
@@ -74,14 +74,14 @@ class CapturedSite(BlockSite):
 
     @property
     def shares(self) -> tuple[str, Reader]:
-        """Residuals for which it is equal share what is captured."""
+        """A key that is equal for residuals that share the captured input."""
         return self.source, self.captured
 
 
 class Capture(Shared):
-    """An input of another module's call, such as raw positions, which residuals read as the first one's site says.
+    """An input of another module's call, such as raw positions, which is read as the first residual's site says.
 
-    It keeps its place in the graph: forces of a relaxed energy go through it too.
+    It stays in the autograd graph, so forces of a relaxed energy include it.
 
     Attributes:
         value: The input of the current forward, rows first; None between forwards.
@@ -102,16 +102,16 @@ class Capture(Shared):
         self.value = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles must not carry a forward that is under way.
+        # Copies and pickles must not hold a forward in progress.
         return {"members": self.members, "value": None}
 
 
 @residual_for(CapturedSite)
 class CapturingResidual(Residual):
-    """A residual that reads its block's inputs and, after them, what was captured.
+    """A residual that reads its block's inputs and, after them, the captured input.
 
     Attributes:
-        shared: The capture, of all residuals that read the same; not a submodule.
+        shared: The capture, common to all residuals that read the same input; not a submodule.
     """
 
     site: CapturedSite
@@ -122,7 +122,7 @@ class CapturingResidual(Residual):
         self.shared = Capture()
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """[what the block gets, what was captured], on the last axis.
+        """Return [the block's inputs, the captured input], on the last axis.
 
         Raises:
             RelaxationStateError: the block is called outside a forward of the relaxed model.
@@ -144,7 +144,7 @@ class CapturingResidual(Residual):
 
 @dataclass(frozen=True)
 class AheadSite(RowSite):
-    """All features of the first argument of one module, to the first argument of another one.
+    """A site from all features of one module's first argument to the first argument of another module.
 
     Args:
         adds_to: Path of the module to whose first argument the residual is added, before that is called.
@@ -159,9 +159,9 @@ class AheadSite(RowSite):
 
 @residual_for(AheadSite)
 class AheadResidual(Residual):
-    """A residual that waits between the call that it reads and the one that it is added to.
+    """A residual that waits between the call that it reads and the call to which it is added.
 
-    Nothing waits between two forwards, also after one that raised.
+    Nothing waits between two forwards, even after one that raised.
     """
 
     site: AheadSite
@@ -176,13 +176,13 @@ class AheadResidual(Residual):
         return self.site.adds_to
 
     def hook_up(self, model: nn.Module) -> None:
-        """Put hooks on the module that is read, on the one that is added to, and on the relaxed model."""
+        """Put hooks on the module that is read, on the module it is added to, and on the relaxed model."""
         super().hook_up(model)
         model.get_submodule(self.adds_to).register_forward_pre_hook(self.add_ahead, with_kwargs=True)
         model.register_forward_hook(self.end_forward, with_kwargs=True, always_call=True)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of the module that is read, called also when its forward raises."""
+        """Forward hook of the module that is read, also called when its forward raises."""
         if self.active and not self.has_failed(output):
             self._waiting = self(self.take(module, args, kwargs), added=True)
 
@@ -195,11 +195,11 @@ class AheadResidual(Residual):
     def add_ahead(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Pre-hook of the module that is added to.
+        """Add the residual, as a pre-hook of the module to whose first argument it is added.
 
         Raises:
             RelaxationStateError: the module that is read was not called before.
-            RepresentationError: what is added does not fit the argument.
+            RepresentationError: the added term does not fit the argument.
         """
         if not self.active:
             return None
@@ -220,5 +220,5 @@ class AheadResidual(Residual):
         return args, {**kwargs, name: self.add(module, kwargs[name], delta)}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles must not carry a forward that is under way.
+        # Copies and pickles must not hold a forward in progress.
         return {**super().__getstate__(), "_waiting": None}

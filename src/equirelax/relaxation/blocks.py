@@ -1,13 +1,13 @@
-"""Residuals on whole blocks: several tensors of the call are read, and several tensors of the output are added to.
+"""Residuals on whole blocks, which read several tensors of the call and add to several tensors of the output.
 
     y_j = block(x_1, x_2, ...)_j + gamma_j f_j([x_1, x_2, ...])
 
-`Reads` and `Adds` say of every tensor where it is in the call or the output, how it transforms, and on which axes. All
-axes that are not declared are rows, the same for every tensor: the nodes of a graph, say. Each tensor that is added to has
-a residual of its own, and each of these reads all that is read.
+`Reads` and `Adds` declare for every tensor its place in the call or the output, how it transforms, and on which axes. All
+other axes are rows, such as the nodes of a graph, and are the same for every tensor. Each tensor that is added to has
+a separate residual, and each residual reads all tensors that are read.
 
 Coordinates are points, which a translation moves. They are read relative to the mean of their graph (`centred`), as
-vectors, so that translations stay exact; or as they are, as `positions(E(3))`, which relaxes translations too.
+vectors, so that translations stay exact. Or they are read as they are, as `positions(E(3))`, which also relaxes translations.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Reads:
     """A tensor that the residuals of a block read.
 
     Args:
-        argument: Name of the argument in the block's forward; or (position, keyword).
-        rep: How the tensor transforms, or, with `channel_axis`, one of its channels: any form that
+        argument: Name of the argument in the block's forward, or (position, keyword).
+        rep: The representation of the tensor or, with `channel_axis`, of one of its channels, in any form that
             `equirelax.symmetry.as_representation` takes, on axis -1 unless ``On(rep, axis)`` says otherwise.
         item: The entry of an argument that is a tuple, a list or a mapping; None reads the argument itself.
-        channel_axis, channels: Axis and number of channels that transform alike, as in `Linear`.
-        span: (first, end) of the entries of the last axis that are meant, where one tensor holds several features.
-        centred: Whether these are coordinates that are read relative to the mean of their graph. The representation is that of
-            vectors.
+        channel_axis, channels: Axis and number of channels that transform in the same way, as in `Linear`.
+        span: The range (first, end) of entries on the last axis, if one tensor holds several features.
+        centred: Whether these are coordinates that are read relative to the mean of their graph. Their representation is then
+            that of vectors.
 
     Raises:
-        PlacementError: What is declared cannot be.
+        PlacementError: The arguments do not fit together.
 
     Examples:
         >>> Reads("coors", "1x1o", centred=True).rep
@@ -76,12 +76,12 @@ class Reads:
 @spec("adds")
 @dataclass(frozen=True)
 class Adds:
-    """A tensor of a block's output that a residual is added to.
+    """A tensor of a block's output to which a residual is added.
 
     Args:
         item: The entry of an output that is a tuple, a list or a mapping; None: the output is the tensor.
-        rep, channel_axis, channels, span: As for `Reads`. What is added to coordinates is a vector.
-        slot: Name of the residual, behind a colon in its key; by default the entry, and none where there is one residual.
+        rep, channel_axis, channels, span: As for `Reads`. A term added to coordinates is a vector.
+        slot: Name of the residual, after a colon in its key; by default the entry, or none if there is only one residual.
     """
 
     item: int | str | None
@@ -114,7 +114,7 @@ def _check(declared: Reads | Adds) -> None:
 
 
 def _laid_out(declared: Reads | Adds) -> tuple[Layout, Representation]:
-    """Where its features stand, and the representation of all of them."""
+    """The layout of a declaration's features, and the representation of all of them."""
     action = declared.rep if isinstance(declared.rep, On) else On(declared.rep)
     axis = -1 if declared.channel_axis is None else declared.channel_axis
     return laid_out(action, axis, declared.channels or 0)
@@ -122,7 +122,7 @@ def _laid_out(declared: Reads | Adds) -> tuple[Layout, Representation]:
 
 @dataclass(frozen=True)
 class _Read:
-    """One tensor, with what is known of the block that it is read from."""
+    """One tensor, with its layout and reader in the block."""
 
     argument: Argument
     layout: Layout
@@ -132,11 +132,11 @@ class _Read:
 
 @dataclass(frozen=True)
 class BlockReader(Reader):
-    """Rows (..., features) of several tensors of a call, one behind the other.
+    """Rows (..., features) of several tensors of a call, concatenated.
 
     Args:
-        tensors: What is read.
-        graphs: Of which rows means are taken.
+        tensors: The tensors that are read.
+        graphs: The graphs over which means are taken.
         path: Path of the block, for messages.
     """
 
@@ -145,11 +145,11 @@ class BlockReader(Reader):
     path: str
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The rows.
+        """Return the rows.
 
         Raises:
-            RepresentationError: A tensor does not stand as declared, or has other rows than the first.
-            PlacementError: Coordinates are to be centred and nothing tells the graphs apart.
+            RepresentationError: A tensor does not have the declared axes, or its rows differ from those of the first.
+            PlacementError: Coordinates are to be centred, but nothing says which rows are of one graph.
         """
         rows: list[Tensor] = []
         for each in self.tensors:
@@ -183,7 +183,7 @@ def _name(each: _Read) -> str:
 
 
 def narrowed(x: Tensor, span: Span | None) -> tuple[Tensor, str]:
-    """The entries of a span on the last axis, and what is wrong with the tensor; empty where it has them."""
+    """The entries of a span on the last axis, and a description of what is wrong; empty if the tensor has them."""
     if span is None:
         return x, ""
     if x.dim() == 0 or x.shape[-1] < span[1]:
@@ -196,11 +196,11 @@ def narrowed(x: Tensor, span: Span | None) -> tuple[Tensor, str]:
 
 @dataclass(frozen=True)
 class BlockWriter(Writer):
-    """Adds rows (..., features) to a tensor of the output, where they stand in it.
+    """Adds rows (..., features) to a tensor of the output, on their axes.
 
     Args:
-        entry: Which tensor.
-        layout: Where the features stand.
+        entry: The entry of the output.
+        layout: The axes of the features.
         span: As for `Adds`.
     """
 
@@ -209,7 +209,7 @@ class BlockWriter(Writer):
     span: Span | None
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with the rows added."""
+        """Return the output with the rows added."""
         target = self.entry.find(output)
         part, _ = narrowed(target, self.span)
         added = self.layout.back(delta, tuple(part.shape)).to(target.dtype)
@@ -218,7 +218,7 @@ class BlockWriter(Writer):
         return self.entry.put(output, target + added)
 
     def find(self, output: Any) -> Any:
-        """The tensor, or the part of it, that is added to."""
+        """Return the tensor, or the part of it, to which the rows are added."""
         return narrowed(self.entry.find(output), self.span)[0]
 
     def misfit(self, output: Any, delta: Tensor) -> str:
@@ -245,15 +245,15 @@ def block_sites(
     mask: Named | None = None,
     one_graph: bool = False,
 ) -> tuple[BlockSite, ...]:
-    """The sites of one block's residuals.
+    """Make the sites of one block's residuals.
 
     Args:
         path, module: The block.
-        reads, adds: What is read, and what is added to.
+        reads, adds: The tensors that are read, and those to which residuals are added.
         batch, edges, mask, one_graph: See `Blocks`.
 
     Raises:
-        PlacementError: The representations are of several groups, or the forward has no argument of a name.
+        PlacementError: The representations are of several groups, or the forward lacks a named argument.
     """
     reading = [_laid_out(each) for each in reads]
     adding = [_laid_out(each) for each in adds]

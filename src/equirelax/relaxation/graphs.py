@@ -1,8 +1,8 @@
 """Coordinates relative to the mean of their graph, which keeps translations exact.
 
-In a batch (batch, nodes, n) the mean runs over the nodes, or over those that a mask keeps. In a flat batch (nodes of all
-graphs, n), as PyTorch Geometric has it, an argument with every node's graph number, or the edges, say which rows belong to
-one graph. A flat batch without either is refused: graphs that are centred together would move one another.
+In a batch (batch, nodes, n) the mean is over the nodes, or over those that a mask keeps. In a flat batch (nodes of all
+graphs, n), as in PyTorch Geometric, an argument with every node's graph number, or the edges, say which rows belong to
+one graph. A flat batch without either is rejected, because graphs that are centred together would influence one another.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from equirelax.relaxation.sites import Argument, Named, Reader, parameters_of
 
 @dataclass(frozen=True)
 class Graphs:
-    """How a call says which of its nodes are of one graph.
+    """The arguments by which a call says which of its nodes belong to one graph.
 
     Args:
-        batch: The number of every node's graph, (nodes,) and whole.
+        batch: The number of every node's graph, (nodes,), integer.
         edges: (2, edges) from row 0 to row 1. In a call without `batch`, a node's mean is over itself and the nodes whose edges
-            reach it, which for fully connected graphs is the graph's mean. With neither in the call, it has one graph.
-        mask: (..., nodes), true where a node is there.
+            reach it, which for fully connected graphs is the graph's mean. A call with neither has one graph.
+        mask: (..., nodes), true for nodes that exist.
         one_graph: Whether all rows of a flat call are one graph.
     """
 
@@ -45,11 +45,13 @@ class Graphs:
         mask: Named | None = None,
         one_graph: bool = False,
     ) -> Graphs:
-        """By the names of arguments of a module's forward. Unless one is named, or there is one graph, arguments called
-        `batch` and `edge_index` are taken where the forward has them.
+        """Make it from the names of arguments of a module's forward.
+
+        If none is named and there is not only one graph, arguments called `batch` and `edge_index` are used if the forward has
+        them.
 
         Raises:
-            PlacementError: The forward has no argument of a name.
+            PlacementError: The forward lacks a named argument.
         """
         names = {parameter.name for parameter in parameters_of(module)}
         if batch is None and edges is None and not one_graph:
@@ -61,10 +63,10 @@ class Graphs:
         return cls(found[0], found[1], found[2], one_graph)
 
     def mean(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Tensor:
-        """The mean of the coordinates x (..., nodes, n) of every node's graph, of the shape of x, or with 1 for the nodes.
+        """The mean of the coordinates x (..., nodes, n) over every node's graph, in the shape of x or with 1 for the nodes.
 
         Raises:
-            PlacementError: Nothing says which rows of a flat call are of one graph.
+            PlacementError: Nothing says which rows of a flat call belong to one graph.
         """
         if x.dim() == 2 and not self.one_graph:
             if self.batch is None and self.edges is None:
@@ -83,12 +85,13 @@ class Graphs:
 
 
 def group_means(x: Tensor, group: Tensor | None) -> Tensor:
-    """The mean, for every row of x (rows, dim), over the rows with the same number in `group` (rows,) long; None is one
-    group. Shape (rows, dim), or (1, dim) for one group.
+    """The mean, for every row of x (rows, dim), over the rows with the same number in `group`.
+
+    `group` is (rows,) long, or None for one group. The result has shape (rows, dim), or (1, dim) for None.
     """
     if group is None:
         return x.mean(dim=0, keepdim=True)
-    # as many slots as rows, and nothing waits for the device to find the largest number, which may be above that
+    # use as many slots as rows: finding the largest number, which may be above that, would wait for the device
     slot = _consecutive(group)
     total = x.new_zeros(x.shape).index_add(0, slot, x)
     count = x.new_zeros(x.shape[0], 1).index_add(0, slot, x.new_ones(x.shape[0], 1))
@@ -96,16 +99,17 @@ def group_means(x: Tensor, group: Tensor | None) -> Tensor:
 
 
 def _consecutive(numbers: Tensor) -> Tensor:
-    """Numbers 0, 1, ... in the place of any (rows,) of whole numbers, equal where these are."""
+    """Replace integers (rows,) by consecutive numbers 0, 1, ..., keeping which of them are equal."""
     order = numbers.argsort()
     ordered = numbers.index_select(0, order)
     rank = (ordered != ordered.roll(1)).long().cumsum(0)
-    # the first differs from the last that is rolled before it, unless all are equal
+    # the roll compares the first with the last, which differ unless all are equal
     return torch.empty_like(order).scatter(0, order, (rank - rank[:1]))
 
 
 def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
-    """Mean of x (nodes, 3) over every node and the sources of its incoming edges;
+    """The mean of x (nodes, 3) over every node and the sources of its incoming edges.
+
     edge_index (2, edges) is (source, target).
     """
     source, target = edge_index[0], edge_index[1]
@@ -115,7 +119,7 @@ def neighbourhood_mean(x: Tensor, edge_index: Tensor) -> Tensor:
 
 
 def mean_where(x: Tensor, there: Tensor) -> Tensor:
-    """Mean of x (..., nodes, n) over the nodes that are there (..., nodes): (..., 1, n); 0 where none is."""
+    """The mean of x (..., nodes, n) over the nodes that are `there` (..., nodes): (..., 1, n); 0 if there are none."""
     weight = there.to(x.dtype).unsqueeze(-1)
     return (x * weight).sum(dim=-2, keepdim=True) / weight.sum(dim=-2, keepdim=True).clamp(min=1)
 
@@ -126,7 +130,7 @@ class Positions(Reader):
 
     Args:
         argument: The positions.
-        graphs: Of which rows the mean is taken; None reads positions as they are, which relaxes translations too.
+        graphs: The graphs over which the mean is taken. None reads positions as they are, which also relaxes translations.
     """
 
     argument: Argument

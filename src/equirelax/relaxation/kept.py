@@ -1,7 +1,7 @@
 """Inputs of training calls, kept for a penalty until after the backward pass.
 
-A batch that comes from outside may lie in a buffer that the next micro-batch is read into; it is copied. What the network
-computes is kept as it is (autograd needs it as well), with the count of writes to it, so that a later write is noticed.
+A batch that comes from outside may be in a buffer into which the next micro-batch is read, so it is copied. A tensor that the
+network computes is kept without a copy (autograd needs it as well), with its write counter, so that a later write is detected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from equirelax.relaxation.surroundings import in_transform
 
 @dataclass(frozen=True)
 class _Part:
-    """A tensor that is kept, and its source where others may ask for that too, so that its place in memory stays taken."""
+    """A kept tensor. It also holds the source if other residuals may keep it, so that its memory is not reused."""
 
     value: Tensor
     source: Tensor | None = None
@@ -31,8 +31,8 @@ class Kept:
 
     Args:
         value: The input as it was read.
-        writes: `Tensor._version` of its parts when it was kept; None for what is traced or mapped, where nothing is counted.
-        parts: The tensors that it consists of.
+        writes: `Tensor._version` of its parts when it was kept; None for traced or mapped tensors, which have no counters.
+        parts: The tensors of which it consists.
     """
 
     value: Columns
@@ -41,12 +41,12 @@ class Kept:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing was written into it since it was kept."""
+        """Whether it has not been written to since it was kept."""
         return self.writes is None or self.writes == counts(self.value)
 
 
 _COPIES: weakref.WeakValueDictionary[tuple[Any, ...], _Part] = weakref.WeakValueDictionary()
-"""What is still kept of sources that several residuals may read: these get the same one."""
+"""The parts still kept of sources that several residuals may read, so that they share one copy."""
 
 
 def keep(x: Columns) -> Kept:
@@ -62,8 +62,8 @@ def keep(x: Columns) -> Kept:
 
 
 def _part(x: Tensor) -> _Part:
-    """Detached; a copy of what no operation that autograd records has made, for it may be anybody's."""
-    if in_transform():  # kept for a penalty in the same call, before anybody writes into it
+    """Detach a tensor, and copy it if it is not the result of a recorded operation, since its owner may overwrite it."""
+    if in_transform():  # kept for a penalty in the same call, before anything can write to it
         return _COPIES.setdefault((id(x),), _Part(x.detach(), x))
     if not x.is_leaf:
         return _Part(x.detach())
@@ -72,22 +72,20 @@ def _part(x: Tensor) -> _Part:
     source = x.detach()
     key = (*identity(source), source._version)
     found = _COPIES.get(key)
-    # memory that NumPy shares is written to without being counted
+    # writes to memory shared with NumPy are not counted
     if found is None or (x.device.type == "cpu" and not torch.equal(found.value, source)):
         found = _COPIES[key] = _Part(source.clone(), source)
     return found
 
 
 def writes(x: Columns) -> tuple[int, ...] | None:
-    """How often something was written into the memory of every part; None for what is traced, mapped or in inference mode,
-    where nothing is counted.
-    """
+    """The write counters of every part; None for traced or mapped tensors and in inference mode, which have none."""
     if torch.compiler.is_compiling() or in_transform():
         return None
-    first = x.own if isinstance(x, SharedColumns) else x  # both parts are of one forward
+    first = x.own if isinstance(x, SharedColumns) else x  # both parts come from one forward
     return None if first.is_inference() else counts(x)
 
 
 def counts(x: Columns) -> tuple[int, ...]:
-    """The numbers of `writes` where there are any."""
+    """The write counters of every part, which must exist."""
     return (x.own._version, x.common._version) if isinstance(x, SharedColumns) else (x._version,)

@@ -1,17 +1,17 @@
-"""Kernels of convolutions: which are equivariant, and how far any other is from these.
+"""Equivariant kernels of convolutions, and the distance of other kernels from them.
 
-The residual of an equivariant convolution is a dense one, of the same size, stride and padding. Its kernel W is
-equivariant or not by itself, whatever it is applied to: a penalty in weight space needs no inputs. For groups that map
+The residual of an equivariant convolution is a dense one of the same size, stride and padding. Whether its kernel W is
+equivariant does not depend on the inputs, so a penalty in weight space needs none. For groups that map
 the grid onto itself it is the group difference
 
     sum_j || g_j . W - W ||^2,      (g . W)(d) = rho_out(g) W(g^-1 d) rho_in(g)^-1,
 
-over the discrete generators g_j (`GridKernels`); for all others, which no kernel on a grid obeys exactly, the squared
-distance to the layer's own basis (`BasisKernels`).
+over the discrete generators g_j (`GridKernels`). For all other groups, with which no kernel on a grid commutes exactly, it is the
+squared distance to the layer's own basis (`BasisKernels`).
 
-CR's term for a linear layer (section 4) weighs the same difference with the inputs' second moment C, tr(K C K^T). Here
-C is the identity: the terms are what CR's are, on average for one pixel of the output, for white inputs (independent
-entries of variance 1, at all pixels). They do not grow with the batch.
+CR's term for a linear layer (section 4) weights the same difference with the inputs' second moment C, tr(K C K^T). Here
+C is the identity: the terms are the mean of CR's per pixel of the output, for white inputs (independent
+entries of variance 1 at all pixels). They do not grow with the batch.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from equirelax.symmetry.group import constants
 from equirelax.symmetry.kernels import TOLERANCE, check_planar, offset_permutation, signed_permutations
 
 RANK_TOLERANCE = 1e-8
-"""Singular values of a basis below this share of the largest count as 0."""
+"""Singular values of a basis below this fraction of the largest count as 0."""
 Cache = dict[tuple[Any, ...], Any]
 
 
 class KernelSymmetry(ABC):
     """The equivariant kernels of a convolution. Subclasses are frozen dataclasses, copied and pickled with the model.
 
-    Kernels are dense, as torch's functions take them: (out, in, k, k); of a transposed convolution (in, out, k, k).
+    Kernels are dense, in the shape that torch's functions take: (out, in, k, k), or (in, out, k, k) if transposed.
 
     Attributes:
         measures: A description of `lie`.
@@ -48,17 +48,18 @@ class KernelSymmetry(ABC):
 
     @abstractmethod
     def lie(self, weight: Tensor) -> Tensor:
-        """How far `weight` is from equivariant: 0-dimensional, >= 0, differentiable twice; 0 (to rounding) for every
-        equivariant kernel.
+        """Measure how far `weight` is from equivariant.
+
+        The result is 0-dimensional, >= 0 and differentiable twice, and 0 up to rounding for every equivariant kernel.
         """
 
     @abstractmethod
     def project(self, weight: Tensor) -> Tensor:
-        """The nearest equivariant kernel, of the same shape; linear in `weight`, differentiable."""
+        """The nearest equivariant kernel, of the same shape. It is linear in `weight` and differentiable."""
 
 
 class _Cached(KernelSymmetry):
-    """A symmetry that caches constants, computed in float64, per dtype and device; copies and pickles leave the cache out."""
+    """A symmetry that caches constants, computed in float64, per dtype and device. Copies and pickles leave the cache out."""
 
     _cache: Cache
 
@@ -84,7 +85,7 @@ class GridKernels(_Cached):
         size: k.
 
     Raises:
-        RepresentationError: another group, or a representation that is not orthogonal.
+        RepresentationError: the group is another one, or a representation is not orthogonal.
     """
 
     in_rep: Representation
@@ -136,7 +137,7 @@ class BasisBlock:
     """The kernels between all fields of one kind and all of another, each pair with the same basis.
 
     Args:
-        rows: (fields, d_rows), long: channels on axis 0 of the kernel (out; of a transposed convolution in), field by
+        rows: (fields, d_rows), long: channels on axis 0 of the kernel (out, or in for a transposed convolution), field by
             field.
         columns: (fields, d_columns), long: channels on axis 1.
         basis: (n, d_rows, d_columns, k, k), float64; n may be 0.
@@ -159,11 +160,11 @@ class BasisBlock:
 
 @dataclass(frozen=True, eq=False)
 class BasisKernels(_Cached):
-    """Kernels in the span of a basis, block by block: what the layer itself can express.
+    """Kernels in the span of a basis, block by block, which are those that the layer itself can express.
 
     Args:
-        blocks: Blocks with orthonormal bases (`from_spans` makes them so); pairs of channels in no block have no equivariant
-            kernel, and those in several must not be.
+        blocks: Blocks with orthonormal bases, as `from_spans` makes them. A pair of channels in no block has no equivariant
+            kernel. No pair may be in several blocks.
     """
 
     blocks: tuple[BasisBlock, ...]
@@ -172,10 +173,11 @@ class BasisKernels(_Cached):
 
     @classmethod
     def from_spans(cls, blocks: Sequence[BasisBlock], tolerance: float = RANK_TOLERANCE) -> BasisKernels:
-        """Make the kernels of bases that need be neither orthogonal, normalised nor independent.
+        """Make the kernels from bases that need not be orthogonal, normalised or independent.
 
         Args:
-            tolerance: larger than `RANK_TOLERANCE` where the bases were made in single precision.
+            blocks: Blocks with any bases.
+            tolerance: A rank tolerance; use one above `RANK_TOLERANCE` for bases that were made in single precision.
         """
         return cls(tuple(block.orthonormal(tolerance) for block in blocks))
 
@@ -206,18 +208,18 @@ class BasisKernels(_Cached):
 class KernelAction(ABC):
     """The action of one element g of a finite group on kernels, (g . W)(d) = rho_out(g) W(g^-1 d) rho_in(g)^-1.
 
-    Called with a kernel (out, in, k, k) it gives g . W, of the same shape, differentiable twice.
+    Called with a kernel (out, in, k, k) it returns g . W, of the same shape and differentiable twice.
     """
 
     @abstractmethod
     def __call__(self, weight: Tensor) -> Tensor:
-        """g . W."""
+        """Compute g . W."""
 
 
 def kernel_actions(
     in_rep: Representation, out_rep: Representation, size: int, elements: Tensor, like: Tensor
 ) -> list[KernelAction]:
-    """The actions of `elements` (n, 2, 2), in the dtype and on the device of `like`.
+    """Make the actions of `elements` (n, 2, 2), in the dtype and on the device of `like`.
 
     Raises:
         RepresentationError: an element does not map the grid onto itself.
@@ -229,11 +231,11 @@ def kernel_actions(
 
 
 class _NotSigned(Exception):
-    """Some rho(g) does more than move entries and turn signs."""
+    """Some rho(g) does more than move entries and change signs."""
 
 
 def _signed(rep: Representation, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The channel to which g moves every channel, (dim,), and the sign that it gets, (dim,)."""
+    """The channel to which g moves every channel, (dim,), and its sign, (dim,)."""
     images, signs, start = [], [], 0
     found = (rep.group.elements() - g).abs().amax(dim=(1, 2)) < TOLERANCE
     for multiplicity, block in rep.blocks:
@@ -256,7 +258,7 @@ def _moves(
     pixels = offset_permutation(g, size)
     to_columns = (to_in[:, None] * size**2 + pixels).flatten()
     rows, columns = to_out.argsort(), to_columns.argsort()
-    # signs of where an entry comes from
+    # signs by the source of an entry
     sign = sign_out[rows, None] * sign_in[:, None].expand(-1, size**2).flatten()[columns]
     indices = [index.to(like.device) for index in (rows, columns, to_out, to_columns)]
     return _Moves(indices, None if bool((sign > 0).all()) else sign.to(like))
@@ -264,12 +266,12 @@ def _moves(
 
 @dataclass(frozen=True)
 class _Moves(KernelAction):
-    """Every rho(g) moves entries, up to sign: two gathers.
+    """The action by two gathers, if every rho(g) moves entries up to sign.
 
     Args:
-        indices: rows and columns that the entries of the matrix (out, in k k) come from, and the inverses of these two
+        indices: source rows and columns of the entries of the matrix (out, in k k), and the inverses of these two
             permutations.
-        sign: (out, in k k), or None where no sign turns.
+        sign: (out, in k k), or None if no sign changes.
     """
 
     indices: list[Tensor]
@@ -287,7 +289,7 @@ class _Moves(KernelAction):
 
 
 class _Permuted(torch.autograd.Function):
-    """`matrix[rows][:, columns]` for permutations. Its gradient is a gather too; torch's own adds up row by row."""
+    """`matrix[rows][:, columns]` for permutations, whose gradient is also a gather; torch's own accumulates row by row."""
 
     @staticmethod
     def forward(
@@ -313,7 +315,7 @@ def _products(
 
 @dataclass(frozen=True)
 class _Products(KernelAction):
-    """Orthogonal representations in any basis: products with the blocks' matrices, from both sides."""
+    """The action of orthogonal representations in any basis, by products with the blocks' matrices from both sides."""
 
     out_rep: Representation
     in_rep: Representation
@@ -328,7 +330,7 @@ class _Products(KernelAction):
 
 
 def _blockwise(rep: Representation, matrices: list[Tensor], x: Tensor) -> Tensor:
-    """The blocks' matrices (d, d) applied along axis 1 of x (a, rep.dim, k k)."""
+    """Apply the blocks' matrices (d, d) along axis 1 of x (a, rep.dim, k k)."""
     parts = []
     for (m, block), where, matrix in zip(rep.blocks, rep.slices(), matrices, strict=True):
         part = x[:, where].reshape(x.shape[0], m, block.dim, -1)

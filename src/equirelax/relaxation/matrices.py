@@ -1,4 +1,4 @@
-"""Where in a parameter matrices lie, for optimizers that treat matrices as such (`equirelax.optim.Muon`)."""
+"""The positions of matrices in a parameter, for optimizers that step matrices as a whole (`equirelax.optim.Muon`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Matrices(NamedTuple):
 
     Attributes:
         start: The first entry, in the parameter's flat order.
-        shape: Sizes of the axes of the entries from there on.
-        order: Permutation of the axes of `shape` that puts rows and columns last; the axes before them count matrices.
+        shape: Sizes of the axes of the entries that begin there.
+        order: Permutation of the axes of `shape` that puts rows and columns last. The axes before them enumerate matrices.
     """
 
     start: int
@@ -40,8 +40,8 @@ class Matrices(NamedTuple):
 def by_shape(parameter: Tensor) -> tuple[Matrices, ...]:
     """Read the matrices from a parameter's shape.
 
-    Two axes are rows and columns. Of more axes, as in the kernel of a convolution, all but the first are columns. What has
-    one row or one column alone is a vector, and no matrix.
+    Two axes are rows and columns. Of more axes, as in the kernel of a convolution, the first is rows and all others are columns.
+    A parameter with only one row or column is a vector and not a matrix.
     """
     if parameter.dim() < 2 or not parameter.numel():
         return ()

@@ -4,8 +4,8 @@
     y_i = block_i(...) + gamma_i s_i
 
 A network whose features are all invariant has no layer whose equivariance could be relaxed: positions enter as distances and
-angles. The stream gives its nodes what these hide. Relative to the mean of their graph, positions leave translations exact;
-as they are, which is what ACE does, they relax translations too.
+angles. The stream gives the nodes the information that these hide. If positions are read relative to the mean of their graph,
+translations stay exact. If they are read as they are, as in ACE, translations are relaxed too.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def position_stream(
     one_graph: bool = False,
     size: int = 3,
 ) -> tuple[StreamSite, ...]:
-    """The sites of a stream over the blocks of a network, all of which give the nodes `channels` invariant features.
+    """Make the sites of a stream over the blocks of a network, all of which return `channels` invariant features per node.
 
     Args:
-        blocks: Paths of the modules that are added to, in the order in which they are called.
+        blocks: Paths of the modules to whose outputs the stream is added, in the order in which they are called.
         channels: Width of the stream.
-        source, module: The network from whose call the positions are read, with its path.
-        argument: The positions (nodes, n) in that call.
-        batch: The number of every node's graph in that call; None takes the argument `batch`.
-        item: The entry of the blocks' output that is added to; None: the output is a tensor.
+        source, module: The path of the network from whose call the positions are read, and the network.
+        argument: The argument with the positions (nodes, n) in that call.
+        batch: The argument with the number of every node's graph in that call; None takes the argument `batch`.
+        item: The entry of the blocks' output to which the stream is added; None: the output is a tensor.
         centred: Whether positions are read relative to the mean of their graph.
         one_graph: Whether every call has one graph.
         size: n, the dimension of space.
 
     Raises:
-        PlacementError: The network's forward has no argument of a name.
+        PlacementError: The network's forward lacks a named argument.
     """
     group = O(size) if centred else E(size)
     graphs = Graphs.of(module, source, batch=batch, one_graph=one_graph) if centred else None

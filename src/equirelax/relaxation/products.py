@@ -1,7 +1,7 @@
-"""Residuals of tensor products' first inputs, and channels of the second input that are constant.
+"""Residuals of the first inputs of tensor products, and constant channels of the second inputs.
 
-Such a residual folds into the tensor product through a constant channel, so a wrong constant would give wrong weights: what was
-declared is compared with what calls have.
+Such a residual folds into the tensor product through a constant channel, and a wrong constant would give wrong weights. Declared
+constants are therefore compared with the values in calls.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from equirelax.relaxation.sites import RowSite, argument, parameters_of
 from equirelax.relaxation.surroundings import in_transform
 
 ROWS = 4
-"""So many rows must agree before a channel is taken for a constant that nobody declared."""
+"""Number of rows that must agree before an undeclared channel is suggested as a constant."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The values of the second input's channels in calls. Nothing waits for the device before the values are read.
+    """The values of the second input's channels in calls. Recording them does not wait for the device; reading them does.
 
     Args:
-        rows: number of rows looked at.
+        rows: number of rows seen.
         low, high: smallest and largest value of every channel, (dim,).
     """
 
@@ -40,7 +40,7 @@ class Seen:
 
     @classmethod
     def of(cls, y: Tensor) -> Seen:
-        """One call's second input (..., dim), of one row at least."""
+        """Record one call's second input (..., dim), with at least one row."""
         rows = y.detach().reshape(-1, y.shape[-1])
         return cls(len(rows), rows.amin(0), rows.amax(0))
 
@@ -54,7 +54,7 @@ class Seen:
         return max(1e-5, 8 * torch.finfo(self.low.dtype).eps)
 
     def contradicts(self, constants: tuple[tuple[int, float], ...]) -> str:
-        """The first declared (channel, value) that is not what was seen, in words; empty where all are."""
+        """Describe the first declared (channel, value) that differs from the values seen; empty if none does."""
         low, high = self.low.tolist(), self.high.tolist()
         for channel, value in constants:
             if not 0 <= channel < len(low):
@@ -70,7 +70,7 @@ class Seen:
         return ""
 
     def constants(self) -> dict[int, float]:
-        """Channels that were the same, and not 0, in all rows."""
+        """The channels that had the same nonzero value in all rows."""
         if self.rows < ROWS:
             return {}
         return {
@@ -82,18 +82,18 @@ class Seen:
 
 @dataclass(frozen=True)
 class ProductSite(RowSite):
-    """All features of a tensor product's first input to all features of its output.
+    """A site from all features of a tensor product's first input to all features of its output.
 
     Args:
         second: Position and name of the second input.
-        constants: (channel, value) pairs of the second input that are constant: folding needs one.
+        constants: (channel, value) pairs of constant channels of the second input, of which folding needs one.
     """
 
     second: tuple[int, str] = field(kw_only=True)
     constants: tuple[tuple[int, float], ...] = field(default=(), kw_only=True)
 
     def with_constants(self, constants: tuple[tuple[int, float], ...]) -> ProductSite:
-        """The site with these constants declared, in the place of its own."""
+        """Return the site with these constants instead of its own."""
         return dataclasses.replace(self, constants=constants)
 
 
@@ -106,7 +106,7 @@ def second_input(module: nn.Module) -> tuple[int, str]:
 
 @residual_for(ProductSite)
 class ProductResidual(Residual):
-    """A residual of a tensor product, which looks at the second input of calls.
+    """A residual of a tensor product, which records the second input of calls.
 
     Attributes:
         second_seen: Values of the second input in the calls so far.
@@ -120,10 +120,10 @@ class ProductResidual(Residual):
         self._calls = 0
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """Read the call as `Residual.take` does, and look at its second input.
+        """Read the call as `Residual.take` does, and record its second input.
 
-        Declared constants are compared with the first call, and with the calls 1, 2, 4, 8, ... for `project`. Where none are
-        declared, the first call is recorded for a hint there.
+        Declared constants are compared with the first call, and with the calls 1, 2, 4, 8, ... for `project`. If none are
+        declared, the first call is recorded for a hint in `project`.
         """
         self._look(module, args, kwargs)
         return super().take(module, args, kwargs)
@@ -148,13 +148,13 @@ class ProductResidual(Residual):
             )
 
     def why_not_folded(self) -> str:
-        """Name the declared constant that some call contradicts."""
+        """The declared constant that some call contradicts."""
         seen, constants = self.second_seen, self.site.constants
         wrong = seen.contradicts(constants) if constants and seen is not None else ""
         return f"{wrong} in some call. Correct its Constant in the placement" if wrong else ""
 
     def fold_hint(self) -> str:
-        """Suggest a constant that the first call had and that is not declared."""
+        """An undeclared constant that the first call suggests."""
         found = {} if self.site.constants or self.second_seen is None else self.second_seen.constants()
         for channel, value in found.items():
             return (
@@ -164,6 +164,6 @@ class ProductResidual(Residual):
         return ""
 
     def fold_note(self) -> str:
-        """Remark that no call was seen that could contradict the declared constant."""
+        """A remark if no call was seen that could contradict the declared constant."""
         unseen = self.site.constants and self.second_seen is None
         return "its declared constant was not seen in any call" if unseen else ""

@@ -1,8 +1,8 @@
 """The relaxed layer: `f(x) = f_eq(x) + gamma f_neq(x)` (CR section 4, ACE section 3.1).
 
-A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes and has hooks before and
-behind its forward, so that the layer keeps its class, its forward and its keys; both deepcopy and pickle
-carry the hooks along, bound to the copy.
+A `Residual` owns `f_neq` and gamma. It is a child of the layer that it relaxes, with hooks before and
+after the layer's forward, so that the layer keeps its class, its forward and its keys. deepcopy and pickle
+copy the hooks and bind them to the copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Residual(nn.Module, HookOwner):
-    """`gamma * map(x)`, added to a module's output. It reads x before the module computes, which may put its output there.
+    """`gamma * map(x)`, added to a module's output. It reads x before the module computes, which may overwrite x.
 
     Args:
         site: The place where it attaches, which reads and writes.
@@ -43,17 +43,16 @@ class Residual(nn.Module, HookOwner):
         gamma: strength, a parameter of shape (1,). A schedule or a rule sets it (`requires_grad` is False and
             `grad` is None) until `learn_gamma` (ACE) hands it to the optimizer.
         enabled: False switches the residual off; the module's output is then untouched.
-        suspended: Number of the `Relaxation.strict` blocks that are open; above 0 it is off too.
+        suspended: Number of open `Relaxation.strict` blocks. Above 0 the residual is also off.
         called: Whether a call has reached it since a method last set it to False; see `Relaxation.after_step`.
-        keep_inputs: keep the (detached) inputs of training calls for a penalty;
-            methods that need them set it.
-        together: Residuals whose inputs the same penalty reads. While one of them is in training mode calls with gradients are
-            training calls of all, also in a part that is in evaluation mode for its batch norms or dropout.
-        mapped: Whether calls within a transform of `torch.func` keep them too; see `Method.mapped`.
+        keep_inputs: Whether to keep the (detached) inputs of training calls for a penalty. Methods that need them set it.
+        together: Residuals whose inputs the same penalty reads. While any of them is in training mode, calls with gradients
+            count as training calls of all of them, even in a part that is in evaluation mode for its batch norms or dropout.
+        mapped: Whether calls within a transform of `torch.func` also keep their inputs; see `Method.mapped`.
     """
 
     shared: Shared | None = None
-    """The state shared with other residuals, which has hooks of its own; None for a residual that stands alone."""
+    """The state shared with other residuals, which has its own hooks; None for a separate residual."""
 
     def __init__(self, site: Site, map: ResidualMap, reference: Tensor | None = None) -> None:
         super().__init__()
@@ -67,15 +66,15 @@ class Residual(nn.Module, HookOwner):
         self.together: Sequence[Residual] = ()
         self.mapped = False
         self._kept: list[Kept] = []
-        # thread -> the arguments of its call that is under way, what was read of them, `writes` of that, and the exception that
-        # was being handled
+        # thread -> the arguments of its call in progress, the input read from them, `writes` of the input, and the exception
+        # that was being handled
         self._begun: dict[int, tuple[Any, ...]] = {}
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
 
     @property
     def active(self) -> bool:
-        """Whether it adds to its module's output."""
+        """Whether the residual adds to its module's output."""
         return self.enabled and not self.suspended
 
     @property
@@ -85,17 +84,17 @@ class Residual(nn.Module, HookOwner):
 
     @property
     def adds_to(self) -> str | None:
-        """Path of the module to whose input it is added; None where that is the output of its own module."""
+        """Path of the module to whose input it is added; None if it is added to the output of its own module."""
         return None
 
     @property
     def in_rep(self) -> Representation:
-        """How the group acts on the input."""
+        """The representation of the input."""
         return self.site.in_rep
 
     @property
     def out_rep(self) -> Representation:
-        """How the group acts on the output."""
+        """The representation of the output."""
         return self.site.out_rep
 
     @property
@@ -105,17 +104,15 @@ class Residual(nn.Module, HookOwner):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the map is one matrix (and bias), so that penalties work in
-        weight space and it may be folded.
-        """
+        """Whether the map is one matrix (and bias), so that it has penalties in weight space and may be folded."""
         return isinstance(self.map, LinearMap)
 
     @property
     def linear_map(self) -> LinearMap:
-        """The map of a residual that is linear.
+        """The map of a linear residual.
 
         Raises:
-            RepresentationError: where it is not.
+            RepresentationError: the residual is not linear.
         """
         if not isinstance(self.map, LinearMap):
             raise RepresentationError(
@@ -130,7 +127,7 @@ class Residual(nn.Module, HookOwner):
         return self.gamma.requires_grad
 
     def delta(self, x: Columns) -> Tensor:
-        """`gamma * map(x)` for features on the site's feature axis: what is added. No penalty sees the call."""
+        """Compute the added term `gamma * map(x)`, for features on the site's feature axis. No penalty sees the call."""
         return self.map(x, self.gamma)
 
     def forward(self, x: Columns, *others: Any, added: bool = False) -> Tensor:
@@ -138,11 +135,11 @@ class Residual(nn.Module, HookOwner):
 
         Args:
             x: The input.
-            others: What else a network gives that takes the residual for one of its layers.
-            added: Whether the hook calls, which adds the result to what the module gave.
+            others: Further arguments, from a network that mistakes the residual for one of its layers.
+            added: Whether the hook calls, which adds the result to the module's output.
 
         Raises:
-            RelaxationStateError: The network itself calls the residual, as does a module that runs all of its children.
+            RelaxationStateError: The network itself calls the residual, as a module that runs all of its children does.
         """
         if not added:
             raise RelaxationStateError(
@@ -157,14 +154,16 @@ class Residual(nn.Module, HookOwner):
         return self.site.read(args, kwargs)
 
     def hook_up(self, model: nn.Module) -> None:
-        """Put its hooks on the modules of the relaxed model."""
+        """Put the residual's hooks on the modules of the relaxed model."""
         module = model.get_submodule(self.site.path)
         module.register_forward_pre_hook(self.begin, with_kwargs=True)
         module.register_forward_hook(self.hook, with_kwargs=True, always_call=True)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the relaxed module: read the call. Later pre-hooks that replace arguments are noticed, those that replace
-        entries of a mapping are not."""
+        """Pre-hook of the relaxed module, which reads the call.
+
+        Later pre-hooks that replace arguments are detected. Those that replace entries of a mapping are not.
+        """
         if not self.active:
             return
         x = count = None
@@ -172,18 +171,18 @@ class Residual(nn.Module, HookOwner):
             x = self.read(args, kwargs)
             count = writes(x) if isinstance(x, (Tensor, SharedColumns)) and not _in_shared_memory(x) else None
         except Exception:
-            pass  # `hook` reads it, and says what is wrong
+            pass  # `hook` reads it again and reports what is wrong
         self._begun[_thread()] = (args, dict(kwargs), x, count, _error())
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the relaxed module, called also when its forward raises."""
+        """Forward hook of the relaxed module, also called when its forward raises."""
         if not self.active or self.has_failed(output):
             return None
         x = self.take(module, args, kwargs)
         return self.add(module, output, self(x, added=True))
 
     def has_failed(self, output: Any) -> bool:
-        """Whether the call for which `hook` is called has raised, in the module or in a hook; it is forgotten then."""
+        """Whether the call for which `hook` runs has raised, in the module or in a hook. The call is then forgotten."""
         error, begun = _error(), self._begun.get(_thread())
         if error is None or (output is not None if begun is None else error is begun[-1]):
             return False
@@ -194,8 +193,8 @@ class Residual(nn.Module, HookOwner):
         """Check and cast the residual's input, and keep it for penalties that need it.
 
         Raises:
-            RepresentationError: the call does not have the features that the residual was placed for.
-            RelaxationStateError: the module has written into what the residual read.
+            RepresentationError: the call does not have the features for which the residual was placed.
+            RelaxationStateError: the module has written into the input of the residual.
         """
         self.called = True
         x = self._read_before(module, args, kwargs)
@@ -208,13 +207,13 @@ class Residual(nn.Module, HookOwner):
                 f"({self.in_rep!r}) on axis {self.feature_axis}, the call has {got}. {self._mend()}"
             )
         if x.dtype != self.gamma.dtype and not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.gamma.dtype)  # networks that cast inside
+            x = x.to(self.gamma.dtype)  # for networks that cast internally
         if self._keeps():
             self._kept.append(keep(x))
         return x
 
     def _read_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What `begin` read of this call."""
+        """The input that `begin` read from this call."""
         begun = self._begun.pop(_thread(), None)
         if begun is None:
             return self.read(args, kwargs)
@@ -230,10 +229,10 @@ class Residual(nn.Module, HookOwner):
         return x
 
     def add(self, module: nn.Module, output: Any, delta: Tensor) -> Any:
-        """The module's output with `delta` added, in the output's own shape and dtype.
+        """Return the module's output with `delta` added, in the output's shape and dtype.
 
         Raises:
-            RepresentationError: they do not fit; nothing is ever broadcast.
+            RepresentationError: they do not fit. Nothing is ever broadcast.
         """
         wrong = self.site.misfit(output, delta)
         if wrong:
@@ -243,7 +242,7 @@ class Residual(nn.Module, HookOwner):
         return self.site.add(output, delta)
 
     def name_of(self, module: nn.Module) -> str:
-        """Its key, and the class of its module, for messages."""
+        """The residual's key and the class of its module, for messages."""
         return f"{self.site.key or 'the model'} ({type(module).__name__})"
 
     def _mend(self) -> str:
@@ -264,11 +263,10 @@ class Residual(nn.Module, HookOwner):
         return self.training or any(other.training for other in self.together)
 
     def take_inputs(self) -> list[Columns]:
-        """The inputs kept since the last call, one tensor for every training call (see `together`);
-        then forgets them.
+        """Return the inputs kept since the last call, one tensor per training call (see `together`), and forget them.
 
         Raises:
-            PenaltyError: something was written into one of them since.
+            PenaltyError: one of them was written to since.
         """
         kept, self._kept = self._kept, []
         if not all(one.intact for one in kept):
@@ -281,29 +279,29 @@ class Residual(nn.Module, HookOwner):
 
     @property
     def inputs_kept(self) -> int:
-        """The number of inputs that `take_inputs` would give."""
+        """The number of inputs that `take_inputs` would return."""
         return len(self._kept)
 
     def forget_inputs(self, first: int = 0) -> None:
-        """Forget the inputs kept since the last `take_inputs`, but for the `first` ones, and those of calls that never ended."""
+        """Forget the inputs kept since the last `take_inputs`, except the `first` ones, and those of calls that never ended."""
         del self._kept[first:]
         self._begun.clear()
 
     @property
     def keeper(self) -> object:
-        """The object that holds the kept inputs: residuals with the same keeper hold the same tensors."""
+        """The object that holds the kept inputs. Residuals with the same keeper hold the same tensors."""
         return self
 
     @property
     def penalty_rule(self) -> Rule:
-        """How the terms of its penalties are computed, together with those of other residuals with the same rule."""
+        """The rule by which its penalty terms are computed, together with those of other residuals with the same rule."""
         return self.map.penalty_rule(self.in_rep)
 
     def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> Penalised:
         """The map and its inputs for `penalty_rule`.
 
         Args:
-            inputs: From `take_inputs`, or some rows of them.
+            inputs: The result of `take_inputs`, or some rows of it.
             finite_difference: See `Penalised`.
         """
         return Penalised(
@@ -315,22 +313,22 @@ class Residual(nn.Module, HookOwner):
         return self.map.slope()
 
     def why_not_folded(self) -> str:
-        """The reason, known from its calls so far, why it must not be folded; empty where there is none."""
+        """The reason, known from its calls so far, why it must not be folded; empty if there is none."""
         return ""
 
     def fold_hint(self) -> str:
-        """A change that would let it be folded, as its calls so far suggest; empty where nothing is known."""
+        """A change, suggested by its calls so far, that would make it foldable; empty if none is known."""
         return ""
 
     def fold_note(self) -> str:
-        """A remark on its fold, for the report; empty where there is none."""
+        """A remark on its fold, for the report; empty if there is none."""
         return ""
 
     def set_gamma(self, value: float) -> None:
         """Set the strength in place.
 
         Raises:
-            RelaxationStateError: The value is finite, and too large for gamma's dtype.
+            RelaxationStateError: The value is finite but too large for gamma's dtype.
         """
         if torch.finfo(self.gamma.dtype).max < abs(value) < math.inf:
             raise RelaxationStateError(
@@ -340,17 +338,17 @@ class Residual(nn.Module, HookOwner):
             self.gamma.fill_(value)
 
     def learn_gamma(self, initial: float = 1.0) -> None:
-        """Let the optimizer move gamma, from the given value on."""
+        """Let the optimizer move gamma, starting from the given value."""
         self.gamma.requires_grad_(True)
         self.set_gamma(initial)
 
     def fix_gamma(self) -> None:
-        """Keep gamma at its present value: no optimizer moves what has no gradient."""
+        """Keep gamma at its current value, by removing its gradient so that no optimizer moves it."""
         self.gamma.requires_grad_(False)
         self.gamma.grad = None
 
     def __prepare_scriptable__(self) -> Residual:
-        """What `torch.jit.script` asks of every module first.
+        """Refuse `torch.jit.script`, which calls this on every module first.
 
         Raises:
             RelaxationStateError: always.
@@ -362,7 +360,7 @@ class Residual(nn.Module, HookOwner):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles of a model must not carry the batch that it last saw, and no method reads what they would keep.
+        # Copies and pickles of a model must not hold the batch that it last saw, and no method reads their inputs.
         return {**self.__dict__, "_kept": [], "keep_inputs": False, "together": (), "_begun": {}}
 
     def extra_repr(self) -> str:
@@ -371,18 +369,18 @@ class Residual(nn.Module, HookOwner):
 
 
 def _thread() -> int:
-    """The number of the present thread, of which there is one where code is compiled."""
+    """The number of the current thread; compiled code has only one."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _in_shared_memory(x: Columns) -> bool:
-    """Whether x is a part of larger memory: what is written elsewhere in that counts as written into x."""
+    """Whether x is a part of a larger tensor, so that writes elsewhere in that tensor count as writes to x."""
     parts = (x.own, x.common) if isinstance(x, SharedColumns) else (x,)
     return not torch.compiler.is_compiling() and any(part._is_view() for part in parts)
 
 
 def _error() -> BaseException | None:
-    """The exception that is being handled; of compiled code, which handles none, None."""
+    """The exception that is being handled; None in compiled code, which handles none."""
     return None if torch.compiler.is_compiling() else sys.exc_info()[1]
 
 
@@ -396,7 +394,7 @@ _R = TypeVar("_R", bound="type[Residual]")
 
 
 def residual_for(site: type[Site]) -> Callable[[_R], _R]:
-    """Class decorator: residuals at sites of this class, and of those derived from it, are of the decorated class."""
+    """Class decorator that makes the decorated class that of residuals at sites of this class and its subclasses."""
 
     def add(cls: _R) -> _R:
         _TYPES[site] = cls
@@ -406,7 +404,7 @@ def residual_for(site: type[Site]) -> Callable[[_R], _R]:
 
 
 def make_residual(site: Site, map: ResidualMap, reference: Tensor | None = None) -> Residual:
-    """The residual of a site; arguments as for `Residual`."""
+    """Make the residual of a site. The arguments are those of `Residual`."""
     cls = next((_TYPES[each] for each in type(site).__mro__ if each in _TYPES), Residual)
     return cls(site, map, reference)
 
@@ -415,23 +413,23 @@ class Driver(Protocol):
     """The part of a method that `project` and `Relaxation.prune` need."""
 
     def forgotten(self) -> str:
-        """Say that the weights moved and the method never stepped; empty where nothing was forgotten."""
+        """A message that the weights moved but the method never stepped; empty if nothing was forgotten."""
 
     def detach(self) -> None:
-        """Let go of the optimizers: take the method's hooks off them."""
+        """Remove the method's hooks from the optimizers."""
 
 
 _DRIVERS: weakref.WeakKeyDictionary[Residual, weakref.ref[Driver]] = weakref.WeakKeyDictionary()
 
 
 def enrol(driver: Driver, residuals: Iterable[Residual]) -> None:
-    """Make `driver` the one that drives these residuals; it replaces an earlier one, and is not kept alive by this."""
+    """Make `driver` the driver of these residuals instead of an earlier one. This does not keep it alive."""
     for residual in residuals:
         _DRIVERS[residual] = weakref.ref(driver)
 
 
 def drivers_of(residuals: Iterable[Residual]) -> list[Driver]:
-    """Those that drive any of the residuals, each once."""
+    """The drivers of any of the residuals, each once."""
     found: list[Driver] = []
     for residual in residuals:
         reference = _DRIVERS.get(residual)

@@ -1,7 +1,7 @@
-"""Where a residual attaches: which module, what it reads from the call, and where it adds its output.
+"""Sites, where residuals attach: the module, the features that are read from its call, and the place of the output.
 
-A site is one of a few small classes; families of layers whose tensors stand otherwise have sites of their own. A site that
-needs more of its residual than a forward hook has a class of residuals too, see `residual.residual_for`.
+A site is one of a few small classes. Families of layers with other tensor layouts define their own sites. A site that
+needs more than a forward hook also defines a class of residuals; see `residual.residual_for`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from equirelax.symmetry import GridField, On, Representation, TensorAction
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str | None) -> Any:
-    """The call's argument at `index`, or the keyword `name`; the only keyword argument when no name is known."""
+    """The call's argument at `index`, or its keyword `name`; if no name is known, its only keyword argument."""
     if index < len(args):
         return args[index]
     if name is not None and name in kwargs:
@@ -39,7 +39,7 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: st
 
 
 def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
-    """The parameters of a module's forward, in order; none where Python cannot tell (script modules)."""
+    """The parameters of a module's forward, in order; none if Python cannot determine them (script modules)."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
@@ -47,20 +47,22 @@ def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
 
 
 def first_parameter(module: nn.Module) -> str | None:
-    """The name of the first parameter of a module's forward; None where it has no name (`*args`, script modules)."""
+    """The name of the first parameter of a module's forward; None if it has none (`*args`, script modules)."""
     found = parameters_of(module)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return found[0].name if found and found[0].kind in named else None
 
 
 def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> str:
-    """Why `delta` cannot be added to `output`, in words; empty where it can.
+    """The reason why `delta` cannot be added to `output`; empty if it can.
 
-    The shapes must be equal, for adding never broadcasts, and so must the devices. The dtypes may differ, as they do under
+    The shapes must be equal, since adding never broadcasts, and so must the devices. The dtypes may differ, as under
     autocast, but both must be floating point: `delta` is cast to the output's dtype.
 
     Args:
-        shape: The shape that `delta` must have where the site rearranges it before adding; None takes the output's.
+        output: The module's output.
+        delta: The term to add.
+        shape: The shape that `delta` must have if the site rearranges it before adding; None takes the output's.
     """
     if not isinstance(output, Tensor):
         return f"the module gave a {type(output).__name__}, and no tensor to add to"
@@ -95,7 +97,7 @@ class FirstInput(Reader):
 
     @classmethod
     def of(cls, module: nn.Module) -> FirstInput:
-        """The first argument of the module's forward."""
+        """Make it for the first argument of the module's forward."""
         return cls(first_parameter(module))
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -138,7 +140,7 @@ class Argument(Reader):
 
     @classmethod
     def of(cls, module: nn.Module, given: Named, path: str, item: int | str | None = None) -> Argument:
-        """The argument that a module's forward calls so; positions are taken as they are given.
+        """Make it for an argument of a module's forward, by name; a given position is not checked.
 
         Raises:
             PlacementError: The forward has no such parameter.
@@ -154,10 +156,10 @@ class Argument(Reader):
         return cls(names.index(given), given, item, path)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The argument.
+        """Return the argument or its entry.
 
         Raises:
-            PlacementError: The call has none, or it has no such entry.
+            PlacementError: The call lacks the argument, or the argument lacks the entry.
         """
         where = self.path or "the model"
         if self.index >= len(args) and self.name not in kwargs:
@@ -176,7 +178,7 @@ class Argument(Reader):
         )
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The argument; None where the call leaves it, or the entry, out."""
+        """Return the argument or its entry; None if the call leaves either out."""
         found: Any = args[self.index] if self.index < len(args) else kwargs.get(self.name)
         if self.item is None:
             return found
@@ -191,25 +193,25 @@ def _has(found: Any, item: int | str | None) -> bool:
 
 
 def _is_keyed(found: Any) -> bool:
-    """Whether entries have keys: a mapping, or an object such as PyTorch Geometric's `Data` that is used as one."""
+    """Whether entries have keys, as in a mapping or an object that is used as one, such as PyTorch Geometric's `Data`."""
     return isinstance(found, Mapping) or (
         callable(getattr(found, "keys", None)) and hasattr(found, "__getitem__")
     )
 
 
 class Writer(ABC):
-    """Adds what a residual gives to the output of its module. Writers are frozen dataclasses, as readers are."""
+    """Adds a residual's term to the output of its module. Writers are frozen dataclasses, as readers are."""
 
     @abstractmethod
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` added, of the output's type, shape and dtype; the output itself stays as it is."""
+        """Return the output with `delta` added, in its type, shape and dtype. The given output is not changed."""
 
     @abstractmethod
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
+        """The reason, with both shapes, why `delta` cannot be added to the output; empty if it can."""
 
     def find(self, output: Any) -> Any:
-        """The tensor that is added to, or an output that holds it, by which an audit measures how much is added."""
+        """The tensor to which `delta` is added, or an output that holds it; audits measure the added amount relative to it."""
         return output
 
 
@@ -224,11 +226,11 @@ class AddTo(Writer):
     item: int | str | None = None
 
     def find(self, output: Any) -> Any:
-        """The entry that is added to."""
+        """Return the entry to which `delta` is added."""
         return output if self.item is None else output[self.item]
 
     def put(self, output: Any, value: Tensor) -> Any:
-        """The output with `value` in the place of what is added to."""
+        """Return the output with its entry replaced by `value`."""
         if self.item is None:
             return value
         if type(output) is dict:  # torch.compile does not trace copy.copy
@@ -242,14 +244,14 @@ class AddTo(Writer):
         return type(output)(items) if type(output) in (tuple, list) else type(output)(*items)
 
     def missing(self, output: Any) -> str:
-        """Say that the output has no such entry; empty where it has."""
+        """A message that the output lacks the entry; empty if it has it."""
         if self.item is None or _has(output, self.item):
             return ""
         size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
         return f"the module gave a {type(output).__name__}{size}, and nothing with an entry {self.item!r}"
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` added to it, or to its entry."""
+        """Return the output with `delta` added to it or to its entry."""
         target = self.find(output)
         return self.put(output, target + delta.to(target.dtype))
 
@@ -269,11 +271,11 @@ class Site(ABC):
 
     Args:
         path: Path of the module that is relaxed, from the relaxed model ("" is the model itself).
-        in_rep, out_rep: How the group acts on what is read and on what is added.
-        family: Name of the layer family, which knows how to fold; None where nothing can be folded.
-        relaxes: The subgroup that the residual breaks, in words ("O(3)", "rotations and translations", "nothing").
-        slot: Tells several residuals of one module apart; a part of the residual's key.
-        network: Name of the network whose file gave the site; empty where none did.
+        in_rep, out_rep: Representations of the features that are read and of the term that is added.
+        family: Name of the layer family, which knows how to fold; None if nothing can be folded.
+        relaxes: A description of the subgroup that the residual breaks ("O(3)", "rotations and translations", "nothing").
+        slot: A name that distinguishes several residuals of one module; a part of the residual's key.
+        network: Name of the known network that chose the site; empty if none did.
     """
 
     path: str
@@ -285,44 +287,44 @@ class Site(ABC):
     network: str = field(default="", kw_only=True)
 
     by_rows: ClassVar[bool] = False
-    """Whether it reads all features of the first argument, on the last axis, and adds to the output as it is."""
+    """Whether the site reads all features of the first argument, on the last axis, and adds to the output without reshaping."""
 
     @abstractmethod
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Columns:
-        """Read the residual's input from a call of the module, features on `feature_axis`."""
+        """Read the residual's input from a call of the module, with features on `feature_axis`."""
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The module's output with what the residual gives added, of the output's type, shape and dtype."""
+        """Return the module's output with the residual's term added, in the output's type, shape and dtype."""
         return output + delta.to(output.dtype)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
-        """Why `delta` cannot be added to the output, in words with both shapes; empty where it can."""
+        """The reason, with both shapes, why `delta` cannot be added to the output; empty if it can."""
         return misfit(output, delta)
 
     def added_to(self, output: Any) -> Any:
-        """The tensor of the output that is added to, or what holds it."""
+        """The tensor of the output to which the term is added, or an object that holds it."""
         return output
 
     @property
     def feature_axis(self) -> int:
-        """The axis of the features in what is read: -1 for (..., dim), -2 for (batch, dim, points), -3 for (batch, dim, H, W)."""
+        """The feature axis of the input: -1 for (..., dim), -2 for (batch, dim, points), -3 for (batch, dim, H, W)."""
         return -1
 
     @property
     def key(self) -> str:
-        """The name of the residual: the module's path, and the slot where there are several."""
+        """The name of the residual: the module's path, and the slot if there is one."""
         return f"{self.path}:{self.slot}" if self.slot else self.path
 
     @property
     def can_break(self) -> bool:
-        """Whether a map here can break the symmetry; a map of invariants to invariants cannot."""
+        """Whether a map here can break the symmetry, as a map from invariants to invariants cannot."""
         return not (self.in_rep.invariant and self.out_rep.invariant)
 
     def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
-        """The map of a residual of this kind.
+        """Make the map of a residual of this kind.
 
         Raises:
-            PlacementError: The kind makes none for this site, or is no kind.
+            PlacementError: The kind makes no maps for this site, or is not a kind.
         """
         if not isinstance(kind, ResidualKind):
             raise PlacementError(
@@ -335,27 +337,27 @@ class Site(ABC):
         return kind.build(self.in_rep, self.out_rep, self.feature_axis, generator)
 
     def action(self, rep: Representation) -> TensorAction | None:
-        """How the group acts on the tensors that are read or added; None where that is not known."""
+        """The action of the group on the tensors that are read or added; None if it is not known."""
         return On(rep, self.feature_axis)
 
     def why(self, root: str = "") -> str:
-        """Why there is a residual, for the summary; paths as seen from above `root`."""
+        """The reason for the residual, for the summary, with paths as seen from the model that contains `root`."""
         known = f"layer family {self.family}" if self.family else ""
         file = f"network file {self.network}" if self.network else ""
         return ", ".join(filter(None, (file, known))) or "block of the placement"
 
     @property
     def inexpressible(self) -> str:
-        """A description of the residual for the error that no layer can express it; empty where a family folds it."""
+        """A description of the residual for the error that no layer can express it; empty if a family folds it."""
         return "" if self.family else "a block-level residual,"
 
 
 @dataclass(frozen=True)
 class RowSite(Site):
-    """All features of the first argument, on its last axis, to all features of the output.
+    """A site from all features of the first argument, on its last axis, to all features of the output.
 
     Args:
-        name: The argument's name, for calls by keyword; None where it has none.
+        name: The argument's name, for calls by keyword; None if it has none.
     """
 
     name: str | None = field(default=None, kw_only=True)
@@ -369,10 +371,10 @@ class RowSite(Site):
 
 @dataclass(frozen=True)
 class GridSite(Site):
-    """All channels of fields on a grid, (batch, channels, ...), by a convolution that is applied as the layer's.
+    """A site for all channels of fields on a grid, (batch, channels, ...), whose map is a convolution like the layer's.
 
     Args:
-        convolution: Kernel size, stride, padding and so on, and which kernels are equivariant.
+        convolution: Kernel size, stride, padding and so on, and the equivariant kernels.
         name: As for `RowSite`.
     """
 
@@ -390,15 +392,15 @@ class GridSite(Site):
 
     @property
     def can_break(self) -> bool:
-        """True: a kernel that is not symmetric breaks the symmetry of invariant fields too."""
+        """True, since an asymmetric kernel breaks the symmetry even of invariant fields."""
         return True
 
     def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
-        """A convolution."""
+        """Make a convolution."""
         return kind.build_convolution(self.in_rep.dim, self.out_rep.dim, self.convolution, generator)
 
     def action(self, rep: Representation) -> TensorAction | None:
-        """Fields on the plane; None for others."""
+        """The action on fields on the plane; None for other fields."""
         if self.feature_axis != -3:
             return None
         try:
@@ -414,11 +416,11 @@ class GridSite(Site):
 
 @dataclass(frozen=True)
 class BlockSite(Site):
-    """What a reader takes out of the call of a block of the network, to where a writer adds it.
+    """A site that reads a block's call by a reader and adds to its output by a writer.
 
     Args:
-        reader: What is read.
-        writer: Where it is added; by default to the output, which is a tensor.
+        reader: The reader of the call.
+        writer: The writer; by default it adds to the output, which is a tensor.
     """
 
     reader: Reader = field(kw_only=True)
@@ -429,7 +431,7 @@ class BlockSite(Site):
         return self.reader(args, kwargs)
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` added where the writer says."""
+        """Return the output with `delta` added by the writer."""
         return self.writer.add(output, delta)
 
     def misfit(self, output: Any, delta: Tensor) -> str:
@@ -437,5 +439,5 @@ class BlockSite(Site):
         return self.writer.misfit(output, delta)
 
     def added_to(self, output: Any) -> Any:
-        """What the writer finds."""
+        """Return what the writer finds in the output."""
         return self.writer.find(output)

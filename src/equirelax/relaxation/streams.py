@@ -1,20 +1,20 @@
 """Residual streams: residuals that are carried from block to block.
 
-A stream starts from an input of the model, captured at the model's own forward, advances at every block that it is
-placed on, and adds `gamma_i s_i` to what block i returns (ACE's residuals on SchNet and EGNO, arXiv 2505.13631). Every
-block has its own gamma and its own step; one `Stream`, shared by the residuals of its blocks, knows where the stream is
+A stream starts from an input of the model, captured at the model's own forward, advances at every block on which it is
+placed, and adds `gamma_i s_i` to the output of block i (ACE's residuals on SchNet and EGNO, arXiv 2505.13631). Every
+block has its own gamma and its own step. One `Stream`, which the residuals of its blocks share, holds the state of the stream
 during a forward, and nothing between two forwards.
 
 Gradient checkpointing works around the whole relaxed model (`checkpoint(model, ..., use_reentrant=False)`). Around
-single blocks it cannot work, for a recomputed block has no forward of the model around it: that is an error.
+single blocks it is an error, because a recomputed block has no forward of the model around it.
 
-Penalties are in closed form. Given the statistics of its batch normalisations a stream is affine in a row x of the model's
-input, s(x) = A x + c, and so are all its differences by the group,
+Penalties have a closed form. Given the statistics of its batch normalisations, a stream is affine in a row x of the model's
+input, s(x) = A x + c, and so are all its group differences,
 
     (L_a s)(x) = drho_out(a) s(x) - A [d/dt x under a]        rho_out(g) s(x) - s(g x),
 
-positions included, which the group moves affinely. The sum over rows of the squared norm of an affine function follows
-from the rows' mean and covariance, so that all blocks of a stream cost a few small products, however many rows.
+including those for positions, on which the group acts affinely. The sum over rows of the squared norm of an affine function
+follows from the rows' mean and covariance, so that all blocks of a stream cost a few small products, for any number of rows.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Path = tuple["StreamResidual", ...]
 
 
 class Stream(Shared):
-    """The state of a stream during a forward; the first member's map owns the start.
+    """The state of a stream during a forward. The first member's map owns the start.
 
     Attributes:
         name: Name of the stream, as in `StreamSite.stream`.
-        source: the input (rows, dim) of the forward under way; None between forwards.
-        path: the residuals that this forward's stream has passed so far.
+        source: the input (rows, dim) of the current forward; None between forwards.
+        path: the residuals that the stream has passed so far in this forward.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,7 +65,7 @@ class Stream(Shared):
         self._value: Affine | None = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start the stream anew."""
+        """Start the stream for a new forward."""
         self._forget()
         if not any(member.active for member in self.members):
             return
@@ -98,10 +98,10 @@ class Stream(Shared):
 
     @property
     def kept(self) -> Kept:
-        """The input of the forward under way, kept for penalties: one object for every forward.
+        """The input of the current forward, kept for penalties as one object per forward.
 
         Raises:
-            RelaxationStateError: no forward of the relaxed model is under way.
+            RelaxationStateError: no forward of the relaxed model is in progress.
         """
         if self.source is None:
             raise RelaxationStateError(_outside(self.members[0].site.key))
@@ -114,7 +114,7 @@ class Stream(Shared):
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles must not carry a forward that is under way.
+        # Copies and pickles must not hold a forward in progress.
         return {"name": self.name, "members": self.members}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class Stream(Shared):
 
 
 def _outside(key: str) -> str:
-    # the first words say it all: reports cut errors short
+    # the first words give the remedy, because reports truncate errors
     if in_backward():
         return (
             f"{key}: checkpoint the whole relaxed model (use_reentrant=False), not single blocks: the residual "
@@ -137,10 +137,10 @@ def _outside(key: str) -> str:
 
 @dataclass(frozen=True)
 class StreamSite(BlockSite):
-    """One block's part of a stream, which starts from the call of another module.
+    """The site of one block's part of a stream, which starts from the call of another module.
 
-    The reader gets the call of that module, and `in_rep` is of what it reads there; reader, source and in_rep are the same for
-    every site of a stream.
+    The reader reads the call of that module, and `in_rep` is the representation of its features. Reader, source and in_rep are
+    the same for every site of a stream.
 
     Args:
         stream: Name of the stream.
@@ -152,14 +152,14 @@ class StreamSite(BlockSite):
 
     @property
     def shares(self) -> tuple[str, str]:
-        """Residuals for which it is equal are one stream."""
+        """A key that is equal for the residuals of one stream."""
         return self.source, self.stream
 
     def build(self, kind: ResidualKind, generator: torch.Generator | None) -> ResidualMap:
-        """A step of the stream.
+        """Make a step of the stream.
 
         Raises:
-            PlacementError: The kind is none for streams.
+            PlacementError: The kind is not for streams.
         """
         if not kind.for_streams:
             raise PlacementError(
@@ -168,13 +168,13 @@ class StreamSite(BlockSite):
         return kind.build(self.in_rep, self.out_rep, self.feature_axis, generator)
 
     def why(self, root: str = "") -> str:
-        """The stream and its source."""
+        """Name the stream and its source."""
         source = "the model" if not self.source else join(root, self.source)
         return f"step of the stream {self.stream!r}, from an input of {source}"
 
     @property
     def inexpressible(self) -> str:
-        """A step of a stream."""
+        """Describe it as a step of a stream."""
         return f"a step of the residual stream {self.stream!r}, which starts from the model's inputs and"
 
 
@@ -183,9 +183,9 @@ class StreamResidual(Residual):
     """One block's part of a stream: its step, and the strength with which the stream is added there.
 
     Attributes:
-        shared: The stream, of all its residuals; not a submodule.
-        paths: for each of the inputs that `take_inputs` gave last, the residuals that the stream had passed, this
-            one last.
+        shared: The stream, common to all its residuals; not a submodule.
+        paths: for each of the inputs that `take_inputs` last returned, the residuals that the stream had passed, ending
+            with this one.
     """
 
     map: StreamMap
@@ -205,11 +205,11 @@ class StreamResidual(Residual):
         return members[members.index(self) + 1 :]
 
     def hook_up(self, model: nn.Module) -> None:
-        """Put its hook on the block, of whose call it reads nothing."""
+        """Put the residual's hook on the block, whose call it does not read."""
         model.get_submodule(self.site.path).register_forward_hook(self.hook, with_kwargs=True)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the block: the stream advances, and is added if this residual is active."""
+        """Advance the stream, as a forward hook of the block, and add it if this residual is active."""
         source = self.shared.source
         if not self.active and source is None:
             return None
@@ -227,12 +227,12 @@ class StreamResidual(Residual):
         return nn.functional.linear(x, self.gamma * value.weight, self.gamma * value.offset)
 
     def take_inputs(self) -> list[Columns]:
-        """The model's inputs (rows, dim) in the calls since the last time; see `paths`. Then forgets them."""
+        """Return the model's inputs (rows, dim) since the last call, and forget them; see `paths`."""
         self.paths, self._kept_paths = self._kept_paths, []
         return super().take_inputs()
 
     def forget_inputs(self, first: int = 0) -> None:
-        """Forget the model's inputs, and which residuals the stream had passed."""
+        """Forget the model's inputs, and the residuals that the stream had passed."""
         super().forget_inputs(first)
         del self._kept_paths[first:]
 
@@ -243,18 +243,18 @@ class StreamResidual(Residual):
 
     @property
     def penalty_rule(self) -> Rule:
-        """Penalties are computed in closed form, for a whole stream at once."""
+        """The rule of streams, whose penalties are computed in closed form for a whole stream at once."""
         return stream_sums
 
     def penalised(self, inputs: list[Columns], finite_difference: bool = False) -> StreamPenalised:
-        """The rows with the residuals that the stream had passed: those of the last `take_inputs`, else `default_path`."""
+        """The rows with the residuals that the stream had passed: `paths` of the last `take_inputs`, else `default_path`."""
         known = len(self.paths) == len(inputs)
         paths = self.paths if known else [self.default_path()] * len(inputs)
         rows = [dense(x) for x in inputs]
         return StreamPenalised(self.map, rows, -1, self.in_rep, self.out_rep, finite_difference, tuple(paths))
 
     def slope(self) -> Slope:
-        """The norm of the affine map, in evaluation, from the model's input to what is added here."""
+        """The norm of the affine map, in evaluation mode, from the model's input to the term added here."""
         start = self.default_path()[0].map.start
         matrix = (
             torch.eye(self.in_rep.dim, dtype=torch.float64, device=self.gamma.device)
@@ -274,7 +274,7 @@ class StreamResidual(Residual):
         return tuple(members[: members.index(self) + 1])
 
     def delta(self, x: Columns) -> Tensor:
-        """`gamma s_i` for a model's input x (rows, dim), by `default_path`; without side effects."""
+        """`gamma s_i` for a model's input x (rows, dim) along `default_path`, without side effects."""
         x = dense(x)
         return self._times_gamma(x, stream_values(self.default_path(), moments(x))[-1])
 
@@ -285,14 +285,15 @@ class StreamResidual(Residual):
 def stream_values(
     path: Path, rows: Moments, of: Callable[[StreamMap], StreamMap] | None = None
 ) -> list[Affine]:
-    """The stream at every residual of `path`, as maps of the model's input; without side effects.
+    """The stream at every residual of `path`, as maps of the model's input, without side effects.
 
-    Differentiable by the parameters, the normalisation's statistics included. As maps of a row they take the
-    statistics as given: their derivatives are those of what happens to that row.
+    The maps are differentiable in the parameters, including through the statistics of the normalisation. As maps of a row they
+    treat the statistics as constants, so their derivatives are those with respect to that row alone.
 
     Args:
-        rows: moments of the model's input; used in training mode, else the running statistics are.
-        of: gives what to compute with in the place of each step's map, such as the same in another precision.
+        path: The residuals.
+        rows: moments of the model's input, which are used in training mode; otherwise the running statistics are.
+        of: A function that returns a replacement for each step's map, such as the same map in another precision.
     """
     head = path[0].shared.members[0].map
     value, values = (head if of is None else of(head)).begin(count=False), []
@@ -308,7 +309,7 @@ class StreamPenalised(Penalised):
     """A residual of a stream with the model's inputs (rows, dim).
 
     Args:
-        paths: For each of the inputs the residuals that the stream had passed, this one last.
+        paths: For each of the inputs, the residuals that the stream had passed, ending with this one.
     """
 
     inputs: Sequence[Tensor]
@@ -316,9 +317,9 @@ class StreamPenalised(Penalised):
 
 
 def stream_sums(calls: Sequence[StreamPenalised]) -> list[Terms]:
-    """The terms of residuals of streams, exact, differentiable by the parameters."""
+    """The exact terms of residuals of streams, differentiable in the parameters."""
     pairs = [list(zip(call.inputs, call.paths, strict=True)) for call in calls]
-    # the longest paths first: those of the others are their beginnings
+    # the longest paths first, since the others are prefixes of them
     known: dict[tuple[int, Path], Terms] = {}
     for x, path in sorted((pair for of_one in pairs for pair in of_one), key=lambda pair: -len(pair[1])):
         if (id(x), path) not in known:
@@ -349,14 +350,14 @@ def _along(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _total(maps: Affine, rows: Moments) -> Tensor:
-    """sum over rows of |A x + c|^2 for A (n, out, dim), c (n, out): (n,)."""
+    """The sum over rows of |A x + c|^2 for A (n, out, dim), c (n, out): (n,)."""
     mean = maps.weight @ rows.mean + maps.offset
     spread = ((maps.weight @ rows.covariance) * maps.weight).sum(dim=(1, 2)).clamp(min=0)
     return rows.size * (mean.square().sum(dim=1) + spread)
 
 
 def _differences(maps: Affine, in_rep: Representation, out_rep: Representation) -> list[Affine]:
-    """The affine maps whose squares are the Lie terms: one for every generator, one for every discrete element."""
+    """The affine maps whose squares are the Lie terms, one per generator and one per discrete element."""
     dim = in_rep.dim
     origin = maps.weight.new_zeros(1, dim)
     probes = torch.cat([origin, torch.eye(dim, dtype=origin.dtype, device=origin.device)])  # (dim + 1, dim)

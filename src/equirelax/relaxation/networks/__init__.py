@@ -1,4 +1,4 @@
-"""Popular networks by the names of their classes: what to relax in them, one short file each."""
+"""Known networks, recognised by the names of their classes, and the sites of their residuals; one short file each."""
 
 from equirelax.relaxation.networks import (  # noqa: F401  (each registers its networks)
     allegro,

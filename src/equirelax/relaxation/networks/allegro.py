@@ -1,10 +1,10 @@
-"""Allegro (Musaelian et al., arXiv 2204.05249), the authors' package: the tensor products of its edges' features.
+"""Allegro (Musaelian et al., arXiv 2204.05249) in the authors' package: the tensor products of its edge features.
 
 Layer k turns the features V of edge ij, channel by channel, into the tensor product of V with the sum of its neighbours'
-embeddings. Allegro keeps them as (edges, channels, components), one copy of every irrep a channel, so that its products are
-none of e3nn's. Their residuals are dense, from all components of all channels of V to all of the product's.
+embeddings. Allegro keeps them as (edges, channels, components), with one copy of every irrep per channel, so its products are
+not e3nn's. Their residuals are dense, from all components of all channels of V to all of the product's.
 
-The other maps of the network act on scalars. Nothing can be folded, since the second factor is constant nowhere.
+The other maps of the network act on scalars. Nothing can be folded, since no channel of the second factor is constant.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Allegro(Network):
         return isinstance(products, nn.ModuleList) and len(products) > 0 and all(map(_is_strided, products))
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """The site of every product; the last one's output is invariant."""
+        """The site of every product. The last one's output is invariant."""
         network: Any = module
         prefix = f"{path}.tps" if path else "tps"
         return tuple(_site(f"{prefix}.{i}", product) for i, product in enumerate(network.tps))

@@ -1,8 +1,8 @@
 """DimeNet++ (Gasteiger et al., arXiv 2011.14115) as in PyTorch Geometric: a stream from positions on its output blocks.
 
-Messages stand on edges. An output block sums those that reach an atom and gives the atom features, by the linear map `lin_up`,
-on which perceptrons act: there the stream is added, before the perceptrons and so that they see it. Positions are read at the
-call `network(z, pos, batch)`, relative to the mean of their molecule, so that translations stay exact.
+Messages are on edges. An output block sums those that reach an atom, and computes atom features by the linear map `lin_up`,
+on which perceptrons act. The stream is added to the output of `lin_up`, so that the perceptrons see it. Positions are read from
+the call `network(z, pos, batch)`, relative to the mean of their molecule, so that translations stay exact.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DimeNetPlusPlus(Network):
     kind: ClassVar[ResidualKind | None] = StreamStep()
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether its output blocks have a linear map `lin_up`, all of one width, and it takes positions."""
+        """Whether its output blocks have linear maps `lin_up` of the same width, and it takes positions."""
         blocks = getattr(module, "output_blocks", None)
         if not isinstance(blocks, nn.ModuleList) or not blocks:
             return False
@@ -36,7 +36,7 @@ class DimeNetPlusPlus(Network):
         return named and all(isinstance(up, nn.Linear) for up in ups) and len(widths) == 1
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One on every output block."""
+        """One site on every output block."""
         network: Any = module
         blocks = network.output_blocks
         return position_stream(

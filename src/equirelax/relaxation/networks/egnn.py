@@ -1,11 +1,11 @@
-"""EGNN (Satorras et al., arXiv 2102.09844), the authors' own code: two residuals on every layer, on h and on coordinates.
+"""EGNN (Satorras et al., arXiv 2102.09844) in the authors' own code: two residuals on every layer, on h and on coordinates.
 
-A layer is called as `layer(h, edge_index, coord, ...)`, or with the velocities behind, and returns `(h, coord, edge_attr)`. Its
-weights mix invariant numbers alone. Both residuals read [h, coord, velocities]; one is added to h, where it mixes vectors into
-invariants, one to the coordinates, where it mixes components. Coordinates are relative to the mean of a node and its
+A layer is called as `layer(h, edge_index, coord, ...)`, possibly with velocities, and returns `(h, coord, edge_attr)`. Its
+weights mix only invariants. Both residuals read [h, coord, velocities]. One is added to h, where it mixes vectors into
+invariants, and one to the coordinates, where it mixes components. Coordinates are relative to the mean of a node and its
 neighbours, so that translations stay exact.
 
-Layers for padded molecules, with masks of nodes and edges, are left alone: their edges reach nodes that are not there.
+Layers for padded molecules, with masks of nodes and edges, are left alone: their edges reach padded nodes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from equirelax.symmetry import O, trivial, vector
 
 @register_network
 class EGNNLayer(Network):
-    """The layers; networks of them have several classes."""
+    """The layers. Networks of them have various classes."""
 
     name = "EGNN"
     classes = ("E_GCL",)
@@ -47,12 +47,12 @@ class EGNNLayer(Network):
 
 
 def _added(module: nn.Module) -> bool:
-    """Whether the layer adds to the features that it gets, which are then as many as those that it gives."""
+    """Whether the layer adds to its input features, so that it returns as many as it receives."""
     return bool(getattr(module, "residual", getattr(module, "recurrent", False)))
 
 
 def _channels(module: nn.Module) -> int | None:
-    """The number of features that the update of the nodes gives."""
+    """The number of features that the update of the nodes returns."""
     update: Any = getattr(module, "node_mlp", None)
     last = update[-1] if isinstance(update, nn.Sequential) and len(update) else None
     found = getattr(last, "out_features", None)

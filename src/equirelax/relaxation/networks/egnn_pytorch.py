@@ -1,11 +1,11 @@
 """EGNN (Satorras et al., arXiv 2102.09844) as in egnn-pytorch: two residuals on every block, on its features and coordinates.
 
-Its weights mix invariant numbers alone, so there is no layer whose equivariance could be relaxed. Both residuals read
-[features, coordinates relative to the mean of their graph]; one is added to the features, where it mixes vectors into
-invariants, one to the coordinates, where it mixes components. Translations stay exact.
+Its weights mix only invariants, so there is no layer whose equivariance could be relaxed. Both residuals read
+[features, coordinates relative to the mean of their graph]. One is added to the features, where it mixes vectors into
+invariants, and one to the coordinates, where it mixes components. Translations stay exact.
 
-`EGNN` is called as `block(feats, coors, edges, mask, adj_mat)` and returns `(feats, coors)` of padded molecules, `EGNN_Sparse`
-as `block(x, edge_index, edge_attr, batch)`, where x, and what it returns, hold [coordinates, features] of flat graphs.
+`EGNN` is called as `block(feats, coors, edges, mask, adj_mat)` and returns `(feats, coors)` of padded molecules. `EGNN_Sparse` is
+called as `block(x, edge_index, edge_attr, batch)`, where x and the result hold [coordinates, features] of flat graphs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from equirelax.symmetry import O, trivial, vector
 
 @register_network
 class EGNNBlock(Network):
-    """The blocks of both forms; the networks of them need no file."""
+    """The blocks of both forms. Networks of them need no separate file."""
 
     name = "EGNN (egnn-pytorch)"
     classes = ("EGNN", "EGNN_Sparse")
     kind: ClassVar[ResidualKind | None] = MLP(layers=2, init="normal", std=1e-3)
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it has the perceptrons of a block, one of which tells the number of features, and the arguments."""
+        """Whether it has the arguments and the perceptrons of a block, one of which gives the number of features."""
         names = [parameter.name for parameter in parameters_of(module)]
         called = {"feats", "coors", "mask"} if _is_dense(module) else {"x", "edge_index", "batch"}
         parts = all(hasattr(module, name) for name in ("edge_mlp", "node_mlp", "coors_mlp"))
@@ -56,12 +56,12 @@ class EGNNBlock(Network):
 
 
 def _is_dense(module: nn.Module) -> bool:
-    """Whether it takes features and coordinates apart, and not as one tensor."""
+    """Whether it takes features and coordinates as separate tensors."""
     return not hasattr(module, "pos_dim")
 
 
 def _channels(module: nn.Module) -> int | None:
-    """The number of features: an attribute of the sparse form, and what the other's update gives."""
+    """The number of features: an attribute of the sparse form, and the output size of the other form's update."""
     if not _is_dense(module):
         found = getattr(module, "feats_dim", None)
     else:

@@ -1,12 +1,12 @@
-"""GotenNet (Aykent and Xia, ICLR 2025), the authors' code: maps over channels of spherical features.
+"""GotenNet (Aykent and Xia, ICLR 2025) in the authors' code: maps over channels of spherical features.
 
-Features X are (atoms, components, channels), with the degrees 1 to `lmax` on one axis. In every `GATA` that updates the features
-of edges, `W_vq` and `W_vk` are relaxed (one map for all degrees, or one for each), of which scalar products are taken; in every
-`EQFF` the map `W_vu`, whose norms enter the scalars, and which is added to X. Blocks are recognised one by one. A readout's gated
-blocks are in `gated_equivariant`.
+Features X are (atoms, components, channels), with the degrees 1 to `lmax` on one axis. In every `GATA` that updates edge
+features, `W_vq` and `W_vk` are relaxed (one map for all degrees, or one for each); scalar products are taken of their results. In
+every `EQFF` the map `W_vu` is relaxed; norms of its result enter the scalars, and it is added to X. Blocks are recognised one by
+one. The gated blocks of a readout are in `gated_equivariant`.
 
-Networks with degrees above 2 are not recognised: the components of degree 3 that gotennet 1.1.2 computes differ in
-normalisation, so that such a network is not equivariant, and there is nothing to project back to.
+Networks with degrees above 2 are not recognised. The components of degree 3 that gotennet 1.1.2 computes have different
+normalisations, so such a network is not equivariant, and there is nothing to project back to.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class GotenNet(Network):
         return getattr(module, "lmax", None) in (1, 2) and bool(_maps(module))
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One for every map."""
+        """One site for every map."""
         return tuple(
             site for degrees, maps in _maps(module) for site in map_sites(path, maps, spherical(degrees))
         )
 
 
 def _maps(module: nn.Module) -> list[tuple[range, dict[str, nn.Linear]]]:
-    """(the degrees of its features, maps by name); empty where the block has another form, or no maps of features."""
+    """(degrees of its features, maps by name) pairs; empty if the block has another form or no maps of features."""
     degrees = range(1, getattr(module, "lmax", 0) + 1)
     if mixing := maps_of(module, "W_vu", times=1):
         return [(degrees, mixing)]

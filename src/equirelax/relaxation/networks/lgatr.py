@@ -2,10 +2,10 @@
 
 Multivectors (..., channels, 16) are the exterior algebra of space-time: a scalar, a vector, the six planes tx, ty, tz, xy, xz,
 yz, the four volumes txy, txz, tyz, xyz, and a pseudoscalar. A layer maps them by five matrices over channels, one for every
-grade, or by ten where it is equivariant to the connected group alone; the residual is dense. It reads multivectors only, and adds
-to them: the layer's scalars are left as they are. It cannot be folded.
+grade, or by ten if it is equivariant only to the connected group. The residual is dense. It reads only multivectors and adds
+to them, and leaves the layer's scalars unchanged. It cannot be folded.
 
-What is relaxed is the proper orthochronous Lorentz group SO+(1, 3).
+The residual relaxes the proper orthochronous Lorentz group SO+(1, 3).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRADES = (1, 4, 6, 4, 1)
 
 @register_network
 class LGATr(Network):
-    """One layer, so that it may stand in any network."""
+    """One layer, in any network."""
 
     name = "L-GATr"
     classes = (LAYER,)
@@ -46,7 +46,7 @@ class LGATr(Network):
         )
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """The one from multivectors to multivectors."""
+        """The site from multivectors to multivectors."""
         weight: Any = module.weight
         ends = [(count, multivectors(count)) for count in (weight.shape[1], weight.shape[0])]
         layouts = [Layout(count, -2, (-1,), GRADES, sum(GRADES)) for count, _ in ends]
@@ -65,10 +65,10 @@ class LGATr(Network):
 
 @dataclass(frozen=True)
 class MultivectorSite(AxisSite):
-    """A layer that returns multivectors and, behind them, scalars."""
+    """The site of a layer that returns multivectors and, after them, scalars."""
 
     def add(self, output: Any, delta: Tensor) -> Any:
-        """The output with `delta` added to its multivectors."""
+        """Return the output with `delta` added to its multivectors."""
         first, *others = output
         return super().add(first, delta), *others
 
@@ -102,23 +102,23 @@ def _grades() -> tuple[Representation, ...]:
 
 
 def bivectors(g: Tensor) -> Tensor:
-    """How g (..., 4, 4) acts on planes: its minors of size 2, (..., 6, 6)."""
+    """The action of g (..., 4, 4) on planes: its minors of size 2, (..., 6, 6)."""
     return _minors(g, 2)
 
 
 def trivectors(g: Tensor) -> Tensor:
-    """How g (..., 4, 4) acts on volumes: its minors of size 3, (..., 4, 4)."""
+    """The action of g (..., 4, 4) on volumes: its minors of size 3, (..., 4, 4)."""
     return _minors(g, 3)
 
 
 def _minors(g: Tensor, size: int) -> Tensor:
-    """Determinants of all choices of rows and columns, in lexicographic order."""
+    """The determinants of all choices of rows and columns, in lexicographic order."""
     chosen = torch.tensor(list(itertools.combinations(range(4), size)), device=g.device)
     return torch.linalg.det(g[..., chosen[:, None, :, None], chosen[None, :, None, :]])
 
 
 def _derivative(a: Tensor, size: int) -> Tensor:
-    """d/dt of the minors of exp(t a) at t = 0: in each a column of a takes the place of one of the identity's."""
+    """d/dt of the minors of exp(t a) at t = 0: a sum in which a column of a replaces one of the identity's."""
     chosen = list(itertools.combinations(range(4), size))
     out = a.new_zeros(len(chosen), len(chosen))
     one = torch.eye(4, dtype=a.dtype)

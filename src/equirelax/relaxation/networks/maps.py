@@ -1,4 +1,4 @@
-"""Linear maps over channels of vectors or tensors inside a published network, by name."""
+"""Find linear maps over channels of vectors or tensors inside a published network by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from equirelax.symmetry import O, On, vector
 
 
 def maps_of(module: nn.Module, *names: str, path: str = "", times: int | None = None) -> dict[str, nn.Linear]:
-    """The `torch.nn.Linear` of these names, keyed by their paths behind `path`.
+    """The `torch.nn.Linear` maps with these names, by their paths below `path`.
 
     Args:
-        times: How many times as many channels each gives as it takes; None: any number.
+        module: The module that holds the maps.
+        names: The names of the maps.
+        path: Path of the module.
+        times: The ratio of each map's output channels to its input channels; None: any.
 
     Returns:
-        All of them; none where one is missing, is something else, has a bias, or has other numbers of channels.
+        All maps, or none if one is missing, has another type, a bias, or other numbers of channels.
     """
     found: dict[str, nn.Linear] = {}
     for name in names:
@@ -30,12 +33,12 @@ def maps_of(module: nn.Module, *names: str, path: str = "", times: int | None = 
 
 
 def map_sites(path: str, maps: dict[str, nn.Linear], action: On | None = None) -> tuple[Site, ...]:
-    """The sites of maps that are called with tensors (..., components, channels).
+    """Make the sites of maps that are called with tensors (..., components, channels).
 
     Args:
         path: Path of the module that holds the maps.
         maps: path within that module -> map.
-        action: How the components transform; None: as vectors of O(3).
+        action: The action on the components; None: as vectors of O(3).
     """
     action = On(vector(O(3)), -2) if action is None else action
     return tuple(channel_site(join(path, name), linear, action, -1) for name, linear in maps.items())

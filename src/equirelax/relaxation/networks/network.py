@@ -1,8 +1,8 @@
 """Network files: the names of an architecture's classes, a check of its structure, and the sites of its residuals.
 
-A layer family knows one layer; a network file knows where, in one published architecture, residuals are useful, and how
-they are attached where a layer's own output is the wrong place. It is used by the default placement before the families,
-also where the network is a part of a larger model. It must not import the network.
+A layer family knows one type of layer. A network file knows where, in one published architecture, residuals are useful, and how
+they are attached if a layer's own output is the wrong place. The default placement uses it before the families,
+even if the network is a part of a larger model. It must not import the network.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Network(ABC):
 
     Attributes:
         name: The architecture's name, for messages and summaries.
-        classes: names of the classes of which a module must be.
-        kind: What its residuals are made of where the user does not say; None takes dense ones.
+        classes: names of the classes that a module must have.
+        kind: The kind of its residuals unless the user chooses one; None takes dense ones.
     """
 
     name: ClassVar[str]
@@ -35,11 +35,11 @@ class Network(ABC):
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether a module of one of `classes` has the architecture's structure, since names alone prove nothing."""
+        """Whether a module of one of `classes` has the architecture's structure, since a name alone is not enough."""
 
     @abstractmethod
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """The sites of its residuals, in order; several of one module have different slots.
+        """The sites of the network's residuals, in order. Several sites of one module have different slots.
 
         Args:
             path: Path of the network within the model ("" is the model itself); the sites' paths begin with it.
@@ -69,13 +69,13 @@ class Recognised:
 
 
 def register_network(cls: type[Network]) -> type[Network]:
-    """Class decorator: make an architecture known to `relax`.
+    """Class decorator that makes an architecture known to `relax`.
 
     Raises:
-        PlacementError: another one has the same name.
+        PlacementError: another class is registered under the name.
     """
     known = type(_NETWORKS[cls.name]) if cls.name in _NETWORKS else cls
-    # a class that is defined again, as a notebook's cell that runs twice does, replaces itself
+    # a class that is defined again, as when a notebook cell runs twice, replaces the earlier one
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise PlacementError(f"two networks are registered as {cls.name!r}: {known!r} and {cls!r}")
     _NETWORKS[cls.name] = cls()
@@ -83,10 +83,10 @@ def register_network(cls: type[Network]) -> type[Network]:
 
 
 def recognised(modules: list[tuple[str, nn.Module]], name: str | None = None) -> list[Recognised]:
-    """The known networks among a model's modules, outermost first; one inside another is part of that one.
+    """Find the known networks among a model's modules, outermost first. One inside another counts as part of it.
 
     Args:
-        modules: (path, module) of every module, as `named_modules` gives them.
+        modules: (path, module) of every module, as from `named_modules`.
         name: The only architecture to look for; None looks for all.
     """
     found: list[Recognised] = []

@@ -1,11 +1,12 @@
 """SchNet (Schuett et al., arXiv 1706.08566) as in PyTorch Geometric and in schnetpack: ACE's stream on its interactions.
 
-Every interaction gives the atoms features that are added to those they have; the stream is added to what it gives. Positions
-are read at the network's own call, relative to the mean of their molecule, so that translations stay exact; ACE (arXiv
-2505.13631) reads them as they are, which `Streams(..., centred=False)` does.
+The output of every interaction is added to the atoms' features, and the stream is added to this output. Positions
+are read from the network's own call, relative to the mean of their molecule, so that translations stay exact. ACE (arXiv
+2505.13631) reads them as they are, as `Streams(..., centred=False)` does.
 
-PyTorch Geometric's is called as `network(z, pos, batch)`. schnetpack's is a representation, called with a mapping, in which
-the model around it finds its forces by differentiating the energy by the positions: they go through the stream too.
+PyTorch Geometric's network is called as `network(z, pos, batch)`. schnetpack's is a representation that is called with a mapping.
+The model around it computes forces by differentiating the energy with respect to the positions in that mapping, which includes
+the stream.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ SCHNETPACK: tuple[str, Named, Named] = (
 
 @register_network
 class SchNet(Network):
-    """Both codes."""
+    """Both implementations."""
 
     name = "SchNet"
     classes = ("SchNet",)
     kind: ClassVar[ResidualKind | None] = StreamStep()
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it has `interactions`, a width, and the arguments of one of the codes."""
+        """Whether it has `interactions`, a width, and the arguments of one of the implementations."""
         interactions = getattr(module, "interactions", None)
         return isinstance(interactions, nn.ModuleList) and len(interactions) > 0 and _code(module) is not None
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One on every interaction; one that is used several times is relaxed once, and advances the stream every time."""
+        """One site on every interaction. An interaction that is used repeatedly has one residual, which advances every time."""
         network: Any = module
         width, positions, batch = _code(module) or GEOMETRIC
         first = {id(one): str(i) for i, one in reversed(list(enumerate(network.interactions)))}
@@ -57,7 +58,7 @@ class SchNet(Network):
 
 
 def _code(module: nn.Module) -> tuple[str, Named, Named] | None:
-    """Which of the codes it is of; None for another one."""
+    """The width and the arguments of its implementation; None for an unknown one."""
     names = {parameter.name for parameter in parameters_of(module)}
     for code, needed in ((GEOMETRIC, {"pos", "batch"}), (SCHNETPACK, {"inputs"})):
         if needed <= names and isinstance(getattr(module, code[0], None), int):

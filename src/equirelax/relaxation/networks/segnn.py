@@ -3,12 +3,12 @@
     u = gate(update_1([x, messages], a)) + gamma_1 f_1([x, messages])
     x' = x + update_2(u, a) + gamma_2 f_2(u)
 
-The first residual stands behind the gate, so it maps the update's 2d input features to d; the second update reads the
-sum, and so does its residual. The node attributes' 0e component is 1 by construction of the network, which lets dense
-residuals fold into the second update. The first ones fold into nothing, since a gate lies between.
+The first residual comes after the gate, so it maps the update's 2d input features to d. The second update reads the
+sum, and so does its residual. The node attributes' 0e component is 1 by construction of the network, so that dense
+residuals can be folded into the second update. The first ones cannot be folded, since a gate comes in between.
 
-Two codes are known: `equirelax_lab.models`, whose layers share one gate, so that the first residual is added to the input of
-the second update before that is called; and the authors' own, whose gate is a part of `update_layer_1`.
+Two implementations are known. In `equirelax_lab.models` the layers share one gate, so the first residual is added to the input
+of the second update before that is called. In the authors' own code the gate is a part of `update_layer_1`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from equirelax.relaxation.products import ProductSite
 from equirelax.relaxation.sites import RowSite, Site, first_parameter
 from equirelax.symmetry import from_irreps
 
-# First and second update of a layer, and whether the gate lies outside of the first.
+# First and second update of a layer, and whether the gate is outside the first.
 UPDATES = (("update_1", "update_2", True), ("update_layer_1", "update_layer_2", False))
 
 
 @register_network
 class SEGNNNetwork(Network):
-    """Both codes of SEGNN: `layers`, each with two tensor products that update the nodes."""
+    """Both implementations of SEGNN: `layers`, each with two tensor products that update the nodes."""
 
     name = "SEGNN"
     classes = ("SEGNN", "MolecularSEGNN")
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether every one of its `layers` has the two updates of one of the codes."""
+        """Whether every one of its `layers` has the two updates of one implementation."""
         layers = getattr(module, "layers", None)
         return isinstance(layers, nn.ModuleList) and len(layers) > 0 and all(_updates(m) for m in layers)
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """Two for every layer."""
+        """Two sites for every layer."""
         network: Any = module
         prefix = f"{path}.layers" if path else "layers"
         found: list[Site] = []
@@ -55,7 +55,7 @@ class SEGNNNetwork(Network):
 
 
 def _updates(layer: nn.Module) -> tuple[str, str, bool] | None:
-    """The names of a layer's two updates; None where it has no such."""
+    """The names of a layer's two updates; None if it does not have them."""
     for first, second, shared in UPDATES:
         one, two = getattr(layer, first, None), getattr(layer, second, None)
         if not isinstance(one, nn.Module) or not isinstance(two, nn.Module) or product_of(two) is None:
@@ -71,7 +71,7 @@ def _updates(layer: nn.Module) -> tuple[str, str, bool] | None:
 
 
 def _behind_the_gate(path: str, layer: nn.Module, first: str, second: str, shared: bool) -> Site:
-    """The site from the input of the first update to the input of the second one."""
+    """Make the site from the input of the first update to the input of the second one."""
     one: Any = getattr(layer, first)
     two: Any = getattr(layer, second)
     group = broken_group(one.irreps_in1, two.irreps_in1)

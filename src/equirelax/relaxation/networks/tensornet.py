@@ -2,16 +2,16 @@
 
 Every X (atoms, 3, 3, channels) is the sum of a multiple of the identity I, an antisymmetric A and a symmetric traceless S, and
 `linears_tensor` holds a matrix over channels for each of these in turn: three in the embedding, six in an interaction. Those of A
-and S are relaxed, in the embedding and in every interaction; of I, which is an invariant, there is nothing to relax.
+and S are relaxed, in the embedding and in every interaction. For I, which is an invariant, there is nothing to relax.
 
-Features stand in one of two forms where a map is called:
+A map is called with features in one of two forms:
 
-- (atoms, 3, 3, channels), also where the network itself has them as (atoms, channels, 3, 3). The residual maps all nine
-  components, so that what it adds to A need not be antisymmetric;
-- with the Warp kernels of TorchMD-NET 3, which its layers tell by `opt`, as (atoms, 3, channels) and (atoms, 5, channels): the
-  components above the diagonal, and those of S without the last of the diagonal.
+- (atoms, 3, 3, channels), even if the network itself has (atoms, channels, 3, 3). The residual maps all nine
+  components, so that the term added to A need not be antisymmetric.
+- (atoms, 3, channels) and (atoms, 5, channels), with the Warp kernels of TorchMD-NET 3, which the attribute `opt` of its layers
+  indicates. These are the components above the diagonal, and those of S without the last one of the diagonal.
 
-Under reflections X goes to R X^T R^T, so that A is a vector (section 3.1); networks built for SO(3) are not equivariant to these.
+Under reflections X goes to R X^T R^T, so that A is a vector (section 3.1). Networks built for SO(3) are not equivariant to these.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TensorNet(Network):
         )
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """Those of A and S, in the embedding and in every interaction."""
+        """The sites of A and S, in the embedding and in every interaction."""
         group = O(3) if getattr(module, "equivariance_invariance_group", "") == "O(3)" else SO(3)
         packed = bool(getattr(module, "opt", False))
         bases = (_antisymmetric(), _symmetric())
@@ -55,12 +55,12 @@ class TensorNet(Network):
 
 
 def _whole(path: str, linear: nn.Linear, group: Group) -> Site:
-    """The site of a map of tensors on two axes."""
+    """Make the site of a map of tensors on two axes."""
     return channel_site(path, linear, On(vector(group), (-3, -2)), -1, parts=cartesian(group))
 
 
 def _maps(module: nn.Module) -> dict[str, nn.Linear]:
-    """All maps of tensors; none where one of the blocks has another form."""
+    """All maps of tensors; none if one of the blocks has another form."""
     layers = getattr(module, "layers", None)
     blocks: dict[str, tuple[nn.Module | None, int]] = {
         "tensor_embedding": (getattr(module, "tensor_embedding", None), 3)

@@ -1,4 +1,4 @@
-"""Equivariant transformer of TorchMD-NET (Thoelke and De Fabritiis, arXiv 2202.02541): maps of vectors in attention layers.
+"""The equivariant transformer of TorchMD-NET (Thoelke and De Fabritiis, arXiv 2202.02541): vector maps in attention layers.
 
     [U_1 v, U_2 v, U_3 v] = (U + gamma f) v        vectors v (atoms, 3, channels), section 2.2
 
@@ -28,7 +28,7 @@ class TorchMDET(Network):
         return bool(layers) and all(maps_of(layer, "vec_proj", times=3) for layer in layers)
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One for every layer but the first."""
+        """One site for every layer but the first."""
         maps: dict[str, nn.Linear] = {}
         for i, layer in enumerate(_layers(module)[1:], start=1):
             maps.update(maps_of(layer, "vec_proj", path=f"attention_layers.{i}"))

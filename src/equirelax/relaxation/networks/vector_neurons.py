@@ -1,11 +1,11 @@
-"""Vector neurons (Deng et al., arXiv 2104.12229), the authors' own code: the maps of features and of directions.
+"""Vector neurons (Deng et al., arXiv 2104.12229) in the authors' own code: the maps of features and of directions.
 
 Features x are (batch, channels, 3, ...), and every map is a `torch.nn.Linear` without bias, called on `x.transpose(1, -1)`:
 (batch, 3, channels), (batch, points, 3, channels) or (batch, neighbours, 3, points, channels). So channels are on the last
-axis; vectors on axis 1 of a tensor of three axes, and on axis 2 of one of four or five.
+axis. Vectors are on axis 1 of a tensor with three axes, and on axis 2 of one with four or five.
 
-CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`. That of `VNMaxPool` is left out too: it chooses
-points by a largest entry, which no gradient passes.
+CR and ACE relax all maps but `vn_lin`, which makes the frame of `VNStdFeature`. The map of `VNMaxPool` is also left out, because
+it chooses points by a largest entry, through which no gradient passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAPS = ("map_to_feat", "map_to_dir")
 
 @register_network
 class VectorNeurons(Network):
-    """The blocks of the authors' code; a network of them has no class of its own."""
+    """The blocks of the authors' code. Networks of them have no common class."""
 
     name = "vector-neuron network"
     classes = (
@@ -50,7 +50,7 @@ class VectorNeurons(Network):
 
 
 def _maps(module: nn.Module) -> dict[str, nn.Linear]:
-    """Paths and maps of features and directions inside a module."""
+    """The maps of features and directions inside a module, by path."""
     return {
         path: inner
         for path, inner in module.named_modules()

@@ -1,8 +1,8 @@
 """ViSNet (Wang et al., arXiv 2210.16518) as in PyTorch Geometric: maps over channels of spherical features.
 
-Features are (atoms, 3, channels) with l = 1, or (atoms, 8, channels) with l = 1 and 2 on one axis. In every layer these are
-relaxed: `vec_proj`, of which scalar products enter the scalars; and `w_src_proj`, `w_trg_proj` (with vertex features also
-`t_src_proj`, `t_trg_proj`), of which rejections enter the features of edges. The first layer is left out: its features are zero.
+Features are (atoms, 3, channels) with l = 1, or (atoms, 8, channels) with l = 1 and 2 on one axis. Several maps of every layer
+are relaxed: `vec_proj`, whose scalar products enter the scalars; and `w_src_proj`, `w_trg_proj` (with vertex features also
+`t_src_proj`, `t_trg_proj`), whose rejections enter the edge features. The first layer is left out: its features are zero.
 The readout `EquivariantScalar` is relaxed as in `gated_equivariant`.
 """
 
@@ -36,7 +36,7 @@ class ViSNet(Network):
         return getattr(_block(module), "lmax", None) in (1, 2) and bool(layers) and all(map(_maps, layers))
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One for every map of every layer but the first, and of the readout."""
+        """One site for every map of the readout and of every layer but the first."""
         block: Any = _block(module)
         inside = "" if block is module else "representation_model"
         maps: dict[str, nn.Linear] = {}
@@ -49,7 +49,7 @@ class ViSNet(Network):
 
 
 def _block(module: nn.Module) -> nn.Module:
-    """The representation: of a `ViSNet` its part, else the module itself."""
+    """The representation, which is a part of a `ViSNet`, or the module itself."""
     inner = getattr(module, "representation_model", None)
     return inner if isinstance(inner, nn.Module) else module
 
@@ -60,7 +60,7 @@ def _layers(block: nn.Module) -> list[nn.Module]:
 
 
 def _maps(layer: nn.Module, path: str = "") -> dict[str, nn.Linear]:
-    """The maps of a layer, the last one's or an earlier one's; none where it has another form."""
+    """The maps of a layer, the last or an earlier one; none if it has another form."""
     own = maps_of(layer, "vec_proj", path=path, times=3)
     if not own or getattr(layer, "last_layer", False):
         return own

@@ -1,10 +1,10 @@
-"""VN-Transformer (Assaad et al., arXiv 2206.04176), the code of VN-transformer on PyPI: every `VNLinear`.
+"""VN-Transformer (Assaad et al., arXiv 2206.04176) in the package VN-transformer on PyPI: every `VNLinear`.
 
-Features are (batch, points, channels, 3), and the weight (out, in) acts on their last axis but one. A network with further
-invariant features has these behind the three coordinates, on the same axis. Maps within `VNReLU` and `VNWeightedPool` are
-parameters and no modules, so that they are left as they are.
+Features are (batch, points, channels, 3), and the weight (out, in) acts on their last axis but one. A network with additional
+invariant features has them after the three coordinates, on the same axis. Maps within `VNReLU` and `VNWeightedPool` are
+parameters and not modules, so they are left alone.
 
-With `bias_epsilon` a map has a bias, by which the authors give up equivariance on purpose: such networks are not relaxed, as
+With `bias_epsilon` a map has a bias, by which the authors give up equivariance on purpose. Such networks are not relaxed, since
 there is nothing to project back to.
 """
 
@@ -22,18 +22,18 @@ MAP = "VNLinear"
 
 @register_network
 class VNTransformer(Network):
-    """A network or encoder, which tells the number of coordinates; or a map alone, of three."""
+    """A network or encoder, which gives the number of coordinates, or a single map with three."""
 
     name = "VN-Transformer"
     classes = ("VNTransformer", "VNTransformerEncoder", MAP)
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it holds such maps, all of them without bias, and three coordinates or more."""
+        """Whether it holds such maps, all of them without bias, and at least three coordinates."""
         maps = _maps(module)
         return bool(maps) and all(_biasless(each) for each in maps.values()) and _coordinates(module) >= 3
 
     def sites(self, path: str, module: nn.Module) -> tuple[Site, ...]:
-        """One for every map."""
+        """One site for every map."""
         group, further = O(3), _coordinates(module) - 3
         rep = vector(group) + trivial(group, further) if further else vector(group)
         return tuple(
@@ -42,7 +42,7 @@ class VNTransformer(Network):
 
 
 def _maps(module: nn.Module) -> dict[str, nn.Module]:
-    """Paths and maps within a module, or the module itself; a map tells its `bias_epsilon`."""
+    """The maps within a module by path, or the module itself; a map has the attribute `bias_epsilon`."""
     return {
         path: each
         for path, each in module.named_modules()
@@ -56,6 +56,6 @@ def _biasless(module: nn.Module) -> bool:
 
 
 def _coordinates(module: nn.Module) -> int:
-    """Size of the last axis: of the whole network, of the encoder, or 3; 0 where it is no number."""
+    """The size of the last axis, from the whole network or the encoder, or 3; 0 if it is not a number."""
     size = getattr(module, "dim_coor_total", getattr(module, "dim_coor", 3))
     return size if isinstance(size, int) else 0
