@@ -38,11 +38,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Extra -> the modules that the laboratory imports from it."""
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-"""Of the clone, where the laboratory runs from one."""
+"""The pyproject.toml of the clone, if the laboratory runs from one."""
 
 
 def install(extra: str) -> str:
-    """The command that installs the packages of an extra beside the running Python.
+    """The command that installs the packages of an extra for the running Python.
 
     It names the packages, because the laboratory itself is on no index: the same command works from a clone and from a wheel.
 
@@ -59,7 +59,7 @@ def install_module(module: str) -> str:
 
 
 def _command(packages: Sequence[str]) -> str:
-    # A `pip` that belongs to another Python would install where nobody looks.
+    # A `pip` that belongs to another Python would install into the wrong environment.
     pip = shutil.which("pip")
     ours = pip is not None and Path(pip).parent == Path(sys.executable).parent
     return " ".join(
@@ -68,7 +68,7 @@ def _command(packages: Sequence[str]) -> str:
 
 
 def _required(extra: str) -> list[str]:
-    """The requirements of an extra as a clone's pyproject.toml has them, else as the installed package has them."""
+    """The requirements of an extra from a clone's pyproject.toml, else from the installed package."""
     if PROJECT.is_file():
         project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
         if project["name"] == DISTRIBUTION:

@@ -1,9 +1,8 @@
 """EGNN (Satorras et al., arXiv 2102.09844): one residual on h and one on x of every layer.
 
-Every layer is called as `layer(h, x, v, ...)` and returns `(h, x)`. Both residuals read [h, x, v]; the
-one that is added to h mixes vectors into scalars, the one that is added to x mixes components. Positions
-are read as they are, which relaxes translations too, or relative to their mean over the rows of a graph,
-which leaves translations exact.
+Every layer is called as `layer(h, x, v, ...)` and returns `(h, x)`. Both residuals read [h, x, v]. The one that is added to h
+mixes vectors into scalars, the one that is added to x mixes components. Positions are read as they are, which also relaxes
+translations, or relative to their mean over the rows of a graph, which keeps translations exact.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from equirelax.symmetry import E, O, positions, trivial, vector
 
 @dataclass(frozen=True)
 class NodeState(Reader):
-    """[h, x, v] of a layer's call, x centred on its graph if asked: shape (nodes, h + 3 + 3).
+    """[h, x, v] of a layer's call, with x optionally centred on its graph: shape (nodes, h + 3 + 3).
 
     Graphs are distinguished by their edges (argument 3, `edge_index`): a node is centred on the mean over itself
     and its neighbours, which for fully connected graphs is the graph's mean. Either way the result does not
@@ -58,10 +57,10 @@ class EGNNBlocks(Placement):
     `layer(h, x, v, edge_index, ...) -> (h, x)`.
 
     Args:
-        residual: what they are made of.
+        residual: the kind of residual.
         centred: read positions relative to their neighbourhood's mean
             (translations stay exact), or as they are.
-        pattern: of the layers' paths.
+        pattern: pattern of the layers' paths.
     """
 
     residual: ResidualKind = dataclasses.field(default_factory=lambda: MLP(layers=2, init="normal", std=1e-3))
@@ -69,7 +68,7 @@ class EGNNBlocks(Placement):
     pattern: str = "layers.*"
 
     def survey(self, model: nn.Module) -> Survey:
-        """Slots "h" and "x" on every layer; the number of scalar features is read off
+        """Slots "h" and "x" on every layer; the number of scalar features is read from
         the layer's attribute `hidden`.
         """
         placed: list[Placed] = []

@@ -1,9 +1,9 @@
 """EGNO (Xu et al., arXiv 2401.11037): ACE's two residual streams, one on h and one on x of every layer.
 
 Each step is batch normalisation and a linear map whose weight is divided by its largest singular value. The stream on h
-reads what the model embeds, its scalar inputs and the time, and never h itself: where those inputs are invariant it
-relaxes nothing. The stream on x reads positions, of the first time, and is added alike at all times. Positions as they
-are, which is what ACE does, relax translations too; relative to the mean of their graph they leave translations exact.
+reads the scalar inputs that the model embeds and the time, and never h itself. If those inputs are invariant, it relaxes
+nothing. The stream on x reads the positions of the first time, and the same value is added at all times. Uncentred positions, as
+in ACE, also relax translations; positions relative to the mean of their graph keep translations exact.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from equirelax.relaxation.streams import StreamSite
 from equirelax.symmetry import E, O, positions, trivial, vector
 
 GRAPH = "graph"
-"""The argument of the model's forward that numbers the graph of every node."""
+"""The argument of the model's forward that holds the number of every node's graph."""
 
 
 @dataclass(frozen=True)
 class AtAllTimes(AddTo):
-    """Adds alike at all times, to an entry of an output whose rows are the nodes once for every time step."""
+    """Adds the same value at all times to an entry of an output whose rows are the nodes, once for every time step."""
 
     def add(self, output: Any, delta: Tensor) -> Any:
         """The output with `delta` (nodes, dim) added."""
@@ -65,7 +65,7 @@ class EGNOStreams(Placement):
     """Streams "h" and "x" over all layers, called as `layer(h, x, ...) -> (h, x)`: two gammas per layer.
 
     Args:
-        residual: what their steps are made of.
+        residual: the kind of their steps.
         centred: the stream on x reads positions relative to their graph's mean (translations stay exact), or as
             they are (ACE).
         root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.

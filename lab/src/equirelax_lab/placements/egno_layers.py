@@ -1,7 +1,7 @@
 """EGNO (Xu et al., arXiv 2401.11037): the residuals of ACE's code on h and on x of every layer.
 
 Those on h are a stream, as in `egno`, whose start is a plain linear map. Those on x are not chained from layer to layer: each
-is a perceptron of the x that its layer reads, at every time. As x is read as it is, they relax translations too.
+is a perceptron of the x that its layer reads, at every time. Since x is not centred, they also relax translations.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class EGNOLayers(Placement):
     """A stream "h" over all layers, and a residual "x" on each, called as `layer(h, x, ...) -> (h, x)`: two gammas per layer.
 
     Args:
-        residual: what the stream's steps are made of.
-        coordinates: what the residuals on x are made of.
+        residual: the kind of the stream's steps.
+        coordinates: the kind of the residuals on x.
         root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.
     """
 
@@ -36,7 +36,7 @@ class EGNOLayers(Placement):
     root: str = ""
 
     def survey(self, model: nn.Module) -> Survey:
-        """The sites of `EGNOStreams`, those on x with readers of their own."""
+        """The sites of `EGNOStreams`, with separate readers for those on x."""
         found = EGNOStreams(self.residual, centred=False, root=self.root).survey(model)
         return Survey(tuple(self._current(one) for one in found.placed), found.left)
 

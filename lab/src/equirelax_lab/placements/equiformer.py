@@ -1,8 +1,8 @@
 """Equiformer (Liao, Smidt, arXiv 2206.11990): CR's residual on the feed-forward network of every block (CR section 5.3).
 
-The residual reads [features, attributes, positions relative to their molecule's mean], a two-layer GELU perceptron whose
-output is small at the start. The positions are captured at the network's own forward(numbers, positions, batch); relative to
-the mean they leave translations exact.
+The residual is a two-layer GELU perceptron of [features, attributes, positions relative to their molecule's mean], whose output
+is small at the start. The positions are captured at the network's own forward(numbers, positions, batch). Since they are
+relative to the mean, translations stay exact.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class EquiformerBlocks(Placement):
     """A residual on every feed-forward network, called as `ffn(features, attributes)`.
 
     Args:
-        residual: what they are made of; the hidden width None is that of the features.
-        pattern: of the networks' paths, relative to the Equiformer.
+        residual: the kind of residual; the hidden width None is that of the features.
+        pattern: pattern of the networks' paths, relative to the Equiformer.
     """
 
     residual: ResidualKind = dataclasses.field(default_factory=lambda: MLP(layers=2, scale=0.01))

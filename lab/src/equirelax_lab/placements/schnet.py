@@ -1,6 +1,6 @@
 """SchNet (Schuett et al., arXiv 1706.08566) as in PyTorch Geometric: ACE's residual stream on its interaction blocks.
 
-ACE reads positions as they are, which relaxes translations too; `relax(network)` alone, and "schnet-centred", read them
+ACE reads positions as they are, which also relaxes translations. `relax(network)` by itself, and "schnet-centred", read them
 relative to the mean of their molecule.
 """
 

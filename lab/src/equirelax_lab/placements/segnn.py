@@ -1,7 +1,7 @@
 """SEGNN (Brandstetter et al., arXiv 2110.02905): residuals on the node update of every layer, and nowhere else.
 
 CR puts a dense map on each of the two updates (papers' N-body settings: normal initialisation with deviation 1e-4, no bias),
-ACE a GELU perceptron of three layers: eight residuals for four layers. Where they go is said in `networks.segnn`.
+ACE a GELU perceptron of three layers: eight residuals for four layers. `networks.segnn` describes their places.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SEGNNUpdates(Placement):
         """The node updates; every other module is left alone.
 
         Raises:
-            PlacementError: the model holds no SEGNN.
+            PlacementError: the model contains no SEGNN.
         """
         modules = own_modules(model)
         found = recognised(modules, "SEGNN")

@@ -1,16 +1,16 @@
-"""Convolutions whose equivariant kernels are sums of given ones, because no grid shows the group exactly: scale-steerable ones.
+"""Convolutions whose equivariant kernels are sums of given ones, such as scale-steerable ones, whose group has no exact grid.
 
 A module of this family, recognised by its attributes, has
 
 - `rows` (out fields, d_out) and `columns` (in fields, d_in), long: the channels of its fields;
-- `span` (n, d_out, d_in, k, k): what every equivariant kernel between two fields is a sum of;
+- `span` (n, d_out, d_in, k, k): the kernels of which every equivariant kernel between two fields is a sum;
 - `kernel_size` and `padding`, numbers; stride 1;
 - parameters `weight` and perhaps `bias`, with `coefficients(kernel)` and `constant_coefficients(constants)`: their values for the
   equivariant kernel and constants nearest to dense ones.
 
 Input and output are (batch, channels, H, W). The residual is a dense convolution of the same size and padding, its penalty the
-squared distance to the span. The representations are those of the group of one element: what acts on such features only
-approximately is nothing that an audit could measure against.
+squared distance to the span. The representations are those of the group of one element, because an action that is only
+approximate on such features is no reference for an audit.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class SpannedConvolution(LayerFamily):
         return all(hasattr(module, name) for name in ATTRIBUTES)
 
     def site(self, path: str, module: nn.Module) -> Site | Skip:
-        """All channels at all offsets to all channels."""
-        layer: Any = module  # known by its attributes, of no class in particular
+        """A site that maps all channels at all offsets to all channels."""
+        layer: Any = module  # recognised by its attributes, whatever its class
         size = int(layer.kernel_size)
         rows, columns = layer.rows, layer.columns
         kernels = BasisKernels.from_spans([BasisBlock(rows, columns, layer.span)])
@@ -58,7 +58,7 @@ class SpannedConvolution(LayerFamily):
         )
 
     def fold(self, module: nn.Module, site: Site, weight: Tensor, bias: Tensor | None) -> Fold:
-        """The projection onto the span, written as the module's own numbers."""
+        """The projection onto the span, as values of the module's own parameters."""
         layer: Any = module
         if not isinstance(site, GridSite) or not isinstance(getattr(module, "weight", None), nn.Parameter):
             raise UnfoldableError(

@@ -7,12 +7,12 @@
         published: {...}       # settings, in the layout of config.yaml
         small: {...}
       METHOD:
-        published: {...}       # only what differs from `common`, and from the method that it begins with
+        published: {...}       # only what differs from `common`, and from the method that it starts from
         released: {...}        # only what differs from `published`
         refused: "..."         # why the model cannot be trained with the method
 
-`methods.yaml` names the method that another one begins with, and the settings that define a method. A comment behind a value,
-or in the lines above its key, belongs to the value and is printed with it.
+`methods.yaml` names the method that another one starts from, and the settings that define a method. A comment after a value, or
+in the lines above its key, belongs to the value and is printed with it.
 """
 
 from equirelax_lab.recipes.recipe import VARIANTS, Recipe, benchmarks, read, variants

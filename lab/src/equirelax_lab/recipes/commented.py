@@ -1,4 +1,4 @@
-"""A reader of YAML that keeps comments: those behind a value, and those in the lines above its key."""
+"""A reader of YAML that keeps comments: those after a value, and those in the lines above its key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value that is no mapping, with its comments."""
+    """A value other than a mapping, with its comments."""
 
     value: Any
     comment: str = ""
@@ -61,7 +61,7 @@ def parse(text: str, name: str) -> Branch:
         name: The file's name, for messages.
 
     Raises:
-        ConfigError: The text is no YAML or no mapping, or has a key twice.
+        ConfigError: The text is not YAML, is not a mapping, or has a duplicate key.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -94,7 +94,7 @@ class _Parser:
         return Branch(items, comment)
 
     def _above(self, mark: yaml.Mark) -> str:
-        """Comment lines directly above a key, indented as it is."""
+        """Comment lines directly above a key, with the same indentation."""
         found: list[str] = []
         for line in reversed(self.lines[: mark.line]):
             if not line.strip().startswith("#") or len(line) - len(line.lstrip()) != mark.column:
@@ -103,7 +103,7 @@ class _Parser:
         return "\n".join(reversed(found))
 
     def _behind(self, mark: yaml.Mark) -> str:
-        """The comment behind a value, on its last line."""
+        """The comment after a value, on its last line."""
         line = self.lines[mark.line] if mark.line < len(self.lines) else ""
         # braces and further values of a mapping in one line may stand before it
         found = re.search(r"(?:^|\s)#\s*(.*)$", line[mark.column :])

@@ -19,14 +19,14 @@ VARIANTS = {
     "fair": "a baseline trained as well as the relaxed run it stands beside",
     "small": "fits two cores",
 }
-"""Variant -> what it is."""
+"""Variant -> its description."""
 SECTIONS = ("dataset", "network", "residual", "strength")
 """The sections of a run's settings; every other key is a setting of training."""
 MATCHED = "dataset"
-"""The section that a run takes along with training from the one that it is trained as."""
+"""The section that a run takes, with the training settings, from the recipe that it is trained as."""
 METHODS = "methods"
 ALL = "all"
-"""The sections of a file that hold for every model."""
+"""The sections of a file that apply to every model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
 
     Attributes:
         benchmark, model, method, variant: The recipe's names.
-        trained_as: METHOD or METHOD VARIANT whose training and data these are; None: its own.
+        trained_as: METHOD or METHOD VARIANT whose training settings and data these are; None for its own.
         settings: The settings in the layout of config.yaml, not to be changed. Settings that are missing take the default of
             their dataclass.
         comments: Dotted key -> comment.
@@ -146,7 +146,7 @@ def _model(benchmark: str, model: str) -> Branch:
 
 
 def _chain(method: str) -> Iterator[str]:
-    """The methods that a method begins with, and the method itself last."""
+    """The chain of methods that a method starts from, with the method itself last."""
     base = _file(METHODS).branch(method).text("from")
     if base is not None:
         yield from _chain(base)
