@@ -1,4 +1,4 @@
-"""The networks, without anything of relaxation. Those that need e3nn import it when they are first used."""
+"""The networks, independent of relaxation. Those that need e3nn import it when they are first used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain attention network of atoms, the counterpart of Equiformer without symmetry under rotations."""
+"""A plain attention network on atoms, the counterpart of Equiformer without rotational symmetry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from equirelax_lab.models.transformer import TransformerLayer
 class AtomTransformer(nn.Module):
     """Predicts one energy per molecule. Every atom is a token made of its element and its position relative to the centre.
 
-    Invariant to translations and to the order of the atoms, not to rotations. All atoms of a molecule attend to all.
+    Invariant to translations and to the order of the atoms, not to rotations. All atoms of a molecule attend to each other.
 
     Args:
         hidden: width of a token, a multiple of `heads`.
@@ -74,7 +74,7 @@ class AtomTransformer(nn.Module):
             0, batch.index_select(0, order)
         )  # atoms of each atom's molecule
         energies = tokens.new_zeros(tokens.shape[0])
-        # molecules of one size are one call, without padding
+        # molecules of one size are processed in one call, without padding
         for size in counts.unique().tolist():
             mine = order[counts == size]
             x = tokens.index_select(0, mine).unflatten(0, (-1, size))

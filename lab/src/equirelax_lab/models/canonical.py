@@ -1,4 +1,4 @@
-"""A small vector-neuron network that predicts an orientation of a cloud of points."""
+"""A small vector-neuron network that predicts an orientation of a point cloud."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class VNCanonicalizer(nn.Module):
     """Predicts the orientation c of a cloud: equivariant vectors made into a frame by Gram-Schmidt, so that c(R x) = R c(x).
 
     Every point starts with two vectors, from the cloud's centre to the point and from the point to the mean of its
-    nearest neighbours; vector-neuron blocks act on each point, the mean over points is mapped to two vectors (three
-    for reflections). Moving the cloud changes nothing.
+    nearest neighbours. Vector-neuron blocks act on each point, and the mean over points is mapped to two vectors (three
+    for reflections). The result does not depend on translations of the cloud.
 
     A cloud that is symmetric under a rotation has no unique orientation. Where the vectors vanish or are parallel, as for
-    such a cloud, coordinate axes take their place: the result is still a rotation, but does not turn with the cloud.
+    such a cloud, they are replaced by coordinate axes: the result is still a rotation, but does not rotate with the cloud.
 
     Args:
-        hidden: channels of vectors, at least 1.
+        hidden: number of vector channels, at least 1.
         layers: hidden blocks, at least 1.
         neighbours: nearest neighbours of a point, itself included; at least 2.
         reflections: whether orientations are elements of O(3) rather than SO(3), so that a mirror image has the mirrored frame.
@@ -74,12 +74,12 @@ class VNCanonicalizer(nn.Module):
 def frame(vectors: Tensor) -> Tensor:
     """Make two or three vectors orthonormal columns by Gram-Schmidt.
 
-    The third column is the cross product of the first two, so that the determinant is 1; given a third vector, it is
-    turned to that vector's side of the plane, and the determinant is 1 or -1.
+    The third column is the cross product of the first two, so that the determinant is 1. Given a third vector, its sign is
+    chosen so that it points to that vector's side of the plane, and the determinant is 1 or -1.
 
     Args:
-        vectors: (batch, 2 or 3, 3). Without length or direction of its own (shorter than 1e-6 of the longest;
-            parallel to the one before within 1e-6), a vector is replaced by a coordinate axis.
+        vectors: (batch, 2 or 3, 3). A vector without length or direction of its own (shorter than 1e-6 of the longest, or
+            parallel to the previous one within 1e-6) is replaced by a coordinate axis.
 
     Returns:
         (batch, 3, 3).
@@ -97,7 +97,7 @@ def frame(vectors: Tensor) -> Tensor:
 
 
 def _unit(v: Tensor, least: Tensor, first: Tensor) -> Tensor:
-    """v (batch, 3) at length 1; where it is not longer than `least` (batch,), the coordinate axis that is least along
+    """v (batch, 3) normalised to length 1. Where it is not longer than `least` (batch,), the coordinate axis least parallel to
     `first`, made orthogonal to it. Gradients stay finite where v is 0.
     """
     axis = nn.functional.one_hot(first.detach().abs().argmin(1), 3).to(v)

@@ -47,7 +47,7 @@ class EdgeConv(nn.Module):
 
 
 class DGCNN(nn.Module):
-    """Classifies clouds of points as published: four edge convolutions (64, 64, 128, 256), all of them to 1024,
+    """Classifies point clouds as published: four edge convolutions (64, 64, 128, 256), all concatenated and mapped to 1024,
     maximum and mean over the points, then 512-256-classes.
 
     Args:
@@ -95,8 +95,8 @@ class DGCNN(nn.Module):
 
         Args:
             points: (batch, n, 3), n >= 1, finite. In training a batch has two clouds or more (batch norm).
-            neighbours: (batch, n, k) long, the first graph, of the points, if it is known already
-                (`models.neighbours.knn`); the later ones are those of the features.
+            neighbours: (batch, n, k) long, the first graph, that of the points, if already known
+                (`models.neighbours.knn`); the later graphs are those of the features.
 
         Raises:
             RepresentationError: points or neighbours have a wrong shape.

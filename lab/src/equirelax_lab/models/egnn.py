@@ -75,8 +75,8 @@ class EGNNLayer(nn.Module):
     def _messages(self, h: Tensor, scalars: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Compute message([h_target, h_source, scalars]), (e, hidden).
 
-        The first map is linear in h_i and in h_j, so it is computed once per node instead of once per edge. Where it has hooks
-        or was replaced, it is called as it is, on all edges; the two differ by rounding only.
+        The first map is linear in h_i and in h_j, so it is computed once per node instead of once per edge. If it has hooks
+        or was replaced, it is called as it is, on all edges. The results differ only by rounding.
         """
         first = self.message[0]
         if type(first) is not nn.Linear or is_hooked(first) or is_hooked(self.message):
@@ -94,7 +94,7 @@ class EGNNLayer(nn.Module):
 
 
 class EGNN(nn.Module):
-    """Moves positions by layers of EGNN; E(n)-equivariant, reflections included.
+    """Updates positions by layers of EGNN; E(n)-equivariant, including reflections.
 
     Args:
         hidden: width of features and messages.
@@ -129,7 +129,7 @@ class EGNN(nn.Module):
         edge_features (e, f) -> positions (n, 3).
 
         Raises:
-            RepresentationError: the number of node or edge features is not the one that the network was built for.
+            RepresentationError: the network was built for another number of node or edge features.
         """
         given = 0 if edge_features is None else edge_features.shape[1]
         if features.shape[1] != self.in_features or given != self.edge_features:

@@ -1,4 +1,4 @@
-"""EGNO: E(3)-equivariant graph neural operator, which moves positions to several later times at once.
+"""EGNO: E(3)-equivariant graph neural operator, which predicts positions at several later times at once.
 
 Xu, Han, Lou, Kossaifi, Ramanathan, Azizzadenesheli, Leskovec, Ermon, Anandkumar: "Equivariant graph neural operator for
 modeling 3D dynamics", ICML 2024 (arXiv 2401.11037), sections 4.1 (temporal convolution) and 4.2 (the layers).
@@ -25,14 +25,14 @@ class TemporalConvolution(nn.Module):
     other frequencies are dropped.
 
     The Fourier transform over the few steps is a product with a small real matrix, exact in every precision and
-    possible under autocast. Frequency 0, and the highest one of an even number of steps, are real: of their weights
-    only the real part counts.
+    possible under autocast. Frequency 0, and the highest one of an even number of steps, are real: only the real part of
+    their weights counts.
 
     Args:
         channels: c.
         steps: number T of time steps.
         modes: how many frequencies, 1 .. T // 2 + 1.
-        init: the initial weights are of U(0, init); None for 1 / c^2, as in Fourier neural operators.
+        init: the initial weights are drawn from U(0, init); None for 1 / c^2, as in Fourier neural operators.
     """
 
     def __init__(self, channels: int, steps: int, modes: int, init: float | None = None) -> None:
@@ -66,9 +66,9 @@ class TemporalConvolution(nn.Module):
 
 
 def fourier_rows(steps: int, modes: int) -> tuple[Tensor, Tensor]:
-    """What takes T values to real and imaginary parts of their first frequencies, (rows, T), and back, (T, rows), float64.
+    """Matrices that map T values to real and imaginary parts of their first frequencies, (rows, T), and back, (T, rows), float64.
 
-    Rows: the real part of every frequency, followed by its imaginary part where that is not always 0 (frequency 0, and
+    Rows: the real part of every frequency, followed by its imaginary part unless that is always 0 (frequency 0, and
     T / 2 for even T).
     """
     analysis, synthesis = [], []
@@ -92,8 +92,8 @@ def time_embedding(steps: int, size: int) -> Tensor:
 
 
 class EGNOLayer(EGNNLayer):
-    """EGNN's layer with EGNO's changes: h is replaced, not added to; steps have a limit; the coordinate network has a last
-    bias and PyTorch's initial weights.
+    """EGNN's layer with EGNO's changes: h is replaced instead of updated by addition, steps have a limit, and the coordinate
+    network has a last bias and PyTorch's initial weights.
     """
 
     def __init__(self, hidden: int, edge_features: int = 0) -> None:
@@ -102,15 +102,15 @@ class EGNOLayer(EGNNLayer):
 
 
 class EGNO(nn.Module):
-    """Positions at several later times from positions and velocities; E(3)-equivariant, reflections included, for given
-    node and edge features.
+    """Predicts positions at several later times from positions and velocities; E(3)-equivariant, including reflections, for
+    given node and edge features.
 
     The nodes are copied for every time step and get a time embedding. Before every layer of message passing
     within the steps, two temporal convolutions mix the steps: one of the features h, added through a LeakyReLU, and
-    one of [x - mean, v], added as it is, where the mean is that of the graph's input positions.
+    one of [x - mean, v], added directly, where the mean is that of the graph's input positions.
 
     Steps longer than `SHIFT_LIMIT` in one layer are shortened to it. The published code limits the components instead,
-    which no rotation respects; where nothing is limited the two are equal.
+    which is not equivariant; where nothing is limited the two are equal.
 
     Args:
         hidden: width of features and messages.
@@ -120,8 +120,8 @@ class EGNO(nn.Module):
         steps: number T of times (>= 1).
         modes: frequencies that the convolutions keep, 1 .. T // 2 + 1.
         time_features: size of the time embedding, an even number from 2 on.
-        vector_init: the initial weights of the temporal convolutions of [x - mean, v] are of U(0, vector_init). The
-            published code has 0.1; 0.25 is what those of the features follow, 1 / channels^2.
+        vector_init: the initial weights of the temporal convolutions of [x - mean, v] are drawn from U(0, vector_init). The
+            published code has 0.1; 0.25 is the rule for the features, 1 / channels^2.
 
     Raises:
         RepresentationError: a size is out of its range.
@@ -178,7 +178,7 @@ class EGNO(nn.Module):
             graph: (n,) long, the graph of every node, numbers 0 to n - 1 in any order; None means one graph.
 
         Raises:
-            RepresentationError: the number of node or edge features is not the one that the network was built for.
+            RepresentationError: the network was built for another number of node or edge features.
         """
         return self.states(positions, velocities, features, edge_index, edge_features, graph)[0].transpose(
             0, 1

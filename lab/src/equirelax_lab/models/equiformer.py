@@ -3,10 +3,10 @@
 Liao and Smidt: "Equiformer: equivariant graph attention transformer for 3D atomistic graphs", ICLR 2023 (arXiv 2206.11990),
 section 4: depth-wise tensor products with radial weights, MLP attention, non-linear messages, equivariant layer norm, gates.
 
-Differences from the paper. Irreps are those of O(3); the paper takes every irrep as even, so that its features do not see
-reflections. Attention vanishes smoothly at the cutoff: the softmax carries the envelope f and a neighbour "none" of logit 0,
-a_ij = f_ij exp(z_ij) / (1 + sum_k f_ik exp(z_ik)), so that energies have two continuous derivatives. No dropout, which is 0 in
-the paper's settings for MD17.
+Differences from the paper. Irreps are those of O(3); the paper treats every irrep as even, so that its features do not transform
+under reflections. Attention vanishes smoothly at the cutoff: the softmax has the envelope f and a neighbour "none" of logit 0,
+a_ij = f_ij exp(z_ij) / (1 + sum_k f_ik exp(z_ik)), so that energies have two continuous derivatives. There is no dropout, which
+is 0 in the paper's settings for MD17.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class GraphAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """linear, gate, linear on atoms; attributes multiply the features as the paper's product with 1x0e does."""
+    """Linear, gate, linear on atoms; attributes multiply the features, as in the paper's product with 1x0e."""
 
     def __init__(self, hidden: o3.Irreps, factor: int) -> None:
         super().__init__()
@@ -129,16 +129,16 @@ class Equiformer(nn.Module):
         hidden: irreps of the features, 0e first, one slot for each irrep; multiplicities are multiples of `heads`.
         blocks: number of blocks, at least 1.
         heads: number of attention heads.
-        cutoff: in the unit of the positions (Angstrom).
+        cutoff: cutoff radius, in the unit of the positions (Angstrom).
         basis: number of radial basis functions, at least 2.
         radial_width: width of the radial perceptrons.
         ffn_factor: width of the feed-forward networks over that of the features.
-        readout: width of the scalars that atoms are read from.
+        readout: width of the scalars from which atoms' energies are read.
         elements: atomic numbers that may occur.
-        degree: average number of neighbours of an atom; sums over neighbours are divided by its root.
+        degree: average number of neighbours of an atom; sums over neighbours are divided by its square root.
 
     Attributes:
-        hidden_irreps, attribute_irreps: of what `blocks[i].ffn` reads.
+        hidden_irreps, attribute_irreps: irreps of the inputs of `blocks[i].ffn`.
 
     Raises:
         RepresentationError: a size, irrep or element is invalid.
@@ -236,7 +236,7 @@ def _check(
     readout: int,
     degree: float,
 ) -> None:
-    """Raise RepresentationError where a size is invalid."""
+    """Raise RepresentationError if a size is invalid."""
     if min(blocks, heads, radial_width, ffn_factor, readout) < 1 or basis < 2:
         raise RepresentationError(
             "Equiformer: blocks, heads, radial_width, ffn_factor and readout must be at least 1 and basis at least 2, got "

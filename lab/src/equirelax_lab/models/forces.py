@@ -12,8 +12,8 @@ from equirelax_lab.models.readable import only_mapped
 class ConservativeForces(nn.Module):
     """Computes energies and forces of molecules, F = -dE/dx, by autograd.
 
-    Forces are differentiable wherever gradients are recorded, so that a loss of them trains the energy's weights. They are
-    computed under `torch.no_grad` and `torch.inference_mode` too.
+    Forces are differentiable wherever gradients are recorded, so that a loss on them trains the energy's weights. They are
+    also computed under `torch.no_grad` and `torch.inference_mode`.
 
     Args:
         energy_model: forward(numbers (n,), positions (n, 3), batch (n,)) -> energies (molecules,).
@@ -33,7 +33,7 @@ class ConservativeForces(nn.Module):
 
         Raises:
             RepresentationError: autograd finds no path from the energies to the positions, or `torch.func.vmap` maps over
-                networks.
+                several networks.
         """
         if only_mapped():
             raise RepresentationError(
@@ -69,5 +69,5 @@ class ConservativeForces(nn.Module):
 
 
 def _recordable(x: Tensor) -> Tensor:
-    """A tensor made in inference mode may not be saved for a backward pass; its copy may."""
+    """x, or a copy if it was made in inference mode, since such a tensor may not be saved for a backward pass."""
     return x.clone() if x.is_inference() else x

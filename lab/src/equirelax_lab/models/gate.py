@@ -10,7 +10,7 @@ from equirelax_lab.models.fast.gating import Gating
 
 
 class Gate(nn.Module):
-    """`e3nn.nn.Gate` for 0e scalars, its constants included.
+    """`e3nn.nn.Gate` for 0e scalars, including its constants.
 
     From irreps_in = scalars, one 0e for each gated irrep, gated irreps, to irreps_out = scalars, gated irreps:
 

@@ -3,7 +3,7 @@ arXiv 1911.08251), exact under rotations by 90 degrees and reflections, in plain
 
 Features are (batch, channels, H, W), channels laid out as a `Representation`: a regular field is `order` neighbouring
 channels, a vector field its x and y. The group acts by (g f)(p) = rho(g) f(g^-1 p), row 0 on top, y up. A network is
-exactly equivariant on odd sizes, or without strides; a stride of 2 on an even size samples a grid that a turn moves.
+exactly equivariant on odd sizes, or without strides: a stride of 2 on an even size samples a grid that rotations shift.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class OrbitKernel:
-    """The invariant kernels between two representations, as one free number for every orbit.
+    """The invariant kernels between two representations, with one free parameter for every orbit.
 
     Its index tensors are buffers of the module that uses it, so that they move with it.
 
     Args:
         owner: The module that gets the buffers; no reference to it is kept.
         name: Prefix of the buffers' names.
-        in_rep, out_rep: of one group out of C1, C2, C4, D1, D2, D4, made of trivial, sign, vector and regular blocks.
-        size: k.
+        in_rep, out_rep: representations of one of the groups C1, C2, C4, D1, D2, D4, made of trivial, sign, vector and regular
+            blocks.
+        size: kernel size k.
 
     Attributes:
-        count: Number of free numbers.
+        count: Number of free parameters.
 
     Raises:
-        RepresentationError: the group does not map the grid onto itself, or a block does not move entries up to sign.
+        RepresentationError: the group does not map the grid onto itself, or a block does not permute entries up to sign.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class OrbitKernel:
         self.count = sum(self._counts)
 
     def expand(self, owner: nn.Module, weight: Tensor) -> Tensor:
-        """Build the kernel (out, in, k, k) from free numbers (count,), differentiably."""
+        """Build the kernel (out, in, k, k) from the free parameters (count,), differentiably."""
         parts = iter(weight.split(self._counts))
         bands = []
         for i, (m_out, b_out) in enumerate(self.out_rep.blocks):
@@ -75,7 +76,7 @@ class OrbitKernel:
         return bands[0] if len(bands) == 1 else torch.cat(bands)
 
     def coefficients(self, owner: nn.Module, kernel: Tensor) -> Tensor:
-        """Compute the free numbers (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
+        """Compute the free parameters (count,) of the invariant kernel nearest to `kernel` (out, in, k, k): means over orbits."""
         numbers = []
         for i, ((m_out, b_out), rows) in enumerate(
             zip(self.out_rep.blocks, self.out_rep.slices(), strict=True)
@@ -104,15 +105,15 @@ class GroupConv2d(nn.Module):
     Args:
         in_rep, out_rep: representations of C1, C2, C4, D1, D2 or D4, made of trivial, sign, vector and regular blocks.
         kernel_size: k >= 1.
-        stride: >= 1; with more than 1 exact only where the samples are placed symmetrically (odd sizes).
+        stride: >= 1; if above 1, exact only where the samples are placed symmetrically (odd sizes).
         padding: pixels on every side; None keeps the size for stride 1, and needs an odd kernel.
-        bias: add the constants that the group leaves alone (one number for a trivial or regular field, none for a
+        bias: add the constants that are invariant under the group (one number for a trivial or regular field, none for a
             sign or vector).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
 
     Attributes:
-        weight: (orbits,), the free numbers; initialised within 1/sqrt(in k k), as `torch.nn.Conv2d` is.
-        bias: (invariants of out_rep,), or None where there is none or `bias` is False.
+        weight: (orbits,), the free parameters; initialised within 1/sqrt(in k k), like `torch.nn.Conv2d`.
+        bias: (invariants of out_rep,), or None if there is none or `bias` is False.
         in_channels, out_channels: dim of in_rep and out_rep.
 
     Raises:
@@ -150,7 +151,7 @@ class GroupConv2d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def kernel(self) -> Tensor:
-        """Build the kernel that is applied, (out, in, k, k), differentiable in `weight`."""
+        """Build the effective kernel, (out, in, k, k), differentiable in `weight`."""
         return self._kernels.expand(self, self.weight)
 
     def constants(self) -> Tensor | None:
@@ -259,7 +260,7 @@ class FieldBatchNorm(nn.Module):
         super().__init__()
         _check_fields(rep, "FieldBatchNorm")
         self.rep = rep
-        # (batch, fields, components, H, W): what BatchNorm3d means over is all but the fields
+        # (batch, fields, components, H, W): BatchNorm3d averages over all axes except the fields
         self.norms = nn.ModuleList(nn.BatchNorm3d(m, eps, momentum) for m, _ in rep.blocks)
 
     def forward(self, x: Tensor) -> Tensor:

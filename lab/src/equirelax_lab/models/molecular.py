@@ -1,4 +1,4 @@
-"""Parts of attention networks of molecules: the geometry of edges, attention that vanishes smoothly, sums over molecules."""
+"""Parts of attention networks on molecules: the geometry of edges, attention that vanishes smoothly, sums over molecules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MD17_ELEMENTS = (1, 6, 7, 8)
 
 
 class EdgeGeometry(NamedTuple):
-    """What all layers read of the edges: source, target, envelope (e,), radial basis (basis, e), couplings of the features (see
+    """The edge data that all layers read: source, target, envelope (e,), radial basis (basis, e), couplings of the features (see
     `depthwise`), spherical harmonics (harmonics, e)."""
 
     source: Tensor
@@ -32,8 +32,8 @@ class Geometry(nn.Module):
     """Computes the edges and their geometry from positions; it has no parameters.
 
     Args:
-        hidden: irreps of the features, whose couplings are made once for all layers.
-        cutoff: in the unit of the positions.
+        hidden: irreps of the features, whose couplings are computed once for all layers.
+        cutoff: cutoff radius, in the unit of the positions.
         basis: number of radial basis functions, at least 2.
         name: The model's name, for messages.
     """
@@ -92,7 +92,7 @@ def smooth_softmax(z: Tensor, edges: EdgeGeometry, nodes: int) -> Tensor:
 
     An ordinary softmax would jump where a neighbour enters the cutoff.
     """
-    # the result does not depend on what is subtracted: no gradient passes
+    # The result does not depend on what is subtracted, so no gradient is needed.
     index = edges.target.expand(z.shape[0], -1)
     largest = z.new_zeros(z.shape[0], nodes).scatter_reduce(1, index, z.detach(), "amax")
     strength = (z - largest.index_select(1, edges.target)).exp() * edges.envelope
@@ -101,7 +101,7 @@ def smooth_softmax(z: Tensor, edges: EdgeGeometry, nodes: int) -> Tensor:
 
 
 def molecule_sums(atoms: Tensor, batch: Tensor) -> Tensor:
-    """Sum (n,) over the atoms of every molecule: (molecules,), one more than the largest number in `batch`."""
+    """Sum (n,) over the atoms of every molecule: (molecules,), where `molecules` is the largest number in `batch` plus one."""
     molecules = 0 if batch.shape[0] == 0 else int(batch.max()) + 1
     return atoms.new_zeros(molecules).index_add(0, batch, atoms)
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours and graph features of clouds of points, on any device."""
+"""Nearest neighbours and graph features of point clouds, on any device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from equirelax.errors import NonFiniteError, RepresentationError
 from equirelax_lab.models.readable import values_are_readable
 
-# Up to so many features distances are taken from differences, which lose no digits between close points.
+# Up to this number of features, distances are computed from differences, which lose no digits between close points.
 _FEW = 8
 
 
 def check_points(points: Tensor, name: str) -> None:
-    """Check a batch of clouds of points.
+    """Check a batch of point clouds.
 
     Args:
         points: (batch, n, 3), floating, batch and n >= 1, finite.
@@ -45,8 +45,8 @@ def knn(features: Tensor, k: int) -> Tensor:
         k: >= 1; a cloud with fewer than k points gives all of them.
 
     Returns:
-        (batch, n, min(k, n)) long. Equally distant points come in no particular order; copies of a point count
-        as points of their own.
+        (batch, n, min(k, n)) long. Equally distant points are in no particular order; copies of a point count
+        as separate points.
 
     Raises:
         RepresentationError: k is below 1, or the features have a wrong shape.
@@ -55,7 +55,7 @@ def knn(features: Tensor, k: int) -> Tensor:
         raise RepresentationError(
             f"knn: expected features (batch, C, n) and k >= 1, got {tuple(features.shape)} and k={k}"
         )
-    # half precision would take points for equally distant
+    # in half precision different distances would be equal
     features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     with torch.autocast(device_type=features.device.type, enabled=False):
         if features.shape[1] <= _FEW:

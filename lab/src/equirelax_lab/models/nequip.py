@@ -1,4 +1,4 @@
-"""NequIP from its own package, unedited, as a model of energies: (numbers, positions, molecules) -> energies.
+"""NequIP from its own package, unmodified, as a model of energies: (numbers, positions, molecules) -> energies.
 
 Batzner et al.: "E(3)-equivariant graph neural networks for data-efficient and accurate interatomic potentials", Nature
 Communications 2022 (arXiv 2101.03164). Needs the package nequip (the extra `md17`).
@@ -21,15 +21,15 @@ from equirelax_lab.models.molecular import MD17_ELEMENTS, check_atoms
 from equirelax_lab.models.radius import radius_graph
 
 UNKNOWN = -1
-"""Stands in the table of types for elements that the model does not know."""
+"""Entry in the table of types for elements that the model does not know."""
 COMPILER_OPTIONS = ("capture_dynamic_output_shape_ops", "capture_scalar_outputs")
 
 
 class NequIP(nn.Module):
-    """Wraps `nequip.model.NequIPGNNModel`, finds neighbours, and gives energies alone; E(3)-invariant.
+    """Wraps `nequip.model.NequIPGNNModel`, finds neighbours, and returns only energies; E(3)-invariant.
 
-    Forces are those of `ConservativeForces`. The defaults are the package's own. Energies are those that the network adds up,
-    neither scaled nor shifted: the data are.
+    Forces come from `ConservativeForces`. The defaults are those of the package. Energies are the sums of the network, neither
+    scaled nor shifted: the data are scaled instead.
 
     Args:
         layers: number of interaction blocks, at least 1.
@@ -37,8 +37,8 @@ class NequIP(nn.Module):
         features: multiplicity of every irrep of the features, at least 1.
         parity: whether the features have both parities of every degree.
         radial_width: width of the radial perceptrons, at least 1.
-        cutoff: in the unit of the positions (Angstrom).
-        neighbours: about how many neighbours an atom has; sums over neighbours are divided by its root.
+        cutoff: cutoff radius, in the unit of the positions (Angstrom).
+        neighbours: approximate number of neighbours of an atom; sums over neighbours are divided by its square root.
         elements: different atomic numbers that may occur.
 
     Raises:
@@ -73,7 +73,7 @@ class NequIP(nn.Module):
         types = torch.full((max(elements) + 1,), UNKNOWN)
         types[list(elements)] = torch.arange(len(elements))
         self.register_buffer("types", types, persistent=False)
-        # the network draws its weights from a seed of its own, which follows torch's random state here
+        # The network draws its weights from its own seed, which is taken from torch's random state here.
         seed = int(torch.randint(2**31 - 1, ()))
         dtype = torch.get_default_dtype()
         with _process_unchanged():
@@ -135,7 +135,7 @@ class NequIP(nn.Module):
 
 @contextmanager
 def _process_unchanged() -> Iterator[None]:
-    """Undo what NequIP sets for the whole process: torch's default dtype, options of its compiler, e3nn's, the seeds."""
+    """Undo NequIP's process-wide changes: torch's default dtype, options of its compiler and of e3nn, the seeds."""
     import e3nn
 
     compiler: Any = importlib.import_module("torch._dynamo.config")

@@ -16,11 +16,11 @@ class EquivariantLayerNorm(nn.Module):
     """Divides every irrep's channels by their root mean square over channels and components, and scales each channel.
 
     The mean over the channels of scalars (0e) is subtracted first, and they get a bias, as in an ordinary layer norm (Liao
-    and Smidt, arXiv 2206.11990, section 4.1). The mean square is raised by eps, so that all derivatives are finite where
+    and Smidt, arXiv 2206.11990, section 4.1). eps is added to the mean square, so that all derivatives are finite where
     features are 0.
 
     Args:
-        irreps: of the features.
+        irreps: irreps of the features.
         eps: added to mean squares, above 0.
     """
 
@@ -58,11 +58,10 @@ class EquivariantInstanceNorm(nn.Module):
     """Divides every channel by its root mean square over components and over the nodes of a graph, and scales it.
 
     The mean of scalars (0e) over the graph's nodes is subtracted first, and they get a bias (Brandstetter et al., arXiv
-    2110.02905, code).
-    The mean square is raised by eps.
+    2110.02905, code). eps is added to the mean square.
 
     Args:
-        irreps: of the features.
+        irreps: irreps of the features.
         eps: added to mean squares, above 0.
     """
 
@@ -96,7 +95,7 @@ class EquivariantInstanceNorm(nn.Module):
 
 
 class NormActivation(nn.Module):
-    """Applies layer norm, then SiLU to scalars; every other channel is multiplied by SiLU(w |x| + b) of its own norm.
+    """Applies layer norm, then SiLU to scalars, and multiplies every other channel by SiLU(w |x| + b) of its own norm.
 
     Thomas et al., "Tensor field networks" (arXiv 1802.08219), section 4.1.3; with layer norm first as in Fuchs et al.
     (arXiv 2006.10503). |x| is the root mean square over the 2l+1 components.

@@ -18,7 +18,7 @@ def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> No
 
     Args:
         name: The network's name, for messages.
-        odd: Names of those that must be odd.
+        odd: Names of the sizes that must be odd.
         numbers: The sizes, whole numbers >= 1, by the name of their argument.
 
     Raises:
@@ -35,7 +35,7 @@ def check_finite(x: Tensor, name: str) -> None:
     """Check that all values are finite. Nothing is checked under `torch.compile` and `torch.func.vmap`.
 
     Raises:
-        NonFiniteError: some are not; the message says in how many samples, and in which first.
+        NonFiniteError: some values are not finite; the message says in how many samples, and which is the first.
     """
     if not values_are_readable() or torch.isfinite(x).all():
         return
@@ -47,10 +47,10 @@ def check_finite(x: Tensor, name: str) -> None:
 
 
 class PlanePool(nn.Module):
-    """Takes the maximum over windows, to half the size; exactly equivariant under rotations and reflections of every square grid.
+    """Max pooling to half the size, exactly equivariant under rotations and reflections of every square grid.
 
-    Even sizes are cut into windows of 2; odd ones have overlapping windows of 3 around every second pixel, the outermost
-    ones included: n -> (n + 1) // 2. Windows of 2 alone would drop an odd size's last row, but not its first.
+    Even sizes are cut into windows of 2. Odd ones have overlapping windows of 3 around every second pixel, including the
+    outermost ones: n -> (n + 1) // 2. Windows of 2 would drop the last row of an odd size, but not its first.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +60,6 @@ class PlanePool(nn.Module):
 
 
 def plain_block(before: int, after: int, kernel: int, norm: bool) -> list[nn.Module]:
-    """Build convolution, batch norm and ReLU; without bias where the norm would remove it."""
+    """Build convolution, batch norm and ReLU; without a bias where the norm would remove it."""
     conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=not norm)
     return [conv, nn.BatchNorm2d(after), nn.ReLU()] if norm else [conv, nn.ReLU()]

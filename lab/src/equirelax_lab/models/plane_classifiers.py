@@ -1,4 +1,4 @@
-"""Classifiers of pictures that are invariant to rotations (and reflections), and their plain counterpart.
+"""Image classifiers that are invariant to rotations (and reflections), and their plain counterpart.
 
 Similar to Cohen, Welling: "Group equivariant convolutional networks", ICML 2016 (arXiv 1602.07576), section 8.1.
 """
@@ -19,18 +19,18 @@ from equirelax_lab.models.plane_symmetry import grid_group
 class PlaneClassifier(nn.Module):
     """Regular features, then the maximum over the group and the mean over the picture: exactly invariant, at every size.
 
-    Stages of two convolutions (batch norm, ReLU) at one size; between stages the size is halved by `PlanePool`, which
-    needs no padding to odd sizes or cropping: 28 -> 14 -> 7 and 29 -> 15 -> 8 keep the symmetry of the square alike.
-    The number of fields doubles with the second stage and stays.
+    Each stage has two convolutions (batch norm, ReLU) at one size. Between stages the size is halved by `PlanePool`, which
+    needs no padding to odd sizes or cropping: 28 -> 14 -> 7 and 29 -> 15 -> 8 both keep the symmetry of the square.
+    The number of fields doubles with the second stage and then stays the same.
 
     Args:
         classes: number of classes.
         group: "C4", "D4", or one of their subgroups.
-        width: regular fields of the first stage; each is |G| channels.
-        stages: of two convolutions.
-        kernel: odd.
-        channels: of the picture, all of them scalar fields.
-        dropout: before the last linear map.
+        width: number of regular fields of the first stage; each has |G| channels.
+        stages: number of stages of two convolutions.
+        kernel: kernel size, odd.
+        channels: channels of the picture, all of them scalar fields.
+        dropout: dropout before the last linear map.
 
     Raises:
         RepresentationError: a size is out of its range.
@@ -70,10 +70,10 @@ class PlaneClassifier(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """`PlaneClassifier` without symmetry: plain channels for regular fields, no maximum over the group.
+    """`PlaneClassifier` without symmetry: plain channels instead of regular fields, no maximum over the group.
 
     Args:
-        width: channels of the first stage. Against a `PlaneClassifier` of w fields of a group of n elements: n w for as many
+        width: channels of the first stage. To match a `PlaneClassifier` of w fields of a group of n elements: n w for as many
             channels, about sqrt(n) w for as many parameters.
         classes, stages, kernel, channels, dropout: as for `PlaneClassifier`.
 
@@ -113,7 +113,7 @@ class PlainClassifier(nn.Module):
 
 
 def fields(width: int, stages: int) -> list[int]:
-    """List the numbers of fields after every convolution: `width` in the first stage, twice as many in the others."""
+    """List the number of fields after every convolution: `width` in the first stage, twice as many in the others."""
     return [width if stage == 0 else 2 * width for stage in range(stages) for _ in range(2)]
 
 

@@ -1,7 +1,7 @@
 """The two symmetries of the forecasters behind one interface: rotations and reflections of the square, and a ladder of scales.
 
-A network is a list of `Fields`; the symmetry makes the layers between them. So E2CNN, RPP, Lift and RSteer are written once
-for both.
+A network is a list of `Fields`; the symmetry makes the layers between them. E2CNN, RPP, Lift and RSteer are therefore written
+only once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUPS = ("C1", "C2", "C4", "D1", "D2", "D4")
 
 @dataclass(frozen=True)
 class Fields:
-    """`count` fields: vectors, as of inputs and outputs, or the symmetry's hidden fields."""
+    """`count` fields: vectors, as in inputs and outputs, or the symmetry's hidden fields."""
 
     kind: Literal["vectors", "hidden"]
     count: int
@@ -42,7 +42,7 @@ class PlaneSymmetry(ABC):
     def conv(
         self, before: Fields, after: Fields, kernel: int, *, bias: bool = True, relaxed: bool = False
     ) -> nn.Module:
-        """Build an equivariant convolution that keeps the size; with `relaxed` one that can leave the symmetry."""
+        """Build an equivariant convolution that keeps the size; with `relaxed`, one that can break the symmetry."""
 
     @abstractmethod
     def norm(self, fields: Fields) -> nn.Module:
@@ -55,7 +55,7 @@ class PlaneSymmetry(ABC):
     def block(
         self, before: Fields, after: Fields, kernel: int, *, norm: bool, relaxed: bool = False
     ) -> list[nn.Module]:
-        """Build convolution to hidden fields, batch norm and ReLU; without bias where the norm would remove it."""
+        """Build convolution to hidden fields, batch norm and ReLU; without a bias where the norm would remove it."""
         conv = self.conv(before, after, kernel, bias=not norm, relaxed=relaxed)
         return [conv, self.norm(after), nn.ReLU()] if norm else [conv, nn.ReLU()]
 
@@ -91,10 +91,10 @@ class GridSymmetry(PlaneSymmetry):
 
 
 class ScaleSymmetry(PlaneSymmetry):
-    """Stretching of the plane; hidden fields live on a ladder of scales. Vectors' components are plain channels.
+    """Scalings of the plane; hidden fields live on a ladder of scales. Components of vectors are plain channels.
 
     Args:
-        scales: of the ladder.
+        scales: scales of the ladder.
     """
 
     def __init__(self, scales: tuple[float, ...] = SCALES) -> None:
@@ -143,7 +143,7 @@ def plane_symmetry(name: str, network: str) -> PlaneSymmetry:
     """Build the symmetry called `name`: a group of the square, or "scale".
 
     Raises:
-        RepresentationError: the name is none of these.
+        RepresentationError: the name is unknown.
     """
     if name == "scale":
         return ScaleSymmetry()

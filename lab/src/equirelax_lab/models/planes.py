@@ -1,8 +1,8 @@
-"""Networks that forecast vector fields on the plane: a steerable one, plain ones, and ones that can leave their symmetry.
+"""Networks that forecast vector fields on the plane: a steerable one, plain ones, and ones that can break their symmetry.
 
-Those that Wang, Walters, Yu compare: "Approximately equivariant networks for imperfectly symmetric dynamics", ICML 2022
-(arXiv 2201.11969), sections 4 and 5. All take (batch, frames, 2, H, W) and give the next frame (batch, 2, H, W). The paper's
-sizes: 92 hidden, 5 layers, kernel 3 for turns; 64 hidden, 5 layers, kernel 5 for scale.
+They are those compared by Wang, Walters, Yu: "Approximately equivariant networks for imperfectly symmetric dynamics", ICML 2022
+(arXiv 2201.11969), sections 4 and 5. All take (batch, frames, 2, H, W) and return the next frame (batch, 2, H, W). The paper's
+sizes: 92 hidden, 5 layers, kernel 3 for rotations; 64 hidden, 5 layers, kernel 5 for scale.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from equirelax_lab.models.scale_conv import ScaleConv2d
 
 MODELS = {
     "e2cnn": "steerable convolutions, regular features: exactly equivariant (scale: on a ladder of scales)",
-    "conv": "plain convolutions: translations alone",
+    "conv": "plain convolutions: only translations",
     "mlp": "linear layers on all pixels: no symmetry",
     "rpp": "residual pathway priors: steerable plus plain convolutions",
     "lift": "lift expansion: steerable convolutions joined by fields of a plain encoder",
     "rsteer": "relaxed steerable convolutions: weights that vary over the kernel",
 }
-"""What each forecaster is."""
+"""Forecaster -> its description."""
 
 RELAXABLE = ("e2cnn", "rpp", "lift", "rsteer")
-"""Those that have equivariant layers."""
+"""The forecasters with equivariant layers."""
 
 
 class PlaneForecaster(nn.Module):
@@ -39,8 +39,8 @@ class PlaneForecaster(nn.Module):
     A subclass sets `layers`, which takes the frames' components as channels, or overrides `predict`.
 
     Args:
-        frames: how many frames it sees.
-        increment: predict the change since the last frame, not the frame itself as published. Equivariant either way.
+        frames: number of input frames.
+        increment: predict the change since the last frame, not the frame itself as published. Both are equivariant.
 
     Raises:
         RepresentationError: a size is out of its range.
@@ -72,23 +72,23 @@ class PlaneForecaster(nn.Module):
         return self.layers(x)
 
     def regulariser(self) -> Tensor:
-        """Compute what the network's own paper adds to the loss: a number, 0 for most."""
+        """Compute the term that the network's own paper adds to the loss: a number, 0 for most."""
         return next(self.parameters()).new_zeros(())
 
 
 class PlaneE2CNN(PlaneForecaster):
     """Steerable network: vectors in, hidden features, a vector out; all convolutions but the last with batch norm and ReLU.
 
-    Exactly equivariant under the group on every square grid, with zeros around it. With group "scale", a scale-steerable
+    Exactly equivariant under the group on every square grid, with zero padding. With group "scale", a scale-steerable
     network of `ScaleConv2d`, equivariant as far as a pixel grid and a finite ladder allow.
 
     Args:
-        frames: how many frames it sees.
-        hidden: regular fields, each |G| channels; for "scale", channels on each of 3 rungs.
-        layers: convolutions, >= 2.
-        kernel: odd.
+        frames: number of input frames.
+        hidden: number of regular fields, each with |G| channels; for "scale", channels on each of 3 rungs.
+        layers: number of convolutions, >= 2.
+        kernel: kernel size, odd.
         group: "C4", "D4", or one of their subgroups; or "scale" (in the paper 64 hidden, kernel 5).
-        norm: with batch norm.
+        norm: whether to use batch norm.
         increment: see `PlaneForecaster`.
 
     Raises:
@@ -119,8 +119,8 @@ class PlaneConv(PlaneForecaster):
     """Plain convolutions, all but the last with batch norm and ReLU.
 
     Args:
-        hidden: channels. A `PlaneE2CNN` of h fields of a group of n elements has as many channels with hidden = n h, and
-            about as many parameters with hidden = sqrt(n) h.
+        hidden: channels. To match a `PlaneE2CNN` of h fields of a group of n elements: n h for as many channels, about
+            sqrt(n) h for as many parameters.
         frames, layers, kernel, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
@@ -148,7 +148,7 @@ class PlaneMLP(PlaneForecaster):
     """Linear layers on all pixels of all frames at once, all but the last with batch norm and ReLU: no symmetry.
 
     Args:
-        size: H = W of the grid, which the weights fit alone.
+        size: H = W of the grid, the only one that the weights fit.
         hidden: features between layers.
         frames, layers, norm, increment: as for `PlaneE2CNN`.
 
@@ -184,10 +184,10 @@ class ResidualPathway(nn.Module):
     """An equivariant convolution plus a plain one (Finzi, Benton, Wilson, NeurIPS 2021, arXiv 2112.01388, section 4).
 
     Args:
-        symmetry: makes the equivariant one.
-        before, after: fields.
-        kernel: odd.
-        bias: of the equivariant one; the plain one has none.
+        symmetry: makes the equivariant convolution.
+        before, after: fields of input and output.
+        kernel: kernel size, odd.
+        bias: whether the equivariant convolution has a bias; the plain one has none.
     """
 
     def __init__(
@@ -248,13 +248,13 @@ class PlaneRPP(PlaneForecaster):
 
 
 class PlaneLift(PlaneForecaster):
-    """Lift expansion: hidden fields of an equivariant network are joined by ones that a plain encoder made.
+    """Lift expansion: the hidden fields of an equivariant network are extended by fields from a plain encoder.
 
-    The encoder, linear layers on all pixels of all frames at once, makes hidden / 4 hidden fields, the same at every pixel,
-    that depend on the orientation; they join after the second convolution.
+    The encoder, linear layers on all pixels of all frames at once, makes hidden / 4 hidden fields, constant over the pixels,
+    that depend on the orientation. They are concatenated after the second convolution.
 
     Args:
-        size: H = W of the grid, which the encoder is built for.
+        size: H = W of the grid for which the encoder is built.
         encoder: features of the encoder's two inner layers.
         layers: convolutions, >= 4.
         frames, hidden, kernel, group, norm, increment: as for `PlaneE2CNN`.
@@ -309,15 +309,15 @@ class PlaneLift(PlaneForecaster):
 
 
 class PlaneRSteer(PlaneForecaster):
-    """Relaxed steerable network: the weights of a steerable kernel may differ from place to place of the kernel.
+    """Relaxed steerable network: the weights of a steerable kernel may vary over the positions of the kernel.
 
     Exactly equivariant at the start, unless `varied`, and whenever the weights do not vary. `regulariser()` keeps them
-    together.
+    close together.
 
     Args:
-        alpha: strength of the regulariser; the paper's experiments use 1e-5 (turns) and 1e-6 (scale).
-        varied: start with weights that differ from place to place, normal with the deviation of the tied ones, as the
-            authors' code does: the network is not equivariant then.
+        alpha: strength of the regulariser; the paper's experiments use 1e-5 (rotations) and 1e-6 (scale).
+        varied: start with weights that vary over positions, normal with the deviation of the tied ones, as in the
+            authors' code; the network is then not equivariant.
         frames, hidden, layers, kernel, group, norm, increment: as for `PlaneE2CNN`.
 
     Raises:
@@ -380,10 +380,10 @@ def build(
 
     Args:
         name: one of `MODELS`.
-        symmetry: "rotation" takes the turns and flips of `group`; "scale" takes a ladder of scales.
+        symmetry: "rotation" takes the rotations and reflections of `group`; "scale" takes a ladder of scales.
         frames, hidden, layers, kernel, group, norm: as for `PlaneE2CNN`.
-        varied: of "rsteer", see `PlaneRSteer`.
-        size: H = W of the grid; for "mlp" and "lift", which fit one grid alone.
+        varied: for "rsteer", see `PlaneRSteer`.
+        size: H = W of the grid; for "mlp" and "lift", which fit only one grid.
 
     Raises:
         RepresentationError: the name is unknown, or a size is out of its range.
@@ -406,7 +406,7 @@ def build(
 
 
 def linear_block(before: int, after: int, norm: bool) -> list[nn.Module]:
-    """Build linear map, batch norm and ReLU; without bias where the norm would remove it."""
+    """Build linear map, batch norm and ReLU; without a bias where the norm would remove it."""
     linear = nn.Linear(before, after, bias=not norm)
     return [linear, nn.BatchNorm1d(after), nn.ReLU()] if norm else [linear, nn.ReLU()]
 
@@ -416,7 +416,7 @@ def check_fields(x: Tensor, frames: int, name: str) -> None:
 
     Args:
         x: (batch, frames, 2, H, W), floating, finite.
-        frames: that the network was built for.
+        frames: the number that the network was built for.
         name: The network's name, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""PointNet: one map for every point and a maximum over the points. A baseline that is not equivariant.
+"""PointNet: the same map on every point, and a maximum over the points. A baseline that is not equivariant.
 
 Qi et al.: "PointNet: deep learning on point sets for 3D classification and segmentation", CVPR 2017 (arXiv 1612.00593),
 section 4 and appendix C.
@@ -41,14 +41,14 @@ class TNet(nn.Module):
 
 
 class PointNet(nn.Module):
-    """Classifies clouds of points, as published: maps 3-64-64 and 64-64-128-1024 of every point, each after a
+    """Classifies point clouds, as published: maps 3-64-64 and 64-64-128-1024 of every point, each after a
     predicted matrix, the maximum over points, then 512-256-classes.
 
     Args:
         classes: number of classes.
         width: multiplies all numbers of channels; 1 is the published size.
         feature_transform: whether to use the predicted matrix between the two maps. The published loss also keeps that
-            matrix near orthogonal; that term is left out here.
+            matrix close to orthogonal; that term is left out here.
         dropout: before the last layer.
 
     Raises:

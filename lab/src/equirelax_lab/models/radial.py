@@ -1,4 +1,4 @@
-"""What networks of molecules read from an edge: distance, smooth cutoff, direction."""
+"""The edge features of networks on molecules: distance, smooth cutoff, direction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equirelax_lab.models.readable import values_are_readable
 
 
 class Pairs(NamedTuple):
-    """Edges between atoms nearer than the cutoff: source and target (e,), distances (e,), unit vectors (3, e) from target
+    """Edges between atoms closer than the cutoff: source and target (e,), distances (e,), unit vectors (3, e) from target
     to source, envelope (e,)."""
 
     source: Tensor
@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
 
 
 def envelope(distances: Tensor, cutoff: float) -> Tensor:
-    """Compute 1 - 10 u^3 + 15 u^4 - 6 u^5, u = r / cutoff: 1 at 0, 0 from the cutoff on, two continuous derivatives."""
+    """Compute 1 - 10 u^3 + 15 u^4 - 6 u^5, u = r / cutoff: 1 at 0, 0 beyond the cutoff, with two continuous derivatives."""
     u = (distances / cutoff).clamp(max=1)
     return 1 - u**3 * (10 - 15 * u + 6 * u**2)
 
@@ -40,7 +40,7 @@ def pairs(positions: Tensor, batch: Tensor, cutoff: float, name: str) -> Pairs:
         name: The model's name, for messages.
 
     Raises:
-        NonFiniteError: two atoms of one molecule are at the same place, where their direction and so the forces are
+        NonFiniteError: two atoms of one molecule are at the same place, so that their direction and the forces are
             undefined. This is not checked under `torch.compile` and `torch.func.vmap`.
     """
     edge_index = radius_graph(positions, batch, cutoff)
@@ -59,11 +59,11 @@ def pairs(positions: Tensor, batch: Tensor, cutoff: float, name: str) -> Pairs:
 
 
 class GaussianBasis(nn.Module):
-    """Gaussians with centres spread evenly over [0, cutoff] and a width of their spacing.
+    """Gaussians with centres spaced evenly over [0, cutoff] and a width equal to their spacing.
 
     Args:
-        count: number of them, at least 2.
-        cutoff: in the unit of the distances.
+        count: number of Gaussians, at least 2.
+        cutoff: cutoff radius, in the unit of the distances.
     """
 
     def __init__(self, count: int, cutoff: float) -> None:
@@ -78,9 +78,9 @@ class GaussianBasis(nn.Module):
 
 
 class RadialWeights(nn.Module):
-    """A perceptron of the radial basis that gives every edge the weights of a product; SiLU, two hidden layers.
+    """A perceptron that maps the radial basis to the weights of a product for every edge; SiLU, two hidden layers.
 
-    Its last biases start at 1, so that products start out weighted about evenly.
+    Its last biases start at 1, so that products start with about equal weights.
 
     Args:
         basis: number of radial functions.

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 def radius_graph(positions: Tensor, graph: Tensor, cutoff: float) -> Tensor:
     """Find all ordered pairs of different atoms of one graph that are at most `cutoff` apart.
 
-    Graphs are padded to the size of the largest, in which time and memory are quadratic: it is made for many small graphs.
+    Graphs are padded to the size of the largest, in which time and memory are quadratic: this is for many small graphs.
     It is not differentiated.
 
     Args:
         positions: (n, 3).
         graph: (n,) long, the number of each atom's graph, in any order.
-        cutoff: in the unit of the positions. An atom whose position is not a number counts as near to all others, so
+        cutoff: cutoff radius, in the unit of the positions. An atom whose position is NaN counts as near to all others, so
             that it shows in the output.
 
     Returns:
@@ -42,13 +42,13 @@ def radius_graph(positions: Tensor, graph: Tensor, cutoff: float) -> Tensor:
 
 
 class RadiusGraph(nn.Module):
-    """What PyTorch Geometric's SchNet takes as ``interaction_graph``: neighbours within a cutoff and their distances.
+    """An ``interaction_graph`` for PyTorch Geometric's SchNet: neighbours within a cutoff and their distances.
 
     PyG's own needs a compiled extension and keeps at most 32 neighbours of an atom; this one keeps all. In QM9 no atom
     has more than 28, so that the two agree there.
 
     Args:
-        cutoff: in the unit of the positions.
+        cutoff: cutoff radius, in the unit of the positions.
     """
 
     def __init__(self, cutoff: float) -> None:

@@ -14,12 +14,12 @@ from torch._C._functorch import (
 
 
 def values_are_readable(*tensors: Tensor) -> bool:
-    """Whether what a network does may depend on values: not under `torch.compile`, and of what `torch.func.vmap` maps.
+    """Whether a computation may depend on values: not under `torch.compile`, nor on tensors that `torch.func.vmap` maps.
 
     Reading a value breaks a compiled graph, and mapped tensors have a value for every member.
 
     Args:
-        tensors: Whose values would be read, some of which may be the same for all members; without any, all that there are.
+        tensors: The tensors whose values would be read, some of which may be the same for all members; if empty, any tensor.
     """
     if torch.compiler.is_compiling():
         return False
@@ -38,7 +38,7 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def only_mapped() -> bool:
-    """Whether one `torch.func.vmap`, and no other transform, runs."""
+    """Whether a single `torch.func.vmap`, and no other transform, is active."""
     if torch.compiler.is_compiling():
         return False
     return [each.key() for each in get_interpreter_stack() or ()] == [TransformType.Vmap]

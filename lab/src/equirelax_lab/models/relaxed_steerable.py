@@ -1,9 +1,9 @@
-"""Relaxed steerable convolution on the square grid: weights that may differ from place to place of the kernel.
+"""Relaxed steerable convolution on the square grid: weights that may vary over the positions of the kernel.
 
 Wang, Walters, Yu: "Approximately equivariant networks for imperfectly symmetric dynamics", ICML 2022 (arXiv 2201.11969),
-section 4.3: K(y) = sum_b w_b(y) B_b(y), a steerable kernel when no w_b depends on y. The paper's B_b are harmonics on rings; here
+section 4.3: K(y) = sum_b w_b(y) B_b(y), a steerable kernel when no w_b depends on y. The paper's B_b are harmonics on rings. Here
 they are the orbits of the kernel's entries, which span all equivariant kernels of the grid, so w_b(y) is one number for every
-orbit and place. Entries of an orbit that share a place, such as the centre, stay tied.
+orbit and position. Entries of an orbit that share a position, such as the centre, stay tied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from equirelax_lab.models.group_conv import GroupConv2d, OrbitKernel
 
 
 class OffsetKernel(OrbitKernel):
-    """Kernels with one free number for every orbit and every place of the kernel that the orbit visits.
+    """Kernels with one free parameter for every orbit and every position of the kernel that the orbit visits.
 
     Args:
         owner, name, in_rep, out_rep, size: as for `OrbitKernel`.
@@ -50,7 +50,7 @@ class RelaxedGroupConv2d(GroupConv2d):
         in_rep, out_rep, kernel_size, stride, padding, bias, padding_mode: as for `GroupConv2d`.
 
     Attributes:
-        weight: (orbits and places,).
+        weight: (pairs of orbit and position,).
 
     Raises:
         RepresentationError: a group, block or size is not supported.
@@ -80,8 +80,8 @@ class RelaxedGroupConv2d(GroupConv2d):
     def deviation(self) -> Tensor:
         """Compute the mean distance of the weights from the nearest equivariant ones: a number, 0 if equivariant.
 
-        The paper's regulariser takes differences of neighbouring places instead, which for weights on orbits would compare
-        places that no symmetry connects.
+        The paper's regulariser takes differences of neighbouring positions instead, which for weights on orbits would compare
+        positions that no symmetry connects.
         """
         return (self.weight - self.nearest()).abs().mean()
 

@@ -1,11 +1,11 @@
 """Scale-equivariant steerable convolutions on a ladder of scales, strict and relaxed.
 
 Sosnovik, Szmaja, Smeulders: "Scale-equivariant steerable networks", ICLR 2020 (arXiv 1910.11093), section 4: kernels are sums
-of Hermite-Gauss functions psi_b(x / s) / s^2, one set of weights for all scales s of the ladder. When the input is stretched by
-the ladder's ratio, the features move one rung up. That holds up to what a pixel grid allows: kernels are sampled and cut off at
-their edge, and the ladder ends. Only the grid is stretched; values and times stay as they are.
+of Hermite-Gauss functions psi_b(x / s) / s^2, one set of weights for all scales s of the ladder. When the input is scaled by
+the ladder's ratio, the features move one rung up. This is as exact as a pixel grid allows: kernels are sampled and cut off at
+their edge, and the ladder ends. Only the grid is scaled; values and times stay as they are.
 
-Features (batch, scales * channels, H, W), the scale's index first.
+Features are (batch, scales * channels, H, W), with the scale's index first.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class ScaleConv2d(nn.Module):
     """Convolution between features on a ladder of scales; every rung is convolved with the kernel of its scale.
 
     Args:
-        in_channels, out_channels: on one rung.
-        scales: of the ladder, increasing, above 0.
+        in_channels, out_channels: numbers of channels on one rung.
+        scales: scales of the ladder, increasing, above 0.
         kernel_size: odd.
-        lifts: the input is a plain picture (batch, in_channels, H, W), the same for all rungs.
-        pools: the output is a plain picture: the mean over the rungs.
+        lifts: whether the input is a plain picture (batch, in_channels, H, W), the same for all rungs.
+        pools: whether the output is a plain picture: the mean over the rungs.
         orders: Hermite polynomials of order 0 ... orders - 1 in x and in y.
-        width: of the Gaussian at scale 1, in pixels. None makes the widest one fit 4 times between centre and edge, but the
-            narrowest at least 0.6 pixels wide, where sampling begins to see it.
+        width: width of the Gaussian at scale 1, in pixels. None makes the widest one fit 4 times between centre and edge, but
+            the narrowest at least 0.6 pixels wide, so that sampling resolves it.
         bias: one number per channel, the same on all rungs.
-        relaxed: weights may differ from place to place of the kernel (Wang, Walters, Yu, arXiv 2201.11969, section 4.3: w_b(y)
+        relaxed: weights may vary over the positions of the kernel (Wang, Walters, Yu, arXiv 2201.11969, section 4.3: w_b(y)
             psi_b(y)); they are equal at the start, so that the layer starts as the strict one.
 
     Attributes:
@@ -88,7 +88,7 @@ class ScaleConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights uniformly with the variance 1 / (in_channels * orders^2), the basis having norm 1; bias 0."""
+        """Draw weights uniformly with the variance 1 / (in_channels * orders^2), since the basis has norm 1; the bias is 0."""
         bound = math.sqrt(3 / (self.in_channels * self.weight.shape[2]))
         with torch.no_grad():
             drawn = torch.empty(self.weight.shape[:3], dtype=self.weight.dtype, device=self.weight.device)
@@ -114,7 +114,7 @@ class ScaleConv2d(nn.Module):
 
     @property
     def span(self) -> Tensor:
-        """Compute what spans the strict kernels between an input and an output field: (orders^2, rungs out, rungs in, k, k)."""
+        """Compute a spanning set of the strict kernels between two fields: (orders^2, rungs out, rungs in, k, k)."""
         basis = self.basis.unflatten(-1, (self.kernel_size, self.kernel_size))
         if self.lifts and self.pools:
             return basis.mean(1)[:, None, None]
@@ -148,7 +148,7 @@ class ScaleConv2d(nn.Module):
     def kernel(self) -> Tensor:
         """Build the kernel of the same map as a plain convolution: (channels out, channels in, k, k), 0 between two rungs.
 
-        Dense convolutions in this layer's place are compared with its span over all weights.
+        Dense convolutions that replace this layer are compared with the span of this kernel over all weights.
         """
         rungs = self.rungs()
         if self.lifts and self.pools:
@@ -183,14 +183,14 @@ class ScaleConv2d(nn.Module):
         return F.conv2d(x, self.rungs().flatten(0, 1), bias, padding=self.padding, groups=n)
 
     def deviation(self) -> Tensor:
-        """Compute the relaxed weights' mean distance from their mean over the kernel's places: a number, 0 for a strict layer."""
+        """Compute the mean distance of relaxed weights from their mean over positions: a number, 0 for a strict layer."""
         if not self.relaxed:
             return self.weight.new_zeros(())
         return (self.weight - self.weight.mean(-1, keepdim=True)).abs().mean()
 
     @torch.no_grad()
     def symmetrise(self) -> None:
-        """Replace relaxed weights by their mean over the kernel's places."""
+        """Replace relaxed weights by their mean over the kernel's positions."""
         if self.relaxed:
             self.weight.copy_(self.weight.mean(-1, keepdim=True).expand_as(self.weight))
 
@@ -203,16 +203,16 @@ class ScaleConv2d(nn.Module):
 
 
 def _ladder(channels: int, rungs: int) -> Tensor:
-    """List where a field's rungs lie: (channels, rungs), long."""
+    """List the channels of every field's rungs: (channels, rungs), long."""
     return torch.arange(rungs * channels).view(rungs, channels).T
 
 
 class ScaleBatchNorm(nn.Module):
-    """Batch norm of channels whose mean and variance are shared by all rungs, so that moving a rung up changes nothing.
+    """Batch norm of channels whose mean and variance are shared by all rungs, so that it commutes with moving one rung up.
 
     Args:
-        channels: on one rung.
-        rungs: of the ladder.
+        channels: number of channels on one rung.
+        rungs: number of rungs of the ladder.
     """
 
     def __init__(self, channels: int, rungs: int) -> None:
@@ -232,13 +232,13 @@ def hermite_gauss(size: int, scales: tuple[float, ...], orders: int, width: floa
     Every function has norm 1 at the smallest scale.
 
     Args:
-        size: of the kernel, in pixels.
-        scales: of the ladder.
-        orders: of the polynomials, in y and in x.
-        width: of the Gaussian at scale 1, in pixels.
+        size: size of the kernel, in pixels.
+        scales: scales of the ladder.
+        orders: orders of the polynomials, in y and in x.
+        width: width of the Gaussian at scale 1, in pixels.
 
     Returns:
-        (orders^2, scales, size^2), float64; n runs fastest.
+        (orders^2, scales, size^2), float64; n varies fastest.
 
     Raises:
         RepresentationError: the width is not above 0.

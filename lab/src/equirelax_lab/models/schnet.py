@@ -1,4 +1,4 @@
-"""SchNet: PyTorch Geometric's own model, with a search for neighbours that needs no compiled extension.
+"""SchNet: PyTorch Geometric's model, with a neighbour search that needs no compiled extension.
 
 Schütt et al.: "SchNet: a continuous-filter convolutional neural network for modeling quantum interactions", NeurIPS 2017
 (arXiv 1706.08566). Needs the extra `pyg`.
@@ -23,7 +23,7 @@ def pyg_schnet(
     filters: int | None = None,
     readout: str = "add",
 ) -> SchNet:
-    """A `torch_geometric.nn.SchNet`, unedited: forward(z (n,) long, pos (n, 3), batch (n,) long) -> (graphs, 1).
+    """Build a `torch_geometric.nn.SchNet`, unmodified: forward(z (n,) long, pos (n, 3), batch (n,) long) -> (graphs, 1).
 
     It is E(3)-invariant, since it reads distances only. The defaults are ACE's sizes on QM9 (64 channels, 6 blocks,
     10 Angstrom; the number of filters is not stated there).

@@ -4,7 +4,7 @@ Fuchs, Worrall, Fischer, Welling: "SE(3)-Transformers: 3D roto-translation equiv
 (arXiv 2006.10503), section 3, equations 10 to 12.
 
 Differences from the paper. Its kernels have a radial weight for every pair of channels. Here products are depth-wise with
-radial weights, and a linear map mixes channels afterwards: the same kernels with radial parts of low rank. Irreps are those
+radial weights, and a linear map mixes channels afterwards: the same kernels with low-rank radial parts. Irreps are those
 of O(3). Attention vanishes smoothly at the cutoff (`equirelax_lab.models.molecular.smooth_softmax`).
 """
 
@@ -92,10 +92,10 @@ class SE3Transformer(nn.Module):
         hidden: irreps of the features, 0e first, one slot for each irrep; multiplicities are multiples of `heads`.
         layers: number of attention layers, at least 1.
         heads: number of attention heads.
-        cutoff: in the unit of the positions (Angstrom).
+        cutoff: cutoff radius, in the unit of the positions (Angstrom).
         basis: number of radial basis functions, at least 2.
         radial_width: width of the radial perceptrons.
-        readout: width of the scalars that atoms are read from.
+        readout: width of the scalars from which atoms' energies are read.
         elements: atomic numbers that may occur.
 
     Raises:

@@ -29,7 +29,7 @@ CONSTANTS = {"integral": 1 / sqrt(4 * pi), "component": 1.0}
 
 
 def balanced_irreps(hidden: int, l_max: int, attributes: o3.Irreps) -> o3.Irreps:
-    """Choose the fewest copies of every spherical harmonic up to l_max that have the weights of a dense layer.
+    """Choose the fewest copies of every spherical harmonic up to l_max that have as many weights as a dense layer.
 
     The tensor product of these irreps with the attributes onto themselves has at least hidden x hidden weights: 64, 1 and
     1x0e+1x1o give 32x0e+32x1o.
@@ -57,7 +57,7 @@ def spherical_harmonics(l_max: int, vectors: Tensor, normalization: str = "integ
 
 
 class Edges(NamedTuple):
-    """Edges and what messages read from them, once for all edges and once stacked by graphs (see `Stack`).
+    """Edges and the inputs of messages, once for all edges and once stacked by graphs (see `Stack`).
 
     edge_index (2, e) [source, target], scalars (e, p), attributes (e, attributes.dim); stacked (p, edges of one graph, graphs)
     and (attributes.dim, edges of one graph, graphs).
@@ -77,13 +77,13 @@ class SEGNNLayer(nn.Module):
     m_ij = gate(message_2(gate(message_1([x_i, x_j, scalars_ij], a_ij)), a_ij))
     x_i' = x_i + update_2(gate(update_1([x_i, sum_j m_ij], a_i)), a_i)
 
-    All messages are computed at once (`fast.messages`) where the features are of l <= 1 and the modules of the
-    message have no hooks; otherwise these are called as they are, on the rows of all edges. The two differ by rounding only.
+    All messages are computed at once (`fast.messages`) if the features are of l <= 1 and the modules of the message have
+    no hooks. Otherwise these modules are called as they are, on the rows of all edges. The results differ only by rounding.
 
     Args:
         features: irreps of the nodes' features.
         attributes: irreps of the attributes of edges and nodes, 0e first.
-        message_scalars: irreps of what else messages read from an edge.
+        message_scalars: irreps of the further inputs of messages from an edge.
         constant: the 0e attribute of every edge.
     """
 
@@ -123,7 +123,7 @@ class SEGNNLayer(nn.Module):
         return sum_rows(messages.t(), target, x.shape[1])
 
     def _joint(self, x: Tensor, edges: Edges, plan: Plan) -> Tensor:
-        """Compute the same for all messages at once, on stacked graphs."""
+        """Compute the same sums for all messages at once, on stacked graphs."""
         first, second = self.message_1, self.message_2
         weights = (first.weight, first.bias, second.weight, second.bias)
         geometry = (edges.stacked_scalars, edges.stacked_attributes)
@@ -142,17 +142,17 @@ class SEGNNLayer(nn.Module):
 class SEGNN(nn.Module):
     """Predicts the displacement of every body from positions, velocities and charges.
 
-    O(3)-equivariant (positions are read as they are); E(3)-equivariant with ``centre=True``, which subtracts the mean
+    O(3)-equivariant (positions are not centred); E(3)-equivariant with ``centre=True``, which subtracts the mean
     position of every graph.
 
     Args:
-        hidden: irreps of the hidden features ("32x0e+32x1o", 0e first), or the width of a dense network to be matched in
-            weights, see `balanced_irreps`.
-        l_max: largest l of the hidden features where ``hidden`` is a number.
+        hidden: irreps of the hidden features ("32x0e+32x1o", 0e first), or the width of a dense network whose number of
+            weights is matched, see `balanced_irreps`.
+        l_max: largest l of the hidden features if ``hidden`` is a number.
         layers: number of message passing layers, at least 1.
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         centre: whether to subtract each graph's mean position.
-        axis_centre: whether to subtract from every position its own mean over x, y and z, as the authors' code does. The
+        axis_centre: whether to subtract from every position its own mean over x, y and z, as in the authors' code. The
             network is then not equivariant.
 
     Raises:

@@ -27,19 +27,19 @@ DISTANCE = o3.Irreps("1x0e")
 class MolecularSEGNN(nn.Module):
     """Predicts one invariant number per molecule: E(3)-invariant.
 
-    Atoms start from the one-hot element; after the layers each gives as many scalars as the hidden features have irreps,
-    which are added up over the molecule and read by a perceptron of two layers.
+    Atoms start from the one-hot element. After the layers each gives as many scalars as the hidden features have irreps,
+    which are pooled over the molecule and read by a perceptron of two layers.
 
     Args:
-        hidden: irreps of the hidden features ("32x0e+32x1o", 0e first), or the width of a dense network to be matched in
-            weights, see `balanced_irreps`.
-        l_max: largest l of the hidden features where ``hidden`` is a number.
+        hidden: irreps of the hidden features ("32x0e+32x1o", 0e first), or the width of a dense network whose number of
+            weights is matched, see `balanced_irreps`.
+        l_max: largest l of the hidden features if ``hidden`` is a number.
         layers: number of message passing layers, at least 1.
         lmax_attributes: largest l of the edge and node attributes, at least 1.
         elements: atomic numbers that may occur.
         pooling: "sum" or "mean" over a molecule's atoms.
         norm: "instance" normalises the features after every layer over the atoms of a molecule; "none" does not.
-        distances: what messages read: the distance ("plain") or its square ("squared").
+        distances: the input of messages: the distance ("plain") or its square ("squared").
         harmonics: "integral" or "component", e3nn's normalisation of spherical harmonics.
 
     Raises:

@@ -1,6 +1,6 @@
 """Batches of graphs with the same edges, stacked: (dim, nodes of one graph, graphs) instead of (dim, all nodes).
 
-Gathering the features of nodes for their edges then copies blocks as long as the number of graphs, not single numbers. Any
+Gathering the features of nodes for their edges then copies blocks as long as the number of graphs, not single numbers. Every
 batch can be stacked, in the worst case as one graph with all nodes.
 """
 
@@ -28,8 +28,8 @@ class Stack:
     def of(cls, edge_index: Tensor, count: int) -> Stack:
         """Find the stack with the most copies for edges (2, e) between `count` nodes.
 
-        Graphs must follow one another in nodes and edges alike. The answer depends on values, so that a stack is looked for
-        on the CPU only, and not under compilation nor where `torch.func.vmap` maps over the edges; elsewhere it is one graph.
+        Both the nodes and the edges must be ordered graph by graph. The result depends on values, so a stack is searched for
+        only on the CPU, and not under compilation or where `torch.func.vmap` maps over the edges. Otherwise it is one graph.
         """
         edges = edge_index.shape[1]
         if edge_index.device.type == "cpu" and values_are_readable(edge_index) and edges > 0:
@@ -55,7 +55,7 @@ class Stack:
 
 def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
     """Whether edges are `size` edges among the first `nodes` nodes, then the same ones shifted, and so on."""
-    # one look at one number rejects nearly all candidates
+    # checking a single number rejects nearly all candidates
     if int(edge_index[0, size]) != int(edge_index[0, 0]) + nodes:
         return False
     if not torch.equal(edge_index[:, size:], edge_index[:, :-size] + nodes):
@@ -66,7 +66,7 @@ def _repeats(edge_index: Tensor, nodes: int, size: int) -> bool:
 class _Select(torch.autograd.Function):
     """`x.index_select(dim, index)` for members x under `torch.func.vmap` and an index that they share: one call for all.
 
-    Torch's own rule makes a gather of it, whose derivative adds up number by number.
+    Torch's own rule turns it into a gather, whose derivative adds up number by number.
     """
 
     @staticmethod
@@ -75,7 +75,7 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept: what `vmap` calls is differentiated by itself."""
+        """Save nothing: the operations that `vmap` calls are differentiated by themselves."""
 
     @staticmethod
     def vmap(
@@ -104,11 +104,11 @@ def mean_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def centres(positions: Tensor, graph: Tensor | None) -> Tensor:
-    """Compute the mean position of every node's graph, for positions (n, 3): (n, 3), or (1, 3) where graph is None, one graph.
+    """Compute the mean position of every node's graph, for positions (n, 3): (n, 3), or (1, 3) if graph is None (one graph).
 
     graph (n,) long holds numbers from 0 to n - 1.
     """
     if graph is None:
         return positions.mean(dim=0, keepdim=True)
-    # as many places as nodes are always enough, and need no look at the largest number
+    # as many places as nodes are always enough, without reading the largest number
     return mean_rows(positions.t(), graph, positions.shape[0]).t().index_select(0, graph)

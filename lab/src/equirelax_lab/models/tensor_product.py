@@ -1,4 +1,4 @@
-"""Weighted tensor product of features with attributes: the only linear map of a steerable network.
+"""Weighted tensor product of features with attributes: the linear map of a steerable network.
 
 For features x with irreps ``irreps_in1`` and attributes a with irreps ``irreps_in2`` (in a steerable network the
 spherical harmonics of an edge or a node),
@@ -68,7 +68,7 @@ class TensorProduct(nn.Module):
     It has the attributes of ``e3nn.o3.FullyConnectedTensorProduct``: ``irreps_in1``, ``irreps_in2``, ``irreps_out``,
     ``weight_numel``, ``instructions`` (``i_in1, i_in2, i_out, connection_mode, has_weight, path_weight, path_shape``)
     and one flat ``weight`` that holds the paths' (mul_in1, mul_in2, mul_out) arrays one after another in the order of
-    ``instructions``. ``path_weight`` is c_path, all normalisation included. ``bias`` (number of 0e outputs,) belongs to
+    ``instructions``. ``path_weight`` is c_path, including all normalisation. ``bias`` (number of 0e outputs,) belongs to
     the 0e slots of ``irreps_out`` in their order.
 
     Raises:
@@ -91,7 +91,7 @@ class TensorProduct(nn.Module):
                     f"TensorProduct: no path of {self.irreps_in1} x {self.irreps_in2} leads to {out}, slot {k} of "
                     f"{self.irreps_out}; leave it out of irreps_out, or add irreps that lead to it"
                 )
-        # plain numbers for the forward pass: the compiler does not understand Irreps
+        # plain numbers for the forward pass: the compiler does not support Irreps
         self.dims = (self.irreps_in1.dim, self.irreps_in2.dim, self.irreps_out.dim)
         self.slot_dims = [mul_ir.dim for mul_ir in self.irreps_in1]
         self.path_dims = [
@@ -209,7 +209,7 @@ class TensorProduct(nn.Module):
         return [(k, part) for (k, _), part in zip(self.bias_slots, parts, strict=True)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorProduct:
-        """Change dtype or device; symbols are cast from float64 again, so that `.double()` does not get rounded ones."""
+        """Change dtype or device; symbols are cast from float64 again, so that `.double()` does not use rounded ones."""
         super()._apply(fn, recurse)
         self.symbols = self._symbols().to(self.symbols)
         return self

@@ -35,8 +35,8 @@ class TransformerLayer(nn.Module):
         return x + self.feedforward(self.norm_2(x))
 
     def _attention(self, projected: Tensor) -> Tensor:
-        """(systems, tokens, 3 hidden) -> (systems, tokens, hidden). It is made of ordinary operations: with
-        so few tokens nothing is gained by fusing them, and forward mode and `torch.func` work."""
+        """(systems, tokens, 3 hidden) -> (systems, tokens, hidden), in ordinary operations: with so few tokens a fused
+        kernel gains nothing, and forward mode and `torch.func` work."""
         split = projected.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = split.unbind(0)  # (systems, heads, tokens, hidden / heads)
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5
@@ -48,8 +48,8 @@ class Transformer(nn.Module):
 
     The last layer's tokens give the displacement of each body at every time.
 
-    It is not equivariant, since it reads coordinates as they are. Bodies have a learnt embedding of their number, so that
-    their order matters.
+    It is not equivariant, since it reads raw coordinates. Bodies have a learnt embedding of their index, so their order
+    matters.
 
     Args:
         bodies: number of bodies of every system.

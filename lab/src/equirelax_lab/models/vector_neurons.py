@@ -18,8 +18,8 @@ class VNLinear(nn.Module):
 
     Attributes:
         weight: (out_channels, in_channels).
-        channel_axis, vector_axis: 1 and 2, of input and output alike.
-        takes_common: True; the second argument of `forward` is more channels.
+        channel_axis, vector_axis: 1 and 2, for both input and output.
+        takes_common: True; the second argument of `forward` holds further channels.
     """
 
     channel_axis = 1
@@ -35,7 +35,7 @@ class VNLinear(nn.Module):
         """Mix channels.
 
         Args:
-            x: (batch, C, 3, points...), with any number of point axes, also none.
+            x: (batch, C, 3, points...), with any number of point axes, including none.
             common: (batch, in_channels - C, 3), vectors that all points share, such as their mean. The result is as if they
                 were appended to the channels of x at every point, without copying them.
 

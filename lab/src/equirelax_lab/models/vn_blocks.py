@@ -1,6 +1,6 @@
 """Blocks of vector-neuron networks (Deng et al., arXiv 2104.12229): features (batch, channels, 3, points...).
 
-All linear maps, of features and of directions, are `VNLinear`. Blocks act on every point separately and take features with
+All linear maps, of features and of directions, are `VNLinear`. Blocks act on every point separately and accept features with
 any number of point axes.
 """
 
@@ -35,7 +35,7 @@ class VNBatchNorm(nn.Module):
 
     def scale(self, x: Tensor) -> Tensor:
         """Compute the factor of every vector: (batch, channels, 3, points...) -> (batch, channels, points...)."""
-        # the floor keeps the root's slope finite at 0, where its own gradient is 0
+        # the floor keeps the slope of the square root finite at 0, where its own gradient is 0
         length = dot(x, x).clamp(min=torch.finfo(x.dtype).tiny).sqrt() + EPS
         columns = length if length.dim() == 2 else length.flatten(2)
         return self.bn(columns).view_as(length) / length
@@ -53,8 +53,8 @@ class VNBlock(nn.Module):
 
     Args:
         in_channels, out_channels: numbers of vectors.
-        negative_slope: in [0, 1].
-        shared_direction: one direction for all channels.
+        negative_slope: negative slope, in [0, 1].
+        shared_direction: whether all channels share one direction.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class VNMeanPool(nn.Module):
 
 
 class VNMaxPool(nn.Module):
-    """Takes of every channel the vector that reaches furthest along a learnt direction (section 3.3).
+    """Selects, in every channel, the vector that reaches furthest along a learnt direction (section 3.3).
 
     Args:
         channels: number of vectors.
@@ -129,7 +129,7 @@ class VNFrame(nn.Module):
 
     Args:
         channels: number of vectors.
-        negative_slope: of its two blocks.
+        negative_slope: negative slope of its two blocks.
     """
 
     def __init__(self, channels: int, negative_slope: float = 0.2) -> None:

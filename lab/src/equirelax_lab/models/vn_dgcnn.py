@@ -13,15 +13,15 @@ from equirelax_lab.models.vn_blocks import VNBlock, VNFrame, check_sizes, pool, 
 
 
 class VNDGCNN(nn.Module):
-    """Classifies clouds; O(3)-invariant, reflections included. Not translation-invariant.
+    """Classifies clouds; O(3)-invariant, including reflections. Not translation-invariant.
 
     Args:
         classes: number of classes.
         neighbours: k of every graph; a point is its own neighbour. Clouds with fewer points use all.
         width: multiplies all numbers of channels; 1 is the published size (21, 42, 85, 341 vectors).
         pooling: "mean" (published) or "max", of neighbours.
-        negative_slope: of the vector ReLU, in [0, 1]; the invariant head has 0.2.
-        dropout: in the invariant head.
+        negative_slope: negative slope of the vector ReLU, in [0, 1]; the invariant head has 0.2.
+        dropout: dropout in the invariant head.
 
     Raises:
         RepresentationError: a size is out of its range.
@@ -59,9 +59,9 @@ class VNDGCNN(nn.Module):
         """Compute logits (batch, classes).
 
         Args:
-            points: (batch, n, 3), n >= 1, finite; copies of a point are points of their own.
-            neighbours: (batch, n, k) long, the first graph, of the points, if it is known already
-                (`models.neighbours.knn`); the later ones are those of the features.
+            points: (batch, n, 3), n >= 1, finite; copies of a point count as separate points.
+            neighbours: (batch, n, k) long, the first graph, that of the points, if already known
+                (`models.neighbours.knn`); the later graphs are those of the features.
 
         Raises:
             RepresentationError: points or neighbours have a wrong shape.

@@ -22,7 +22,7 @@ from equirelax_lab.models.vn_blocks import (
 
 
 class VNFeatureTransform(nn.Module):
-    """One global vector per channel, that is given to every point: PointNet's feature transform on vectors.
+    """One global vector per channel, given to every point: PointNet's feature transform on vectors.
 
     Args:
         channels: of input and output.
@@ -51,12 +51,12 @@ class VNPointNet(nn.Module):
 
     Args:
         classes: number of classes.
-        neighbours: k of the one graph, the points' own; a point is its own neighbour. Clouds with fewer points use all.
+        neighbours: k of the only graph, that of the points; a point is its own neighbour. Clouds with fewer points use all.
         width: multiplies all numbers of channels; 1 is the published size (21, 42, 341 vectors).
         pooling: "mean" (published) or "max", of neighbours and in the feature transform.
-        feature_transform: with the global vectors of `VNFeatureTransform`.
-        negative_slope: of the vector ReLU, in [0, 1].
-        dropout: in the invariant head.
+        feature_transform: whether to use the global vectors of `VNFeatureTransform`.
+        negative_slope: negative slope of the vector ReLU, in [0, 1].
+        dropout: dropout in the invariant head.
 
     Raises:
         RepresentationError: a size is out of its range.
@@ -96,9 +96,9 @@ class VNPointNet(nn.Module):
         """Compute log-probabilities (batch, classes).
 
         Args:
-            points: (batch, n, 3), n >= 1, finite; copies of a point are points of their own.
-            neighbours: (batch, n, k) long, the graph if it is known already (`models.neighbours.knn`); rotations do
-                not change it.
+            points: (batch, n, 3), n >= 1, finite; copies of a point count as separate points.
+            neighbours: (batch, n, k) long, the graph if already known (`models.neighbours.knn`); rotations do not
+                change it.
 
         Raises:
             RepresentationError: points or neighbours have a wrong shape.

@@ -1,6 +1,6 @@
-"""e3nn's products and gates made fast, some with derivatives that are written out by hand.
+"""Fast versions of e3nn's products and gates, some with hand-written derivatives.
 
-Every module here computes what e3nn's module of the same parameters computes, to rounding. `set_enabled(False)` turns all
+Every module here computes the same as e3nn's module with the same parameters, up to rounding. `set_enabled(False)` turns all
 of this off: networks then compute with ordinary operations, product by product, path by path.
 """
 

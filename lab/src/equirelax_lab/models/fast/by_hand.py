@@ -1,4 +1,4 @@
-"""Formulas whose derivative is written out by hand."""
+"""Formulas with hand-written derivatives."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from equirelax_lab.models.readable import is_mapped
 
 
 class ByHand(ABC):
-    """A formula, the same computed with fewer operations, and its derivative.
+    """A formula, a version of it with fewer operations, and its derivative.
 
     Attributes:
-        unwritten: Numbers of the inputs of which no derivative is written out; it is then taken from the formula.
+        unwritten: Indices of the inputs without a hand-written derivative, which is then taken from the formula.
     """
 
     unwritten: tuple[int, ...] = ()
@@ -28,7 +28,7 @@ class ByHand(ABC):
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Compute the output, and what `backward` reads."""
+        """Compute the output, and the tensors that `backward` reads."""
 
     @abstractmethod
     def backward(
@@ -37,7 +37,7 @@ class ByHand(ABC):
         """Compute the gradients of all inputs from that of the output; None for the unwritten ones."""
 
     def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        """Compute the output, within a call of `module`, by hand where that may be done and by the formula elsewhere."""
+        """Compute the output within a call of `module`, by `forward` where that is allowed and by the formula otherwise."""
         if may_use_hand_written(module, inputs[0]):
             out: Tensor = _Function.apply(self, *inputs)
             return out
@@ -47,12 +47,12 @@ class ByHand(ABC):
         return self.formula(*inputs)
 
     def _alike(self) -> bool:
-        """Whether what is read beside the inputs is the same for all members."""
+        """Whether the tensors that are read in addition to the inputs are the same for all members."""
         return not any(is_mapped(x) for x in self.held)
 
     @property
     def held(self) -> Sequence[Tensor]:
-        """Tensors that are read beside the inputs, and differ from call to call."""
+        """Tensors that are read in addition to the inputs, and differ from call to call."""
         return ()
 
 
@@ -62,14 +62,14 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: ByHand, *inputs: Tensor) -> Tensor:
         out, saved = rule.forward(*inputs)
-        # inputs as they came, for the derivative of the derivative
+        # The unchanged inputs, for the derivative of the derivative.
         ctx.save_for_backward(*inputs, *saved)
         ctx.rule, ctx.count = rule, len(inputs)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # read once: non-reentrant checkpointing lets saved tensors be unpacked a single time
+        # Read once: non-reentrant checkpointing allows saved tensors to be unpacked only once.
         tensors = ctx.saved_tensors
         inputs, saved = tensors[: ctx.count], tensors[ctx.count :]
         needed = ctx.needs_input_grad[1:]
@@ -79,7 +79,7 @@ class _Function(torch.autograd.Function):
 
 
 class _Mapped(torch.autograd.Function):
-    """A `ByHand` of the members that `torch.func.vmap` maps over, one after another."""
+    """A `ByHand` for the members that `torch.func.vmap` maps over, one after another."""
 
     @staticmethod
     def forward(rule: ByHand, *inputs: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _Mapped(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept: what `vmap` calls is differentiated by itself."""
+        """Save nothing: the operations that `vmap` calls are differentiated by themselves."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], rule: ByHand, *inputs: Tensor) -> tuple[Tensor, int]:
@@ -108,13 +108,13 @@ def gradients(
     to the other and count that contribution, which the caller adds itself, a second time.
 
     Args:
-        formula: Of the inputs.
-        inputs: Where it is differentiated.
-        needed: For each input whether its gradient is wanted.
+        formula: The formula, a function of the inputs.
+        inputs: The point at which it is differentiated.
+        needed: For each input, whether its gradient is needed.
         grad: Gradient of the formula's output.
 
     Returns:
-        The gradient of each input; None where it is not wanted.
+        The gradient of each input; None where it is not needed.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():

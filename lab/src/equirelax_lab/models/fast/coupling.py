@@ -1,16 +1,16 @@
 """The tensor product of scalars and vectors with one scalar and one vector, as in networks of l <= 1.
 
-Inputs are scalars x0 and vectors x1, attributes a scalar a0 and a vector a1. Of a fully connected tensor product
-only four paths exist, and with their Wigner symbols and path weights written out they are
+Inputs are scalars x0 and vectors x1, attributes a scalar a0 and a vector a1. The fully connected tensor product has
+only four paths. With their Wigner symbols and path weights written out they are
 
     scalars' = W00^T (a0 x0) + W11^T (x1 . a1) / sqrt(3) + bias
     vectors' = a0 (W10^T x1) + (W01^T x0) a1
 
-Features are transposed, (dim, rows): a slot of vectors (mul, 3, rows) then is a matrix (mul, 3 rows), so that
+Features are transposed, (dim, rows): a slot of vectors (mul, 3, rows) is then a matrix (mul, 3 rows), so that
 channels are mixed by one matrix product, without a copy, and everything else runs along contiguous rows.
 
 `couple` is the formula in ordinary operations. `Coupling` has the same values and derivatives with a third of the
-operations: results are written where they belong, and what autograd would add up is accumulated in place.
+operations: results are written directly to their place, and sums that autograd would make are accumulated in place.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Slots(NamedTuple):
 
 
 class WeightLayout:
-    """Arranges a flat weight into the few whole matrices that a product needs, factors included, by one gather.
+    """Arranges a flat weight into the few matrices that a product needs, including factors, by one gather.
 
     Args:
         order: (numel,) long, the index of the weight at each place of the arranged one.
-        factors: (numel,) float64, by which it is multiplied there.
+        factors: (numel,) float64, the factors that multiply it there.
     """
 
     def __init__(self, order: Tensor, factors: Tensor) -> None:
@@ -144,7 +144,7 @@ def couple_forward(
 ) -> tuple[Tensor, Tensor]:
     """Compute `couple` with an arranged weight, and z (channels, rows), from which the scalars are mixed.
 
-    a0 is (rows,), or None where the weight holds it as a constant; a1 is (1, 3, rows).
+    a0 is (rows,), or None if the weight contains it as a constant; a1 is (1, 3, rows).
     """
     columns, (_, n_s, n_v) = x.shape[1], slots
     muls = slots.muls
@@ -214,7 +214,7 @@ def couple_backward(
 
 
 class Coupling(ByHand):
-    """`couple`, with its derivative with respect to features, weight and bias written out.
+    """`couple`, with hand-written derivatives with respect to features, weight and bias.
 
     Args:
         slots: The product's sizes.

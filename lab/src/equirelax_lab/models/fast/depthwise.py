@@ -4,20 +4,21 @@ Channel u of a feature is multiplied with the edge's Y alone, path by path,
 
     out^path_u = c_path R^path_u (x_u (x) Y)_path,    c_path = sqrt(2 l_out + 1)
 
-(Liao and Smidt, arXiv 2206.11990, section 4.2; radial weights R of every path and channel). What depends on the edge alone,
+(Liao and Smidt, arXiv 2206.11990, section 4.2; radial weights R of every path and channel). The part that depends only on the
+edge,
 
     A^path_mk = c_path sum_n w3j_mnk Y_n,
 
-is the same for all channels and blocks and made once; products are then sums over m of x_um A_mk.
+is the same for all channels and blocks and computed once. Products are then sums over m of x_um A_mk.
 
-Behind them is a form that is linear in each of its four arguments, and so its own derivative: for features x, couplings a and
-weights r of every edge, and a fourth argument g in the shape of the product,
+They derive from a form that is linear in each of its four arguments: for features x, couplings a and weights r of every edge, and
+a fourth argument g in the shape of the product,
 
     F(x, a, r, g) = sum_paths sum_umk x_um a^path_mk r^path_u g^path_uk         (for every edge; without weights r is 1)
 
-The product is dF/dg, its derivatives are dF/dx, dF/da and dF/dr, and theirs are these four again with one argument in the
-place of another. So one function has derivatives of every order, as training with forces needs them. All arguments are
-stored (..., edges), so that operations run along contiguous rows, and results are written where they belong.
+The product is dF/dg, its derivatives are dF/dx, dF/da and dF/dr, and theirs are these four again with one argument replaced by
+another. One function therefore has derivatives of every order, as needed for training with forces. All arguments are
+stored (..., edges), so that operations run along contiguous rows, and results are written directly to their place.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ X, A, R, G = range(4)
 
 
 class Path(NamedTuple):
-    """One path from a slot: its columns k among those of the slot, the rows of its weights, and its rows of the product."""
+    """One path from a slot: its columns k among those of the slot, the rows of its weights, and its rows in the product."""
 
     columns: slice
     weights: slice
@@ -135,7 +136,7 @@ def _partial_g(form: Form, x: Tensor, a: Tensor, r: Tensor | None) -> Tensor:
 
 
 class _Partial(torch.autograd.Function):
-    """`partial` in few operations, with itself as its derivative."""
+    """`partial` in few operations; its derivative is `partial` again."""
 
     @staticmethod
     def forward(ctx: Any, which: int, form: Form, *arguments: Tensor | None) -> Tensor:
@@ -169,7 +170,7 @@ def partial(which: int, form: Form, *arguments: Tensor | None) -> Tensor:
     Args:
         which: X, A, R or G.
         form: Its sizes.
-        arguments: x, a, r and g, each (rows, edges). The one that the derivative is by is not read, and may be None; r is
+        arguments: x, a, r and g, each (rows, edges). The argument of the derivative is not read, and may be None; r is
             None for a form without weights.
 
     Returns:
@@ -182,7 +183,7 @@ def partial(which: int, form: Form, *arguments: Tensor | None) -> Tensor:
 
 
 def _ordinary(which: int, form: Form, *arguments: Tensor | None) -> Tensor:
-    """`partial` path by path in operations that torch knows."""
+    """`partial` path by path in ordinary operations of torch."""
     given = [t for i, t in enumerate(arguments) if t is not None and i != which]
     edges = given[-1].shape[-1]
     letters = ("ume", "mke", "ue", "uke")
@@ -209,7 +210,7 @@ def _ordinary(which: int, form: Form, *arguments: Tensor | None) -> Tensor:
 
 
 def _views(slot: Slot, path: Path, arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """What a path reads of x (mul, d_in, edges), a (d_in, columns, edges), r (mul, edges) and g (mul, columns, edges)."""
+    """The parts that a path reads of x (mul, d_in, edges), a (d_in, columns, edges), r (mul, edges), g (mul, columns, edges)."""
     x, a, r, g = arguments
     edges = next(t for t in arguments if t is not None).shape[-1]
     return [
@@ -221,19 +222,19 @@ def _views(slot: Slot, path: Path, arguments: Sequence[Tensor | None]) -> list[T
 
 
 class DepthwiseProduct(nn.Module):
-    """All paths from features and spherical harmonics to irreps that are wanted, channel by channel.
+    """All paths from features and spherical harmonics to the wanted irreps, channel by channel.
 
     Args:
         features: irreps of the features, one slot for each irrep.
         harmonics: irreps of the spherical harmonics, each once.
-        wanted: irreps that may come out; multiplicities do not matter.
+        wanted: irreps allowed in the output; multiplicities do not matter.
 
     Attributes:
-        irreps_out: of the product, one slot for each irrep, channels in the order of the paths.
+        irreps_out: irreps of the product, one slot for each irrep, channels in the order of the paths.
         weight_numel: number of radial weights of one edge.
 
     Raises:
-        RepresentationError: an irrep stands in two slots, or no path leads to a wanted one.
+        RepresentationError: an irrep is in two slots, or no path leads to a wanted one.
     """
 
     def __init__(self, features: o3.Irreps, harmonics: o3.Irreps, wanted: o3.Irreps) -> None:

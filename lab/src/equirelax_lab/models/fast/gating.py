@@ -1,4 +1,4 @@
-"""Gates: SiLU on scalars, every higher irrep multiplied by the sigmoid of a scalar of its own."""
+"""Gates: SiLU on scalars, and every higher irrep multiplied by the sigmoid of its own scalar."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Gating(ByHand):
 
 
 def gate_forward(x: Tensor, gate: Gating) -> tuple[Tensor, Tensor]:
-    """Compute the gate, and the constants times sigmoids (scalars + gates, rows) that it multiplies by."""
+    """Compute the gate, and its factors, constants times sigmoids (scalars + gates, rows)."""
     columns, muls, sizes = x.shape[1], gate.muls, gate.sizes
     heads, *vectors = x.split_with_sizes([gate.scalars + sum(muls), *sizes])
     factors = torch.sigmoid(heads).mul_(gate.constants.like(x))

@@ -14,7 +14,7 @@ from equirelax_lab.models.fast.switch import needs_ordinary
 class _Join(torch.autograd.Function):
     """`torch.cat` along the first dimension.
 
-    The derivative of torch's own is one slice for each part, and the derivative of a slice is written into zeros of the
+    The derivative of torch's own `cat` is one slice for each part, and the derivative of a slice is written into zeros of the
     full size: as many arrays of zeros as there are parts. Here it is one split, whose derivative is one concatenation.
     """
 

@@ -17,12 +17,12 @@ class SteerableLinear(o3.Linear):
     matrix (mul, (2l+1) rows). Results are stored like that.
 
     Args:
-        irreps_in, irreps_out: of the maps; e3nn's own code runs where one irrep stands in several slots.
+        irreps_in, irreps_out: irreps of the map; e3nn's own code runs if one irrep is in several slots.
         bias: whether 0e outputs get a bias.
     """
 
     def __init__(self, irreps_in: str | o3.Irreps, irreps_out: str | o3.Irreps, bias: bool = True) -> None:
-        # e3nn's own code is hardly ever run here, and optimising it would be most of the time that building a model takes
+        # e3nn's own code is hardly ever run here, and optimising it would take most of the time of building a model
         super().__init__(o3.Irreps(irreps_in), o3.Irreps(irreps_out), biases=bias, _optimize_einsums=False)
         maps = [ins for ins in self.instructions if ins.i_in >= 0]
         sources = {ins.i_out: ins.i_in for ins in maps}
@@ -38,7 +38,7 @@ class SteerableLinear(o3.Linear):
         self.bias_slot = next((ins.i_out for ins in self.instructions if ins.i_in < 0), None)
 
     def forward(self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """(rows, irreps_in.dim) -> (rows, irreps_out.dim); weight and bias from outside as in e3nn."""
+        """(rows, irreps_in.dim) -> (rows, irreps_out.dim); external weight and bias as in e3nn."""
         given = weight is not None or bias is not None
         if not self.single or given or features.dim() != 2 or not is_enabled():
             out: Tensor = super().forward(features, weight, bias)

@@ -2,10 +2,10 @@
 
     m_ij = gate(message_2(gate(message_1([x_i, x_j, p_ij], a_ij)), a_ij)),    received_i = sum_j m_ij
 
-The first product is linear in x_i and in x_j, so that channels are mixed once per node instead of once per edge, and only
-the sum of the two and its coupling to the edge's vector are left to do per edge.
+The first product is linear in x_i and in x_j, so channels are mixed once per node instead of once per edge. Only the sum of
+the two and its coupling to the edge's vector are computed per edge.
 
-`messages` is the formula in ordinary operations, `Messages` the same with its derivative written out.
+`messages` is the formula in ordinary operations, `Messages` the same with a hand-written derivative.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from equirelax_lab.models.stack import Stack, select
 
 
 class Plan(NamedTuple):
-    """What does not depend on the input: the products' slots, the arrangements of their weights, the gate, and the value of
-    the attribute's scalar, which is the same for all edges."""
+    """The part that does not depend on the input: the products' slots, the arrangements of their weights, the gate, and the
+    value of the attribute's scalar, which is the same for all edges."""
 
     first: Slots
     second: Slots
@@ -121,7 +121,7 @@ def joined(slots: Slots, views: Views) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ends_layout(slots: Slots, constant: float) -> WeightLayout:
-    """Build the arrangement of the three matrices of `joined`, one after another, factors included."""
+    """Build the arrangement of the three matrices of `joined`, one after another, including factors."""
     numel = sum(slots.muls) * (slots.scalars + slots.vectors)
     order = torch.cat([matrix.flatten() for matrix in joined(slots, slots.weights(torch.arange(numel)))])
     factors = joined(slots, _scaled(slots, torch.ones(numel, dtype=torch.float64), constant))
@@ -224,12 +224,12 @@ def product_backward(
 
 
 class Messages(ByHand):
-    """`messages`, with its derivative with respect to features, weights and biases written out.
+    """`messages`, with hand-written derivatives with respect to features, weights and biases.
 
-    Inputs are those of `messages`, the four weights one by one.
+    Inputs are those of `messages`, with the four weights one by one.
 
     Args:
-        plan: What does not depend on the input.
+        plan: The part that does not depend on the input.
         stack: The graphs.
     """
 

@@ -1,4 +1,4 @@
-"""When fast products may be used: the one setting that turns them off, and the surroundings that need ordinary operations."""
+"""When fast products may be used: the setting that turns them off, and the contexts that need ordinary operations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _enabled = True
 
 
 class set_enabled:
-    """Turn fast products on or off in this process, as a call or for the length of a `with` block.
+    """Turn fast products on or off in this process, as a call or for the duration of a `with` block.
 
-    Results differ by rounding only; `with set_enabled(False):` is for comparing, and where something is to see through all
-    operations.
+    Results differ only by rounding. `with set_enabled(False):` is for comparisons, and for tools that must trace all operations.
 
     Args:
         enabled: Whether networks may use them.
@@ -43,15 +42,15 @@ def is_enabled() -> bool:
 
 
 def transforms_active() -> bool:
-    """Whether a transform of `torch.func` runs: vmap, grad, jvp, ..."""
+    """Whether a transform of `torch.func` is active: vmap, grad, jvp, ..."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 def needs_ordinary(*tensors: Tensor | None) -> bool:
-    """Whether everything must be made of operations that torch knows.
+    """Whether everything must be made of ordinary operations of torch.
 
-    That is so where fast products are turned off, and where torch looks through operations: compilation, tracing,
-    `torch.func`, forward mode, and batches of gradients (`is_grads_batched`), which show in the tensors alone.
+    This is the case if fast products are turned off, and where torch traces through operations: compilation, tracing,
+    `torch.func`, forward mode, and batches of gradients (`is_grads_batched`), which are visible only in the tensors.
     """
     if not _enabled or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
@@ -61,7 +60,7 @@ def needs_ordinary(*tensors: Tensor | None) -> bool:
 
 
 def may_use_hand_written(module: nn.Module, x: Tensor) -> bool:
-    """Whether to use derivatives that are written out: in training, and wherever no gradients are recorded.
+    """Whether to use hand-written derivatives: in training, and wherever no gradients are recorded.
 
     Evaluation with gradients uses ordinary operations, and so does autocast, which chooses a precision for each of them.
     """
@@ -71,11 +70,10 @@ def may_use_hand_written(module: nn.Module, x: Tensor) -> bool:
 
 
 def may_map_hand_written(module: nn.Module, x: Tensor) -> bool:
-    """Whether to use derivatives that are written out for every member by itself: on the CPU, where one `torch.func.vmap` runs
-    and nothing else is against them.
+    """Whether to use hand-written derivatives for every member separately: on the CPU, if one `torch.func.vmap` is active and
+    nothing else forbids them.
 
-    Ordinary operations on all members take few launches, which a GPU waits for, and twice the memory traffic, which a CPU
-    waits for.
+    Ordinary operations on all members take few launches, which limit a GPU, and twice the memory traffic, which limits a CPU.
     """
     if not _enabled or not only_mapped() or forward_ad._current_level >= 0 or x.device.type != "cpu":
         return False
@@ -85,7 +83,7 @@ def may_map_hand_written(module: nn.Module, x: Tensor) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward: then it must be called, and nothing may go around it."""
+    """Whether a call of the module does more than its forward: then the module itself must be called."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
