@@ -1,4 +1,4 @@
-"""`python -m equirelax`."""
+"""The entry point of `python -m equirelax`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Candidate actions of the group on a hidden feature, tried on what the feature does when the input is transformed.
+"""Candidate actions of the group on a hidden feature, which are compared with its change when the input is transformed.
 
 A feature is observed at a few inputs x_p and at the same inputs transformed by a few elements g, as X_p = F(x_p) and
 Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. These candidates are tried along every axis:
@@ -13,10 +13,10 @@ Y_gp = F(g x_p). An *action* is a family of maps rho(g) with Y_gp = rho(g) X_p. 
   explain like any other. The grid may be the last two axes, the two before the last (channels last), or any single axis
   into which it is flattened.
 
-The first candidate that fits is taken. Where none fits, the result is a guess, with which a module is called again on exactly
-transformed inputs. The smallest error alone would then favour any patchwork of blocks that happens to follow the noise, on any
-axis. A guess therefore pays for every change of block along its axis, and for acting on the first axis, which holds the samples
-or the rows: it must explain that much more.
+The first candidate that fits is taken. If none fits, the result is a guess, with which a module is called again on exactly
+transformed inputs. The smallest error alone would favour any combination of blocks that happens to follow the noise, on any
+axis. A guess is therefore penalised for every change of block along its axis, and for acting on the first axis, which holds the
+samples or the rows: it must explain correspondingly more.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from equirelax.symmetry.blocks import Block, Positions, Pseudovector, Regular, S
 from equirelax.symmetry.fields import Entries, grid_entries, move_grid
 
 MAX_LAST, MAX_OTHER = 4096, 256
-"""Longest last axis, and longest other axis, that is cut into blocks."""
+"""Largest length of the last axis, and of another axis, that is cut into blocks."""
 MAX_ROWS = 64
-"""Most rows that take part in choosing a segmentation. Its error is computed over all rows."""
+"""Maximum number of rows used to choose a segmentation. Its error is computed over all rows."""
 CHANGE = 0.03
-"""Share of the squared norm that a change of block must explain in a guess."""
+"""Fraction of the squared norm that a change of block must explain in a guess."""
 PER_CHANGE, ROWS_AXIS = 1.25, 2.0
 """Factors on the error of a guess for every change of block, and for acting on the first axis."""
 
 
 class Atom:
-    """A block as an affine map, computed once for each of the few elements of an audit."""
+    """A block as an affine map, cached for each of the few elements of an audit."""
 
     def __init__(self, block: Block) -> None:
         self.name, self.dim = block.name, block.dim
@@ -57,7 +57,7 @@ class Atom:
         return self._at(g)[0]
 
     def offset(self, g: Tensor) -> Tensor | None:
-        """The translation after it, (d,); ``None`` for a linear block."""
+        """The translation that follows it, (d,); ``None`` for a linear block."""
         return self._at(g)[1]
 
     def _at(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -72,10 +72,10 @@ class Action:
     """A group action on tensors of one shape.
 
     Attributes:
-        name: The action in words.
-        apply: Computes rho(g) x from g and x.
+        name: A description of the action.
+        apply: A function that computes rho(g) x from g and x.
         invariant: Whether it is the trivial action.
-        odds: Factor on its error where actions that do not fit are compared.
+        odds: Factor on its error when actions that do not fit are compared.
         channels: Number of channels of an action on fields (..., channels, H, W) of any size; 0 for other actions.
     """
 
@@ -103,7 +103,7 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """What was observed of a hidden feature.
+    """The observations of a hidden feature.
 
     Attributes:
         x: Its values at P inputs, (P, ...).
@@ -135,7 +135,7 @@ def atoms_of(group: Group, given: Sequence[Representation]) -> list[Atom]:
 
 
 def _irreps(group: Group) -> list[Block]:
-    """e3nn's irreps with l = 2 and 3, if e3nn is already imported and the group rotates space."""
+    """e3nn's irreps with l = 2 and 3, if e3nn is already imported and the group contains rotations of space."""
     if "e3nn" not in sys.modules or group.name not in ("SO(3)", "O(3)", "SE(3)", "E(3)"):
         return []
     from equirelax.symmetry import from_irreps
@@ -173,7 +173,7 @@ INVARIANT = Action("invariant", lambda g, x: x.double(), True)
 
 
 def explain(feature: Feature, atoms: Sequence[Atom], tolerance: float) -> Explanation:
-    """Return the most likely action along the feature's axes, see `most_likely`."""
+    """Return the most likely action along the feature's axes; see `most_likely`."""
     return most_likely(
         feature,
         itertools.chain((INVARIANT,), _candidates(feature, atoms), _guesses(feature, atoms)),
@@ -255,7 +255,7 @@ def _cheapest(atoms: Sequence[Atom], costs: list[list[float]], size: int, price:
     Args:
         costs: ``costs[k][i]`` is the cost of atom k at position i.
     """
-    # best[end][k]: the least sum up to `end` with atom k last, and the atom before it. The first atom in the list wins a tie.
+    # best[end][k]: the least sum up to `end` with atom k last, and the atom before it. On a tie, the first atom in the list wins.
     best: list[list[tuple[float, int]]] = [[(0.0, -1)] * len(atoms)]
     lowest = [0]
     for end in range(1, size + 1):
@@ -335,21 +335,21 @@ def _where(axis: int, dims: int) -> str:
     return "" if axis == dims - 1 else f" along axis {axis - dims}"
 
 
-CHANNELS = 4096  # longest channel axis that is cut into blocks
-ROWS = 8192  # pixels, at most, on which a weaker explanation is looked for
+CHANNELS = 4096  # largest length of a channel axis that is cut into blocks
+ROWS = 8192  # maximum number of pixels on which a weaker explanation is tried
 TRIVIAL = Action("trivial", lambda g, x: x.double())
-SMALL = 16  # a grid of at most so many pixels may be something else, such as a matrix
+SMALL = 16  # a grid of at most this many pixels may be something else, such as a matrix
 # Factors on the error of a guess: for a flattened grid, for channels not next to the grid, for a field that does not move.
 FLAT, AWAY, STILL = 4.0, 2.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which axes of a feature are its grid.
+    """The axes of a feature that form its grid.
 
     Attributes:
-        words: The layout for the reader.
-        there: Moves the grid of a feature (..., shape) to the end, (..., H, W).
+        words: A description of the layout.
+        there: A function that moves the grid of a feature (..., shape) to the end, (..., H, W).
         back: The inverse of ``there``.
         odds, channels: As in :class:`Action`.
     """
@@ -375,7 +375,7 @@ def layouts(shape: Sequence[int], swaps: bool) -> Iterator[Layout]:
 
 
 def field_candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action]:
-    """Yield actions on fields: first those that may fit, then guesses from at most one layout."""
+    """Yield actions on fields, first those that may fit, then guesses from at most one layout."""
     entries = grid_entries(feature.elements)
     swaps = any(element[0] == 0 for element in entries)
     guesses: list[Action] = []
@@ -398,7 +398,7 @@ def field_candidates(feature: Feature, atoms: Sequence[Atom]) -> Iterator[Action
 
 
 def pixel_rows(feature: Feature) -> Feature | None:
-    """Return the pixels of the feature, moved back, as rows of channels (P', C); None if the last axes are no grid."""
+    """Return the pixels of the feature, moved back, as rows of channels (P', C); None if the last axes are not a grid."""
     entries = grid_entries(feature.elements)
     swaps = any(element[0] == 0 for element in entries)
     shape = feature.x.shape[1:]
@@ -419,7 +419,7 @@ def is_large_grid(shape: Sequence[int]) -> bool:
 
 
 def grid_problem(feature: Feature) -> str:
-    """Say why the group cannot turn a feature's grid; empty if it can."""
+    """The reason why the group cannot act on a feature's grid; empty if it can."""
     shape = feature.x.shape[1:]
     swaps = any(element[0] == 0 for element in grid_entries(feature.elements))
     if len(shape) < 3 or not swaps or shape[-1] == shape[-2] or min(shape[-2:]) < 2:
@@ -439,7 +439,7 @@ def on_grid(elements: Tensor) -> bool:
 
 
 def pulled_back(feature: Feature, layout: Layout, entries: Sequence[Entries]) -> Feature:
-    """Move the grid to the end, and the grid of every Y_g back."""
+    """Move the grid to the end, and move the pixels of every Y_g back by g^-1."""
     y = [
         move_grid(_inverse(element), layout.there(value))
         for element, value in zip(entries, feature.y, strict=True)
@@ -479,5 +479,5 @@ def _flat(axis: int, side: int) -> Layout:
 
 
 def _inverse(element: Entries) -> Entries:
-    a, b, c, d = element  # orthogonal: its transpose
+    a, b, c, d = element  # the inverse of an orthogonal matrix is its transpose
     return a, c, b, d

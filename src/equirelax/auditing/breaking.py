@@ -1,8 +1,8 @@
 """How much each residual of a relaxed model breaks the symmetry: its strength, its size and its measured error.
 
-gamma alone misleads, because a residual may trade gamma for the size of its weights. So the effect of each residual is measured
-with all others switched off. Its input is then transformed exactly, and the errors of what it adds and of the model's output
-are its own.
+gamma alone is misleading, because a small gamma may go with large weights. The effect of each residual is therefore measured
+with all others switched off. Its input is then transformed exactly, and it alone causes the errors of its term and of the
+model's output.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Breaking:
     Attributes:
         key: The residual's key.
         type: Class of its module.
-        relaxes: What it can break, in words.
+        relaxes: A description of the symmetry that it can break.
         gamma: Its strength.
-        weight: ||W||: the largest singular value of a dense residual, the Lipschitz constant (product over the layers) of
-            others; ``None`` if no constant is known.
+        weight: ||W||: the largest singular value of a dense residual, or the Lipschitz constant (product over the layers) of
+            another one; ``None`` if no constant is known.
         share: ``||gamma f_neq(x)|| / ||output of the module||``; ``None`` if the output is unknown.
         added: Maximum over g of ``||rho(g) gamma f_neq(x) - gamma f_neq(rho(g) x)||`` divided by the norm of the module's
             output, with the other residuals off; ``None`` if the residual did not run or its action is unknown.
@@ -69,7 +69,7 @@ class Breaking:
 
     @property
     def size(self) -> float | None:
-        """``|gamma| ||W||``, which does not change when gamma and W are rescaled against each other."""
+        """``|gamma| ||W||``, which does not depend on how the scale is divided between gamma and W."""
         return None if self.weight is None else abs(self.gamma) * self.weight
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,19 +89,19 @@ def breaking(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Breaking, ...]:
-    """Measure every residual by itself, in the model's order. The model is restored afterwards.
+    """Measure every residual separately, in the model's order. The model is restored afterwards.
 
     Args:
         relaxation: The model's relaxation.
         sample, in_rep, out_rep, group: As for :func:`equirelax.auditing.audit`.
-        model: A function that calls the relaxed model, if not the relaxed model itself is run.
+        model: A function that calls the relaxed model, to be run instead of the relaxed model itself.
         samples: Number of sampled group elements, >= 1. Generators of a finite group and one element of every other component
-            are tried too. Translations are sampled up to the largest coordinate of the sample.
+            are also tried. Translations are sampled up to the largest coordinate of the sample.
         seed: Seed of the elements.
         dtype: Precision in which the model runs.
 
     Raises:
-        AuditError: Sample, representations and group do not fit each other, or `samples` is below 1.
+        AuditError: Sample, representations and group do not fit together, or `samples` is below 1.
         NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
@@ -121,7 +121,7 @@ def breaking(
 
 @dataclasses.dataclass
 class _Call:
-    """One call of a residual: the norm of its input, what it added, and the norm of the output that this was added to."""
+    """One call of a residual: the norm of its input, the added term, and the norm of the output it was added to."""
 
     read: float | None
     added: Tensor
@@ -164,7 +164,7 @@ class _Run:
 
     @contextlib.contextmanager
     def only(self, chosen: Residual) -> Iterator[None]:
-        """Switch all other residuals off; a residual that was off stays off."""
+        """Switch all other residuals off. A residual that was off stays off."""
         before = {residual: residual.enabled for _, residual in self.relaxation}
         try:
             for residual in before:
@@ -187,7 +187,7 @@ class _Run:
             residual.site = site
 
     def action(self, residual: Residual) -> Action | None:
-        """The action of the group on what the residual adds; None if it is unknown."""
+        """The action of the group on the residual's term; None if it is unknown."""
         if not acts_through(self.case.group, residual.out_rep.group):
             return None
         found = residual.site.action(residual.out_rep)
@@ -229,7 +229,7 @@ def _output_error(g: Tensor, reference: Sequence[Leaf], found: Sequence[Leaf]) -
 
 
 class _Watched:
-    """A site that records the norm of what its residual reads, what it adds, and the norm of the result."""
+    """A site that records the norm of its residual's input, the added term, and the norm of the result."""
 
     def __init__(self, own: Site, calls: list[_Call]) -> None:
         self.own, self.calls = own, calls
@@ -251,7 +251,7 @@ class _Watched:
 
 
 def _size(site: Site, output: Any, added: Tensor) -> float | None:
-    """Norm of the tensor that the residual was added to, divided by sqrt(copies) if it was added to several copies."""
+    """The norm of the tensor that the residual was added to, divided by sqrt(copies) if it was added to several copies."""
     output = site.added_to(output)
     if not isinstance(output, Tensor):
         same = [leaf.value for leaf in leaves(output, None) if leaf.value.shape == added.shape]

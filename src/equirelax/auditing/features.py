@@ -1,8 +1,8 @@
-"""How does a hidden feature transform, if at all? Each tensor of each module is classified.
+"""Classify how each tensor of each module transforms, if at all.
 
-Where none of the candidate actions (``actions.py``) fits, two weaker explanations are tried: vectors *in another basis*
-(``P rho(g) P^-1`` with a fixed P, which a swapped axis gives), and *some* linear map for every g (by least squares, which says
-nothing with too few rows).
+If none of the candidate actions (``actions.py``) fits, two weaker explanations are tried: vectors *in another basis*
+(``P rho(g) P^-1`` with a fixed P, as from a swapped axis), and *some* linear map for every g (by least squares, which says
+nothing if there are too few rows).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from equirelax.auditing.actions import (
 from equirelax.auditing.norms import largest, largest_entry
 
 MAX_FIT = 256
-"""Longest axis on which a free linear map is fitted."""
+"""Largest length of an axis on which a free linear map is fitted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fit:
     Attributes:
         kind: ``basis`` (a known block in another basis), ``linear`` (some linear map for every g), ``none`` (no linear action
             on any axis that could be tested) or ``untested`` (too few rows).
-        words: The same for the reader.
+        words: A readable description of the same.
         relative: Residual of the fit relative to the feature.
     """
 
@@ -137,7 +137,7 @@ def _change_words(change: Tensor) -> str:
 
 
 def _linear(feature: Feature, axis: int) -> float | None:
-    """Residual of a free linear map along the axis; ``None`` where too few rows are independent for it to mean anything."""
+    """The residual of a free linear map along the axis; ``None`` if too few rows are independent for it to be meaningful."""
     width = feature.x.shape[axis + 1]
     if not 1 < width <= MAX_FIT:
         return None
@@ -163,7 +163,7 @@ class Verdict:
     Attributes:
         kind: ``fits`` (an action explains it), ``basis`` (an action in another basis does), ``linear`` (some linear action
             does), ``other`` (an action explains it, but not the one declared for it), ``broken`` or ``unknown``.
-        words: The same for the reader.
+        words: A readable description of the same.
         action: The action that explains it, or the closest one.
         relative: Its relative error.
         absolute: Its largest absolute error.
@@ -182,12 +182,12 @@ class Verdict:
 
     @property
     def is_break(self) -> bool:
-        """Whether the module that made it, or one before, breaks equivariance."""
+        """Whether the module that made it, or an earlier one, breaks equivariance."""
         return self.kind in ("broken", "other")
 
 
 class FeatureClassifier:
-    """Decides how tensors transform, once for equal tensors.
+    """Decides how tensors transform, only once for equal tensors.
 
     Args:
         elements: The group elements g, (G, n, n).
@@ -202,9 +202,9 @@ class FeatureClassifier:
         self.elements, self.atoms, self.tolerance = elements, atoms, tolerance
         self.fields = fields and on_grid(elements)
         self.verdicts: dict[tuple[Any, ...], Verdict] = {}
-        # A feature that breaks its declaration where it is made counts as broken wherever it arrives.
+        # A feature that breaks its declaration as an output counts as broken wherever it is an input.
         self.broken: dict[tuple[Any, ...], Verdict] = {}
-        # How the last fields with the same number of axes and channels moved: the best guess for broken ones like them.
+        # How the last fields with the same number of axes and channels moved, the best guess for broken ones like them.
         self.recent: dict[tuple[int, int], Action] = {}
 
     def classify(self, x: list[Tensor], y: list[list[Tensor]], declared: Action | None) -> Verdict:
@@ -218,7 +218,7 @@ class FeatureClassifier:
         if any(t.shape != x[0].shape for t in [*x, *(t for row in y for t in row)]):
             return Verdict("unknown", "its shape depends on the input")
         feature = Feature(torch.stack(x), torch.stack([torch.stack(row) for row in y]), self.elements)
-        # a hash of all entries in order: sums and norms would be the same after a swap of axes
+        # hash all entries in order, since a swap of axes does not change sums and norms
         content = blake2b(feature.x.cpu().numpy().tobytes() + feature.y.cpu().numpy().tobytes()).digest()
         identity = (feature.x.shape, content)
         if declared is None and identity in self.broken:
@@ -277,7 +277,7 @@ class FeatureClassifier:
 
     def _explain_field(self, feature: Feature) -> Explanation:
         large = is_large_grid(feature.x.shape[1:])
-        # Any module would pass when it is called again on a field that does not move.
+        # Any module would pass if it were called again on a field that does not move.
         still = dataclasses.replace(INVARIANT, odds=STILL) if large else INVARIANT
         on_grids = most_likely(
             feature, itertools.chain((still,), field_candidates(feature, self.atoms)), self.tolerance

@@ -27,8 +27,11 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorRow:
-    """``||L_A f(x)||`` for one generator A: the Frobenius norm over all outputs, and relative to ``||f(x)||`` the largest over
-    the outputs. The denominator of positions is the norm of their distances from their mean."""
+    """``||L_A f(x)||`` for one generator A.
+
+    The absolute value is the Frobenius norm over all outputs. The relative one, relative to ``||f(x)||``, is the largest over the
+    outputs. The denominator of positions is the norm of their distances from their mean.
+    """
 
     name: str
     absolute: float
@@ -51,7 +54,7 @@ class LieReport:
 
     @property
     def absolute(self) -> float:
-        """Root of the sum of squares over the generators."""
+        """The root of the sum of squares over the generators."""
         return root_of_squares(row.absolute for row in self.generators)
 
     @property
@@ -65,9 +68,10 @@ def lie_derivative(case: Case, reach: float = 1.0, vanishing: Collection[str] = 
 
     Double backward is tried first, then forward mode (which imports PyTorch's compiler on its first use), then central
     differences, since some operations have no derivative rule. A derivative from autograd is compared once with a finite
-    difference. A model that detaches tensors or disables gradients hides part of its derivative; then the differences are used.
+    difference. A model that detaches tensors or disables gradients hides part of its derivative. Then the differences are used.
 
     Args:
+        case: The model and its sample.
         reach: Length of the generators of translations.
         vanishing: Paths of outputs that are 0, which are left out.
 
@@ -104,7 +108,7 @@ def lie_derivative(case: Case, reach: float = 1.0, vanishing: Collection[str] = 
     kinds = {dtype, *(_real(leaf.value).dtype for leaf in reference)}
     unit = max(
         torch.finfo(kind).eps for kind in kinds
-    )  # a model that casts inside rounds to the dtype that it returns
+    )  # a model that casts internally rounds to the dtype that it returns
     derive, method, reason = _choose(function, points, tangents, dtype, size, unit)
     rows = []
     for i, generator in enumerate(algebra):
@@ -138,7 +142,7 @@ def _derivative(value: Tensor, action: TensorAction, algebra: Tensor) -> Tensor:
 def _function(
     model: Callable[..., Any], base: Any, in_rep: Any, out_rep: Any, vanishing: Collection[str] = ()
 ) -> Function:
-    """Turn the model into a function from its transforming inputs to its differentiable outputs, but for those listed."""
+    """Turn the model into a function from its transforming inputs to its differentiable outputs, except vanishing ones."""
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         queue = list(values)
@@ -148,7 +152,9 @@ def _function(
                 return leaf.value.clone()
             value = queue.pop(0)
             if leaf.value.requires_grad and not value.requires_grad:
-                value = value.requires_grad_()  # as the sample, for a model that leaves it to its caller
+                value = (
+                    value.requires_grad_()
+                )  # as in the sample, for a model that expects this from its caller
             return torch.view_as_complex(value) if leaf.value.is_complex() else value
 
         output = call(model, map_tree(base, in_rep, put, "input"))
@@ -167,7 +173,7 @@ def differentiable(value: Tensor) -> bool:
 
 
 def _real(value: Tensor) -> Tensor:
-    """Put real and imaginary parts of a complex tensor on a new last axis; return a real tensor unchanged."""
+    """Put the real and imaginary parts of a complex tensor on a new last axis, and return a real tensor unchanged."""
     return torch.view_as_real(_dense(value)) if value.is_complex() else _dense(value)
 
 
@@ -178,7 +184,7 @@ def _dense(value: Tensor) -> Tensor:
 def forward_mode(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by forward-mode automatic differentiation, for models that cannot be differentiated twice."""
+    """The directional derivative by forward-mode automatic differentiation, for models that cannot be differentiated twice."""
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x.clone(), t) for x, t in zip(points, tangents, strict=True)]
         found = []
@@ -191,7 +197,7 @@ def forward_mode(
 def double_backward(
     function: Function, points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Directional derivative by differentiating the vector-Jacobian product with respect to the vector."""
+    """The directional derivative by differentiating the vector-Jacobian product with respect to the vector."""
     if not points:
         return tuple(torch.zeros_like(value) for value in function())
     _, moved = double_backward_jvp(lambda *xs: function(*(x.clone() for x in xs)), points, tangents)
@@ -229,7 +235,7 @@ def _choose(
     for derive, name in ((double_backward, DOUBLE), (forward_mode, FORWARD)):
         try:
             found = derive(function, points, mixed)
-        # no derivative rule, gradients switched off inside, or a model that wants none
+        # no derivative rule, gradients disabled inside, or a model that allows none
         except Exception as error:
             reason = (
                 f"{name} failed: {str(error).strip().splitlines()[0][:100]}"

@@ -1,18 +1,18 @@
 """Find the module that breaks equivariance, without knowing how hidden features transform.
 
 The model is run on a sample x, on h x, and on g x and g h x for a few elements g. The inputs and outputs of every module are
-recorded. A tensor is *explained* when one action of the group (``actions.py``), or the one that was declared for it
+recorded. A tensor is *explained* if one action of the group (``actions.py``), or the one that was declared for it
 (``declared.py``), maps its value on x to its value on g x.
 
 * If the inputs are explained and the output is not, the module breaks equivariance, by the error of its output.
-* If an input arrives unexplained, the module is called again on inputs that are transformed exactly, by the declared action or
-  the closest one. The error of its output is then what the module itself adds.
-* The first unexplained tensor in the order of execution names the first break. If it is a module's output, that module breaks.
-  If it is a module's input, although everything before it was explained, the code of the module that called it breaks.
+* If an input is unexplained, the module is called again on inputs that are transformed exactly, by the declared action or
+  the closest one. The error of its output is then the error that the module itself adds.
+* The first unexplained tensor in the order of execution determines the first break. If it is a module's output, that module
+  breaks. If it is a module's input, although everything before it was explained, the code of the module that called it breaks.
 
-An output that is explained only in another basis (a swapped axis) counts as a break as well, unless its inputs were in another
+An output that is explained only in another basis (a swapped axis) also counts as a break, unless its inputs were in another
 basis too. A model that is equivariant as a whole has no break, whatever its hidden features do. In a relaxed model, the
-layers whose residuals break the symmetry come first, and then what breaks the strict network too.
+layers whose residuals break the symmetry come first, and then the modules that also break the strict network.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def localise(
     """Measure every call of every module. The model must be in its measuring state.
 
     Args:
-        case: What is measured.
+        case: The model and its sample.
         elements: Group elements g, (G, n, n), including a reflection if the group has any.
         other: An element h, (n, n), for a second point h x.
-        equivariant: Whether the model as a whole is equivariant. Then no first break is looked for.
-        measured: Measures the relative error of the model's output over a few elements.
+        equivariant: Whether the model as a whole is equivariant. If so, there is no search for a first break.
+        measured: A function that measures the relative error of the model's output over a few elements.
         layer_reps: See :class:`~equirelax.auditing.declared.Declarations`.
         strict_equivariant: Whether a relaxed model is equivariant without its residuals; None for other models. A tensor
-            that nothing explains in an equivariant strict network (a choice of frames, for instance) is then no break. Layers
-            whose residuals alone break the symmetry come first, and another module breaks it only if it breaks the strict
-            network too.
-        vanishing: Paths of the model's outputs that are 0, exactly or but for rounding.
+            that nothing explains in an equivariant strict network (a choice of frames, for instance) is then not a break.
+            Layers whose residuals alone break the symmetry come first. Another module breaks it only if it also breaks the
+            strict network.
+        vanishing: Paths of the model's outputs that are 0, exactly or up to rounding.
     """
     model, group, dtype = case.model, case.group, case.dtype
     declarations = Declarations(model, group, layer_reps)
@@ -86,7 +86,7 @@ def localise(
 
     classifier = _classifier(declarations, case, elements, tolerance)
     ends = dataclasses.replace(_ends(case), vanishing=vanishing)
-    # A second point distinguishes actions that agree at one. It is not needed if no break is looked for.
+    # A second point distinguishes actions that agree at one. It is needed only to search for a break.
     points: list[tuple[Tensor, ...]] = [()] if equivariant else [(), (other,)]
 
     def observe() -> list[Trace] | None:
@@ -108,7 +108,7 @@ def localise(
         return Localisation((), None, "not localised: which modules are called depends on the group element")
     if equivariant or strict_equivariant is None:
         first = None if equivariant else _first(trace, declarations)
-        run()  # modules that keep something of a run are called again below: they must have that of the sample
+        run()  # modules that keep state of a run are called again below, and must have the state of the sample
         return _sorted(_rows(trace, classifier, declarations, dtype), first)
 
     order = [t.call.path for t in sorted(trace, key=lambda t: t.call.order[1])]
@@ -134,7 +134,7 @@ def _sorted(rows: list[LayerRow], first: Break | None) -> Localisation:
 
 
 def _breaking_paths(strict: list[Trace], first: Break | None) -> set[str]:
-    """Modules that break the strict network."""
+    """The paths of modules that break the strict network."""
     bad = [t for t in strict if t.arrives and (t.turned or any(o.is_break for o in t.outputs.values()))]
     return {t.call.path for t in bad} | ({first.path} if first else set())
 
@@ -146,14 +146,14 @@ def _classifier(
     group = declarations.group
     given = list(dict.fromkeys([*representations(case.in_rep), *representations(case.out_rep)]))
     fields = [*field_representations((case.in_rep, case.out_rep)), *declarations.field_representations()]
-    # A field of a larger group (C8 for C4) is not a sum of the smaller group's blocks in their order.
+    # A field of a larger group (C8 for C4) is not a sum of the smaller group's blocks in the same order.
     larger = [rep for rep in dict.fromkeys(fields) if rep.group != group and acts_through(group, rep.group)]
     own = [rep for rep in [*given, *fields] if rep.group == group]
     return FeatureClassifier(elements, atoms_of(group, [*own, *larger]), tolerance, fields=bool(fields))
 
 
 def _mark_unexplained_as_unknown(trace: list[Trace], strict: list[Trace]) -> None:
-    """Mark tensors as unknown that nothing explains in the strict network either, although that is equivariant."""
+    """Mark tensors as unknown if nothing explains them in the strict network either, although that is equivariant."""
     for mine, theirs in zip(trace, strict, strict=False):
         for verdict, before in ((mine.inputs, theirs.inputs), (mine.outputs, theirs.outputs)):
             for key in verdict.keys() & {key for key, one in before.items() if one.is_break}:
@@ -175,11 +175,11 @@ class DeclaredActions:
 
 @dataclasses.dataclass
 class Trace:
-    """One call, classified.
+    """One call, with the classification of its tensors.
 
     Attributes:
         number: Number of the call.
-        call: What was recorded on the sample.
+        call: The call recorded on the sample.
         inputs, outputs: How its tensors transform.
         declared: The actions declared for its outputs.
         moved: The same call with the model's input transformed by each group element.
@@ -290,7 +290,7 @@ def _first(trace: list[Trace], declarations: Declarations) -> Break | None:
 
 
 def _short(key: str) -> str:
-    """A path in (args, kwargs) for the reader: ``argument 1`` or a name."""
+    """A readable form of a path in (args, kwargs): ``argument 1`` or a name."""
     name = key.removeprefix("[0]").removeprefix("[1].")
     position = name.strip("[]")
     return f"argument {position}" if position.isdigit() and key.startswith("[0]") else name
@@ -363,7 +363,7 @@ def _named(verdict: Verdict) -> str:
 
 
 def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tuple[dict[str, Verdict], str]:
-    """Call the module on exactly transformed inputs; return how its outputs transform, and what was assumed about its inputs."""
+    """Call the module on exactly transformed inputs; return how its outputs transform, and the assumptions on its inputs."""
 
     def inputs(g: Tensor | None, recorded: Call) -> Any:
         def put(leaf: Leaf) -> Tensor:
@@ -384,7 +384,7 @@ def _replay(t: Trace, classifier: FeatureClassifier, dtype: torch.dtype) -> tupl
     try:
         x = run(None, t.call)
         y = [run(g, recorded) for g, recorded in zip(classifier.elements, t.moved, strict=True)]
-    except Exception as error:  # anything may go wrong in a user's module that is called outside its model
+    except Exception as error:  # a user's module may raise anything when it is called outside its model
         return {
             "": Verdict("unknown", "")
         }, f"cannot be called by itself: {type(error).__name__}: {str(error)[:80]}"
@@ -407,8 +407,10 @@ def breaking_residual(
     They break it if the error exceeds both the tolerance and twice the error without any residual.
 
     Args:
+        declarations: The declarations of the model.
         order: Paths of modules in the order in which their calls end.
-        error: Measures the model's relative error.
+        error: A function that measures the model's relative error.
+        tolerance: The relative error that counts as equivariant.
 
     Returns:
         The layer's path, or ``None``.
@@ -450,7 +452,7 @@ def relaxed_break(path: str | None, declarations: Declarations) -> Break | None:
 def without_false_breaks(
     rows: list[LayerRow], declarations: Declarations, residual_at: str | None, breaking: set[str]
 ) -> list[LayerRow]:
-    """Keep as breaks only relaxed modules, and modules that break the strict network too."""
+    """Keep as breaks only relaxed modules, and modules that also break the strict network."""
     done = []
     for row in rows:
         inside = any(path.startswith(f"{row.path}." if row.path else "") for path in declarations.relaxed_at)

@@ -1,9 +1,9 @@
-"""What a layer read and the gradient of a loss by what it gave, example by example, at every place of a residual.
+"""The inputs of layers and the gradients of a loss in their outputs, by example, at every place of a residual.
 
-Every residual is replaced by a probe, which adds zeros: the network is the strict one, and the gradient by the zeros is the
-gradient by the layer's output there. The example that a row belongs to is read from the gradients themselves, so that nodes,
-edges and neighbours that a network makes on its way need no index: the losses of the examples are weighted by 0 and 1, bit by
-bit of the example's number, and a row has a gradient only where its own example counts.
+Every residual is replaced by a probe, which adds zeros. The network is then the strict one, and the gradient in the zeros is the
+gradient in the layer's output. The example of each row is determined from the gradients themselves, so that nodes,
+edges and neighbours that a network creates need no index: for every bit of the example's number, the losses of the examples are
+weighted by 0 or 1, and a row has a gradient only if its own example has weight 1.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from equirelax.relaxation.sites import GridSite
 from equirelax.relaxation.surroundings import in_backward
 
 PARTIAL = 1e-3
-"""A row whose gradient changes by more than this share with the other examples' losses belongs to several examples."""
+"""A row belongs to several examples if its gradient changes by more than this fraction with other examples' losses."""
 NEGLIGIBLE = 1e-5
-"""So small a share of the largest gradient is rounding."""
+"""A gradient below this fraction of the largest is rounding."""
 
 Loss = Callable[[nn.Module, Any], Tensor]
-"""(model, batch) -> one loss for every example of the batch, (n,), or the loss of a single example, ()."""
+"""(model, batch) -> one loss per example of the batch, (n,), or the loss of a single example, ()."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Rows:
     """One call of a layer.
 
     Attributes:
-        read: What the layer read, (rows, in_dim), or (entries, in_dim, ...) of fields on a grid.
-        gradient: Of the losses' sum by the layer's output, (rows, out_dim) or (entries, out_dim, ...).
+        read: The input of the layer, (rows, in_dim), or (entries, in_dim, ...) for fields on a grid.
+        gradient: The gradient of the sum of losses in the layer's output, (rows, out_dim) or (entries, out_dim, ...).
         example: The example of every row, (rows,) or (entries,). Rows and entries whose gradient is 0 are left out.
     """
 
@@ -56,7 +56,7 @@ class _Call:
     on_grid: bool
 
     def rows(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """What was read and the gradient as rows, or as they are on a grid."""
+        """The input and the gradient, as rows, or unchanged on a grid."""
         return self._rows(dense(self.read.value)), self._rows(gradient)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ class _Call:
 
 
 class Probe(ResidualMap):
-    """A map that adds zeros, with a gradient of their own, and notes what it reads.
+    """A map that adds zeros, which have a gradient, and records its input.
 
     Args:
-        residual: Whose map it replaces.
+        residual: The residual whose map it replaces.
     """
 
     reads_inputs: ClassVar[bool] = False
@@ -86,9 +86,9 @@ class Probe(ResidualMap):
         self._watching: list[Any] = []
 
     def forward(self, x: Columns, scale: Tensor | None = None) -> Tensor:
-        """Zeros of the shape that a residual adds."""
+        """Return zeros of the shape that a residual adds."""
         zeros = self._zeros(x)
-        if in_backward():  # gradient checkpointing computes the forward again
+        if in_backward():  # gradient checkpointing recomputes the forward
             return zeros
         for part in (x.own, x.common) if isinstance(x, SharedColumns) else (x,):
             if part.requires_grad:
@@ -111,21 +111,21 @@ class Probe(ResidualMap):
         self.differentiated = True
 
     def stop_watching(self) -> None:
-        """End the forward: derivatives from here on are ours."""
+        """Mark the end of the forward: derivatives from now on are our own."""
         for handle in self._watching:
             handle.remove()
         self._watching = []
 
     def take(self) -> list[_Call]:
-        """The calls since the last time; then forgets them."""
+        """Return the calls since the last time, and forget them."""
         calls, self.calls = self.calls, []
         return calls
 
 
 def probe(relaxation: Relaxation, wanted: set[str]) -> dict[str, Probe]:
-    """Put probes in the place of the maps of the residuals `wanted`, and switch all others off.
+    """Replace the maps of the residuals `wanted` by probes, and switch all others off.
 
-    Call it inside `state.measuring`, which puts everything back.
+    Call it inside `state.measuring`, which restores everything.
     """
     probes = {}
     for key, residual in relaxation:
@@ -147,8 +147,8 @@ def rows_of(
         The number of examples, and the calls of every probe.
 
     Raises:
-        AuditError: The loss is no tensor of one axis at most, no probe reaches it, an example's loss depends on the rows of
-            another example, or the features that a layer read were overwritten.
+        AuditError: The loss is not a tensor with at most one axis, no probe reaches it, an example's loss depends on the rows of
+            another example, or the input of a layer was overwritten.
         NonFiniteError: A loss or a gradient is NaN or infinity.
     """
     losses = loss(model, batch)
@@ -190,7 +190,7 @@ def rows_of(
 
 
 def _gradients(losses: Tensor, calls: list[tuple[str, _Call]]) -> list[tuple[Tensor, Tensor] | None]:
-    """The gradient by every call's zeros, and the example of each of its rows; None where the losses do not depend on them."""
+    """The gradient in every call's zeros, and the example of each of its rows; None if the losses do not depend on them."""
     bits = (len(losses) - 1).bit_length()
     found = _backward(losses, [call for _, call in calls], torch.ones_like(losses), bits > 0)
     places = [place for place, gradient in enumerate(found) if gradient is not None]
@@ -235,6 +235,6 @@ def _backward(losses: Tensor, calls: list[_Call], weights: Tensor, again: bool) 
 
 
 def _sizes(call: _Call, gradient: Tensor) -> Tensor:
-    """Norms of the gradients of the rows, or of the entries of a batch of fields."""
+    """The norms of the gradients of the rows, or of the entries of a batch of fields."""
     _, rows = call.rows(gradient.detach())
     return torch.linalg.vector_norm(rows.flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""REMUL's measures of equivariance over a data set (Elhag et al., arXiv 2410.17878): they need no labels."""
+"""REMUL's measures of equivariance over a data set (Elhag et al., arXiv 2410.17878), which need no labels."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class LabelFree:
 
     Attributes:
         e: E = mean_x || mean_i rho(g_i) f(x) - mean_i f(g_i x) ||. For an invariant output the two means are f(x) and the mean
-            of f over the orbit. Errors of opposite sign cancel, so E is at most `e_prime`.
+            of f over the orbit. Since errors of opposite sign cancel, E is at most `e_prime`.
         e_prime: E' = mean_x mean_i || f(g_i x) - rho(g_i) f(x) ||.
-        size: mean_x || f(x) ||, the unit of both.
-        rows: Number of samples x: entries of the output's first axis (objects, nodes) over all batches.
+        size: mean_x || f(x) ||, the scale of both.
+        rows: Number of samples x, which are the entries of the output's first axis (objects, nodes) over all batches.
         elements: Number of elements M.
     """
 
@@ -67,13 +67,13 @@ def label_free(
     Args:
         model: A module or a function, as for `audit`.
         batches: Inputs, each as for `audit`: a tensor, a tuple, a mapping or PyG data.
-        in_rep, out_rep: How the group acts on an input and on the one output tensor, as for `audit`.
-        group: The group that elements are sampled from; by default the group of the representations.
+        in_rep, out_rep: Representations of an input and of the single output tensor, as for `audit`.
+        group: The group from which elements are sampled; by default that of the representations.
         samples: Number of elements M >= 1. Translations are sampled up to 1, whatever the size of the coordinates.
         seed: Seed of the elements.
 
     Raises:
-        AuditError: No batch, more than one output, or representations that do not fit.
+        AuditError: There is no batch or more than one output, or the representations do not fit.
         NonFiniteError: The model returns NaN or infinity.
     """
     if samples < 1:
@@ -122,5 +122,5 @@ def _output(case: Case, element: Tensor | None) -> Leaf:
 
 
 def _norms(x: Tensor) -> Tensor:
-    """Norms of the entries of the first axis."""
+    """The norms of the entries of the first axis."""
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)

@@ -18,22 +18,22 @@ from equirelax.auditing.samples import complex_of
 from equirelax.errors import AuditError
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-# Attributes that torch sets in every module. Handles of hooks must find their own dictionaries again.
+# Attributes that torch sets in every module. They stay in place, since hook handles refer to their dictionaries.
 _TORCH_OWN = frozenset(nn.Module().__dict__) | {"training"}
 
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Iterator[None]:
-    """Run the body with the model in evaluation mode and in ``dtype``, without autocast, TF32 and compiled code; None leaves
-    every tensor its own dtype.
+    """Run the body with the model in evaluation mode and in ``dtype``, without autocast, TF32 and compiled code.
 
-    Random states are private to the body. Parameters get a cast *copy* as data. Every other tensor that a module holds as a
-    buffer or a plain attribute, and every list, dict, tuple, set or deque among its attributes, is replaced by a copy, cast if
-    it holds floating tensors. On exit, also after an error, parameters get their own storage back and the modules the very
-    objects that they had: whatever a forward wrote, cached, added, replaced or recorded a gradient for is gone. ``Parameter``
-    objects, their version counters, gradients and every module's training flag stay untouched. Attributes that name the dtype
-    of the model's own tensors (the dtype to which a forward casts) name ``dtype`` in the body. What other objects hold (a
-    cache that is not a built-in container, a closure, a global) is neither cast nor restored.
+    If ``dtype`` is None, every tensor keeps its dtype. Random states are private to the body. Parameters get a cast *copy* as
+    data. Every other tensor that a module holds as a buffer or a plain attribute, and every list, dict, tuple, set or deque
+    among its attributes, is replaced by a copy, which is cast if it holds floating tensors. On exit, even after an error,
+    parameters get their own storage back, and modules the same objects that they had before: everything that a forward wrote,
+    cached, added, replaced or recorded a gradient for is gone. ``Parameter`` objects, their version counters, gradients and
+    every module's training flag stay untouched. Attributes that hold the dtype of the model's own tensors (the dtype to which
+    a forward casts) hold ``dtype`` in the body. The contents of other objects (a cache that is not a built-in container, a
+    closure, a global) are neither cast nor restored.
 
     Raises:
         AuditError: A lazy module has not been called yet.
@@ -48,7 +48,9 @@ def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Ite
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_other_generators(seed))
         stack.enter_context(full_precision())
-        if "torch._dynamo" in sys.modules:  # without it nothing is compiled yet, and its import takes seconds
+        if (
+            "torch._dynamo" in sys.modules
+        ):  # if it is not loaded nothing is compiled, and its import takes seconds
             # Compiled code would be recompiled for the dtype and for every hook.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
@@ -60,7 +62,7 @@ def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Ite
         insides = [one.inside(copies) for one in held]
         gradients = [(tensor, tensor.grad, tensor.requires_grad) for tensor, _ in copies.kept]
         try:
-            # torch.manual_seed() would seed every accelerator too, also those whose state is not kept.
+            # torch.manual_seed() would also seed accelerators whose state is not kept.
             torch.default_generator.manual_seed(seed)
             for index in devices:
                 torch.cuda.default_generators[index].manual_seed(seed)
@@ -72,13 +74,13 @@ def measuring(model: nn.Module, dtype: torch.dtype | None, seed: int = 0) -> Ite
                 tensor.data = original.to(copies.target(original), copy=True)
             for one, inside in zip(held, insides, strict=True):
                 one.put(inside, copies)
-            model.eval()  # after the casts, so that what eval() computes and keeps has the right dtype
+            model.eval()  # after the casts, so that tensors that eval() computes and keeps have the right dtype
             yield
         finally:
             torch.set_default_dtype(default)
             with contextlib.suppress(Exception):  # train() may fail after a forward that failed
                 if flags[0][1]:
-                    # Some layers undo here what eval() did, such as a merge into weights. The copies are still in place.
+                    # Here some layers undo the effects of eval(), such as a merge into weights. The copies are still in place.
                     model.train()
             for tensor, original in copies.kept:
                 tensor.data = original
@@ -110,7 +112,7 @@ def full_precision() -> Iterator[None]:
             name, off = "allow_tf32", (False,)
         if torch.cuda.is_available():
             switches += of_cuda
-        # A switch that is off is not written to: written values no longer follow `torch.backends.fp32_precision`.
+        # Do not write to a switch that is off: written values no longer follow `torch.backends.fp32_precision`.
         saved = [(switch, getattr(switch, name)) for switch in switches if getattr(switch, name) not in off]
         try:
             for switch, _ in saved:
@@ -145,7 +147,7 @@ class _Copies:
         self._alive: list[Any] = []  # keeps the objects alive, so that their ids stay unique
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Keep a tensor in place; its data will be cast."""
+        """Keep a tensor in place. Its data will be cast."""
         if is_lazy(tensor):
             raise AuditError(
                 "the model has lazy modules whose parameters do not exist yet: call it once on the sample before the audit"
@@ -157,7 +159,7 @@ class _Copies:
         return tensor
 
     def of(self, value: Any) -> Any:
-        """Copy a tensor or container; return anything else itself."""
+        """Copy a tensor or container, and return anything else itself."""
         if id(value) in self._known:
             return self._known[id(value)]
         if isinstance(value, nn.Parameter):
@@ -191,7 +193,7 @@ class _Copies:
         return value
 
     def buffer(self, value: Tensor | None) -> Tensor | None:
-        """Copy a buffer; a buffer that cannot simply be copied (sparse, distributed) stays in place with cast data."""
+        """Copy a buffer. One that cannot simply be copied (sparse, distributed) stays in place with cast data."""
         plain = value is None or (type(value) is Tensor and value.layout == torch.strided)
         return self.of(value) if plain or value is None else self.keep(value)
 
@@ -214,7 +216,7 @@ class _Copies:
 
 
 class _Held:
-    """What one module holds: its registries and its plain attributes."""
+    """The contents of one module: its registries and its plain attributes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -228,7 +230,7 @@ class _Held:
         return buffers, {key: copies.of(value) for key, value in own.items()}
 
     def put(self, inside: tuple[dict[str, Any], dict[str, Any]], copies: _Copies) -> None:
-        """Put them in place. Attributes that name a dtype of the model's own tensors name the new dtype."""
+        """Put the result of `inside` in place. Attributes that hold a dtype of the model's own tensors get the new dtype."""
         self.module._buffers.update(inside[0])
         self.module.__dict__.update(
             {
@@ -240,7 +242,7 @@ class _Held:
         )
 
     def give_back(self) -> None:
-        """Undo everything that was done to the module since."""
+        """Undo all changes to the module since."""
         for name, saved in self.registries.items():
             registry = self.module.__dict__[name]
             registry.clear()

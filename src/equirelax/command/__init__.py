@@ -1,1 +1,1 @@
-"""`python -m equirelax`: the audit of anybody's network from the command line, with the library alone."""
+"""`python -m equirelax`: audit any network from the command line, with only the library."""

@@ -1,4 +1,4 @@
-"""`python -m equirelax audit`: is a network equivariant, how far not, and which module breaks it?"""
+"""`python -m equirelax audit`: is a network equivariant, how large is the error, and which module breaks it?"""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from equirelax.settings import COUNT, POSITIVE, SEED, check
 from equirelax.symmetry import Group
 
 LAYERS = 10
-"""How much longer an audit takes with all modules than without, roughly: 5 to 15 times with SEGNN."""
+"""Rough factor by which an audit of all modules takes longer: 5 to 15 with SEGNN."""
 
 
 def audit_network(parsed: argparse.Namespace) -> AuditReport:
     """Build the network and the inputs that the parsed flags name, and audit them.
 
     Raises:
-        EquirelaxError: Something of it is wrong. Errors of the user's own code are named with their place.
+        EquirelaxError: A flag or an object that it names is wrong. Errors of the user's code are reported with their place.
     """
     check(parsed.rows, COUNT, "--rows")
     check(parsed.seed, SEED, "--seed")
@@ -91,10 +91,10 @@ def measured(
     group: Group | None,
     parsed: argparse.Namespace,
 ) -> AuditReport:
-    """Audit a network as the parsed flags say. Modules are measured where the deployed form breaks equivariance, or if asked for.
+    """Audit a network as the parsed flags say. Modules are measured if the deployed form breaks equivariance, or on request.
 
     Raises:
-        EquirelaxError: See `equirelax.audit`, and a flag outside of its range.
+        EquirelaxError: See `equirelax.audit`; or a flag is out of range.
     """
     check(parsed.samples, COUNT, "--samples")
     check(parsed.seed, SEED, "--seed")
@@ -138,10 +138,10 @@ def finish(report: AuditReport, parsed: argparse.Namespace, words: Sequence[str]
     Args:
         report: The report.
         parsed: The flags.
-        words: The command line, which the files name as what makes them again.
+        words: The command line, which the files give as the command that reproduces them.
 
     Raises:
-        StorageError: A file cannot be written; the report is printed by then.
+        StorageError: A file cannot be written. The report has been printed by then.
     """
     command = shlex.join(words)
     print(report)
@@ -157,14 +157,14 @@ def finish(report: AuditReport, parsed: argparse.Namespace, words: Sequence[str]
 
 
 class _WithoutTraces(io.TextIOBase):
-    """A stream that leaves out what modules traced by torch.fx, such as e3nn's, print of an error beside raising it."""
+    """A stream that filters out the text that modules traced by torch.fx, such as e3nn's, print when they raise an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.dropped = False
 
     def write(self, text: str) -> int:
-        ended = self.dropped and text == "\n"  # print writes the end of its line by itself
+        ended = self.dropped and text == "\n"  # print writes the line break separately
         self.dropped = "Call using an FX-traced Module" in text
         if not (self.dropped or ended):
             self.stream.write(text)
@@ -187,13 +187,13 @@ def _network(text: str) -> Any:
 
 
 def device_of(network: Any) -> torch.device:
-    """Where a network's inputs belong: with its first parameter."""
+    """The device for a network's inputs: that of its first parameter."""
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
 
 def _declared(network: Any, name: str, flag: str) -> Any:
-    """What a network itself says of its input or output."""
+    """The representation that a network itself declares for its input or output."""
     try:
         model_representations(network, name)
     except AuditError as error:

@@ -1,4 +1,4 @@
-"""The flags of `python -m equirelax audit`. Nothing heavy is imported for them, so that help comes at once."""
+"""The flags of `python -m equirelax audit`. They need no slow imports, so that help is shown at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from equirelax.errors import ConfigError
 from equirelax.files import did_you_mean
 
 ROWS = 8
-"""Rows of drawn inputs."""
+"""Default number of rows of drawn inputs."""
 DESCRIPTION = """\
 Measure whether a network is equivariant, f(rho_in(g) x) = rho_out(g) f(x),
 and find the module that breaks it.
@@ -43,7 +43,7 @@ judged by the form that is deployed."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of ending the program, with a suggestion for unknown flags."""
+    """A parser that raises instead of ending the program, with a suggestion for unknown flags."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
@@ -59,11 +59,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(prog: str, also: str = "") -> argparse.ArgumentParser:
-    """The parser of the command.
+    """Make the parser of the command.
 
     Args:
-        prog: How the command is called.
-        also: What else than a network may be named, as a paragraph of the help.
+        prog: The name of the command.
+        also: A paragraph of the help on other things than networks that may be named.
     """
     made = _Parser(
         prog=prog,

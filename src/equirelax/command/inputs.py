@@ -1,4 +1,4 @@
-"""How inputs and outputs transform, written on a command line, and inputs drawn at random from that."""
+"""Read from a command line how inputs and outputs transform, and draw random inputs accordingly."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ NAMED: dict[str, Callable[[Group], Representation]] = {
     "sign": sign,
     "regular": regular,
 }
-"""What may stand in the place of an irrep, where the group is given."""
+"""Names that may replace an irrep if the group is given."""
 INVARIANT = "invariant"
-"""A tensor of any size that no group element changes."""
+"""The name for a tensor of any size that no group element changes."""
 
 _ENTRY = re.compile(
     r"(?:(?P<name>[^\W\d]\w*)=)?(?P<rep>[^@:=]+)(?:@(?P<where>grid|-?\d+(?:,-?\d+)?))?(?::(?P<sizes>\d+(?:,\d+)*))?"
@@ -48,10 +48,10 @@ HOW = "write it as in 2x0e+1x1o, 4xvector@-2:8,3,4, pos=positions or invariant:8
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What `--in` or `--out` says of one tensor.
+    """The description of one tensor by `--in` or `--out`.
 
     Attributes:
-        text: As it was written.
+        text: The text as it was written.
         name: The name of the tensor in a mapping; None in a list of arguments.
         action: How it transforms; None for an invariant of any size.
         sizes: The tensor's shape; None if it follows from the representation.
@@ -68,11 +68,11 @@ class Entry:
 
         Args:
             text: The entry.
-            group: The group of the representation; None: irreps belong to O(3), and other names are refused.
+            group: The group of the representation; None: irreps belong to O(3), and other names are rejected.
             flag: The flag for messages.
 
         Raises:
-            ConfigError: It cannot be read.
+            ConfigError: The entry cannot be read.
         """
         match = _ENTRY.fullmatch(text.replace(" ", ""))
         if match is None:
@@ -121,7 +121,7 @@ def _representation(text: str, group: Group | None) -> Representation:
 
 
 def tree(entries: Sequence[Entry], flag: str) -> Any:
-    """The representations of several entries: one alone, a tuple, or a mapping where they are named.
+    """The representations of several entries: a single one, a tuple, or a mapping if they are named.
 
     Raises:
         ConfigError: Only some of the entries are named, or two have the same name.
@@ -145,9 +145,9 @@ class Draws:
     """Draws tensors with normally distributed entries, in float64.
 
     Args:
-        rows: Rows of a tensor whose sizes are not given, which is (rows, size of the representation).
-        seed: The seed; numbers are drawn on the CPU, so that they are the same on every device.
-        device: Where the tensors are put.
+        rows: Number of rows of a tensor without given sizes, whose shape is (rows, size of the representation).
+        seed: The seed. Numbers are drawn on the CPU, so that they are the same for every device.
+        device: The device of the tensors.
     """
 
     def __init__(self, rows: int, seed: int, device: torch.device) -> None:
@@ -157,10 +157,10 @@ class Draws:
     def tensor(
         self, action: Representation | TensorAction | None, sizes: tuple[int, ...] | None, name: str
     ) -> Tensor:
-        """Draw one tensor; `name` is what messages call it.
+        """Draw one tensor. Messages call it `name`.
 
         Raises:
-            ConfigError: Its sizes are needed.
+            ConfigError: Its sizes must be given.
         """
         if sizes is None:
             sizes = self._sizes(action, name)
@@ -178,10 +178,10 @@ class Draws:
 
 
 def drawn(entries: Sequence[Entry], draws: Draws, flag: str) -> Any:
-    """Draw a sample for entries of the command line; `flag` is for messages.
+    """Draw a sample for entries of the command line. `flag` is for messages.
 
     Raises:
-        ConfigError: The sizes of a tensor are needed, or only some of the entries are named.
+        ConfigError: The sizes of a tensor must be given, or only some of the entries are named.
     """
     values = [draws.tensor(entry.action, entry.sizes, f"{flag} '{entry.text}'") for entry in entries]
     return _gathered(entries, values, flag)

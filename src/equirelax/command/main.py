@@ -1,4 +1,4 @@
-"""The command line of the library: prints errors as one line with exit code 2."""
+"""The command line of the library, which prints errors as one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USAGE = """usage: python -m equirelax audit NETWORK ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own) and return the exit code."""
+    """Run a command line (by default the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"{error.filename} cannot be used: {error.strerror}.")
     except Exception:
-        # Python's own exit code, 1, would say that the network is not equivariant.
+        # Python's own exit code, 1, would mean that the network is not equivariant.
         traceback.print_exc()
         return _complain("this is a mistake of equirelax's own; please report it with the lines above.")
 
@@ -56,7 +56,7 @@ def _audit(words: Sequence[str]) -> int:
     from equirelax.command.audit import (
         audit_network,
         finish,
-    )  # with torch, which help and misspelt flags do not need
+    )  # this imports torch, which help and misspelt flags do not need
 
     return finish(audit_network(parsed), parsed, ["python", "-m", "equirelax", *words])
 

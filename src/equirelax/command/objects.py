@@ -1,4 +1,4 @@
-"""Objects that are named on a command line: `package.module:name`, `file.py:name`, and calls of these with literals."""
+"""Load objects named on a command line: `package.module:name`, `file.py:name`, and calls of these with literals."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def load(text: str) -> Any:
 
     Args:
         text: `package.module:name` or `path/to/file.py:name`, where the name may have dots. A class or function is called
-            without arguments, or with those that are written behind it, `module:build(8, pool="max")`, which must be literals.
+            without arguments, or with those written after it, `module:build(8, pool="max")`, which must be literals.
 
     Returns:
-        What the call returns; an object that is neither a class nor a function is returned as it is.
+        The result of the call. An object that is neither a class nor a function is returned as it is.
 
     Raises:
         ConfigError: The text, the module, the name or the arguments are wrong, or the module or the call fails.
@@ -59,7 +59,7 @@ def load(text: str) -> Any:
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported within it, as `python -m` does for the current one."""
+    """Make the modules of a folder importable in a block, as `python -m` does for the current folder."""
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
@@ -70,9 +70,9 @@ def importable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing(words: str) -> Iterator[None]:
-    """Turn any error of somebody else's code into a `ConfigError` that says where it happened, beginning with `words`.
+    """Turn any error of the user's code into a `ConfigError` that begins with `words` and says where it happened.
 
-    The command's own errors pass through. An error without a line of its own code, such as a failed import, names none.
+    The command's own errors pass through. For an error outside the user's code, such as a failed import, no place is named.
     """
     try:
         yield
@@ -85,7 +85,7 @@ def failing(words: str) -> Iterator[None]:
 
 
 def _module(where: str) -> ModuleType:
-    """The module of a dotted name or a file."""
+    """Import the module of a dotted name or a file."""
     if where.endswith(".py") or "/" in where:
         return _from_file(Path(where))
     if not all(part.isidentifier() for part in where.split(".")):
@@ -107,7 +107,7 @@ def _module(where: str) -> ModuleType:
 
 
 def _no_module(where: str, missing: str) -> str:
-    """The message for a module that is not there, with those of the same folder whose names are similar."""
+    """The message for a missing module, with modules of similar names in the same folder."""
     package, _, last = missing.rpartition(".")
     places = sys.modules[package].__path__ if package in sys.modules else [str(Path.cwd())]
     near = did_you_mean(last, [found.name for found in pkgutil.iter_modules(places)])
@@ -131,8 +131,8 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file: its name should end in .py.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
-    sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside itself
+    sys.modules[name] = module  # dataclasses and pickle look up their module
+    sys.path.insert(0, str(path.resolve().parent))  # for imports from its own folder
     with failing(f"{path} cannot be run"):
         try:
             spec.loader.exec_module(module)
@@ -150,7 +150,7 @@ def _called(function: Any, name: str, call: str | None) -> Any:
     args, kwargs = _arguments(call, name) if call else ([], {})
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C have none
+    except ValueError:  # some functions written in C have no signature
         signature = None
     if signature is not None:
         try:
@@ -166,7 +166,7 @@ def _called(function: Any, name: str, call: str | None) -> Any:
 
 
 def _arguments(call: str, name: str) -> tuple[list[Any], dict[str, Any]]:
-    """Read the arguments of a call, which are literals; nothing of the text is run."""
+    """Read the arguments of a call, which are literals. Nothing in the text is executed."""
     try:
         node = ast.parse(f"f{call}", mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
@@ -189,7 +189,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The last line outside of this package and of torch that an error passed through."""
+    """The last line outside this package and torch that an error passed through."""
     lines = [frame for frame in _frames(error.__traceback__) if not _is_machinery(frame.filename)]
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})."

@@ -16,14 +16,14 @@ WRAPPED = ("state_dict", "model_state_dict", "model")
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict, from a `.safetensors` file or one of `torch.save`.
+    """Load a state dict from a `.safetensors` file or one written by `torch.save`.
 
-    A state dict that lies under one of the keys `WRAPPED` is found there, and a prefix that all keys share, such as `module.` or
-    `model.`, is dropped where the keys are then the network's.
+    A state dict under one of the keys `WRAPPED` is found there. A prefix that all keys share, such as `module.` or
+    `model.`, is dropped if the keys are then those of the network.
 
     Raises:
         CheckpointError: The file is missing or damaged, or holds more than tensors and plain data.
-        ConfigError: It holds no state dict, or that of another network.
+        ConfigError: The file holds no state dict, or that of another network.
     """
     state = _state_dict(_read(path), path)
     own = network.state_dict()
@@ -81,7 +81,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor], own: Any) -> dict[str, Tensor]:
-    """The state dict without a prefix that all of its keys share, if they are then those of the network."""
+    """Drop a prefix that all keys of a state dict share, if they are then those of the network."""
     parts = next(iter(state)).split(".")
     for count in range(1, len(parts)):
         prefix = f"{'.'.join(parts[:count])}."

@@ -1,4 +1,4 @@
-"""For users' own tests: an assertion, and conformance classes for a new kind, layer family, network, method or model."""
+"""Helpers for users' tests: an assertion, and conformance classes for a new kind, layer family, network, method or model."""
 
 from equirelax.testing.assertions import assert_equivariant
 from equirelax.testing.kinds import KindConformance

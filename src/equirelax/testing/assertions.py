@@ -1,4 +1,4 @@
-"""Assertions for users' own tests."""
+"""Assertions for users' tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_equivariant(
         The report of a model that passed.
 
     Warns:
-        UserWarning: Every output is 0, exactly or but for rounding, so that nothing was shown.
+        UserWarning: Every output is 0, exactly or up to rounding, so that the test shows nothing.
 
     Raises:
         AssertionError: The relative error is larger. The message names the group element and the module that breaks equivariance.

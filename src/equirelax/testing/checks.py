@@ -1,4 +1,4 @@
-"""Checks with messages, and skipping, for conformance classes: they need no pytest to be imported."""
+"""Checks with messages, and skipping, for conformance classes, which do not need pytest."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 def skip(reason: str) -> NoReturn:
-    """Skip the running test, under pytest and unittest."""
+    """Skip the current test, under pytest and unittest."""
     raise unittest.SkipTest(reason)
 
 
 def check(condition: bool, message: str) -> None:
-    """Fail the running test with a message unless the condition holds."""
+    """Fail the current test with a message unless the condition holds."""
     if not condition:
         raise AssertionError(message)
 
 
 def same(found: Any, expected: Any, what: str) -> None:
-    """Check ``found == expected``. Tensors, also inside dictionaries, are compared with ``torch.equal``."""
+    """Check ``found == expected``. Tensors, including those in dictionaries, are compared with ``torch.equal``."""
     if isinstance(found, Tensor) and isinstance(expected, Tensor):
         equal([found], [expected], what)
     elif isinstance(found, dict) and isinstance(expected, dict):

@@ -24,49 +24,49 @@ from equirelax.symmetry import SO, O, Representation, trivial, vector
 from equirelax.testing.checks import check, close, equal, finite, refused, same
 
 ROWS = 16
-"""More than the features of the input."""
+"""Number of rows of inputs, which is larger than their number of features."""
 
 
 class KindConformance(ABC):
-    """Tests for a kind of residuals. A test file holds
+    """Tests for a kind of residuals. A test file contains
 
     class TestMine(KindConformance):
         def build_kind(self):
             return Mine(init="normal", std=0.3)
 
-    The settings must be such that the map is not zero.
+    With these settings the map must not be zero.
     """
 
     axes: ClassVar[tuple[int, ...]] = (-1, -2)
-    """The feature axes that the kind serves; others must be refused."""
+    """The feature axes that the kind supports; others must be rejected."""
     equivariant: ClassVar[bool] = False
-    """Whether its maps are equivariant, as those of a control are."""
+    """Whether its maps are equivariant, as for a control."""
 
     @abstractmethod
     def build_kind(self) -> er.ResidualKind:
-        """The settings."""
+        """Build the settings."""
 
     def reps(self) -> tuple[Representation, Representation]:
-        """The representations of input and output: of one group, with several channels of every sort."""
+        """The representations of input and output, of one group and with several channels of every kind of block."""
         group = O(3)
         return trivial(group, 3) + 3 * vector(group), trivial(group, 2) + 3 * vector(group)
 
     # Tools
 
     def build(self, axis: int = -1, seed: int = 0) -> er.ResidualMap:
-        """A map in float64, the same for one seed."""
+        """Build a map in float64, which is the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)
         return self.build_kind().build(*self.reps(), axis, generator).double()
 
     def features(self, axis: int = -1, rows: int = ROWS) -> Tensor:
-        """Inputs (rows, dim), or (4, dim, rows / 4) for features on axis -2."""
+        """Make inputs (rows, dim), or (4, dim, rows / 4) for features on axis -2."""
         generator = torch.Generator().manual_seed(3)
         dim = self.reps()[0].dim
         shape = (rows, dim) if axis == -1 else (4, dim, rows // 4)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def relaxed(self, seed: int = 0) -> tuple[er.Relaxation, Tensor]:
-        """A plain linear layer with a residual of the kind, and a batch for it."""
+        """Make a plain linear layer with a residual of the kind, and a batch for it."""
         in_rep, out_rep = self.reps()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -82,7 +82,7 @@ class KindConformance(ABC):
         return rule([Penalised(map_, [x], axis, in_rep, out_rep)])[0]
 
     def slow_terms(self, map_: er.ResidualMap, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """The same row by row, with the Jacobian of the map and the matrices of the group."""
+        """The same sums row by row, with the Jacobian of the map and the matrices of the group."""
         in_rep, out_rep = self.reps()
         rows = x if axis == -1 else x.mT.reshape(-1, x.shape[1])
         group = in_rep.group
@@ -169,7 +169,7 @@ class KindConformance(ABC):
     # Penalties
 
     def test_penalties_are_the_slow_sums(self) -> None:
-        """Those of all inputs and of few, and their gradients."""
+        """Compare the sums over all inputs and over a few, and their gradients."""
         for axis in self.axes:
             for rows in (4, ROWS):
                 map_, x = self.build(axis).eval(), self.features(axis, rows)
@@ -209,7 +209,7 @@ class KindConformance(ABC):
             close(mine, ROWS / rows * term, 1e-12, "terms of some rows")
 
     def test_low_precision_is_penalised_in_float32(self) -> None:
-        """The terms are those of the rounded weights and inputs."""
+        """The terms must be those of the rounded weights and inputs."""
         relaxation, x = self.relaxed()
         relaxation.model.bfloat16().train()
         residual = relaxation["0"]
@@ -226,7 +226,7 @@ class KindConformance(ABC):
         finite([(name, p.grad) for name, p in relaxation.residual_parameters().items()], "the gradient")
 
     def test_penalties_change_nothing(self) -> None:
-        """No running statistics of a residual in training mode."""
+        """They must not change running statistics of a residual in training mode."""
         relaxation, x = self.relaxed()
         relaxation.model.train()
         penalties: list[Regularizer] = [LieDerivative(relaxation)]
@@ -321,7 +321,7 @@ class KindConformance(ABC):
             close(nearest, own, 1e-12, "the projection of an equivariant map")
 
     def test_convolutions_are_served_or_refused(self) -> None:
-        """Of a layer that is a convolution the map is one too, and is scaled alike; or the kind says that it makes none."""
+        """The map of a convolutional layer is a convolution that scales in the same way, or the kind says that it makes none."""
         group = SO(2)
         convolution = er.Convolution((3, 3), _Nothing(), (1, 1), (1, 1), (1, 1))
         try:
@@ -344,7 +344,7 @@ class KindConformance(ABC):
 
 
 class _Nothing(er.KernelSymmetry):
-    """Every kernel is equivariant."""
+    """A symmetry for which every kernel is equivariant."""
 
     measures = "nothing"
 
@@ -358,7 +358,7 @@ class _Nothing(er.KernelSymmetry):
 def close_gradients(
     map_: nn.Module, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str
 ) -> None:
-    """Check that both sums have the same gradients by the parameters, relative to the largest."""
+    """Check that both sums have the same gradients in the parameters, relative to the largest."""
     parameters = list(map_.parameters())
     for name, mine, slow in zip(("Lie", "norm"), found, expected, strict=True):
         pairs = [

@@ -29,7 +29,7 @@ Built = tuple[nn.Module, str, Any, Any, Any]
 
 
 class LayerFamilyConformance(ABC):
-    """Tests for a family of relaxed layers. A test file holds
+    """Tests for a family of relaxed layers. A test file contains
 
         class TestMyLayer(LayerFamilyConformance):
             def build(self):
@@ -40,9 +40,9 @@ class LayerFamilyConformance(ABC):
     """
 
     foldable: bool = True
-    """Whether the family folds. False asserts that folding is refused."""
+    """Whether the family supports folding. False asserts that it is refused."""
     pickles: bool = True
-    """Whether the author's own modules pickle (escnn's do not)."""
+    """Whether the author's own modules can be pickled (escnn's cannot)."""
 
     @abstractmethod
     def build(self) -> Built:
@@ -70,7 +70,7 @@ class LayerFamilyConformance(ABC):
     # Tools
 
     def relaxed(self) -> tuple[er.Relaxation, er.Residual, Built]:
-        """Build and relax the model; return the relaxation, the layer's residual and what ``build`` returned."""
+        """Build and relax the model; return the relaxation, the layer's residual and the result of ``build``."""
         built = self.build()
         relaxation = er.relax(built[0], self.placement())
         check(built[1] in relaxation.residuals, f"{built[1]!r} was not relaxed:\n{relaxation.summary()}")
@@ -78,7 +78,7 @@ class LayerFamilyConformance(ABC):
 
     @staticmethod
     def outputs(model: nn.Module, sample: Any) -> list[Tensor]:
-        """The floating tensors that the model returns on a fresh copy of the sample."""
+        """The floating tensors that the model returns for a new copy of the sample."""
         copied = map_tree(sample, None, lambda leaf: leaf.value.detach().clone())
         return [leaf.value for leaf in leaves(call(model, copied), None) if leaf.measurable]
 
@@ -121,7 +121,7 @@ class LayerFamilyConformance(ABC):
     def call_of_layer(
         self, relaxation: er.Relaxation, built: Built
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that the layer gets for the sample."""
+        """The arguments that the layer receives for the sample."""
         return call_of(relaxation, built[1], lambda: self.outputs(built[0], built[2]))
 
     # The relaxed layer

@@ -26,13 +26,13 @@ class Toy(nn.Module):
         self.second = nn.Linear(6, 4, bias=False, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 5) -> (batch, 4)."""
+        """Map (batch, 5) to (batch, 4)."""
         y: Tensor = self.second(self.first(x))
         return y
 
 
 class MethodConformance(ABC):
-    """Tests for a method. A test file holds
+    """Tests for a method. A test file contains
 
     class TestMine(MethodConformance):
         def build_method(self, relaxation):
@@ -40,7 +40,7 @@ class MethodConformance(ABC):
     """
 
     steps: int = 8
-    """Steps of the training runs in the tests. A schedule must not end before."""
+    """Number of steps of the training runs in the tests. A schedule must not end earlier."""
 
     needs_penalty: bool = True
     """Whether a step without ``penalty()`` before it is an error."""
@@ -55,7 +55,7 @@ class MethodConformance(ABC):
 
     @abstractmethod
     def build_method(self, relaxation: Relaxation) -> Method:
-        """Build the method on a freshly relaxed model, the same at every call."""
+        """Build the method on a newly relaxed model, the same at every call."""
 
     def build_model(self) -> nn.Module:
         """Build a model in float64 that ``relaxed`` can relax, the same at every call."""
@@ -81,7 +81,7 @@ class MethodConformance(ABC):
         return draw[0], draw[1]
 
     def move(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Transform every sample and its target by a group element of its own, the same at every call.
+        """Transform every sample, with its target, by a separate group element, the same at every call.
 
         Override it together with `relaxed` or `batch`.
         """
@@ -114,7 +114,7 @@ class MethodConformance(ABC):
         last: int,
         by_hand: bool = False,
     ) -> list[float]:
-        """Train from step ``first`` to ``last``; return the objectives. ``by_hand`` steps a method that is not attached."""
+        """Train from step ``first`` to ``last`` and return the objectives. ``by_hand`` steps a method that is not attached."""
         relaxation, method, optimizer = run
         relaxation.model.train()
         losses = []
@@ -261,7 +261,7 @@ class MethodConformance(ABC):
         refused(StaleOptimizerError, lambda: self.train(by_hand, 0, 4, by_hand=True), "a stale optimizer")
 
     def test_a_skipped_step_moves_nothing(self) -> None:
-        """As under a GradScaler that met infinities."""
+        """This is the case under a GradScaler that found infinities."""
         for attach in (True, False):
             run = self.start(attach)
             self.train(run, 0, 2, by_hand=not attach)
@@ -275,7 +275,7 @@ class MethodConformance(ABC):
 
     @staticmethod
     def _driven(method: Method) -> dict[str, Any]:
-        """The state that steps change, without random numbers, which a penalty draws."""
+        """The state that steps change, without random states, since a penalty may draw numbers."""
         state = method.state_dict()
         return {**state, "regularizer": state.get("regularizer", {}).get("steps")}
 
@@ -292,4 +292,4 @@ class MethodConformance(ABC):
         relaxation, _, optimizer = run = self.start()
         self.train(run, 0, 2)
         project(relaxation.model)
-        optimizer.step()  # needs no penalty any more
+        optimizer.step()  # no longer needs a penalty

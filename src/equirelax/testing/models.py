@@ -17,7 +17,7 @@ from equirelax.testing.checks import check, close, equal, finite, skip
 
 
 class ModelConformance(ABC):
-    """Tests for a model. A test file holds
+    """Tests for a model. A test file contains
 
         class TestMyModel(ModelConformance):
             def build(self):
@@ -48,7 +48,7 @@ class ModelConformance(ABC):
 
     @staticmethod
     def outputs(model: nn.Module, sample: Any) -> list[Tensor]:
-        """The floating tensors that the model returns on a fresh copy of the sample."""
+        """The floating tensors that the model returns for a new copy of the sample."""
         copied = map_tree(sample, None, lambda leaf: leaf.value.detach().clone())
         return [leaf.value for leaf in leaves(call(model, copied), None) if leaf.measurable]
 
@@ -57,7 +57,7 @@ class ModelConformance(ABC):
         assert_equivariant(model, sample, in_rep, out_rep, tolerance=self.tolerance)
 
     def test_equivariant_in_float32(self) -> None:
-        """To the precision of float32: no division by a small number amplifies rounding."""
+        """The error is at the precision of float32: no division by a small number amplifies rounding."""
         model, sample, in_rep, out_rep = self.build()
         assert_equivariant(model, sample, in_rep, out_rep, dtype=torch.float32, tolerance=1e-4)
 

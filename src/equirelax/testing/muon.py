@@ -1,7 +1,7 @@
 """A slow reference for the first step of `equirelax.optim.Muon`, written without its code.
 
-Where the weights of e3nn's layers stand is not read from these layers' instructions: the dense matrix of the layer is computed
-with weights that count, so that every entry of the matrix says which weight it is.
+The positions of weights in e3nn's layers are not read from the layers' instructions. The dense matrix of a layer is computed
+with numbered weights, so that every entry of the matrix identifies its weight.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from equirelax.relaxation.kinds import ResidualMap
 from equirelax.testing.checks import check
 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Of the singular values s, s^3 and s^5; Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/."""
+"""Coefficients of s, s^3 and s^5 for singular values s; Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/."""
 LEAST_NORM = 1e-7
 MOMENTUM, EPSILON = 0.95, 1e-8
 ABSENT = 1e-9
-"""Entries of a dense matrix below this times the largest one are zero."""
+"""Entries of a dense matrix below this fraction of the largest count as zero."""
 
 
 def slow_muon_step(
@@ -31,10 +31,10 @@ def slow_muon_step(
     """Compute the parameters after the first step of ``Muon(network, lr)``, one matrix at a time by its singular values.
 
     Args:
-        network: Relaxed or not, with gradients. Parameters without one stay.
+        network: The network, relaxed or not, with gradients. Parameters without a gradient do not move.
         author: The network before it was relaxed, whose layers can be called without residuals.
         lr: Learning rate.
-        no_matrices: Patterns of names of parameters that are left to Adam, though they have several axes.
+        no_matrices: Patterns of names of parameters that are left to Adam although they have several axes.
 
     Returns:
         The values by name of the parameter, and the number of matrices among them.
@@ -63,7 +63,7 @@ def slow_muon_step(
 
 
 def _newton_schulz(gradient: Tensor) -> Tensor:
-    """Five Newton-Schulz steps on one matrix: the polynomial acts on every singular value by itself."""
+    """Do five Newton-Schulz steps on one matrix, by applying the polynomial to every singular value."""
     momentum = (1 - MOMENTUM) * gradient
     averaged = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
     u, s, vh = torch.linalg.svd(averaged / averaged.norm().clamp(min=LEAST_NORM), full_matrices=False)
@@ -74,7 +74,7 @@ def _newton_schulz(gradient: Tensor) -> Tensor:
 
 
 def _tables(network: nn.Module) -> set[nn.Parameter]:
-    """The tables of embeddings, wherever else they are used."""
+    """The embedding tables, even if they are also used elsewhere."""
     return {
         table
         for module in network.modules()
@@ -100,7 +100,7 @@ def _blocks(module: nn.Module, name: str, parameter: Tensor) -> list[Tensor]:
 
 
 def _dense_blocks(layer: Any, weight: Tensor) -> Iterator[Tensor]:
-    """Ask a layer on irreps where its weights stand in its dense matrices, one for every basis vector of a second input.
+    """Find the positions of a layer's weights in its dense matrices, one for every basis vector of a second input.
 
     The block from the copies of one irrep to those of another is a matrix if every entry of it has a weight.
     """

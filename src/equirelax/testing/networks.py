@@ -1,4 +1,4 @@
-"""The conformance class of published networks: what `relax(network)` without arguments must do for each of them."""
+"""The conformance class of published networks, which tests `relax(network)` without further arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 20
 
 
 class NetworkConformance(ABC):
-    """Tests for a network that somebody else wrote. A test file holds
+    """Tests for a third-party network. A test file contains
 
         class TestTheirs(NetworkConformance):
             name = "Theirs"
@@ -44,29 +44,32 @@ class NetworkConformance(ABC):
             def representations(self):
                 return "1x1o", "1x1o"
 
-    ``network`` is called with the default dtype and the random seed already set, and once for each dtype; the tests work on
-    copies of what it returns. A check that cannot be made says why in ``cannot``.
+    ``network`` is called once for each dtype, with the default dtype and the random seed already set. The tests work on
+    copies of the network. ``cannot`` has the reasons for checks that are impossible.
     """
 
     name: ClassVar[str]
     """The network's name in the table of networks."""
     package: ClassVar[str] = ""
-    """The distribution that it comes from; empty for a minimal network of the same form, written for the test."""
+    """The distribution that contains it; empty for a minimal network of the same form that was written for the test."""
     count: ClassVar[int]
     """Number of its residuals."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Keys of the residuals, in order; empty: only their number is checked."""
+    """Keys of the residuals, in order; if empty, only their number is checked."""
     cannot: ClassVar[dict[str, str]] = {}
-    """Checks that cannot be made -> the reason. "copy", "pickle", "export" and "script" say that the author's own network
-    cannot do this, which is tested; every other check is skipped: "relaxed", "float32", "train"."""
+    """Impossible checks -> the reason.
+
+    "copy", "pickle", "export" and "script" mean that the author's own network cannot do this, which is tested. The others,
+    "relaxed", "float32" and "train", are skipped.
+    """
     remarks: ClassVar[str] = ""
-    """What the table of networks says of it besides."""
+    """A remark in the table of networks."""
     no_matrices: ClassVar[tuple[str, ...]] = ()
-    """Patterns (of ``fnmatch``) of parameters of several axes that are no matrices: they weigh channels one by one."""
+    """Patterns (``fnmatch``) of parameters with several axes that are not matrices but weight channels separately."""
     spread: ClassVar[float] = 0.3
-    """Standard deviation of the random weights that the residuals get."""
+    """Standard deviation of the residuals' random weights."""
     seen: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Name of the network -> what its tests saw, such as ``"relaxed_error"``; filled while tests run."""
+    """Name of the network -> results of its tests, such as ``"relaxed_error"``; filled while tests run."""
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -74,26 +77,27 @@ class NetworkConformance(ABC):
 
     @abstractmethod
     def inputs(self, dtype: torch.dtype) -> Any:
-        """Make an input of the network, the same at every call, as `equirelax.auditing.audit` takes it: a tensor, a tuple of
-        arguments, or a mapping. Floating tensors have this dtype.
+        """Make an input of the network, the same at every call, with floating tensors of this dtype.
+
+        It has a form that `equirelax.auditing.audit` takes: a tensor, a tuple of arguments, or a mapping.
         """
 
     @abstractmethod
     def representations(self) -> tuple[Any, Any]:
-        """The representations of input and output, as `equirelax.auditing.audit` takes them."""
+        """The representations of input and output, in a form that `equirelax.auditing.audit` takes."""
 
     def loss(self, outputs: list[Tensor]) -> Tensor:
-        """The training loss of the network's floating outputs; the mean square of each by default."""
+        """The training loss of the network's floating outputs; by default from the mean square of each."""
         return torch.stack([y.square().mean() for y in outputs]).sum()
 
     def export(self, network: nn.Module, sample: Any) -> Callable[..., Any]:
-        """The network as ``torch.export`` gives it, as a function of the same arguments."""
+        """Export the network by ``torch.export``, as a function of the same arguments."""
         args, kwargs = as_arguments(network, sample, sample)
         exported: Callable[..., Any] = torch.export.export(network, args, kwargs).module()
         return exported
 
     def script(self, network: nn.Module, sample: Any) -> Callable[..., Any]:
-        """The network as ``torch.jit.script`` gives it."""
+        """Script the network by ``torch.jit.script``."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch advises against it; users still do it
             scripted: Callable[..., Any] = torch.jit.script(network)
@@ -102,12 +106,12 @@ class NetworkConformance(ABC):
     # Tools
 
     def author(self, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A copy of the author's network, in evaluation mode, the same at every call."""
+        """Copy the author's network, in evaluation mode. The copy is the same at every call."""
         built = self.original(dtype)
         return built if "copy" in self.cannot else copy.deepcopy(built)
 
     def original(self, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """The author's network itself, in evaluation mode: to be called, and not to be changed. Copies take long to make."""
+        """The author's network itself, in evaluation mode. Call it but do not change it; it saves slow copies."""
         key = (type(self), dtype)
         if key in _BUILT:
             return _BUILT[key]
@@ -119,7 +123,7 @@ class NetworkConformance(ABC):
         return built
 
     def relaxed(self, gamma: float = 1.0, dtype: torch.dtype = torch.float64) -> er.Relaxation:
-        """The author's network, relaxed by ``relax(network)``, with random weights in its residuals."""
+        """Relax the author's network by ``relax(network)``, and give its residuals random weights."""
         relaxation = er.relax(self.author(dtype), generator=torch.Generator().manual_seed(1))
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -130,7 +134,7 @@ class NetworkConformance(ABC):
         return relaxation
 
     def outputs(self, network: Any, dtype: torch.dtype = torch.float64, detach: bool = True) -> list[Tensor]:
-        """The floating tensors that the network returns on a fresh copy of the input."""
+        """The floating tensors that the network returns for a new copy of the input."""
         with _default(dtype):
             found = leaves(call(network, _fresh(self.inputs(dtype))), None)
         return [leaf.value.detach() if detach else leaf.value for leaf in found if leaf.measurable]
@@ -144,12 +148,12 @@ class NetworkConformance(ABC):
         return report.before.relative
 
     def record(self, **facts: Any) -> None:
-        """Note what was seen."""
+        """Record results."""
         known = self.seen.setdefault(self.name, {"package": self.package, "version": _version(self.package)})
         known.update(facts)
 
     def skip_if_impossible(self, what: str) -> None:
-        """Skip the running test where ``cannot`` has a reason."""
+        """Skip the current test if ``cannot`` has a reason."""
         if what in self.cannot:
             skip(self.cannot[what])
 
@@ -188,11 +192,11 @@ class NetworkConformance(ABC):
         self.record(strict="equal to the bit")
 
     def test_projected_it_is_the_authors_network(self) -> None:
-        """Its classes, its keys, its outputs to the bit, and equivariant to rounding."""
+        """Its classes, keys and outputs are the same, bit for bit, and it is equivariant up to rounding."""
         self._projected(torch.float64, 1e-10)
 
     def test_projected_in_single_precision_it_is_the_authors_network(self) -> None:
-        """The same of a network that is built in float32."""
+        """The same holds for a network that is built in float32."""
         self.skip_if_impossible("float32")
         self._projected(torch.float32, 1e-5)
 
@@ -200,7 +204,7 @@ class NetworkConformance(ABC):
         """Project the relaxed network and compare it with the author's."""
         network, author = self.relaxed(dtype=dtype).model, self.original(dtype)
         er.project(network)
-        # by name: those of torch.fx are made anew for every module
+        # compare names, since torch.fx makes a new class for every module
         classes = [[type(m).__qualname__ for m in one.modules()] for one in (network, author)]
         same(classes[0], classes[1], "classes of the modules")
         same(network.state_dict(), author.state_dict(), "state dict")
@@ -218,7 +222,7 @@ class NetworkConformance(ABC):
         self._train(lambda relaxation: Scheduled(relaxation, total_steps=STEPS + 1))
 
     def _train(self, make: Callable[[er.Relaxation], Method]) -> None:
-        """Train for some steps: everything stays finite, and a gradient reaches every residual."""
+        """Train for some steps, and check that everything stays finite and a gradient reaches every residual."""
         self.skip_if_impossible("train")
         relaxation = er.relax(self.author(), generator=torch.Generator().manual_seed(1))
         network = relaxation.model.train()
@@ -242,7 +246,7 @@ class NetworkConformance(ABC):
         same(sorted(set(relaxation.residuals) - reached), [], "residuals that no gradient reached")
 
     def test_a_step_of_muon_is_the_slow_references(self) -> None:
-        """One step of `equirelax.optim.Muon` on the relaxed network, against one matrix at a time."""
+        """Compare one step of `equirelax.optim.Muon` on the relaxed network with the step of one matrix at a time."""
         self.skip_if_impossible("train")
         network, rate = self.relaxed().model.train(), 0.01
         optimizer = Muon(network, rate)
@@ -256,7 +260,7 @@ class NetworkConformance(ABC):
     # Copies
 
     def test_copies_compute_the_same(self) -> None:
-        """By deepcopy, by pickle, and by a state dict loaded into another relaxed network."""
+        """Copies are made by deepcopy, by pickle, and by a state dict loaded into another relaxed network."""
         relaxed = self.relaxed(gamma=0.7).model
         expected = self.outputs(relaxed)
         if "copy" in self.cannot:
@@ -281,15 +285,15 @@ class NetworkConformance(ABC):
     # After project
 
     def test_projected_it_exports_as_before(self) -> None:
-        """``torch.export``."""
+        """It is exported by ``torch.export``."""
         self._deploys("export", self.export)
 
     def test_projected_it_scripts_as_before(self) -> None:
-        """``torch.jit``."""
+        """It is scripted by ``torch.jit``."""
         self._deploys("script", self.script)
 
     def _deploys(self, what: str, make: Callable[[nn.Module, Any], Callable[..., Any]]) -> None:
-        """Deploy the projected network and the author's; the outputs are the same."""
+        """Deploy the projected network and the author's, and check that the outputs are the same."""
         author, sample = self.author(), self.inputs(torch.float64)
         if what in self.cannot:
             with _default(torch.float64):
@@ -306,7 +310,7 @@ class NetworkConformance(ABC):
                 found = leaves(deployed(*args, **kwargs), None)
             results.append([leaf.value.detach() for leaf in found if leaf.measurable])
         for found, expected in zip(*results, strict=True):
-            # TorchScript optimises in one of the first calls, after which the author's own outputs are rounded otherwise
+            # TorchScript optimises in one of the first calls, which changes the rounding even of the author's own outputs
             close(found, expected, 1e-12 if what == "script" else 0.0, f"outputs by torch {what}")
         self.record(**{what: "equal to before relaxing"})
 
@@ -317,7 +321,7 @@ _BUILT: dict[tuple[type, torch.dtype], nn.Module] = {}
 
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Within it new tensors have this dtype."""
+    """Set the default dtype of new tensors in a block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -327,7 +331,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _fresh(sample: Any) -> Any:
-    """A copy of a sample that shares no tensor with it."""
+    """Copy a sample without sharing any tensor."""
     return map_tree(sample, None, lambda leaf: leaf.value.detach().clone())
 
 

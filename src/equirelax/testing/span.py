@@ -1,4 +1,4 @@
-"""The span of the maps that a layer can express, by brute force: the slow reference for every family's fold."""
+"""The span of the maps that a layer can express, by brute force, as a slow reference for every family's fold."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def brute_force_span(
 ) -> Tensor:
     """Compute an orthonormal basis of the dense maps of its first input that the module's parameters can express.
 
-    One parameter entry after the other is set to 1 and all others to 0. The module's output on the given call is then a
-    combination of the outputs that the residual gives with one entry of its weight set to 1. This assumes nothing about
+    Each parameter entry in turn is set to 1 and all others to 0. The module's output for the given call is then a
+    combination of the outputs of the residual with one entry of its weight set to 1. This makes no assumptions about
     layouts, path weights or coefficients. It needs a call with more rows than the input has features, and a module that is
     linear in its parameters and, given the call's other arguments, in its first positional input. That input is replaced by
     random numbers, since the rows of the call may be linearly dependent.
 
     Returns:
-        (b, out_dim, in_dim); for a convolution a basis of kernels, (b, out_dim, in_dim, k, k).
+        The basis, (b, out_dim, in_dim); for a convolution a basis of kernels, (b, out_dim, in_dim, k, k).
     """
     generator = torch.Generator().manual_seed(3)
     drawn = map_tree(
@@ -66,7 +66,7 @@ def brute_force_span(
         probes = _probes(residual, zero, args, kwargs)
     columns = torch.stack(made, dim=1)  # (entries, parameters)
     weights = torch.linalg.lstsq(probes, columns, driver="gelsd").solution
-    # A bias is not a map of the input. What the probes cannot express is left out.
+    # A bias is not a map of the input: maps that the probes cannot express are left out.
     fits = (probes @ weights - columns).norm(dim=0) < 1e-9 * columns.norm(dim=0).clamp_min(1e-12)
     u, values, _ = torch.linalg.svd(weights[:, fits], full_matrices=False)
     rank = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
