@@ -1,4 +1,4 @@
-"""Data sets: find, make, verify, load and batch them. They know nothing of models."""
+"""Data sets: find, make, verify, load and batch them, independent of models."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Data on disk, with its checksums: .npz archives with a manifest, and SHA256SUMS for files that carry no checksum of their own.
 
-The bytes of an archive that is written here depend on its arrays alone. Its manifest (.json beside it) holds its SHA-256.
+The bytes of an archive that is written here depend only on its arrays. Its manifest (.json beside it) holds its SHA-256.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from equirelax.zips import check_complete
 FORMAT = 1
 SUMS = "SHA256SUMS"
 LEVELS = 4
-"""How many folders are searched for sums, from the file's own upwards: as deep as data sets lie below the data root."""
+"""How many folders are searched for sums, from the file's own upwards: the depth of data sets below the data root."""
 
 
 def manifest_path(path: Path) -> Path:

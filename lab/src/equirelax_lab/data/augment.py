@@ -20,7 +20,7 @@ def random_rotation(
 ) -> Tensor:
     """Draw a Haar-distributed matrix of SO(3), or of O(3) with `reflections`: (3, 3), or (count, 3, 3) with `count`.
 
-    CR turns every batch by one rotation: `data.batch(indices, random_rotation(generator))`. The matrix is drawn on the
+    CR rotates every batch by one rotation: `data.batch(indices, random_rotation(generator))`. The matrix is drawn on the
     generator's device and then moved to `device`.
     """
     group = O(3) if reflections else SO(3)
@@ -34,7 +34,7 @@ def random_rotation(
 def turn_each(
     batch: dict[str, Tensor], names: Sequence[str], generator: torch.Generator, *, reflections: bool = False
 ) -> dict[str, Tensor]:
-    """Turn each graph of a batch about the origin by its own Haar-distributed rotation.
+    """Rotate each graph of a batch about the origin by its own Haar-distributed rotation.
 
     Args:
         batch: A batch of `GraphSet.batch`, in which `graph` (nodes,) holds the graph of every node, in order.

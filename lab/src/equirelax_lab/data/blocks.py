@@ -1,4 +1,4 @@
-"""Simulate trajectories block by block: the part that the charged and the gravity simulator share."""
+"""Simulate trajectories block by block: code that the charged and the gravity simulator share."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_blocks(
     """
     blocks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     stop, before = Event(), torch.get_num_threads()
-    # Else torch's own threads would wait for each other in every one of ours, which takes several times as long.
+    # Otherwise torch's own threads would wait for each other in each of ours, which takes several times as long.
     with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = [pool.submit(work, rows, stop) for rows in blocks]
         try:
@@ -68,4 +68,6 @@ def run_blocks(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)  # that of the threads reaches those that are started later
+            torch.set_num_threads(
+                before
+            )  # the setting of the pool would also apply to threads that are started later

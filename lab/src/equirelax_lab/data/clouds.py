@@ -120,7 +120,7 @@ def scale(
 ) -> Tensor:
     """Multiply every object by its own factor from U(low, high).
 
-    With `per_axis`, x, y and z have factors of their own, as in DGCNN's training. This distorts shapes and does not commute
+    With `per_axis`, x, y and z have separate factors, as in DGCNN's training. This distorts shapes and does not commute
     with rotations.
     """
     check_clouds(points)
@@ -145,8 +145,8 @@ def point_dropout(points: Tensor, max_ratio: float, generator: torch.Generator) 
     """Drop each point of an object with a probability from U(0, max_ratio), which is drawn once per object.
 
     Dropped points become copies of the object's first point, so that the shape stays (b, n, 3): with ratio r a cloud keeps
-    about (1 - r) n different points. CR and ACE train with max_ratio 0.875, as PointNet++ does, and ACE applies it to the test
-    set too.
+    about (1 - r) n different points. CR and ACE train with max_ratio 0.875, like PointNet++, and ACE also applies it to the
+    test set.
     """
     check_clouds(points)
     _check_ratio(max_ratio)

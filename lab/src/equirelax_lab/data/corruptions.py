@@ -1,10 +1,10 @@
 """Corruptions of point clouds in five severities, in the manner of ModelNet40-C (Sun et al., arXiv 2201.12296).
 
-This is an implementation of our own for clouds (b, n, 3) that fill the unit sphere with z up. Every object draws its own random
-numbers. The number of points is kept, so that networks see shapes of one size: removed points are replaced by copies of random
-remaining ones, and where points are added, as many others are removed. Severities follow the published ones if those are lengths
-or shares; counts became shares of n. Accuracies under these corruptions therefore compare methods with each other, not with that
-benchmark's table.
+This is our own implementation for clouds (b, n, 3) that fill the unit sphere with z up. Every object draws its own random
+numbers. The number of points is kept, so that networks see inputs of one size: removed points are replaced by copies of
+random remaining ones, and where points are added, as many others are removed. Severities follow the published ones if those are
+lengths or shares; counts became shares of n. Accuracies under these corruptions therefore compare methods with each other, not
+with that benchmark's table.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 CLUSTER = 0.1
-"""Share of the points in a place of changed density."""
+"""Share of the points in a region of changed density."""
 THINNED = 0.75
-"""Share of a place's points that are removed when its density decreases."""
+"""Share of a region's points that are removed when its density decreases."""
 HOLE = 0.03
 """Share of the points in one hole."""
 
@@ -82,7 +82,7 @@ def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def density_decrease(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Remove three quarters of the points in one to five places, each the tenth of the points nearest to a random one."""
+    """Remove three quarters of the points in one to five regions, each the tenth of the points nearest to a random one."""
     gone = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for near in _places(points, severity, CLUSTER, generator):
         gone |= near & (uniform(tuple(gone.shape), 0.0, 1.0, generator, points) < THINNED)
@@ -90,9 +90,9 @@ def density_decrease(points: Tensor, severity: int, generator: torch.Generator) 
 
 
 def density_increase(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Increase the density in one to five places, each the tenth of the points nearest to a random one.
+    """Increase the density in one to five regions, each the tenth of the points nearest to a random one.
 
-    For each place an eighth of the other points become copies of its points, moved by N(0, 0.01^2).
+    For each region an eighth of the other points become copies of its points, moved by N(0, 0.01^2).
     """
     dense = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for near in _places(points, severity, CLUSTER, generator):

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, each turned by a multiple of 90 degrees.
+"""scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, each rotated by a multiple of 90 degrees.
 
 This is a quick task for which C4 is an exact symmetry. It needs no file.
 """

@@ -1,7 +1,7 @@
 """Download published archives: pooch fetches and verifies, the standard library unpacks.
 
-Two things that they do not do are here: a download that continues where an earlier one stopped, and a folder that is put in
-its place only after all its files were verified.
+This module adds two things: a download continues where an earlier one stopped, and a folder is put in its place only after all
+its files were verified.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Archive:
     """A published .zip or .tar (compressed or not) that holds one folder.
 
     Attributes:
-        name: The data set's name, as `equirelax data get` takes it.
+        name: The data set's name for `equirelax data get`.
         file: File name of the archive.
-        folder: The one folder in it, which is unpacked below `parent` of the data root.
+        folder: The only folder in it, which is unpacked below `parent` of the data root.
         urls: Its addresses, in the order in which they are tried.
         md5: Published MD5 sums of files in the folder, by name.
         sha256: SHA-256 of the archive, or None where none was published.
@@ -87,7 +87,7 @@ MODELNET40 = Archive(
         "ply_data_test1.h5": "aba4b12a67c34391cc3c015a6f08ed4b",
     },
 )
-# No checksum was published. What is read from the files is checked when it is loaded.
+# No checksum was published. The content of the files is checked when it is loaded.
 RMD17 = Archive(
     name="rmd17",
     file="rmd17.tar.bz2",
@@ -114,7 +114,7 @@ def get(
         archive: The archive.
         root: The data root, see `equirelax_lab.data.root`. If it is read-only, the cache folder is used.
         file: The archive as a file, obtained in another way. Nothing is downloaded then.
-        force: Download again, and replace what is there.
+        force: Download again, and replace existing files.
 
     Returns:
         The unpacked folder.
@@ -122,7 +122,7 @@ def get(
     Raises:
         DataError: No address gave the archive, or it is not the right one. The message says what to do. A partial download
             is kept for the next try.
-        StorageError: The disk is full. What was downloaded is kept.
+        StorageError: The disk is full. The partial download is kept.
     """
     import filelock
 
@@ -157,7 +157,7 @@ def get(
 
 
 def _install(path: Path, folder: Path, archive: Archive, origin: str) -> Path:
-    """Verify and unpack the archive `path` to `folder`, and write beside it where it came from."""
+    """Verify and unpack the archive `path` to `folder`, and record its origin beside it."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
     actual = sha256(path)
@@ -205,7 +205,7 @@ def fetch(url: str, target: Path, *, known_sha256: str | None = None) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """What stopped a download, without the connection pool, the path and the number of tries around it."""
+    """The reason why a download stopped, without the details of connection pool, path and number of tries."""
     innermost = getattr(error.args[0], "reason", None) if error.args else None
     text = " ".join(str(innermost or error).split())
     return text.partition("): ")[2] if text.startswith("HTTP") and "): " in text else text
@@ -214,7 +214,7 @@ def _reason(error: Exception) -> str:
 class ResumingDownloader:
     """A downloader for pooch that continues a partial file.
 
-    It continues only if the server still has the same file, by its strong entity tag or its date, and else starts again.
+    It continues only if the server still has the same file, by its strong entity tag or its date; otherwise it starts again.
 
     Args:
         part: The partial file, which is kept when the connection breaks. A note beside it (.json) holds address and tag.
@@ -224,7 +224,7 @@ class ResumingDownloader:
         self.part, self.note = part, part.with_name(part.name + ".json")
 
     def __call__(self, url: str, output_file: str, pooch: Any) -> None:
-        """Download `url` to `output_file`, as pooch asks for it.
+        """Download `url` to `output_file`; pooch calls this.
 
         Raises:
             requests.RequestException: Another try may succeed.
@@ -265,7 +265,7 @@ class ResumingDownloader:
         self._forget()
 
     def _tag(self, url: str) -> str:
-        """The tag of the file whose beginning `part` is; empty if that is unknown."""
+        """The tag of the file of which `part` is the beginning; empty if unknown."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             noted = json.loads(self.note.read_text(encoding="utf-8"))
             if noted.get("url") == url:
@@ -280,7 +280,7 @@ class ResumingDownloader:
 def unpack(path: Path, folder: Path, md5: Mapping[str, str], *, limit: int = LIMIT) -> Path:
     """Unpack the folder called `folder.name` out of the archive `path`, verify it, and replace `folder` by it.
 
-    Entries beside that folder are left out. `zipfile` and `tarfile`'s data filter let nothing be written outside.
+    Entries outside that folder are left out. `zipfile` and the data filter of `tarfile` allow nothing to be written elsewhere.
 
     Raises:
         DataError: The archive is unreadable or another one, would unpack to more than `limit` bytes, or lacks files or holds

@@ -51,7 +51,7 @@ class FieldSet:
         )
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The windows `indices` alone, in that order; the runs are shared."""
+        """Only the windows `indices`, in that order; the runs are shared."""
         chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, device=self.device)
         return dataclasses.replace(self, windows=self.windows[chosen], domain=self.domain[chosen])
 

@@ -20,10 +20,10 @@ class GraphSet:
     Attributes:
         positions: (N, n, 3) input positions.
         velocities: (N, n, 3) input velocities.
-        features: (N, n, f) further node features, which rotations do not change.
+        features: (N, n, f) further node features, invariant under rotations.
         targets: (N, n, 3) positions to predict.
         edge_index: (2, e) for one directed graph of all systems, or (N, 2, e); rows are (source, target), 0 .. n-1.
-        edge_features: (N, e, k), which rotations do not change.
+        edge_features: (N, e, k), invariant under rotations.
         charges: (N, n, 1) or None.
         trajectory: (N, steps, n, 3) positions at several later times, of which the last are the targets, or None.
     """
@@ -55,7 +55,7 @@ class GraphSet:
         return self.positions.shape[1]
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """Join the systems `indices` (b of them) to one graph of b * n nodes.
+        """Join the systems `indices` (b of them) into one graph of b * n nodes.
 
         Args:
             indices: (b,) long tensor or a sequence of integers.
@@ -88,7 +88,7 @@ class GraphSet:
         return out
 
     def turned(self, rotations: Tensor) -> Self:
-        """Turn positions, velocities, targets and trajectories by rotations (3, 3), or (N, 3, 3) for one per system."""
+        """Rotate positions, velocities, targets and trajectories by matrices (3, 3), or (N, 3, 3) for one per system."""
         vectors: dict[str, Tensor | None] = {
             "positions": self.positions,
             "velocities": self.velocities,
@@ -123,7 +123,7 @@ class GraphSet:
         return edges, graph
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The systems `indices` alone, in that order."""
+        """Only the systems `indices`, in that order."""
         return self._map(lambda tensor: tensor[indices])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -163,8 +163,8 @@ class GraphSet:
 def _turn(vectors: Tensor, rotation: Tensor) -> Tensor:
     """Compute R x for vectors (b, ..., 3) and a rotation (3, 3) or (b, 3, 3).
 
-    It is computed element by element, because a matrix product starts the thread pool, and waking that on a busy machine takes
-    far longer than the 1500 products of a batch. For the same reason `index_select` is used above instead of indexing.
+    It is computed element by element, because a matrix product wakes the thread pool, which on a busy machine takes far longer
+    than the 1500 products of a batch. For the same reason `index_select` is used above instead of indexing.
     """
     columns = rotation.to(vectors).unbind(-1)  # 3 x (3,) or (b, 3)
     if rotation.ndim == 3:

@@ -122,7 +122,7 @@ def get_original(
     """Return the original set's file of a molecule. It is downloaded if it is missing, and checked before it is kept.
 
     Args:
-        url: Another address, used instead of the known ones.
+        url: Another address, instead of the known ones.
         force: Download even if the file is there.
 
     Raises:
@@ -151,7 +151,7 @@ def get_original(
 
 
 def _prepared(molecule: str, part: str) -> Path:
-    """Where the revised set's frames for one part are as extended XYZ, below the data root."""
+    """The path below the data root of the revised set's frames for one part as extended XYZ."""
     return FOLDER / f"rmd17_{molecule}_{part}.xyz"
 
 
@@ -378,7 +378,7 @@ def _first(
 
 
 def _everything(source: str, molecule: str, root: str | os.PathLike[str] | None) -> Frames:
-    """Read all frames of a source: of the official archive those that its splits leave out too."""
+    """Read all frames of a source, including those that the splits of the official archive leave out."""
     if source == "rmd17":
         _known(molecule)
         prepared = (_prepared(molecule, part) for part in ("train", "test"))

@@ -3,8 +3,8 @@
 Input: positions x[t] and velocities v = x[t+1] - x[t] (per frame, at 120 frames a second). Targets: x[t+26] ... x[t+30].
 Edges connect joints that are one or two bones apart. Lengths are in the files' unit (CMU's, 5.6 cm).
 
-There are two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). `mocap_published` has what is known of their
-published windows and downloads the published positions; `mocap_cases` makes them, and further cases, from CMU's files.
+There are two cases: `run` (subject 9, 11 trials) and `walk` (subject 35, 23 trials). `mocap_published` has what is known about
+their published windows and downloads the published positions. `mocap_cases` makes these and further cases from CMU's files.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class MocapSet(GraphSet):
     - `invariant`: [|v|, one-hot joint number] (32 features), the only ones that keep a network E(3)-equivariant end to end. With
       heights, only rotations about the vertical and horizontal translations remain symmetries.
 
-    `batch` with a rotation turns the vectors. Heights stay those of the recorded pose, because up turns with them.
+    `batch` with a rotation rotates the vectors. Heights stay those of the recorded pose, because the vertical rotates as well.
 
     Attributes:
         heights: (N, 31, 1) y of the input positions.

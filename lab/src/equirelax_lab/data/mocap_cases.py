@@ -1,4 +1,4 @@
-"""Make motion capture cases from CMU's own files (mocap.cs.cmu.edu, free for all uses): skeletons (.asf) and trials (.amc)."""
+"""Make motion capture cases from CMU's files (mocap.cs.cmu.edu, free for all uses): skeletons (.asf) and trials (.amc)."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def make(
             published ones (those of `walk` in trials of another order, see `mocap_published`); else a new name of letters,
             digits, - and _.
         asf, amc: As `from_amc`.
-        starts: Of a new case: random starts per trial; None: 100, or as many as the shortest trial has room for.
-        seed: Of a new case: seed of the partition; None: 0.
+        starts: For a new case: random starts per trial; None: 100, or as many as the shortest trial has room for.
+        seed: For a new case: seed of the partition; None: 0.
         root: See `equirelax_lab.data.root`.
         force: Overwrite a case of the same name.
 

@@ -1,10 +1,10 @@
-"""What is known of the published motion capture benchmark: its trials, its windows, and its file of positions.
+"""What is known about the published motion capture benchmark: its trials, its windows, and its file of positions.
 
 EGNO (Xu et al., ICML 2024; github.com/MinkaiXu/EGNO, folder motion) numbers the trials of each subject in the order in which
 one file system listed them, chooses the trials of each split by these numbers, and draws the first frames of the windows with
-NumPy's generator from seed 100. The split is therefore known exactly. The order of the runs is known too, since the published
-positions are small enough to compare with. The order of the walks is known only to those who have the published file, which
-`get` downloads; from CMU's own files they are numbered by name, which gives another partition by the same protocol.
+NumPy's generator from seed 100. The split is therefore known exactly. The order of the runs is also known, since the published
+positions are small enough to compare with. The order of the walks is known only from the published file, which `get` downloads.
+From CMU's files they are numbered by name, which gives another partition by the same protocol.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Published:
         train, val, test: Numbers of the trials of each split.
         starts: Windows per trial.
         span: Their first frames are drawn from 0 ... span - 1.
-        trials: Frames of each trial, and where the root is in its first frame: how its file is recognised. In published order,
-            or else in the order of CMU's file names.
+        trials: Frames of each trial, and the position of the root in its first frame, by which its file is recognised. In
+            published order, or else in the order of CMU's file names.
         ordered: Whether `trials` is in published order.
     """
 
@@ -211,7 +211,7 @@ def get(
         force: Download and write again, even if the files are there.
 
     Raises:
-        DataError: The file could not be had, or is not the published one. The message says what to do.
+        DataError: The file could not be obtained, or is not the published one. The message says what to do.
     """
     files, known = CASES[case], PUBLISHED[case]
     names = (files.motion, files.split)

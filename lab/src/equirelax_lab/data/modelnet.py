@@ -3,7 +3,7 @@
 Every cloud is centred and fills the unit sphere, with z up. The validation split is taken from the training objects, stratified
 and seeded; only `load("test")` reads the test objects.
 
-These files are read, in the folder modelnet40 of the data root (the two archives may also lie directly below the root):
+These files are read, in the folder modelnet40 of the data root (the two archives may also be directly below the root):
 
 - `modelnet40_1024_int16.npz`: all objects, 1024 uniform surface samples each, as int16 times `scale`.
 - `modelnet10_small_1024_f32.npz`: 10 classes with 40 + 20 objects each.
@@ -14,7 +14,7 @@ These files are read, in the folder modelnet40 of the data root (the two archive
   data root in `modelnet40/resampled_2048_*.npz`.
 
 The sources sample the same surfaces, but at different points. That y is up in the two archives follows from the released
-augmentations, which turn about y; the readers were tested on made-up archives of the same layout.
+augmentations, which rotate about y. The readers were tested on synthetic archives of the same layout.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _first_there(root: str | Path | None) -> str:
     for name, source in ((HDF5, "modelnet40-hdf5"), (RESAMPLED, "modelnet40-resampled")):
         if any(place.is_dir() for place in _places(name, root)):
             return source
-    return "modelnet40-hdf5"  # reading it says that it is missing, and how to get it
+    return "modelnet40-hdf5"  # reading it will report that it is missing, and how to get it
 
 
 def _places(name: str, root: str | Path | None) -> list[Path]:
@@ -151,7 +151,7 @@ def _present_classes(objects: Objects) -> Objects:
 
 
 def z_up(points: np.ndarray) -> np.ndarray:
-    """Turn points (..., 3) with y up by 90 degrees about x: (x, y, z) -> (x, -z, y)."""
+    """Rotate points (..., 3) with y up by 90 degrees about x: (x, y, z) -> (x, -z, y)."""
     return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
 
 
@@ -282,7 +282,7 @@ class CloudSet:
         return dataclasses.replace(self, points=points, labels=self.labels.to(device))
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The objects `indices` alone, in that order; classes keep their numbers."""
+        """Only the objects `indices`, in that order; classes keep their numbers."""
         return dataclasses.replace(self, points=self.points[indices], labels=self.labels[indices])
 
     def batch(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from equirelax.errors import DataError
 
 ELEMENTS = 100
-"""Atomic numbers are below this number."""
+"""Atomic numbers are below this value."""
 CHUNK = 2048
 """Number of molecules whose edges are computed at once."""
 
@@ -44,8 +44,8 @@ class Scaling:
         Args:
             values: (N,) the property.
             composition: (N, ELEMENTS) numbers of atoms by element.
-            references: Whether to subtract atomic references: the least-squares solution of the smallest norm. Elements that do
-                not occur have none.
+            references: Whether to subtract atomic references: the least-squares solution of smallest norm. Elements that do not
+                occur have none.
             absolute: Whether the deviation is the mean absolute deviation instead of the root mean square.
 
         Raises:
@@ -110,11 +110,11 @@ class MoleculeSet:
         return self.positions.device
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """Join the molecules `indices` (b of them, n atoms in all) to one graph.
+        """Join the molecules `indices` (b of them, n atoms in all) into one graph.
 
         Args:
             indices: (b,) long tensor or a sequence of integers, 0 .. N-1.
-            rotation: (3, 3), or (b, 3, 3) for one per molecule; turns the positions about the origin.
+            rotation: (3, 3), or (b, 3, 3) for one per molecule; rotates the positions about the origin.
 
         Returns:
             numbers (n,), positions (n, 3), graph (n,) long: the number 0 .. b-1 of each atom's molecule; targets (b, 1)
@@ -162,7 +162,7 @@ class MoleculeSet:
         return dataclasses.replace(self, edge_index=torch.cat(found, 1), edge_counts=torch.cat(counts))
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The molecules `indices` alone, in that order."""
+        """Only the molecules `indices`, in that order."""
         index = torch.arange(len(self), device=self.device)[indices]
         atoms, _ = _rows(self._atom_starts, self.sizes, index)
         changed: dict[str, Any] = {}
@@ -265,11 +265,11 @@ class MolecularFrames:
         return self.numbers.shape[0]
 
     def batch(self, indices: Tensor | Sequence[int], rotation: Tensor | None = None) -> dict[str, Tensor]:
-        """Join the frames `indices` (b of them) to one graph of b n atoms.
+        """Join the frames `indices` (b of them) into one graph of b n atoms.
 
         Args:
             indices: (b,) long tensor or a sequence of integers, 0 .. N-1.
-            rotation: (3, 3), or (b, 3, 3) for one per frame; turns positions about the origin, and forces with them.
+            rotation: (3, 3), or (b, 3, 3) for one per frame; rotates positions about the origin, and forces with them.
 
         Returns:
             numbers (b n,), positions (b n, 3) Angstrom, graph (b n,) long: the number 0 .. b-1 of each atom's frame; and
@@ -295,7 +295,7 @@ class MolecularFrames:
         return self.numbers.bincount(minlength=ELEMENTS).double()
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The frames `indices` alone, in that order."""
+        """Only the frames `indices`, in that order."""
         return dataclasses.replace(
             self,
             positions=self.positions[indices],
@@ -332,14 +332,14 @@ class MolecularFrames:
 def force_scaling(frames: MolecularFrames) -> Scaling:
     """Fit a scaling to training frames by their forces.
 
-    The atomic references are the least-squares solution of the smallest norm, so that the mean scaled energy is 0. The deviation
-    is the root mean square of the forces' components in eV/Angstrom, used for eV too: the length unit stays the Angstrom.
+    The atomic references are the least-squares solution of smallest norm, so that the mean scaled energy is 0. The deviation is
+    the root mean square of the forces' components in eV/Angstrom, which is also used for eV: the length unit stays the Angstrom.
 
     Args:
         frames: The training frames only.
 
     Raises:
-        DataError: No frames.
+        DataError: There are no frames.
     """
     fitted = Scaling.fit(frames.energies, frames.composition().expand(len(frames), -1), references=True)
     size = float(frames.forces.double().square().mean().sqrt())

@@ -32,7 +32,7 @@ DEFAULT_SIZES: Mapping[str, Mapping[str, int]] = {
 }
 """Default numbers of systems, which take seconds for charged and a quarter of an hour on two cores for gravity."""
 INPUT_FRAME, TARGET_FRAME = 30, 40
-# The first frame of 100 steps is kept too. Chaos has not grown yet, so other machines can reproduce it (`replay`).
+# The frame after the first 100 steps is also kept. Chaos has not grown yet, so other machines can reproduce it (`replay`).
 _FIRST_FRAME = {"charged": 0, "gravity": 1}
 NEIGHBOURS = 6
 """Number of nearest neighbours that send messages to a body of the gravity system."""
@@ -161,7 +161,7 @@ def make(
 def _large_enough(places: Iterable[Path], count: int | None, remedy: str) -> Path | None:
     """The first of `places` with a complete file of `count` systems (None: of any number), or else the one with the most.
 
-    The result is None where no file is complete. Raise `DataError`, ending in `remedy`, if a manifest is damaged.
+    The result is None if no file is complete. Raise `DataError`, ending in `remedy`, if a manifest is damaged.
     """
     sizes: dict[Path, int] = {}
     for place in places:
@@ -325,7 +325,7 @@ def NBody(
     root: str | Path | None = None,
     seed: int = 0,
 ) -> NBodySet:
-    """Load the data by the name that the tasks use; see `load`."""
+    """Load the data; see `load`."""
     return load(split, system=system, clamp=clamp, count=count, seed=seed, root=root)
 
 

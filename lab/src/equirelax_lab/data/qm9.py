@@ -95,7 +95,7 @@ def load(
         source: `subset` or `full`, see above.
         partition: `ordered` (not for `full`), `shuffled`, or `seeded`, which shuffles with `seed`.
         seed: Seed of the partition `seeded`.
-        train: Number of training molecules in a fixed random order, so that a smaller set is part of a larger one; None: all.
+        train: Number of training molecules in a fixed random order, so that a smaller set is a subset of a larger one; None: all.
         count: Number of molecules of `val` or `test`, chosen in the same way; None: all.
         root: See `equirelax_lab.data.root`.
         dtype: Dtype of the positions.

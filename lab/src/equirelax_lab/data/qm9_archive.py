@@ -7,8 +7,8 @@ The archive holds 133,885 molecules, one text file each:
     element, x, y, z (Angstrom), Mulliken charge        for every atom
     frequencies, SMILES and InChI, which are left out
 
-3,054 of them are listed as inconsistent with their formula and left out, as everywhere. What remains is `qm9.npz`; the 16,771
-of them that `qm9_subset.txt` numbers are `qm9_subset.npz`.
+3,054 of them are listed as inconsistent with their formula and left out, as is usual. The others are in `qm9.npz`, and the
+16,771 of them listed in `qm9_subset.txt` are in `qm9_subset.npz`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def get(
         progress: Called with the number of molecules that were read, and their total.
 
     Raises:
-        DataError: The files could not be had, or are not the published ones. The message says what to do.
+        DataError: The files could not be obtained, or are not the published ones. The message says what to do.
     """
     if not force and file is None and url is None:
         for folder in search_roots(root):

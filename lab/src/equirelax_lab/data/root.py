@@ -1,4 +1,4 @@
-"""Where data sets live: the data root, finding files in it, and a status of every known data set."""
+"""The locations of data sets: the data root, finding files in it, and the status of every known data set."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def data_root(explicit: str | os.PathLike[str] | None = None) -> Path:
 
 
 def named_root(explicit: str | os.PathLike[str] | None) -> Path | None:
-    """The data root that a user names to read from; None where none is named.
+    """The data root that a user names to read from; None if none is named.
 
     Raises:
-        DataError: There is no such folder. The cache would be read in its place, and nobody would know.
+        DataError: There is no such folder. Otherwise the cache would be read instead without notice.
     """
     if explicit is None:
         return None
@@ -50,7 +50,7 @@ def named_root(explicit: str | os.PathLike[str] | None) -> Path | None:
 
 
 def command(words: str, root: str | os.PathLike[str] | None) -> str:
-    """A command that makes or fetches data, with the data root that was named, so that it writes where data is looked for."""
+    """A command that makes or downloads data, with the named data root, so that it writes where data is searched for."""
     return words if root is None else f"{words} --data {shlex.quote(os.fspath(root))}"
 
 
@@ -73,7 +73,7 @@ def _is_writable(folder: Path) -> bool:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    # os.access lets the superuser write anywhere, but a folder without write permission is meant to stay as it is.
+    # For the superuser os.access allows writing anywhere, but a folder without write permission should not be changed.
     anybody = existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
     return bool(anybody) and os.access(existing, os.W_OK | os.X_OK)
 
@@ -199,7 +199,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "equirelax data get mnist, or put mnist.npz in the folder mnist of the data root",
     ),
 )
-# name -> other files, each of which is the same data set in another form
+# name -> other files, each with the same data set in another form
 _ALSO: dict[str, tuple[str, ...]] = {
     "rmd17": ("md17/rmd17_ethanol_train.xyz", "md17/rmd17/npz_data/rmd17_aspirin.npz"),
     "modelnet40": tuple(
@@ -214,7 +214,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
 
 
 def _all_there(folder: Path, patterns: tuple[str, ...]) -> Path | None:
-    """The first file of those that `patterns` name below a folder, if all of them are there."""
+    """The first of the files that `patterns` name below a folder, if all of them are there."""
     files = [next(folder.glob(pattern), None) for pattern in patterns]
     return files[0] if all(files) else None
 

@@ -1,4 +1,4 @@
-"""Rotated MNIST: every image is turned by its own uniform, seeded angle; 10,000 training, 2,000 validation, 50,000 test images.
+"""Rotated MNIST: every image is rotated by its own uniform, seeded angle; 10,000 training, 2,000 validation, 50,000 test images.
 
 The published set was drawn once and is not available: the protocol is the same, the angles differ.
 """
@@ -46,7 +46,7 @@ class ImageSet:
         return type(self)(self.images.to(device), self.labels.to(device))
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The images `indices` alone, in that order."""
+        """Only the images `indices`, in that order."""
         chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, device=self.device)
         return type(self)(self.images[chosen], self.labels[chosen])
 
@@ -110,7 +110,7 @@ def get(root: str | Path | None = None) -> Path:
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Turn images (N, C, H, W) counter-clockwise by `angles` (N,), radians: bilinear, with zeros outside."""
+    """Rotate images (N, C, H, W) counter-clockwise by `angles` (N,), radians: bilinear, with zeros outside."""
     c, s = angles.cos().to(images.dtype), angles.sin().to(images.dtype)
     # grid_sample needs the origin of each new pixel, in coordinates x right and y down
     back = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)

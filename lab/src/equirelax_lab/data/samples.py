@@ -1,4 +1,4 @@
-"""What training needs of a data set: a length, a device, and copies on other devices or of some samples."""
+"""The interface of a data set for training: a length, a device, and copies on other devices or of some samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Samples(Protocol):
-    """N samples that are held in memory as whole tensors."""
+    """N samples in memory as whole tensors."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -23,4 +23,4 @@ class Samples(Protocol):
         """The set on another device."""
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Self:
-        """The samples `indices` alone, in that order."""
+        """Only the samples `indices`, in that order."""

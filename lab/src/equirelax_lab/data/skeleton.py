@@ -1,13 +1,13 @@
-"""Read skeletons and motions in Acclaim's ASF and AMC files (as on mocap.cs.cmu.edu), and compute where the joints are.
+"""Read skeletons and motions in Acclaim's ASF and AMC files (as on mocap.cs.cmu.edu), and compute the positions of the joints.
 
-A bone is a vector o from its parent's end to its own, given for the rest pose in the axes of the room. It turns about its own
-axes C (a rotation, `axis` in the file) by the angles of its degrees of freedom. With M the product of those turns, of which the
-first named is applied first,
+A bone is a vector o from its parent's end to its own, given for the rest pose in the axes of the room. It rotates about its own
+axes C (a rotation, `axis` in the file) by the angles of its degrees of freedom. With M the product of those rotations, of which
+the first named is applied first,
 
     G_bone = G_parent C M C^-1,      end_bone = end_parent + G_bone o,      G_root = M_root,      end_root = translation.
 
 Joints are the root and the ends of all bones. The tests compare this with positions that others computed, as far as that is
-possible without the raw files: bones keep their lengths, and bones without degrees of freedom (the hip joints) the angles
+possible without the raw files: bones keep their lengths, and bones without degrees of freedom (the hip joints) keep the angles
 between them.
 """
 
@@ -102,7 +102,7 @@ class Skeleton:
 
 
 def rotation(order: Sequence[str], angles: np.ndarray) -> np.ndarray:
-    """Compose turns about fixed axes, the first of `order` ("rx", ...) first, by angles (frames, k), rad: (frames, 3, 3)."""
+    """Compose rotations about fixed axes, the first of `order` ("rx", ...) first, by angles (frames, k), rad: (frames, 3, 3)."""
     total = np.broadcast_to(np.eye(3), (len(angles), 3, 3))
     for n, name in enumerate(order):
         cos, sin = np.cos(angles[:, n]), np.sin(angles[:, n])
@@ -141,7 +141,7 @@ class _Line:
 
 def _lines(path: Path) -> Iterator[_Line]:
     try:
-        # every byte is a character of latin-1; what is not a number or a name is reported below
+        # every byte is a character of latin-1; anything that is not a number or a name is reported below
         text = path.read_text(encoding="latin-1")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
@@ -158,8 +158,8 @@ def read_asf(path: str | Path) -> Skeleton:
     ignored.
 
     Raises:
-        DataError: The file cannot be read or parsed (the message names the line), or contains what is not supported: bones that
-            change their length or are displaced, or a root that is turned in the rest pose.
+        DataError: The file cannot be read or parsed (the message names the line), or contains unsupported elements: bones that
+            change their length or are displaced, or a root that is rotated in the rest pose.
     """
     path = Path(path)
     sections: dict[str, list[_Line]] = {}

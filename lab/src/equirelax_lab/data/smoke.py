@@ -1,4 +1,4 @@
-"""Smoke plumes that are symmetric under turns or scalings up to a chosen asymmetry: simulate, verify and load windows.
+"""Smoke plumes that are symmetric under rotations or scalings up to a chosen asymmetry: simulate, verify and load windows.
 
 This is our own version of the data of Wang, Walters and Yu (arXiv 2201.11969), which CR uses in section 5.4.
 
@@ -52,7 +52,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plumes(Settings):
-    """Which plumes are simulated.
+    """The plumes that are simulated.
 
     Attributes:
         symmetry: rotation: inflow on one of four sides; scale: plumes at several spatial and temporal scales.
@@ -60,8 +60,8 @@ class Plumes(Settings):
         positions: Inflow positions on every side (for every scale); there are 4 times as many runs, and one further
             position on every side for every four of them (at least one) for the split Domain.
         steps: Frames of a run.
-        asymmetry: By how much the buoyancy differs by side, a of the module's formula, 0 or more and below 1; 0 is exactly
-            symmetric under turns by 90 degrees.
+        asymmetry: How much the buoyancy differs between sides, a in the module's formula, 0 or more and below 1; 0 is exactly
+            symmetric under rotations by 90 degrees.
     """
 
     symmetry: Literal["rotation", "scale"] = "rotation"
@@ -105,7 +105,7 @@ class SmokeSettings(Plumes):
 
     @property
     def flags(self) -> str:
-        """The flags that distinguish the set from the default one, for making it and for training on it."""
+        """The flags by which the set differs from the default one, for making it and for training on it."""
         fields = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
         return " ".join(f"--{field.name} {getattr(self, field.name)}" for field in fields)
 
@@ -144,7 +144,7 @@ def make(
 ) -> Path:
     """Simulate the runs that are missing, in several processes; return the set's folder.
 
-    Every run is a file of its own, written under a temporary name and then renamed, with a manifest that holds its SHA-256. An
+    Every run is a separate file, written under a temporary name and then renamed, with a manifest that holds its SHA-256. An
     interrupted call continues with the runs that have no manifest.
 
     Args:
@@ -212,13 +212,13 @@ def least_steps(lengths: Mapping[Split, int]) -> int:
 
 
 def made(root: str | Path | None = None) -> dict[Path, SmokeSettings]:
-    """The sets that are there as a whole: folder -> settings."""
+    """The complete sets: folder -> settings."""
     found = {}
     for manifest in (m for place in search_roots(root) for m in sorted(place.glob("smoke/*/run-0-00.json"))):
         try:
             settings = SmokeSettings(**json.loads(manifest.read_text(encoding="utf-8"))["settings"])
         except (OSError, ValueError, KeyError, TypeError, DataError):
-            continue  # a damaged one is named when it is loaded
+            continue  # a damaged one is reported when it is loaded
         if all(_is_there(manifest.parent / run.name) for run in _runs(settings)):
             found[manifest.parent] = settings
     return found

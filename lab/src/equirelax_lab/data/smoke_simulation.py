@@ -3,8 +3,8 @@
     d rho/dt + u . grad rho = inflow        du/dt + u . grad u + grad p = b rho e        div u = 0
 
 Advection is semi-Lagrangian on a staggered grid, and conjugate gradients in 64 bits solve for the pressure. The inflow is a disc
-near one side, and the force e points away from that side, so that the run of the next side is the same run turned by 90 degrees.
-Nothing in the discretisation prefers a direction: this holds to the pressure solver's tolerance.
+near one side, and the force e points away from that side, so that the run of the next side is the same run rotated by 90 degrees.
+Since the discretisation prefers no direction, this holds to the tolerance of the pressure solver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INFLOW_RATE = 0.2
 """Density that enters per unit of time."""
 SOLVER_TOLERANCE = 1e-9
 SOLVER_ITERATIONS = 5_000
-# e for the sides bottom, right, top, left: each is the one before turned by 90 degrees
+# e for the sides bottom, right, top, left: each is the previous one rotated by 90 degrees
 DIRECTIONS = ((0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0))
 
 
@@ -54,7 +54,7 @@ def simulate(
 
     Args:
         side: Side of the inflow: 0 bottom, 1 right, 2 top, 3 left.
-        offsets: (R,) offsets of the inflow along its side, which turn with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
+        offsets: (R,) offsets of the inflow along its side, which rotate with it, in [-INFLOW_DISTANCE, INFLOW_DISTANCE].
         buoyancy: The factor b, acceleration per density.
         size: Grid points along each side.
         steps: Number of frames, one every `dt`.
@@ -115,7 +115,7 @@ def _broken_off(side: int, buoyancy: float, why: str) -> DataError:
 
 
 def _turned(side: int, offsets: np.ndarray, distance: float) -> np.ndarray:
-    """Turn points (offset, distance) by 90 degrees `side` times, without rounding: (R, 2)."""
+    """Rotate points (offset, distance) by 90 degrees `side` times, without rounding: (R, 2)."""
     points = np.stack([offsets, np.full_like(offsets, distance)], axis=1)
     for _ in range(side):
         points = np.stack([-points[:, 1], points[:, 0]], axis=1)
