@@ -29,7 +29,9 @@ def main(
     loader = DataLoader(TensorDataset(*data(512, 0)), batch_size=32)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     method.attach(optimizer)
-    accelerator.register_for_checkpointing(method)  # its multipliers; strengths are in the model's state
+    accelerator.register_for_checkpointing(
+        method
+    )  # the method's multipliers; strengths are in the model's state
     if resume:
         accelerator.load_state(folder / "state")
     for _ in range(epochs):

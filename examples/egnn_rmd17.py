@@ -1,7 +1,7 @@
-"""Relax the EGNN (Satorras et al., 2021) of egnn-pytorch, unedited.
+"""Relax the EGNN (Satorras et al., 2021) of egnn-pytorch, unmodified.
 
 Its weights mix only invariant numbers, so there is no equivariant layer to relax. The library knows its blocks: residuals map
-[features, coordinates] to both. The force on an atom is how far the network moves it.
+[features, coordinates] to both. The predicted force on an atom is its displacement by the network.
 
 Needs `pip install ".[examples]" "./lab[md17]"`.
 """

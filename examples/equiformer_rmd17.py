@@ -1,4 +1,4 @@
-"""Relax the Equiformer (Liao and Smidt, 2023) of equiformer-pytorch, unedited.
+"""Relax the Equiformer (Liao and Smidt, 2023) of equiformer-pytorch, unmodified.
 
 Its linear maps on features by degree are a layer family of the library, so nothing needs to be declared. The package computes
 its rotations without gradients, so the gradient of its energy would be wrong: the forces here are its type-1 output. The

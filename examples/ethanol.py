@@ -1,4 +1,4 @@
-"""Code that the examples share: frames of rMD17 ethanol, and a small table of results."""
+"""Code shared by the examples: frames of rMD17 ethanol, and a small table of results."""
 
 from __future__ import annotations
 

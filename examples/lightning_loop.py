@@ -1,4 +1,4 @@
-"""A LightningModule that knows nothing of relaxation, relaxed by a callback. Needs torch and Lightning."""
+"""A LightningModule without code for relaxation, relaxed by a callback. Needs torch and Lightning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relax MACE (Batatia et al., 2022), unedited, in its own training function; needs a separate environment, for e3nn 0.4.4."""
+"""Relax MACE (Batatia et al., 2022), unmodified, in its own training function; needs a separate environment, for e3nn 0.4.4."""
 
 # ruff: noqa: E402
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Relax NequIP (Batzner et al., 2022) from its own package, unedited: its layers are e3nn's, so nothing needs to be declared.
+"""Relax NequIP (Batzner et al., 2022) from its own package, unmodified: its layers are e3nn's, so nothing needs to be declared.
 
 Its forces are minus the gradient of its energy, relaxed or not. Needs `pip install ".[examples]" "./lab[md17]"`.
 """

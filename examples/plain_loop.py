@@ -1,6 +1,6 @@
-"""A plain PyTorch loop that trains one small network of vectors strict, scheduled (CR) and learnt (ACE), and projects it.
+"""A plain PyTorch loop that trains a small network on vectors strict, scheduled (CR) and learnt (ACE), and projects it.
 
-The task is the angular momentum of four bodies divided by their mean squared distance from the origin. Needs torch alone.
+The task is the angular momentum of four bodies divided by their mean squared distance from the origin. Needs only torch.
 """
 
 from __future__ import annotations

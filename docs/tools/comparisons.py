@@ -1,17 +1,17 @@
 """Write comparisons.md beside every comparisons.yaml in lab/results: the comparisons that a study named before its runs.
 
-The table is in the folder tables as CSV and LaTeX too.
+The table is also written to the folder tables as CSV and LaTeX.
 
     python docs/tools/comparisons.py            write them
-    python docs/tools/comparisons.py --check    exit code 1, and the files' names, where something would change
+    python docs/tools/comparisons.py --check    exit code 1, and the files' names, if something would change
 
-comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it; "folder: row, averaged" takes the
-averaged weights, and "folder: row, by validation" in every run the raw or the averaged ones, whichever validation prefers. Each
-is the difference of the two rows' test errors, seed by seed, in the form that the method deploys. "Better" and "worse" need six
-seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for all pairs of the file. A pair may
-have a number as its third item, a margin that was named beforehand: "level" needs as many seeds and a 95 % interval within plus
-or minus the margin. Anything else is undecided. Below the table stands in which settings the two rows of a pair differ besides
-the method.
+comparisons.yaml is a list of pairs ["folder: row", "folder: row"], of folders beside it. "folder: row, averaged" takes the
+averaged weights, and "folder: row, by validation" takes, in every run, the raw or the averaged ones, whichever validation
+prefers. Each comparison is the difference of the two rows' test errors, seed by seed, in the form that the method deploys.
+"Better" and "worse" need six seeds in common, no run that failed, and a paired t test below 0.05 after Holm's correction for all
+pairs of the file. A pair may have a number as its third item, a margin that was named beforehand: "level" needs as many seeds
+and a 95 % interval within plus or minus the margin. Anything else is undecided. Below the table are listed the settings, other
+than the method, in which the two rows of a pair differ.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def errors(row: Row) -> dict[int, float]:
 
 
 def decision(found: Paired, p: float, higher_is_better: bool, failed: int, margin: float | None) -> str:
-    """ "better", "worse", "level" or "undecided", of the first row beside the second.
+    """ "better", "worse", "level" or "undecided", for the first row compared with the second.
 
     Args:
         found: The differences.
-        p: Of the paired t test, corrected.
+        p: The corrected p value of the paired t test.
         higher_is_better: Whether a larger value wins.
         failed: Number of runs of the two rows that ended without a result.
-        margin: The largest difference that counts as none; None where nobody named one.
+        margin: The largest difference that counts as none; None if no margin was named.
     """
     if failed:
         return f"undecided ({failed} more failed)"
@@ -64,17 +64,17 @@ def compare(pairs: Sequence[Sequence[Any]], folder: Path) -> tuple[Numbers, str]
 
     Args:
         pairs: The items of comparisons.yaml.
-        folder: Where it lies.
+        folder: The folder that contains it.
 
     Returns:
         A table of the differences, and a line with the settings in which pairs differ.
 
     Raises:
-        VerdictError: A row is not there.
+        VerdictError: A row does not exist.
     """
     rows = [(read_row(first, folder), read_row(second, folder)) for first, second, *_ in pairs]
     found = [paired(errors(ours), errors(theirs), ours.higher_is_better) for ours, theirs in rows]
-    # a pair without a p belongs to the family all the same
+    # a pair without a p still belongs to the family
     corrected = holm({str(k): 1.0 if one is None or one.p is None else one.p for k, one in enumerate(found)})
     lines, differences = [], []
     for k, ((first, second, *margin), (ours, theirs), one) in enumerate(zip(pairs, rows, found, strict=True)):
@@ -101,7 +101,7 @@ def compare(pairs: Sequence[Sequence[Any]], folder: Path) -> tuple[Numbers, str]
 
 
 def files(path: Path) -> dict[Path, str]:
-    """What belongs beside a comparisons.yaml."""
+    """The files that belong beside a comparisons.yaml."""
     table, differing = compare(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
     text = f"# Comparisons named before the runs\n\n{table.markdown()}\n{differing}\n"
     return derived.with_tables(path.with_suffix(".md"), text, table)

@@ -1,4 +1,4 @@
-"""Files that tools of this folder derive from lab/results: written, or with --check compared with what is there."""
+"""Files that the tools of this folder derive from lab/results: written, or with --check compared with the existing ones."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from equirelax.files import write_text
 
 
 def with_tables(path: Path, text: str, table: Numbers) -> dict[Path, str]:
-    """A Markdown file, and the table that it shows as CSV and LaTeX in the folder tables beside it."""
+    """A Markdown file, and its table as CSV and LaTeX in the folder tables beside it."""
     stem = path.parent / "tables" / table.name
     return {path: text, stem.with_suffix(".csv"): table.csv(), stem.with_suffix(".tex"): table.latex()}
 
 
 def stale(files: Mapping[Path, str]) -> list[Path]:
-    """The files that are not there, or have another content."""
+    """The files that are missing or have other content."""
     return [
         path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
 
 
 def write(files: Mapping[Path, str]) -> None:
-    """Write every file, and its folder where there is none."""
+    """Write every file, and create its folder if needed."""
     for path, text in files.items():
         write_text(path, text)

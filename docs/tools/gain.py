@@ -1,4 +1,4 @@
-"""Compare what relaxing gains with the symmetry score of the strict networks, run by run.
+"""Compare the gain of relaxing with the symmetry score of the strict networks, run by run.
 
     python docs/tools/gain.py runs/plumes-gain SCORES/symmetry_score.json --out lab/results/symmetry-score/gain
 
@@ -25,11 +25,11 @@ from matplotlib.figure import Figure as Canvas
 from scipy.stats import spearmanr
 
 FORMS = {"relaxed": "deployed", "projected": "projected"}
-"""Of a relaxed network -> in words."""
+"""Form of a relaxed network -> its description."""
 DRAWS = 10_000
-"""Of the seeds, with replacement, for an interval."""
+"""Number of draws of the seeds, with replacement, for an interval."""
 DIGITS = 6
-"""Of r: where the examples cancel exactly, r is -1/(n - 1) but for rounding, which has no rank."""
+"""Decimals of r: if the examples cancel exactly, r is -1/(n - 1) up to rounding, which must not affect ranks."""
 NOTE = """\
 r: over all layers, of the strict network; mean ± standard deviation over seeds. Gain: 1 - the relaxed network's test error
 ({metric}) over that of the strict network of the same seed, in per cent, with the 95 % interval of the mean over the {seeds}
@@ -42,7 +42,7 @@ Place = tuple[int, float]
 Gains = dict[tuple[str, str], dict[Place, float]]
 """Method and form -> place -> gain."""
 Correlation = tuple[float, float, float]
-"""Its value, and the ends of an interval."""
+"""The value of a correlation, and the ends of an interval."""
 
 
 def scores_at(scores: Mapping[str, Any], key: str) -> dict[Place, float]:

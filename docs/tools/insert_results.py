@@ -1,19 +1,19 @@
-"""Copy tables and sentences of lab/results/ into README.md and docs/, between markers; numbers there are never typed.
+"""Copy tables and sentences of lab/results/ into README.md and docs/, between markers; numbers there are never typed by hand.
 
-    python docs/tools/insert_results.py            rewrite what stands between markers
-    python docs/tools/insert_results.py --check    exit code 1, and the pages' names, where something would change
+    python docs/tools/insert_results.py            rewrite the text between markers
+    python docs/tools/insert_results.py --check    exit code 1, and the pages' names, if something would change
 
-A marker names a file, and what of it:
+A marker names a file, and the part of it to insert:
 
-    <!-- from lab/results/nbody/summary.md -->                               its first table, and in what its rows differ
+    <!-- from lab/results/nbody/summary.md -->                               its first table, and how its rows differ
     <!-- from lab/results/nbody/summary.md: method | projected -->           these columns of it, and the same
-    <!-- from lab/results/nbody/summary.md: table averaged weights -->       the table of this first column, and the same
+    <!-- from lab/results/nbody/summary.md: table averaged weights -->       the table with this first column, and the same
     <!-- from lab/results/nbody/summary.md: setting -->                      the paragraph after its first table: what was run
     <!-- from lab/results/nbody/summary.md: conclusion -->                   its last paragraph
     <!-- from lab/results/perf/one-thread.txt -->                            a text file, as it is
     <!-- from lab/results/faults/summary.md if there -->                     the same; nothing while there is no such file
 
-What was inserted ends at `<!-- end -->`.
+The inserted text ends at `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MARKED = re.compile(
 
 TABLE = "table "
 DIFFERING = "**Settings that differ between rows**"
-"""How the paragraph begins that no table may be without."""
+"""The beginning of the paragraph that must accompany every table."""
 
 
 class InsertError(Exception):
-    """A marker names a file, a column or a part that is not there."""
+    """A marker names a file, a column or a part that does not exist."""
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -45,16 +45,16 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def inserted(text: str, root: Path = ROOT) -> str:
-    """`text` with what its markers ask for between them.
+    """`text` with the requested content between its markers.
 
     Raises:
-        InsertError: see there.
+        InsertError: A marker names something that does not exist.
     """
     return MARKED.sub(lambda m: m["marker"] + _content(m, root) + m["end"], text)
 
 
 def _content(match: re.Match[str], root: Path) -> str:
-    """Lines between the markers, each with its end."""
+    """The lines between the markers, each with a newline."""
     source, part = match["source"], match["part"]
     if not (root / source).is_file():
         if match["optional"]:
@@ -104,7 +104,7 @@ def _paragraph(source: str, text: str, part: str) -> str:
 
 
 def _columns(source: str, table: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The table with these columns alone, in this order."""
+    """The table with only these columns, in this order."""
     rows = [
         [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
         for line in table
@@ -117,7 +117,7 @@ def _columns(source: str, table: Sequence[str], wanted: Sequence[str]) -> list[s
 
 
 def main(words: Sequence[str]) -> int:
-    """Insert, or with --check only look."""
+    """Insert, or with --check only compare."""
     if list(words) not in ([], ["--check"]):
         print(__doc__)
         return 2

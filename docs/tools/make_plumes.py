@@ -1,10 +1,10 @@
-"""Write docs/tutorial/plumes.npz, which a notebook reads: plumes of smoke whose four sides are alike, and some whose are not.
+"""Write docs/tutorial/plumes.npz, which a notebook reads: smoke plumes whose four sides are alike, and some whose sides differ.
 
     equirelax data make smoke --size 16 --positions 2 --steps 60 --asymmetry 0
     equirelax data make smoke --size 16 --positions 2 --steps 60 --asymmetry 0.75
     python docs/tools/make_plumes.py
 
-Of every run every second frame is kept, in half precision.
+Every second frame of every run is kept, in half precision.
 """
 
 from pathlib import Path

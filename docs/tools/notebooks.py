@@ -1,8 +1,8 @@
 """Hook of mkdocs: notebooks of docs/ are executed when the site is built, and become pages of it.
 
-`tutorial/x.ipynb` is committed without outputs; the site gets `tutorial/x.md` with code, outputs and pictures, and the notebook
-itself to download. A cell that raises stops the build. Pages link to notebooks as they lie in the repository
-(`tutorial/x.ipynb`). A picture's text for those who cannot see it is the key `alt` of its cell's metadata.
+`tutorial/x.ipynb` is committed without outputs. The site gets `tutorial/x.md` with code, outputs and pictures, and the notebook
+itself to download. A cell that raises stops the build. Pages link to notebooks by their path in the repository
+(`tutorial/x.ipynb`). The alternative text of a picture is the key `alt` of its cell's metadata.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to notebooks at their pages."""
+    """Redirect links to notebooks to their pages."""
     return LINK.sub(r"\1.md", markdown)
 
 
 def executed(notebook: Path) -> tuple[str, dict[str, bytes]]:
-    """The notebook as Markdown, and its pictures by name; run again only where its text has changed.
+    """The notebook as Markdown, and its pictures by name; it is executed again only if its text has changed.
 
     Raises:
         PluginError: A cell raised, or took too long.

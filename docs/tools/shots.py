@@ -1,9 +1,9 @@
-"""Pictures of every page of the site, to look at: light and dark, wide and narrow, and on paper.
+"""Take pictures of every page of the site for inspection: light and dark, wide and narrow, and printed.
 
     make docs
     python docs/tools/shots.py site FOLDER [PAGE ...]
 
-FOLDER then holds PAGE-1400.png, PAGE-1400-dark.png, PAGE-390.png and PAGE.pdf of every page, or of those that are named
+FOLDER then contains PAGE-1400.png, PAGE-1400-dark.png, PAGE-390.png and PAGE.pdf of every page, or of the named ones
 (`how_to/deploy`). Needs chromium.
 """
 
@@ -19,12 +19,12 @@ from pathlib import Path
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000")
 HEIGHTS = {1400: 2600, 390: 3600}
 DARK = "--blink-settings=preferredColorScheme=0"
-# In frames of 390 px, for a window of chromium has 500 at least.
+# In frames of 390 px, because a window of chromium is at least 500 wide.
 FRAME = '<iframe src="{address}" style="width:390px;height:{height}px;border:0"></iframe>'
 
 
 def chromium(*words: str) -> str:
-    """Run chromium with a profile of its own; returns what it prints."""
+    """Run chromium with a separate profile; returns its output."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         raise SystemExit("chromium is needed: apt-get install chromium")
@@ -34,7 +34,7 @@ def chromium(*words: str) -> str:
 
 
 def take(page: Path, name: str, folder: Path) -> None:
-    """The four files of a page."""
+    """Write the four files of a page."""
     address = page.resolve().as_uri()
     for theme, more in (("", ()), ("-dark", (DARK,))):
         target = folder / f"{name}-1400{theme}.png"

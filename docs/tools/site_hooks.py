@@ -1,8 +1,8 @@
-"""Hooks of mkdocs: what the site makes of things that the pages keep legible in the repository.
+"""Hooks of mkdocs: adapt links and tables, which are written for reading in the repository, to the site.
 
-Files outside docs/ that pages link to, such as pictures of results, become part of the site; pages link to them as they lie in
-the repository (`../lab/results/nbody/curves.png`), so that the links work there too. What was inserted from lab/results/ gets a
-class of its own, for the style sheet.
+Files outside docs/ that pages link to, such as pictures of results, become part of the site. Pages link to them by their path in
+the repository (`../lab/results/nbody/curves.png`), so that the links also work there. Content inserted from lab/results/ gets a
+separate class, for the style sheet.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
 
 
 def _outside(page: str, link: str) -> str | None:
-    """Path inside the repository of what `page` (its path inside docs/) links to; None if that is a page of the site."""
+    """The path in the repository of a link's target in `page` (its path in docs/); None if that is a page of the site."""
     target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
     return None if target.startswith(("docs/", "../")) else target
 
 
 def _in_site(target: str) -> str:
-    """Where the site keeps a file of the repository; sources become text, which browsers show."""
+    """The place of a file of the repository on the site; sources become text, which browsers show."""
     return f"{FOLDER}/{target}" + (".txt" if target.endswith((".md", ".py")) else "")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add every file that a page links to; PluginError where there is none."""
+    """Add every file that a page links to; PluginError if one does not exist."""
     for page in list(files.documentation_pages()):
         for link in LINK.findall(page.content_string):
             target = _outside(page.src_uri, link)
@@ -51,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links at those files, and mark what was inserted."""
+    """Redirect the links to those files, and mark inserted content."""
     here = page.file.src_uri
 
     def moved(match: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _marked(match: re.Match[str]) -> str:
-    """A table with sentences in it breaks its lines; one of numbers does not."""
+    """Mark a table so that lines wrap if it contains sentences, but not if it contains only numbers."""
     long = any(len(cell) > SENTENCE for line in match[2].splitlines() for cell in line.split("|")[1:])
     look = "results sentences" if long else "results"
     return f'{match[1]}\n<div class="{look}" markdown>\n\n{match[2]}\n</div>\n'

@@ -1,10 +1,10 @@
-"""Compare the arms of an exploration by validation errors alone; test errors are not read.
+"""Compare the arms of an exploration only by validation errors; test errors are not read.
 
     python docs/tools/validation.py runs/nbody-exploration [--out FILE]
 
-The folder holds a folder for every arm, with runs or an archive of runs; an arm has one run a seed, and rows of a folder that
-differ in a setting are arms of their own. An arm is measured by the least projected validation error over the evaluations, of raw
-and averaged weights the better one. Runs that are not finished count in no mean.
+The folder contains a folder for every arm, with runs or an archive of runs. An arm has one run per seed, and rows of a folder
+that differ in a setting are separate arms. An arm is measured by the least projected validation error over the evaluations, of
+the better of raw and averaged weights. Unfinished runs count in no mean.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ of `equirelax.methods.lags`, seed by seed. An exploration chooses what is tested
 
 
 def least(run: Run, column: str) -> float:
-    """The least value of a column; NaN where it has none."""
+    """The least value of a column; NaN if it has none."""
     return min(run.series(column).values(), default=math.nan)
 
 
@@ -51,7 +51,7 @@ def at_the_end(run: Run, column: str) -> float:
 
 
 def table(arms: Mapping[str, Sequence[Run]]) -> str:
-    """The arms in order, each with what its finished runs say, and how far the others are."""
+    """The arms in order, each with the results of its finished runs and the progress of the others."""
     finished = {name: [run for run in runs if run.finished] for name, runs in arms.items()}
     baseline = errors(finished[BASELINE])["best"] if finished.get(BASELINE) else {}
     head = (
@@ -90,7 +90,7 @@ def table(arms: Mapping[str, Sequence[Run]]) -> str:
 
 
 def left(arms: Mapping[str, Sequence[Run]]) -> str:
-    """The runs that are not finished, with what their validation has reached."""
+    """The unfinished runs, with the best validation error so far."""
     lines = [
         f"- {name}, seed {run.result['seed']}: epoch {len(run.rows)}"
         + (

@@ -1,15 +1,15 @@
-"""Write lab/results/verdict/summary.md: for every benchmark strict training, strict training at its best, and the best relaxed.
+"""Write lab/results/verdict/summary.md: for every benchmark strict training, the best strict training, and the best relaxed.
 
     python docs/tools/verdict.py            write it
-    python docs/tools/verdict.py --check    exit code 1 where it would change
+    python docs/tools/verdict.py --check    exit code 1 if it would change
 
-The table is in lab/results/verdict/tables as CSV and LaTeX too.
+The table is also written to lab/results/verdict/tables as CSV and LaTeX.
 
-lab/results/verdict/verdict.yaml names the rows of lab/results that are compared, and what to do. Of several candidates the one
-with the least mean validation error is taken, in the projected form; the test error has no part in that. "Better" and "worse"
+lab/results/verdict/verdict.yaml names the rows of lab/results that are compared, and the advice. Of several candidates the one
+with the least mean validation error is taken, in the projected form; the test error is not used for that. "Better" and "worse"
 need six seeds in common, no run that failed, a 95 % interval of the paired difference without zero, learning rates that were
-chosen for every row alike, and no other setting than the optimiser and its rate in which the two rows differ; anything else is
-not decided.
+chosen in the same way for every row, and no setting other than the optimiser and its rate in which the two rows differ. Anything
+else is not decided.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ HEAD = ("benchmark", "strict", "strict, better trained", "best relaxed, projecte
 
 
 class VerdictError(Exception):
-    """verdict.yaml names a row that is not there."""
+    """verdict.yaml names a row that does not exist."""
 
 
 RAW, AVERAGED, BY_VALIDATION = "", "averaged", "by validation"
 
 
 def _worst_last(error: float) -> float:
-    """An error to sort by: NaN is the worst."""
+    """A sort key for errors: NaN is the worst."""
     return math.inf if math.isnan(error) else error
 
 
@@ -58,8 +58,8 @@ class Row:
     Attributes:
         name: In words: "ace, averaged".
         runs: Contents of its result.json files.
-        weights: Which weights are meant: as trained (RAW), their average (AVERAGED), or in every run the one of the two with the
-            better validation error (BY_VALIDATION).
+        weights: The weights to use: as trained (RAW), their average (AVERAGED), or in every run those of the two with the better
+            validation error (BY_VALIDATION).
         failed: Number of runs with the same settings that ended without a result.
     """
 
@@ -73,7 +73,7 @@ class Row:
         return {run["seed"]: self._evaluation(run, form)[part][form] for run in self.runs}
 
     def _evaluation(self, run: Mapping[str, Any], form: str) -> Mapping[str, Any]:
-        """The part of a result.json with the errors of the weights that are meant."""
+        """The part of a result.json with the errors of the chosen weights."""
         if self.weights == RAW:
             return run
         averaged: Mapping[str, Any] = run["averaged"]
@@ -97,11 +97,11 @@ class Row:
 
 
 def read_row(named: str, root: Path = RESULTS) -> Row:
-    """The row "folder: label", "folder: label, averaged" or "folder: label, by validation"; what follows " as " is its name in
+    """The row "folder: label", "folder: label, averaged" or "folder: label, by validation"; the text after " as " is its name in
     the table.
 
     Raises:
-        VerdictError: There is none.
+        VerdictError: There is no such row.
     """
     path, _, shown = named.partition(" as ")
     folder, _, rest = path.partition(": ")
@@ -119,13 +119,13 @@ def read_row(named: str, root: Path = RESULTS) -> Row:
 
 @functools.cache
 def _read(folder: Path) -> tuple[Sequence[Run], Sequence[str]]:
-    """The runs of a folder, which many rows share, and the problems met."""
+    """The runs of a folder, which many rows share, and the problems found."""
     runs, problems, _ = read_folder(folder)
     return runs, problems
 
 
 def best(candidates: Sequence[Row]) -> Row:
-    """The one with the best mean validation error; NaN is the worst."""
+    """The candidate with the best mean validation error; NaN is the worst."""
     sign = -1 if candidates[0].higher_is_better else 1
 
     def rank(row: Row) -> float:
@@ -135,7 +135,7 @@ def best(candidates: Sequence[Row]) -> Row:
 
 
 def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
-    """ "Relaxed minus better: -0.31 [-1.04, +0.42]; 2 seeds decide nothing", or what more seeds decide."""
+    """ "Relaxed minus better: -0.31 [-1.04, +0.42]; 2 seeds decide nothing", or the decision of more seeds."""
     found = paired(relaxed.errors("test"), strict.errors("test"), relaxed.higher_is_better)
     if found is None:
         return "Not decided: no seeds in common"
@@ -159,7 +159,7 @@ def verdict(relaxed: Row, strict: Row, chosen_alike: bool) -> str:
 
 
 def differing(strict: Row, relaxed: Row) -> str:
-    """Settings in which the two differ: "learning rate 0.0018 (strict), 0.0009 (ace)"; empty where there are none."""
+    """Settings in which the two differ: "learning rate 0.0018 (strict), 0.0009 (ace)"; empty if there are none."""
     found = differing_settings(strict.runs[0], relaxed.runs[0])
     return ", ".join(
         f"{in_words(key)} {ours} ({strict.name}), {theirs} ({relaxed.name})"
@@ -176,7 +176,7 @@ RULE = (
 
 
 def files(listed: Sequence[Mapping[str, Any]], folder: Path) -> dict[Path, str]:
-    """What belongs in the folder of the verdict for the entries of verdict.yaml."""
+    """The files in the folder of the verdict for the entries of verdict.yaml."""
     lines, differences, sizes = [], [], []
     for one in listed:
         strict = read_row(one["strict"])
