@@ -97,7 +97,7 @@ def test_show_tells_how_runs_execute(study: Path, capsys: pytest.CaptureFixture[
         (["study", "run", "tiny.yaml", "--jobs", "0"], "--jobs is 0"),
         (["study", "run", "tiny.yaml"], "equirelax data make nbody"),
         (["study", "estimate", "tiny.yaml"], "equirelax data make nbody"),
-        (["study", "show", "."], "no study's folder"),
+        (["study", "show", "."], "not the folder of a study"),
         (["reproduce", "cr-nbdy"], "Did you mean 'cr-nbody'"),
         (["reproduce", "tiny.yaml"], "no ready study 'tiny.yaml'"),
     ],

@@ -332,9 +332,9 @@ def test_wrong_skeletons_are_named(old: str, new: str, message: str, tmp_path: P
         (lambda t: t.replace("\n4\n", "\n5\n"), "frame 5 follows frame 3"),
         (
             lambda t: t.replace("\n4\n", "\n"),
-            "root stands before the first frame number, or twice in frame 3",
+            "root is before the first frame number, or twice in frame 3",
         ),
-        (lambda t: t.replace("\n1\n", "\n"), "root stands before the first frame"),
+        (lambda t: t.replace("\n1\n", "\n"), "root is before the first frame"),
         (lambda t: t[:-8], "the frame that ends here lacks arm"),
         (lambda t: "", "holds no frames"),
         (lambda t: ":DEGREES\n", "holds no frames"),

@@ -304,7 +304,7 @@ def test_changed_settings_are_refused_and_damaged_runs_are_listed(study_file: Fi
 
 
 def test_journals_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no study's folder"):
+    with pytest.raises(ConfigError, match="not the folder of a study"):
         read_journal(tmp_path)
     for content in ("{", "[]", "{}", '{"runs": 3}'):
         (tmp_path / JOURNAL).write_text(content)
@@ -319,7 +319,7 @@ def test_reasons(tmp_path: Path) -> None:
     assert reason(1, log, position).startswith("exit code 1, and nothing in")
     log.write_text("old: error\nTraceback\n  File\nValueError: new\n\n")
     assert reason(1, log, position) == "ValueError: new"
-    assert reason(-9, log, position) == "ended by SIGKILL, as for want of memory"
+    assert reason(-9, log, position) == "ended by SIGKILL, as when memory runs out"
     assert reason(-15, log, position) == "ended by SIGTERM"
     assert "cannot be read" in reason(1, tmp_path / "none", 0)
 

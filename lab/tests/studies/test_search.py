@@ -376,7 +376,7 @@ def test_a_damaged_memory_is_named(search_file: Write, tmp_path: Path) -> None:
         ),
         ({"search": {"network.layers": {"integer": [1.5, 2]}}}, r"two whole numbers"),
         ({"search": {"schedule": {"choice": []}}}, r"'search.schedule.choice'"),
-        ({"search": {"schedule": {"choice": ["step", "step"]}}}, r"stands there once"),
+        ({"search": {"schedule": {"choice": ["step", "step"]}}}, r"list every choice once"),
         ({"search": {"schedule": {"choice": ["step", "stop"]}}}, r"'search.schedule': 'schedule' is 'stop'"),
         (
             {"search": {"dual_lr": {"log": [1, 2]}, "strength.dual_lr": {"log": [1, 2]}}},
@@ -495,7 +495,7 @@ def test_killed_for_good_it_goes_on_with_what_it_had(
     [
         (["search", "search-nbody-lamda"], "Did you mean 'search-nbody-lambda'"),
         (["search", "none.yaml"], "none.yaml cannot be read"),
-        (["search", "."], "no search's folder"),
+        (["search", "."], "not the folder of a search"),
         (["search", "search-nbody-lambda", "--trials", "0"], "--trials is 0"),
         (["search", "search-nbody-lambda", "--trails", "3"], "'--trials'"),
         (["search", "search-nbody-lambda"], "equirelax data make nbody"),

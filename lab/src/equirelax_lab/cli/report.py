@@ -27,7 +27,9 @@ examples:
 def main(words: Sequence[str]) -> int:
     """`words` begins with "report"."""
     parser = options.parser(["report"], DESCRIPTION)
-    parser.add_argument("paths", nargs="+", help="folders of runs or comparisons, or folders that contain some")
+    parser.add_argument(
+        "paths", nargs="+", help="folders of runs or comparisons, or folders that contain some"
+    )
     parser.add_argument("-o", "--out", help=f"file to write (default: {PAGE} in the folder, if it is one)")
     parser.add_argument("--title", default="", help="title of the page")
     parser.add_argument("--pictures", help="folder for the main figures as PNG files")

@@ -121,7 +121,7 @@ def table(found: Mapping[str, Any]) -> str:
         settings = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
         lines += [
             f"Best: trial {best['number']}: {settings}",
-            "Its run again, as far as you like (one seed; best.yaml is a study of several beside strict):",
+            "To repeat its run (one seed; best.yaml is a study of several seeds beside strict):",
             f"  {found['command']}",
         ]
     if found["left"]:

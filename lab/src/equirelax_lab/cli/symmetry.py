@@ -186,7 +186,7 @@ def _scored(folder: Path, examples: int, draws: int, root: Path | None, shown: b
     found = held_out(network)
     if shown:
         print(found)
-    first = result["seed"] * draws  # runs of several seeds have draws of their own
+    first = result["seed"] * draws  # runs of several seeds have separate draws
     drawn = [held_out(network, draw) for draw in range(first, first + draws)]
     scores = [{"ratio": one.whole.ratio, "z": one.whole.z, "ratios": one.ratios} for one in drawn]
     return {

@@ -194,7 +194,7 @@ _KNOWN: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ),
     (
         "mnist",
-        "70,000 handwritten digits of 28 x 28 pixels (CC BY-SA 3.0), turned when they are loaded",
+        "70,000 handwritten digits of 28 x 28 pixels (CC BY-SA 3.0), rotated when they are loaded",
         ("mnist/mnist.npz",),
         "equirelax data get mnist, or put mnist.npz in the folder mnist of the data root",
     ),

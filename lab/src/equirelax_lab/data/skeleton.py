@@ -296,7 +296,7 @@ def read_amc(path: str | Path, skeleton: Skeleton) -> dict[str, np.ndarray]:
             )
         elif len(rows[word]) != frames - 1:
             raise line.fail(
-                f"{word} stands before the first frame number, or twice in frame {first + frames - 1}"
+                f"{word} is before the first frame number, or twice in frame {first + frames - 1}"
             )
         else:
             rows[word].append(line.numbers(line.words[1:], len(channels[word]), f"the motion of {word}"))

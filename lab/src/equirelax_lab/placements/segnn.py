@@ -41,7 +41,7 @@ class SEGNNUpdates(Placement):
     residual: ResidualKind = dataclasses.field(default_factory=lambda: Dense(init="normal", std=1e-4))
 
     def survey(self, model: nn.Module) -> Survey:
-        """The node updates; every other module is left alone.
+        """The node updates; every other module is left unchanged.
 
         Raises:
             PlacementError: the model contains no SEGNN.

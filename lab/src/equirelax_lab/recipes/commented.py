@@ -105,7 +105,7 @@ class _Parser:
     def _behind(self, mark: yaml.Mark) -> str:
         """The comment after a value, on its last line."""
         line = self.lines[mark.line] if mark.line < len(self.lines) else ""
-        # braces and further values of a mapping in one line may stand before it
+        # braces and further values of a mapping on one line may come before it
         found = re.search(r"(?:^|\s)#\s*(.*)$", line[mark.column :])
         return found.group(1).strip() if found else ""
 

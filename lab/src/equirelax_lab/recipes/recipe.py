@@ -15,8 +15,8 @@ from equirelax_lab.recipes.commented import Branch, Leaf, parse
 VARIANTS = {
     "published": "the setting that produced the published number, without its code's defects",
     "released": "the same with the defects of the released code",
-    "printed": "as the paper's text says it, where that differs",
-    "fair": "a baseline trained as well as the relaxed run it stands beside",
+    "printed": "as in the paper's text, where that differs",
+    "fair": "a baseline trained as well as the relaxed run that it is compared with",
     "small": "fits two cores",
 }
 """Variant -> its description."""

@@ -49,7 +49,7 @@ def training(table: Table, metric: Mapping[str, Any]) -> list[Figure]:
         ),
         _column(
             table, "Penalty", "train/penalty",
-            "What the method adds to the loss: regularisation, or the Lagrangian's terms, which may be negative; mean over each "
+            "The method's term in the loss: regularisation, or the Lagrangian's terms, which may be negative; mean over each "
             "epoch and over seeds.",
         ),
         fit(table),
@@ -63,8 +63,8 @@ def validation(table: Table, metric: Mapping[str, Any]) -> Figure | None:
     """The validation metric of the networks after projection and as they are trained."""
     return _states(
         table, f"Validation: {heading(metric)}", "val", heading(metric), metric,
-        "Mean over seeds of the networks after projection (full lines; band: least to greatest seed) and as they are "
-        "trained, with their residuals (thin, dotted). Where the two part, the network leans on what projection takes away.",
+        "Mean over seeds of the networks after projection (solid lines; band: least to greatest seed) and as they are "
+        "trained, with their residuals (thin, dotted). Where the two differ, the network relies on what projection removes.",
     )  # fmt: skip
 
 
@@ -73,8 +73,8 @@ def fit(table: Table) -> Figure | None:
     return _states(
         table, "Loss on training data", "fit", "loss", {},
         "The task's loss on a fixed part of the training data, in evaluation mode and without augmentation, after projection "
-        "(full lines) and as trained (thin, dotted); mean over seeds. Where the projected loss stays behind, the residuals have "
-        "learnt what the strict weights were to learn.",
+        "(solid lines) and as trained (thin, dotted); mean over seeds. Where the projected loss lags behind, the residuals have "
+        "learnt what the strict weights should learn.",
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def equivariance(table: Table) -> Figure | None:
     return _states(
         table, "Equivariance error over training", "equivariance", "relative error", {},
         "Relative error in float64, the largest over a few group elements (the same throughout) on validation samples; mean "
-        "over seeds. With residuals (full lines): how far the network as it is trained is from equivariant. Projected (thin, "
+        "over seeds. With residuals (solid lines): how far the network as trained is from equivariant. Projected (thin, "
         f"dotted), and networks that are equivariant throughout: rounding. {ROUNDING}",
         ("relaxed", "projected"),
     )  # fmt: skip

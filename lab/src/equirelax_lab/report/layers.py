@@ -24,11 +24,11 @@ KINDS = {
     "gamma": ("Strength gamma", "The strength of each residual; 0 is the equivariant network."),
     "size": (
         "|gamma| × norm of W",
-        "gamma alone may be traded for the weight that it multiplies; this is their product, where the run recorded it (epochs "
-        "that validate).",
+        "gamma and the weight that it multiplies may be traded for each other; this is their product, if the run recorded it "
+        "(epochs that validate).",
     ),
-    "multiplier": ("Multiplier", "The dual variable of each layer's constraint, as the loss used it."),
-    "slack": ("Slack", "How far each layer's constraint was let out."),
+    "multiplier": ("Multiplier", "The dual variable of each layer's constraint, as used by the loss."),
+    "slack": ("Slack", "How far each layer's constraint was relaxed."),
     "lie": (
         "Lie derivative",
         "The Lie-derivative term of each residual's penalty, as the method computes it: how far its map is from equivariant.",

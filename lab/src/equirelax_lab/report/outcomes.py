@@ -77,7 +77,7 @@ def by_seed(table: Table, summary: Mapping[str, Any]) -> Figure:
     )
     return Figure(
         f"Test {words}",
-        "The networks that the methods hand over (projected; with their residuals for methods that keep them). "
+        "The networks that the methods deploy (projected; with their residuals for methods that keep them). "
         "Published values: the papers' own, on other data and hardware.",
         draw,
         Numbers(f"Test {words}", ("method", "seeds", "mean and deviation", "published"), rows),
@@ -140,8 +140,8 @@ def selected_equivariance(summary: Mapping[str, Any]) -> Figure | None:
     return Figure(
         title,
         f"Largest relative error over random elements of {first['group']} and over seeds, in {first['dtype']}, of the weights "
-        "that validation selected: filled as deployed (projected, or with the residuals where a method keeps them), open in "
-        f"the other form. {ROUNDING} An error of exactly zero has no place on a logarithmic axis; the table has it.",
+        "that validation selected. Filled markers: as deployed (projected, or with the residuals if a method keeps them); open: "
+        f"in the other form. {ROUNDING} An error of exactly zero has no place on a logarithmic axis; the table has it.",
         draw,
         Numbers(title, ("method", "deployed", "projected", "with residuals"), rows),
         1.2 + 0.28 * len(known),

@@ -78,7 +78,7 @@ def failed(found: failures.Shares, name: str) -> Figure | None:
     one = _against(
         f"Failed runs against {name}", name, "failed runs (%)", swept, lambda m, _: f"{m:.0f}", (-4.0, 104.0)
     )
-    caption = "Share of the runs at each value; what counts as failed stands with the table."
+    caption = "Share of the runs at each value; see the table for what counts as failed."
     return Figure(one.title, caption, one.draw, numbers, one.height)
 
 

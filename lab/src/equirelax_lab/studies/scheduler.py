@@ -391,10 +391,10 @@ def threads_each(jobs: int, devices: int = 1, gpu: bool = False, machines: Machi
 def reason(code: int | None, log: Path, position: int) -> str:
     """Why a run ended, in one line: the last line of its log after `position`, or the signal that ended it."""
     if code is None:
-        return "nobody knows how it ended"
+        return "it is unknown how it ended"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        memory = ", as for want of memory" if -code == signal.SIGKILL else ""
+        memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
         return f"ended by {name}{memory}"
     try:
         with log.open("rb") as file:

@@ -218,7 +218,7 @@ def _choices(values: Any, where: str) -> tuple[Any, ...]:
             f"'{where}' is {shown(values)}; expected a list of numbers, words, true, false or null."
         )
     if any(v in values[:i] for i, v in enumerate(values)):
-        raise ConfigError(f"'{where}' is {shown(values)}; every choice stands there once.")
+        raise ConfigError(f"'{where}' is {shown(values)}; list every choice once.")
     return tuple(values)
 
 

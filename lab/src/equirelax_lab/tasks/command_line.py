@@ -19,7 +19,7 @@ def train_command(config: RunConfig) -> str:
         words += ["--trained_as", config.trained_as]
     words += ["--seed", str(config.seed)]
     base, kind = base_of(config), config.to_dict()["residual"].get("kind")
-    if kind != base.to_dict()["residual"].get("kind"):  # which brings settings of its own
+    if kind != base.to_dict()["residual"].get("kind"):  # which brings its own settings
         base = base.updated({"residual": {"kind": kind}})
         words += ["--residual.kind", str(kind)]
     for key, (_, here) in changes(config, base).items():

@@ -81,7 +81,7 @@ class MD17Task(Task[MD17Dataset]):
     models: ClassVar[dict[str, str]] = {
         "equiformer": "Equiformer: equivariant graph attention on e3nn irreps, O(3)",
         "se3-transformer": "SE(3)-Transformer: attention with tensor products, O(3)",
-        "nequip": "NequIP of its own package, unedited: convolutions on e3nn irreps, O(3)",
+        "nequip": "NequIP from its own package, unmodified: convolutions on e3nn irreps, O(3)",
         "plain": "attention on centred positions: not equivariant",
     }
     dataset_type = MD17Dataset

@@ -146,7 +146,7 @@ class MocapTask(Task[MocapDataset]):
         return tuple(batch[name] for name in names)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Positions (nodes, 5, 3) of the five frames, or of the last alone (nodes, 3) from an EGNN."""
+        """Positions (nodes, 5, 3) of the five frames, or only of the last (nodes, 3) from an EGNN."""
         predicted: Tensor = model(*self.inputs(batch))
         return predicted
 
@@ -230,7 +230,7 @@ class FromMotion(nn.Module):
         self._batch = batch
 
     def forward(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """positions, velocities (nodes, 3) -> what the task predicts."""
+        """positions, velocities (nodes, 3) -> the task's prediction."""
         systems = (-1, self._bodies)
         heights = positions[:, mocap.UP, None].unflatten(0, systems)
         features = mocap.node_features(velocities.unflatten(0, systems), heights, self._highest, self._kind)

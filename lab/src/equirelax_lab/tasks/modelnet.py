@@ -44,7 +44,7 @@ class ModelNetDataset(Dataset):
         train_rotation: Rotations of training objects: none, about the vertical (z), or any (so3).
         test_rotation: The same for validation and test objects.
         point_dropout: Largest share of points that is dropped from a training object (drawn per object).
-        test_point_dropout: The same for validation and test objects; ACE drops there too.
+        test_point_dropout: The same for validation and test objects; ACE also drops points there.
         scale_and_shift: Scale training objects and shift them.
         scaling: How: all axes alike by 2/3 to 3/2, or every axis by its own factor, and a shift by up to 0.2 along
             each axis; or the latter, then points dropped, all axes alike by 0.8 to 1.25 and a shift by up to 0.1.
@@ -168,7 +168,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return clouds.normalise(chosen) if d.normalise else chosen
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every object turned by its own rotation; its class stays."""
+        """Every object, rotated by its own rotation; the class is kept."""
         points = batch["points"]
         turned = clouds.rotate(points, clouds.rotations("so3", len(points), generator))
         return {**batch, "points": turned}

@@ -1,6 +1,6 @@
 """Depth-wise tensor products of features with the spherical harmonics of edges.
 
-Channel u of a feature is multiplied with the edge's Y alone, path by path,
+Each channel u of a feature is multiplied separately with the edge's Y, path by path,
 
     out^path_u = c_path R^path_u (x_u (x) Y)_path,    c_path = sqrt(2 l_out + 1)
 
