@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused() -> None:
         EquiTuned(nn.Identity(), "vector", space)
     with pytest.raises(RepresentationError, match="nothing transforms"):
         EquiTuned(nn.Identity(), None, None)
-    with pytest.raises(RepresentationError, match="called with 1 arguments, and in_rep tells of 2"):
+    with pytest.raises(RepresentationError, match="called with 1 arguments, but in_rep describes 2"):
         EquiTuned(Two(), (space, None), (space, None)).eval()(x)
     with pytest.raises(RepresentationError, match="returned a tuple of 2"):
         EquiTuned(Two(), (space, None), space).eval()(x, rows(2, 1))

@@ -180,9 +180,9 @@ def test_declarations_that_cannot_be_are_refused(make: Callable[[], object]) -> 
     ("reads", "adds", "words"),
     [
         (Reads("there", "4x0e"), Adds(1, "4x0e"), "argument 'there' is declared to be a tensor, .* NoneType"),
-        (Reads("feats", "9x0e"), Adds(1, "4x0e"), "argument 'feats' does not stand as declared"),
-        (Reads("feats", "4x0e"), Adds(2, "4x0e"), "a tuple of 2, and nothing with an entry 2"),
-        (Reads("feats", "4x0e"), Adds(None, "4x0e"), "gave a tuple"),
+        (Reads("feats", "9x0e"), Adds(1, "4x0e"), "argument 'feats' does not have the declared axes"),
+        (Reads("feats", "4x0e"), Adds(2, "4x0e"), "a tuple of 2, which has no entry 2"),
+        (Reads("feats", "4x0e"), Adds(None, "4x0e"), "returned a tuple"),
         (Reads("feats", "4x0e"), Adds(1, "5x0e"), "of the output, expected 5 components"),
         (Reads("feats", On("5x0e", -2)), Adds(1, "4x0e"), r"shape \(3, 4, 4\).* as \(3, 5, 4\)"),
         (

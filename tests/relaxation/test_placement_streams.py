@@ -154,7 +154,7 @@ def test_other_models_are_refused():
         er.relax(torch.nn.Linear(3, 3), Streams("InteractionBlock", 3))
     with pytest.raises(PlacementError, match=r"no module 'encoder'"):
         er.relax(schnet(), Streams("InteractionBlock", 16, source="encoder"))
-    with pytest.raises(PlacementError, match="Linear has no whole number 'width'"):
+    with pytest.raises(PlacementError, match="Linear has no integer attribute 'width'"):
         er.relax(torch.nn.Linear(3, 3), Streams("Linear", "width"))
     with pytest.raises(PlacementError, match=r"no argument 'where'.*'pos'"):
         er.relax(schnet(), Streams("InteractionBlock", 16, "where"))

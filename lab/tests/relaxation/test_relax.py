@@ -136,7 +136,7 @@ def test_mistakes_get_a_message_that_says_what_to_do(make, error, words):
 def test_projecting_twice_is_an_error():
     relaxation = er.relax(Net())
     er.project(relaxation)
-    with pytest.raises(RelaxationStateError, match="not relaxed any more"):
+    with pytest.raises(RelaxationStateError, match="no longer relaxed"):
         er.project(relaxation)
 
 

@@ -280,7 +280,7 @@ def _report(
     }
     if before.vanishing:
         notes.append(
-            f"{', '.join(before.vanishing)} is 0 on the sample, exactly or but for rounding, which is equivariant whatever "
+            f"{', '.join(before.vanishing)} is 0 on the sample, exactly or up to rounding, which is equivariant whatever "
             "computes it: audit other weights or inputs"
         )
     return AuditReport(
@@ -401,8 +401,8 @@ def _notes(
             f"its points are known to {lost:.0e}"
             + (", which is more than the tolerance: centre the sample" if lost > tolerance else "")
             + (
-                ". Errors of outputs that lie as far are small beside their size: centre the sample, or call points "
-                "positions (E(3), SE(3))"
+                ". Errors of outputs that lie equally far are small compared with their size: centre the sample, or declare "
+                "points as positions (E(3), SE(3))"
                 if not _translates(case.group)
                 else ""
             )

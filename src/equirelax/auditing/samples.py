@@ -233,7 +233,7 @@ def _action(value: Tensor, reps: Any, path: str) -> TensorAction | None:
         )
     if value.dtype in (torch.int64, torch.uint64) and bool((value.abs() > EXACT).any()):
         raise AuditError(
-            f"{_name(path)} has whole numbers above {EXACT}, which are not moved exactly: number them anew"
+            f"{_name(path)} has whole numbers above {EXACT}, which are not moved exactly: renumber them"
         )
     wrong = action.mismatch(value.shape)
     if wrong:

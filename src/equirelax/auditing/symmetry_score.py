@@ -209,7 +209,7 @@ def symmetry_score(
         relaxation = relaxation_of(inner)
         if any(residual.suspended for _, residual in relaxation):
             raise AuditError(
-                "symmetry_score: call it outside relaxation.strict(); it looks at the strict network by itself"
+                "symmetry_score: call it outside relaxation.strict(); it uses the strict network anyway"
             )
         return _score(relaxation, batch, loss)
     relaxation = relax(inner, placement, generator=torch.Generator())
@@ -238,7 +238,7 @@ def _score(relaxation: Relaxation, batch: Any, loss: Loss) -> SymmetryScore:
         differentiated = _of_ranks([one.differentiated for one in probes.values()], sums.device)
     for key, found in zip(probes, zip(*differentiated, strict=True), strict=True):
         if any(found):
-            skipped[key] = "the network differentiates itself behind it, so that more than its output matters"
+            skipped[key] = "the network differentiates itself after it, so that more than its output matters"
     return _summary(relaxation, sums, skipped, count)
 
 
@@ -260,7 +260,7 @@ def _space(residual: Residual) -> Space | str:
     if isinstance(site, GridSite):
         symmetry = site.convolution.symmetry
         if not isinstance(symmetry, GridKernels):
-            return "kernels on its grid obey the group only nearly"
+            return "kernels on its grid obey the group only approximately"
         return KernelSpace(site.convolution, site.in_rep, out_rep)
     if not site.can_break:
         return "it maps invariants to invariants, and breaks nothing"
@@ -451,12 +451,12 @@ def _measure(probes: dict[str, Probe], model: nn.Module, batch: Any, loss: Loss,
 def _summary(relaxation: Relaxation, sums: Sums, skipped: dict[str, str], n: int) -> SymmetryScore:
     if sums.repeated:
         raise AuditError(
-            "every process gave the same examples, which would count as agreement: give each a share of its own, such as "
+            "every process gave the same examples, which would count as agreement: give each a separate share, such as "
             "examples[rank::world_size]"
         )
     if n < 2:
         raise AuditError(
-            f"the score needs two examples at least; there {'was 1' if n else 'were none'}: let loss return one loss for every "
+            f"the score needs at least two examples; there {'was 1' if n else 'were none'}: let loss return one loss for every "
             f"example, or give an iterator over batches of one example each"
         )
     for key, found in zip(
@@ -465,7 +465,7 @@ def _summary(relaxation: Relaxation, sums: Sums, skipped: dict[str, str], n: int
         strict=True,
     ):
         if not any(found):
-            skipped.setdefault(key, "nothing that it gives reaches the loss")
+            skipped.setdefault(key, "the loss does not depend on its output")
     kept = [key for key in sums.spaces if key not in skipped]
     if not kept:
         raise AuditError(

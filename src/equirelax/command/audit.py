@@ -44,7 +44,7 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
     wanted = [inputs.Entry.read(text, group, "--out") for text in parsed.out or ()]
     if parsed.inputs is not None and (parsed.rows is not None or any(entry.sizes for entry in given)):
         raise ConfigError(
-            "--rows and sizes behind a colon are for drawn inputs: leave them out with --inputs."
+            "--rows and sizes after a colon are for drawn inputs: leave them out with --inputs."
         )
     if any(entry.sizes for entry in wanted):
         raise ConfigError("--out: the sizes of an output are the network's own: leave them out.")
@@ -54,7 +54,7 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
         if parsed.weights is not None:
             if not isinstance(network, nn.Module):
                 raise ConfigError(
-                    f"--weights: {parsed.network} is no torch.nn.Module, which alone has a state dict."
+                    f"--weights: {parsed.network} is not a torch.nn.Module, and only modules have a state dict."
                 )
             load_weights(network, Path(parsed.weights))
         in_rep: Any = inputs.tree(given, "--in") if given else _declared(network, "in_rep", "--in")
@@ -74,7 +74,7 @@ def audit_network(parsed: argparse.Namespace) -> AuditReport:
                 own, _ = read_representations(FROM_MODEL, None, group, network)
                 sample = inputs.drawn_like(own, draws)
             where = (
-                "the inputs were drawn; a shape behind the representation, such as 1x1o:4,6,3, draws others, a name before "
+                "the inputs were drawn; a shape after the representation, such as 1x1o:4,6,3, draws others, a name before "
                 "it, such as pos=1x1o, passes a keyword, and --inputs MODULE:NAME gives them, such as indices and graphs"
             )
         shapes = ", ".join(f"{leaf.path} {_shape(leaf.value)}" for leaf in leaves(sample, None, "input"))
@@ -198,8 +198,8 @@ def _declared(network: Any, name: str, flag: str) -> Any:
         model_representations(network, name)
     except AuditError as error:
         raise ConfigError(
-            f"{flag} is missing, and {type(network).__name__} does not declare it (irreps_in, in_type or in_rep, and alike for "
-            f"the output): say how it transforms, as in {flag} 2x0e+1x1o, or {flag} invariant for what no element changes."
+            f"{flag} is missing, and {type(network).__name__} does not declare it (irreps_in, in_type or in_rep, and the same "
+            f"for the output): say how it transforms, as in {flag} 2x0e+1x1o, or {flag} invariant for what no element changes."
         ) from error
     return FROM_MODEL
 

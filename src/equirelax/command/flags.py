@@ -34,7 +34,7 @@ An input or output is written as [NAME=]REPRESENTATION[@AXIS][:SIZES].
                   element changes
   NAME            for a network that takes or returns a mapping or keywords
   @AXIS           the axis that it acts on, from the end (-1 by default), two
-                  axes (-2,-1), or grid for pictures (..., H, W)
+                  axes (-2,-1), or grid for images (..., H, W)
   :SIZES          the shape of the tensor that is drawn; by default --rows
                   times the size of the representation
 
@@ -113,10 +113,8 @@ def parser(prog: str, also: str = "") -> argparse.ArgumentParser:
         help="largest relative error that passes (default: by the precision, 1e-9 in float64, 1e-5 for float32 weights)",
     )
     made.add_argument(
-        "--layers", action="store_true", help="measure every module also where the network is equivariant"
+        "--layers", action="store_true", help="measure every module even if the network is equivariant"
     )
     made.add_argument("--json", metavar="FILE", help="write all numbers to this file")
-    made.add_argument(
-        "--html", metavar="FILE", help="write the report as a page that holds everything it needs"
-    )
+    made.add_argument("--html", metavar="FILE", help="write the report as a self-contained page")
     return made

@@ -105,13 +105,13 @@ def _representation(text: str, group: Group | None) -> Representation:
         if match is None or (match["block"].isalpha() and match["block"] not in NAMED):
             near = did_you_mean(term if match is None else match["block"], known)
             raise RepresentationError(
-                f"'{term}' is no representation.{near} Known are irreps such as 1o, and {', '.join(known)}."
+                f"'{term}' is not a representation.{near} Known are irreps such as 1o, and {', '.join(known)}."
             )
         block, copies = match["block"], int(match["copies"] or 1)
         if not block.isalpha():
             found.append(from_irreps(f"{copies}x{block}", group))
         elif group is None:
-            raise RepresentationError(f"say of which group {block} is, as in --group 'O(3)'.")
+            raise RepresentationError(f"give the group of {block}, as in --group 'O(3)'.")
         else:
             found.append(copies * NAMED[block](group))
     total = found[0]
@@ -174,7 +174,7 @@ class Draws:
             example = f"{self.rows},5"
         else:
             example = "2,3,32,32" if isinstance(action, GridField) else f"{self.rows},3,16"
-        raise ConfigError(f"{name}: give all sizes of the tensor behind a colon, as in --in '...:{example}'.")
+        raise ConfigError(f"{name}: give all sizes of the tensor after a colon, as in --in '...:{example}'.")
 
 
 def drawn(entries: Sequence[Entry], draws: Draws, flag: str) -> Any:

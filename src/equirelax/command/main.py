@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         # Python's own exit code, 1, would mean that the network is not equivariant.
         traceback.print_exc()
-        return _complain("this is a mistake of equirelax's own; please report it with the lines above.")
+        return _complain("this is a bug in equirelax; please report it with the lines above.")
 
 
 def _audit(words: Sequence[str]) -> int:

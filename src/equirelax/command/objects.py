@@ -90,7 +90,7 @@ def _module(where: str) -> ModuleType:
         return _from_file(Path(where))
     if not all(part.isidentifier() for part in where.split(".")):
         raise ConfigError(
-            f"'{where}' is no module's name: write package.module:name or path/to/file.py:name."
+            f"'{where}' is not the name of a module: write package.module:name or path/to/file.py:name."
         )
     try:
         with failing(f"{where} cannot be imported"):
@@ -113,7 +113,7 @@ def _no_module(where: str, missing: str) -> str:
     near = did_you_mean(last, [found.name for found in pkgutil.iter_modules(places)])
     file = Path(f"{where.replace('.', '/')}.py")
     return (
-        f"There is no module '{missing}'.{near} It is looked for in the current folder and among the installed packages; "
+        f"There is no module '{missing}'.{near} The current folder and the installed packages were searched; "
         f"a file is named by its path, such as {file}:name."
     )
 
@@ -129,7 +129,7 @@ def _from_file(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_of_{len(sys.modules)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file: its name should end in .py.")
+        raise ConfigError(f"{path} is not a Python file: its name should end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look up their module
     sys.path.insert(0, str(path.resolve().parent))  # for imports from its own folder
@@ -158,7 +158,7 @@ def _called(function: Any, name: str, call: str | None) -> Any:
         except TypeError as error:
             bare = signature.replace(return_annotation=signature.empty)
             raise ConfigError(
-                f"{name} takes {bare}: {error}. Write the arguments behind it, which must be literals, or name a function "
+                f"{name} takes {bare}: {error}. Write the arguments after it, which must be literals, or name a function "
                 "without arguments."
             ) from error
     with failing(f"{name}{call or '()'} failed"):
@@ -179,7 +179,7 @@ def _arguments(call: str, name: str) -> tuple[list[Any], dict[str, Any]]:
             raise ValueError
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
-            f"{name}{call}: arguments should be literals, as in {name}(8, name='max', sizes=[1, 2]). Texts need quotes."
+            f"{name}{call}: arguments should be literals, as in {name}(8, name='max', sizes=[1, 2]). Strings need quotes."
         ) from error
     return args, kwargs
 

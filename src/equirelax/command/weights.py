@@ -63,7 +63,7 @@ def _read(path: Path) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ConfigError(f"--weights {path} is damaged, or no file of safetensors: {error}") from error
+        raise ConfigError(f"--weights {path} is damaged, or not a safetensors file: {error}") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             ):
                 return {str(key): value for key, value in found.items()}
     raise ConfigError(
-        f"--weights {path} holds no state dict, neither at its top nor as {', '.join(WRAPPED)}: save network.state_dict()."
+        f"--weights {path} holds no state dict, neither at its top level nor as {', '.join(WRAPPED)}: save network.state_dict()."
     )
 
 

@@ -96,7 +96,7 @@ def relax_alike(copy: Copy, relaxation: Relaxation) -> Relaxation:
         if not copy.is_average and not _same_weights(network, relaxation):
             raise RelaxationStateError(
                 f"{copy.name} ({type(network).__name__}) looks like a copy of the network with other weights: an average would "
-                f"have to be relaxed in the same way, and a network of its own must not. If it is the latter, say so with "
+                f"have to be relaxed in the same way, and a separate network must not be. If it is the latter, say so with "
                 f"others=({copy.name.partition('.')[2]!r},); average with torch.optim.swa_utils.AveragedModel"
             )
         for root, placement in relaxation.placements.items():
@@ -229,6 +229,6 @@ def refuse_unknown(network: nn.Module, owners: Mapping[str, object], known: Iter
 def _refuse(name: str, found: object) -> None:
     raise RelaxationStateError(
         f"{name} ({type(found).__name__}) holds a tensor for every parameter that the network had before it was relaxed, as an "
-        f"average does that pairs by position: it would pair wrong weights. Average with torch.optim.swa_utils.AveragedModel or "
+        f"average that pairs by position does: it would pair wrong weights. Average with torch.optim.swa_utils.AveragedModel or "
         f"Lightning's WeightAveraging, whose copy is relaxed with the network; or make it in on_fit_start, of the relaxed network"
     )

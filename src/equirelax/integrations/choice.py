@@ -52,7 +52,7 @@ class MethodChoice:
             )
         elif self._fields:
             raise MethodError(
-                f"{', '.join(self._fields)} would have no effect, since method is a function: it gives its settings itself"
+                f"{', '.join(self._fields)} would have no effect, since method is a function, which sets them itself"
             )
         parameters = inspect.signature(self._make).parameters
         required = [
@@ -82,8 +82,8 @@ class MethodChoice:
             )
         if type(made).objective is not Method.objective:
             raise MethodError(
-                f"{type(made).__name__} weights the loss itself (`objective`), which takes more than a penalty that is added: "
-                f"write its loop in a training_step of your own"
+                f"{type(made).__name__} weights the loss itself (`objective`), which takes more than an added penalty: "
+                f"write its loop in your own training_step"
             )
         return made
 
@@ -98,7 +98,7 @@ def _from_mapping(method: Mapping[str, Any], settings: Mapping[str, Any]) -> tup
         )
     if settings:
         raise MethodError(
-            f"{', '.join(settings)} stands beside a mapping of settings: give all of them in the mapping"
+            f"{', '.join(settings)} is given in addition to a mapping of settings: give all of them in the mapping"
         )
     return name, given
 

@@ -184,8 +184,8 @@ class RelaxationCallback(Callback):
         """Relax the network, make the method, and arrange that its penalty is added."""
         if not run.module.automatic_optimization:
             raise MethodError(
-                f"{type(run.module).__name__} optimises by hand (automatic_optimization is False), so that a callback cannot add "
-                f"a penalty to its loss: write penalty and attach in the module, as in the README's loop"
+                f"{type(run.module).__name__} uses manual optimization (automatic_optimization is False), so a callback cannot "
+                f"add a penalty to its loss: call penalty and attach in the module, as in the README's loop"
             )
         network = _network(run.module, self._path)
         run.fresh = not _is_relaxed(network)
@@ -207,8 +207,8 @@ class RelaxationCallback(Callback):
     def _made_watch(self, relaxation: Relaxation, every: int) -> ProjectedLoss:
         if self._deploys_relaxed:
             raise MethodError(
-                f"{type(self.method).__name__} deploys the network with its residuals, so that the projected network's loss "
-                f"tells nothing: leave watch out"
+                f"{type(self.method).__name__} deploys the network with its residuals, so the projected network's loss "
+                f"has no meaning: leave watch out"
             )
         return ProjectedLoss(relaxation, every=every)
 
@@ -548,7 +548,7 @@ def _check_trainer(trainer: Trainer) -> None:
         )
     if type(trainer.strategy).__name__ in SHARDED:
         raise MethodError(
-            f"{type(trainer.strategy).__name__} cuts parameters into pieces, whereas penalties and projections need the whole: "
+            f"{type(trainer.strategy).__name__} shards parameters, whereas penalties and projections need whole ones: "
             f"train with DDP"
         )
 
@@ -564,8 +564,8 @@ def _check_held(trainer: Trainer, relaxation: Relaxation, module: LightningModul
     if left_out:
         raise StaleOptimizerError(
             f"the optimizer that {type(module).__name__}.configure_optimizers made lacks {len(left_out)} of {len(trained)} "
-            f"parameters of the residuals, such as {left_out[0]}: take self.{f'{path}.' if path else ''}parameters() there, "
-            f"and not a list that was made before, or of a part"
+            f"parameters of the residuals, such as {left_out[0]}: use self.{f'{path}.' if path else ''}parameters() there, "
+            f"and not a list that was made earlier or is of a part"
         )
 
 
@@ -579,7 +579,7 @@ def _check_what_stays(trainer: Trainer, method: Method) -> None:
             )
     if type(trainer.strategy.launcher).__name__ == SPAWNED:
         raise MethodError(
-            f"the strategy trains copies in processes of its own, from which the author's weights alone come back, whereas "
+            f"the strategy trains copies in separate processes, which return only the author's weights, whereas "
             f"{type(method).__name__} deploys the residuals: give strategy='ddp'"
         )
 
@@ -612,7 +612,7 @@ def _warn_if_early(method: Method, gamma: float) -> None:
     if total is not None and steps is not None and steps < total and gamma > 0.0:
         warnings.warn(
             f"{type(method).__name__}: training ended after {steps} of {total} steps, where gamma is {gamma:.2g}, and the "
-            f"network was projected from there: the schedule had not come to its end",
+            f"network was projected from there: the schedule had not ended",
             EquirelaxWarning,
             stacklevel=2,
         )

@@ -70,7 +70,7 @@ def load_relaxed(path: str | os.PathLike[str], placement: Placement | None = Non
     state = next((one for key, one in saved.items() if key.startswith("RelaxationCallback")), None)
     if not state:
         raise CheckpointError(
-            f"{os.fspath(path)} holds nothing of a RelaxationCallback: name the callback in the trainer's configuration, or load "
+            f"{os.fspath(path)} has no state of a RelaxationCallback: name the callback in the trainer's configuration, or load "
             f"the network with NequIP's own programs"
         )
     relaxation = relax(load_saved_model(str(path)), placement)

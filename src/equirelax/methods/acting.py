@@ -29,7 +29,7 @@ def act_on_all(g: Tensor, values: tuple[Any, ...], kinds: tuple[Kind, ...]) -> t
     """
     if len(values) != len(kinds):
         raise RepresentationError(
-            f"the model is called with {len(values)} arguments, and in_rep tells of {len(kinds)}: give one "
+            f"the model is called with {len(values)} arguments, but in_rep describes {len(kinds)}: give one "
             f"representation, On, GridField or None for every positional argument"
         )
     return tuple(v if k is None else act(g, v, k) for v, k in zip(values, kinds, strict=True))
@@ -47,7 +47,7 @@ def act_on_output(g: Tensor, output: Any, kinds: tuple[Kind, ...]) -> Any:
         size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
         raise RepresentationError(
             f"the model returned a {type(output).__name__}{size}; expected a tensor, or as many as "
-            f"out_rep tells of: {len(kinds)}"
+            f"out_rep describes: {len(kinds)}"
         )
     return act_on_all(g, tuple(output), kinds)
 
@@ -64,7 +64,9 @@ def as_kinds(reps: Any, what: str) -> tuple[Kind, ...]:
             None if rep is None else as_representation(rep) for rep in (reps if several else (reps,))
         )
     except RepresentationError as error:
-        raise RepresentationError(f"{what}: {error} None stands for what no element changes.") from error
+        raise RepresentationError(
+            f"{what}: {error} None stands for a tensor that no element changes."
+        ) from error
 
 
 def group_of(*kinds: Kind) -> Group:
@@ -76,4 +78,6 @@ def group_of(*kinds: Kind) -> Group:
     for kind in kinds:
         if kind is not None:
             return kind.group
-    raise RepresentationError("nothing transforms: in_rep and out_rep are all None; say how the input does")
+    raise RepresentationError(
+        "nothing transforms: in_rep and out_rep are all None; say how the input transforms"
+    )

@@ -583,12 +583,12 @@ def _never_stepped(method: Method, what: str) -> str:
         )
     elif method._attachment.ahead:
         advice = (
-            "It steps when all of the optimizers have stepped to which it is attached, and one of them has not: attach it to "
+            "It steps when all of the optimizers to which it is attached have stepped, and one has not: attach it to "
             "those that train the model"
         )
     else:
         advice = "Attach it to the optimizer that trains the model now: method.attach(optimizer)"
-    return f"{name} {what}, though the weights of its residuals train: it drives nothing. {advice}"
+    return f"{name} {what}, although the weights of its residuals train: it has no effect. {advice}"
 
 
 def _paths_differ(saved: list[str], here: list[str]) -> str:

@@ -175,9 +175,9 @@ class GradNorm:
             if "donated" not in str(error):
                 raise
             raise MethodError(
-                "GradNorm: it takes the gradient of every loss before the whole one's, but the compiled backward pass "
-                "runs once only. Set torch._functorch.config.donated_buffer = False before torch.compile, or compile "
-                "nothing"
+                "GradNorm: it takes the gradient of every loss before that of their sum, but the compiled backward pass "
+                "can run only once. Set torch._functorch.config.donated_buffer = False before torch.compile, or do not "
+                "compile"
             ) from error
         if all(part is None for part in parts):
             raise MethodError(

@@ -31,8 +31,8 @@ def as_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ..
     for optimizer in found:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise MethodError(
-                "attach: LBFGS evaluates the loss many times within one step, so that the strengths which the penalty "
-                "saw are not those of one point, and it takes a single group, so that gamma cannot be kept from weight "
+                "attach: LBFGS evaluates the loss many times within one step, so the strengths that the penalty "
+                "saw do not belong to one point, and it takes a single group, so gamma cannot be exempted from weight "
                 "decay. Train with another optimizer; or, for residuals alone, step LBFGS on the projected network"
             )
     return found
@@ -83,8 +83,8 @@ def hold(relaxation: Relaxation, optimizers: Sequence[Optimizer], settings: Mapp
     missing = _missing(relaxation, optimizers)
     if not missing and settings:
         raise MethodError(
-            f"attach: {', '.join(settings)} would have no effect, for the optimizer holds every parameter of the "
-            f"residuals already. Leave it out; or make the optimizer of relaxation.strict_parameters() alone"
+            f"attach: {', '.join(settings)} would have no effect, because the optimizer already holds every parameter of "
+            f"the residuals. Leave it out; or make the optimizer from relaxation.strict_parameters() only"
         )
     for optimizer in optimizers:
         if isinstance(optimizer, ReadsNetwork):
@@ -149,7 +149,7 @@ def _refusal(missing: _Missing, reasons: list[str]) -> str:
     parts += ["*relaxation.gamma_parameters().values()"] if missing.gammas else []
     return (
         f"attach: no optimizer holds {shown}, and none can take them any more: {'; '.join(reasons)}. Move the line that "
-        f"makes the optimizer behind relax(), so that model.parameters() has them, and attach before the scheduler is "
+        f"makes the optimizer after relax(), so that model.parameters() has them, and attach before the scheduler is "
         f"made and before the first step. Or make a second optimizer, "
         f"second = torch.optim.Adam([{', '.join(parts)}]), and attach to [optimizer, second]"
     )
@@ -197,7 +197,7 @@ def _spare_gammas(relaxation: Relaxation, optimizer: Optimizer) -> None:
         if reason := _closed(optimizer):
             warnings.warn(
                 f"attach: weight decay ({group['weight_decay']}) pulls gamma of {names[id(inside[0])]} and "
-                f"{len(inside) - 1} more to 0 besides the method, and they cannot be moved to a group without it any more: "
+                f"{len(inside) - 1} more to 0 in addition to the method, and they can no longer be moved to a group without it: "
                 f"{reason}. Attach before the scheduler is made and before the first step",
                 EquirelaxWarning,
                 stacklevel=4,

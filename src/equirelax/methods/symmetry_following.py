@@ -144,7 +144,7 @@ class SymmetryFollowing(Method):
         found = self.measure(self.relaxation)
         if not hasattr(found, "ratios") or not hasattr(found, "examples"):
             raise MethodError(
-                f"SymmetryFollowing: measure(relaxation) gave {shown(found)}; expected what er.symmetry_score gives"
+                f"SymmetryFollowing: measure(relaxation) gave {shown(found)}; expected the result of er.symmetry_score"
             )
         other = sorted(set(found.ratios) - set(self.paths))
         if other:

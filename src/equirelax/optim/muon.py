@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"Muon: expected the network itself, got a {type(model).__name__}. Write Muon(model, lr=...), and name the "
-                "parameters with params= where they are not all of the network's."
+                "parameters with params= if they are not all of the network's."
             )
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
         self._matrices = matrices_of(model) | _named(model, matrices or {})
@@ -138,8 +138,8 @@ class Muon(torch.optim.Optimizer):
             model = self._model()
             if model is None:
                 warnings.warn(
-                    f"Muon: this copy knows the matrices of the parameters that it had, and not the network: those of {len(new)} "
-                    "new ones are read from their shapes. Call read_network(model) before.",
+                    f"Muon: this copy knows the matrices of the parameters that it had, but not the network: those of {len(new)} "
+                    "new ones are read from their shapes. Call read_network(model) first.",
                     EquirelaxWarning,
                     stacklevel=2,
                 )

@@ -143,7 +143,7 @@ def _choose(
     if not isinstance(placement, Placement):
         raise PlacementError(
             f"relax: the placement is {shown(placement)}; expected a Placement such as equirelax.Layers(...), or the name of "
-            f"one. A kind of residual is given by name, relax(model, residual=...), and declarations to the placement, "
+            f"one. Give a kind of residual by keyword, relax(model, residual=...), and declarations to the placement, "
             f"Layers(declare=(...))"
         )
     return placement
@@ -170,14 +170,14 @@ def _refuse(model: nn.Module) -> None:
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         raise RelaxationStateError(
             f"{name} is wrapped for parallel training: relax the module inside it first, and wrap it in "
-            f"DistributedDataParallel afterwards. DataParallel is not supported: its copies on further GPUs would call the "
+            f"DistributedDataParallel afterwards. DataParallel is not supported: its copies on other GPUs would call the "
             f"residuals of the first one"
         )
     traced = next((m for m in model.modules() if getattr(m, "is_compile_graph_model", False)), None)
     if traced is not None:  # it keeps the code of its first call, whatever hooks are added or removed
         raise RelaxationStateError(
-            f"{name} holds a {type(traced).__name__}, which NequIP builds with compile_mode: compile and which would run the "
-            f"code of its first call ever after, with residuals or without: build it with compile_mode: eager"
+            f"{name} holds a {type(traced).__name__}, which NequIP builds with compile_mode: compile and which would always run "
+            f"the code of its first call, with residuals or without: build it with compile_mode: eager"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise RelaxationStateError(

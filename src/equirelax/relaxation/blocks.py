@@ -173,7 +173,7 @@ class BlockReader(Reader):
         part, wrong = narrowed(x, each.span)
         wrong = wrong or each.layout.mismatch(tuple(part.shape))
         if wrong:
-            raise RepresentationError(f"{self.path}: {_name(each)} does not stand as declared: {wrong}")
+            raise RepresentationError(f"{self.path}: {_name(each)} does not have the declared axes: {wrong}")
         return each.layout.rows(part)
 
 

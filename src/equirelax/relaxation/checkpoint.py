@@ -51,15 +51,15 @@ def relaxation_state(relaxation: Relaxation) -> dict[str, Any]:
     for one in relaxation.entries():
         if one.root is None:
             raise CheckpointError(
-                f"{one.key or type(model).__name__}: its placement is with a module around this {type(model).__name__}, "
-                f"which is needed to rebuild it: save the module that was given to relax(), or one around it"
+                f"{one.key or type(model).__name__}: its placement, which is needed to rebuild it, is held by a module around "
+                f"this {type(model).__name__}: save the module that was given to relax(), or one around it"
             )
     chosen = {root: _chosen(relaxation, root) for root in relaxation.placements}
     for one in relaxation.entries():
         if one.has_moved and one.key not in chosen[one.root or ""]:
             raise CheckpointError(
-                f"{one.key or type(model).__name__}: its module stood at {one.residual.site.path!r} when it was relaxed; where "
-                f"it stands now the placement chooses none, so that it cannot be rebuilt. Save before modules are rearranged or "
+                f"{one.key or type(model).__name__}: its module was at {one.residual.site.path!r} when it was relaxed; at "
+                f"its present path the placement chooses none, so it cannot be rebuilt. Save before modules are rearranged or "
                 f"wrapped; or project, rearrange and relax again"
             )
     derived = derived_keys(model)
@@ -136,7 +136,7 @@ def _check_format(state: Any) -> None:
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found == OLD_FORMAT:
         raise CheckpointError(
-            f"a relaxed model that was saved by equirelax 0.1 ({found}): its residuals cannot be read any more. The "
+            f"a relaxed model that was saved by equirelax 0.1 ({found}): its residuals can no longer be read. The "
             f"weights of the author's own model can: model.load_state_dict(equirelax.relaxation.read_strict(path))"
         )
     if found != FORMAT:
@@ -275,15 +275,15 @@ def read(path: str | os.PathLike[str]) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{name} cannot be read as a checkpoint: it holds more than tensors and plain data, such as code, of which "
-            f"nothing was run ({_first_line(error)}). Write it anew, with er.save or a state dict."
+            f"{name} cannot be read as a checkpoint: it holds more than tensors and plain data, such as code, none of "
+            f"which was run ({_first_line(error)}). Save it again, with er.save or as a state dict."
         ) from error
     # zipfile and torch.load report damage by many types (BadZipFile, RuntimeError, EOFError, KeyError, ...), which
     # all mean the same here.
     except Exception as error:
         raise CheckpointError(
-            f"{name} cannot be read as a checkpoint: it is damaged, or no file of torch.save "
-            f"({type(error).__name__}: {_first_line(error)}). Take another copy, or write it anew."
+            f"{name} cannot be read as a checkpoint: it is damaged, or was not written by torch.save "
+            f"({type(error).__name__}: {_first_line(error)}). Use another copy, or save it again."
         ) from error
 
 

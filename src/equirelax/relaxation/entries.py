@@ -95,13 +95,13 @@ def find(model: nn.Module) -> list[Entry]:
         if path is None or module is None:
             raise RelaxationStateError(
                 f"{type(model).__name__} holds a residual at {place} that belongs to a module around it ({site.path!r} in "
-                f"the model that was relaxed): look through that one, or through the whole model"
+                f"the model that was relaxed): use that module, or the whole model"
             )
         key = f"{path}:{site.slot}" if site.slot else path
         if key in found:
             raise RelaxationStateError(
                 f"{type(model).__name__}: the residuals at {place} and of {found[key].module!r} are both of {key!r} since its "
-                f"modules were rearranged: project before, and relax again afterwards"
+                f"modules were rearranged: project first, and relax again afterwards"
             )
         found[key] = Entry(key, path, module, residual, root, has_moved)
     return list(found.values())
@@ -165,7 +165,7 @@ def check_detachable(model: nn.Module, gone: Collection[Entry]) -> None:
         residual = one.residual
         if one.root is None and (residual.shared is not None or residual.adds_to is not None):
             raise RelaxationStateError(
-                f"{one.key or type(model).__name__}: its residual also has a part in calls of modules around this "
+                f"{one.key or type(model).__name__}: its residual also takes part in calls of modules around this "
                 f"{type(model).__name__}: project the whole model instead"
             )
         if any(later not in going for later in residual.dependents):

@@ -69,8 +69,8 @@ def figure(history: History, names: Sequence[str]) -> Figure:
     """
     if not history.gammas and not history.errors:
         raise RelaxationStateError(
-            "nothing to plot: strengths are noted when a method made on this very handle steps, errors by "
-            "relaxation.record(er.audit(...)); plot by the handle that the method has, method.relaxation.plot()"
+            "nothing to plot: strengths are recorded when a method made on this handle steps, and errors by "
+            "relaxation.record(er.audit(...)); plot with the method's handle, method.relaxation.plot()"
         )
     try:
         from matplotlib import pyplot

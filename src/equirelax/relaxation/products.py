@@ -141,7 +141,7 @@ class ProductResidual(Residual):
         self.second_seen = Seen.of(y) if self.second_seen is None else self.second_seen.and_of(y)
         if first and constants and (wrong := self.second_seen.contradicts(constants)):
             warnings.warn(
-                f"{self.name_of(module)}: {wrong}. Its residual trains all the same, but cannot be folded: correct the Constant "
+                f"{self.name_of(module)}: {wrong}. Its residual trains anyway, but cannot be folded: correct the Constant "
                 f"in the placement, or leave it out",
                 EquirelaxWarning,
                 stacklevel=2,

@@ -56,7 +56,7 @@ def project(model: nn.Module | Relaxation, mode: str = "drop", unfoldable: str =
             )
     given = model.model if isinstance(model, Relaxation) else model
     if isinstance(model, Relaxation) and not any(isinstance(m, Residual) for m in given.modules()):
-        raise RelaxationStateError(f"{type(given).__name__} is not relaxed any more: it was projected before")
+        raise RelaxationStateError(f"{type(given).__name__} is no longer relaxed: it was projected before")
     relaxation = Relaxation(given)  # parts may have been projected since a handle was made
     found = relaxation.entries()
     check_detachable(relaxation.model, found)
@@ -86,7 +86,7 @@ def _check_finite(relaxation: Relaxation) -> None:
                 f"the residual of {key or 'the model'} "
                 f"({type(relaxation.module(key)).__name__}) holds NaN or infinity "
                 f"in {', '.join(bad)}: training diverged, and the layer's own weights may be damaged too. Go "
-                f"back to an earlier checkpoint; to look at the strict part all the same, use "
+                f"back to an earlier checkpoint; to look at the strict part anyway, use "
                 f"relaxation.strict_state_dict()"
             )
 
@@ -113,7 +113,7 @@ def _check_untied(one: Entry, fold: Fold, holders: Mapping[Hashable, Mapping[nn.
         if others:
             raise UnfoldableError(
                 f"{one.key} ({type(one.module).__name__}) shares its weight with {', '.join(others)} (tied parameters): "
-                f"what is folded into one would change the other; untie them before (layer.weight = "
+                f"folding into one would change the other; untie them first (layer.weight = "
                 f'nn.Parameter(layer.weight.clone())), or project with mode="drop" or unfoldable="drop"'
             )
 
@@ -153,7 +153,7 @@ def _fold(
         )
     if not all(bool(torch.isfinite(amount.to(parameter)).all()) for parameter, amount in fold.writes):
         raise NonFiniteError(
-            f"{key} ({type(module).__name__}): what would be folded is too large for the dtype of its weights; project with "
+            f"{key} ({type(module).__name__}): the part to fold is too large for the dtype of its weights; project with "
             f'mode="drop", or convert the model to float32 first'
         )
     return fold, residual.fold_note()

@@ -218,7 +218,7 @@ class Relaxation:
             shown = ", ".join(f"{key or 'the model'} ({type(self.module(key)).__name__})" for key in new[:5])
             warnings.warn(
                 f"no call has reached the residual of {shown}{f' and {len(new) - 5} more' if len(new) > 5 else ''} in the "
-                f"last step, so that nothing trains it: the network does not call the module, or computes with its weights "
+                f"last step, so nothing trains it: the network does not call the module, or computes with its weights "
                 f"without calling it (a fused path, module.forward(...)). Leave it out with exclude=, or call the module",
                 EquirelaxWarning,
                 stacklevel=3,

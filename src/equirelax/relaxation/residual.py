@@ -145,7 +145,7 @@ class Residual(nn.Module, HookOwner):
             raise RelaxationStateError(
                 f"{self.site.key or 'the model'}: the network calls its residual as one more layer, since the module that holds "
                 f"it runs all of its children. Make that module an nn.Sequential, or leave {self.site.path!r} out of the "
-                f"placement. What a residual adds is residual.delta(x)"
+                f"placement. To compute the residual's term, call residual.delta(x)"
             )
         return self.delta(x)
 
@@ -222,8 +222,8 @@ class Residual(nn.Module, HookOwner):
             return self.read(args, kwargs)
         if count is not None and count != counts(x):
             raise RelaxationStateError(
-                f"{self.name_of(module)} writes into what it is called with (an operation in place), which its residual reads: "
-                f"f(x) in y = module(x) + gamma f(x) would be of something else. Let it compute out of place, such as "
+                f"{self.name_of(module)} writes into its input (an in-place operation), which its residual reads: "
+                f"f(x) in y = module(x) + gamma f(x) would be of something else. Make it compute out of place, such as "
                 f"nn.ReLU(inplace=False), or relax the layers inside it"
             )
         return x
@@ -237,7 +237,7 @@ class Residual(nn.Module, HookOwner):
         wrong = self.site.misfit(output, delta)
         if wrong:
             raise RepresentationError(
-                f"{self.name_of(module)}: what its residual adds does not fit what the module gave: {wrong}. {self._mend()}"
+                f"{self.name_of(module)}: the term of its residual does not fit the module's output: {wrong}. {self._mend()}"
             )
         return self.site.add(output, delta)
 
@@ -271,9 +271,9 @@ class Residual(nn.Module, HookOwner):
         kept, self._kept = self._kept, []
         if not all(one.intact for one in kept):
             raise PenaltyError(
-                f"{self.site.key or 'the model'}: the features that its residual read were overwritten (by an operation in "
-                f"place) before penalty() was called. Call it right after every forward, also of micro-batches, or do "
-                f"not write into what the module was called with"
+                f"{self.site.key or 'the model'}: the features that its residual read were overwritten (by an in-place "
+                f"operation) before penalty() was called. Call it right after every forward, also of micro-batches, or do not "
+                f"write into the module's inputs"
             )
         return [one.value for one in kept]
 
@@ -354,7 +354,7 @@ class Residual(nn.Module, HookOwner):
             RelaxationStateError: always.
         """
         raise RelaxationStateError(
-            f"{self.site.key or 'the model'}: a relaxed network cannot be scripted, for TorchScript has no hooks that read "
+            f"{self.site.key or 'the model'}: a relaxed network cannot be scripted, because TorchScript has no hooks that read "
             f"keyword arguments. Script a projected copy (copy.deepcopy(model), then equirelax.project), or export the relaxed "
             f"one with torch.export"
         )

@@ -65,7 +65,7 @@ def misfit(output: Any, delta: Tensor, shape: tuple[int, ...] | None = None) -> 
         shape: The shape that `delta` must have if the site rearranges it before adding; None takes the output's.
     """
     if not isinstance(output, Tensor):
-        return f"the module gave a {type(output).__name__}, and no tensor to add to"
+        return f"the module returned a {type(output).__name__}, not a tensor to add to"
     if not output.is_floating_point() or not delta.is_floating_point():
         return f"dtype {delta.dtype} cannot be added to {output.dtype}"
     wanted = tuple(output.shape) if shape is None else shape
@@ -248,7 +248,7 @@ class AddTo(Writer):
         if self.item is None or _has(output, self.item):
             return ""
         size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
-        return f"the module gave a {type(output).__name__}{size}, and nothing with an entry {self.item!r}"
+        return f"the module returned a {type(output).__name__}{size}, which has no entry {self.item!r}"
 
     def add(self, output: Any, delta: Tensor) -> Any:
         """Return the output with `delta` added to it or to its entry."""

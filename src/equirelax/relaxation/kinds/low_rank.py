@@ -149,7 +149,9 @@ class LowRank(ResidualKind):
             PlacementError: The convolution is transposed.
         """
         if convolution.transposed:
-            raise PlacementError("LowRank makes no transposed convolution: use Dense, or exclude the layer")
+            raise PlacementError(
+                "LowRank does not support transposed convolutions: use Dense, or exclude the layer"
+            )
         rank = min(self.rank, in_dim * convolution.pixels, out_dim)
         return self._filled(LowRankConvMap(in_dim, out_dim, rank, convolution), generator)
 

@@ -139,8 +139,8 @@ class AxisSite(Site):
         )
         if wrong:
             raise RepresentationError(
-                f"{self.path}: the input does not stand as declared: {wrong}. Name the axes of the tensor that this very "
-                "module is called with, after any transpose in front of it: On(representation, axis) and channel_axis"
+                f"{self.path}: the input does not have the declared axes: {wrong}. Name the axes of the tensor with which "
+                "this module itself is called, after any transpose before it: On(representation, axis) and channel_axis"
             )
         return self.in_layout.rows(x)
 
@@ -218,7 +218,7 @@ def channels_of(path: str, module: nn.Module) -> tuple[int, int]:
     own = getattr(module, "weight", None)
     if not isinstance(own, Tensor) or own.dim() < 2 or own.shape[2:].numel() != 1:
         raise PlacementError(
-            f"{path} ({type(module).__name__}): its channels cannot be read off a weight of shape (out, in); give "
+            f"{path} ({type(module).__name__}): its channels cannot be read from a weight of shape (out, in); give "
             "channels=(in, out)"
         )
     return own.shape[1], own.shape[0]
@@ -256,7 +256,7 @@ def channel_site(
     if isinstance(module, nn.Linear) and channel_axis != -1:
         raise PlacementError(
             f"{name} mixes the last axis of its input, and channel_axis is {channel_axis}: channels of a torch.nn.Linear are on "
-            "axis -1; name the components' axis after any transpose in front of it"
+            "axis -1; name the components' axis after any transpose before it"
         )
     counts = channels or channels_of(path, module)
     if (

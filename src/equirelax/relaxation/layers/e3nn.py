@@ -260,7 +260,7 @@ class E3nnTensorProduct(LayerFamily):
         if not product.weight_numel:
             return Skip("has no weights")
         if _is_e3nn(product, "TensorSquare"):
-            return Skip("is quadratic in its input, and no linear map of it")
+            return Skip("is quadratic in its input, and not linear")
         return ProductSite(
             path,
             from_irreps(layer.irreps_in1),
@@ -280,14 +280,14 @@ class E3nnTensorProduct(LayerFamily):
         constants = site.constants if isinstance(site, ProductSite) else ()
         if not constants:
             raise UnfoldableError(
-                f"{site.path} ({type(module).__name__}): a map of its first input alone folds only where a "
+                f"{site.path} ({type(module).__name__}): a map of its first input alone folds only if a "
                 f"0e channel of the second input is constant, and none is declared; declare it with "
                 f"Constant(pattern, channel, value) in the placement, or {_LOOK}"
             )
         product = product_of(module)
         if product is None:
             raise UnfoldableError(
-                f"{site.path} ({type(module).__name__}) is no tensor product, and wraps none that could be folded into; {_LOOK}"
+                f"{site.path} ({type(module).__name__}) is not a tensor product, and wraps none to fold into; {_LOOK}"
             )
         if product is not module:
             return self._fold_inside(module, product, site, weight, bias)
@@ -343,7 +343,7 @@ def _factors(module: nn.Module, product: Any, site: Site, rows: int = 8) -> Tens
         )
     if bad:
         raise UnfoldableError(
-            f"{site.path} ({type(module).__name__}) does more than to multiply the output of its {type(product).__name__} by "
+            f"{site.path} ({type(module).__name__}) does more than multiply the output of its {type(product).__name__} by "
             f"constants; {_LOOK}"
         )
     return factors

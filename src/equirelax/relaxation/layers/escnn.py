@@ -77,7 +77,7 @@ class GeometricSite(Site):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why `delta` cannot be added; see `Site.misfit`."""
         if not is_escnn(output, "GeometricTensor"):
-            return f"the module gave a {type(output).__name__}, and no GeometricTensor"
+            return f"the module returned a {type(output).__name__}, not a GeometricTensor"
         return misfit(output.tensor, delta)
 
 
@@ -155,7 +155,7 @@ def _parameter(layer: Any, name: str, site: Site) -> nn.Parameter:
     own = getattr(layer, name)
     if not isinstance(own, nn.Parameter):
         raise UnfoldableError(
-            f"{site.path} ({type(layer).__name__}) has no parameter {name!r} to fold into, for that is computed from others: "
+            f"{site.path} ({type(layer).__name__}) has no parameter {name!r} to fold into, because it is computed from others: "
             f'remove its parametrization, or project with mode="drop" or unfoldable="drop"'
         )
     return own

@@ -65,9 +65,7 @@ class DegreeSite(Site):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why `delta` cannot be added; see `Site.misfit`."""
         if not isinstance(output, Mapping) or any(key not in output for key in self.keys):
-            return (
-                f"the module gave a {type(output).__name__}, and no mapping with the keys {list(self.keys)}"
-            )
+            return f"the module returned a {type(output).__name__}, not a mapping with the keys {list(self.keys)}"
         sizes = [output[key].shape[-2:].numel() for key in self.keys]
         if sum(sizes) != delta.shape[-1]:
             shapes = {key: tuple(output[key].shape) for key in self.keys}

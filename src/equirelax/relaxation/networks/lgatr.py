@@ -75,7 +75,9 @@ class MultivectorSite(AxisSite):
     def misfit(self, output: Any, delta: Tensor) -> str:
         """Say why `delta` cannot be added; see `Site.misfit`."""
         if not isinstance(output, tuple) or not output:
-            return f"the module gave a {type(output).__name__}; expected a tuple of multivectors and scalars"
+            return (
+                f"the module returned a {type(output).__name__}; expected a tuple of multivectors and scalars"
+            )
         return super().misfit(output[0], delta)
 
 

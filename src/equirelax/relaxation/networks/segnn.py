@@ -85,6 +85,6 @@ def _behind_the_gate(path: str, layer: nn.Module, first: str, second: str, share
 def _second_update(path: str, module: nn.Module) -> Site:
     site = get_family("e3nn-tensor-product", path).site(path, module)
     if not isinstance(site, ProductSite):
-        reason = site.reason if isinstance(site, Skip) else "is no tensor product"
+        reason = site.reason if isinstance(site, Skip) else "is not a tensor product"
         raise PlacementError(f"{path} ({type(module).__name__}): the second update of a SEGNN {reason}")
     return site.with_constants(((0, 1.0),))

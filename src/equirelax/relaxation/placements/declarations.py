@@ -122,12 +122,12 @@ def _matrix(path: str, module: nn.Module, in_on: On, out_on: On) -> Site:
     where = f"{path} ({type(module).__name__})"
     if isinstance(own, nn.Parameter) and own.dim() == 2 and tuple(own.shape) != shape:
         raise PlacementError(
-            f"{where}: its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in); channels beside "
-            "the representation are declared with channel_axis"
+            f"{where}: its weight has shape {tuple(own.shape)}, the declared representations {shape} (out, in); declare "
+            "additional channels with channel_axis"
         )
     if isinstance(module, nn.Linear) and (in_on.axis, out_on.axis) != (-1, -1):
         raise PlacementError(
-            f"{where} mixes the last axis of its input, the representation is declared on axis {in_on.axis}: give "
+            f"{where} mixes the last axis of its input, but the representation is declared on axis {in_on.axis}: give "
             "channel_axis=-1 if it mixes channels"
         )
     ends, name = (in_rep, out_rep), first_parameter(module)
@@ -156,7 +156,7 @@ def _convolution(path: str, module: nn.Module, in_rep: Representation, out_rep: 
             )
     if not hasattr(module, "kernel_size"):
         raise PlacementError(
-            f"{name} does not tell its kernel_size, which a declared convolution needs: give it such an attribute, or "
+            f"{name} has no attribute kernel_size, which a declared convolution needs: give it this attribute, or "
             "exclude it"
         )
     try:

@@ -125,7 +125,7 @@ class Layers(Placement):
             ):
                 left[path] = (
                     SKIPPED,
-                    f"not relaxed in a {network.name}; include it by name to relax it all the same",
+                    f"not relaxed in a {network.name}; include it by name to relax it anyway",
                 )
             else:
                 fixed = tuple((c.channel, float(c.value)) for where, c in constants if path in where)
@@ -160,8 +160,8 @@ class Layers(Placement):
                 outer = next((path for path in placed if hit.startswith(f"{path}.") or not path), None)
                 if inner is not None:
                     raise PlacementError(
-                        f"exclude: {hit} ({type(known[hit]).__name__}) is no layer that is relaxed, but {inner} inside it is; to "
-                        f"leave out all that it holds, exclude {f'{hit}.*'!r}"
+                        f"exclude: {hit} ({type(known[hit]).__name__}) is not relaxed itself, but {inner} inside it is; to "
+                        f"leave out everything inside, exclude {f'{hit}.*'!r}"
                     )
                 if outer is not None and family_site(hit, known[hit]) is not None:
                     raise PlacementError(

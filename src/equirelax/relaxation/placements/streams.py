@@ -69,7 +69,7 @@ class Streams(Placement):
         width = getattr(network, self.channels, None) if isinstance(self.channels, str) else self.channels
         if not isinstance(width, int):
             raise PlacementError(
-                f"Streams: {self.source or type(model).__name__} has no whole number {self.channels!r}: give the number of "
+                f"Streams: {self.source or type(model).__name__} has no integer attribute {self.channels!r}: give the number of "
                 "channels, or the path of the network that has it, source=..."
             )
         inside = f"{self.source}." if self.source else ""

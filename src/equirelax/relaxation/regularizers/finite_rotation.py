@@ -51,7 +51,7 @@ class FiniteRotation(Regularizer):
         for key, residual in relaxation:
             if isinstance(residual.map, StreamMap):
                 raise PenaltyError(
-                    f"{key}: a residual stream starts from the model's inputs, and one of its steps cannot be turned alone; take "
+                    f"{key}: a residual stream starts from the model's inputs, and one of its steps cannot be rotated alone; use "
                     "LieDerivative"
                 )
             group = residual.in_rep.group
@@ -60,7 +60,7 @@ class FiniteRotation(Regularizer):
             )
             if not residual.map.reads_inputs or not turns:
                 raise PenaltyError(
-                    f"{key}: {group.name} has no plane to turn by {degrees} degrees in here; take LieDerivative"
+                    f"{key}: {group.name} has no plane in which to rotate by {degrees} degrees; use LieDerivative"
                 )
         super().__init__(relaxation, generator=generator)
         self.weight, self.degrees = weight, degrees

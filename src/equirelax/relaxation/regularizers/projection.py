@@ -55,7 +55,7 @@ class ProjectionNorms(Regularizer):
             if not (residual.is_linear and residual.in_rep.linear and residual.out_rep.linear):
                 raise PenaltyError(
                     f"{key or 'the model'}: no orthogonal projection onto equivariant maps is known of its residual "
-                    f"({type(residual.map).__name__} from {residual.in_rep!r} to {residual.out_rep!r}): take LieDerivative, "
+                    f"({type(residual.map).__name__} from {residual.in_rep!r} to {residual.out_rep!r}): use LieDerivative, "
                     f"or residuals of another kind"
                 )
         super().__init__(relaxation, every=every)
