@@ -133,7 +133,7 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind an error: torch.save hides it behind one of its own."""
+    """Find the operating system's error behind an error, since torch.save hides it behind its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_REFUSED):
             return error

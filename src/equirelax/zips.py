@@ -18,7 +18,7 @@ def check_complete(file: IO[bytes], archive: zipfile.ZipFile) -> None:
 
     Raises:
         zipfile.BadZipFile: The number of members differs from the one at the archive's end, or a member has another name in
-            its own header. Other damage raises errors of zipfile's (NotImplementedError, RuntimeError, ...).
+            its own header. Other damage raises other errors of zipfile (NotImplementedError, RuntimeError, ...).
     """
     size = file.seek(0, 2)
     file.seek(max(0, size - _END_SIZE - _LONGEST_COMMENT))

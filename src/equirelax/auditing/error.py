@@ -240,7 +240,8 @@ class Gap:
     """The error of one output on g x.
 
     Attributes:
-        expected: ``rho(g) f(x)``; difference: ``f(g x)`` minus that.
+        expected: ``rho(g) f(x)``.
+        difference: ``f(g x)`` minus `expected`.
         relative: See :class:`Measurement`.
     """
 

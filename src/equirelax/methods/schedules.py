@@ -1,4 +1,4 @@
-"""Schedules: gamma as a function of the progress of training, 0 at the first step and 1 at the last."""
+"""Schedules: gamma as a function of the progress of training, which is 0 at the first step and 1 at the last."""
 
 from __future__ import annotations
 

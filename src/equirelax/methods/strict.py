@@ -1,4 +1,4 @@
-"""The strict network, trained as its author would: the method that does nothing."""
+"""The strict network, trained as its author would train it: the method that does nothing."""
 
 from __future__ import annotations
 

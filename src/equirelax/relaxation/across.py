@@ -42,7 +42,7 @@ class Shared(HookOwner):
 
     @abstractmethod
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Hook of the relaxed model, called also when its forward raises: forget the forward."""
+        """Forget the forward, as a hook of the relaxed model that also runs when its forward raises."""
 
 
 def share(model: nn.Module, residuals: Iterable[Residual]) -> None:
@@ -189,7 +189,7 @@ class AheadResidual(Residual):
     def end_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """Hook of the relaxed model, called also when its forward raises: forget the forward."""
+        """Forget the forward, as a hook of the relaxed model that also runs when its forward raises."""
         self._waiting = None
 
     def add_ahead(

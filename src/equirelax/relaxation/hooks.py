@@ -120,7 +120,7 @@ def _put_back(module: nn.Module, parked: _Parked) -> None:
         _tables(module), parked.orders, parked.taken, parked.marks, strict=True
     ):
         present = {**table, **taken}
-        # Handles of hooks refer to the dictionary itself, so it is filled anew and not replaced.
+        # Handles of hooks refer to the dictionary itself, so it is refilled and not replaced.
         first = [key for key in order if key in present]
         ordered = {key: present[key] for key in (*first, *(key for key in table if key not in order))}
         table.clear()

@@ -90,7 +90,7 @@ class FirstInput(Reader):
     """The first argument, features last: x of shape (..., dim).
 
     Args:
-        name: Name of the argument, for calls by keyword; None where it has none.
+        name: Name of the argument, for calls by keyword; None if it has none.
     """
 
     name: str | None = None
