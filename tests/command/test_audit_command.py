@@ -293,7 +293,7 @@ def test_a_relaxed_network_is_judged_by_the_form_that_is_deployed(
         (["mynet:Mix", "--in", "1x1o@-1:6,3,4", "--out", "1x1o@-2"], "axis -1 to have size 3"),
         (["mynet:Mix", "--in", "1x1o@-2:6,3,4", "--out", "2x1o@-2"], "`output`"),
         (["mynet:Mix", "--in", "1x1o@-2:6,3,4", "--out", "1x1o@-2:6,3,4"], "--out"),
-        (["mynet:Mix", "--in", "1q", "--out", "1x1o"], "'1q' is no representation"),
+        (["mynet:Mix", "--in", "1q", "--out", "1x1o"], "'1q' is not a representation"),
         (["mynet:Mix", "--in", "vektor", "--out", "1x1o"], "Did you mean 'vector'"),
         (["mynet:Mix", "--in", "vector", "--out", "1x1o"], "--group 'O(3)'"),
         (["mynet:Mix", "--in", "a=b=1x1o", "--out", "1x1o"], "'a=b=1x1o' cannot be read"),
