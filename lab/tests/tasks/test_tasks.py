@@ -252,7 +252,7 @@ def test_placements_and_strengths_that_do_not_fit_are_refused(tiny_config: Calla
     with pytest.raises(PlacementError, match="segnn-cr"):
         assemble(wrong)
     relaxation = relax(torch.nn.Sequential(build_task(tiny_config("strict")).build_model()))
-    with pytest.raises(ConfigError, match="drives no residuals"):
+    with pytest.raises(ConfigError, match="controls no residuals"):
         build_method(relaxation, tiny_config("strict"), 1)
 
 
