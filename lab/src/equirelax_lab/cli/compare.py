@@ -204,7 +204,7 @@ def _given(
     Args:
         config: A run that has the settings.
         words: The flags, without the name of the method or model that they apply to.
-        owner: That name; empty where they apply to all runs.
+        owner: That name; empty if they apply to all runs.
         machine: Whether flags of the machine are allowed.
         methods: All methods of the comparison, where the flags apply to all of them.
     """

@@ -17,7 +17,7 @@ _COLUMNS = re.compile(r"(\s+\S(?:.*?\S)?\s{2,})(\S.*)")
 
 
 def columns() -> int:
-    """Columns of a help text on this terminal; 80 where there is none."""
+    """Columns of a help text on this terminal; 80 if there is none."""
     return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 

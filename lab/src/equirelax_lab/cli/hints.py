@@ -56,7 +56,7 @@ class Hints:
             known: The flags of the parser.
 
         Returns:
-            A sentence that begins with a space; empty where nothing is similar.
+            A sentence that begins with a space; empty if nothing is similar.
         """
         name = flag.lstrip("-").replace("-", "_")
         if name in self.advice:

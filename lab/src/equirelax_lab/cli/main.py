@@ -21,7 +21,7 @@ from equirelax_lab.extras import install_module
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "equirelax_lab.cli.demo",
-        "see what the library is for in a few minutes: a network relaxed and projected, a mistake found, methods compared",
+        "relax and project a network, find a mistake, compare methods: what the library is for, in a few minutes",
     ),
     "list": (
         "equirelax_lab.cli.catalogue",
@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "audit": (
         "equirelax_lab.cli.audit",
-        "check whether a network, a run's or your own, is equivariant, and which module breaks it",
+        "check whether a network is equivariant, and which module breaks it",
     ),
     "symmetry": (
         "equirelax_lab.cli.symmetry",
@@ -70,12 +70,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("equirelax_lab.cli.report", "write one HTML page about runs and comparisons"),
     "project": (
         "equirelax_lab.cli.project",
-        "write a trained model without its relaxation, with the state dict of the original network",
+        "write a trained model without its relaxation, as the original state dict",
     ),
     "toy": ("equirelax_lab.cli.toy", "show what every form of ACE does to gamma, on two toy problems"),
     "planted": (
         "equirelax_lab.cli.planted",
-        "test whether the symmetry score names the layer at which an asymmetry was planted, on a toy problem",
+        "test whether the symmetry score finds the layer of a planted asymmetry, on a toy problem",
     ),
     "perf": ("equirelax_lab.cli.perf", "time a training step, strict and relaxed, against its floor"),
 }

@@ -185,7 +185,7 @@ def _in_full(word: str, known: list[str]) -> str:
 
 
 def benchmark_of(command: str, words: Sequence[str]) -> str | None:
-    """The benchmark, which is the first word; None where only help is requested."""
+    """The benchmark, which is the first word; None if only help is requested."""
     from equirelax_lab.tasks.registry import TASKS, task_class
 
     if words and not words[0].startswith("-"):

@@ -209,7 +209,7 @@ def schedule(
 
 
 def _forecast(study: Study, found: Sequence[Trial], jobs: int, place: str, given: argparse.Namespace) -> str:
-    """How long the runs take, in one line; empty where nothing is left or the time is short."""
+    """How long the runs take, in one line; empty if nothing is left or the time is short."""
     if all(trial.status != "waiting" for trial in found):
         return ""
     from equirelax_lab.studies.estimate import forecast  # imports training code, which help does not need

@@ -224,7 +224,7 @@ def run_folder(path: Path) -> Path:
 def measure(
     folder: Path, samples: int, seed: int, root: Path | None
 ) -> tuple[tuple[Breaking, ...] | None, NetworkBounds | None]:
-    """Measure the selected weights; (None, None) where they are not kept (best.ckpt).
+    """Measure the selected weights; (None, None) if they are not kept (best.ckpt).
 
     Raises:
         ConfigError: `samples` is below 1. CheckpointError: the file is damaged. DataError: the data is missing.

@@ -43,7 +43,7 @@ class Archive:
         folder: The only folder in it, which is unpacked below `parent` of the data root.
         urls: Its addresses, in the order in which they are tried.
         md5: Published MD5 sums of files in the folder, by name.
-        sha256: SHA-256 of the archive, or None where none was published.
+        sha256: SHA-256 of the archive, or None if none was published.
     """
 
     name: str

@@ -98,7 +98,7 @@ def sum_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def mean_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
-    """Average the columns that share an index, as `sum_rows` does; 0 where there is none."""
+    """Average the columns that share an index, as `sum_rows` does; 0 if there is none."""
     columns = x.new_zeros(count).index_add(0, index, x.new_ones(index.shape))
     return sum_rows(x, index, count) / columns.clamp(min=1)
 

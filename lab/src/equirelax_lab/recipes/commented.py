@@ -39,12 +39,12 @@ class Branch:
         return Branch(items, "\n".join(filter(None, (self.comment, other.comment))))
 
     def branch(self, key: str) -> Branch:
-        """The mapping at a key; an empty one where there is none."""
+        """The mapping at a key; an empty one if there is none."""
         found = self.items.get(key)
         return found if isinstance(found, Branch) else Branch({})
 
     def text(self, key: str) -> str | None:
-        """The text at a key; None where there is none."""
+        """The text at a key; None if there is none."""
         found = self.items.get(key)
         return str(found.value) if isinstance(found, Leaf) else None
 

@@ -38,7 +38,7 @@ def summarise(folder: Path) -> str:
 
 
 def study(about: Study | None) -> str | None:
-    """The command that runs a study again; None where the runs belong to no named study."""
+    """The command that runs a study again; None if the runs belong to no named study."""
     if about is None or not about.name:
         return None
     return command("study", "run", about.name, *(["--small"] if about.small else []))

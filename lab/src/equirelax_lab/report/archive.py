@@ -37,7 +37,7 @@ class Entry:
         status: finished, failed, running or waiting.
         reason: Why it failed; empty otherwise.
         result: Content of result.json; None without one.
-        config: Content of config.yaml; None where the result contains it, and for a run that never began.
+        config: Content of config.yaml; None if the result contains it, and for a run that never began.
         rows: Rows of metrics.csv.
     """
 

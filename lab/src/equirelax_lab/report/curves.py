@@ -79,7 +79,7 @@ def fit(table: Table) -> Figure | None:
 
 
 def equivariance(table: Table) -> Figure | None:
-    """The equivariance error over training; None where no run measured it."""
+    """The equivariance error over training; None if no run measured it."""
     return _states(
         table, "Equivariance error over training", "equivariance", "relative error", {},
         "Relative error in float64, the largest over a few group elements (the same throughout) on validation samples; mean "

@@ -76,7 +76,7 @@ def asks_for_failures(results: Sequence[Result], failed: Sequence[Result]) -> bo
 
 
 def failures(found: Shares) -> Numbers | None:
-    """The share of failed runs, over all and by swept value; None where no run failed."""
+    """The share of failed runs, over all and by swept value; None if no run failed."""
     if not any(counts[ALL][0] for counts in found.values()):
         return None
     places = sorted({place for counts in found.values() for place in counts if place != ALL})

@@ -182,7 +182,7 @@ class _Colours:
 
 
 def _positive(values: np.ndarray) -> float:
-    """The largest finite value; 1 where there is none above 0."""
+    """The largest finite value; 1 if there is none above 0."""
     finite = values[np.isfinite(values)]
     largest = float(finite.max()) if finite.size else 0.0
     return largest if largest > 0 else 1.0

@@ -92,7 +92,7 @@ def leading_number(text: str | None) -> float | None:
 
 
 def selected_equivariance(summary: Mapping[str, Any]) -> Figure | None:
-    """The equivariance error of the selected networks, as deployed and in their other form; None where unknown."""
+    """The equivariance error of the selected networks, as deployed and in their other form; None if unknown."""
     known = {name: row for name, row in summary["methods"].items() if row["equivariance_error"]}
     if not known:
         return None

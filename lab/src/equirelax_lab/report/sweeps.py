@@ -111,7 +111,7 @@ def _against(
 
 
 def further_conditions(found: tables.Levels, metric: Mapping[str, Any]) -> Figure | None:
-    """The metric under dropped points, corruptions and the like, a panel for every family; None where nothing was measured."""
+    """The metric under dropped points, corruptions and the like, a panel for every family; None if nothing was measured."""
     numbers = tables.conditions(found, metric)
     if numbers is None:
         return None

@@ -182,7 +182,7 @@ def strengths(summary: Summary) -> Numbers | None:
 
 
 def _spikes(summary: Summary) -> str:
-    """A line for every run whose training loss jumped and stayed up for some epochs; empty where none did."""
+    """A line for every run whose training loss jumped and stayed up for some epochs; empty if none did."""
     lines = [
         f"- {run['method']} {run['model']} seed {run['seed']}: the training loss rose from {one['before']:.2g} to "
         f"{one['largest']:.2g} (epochs {one['first']:.0f} to {one['last']:.0f})"
@@ -193,7 +193,7 @@ def _spikes(summary: Summary) -> str:
 
 
 def _lags(summary: Summary) -> str:
-    """A line for every run whose projected network fell behind on training data; empty where none did."""
+    """A line for every run whose projected network fell behind on training data; empty if none did."""
     lines = [
         f"- {run['method']} {run['model']} seed {run['seed']}: from epoch {run['lag']} on"
         for run in summary["runs"]
@@ -249,7 +249,7 @@ def levels(table: Table) -> Levels:
 
 
 def conditions(found: Levels, metric: Mapping[str, Any]) -> Numbers | None:
-    """A row for every family and level, a column for every method; None where nothing was measured."""
+    """A row for every family and level, a column for every method; None if nothing was measured."""
     if not found:
         return None
     names = list(dict.fromkeys(row for family in found.values() for row in family))

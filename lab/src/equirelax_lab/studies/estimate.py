@@ -108,7 +108,7 @@ def forecast(trials: Sequence[Trial], study: Study, jobs: int, place: str, root:
         root: The data root; None takes the default.
 
     Returns:
-        The line; empty where the time is short, or where runs need GPUs, on which nothing is timed here.
+        The line; empty if the time is short, or if runs need GPUs, on which nothing is timed here.
     """
     left = [trial for trial in trials if trial.status == "waiting"]
     if study.on_gpu or sum(t.config.training.epochs - t.epochs for t in left) < LEAST_EPOCHS:

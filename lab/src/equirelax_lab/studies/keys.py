@@ -78,7 +78,7 @@ class Keys:
         return found.strip() if isinstance(found, str) else self._refuse(key, "text")
 
     def name(self, key: str) -> str | None:
-        """A name; None where the key is missing."""
+        """A name; None if the key is missing."""
         found = self.values.get(key)
         return found if found is None or isinstance(found, str) else self._refuse(key, "a name")
 
@@ -105,7 +105,7 @@ class Keys:
         return int(found)
 
     def count_or_none(self, key: str) -> int | None:
-        """A whole number of processes; None where the key is missing or null."""
+        """A whole number of processes; None if the key is missing or null."""
         return None if self.values.get(key) is None else self.count(key, 1)
 
     def one_of(self, key: str, known: tuple[str, ...], default: str) -> str:
@@ -127,7 +127,7 @@ class Keys:
         return tuple(dict.fromkeys(found))
 
     def seconds(self, key: str) -> float | None:
-        """A time with its unit, or several times in a row, in seconds; None where the key is missing."""
+        """A time with its unit, or several times in a row, in seconds; None if the key is missing."""
         found = self.values.get(key)
         if found is None:
             return None
@@ -138,7 +138,7 @@ class Keys:
         return total
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """A mapping; empty where the key is missing or null."""
+        """A mapping; empty if the key is missing or null."""
         found = self.values.get(key)
         if found is None:
             return {}

@@ -95,7 +95,7 @@ def _config(
 def changes(config: RunConfig, base: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return, for every setting in which a run differs from its recipe: dotted key -> (value of the recipe, value of the run).
 
-    A value is None where the recipe or the run does not have the setting, since kinds of residuals differ in their settings.
+    A value is None if the recipe or the run does not have the setting, since kinds of residuals differ in their settings.
     """
     found: dict[str, tuple[Any, Any]] = {}
     ours, theirs = config.to_dict(), base.to_dict()

@@ -18,7 +18,7 @@ def about(methods: Sequence[str], named: str | None = None) -> str | None:
     Args:
         methods: The methods of its rows.
         named: The user's choice. None chooses the first method whose strengths are learnt, else the first one that relaxes;
-            the result is None where no method relaxes.
+            the result is None if no method relaxes.
 
     Raises:
         ConfigError: `named` is not among `methods`.

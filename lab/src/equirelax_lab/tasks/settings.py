@@ -355,7 +355,7 @@ class RunConfig(Settings):
         """A copy in which `values`, in the layout of `to_dict`, replace this configuration's.
 
         Raises:
-            ConfigError: An unknown key (with a suggestion), or a value of the wrong type or outside of its range.
+            ConfigError: An unknown key (with a suggestion), or a value of the wrong type or outside its range.
         """
         training_keys = [f.name for f in dataclasses.fields(Training)]
         known = [*NAMES, "seed", *training_keys, *self.sections]
@@ -437,7 +437,7 @@ def _outgrows(loaded: Any, most: int) -> bool:
 
 
 def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The mapping at a key; an empty one where there is none.
+    """The mapping at a key; an empty one if there is none.
 
     Raises:
         ConfigError: The value is something else.

@@ -80,7 +80,7 @@ def heading(metric: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Representations:
-    """How the group acts on the model's arguments and on its output (None where it does not act)."""
+    """How the group acts on the model's arguments and on its output (None if it does not act)."""
 
     inputs: tuple[Any, ...]
     output: Any

@@ -113,7 +113,7 @@ def equivariance_error(assembly: Assembly) -> dict[str, Any] | None:
     """The relative equivariance error in float64 before and after projection, which this function performs.
 
     Returns:
-        {before, after, group, dtype}; None where the task's group does not act exactly on its samples.
+        {before, after, group, dtype}; None if the task's group does not act exactly on its samples.
     """
     if not assembly.task.auditable:
         return None

@@ -100,7 +100,7 @@ class Divergence:
         return numbers or (isinstance(error, RuntimeError) and not finite_weights(self.objective.model))
 
     def origin(self) -> str:
-        """Where the failure began, as a sentence to append to the error's; empty where the last batch does not show it.
+        """Where the failure began, as a sentence to append to the error's; empty if the last batch does not show it.
 
         Call it while the network is still on its device.
         """
@@ -127,7 +127,7 @@ class Divergence:
         return f" It begins in {origin}."
 
     def _in_method(self) -> str:
-        """The first strength, multiplier or penalty that is not finite, in a sentence; empty where all are."""
+        """The first strength, multiplier or penalty that is not finite, in a sentence; empty if all are."""
         assembly = self.objective.assembly
         if assembly.method is None:
             return ""

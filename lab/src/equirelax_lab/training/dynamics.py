@@ -119,7 +119,7 @@ def loss_spikes(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float]]:
 
 def first_lag(rows: Sequence[Mapping[str, str]]) -> int | None:
     """The first epoch (from 1) at which the projected network's loss on training data lags behind the relaxed one's, by the
-    rule of `equirelax.methods.lags` over the validated epochs; None where it never does, and for a run without residuals.
+    rule of `equirelax.methods.lags` over the validated epochs; None if it never does, and for a run without residuals.
     """
     projected: list[float] = []
     relaxed: list[float] = []

@@ -43,7 +43,7 @@ class EquivarianceErrors:
         """The largest relative equivariance errors in float64, as trained and without residuals.
 
         Returns:
-            `RELAXED` and `PROJECTED`, NaN where the network's output is not finite; {} where the group does not act
+            `RELAXED` and `PROJECTED`, NaN if the network's output is not finite; {} if the group does not act
             exactly on the task's samples.
         """
         task = self.assembly.task

@@ -107,7 +107,7 @@ def mean_error(task: Task, model: nn.Module, data: Samples) -> float:
 def evaluate_all(assembly: Assembly, data: Samples) -> dict[str, dict[str, float] | None]:
     """All metrics of the model in three forms: {relaxed, projected, folded}.
 
-    `folded` is None where a residual cannot be folded. A model without relaxation has the same values three times.
+    `folded` is None if a residual cannot be folded. A model without relaxation has the same values three times.
     """
     task, model, relaxation = assembly.task, assembly.model, assembly.relaxation
     relaxed = task.metrics(totals(task, model, data))

@@ -119,12 +119,12 @@ def graphed(
 
 
 def capture_on(device: torch.device) -> Capture | None:
-    """The function that captures a call on a device; None where there is none."""
+    """The function that captures a call on a device; None if there is none."""
     return _cuda_graph if device.type == "cuda" else None
 
 
 def _obstacle(method: Method | None, loader: EpochLoader, method_name: str) -> str:
-    """Why steps differ from each other, in words; empty where they do not."""
+    """Why steps differ from each other, in words; empty if they do not."""
     if loader.world > 1:
         return f"{loader.world} processes exchange gradients in it: choose --devices 1"
     if loader.parts > 1:

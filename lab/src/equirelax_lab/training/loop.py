@@ -37,7 +37,7 @@ class Loop:
     Attributes:
         completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
-        averages: Averaged weights; None where `ema` is 0.
+        averages: Averaged weights; None if `ema` is 0.
         sizes: The size of the optimizer's steps.
         divergence: Checks of losses, gradients and weights.
         gradients: Computes the gradients of a part of a batch.

@@ -36,7 +36,7 @@ class Member:
     Attributes:
         completed: Number of completed epochs.
         steps: Optimizer steps taken, over all resumptions.
-        averages: Averaged weights, which the stack updates; None where `ema` is 0.
+        averages: Averaged weights, which the stack updates; None if `ema` is 0.
         fixed_memory: True: its weights are part of the stack's memory and must stay there.
         sharing: Number of runs in its stack.
         failure: Why it cannot continue; empty while it trains.

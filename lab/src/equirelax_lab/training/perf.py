@@ -92,7 +92,7 @@ def measure(
     Args:
         benchmark: One of `perf_subjects.SUBJECTS`.
         model: One of its models; None takes the first.
-        batch_size: Samples in a batch; this and the following arguments take the subject's own value where they are None.
+        batch_size: Samples in a batch; this and the following arguments take the subject's own value if they are None.
         rows: Input rows that the subsampled penalty is computed from.
         repetitions: Timed repetitions of every case, after the warm-up.
         threads: Threads of torch.

@@ -52,7 +52,7 @@ def measure_stack(
     Args:
         benchmark, model: See `perf.measure`; the benchmark must have samples that can be made without data.
         members: Numbers of members.
-        batch_size: Samples in a batch; this and the following arguments take the subject's own value where they are None.
+        batch_size: Samples in a batch; this and the following arguments take the subject's own value if they are None.
         repetitions: Timed epochs of every case, after the warm-up.
         threads: Threads of torch.
         machine: The accelerator; None takes a GPU where there is one.

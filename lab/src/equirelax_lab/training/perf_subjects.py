@@ -33,9 +33,9 @@ class Subject:
         repetitions: Repetitions that are timed, by default.
         threads: Threads of torch, by default.
         goals: Name of a ratio, or of a case (in milliseconds) -> goal.
-        rank: Rank of low-rank residuals that are also timed; None where they gain nothing.
-        groups: Number of groups of grouped residuals that are also timed; None where they gain nothing.
-        samples: Makes a set of a number of samples to train on; None where samples need data.
+        rank: Rank of low-rank residuals that are also timed; None if they gain nothing.
+        groups: Number of groups of grouped residuals that are also timed; None if they gain nothing.
+        samples: Makes a set of a number of samples to train on; None if samples need data.
     """
 
     models: tuple[str, ...]

@@ -51,7 +51,7 @@ class StackedEvaluation:
         self._found.clear()
 
     def measured(self, measure: Measure, network: str, strict: bool) -> Tensor | None:
-        """The result of `measure` for every member, with a leading member axis; None where it cannot be mapped."""
+        """The result of `measure` for every member, with a leading member axis; None if it cannot be mapped."""
         key = (measure, network, strict)
         if self.able and key not in self._found:
             try:

@@ -360,7 +360,7 @@ def _same(parts: Sequence[Tensor]) -> bool:
 
 
 def obstacle(assembly: Assembly, loader: EpochLoader) -> str:
-    """Why a run cannot be part of a stack, in words; empty where no reason is known."""
+    """Why a run cannot be part of a stack, in words; empty if no reason is known."""
     config, method = assembly.config, assembly.method
     if loader.world > 1:
         return f"{loader.world} processes share its batches: choose --devices 1"

@@ -114,7 +114,7 @@ def gradients(
         grad: Gradient of the formula's output.
 
     Returns:
-        The gradient of each input; None where it is not needed.
+        The gradient of each input; None if it is not needed.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
