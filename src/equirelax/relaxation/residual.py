@@ -385,8 +385,14 @@ def _error() -> BaseException | None:
 
 
 def _same(values: Collection[Any], others: Collection[Any]) -> bool:
-    """Whether both hold the same objects in the same order."""
-    return len(values) == len(others) and all(a is b for a, b in zip(values, others, strict=True))
+    """Whether both hold the same objects in the same order, tuples by their entries."""
+    if len(values) != len(others):
+        return False
+    # torch.compile cannot trace `is` between tuples
+    return all(
+        _same(a, b) if isinstance(a, tuple) and isinstance(b, tuple) else a is b
+        for a, b in zip(values, others, strict=True)
+    )
 
 
 _TYPES: dict[type[Site], type[Residual]] = {}
