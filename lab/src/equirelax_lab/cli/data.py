@@ -73,7 +73,7 @@ examples:
   md17          one file per molecule, which --molecule names
   qm9           86 MB, checked against its published SHA-256, converted to all molecules and to the subset of 16,771
   mocap-run     1 MB, EGNO's positions of CMU's subject 9, checked against the hash in its repository
-  mocap-walk    7 MB, the same of subject 35, in the published order of trials
+  mocap-walk    7 MB, the same for subject 35, in the published order of trials
   mnist         from openml.org
 
 An interrupted download continues where it stopped. If no address works, the message says which file to download by hand and how
@@ -120,7 +120,9 @@ def make(words: Sequence[str]) -> int:
     parser = options.parser(["data", "make"], DESCRIPTION["make"])
     parser.add_argument("name", choices=["nbody", "mocap", "smoke"], help="data set")
     parser.add_argument("--system", choices=list(nbody.SYSTEMS), default="charged", help="simulator")
-    parser.add_argument("--clamp", help="of charged: component (as in the public data) or norm (equivariant)")
+    parser.add_argument(
+        "--clamp", help="for charged: component (as in the public data) or norm (equivariant)"
+    )
     parser.add_argument(
         "--seed",
         type=int,

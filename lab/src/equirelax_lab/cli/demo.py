@@ -20,8 +20,8 @@ DESCRIPTION = """Show what the library is for, in three parts, each with a numbe
 
   1  a network is relaxed, trained and projected, and is exactly equivariant again;
   2  a mistake is planted in a module drawn at random, and an audit names the module;
-  3  a network is trained strict and relaxed (CR's schedule) on N-body, at one learning rate and for as many steps, with three \
-fresh seeds, and the paired interval is printed, whatever comes out
+  3  a network is trained strict and relaxed (CR's schedule) on N-body, at one learning rate, for the same number of steps, with \
+three fresh seeds, and the paired interval is printed, whatever the result
 
 OUT receives summary.md (the table), demo.png (the picture), demo.html (the page, which needs nothing else) and compare/ (the
 runs). The seeds are drawn at the first start and kept in OUT. Ctrl-C stops; the same command continues.

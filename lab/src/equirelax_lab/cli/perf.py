@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         nargs="*",
         default=None,
         metavar="N",
-        help="time stacks of so many runs beside one run, and print how many fit into memory (1, 8 and 64 without numbers)",
+        help="time stacks of N runs and one run, and print how many fit into memory (without a number: 1, 8 and 64)",
     )
     parser.add_argument("-o", "--out", default="runs/perf.json", help="JSON file to write")
     parsed = options.parse(parser, words[1:], batch_size=COUNT, rows=COUNT, repetitions=COUNT, threads=JOBS)

@@ -42,9 +42,9 @@ def main(words: Sequence[str]) -> int:
         "--unfoldable",
         choices=["raise", "drop"],
         default="raise",
-        help="with fold: for what cannot be folded",
+        help="with fold: what to do with residuals that cannot be folded",
     )
-    parser.add_argument("--data", help=f"of the card's audit: {options.DATA}")
+    parser.add_argument("--data", help=f"for the card's audit: {options.DATA}")
     parsed = options.parse(parser, words[1:])
     out = Path(parsed.out)
     if out.suffix != ".safetensors":

@@ -47,7 +47,7 @@ FILE is a YAML file, or the name of one that comes with equirelax (listed withou
   small: {trials: 6, settings: {epochs: 20}}
 
 Optuna suggests the settings of each trial from the results of the earlier ones. A run whose validation value is worse than
-the median of the others after as many epochs is ended early. Only validation counts, of projected models (of relaxed ones
+the median of the others after as many epochs is ended early. Only validation of projected models counts (of relaxed ones
 for methods that deploy them). The test set is not used. OUT receives a folder for every trial, search.json with all of
 them, and best.yaml, a study of the best settings over several seeds beside the strict network."""
 

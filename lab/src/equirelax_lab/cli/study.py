@@ -112,7 +112,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "--stack",
         type=int,
         default=1,
-        help="runs that one process trains, all in each step; they differ only in the seed",
+        help="number of runs that one process trains, all in each step; they differ only in the seed",
     )
 
 

@@ -33,7 +33,7 @@ after the current epoch. The same command with --resume continues it: on one CPU
 examples:
 {examples}"""
 
-SHORTER = """A flag may be written without its section, the part before the dot, where no other flag has the same ending
+SHORTER = """A flag may be written without its section, the part before the dot, if no other flag has the same ending
 (--dual_lr for --strength.dual_lr), and with - for _ (--learning-rate). Lists go in brackets: --milestones [0.8,0.9]."""
 
 EXAMPLES = """  equirelax train {benchmark} --model {model} --method ace --seed 0

@@ -147,7 +147,7 @@ CHOICES: dict[str, Choice] = {
     "equivariant-control": Choice(
         "control: CR's schedule with residuals that are equivariant themselves (extra capacity only)", Course
     ),
-    "no-schedule": Choice("ablation of CR: gamma is 1 throughout; projected all the same", Course),
+    "no-schedule": Choice("ablation of CR: gamma is 1 throughout; the network is still projected", Course),
     "no-lie": Choice("ablation of CR: no Lie term, only the norm", Course),
     "no-penalty": Choice("ablation of CR: neither Lie term nor norm", Course),
     "remul": Choice(

@@ -99,7 +99,7 @@ class Protocol(Settings):
         select: The weights that are tested: those of the best validation, or the last ones.
         validate_every: Epochs from one validation to the next; the last epoch is always validated.
         checkpoint_every: Epochs from one resumable checkpoint to the next.
-        audit_every: Validations from one measurement of the equivariance error to the next, with one at the end; 0 never
+        audit_every: Validations from one measurement of the equivariance error to the next, and one at the end; 0 never
             measures during training. It changes nothing else in the run.
     """
 
@@ -126,7 +126,7 @@ class Training(Protocol, Muon, LearningRate):
         momentum: Momentum of sgd.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         augment: Transform every training batch by a random element of the benchmark's group.
-        drop_last: Leave out an epoch's last batch where it is smaller than the others.
+        drop_last: Leave out an epoch's last batch if it is smaller than the others.
     """
 
     epochs: int = within(COUNT)
