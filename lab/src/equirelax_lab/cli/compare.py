@@ -206,7 +206,7 @@ def _given(
         words: The flags, without the name of the method or model that they apply to.
         owner: That name; empty if they apply to all runs.
         machine: Whether flags of the machine are allowed.
-        methods: All methods of the comparison, where the flags apply to all of them.
+        methods: All methods of the comparison, if the flags apply to all of them.
     """
     config = options.with_kind(config, words)
     parser = options.parser(["compare", config.benchmark], "")
@@ -251,7 +251,7 @@ def _check_common(settings: Mapping[str, Any], configs: Mapping[tuple[str, str],
 def _begun(
     benchmark: str, models: Sequence[str], methods: Sequence[str], known: argparse.Namespace
 ) -> dict[tuple[str, str], RunConfig]:
-    """(model, method) -> the settings that its runs start from where a file of settings is given.
+    """(model, method) -> the settings from which its runs start, if a file of settings is given.
 
     The recipe is the file's if it names one, as the config.yaml of a run does.
     """

@@ -219,7 +219,7 @@ def make_mocap(words: Sequence[str]) -> int:
 
 
 def get(words: Sequence[str]) -> int:
-    """Print where a data set is, and download it where that is possible."""
+    """Print where a data set is, and download it if that is possible."""
     parser = options.parser(["data", "get"], DESCRIPTION["get"])
     parser.add_argument("name", help="data set; see equirelax list")
     parser.add_argument("--data", help=options.DATA)

@@ -162,7 +162,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncollected(wanted: object) -> Iterator[None]:
-    """Switch the garbage collector off where `wanted`: with torch loaded it takes a quarter of the time of a help text."""
+    """Switch the garbage collector off if `wanted`: with torch loaded it takes a quarter of the time of a help text."""
     if not wanted or not gc.isenabled():
         yield
         return

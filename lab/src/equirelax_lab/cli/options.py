@@ -91,7 +91,7 @@ class Formatter(Filled, DefaultHelpFormatter):
 def parse(
     options: ArgumentParser, words: Sequence[str], hints: Hints | None = None, /, **ranges: Range
 ) -> Namespace:
-    """Parse `words`. Flags may be written with - or _, and without their section where the key is unambiguous.
+    """Parse `words`. Flags may be written with - or _, and without their section if the key is unambiguous.
 
     Args:
         options: The parser.

@@ -48,7 +48,7 @@ FILE is a YAML file, or the name of a study that comes with equirelax (`equirela
   attempts: 2               # for a run that breaks
   timeout: 2 h              # a try that takes longer counts as broken
   devices: 1                # processes that share a run's batches
-  accelerator: cpu          # or gpu, or auto: GPUs where there are any
+  accelerator: cpu          # or gpu, or auto: GPUs if there are any
   graph: false              # replay training steps as CUDA graphs, which needs settings: {drop_last: true}
   small: {seeds: 1, settings: {epochs: 20}}
 

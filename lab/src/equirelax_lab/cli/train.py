@@ -25,7 +25,7 @@ DESCRIPTION = """Train one model with one method, select on the validation set, 
 
 The defaults are those of a recipe, by default the one that produced the published number (equirelax recipe shows it). Every
 flag below changes one of its settings. The run's folder receives config.yaml, metrics.csv (a row per epoch), last.ckpt
-(resumable), best.ckpt (selected weights), result.json, and tensorboard/ where tensorboard is installed. Ctrl-C ends the run
+(resumable), best.ckpt (selected weights), result.json, and tensorboard/ if tensorboard is installed. Ctrl-C ends the run
 after the current epoch. The same command with --resume continues it: on one CPU, bit for bit as if it had not been interrupted.
 
 {shorter}
@@ -113,7 +113,7 @@ def _parser(config: RunConfig | None) -> ArgumentParser:
 
 
 def _refuse_several(benchmark: str, words: Sequence[str]) -> None:
-    """Raise `ConfigError` where --model or --method has several names."""
+    """Raise `ConfigError` if --model or --method has several names."""
     for name, value in options.peek(words, "model", "method").items():
         if value is not None and "," in value:
             raise ConfigError(

@@ -104,7 +104,7 @@ def load_npz(
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz (with `keys`: only these) without unpickling anything.
 
-    Every array that is read is compared with its CRC-32, and a file (not bytes in memory) with its manifest, where there is one,
+    Every array that is read is compared with its CRC-32, and a file (not bytes in memory) with its manifest, if there is one,
     and with SHA256SUMS, see `check_sum`.
 
     Raises:

@@ -22,7 +22,7 @@ def check_numbers(name: str, *, odd: tuple[str, ...] = (), **numbers: int) -> No
         numbers: The sizes, whole numbers >= 1, by the name of their argument.
 
     Raises:
-        RepresentationError: a number is not whole, below 1, or even where it must be odd.
+        RepresentationError: a number is not whole, is below 1, or is even although it must be odd.
     """
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

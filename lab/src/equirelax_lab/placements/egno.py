@@ -68,7 +68,7 @@ class EGNOStreams(Placement):
         residual: the kind of their steps.
         centred: the stream on x reads positions relative to their graph's mean (translations stay exact), or as
             they are (ACE).
-        root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.
+        root: path of the EGNO within the model, with a trailing dot, if it is not the model itself.
     """
 
     residual: StreamStep = dataclasses.field(default_factory=lambda: StreamStep(spectral=True))

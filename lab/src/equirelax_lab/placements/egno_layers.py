@@ -26,7 +26,7 @@ class EGNOLayers(Placement):
     Args:
         residual: the kind of the stream's steps.
         coordinates: the kind of the residuals on x.
-        root: path of the EGNO within the model, with a trailing dot, where it is not the model itself.
+        root: path of the EGNO within the model, with a trailing dot, if it is not the model itself.
     """
 
     residual: StreamStep = dataclasses.field(

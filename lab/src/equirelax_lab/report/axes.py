@@ -19,7 +19,7 @@ MOST_TICKS = 7
 
 
 def scaled(axis: Axis, words: str, values: Sequence[float], scale: str | None = None) -> None:
-    """Label and scale an axis: logarithmic where the values are above zero and span more than a factor of ten."""
+    """Label and scale an axis: logarithmic if the values are above zero and span more than a factor of ten."""
     axis.axes.set(**{f"{axis.axis_name}label": words})  # type: ignore[attr-defined]
     if (scale or spans(values)) == "log":
         _set_log(axis)

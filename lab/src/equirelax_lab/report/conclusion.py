@@ -130,7 +130,7 @@ def _state(row: Row, what: str) -> str:
 
 
 def _difference(best: _Comparison, level: float, higher: bool) -> str:
-    """A difference and its interval in words: percent of the strict mean, or points where higher is better."""
+    """A difference and its interval in words: percent of the strict mean, or points if higher is better."""
     compared = best.paired
     if not higher and not level:
         return f"{compared.mean:+.3g} from that of {best.strict}"
@@ -198,7 +198,7 @@ def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> s
 
 
 def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
-    """How far the row is from its strict row in validation; lower is better. It is in points where higher values are better, else
+    """How far the row is from its strict row in validation; lower is better. It is in points if higher values are better, else
     a share of strict's error, since rows may be of several data sets.
     """
     own, its = _rank(rows[one.name], higher), _rank(rows[one.strict], higher)

@@ -213,7 +213,7 @@ def _map(name: str) -> Colormap:
 
 
 def _arrows(panel: Axes, field: np.ndarray, top: float, width: float) -> None:
-    """Draw directions as arrows of equal length where the speed is not negligible; colours show the speed."""
+    """Draw directions as arrows of equal length wherever the speed is not negligible; colours show the speed."""
     height, across = field.shape[1:]
     rows, columns = (_spread(count) for count in (height, across))
     x, y = field[:, rows[:, None], columns]

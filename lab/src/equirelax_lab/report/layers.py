@@ -95,7 +95,7 @@ def _by_layer(label: str, kind: str, by_layer: Courses, note: str) -> Figure:
 
 
 def _heat(part: FigureBase, panel: Axes, kind: str, by_layer: Courses) -> None:
-    """Draw layer by time, with logarithmic colours where values span a wide range, blue and orange around zero."""
+    """Draw layer by time, with logarithmic colours if values span a wide range, blue and orange around zero."""
     at = common(list(by_layer.values()))
     kept = list(thinned(dict.fromkeys(at, 0.0), len(by_layer)))
     values = [[one[epoch] for epoch in kept] for one in by_layer.values()]

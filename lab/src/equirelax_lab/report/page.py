@@ -73,7 +73,7 @@ class _Chapter:
         ]
 
     def _figures(self, given: Sequence[Figure | None]) -> list[Block]:
-        """Figures, side by side where there is room."""
+        """Figures, side by side if there is room."""
         drawn = []
         for figure in given:
             if figure is not None:

@@ -59,7 +59,7 @@ class Run:
         return self.status == "failed"
 
     def series(self, column: str) -> dict[int, float]:
-        """Epoch (from 1) -> value, where the column has a finite one."""
+        """Epoch (from 1) -> value, for epochs where the column has a finite one."""
         return series(self.rows, column)
 
     @property
@@ -476,7 +476,7 @@ def natural(name: str) -> list[tuple[float, str]]:
 
 
 def series(table: Table, column: str) -> dict[int, float]:
-    """Epoch (from 1) -> value, where the column has a finite one."""
+    """Epoch (from 1) -> value, for epochs where the column has a finite one."""
     found = {int(row["epoch"]) + 1: float(row[column]) for row in table if row.get(column)}
     return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
 

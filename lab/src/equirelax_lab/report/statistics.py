@@ -22,7 +22,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences to a baseline, seed by seed; negative where the value is lower than the baseline's.
+    """Differences to a baseline, seed by seed; negative if the value is lower than the baseline's.
 
     Attributes:
         mean: Mean difference.

@@ -24,7 +24,7 @@ STYLE: dict[Status, str] = {
 """The states in the order of the table, and their styles."""
 LEAST_ROWS = 4
 COLUMNS = 80
-"""Columns of the output where it is not a terminal."""
+"""Columns of the output if it is not a terminal."""
 
 
 class Board:

@@ -289,7 +289,7 @@ def connected(address: str) -> Iterator[RayCluster]:
 
 
 def _reach(ray: Any, address: str) -> None:
-    """Raise `OSError` within seconds where nobody listens; Ray itself would try for minutes."""
+    """Raise `OSError` within seconds if nobody listens; Ray itself would try for minutes."""
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d{1,5})", address)
     if match is None:
         return

@@ -67,7 +67,7 @@ class Keys:
                 raise ConfigError(f"Unknown key '{where}{key}'.{did_you_mean(str(key), known)}")
 
     def need(self, *keys: str) -> None:
-        """Raise `ConfigError` where one of `keys` is missing."""
+        """Raise `ConfigError` if one of `keys` is missing."""
         for key in keys:
             if key not in self.values:
                 raise ConfigError(f"'{self.where}{key}' is missing.")
@@ -83,7 +83,7 @@ class Keys:
         return found if found is None or isinstance(found, str) else self._refuse(key, "a name")
 
     def names(self, key: str) -> tuple[str, ...]:
-        """A list of different names, or a single one; none where the key is missing."""
+        """A list of different names, or a single one; none if the key is missing."""
         found = self.values.get(key, [])
         names = [found] if isinstance(found, str) else found
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -93,7 +93,7 @@ class Keys:
         return tuple(names)
 
     def flag(self, key: str) -> bool:
-        """True or false; false where the key is missing."""
+        """True or false; false if the key is missing."""
         found = self.values.get(key, False)
         return found if isinstance(found, bool) else self._refuse(key, "true or false")
 

@@ -78,7 +78,7 @@ class Ending:
     Attributes:
         code: Its exit code, or minus the number of the signal that ended it; None if unknown, because its machine
             was lost.
-        why: The reason in words, where the run's log cannot tell it.
+        why: The reason in words, if the run's log cannot tell it.
     """
 
     code: int | None

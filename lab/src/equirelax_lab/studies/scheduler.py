@@ -67,7 +67,7 @@ class Source:
 class Interrupts:
     """A signal handler that counts Ctrl-C and SIGTERM.
 
-    It is installed even where these signals are ignored, as in a shell's background jobs: `kill -INT` must reach the runs.
+    It is installed even if these signals are ignored, as in a shell's background jobs: `kill -INT` must reach the runs.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Queue:
         self.trials.append(trial)
 
     def take(self, room: int) -> list[list[Trial]]:
-        """Remove and return the trials to start now, a list for each process, where there is room for `room` more
+        """Remove and return the trials to start now, a list for each process, if there is room for `room` more
         processes.
         """
         if room < 1:

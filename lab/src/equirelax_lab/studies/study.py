@@ -38,7 +38,7 @@ class Grid:
         models: Models of the benchmark; empty takes its first one.
         methods: Methods to train each model with.
         seeds: Seeds of every run.
-        recipe: Variant of the recipes that the runs start from, where their method has it.
+        recipe: Variant of the recipes that the runs start from, if their method has it.
         about: The relaxed method whose training settings and data all rows take; None chooses it (see `matching.about`).
         as_published: Whether every row is trained as in its own paper instead.
         settings: Settings of all runs, in the layout of config.yaml.

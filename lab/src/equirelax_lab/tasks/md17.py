@@ -51,7 +51,7 @@ class MD17Dataset(Splits):
 
     @property
     def counts(self) -> tuple[int, int, int | None]:
-        """The number of frames of every split. Raises `ConfigError` where that of training or validation is not given."""
+        """The number of frames of every split. Raises `ConfigError` if that of training or validation is not given."""
         if self.train is None or self.val is None:
             raise ConfigError(
                 "'dataset.train' and 'dataset.val' must be numbers: the test set takes the other frames."
@@ -112,7 +112,7 @@ class MD17Task(Task[MD17Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The frames, each rotated by its own rotation where `augment` is set."""
+        """The frames, each rotated by its own rotation if `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:

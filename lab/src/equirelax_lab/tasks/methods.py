@@ -86,7 +86,7 @@ class Tuning(EquiTuned.Settings):
     """Equi-Tuning: the network's predictions averaged over group elements.
 
     Attributes:
-        reflections: Average over reflections as well, where the group has them.
+        reflections: Average over reflections as well, if the group has them.
     """
 
     reflections: bool = False

@@ -161,7 +161,7 @@ class ModelNetTask(Task[ModelNetDataset]):
         return turned
 
     def _chosen_points(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The points of a cloud that are used, normalised where that is configured."""
+        """The points of a cloud that are used, normalised if that is configured."""
         d = self.dataset
         drawn = generator if d.sampling == "random" else None
         chosen = clouds.sample_points(points, d.points, drawn)

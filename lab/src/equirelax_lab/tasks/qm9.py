@@ -133,7 +133,7 @@ class QM9Task(Task[QM9Dataset]):
     def train_batch(
         self, data: Any, indices: Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> Batch:
-        """The molecules, each rotated by its own rotation where `augment` is set."""
+        """The molecules, each rotated by its own rotation if `augment` is set."""
         return molecule_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
     def moved(self, batch: Batch, generator: torch.Generator) -> Batch:

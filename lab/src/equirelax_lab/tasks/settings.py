@@ -219,7 +219,7 @@ def _kind_of(
         values: The settings, in the layout of files.
         before: The kind that is changed.
         key: See `Settings.of`.
-        drop: Settings that are left out where the kind does not have them.
+        drop: Settings that are left out if the kind does not have them.
         error: The class of the exception to raise.
     """
     name = values.get("kind", STREAM if before is None else before.name)

@@ -107,7 +107,7 @@ class SmokeTask(Task[SmokeDataset]):
         )
 
     def _check_steps(self) -> None:
-        """Raise `ConfigError` where the runs are too short for the windows of some split."""
+        """Raise `ConfigError` if the runs are too short for the windows of some split."""
         d = self.dataset
         tested = d.inputs + d.horizon
         validated = d.inputs + (d.val_horizon or d.horizon)
@@ -192,7 +192,7 @@ class SmokeTask(Task[SmokeDataset]):
         )
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """RMSE Future and, where there are such windows, RMSE Domain."""
+        """RMSE Future and, if there are such windows, RMSE Domain."""
         future, count, domain, others = totals.tolist()
         values = {self.metric.name: math.sqrt(future / count)}
         return values | ({"RMSE Domain": math.sqrt(domain / others)} if others else {})

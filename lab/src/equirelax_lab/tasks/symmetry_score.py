@@ -22,7 +22,7 @@ class HeldOut:
 
     Args:
         task: The benchmark.
-        examples: Number of samples, at least 2; all samples where there are fewer.
+        examples: Number of samples, at least 2; all samples if there are fewer.
         split: The split of the samples.
     """
 

@@ -176,7 +176,7 @@ class Task(ABC, Generic[D]):
                 process.
             share: This rank's part of the batch.
 
-        By default the graphs, rotated by one rotation per batch where `augment` is set (CR and ACE, N-body).
+        By default the graphs, rotated by one rotation per batch if `augment` is set (CR and ACE, N-body).
         """
         return graph_batch(data, indices, generator, share, rotate=self.config.training.augment)
 
@@ -195,7 +195,7 @@ class Task(ABC, Generic[D]):
         return samples
 
     def part(self, data: Any, share: slice) -> Samples:
-        """A rank's part of the samples to evaluate, each the same as where one rank evaluates all of them."""
+        """A rank's part of the samples to evaluate, each the same as if one rank evaluates all of them."""
         part: Samples = data.subset(share)
         return part
 
@@ -250,7 +250,7 @@ class Task(ABC, Generic[D]):
 
     @abstractmethod
     def audit_case(self) -> AuditCase:
-        """A few validation samples with their representations. Raises `ConfigError` where `auditable` is False."""
+        """A few validation samples with their representations. Raises `ConfigError` if `auditable` is False."""
 
     @property
     def auditable(self) -> bool:

@@ -23,7 +23,7 @@ WARM_UP, REPETITIONS = 2, 5
 class _MultiplyAdds(TorchDispatchMode):
     """Counts like torch's `FlopCounterMode`, by the same formulas.
 
-    `FlopCounterMode` also attributes the counts to modules, by hooks that fail where a prediction differentiates with respect to
+    `FlopCounterMode` also attributes the counts to modules, by hooks that fail if a prediction differentiates with respect to
     its input, as networks that predict forces do.
     """
 

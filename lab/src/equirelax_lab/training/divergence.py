@@ -29,7 +29,7 @@ class Divergence:
         every_step: Whether every step is checked.
 
     Attributes:
-        first_loss: The loss at the start, with which an explosion is measured: the first step's, or, where steps are not
+        first_loss: The loss at the start, with which an explosion is measured: the first step's, or, if steps are not
             checked, the first epoch's mean, which all processes share. None before.
     """
 
@@ -46,7 +46,7 @@ class Divergence:
         self._last, self._epoch = (batch, index, step), epoch
 
     def check_loss(self, loss: Tensor) -> None:
-        """Check the loss of a part, or keep it until the end of the epoch where steps are not checked."""
+        """Check the loss of a part, or keep it until the end of the epoch if steps are not checked."""
         if not self.every_step:
             self._losses.append(loss.detach())
             return
@@ -56,7 +56,7 @@ class Divergence:
             self.first_loss = self.objective.loader.parts * value
 
     def check_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Check the gradients, where steps are checked."""
+        """Check the gradients, if steps are checked."""
         if not self.every_step:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]

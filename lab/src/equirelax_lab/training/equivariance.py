@@ -30,7 +30,7 @@ class EquivarianceErrors:
 
     Args:
         assembly: The run's objects.
-        copied: Whether to measure a copy of the network. This is necessary where a parameter cannot be cast to another dtype
+        copied: Whether to measure a copy of the network. This is necessary if a parameter cannot be cast to another dtype
             and back: PyTorch then drops the hooks by which DDP averages its gradient, and moves its memory, while a CUDA
             graph keeps reading the old place.
     """

@@ -64,7 +64,7 @@ class Evaluation:
 
     Args:
         task: The run's task.
-        networks: The networks by name: "trained", and "averaged" where the run has one.
+        networks: The networks by name: "trained", and "averaged" if the run has one.
         val: Validation samples, on the networks' device.
         train: Training samples whose loss is tracked, on that device.
     """
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def evaluation_of(assembly: Assembly, averages: Averages | None, val: Samples, train: Samples) -> Evaluation:
-    """The evaluation of the network that a run trains, and of its averaged network where it has one."""
+    """The evaluation of the network that a run trains, and of its averaged network if it has one."""
     networks = {"trained": assembly.model}
     if averages is not None:
         networks["averaged"] = averages.model

@@ -104,7 +104,7 @@ def graphed(
     loader: EpochLoader,
     method_name: str,
 ) -> GraphedGradients:
-    """`gradients` as a CUDA graph, where the loader's device is a GPU; elsewhere uncaptured, which is printed.
+    """`gradients` as a CUDA graph if the loader's device is a GPU; otherwise uncaptured, which is printed.
 
     Raises:
         ConfigError: The settings make steps that differ in more than the values in their batches.

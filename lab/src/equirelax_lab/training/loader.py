@@ -31,7 +31,7 @@ class EpochLoader:
         device: The device of the batches.
         smallest: Samples that every rank needs in every part of a batch; batches with fewer are left out.
         parts: Number of parts into which every batch is split.
-        drop_last: Whether the last batch of an epoch is left out where it is smaller than the others.
+        drop_last: Whether the last batch of an epoch is left out if it is smaller than the others.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EpochLoader:
 
     def share(self, index: int) -> float:
         """The weight of part `index` in the mean over its batch, times the number of ranks, over which gradients are
-        averaged: its share of the batch's samples. It is 1 where a batch is neither split nor shared.
+        averaged: its share of the batch's samples. It is 1 if a batch is neither split nor shared.
         """
         batch, part = divmod(index, self.parts)
         size = min(self.batch_size, self.count - batch * self.batch_size)

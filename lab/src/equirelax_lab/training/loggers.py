@@ -5,11 +5,11 @@ metrics.csv has one row for every epoch. Rows are appended during the run, and l
 - epoch (from 0) and step: number of optimizer steps so far;
 - train/loss and train/penalty: means over the epoch; seconds: since the start;
 - update/strict and update/residual: root mean square of the change of a weight in an optimizer step;
-- in epochs that validate: val/projected, val/relaxed, val/best; the same with averaged/ for the averaged weights, where `ema`
+- in epochs that validate: val/projected, val/relaxed, val/best; the same with averaged/ for the averaged weights, if `ema`
   keeps them; fit/projected and fit/relaxed: the task's loss on a fixed part of the training data; equivariance/relaxed and
   equivariance/projected: relative equivariance errors in float64, in the validations that `audit_every` chooses;
   weight/RESIDUAL: the norm of the residual's map, to be multiplied by its gamma;
-- gamma/RESIDUAL and, where the method has them, multiplier/, slack/, ratio/, lie/, norm/RESIDUAL, after the epoch's last step;
+- gamma/RESIDUAL and, if the method has them, multiplier/, slack/, ratio/, lie/, norm/RESIDUAL, after the epoch's last step;
 - method/...: numbers of the method as a whole (REMUL's weights and losses, RPP's sums of squares).
 """
 

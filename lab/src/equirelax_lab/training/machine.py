@@ -14,7 +14,7 @@ class Machine(Settings):
     """Where and how a run executes; results differ only by rounding.
 
     Attributes:
-        accelerator: cpu, gpu, or auto: GPUs (CUDA) where there is one for every device, else the CPU.
+        accelerator: cpu, gpu, or auto: GPUs (CUDA) if there is one for every device, else the CPU.
         devices: Number of devices (processes).
         accumulate: Parts in which every batch is computed, one after the other, to save memory. A last batch with
             fewer samples than parts is left out. Batch norm sees one part at a time.
@@ -25,7 +25,7 @@ class Machine(Settings):
             needs one GPU and batches of one shape. Without a GPU the same step runs uncaptured.
         threads: Threads of torch in every process; small models are fastest with one.
         progress: Show a bar or lines.
-        tensorboard: Write TensorBoard events beside metrics.csv, where the package tensorboard is installed.
+        tensorboard: Write TensorBoard events beside metrics.csv, if the package tensorboard is installed.
         wandb: Also log to Weights & Biases, according to its own variables (WANDB_MODE=offline: into the run's folder).
         mlflow: Also log to MLflow, at the address in its own variable MLFLOW_TRACKING_URI.
     """

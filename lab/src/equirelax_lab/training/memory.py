@@ -19,7 +19,7 @@ COPIES = 4
 
 
 def machine_bytes() -> float:
-    """Physical memory of this machine in bytes; infinity where the system does not report it."""
+    """Physical memory of this machine in bytes; infinity if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # Windows has no sysconf

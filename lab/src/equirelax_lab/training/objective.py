@@ -42,7 +42,7 @@ class Objective(nn.Module):
             return self._terms(batch, index, step)
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The task's loss, with the share of the projected network's where that is configured."""
+        """The task's loss, with the share of the projected network's if that is configured."""
         task, relaxation = self.assembly.task, self.assembly.relaxation
         share = self.assembly.config.training.projected_share
         loss = task.loss(task.predict(self.model, batch), batch)

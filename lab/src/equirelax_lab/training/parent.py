@@ -20,7 +20,7 @@ def end_with_this_process() -> dict[str, str]:
 def follow_parent() -> None:
     """End this process and its group within about a second after the process that `PARENT` names has ended.
 
-    Do nothing where no process is named. As after kill -9, the epochs since the last checkpoint are lost. Only the
+    Do nothing if no process is named. As after kill -9, the epochs since the last checkpoint are lost. Only the
     first process of a distributed run watches: it has started the others, with its own environment.
     """
     named = os.environ.get(PARENT, "")

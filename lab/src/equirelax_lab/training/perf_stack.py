@@ -55,7 +55,7 @@ def measure_stack(
         batch_size: Samples in a batch; this and the following arguments take the subject's own value if they are None.
         repetitions: Timed epochs of every case, after the warm-up.
         threads: Threads of torch.
-        machine: The accelerator; None takes a GPU where there is one.
+        machine: The accelerator; None takes a GPU if there is one.
 
     Raises:
         ConfigError: There is no such benchmark or model, or its samples are not random.

@@ -160,7 +160,7 @@ class StackedLoop:
             member.failure = f"{error}{member.divergence.origin()}"
 
     def _check_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Check the gradients of all members by a sum for each; entries are checked only where a sum overflows."""
+        """Check the gradients of all members by a sum for each; entries are checked only if a sum overflows."""
         if not self.members[0].divergence.every_step:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]

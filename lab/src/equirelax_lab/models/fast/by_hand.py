@@ -37,7 +37,7 @@ class ByHand(ABC):
         """Compute the gradients of all inputs from that of the output; None for the unwritten ones."""
 
     def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        """Compute the output within a call of `module`, by `forward` where that is allowed and by the formula otherwise."""
+        """Compute the output within a call of `module`, by `forward` if that is allowed and by the formula otherwise."""
         if may_use_hand_written(module, inputs[0]):
             out: Tensor = _Function.apply(self, *inputs)
             return out
