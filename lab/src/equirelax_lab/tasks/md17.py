@@ -72,7 +72,7 @@ class ForceNetwork(Near):
 
 
 class MD17Task(Task[MD17Dataset]):
-    """Energy and forces, the exact gradient of the energy. The loss is the L1 error of the energy plus 80 times the mean
+    """Energy and forces, exactly minus the gradient of the energy. The loss is the L1 error of the energy plus 80 times the mean
     length of the forces' errors, both in units of `dataset.scale`. Weights are selected by the force error.
     """
 
