@@ -25,7 +25,7 @@ if _typing.TYPE_CHECKING:
     from equirelax.auditing.audit import audit
     from equirelax.auditing.symmetry_score import symmetry_score
     from equirelax.errors import EquirelaxError
-    from equirelax.methods import ACE, ResilientACE, Scheduled, Strict, SymmetryFollowing
+    from equirelax.methods import ACE, ResilientACE, Scheduled, Strict, Swing
     from equirelax.relaxation import (
         MLP,
         Dense,
@@ -55,7 +55,7 @@ __all__ = [
     "ResilientACE",
     "Scheduled",
     "Strict",
-    "SymmetryFollowing",
+    "Swing",
     "audit",
     "auditing",
     "load",
@@ -74,7 +74,7 @@ __all__ = [
 _HOMES = {
     "errors": ("EquirelaxError",),
     "auditing": ("audit", "symmetry_score"),
-    "methods": ("ACE", "ResilientACE", "Scheduled", "Strict", "SymmetryFollowing"),
+    "methods": ("ACE", "ResilientACE", "Scheduled", "Strict", "Swing"),
     "relaxation": (
         "MLP",
         "Dense",

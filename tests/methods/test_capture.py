@@ -106,7 +106,7 @@ def test_a_method_that_was_replaced_is_not_replayed() -> None:
 def test_a_replayed_step_counts_after_one_that_was_left_out() -> None:
     relaxation = chain(2)
     optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=0.0)
-    method = er.methods.Swing(relaxation, period=8).attach(optimizer)
+    method = er.Swing(relaxation, period=8).attach(optimizer)
     method.skip()
     method.replayed()
     optimizer.step()

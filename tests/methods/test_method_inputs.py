@@ -214,7 +214,7 @@ def test_a_method_that_has_ended_loads_nothing() -> None:
 
 
 FAILS: dict[str, Callable[[Relaxation], object]] = {
-    "symmetry-following without a measure": er.SymmetryFollowing,
+    "symmetry-following without a measure": er.methods.SymmetryFollowing,
     "a schedule that is not a number": lambda r: er.Scheduled(r, 5, schedule=lambda progress: math.nan),
     "gradnorm without parameters": lambda r: REMUL(r, weighting="gradnorm", shared=[]),
     "an unknown setting": lambda r: er.ACE(r, dual_lr=0.1, nonsense=1),

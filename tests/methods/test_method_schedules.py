@@ -211,10 +211,10 @@ def test_settings_are_given_by_name_or_as_an_object() -> None:
         er.ACE,
         er.ResilientACE,
         er.Scheduled,
-        er.SymmetryFollowing,
+        er.methods.SymmetryFollowing,
         er.methods.REMUL,
         er.methods.RPP,
-        er.methods.Swing,
+        er.Swing,
     ],
 )
 def test_every_field_has_a_docstring_and_every_number_a_range(method: type[er.methods.Method]) -> None:

@@ -38,8 +38,8 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     ),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.1, primal_lr=0.05),
     "rpp": lambda r: er.methods.RPP(r, eq_weight=1e-3, residual_weight=1e-2),
-    "swing": lambda r: er.methods.Swing(r, period=8, finish=7),
-    "symmetry-following": lambda r: er.SymmetryFollowing(r, score_of, measure_every=3),
+    "swing": lambda r: er.Swing(r, period=8, finish=7),
+    "symmetry-following": lambda r: er.methods.SymmetryFollowing(r, score_of, measure_every=3),
     "resilient-all": lambda r: er.ResilientACE(
         r,
         dual_lr=0.1,
@@ -231,7 +231,7 @@ def test_a_projected_model_has_nothing_to_drive() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [lambda r, steps: er.Scheduled(r, steps), lambda r, steps: er.methods.Swing(r, period=steps)],
+    [lambda r, steps: er.Scheduled(r, steps), lambda r, steps: er.Swing(r, period=steps)],
     ids=["scheduled", "swing"],
 )
 def test_a_course_of_another_length_holds_from_the_first_step(build: Any) -> None:

@@ -26,7 +26,7 @@ class Given:
 def course(score: Given, steps: int, **settings: object) -> list[list[float]]:
     relaxation = chain(2)
     optimizer = torch.optim.SGD(relaxation.model.parameters(), lr=1e-3)
-    method = er.SymmetryFollowing(relaxation, lambda _: score, **settings).attach(optimizer)  # type: ignore[arg-type]
+    method = er.methods.SymmetryFollowing(relaxation, lambda _: score, **settings).attach(optimizer)  # type: ignore[arg-type]
     x, y = batch()
     found = []
     for _ in range(steps):
@@ -60,9 +60,9 @@ def test_a_residual_that_is_not_scored_counts_as_symmetric() -> None:
 
 def test_what_is_no_score_and_too_few_examples_are_refused() -> None:
     with pytest.raises(MethodError, match="measure"):
-        er.SymmetryFollowing(chain(2), Given())  # type: ignore[arg-type]
+        er.methods.SymmetryFollowing(chain(2), Given())  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="measure"):
-        er.SymmetryFollowing(chain(2))
+        er.methods.SymmetryFollowing(chain(2))
     for wrong in (Given({"around.mixes.0": 0.5}), Given({"mixes.0": math.nan})):
         with pytest.raises(MethodError, match="mixes"):
             course(wrong, 2, measure_every=1)
@@ -80,7 +80,7 @@ def test_what_is_no_score_and_too_few_examples_are_refused() -> None:
         {"largest": math.inf},
     ):
         with pytest.raises(MethodError, match=next(iter(settings))):
-            er.SymmetryFollowing(chain(2), lambda _: Given(), **settings)  # type: ignore[arg-type]
+            er.methods.SymmetryFollowing(chain(2), lambda _: Given(), **settings)  # type: ignore[arg-type]
 
 
 class TwoTasks(nn.Module):
@@ -112,7 +112,7 @@ def test_it_finds_the_layer_whose_task_breaks_the_symmetry() -> None:
     optimizer = torch.optim.SGD(
         [p for p in relaxation.residual_parameters().values()], lr=0.1
     )  # the strict maps are the best equivariant ones but for a factor
-    method = er.SymmetryFollowing(relaxation, measure, measure_every=1, rate=0.3).attach(optimizer)
+    method = er.methods.SymmetryFollowing(relaxation, measure, measure_every=1, rate=0.3).attach(optimizer)
     for step in range(40):
         rows = slice(128 * (1 + step % 3), 128 * (2 + step % 3))
         loss = (model(x[rows]) - y[rows]).square().sum(1).mean() + method.penalty()

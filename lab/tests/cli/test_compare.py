@@ -78,7 +78,9 @@ def test_models_that_do_not_go_with_the_methods(capsys: pytest.CaptureFixture[st
     assert "Did you mean 'egnn'" in capsys.readouterr().err
     assert main(["compare", "modelnet40", "--models", "pointnet,dgcnn", "--methods", "scheduled"]) == 2
     found = capsys.readouterr()
-    assert "Left out, because there is nothing to relax: scheduled on pointnet, scheduled on dgcnn." in found.out
+    assert (
+        "Left out, because there is nothing to relax: scheduled on pointnet, scheduled on dgcnn." in found.out
+    )
     assert "anything to relax" in found.err
     assert main(["compare", "nbody", "--models", "segnn", "--egnn.epochs", "1"]) == 2
     assert "not among --models" in capsys.readouterr().err

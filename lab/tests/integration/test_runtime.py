@@ -45,8 +45,8 @@ METHODS = {
     "scheduled-rows": lambda r: er.Scheduled(r, total_steps=6, rows=5),
     "ace": lambda r: er.ACE(r, dual_lr=0.05),
     "resilient": lambda r: er.ResilientACE(r, dual_lr=0.05, primal_lr=0.01),
-    "swing": lambda r: er.methods.Swing(r, period=4, finish=5),
-    "symmetry-following": lambda r: er.SymmetryFollowing(r, score, measure_every=2),
+    "swing": lambda r: er.Swing(r, period=4, finish=5),
+    "symmetry-following": lambda r: er.methods.SymmetryFollowing(r, score, measure_every=2),
     "remul": lambda r: er.methods.REMUL(r, weighting="gradnorm"),
     "rpp": lambda r: er.methods.RPP(r),
 }

@@ -63,7 +63,7 @@ METHODS: dict[str, Callable[[Relaxation], Method]] = {
     "ACE": lambda relaxation: er.ACE(relaxation, dual_lr=0.1, augmented=0.2),
     "CR": lambda relaxation: er.Scheduled(relaxation, total_steps=9),
     "CR, means": lambda relaxation: er.Scheduled(relaxation, total_steps=9, scaling="mean"),
-    "swing": lambda relaxation: er.methods.Swing(relaxation, period=9),
+    "swing": lambda relaxation: er.Swing(relaxation, period=9),
     "resilient": lambda relaxation: er.ResilientACE(relaxation, dual_lr=0.1, primal_lr=0.1),
 }
 KINDS: dict[str, ResidualKind | None] = {

@@ -1,7 +1,7 @@
 """Methods, which drive the strengths of the residuals, and baselines to compare them with.
 
-The methods are strict (does nothing), scheduled (CR), ace and resilient (ACE), and the trials swing and symmetry-following. The
-baselines are remul, rpp, and EquiTuned and EquiAdapted, two modules that wrap any network.
+The methods are strict (does nothing), scheduled (CR), ace and resilient (ACE), and two of this project, swing and
+symmetry-following. The baselines are remul, rpp, and EquiTuned and EquiAdapted, two modules that wrap any network.
 """
 
 # ruff: noqa: I001  (the order of registration is the order in which the methods are listed)

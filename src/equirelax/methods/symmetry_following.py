@@ -40,7 +40,7 @@ Measure = Callable[[Relaxation], Measured]
 
 @register(
     "symmetry-following",
-    "gamma follows a score of the data's asymmetry, layer by layer; deployed relaxed; a trial of this project",
+    "gamma follows a score of the data's asymmetry, layer by layer; deployed relaxed; this project's own",
 )
 class SymmetryFollowing(Method):
     """gamma of each layer follows how strongly the data break the symmetry there.
@@ -57,7 +57,7 @@ class SymmetryFollowing(Method):
     Measure on examples that are not used for training and not moved by random group elements. A measurement costs a forward
     pass over them and, for a batch of n examples, one backward pass for every bit of n, plus one:
 
-        method = er.SymmetryFollowing(
+        method = er.methods.SymmetryFollowing(
             relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), measure_every=100
         ).attach(optimizer)
 

@@ -17,7 +17,7 @@ Plant an asymmetry at one layer of a small network's task, and score how symmetr
 Needs no data; takes about a minute per seed on one core. The network has a trunk of two layers and three heads, all equivariant.
 Its targets come from a network of the same kind, one layer of which has an added map that no rotation leaves unchanged. A strict
 network is trained and scored on held-out examples as it trains. Then a relaxed one is trained whose gammas follow the score
-(equirelax.SymmetryFollowing).
+(equirelax.methods.SymmetryFollowing).
 
 examples:
   equirelax planted

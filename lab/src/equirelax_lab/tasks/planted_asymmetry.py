@@ -156,7 +156,7 @@ def train_strict(planted: str, steps: int, seed: int = 0, records: int = 20) -> 
 
 
 def train_following(planted: str, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Train a relaxed network whose gammas follow the score (`equirelax.SymmetryFollowing`, settings `FOLLOWING`).
+    """Train a relaxed network whose gammas follow the score (`equirelax.methods.SymmetryFollowing`, settings `FOLLOWING`).
 
     Args:
         planted, steps, seed: As for `train_strict`, with the same examples.
