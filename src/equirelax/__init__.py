@@ -1,8 +1,8 @@
 """Relax equivariance while training, project back to an exactly equivariant network, and check it.
 
     relaxation = equirelax.relax(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=9e-4)
-    method = equirelax.ACE(relaxation, dual_lr=8e-4).attach(optimizer)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.8e-3)
+    method = equirelax.Swing(relaxation, period=2100).attach(optimizer)
     for x, y in loader:
         loss = criterion(model(x), y) + method.penalty()
         optimizer.zero_grad(); loss.backward(); optimizer.step()
@@ -10,8 +10,8 @@
     print(equirelax.audit(model, sample, in_rep, out_rep))
 
 The methods are those of CR (Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242) and ACE (Manolache et
-al., NeurIPS 2025, arXiv 2505.13631). The package imports only torch and numpy, when one of its names is first used. It imports
-e3nn and PyTorch Geometric only for models that are built with them.
+al., NeurIPS 2025, arXiv 2505.13631), and `Swing`, which is this project's own. The package imports only torch and numpy,
+when one of its names is first used. It imports e3nn and PyTorch Geometric only for models that are built with them.
 
 The most common names are available here. The rest are in the subpackages `symmetry`, `relaxation`, `methods`,
 `auditing`, `optim` and `testing`.

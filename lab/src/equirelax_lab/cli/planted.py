@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +41,7 @@ def main(words: Sequence[str]) -> int:
 
     from equirelax_lab.report import again
     from equirelax_lab.report.planted import draw_courses, gammas_table, panels_of, ratios_table
+    from equirelax_lab.report.record import record_text
     from equirelax_lab.report.symmetry_score import draw_scores
     from equirelax_lab.tasks.planted_asymmetry import run_planted
     from equirelax_lab.training import provenance
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     tables = ratios_table(record), gammas_table(record)
     ratios, gammas = (one.markdown().rstrip() for one in tables)
     settings = record["settings"]
-    write_text(out / "planted.json", json.dumps(record, indent=1) + "\n")
+    write_text(out / "planted.json", record_text(record))
     write_text(
         out / "summary.md",
         f"# An asymmetry planted at one layer\n\n{ratios}\n\nr of every layer of a strict network after {settings['steps']} "

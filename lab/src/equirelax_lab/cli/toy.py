@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +48,7 @@ def main(words: Sequence[str]) -> int:
     import torch  # these imports include matplotlib, which a help text does not need
 
     from equirelax_lab.report import again
+    from equirelax_lab.report.record import record_text
     from equirelax_lab.report.toy import draw_forms, draw_orbit, forms_table, of_run, orbit_table
     from equirelax_lab.tasks.orbit import CURVATURES, describe, simulate
     from equirelax_lab.tasks.toy import run_toy
@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
     out, command = Path(parsed.out), again.command(*words)
     tables = forms_table(study), orbit_table(courses)
     table, orbits = (one.markdown().rstrip() for one in tables)
-    write_text(out / "toy.json", json.dumps(record) + "\n")
+    write_text(out / "toy.json", record_text(record))
     write_text(
         out / "summary.md",
         f"# Forms of ACE on two toy problems\n\n{table}\n\nMeans over the last fifth of the steps.\n\n"
