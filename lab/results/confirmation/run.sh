@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the data and the runs of prereg.yaml, smoke.yaml and mocap.yaml: run.sh FOLDER. Started again, it goes on.
+# Make the data and the runs of prereg.yaml, smoke.yaml and mocap.yaml: run.sh FOLDER. Started again, it continues.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 out="$1"
@@ -12,7 +12,9 @@ for seed in $(seq 30 37); do
     equirelax data make nbody --data "$out/data" --seed "$seed" --train 3000 --val 1000 --test 16
   fi
 done
-equirelax study run "$here/prereg.yaml" --data "$out/data" --out "$out/runs"
-equirelax study run "$here/smoke.yaml" --data "$out/data" --out "$out/runs/smoke"
-equirelax study run "$here/mocap.yaml" --data "$out/data" --out "$out/runs"
-equirelax archive "$out/runs" --out "$out/results"
+for study in prereg smoke mocap; do
+  equirelax study run "$here/$study.yaml" --data "$out/data" --out "$out/runs/$study"
+done
+equirelax archive "$out/runs/prereg" --out "$out/results"
+equirelax archive "$out/runs/smoke" --out "$out/results/smoke"
+equirelax archive "$out/runs/mocap" --out "$out/results"

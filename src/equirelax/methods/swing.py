@@ -27,9 +27,9 @@ class Swing(Method):
     With phase 0 gamma is 0 at t = period * (1/4 + k/2), k = 0, 1, ...: a `finish` there stops it without a jump. The gamma that
     ACE (arXiv 2505.13631) learns on N-body swings like this.
 
-    What was tested is amplitude 0.4, a period of 7/30 of the training's steps, phase 0 and no finish, on `MLP` residuals, with
-    averaged weights beside the raw ones: docs/explanation/when_to_relax.md says on which benchmarks it helped, and
-    docs/explanation/mathematics.md what a swing does in the smallest network.
+    On N-body it was confirmed to help with amplitude 0.4, a period of 7/30 of the training's steps, phase 0 and no finish, on
+    `MLP` residuals, with averages of the weights over about half a swing, which it needs. docs/explanation/when_to_relax.md has
+    all results, and docs/explanation/mathematics.md what a swing does in the smallest network.
 
     Args:
         relaxation: The relaxed model; a gamma that was learnt is fixed again.
