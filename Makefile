@@ -112,7 +112,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/tools/verdict.py --check
 	$(BIN)/python docs/tools/comparisons.py --check
 	$(BIN)/python docs/tools/insert_results.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check src tests lab examples docs/tools docs/tutorial conftest.py
