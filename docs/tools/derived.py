@@ -12,8 +12,7 @@ from equirelax.files import write_text
 
 def with_tables(path: Path, text: str, table: Numbers) -> dict[Path, str]:
     """A Markdown file, and its table as CSV and LaTeX in the folder tables beside it."""
-    stem = path.parent / "tables" / table.name
-    return {path: text, stem.with_suffix(".csv"): table.csv(), stem.with_suffix(".tex"): table.latex()}
+    return {path: text, **{path.parent / "tables" / name: own for name, own in table.files().items()}}
 
 
 def stale(files: Mapping[Path, str]) -> list[Path]:

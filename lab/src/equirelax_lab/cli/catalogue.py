@@ -40,7 +40,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _places(row: DataStatus, root: str | None) -> Iterator[str]:
-    """Where a data set is, or how to get it. There may be several sets of smoke plumes, told apart by their flags."""
+    """Describe where a data set is, or how to get it.
+
+    Smoke plumes may have several sets, which differ in the flags that made them.
+    """
     if not row.available:
         yield f"missing; to get it: {row.how_to_get}"
     elif row.name != "smoke":

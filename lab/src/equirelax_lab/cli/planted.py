@@ -69,8 +69,8 @@ def main(words: Sequence[str]) -> int:
         f"Written by `{record['command']}`.\n",
     )
     for one in tables:
-        write_text(out / "tables" / f"{one.name}.csv", one.csv())
-        write_text(out / "tables" / f"{one.name}.tex", one.latex())
+        for name, text in one.files().items():
+            write_text(out / "tables" / name, text)
     draw_scores(out / "scores.png", panels_of(record), record["command"])
     draw_courses(out / "courses.png", record, record["command"])
     show(ratios)

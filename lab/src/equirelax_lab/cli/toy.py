@@ -81,8 +81,8 @@ def main(words: Sequence[str]) -> int:
         f"## gamma under two Adams, {ORBIT_STEPS:,} steps\n\n{orbits}\n\nWritten by `{command}`.\n",
     )
     for one in tables:
-        write_text(out / "tables" / f"{one.name}.csv", one.csv())
-        write_text(out / "tables" / f"{one.name}.tex", one.latex())
+        for name, text in one.files().items():
+            write_text(out / "tables" / name, text)
     draw_forms(out / "gamma.png", study, command)
     draw_orbit(out / "orbit.png", courses, run, command)
     show(table)

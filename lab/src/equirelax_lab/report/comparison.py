@@ -74,13 +74,12 @@ def write_comparison(
 
 def _write_tables(folder: Path, found: Sequence[Numbers]) -> None:
     """Write every table as CSV and as LaTeX, and remove the files of tables that no longer exist."""
-    kept = {f"{numbers.name}.{ending}" for numbers in found for ending in ("csv", "tex")}
+    files = {name: text for numbers in found for name, text in numbers.files().items()}
     for path in folder.glob("*"):
-        if path.suffix in (".csv", ".tex") and path.name not in kept:
+        if path.suffix in (".csv", ".tex") and path.name not in files:
             path.unlink()
-    for numbers in found:
-        write_text(folder / f"{numbers.name}.csv", numbers.csv())
-        write_text(folder / f"{numbers.name}.tex", numbers.latex())
+    for name, text in files.items():
+        write_text(folder / name, text)
 
 
 def comparison_tables(

@@ -46,6 +46,10 @@ class Numbers:
         words = re.split(r"[,:] ", self.title.lower())[0]
         return re.sub(r"[^a-z0-9.=]+", "-", words).strip("-.") or "table"
 
+    def files(self) -> dict[str, str]:
+        """The table as CSV and as LaTeX: names of files and their content."""
+        return {f"{self.name}.csv": self.csv(), f"{self.name}.tex": self.latex()}
+
     def markdown(self) -> str:
         """Head and rows as Markdown, with a newline after every line."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
