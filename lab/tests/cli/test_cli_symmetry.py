@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from equirelax_lab.cli import main
+from equirelax_lab.report.record import record_text
 from equirelax_lab.training.run import train
 from PIL import Image
 
@@ -48,7 +49,7 @@ def test_finished_runs(
     assert main(["symmetry", str(folder), "-o", str(out), "--samples", "2"]) == 0
     text = capsys.readouterr().out
     study = json.loads((out / "symmetry.json").read_text())
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads(record_text(json.loads((folder / "result.json").read_text())))
     assert {row["key"]: row["gamma"] for row in study["residuals"]} == result["gammas"]
     assert study["dynamics"] == result["dynamics"]
     assert all(row["added"] is not None and row["weight"] is not None for row in study["residuals"])

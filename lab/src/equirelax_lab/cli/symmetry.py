@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +90,7 @@ def main(words: Sequence[str]) -> int:
     measured, bounds = measure(folder, parsed.samples, parsed.seed, named_root(parsed.data))
 
     from equirelax_lab.report import again
+    from equirelax_lab.report.record import record_text
     from equirelax_lab.report.symmetry import (
         deployed,
         findings,
@@ -106,7 +106,7 @@ def main(words: Sequence[str]) -> int:
     from equirelax_lab.tasks.registry import task_class
 
     title = f"{task_class(result['benchmark']).title} ({words_of})"
-    write_text(out / NUMBERS, json.dumps(study, indent=2) + "\n")
+    write_text(out / NUMBERS, record_text(study))
     command = again.command("symmetry", again.place(folder))
     write_text(out / TABLE, page(study, title, command))
     draw_symmetry(out / PICTURE, study, rows, title, command)
@@ -131,6 +131,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
     if lacking := [folder for folder in folders if not (folder / BEST).exists()]:
         raise ConfigError(f"{lacking[0]} does not hold its weights ({BEST}): train it again.")
     from equirelax_lab.report import again
+    from equirelax_lab.report.record import record_text
     from equirelax_lab.report.symmetry_score import (
         draw_scores,
         layer_table,
@@ -165,7 +166,7 @@ def score(runs: Sequence[Path], out: Path | None, examples: int, draws: int, roo
         )
         parts.append(f"## Together\n\n{means}{seeds_table(scores)}")
     parts += [f"## {one['run']}\n\n`{one['command']}`\n\n{layer_table(one)}" for one in scores]
-    write_text(where / f"{SCORE}.json", json.dumps(numbers, indent=None if draws else 2) + "\n")
+    write_text(where / f"{SCORE}.json", record_text(numbers))
     write_text(where / f"{SCORE}.md", "# How symmetric are the data?\n\n" + "\n\n".join(parts) + "\n")
     draw_scores(where / f"{SCORE}.png", panels_over_seeds(scores) if together else scores, below)
     print("\n" + "\n\n".join([table, *([seeds_table(scores)] if together or draws else [])]))

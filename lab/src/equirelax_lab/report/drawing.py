@@ -51,8 +51,10 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "equirelax",
 }
-PALETTE = 64
-"""Number of colours of a PNG; with more, lines and bands look the same and take a fifth more bytes."""
+PALETTE = 32
+"""Number of colours of a PNG; with 64, lines and bands look the same and take an eighth more bytes."""
+DPI = 130
+"""Dots per inch of a PNG."""
 WIDTH = 5.6
 """Width of a figure in inches: legible at the width of a phone as well as at half that of a screen."""
 
@@ -104,9 +106,7 @@ def svg(figure: Figure, name: str) -> str:
     return head + label + found[found.index(">") :]
 
 
-def png(
-    path: Path, figures: Sequence[Figure], title: str, columns: int = 2, again: str = "", dpi: int = 130
-) -> None:
+def png(path: Path, figures: Sequence[Figure], title: str, columns: int = 2, again: str = "") -> None:
     """Write figures side by side into a PNG with few colours, which keeps it small.
 
     Args:
@@ -115,7 +115,6 @@ def png(
         title: The title above everything.
         columns: How many figures are side by side.
         again: The command that writes the picture again, below everything.
-        dpi: Dots per inch.
     """
     stacks: list[list[Figure]] = [[] for _ in range(min(columns, len(figures)))]
     for figure in figures:
@@ -132,7 +131,7 @@ def png(
             for part, figure in zip(parts, stack, strict=False):
                 part.suptitle(figure.title, fontsize=9.5)
                 figure.draw(part)
-        write_png(path, canvas, again, dpi)
+        write_png(path, canvas, again)
 
 
 def _height(stack: Sequence[Figure]) -> float:
@@ -140,7 +139,7 @@ def _height(stack: Sequence[Figure]) -> float:
     return sum(figure.height + 0.3 for figure in stack)
 
 
-def write_png(path: Path, canvas: Canvas, again: str = "", dpi: int = 130) -> None:
+def write_png(path: Path, canvas: Canvas, again: str = "") -> None:
     """Write a figure as a PNG with a small palette, with the command that writes it again below."""
     from PIL import Image
 
@@ -148,7 +147,7 @@ def write_png(path: Path, canvas: Canvas, again: str = "", dpi: int = 130) -> No
         canvas.supxlabel(again, x=0.995, ha="right", fontsize=6.5, color=SOFT, family="monospace")
     buffer = io.BytesIO()
     FigureCanvasAgg(canvas)
-    canvas.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    canvas.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     picture = Image.open(buffer).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
     with atomic_write(path) as temporary:
         picture.save(temporary, optimize=True)
