@@ -3,9 +3,11 @@ and the board."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from equirelax_lab.cli.main import main
 from equirelax_lab.studies import machines as machines_module
 from equirelax_lab.studies import scheduler as scheduler_module
 from equirelax_lab.studies.board import Board, counts, line
@@ -32,7 +35,7 @@ from equirelax_lab.studies.scheduler import (
     threads_each,
 )
 from equirelax_lab.studies.study import read_study
-from equirelax_lab.studies.trials import JOURNAL, Trial, read_journal, recorded, trials
+from equirelax_lab.studies.trials import JOURNAL, Trial, read_journal, recorded, trials, write_journal
 from equirelax_lab.training import parent
 from equirelax_lab.training.folder import CONFIG, LOG, RESULT
 from equirelax_lab.training.lock import locked
@@ -310,6 +313,21 @@ def test_journals_that_are_none(tmp_path: Path) -> None:
         (tmp_path / JOURNAL).write_text(content)
         with pytest.raises(ConfigError, match=JOURNAL):
             recorded(tmp_path)
+
+
+def test_the_folder_of_another_study_is_refused(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, other = (read_study(study_file(name)) for name in ("first", "other"))
+    write_journal(out, first, trials(first, out))
+    before = (out / JOURNAL).read_text()
+    assert trials(first, out)
+    for study in (other, dataclasses.replace(first, small=True)):
+        with pytest.raises(ConfigError, match=f"{re.escape(str(out))}.*--out"):
+            trials(study, out)
+    assert main(["study", "run", str(study_file("other")), "--out", str(out)]) == 2
+    assert (out / JOURNAL).read_text() == before
+    write_journal(out, other, [])
+    assert trials(other, out)
 
 
 def test_reasons(tmp_path: Path) -> None:

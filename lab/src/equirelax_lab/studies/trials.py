@@ -100,9 +100,10 @@ def trials(study: Study, out: Path = Path()) -> list[Trial]:
     methods and values keep the order of the study.
 
     Raises:
-        ConfigError: A name, key or value does not exist or does not fit, two runs have the same name, or the folder of
-            one holds a run with other settings.
+        ConfigError: A name, key or value does not exist or does not fit, two runs have the same name, the folder of one
+            holds a run with other settings, or `out` is the folder of another study.
     """
+    _check_owner(study, out)
     found = sorted(
         (trial for grid in study.grids for trial in _of_grid(study, grid, out)), key=lambda t: t.config.seed
     )
@@ -113,6 +114,23 @@ def trials(study: Study, out: Path = Path()) -> list[Trial]:
         seen.add(trial.folder)
         trial.look()
     return found
+
+
+def _check_owner(study: Study, out: Path) -> None:
+    """Refuse the folder of another study, whose journal this one would replace."""
+    if not study.name or not (out / JOURNAL).exists():
+        return
+    journal = read_journal(out)
+    owner, own = _called(journal.get("name"), journal.get("small")), _called(study.name, study.small)
+    if owner != own:
+        raise ConfigError(
+            f"{out} is the folder of {owner}, not of {own}: give this one a folder of its own with --out. If the study's "
+            f"file was renamed, change the name in {out / JOURNAL}."
+        )
+
+
+def _called(name: Any, small: Any) -> str:
+    return f"the study {name}{' (small)' if small else ''}" if name else "a comparison"
 
 
 def grid_folder(study: Study, grid: Grid) -> Path:

@@ -69,6 +69,21 @@ class Course(Scheduled.Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Swinging(Swing.Settings):
+    """Swing: gamma swings around 0.
+
+    Attributes:
+        period: Steps of one full swing; null takes 7/30 of the run's steps, as lab/results/confirmation did.
+    """
+
+    period: int | None = within(COUNT, None)  # type: ignore[assignment]
+
+    def for_run(self, steps: int) -> Swing.Settings:
+        """The settings for a run of this many steps."""
+        return self if self.period else dataclasses.replace(self, period=max(1, round(steps * 7 / 30)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Following(SymmetryFollowing.Settings):
     """SymmetryFollowing: gamma follows the symmetry score of validation samples.
 
@@ -138,7 +153,7 @@ CHOICES: dict[str, Choice] = {
     ),
     "ace-augmented": Choice("ACE with an augmented Lagrangian, which damps oscillation", ACE.Settings),
     "ace-pi": Choice("ACE with a proportional-integral multiplier, which damps oscillation", ACE.Settings),
-    "swing": Choice("trial: gamma swings around 0, and stays at 0 from a certain step on", Swing.Settings),
+    "swing": Choice("this project's own: gamma swings around 0; on N-body it is shown to help", Swinging),
     "symmetry-following": Choice(
         "trial: gamma follows a score of the data's asymmetry, and is 0 where the score is noise",
         Following,
@@ -228,8 +243,8 @@ def build_method(
         return ACE(relaxation, settings)
     if isinstance(settings, RPP.Settings):
         return RPP(relaxation, settings)
-    if isinstance(settings, Swing.Settings):
-        return Swing(relaxation, settings)
+    if isinstance(settings, Swinging):
+        return Swing(relaxation, settings.for_run(config.training.epochs * steps_per_epoch))
     if isinstance(settings, Following):
         steps = settings.measure_every or steps_per_epoch
         return SymmetryFollowing(relaxation, measure, dataclasses.replace(settings, measure_every=steps))
