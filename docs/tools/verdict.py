@@ -15,7 +15,6 @@ else is not decided.
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from equirelax_lab.report.numbers import Numbers
 from equirelax_lab.report.rows import TITLE, by_label, in_words, settings
 from equirelax_lab.report.runs import Run, read_folder
 from equirelax_lab.report.statistics import decimals, interval_text, paired, spread, spread_text
+from equirelax_lab.report.weights import by_validation, worst_last
 from equirelax_lab.tasks.task import heading
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +44,6 @@ class VerdictError(Exception):
 
 
 RAW, AVERAGED, BY_VALIDATION = "", "averaged", "by validation"
-
-
-def _worst_last(error: float) -> float:
-    """A sort key for errors: NaN is the worst."""
-    return math.inf if math.isnan(error) else error
 
 
 @dataclass(frozen=True)
@@ -74,14 +69,10 @@ class Row:
 
     def _evaluation(self, run: Mapping[str, Any], form: str) -> Mapping[str, Any]:
         """The part of a result.json with the errors of the chosen weights."""
-        if self.weights == RAW:
-            return run
-        averaged: Mapping[str, Any] = run["averaged"]
-        if self.weights == AVERAGED:
-            return averaged
-        sign = -1 if self.higher_is_better else 1
-        raw, other = (_worst_last(sign * one["val"][form]) for one in (run, averaged))
-        return averaged if other < raw else run
+        if self.weights == BY_VALIDATION:
+            return by_validation(run, form)
+        averaged: Mapping[str, Any] = run["averaged"] if self.weights == AVERAGED else run
+        return averaged
 
     @property
     def higher_is_better(self) -> bool:
@@ -129,7 +120,7 @@ def best(candidates: Sequence[Row]) -> Row:
     sign = -1 if candidates[0].higher_is_better else 1
 
     def rank(row: Row) -> float:
-        return _worst_last(sign * statistics.fmean(row.errors("val").values()))
+        return worst_last(sign * statistics.fmean(row.errors("val").values()))
 
     return min(candidates, key=rank)
 

@@ -22,6 +22,7 @@ from equirelax_lab.report.statistics import holm, paired, spread
 from equirelax_lab.report.summary import strengths_of, summarise
 from equirelax_lab.report.table import Table, condition, measures_csv
 from equirelax_lab.report.tables import summary_text
+from equirelax_lab.report.weights import by_validation
 from equirelax_lab.studies.study import Grid, Study
 from equirelax_lab.studies.trials import Trial
 from equirelax_lab.tasks.registry import config_from_dict, defaults
@@ -144,6 +145,23 @@ def test_results_that_do_not_belong_together_are_refused() -> None:
         summarise([result("strict", 0, 1.0), other])
     with pytest.raises(ConfigError, match="no finished run"):
         summarise([])
+
+
+def test_the_conclusion_takes_the_weights_that_validation_prefers_in_every_run() -> None:
+    """Raw, the swing is far behind in every seed; averaged, it is ahead. Averaging does not help the strict network."""
+    gains = [0.4, 0.5, 0.6, 0.5, 0.4, 0.6]
+    strict = [averaged(alike("strict", seed, 5.0, ema=0.999), 6.0) for seed in range(6)]
+    swing = [averaged(alike("swing", seed, 9.0, ema=0.999), 5.0 - gain) for seed, gain in enumerate(gains)]
+    text = conclusion(summarise([*strict, *swing]))
+    assert "swing: better than strict" in text
+    assert "10 % below" in text
+    assert "whichever validation prefers" in text
+    assert "whichever" not in conclusion(
+        summarise([alike(m, s, 5.0) for m in ("strict", "swing") for s in range(6)])
+    )
+    assert by_validation(averaged(result("swing", 0, 9.0), math.nan), "projected")["test"]["projected"] == 9.0
+    higher = averaged(accuracy("ace", 0, 50.0), 40.0)
+    assert by_validation(higher, "projected")["test"]["projected"] == 50.0
 
 
 def test_averaged_weights_are_compared_with_averaged_strict_weights() -> None:

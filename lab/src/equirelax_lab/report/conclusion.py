@@ -16,7 +16,9 @@ from equirelax_lab.report.rows import (
     strict_rows,
     training_settings,
 )
-from equirelax_lab.report.statistics import Paired, holm, paired
+from equirelax_lab.report.statistics import Paired, holm, paired, spread
+from equirelax_lab.report.table import headline
+from equirelax_lab.report.weights import by_validation, worst_last
 
 EXACT = 1e-9
 """Largest relative equivariance error, in float64, of a network that is called exactly equivariant."""
@@ -30,6 +32,8 @@ ALPHA = 0.05
 NOTHING = "There is nothing to compare: a strict run and another with the same seed are needed."
 
 Row = Mapping[str, Any]
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Label of a row -> its results."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class _Comparison:
 def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] = ()) -> str:
     """Name the best method other than strict, for the first model that was trained with several methods, and how certain it is.
 
-    Methods and settings are chosen by validation. Among rows of one method on the same data with the same network, the one with
+    Methods and settings are chosen by validation. Where averages of the weights were kept, the raw or the averaged ones count in
+    every run, whichever validation prefers. Among rows of one method on the same data with the same network, the one with
     the best validation metric counts, and it is compared with the strict row that has the best one. The method that is furthest
     ahead of strict in validation is named, and so is everything else in which the two rows differ. The sentences call a method
 
@@ -70,10 +75,11 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
     if not found:
         return NOTHING
     higher = summary["metric"].get("higher_is_better", False)
-    best = min(found, key=lambda one: _ahead(one, summary["methods"], higher))
-    runs = {name: several[0] for name, several in by_label(summary["runs"]).items()}
+    every = by_label(summary["runs"])
+    best = min(found, key=lambda one: _ahead(one, every, higher))
+    runs = {name: several[0] for name, several in every.items()}
     differing = differing_settings(runs[best.name], runs[best.strict])
-    row, level = summary["methods"][best.name], summary["methods"][best.strict]["test"]["projected"]["mean"]
+    row, level = summary["methods"][best.name], _mean(every[best.strict], "test")
     kind = "relaxed method here" if row["residuals"] else "method here beside strict"
     reasons = _doubts(best.paired)
     lost = sum(settings(one) in (settings(runs[best.name]), settings(runs[best.strict])) for one in failed)
@@ -91,6 +97,8 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
         f"The best {kind}, by validation, is {best.name}: {verdict} {against} {best.strict}{_because(reasons)}.",
         f"{_state(row, summary['metric']['name'] if higher else 'error')} is {_difference(best, level, higher)}.",
     ]
+    if any(run.get("averaged") for run in every[best.name] + every[best.strict]):
+        parts.append("In every run the raw or the averaged weights count, whichever validation prefers.")
     if differing:
         words = [
             f"{in_words(key)} {shown(own)} instead of {shown(its)}" for key, (own, its) in differing.items()
@@ -168,14 +176,10 @@ def _comparisons(summary: Mapping[str, Any]) -> list[_Comparison]:
             candidates.setdefault(where, []).append(name)
     found = []
     for names in candidates.values():
-        name = _preferred(names, rows, higher)
+        name = _preferred(names, runs, higher)
         alike = strict_rows(runs[name][0], runs)
-        strict = _preferred(alike, rows, higher) if alike else rows[name]["compared_with"]
-        compared = paired(
-            {r["seed"]: r["test"][rows[name]["headline"]] for r in runs[name]},
-            {r["seed"]: r["test"]["projected"] for r in runs[strict]},
-            higher,
-        )
+        strict = _preferred(alike, runs, higher) if alike else rows[name]["compared_with"]
+        compared = paired(_errors(runs[name], "test"), _errors(runs[strict], "test"), higher)
         if compared is not None:
             both = _tried([runs[each][0] for each in names]), _tried([runs[each][0] for each in alike])
             tried = {key for key, values in both[0].items() if len(values) > 1 and both[1].get(key) == values}
@@ -192,25 +196,34 @@ def _tried(runs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
     return found
 
 
-def _preferred(names: Sequence[str], rows: Mapping[str, Row], higher: bool) -> str:
+def _errors(runs: Sequence[Mapping[str, Any]], part: str) -> dict[int, float]:
+    """Seed -> "val" or "test" metric, of the weights that validation prefers, in the form that the method deploys."""
+    form = headline(runs[0]["method"])
+    return {run["seed"]: by_validation(run, form)[part][form] for run in runs}
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], part: str) -> float:
+    return spread(list(_errors(runs, part).values())).mean
+
+
+def _preferred(names: Sequence[str], runs: Runs, higher: bool) -> str:
     """The row with the best mean validation metric."""
-    return min(names, key=lambda name: _rank(rows[name], higher))
+    return min(names, key=lambda name: _rank(runs[name], higher))
 
 
-def _ahead(one: _Comparison, rows: Mapping[str, Row], higher: bool) -> float:
+def _ahead(one: _Comparison, runs: Runs, higher: bool) -> float:
     """How far the row is from its strict row in validation; lower is better. It is in points if higher values are better, else
     a share of strict's error, since rows may be of several data sets.
     """
-    own, its = _rank(rows[one.name], higher), _rank(rows[one.strict], higher)
+    own, its = _rank(runs[one.name], higher), _rank(runs[one.strict], higher)
     if math.isinf(own) or math.isinf(its):
         return math.inf
     return own - its if higher or not its else (own - its) / abs(its)
 
 
-def _rank(row: Row, higher: bool) -> float:
+def _rank(runs: Sequence[Mapping[str, Any]], higher: bool) -> float:
     """The mean validation metric as a number for which lower is better; NaN is the worst."""
-    mean = float(row["val"]["mean"])
-    return math.inf if math.isnan(mean) else -mean if higher else mean
+    return worst_last((-1 if higher else 1) * _mean(runs, "val"))
 
 
 def differing_settings(run: Mapping[str, Any], strict: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
