@@ -35,7 +35,15 @@ from equirelax_lab.studies.scheduler import (
     threads_each,
 )
 from equirelax_lab.studies.study import read_study
-from equirelax_lab.studies.trials import JOURNAL, Trial, read_journal, recorded, trials, write_journal
+from equirelax_lab.studies.trials import (
+    JOURNAL,
+    Trial,
+    check_owner,
+    read_journal,
+    recorded,
+    trials,
+    write_journal,
+)
 from equirelax_lab.training import parent
 from equirelax_lab.training.folder import CONFIG, LOG, RESULT
 from equirelax_lab.training.lock import locked
@@ -315,19 +323,23 @@ def test_journals_that_are_none(tmp_path: Path) -> None:
             recorded(tmp_path)
 
 
-def test_the_folder_of_another_study_is_refused(study_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_folder_of_another_study_is_refused(
+    study_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     first, other = (read_study(study_file(name)) for name in ("first", "other"))
     write_journal(out, first, trials(first, out))
     before = (out / JOURNAL).read_text()
-    assert trials(first, out)
+    check_owner(first, out)
     for study in (other, dataclasses.replace(first, small=True)):
         with pytest.raises(ConfigError, match=f"{re.escape(str(out))}.*--out"):
-            trials(study, out)
-    assert main(["study", "run", str(study_file("other")), "--out", str(out)]) == 2
-    assert (out / JOURNAL).read_text() == before
+            check_owner(study, out)
+    for words in (["study", "run", str(study_file("other"))], ["compare", "nbody"]):
+        assert main([*words, "--out", str(out)]) == 2
+        assert "is the folder of the study first" in capsys.readouterr().err
+        assert (out / JOURNAL).read_text() == before
     write_journal(out, other, [])
-    assert trials(other, out)
+    check_owner(other, out)
 
 
 def test_reasons(tmp_path: Path) -> None:

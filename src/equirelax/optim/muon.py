@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
     `rms` is approximately the root mean square of the entries of a matrix step divided by the learning rate. Adam's is 1 at
     its first step and falls as gradients disagree; Liu et al. (2025, arXiv 2502.16982, section 2.2) use 0.2 for language
-    models. With the default of 1, begin with learning rates that suit Adam.
+    models. With the default of 1, begin at or below a learning rate that suits Adam.
 
     On plain matrices a step with rms 0.2 is that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which computes NS in
     bfloat16 and one matrix at a time. Here NS is computed in the parameter's precision, at least float32, and for all

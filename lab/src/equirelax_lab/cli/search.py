@@ -17,7 +17,7 @@ from equirelax_lab.cli.terminal import show
 from equirelax_lab.data.root import named_root
 from equirelax_lab.studies.search import figures, read_search
 from equirelax_lab.studies.study import find_file, ready_names
-from equirelax_lab.studies.trials import check_data
+from equirelax_lab.studies.trials import check_data, check_owner
 from equirelax_lab.tasks.registry import build_task
 from equirelax_lab.tasks.task import heading
 from equirelax_lab.training.folder import read_result
@@ -80,6 +80,7 @@ def main(words: Sequence[str]) -> int:
         search = dataclasses.replace(search, trials=given.trials)
     name = f"{search.name}-small" if search.small else search.name
     out = Path(given.out) if given.out else Path("runs") / "searches" / name
+    check_owner(search, out)
     root = named_root(given.data)
     check_data([search.config], root)
     source = Suggestions(search, build_task(search.config, root).metric)

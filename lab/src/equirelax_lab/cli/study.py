@@ -23,7 +23,15 @@ from equirelax_lab.studies.board import Board, counts
 from equirelax_lab.studies.machines import LocalMachine, Machines
 from equirelax_lab.studies.scheduler import Scheduler, Source, decided, failures, fair_jobs, threads_each
 from equirelax_lab.studies.study import Study, find_file, read_study, ready_file, ready_names
-from equirelax_lab.studies.trials import JOURNAL, Trial, check_data, read_journal, recorded, trials
+from equirelax_lab.studies.trials import (
+    JOURNAL,
+    Trial,
+    check_data,
+    check_owner,
+    read_journal,
+    recorded,
+    trials,
+)
 from equirelax_lab.training.progress import duration
 
 DESCRIPTION = """Run a grid of benchmarks, models, methods, settings and seeds that a file describes.
@@ -149,7 +157,11 @@ def run_study(study: Study, out: Path, given: argparse.Namespace) -> int:
 
     Returns:
         The exit code: 0; 1 if a run failed; 130 if interrupted, in which case nothing is compared.
+
+    Raises:
+        ConfigError: `out` is the folder of another study, data are missing, or the study's settings are wrong.
     """
+    check_owner(study, out)
     found = trials(study, out)
     left = [trial.config for trial in found if trial.status == "waiting"]
     check_data(left, named_root(given.data))

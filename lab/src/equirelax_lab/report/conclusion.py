@@ -61,9 +61,9 @@ def conclusion(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]] =
     the best validation metric counts, and it is compared with the strict row that has the best one. The method that is furthest
     ahead of strict in validation is named, and so is everything else in which the two rows differ. The sentences call a method
 
-    - better or worse than strict if the 95 % interval of the paired difference excludes zero, and p is below `ALPHA` after
-      Holm's correction for the number of comparisons,
-    - level with strict if the whole interval lies within `LEVEL` of strict's mean,
+    - level with strict if the whole 95 % interval of the paired difference lies within `LEVEL` of strict's mean,
+    - otherwise better or worse than strict if the interval excludes zero, and p is below `ALPHA` after Holm's correction for
+      the number of comparisons,
     - undecided otherwise, and always with fewer than `ENOUGH_SEEDS` seeds, if runs of one of the two failed, or if a setting
       other than the optimiser differs and the two rows did not have the same values to choose from.
 

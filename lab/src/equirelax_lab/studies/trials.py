@@ -100,10 +100,9 @@ def trials(study: Study, out: Path = Path()) -> list[Trial]:
     methods and values keep the order of the study.
 
     Raises:
-        ConfigError: A name, key or value does not exist or does not fit, two runs have the same name, the folder of one
-            holds a run with other settings, or `out` is the folder of another study.
+        ConfigError: A name, key or value does not exist or does not fit, two runs have the same name, or the folder of
+            one holds a run with other settings.
     """
-    _check_owner(study, out)
     found = sorted(
         (trial for grid in study.grids for trial in _of_grid(study, grid, out)), key=lambda t: t.config.seed
     )
@@ -116,9 +115,13 @@ def trials(study: Study, out: Path = Path()) -> list[Trial]:
     return found
 
 
-def _check_owner(study: Study, out: Path) -> None:
-    """Refuse the folder of another study, whose journal this one would replace."""
-    if not study.name or not (out / JOURNAL).exists():
+def check_owner(study: Study, out: Path) -> None:
+    """Refuse the folder of another study, whose journal this one would replace.
+
+    Raises:
+        ConfigError: `out` is the folder of another study, of its small variant, or of a comparison; or its journal is damaged.
+    """
+    if not (out / JOURNAL).exists():
         return
     journal = read_journal(out)
     owner, own = _called(journal.get("name"), journal.get("small")), _called(study.name, study.small)
