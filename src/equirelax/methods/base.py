@@ -140,8 +140,9 @@ class Method(ABC):
         """Step with an optimizer, or with several: the method steps whenever all of them have stepped.
 
         Parameters of the residuals that the optimizer lacks are added to it as a group. An optimizer that was made after
-        `relax` from `model.parameters()` lacks none. Weight decay is never applied to learnt strengths: those in a group with
-        weight decay move to a separate group.
+        `relax` from `model.parameters()` lacks none. Learnt strengths in a group with weight decay move to a separate
+        group without. If the optimizer has taken steps or has a learning-rate scheduler, they cannot move: a warning says that
+        weight decay pulls at them.
 
         A second `attach` replaces the first. Making another method on the same relaxation ends this one, and so does
         `project`: to go back, make a new one. A copied or unpickled optimizer loses its hooks: attach the copied method to

@@ -28,8 +28,9 @@ class Swing(Method):
     ACE (arXiv 2505.13631) learns on N-body swings like this.
 
     On N-body it was confirmed to help with amplitude 0.4, a period of 7/30 of the training's steps, phase 0 and no finish, on
-    `MLP` residuals, with averages of the weights over about half a swing, which it needs. docs/explanation/when_to_relax.md has
-    all results, and docs/explanation/mathematics.md what a swing does in the smallest network.
+    `MLP` residuals, with averages of the weights over about half a swing beside the raw weights. Without averages the projected
+    network is good at some moments of a swing only, so that frequent validation must find one. docs/explanation/when_to_relax.md
+    has all results, and docs/explanation/mathematics.md what a swing does in the smallest network.
 
     Args:
         relaxation: The relaxed model; a gamma that was learnt is fixed again.

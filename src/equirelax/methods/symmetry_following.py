@@ -55,7 +55,7 @@ class SymmetryFollowing(Method):
     proved in docs/explanation/symmetry_score.md. Residuals that the score leaves out count as r = 0.
 
     Measure on examples that are not used for training and not moved by random group elements. A measurement costs a forward
-    pass over them and, for a batch of n examples, one backward pass for every bit of n, plus one:
+    pass over them and, for a batch of n examples, one backward pass for every bit of n - 1, plus one:
 
         method = er.methods.SymmetryFollowing(
             relaxation, lambda relaxation: er.symmetry_score(relaxation.model, held_out, loss), measure_every=100

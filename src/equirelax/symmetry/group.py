@@ -33,7 +33,7 @@ class Group(ABC):
         name: the usual notation, such as `SO(3)`.
         dim: number of rows of an element.
         linear_dim: size of the linear part of an element: n for SE(n) and E(n), else `dim`.
-        compact: whether `sample` draws from the Haar measure.
+        compact: whether the group is compact.
         connected: whether the Lie algebra alone generates the group.
         order: number of elements, or None for an infinite group.
     """
@@ -122,7 +122,8 @@ class Group(ABC):
     ) -> Tensor:
         """Draw `count` independent elements, (count, dim, dim).
 
-        Elements of compact groups follow the uniform Haar measure. Those of other groups follow a bounded distribution, which
+        Elements of compact groups follow the uniform Haar measure, those of a `MatrixGroup` with a Lie algebra
+        approximately. Those of other groups follow a bounded distribution, which
         the class describes. Numbers are drawn in float64 on the generator's device, so that a seed gives the same
         elements in every dtype.
 
