@@ -167,8 +167,8 @@ def symmetry_score(
         placement: The layers to score in a model that is not relaxed, as for `equirelax.relax`; None: all that it finds.
 
     Returns:
-        The scores. Some residuals are in `skipped`, with the reason: those between invariants, which break nothing, those that read positions (translations), those
-        between representations that are not orthogonal (scalings, boosts), kernels on a grid that obey their group only
+        The scores. Some residuals are in `skipped`, with the reason: those between invariants, which break nothing, those that
+        read positions (translations), those between representations that are not orthogonal (scalings, boosts), kernels on a grid that obey their group only
         approximately, residuals of streams, those of networks that differentiate themselves (forces) before that layer, and
         those on whose output the loss does not depend.
 

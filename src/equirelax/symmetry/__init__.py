@@ -1,4 +1,7 @@
-"""Groups, their representations and Lie algebras, sampling, and equivariant maps. Needs only torch, and e3nn for irreps of degree above 1."""
+"""Groups, their representations and Lie algebras, sampling, and equivariant maps.
+
+Needs only torch, and e3nn for irreps of degree above 1.
+"""
 
 from equirelax.symmetry.blocks import Block
 from equirelax.symmetry.cartesian import cartesian

@@ -31,7 +31,9 @@ class LieDerivative(Regularizer):
         LD = sum || drho_out(A) f(x) - D f(x)[drho_in(A) x] ||^2 + sum || rho_out(g) f(x) - f(rho_in(g) x) ||^2
         N = sum || f(x) ||^2
 
-    A are the generators of the Lie algebra, and g the discrete ones, such as the inversion of O(3). The inputs are those of all training-mode calls with gradients since the last call of the penalty. The sums are added over
+    A are the generators of the Lie algebra, and g the discrete ones, such as the inversion of O(3).
+
+    The inputs are those of all training-mode calls with gradients since the last call of the penalty. The sums are added over
     the ranks of a process group before the root is taken. Averaging the gradients over ranks, as DDP does, gives the
     gradient of the global penalty.
 
