@@ -168,9 +168,9 @@ def symmetry_score(
 
     Returns:
         The scores. Some residuals are in `skipped`, with the reason: those between invariants, which break nothing, those that
-        read positions (translations), those between representations that are not orthogonal (scalings, boosts), kernels on a grid that obey their group only
-        approximately, residuals of streams, those of networks that differentiate themselves (forces) before that layer, and
-        those on whose output the loss does not depend.
+        read positions (translations), those between representations that are not orthogonal (scalings, boosts),
+        kernels on a grid that obey their group only approximately, residuals of streams, those of networks that differentiate
+        themselves (forces) before that layer, and those on whose output the loss does not depend.
 
     Raises:
         AuditError: No residual can be scored, there are fewer than two examples, `loss` returns something else, the loss of one
