@@ -58,7 +58,7 @@ def in_numbers(row: Mapping[str, str]) -> dict[str, float]:
     return {key: float(value or "nan") for key, value in row.items()}
 
 
-def test_curves_are_kept_to_seven_digits(tmp_path: Path) -> None:
+def test_curves_are_kept_to_six_digits(tmp_path: Path) -> None:
     written = {
         "a": "7.443580150604248",
         "b": "-1.23456789e-12",
@@ -72,7 +72,7 @@ def test_curves_are_kept_to_seven_digits(tmp_path: Path) -> None:
     [entry] = read_archive(tmp_path).entries
     kept = {
         "a": "7.44358",
-        "b": "-1.234568e-12",
+        "b": "-1.23457e-12",
         "c": "12345678901",
         "d": "0.5",
         "e": "",
@@ -96,7 +96,7 @@ def test_a_study_is_archived_with_what_failed_and_reported_alike(make: Make, tmp
         for one, other in zip(before.runs, after.runs, strict=True):
             assert (one.result, one.status, one.reason) == (other.result, other.status, other.reason)
             assert [in_numbers(row) for row in other.rows] == [
-                pytest.approx(in_numbers(row), rel=1e-6, nan_ok=True) for row in one.rows
+                pytest.approx(in_numbers(row), rel=5e-6, nan_ok=True) for row in one.rows
             ]
     assert read_run(kept / "first" / "resilient-seed0").reason == "The loss is nan."
     text = (kept / "first" / "summary.md").read_text()

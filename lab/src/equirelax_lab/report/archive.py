@@ -2,8 +2,8 @@
 
 runs.json.gz contains, for every run, the name of its folder, its status, why it failed, and the content of its result.json (or,
 without a result, of its config.yaml). It also contains the study that the runs belong to. curves.csv.gz contains the rows of all
-metrics.csv files, each with its run's name in the first column. Numbers have seven digits, as many as float32: further digits
-would take half of the file and carry no information. Checkpoints and logs are not kept.
+metrics.csv files, each with its run's name in the first column. Numbers have six digits, more than a table or a picture shows:
+further ones would take up to half of the file. Checkpoints and logs are not kept.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def read_archive(folder: Path) -> Archive:
 
 
 def _short(value: str) -> str:
-    """A number rounded to seven digits, if it has more after its point; anything else unchanged."""
+    """A number rounded to six digits, if it has more after its point; anything else unchanged."""
     try:
         exact = float(value)
     except ValueError:
         return value
-    short = f"{exact:.7g}"
+    short = f"{exact:.6g}"
     return value if float(short) == exact or "." not in value else short
 
 
