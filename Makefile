@@ -36,7 +36,7 @@ demo: .venv-demo/.installed
 	.venv-demo/bin/python -m pip install --quiet --no-compile -c constraints.txt -e . -e "lab[run]"
 	@touch $@
 
-# Every test that is not slow, on all cores; `make test BUDGET=500` fails where that costs more CPU seconds, at 55 GFLOP/s a core.
+# Every test that is not slow, on all cores; `make test BUDGET=500` fails where that costs more CPU seconds on the reference core.
 test: $(STAMP)
 	$(BIN)/python tests/run_tiers.py fast $(if $(BUDGET),--budget $(BUDGET))
 
