@@ -71,8 +71,8 @@ class Row:
         """The part of a result.json with the errors of the chosen weights."""
         if self.weights == BY_VALIDATION:
             return by_validation(run, form)
-        averaged: Mapping[str, Any] = run["averaged"] if self.weights == AVERAGED else run
-        return averaged
+        found: Mapping[str, Any] = run["averaged"] if self.weights == AVERAGED else run
+        return found
 
     @property
     def higher_is_better(self) -> bool:

@@ -156,6 +156,8 @@ def test_the_conclusion_takes_the_weights_that_validation_prefers_in_every_run()
     assert "swing: better than strict" in text
     assert "10 % below" in text
     assert "whichever validation prefers" in text
+    alone = [alike("strict", seed, 5.0) for seed in range(6)]
+    assert "the two differ in more than the method" in conclusion(summarise([*alone, *swing]))
     assert "whichever" not in conclusion(
         summarise([alike(m, s, 5.0) for m in ("strict", "swing") for s in range(6)])
     )

@@ -34,7 +34,7 @@ from equirelax_lab.studies.scheduler import (
     reason,
     threads_each,
 )
-from equirelax_lab.studies.study import read_study
+from equirelax_lab.studies.study import read_study, ready_names
 from equirelax_lab.studies.trials import (
     JOURNAL,
     Trial,
@@ -334,7 +334,8 @@ def test_the_folder_of_another_study_is_refused(
     for study in (other, dataclasses.replace(first, small=True)):
         with pytest.raises(ConfigError, match=f"{re.escape(str(out))}.*--out"):
             check_owner(study, out)
-    for words in (["study", "run", str(study_file("other"))], ["compare", "nbody"]):
+    ready = next(iter(ready_names(searches=True)))
+    for words in (["study", "run", str(study_file("other"))], ["compare", "nbody"], ["search", ready]):
         assert main([*words, "--out", str(out)]) == 2
         assert "is the folder of the study first" in capsys.readouterr().err
         assert (out / JOURNAL).read_text() == before
